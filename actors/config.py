@@ -1,0 +1,208 @@
+"""Settings of everything that lives inside a Ray worker: model, trainer groups, rollout engines.
+
+Imports neither torch nor ray nor vllm, so that a configuration can be checked in a fraction of a second.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Dtype = Literal["fp32", "bf16"]
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line per problem. The command line prints the lines and exits with 2."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Config(BaseModel):
+    """Base of every section: frozen, unknown keys refused, docstrings are the help texts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelInit(Config):
+    """A tiny model and a character tokenizer built from these numbers, so that a run needs no hub."""
+
+    family: Literal["qwen2", "llama"] = "qwen2"
+    """Architecture of the new model."""
+    hidden_size: PositiveInt = 192
+    """Width of the residual stream."""
+    layers: PositiveInt = 4
+    """Number of decoder layers."""
+    heads: PositiveInt = 4
+    """Number of attention heads; `hidden_size` is a multiple of it."""
+    kv_heads: PositiveInt | None = None
+    """Number of key-value heads (default: `heads`); `heads` is a multiple of it."""
+    intermediate_size: PositiveInt | None = None
+    """Width of the feed-forward layer (default: 4 x `hidden_size`)."""
+    max_positions: PositiveInt = 1024
+    """Longest sequence, in tokens, that the model can read."""
+    tie_embeddings: bool = True
+    """Whether input and output embeddings are one tensor."""
+    alphabet: str = "".join(chr(code) for code in range(32, 127)) + "\n"
+    """Characters of the tokenizer; any other character becomes the unknown token."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ModelInit":
+        kv_heads = self.kv_heads or self.heads
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size must be a multiple of heads ({self.heads}), got {self.hidden_size}")
+        if (self.hidden_size // self.heads) % 8:
+            raise ValueError(
+                f"hidden_size / heads must be a multiple of 8 (rollout kernels need it), "
+                f"got {self.hidden_size // self.heads}"
+            )
+        if self.heads % kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads ({kv_heads}), got {self.heads}")
+        return self
+
+
+class ModelConfig(Config):
+    """The model that is trained: a Hugging Face directory or id, or a new one."""
+
+    path: str | None = None
+    """Hugging Face directory (or hub id) of the initial weights and tokenizer."""
+    init: ModelInit | None = None
+    """Build a new model from scratch instead of loading `path`."""
+    dtype: Dtype = "fp32"
+    """Precision of weights and activations (bf16 keeps fp32 master weights in the optimizer)."""
+    attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"
+    """Attention over packed sequences; auto: flash attention on a GPU that has it, else packed SDPA."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if (self.path is None) == (self.init is None):
+            raise ValueError("exactly one of path and init must be given")
+        return self
+
+
+class OptimizerConfig(Config):
+    """Optimizer and learning-rate schedule of one group."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """torch.optim class."""
+    lr: float = Field(1e-6, ge=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's first and second moments."""
+    eps: PositiveFloat = 1e-8
+    """Adam's denominator constant."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices (norms and biases are exempt)."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
+        "constant_with_warmup"
+    )
+    """Schedule after warm-up, by the name transformers gives it."""
+    warmup_updates: int = Field(0, ge=0)
+    """Optimizer updates over which the rate grows from 0 to `lr`."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Final rate over `lr`, for cosine_with_min_lr."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+
+
+class GroupConfig(Config):
+    """A group of ranks that hold one model with DeepSpeed."""
+
+    ranks: PositiveInt = 1
+    """Processes (data-parallel ranks) in the group."""
+    cpus_per_rank: PositiveFloat = 0.5
+    """Ray CPUs reserved per rank; a fraction lets several groups share a small machine."""
+    gpus_per_rank: float = Field(0, ge=0)
+    """GPUs reserved per rank."""
+    threads_per_rank: PositiveInt | None = None
+    """Compute threads per rank (default: the machine's cores divided by the ranks on it)."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 + gradients, 3 + parameters)."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in host memory (ZeRO 1 to 3)."""
+    micro_batch_tokens: PositiveInt = 8192
+    """Most tokens packed into one forward pass; a single longer sequence still goes alone."""
+    logprob_chunk_tokens: PositiveInt = 1024
+    """Tokens whose float32 logits exist at one time."""
+    timeout_s: PositiveFloat = 600
+    """Deadline of one call to the group, and of its collectives, in seconds."""
+
+    @model_validator(mode="after")
+    def _offload_needs_sharding(self) -> "GroupConfig":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got zero_stage 0")
+        return self
+
+
+class TrainerConfig(GroupConfig):
+    """A group that learns."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer, learning rate and schedule."""
+
+
+class TransferConfig(Config):
+    """How weights travel from the policy to the rollout engines, and how each transfer is verified."""
+
+    backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """vLLM weight-transfer backend; auto: nccl between GPUs, gloo on CPU."""
+    bucket_mib: PositiveInt = 256
+    """Size of the packed buffers."""
+    verify_every: PositiveInt = 1
+    """Compare checksums and a canary prompt's logprobs after every so many transfers."""
+    canary_tolerance: PositiveFloat | None = None
+    """Largest logprob difference allowed on the canary (default: 1e-3 in fp32, 0.15 in bf16)."""
+    timeout_s: PositiveFloat = 300
+    """Deadline of one transfer, in seconds."""
+
+
+class RolloutConfig(Config):
+    """vLLM engines and how they sample."""
+
+    engines: PositiveInt = 1
+    """Number of independent engines."""
+    tensor_parallel: PositiveInt = 1
+    """Processes that share one engine's model."""
+    cpus_per_engine: PositiveFloat = 0.5
+    """Ray CPUs reserved per engine."""
+    gpus_per_engine: float = Field(0, ge=0)
+    """GPUs reserved per engine (on a GPU cluster: the tensor-parallel size)."""
+    threads_per_engine: PositiveInt | None = None
+    """Compute threads per engine process on CPU (default: the machine's cores divided by the engines)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the trainer's logprobs use the same."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling threshold; 1 samples from the whole distribution."""
+    top_k: int = Field(0, ge=0)
+    """Sample among the k likeliest tokens; 0 means all."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt, in tokens; a longer one is an error."""
+    max_response_tokens: PositiveInt = 512
+    """Longest response, in tokens; a longer one is cut and counted as truncated."""
+    stop: list[str] = []
+    """Strings that end a response, beside the end-of-sequence token."""
+    max_concurrent: PositiveInt = 256
+    """Sequences an engine decodes at one time."""
+    memory_gib: PositiveFloat = 0.5
+    """Key-value cache of an engine on CPU, in GiB."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Share of GPU memory an engine may use."""
+    compile: bool | None = None
+    """torch.compile and CUDA graphs (default: on GPU yes, on CPU no, where it costs more than it gives)."""
+    transfer: TransferConfig = TransferConfig()
+    """Weight transfer."""
+    timeout_s: PositiveFloat = 600
+    """Deadline of the responses to one prompt, in seconds."""
+    start_timeout_s: PositiveFloat = 600
+    """Deadline of an engine's start, in seconds."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt and response, in tokens."""
+        return self.max_prompt_tokens + self.max_response_tokens
