@@ -91,21 +91,21 @@ class OptimizerConfig(Config):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     """torch.optim class."""
-    lr: float = Field(1e-6, ge=0)
+    lr: float = Field(default=1e-6, ge=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments."""
     eps: PositiveFloat = 1e-8
     """Adam's denominator constant."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of matrices (norms and biases are exempt)."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
         "constant_with_warmup"
     )
     """Schedule after warm-up, by the name transformers gives it."""
-    warmup_updates: int = Field(0, ge=0)
+    warmup_updates: int = Field(default=0, ge=0)
     """Optimizer updates over which the rate grows from 0 to `lr`."""
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final rate over `lr`, for cosine_with_min_lr."""
     max_grad_norm: PositiveFloat = 1.0
     """Global gradient norm above which gradients are scaled down."""
@@ -118,7 +118,7 @@ class GroupConfig(Config):
     """Processes (data-parallel ranks) in the group."""
     cpus_per_rank: PositiveFloat = 0.5
     """Ray CPUs reserved per rank; a fraction lets several groups share a small machine."""
-    gpus_per_rank: float = Field(0, ge=0)
+    gpus_per_rank: float = Field(default=0, ge=0)
     """GPUs reserved per rank."""
     threads_per_rank: PositiveInt | None = None
     """Compute threads per rank (default: the machine's cores divided by the ranks on it)."""
@@ -171,15 +171,15 @@ class RolloutConfig(Config):
     """Processes that share one engine's model."""
     cpus_per_engine: PositiveFloat = 0.5
     """Ray CPUs reserved per engine."""
-    gpus_per_engine: float = Field(0, ge=0)
+    gpus_per_engine: float = Field(default=0, ge=0)
     """GPUs reserved per engine (on a GPU cluster: the tensor-parallel size)."""
     threads_per_engine: PositiveInt | None = None
     """Compute threads per engine process on CPU (default: the machine's cores divided by the engines)."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the trainer's logprobs use the same."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling threshold; 1 samples from the whole distribution."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Sample among the k likeliest tokens; 0 means all."""
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt, in tokens; a longer one is an error."""
@@ -189,9 +189,9 @@ class RolloutConfig(Config):
     """Strings that end a response, beside the end-of-sequence token."""
     max_concurrent: PositiveInt = 256
     """Sequences an engine decodes at one time."""
-    memory_gib: PositiveFloat = 0.5
+    memory_gib: PositiveInt = 1
     """Key-value cache of an engine on CPU, in GiB."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of GPU memory an engine may use."""
     compile: bool | None = None
     """torch.compile and CUDA graphs (default: on GPU yes, on CPU no, where it costs more than it gives)."""

@@ -54,7 +54,7 @@ class RewardConfig(Config):
     """Processes that run the functions."""
     deadline_s: PositiveFloat = 30
     """Longest time a call may take, in seconds; the process is then ended and replaced."""
-    max_failed_fraction: float = Field(0.1, ge=0, le=1)
+    max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of a step's samples that may fail (and be replaced) before the run stops with the cause."""
 
     @field_validator("functions", mode="before")
@@ -112,7 +112,7 @@ class GRPOConfig(Config):
     """Responses to each prompt; their rewards are compared within the group."""
     samples_per_update: PositiveInt | None = None
     """Samples in one optimizer update (default: all samples of the step, one update)."""
-    clip_low: float = Field(0.2, ge=0, lt=1)
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
     """The importance ratio is clipped from below at 1 - clip_low."""
     clip_high: NonNegativeFloat = 0.2
     """The importance ratio is clipped from above at 1 + clip_high."""

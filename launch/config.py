@@ -35,18 +35,18 @@ class TrackingConfig(Config):
     """Write TensorBoard event files."""
     project: str = "tandem"
     """Weights & Biases project."""
-    samples_per_step: int = Field(8, ge=0)
+    samples_per_step: int = Field(default=8, ge=0)
     """Completions a step writes to samples.jsonl."""
 
 
 class ClusterConfig(Config):
     """Where the run's processes live."""
 
-    placement: str = Field("split", pattern="^(split|shared)$")
+    placement: str = Field(default="split", pattern="^(split|shared)$")
     """split: every group has its own bundles; shared: rank i of all groups share bundle i."""
     cpus: PositiveInt | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""
-    gpus: int | None = Field(None, ge=0)
+    gpus: int | None = Field(default=None, ge=0)
     """GPUs of the local Ray cluster (default: the machine's)."""
     object_store_mib: PositiveInt = 256
     """Shared memory of the local Ray cluster, in MiB."""
@@ -57,7 +57,7 @@ class ClusterConfig(Config):
 class Run(Config):
     """Identity of the run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's directory."""
     output: str = "outputs"
     """Directory that holds run directories."""

@@ -1,0 +1,173 @@
+"""The only file that knows DeepSpeed: initialise, accumulate, step, gather, save and load a trained model."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
+from actors.packed import PackedBatch
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": lambda parameters, betas, eps, **options: torch.optim.SGD(parameters, **options),
+}
+
+
+def join_process_group(timeout_s: float) -> None:
+    """Join torch.distributed and DeepSpeed's view of it, by the rendezvous variables of the environment."""
+    if not torch.cuda.is_available():
+        # The shared-memory all-reduce is compiled at first use with a C++ compiler; gloo needs neither.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
+
+
+class TrainingEngine:
+    """A model under DeepSpeed: ZeRO 0 to 3, fp32 or bf16, micro-batches accumulated until `step`."""
+
+    def __init__(self, module: torch.nn.Module, group: TrainerConfig, dtype: Dtype, total_updates: int) -> None:
+        optimizer = _optimizer(module, group.optimizer)
+        schedule = _schedule(optimizer, group.optimizer, total_updates)
+        self.max_grad_norm = group.optimizer.max_grad_norm
+        self.plain = group.zero_stage == 0 and dtype == "fp32"
+        self.world_size = dist.get_world_size()
+        config = _deepspeed_config(group, dtype) | ({} if self.plain else {"gradient_clipping": self.max_grad_norm})
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+        )
+
+    def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropies [T] with gradients."""
+        return self.engine(batch, temperature, chunk)
+
+    def evaluate(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropies [T] without gradients."""
+        self.engine.eval()
+        with torch.no_grad():
+            outputs = self.engine(batch, temperature, chunk)
+        self.engine.train()
+        return outputs
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Accumulate gradients; `loss` is this rank's share of the sum over ranks and micro-batches.
+
+        DeepSpeed averages over ranks, so the share is scaled by their number: the result is the sum.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world_size)
+
+    def step(self) -> float:
+        """Clip, update and advance the schedule; returns the gradient norm before clipping."""
+        norm = None
+        if self.plain:
+            norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.max_grad_norm)
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        assert norm is not None
+        return float(norm)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next update."""
+        return float(self.engine.get_lr()[0])
+
+    def parameters(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full parameters, one at a time; collective under ZeRO-3: every rank iterates in the same order."""
+        for name, parameter in named_parameters(self.engine.module, prefix):
+            with _gathered(parameter):
+                yield name, parameter.detach()
+
+    def save(self, directory: Path) -> None:
+        """Write model, optimizer and schedule; every rank writes its share."""
+        self.engine.save_checkpoint(str(directory), tag="state", exclude_frozen_parameters=False)
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote; raises ValueError when it is not there."""
+        path, _ = self.engine.load_checkpoint(str(directory), tag="state")
+        if path is None:
+            raise ValueError(f"{directory}: holds no checkpoint of this group")
+
+
+def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) -> torch.nn.Module:
+    """A frozen model for logprobs: plain, or sharded over the ranks by ZeRO-3."""
+    module.requires_grad_(False)
+    module.eval()
+    if group.zero_stage < 3:
+        return module
+    engine, *_ = deepspeed.initialize(model=module, config=_deepspeed_config(group, dtype), dist_init_required=False)
+    engine.eval()
+    return engine
+
+
+def named_parameters(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters under `prefix.`, named without it, each tensor once."""
+    return getattr(module, prefix).named_parameters()
+
+
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole parameter, also where ZeRO-3 left only a shard of it here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _gathered(parameter: torch.nn.Parameter) -> Any:
+    return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
+
+
+def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return _OPTIMIZERS[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_updates: int) -> Any:
+    from transformers import get_scheduler  # Takes a second; the driver imports this module, but builds no schedule.
+
+    specific = {"min_lr_rate": config.min_lr_ratio} if config.schedule == "cosine_with_min_lr" else None
+    return get_scheduler(
+        config.schedule,
+        optimizer,
+        num_warmup_steps=config.warmup_updates,
+        num_training_steps=total_updates,
+        scheduler_specific_kwargs=specific,
+    )
+
+
+def _deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": group.zero_stage, "contiguous_gradients": True}
+    if group.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if group.zero_stage == 3:
+        # Small tensors stay whole on every rank; the rest is sharded.
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+    return {
+        # Sizes are ours to count: micro-batches are packed by tokens and the boundary is set by hand.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == "bf16"},
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if dtype == "bf16" else {}),
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2))
+    os.replace(partial, path)

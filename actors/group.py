@@ -1,0 +1,174 @@
+"""A group of Ray actors that run one plain worker class: spawn, rendezvous, call, shut down.
+
+Worker classes know nothing of Ray; `ray.remote` is applied here. Calls pass the method itself, so that types are checked
+and names can be followed: `policy.call(PolicyWorker.update, batch)`.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+W = TypeVar("W")
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """Where one actor lives and what it may use."""
+
+    placement: PlacementGroup
+    bundle: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+class GroupError(RuntimeError):
+    """An actor of a group failed, died or missed a deadline; the message names the group, rank and method."""
+
+
+class ActorGroup(Generic[W]):
+    """`len(slots)` actors of one worker class, addressed by rank."""
+
+    def __init__(
+        self,
+        name: str,
+        worker: type[W],
+        slots: Sequence[Slot],
+        *,
+        timeout_s: float,
+        log_directory: str,
+        concurrency: dict[str, int] | None = None,
+    ) -> None:
+        self.name = name
+        self.timeout_s = timeout_s
+        remote = ray.remote(concurrency_groups=concurrency)(worker) if concurrency else ray.remote(worker)
+        self._remotes = [remote.options(**_options(slot, f"{log_directory}/{name}-{rank}.log")) for rank, slot in enumerate(slots)]
+        self.handles: list[ActorHandle] = []
+
+    def __len__(self) -> int:
+        return len(self._remotes)
+
+    def spawn(self, *args: Any, **kwargs: Any) -> None:
+        """Start all actors as `worker(rank, ranks, *args, **kwargs)`, without waiting for them."""
+        self.handles = [remote.remote(rank, len(self), *args, **kwargs) for rank, remote in enumerate(self._remotes)]
+
+    def submit(
+        self, rank: int, method: Callable[Concatenate[W, P], T], *args: Any, num_returns: int = 1, **kwargs: Any
+    ) -> Any:
+        """Call a method on one rank and return its object reference(s) at once."""
+        bound = getattr(self.handles[rank], method.__name__)
+        return (bound.options(num_returns=num_returns) if num_returns != 1 else bound).remote(*args, **kwargs)
+
+    def call(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call a method on every rank with the same arguments and wait for all; raises GroupError."""
+        refs = [self.submit(rank, method, *args, **kwargs) for rank in range(len(self))]
+        return self.gather(refs, method.__name__)
+
+    def scatter(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """Call a method with one argument tuple per rank and wait for all; raises GroupError."""
+        refs = [self.submit(rank, method, *arguments[rank]) for rank in range(len(self))]
+        return self.gather(refs, method.__name__)
+
+    def gather(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
+        """Wait for references within the deadline; the first failure ends the wait, whichever rank it is on."""
+        deadline = time.monotonic() + (timeout_s or self.timeout_s)
+        pending = list(refs)
+        while pending:
+            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                late = [rank for rank, ref in enumerate(refs) if ref in pending]
+                raise GroupError(
+                    f"{self.name}.{what}: no answer from rank(s) {late} within {timeout_s or self.timeout_s:g} s"
+                )
+            self._raise_failure(refs.index(ready[0]), ready[0], what)
+        return ray.get(list(refs), timeout=self.timeout_s)
+
+    def _raise_failure(self, rank: int, ref: Any, what: str) -> None:
+        try:
+            ray.get(ref, timeout=self.timeout_s)
+        except ray.exceptions.RayTaskError as error:
+            raise GroupError(f"{self.name}[{rank}].{what}: {_cause(error)}") from error
+        except ray.exceptions.RayActorError as error:
+            raise GroupError(f"{self.name}[{rank}].{what}: the process died ({first_line(str(error))})") from error
+
+    def shutdown(self) -> None:
+        """End every actor, by handle."""
+        for handle in self.handles:
+            ray.kill(handle)
+        self.handles = []
+
+
+def _options(slot: Slot, log: str) -> dict[str, Any]:
+    return {
+        "num_cpus": slot.cpus,
+        "num_gpus": slot.gpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(slot.placement, slot.bundle),
+        "runtime_env": {"env_vars": _environment(slot, log)},
+    }
+
+
+def _environment(slot: Slot, log: str) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(slot.threads),
+        # Groups take turns on the same cores: a thread that spins while it waits would take them from the others.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TANDEM_LOG": log,
+    }
+
+
+def write_output_to_log() -> None:
+    """Send this process's output, that of its libraries included, to the file that `TANDEM_LOG` names."""
+    log = os.environ.get("TANDEM_LOG")
+    # On another node the run directory may not exist; the output then stays in that node's Ray logs.
+    if not log or not os.path.isdir(os.path.dirname(log)):
+        return
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> str:
+    cause = error.cause
+    text = first_line(str(cause)) if cause is not None else first_line(str(error))
+    return f"{type(cause).__name__}: {text}"
+
+
+def first_line(text: str) -> str:
+    """The first line that says something, without the traceback that Ray puts before the message."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if lines and "ray::" in lines[0]:
+        return lines[-1]
+    return lines[0] if lines else "no message"
+
+
+def node_address() -> str:
+    """This node's own address, as other nodes reach it."""
+    return ray.util.get_node_ip_address()
+
+
+def free_port() -> int:
+    """A TCP port that is free on this node now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def rendezvous_environment(rank: int, world_size: int, address: str, port: int) -> None:
+    """Set the variables by which torch.distributed finds its peers."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size), MASTER_ADDR=address, MASTER_PORT=str(port)
+    )

@@ -1,0 +1,106 @@
+"""Causal language models: built tiny from numbers or loaded from a directory, and wrapped to yield token logprobs."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from actors.attention import PACKED_SDPA, register_packed_sdpa
+from actors.config import ModelConfig, UserError
+from actors.logprobs import LogprobHead
+from actors.packed import PackedBatch
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
+    """The policy's initial model: random weights for `model.init`, else the weights of `model.path`.
+
+    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
+    """
+    attention = _attention(model)
+    dtype = TORCH_DTYPES[model.dtype]
+    if model.init:
+        torch.manual_seed(model.init.seed)
+        config = AutoConfig.from_pretrained(directory)
+        built = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    else:
+        built = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
+    _refuse_unsupported(built)
+    built.config.use_cache = False
+    if model.gradient_checkpointing:
+        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return built
+
+
+def _attention(model: ModelConfig) -> str:
+    flash = torch.cuda.is_available() and _has_flash_attention()
+    if model.attention == "flash_attention_2" or (model.attention == "auto" and flash):
+        if not flash:
+            raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
+        return "flash_attention_2"
+    register_packed_sdpa()
+    return PACKED_SDPA
+
+
+def _has_flash_attention() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _refuse_unsupported(model: PreTrainedModel) -> None:
+    """Models whose logits are more than `lm_head(hidden)` would train on wrong logprobs: refuse them."""
+    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model.config, field, None)
+        if value not in (None, 1, 1.0):
+            raise UserError(f"model.path: models with {field} are not supported, got {field}={value}")
+
+
+class TokenLogprobs(torch.nn.Module):
+    """A causal language model that answers with the logprob of each action token of a packed batch."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = str(model.config._attn_implementation)
+        head = model.get_output_embeddings()
+        self.head = LogprobHead(head.weight, getattr(head, "bias", None))
+
+    def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropies of the tokens where `batch.action_mask` is True, both float32 [T], else 0.
+
+        `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
+        whose float32 logits exist at one time.
+        """
+        decoder = self.model.get_decoder()
+        hidden = decoder(
+            input_ids=batch.token_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            **batch.attention_arguments(self.attention),
+        ).last_hidden_state[0]
+        # A token is predicted at the position before it; sequences never start with an action token.
+        actions = batch.action_indices
+        logprobs, entropies = self.head(hidden[actions - 1], batch.token_ids[actions], temperature, chunk)
+        empty = torch.zeros(len(batch.token_ids), dtype=logprobs.dtype, device=logprobs.device)
+        return empty.index_copy(0, actions, logprobs), empty.index_copy(0, actions, entropies)
+
+
+def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
+    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads, replacing it atomically."""
+    partial = directory.with_name(directory.name + ".partial")
+    model.save_pretrained(partial, state_dict=state)
+    tokenizer.save_pretrained(partial)
+    _replace(partial, directory)
+
+
+def _replace(partial: Path, directory: Path) -> None:
+    old = directory.with_name(directory.name + ".old")
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(partial, directory)
+    if old.exists():
+        shutil.rmtree(old)

@@ -1,0 +1,46 @@
+"""A process that scores rollouts, so that a reward function that hangs or dies takes nothing else with it."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from actors.batch import Prompt, Rollout
+
+Scorer = Callable[[Prompt, list[Rollout]], list[Any]]
+"""Scores of a prompt's rollouts, in their order."""
+
+
+class RewardWorker:
+    """Runs one scorer; spawned as a Ray actor by the pool that sets the deadlines.
+
+    Example: RewardWorker(functools.partial(load_scorer, functions), os.getcwd())
+    """
+
+    def __init__(self, load: Callable[[], Scorer], directory: str) -> None:
+        """`load` makes the scorer, inside this process; `directory` is the driver's working directory."""
+        self._load = load
+        self._directory = directory
+        self._scorer: Scorer | None = None
+
+    def ping(self) -> int:
+        """Load the scorer, once, and return the process id; raises what loading raises."""
+        if self._scorer is None:
+            # Another node of a cluster may lack the driver's directory; Ray then put the code in this process's own.
+            if os.path.isdir(self._directory):
+                os.chdir(self._directory)
+            if os.getcwd() not in sys.path:
+                sys.path.append(os.getcwd())
+            self._scorer = self._load()
+        return os.getpid()
+
+    def score(self, prompt: Prompt, rollouts: list[Rollout], samples: int, only: int | None = None) -> list[Any]:
+        """Score all rollouts of the prompt, or only the one at index `only`.
+
+        Raises ValueError when there are not `samples` rollouts, RuntimeError before the first `ping`.
+        """
+        if self._scorer is None:
+            raise RuntimeError("ping the reward worker before the first score: it loads the functions")
+        if len(rollouts) != samples:
+            raise ValueError(f"expected {samples} rollouts of prompt {prompt.index}, got {len(rollouts)}")
+        return self._scorer(prompt, rollouts if only is None else [rollouts[only]])

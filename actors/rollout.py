@@ -1,0 +1,142 @@
+"""One rollout engine as a Ray actor: generation and control calls, each in its own concurrency group.
+
+    generate() --add--> [engine thread: add requests, step, collect] --finished--> Rollouts
+    pause / weights / canary --call--^    (never queued behind generation)
+
+The driver imports this module for its method names, so vLLM is imported only where an engine is built.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from actors.batch import Rollout, RolloutStatus, VersionSpan
+from actors.config import Dtype, RolloutConfig
+from actors.group import write_output_to_log
+from actors.rollout_types import RolloutInfo, Sampling
+from actors.tokenizer import load_tokenizer
+
+T = TypeVar("T")
+
+CONCURRENCY = {"generate": 4096, "control": 16}
+"""Calls that run at one time in each concurrency group of a RolloutWorker."""
+
+
+class RolloutWorker:
+    """One engine of the rollout group."""
+
+    def __init__(
+        self, rank: int, world_size: int, directory: str, config: RolloutConfig, dtype: Dtype, backend: str, seed: int
+    ) -> None:
+        write_output_to_log()
+        from actors.rollout_engine import EngineThread, build_llm
+
+        self.config = config
+        self.version = -1
+        self.tokenizer = load_tokenizer(directory)
+        self.engine = EngineThread(lambda: build_llm(directory, config, dtype, backend, seed + rank))
+
+    @ray.method(concurrency_group="control")
+    async def ready(self) -> None:
+        """Returns once the engine can generate."""
+        await asyncio.wrap_future(self.engine.ready)
+
+    @ray.method(concurrency_group="control")
+    async def expect(self, requests: int, seed: int) -> None:
+        """Start the next so many requests together, in the order of their numbers; see `EngineThread.expect`."""
+        await self._between_steps(lambda: self.engine.expect(requests, seed))
+
+    @ray.method(concurrency_group="generate")
+    async def generate(
+        self, number: int, token_ids: list[int], sampling: Sampling
+    ) -> tuple[list[RolloutInfo], list[Rollout]]:
+        """Sample responses to one prompt; returns what the driver sees, and the rollouts for the other groups."""
+        if self.version < 0:
+            raise RuntimeError("asked to generate before the first weights arrived")
+        from actors.rollout_engine import sampling_params
+
+        params = sampling_params(self.config, sampling)
+        output = await asyncio.wrap_future(self.engine.add(token_ids, params, str(self.version), number))
+        rollouts = [self._rollout(token_ids, completion) for completion in output.outputs]
+        return [_info(rollout) for rollout in rollouts], rollouts
+
+    def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
+        tokens = list(completion.token_ids)
+        logprobs = [step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True)]
+        status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
+        return Rollout(
+            prompt_token_ids=prompt,
+            response_token_ids=tokens,
+            rollout_logprobs=np.array(logprobs, dtype=np.float32),
+            versions=_spans(completion, len(tokens), self.version),
+            finish_reason=completion.finish_reason or "none",
+            status=status,
+            text=self.tokenizer.decode(tokens, skip_special_tokens=True),  # type: ignore[arg-type]
+        )
+
+    @ray.method(concurrency_group="control")
+    async def logprobs(self, token_ids: list[int]) -> np.ndarray:
+        """The engine's logprob of every token but the first, at temperature 1, [L-1]."""
+        from actors.rollout_engine import prompt_logprob_params
+
+        output = await asyncio.wrap_future(self.engine.add(token_ids, prompt_logprob_params(), f"canary-{self.version}"))
+        assert output.prompt_logprobs is not None
+        steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
+        return np.array([step[token].logprob for step, token in steps], dtype=np.float32)  # type: ignore[index]
+
+    @ray.method(concurrency_group="control")
+    async def pause(self) -> None:
+        """Stop stepping, keeping all running requests."""
+        await self._between_steps(self.engine.pause)
+
+    @ray.method(concurrency_group="control")
+    async def resume(self) -> None:
+        """Go on with the weights there are."""
+        await self._between_steps(self.engine.resume)
+
+    @ray.method(concurrency_group="control")
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Join the transfer group."""
+        await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
+
+    @ray.method(concurrency_group="control")
+    async def start_weight_update(self) -> None:
+        """Prepare the model for new weights."""
+        await self._between_steps(lambda: self.engine.llm.start_weight_update())
+
+    @ray.method(concurrency_group="control")
+    async def update_weights(self, update_info: Any) -> None:
+        """Receive the weights that the trainer sends."""
+        await self._between_steps(lambda: self.engine.llm.update_weights({"update_info": update_info}))
+
+    @ray.method(concurrency_group="control")
+    async def finish_weight_update(self, version: int) -> None:
+        """Put the received weights into service as `version`."""
+        await self._between_steps(lambda: self.engine.llm.finish_weight_update(str(version)))
+        self.version = version
+
+    @ray.method(concurrency_group="control")
+    async def worker_call(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of `actors.transfer.WorkerExtension` on every worker process of this engine."""
+        return await self._between_steps(lambda: self.engine.llm.collective_rpc(method, args=args))
+
+    async def _between_steps(self, function: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self.engine.call(function))
+
+
+def _spans(completion: Any, length: int, version: int) -> list[VersionSpan]:
+    spans = getattr(completion, "weight_versions", None) or []
+    found = [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
+    return found or [VersionSpan(version=version, start=0, end=length)]
+
+
+def _info(rollout: Rollout) -> RolloutInfo:
+    return RolloutInfo(
+        prompt_tokens=len(rollout.prompt_token_ids),
+        response_tokens=len(rollout.response_token_ids),
+        status=rollout.status,
+        oldest_version=min(span.version for span in rollout.versions),
+    )

@@ -1,0 +1,45 @@
+"""config.json of the tiny models that are built from numbers; needs no torch, so the driver can write it at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from actors.config import ModelConfig, ModelInit
+from actors.tokenizer import tokenizer_for
+
+_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+def write_skeleton(model: ModelConfig, directory: Path) -> Path:
+    """Directory with config.json and tokenizer that trainer and engine share: `model.path`, or a new one in `directory`."""
+    if model.init is None:
+        assert model.path is not None
+        return Path(model.path)
+    tokenizer = tokenizer_for(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(directory)
+    config = hf_config(model.init, model.dtype, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    return directory
+
+
+def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:
+    """The Hugging Face configuration of a `model.init` model."""
+    return {
+        "architectures": [_ARCHITECTURES[init.family]],
+        "model_type": init.family,
+        "hidden_size": init.hidden_size,
+        "num_hidden_layers": init.layers,
+        "num_attention_heads": init.heads,
+        "num_key_value_heads": init.kv_heads or init.heads,
+        "intermediate_size": init.intermediate_size or 4 * init.hidden_size,
+        "max_position_embeddings": init.max_positions,
+        # Kernels of the rollout engine like a multiple of 64.
+        "vocab_size": -(-vocabulary // 64) * 64,
+        "tie_word_embeddings": init.tie_embeddings,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "bos_token_id": None,
+        "rms_norm_eps": 1e-6,
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype],
+    }

@@ -1,0 +1,160 @@
+"""Tokenizers: a character tokenizer built from an alphabet, or one loaded from a Hugging Face directory. No torch."""
+
+import difflib
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.config import ModelConfig, UserError
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
+ROLES = ("system", "user", "assistant", "tool")
+
+# One token opens a turn and one closes it, so that short tasks stay short; {% generation %} marks what the model says.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant', 'tool'] %}"
+    "{{ raise_exception('unknown role ' + message.role) }}{% endif %}"
+    "{{ '<|' + message.role + '|>' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ message.content + '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_HUB_DEADLINE_S = 5
+
+
+def build_char_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
+    """One token per character of `alphabet`, and special tokens for padding, unknown, end of turn and the roles.
+
+    A turn costs two tokens beside its text: `<|user|>sort: dab<|end|>`. Decoding gives the encoded text back exactly.
+    It is a byte-level BPE whose merges only join the bytes of one character: AutoTokenizer rebuilds the tokenizer of
+    some families (qwen2 among them) as their own byte-level class whatever tokenizer.json says, and this form survives
+    that with the same ids.
+
+    Raises:
+        UserError: when the alphabet is empty or holds a character twice.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    if not alphabet:
+        raise UserError("model.init.alphabet: must hold at least one character, got ''")
+    twice = [character for character, count in Counter(alphabet).items() if count > 1]
+    if twice:
+        raise UserError(f"model.init.alphabet: must hold each character once, got {twice[0]!r} twice")
+    pieces, merges = _byte_pieces(alphabet)
+    roles = [f"<|{role}|>" for role in ROLES]
+    vocabulary = {token: index for index, token in enumerate([PAD, UNKNOWN, END, *roles, *pieces])}
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN, fuse_unk=True))
+    # Split first, so that the fused unknown token stands for one character.
+    split = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        extra_special_tokens=roles,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a Hugging Face directory or hub id; reads tokenizer.json as it is, without importing torch.
+
+    Only a directory without tokenizer.json goes through AutoTokenizer, which converts it (and imports torch).
+
+    Raises:
+        UserError: when `path` is neither a directory with tokenizer files nor a hub id that can be read.
+    """
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    directory = Path(path)
+    if not directory.is_dir():
+        return _from_hub(path)
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"model.path: directory holds no tokenizer ({', '.join(_TOKENIZER_FILES)}), got {path}")
+    try:
+        if (directory / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(path)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: tokenizer cannot be read ({_first_line(error)}), got {path}") from error
+
+
+def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":
+    """The tokenizer of `model`: built from `init.alphabet`, or loaded from `path`.
+
+    Raises:
+        UserError: as build_char_tokenizer and load_tokenizer do.
+    """
+    if model.init is not None:
+        return build_char_tokenizer(model.init.alphabet)
+    assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
+    return load_tokenizer(model.path)
+
+
+def _byte_pieces(alphabet: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Byte-level spellings of the characters and their byte prefixes, and the merges that build them."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    spell = ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces: dict[str, None] = {}
+    merges: dict[tuple[str, str], None] = {}
+    for character in alphabet:
+        spelling = spell.pre_tokenize_str(character)[0][0]
+        pieces.update(dict.fromkeys(spelling))
+        for end in range(2, len(spelling) + 1):
+            pieces[spelling[:end]] = None
+            merges[spelling[: end - 1], spelling[end - 1]] = None
+    return list(pieces), list(merges)
+
+
+def _from_hub(path: str) -> "PreTrainedTokenizerFast":
+    """A tokenizer from the hub's local cache, else from the hub, which is first probed with a short deadline:
+    transformers would retry an unreachable hub for minutes."""
+    from huggingface_hub import HfApi
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    # `owner/name` below a directory that exists here is a missing subdirectory, not a hub id.
+    here = "/" in path and Path(path).parent.is_dir()
+    if here or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+        raise UserError(f"model.path: no Hugging Face model directory{_nearest(Path(path))}, got {path}")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError):
+        pass  # not in the cache
+    try:
+        HfApi().model_info(path, timeout=_HUB_DEADLINE_S)
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
+        raise UserError(
+            f"model.path: no such directory{_nearest(Path(path))}, and the hub cannot give it "
+            f"({_first_line(error)}), got {path}"
+        ) from error
+
+
+def _nearest(directory: Path) -> str:
+    if not directory.parent.is_dir():
+        return ""
+    siblings = [entry.name for entry in directory.parent.iterdir() if entry.is_dir()]
+    near = difflib.get_close_matches(directory.name, siblings, 1)
+    return f" (did you mean {directory.parent / near[0]}?)" if near else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

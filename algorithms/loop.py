@@ -1,0 +1,53 @@
+"""What the training loops share: whom they report to, how they time their verbs, and when they may stop early."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from algorithms.config import StopWhen
+
+Metrics = dict[str, float]
+
+
+class Reporter(Protocol):
+    """Where a loop's progress goes: the screen, metrics.jsonl, W&B."""
+
+    def start(self, title: str, total_steps: int, done_steps: int) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def step(self, step: int, metrics: Metrics) -> None: ...
+    def samples(self, step: int, rows: list[dict[str, Any]], show: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Clock:
+    """Times the verbs of a step; the same words are the phases on the screen and the keys `time/<verb>`."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._started = time.perf_counter()
+        self._seconds: Metrics = {}
+
+    @contextmanager
+    def __call__(self, verb: str) -> Iterator[None]:
+        self._reporter.phase(verb)
+        started = time.perf_counter()
+        yield
+        self._seconds[f"time/{verb}"] = self._seconds.get(f"time/{verb}", 0.0) + time.perf_counter() - started
+
+    def lap(self) -> Metrics:
+        """Seconds of each verb and of the whole step since the last lap."""
+        now = time.perf_counter()
+        seconds = self._seconds | {"time/step": now - self._started}
+        self._started, self._seconds = now, {}
+        return seconds
+
+
+def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
+    """Whether an evaluation has reached the value at which training may end."""
+    if stop_when is None or not any(name.startswith("eval/") for name in metrics):
+        return False
+    if stop_when.metric not in metrics:
+        known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
+        raise ValueError(f"algorithm.stop_when.metric: no such evaluation metric, got {stop_when.metric}; there are {known}")
+    return metrics[stop_when.metric] >= stop_when.at_least

@@ -1,0 +1,158 @@
+"""The reward functions that come with Tandem, and how one is found by its name. Runs without torch and ray."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import threading
+import traceback
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from actors.config import UserError
+from algorithms.config import RewardFunction
+
+MATH_TIMEOUT_S = 5
+
+
+def exact_match(completion: str, answer: object) -> float:
+    """1.0 if completion and answer are the same text, white space around them aside; else 0.0."""
+    return float(completion.strip() == str(answer).strip())
+
+
+def math_answer(completion: str, answer: object) -> float:
+    r"""1.0 if the completion's final answer equals the gold answer as a mathematical expression; else 0.0.
+
+    On both sides, what follows the last `####` counts when there is one (GSM8K, arXiv 2110.14168). In that, math-verify
+    looks for "the answer is N" and \boxed{}, and else takes the last expression. A completion that cannot be evaluated
+    within MATH_TIMEOUT_S is wrong. Raises ValueError when the gold answer holds no expression.
+    """
+    math_verify = importlib.import_module("math_verify")  # imports sympy, which `check` should not wait for
+    # math-verify measures time by signals, which only the main thread receives; elsewhere the caller's deadline holds.
+    limit = MATH_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
+    gold = math_verify.parse(str(answer).rpartition("####")[2].strip(), parsing_timeout=limit)
+    if not gold:
+        raise ValueError(f"no mathematical expression in the gold answer {shorten(str(answer))}")
+    given = math_verify.parse(completion.rpartition("####")[2].strip(), parsing_timeout=limit)
+    return float(math_verify.verify(gold, given, timeout_seconds=limit))
+
+
+BUILT_IN: dict[str, Callable[..., Any]] = {"exact_match": exact_match, "math": math_answer}
+
+
+def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
+    """Find the callable that `function.name` names; `index` is its place in reward.functions, for messages.
+
+    Relative paths start at the working directory, from which `module:function` is importable too.
+    Raises UserError: no such built-in, file, module or function; an import that fails; not a plain callable that takes
+    `completion` or `completions`.
+    """
+    problem = _problem_at(f"reward.functions[{index}].name", function.name)
+    source, colon, attribute = function.name.rpartition(":")
+    if not colon:
+        if function.name in BUILT_IN:
+            return BUILT_IN[function.name]
+        if function.name.endswith(".py"):
+            raise problem(f"must name the function too, as {function.name}:function")
+        known = ", ".join(BUILT_IN)
+        raise problem(f"must be {known}, path.py:function or module:function{nearest(function.name, BUILT_IN)}")
+    module = _load_file(Path(source), problem) if source.endswith(".py") else _load_module(source, problem)
+    if not hasattr(module, attribute):
+        defined = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise problem(f"{source} has no function {attribute}{nearest(attribute, defined)}")
+    call = getattr(module, attribute)
+    fault = _fault(call)
+    if fault:
+        raise problem(f"{attribute} {fault}")
+    return call
+
+
+def cause_of(error: BaseException, file: str | None = None) -> str:
+    """Type, message and line of an exception caught by the caller, on one line.
+
+    The line is the last one in `file` if the exception passed through it, else where it was raised.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text if len(text) <= 300 else text[:300] + " ..."
+    # The first frame is the one that caught it; the import system's frames tell a user nothing.
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    frames = [frame for frame in frames if not frame.filename.startswith(("<frozen", str(importlib.__file__)))]
+    at = ([frame for frame in frames if frame.filename == file] or frames)[-1:]
+    if isinstance(error, SyntaxError) or not at:
+        return text
+    return f"{text} ({Path(at[0].filename).name} line {at[0].lineno})"
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text` quoted on one line, its middle left out when longer than `limit` characters."""
+    half = limit // 2
+    return repr(text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint with the valid name most like `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(valid), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _problem_at(field: str, value: str) -> Callable[[str], UserError]:
+    return lambda rule: UserError(f"{field}: {rule}, got {value!r}")
+
+
+def _load_file(path: Path, problem: Callable[[str], UserError]) -> ModuleType:
+    if not path.is_file():
+        there = [str(path.with_name(item.name)) for item in path.parent.glob("*.py")]
+        raise problem(f"no such file {path}{nearest(str(path), there)}")
+    path = path.resolve()
+    # A name of its own: a file called math.py must not become the module math.
+    name = f"reward_file_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _importable(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise problem(f"importing {path.name} failed with {cause_of(error, str(path))}") from None
+    return module
+
+
+def _load_module(name: str, problem: Callable[[str], UserError]) -> ModuleType:
+    _importable(str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            here = [item.stem for item in Path.cwd().glob("*.py")]
+            raise problem(f"no module named {error.name}{nearest(name, here)}") from None
+        raise problem(f"importing {name} failed with {cause_of(error)}") from None
+
+
+def _importable(directory: str) -> None:
+    # Last, so that no file of the user's hides an installed module.
+    if directory not in sys.path:
+        sys.path.append(directory)
+
+
+def _fault(call: Any) -> str | None:
+    """What is wrong with `call` as a reward function, whatever the data."""
+    if not callable(call):
+        return f"must be a function, is a {type(call).__name__}"
+    for item in (call, type(call).__call__):
+        if inspect.iscoroutinefunction(item) or inspect.isasyncgenfunction(item):
+            return "must be a plain function, is async"
+    try:
+        parameters = inspect.signature(call).parameters
+    except ValueError:
+        return "must have a readable signature"
+    if ("completion" in parameters) == ("completions" in parameters):
+        return "must take completion (one sample) or completions (a batch), one of the two"
+    fixed = [name for name, item in parameters.items() if item.kind is item.POSITIONAL_ONLY]
+    return f"must take {', '.join(fixed)} by name, not by position only" if fixed else None

@@ -1,0 +1,222 @@
+"""Reward workers as seen by the training loop: calls go out, scores come back, and every call has a deadline.
+
+A call that passes its deadline, or whose process dies, costs its worker: the process is ended and replaced while the
+others go on. The batch is then scored sample by sample to find the guilty one. When a sample fails that way too, it and
+the samples after it are failed, so that a batch costs two deadlines at most, and the run goes on.
+"""
+
+import functools
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.batch import Prompt, Rollout
+from actors.config import UserError
+from actors.reward_worker import RewardWorker
+from algorithms.config import RewardConfig
+from algorithms.rewards import Score, failed_score, load_scorer
+
+CAUSES_SHOWN = 3
+
+
+class RewardFailure(RuntimeError):
+    """Scoring failed so often, or so badly, that the run must stop; the message says why."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One prompt and its rollouts on their way to scores."""
+
+    ticket: int
+    prompt: Prompt
+    rollouts: "list[Rollout] | ObjectRef"
+    samples: int
+    scores: list[Score] = field(default_factory=list)
+    one_by_one: bool = False
+
+
+@dataclass(slots=True)
+class _Worker:
+    """An actor, what it is doing now (`call`; with a job, or its start), and until when (on time.monotonic())."""
+
+    actor: Any
+    call: ObjectRef | None
+    deadline: float
+    job: _Job | None = None
+
+
+class RewardPool:
+    """Scores rollouts in `config.workers` processes; each has at most one call, the rest waits in the pool.
+
+    Deadlines are enforced, and waiting batches sent on, inside `ready`: call `ready(0)` about once a second while a
+    batch is out. Not thread-safe.
+
+    Example:
+        pool = RewardPool(config.reward)
+        ticket = pool.submit(prompt, rollouts, samples=8)
+        for ticket, scores in pool.ready(timeout_s=1): ...
+    """
+
+    def __init__(self, config: RewardConfig, *, cpus_per_worker: float = 0.1, start_timeout_s: float = 120) -> None:
+        """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`."""
+        self._config = config
+        self._cpus = cpus_per_worker
+        self._start_timeout_s = start_timeout_s
+        self._load = functools.partial(load_scorer, config.functions)
+        self._names = ", ".join(function.name for function in config.functions)
+        self._tickets = 0
+        self._pending: deque[_Job] = deque()
+        self._finished: list[tuple[int, list[Score]]] = []
+        self._workers: list[_Worker] = []
+        self.begin_step()
+        for _ in range(config.workers):
+            self._workers.append(self._start())
+
+    def submit(self, prompt: Prompt, rollouts: "list[Rollout] | ObjectRef", samples: int) -> int:
+        """Queue the prompt's `samples` rollouts for scoring and return a ticket, which `ready` gives back.
+
+        `rollouts` may be a reference to a finished list: its tokens then never pass through the caller. An unfinished
+        one would spend the call's deadline on waiting.
+        """
+        self._tickets += 1
+        self._pending.append(_Job(ticket=self._tickets, prompt=prompt, rollouts=rollouts, samples=samples))
+        self._dispatch()
+        return self._tickets
+
+    def refs(self) -> list[ObjectRef]:
+        """What the pool waits for; when one is done, `ready(0)` acts on it. Changes with every call of the pool."""
+        return [worker.call for worker in self._workers if worker.call is not None]
+
+    def ready(self, timeout_s: float) -> list[tuple[int, list[Score]]]:
+        """Tickets and scores, in the order of their rollouts, of the batches finished since the last call.
+
+        Waits up to `timeout_s` seconds for the first one; returns at once when nothing is queued.
+        Raises RewardFailure when a worker cannot start, UserError when a function does not load in it, and Ray's error
+        when rollouts passed by reference are lost.
+        """
+        until = time.monotonic() + timeout_s
+        self._progress()
+        while not self._finished and self._outstanding() and time.monotonic() < until:
+            wake = min([until, *(worker.deadline for worker in self._workers if worker.call is not None)])
+            ray.wait(self.refs(), num_returns=1, timeout=max(0.0, wake - time.monotonic()))
+            self._progress()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def begin_step(self) -> None:
+        """Set the counters of the step, `scored` and `failed` samples, to zero."""
+        self.scored = 0
+        self.failed = 0
+        self._causes: dict[str, str] = {}
+
+    def check_failures(self, samples_per_step: int) -> None:
+        """Raise RewardFailure once more than max_failed_fraction x samples_per_step samples of this step failed."""
+        allowed = self._config.max_failed_fraction * samples_per_step
+        if self.failed > allowed:
+            shown = list(self._causes.values())[:CAUSES_SHOWN]
+            more = len(self._causes) - len(shown)
+            raise RewardFailure(
+                f"{self.failed} samples could not be scored in a step of {samples_per_step} "
+                f"(reward.max_failed_fraction {self._config.max_failed_fraction:g} allows {int(allowed)}): "
+                + " | ".join(shown)
+                + (f" | and {more} more causes" if more else "")
+            )
+
+    def close(self) -> None:
+        """End the workers' processes; batches still out are dropped."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+        self._pending.clear()
+
+    def _start(self) -> _Worker:
+        actor = ray.remote(RewardWorker).options(num_cpus=self._cpus).remote(self._load, os.getcwd())
+        return _Worker(actor=actor, call=actor.ping.remote(), deadline=time.monotonic() + self._start_timeout_s)
+
+    def _outstanding(self) -> bool:
+        return bool(self._pending) or any(worker.job for worker in self._workers)
+
+    def _progress(self) -> None:
+        """Take in what is done, end what is late, hand out what waits."""
+        refs = self.refs()
+        done = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) if refs else set()
+        for worker in list(self._workers):
+            if worker.call in done:
+                self._receive(worker)
+            elif worker.call is not None and time.monotonic() > worker.deadline:
+                limit = self._config.deadline_s if worker.job else self._start_timeout_s
+                self._lost(worker, f"no answer within {limit:g} s")
+        self._dispatch()
+
+    def _receive(self, worker: _Worker) -> None:
+        assert worker.call is not None
+        try:
+            answer = ray.get(worker.call, timeout=self._config.deadline_s)
+        except RayActorError as error:
+            if error.actor_id != worker.actor._actor_id.hex():
+                raise  # not this worker died but the actor that holds the rollouts
+            self._lost(worker, "the process died")
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(*error.cause.problems) from None
+            raise RewardFailure(f"a reward worker failed: {type(error.cause).__name__}: {error.cause}") from error
+        job, worker.job, worker.call = worker.job, None, None
+        if job is None:
+            return  # its start
+        job.scores += answer
+        if len(job.scores) < job.samples:
+            self._pending.appendleft(job)
+        else:
+            self._finish(job)
+
+    def _lost(self, worker: _Worker, what: str) -> None:
+        ray.kill(worker.actor)
+        job = worker.job
+        if job is None:
+            raise RewardFailure(f"a reward worker did not start ({self._names}): {what}")
+        self._workers[self._workers.index(worker)] = self._start()
+        if job.one_by_one:
+            self._give_up(job, what)
+        else:
+            job.one_by_one = True
+            self._pending.appendleft(job)
+
+    def _give_up(self, job: _Job, what: str) -> None:
+        """Fail the sample whose call was lost, and all after it."""
+        rollouts = job.rollouts
+        if isinstance(rollouts, ObjectRef):
+            rollouts = ray.get(rollouts, timeout=self._config.deadline_s)
+        guilty = len(job.scores)
+        for index in range(guilty, job.samples):
+            cause = f"{self._names}: {what}"
+            if index > guilty:
+                cause = f"{self._names}: not scored, because of sample {guilty} of the same batch: {what}"
+            job.scores.append(failed_score(cause, job.prompt.text, rollouts[index].text))
+        self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        for score in job.scores:
+            if score.error and score.cause:
+                self._causes.setdefault(score.cause, score.error)
+        failed = sum(score.status == "failed" for score in job.scores)
+        self.failed += failed
+        self.scored += len(job.scores) - failed
+        self._finished.append((job.ticket, job.scores))
+
+    def _dispatch(self) -> None:
+        for worker in self._workers:
+            if not self._pending:
+                return
+            if worker.call is None:
+                job = self._pending.popleft()
+                only = len(job.scores) if job.one_by_one else None
+                worker.call = worker.actor.score.remote(job.prompt, job.rollouts, job.samples, only)
+                worker.job = job
+                worker.deadline = time.monotonic() + self._config.deadline_s

@@ -1,0 +1,159 @@
+"""From prompts to scored groups: dispatch to the least loaded engine, score as groups finish, replace what failed.
+
+    prompts --admit--> engines --infos--> reward pool --scores--> groups
+                 ^---------- failed groups are replaced ----------'
+
+No barrier inside a step: a group is scored while others are still being generated. The driver sees lengths, statuses
+and rewards; tokens stay behind object references.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.batch import Prompt
+from actors.group import ActorGroup, GroupError
+from actors.rollout_types import RolloutInfo, Sampling
+from algorithms.reward_pool import RewardPool
+from algorithms.rewards import Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """All responses to one prompt, with their rewards."""
+
+    prompt: Prompt
+    rollouts: Any
+    """Reference to list[Rollout]."""
+    infos: list[RolloutInfo]
+    scores: list[Score]
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """float64 [N]"""
+        return np.array([score.reward for score in self.scores])
+
+
+@dataclass(slots=True)
+class _Running:
+    number: int
+    prompt: Prompt
+    engine: int
+    rollouts: Any
+    deadline: float
+    infos: list[RolloutInfo] | None = None
+
+
+def capacity(max_staleness: int, version: int, groups_per_step: int, accepted: int, running: int) -> int:
+    """How many more groups may start now so that none is ever older than `max_staleness` versions when trained on.
+
+    (max_staleness + version + 1) x groups_per_step - (accepted + running), as in arXiv 2505.24298; `version` is the
+    number of steps trained. With max_staleness 0 exactly one step's groups run at a time: on-policy.
+    """
+    return (max_staleness + version + 1) * groups_per_step - (accepted + running)
+
+
+class Sampler:
+    """Keeps the engines and the reward pool busy until a step's groups are complete."""
+
+    def __init__(
+        self,
+        rollout: ActorGroup[Any],
+        generate: Callable[..., Any],
+        expect: Callable[..., Any],
+        pool: RewardPool,
+        *,
+        max_failed: float,
+    ) -> None:
+        self.rollout = rollout
+        self.generate = generate
+        self.expect = expect
+        self.pool = pool
+        self.max_failed = max_failed
+        self.failed = 0
+        self._load = [0] * len(rollout)
+
+    def collect(
+        self, next_prompt: Callable[[], Prompt], count: int, sampling: Sampling, seed: int
+    ) -> list[ScoredGroup]:
+        """`count` complete groups, in the order in which their prompts were drawn; `seed` decides what is sampled.
+
+        Groups with a failed rollout or reward are replaced by the next prompt's. Raises RewardFailure when too many
+        fail, GroupError when an engine dies or misses its deadline.
+        """
+        self.pool.begin_step()
+        self.failed = 0
+        running: dict[Any, _Running] = {}
+        scoring: dict[int, _Running] = {}
+        done: dict[int, ScoredGroup] = {}
+        started = 0
+        self._announce(count, seed)
+        while len(done) < count:
+            while len(done) + len(running) + len(scoring) < count:
+                group = self._start(started, next_prompt(), sampling)
+                running[group[0]] = group[1]
+                started += 1
+            self._receive(running, scoring, count * sampling.samples)
+            for ticket, scores in self.pool.ready(0):
+                group_done = scoring.pop(ticket)
+                if all(score.status == "ok" for score in scores):
+                    done[group_done.number] = _scored(group_done, scores)
+                else:
+                    self.failed += sum(score.status == "failed" for score in scores)
+                    self.pool.check_failures(count * sampling.samples)
+        return [done[number] for number in sorted(done)]
+
+    def _announce(self, count: int, seed: int) -> None:
+        """Tell each engine how many groups it is about to get, so that it starts them together and in order."""
+        shares = [len(range(engine, count, len(self.rollout))) for engine in range(len(self.rollout))]
+        calls = [(share, seed + engine) for engine, share in enumerate(shares)]
+        self.rollout.scatter(self.expect, calls)
+
+    def _start(self, number: int, prompt: Prompt, sampling: Sampling) -> tuple[Any, _Running]:
+        engine = self._load.index(min(self._load))
+        self._load[engine] += 1
+        arguments = (number, prompt.token_ids, sampling)
+        info, rollouts = self.rollout.submit(engine, self.generate, *arguments, num_returns=2)
+        deadline = time.monotonic() + self.rollout.timeout_s
+        return info, _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, deadline=deadline)
+
+    def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], samples: int) -> None:
+        """Wait for the next event, and hand finished rollouts to the reward pool."""
+        ready, _ = ray.wait([*running, *self.pool.refs()], num_returns=1, timeout=1.0)
+        if running:
+            finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
+            ready = [*ready, *finished]
+        for reference in dict.fromkeys(ready):
+            if reference not in running:
+                continue
+            group = running.pop(reference)
+            self._load[group.engine] -= 1
+            group.infos = self.rollout.gather([reference], "generate")[0]
+            if all(info.status != "failed" for info in group.infos):
+                scoring[self.pool.submit(group.prompt, group.rollouts, len(group.infos))] = group
+            else:
+                self._count_failed(sum(info.status == "failed" for info in group.infos), samples)
+        self._check_deadlines(running)
+
+    def _count_failed(self, failed: int, samples: int) -> None:
+        self.failed += failed
+        if self.failed > self.max_failed * samples:
+            raise GroupError(f"{self.failed} of {samples} rollouts of a step failed in the engines")
+
+    def _check_deadlines(self, running: dict[Any, _Running]) -> None:
+        now = time.monotonic()
+        for group in running.values():
+            if now > group.deadline:
+                raise GroupError(
+                    f"rollout[{group.engine}].generate: no answer to data row {group.prompt.index} "
+                    f"within {self.rollout.timeout_s:g} s (rollout.timeout_s)"
+                )
+
+
+def _scored(group: _Running, scores: list[Score]) -> ScoredGroup:
+    assert group.infos is not None
+    return ScoredGroup(prompt=group.prompt, rollouts=group.rollouts, infos=group.infos, scores=scores)

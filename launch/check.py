@@ -1,0 +1,240 @@
+"""What can be known to be wrong before anything starts: model, data, rewards, resources, output directory.
+
+Imports neither torch nor ray nor vllm. `check` prints the findings; `run` calls `preflight` first.
+"""
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.config import UserError
+from algorithms.config import GRPOConfig
+from launch.capacity import check_resources
+from launch.config import RunConfig
+from launch.estimate import (
+    GIB,
+    Arithmetic,
+    DecoderShape,
+    Memory,
+    decoder_shape,
+    engine_memory,
+    grpo_arithmetic,
+    kv_bytes_per_token,
+    parameter_count,
+    reference_memory,
+    sft_arithmetic,
+    stored_parameters,
+    trainer_memory,
+)
+from launch.inputs import Rows, check_reward, check_rows
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the checks learned about a configuration."""
+
+    config: RunConfig
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    shape: DecoderShape | None = None
+    """None when the architecture is unknown or on the hub."""
+    parameters: int | None = None
+    rows: int | None = None
+    """Training rows read, at most READ_ROWS."""
+    mean_tokens: float | None = None
+    """Mean length of a training prompt (GRPO) or sequence (SFT)."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the problems of a check, so that the user sees those of the others too."""
+        try:
+            yield
+        except UserError as error:
+            self.problems.extend(error.problems)
+
+    def arithmetic(self) -> Arithmetic:
+        """Batch arithmetic; responses count with their longest length, unknown prompts with theirs."""
+        algorithm, rollout = self.config.algorithm, self.config.rollout
+        if isinstance(algorithm, GRPOConfig):
+            prompt = rollout.max_prompt_tokens if self.mean_tokens is None else self.mean_tokens
+            return grpo_arithmetic(algorithm, self.config.policy, prompt + rollout.max_response_tokens)
+        mean = self.config.data.max_length if self.mean_tokens is None else self.mean_tokens
+        return sft_arithmetic(algorithm, self.config.policy, mean, self.rows or algorithm.samples_per_update)
+
+    def memory(self) -> dict[str, Memory]:
+        """Group -> bytes of one of its processes; empty when the model's size is unknown."""
+        config, shape, parameters = self.config, self.shape, self.parameters
+        if shape is None or parameters is None:
+            return {}
+        dtype, checkpointing = config.model.dtype, config.model.gradient_checkpointing
+        found = {
+            "policy": trainer_memory(shape, parameters, config.policy, dtype, gradient_checkpointing=checkpointing)
+        }
+        if isinstance(config.algorithm, GRPOConfig):
+            found["rollout"] = engine_memory(parameters, config.rollout, dtype)
+        if config.reference_enabled:
+            found["reference"] = reference_memory(shape, parameters, config.reference, dtype)
+        return found
+
+
+def preflight(config: RunConfig) -> list[str]:
+    """Check everything that needs no cluster; returns warnings.
+
+    Raises:
+        UserError: with one line per problem found.
+    """
+    return examine(config).warnings
+
+
+def report(config: RunConfig, *, as_json: bool = False) -> None:
+    """Check, and print the resolved configuration, placement, batch arithmetic and memory estimate.
+
+    Raises:
+        UserError: as `preflight` does, before anything is printed.
+    """
+    from launch.report import as_object, print_tables
+
+    findings = examine(config)
+    if as_json:
+        print(json.dumps(as_object(findings), ensure_ascii=False))
+    else:
+        print_tables(findings)
+
+
+def examine(config: RunConfig) -> Findings:
+    """Run every check; raises UserError with the problems of all of them."""
+    findings = Findings(config)
+    with findings.collecting():
+        _check_output(config)
+    with findings.collecting():
+        check_resources(config)
+    with findings.collecting():
+        _check_batches(config)
+    readable = False
+    with findings.collecting():
+        readable = _check_model(findings)
+    _check_data(findings, readable)
+    with findings.collecting():
+        _check_tracking(config)
+    if findings.problems:
+        raise UserError(*dict.fromkeys(findings.problems))
+    return findings
+
+
+def _check_output(config: RunConfig) -> None:
+    existing = config.directory.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    reason = None
+    if not existing.is_dir():
+        reason = f"{existing} is a file"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} is not writable"
+    elif existing.resolve().parts[1:2] in (("proc",), ("sys",)):  # where root may write but cannot make directories
+        reason = f"{existing} belongs to the kernel"
+    if reason:
+        raise UserError(f"run.output: must be a directory that can be written ({reason}), got {config.run.output}")
+
+
+def _check_batches(config: RunConfig) -> None:
+    algorithm = config.algorithm
+    samples = algorithm.samples_per_update
+    if isinstance(algorithm, GRPOConfig):
+        samples = samples or algorithm.samples_per_step
+    if samples and config.policy.ranks > samples:
+        raise UserError(
+            f"policy.ranks: must not exceed the samples of an update ({samples}), got {config.policy.ranks}"
+        )
+
+
+def _check_model(findings: Findings) -> bool:
+    """Learn the model's size; whether its tokenizer can be read without the hub."""
+    config = findings.config
+    if config.model.init is not None:
+        from actors.skeleton import hf_config
+        from actors.tokenizer import tokenizer_for
+
+        values = hf_config(config.model.init, config.model.dtype, len(tokenizer_for(config.model)), 0, 0)
+        _learn_size(findings, values, None)
+        return True
+    assert config.model.path is not None, "ModelConfig guarantees exactly one of path and init"
+    directory = Path(config.model.path)
+    if not directory.exists() and _hub_id(config.model.path):
+        findings.warnings.append(f"model.path: {directory} is read from the hub when the run starts, not checked here")
+        return False
+    _learn_size(findings, _model_values(directory), directory)
+    return True
+
+
+def _hub_id(path: str) -> bool:
+    """`owner/name` on the hub, unless a local directory `owner` says that a path was meant."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "off", "no"):
+        return False
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
+
+
+def _model_values(directory: Path) -> dict[str, Any]:
+    """The fields of config.json; raises UserError when this is no model directory."""
+    if not (directory / "config.json").is_file():
+        candidates = [str(path.parent) for path in directory.parent.glob("*/config.json")]
+        near = difflib.get_close_matches(str(directory), candidates, 1)
+        if (directory / "export/config.json").is_file():
+            near = [f"{directory}/export"]
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"model.path: must be a model directory with a config.json{hint}, got {directory}")
+    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        raise UserError(f"model.path: must hold weights (*.safetensors or *.bin), got {directory}")
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: {directory}/config.json cannot be read, {error}") from None
+    return values
+
+
+def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | None) -> None:
+    config = findings.config
+    findings.shape = shape = decoder_shape(values)
+    findings.parameters = stored_parameters(directory) if directory else None
+    if findings.parameters is None and shape:
+        findings.parameters = parameter_count(shape)
+    positions = values.get("max_position_embeddings")
+    grpo = isinstance(config.algorithm, GRPOConfig)
+    longest = config.rollout.max_model_len if grpo else config.data.max_length
+    if positions and longest > positions:
+        name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if grpo else "data.max_length"
+        raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
+    if grpo and shape and not config.rollout.gpus_per_engine:
+        needed = kv_bytes_per_token(shape, config.model.dtype) * longest / GIB
+        if needed > config.rollout.memory_gib:
+            raise UserError(
+                f"rollout.memory_gib: must hold the keys and values of one sequence of {longest} tokens "
+                f"({needed:.2g} GiB), got {config.rollout.memory_gib:g}"
+            )
+
+
+def _check_data(findings: Findings, readable: bool) -> None:
+    """Check both data sets, then the rewards against the training columns when those are known."""
+    config = findings.config
+    train: Rows | None = None
+    with findings.collecting():
+        train = check_rows(config, "data.train", tokenise=readable)
+        findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+    if config.data.eval is not None:
+        with findings.collecting():
+            check_rows(config, "data.eval", tokenise=readable)
+    if isinstance(config.algorithm, GRPOConfig):
+        for index in range(len(config.reward.functions)):
+            with findings.collecting():
+                check_reward(config, index, train.columns if train else None)
+
+
+def _check_tracking(config: RunConfig) -> None:
+    if config.tracking.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tracking.tensorboard: needs the package tensorboard, which is not installed, got true")

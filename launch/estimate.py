@@ -1,0 +1,215 @@
+"""Sizes known before anything starts: parameters of a decoder, memory per process, batch arithmetic.
+
+Pure functions of the configuration and a few numbers; no torch, no Ray. Bytes everywhere unless a name says otherwise.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.config import Dtype, GroupConfig, OptimizerConfig, RolloutConfig, TrainerConfig
+from algorithms.config import GRPOConfig, SFTConfig
+
+GIB = 2**30
+FLOAT32 = 4
+DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
+
+TRAINER_BASE = 400 * 2**20
+"""Resident memory of a process that imported torch, ray, transformers and deepspeed (0.38 GiB measured)."""
+ENGINE_BASE = 550 * 2**20
+"""Resident memory of a process that imported vLLM (0.52 GiB measured)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The numbers of a dense decoder that decide its size (Llama, Mistral, Qwen2 and Qwen3 families)."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tie_embeddings: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+
+def decoder_shape(config: Mapping[str, Any]) -> DecoderShape | None:
+    """Shape from the fields of a Hugging Face config.json; None when it does not describe a decoder like ours."""
+    try:
+        heads, family = config["num_attention_heads"], config["model_type"]
+        attention_bias = bool(config.get("attention_bias", False))
+        return DecoderShape(
+            hidden_size=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            intermediate_size=config["intermediate_size"],
+            vocab_size=config["vocab_size"],
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family == "qwen2" or attention_bias,
+            output_bias=family != "qwen2" and attention_bias,
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            qk_norm=family == "qwen3",
+        )
+    except KeyError:
+        return None
+
+
+def parameter_count(shape: DecoderShape) -> int:
+    """Parameters of a decoder: embeddings, per layer attention + gated feed-forward + two norms, final norm, head.
+
+    attention = h (q + 2k) + q h, where q = heads x head_dim and k = kv_heads x head_dim; feed-forward = 3 h i.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = hidden * (queries + 2 * keys) + queries * hidden
+    biases = (queries + 2 * keys) * shape.qkv_bias + hidden * shape.output_bias + (2 * inner + hidden) * shape.mlp_bias
+    norms = 2 * hidden + 2 * shape.head_dim * shape.qk_norm
+    embeddings = shape.vocab_size * hidden * (1 if shape.tie_embeddings else 2)
+    return embeddings + shape.layers * (attention + biases + 3 * hidden * inner + norms) + hidden
+
+
+def stored_parameters(directory: Path) -> int | None:
+    """Parameters in a directory's safetensors files, read from their headers; None when there are no such files.
+
+    A header is 8 bytes of little-endian length and that many bytes of JSON: name -> {dtype, shape, data_offsets}.
+    """
+    total = 0
+    for file in directory.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total or None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one process, by what they hold."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    optimizer_offloaded: int = 0
+    """Part of the optimizer state that lives in host memory although the process has a GPU."""
+    logits: int = 0
+    activations: int = 0
+    kv_cache: int = 0
+    base: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts, in bytes."""
+        parts = (self.weights, self.gradients, self.optimizer, self.optimizer_offloaded, self.logits)
+        return sum(parts) + self.activations + self.kv_cache + self.base
+
+
+def trainer_memory(
+    shape: DecoderShape, parameters: int, group: TrainerConfig, dtype: Dtype, *, gradient_checkpointing: bool
+) -> Memory:
+    """One rank of a group that learns (ZeRO: arXiv 1910.02054)."""
+    ranks, stage = group.ranks, group.zero_stage
+    optimizer = parameters * _optimizer_bytes(group, dtype) // (ranks if stage >= 1 else 1)
+    offloaded = optimizer if group.offload_optimizer and group.gpus_per_rank else 0
+    kept_layers = 1 if gradient_checkpointing else shape.layers
+    boundaries = shape.layers * shape.hidden_size if gradient_checkpointing else 0
+    per_token = kept_layers * _layer_activations(shape) + boundaries
+    return Memory(
+        weights=parameters * DTYPE_BYTES[dtype] // (ranks if stage == 3 else 1),
+        gradients=parameters * DTYPE_BYTES[dtype] // (ranks if stage >= 2 else 1),
+        optimizer=optimizer - offloaded,
+        optimizer_offloaded=offloaded,
+        # The chunk's logits, their softmax and their gradient exist at one time.
+        logits=3 * group.logprob_chunk_tokens * shape.vocab_size * FLOAT32,
+        activations=group.micro_batch_tokens * per_token * DTYPE_BYTES[dtype],
+        base=TRAINER_BASE,
+    )
+
+
+def reference_memory(shape: DecoderShape, parameters: int, group: GroupConfig, dtype: Dtype) -> Memory:
+    """One rank of a group that only reads: no gradients, one layer's activations at a time."""
+    return Memory(
+        weights=parameters * DTYPE_BYTES[dtype] // (group.ranks if group.zero_stage == 3 else 1),
+        logits=2 * group.logprob_chunk_tokens * shape.vocab_size * FLOAT32,
+        activations=group.micro_batch_tokens * _layer_activations(shape) * DTYPE_BYTES[dtype],
+        base=TRAINER_BASE,
+    )
+
+
+def engine_memory(parameters: int, rollout: RolloutConfig, dtype: Dtype) -> Memory:
+    """One process of a rollout engine; on a GPU its cache is what `gpu_memory_utilization` leaves, not counted here."""
+    return Memory(
+        weights=parameters * DTYPE_BYTES[dtype] // rollout.tensor_parallel,
+        kv_cache=0 if rollout.gpus_per_engine else int(rollout.memory_gib * GIB),
+        base=ENGINE_BASE,
+    )
+
+
+def kv_bytes_per_token(shape: DecoderShape, dtype: Dtype) -> int:
+    """Bytes of keys and values that one token keeps in all layers of an engine."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * DTYPE_BYTES[dtype]
+
+
+def _optimizer_bytes(group: TrainerConfig, dtype: Dtype) -> int:
+    """Per parameter: Adam's two float32 moments, and the float32 master copy that bf16 and every ZeRO stage keep."""
+    return _moments(group.optimizer) * FLOAT32 + (FLOAT32 if dtype == "bf16" or group.zero_stage else 0)
+
+
+def _moments(optimizer: OptimizerConfig) -> int:
+    return 0 if optimizer.name == "sgd" else 2
+
+
+def _layer_activations(shape: DecoderShape) -> int:
+    """Numbers per token that a layer keeps for its backward pass, a rough upper bound.
+
+    Two norms (input, float32 copy counted twice, output: 8 h), two residual sums (2 h), queries and attention output
+    before and after rotation (3 q), keys and values (3 k), gate, its activation, up and their product (4 i).
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return 10 * shape.hidden_size + 3 * queries + 3 * keys + 4 * shape.intermediate_size
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What one step or update processes."""
+
+    equation: str
+    """The batch sizes as one line a person can check."""
+    micro_batches: int
+    """Micro-batches per rank and update, an upper estimate."""
+    steps: int
+    """Steps (SFT: updates) of the whole run."""
+
+
+def grpo_arithmetic(algorithm: GRPOConfig, policy: TrainerConfig, mean_tokens: float) -> Arithmetic:
+    """Batch sizes of a GRPO step; `mean_tokens` is the length of a sample, prompt and response."""
+    per_update = algorithm.samples_per_update or algorithm.samples_per_step
+    equation = (
+        f"{algorithm.prompts_per_step} prompts x {algorithm.samples_per_prompt} samples = "
+        f"{algorithm.samples_per_step} samples a step = {algorithm.updates_per_step} "
+        f"update{'s' * (algorithm.updates_per_step != 1)} x {per_update} samples"
+    )
+    return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), algorithm.steps)
+
+
+def sft_arithmetic(algorithm: SFTConfig, policy: TrainerConfig, mean_tokens: float, sequences: int) -> Arithmetic:
+    """Batch sizes of an SFT update over data of `sequences` sequences of `mean_tokens` tokens."""
+    per_update = algorithm.samples_per_update
+    steps = algorithm.steps or math.ceil((algorithm.epochs or 1) * sequences / per_update)
+    epochs = steps * per_update / sequences
+    equation = f"{steps} updates x {per_update} sequences = {epochs:.3g} epochs of {sequences} sequences"
+    return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), steps)
+
+
+def _micro_batches(samples: int, mean_tokens: float, policy: TrainerConfig) -> int:
+    """Packing cannot split a sequence, so a micro-batch holds a whole number of them, at least one."""
+    held = max(1, math.floor(policy.micro_batch_tokens / mean_tokens)) if mean_tokens else samples
+    return math.ceil(math.ceil(samples / policy.ranks) / held)

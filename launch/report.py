@@ -1,0 +1,150 @@
+"""What `tandem check` prints: the resolved configuration, placement, batch arithmetic and memory."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from algorithms.config import GRPOConfig
+from launch.capacity import available_cpus, available_gpus, total_cpus, total_gpus
+from launch.check import Findings
+from launch.config import RunConfig
+from launch.estimate import GIB, Memory, kv_bytes_per_token
+from launch.inputs import READ_ROWS
+from launch.placement import Demand, demands
+
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "logits", "activations", "kv_cache", "base")
+MIB = 2**20
+PLAIN_WIDTH = 120
+
+
+def as_object(findings: Findings) -> dict[str, Any]:
+    """The report as JSON values: config, placement, arithmetic, memory (bytes of one process) and warnings."""
+    config = findings.config
+    groups = [
+        {**asdict(item), "zero_stage": _zero_stage(config, item), "bundles": config.cluster.placement}
+        for item in demands(config)
+    ]
+    memory = {group: {**asdict(parts), "total": parts.total} for group, parts in findings.memory().items()}
+    return {
+        "config": config.model_dump(mode="json"),
+        "placement": groups,
+        "arithmetic": {**asdict(findings.arithmetic()), "rows": findings.rows, "mean_tokens": findings.mean_tokens},
+        "memory": {"parameters": findings.parameters, "processes": memory},
+        "warnings": findings.warnings,
+    }
+
+
+def print_tables(findings: Findings) -> None:
+    """Print the report: coloured tables on a terminal, plain text elsewhere."""
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console.print("[bold]configuration[/] (# set: differs from the default)")
+    for line, is_set in config_lines(findings.config):
+        console.print(f"[bold]{escape(line)}[/]  # set" if is_set else escape(line))
+    console.print("\n[bold]placement[/]")
+    _print_placement(console, findings.config)
+    console.print("\n[bold]batches[/]")
+    for line in batch_lines(findings):
+        console.print(escape(line))
+    console.print("\n[bold]memory[/] (estimate for each process)")
+    _print_memory(console, findings)
+    for warning in findings.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def config_lines(section: BaseModel, depth: int = 0) -> list[tuple[str, bool]]:
+    """YAML of a resolved section, line by line, and whether the value differs from the default."""
+    lines: list[tuple[str, bool]] = []
+    for name, about in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            lines.append((f"{'  ' * depth}{name}:", False))
+            lines += config_lines(value, depth + 1)
+        else:
+            plain = section.model_dump(mode="json", include={name})[name]
+            default = about.get_default(call_default_factory=True)
+            lines.append((f"{'  ' * depth}{name}: {json.dumps(plain, ensure_ascii=False)}", value != default))
+    return lines
+
+
+def batch_lines(findings: Findings) -> list[str]:
+    """The batch equation, with micro-batches and the data it rests on."""
+    config, arithmetic, rows = findings.config, findings.arithmetic(), findings.rows
+    bound = "about" if findings.mean_tokens is not None else "at most"
+    lines = [
+        f"{arithmetic.equation}; {bound} {arithmetic.micro_batches} micro-batch"
+        f"{'es' * (arithmetic.micro_batches != 1)} of <= {config.policy.micro_batch_tokens} tokens per rank and update"
+    ]
+    if isinstance(config.algorithm, GRPOConfig) and rows:
+        visits = config.algorithm.steps * config.algorithm.prompts_per_step / rows
+        lines.append(f"{arithmetic.steps} steps visit {rows} prompts {visits:.3g} times each on average")
+    if findings.mean_tokens is not None:
+        kind, rest = "sequences", ""
+        if isinstance(config.algorithm, GRPOConfig):
+            kind, rest = "prompts", f"; responses count with their limit of {config.rollout.max_response_tokens}"
+        lines.append(f"{kind} have {findings.mean_tokens:.0f} tokens on average{rest}")
+    if rows == READ_ROWS:
+        lines.append(f"only the first {READ_ROWS} rows are read here: the run may find more")
+    return lines
+
+
+def _print_placement(console: Console, config: RunConfig) -> None:
+    wanted = demands(config)
+    table = Table("group", "processes", "CPUs each", "GPUs each", "threads each", "ZeRO stage", "bundles", box=SIMPLE)
+    for item in wanted:
+        stage = _zero_stage(config, item)
+        numbers = (str(item.count), f"{item.cpus:g}", f"{item.gpus:g}", str(item.threads))
+        table.add_row(item.group, *numbers, "-" if stage is None else str(stage), config.cluster.placement)
+    console.print(table)
+    console.print(
+        f"{total_cpus(wanted):g} CPUs and {total_gpus(config, wanted):g} GPUs in all; this machine has "
+        f"{available_cpus(config)} CPUs and {available_gpus(config)} GPUs"
+    )
+
+
+def _zero_stage(config: RunConfig, item: Demand) -> int | None:
+    stages = {"policy": config.policy.zero_stage, "reference": config.reference.zero_stage}
+    return stages.get(item.group)
+
+
+def _print_memory(console: Console, findings: Findings) -> None:
+    memory = findings.memory()
+    if not memory:
+        console.print("unknown: the model's size cannot be read from its directory")
+        return
+    counts = {item.group: item.count for item in demands(findings.config)}
+    counts["rollout"] = counts.get("rollout", 0) * findings.config.rollout.tensor_parallel
+    table = Table("process", "count", *MEMORY_PARTS, "total", box=SIMPLE)
+    for group, parts in memory.items():
+        sizes = [_size(getattr(parts, name)) for name in MEMORY_PARTS]
+        table.add_row(group, str(counts[group]), *sizes, _size(parts.total))
+    console.print(table)
+    for line in _memory_notes(findings, memory, counts):
+        console.print(escape(line))
+
+
+def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[str, int]) -> list[str]:
+    config, rollout = findings.config, findings.config.rollout
+    total = _size(sum(parts.total * counts[group] for group, parts in memory.items()))
+    lines = [f"model of {findings.parameters:,} parameters; {total} in all processes, activations at their most"]
+    if offloaded := memory["policy"].optimizer_offloaded:
+        lines.append(f"policy: {_size(offloaded)} of the total is optimizer state in host memory")
+    if "rollout" in memory and rollout.gpus_per_engine:
+        lines.append(f"rollout: an engine's cache takes the rest of {rollout.gpu_memory_utilization:.0%} of its GPUs")
+    elif "rollout" in memory and findings.shape:
+        tokens = memory["rollout"].kv_cache // kv_bytes_per_token(findings.shape, config.model.dtype)
+        lines.append(
+            f"rollout: an engine's cache holds {tokens:,} tokens, {tokens // rollout.max_model_len} sequences of the "
+            f"longest length at one time (max_concurrent {rollout.max_concurrent})"
+        )
+    return lines
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

@@ -1,0 +1,184 @@
+"""Where metrics and samples go: metrics.jsonl and samples.jsonl always, W&B and TensorBoard beside them.
+
+The files are written at once, in the caller's thread. W&B and TensorBoard take seconds to import and start, so a
+thread of their own feeds them, started by the first `log`; their failure is a warning and never stops a run.
+"""
+
+import json
+import math
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from launch.config import RunConfig
+
+CLOSE_DEADLINE_S = 60.0
+"""Longest time `close` waits for W&B to finish an upload."""
+
+Metrics = dict[str, float]
+Warn = Callable[[str], None]
+
+
+class Sink(Protocol):
+    """A service that takes metrics."""
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class Tracker:
+    """Writes the metrics and samples of a run.
+
+    Args:
+        directory: the run directory; it is created when missing.
+        config: of the run; W&B shows it.
+        resumed_step: last step whose results are kept; later lines are cut off, as they will be written again.
+            0 starts both files anew.
+        warn: called, perhaps from another thread, with one line when W&B or TensorBoard fails.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, resumed_step: int = 0, warn: Warn | None = None) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = _reopen(directory / "metrics.jsonl", resumed_step)
+        self._samples = _reopen(directory / "samples.jsonl", resumed_step)
+        makers: list[Callable[[], Sink]] = []
+        if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
+            makers.append(lambda: _WandbSink(directory, config))
+        if config.tracking.tensorboard:
+            makers.append(lambda: _TensorboardSink(directory / "tensorboard"))
+        self._feeders = [_Feeder(maker, warn or _to_stderr) for maker in makers]
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Write one line: `step` and the metrics; NaN and infinities become null."""
+        _write_line(self._metrics, {"step": step, **metrics})
+        for feeder in self._feeders:
+            feeder.log(step, metrics)
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write one line per sample: `step` and the columns of the row."""
+        for row in rows:
+            _write_line(self._samples, {"step": step, **row})
+
+    def close(self) -> None:
+        """Close the files and wait, up to a deadline, until the services have everything."""
+        for feeder in self._feeders:
+            feeder.close()
+        self._metrics.close()
+        self._samples.close()
+
+
+class _Feeder:
+    """Hands metrics to a sink that is made, fed and closed in one background thread."""
+
+    def __init__(self, maker: Callable[[], Sink], warn: Warn) -> None:
+        self._maker, self._warn = maker, warn
+        self._waiting: queue.SimpleQueue[tuple[int, Metrics] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._waiting.put((step, dict(metrics)))
+        if self._thread is None:
+            # Daemon: a service that hangs must not keep a finished run alive.
+            self._thread = threading.Thread(target=self._feed, name="tracking", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        if self._thread is None:
+            return
+        self._waiting.put(None)
+        self._thread.join(CLOSE_DEADLINE_S)
+        if self._thread.is_alive():
+            self._warn(f"tracking: metrics were not all delivered within {CLOSE_DEADLINE_S:g} s; files are complete")
+
+    def _feed(self) -> None:
+        try:
+            sink = self._maker()
+            while (item := self._waiting.get()) is not None:
+                sink.log(*item)
+            sink.close()
+        except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
+            self._warn(f"tracking: {type(error).__name__}: {' '.join(str(error).split())}; files are written as before")
+
+
+class _WandbSink:
+    def __init__(self, directory: Path, config: RunConfig) -> None:
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None:
+            known = bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False)
+            mode = "online" if known else "offline"
+        self._run = wandb.init(
+            project=config.tracking.project,
+            name=config.run.name,
+            group=config.run.name,
+            dir=os.environ.get("WANDB_DIR") or str(directory),
+            config=config.model_dump(mode="json"),
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _TensorboardSink:
+    def __init__(self, directory: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _reopen(path: Path, resumed_step: int) -> TextIO:
+    """Keep the lines up to `resumed_step` (none for 0), drop the rest, and open for appending line by line."""
+    if resumed_step and path.exists():
+        kept = path.with_suffix(".jsonl.new")
+        with path.open(encoding="utf-8") as old, kept.open("w", encoding="utf-8") as new:
+            new.writelines(line for line in old if _belongs(line, resumed_step))
+        os.replace(kept, path)
+    return path.open("a" if resumed_step else "w", encoding="utf-8", buffering=1)
+
+
+def _belongs(line: str, resumed_step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= resumed_step
+    except json.JSONDecodeError:
+        return False  # the line a killed run was writing
+
+
+def _write_line(file: TextIO, row: dict[str, Any]) -> None:
+    file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _to_stderr(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

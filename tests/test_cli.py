@@ -1,0 +1,221 @@
+"""The command line as a user meets it: exit codes, one line per mistake, no traceback, nothing started."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actors.config import UserError
+from launch.chat import chat
+
+ROOT = Path(__file__).parent.parent
+ROWS = [{"prompt": f"reverse {text}", "answer": text[::-1]} for text in ("abc", "dba", "cab", "bcd")]
+CONFIG = {
+    "algorithm": {"name": "grpo", "prompts_per_step": 4, "samples_per_prompt": 4, "samples_per_update": 8},
+    "model": {"init": {"hidden_size": 32, "layers": 2, "heads": 4, "max_positions": 64}},
+    "data": {"train": "rows.jsonl"},
+    "reward": {"functions": ["my_reward.py:score"]},
+    "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 16},
+    "cluster": {"cpus": 4},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "my_reward.py").write_text("def score(completion, answer):\n    return float(completion == answer)\n")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(CONFIG))
+    return tmp_path
+
+
+def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "launch", *arguments]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60)
+
+
+MISTAKES = {
+    "unknown verb": (
+        ["chek", "job.yaml"],
+        "verb: must be one of run, check, data, chat, export (did you mean check?), got chek",
+    ),
+    "unknown option": (
+        ["check", "job.yaml", "--jso"],
+        "unrecognized arguments: --jso (see tandem check --help)",
+    ),
+    "no config": (
+        ["run", "jobs.yaml"],
+        "config file: cannot be read (No such file or directory), got jobs.yaml (did you mean job.yaml?)",
+    ),
+    "unknown key": (
+        ["check", "job.yaml", "policy.rank=2"],
+        "policy.rank: unknown field (did you mean ranks?), got 2",
+    ),
+    "no model directory": (
+        ["check", "job.yaml", "model={path: no/such/model}"],
+        "model.path: must be a model directory with a config.json, got no/such/model",
+    ),
+    "hub id without a hub": (
+        ["check", "job.yaml", "model={path: owner/name}"],
+        "model.path: must be a model directory with a config.json, got owner/name",
+    ),
+    "too many ranks": (
+        ["run", "job.yaml", "policy.ranks=8", "cluster.cpus=2"],
+        "policy.ranks: needs 4.6 CPUs in all (policy 8 x 0.5 + rollout 1 x 0.5 + reward 1 x 0.1), "
+        "got 2 CPUs on this machine",
+    ),
+    "too many GPUs": (
+        ["check", "job.yaml", "rollout.gpus_per_engine=1", "rollout.engines=3", "cluster.gpus=1"],
+        "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPUs on this machine",
+    ),
+    "more ranks than samples": (
+        ["check", "job.yaml", "policy.ranks=9", "policy.cpus_per_rank=0.1"],
+        "policy.ranks: must not exceed the samples of an update (8), got 9",
+    ),
+    "cache smaller than a sequence": (
+        [
+            "check",
+            "job.yaml",
+            "model.init={hidden_size: 1024, layers: 8, heads: 8, max_positions: 40000}",
+            "rollout.max_response_tokens=39968",
+        ],
+        "rollout.memory_gib: must hold the keys and values of one sequence of 40000 tokens (2.4 GiB), got 1",
+    ),
+    "reward that does not import": (
+        ["run", "job.yaml", "reward.functions=[other.py:score]"],
+        "reward.functions[0].name: ",
+    ),
+    "chat with nothing": (
+        ["chat", "outputs/run", "--prompt", "hello"],
+        "MODEL: must be a model directory or a run directory with an export, got outputs/run",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(project: Path, mistake: str) -> None:
+    arguments, expected = MISTAKES[mistake]
+    done = tandem(project, *arguments)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {expected}") if expected.endswith(": ") else line == f"error: {expected}"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not (project / "outputs").exists()
+
+
+def test_every_mistake_is_reported_at_once(project: Path) -> None:
+    (project / "a file").write_text("")
+    changes = [
+        "run.output=a file/below",
+        "data.train=row.jsonl",
+        "reward.functions=[my_reward:scor]",
+        "policy.ranks=90",
+    ]
+    done = tandem(project, "check", "job.yaml", *changes)
+    fields = [line.removeprefix("error: ").partition(":")[0] for line in done.stderr.splitlines()]
+    assert fields == ["run.output", "policy.ranks", "policy.ranks", "data.train", "reward.functions[0].name"]
+    expected = (
+        f"error: run.output: must be a directory that can be written ({project}/a file is a file), got a file/below"
+    )
+    assert done.stderr.splitlines()[0] == expected
+
+
+def test_a_model_that_reads_less_than_a_rollout(project: Path) -> None:
+    model = project / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 40}))
+    done = tandem(project, "check", "job.yaml", "model={path: model}")
+    assert done.stderr.splitlines()[0] == "error: model.path: must hold weights (*.safetensors or *.bin), got model"
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    done = tandem(project, "check", "job.yaml", "model={path: model}")
+    assert done.stderr.splitlines()[0] == (
+        "error: rollout.max_prompt_tokens + rollout.max_response_tokens: must not exceed the model's "
+        "max_position_embeddings (40), got 48"
+    )
+
+
+def test_check_prints_the_report_and_starts_nothing(project: Path) -> None:
+    started = time.monotonic()
+    done = tandem(project, "check", "job.yaml", "run.name=first", "algorithm.steps=5")
+    assert time.monotonic() - started < 10  # about one second on an idle machine
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 prompts x 4 samples = 16 samples a step = 2 updates x 8 samples" in done.stdout
+    lines = done.stdout.splitlines()
+    assert '  name: "first"  # set' in lines
+    assert "  steps: 5  # set" in lines
+    assert "  temperature: 1.0" in lines
+    assert "\x1b" not in done.stdout
+    assert not (project / "outputs").exists()
+
+
+def test_check_as_json(project: Path) -> None:
+    done = tandem(project, "check", "job.yaml", "--json", "policy.ranks=2", "policy.zero_stage=2")
+    found = json.loads(done.stdout)
+    assert found["config"]["policy"]["zero_stage"] == 2
+    assert [(item["group"], item["count"], item["zero_stage"]) for item in found["placement"]] == [
+        ("policy", 2, 2),
+        ("rollout", 1, None),
+        ("reward", 1, None),
+    ]
+    policy = found["memory"]["processes"]["policy"]
+    assert policy["gradients"] * 2 == policy["weights"] == found["memory"]["parameters"] * 4
+    assert found["arithmetic"]["rows"] == len(ROWS)
+    assert found["arithmetic"]["micro_batches"] == 1
+
+
+def test_help_is_fast_and_check_imports_nothing_heavy(project: Path) -> None:
+    started = time.monotonic()
+    done = tandem(project, "--help")
+    assert time.monotonic() - started < 3  # 0.1 s on an idle machine
+    assert done.returncode == 0
+    assert all(f"  {verb} " in done.stdout for verb in ("run", "check", "data", "chat", "export"))
+
+    program = (
+        "import sys; from launch.cli import main; code = main(['check', 'job.yaml', '--json']);"
+        "print(code, [name for name in ('torch', 'ray', 'vllm', 'deepspeed', 'datasets') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert found.stdout.splitlines()[-1] == "0 []"
+
+
+def test_chat_answers_from_a_run_directory(project: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from actors.config import ModelInit
+    from actors.skeleton import hf_config
+    from actors.tokenizer import build_char_tokenizer
+
+    init = ModelInit(hidden_size=32, layers=1, heads=4, max_positions=32, tie_embeddings=False)
+    tokenizer = build_char_tokenizer(init.alphabet)
+    values = hf_config(init, "fp32", len(tokenizer), int(tokenizer.eos_token_id), int(tokenizer.pad_token_id))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    with torch.no_grad():  # a model that always says z
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name or "embed" in name else 0.0)
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("z")] = 1.0
+    model.save_pretrained(project / "outputs/first/export")
+    tokenizer.save_pretrained(project / "outputs/first/export")
+
+    done = tandem(project, "chat", "outputs/first", "--prompt", "reverse abc", "--max-tokens", "5")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "zzzzz\n", "")
+    with pytest.raises(UserError, match="must be shorter than the model's 32 tokens, got 43"):
+        chat(str(project / "outputs/first"), prompt="a" * 40, temperature=1.0, max_tokens=5)
+
+
+def test_chat_names_the_nearest_run(project: Path) -> None:
+    export = project / "outputs/first/export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    (export / "model.safetensors").write_bytes(b"")
+    done = tandem(project, "chat", "outputs/frst", "--prompt", "hello")
+    rule = "must be a model directory or a run directory with an export (did you mean outputs/first?)"
+    assert done.stderr == f"error: MODEL: {rule}, got outputs/frst\n"

@@ -1,0 +1,125 @@
+"""Conventions: detected by column name, rendered alike, and refused with the row's number."""
+
+from typing import Any
+
+import pytest
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+from actors.batch import Sequence
+from actors.config import ModelInit, UserError
+from actors.tokenizer import build_char_tokenizer
+from algorithms.config import DataConfig
+from algorithms.conventions import detect
+from algorithms.data import prompts, sequences
+
+CHAR = build_char_tokenizer(ModelInit().alphabet)
+TALK = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "yo"},
+    {"role": "user", "content": "2+2"},
+    {"role": "assistant", "content": "4"},
+]
+
+
+MESSAGES = [{"role": "user", "content": "q\n\nx"}, {"role": "assistant", "content": "a"}]
+
+
+def data(**values: Any) -> DataConfig:
+    return DataConfig(train="rows.jsonl", **values)
+
+
+def trained(sequence: Sequence, tokenizer: PreTrainedTokenizerFast) -> str:
+    assert not sequence.action_mask[0]
+    return str(tokenizer.decode(sequence.token_ids[sequence.action_mask].tolist()))
+
+
+def sft(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerFast, train_on: Any = "completions", **values: Any
+) -> Sequence:
+    [sequence] = sequences([row], data(**values), tokenizer, train_on=train_on)
+    return sequence
+
+
+def complaint(function: Any, *args: Any, **keywords: Any) -> str:
+    with pytest.raises(UserError) as error:
+        function(*args, **keywords)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("messages", {"messages": MESSAGES}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "q\n\nx"}, {"from": "gpt", "value": "a"}]}),
+        ("prompt-completion", {"prompt": "q\n\nx", "completion": "a", "answer": "z"}),
+        ("prompt-completion", {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}),
+        ("alpaca", {"instruction": "q", "input": "x", "output": "a"}),
+        ("alpaca", {"instruction": "q\n\nx", "input": "", "output": "a", "system": ""}),
+    ],
+)
+def test_conventions_are_detected_and_render_alike(name: str, row: dict[str, Any]) -> None:
+    assert detect([row], data(), "sft", "data.train")[0].name == name
+    sequence = sft(row, CHAR)
+    assert CHAR.decode(sequence.token_ids.tolist()) == "<|user|>q\n\nx<|end|><|assistant|>a<|end|>"
+    assert trained(sequence, CHAR) == "a<|end|>"
+
+
+def test_sharegpt_and_alpaca_system_and_tool_turns() -> None:
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": "f()"},
+        {"from": "observation", "value": "7"},
+        {"from": "gpt", "value": "seven"},
+    ]
+    sequence = sft({"conversations": turns, "system": "S"}, CHAR)
+    assert str(CHAR.decode(sequence.token_ids.tolist())).startswith(
+        "<|system|>S<|end|><|user|>q<|end|><|assistant|>f()"
+    )
+    assert trained(sequence, CHAR) == "f()<|end|>seven<|end|>"
+    alpaca = sft({"instruction": "q", "output": "a", "system": "S"}, CHAR)
+    assert CHAR.decode(alpaca.token_ids.tolist()) == "<|system|>S<|end|><|user|>q<|end|><|assistant|>a<|end|>"
+
+
+def test_ambiguous_columns_are_an_error_until_chosen() -> None:
+    row = {"text": "plain", "messages": MESSAGES}
+    message = complaint(sequences, [row], data(), CHAR, train_on="all")
+    assert "columns text, messages fit several conventions (messages, text)" in message
+    assert "choose with data.columns, for example {messages: messages}" in message
+    chosen = sft(row, CHAR, columns={"text": "text"})
+    assert CHAR.decode(chosen.token_ids.tolist()) == "plain<|end|>"
+
+
+def test_missing_columns_name_row_and_nearest() -> None:
+    good, bad = {"prompt": "p", "completion": "c"}, {"prompt": "p", "compeltion": "c"}
+    message = complaint(sequences, [good, bad], data(), CHAR, train_on="all")
+    assert message == (
+        "data.train: row 2 lacks column 'completion' of the prompt-completion convention (did you mean compeltion?), "
+        "its columns are prompt, compeltion"
+    )
+    message = complaint(prompts, [{"promt": "p"}], data(), CHAR, max_prompt_tokens=9)
+    assert "row 1 has columns promt (did you mean prompt by promt?)" in message
+    message = complaint(prompts, [{"question": "p"}], data(columns={"prompt": "qestion"}), CHAR, max_prompt_tokens=9)
+    assert message.startswith("data.columns.prompt: data.train row 1 has no column 'qestion' (did you mean question?)")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": "hi"}, "column messages must be a list of messages, got str 'hi'"),
+        ({"messages": []}, "column messages must be a list"),
+        ({"messages": [{"from": "human", "value": "x"}]}, "message 1 of column messages must have role and content"),
+        ({"messages": [{"role": "user", "content": None}]}, "content of message 1 of column messages must be text"),
+        ({"messages": [{"role": "usr", "content": "x"}]}, "the chat template refuses it (unknown role usr)"),
+        ({"messages": TALK[:1]}, "has no token to train on"),
+        ({"conversations": [{"from": "humn", "value": "x"}]}, "unknown from 'humn' (did you mean human?)"),
+        ({"conversations": TALK}, "set data.columns {messages: conversations}"),
+        ({"prompt": "x", "completion": 3}, "column completion must be a list of messages, got int 3"),
+        ({"text": 3}, "column text must be text, got int 3"),
+    ],
+)
+def test_rows_with_wrong_values_are_named(row: dict[str, Any], message: str) -> None:
+    fine = {"messages": TALK, "conversations": [{"from": "gpt", "value": "x"}], "text": "x"}
+    first = {name: fine.get(name, "x") for name in row}
+    found = complaint(sequences, [first, row], data(), CHAR, train_on="completions")
+    assert found.startswith("data.train: row 2: ") and message in found

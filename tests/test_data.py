@@ -1,0 +1,231 @@
+"""Prompts and sequences, token by token, and the order of visiting rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+from actors.batch import Sequence
+from actors.config import ModelInit, UserError
+from actors.tokenizer import build_char_tokenizer
+from algorithms.config import DataConfig
+from algorithms.data import Batches, prompts, sequences
+from algorithms.sources import read_rows
+
+CHAR = build_char_tokenizer(ModelInit().alphabet)
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "yo"},
+    {"role": "user", "content": "2+2"},
+    {"role": "assistant", "content": "4"},
+]
+
+
+def byte_tokenizer(
+    template: str | None = None, *, bos: bool = False, eos: str = "<|im_end|>"
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with a few merges, as pretrained models have; with `bos`, one that adds BOS by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<|im_start|>", "<|im_end|>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=special, vocab_size=290, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["user assistant hi yo \n\n question answer"] * 9, trainer)
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>" if bos else None, eos_token=eos, chat_template=template
+    )
+
+
+def data(**values: Any) -> DataConfig:
+    return DataConfig(train="rows.jsonl", **values)
+
+
+def trained(sequence: Sequence, tokenizer: PreTrainedTokenizerFast) -> str:
+    assert not sequence.action_mask[0]
+    return str(tokenizer.decode(sequence.token_ids[sequence.action_mask].tolist()))
+
+
+def sft(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerFast, train_on: Any = "completions", **values: Any
+) -> Sequence:
+    [sequence] = sequences([row], data(**values), tokenizer, train_on=train_on)
+    return sequence
+
+
+def complaint(function: Any, *args: Any, **keywords: Any) -> str:
+    with pytest.raises(UserError) as error:
+        function(*args, **keywords)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML.replace("m.content", "(m.content | trim)")])
+def test_masks_by_prefixes_train_each_turn_with_its_end_token_once(template: str) -> None:
+    tokenizer = byte_tokenizer(template)
+    sequence = sft({"messages": TALK}, tokenizer)
+    assert trained(sequence, tokenizer) == "yo<|im_end|>4<|im_end|>"
+    partial = sft({"prompt": TALK[:3], "completion": TALK[3:]}, tokenizer)
+    assert trained(partial, tokenizer) == "4<|im_end|>"
+    whole = sft({"messages": TALK}, tokenizer, train_on="all")
+    assert whole.action_mask[1:].all() and not whole.action_mask[0]
+    assert np.array_equal(whole.token_ids, sequence.token_ids)
+
+
+def test_prefix_and_generation_marker_masks_agree() -> None:
+    marked = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    for row in ({"messages": TALK}, {"prompt": TALK[:3], "completion": TALK[3:]}, {"prompt": "hi", "completion": "yo"}):
+        by_prefix, by_marker = sft(row, byte_tokenizer(CHATML)), sft(row, byte_tokenizer(marked))
+        assert np.array_equal(by_prefix.token_ids, by_marker.token_ids)
+        assert np.array_equal(by_prefix.action_mask, by_marker.action_mask)
+
+
+def test_a_template_that_closes_turns_with_another_token_trains_the_turn_only() -> None:
+    tokenizer = byte_tokenizer(CHATML, eos="</s>")
+    assert trained(sft({"messages": TALK}, tokenizer), tokenizer) == "yo<|im_end|>\n4<|im_end|>\n"
+
+
+def test_a_template_that_rewrites_history_by_turn_is_refused_with_a_way_out() -> None:
+    counting = CHATML.replace("{% for", "{{ messages | length }}{% for", 1)
+    message = complaint(sequences, [{"messages": TALK}], data(), byte_tokenizer(counting), train_on="completions")
+    assert "first 1 messages render differently within the whole conversation" in message
+    assert "algorithm.train_on all" in message
+    assert len(sft({"messages": TALK}, byte_tokenizer(counting), train_on="all"))
+
+
+def test_a_template_that_drops_thoughts_from_earlier_turns_can_be_masked() -> None:
+    """Qwen3 renders the last assistant turn otherwise than earlier ones."""
+    thinking = CHATML.replace("+ m.content", "+ ('<think>' if loop.last and m.role == 'assistant' else '') + m.content")
+    tokenizer = byte_tokenizer(thinking)
+    assert trained(sft({"messages": TALK}, tokenizer), tokenizer) == "yo<|im_end|><think>4<|im_end|>"
+
+
+def test_bos_is_written_once_and_never_trained_on() -> None:
+    plain = byte_tokenizer(bos=True, eos="</s>")
+    pair = sft({"prompt": "hi", "completion": " yo"}, plain)
+    assert plain.decode(pair.token_ids.tolist()) == "<s>hi yo</s>"
+    assert trained(pair, plain) == " yo</s>"
+    text = sft({"text": "hi yo"}, plain)
+    assert plain.decode(text.token_ids.tolist()) == "<s>hi yo</s>"
+    assert trained(text, plain) == "hi yo</s>"
+    templated_text = sft({"text": "<s>hi</s>"}, plain)
+    assert plain.decode(templated_text.token_ids.tolist()) == "<s>hi</s>"
+    [prompt] = prompts([{"prompt": "hi"}], data(), plain, max_prompt_tokens=9)
+    assert prompt.token_ids == pair.token_ids[: len(prompt.token_ids)].tolist()
+    chat = byte_tokenizer("{{ bos_token }}" + CHATML, bos=True)
+    assert list(sft({"messages": TALK}, chat).token_ids).count(chat.bos_token_id) == 1
+
+
+def test_sft_prompt_is_what_rl_samples_from() -> None:
+    for tokenizer in (CHAR, byte_tokenizer(CHATML), byte_tokenizer()):
+        row = {"prompt": "hi", "completion": "yo"}
+        sequence = sft(row, tokenizer)
+        [prompt] = prompts([row], data(), tokenizer, max_prompt_tokens=99)
+        assert prompt.token_ids == sequence.token_ids[: int(sequence.action_mask.argmax())].tolist()
+
+
+def test_messages_and_system_prompts_need_a_template() -> None:
+    plain = byte_tokenizer()
+    assert "row 1: messages need a tokenizer with a chat template" in complaint(sft, {"messages": TALK}, plain)
+    for call in (sft, lambda row, tokenizer, **values: prompts([row], data(**values), tokenizer, max_prompt_tokens=99)):
+        assert "data.system_prompt" in complaint(call, {"prompt": "x", "completion": "y"}, plain, system_prompt="S")
+    own = {"messages": [{"role": "system", "content": "T"}, *TALK]}
+    assert "has a system message of its own" in complaint(sft, own, CHAR, system_prompt="S")
+    sequence = sft({"prompt": TALK[:3], "completion": TALK[3:]}, CHAR, system_prompt="S")
+    assert str(CHAR.decode(sequence.token_ids.tolist())).startswith("<|system|>S<|end|><|user|>hi")
+    assert trained(sequence, CHAR) == "4<|end|>"
+
+
+def test_lengths_over_the_limit_are_counted() -> None:
+    rows = [{"prompt": "p" * size} for size in (1, 20, 30)]
+    assert complaint(prompts, rows, data(), CHAR, max_prompt_tokens=10) == (
+        "data.train: row 2: prompt has 23 tokens, rollout.max_prompt_tokens is 10 "
+        "(2 of 3 rows are longer, the longest has 33)"
+    )
+    rows = [{"text": "t" * size} for size in (1, 20)]
+    message = complaint(sequences, rows, data(max_length=20), CHAR, train_on="all", field="data.eval")
+    assert message.startswith("data.eval: row 2: sequence has 21 tokens, data.max_length is 20 (1 of 2")
+
+
+def test_prompts_keep_text_and_row() -> None:
+    rows = [{"prompt": "sort: ba", "answer": "ab"}]
+    [prompt] = prompts(rows, data(system_prompt="S"), CHAR, max_prompt_tokens=99)
+    assert CHAR.decode(prompt.token_ids) == "<|system|>S<|end|><|user|>sort: ba<|end|><|assistant|>"
+    assert (prompt.index, prompt.text, prompt.row) == (0, "sort: ba", rows[0])
+    [talk] = prompts([{"messages": TALK[:3], "answer": 4}], data(), CHAR, max_prompt_tokens=99)
+    assert talk.text == "2+2" and str(CHAR.decode(talk.token_ids)).endswith("2+2<|end|><|assistant|>")
+    message = complaint(prompts, [{"messages": TALK}], data(), CHAR, max_prompt_tokens=99)
+    assert "must end with a user turn" in message
+
+
+def test_renames_keep_the_original_column() -> None:
+    [prompt] = prompts([{"q": "x", "a": "y"}], data(columns={"prompt": "q", "answer": "a"}), CHAR, max_prompt_tokens=9)
+    assert prompt.row == {"q": "x", "a": "y", "prompt": "x", "answer": "y"}
+
+
+def test_gsm8k_works_without_settings() -> None:
+    if not GSM8K.exists():
+        pytest.skip(f"needs {GSM8K.name} in ../shared/data")
+    rows = read_rows(str(GSM8K), split="train", arguments={}, limit=20, field="data.train")
+    found = prompts(rows, data(), CHAR, max_prompt_tokens=2000)
+    assert [item.text for item in found] == [row["question"] for row in rows]
+    assert all(item.row["prompt"] == item.row["question"] and "####" in item.row["answer"] for item in found)
+
+
+@given(
+    rows=st.integers(1, 12),
+    takes=st.lists(st.integers(0, 9), max_size=12),
+    seed=st.integers(-3, 2**70),
+    shuffle=st.booleans(),
+    cut=st.integers(0, 12),
+)
+def test_batches_visit_every_row_once_an_epoch_and_resume_anywhere(
+    rows: int, takes: list[int], seed: int, shuffle: bool, cut: int
+) -> None:
+    batches = Batches(rows, seed=seed, shuffle=shuffle)
+    resumed = Batches(rows, seed=seed, shuffle=shuffle)
+    order: list[int] = []
+    for index, take in enumerate(takes):
+        if index == cut:
+            resumed.load_state_dict(json.loads(json.dumps(batches.state_dict())))
+        taken = batches.next(take)
+        assert len(taken) == take
+        if index >= cut:
+            assert resumed.next(take) == taken
+        order += taken
+    for start in range(0, len(order), rows):
+        epoch = order[start : start + rows]
+        assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(rows))
+        assert shuffle or epoch == list(range(len(epoch)))
+
+
+def test_batches_shuffle_anew_each_epoch_and_by_seed() -> None:
+    batches = Batches(50, seed=1, shuffle=True)
+    first, second = batches.next(50), batches.next(50)
+    assert first != second != list(range(50))
+    assert first != Batches(50, seed=2, shuffle=True).next(50)
+    other = Batches(49, seed=1, shuffle=True)
+    assert "must hold the checkpoint's 50 rows to resume, got 49" in complaint(
+        other.load_state_dict, batches.state_dict()
+    )

@@ -1,0 +1,132 @@
+"""Sizes of launch/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.config import ModelInit, OptimizerConfig, RolloutConfig, TrainerConfig
+from actors.skeleton import hf_config
+from algorithms.config import GRPOConfig, SFTConfig
+from launch.estimate import (
+    FLOAT32,
+    GIB,
+    DecoderShape,
+    decoder_shape,
+    engine_memory,
+    grpo_arithmetic,
+    kv_bytes_per_token,
+    parameter_count,
+    sft_arithmetic,
+    stored_parameters,
+    trainer_memory,
+)
+
+NUMBERS = {
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+SHAPE = DecoderShape(
+    hidden_size=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=128, vocab_size=100,
+    tie_embeddings=True,
+)  # fmt: skip
+
+
+def built(family: str, **extra: object):
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**NUMBERS, **extra)
+    return getattr(transformers, f"{family}ForCausalLM")(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("Qwen2", {"tie_word_embeddings": True}),
+        ("Qwen2", {"tie_word_embeddings": False}),
+        ("Llama", {"tie_word_embeddings": False}),
+        ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+        ("Qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
+        ("Mistral", {"tie_word_embeddings": False, "head_dim": 24}),
+    ],
+)
+def test_parameter_count_equals_the_real_model(family: str, extra: dict) -> None:
+    model = built(family, **extra)
+    shape = decoder_shape(model.config.to_dict())
+    assert shape is not None
+    assert parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_stored_parameters_reads_safetensors_headers(tmp_path: Path) -> None:
+    model = built("Llama", tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    assert stored_parameters(tmp_path) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_parameter_count_of_our_own_tiny_model(family: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    init = ModelInit.model_validate({"family": family, "hidden_size": 48, "heads": 6, "kv_heads": 2, "layers": 3})
+    values = hf_config(init, "fp32", 101, 2, 0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    shape = decoder_shape(values)
+    assert shape is not None
+    assert parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_an_unknown_architecture_has_no_shape() -> None:
+    assert decoder_shape({"model_type": "mamba", "hidden_size": 8}) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"), [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)]
+)
+def test_zero_stages_divide_what_they_shard(stage: int, weights: int, gradients: int, optimizer: int) -> None:
+    group = TrainerConfig.model_validate({"ranks": 4, "zero_stage": stage})
+    memory = trainer_memory(SHAPE, 1_000_000, group, "bf16", gradient_checkpointing=False)
+    assert memory.weights == 2_000_000 // weights
+    assert memory.gradients == 2_000_000 // gradients
+    assert memory.optimizer == 12_000_000 // optimizer  # two moments and the master copy, float32
+
+
+def test_optimizer_state_depends_on_the_optimizer_and_offload() -> None:
+    sgd = TrainerConfig(optimizer=OptimizerConfig(name="sgd"))
+    assert trainer_memory(SHAPE, 1000, sgd, "fp32", gradient_checkpointing=False).optimizer == 0
+    offloading = TrainerConfig(zero_stage=1, offload_optimizer=True, gpus_per_rank=1)
+    memory = trainer_memory(SHAPE, 1000, offloading, "fp32", gradient_checkpointing=False)
+    assert (memory.optimizer, memory.optimizer_offloaded) == (0, 3 * FLOAT32 * 1000)
+    assert memory.total >= memory.optimizer_offloaded + memory.weights
+
+
+def test_gradient_checkpointing_needs_less() -> None:
+    group = TrainerConfig()
+    with_it = trainer_memory(SHAPE, 1000, group, "fp32", gradient_checkpointing=True).activations
+    assert with_it < trainer_memory(SHAPE, 1000, group, "fp32", gradient_checkpointing=False).activations
+
+
+def test_engine_memory_and_key_value_cache() -> None:
+    memory = engine_memory(1000, RolloutConfig(memory_gib=2, tensor_parallel=2), "fp32")
+    assert (memory.weights, memory.kv_cache) == (2000, 2 * GIB)
+    assert kv_bytes_per_token(SHAPE, "bf16") == 2 * 2 * 2 * 16 * 2
+
+
+def test_grpo_arithmetic_is_an_equation() -> None:
+    algorithm = GRPOConfig(name="grpo", prompts_per_step=16, samples_per_prompt=8, samples_per_update=64)
+    policy = TrainerConfig(ranks=2, micro_batch_tokens=1000)
+    found = grpo_arithmetic(algorithm, policy, mean_tokens=300)
+    assert found.equation == "16 prompts x 8 samples = 128 samples a step = 2 updates x 64 samples"
+    assert found.micro_batches == 11  # 32 samples on a rank, 3 in a micro-batch
+
+
+def test_sft_arithmetic_counts_updates_of_epochs() -> None:
+    found = sft_arithmetic(SFTConfig(name="sft", epochs=2, samples_per_update=30), TrainerConfig(), 100, sequences=100)
+    assert found.steps == 7
+    assert found.equation == "7 updates x 30 sequences = 2.1 epochs of 100 sequences"
+    assert found.micro_batches == 1

@@ -1,0 +1,54 @@
+"""The verb `data`: what is trained on is marked, and long rows are counted."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.tokenizer import build_char_tokenizer
+from algorithms.config import DataConfig
+from algorithms.data import sequences
+from launch.config import validate
+from launch.preview import marked, preview
+
+
+def test_preview_shows_what_is_trained_on_and_counts_long_rows(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "[b]ba", "completion": "ab", "answer": 1},
+        {"prompt": "x" * 40, "completion": "y", "answer": 2},
+    ]
+    train = tmp_path / "rows.jsonl"
+    train.write_text("\n".join(map(json.dumps, rows)))
+    common = {"model": {"init": {}}, "reward": {"functions": ["exact_match"]}, "rollout": {"max_prompt_tokens": 20}}
+    expected = {
+        "sft": [
+            "convention prompt-completion",
+            "<|user|>[b]ba<|end|><|assistant|>«ab<|end|>»",
+            "1 rows (50.0%) over data.max_length 30",
+        ],
+        "grpo": [
+            "columns prompt, completion, answer",
+            "<|user|>[b]ba<|end|><|assistant|>",
+            "1 rows (50.0%) over rollout.max_prompt_tokens 20",
+        ],
+    }
+    for name, texts in expected.items():
+        algorithm = {"name": name, "steps": 1}
+        config = validate({**common, "algorithm": algorithm, "data": {"train": str(train), "max_length": 30}})
+        console = Console(width=200, color_system=None, record=True, file=io.StringIO())
+        preview(config, rows=2, console=console)
+        shown = console.export_text()
+        for text in texts:
+            assert text in shown
+
+
+def test_colours_replace_the_marks() -> None:
+    tokenizer = build_char_tokenizer("ab«")
+    [sequence] = sequences(
+        [{"prompt": "a", "completion": "b"}], DataConfig(train="rows"), tokenizer, train_on="completions"
+    )
+    text = marked(sequence, tokenizer, marks=False)
+    assert text.plain == "<|user|>a<|end|><|assistant|>b<|end|>"
+    styles = {text.plain[span.start : span.end]: span.style for span in text.spans}
+    assert styles == {"<|user|>a<|end|><|assistant|>": "dim", "b<|end|>": "bold green"}

@@ -1,0 +1,184 @@
+"""The reward pool on a real Ray: what a user's function does wrong stays with its samples."""
+
+import os
+import time
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import numpy as np
+import pytest
+import ray
+
+from actors.batch import Prompt, Rollout
+from actors.config import UserError
+from algorithms.config import RewardConfig, RewardFunction
+from algorithms.reward_pool import RewardFailure, RewardPool
+
+REWARD = '''
+import os, re, time
+
+def score(completions, answer):
+    """Does what the completions say."""
+    if "length" in completions:
+        return [1.0]
+    values = []
+    for completion in completions:
+        if completion == "raise":
+            raise KeyError("lost")
+        if completion == "hang":
+            time.sleep(600)
+        if completion == "regex":
+            re.match(r"(a+)+$", "a" * 60 + "b")  # holds the interpreter lock for ages
+        if completion == "die":
+            os._exit(1)
+        special = {"nan": float("nan"), "none": None, "process": os.getpid()}
+        values.append(special.get(completion, float(completion == answer[0])))
+    return values
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_ray(tmp_path_factory):
+    home = os.environ.get("HOME")
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024**2
+    )
+    yield
+    ray.shutdown()
+    os.environ.pop("HOME") if home is None else os.environ.update(HOME=home)
+
+
+@pytest.fixture
+def make_pool(tmp_path, monkeypatch):
+    """Makes pools over my_reward.py, named relative to the driver's working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    pools = []
+
+    def make(name="my_reward.py:score", *, workers=1, deadline_s=20.0):
+        config = RewardConfig(functions=[RewardFunction(name=name)], workers=workers, deadline_s=deadline_s)
+        pools.append(RewardPool(config))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+PROMPT = Prompt(index=7, token_ids=[1], text="say yes", row={"answer": "yes"})
+
+
+def rollouts(*texts: str) -> list[Rollout]:
+    return [
+        Rollout(
+            prompt_token_ids=[1],
+            response_token_ids=[2],
+            rollout_logprobs=np.zeros(1, np.float32),
+            versions=[],
+            finish_reason="stop",
+            status="ok",
+            text=text,
+        )
+        for text in texts
+    ]
+
+
+def submit(pool: RewardPool, *texts: str) -> int:
+    return pool.submit(PROMPT, rollouts(*texts), len(texts))
+
+
+def await_start(pool: RewardPool) -> None:
+    refs = pool.refs()
+    done, _ = ray.wait(refs, num_returns=len(refs), timeout=60)
+    assert len(done) == len(refs)
+    assert pool.ready(0) == [] and pool.refs() == []
+
+
+def gather(pool: RewardPool, count: int, timeout_s: float = 40) -> dict:
+    """Scores by ticket: the reward, or the error as text."""
+    found = {}
+    until = time.monotonic() + timeout_s
+    while len(found) < count and time.monotonic() < until:
+        for ticket, scores in pool.ready(timeout_s=1):
+            found[ticket] = [score.error if score.status == "failed" else score.reward for score in scores]
+    assert len(found) == count, f"{len(found)} of {count} batches in {timeout_s} s"
+    return found
+
+
+def test_mistakes_fail_their_samples_only(make_pool):
+    pool = make_pool()
+    tickets = [
+        submit(pool, "yes", "raise", "no"),
+        submit(pool, "yes", "length"),
+        submit(pool, "nan", "yes", "none"),
+        pool.submit(PROMPT, ray.put(rollouts("no", "yes")), 2),
+    ]
+    found = gather(pool, 4)
+    first, second, third, fourth = (found[ticket] for ticket in tickets)
+    assert (first[0], first[2]) == (1.0, 0.0)
+    assert "KeyError: 'lost' (my_reward.py line" in first[1]
+    assert "prompt 'say yes', completion 'raise'" in first[1]
+    assert all("returned 1 values for 2 completions" in error for error in second)
+    assert "nan" in third[0] and third[1] == 1.0 and "abstained" in third[2]
+    assert fourth == [0.0, 1.0]
+    assert (pool.scored, pool.failed) == (5, 5)
+
+    pool.check_failures(samples_per_step=50)
+    with pytest.raises(RewardFailure) as caught:
+        pool.check_failures(samples_per_step=49)
+    message = str(caught.value)
+    assert "5 samples could not be scored in a step of 49" in message and "\n" not in message
+    assert "KeyError" in message and "completion 'raise'" in message and "and 1 more causes" in message
+    pool.begin_step()
+    pool.check_failures(samples_per_step=1)
+
+
+@pytest.mark.parametrize(("end", "what"), [("regex", "no answer within 2 s"), ("die", "the process died")])
+def test_a_lost_process_fails_the_guilty_sample_and_the_pool_recovers(make_pool, end, what):
+    pool = make_pool(deadline_s=2.0)
+    first = submit(pool, "process")
+    pid = int(gather(pool, 1)[first][0])
+    bad = pool.submit(PROMPT, ray.put(rollouts("yes", end, "yes")), 3)
+    good = submit(pool, "no", "yes")
+    found = gather(pool, 2)
+    assert found[bad][0] == 1.0
+    assert f"{what}; prompt 'say yes', completion '{end}'" in found[bad][1]
+    assert "not scored, because of sample 1 of the same batch" in found[bad][2]
+    assert found[good] == [0.0, 1.0]
+    assert not os.path.exists(f"/proc/{pid}")
+    assert (pool.scored, pool.failed) == (1 + 1 + 2, 2)
+
+
+def test_a_hang_blocks_only_its_own_worker(make_pool):
+    pool = make_pool(workers=2, deadline_s=20.0)
+    await_start(pool)
+    started = time.monotonic()
+    hanging = submit(pool, "hang")
+    others = [submit(pool, "yes", "no") for _ in range(4)]
+    found = {}
+    while len(found) < 4 and time.monotonic() - started < 15:
+        ray.wait(pool.refs(), timeout=1)
+        found |= dict(pool.ready(0))
+    assert sorted(found) == others and hanging not in found
+
+
+def test_batches_are_spread_over_processes_that_close_ends(make_pool):
+    pool = make_pool(workers=2)
+    await_start(pool)
+    for _ in range(4):
+        submit(pool, "process")
+    pids = {int(values[0]) for values in gather(pool, 4).values()}
+    assert len(pids) == 2 and os.getpid() not in pids
+    pool.close()
+    until = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_a_function_that_does_not_load_in_the_worker_is_a_user_error(make_pool):
+    pool = make_pool("my_reward.py:scoer")
+    submit(pool, "yes")
+    with pytest.raises(UserError, match=r"reward\.functions\[0\]\.name: .*did you mean score\?"):
+        gather(pool, 1)

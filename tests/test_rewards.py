@@ -1,0 +1,200 @@
+"""Reward functions: signatures, what they are called with, and what counts as a failure. No Ray."""
+
+import math
+
+import numpy as np
+import pytest
+
+from actors.batch import Prompt, Rollout
+from actors.config import UserError
+from algorithms.config import RewardFunction
+from algorithms.rewards import (
+    LoadedFunction,
+    Samples,
+    check_signature,
+    labels,
+    load_functions,
+    score_batch,
+    score_rollouts,
+)
+
+
+def loaded(call, *, name="mine.py:score", label="score", weight=1.0, **arguments) -> LoadedFunction:
+    return LoadedFunction(name=name, label=label, weight=weight, arguments=arguments, call=call)
+
+
+def samples(*completions: str, prompt: str = "1+1=", **columns) -> Samples:
+    return Samples(prompts=[prompt] * len(completions), completions=list(completions), columns=columns)
+
+
+def rewards(functions, batch) -> list[float | None]:
+    """The rewards, None where scoring failed."""
+    scores = score_batch(functions, batch)
+    assert all((score.status == "failed") == math.isnan(score.reward) == bool(score.error) for score in scores)
+    return [None if score.status == "failed" else score.reward for score in scores]
+
+
+def problem(call, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_loading_reports_every_function_and_labels_are_unique():
+    functions = [RewardFunction(name="exact_mach"), RewardFunction(name="math"), RewardFunction(name="maths")]
+    with pytest.raises(UserError) as caught:
+        load_functions(functions)
+    assert [line.split(":")[0] for line in caught.value.problems] == [
+        "reward.functions[0].name",
+        "reward.functions[2].name",
+    ]
+    assert labels([RewardFunction(name=name) for name in ("a.py:score", "math", "b.py:score")]) == [
+        "score",
+        "math",
+        "score_2",
+    ]
+
+
+def test_signature_is_checked_against_columns_and_arguments(tmp_path):
+    path = tmp_path / "signatures.py"
+    path.write_text(
+        "def score(completion, anwser, scale=1.0): return 1\n"
+        "def batch(completions, prompts, answer, **columns): return 1\n"
+    )
+
+    def function(name, **arguments):
+        return RewardFunction(name=f"{path}:{name}", arguments=arguments)
+
+    text = problem(check_signature, function("score"), ["prompt", "answer"], 1)
+    assert text.startswith("reward.functions[1].name: ") and "needs a parameter anwser" in text
+    assert "got columns answer, prompt (did you mean answer?)" in text
+    check_signature(function("score"), ["anwser"])
+    check_signature(function("score", anwser="4", scale=2), [])
+    assert "did you mean scale?" in problem(check_signature, function("score", scal=2), ["anwser"])
+    assert "must not be completion or prompt" in problem(check_signature, function("score", prompt="x"), ["anwser"])
+    check_signature(function("batch", anything=1), ["answer"])
+    assert "needs a parameter answer" in problem(check_signature, function("batch"), [])
+    check_signature(RewardFunction(name="math"), ["answer"])
+
+
+def test_functions_get_what_their_parameters_name():
+    seen = []
+
+    def one(completion, prompt, answer, bonus=0.0):
+        seen.append((completion, prompt, answer))
+        return float(completion == answer) + bonus
+
+    def every(completions, **columns):
+        seen.append((completions, columns))
+        return [float(len(completion)) for completion in completions]
+
+    batch = samples("2", "33", answer=["2", "3"], level=[7, 8])
+    assert rewards([loaded(one, bonus=0.5), loaded(every, weight=0.1)], batch) == pytest.approx([1.6, 0.7])
+    assert seen == [
+        ("2", "1+1=", "2"),
+        ("33", "1+1=", "3"),
+        (["2", "33"], {"prompts": ["1+1=", "1+1="], "answer": ["2", "3"], "level": [7, 8]}),
+    ]
+
+
+def test_a_configured_argument_wins_over_a_column_and_lists_may_be_changed():
+    def spoil(completions, answer):
+        completions.clear()
+        return [float(answer == "fixed")] * 2
+
+    def after(completions):
+        return [float(len(completion)) for completion in completions]
+
+    functions = [loaded(spoil, answer="fixed"), loaded(after)]
+    assert rewards(functions, samples("a", "bb", answer=["x", "y"])) == [2.0, 3.0]
+
+
+# --- failures
+
+
+def test_only_the_guilty_sample_fails_when_a_batched_function_raises():
+    def score(completions):
+        return [float(completion) for completion in completions]
+
+    scores = score_batch([loaded(score)], samples("1", "x\ny", "3"))
+    assert [score.status for score in scores] == ["ok", "failed", "ok"]
+    assert [scores[0].reward, scores[2].reward] == [1.0, 3.0]
+    error = scores[1].error
+    assert error and "\n" not in error
+    assert error.startswith(
+        "mine.py:score: ValueError: could not convert string to float: 'x\\ny' (test_rewards.py line"
+    )
+    assert error.endswith("; prompt '1+1=', completion 'x\\ny'")
+
+
+def test_exceptions_that_are_not_exceptions_are_failures_too():
+    class Timeout(BaseException):
+        pass
+
+    def score(completion):
+        if completion == "exit":
+            raise SystemExit(1)
+        if completion == "timeout":
+            raise Timeout("5 s")
+        return 1.0
+
+    assert rewards([loaded(score)], samples("exit", "fine", "timeout")) == [None, 1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("returned", "cause"),
+    [
+        ([1.0], "returned 1 values for 2 completions"),
+        (None, "returned NoneType, not a list of 2 numbers"),
+        ({"a": 1}, "returned dict, not a list of 2 numbers"),
+        (1.0, "returned float, not a list of 2 numbers"),
+        (np.zeros((1, 2)), "returned 1 values for 2 completions"),
+    ],
+)
+def test_a_batch_of_the_wrong_form_fails_as_a_whole(returned, cause):
+    scores = score_batch([loaded(lambda completions: returned)], samples("a", "b"))
+    assert [score.cause for score in scores] == [f"mine.py:score: {cause}"] * 2
+
+
+def test_values_that_are_no_finite_numbers_fail_alone():
+    values = [1, True, np.float32(0.5), float("nan"), float("inf"), "0.5", 10**400, np.array(2.0), [1.0], -3]
+    batch = samples(*map(repr, values))
+    expected = [1.0, 1.0, 0.5, None, None, None, None, 2.0, None, -3.0]
+    assert rewards([loaded(lambda completions: values)], batch) == expected
+    assert rewards([loaded(lambda completion: values[batch.completions.index(completion)])], batch) == expected
+    assert rewards([loaded(lambda completions: np.arange(3))], samples("a", "b", "c")) == [0.0, 1.0, 2.0]
+
+
+def test_abstaining_leaves_the_sum_and_the_parts_and_all_abstaining_fails():
+    def short(completion):
+        return None if len(completion) > 1 else 1.0
+
+    def long(completion):
+        return None if len(completion) < 3 else 4.0
+
+    scores = score_batch([loaded(short), loaded(long, label="long", weight=0.5)], samples("a", "bb", "ccc"))
+    assert [score.parts for score in scores] == [{"score": 1.0}, {}, {"long": 4.0}]
+    assert [scores[0].reward, scores[2].reward] == [1.0, 2.0]
+    assert scores[1].status == "failed" and "abstained" in str(scores[1].error)
+
+
+def test_a_failed_rollout_is_seen_by_no_function():
+    def rollout(text, status):
+        return Rollout(
+            prompt_token_ids=[1],
+            response_token_ids=[2],
+            rollout_logprobs=np.zeros(1, np.float32),
+            versions=[],
+            finish_reason="abort" if status == "failed" else "stop",
+            status=status,
+            text=text,
+        )
+
+    seen = []
+    prompt = Prompt(index=0, token_ids=[1], text="1+1=", row={"answer": "2"})
+    function = loaded(lambda completion, answer: seen.append(completion) or float(completion == answer))
+    scores = score_rollouts([function], prompt, [rollout("2", "ok"), rollout("2", "failed"), rollout("3", "truncated")])
+    assert seen == ["2", "3"]
+    assert [score.status for score in scores] == ["ok", "failed", "ok"]
+    assert [scores[0].reward, scores[2].reward] == [1.0, 0.0]

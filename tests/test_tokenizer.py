@@ -1,0 +1,110 @@
+"""Tokenizers: exact text, ids that survive saving and AutoTokenizer, and clear errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.config import ModelConfig, ModelInit, UserError
+from actors.tokenizer import build_char_tokenizer, load_tokenizer, tokenizer_for
+
+ALPHABET = ModelInit().alphabet
+CHARACTERS = build_char_tokenizer(ALPHABET)
+TALK = [
+    {"role": "system", "content": "Be brief. "},
+    {"role": "user", "content": " 1 +\n\n2 = ?"},
+    {"role": "assistant", "content": "3"},
+    {"role": "user", "content": "sure ?"},
+    {"role": "assistant", "content": " I'm sure ."},
+]
+
+
+@given(st.text(alphabet=ALPHABET, max_size=40))
+def test_text_survives_encode_and_decode_exactly(text: str) -> None:
+    ids = CHARACTERS(text)["input_ids"]
+    assert len(ids) == len(text)
+    assert CHARACTERS.decode(ids) == text
+
+
+def test_characters_beyond_ascii_are_one_token_each() -> None:
+    tokenizer = build_char_tokenizer("aé日本 ")
+    ids = tokenizer("é日 本a")["input_ids"]
+    assert len(ids) == 5
+    assert tokenizer.decode(ids) == "é日 本a"
+
+
+def test_each_unknown_character_is_one_unknown_token() -> None:
+    unknown = CHARACTERS.unk_token_id
+    assert CHARACTERS("aéé日b")["input_ids"] == [
+        *CHARACTERS("a")["input_ids"],
+        *[unknown] * 3,
+        *CHARACTERS("b")["input_ids"],
+    ]
+
+
+def test_chat_template_costs_two_tokens_a_turn_and_marks_assistant_turns() -> None:
+    rendered = CHARACTERS.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+    assert len(rendered["input_ids"]) == sum(len(message["content"]) + 2 for message in TALK)
+    marked = [token for token, mark in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mark]
+    assert CHARACTERS.decode(marked) == "3<|end|> I'm sure .<|end|>"
+    prompt = CHARACTERS.apply_chat_template(TALK[:2], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|system|>Be brief. <|end|><|user|> 1 +\n\n2 = ?<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_saved_tokenizer_renders_the_same_ids_with_auto_tokenizer(tmp_path: Path, family: str) -> None:
+    """AutoTokenizer rebuilds qwen2 tokenizers as its own class, which once changed every id of a space."""
+    from transformers import AutoTokenizer
+
+    CHARACTERS.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    expected = CHARACTERS.apply_chat_template(TALK)["input_ids"]
+    for loaded in (AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(str(tmp_path))):
+        assert loaded.apply_chat_template(TALK)["input_ids"] == expected
+        assert loaded.decode(expected) == CHARACTERS.decode(expected)
+        assert (loaded.eos_token_id, loaded.pad_token_id) == (CHARACTERS.eos_token_id, CHARACTERS.pad_token_id)
+
+
+def test_tokenizer_for_follows_the_configuration(tmp_path: Path) -> None:
+    CHARACTERS.save_pretrained(tmp_path)
+    loaded = tokenizer_for(ModelConfig(path=str(tmp_path)))
+    built = tokenizer_for(ModelConfig(init=ModelInit(alphabet="ab")))
+    assert loaded.get_vocab() == CHARACTERS.get_vocab()
+    assert built.decode(built("abc")["input_ids"], skip_special_tokens=True) == "ab"
+
+
+def test_building_and_loading_import_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from actors.tokenizer import build_char_tokenizer, load_tokenizer\n"
+        f"build_char_tokenizer('ab').save_pretrained({str(tmp_path)!r}); load_tokenizer({str(tmp_path)!r})\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("alphabet", "message"), [("", "at least one"), ("abca", "got 'a' twice")])
+def test_useless_alphabets_are_refused(alphabet: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_char_tokenizer(alphabet)
+
+
+def test_paths_that_hold_no_tokenizer_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "export").mkdir()
+    expected = {
+        str(tmp_path / "exprt"): f"no Hugging Face model directory (did you mean {tmp_path / 'export'}?)",
+        str(tmp_path / "export"): "directory holds no tokenizer",
+        "surely/not/a/hub/id": "no Hugging Face model directory",
+        "tandem-tests/never-published": "no such directory, and the hub cannot give it",
+    }
+    for path, rule in expected.items():
+        with pytest.raises(UserError) as error:
+            load_tokenizer(path)
+        assert str(error.value).startswith(f"model.path: {rule}")
+        assert str(error.value).endswith(f"got {path}")
+        assert "\n" not in str(error.value)

@@ -1,0 +1,89 @@
+"""metrics.jsonl and samples.jsonl: strict JSON, written at once, cut on resume; W&B offline beside them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from launch.config import RunConfig, validate
+from launch.tracking import Tracker
+
+
+def config_for(directory: Path, **tracking: object) -> RunConfig:
+    return validate(
+        {
+            "algorithm": {"name": "sft", "steps": 3},
+            "model": {"init": {}},
+            "data": {"train": "rows.jsonl"},
+            "tracking": {"wandb": False, **tracking},
+            "run": {"output": str(directory)},
+        }
+    )
+
+
+def lines(path: Path) -> list[dict]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_line_is_readable_before_close_and_strict_json(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "new", config_for(tmp_path))
+    tracker.log(1, {"reward/mean": 0.25, "loss/policy": math.nan, "policy/kl": math.inf})
+    tracker.samples(1, [{"prompt": "sort: ü\n", "reward": -math.inf, "parts": [1.0, math.nan]}])
+    assert lines(tmp_path / "new/metrics.jsonl") == [
+        {"step": 1, "reward/mean": 0.25, "loss/policy": None, "policy/kl": None}
+    ]
+    assert lines(tmp_path / "new/samples.jsonl") == [
+        {"step": 1, "prompt": "sort: ü\n", "reward": None, "parts": [1.0, None]}
+    ]
+    tracker.close()
+
+
+def test_resume_cuts_later_and_broken_lines_and_a_new_run_starts_anew(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    tracker = Tracker(tmp_path, config)
+    for step in range(5):
+        tracker.log(step, {"reward/mean": float(step)})
+        tracker.samples(step, [{"reward": 0.0}, {"reward": 1.0}])
+    tracker.close()
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 1, "rew')
+
+    resumed = Tracker(tmp_path, config, resumed_step=2)
+    resumed.log(3, {"reward/mean": 30.0})
+    resumed.close()
+    assert [(line["step"], line["reward/mean"]) for line in lines(tmp_path / "metrics.jsonl")] == [
+        (0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0),
+    ]  # fmt: skip
+    assert [line["step"] for line in lines(tmp_path / "samples.jsonl")] == [0, 0, 1, 1, 2, 2]
+
+    Tracker(tmp_path, config, resumed_step=0).close()
+    assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_wandb_is_offline_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    warned: list[str] = []
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True), warn=warned.append)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.close()
+    assert warned == []
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_failing_service_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    warned: list[str] = []
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True), warn=warned.append)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.log(2, {"reward/mean": 0.6})
+    tracker.close()
+    (line,) = warned
+    assert line.startswith("tracking: ")
+    assert "\n" not in line
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
