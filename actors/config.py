@@ -3,11 +3,12 @@
 Imports neither torch nor ray nor vllm, so that a configuration can be checked in a fraction of a second.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Dtype = Literal["fp32", "bf16"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class UserError(Exception):
@@ -16,6 +17,10 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
+        # Raised in an actor, it reaches the driver by pickle: one problem must not become all of them.
+        return UserError, self.problems
 
 
 class Config(BaseModel):
@@ -85,30 +90,54 @@ class ModelConfig(Config):
             raise ValueError("exactly one of path and init must be given")
         return self
 
+    @model_validator(mode="after")
+    def _flash_attention_is_half_precision(self) -> "ModelConfig":
+        if self.attention == "flash_attention_2" and self.dtype != "bf16":
+            raise ValueError(f"attention flash_attention_2 needs dtype bf16, got {self.dtype}")
+        return self
+
 
 class OptimizerConfig(Config):
     """Optimizer and learning-rate schedule of one group."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """torch.optim class."""
+    """torch.optim class; sgd is plain: without momentum, its step is the gradient's."""
     lr: float = Field(default=1e-6, ge=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of Adam's first and second moments."""
     eps: PositiveFloat = 1e-8
     """Adam's denominator constant."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of matrices (norms and biases are exempt)."""
+    """Decoupled weight decay of matrices (norms and biases are exempt); not for adam, which would not decouple it."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
         "constant_with_warmup"
     )
-    """Schedule after warm-up, by the name transformers gives it."""
+    """Schedule after warm-up, by the name transformers gives it; constant has no warm-up."""
     warmup_updates: int = Field(default=0, ge=0)
     """Optimizer updates over which the rate grows from 0 to `lr`."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final rate over `lr`, for cosine_with_min_lr."""
     max_grad_norm: PositiveFloat = 1.0
     """Global gradient norm above which gradients are scaled down."""
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "OptimizerConfig":
+        if self.schedule == "constant" and self.warmup_updates:
+            raise ValueError(
+                f"warmup_updates must be 0 with schedule constant (constant_with_warmup warms up), "
+                f"got {self.warmup_updates}"
+            )
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay must be 0 for adam, which would scale it like a gradient (adamw does not), "
+                f"got {self.weight_decay:g}"
+            )
+        for name in ("betas", "eps"):
+            value = getattr(self, name)
+            if self.name == "sgd" and value != OptimizerConfig.model_fields[name].default:
+                raise ValueError(f"{name} must be left out for sgd, which has no moments, got {value}")
+        return self
 
 
 class GroupConfig(Config):
@@ -118,10 +147,10 @@ class GroupConfig(Config):
     """Processes (data-parallel ranks) in the group."""
     cpus_per_rank: PositiveFloat = 0.5
     """Ray CPUs reserved per rank; a fraction lets several groups share a small machine."""
-    gpus_per_rank: float = Field(default=0, ge=0)
-    """GPUs reserved per rank."""
+    gpus_per_rank: float = Field(default=0, ge=0, le=1)
+    """GPUs reserved per rank, which uses one; a fraction leaves room for another group on it."""
     threads_per_rank: PositiveInt | None = None
-    """Compute threads per rank (default: the machine's cores divided by the ranks on it)."""
+    """Compute threads per rank (default: the cores of the machine that starts the run, divided by the ranks)."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 + gradients, 3 + parameters)."""
     offload_optimizer: bool = False
@@ -145,6 +174,20 @@ class TrainerConfig(GroupConfig):
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer, learning rate and schedule."""
+
+
+class ReferenceConfig(GroupConfig):
+    """A group that only reads: it has parameters to shard, but neither gradients nor optimizer state."""
+
+    @model_validator(mode="after")
+    def _only_parameters(self) -> "ReferenceConfig":
+        if self.zero_stage in (1, 2):
+            raise ValueError(
+                f"zero_stage must be 0 or 3 for a group without optimizer and gradients, got {self.zero_stage}"
+            )
+        if self.offload_optimizer:
+            raise ValueError("offload_optimizer must be false for a group without optimizer, got true")
+        return self
 
 
 class TransferConfig(Config):
@@ -172,9 +215,10 @@ class RolloutConfig(Config):
     cpus_per_engine: PositiveFloat = 0.5
     """Ray CPUs reserved per engine."""
     gpus_per_engine: float = Field(default=0, ge=0)
-    """GPUs reserved per engine (on a GPU cluster: the tensor-parallel size)."""
+    """GPUs reserved per engine: 0 on CPU, else the tensor-parallel size."""
     threads_per_engine: PositiveInt | None = None
-    """Compute threads per engine process on CPU (default: the machine's cores divided by the engines)."""
+    """Compute threads per engine process on CPU (default: the cores of the machine that starts the run, divided by
+    the engines)."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the trainer's logprobs use the same."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -201,6 +245,14 @@ class RolloutConfig(Config):
     """Deadline of the responses to one prompt, in seconds."""
     start_timeout_s: PositiveFloat = 600
     """Deadline of an engine's start, in seconds."""
+
+    @model_validator(mode="after")
+    def _one_gpu_per_process(self) -> "RolloutConfig":
+        if self.gpus_per_engine not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"gpus_per_engine must be 0 or tensor_parallel ({self.tensor_parallel}), got {self.gpus_per_engine:g}"
+            )
+        return self
 
     @property
     def max_model_len(self) -> int:

@@ -1,6 +1,7 @@
 """The only file that knows DeepSpeed: initialise, accumulate, step, gather, save and load a trained model."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -41,6 +42,7 @@ class TrainingEngine:
         self.plain = group.zero_stage == 0 and dtype == "fp32"
         self.world_size = dist.get_world_size()
         config = _deepspeed_config(group, dtype) | ({} if self.plain else {"gradient_clipping": self.max_grad_norm})
+        self.module = module
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )
@@ -69,10 +71,13 @@ class TrainingEngine:
         """Clip, update and advance the schedule; returns the gradient norm before clipping."""
         norm = None
         if self.plain:
-            norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.max_grad_norm)
+            parameters = self.module.parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, error_if_nonfinite=True)
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         assert norm is not None
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm of an update is {float(norm)}: the model is lost, see the log")
         return float(norm)
 
     @property
@@ -82,7 +87,7 @@ class TrainingEngine:
 
     def parameters(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Full parameters, one at a time; collective under ZeRO-3: every rank iterates in the same order."""
-        for name, parameter in named_parameters(self.engine.module, prefix):
+        for name, parameter in named_parameters(self.module, prefix):
             with _gathered(parameter):
                 yield name, parameter.detach()
 

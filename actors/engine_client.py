@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
 
 
 class EngineClient:
@@ -23,7 +24,7 @@ class EngineClient:
     def _wait(self, method: str, references: list[Any]) -> list[Any]:
         try:
             return ray.get(references, timeout=self.timeout_s)
-        except ray.exceptions.GetTimeoutError:
+        except GetTimeoutError:
             done, _ = ray.wait(references, num_returns=len(references), timeout=0)
             late = [index for index, reference in enumerate(references) if reference not in done]
             raise TimeoutError(
@@ -58,6 +59,10 @@ class EngineClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Put the new weights into service under the version set by the publisher."""
         self._all("finish_weight_update", self.version)
+
+    def remember_checksums(self, remember: bool) -> None:
+        """Whether every vLLM worker keeps checksums of the next transfer."""
+        self._all("worker_call", "remember_checksums", remember)
 
     def received_checksums(self) -> list[dict[str, int]]:
         """Per vLLM worker process of every engine: checksums of the tensors of the last transfer."""

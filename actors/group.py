@@ -1,7 +1,7 @@
 """A group of Ray actors that run one plain worker class: spawn, rendezvous, call, shut down.
 
-Worker classes know nothing of Ray; `ray.remote` is applied here. Calls pass the method itself, so that types are checked
-and names can be followed: `policy.call(PolicyWorker.update, batch)`.
+Worker classes know nothing of Ray; `ray.remote` is applied here. Calls pass the method itself, so that types are
+checked and names can be followed: `policy.call(PolicyWorker.update, batch)`.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
-from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -52,9 +52,12 @@ class ActorGroup(Generic[W]):
     ) -> None:
         self.name = name
         self.timeout_s = timeout_s
-        remote = ray.remote(concurrency_groups=concurrency)(worker) if concurrency else ray.remote(worker)
-        self._remotes = [remote.options(**_options(slot, f"{log_directory}/{name}-{rank}.log")) for rank, slot in enumerate(slots)]
-        self.handles: list[ActorHandle] = []
+        make: Any = ray.remote
+        remote = make(concurrency_groups=concurrency)(worker) if concurrency else make(worker)
+        self._remotes = [
+            remote.options(**_options(slot, f"{log_directory}/{name}-{rank}.log")) for rank, slot in enumerate(slots)
+        ]
+        self.handles: list[Any] = []
 
     def __len__(self) -> int:
         return len(self._remotes)
@@ -80,26 +83,32 @@ class ActorGroup(Generic[W]):
         refs = [self.submit(rank, method, *arguments[rank]) for rank in range(len(self))]
         return self.gather(refs, method.__name__)
 
-    def gather(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
-        """Wait for references within the deadline; the first failure ends the wait, whichever rank it is on."""
+    def gather(
+        self, refs: Sequence[Any], what: str, timeout_s: float | None = None, ranks: Sequence[int] | None = None
+    ) -> list[Any]:
+        """Wait for references within the deadline; the first failure ends the wait, whichever rank it is on.
+
+        `ranks` says whose they are (default: one of each rank, in order).
+        """
+        owners = ranks or range(len(refs))
         deadline = time.monotonic() + (timeout_s or self.timeout_s)
         pending = list(refs)
         while pending:
             ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                late = [rank for rank, ref in enumerate(refs) if ref in pending]
+                late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
                 raise GroupError(
                     f"{self.name}.{what}: no answer from rank(s) {late} within {timeout_s or self.timeout_s:g} s"
                 )
-            self._raise_failure(refs.index(ready[0]), ready[0], what)
+            self._raise_failure(owners[refs.index(ready[0])], ready[0], what)
         return ray.get(list(refs), timeout=self.timeout_s)
 
     def _raise_failure(self, rank: int, ref: Any, what: str) -> None:
         try:
             ray.get(ref, timeout=self.timeout_s)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise GroupError(f"{self.name}[{rank}].{what}: {_cause(error)}") from error
-        except ray.exceptions.RayActorError as error:
+        except RayActorError as error:
             raise GroupError(f"{self.name}[{rank}].{what}: the process died ({first_line(str(error))})") from error
 
     def shutdown(self) -> None:
@@ -119,7 +128,9 @@ def _options(slot: Slot, log: str) -> dict[str, Any]:
 
 
 def _environment(slot: Slot, log: str) -> dict[str, str]:
-    return {
+    # Ray hides GPUs only from actors that ask for some; a rank without any must not find one either.
+    hidden = {} if slot.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return hidden | {
         "OMP_NUM_THREADS": str(slot.threads),
         # Groups take turns on the same cores: a thread that spins while it waits would take them from the others.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -141,7 +152,7 @@ def write_output_to_log() -> None:
     os.close(descriptor)
 
 
-def _cause(error: ray.exceptions.RayTaskError) -> str:
+def _cause(error: RayTaskError) -> str:
     cause = error.cause
     text = first_line(str(cause)) if cause is not None else first_line(str(error))
     return f"{type(cause).__name__}: {text}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from actors.attention import PACKED_SDPA, register_packed_sdpa
 from actors.config import ModelConfig, UserError
@@ -23,32 +23,39 @@ def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
     `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
     """
     attention = _attention(model)
-    dtype = TORCH_DTYPES[model.dtype]
+    options = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": attention}
+    config = _without_dropout(AutoConfig.from_pretrained(directory))
     if model.init:
         torch.manual_seed(model.init.seed)
-        config = AutoConfig.from_pretrained(directory)
-        built = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        built = AutoModelForCausalLM.from_config(config, **options)
     else:
-        built = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
+        built = AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
     _refuse_unsupported(built)
     built.config.use_cache = False
+    # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
+    built.train()
     if model.gradient_checkpointing:
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
 
 
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """The importance ratio compares the policy with the sampler, which drops nothing: so the trainer may not either."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
 def _attention(model: ModelConfig) -> str:
-    flash = torch.cuda.is_available() and _has_flash_attention()
-    if model.attention == "flash_attention_2" or (model.attention == "auto" and flash):
-        if not flash:
-            raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    if model.attention == "flash_attention_2" and not flash:
+        raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
+    # Its kernels read half precision only.
+    if flash and model.attention != PACKED_SDPA and model.dtype == "bf16":
         return "flash_attention_2"
     register_packed_sdpa()
     return PACKED_SDPA
-
-
-def _has_flash_attention() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
 
 
 def _refuse_unsupported(model: PreTrainedModel) -> None:
@@ -66,7 +73,7 @@ class TokenLogprobs(torch.nn.Module):
         super().__init__()
         self.model = model
         self.attention = str(model.config._attn_implementation)
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
         self.head = LogprobHead(head.weight, getattr(head, "bias", None))
 
     def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,6 +99,7 @@ class TokenLogprobs(torch.nn.Module):
 def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
     """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads, replacing it atomically."""
     partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     _replace(partial, directory)
@@ -99,8 +107,8 @@ def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokeniz
 
 def _replace(partial: Path, directory: Path) -> None:
     old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         os.replace(directory, old)
     os.replace(partial, directory)
-    if old.exists():
-        shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)

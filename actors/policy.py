@@ -3,6 +3,7 @@
 The driver imports this module for its method names; models and vLLM are imported only where a worker needs them.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ class PolicyWorker(Worker):
 
         Raises WeightSyncError when they disagree, naming the tensor.
         """
-        seconds = self.publisher.send(version)
+        seconds = self.publisher.send(version, verify)
         metrics = {"weights/version": float(version), "weights/sync_seconds": seconds}
         if verify:
             metrics["weights/canary_difference"] = self._verify(canary)
@@ -64,7 +65,7 @@ class PolicyWorker(Worker):
     def _verify(self, canary: list[int]) -> float:
         difference = self.publisher.compare(self._canary_logprobs(canary), canary)
         tolerance = self.publisher.tolerance(self.model_config.dtype)
-        agreed = torch.tensor(float(difference <= tolerance))
+        agreed = torch.tensor(float(difference <= tolerance), device=self.device)
         if self.world_size > 1:
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
         if not agreed:
@@ -141,7 +142,10 @@ class PolicyWorker(Worker):
             self._add({"loss": value.detach()} | metrics)
         norm = self.engine.step()
         seconds = time.perf_counter() - started
-        return self._reduced() | {"grad_norm": norm, "learning_rate": rate, "time/update_rank": seconds}
+        metrics = self._reduced()
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(f"the loss of an update is {metrics['loss']}")
+        return metrics | {"grad_norm": norm, "learning_rate": rate, "time/update_rank": seconds}
 
     def _add(self, shares: dict[str, torch.Tensor]) -> None:
         for name, share in shares.items():
@@ -158,9 +162,11 @@ class PolicyWorker(Worker):
         """Checksum of every parameter, the whole of it."""
         return {name: checksum(tensor) for name, tensor in self.engine.parameters("model")}
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's share of a checkpoint."""
+    def save(self, directory: Path) -> list[tuple[str, int]]:
+        """Write this rank's share of a checkpoint; returns (name, bytes) of every file that this rank then sees."""
         self.engine.save(directory)
+        files = [path for path in directory.rglob("*") if path.is_file()]
+        return [(str(path.relative_to(directory)), path.stat().st_size) for path in files]
 
     def load(self, directory: Path) -> None:
         """Restore this rank's share of a checkpoint."""
@@ -170,6 +176,9 @@ class PolicyWorker(Worker):
         """Write a Hugging Face directory; every rank gathers, rank 0 writes."""
         from actors.models import export_model
 
-        state = {name: tensor.cpu().clone() for name, tensor in self.engine.parameters("model")}
+        state = {}
+        for name, tensor in self.engine.parameters("model"):
+            if self.rank == 0:
+                state[name] = tensor.cpu().clone()
         if self.rank == 0:
             export_model(self.hf_model, state, load_tokenizer(self.directory), directory)

@@ -32,8 +32,7 @@ class ParameterSource(WeightSource):
 
     def metadata(self) -> list[ParamMeta]:
         """Name, type and shape of what iteration yields, in its order."""
-        module = self.engine.engine.module
-        return [ParamMeta(name, p.dtype, full_shape(p)) for name, p in named_parameters(module, "model")]
+        return [ParamMeta(name, p.dtype, full_shape(p)) for name, p in named_parameters(self.engine.module, "model")]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.sent = {}
@@ -61,7 +60,6 @@ class Publisher:
         self.config = config
         self.tensor_parallel = tensor_parallel
         self.source = ParameterSource(engine)
-        self.source.remember = rank == 0
         self.transfer = open_transfer(
             backend,
             rank=rank,
@@ -74,13 +72,18 @@ class Publisher:
             source=self.source,
         )
 
-    def send(self, version: int) -> float:
-        """One transfer; returns its seconds. Generation goes on afterwards, also when the transfer fails."""
+    def send(self, version: int, remember: bool) -> float:
+        """One transfer; returns its seconds. Generation goes on afterwards, also when the transfer fails.
+
+        With `remember`, both sides keep checksums for `compare`.
+        """
         started = time.perf_counter()
+        self.source.remember = remember and self.rank == 0
         if self.rank > 0:
             self.transfer.send_weights()
             return time.perf_counter() - started
         self.client.version = version
+        self.client.remember_checksums(remember)
         self.client.pause()
         try:
             self.transfer.send_weights()

@@ -59,7 +59,7 @@ class RolloutWorker:
         from actors.rollout_engine import sampling_params
 
         params = sampling_params(self.config, sampling)
-        output = await asyncio.wrap_future(self.engine.add(token_ids, params, str(self.version), number))
+        output = await asyncio.wrap_future(self.engine.add(token_ids, params, number))
         rollouts = [self._rollout(token_ids, completion) for completion in output.outputs]
         return [_info(rollout) for rollout in rollouts], rollouts
 
@@ -82,7 +82,7 @@ class RolloutWorker:
         """The engine's logprob of every token but the first, at temperature 1, [L-1]."""
         from actors.rollout_engine import prompt_logprob_params
 
-        output = await asyncio.wrap_future(self.engine.add(token_ids, prompt_logprob_params(), f"canary-{self.version}"))
+        output = await asyncio.wrap_future(self.engine.add(token_ids, prompt_logprob_params()))
         assert output.prompt_logprobs is not None
         steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
         return np.array([step[token].logprob for step, token in steps], dtype=np.float32)  # type: ignore[index]

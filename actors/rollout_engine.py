@@ -23,7 +23,7 @@ from actors.transfer import WORKER_BACKENDS
 
 T = TypeVar("T")
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class EngineThread:
@@ -31,15 +31,15 @@ class EngineThread:
 
     def __init__(self, build: Callable[[], LLM]) -> None:
         self._build = build
-        self._calls: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
-        self._requests: dict[str, Future[RequestOutput]] = {}
-        self._held: dict[int, Callable[[], Any]] = {}
-        self._expected = 0
+        self._calls: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._running: dict[str, Future[RequestOutput]] = {}
+        self._held: dict[int, tuple[Callable[[], None], Future[RequestOutput]]] = {}
+        self._expected, self._seed, self._salt = 0, 0, ""
         self._ids = count()
         self._paused = False
-        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
+        self._lost: Exception | None = None
         self.ready: Future[None] = Future()
-        self._thread.start()
+        threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
         """Run a function on the engine thread, between two steps."""
@@ -50,98 +50,107 @@ class EngineThread:
     def expect(self, requests: int, seed: int) -> None:
         """Hold back the next so many numbered requests, then start them in order, with the sampler seeded anew.
 
-        What is sampled then depends on the seed and the requests alone, not on the moment at which each arrived.
+        What is sampled then depends on the seed and the requests alone, not on the moment at which each arrived. Runs
+        on the engine thread.
         """
-        self._expected = requests
-        self._seed = seed
+        self._expected, self._seed = requests, seed
+        # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
+        self._salt = f"{self.llm.get_weight_version()} {seed}"
 
-    def add(
-        self, token_ids: list[int], params: SamplingParams, salt: str, number: int | None = None
-    ) -> "Future[RequestOutput]":
+    def add(self, token_ids: list[int], params: SamplingParams, number: int | None = None) -> "Future[RequestOutput]":
         """Queue one request; the future yields its finished output."""
         finished: Future[RequestOutput] = Future()
 
         def submit() -> None:
             request_id = str(next(self._ids))
-            # The salt separates prefix caches by weight version: a cached prefix never outlives its weights.
-            prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": salt}
-            try:
-                self.llm.llm_engine.add_request(request_id, prompt, params)
-            except ValueError as error:
-                finished.set_exception(error)
-                return
-            self._requests[request_id] = finished
+            prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.llm.get_weight_version()}"}
+            self.llm.llm_engine.add_request(request_id, prompt, params)
+            self._running[request_id] = finished
 
         def arrive() -> None:
             if number is None or not self._expected:
-                submit()
+                _attempt(submit, finished)
                 return
-            self._held[number] = submit
+            self._held[number] = (submit, finished)
             if len(self._held) >= self._expected:
                 self._release()
 
-        self._calls.put((arrive, Future()))
+        arrival = self.call(arrive)
+        arrival.add_done_callback(lambda done: _pass_on_failure(done, finished))
         return finished
 
-    def _release(self) -> None:
-        self.llm.collective_rpc("reseed", args=(self._seed,))
-        for number in sorted(self._held):
-            self._held[number]()
-        self._held.clear()
-        self._expected = 0
-
     def pause(self) -> None:
-        """Stop stepping, keeping all running requests."""
+        """Stop stepping, keeping all running requests. Runs on the engine thread."""
         self.llm.sleep(level=0, mode="keep")
         self._paused = True
 
     def resume(self) -> None:
-        """Forget keys and values of the old weights and go on; running requests are prefilled again."""
+        """Forget keys and values of the old weights and go on; running requests are prefilled again.
+
+        Runs on the engine thread.
+        """
         self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
         self.llm.wake_up(tags=["scheduling"])
         self._paused = False
+
+    def _release(self) -> None:
+        held, self._held, self._expected = self._held, {}, 0
+        self.llm.collective_rpc("reseed", args=(self._seed,))
+        for number in sorted(held):
+            _attempt(*held[number])
 
     def _run(self) -> None:
         try:
             self.llm = self._build()
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
+            self._lost = error
             self.ready.set_exception(error)
-            return
-        self.ready.set_result(None)
+        else:
+            self.ready.set_result(None)
         while True:
-            busy = not self._paused and self.llm.llm_engine.has_unfinished_requests()
-            if not self._drain(block=not busy):
-                return
-            if not self._paused and self.llm.llm_engine.has_unfinished_requests():
+            busy = self._lost is None and not self._paused and self.llm.llm_engine.has_unfinished_requests()
+            self._run_calls(wait=not busy)
+            if self._lost is None and not self._paused and self.llm.llm_engine.has_unfinished_requests():
                 self._step()
 
-    def _drain(self, block: bool) -> bool:
-        """Run queued calls; wait for one when there is nothing to step. False ends the thread."""
-        while True:
-            try:
-                item = self._calls.get(block=block)
-            except queue.Empty:
-                return True
-            if item is None:
-                return False
-            function, future = item
+    def _run_calls(self, wait: bool) -> None:
+        """Run queued calls; with `wait`, sleep until there is one. A lost engine answers each with what ended it."""
+        while wait or not self._calls.empty():
+            function, future = self._calls.get()
+            wait = False
+            if self._lost is not None:
+                future.set_exception(self._lost)
+                continue
             try:
                 future.set_result(function())
             except Exception as error:  # Belongs to the caller, who holds the future.
                 future.set_exception(error)
-            block = False
 
     def _step(self) -> None:
         try:
             outputs = self.llm.llm_engine.step()
         except Exception as error:  # The engine is lost: tell everybody who waits for it.
-            for waiting in self._requests.values():
+            self._lost = error
+            for waiting in [*self._running.values(), *(finished for _, finished in self._held.values())]:
                 waiting.set_exception(error)
-            self._requests.clear()
-            raise
+            self._running.clear()
+            return
         for output in outputs:
             if output.finished:
-                self._requests.pop(output.request_id).set_result(output)  # type: ignore[arg-type]
+                self._running.pop(output.request_id).set_result(output)  # type: ignore[arg-type]
+
+
+def _attempt(submit: Callable[[], None], finished: "Future[RequestOutput]") -> None:
+    try:
+        submit()
+    except Exception as error:  # A refused request is its caller's alone.
+        finished.set_exception(error)
+
+
+def _pass_on_failure(done: "Future[None]", finished: "Future[RequestOutput]") -> None:
+    error = done.exception()
+    if error is not None and not finished.done():
+        finished.set_exception(error)
 
 
 def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str, seed: int) -> LLM:
@@ -151,7 +160,8 @@ def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str,
     # Threads are counted by OMP_NUM_THREADS; binding them to cores would fight with the trainer's.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     compiled = on_gpu if config.compile is None else config.compile
-    executor = None if on_gpu or config.tensor_parallel > 1 else "uni"
+    # Named outright: inside a placement group vLLM would choose Ray's executor, whose bundles are not ours.
+    executor = "mp" if config.tensor_parallel > 1 else "uni"
     return LLM(
         model=directory,
         # The policy sends version 0 before anything is generated.
@@ -173,7 +183,7 @@ def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str,
 
 
 def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams:
-    """vLLM's parameters for the responses to one prompt: one logprob per sampled token, text only where stops need it."""
+    """vLLM's parameters for the responses to one prompt: one logprob per sampled token, text only for stops."""
     return SamplingParams(
         n=sampling.samples,
         temperature=sampling.temperature,

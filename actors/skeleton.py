@@ -10,17 +10,21 @@ from actors.tokenizer import tokenizer_for
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
-def write_skeleton(model: ModelConfig, directory: Path) -> Path:
-    """Directory with config.json and tokenizer that trainer and engine share: `model.path`, or a new one in `directory`."""
+def write_skeleton(model: ModelConfig, directory: Path) -> str:
+    """Where trainer and engine find config.json and tokenizer: `model.path`, or `directory`, written for `model.init`.
+
+    Directories are returned as absolute paths, a hub id as it is.
+    """
     if model.init is None:
         assert model.path is not None
-        return Path(model.path)
+        return str(Path(model.path).absolute()) if Path(model.path).is_dir() else model.path
     tokenizer = tokenizer_for(model)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
-    config = hf_config(model.init, model.dtype, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    end, padding = (int(tokenizer.convert_tokens_to_ids(str(t))) for t in (tokenizer.eos_token, tokenizer.pad_token))  # type: ignore[arg-type]
+    config = hf_config(model.init, model.dtype, len(tokenizer), end, padding)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
-    return directory
+    return str(directory.absolute())
 
 
 def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:

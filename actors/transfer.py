@@ -101,15 +101,28 @@ def _views(buffer: torch.Tensor, metas: Sequence[ParamMeta]) -> Iterator[tuple[s
 class ChecksumMixin:
     """Worker side of any backend: remember what arrived, and finish what vLLM leaves undone on CPU."""
 
-    model: torch.nn.Module
+    model: Any
     device: torch.device
     received: dict[str, int]
+    remember: bool = True
 
     def start_weight_update(self) -> None:
         self.received = {}
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
+        try:
+            self._receive(update_info)
+        except BaseException:
+            # vLLM forgets the session here, but its layers have no storage until it ends: those that got nothing take
+            # their old weights back, and the engine can go on.
+            self.finish_weight_update()
+            raise
+
+    def _receive(self, update_info: Any) -> None:
+        if not self.remember:
+            super().receive_weights(update_info)  # type: ignore[misc]
+            return
         load = self.model.load_weights
 
         def load_and_remember(weights: Any) -> Any:
@@ -118,7 +131,7 @@ class ChecksumMixin:
             return load(weights)
 
         # An instance attribute shadows the method for the length of one transfer.
-        self.model.load_weights = load_and_remember  # type: ignore[assignment]
+        self.model.load_weights = load_and_remember
         try:
             super().receive_weights(update_info)  # type: ignore[misc]
         finally:
@@ -131,7 +144,7 @@ class ChecksumMixin:
 
 
 def _repack_output_embeddings(model: torch.nn.Module) -> None:
-    """On CPU the output embedding keeps a packed copy, which an update does not renew when it is tied to the input's."""
+    """On CPU an update does not renew the packed copy of an output embedding that is tied to the input embedding."""
     for name, module in model.named_modules():
         if name.endswith("lm_head") and hasattr(module, "quant_method"):
             module.quant_method.process_weights_after_loading(module)  # type: ignore[operator, union-attr]
@@ -140,11 +153,13 @@ def _repack_output_embeddings(model: torch.nn.Module) -> None:
 class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
-    group: dist.ProcessGroupGloo | None = None
+    group: Any = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         rank = init_info.rank_offset + self.parallel_config.rank
-        store = _store(init_info.master_address, init_info.master_port, init_info.world_size, False, init_info.timeout_s)
+        store = _store(
+            init_info.master_address, init_info.master_port, init_info.world_size, False, init_info.timeout_s
+        )
         self.group = _gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
         self.bucket_bytes = init_info.bucket_bytes
 
@@ -156,9 +171,7 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             raise RuntimeError("weights arrived before the transfer group was opened")
         metas = [
             ParamMeta(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(
-                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
-            )
+            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
         for bucket in buckets(metas, self.bucket_bytes):
             # A fresh buffer each time: the loader keeps views until a layer is complete.
@@ -185,12 +198,13 @@ class IPCWorkerEngine(ChecksumMixin, IPCWeightTransferEngine):
     """Worker side of vLLM's ipc backend, with checksums."""
 
 
-def _store(address: str, port: int, world_size: int, master: bool, timeout_s: float) -> dist.TCPStore:
+def _store(address: str, port: int, world_size: int, master: bool, timeout_s: float) -> Any:
+    make: Any = dist.TCPStore  # type: ignore[attr-defined]
     timeout = timedelta(seconds=timeout_s)
-    return dist.TCPStore(address, port, world_size, is_master=master, timeout=timeout, wait_for_workers=False)
+    return make(address, port, world_size, is_master=master, timeout=timeout, wait_for_workers=False)
 
 
-def _gloo_group(store: dist.TCPStore, rank: int, world_size: int, timeout_s: float) -> dist.ProcessGroupGloo:
+def _gloo_group(store: Any, rank: int, world_size: int, timeout_s: float) -> Any:
     return dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
 
 
@@ -208,7 +222,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     def __init__(self, *, client: Any, source: WeightSource, init_info: GlooTrainerInitInfo) -> None:
         super().__init__(client=client, source=source, is_sender=init_info.is_sender)
         self.init_info = init_info
-        self.group: dist.ProcessGroupGloo | None = None
+        self.group: Any = None
 
     @classmethod
     def trainer_init(
@@ -221,9 +235,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             return engine
         timeout_s, world_size = init_info.timeout_s, init_info.world_size
         store = _store(init_info.master_address, 0, world_size, True, timeout_s)
-        worker = GlooInitInfo(
-            init_info.master_address, store.port, world_size, 1, init_info.bucket_bytes, timeout_s
-        )
+        worker = GlooInitInfo(init_info.master_address, store.port, world_size, 1, init_info.bucket_bytes, timeout_s)
         # Both sides block until all have met, so the workers' call runs beside ours.
         with ThreadPoolExecutor(1) as beside:
             joined = beside.submit(client.init_weight_transfer_engine, asdict(worker))
@@ -283,6 +295,10 @@ class WorkerExtension:
     def reseed(self, seed: int) -> None:
         """Start this worker's sampling anew."""
         torch.manual_seed(seed)
+
+    def remember_checksums(self, remember: bool) -> None:
+        """Whether to keep checksums of the next transfer."""
+        self.weight_transfer_engine.remember = remember
 
     def received_checksums(self) -> dict[str, int]:
         """Checksum of every tensor of the last transfer, as it arrived."""

@@ -1,7 +1,8 @@
 """What trained and frozen ranks share: process group, device, packing of a plan's micro-batches."""
 
 import os
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,7 @@ class Totals:
     """Action tokens that go through the model: what metrics are averaged over."""
 
 
-LossFunction = Callable[
-    [PackedBatch, torch.Tensor, torch.Tensor, Totals], tuple[torch.Tensor, dict[str, torch.Tensor]]
-]
+LossFunction = Callable[[PackedBatch, torch.Tensor, torch.Tensor, Totals], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(micro-batch, policy_logprobs [T], entropies [T], totals) -> (share of the loss, shares of metrics): shares of all
 micro-batches and ranks add up to the loss and the metrics of the update."""
 

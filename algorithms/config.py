@@ -1,5 +1,6 @@
 """Settings of what is learned: data, rewards, and one section per algorithm, tagged by `algorithm.name`."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -98,6 +99,13 @@ class SFTConfig(Config):
             raise ValueError("exactly one of steps and epochs must be given")
         return self
 
+    def updates(self, sequences: int) -> int:
+        """Optimizer updates of the run over data of `sequences` sequences: `steps`, or as many as `epochs` take.
+
+        Updates go on across the border of two epochs, so only the last one visits sequences beyond `epochs`.
+        """
+        return self.steps or math.ceil((self.epochs or 1) * sequences / self.samples_per_update)
+
 
 class GRPOConfig(Config):
     """Group Relative Policy Optimization (arXiv 2402.03300)."""
@@ -154,6 +162,11 @@ class GRPOConfig(Config):
             raise ValueError(
                 f"samples_per_update must divide prompts_per_step x samples_per_prompt = {self.samples_per_step}, "
                 f"got {self.samples_per_update}"
+            )
+        if self.eval_temperature == 0 and self.eval_samples_per_prompt > 1:
+            raise ValueError(
+                f"eval_samples_per_prompt must be 1 with eval_temperature 0, which gives the same response every time, "
+                f"got {self.eval_samples_per_prompt}"
             )
         return self
 

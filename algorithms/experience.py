@@ -1,4 +1,4 @@
-"""From scored groups to the work of each policy rank: which sample, in which update and micro-batch, with which advantage."""
+"""From scored groups to the work of each rank: which sample, in which update and micro-batch, with which advantage."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +69,7 @@ def totals_of(update: list[Sample], trained: list[Sample]) -> Totals:
     )
 
 
-def divide(
-    groups: list[ScoredGroup], updates: list[list[Sample]], ranks: int, token_budget: int
-) -> list[RankWork]:
+def divide(groups: list[ScoredGroup], updates: list[list[Sample]], ranks: int, token_budget: int) -> list[RankWork]:
     """Give every rank its share of every update: balanced in tokens, equal in the number of micro-batches."""
     work = [RankWork(groups=[], plans=[], keys=[]) for _ in range(ranks)]
     for update in updates:

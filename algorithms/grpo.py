@@ -3,16 +3,16 @@ raise the probability of those that did better than their group.
 
     prompts -> rollout (vLLM) + reward -> advantages -> reference -> update (DeepSpeed) -> sync -> prompts
 
-For response i of a group with rewards r: A_i = (r_i - mean r) / (std r + 1e-4), 0 for a group of equal rewards. With the
-importance ratio rho = pi / pi_rollout of each token, the loss is the mean over tokens (or over sequences of their means)
-of -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + kl_coef (e^q - q - 1), q = log pi_reference - log pi.
+For response i of a group with rewards r: A_i = (r_i - mean r) / (std r + 1e-4), 0 for a group of equal rewards. With
+the importance ratio rho = pi / pi_rollout of each token, the loss is the mean over tokens (or over sequences of their
+means) of -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + kl_coef (e^q - q - 1), q = log pi_reference - log pi.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle
-from typing import Any
+from itertools import count
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -44,10 +44,10 @@ def grpo_loss(
     *,
     clip_low: float,
     clip_high: float,
-    aggregation: str,
+    aggregation: Literal["token", "sequence"],
     kl_coef: float,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """This micro-batch's share of the GRPO loss (see the module), and of its metrics. Logprobs and entropies are [T]."""
+    """This micro-batch's share of the GRPO loss (see the module) and of its metrics; logprobs, entropies: [T]."""
     mask, rollout_logprobs = batch.action_mask, batch.fields["rollout_logprobs"]
     losses, clipped = grpo_policy_loss(
         policy_logprobs, rollout_logprobs, batch.fields["advantages"], mask, clip_low=clip_low, clip_high=clip_high
@@ -84,8 +84,8 @@ class GRPO:
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]
     """Send the weights as this version."""
-    checkpoint: Callable[[int, dict[str, Any]], None]
-    """Save after this step, if it is one to save after."""
+    checkpoint: Callable[[int, dict[str, Any], bool], None]
+    """Save after this step, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     sampling: Sampling
     micro_batch_tokens: tuple[int, int]
@@ -100,12 +100,12 @@ class GRPO:
         """Run all steps."""
         config, clock = self.config, Clock(self.reporter)
         self.reporter.start("GRPO", config.steps, self.step)
-        metrics: Metrics = {}
         with clock("sync"):
             self.publish(self.step)
         if self.step == 0:
             self._evaluate(clock)
-        while self.step < config.steps and not good_enough(config.stop_when, metrics):
+        clock.lap()
+        while not self.done:
             with clock("rollout"):
                 groups = self._rollout()
             with clock("advantages"):
@@ -121,8 +121,14 @@ class GRPO:
                 metrics |= self.publish(self.step)
             metrics |= self._rollout_metrics(groups, clock)
             metrics |= self._evaluate(clock)
+            with clock("checkpoint"):
+                self.checkpoint(self.step, self.state(), self.done)
             self._report(groups, metrics | clock.lap())
-            self.checkpoint(self.step, self.state())
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done, or the last evaluation was good enough to stop."""
+        return self.step >= self.config.steps or good_enough(self.config.stop_when, self.last_evaluation)
 
     @property
     def _per_update(self) -> int:
@@ -130,19 +136,22 @@ class GRPO:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        return {"step": self.step, "batches": self.batches.state_dict()}
+        return {
+            "step": self.step,
+            "batches": self.batches.state_dict(),
+            "last_evaluation": self.last_evaluation,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.step = state["step"]
         self.batches.load_state_dict(state["batches"])
+        self.last_evaluation = state["last_evaluation"]
 
     def _rollout(self) -> list[ScoredGroup]:
-        def next_prompt() -> Prompt:
-            return self.prompts[self.batches.next(1)[0]]
-
-        seed = self.seed + 7919 * (self.step + 1)
-        return self.sampler.collect(next_prompt, self.config.prompts_per_step, self.sampling, seed)
+        prompts = (self.prompts[self.batches.next(1)[0]] for _ in count())
+        seed = (self.seed + 7919 * (self.step + 1)) % 2**31
+        return self.sampler.collect(prompts, self.config.prompts_per_step, self.sampling, seed)
 
     def _advantages(self, group: ScoredGroup) -> np.ndarray:
         return group_relative(group.rewards, normalize_std=self.config.normalize_std)
@@ -183,13 +192,22 @@ class GRPO:
         totals = [totals_of(update, kept) for update, kept in zip(updates, trained, strict=True)]
         work = divide(groups, trained, len(self.policy), self.micro_batch_tokens[0])
         calls = [
-            (share.plans, share.keys, totals, loss, self.sampling.temperature, len(reference), *share.groups, *reference)
+            (
+                share.plans,
+                share.keys,
+                totals,
+                loss,
+                self.sampling.temperature,
+                len(reference),
+                *share.groups,
+                *reference,
+            )
             for share in work
         ]
         per_update = self.policy.scatter(PolicyWorker.update, calls)[0]
         micro_batches, empty = count_micro_batches(work)
         tokens = sum(sample.tokens for kept in trained for sample in kept)
-        return _mean(per_update) | {
+        return _mean(per_update, [count.trained_tokens for count in totals]) | {
             "tokens/trained": float(tokens),
             "tokens/micro_batches": float(micro_batches),
             "tokens/padding_fraction": empty / max(1, empty + tokens),
@@ -218,33 +236,42 @@ class GRPO:
         sampling = Sampling(
             samples=config.eval_samples_per_prompt, temperature=temperature, max_tokens=self.sampling.max_tokens
         )
-        prompts = cycle(self.evaluation)
         with clock("evaluate"):
-            groups = self.sampler.collect(lambda: next(prompts), len(self.evaluation), sampling, _EVALUATION_SEED)
-        self.last_evaluation = _reward_metrics(groups, "eval/reward")
+            groups = self.sampler.collect(iter(self.evaluation), len(self.evaluation), sampling, _EVALUATION_SEED)
+        # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
+        failed = {"eval/failed": float(self.sampler.failed)}
+        self.last_evaluation = _reward_metrics(groups, "eval/reward") | failed
         if self.step == 0:
             self.reporter.step(0, self.last_evaluation | clock.lap())
         return self.last_evaluation
 
     def _report(self, groups: list[ScoredGroup], metrics: Metrics) -> None:
-        metrics["tokens_per_second"] = metrics["tokens/generated"] / metrics["time/step"]
+        training = metrics["time/step"] - metrics.get("time/evaluate", 0.0)
+        metrics["tokens_per_second"] = metrics["tokens/generated"] / training
         self.reporter.step(self.step, metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         self.reporter.samples(self.step, _sample_rows(groups, self.samples_per_step), shown)
 
 
-def _mean(per_update: list[Metrics]) -> Metrics:
-    names = {"loss": "loss/policy"}
-    means = {names.get(key, key): float(np.mean([m[key] for m in per_update])) for key in per_update[0]}
-    # The first update is on-policy: only there do trainer and sampler hold the same weights.
-    return means | {key: per_update[0][key] for key in ("mismatch/logprob_abs_mean", "mismatch/kl")}
+def _mean(per_update: list[Metrics], trained_tokens: list[int]) -> Metrics:
+    """Metrics of a step from those of its updates; what an update without trained tokens cannot tell is left out."""
+    always = {"loss": "loss/policy", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+    means = {name: float(np.mean([metrics[key] for metrics in per_update])) for key, name in always.items()}
+    told = [metrics for metrics, tokens in zip(per_update, trained_tokens, strict=True) if tokens]
+    for key in (key for key in per_update[0] if told and key.startswith("policy/")):
+        means[key] = float(np.mean([metrics[key] for metrics in told]))
+    if trained_tokens[0]:
+        # The first update is on-policy: only there do trainer and sampler hold the same weights.
+        means |= {key: value for key, value in per_update[0].items() if key.startswith("mismatch/")}
+    return means
 
 
 def _reward_metrics(groups: list[ScoredGroup], prefix: str) -> Metrics:
     rewards = np.concatenate([group.rewards for group in groups])
-    equal = [np.ptp(group.rewards) == 0 for group in groups]
     metrics = {f"{prefix}/mean": float(rewards.mean()), f"{prefix}/std": float(rewards.std())}
     if len(groups[0].scores) > 1:
+        # Groups of equal rewards have no advantage and teach nothing.
+        equal = [not group_relative(group.rewards, normalize_std=False).any() for group in groups]
         metrics[f"{prefix}/zero_variance_fraction"] = float(np.mean(equal))
     names = {name for group in groups for score in group.scores for name in score.parts}
     for name in names if len(names) > 1 else ():

@@ -8,8 +8,9 @@ and rewards; tokens stay behind object references.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import ray
 
 from actors.batch import Prompt
 from actors.group import ActorGroup, GroupError
+from actors.rollout import CONCURRENCY
 from actors.rollout_types import RolloutInfo, Sampling
 from algorithms.reward_pool import RewardPool
 from algorithms.rewards import Score
@@ -44,8 +46,7 @@ class _Running:
     prompt: Prompt
     engine: int
     rollouts: Any
-    deadline: float
-    infos: list[RolloutInfo] | None = None
+    infos: list[RolloutInfo]
 
 
 def capacity(max_staleness: int, version: int, groups_per_step: int, accepted: int, running: int) -> int:
@@ -76,50 +77,50 @@ class Sampler:
         self.max_failed = max_failed
         self.failed = 0
         self._load = [0] * len(rollout)
+        self._heard = [0.0] * len(rollout)
 
-    def collect(
-        self, next_prompt: Callable[[], Prompt], count: int, sampling: Sampling, seed: int
-    ) -> list[ScoredGroup]:
-        """`count` complete groups, in the order in which their prompts were drawn; `seed` decides what is sampled.
+    def collect(self, prompts: Iterator[Prompt], count: int, sampling: Sampling, seed: int) -> list[ScoredGroup]:
+        """Complete groups, in the order in which their prompts were drawn; `seed` decides what is sampled.
 
-        Groups with a failed rollout or reward are replaced by the next prompt's. Raises RewardFailure when too many
-        fail, GroupError when an engine dies or misses its deadline.
+        A group with a failed rollout or reward is replaced by that of the next prompt, so there are `count` groups
+        unless the prompts end first. Raises RewardFailure when too many samples fail, GroupError when an engine dies or
+        is silent beyond its deadline.
         """
         self.pool.begin_step()
         self.failed = 0
+        self._heard = [time.monotonic()] * len(self.rollout)
         running: dict[Any, _Running] = {}
         scoring: dict[int, _Running] = {}
         done: dict[int, ScoredGroup] = {}
-        started = 0
+        numbered = enumerate(prompts)
         self._announce(count, seed)
-        while len(done) < count:
-            while len(done) + len(running) + len(scoring) < count:
-                group = self._start(started, next_prompt(), sampling)
-                running[group[0]] = group[1]
-                started += 1
+        while True:
+            for number, prompt in islice(numbered, capacity(0, 0, count, len(done), len(running) + len(scoring))):
+                self._start(running, number, prompt, sampling)
+            if not running and not scoring:
+                return [done[number] for number in sorted(done)]
             self._receive(running, scoring, count * sampling.samples)
             for ticket, scores in self.pool.ready(0):
-                group_done = scoring.pop(ticket)
+                group = scoring.pop(ticket)
                 if all(score.status == "ok" for score in scores):
-                    done[group_done.number] = _scored(group_done, scores)
+                    done[group.number] = _scored(group, scores)
                 else:
                     self.failed += sum(score.status == "failed" for score in scores)
                     self.pool.check_failures(count * sampling.samples)
-        return [done[number] for number in sorted(done)]
 
     def _announce(self, count: int, seed: int) -> None:
         """Tell each engine how many groups it is about to get, so that it starts them together and in order."""
         shares = [len(range(engine, count, len(self.rollout))) for engine in range(len(self.rollout))]
+        shares = [min(share, CONCURRENCY["generate"]) for share in shares]
         calls = [(share, seed + engine) for engine, share in enumerate(shares)]
         self.rollout.scatter(self.expect, calls)
 
-    def _start(self, number: int, prompt: Prompt, sampling: Sampling) -> tuple[Any, _Running]:
+    def _start(self, running: dict[Any, _Running], number: int, prompt: Prompt, sampling: Sampling) -> None:
         engine = self._load.index(min(self._load))
         self._load[engine] += 1
         arguments = (number, prompt.token_ids, sampling)
-        info, rollouts = self.rollout.submit(engine, self.generate, *arguments, num_returns=2)
-        deadline = time.monotonic() + self.rollout.timeout_s
-        return info, _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, deadline=deadline)
+        infos, rollouts = self.rollout.submit(engine, self.generate, *arguments, num_returns=2)
+        running[infos] = _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[])
 
     def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], samples: int) -> None:
         """Wait for the next event, and hand finished rollouts to the reward pool."""
@@ -132,7 +133,8 @@ class Sampler:
                 continue
             group = running.pop(reference)
             self._load[group.engine] -= 1
-            group.infos = self.rollout.gather([reference], "generate")[0]
+            self._heard[group.engine] = time.monotonic()
+            group.infos = self.rollout.gather([reference], "generate", ranks=[group.engine])[0]
             if all(info.status != "failed" for info in group.infos):
                 scoring[self.pool.submit(group.prompt, group.rollouts, len(group.infos))] = group
             else:
@@ -145,15 +147,15 @@ class Sampler:
             raise GroupError(f"{self.failed} of {samples} rollouts of a step failed in the engines")
 
     def _check_deadlines(self, running: dict[Any, _Running]) -> None:
+        # An engine may have many groups queued: late is one that has finished none of them for so long.
         now = time.monotonic()
         for group in running.values():
-            if now > group.deadline:
+            if now > self._heard[group.engine] + self.rollout.timeout_s:
                 raise GroupError(
-                    f"rollout[{group.engine}].generate: no answer to data row {group.prompt.index} "
-                    f"within {self.rollout.timeout_s:g} s (rollout.timeout_s)"
+                    f"rollout[{group.engine}].generate: nothing heard, while data row {group.prompt.index} waits, "
+                    f"for {self.rollout.timeout_s:g} s (rollout.timeout_s)"
                 )
 
 
 def _scored(group: _Running, scores: list[Score]) -> ScoredGroup:
-    assert group.infos is not None
     return ScoredGroup(prompt=group.prompt, rollouts=group.rollouts, infos=group.infos, scores=scores)

@@ -6,7 +6,7 @@ The loss of an update is -sum(log pi of trained tokens) / number of trained toke
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,9 +29,7 @@ def sft_loss(
     """This micro-batch's share of the token-mean negative log-likelihood; logprobs and entropies are [T]."""
     mask = batch.action_mask
     losses = nll_loss(policy_logprobs, mask)
-    loss = aggregate(
-        losses, mask, batch.sequence_ids, mode="token", tokens=totals.tokens, sequences=totals.sequences
-    )
+    loss = aggregate(losses, mask, batch.sequence_ids, mode="token", tokens=totals.tokens, sequences=totals.sequences)
     return loss, {"policy/entropy": masked_sum(entropies, mask) / totals.tokens}
 
 
@@ -59,37 +57,45 @@ class SFT:
     sequences: list[Sequence]
     batches: Batches
     evaluation: list[Sequence]
-    checkpoint: Callable[[int, dict[str, Any]], None]
+    checkpoint: Callable[[int, dict[str, Any], bool], None]
+    """Save after this update, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     micro_batch_tokens: int
     total_updates: int
     step: int = 0
+    last_evaluation: Metrics = field(default_factory=dict)
 
     def train(self) -> None:
         """Run all updates."""
         clock = Clock(self.reporter)
-        metrics: Metrics = {}
         self.reporter.start("SFT", self.total_updates, self.step)
-        while self.step < self.total_updates and not good_enough(self.config.stop_when, metrics):
+        while not self.done:
             with clock("data"):
                 batch = [self.sequences[i] for i in self.batches.next(self.config.samples_per_update)]
             with clock("update"):
                 metrics = self._update(batch)
             self.step += 1
             metrics |= self._evaluate(clock)
+            with clock("checkpoint"):
+                self.checkpoint(self.step, self.state(), self.done)
             seconds = clock.lap()
             metrics["tokens_per_second"] = metrics["tokens/trained"] / seconds["time/step"]
             self.reporter.step(self.step, metrics | seconds)
-            self.checkpoint(self.step, self.state())
+
+    @property
+    def done(self) -> bool:
+        """Whether all updates are done, or the last evaluation was good enough to stop."""
+        return self.step >= self.total_updates or good_enough(self.config.stop_when, self.last_evaluation)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        return {"step": self.step, "batches": self.batches.state_dict()}
+        return {"step": self.step, "batches": self.batches.state_dict(), "last_evaluation": self.last_evaluation}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.step = state["step"]
         self.batches.load_state_dict(state["batches"])
+        self.last_evaluation = state["last_evaluation"]
 
     def _update(self, batch: list[Sequence]) -> Metrics:
         calls = self._divided(batch, sft_loss)
@@ -108,7 +114,8 @@ class SFT:
         with clock("evaluate"):
             calls = self._divided(self.evaluation, evaluation_metrics)
             metrics = self.policy.scatter(PolicyWorker.evaluate, calls)[0]
-        return {f"eval/{name}": value for name, value in metrics.items()}
+        self.last_evaluation = {f"eval/{name}": value for name, value in metrics.items()}
+        return self.last_evaluation
 
     def _divided(self, batch: list[Sequence], loss: Any) -> list[tuple[Any, Totals, Any]]:
         plan = plan_micro_batches([len(sequence) for sequence in batch], len(self.policy), self.micro_batch_tokens)

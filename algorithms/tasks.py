@@ -3,6 +3,10 @@
 Every row has prompt, completion (the answer, for SFT) and answer (for reward functions). Whether a problem is for
 training or held out depends on the problem alone, so that the splits never overlap, whatever count and seed. The held
 out split has `eval_count` rows (default: `count`).
+
+With `slips`, that share of the training completions has two neighbouring characters swapped: demonstrations of mixed
+quality, as people write them. A model that imitates them errs as often; rewards can teach it not to. `answer` and the
+held-out completions are always right.
 """
 
 import hashlib
@@ -25,6 +29,7 @@ def sort_letters(
     seed: int = 0,
     length: int = 6,
     letters: str = "abcdefgh",
+    slips: float = 0.0,
 ) -> list[dict[str, str]]:
     """Sort the letters of a string: "dbacfe" -> "abcdef"; letters may repeat.
 
@@ -34,9 +39,10 @@ def sort_letters(
     _check_letters(length, letters)
     size = len(letters) ** length
     wanted = _wanted(split, count, eval_count)
-    return _problems(
+    rows = _problems(
         split, wanted, seed, size, lambda index: _string(index, length, letters), lambda prompt: "".join(sorted(prompt))
     )
+    return _with_slips(rows, split, slips, seed)
 
 
 def reverse(
@@ -47,25 +53,48 @@ def reverse(
     seed: int = 0,
     length: int = 6,
     letters: str = string.ascii_lowercase,
+    slips: float = 0.0,
 ) -> list[dict[str, str]]:
     """Write a string backwards: "dbac" -> "cabd". Raises UserError as sort_letters does."""
     _check_letters(length, letters)
     size = len(letters) ** length
     wanted = _wanted(split, count, eval_count)
-    return _problems(
+    rows = _problems(
         split, wanted, seed, size, lambda index: _string(index, length, letters), lambda prompt: prompt[::-1]
     )
+    return _with_slips(rows, split, slips, seed)
 
 
 def add(
-    split: str, *, count: int, eval_count: int | None = None, seed: int = 0, digits: int = 2
+    split: str, *, count: int, eval_count: int | None = None, seed: int = 0, digits: int = 2, slips: float = 0.0
 ) -> list[dict[str, str]]:
     """Add two numbers of up to `digits` digits: "12+34=" -> "46". Raises UserError as sort_letters does."""
     if digits < 1:
         raise UserError(f"digits must be at least 1, got {digits}")
     operands = 10**digits
     wanted = _wanted(split, count, eval_count)
-    return _problems(split, wanted, seed, operands**2, lambda index: _sum(index, operands), _sum_answer)
+    rows = _problems(split, wanted, seed, operands**2, lambda index: _sum(index, operands), _sum_answer)
+    return _with_slips(rows, split, slips, seed)
+
+
+def _with_slips(rows: list[dict[str, str]], split: str, slips: float, seed: int) -> list[dict[str, str]]:
+    """Rows of which a share of `slips` completions has two different neighbouring characters swapped."""
+    if not 0 <= slips <= 1:
+        raise UserError(f"slips must be between 0 and 1, got {slips}")
+    generator = random.Random(f"{seed} slips")
+    if split in _HELD_OUT_SPLITS:
+        return rows
+    return [
+        row | {"completion": _slip(row["answer"], generator)} if generator.random() < slips else row for row in rows
+    ]
+
+
+def _slip(answer: str, generator: random.Random) -> str:
+    places = [place for place in range(len(answer) - 1) if answer[place] != answer[place + 1]]
+    if not places:
+        return answer
+    place = generator.choice(places)
+    return answer[:place] + answer[place + 1] + answer[place] + answer[place + 2 :]
 
 
 def _wanted(split: str, count: int, eval_count: int | None) -> int:

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from actors.config import UserError
 from actors.group import ActorGroup
 from actors.rollout import CONCURRENCY, RolloutWorker
 from actors.rollout_types import Sampling
@@ -56,8 +54,9 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
     """Start all groups of a GRPO run and return its loop."""
     algorithm = config.algorithm
     assert isinstance(algorithm, GRPOConfig)
+    engine: Any = RolloutWorker  # ray.method hides what its methods are from type checkers
     logs = str((config.directory / "logs").absolute())
-    directory = str(write_skeleton(config.model, config.directory / "model").absolute())
+    directory = write_skeleton(config.model, config.directory / "model")
     backend = transfer_backend(config)
     reporter.phase("starting engines")
     rollout = groups.add(
@@ -93,13 +92,13 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
         reference=reference,
         sampler=Sampler(
             rollout,
-            RolloutWorker.generate,
-            RolloutWorker.expect,
+            engine.generate,
+            engine.expect,
             groups.pool,
             max_failed=config.reward.max_failed_fraction,
         ),
         publish=_publisher(config, policy, directory),
-        checkpoint=_checkpointer(config, policy, algorithm.steps),
+        checkpoint=_checkpointer(config, policy),
         reporter=reporter,
         sampling=Sampling(
             samples=algorithm.samples_per_prompt,
@@ -116,13 +115,13 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
     policy.gather(building, "build")
     reporter.phase("waiting for engines")
     rollout.gather(
-        [rollout.submit(rank, RolloutWorker.ready) for rank in range(len(rollout))],
+        [rollout.submit(rank, engine.ready) for rank in range(len(rollout))],
         "ready",
         timeout_s=config.rollout.start_timeout_s,
     )
     arguments = (rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     policy.call(PolicyWorker.connect, *arguments)
-    _resume(config, policy, loop)
+    _resume(config, policy, loop, reporter)
     return loop
 
 
@@ -134,7 +133,7 @@ def build_sft(config: RunConfig, placement: Placement, reporter: RunReporter, gr
     algorithm = config.algorithm
     assert isinstance(algorithm, SFTConfig)
     logs = str((config.directory / "logs").absolute())
-    directory = str(write_skeleton(config.model, config.directory / "model").absolute())
+    directory = write_skeleton(config.model, config.directory / "model")
     policy = groups.add(_group("policy", PolicyWorker, config.policy.timeout_s, placement, logs))
     policy.spawn(config.model, directory, config.policy, config.run.seed)
     tokenizer = load_tokenizer(directory)
@@ -145,7 +144,7 @@ def build_sft(config: RunConfig, placement: Placement, reporter: RunReporter, gr
         if config.data.eval
         else []
     )
-    updates = algorithm.steps or (algorithm.epochs or 1) * -(-len(train) // algorithm.samples_per_update)
+    updates = algorithm.updates(len(train))
     policy.gather(start_policy(policy, updates), "build")
     loop = SFT(
         config=algorithm,
@@ -153,12 +152,12 @@ def build_sft(config: RunConfig, placement: Placement, reporter: RunReporter, gr
         sequences=train,
         batches=Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=held_out,
-        checkpoint=_checkpointer(config, policy, updates),
+        checkpoint=_checkpointer(config, policy),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,
     )
-    _resume(config, policy, loop)
+    _resume(config, policy, loop, reporter)
     return loop
 
 
@@ -222,26 +221,24 @@ def _publisher(config: RunConfig, policy: ActorGroup[Any], directory: str) -> Ca
     return publish
 
 
-def _checkpointer(config: RunConfig, policy: ActorGroup[Any], last: int) -> Callable[[int, dict[str, Any]], None]:
+def _checkpointer(config: RunConfig, policy: ActorGroup[Any]) -> Callable[[int, dict[str, Any], bool], None]:
     from actors.policy import PolicyWorker
 
-    checkpoints = Checkpoints(config.directory / "checkpoints", config.checkpoint)
+    checkpoints = Checkpoints(config)
 
-    def checkpoint(step: int, state: dict[str, Any]) -> None:
-        if checkpoints.due(step, step == last):
+    def checkpoint(step: int, state: dict[str, Any], last: bool) -> None:
+        if checkpoints.due(step, last):
             checkpoints.save(step, state, lambda directory: policy.call(PolicyWorker.save, directory))
 
     return checkpoint
 
 
-def _resume(config: RunConfig, policy: ActorGroup[Any], loop: Any) -> None:
+def _resume(config: RunConfig, policy: ActorGroup[Any], loop: Any, reporter: RunReporter) -> None:
     from actors.policy import PolicyWorker
 
-    found = Checkpoints(config.directory / "checkpoints", config.checkpoint).latest()
+    found = Checkpoints(config).latest()
     if found is None:
         return
-    try:
-        loop.restore(found.state)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"checkpoint.resume: {found.directory} is of another kind of run ({error})") from None
+    reporter.note(f"resuming from step {found.state['step']}")
+    loop.restore(found.state)
     policy.call(PolicyWorker.load, found.directory.absolute())

@@ -1,6 +1,7 @@
 """Talk to a model directory with transformers, on a GPU when there is one."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ def model_directory(path: str) -> Path:
     directory = Path(path)
     if found := _model_in(directory):
         return found
+    if unfinished := _unfinished(directory):
+        raise UserError(f"MODEL: {unfinished}, got {path}")
     siblings = [str(entry) for entry in directory.parent.glob("*") if _model_in(entry)]
     near = difflib.get_close_matches(path, siblings, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -104,6 +107,24 @@ def _model_in(directory: Path) -> Path | None:
         if (candidate / "config.json").is_file() and _has_weights(candidate):
             return candidate
     return None
+
+
+def _unfinished(directory: Path) -> str | None:
+    """What a run directory without an export has instead of a model; None for any other directory."""
+    try:
+        algorithm = json.loads((directory / "config.json").read_text(encoding="utf-8"))["algorithm"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    name = directory / "config.json"
+    try:
+        step = (directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-")
+    except OSError:
+        return f"the run has not finished and has no checkpoint; start it again with `tandem run {name}`"
+    total = f" of {algorithm['steps']}" if algorithm.get("steps") else ""
+    return (
+        f"the run has not finished: there is a checkpoint of step {step}{total}, but no model yet; "
+        f"resume it with `tandem run {name} checkpoint.resume=true`"
+    )
 
 
 def _has_weights(directory: Path) -> bool:

@@ -123,6 +123,7 @@ def examine(config: RunConfig) -> Findings:
     _check_data(findings, readable)
     with findings.collecting():
         _check_tracking(config)
+    findings.warnings.extend(_sampling_warnings(config))
     if findings.problems:
         raise UserError(*dict.fromkeys(findings.problems))
     return findings
@@ -233,6 +234,18 @@ def _check_data(findings: Findings, readable: bool) -> None:
         for index in range(len(config.reward.functions)):
             with findings.collecting():
                 check_reward(config, index, train.columns if train else None)
+
+
+def _sampling_warnings(config: RunConfig) -> list[str]:
+    if not isinstance(config.algorithm, GRPOConfig):
+        return []
+    rollout = config.rollout
+    cut = [f"top_p {rollout.top_p:g}"] * (rollout.top_p < 1) + [f"top_k {rollout.top_k}"] * (rollout.top_k > 0)
+    return [
+        f"rollout.{setting}: responses are sampled from a part of the distribution that the policy is trained on, so "
+        f"importance ratios compare two different ones"
+        for setting in cut
+    ]
 
 
 def _check_tracking(config: RunConfig) -> None:

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
-from launch.config import CheckpointConfig
+from launch.config import RunConfig
+
+Files = Iterable[tuple[str, int]]
+"""(name relative to the checkpoint, bytes) of files that a rank has written or sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,54 +27,154 @@ class Checkpoint:
 class Checkpoints:
     """The directory `checkpoints/` of a run: `step-N/` each with a manifest, and the pointer `latest`."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig) -> None:
-        self._directory = directory
+    def __init__(self, config: RunConfig) -> None:
         self._config = config
+        self._directory = config.directory / "checkpoints"
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint that `latest` names; None when there is none. Raises UserError when it is damaged."""
-        pointer = self._directory / "latest"
-        if not self._config.resume or not pointer.exists():
-            return None
-        directory = self._directory / pointer.read_text().strip()
-        manifest = directory / "manifest.json"
-        try:
-            return Checkpoint(directory, json.loads(manifest.read_text())["state"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"checkpoint.resume: {directory} has no readable manifest ({type(error).__name__}); "
-                f"remove {pointer} to start anew"
-            ) from None
+        """The checkpoint to continue from; None when there is none, or when `checkpoint.resume` is false.
 
-    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], object]) -> Path:
-        """Let `write` fill a directory, then make it the latest checkpoint and remove the oldest ones."""
+        Raises:
+            UserError: when it is damaged, or of a run that this configuration cannot continue.
+        """
+        name = self._pointer()
+        if not self._config.checkpoint.resume or name is None:
+            return None
+        directory = self._directory / name
+        try:
+            manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+            state, files, then = manifest["state"], manifest["files"], manifest["identity"]
+        except (OSError, ValueError, KeyError) as error:
+            reason = f"{directory} has no readable manifest ({type(error).__name__})"
+            raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
+        if damage := _difference(directory, files):
+            raise UserError(f"checkpoint.resume: {directory} is damaged, {damage}; {_anew(self._config)}")
+        self._require_same(then, directory)
+        return Checkpoint(directory, state)
+
+    def prepare(self) -> None:
+        """Remove what a starting run must not find: half-written checkpoints, those that are newer than the one it
+        continues from, and without `checkpoint.resume` all of them."""
+        name = self._pointer() if self._config.checkpoint.resume else None
+        reached = _step(Path(name)) if name else -1
+        for path in self._directory.glob("step-*"):
+            if _step(path) < 0 or _step(path) > reached:
+                shutil.rmtree(path)
+        for pointer in ("latest.partial", *(() if name else ("latest",))):
+            (self._directory / pointer).unlink(missing_ok=True)
+
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> Path:
+        """Let `write` fill a directory, then make it the latest checkpoint and remove the oldest ones.
+
+        Args:
+            step: steps done.
+            state: of the loop, JSON values.
+            write: fills the (absolute) directory from all ranks, and returns the files of each rank.
+
+        Raises:
+            UserError: when a file that a rank has written is not there.
+        """
         final = self._directory / f"step-{step}"
         partial = self._directory / f"step-{step}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write(partial.absolute())
-        (partial / "manifest.json").write_text(json.dumps({"step": step, "state": state}))
+        files: dict[str, int] = {}
+        for name, size in (file for rank in write(partial.absolute()) for file in rank):
+            # A rank may have seen a file that another one was still writing: the largest size is the final one.
+            files[name] = max(size, files.get(name, 0))
+        if missing := _difference(partial, files):
+            raise UserError(
+                f"run.output: must be on storage that all nodes share ({missing} after the ranks wrote {partial}), "
+                f"got {self._config.run.output}"
+            )
+        manifest = {"step": step, "identity": identity(self._config), "state": state, "files": files}
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         self._point_to(final)
-        self._prune()
+        self._prune(final)
         return final
 
     def due(self, step: int, last: bool) -> bool:
         """Whether to save after this step."""
-        return last or bool(self._config.every and step % self._config.every == 0)
+        every = self._config.checkpoint.every
+        return last or bool(every and step % every == 0)
+
+    def _pointer(self) -> str | None:
+        try:
+            return (self._directory / "latest").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
 
     def _point_to(self, directory: Path) -> None:
         partial = self._directory / "latest.partial"
-        partial.write_text(directory.name)
+        partial.write_text(directory.name, encoding="utf-8")
         os.replace(partial, self._directory / "latest")
 
-    def _prune(self) -> None:
-        found = sorted(self._directory.glob("step-*"), key=_step)
-        for old in [path for path in found if _step(path) >= 0][: -self._config.keep]:
+    def _prune(self, latest: Path) -> None:
+        others = sorted(
+            (path for path in self._directory.glob("step-*") if path != latest and _step(path) >= 0), key=_step
+        )
+        kept = self._config.checkpoint.keep - 1
+        for old in others[: len(others) - kept]:
             shutil.rmtree(old)
+
+    def _require_same(self, then: dict[str, Any], directory: Path) -> None:
+        """Raise UserError unless this configuration describes the run that wrote the checkpoint."""
+        now = identity(self._config)
+        reasons = {"policy.ranks": " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"}
+        problems = [
+            f"{field}: must be {json.dumps(old)} to resume from {directory}{reasons.get(field, '')}, "
+            f"got {json.dumps(new)}; {_anew(self._config)}"
+            for field, old, new in _changes("", then, now)
+            if field != "policy.ranks" or now["policy"]["zero_stage"]
+        ]
+        if problems:
+            raise UserError(*problems)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
+
+    Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect. The
+    number of ranks matters where ZeRO has sharded its state (stages 1 to 3).
+    """
+    parts = {
+        "algorithm": {"name"},
+        "model": {"path", "init", "dtype"},
+        "policy": {"optimizer", "zero_stage", "ranks"},
+        "run": {"seed"},
+    }
+    return {
+        section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
+    }
+
+
+def _difference(directory: Path, files: dict[str, int]) -> str | None:
+    """What distinguishes the directory from the files (name -> bytes) it should hold; None when nothing does."""
+    for name, size in files.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+    return None
+
+
+def _anew(config: RunConfig) -> str:
+    return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
+
+
+def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, old value, new value) of every leaf that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in sorted(then.keys() | now.keys()):
+            yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
+    elif then != now:
+        yield field, then, now
 
 
 def _step(path: Path) -> int:
+    """The number in `step-N`, -1 for a directory that is no finished checkpoint."""
     number = path.name.removeprefix("step-")
     return int(number) if number.isdigit() else -1

@@ -127,7 +127,7 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, for example outputs/demo")
-    parser.add_argument("--output", metavar="DIR", help="where to write the model (default: RUN/export)")
+    parser.add_argument("--output", metavar="DIR", help="copy the model there (default: only print where it is)")
 
 
 def _count(text: str) -> int:
@@ -217,7 +217,7 @@ VERBS = {
         _chat,
     ),
     "export": Verb(
-        "writes the latest checkpoint as a Hugging Face directory",
+        "says where a finished run's model is, or copies it: a Hugging Face directory",
         "tandem export outputs/first --output my-model",
         _export_arguments,
         _export,

@@ -1,11 +1,15 @@
 """The cluster a run lives on: start or join Ray, reserve bundles for every group, wait for them with a deadline."""
 
+import json
+import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -14,6 +18,7 @@ from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig, machine_cpus
 from launch.placement import Demand, demands
+from launch.signals import arm, hold
 
 Notify = Callable[[str], None]
 
@@ -30,27 +35,48 @@ class Placement:
 def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS, or start one here that ends with the block."""
     address = os.environ.get("RAY_ADDRESS")
-    environment = {"working_dir": os.getcwd()} if address else {}
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if not address else "token")
+    _set_authentication(joining=bool(address))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    environment["env_vars"] = {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    local = {} if address else _local_resources(config)
     ray.init(
         address=address or "local",
-        runtime_env=environment,
+        runtime_env=_runtime_environment(joining=bool(address)),
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         configure_logging=True,
-        **local,
+        **({} if address else _local_resources(config)),
     )
+    arm()  # Ray has put a handler of its own for SIGTERM.
     try:
         _link_logs(log_directory)
         yield
     finally:
+        hold()
         ray.shutdown()
 
 
-def _local_resources(config: RunConfig) -> dict:
+def _set_authentication(*, joining: bool) -> None:
+    """Say whether Ray uses tokens, where the user has not: no on a cluster of our own, else if there is a token."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if joining and token else "disabled")
+
+
+def _runtime_environment(*, joining: bool) -> dict[str, Any]:
+    """Workers import the code from the working directory, which a cluster that is joined must first be sent.
+
+    A submitted job has its runtime environment from the submission, and Ray refuses to have a part of it set twice.
+    """
+    environment: dict[str, Any] = {
+        "env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    }
+    submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    if submitted:
+        given = json.loads(submitted).get("runtime_env") or {}
+        return {} if "PYTHONPATH" in given.get("env_vars", {}) else environment
+    return {"working_dir": os.getcwd(), **environment} if joining else environment
+
+
+def _local_resources(config: RunConfig) -> dict[str, Any]:
     gpus = {} if config.cluster.gpus is None else {"num_gpus": config.cluster.gpus}
     return {
         "num_cpus": config.cluster.cpus or machine_cpus(),
@@ -76,7 +102,7 @@ def place(config: RunConfig, notify: Notify) -> Placement:
     bundles, where = _bundles(config, wanted)
     reserved = placement_group(bundles, strategy="PACK")
     _wait(reserved, bundles, config.cluster.wait_s, notify)
-    return Placement(reserved, _slots(config, wanted, where, reserved))
+    return Placement(reserved, _slots(wanted, where, reserved))
 
 
 def release(placement: Placement) -> None:
@@ -101,18 +127,16 @@ def _bundles(config: RunConfig, wanted: list[Demand]) -> tuple[list[dict[str, fl
     return bundles, where
 
 
-def _slots(
-    config: RunConfig, wanted: list[Demand], where: dict[str, list[int]], reserved: PlacementGroup
-) -> dict[str, list[Slot]]:
-    shared = config.cluster.placement == "shared"
-    gpu_groups = sum(demand.gpus > 0 for demand in wanted) if shared else 1
+def _slots(wanted: list[Demand], where: dict[str, list[int]], reserved: PlacementGroup) -> dict[str, list[Slot]]:
+    # Groups with as many ranks share all their bundles, others only the first ones.
+    groups_on_gpu = Counter(bundle for demand in wanted if demand.gpus for bundle in where[demand.group])
     return {
         demand.group: [
             Slot(
                 placement=reserved,
                 bundle=bundle,
                 cpus=demand.cpus,
-                gpus=demand.gpus / max(1, gpu_groups),
+                gpus=demand.gpus / max(1, groups_on_gpu[bundle]),
                 threads=demand.threads,
             )
             for bundle in where[demand.group]

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from actors.config import Config, GroupConfig, ModelConfig, RolloutConfig, TrainerConfig, UserError
+from actors.config import Config, ModelConfig, ReferenceConfig, RolloutConfig, TrainerConfig, UserError
 from algorithms.config import AlgorithmConfig, DataConfig, GRPOConfig, RewardConfig
+from launch.config_file import apply_overrides, read_yaml
 
 
 class CheckpointConfig(Config):
@@ -21,9 +21,10 @@ class CheckpointConfig(Config):
     every: PositiveInt | None = None
     """Steps between checkpoints (default: only at the end)."""
     keep: PositiveInt = 2
-    """Checkpoints kept; older ones are removed."""
+    """Checkpoints kept, the latest and those before it; older ones are removed."""
     resume: bool = True
-    """Continue from the run directory's latest checkpoint, if there is one."""
+    """Continue from the run directory's latest checkpoint, if there is one; false removes what an earlier run of the
+    same name left."""
 
 
 class TrackingConfig(Config):
@@ -43,7 +44,7 @@ class ClusterConfig(Config):
     """Where the run's processes live."""
 
     placement: str = Field(default="split", pattern="^(split|shared)$")
-    """split: every group has its own bundles; shared: rank i of all groups share bundle i."""
+    """split: every group has its own bundles; shared: rank i of all groups share bundle i and take turns on its GPU."""
     cpus: PositiveInt | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""
     gpus: int | None = Field(default=None, ge=0)
@@ -61,7 +62,7 @@ class Run(Config):
     """Name of the run's directory."""
     output: str = "outputs"
     """Directory that holds run directories."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of data order, sampling and initialisation of everything but `model.init`."""
 
 
@@ -78,7 +79,7 @@ class RunConfig(Config):
     """How responses are scored."""
     policy: TrainerConfig = TrainerConfig()
     """The group that learns."""
-    reference: GroupConfig = GroupConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     """The frozen initial policy, when the algorithm needs it."""
     rollout: RolloutConfig = RolloutConfig()
     """Generation."""
@@ -124,9 +125,31 @@ class RunConfig(Config):
             raise ValueError("algorithm.stop_when needs data.eval, got none")
         if algorithm.stop_when and isinstance(algorithm, GRPOConfig) and not algorithm.eval_every:
             raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
+        self._precision_is_kept()
+        self._groups_can_share()
         if self.model.attention == "flash_attention_2" and not self.policy.gpus_per_rank:
             raise ValueError("model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0")
         return self
+
+    def _precision_is_kept(self) -> None:
+        if self.model.dtype == "bf16" and self.policy.zero_stage == 0:
+            raise ValueError(
+                "policy.zero_stage must be 1, 2 or 3 with model.dtype bf16, "
+                "as DeepSpeed accumulates the gradients of stage 0 in bf16, got 0"
+            )
+
+    def _groups_can_share(self) -> None:
+        if self.cluster.placement != "shared":
+            return
+        asked = {"policy.gpus_per_rank": self.policy.gpus_per_rank}
+        if isinstance(self.algorithm, GRPOConfig):
+            asked["rollout.gpus_per_engine"] = self.rollout.gpus_per_engine
+        if self.reference_enabled:
+            asked["reference.gpus_per_rank"] = self.reference.gpus_per_rank
+        used = {name: gpus for name, gpus in asked.items() if gpus}
+        if len(set(used.values())) > 1 or max(used.values(), default=0) > 1:
+            got = ", ".join(f"{name} {gpus:g}" for name, gpus in used.items())
+            raise ValueError(f"cluster.placement shared needs groups that ask for the same, at most 1, GPU, got {got}")
 
     def _transfer_fits_devices(self) -> None:
         backend = self.rollout.transfer.backend
@@ -148,62 +171,12 @@ def load(path: str, overrides: list[str]) -> RunConfig:
     return validate(apply_overrides(read_yaml(path), overrides))
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """Parse a YAML file into a mapping; raises UserError when it is missing, malformed or no mapping."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.yaml")), 1)
-        raise UserError(f"config file: cannot be read ({reason}), got {path}{_nearest(near)}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML, {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a mapping of sections, got {type(values).__name__}")
-    return values
-
-
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Set dotted keys: `policy.optimizer.lr=1e-4`. Raises UserError for an override without `=`."""
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign or not key:
-            raise UserError(f"override: must look like section.field=value, got {override!r}")
-        section = values
-        *parents, leaf = key.split(".")
-        for name in parents:
-            section = section.setdefault(name, {})
-            if not isinstance(section, dict):
-                raise UserError(f"override {key}: {name} holds no fields, got {override!r}")
-        try:
-            section[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"override {key}: not valid YAML, {' '.join(str(error).split())}") from None
-    return values
-
-
 def validate(values: dict[str, Any]) -> RunConfig:
     """Validate plain values into a RunConfig; raises UserError with one line per problem."""
     try:
-        return RunConfig.model_validate(_numbers(values))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(*dict.fromkeys(_problem(item) for item in error.errors())) from None
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-6 as a string; a person means the number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _problem(error: Any) -> str:
@@ -269,6 +242,3 @@ def _short(value: Any) -> str:
 def machine_cpus() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-

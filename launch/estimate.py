@@ -203,7 +203,7 @@ def grpo_arithmetic(algorithm: GRPOConfig, policy: TrainerConfig, mean_tokens: f
 def sft_arithmetic(algorithm: SFTConfig, policy: TrainerConfig, mean_tokens: float, sequences: int) -> Arithmetic:
     """Batch sizes of an SFT update over data of `sequences` sequences of `mean_tokens` tokens."""
     per_update = algorithm.samples_per_update
-    steps = algorithm.steps or math.ceil((algorithm.epochs or 1) * sequences / per_update)
+    steps = algorithm.updates(sequences)
     epochs = steps * per_update / sequences
     equation = f"{steps} updates x {per_update} sequences = {epochs:.3g} epochs of {sequences} sequences"
     return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), steps)

@@ -37,5 +37,6 @@ def demands(config: RunConfig) -> list[Demand]:
 
 
 def _ranks(group: str, count: int, cpus: float, gpus: float, threads: int | None) -> Demand:
-    # Groups take turns in a step, so each may use every core; ranks of one group run at the same time.
+    # Groups take turns in a step, so each may use every core; ranks of one group run at the same time. The cores are
+    # those of the machine that starts the run: on a cluster of other machines, set the threads in the configuration.
     return Demand(group, count, cpus, gpus, threads or max(1, machine_cpus() // count))

@@ -1,55 +1,80 @@
 """The verb `run`: directory, cluster, groups, loop, export; and an end that leaves no process behind."""
 
 import json
-import signal
+import os
+import re
+import shutil
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from actors.config import UserError
 from actors.group import GroupError, first_line
 from algorithms.config import GRPOConfig
-from launch.checkpoint import Checkpoints
+from launch.checkpoint import Checkpoint, Checkpoints
 from launch.cluster import place, ray_cluster, release
 from launch.config import RunConfig
+from launch.curves import draw_curves
 from launch.display import Display
 from launch.reporter import RunReporter
+from launch.signals import hold, interruptible
 from launch.tracking import Tracker
+
+_GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
 
 def run(config: RunConfig) -> int:
-    """Train, export and report; returns the exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
-    directory = config.directory
-    (directory / "logs").mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2))
-    display = Display()
-    found = Checkpoints(directory / "checkpoints", config.checkpoint).latest()
-    tracker = Tracker(directory, config, found.state["step"] if found else 0, display.warning)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        _train(config, RunReporter(display, tracker), display)
-    except KeyboardInterrupt:
-        display.close()
-        print(f"interrupted; continue with the same command, results so far are in {directory}", file=sys.stderr)
-        return 130
-    except UserError as error:
-        display.close()
-        raise error
-    except Exception as error:  # Whatever it was: the cause in a few lines, the rest in the log.
-        display.close()
-        _explain(error, directory)
-        return 1
-    finally:
-        display.close()
-        tracker.close()
-    _farewell(directory)
+    """Train, export and report.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 interrupted.
+
+    Raises:
+        UserError: a mistake of the user's that only the run itself could find.
+    """
+    with interruptible():
+        found = _prepare(config)
+        display = Display()
+        tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
+        try:
+            _train(config, RunReporter(display, tracker), display)
+        except KeyboardInterrupt:
+            display.close()
+            results = f"results so far are in {config.directory}"
+            print(f"interrupted; continue with the same command, {results}", file=sys.stderr)
+            return 130
+        except UserError:
+            raise
+        except Exception as error:  # Whatever it was: the cause in a few lines, the rest in the log.
+            display.close()
+            _explain(error, config.directory)
+            return 1
+        finally:
+            display.close()
+            tracker.close()
+        _farewell(config.directory)
     return 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _prepare(config: RunConfig) -> Checkpoint | None:
+    """Make the run directory ready and return the checkpoint to continue from; without one, what an earlier run left
+    there goes. Raises UserError."""
+    directory, checkpoints = config.directory, Checkpoints(config)
+    found = checkpoints.latest()
+    try:
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        checkpoints.prepare()
+        if found is None:
+            shutil.rmtree(directory / "export", ignore_errors=True)
+            (directory / "curves.png").unlink(missing_ok=True)
+        (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"run.output: must be a directory that can be written ({error.strerror}: {error.filename}), "
+            f"got {config.run.output}"
+        ) from None
+    return found
 
 
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
@@ -64,32 +89,62 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             loop = build(config, placement, reporter, groups)
             loop.train()
             display.phase("exporting")
-            _export(loop.policy, config.directory / "export")
+            _export(loop.policy, config)
         finally:
+            hold()
             groups.shutdown()
             release(placement)
 
 
-def _export(policy: Any, directory: Path) -> None:
+def _export(policy: Any, config: RunConfig) -> None:
+    """Put the model into `export/`, all of it or nothing."""
     from actors.policy import PolicyWorker
 
-    policy.call(PolicyWorker.export, directory.absolute())
+    final, partial = config.directory / "export", config.directory / "export.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.call(PolicyWorker.export, partial.absolute())
+    if not (partial / "config.json").is_file():
+        raise UserError(
+            f"run.output: must be on storage that all nodes share (rank 0 of the policy wrote {partial} elsewhere), "
+            f"got {config.run.output}"
+        )
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
 
 
 def _explain(error: Exception, directory: Path) -> None:
+    """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
     log = directory / "logs" / "driver.log"
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    group = str(error).partition(".")[0].replace("[", "-").rstrip("]")
-    worker_log = directory / "logs" / f"{group}.log"
-    path = worker_log if isinstance(error, GroupError) and worker_log.exists() else log
+    # A worker's mistake of the user's arrives as GroupError <- RayTaskError, which holds the original.
+    original = getattr(error.__cause__, "cause", None)
+    if isinstance(error, GroupError) and isinstance(original, UserError):
+        raise UserError(*original.problems) from None
     kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "
     print(f"run failed: {kind}{first_line(str(error))}", file=sys.stderr)
-    print(f"full log: {path}", file=sys.stderr)
+    print(f"full log: {(_worker_log(error, directory / 'logs') or log)}", file=sys.stderr)
+
+
+def _worker_log(error: Exception, logs: Path) -> Path | None:
+    """The log of the process that a GroupError is about, where it is on this machine."""
+    match = _GROUP_ERROR.match(str(error))
+    if not isinstance(error, GroupError) or match is None:
+        return None
+    group, rank, late = match.groups()
+    path = logs / f"{group}-{rank or late or 0}.log"
+    return path if path.exists() else None
 
 
 def _farewell(directory: Path) -> None:
+    try:
+        curves = draw_curves(directory)
+    except Exception as error:  # A picture must not fail a run that has succeeded, whatever matplotlib says.
+        print(f"warning: curves.png was not drawn, {type(error).__name__}: {first_line(str(error))}", file=sys.stderr)
+        curves = None
     print(f"model:   {directory / 'export'}")
     print(f"metrics: {directory / 'metrics.jsonl'}")
+    if curves:
+        print(f"curves:  {curves}")
     print(f"samples: {directory / 'samples.jsonl'}")
     print(f"talk to it: tandem chat {directory}")

@@ -1,0 +1,40 @@
+# Both targets do all their set-up, once: a second call starts at once.
+#   make demo          SFT, then GRPO, on this machine's CPU
+#   make test          lint, types, tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+
+.PHONY: demo test check setup clean
+
+setup: $(VENV)/.cpu
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cpu: requirements/cpu.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check setuptools==78.1.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.cpu
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+	touch $@
+
+demo: $(VENV)/.cpu
+	$(BIN)/tandem run configs/demo-sft.yaml run.name=demo-sft-$(SEED) run.seed=$(SEED) model.init.seed=$(SEED) checkpoint.resume=false
+	$(BIN)/tandem run configs/demo-grpo.yaml run.name=demo-grpo-$(SEED) run.seed=$(SEED) model.path=outputs/demo-sft-$(SEED)/export checkpoint.resume=false
+	$(BIN)/tandem chat outputs/demo-grpo-$(SEED) --prompt "$$($(BIN)/python -m algorithms.tasks)"
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) outputs

@@ -1,0 +1,110 @@
+"""curves.png: the metrics of a finished run over its steps, one panel for each question that a person has."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = list[dict[str, float | None]]
+Panel = Callable[["Axes", Rows], None]
+
+_DPI, _COLUMNS, _PANEL_INCHES = 120, 2, (5.5, 3.0)
+_FEW = 4
+_TIMED_APART = ("time/step", "time/update_rank")
+"""Not phases of a step, but their sum and a part of one."""
+
+
+def draw_curves(directory: Path) -> Path | None:
+    """Draw `metrics.jsonl` of a run directory into `curves.png` and return its path; None when there is no step.
+
+    Raises:
+        OSError, ValueError: when the metrics cannot be read or the picture not written.
+    """
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows: Rows = [json.loads(line) for line in lines]
+    if not any(row["step"] for row in rows):
+        return None
+    # Without pyplot, which would look for a screen: a Figure of its own draws PNG files with Agg.
+    from matplotlib.figure import Figure
+
+    names = {name for row in rows for name in row}
+    panels = _panels(names)
+    lines_of_panels = -(-len(panels) // _COLUMNS)
+    figure = Figure(figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * lines_of_panels), layout="constrained")
+    figure.suptitle(directory.name)
+    for index, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines_of_panels, _COLUMNS, index)
+        panel(axes, rows)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8, which="both")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    path = directory / "curves.png"
+    figure.savefig(path, dpi=_DPI)
+    return path
+
+
+def _panels(names: set[str]) -> list[Panel]:
+    """The panels of a reinforcement run or of an imitation run, as the metrics tell."""
+    phases = sorted(name for name in names if name.startswith("time/") and name not in _TIMED_APART)
+    if "reward/mean" in names:
+        wanted: list[tuple[str, list[str], bool]] = [
+            ("reward", ["reward/mean", "eval/reward/mean"], False),
+            ("entropy (nats per token)", ["policy/entropy"], False),
+            ("response length (tokens)", ["rollout/response_tokens_mean"], False),
+            ("mismatch of trainer and sampler (KL)", ["mismatch/kl"], True),
+            ("KL to the reference", ["policy/kl"], False),
+            ("gradient norm", ["grad_norm"], False),
+        ]
+    else:
+        probabilities = sorted(name for name in names if name.startswith("eval/") and name != "eval/loss")
+        wanted = [
+            ("loss (nats per token)", ["loss/nll", "eval/loss"], False),
+            *((name, [name], False) for name in probabilities),
+            ("gradient norm", ["grad_norm"], False),
+        ]
+    found = [(title, [name for name in metrics if name in names], log) for title, metrics, log in wanted]
+    panels = [_lines(title, metrics, log) for title, metrics, log in found if metrics]
+    return [*panels, _seconds(phases)] if phases else panels
+
+
+def _lines(title: str, metrics: list[str], log: bool) -> Panel:
+    def draw(axes: "Axes", rows: Rows) -> None:
+        for name in metrics:
+            points = [(row["step"], value) for row in rows if (value := row.get(name)) is not None]
+            # Rounding gives exact zeros, which a logarithm cannot show.
+            points = [(step, value) for step, value in points if value > 0 or not log]
+            if not points:
+                continue
+            # Where there are few points, as of evaluations, they show where they are.
+            marker = "o" if len(points) < _FEW or name.startswith("eval/") else ""
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.4, label=name)
+        if log:
+            axes.set_yscale("log")
+        axes.set_title(title, fontsize=10)
+        if len(metrics) > 1:
+            axes.legend(fontsize=8, frameon=False)
+
+    return draw
+
+
+def _seconds(phases: list[str]) -> Panel:
+    def draw(axes: "Axes", rows: Rows) -> None:
+        steps = [row["step"] for row in rows if row["step"]]
+        spent = {name: [row.get(name) or 0.0 for row in rows if row["step"]] for name in phases}
+        totals = {name: sum(values) for name, values in spent.items()}
+        shown = [
+            name
+            for name in sorted(totals, key=lambda name: -totals[name])
+            if totals[name] > 0.01 * sum(totals.values())
+        ]
+        labels = [name.removeprefix("time/") for name in shown]
+        axes.stackplot(steps, *(spent[name] for name in shown), labels=labels, step="mid", alpha=0.8, linewidth=0)
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.set_title("seconds per step (phases above 1 % of the time)", fontsize=10)
+        axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=len(shown))
+
+    return draw

@@ -1,0 +1,198 @@
+"""What the tests on the real stack share: a local Ray, a warmed model, and runs through the command line.
+
+Runs are started as a user starts them, `python -m launch run CONFIG a.b=c`, in a session of their own. A mark in their
+environment, which every descendant inherits, finds the processes that a run leaves behind: none may be.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported anywhere: a thread that spins while it waits takes the core from another process.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LETTERS = "abcdefgh"
+DEADLINE_S = 240
+_MARK = "TANDEM_TEST_RUN"
+
+
+@dataclass
+class Job:
+    """A command that is running, or has ended."""
+
+    process: subprocess.Popen[str]
+    mark: str
+    directory: Path
+    output: Path
+
+    @property
+    def text(self) -> str:
+        """Everything it has printed."""
+        return self.output.read_text()
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        """Its exit code; ends it, with all its processes, when it is late."""
+        try:
+            return self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            self.end()
+            pytest.fail(f"the command did not end within {deadline_s} s; it printed:\n{self.text}")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl; a line that is being written is left out."""
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def steps(self) -> dict[int, dict[str, Any]]:
+        """Metrics of each step."""
+        return {line["step"]: line for line in self.metrics()}
+
+    def wait_until(self, condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+        """Wait for something to happen while the command runs."""
+        deadline = time.monotonic() + deadline_s
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                code = self.process.poll()
+                self.end()
+                pytest.fail(f"no {what} (exit code {code}); it printed:\n{self.text}")
+            time.sleep(0.02)
+
+    def processes(self) -> list[str]:
+        """Command lines of the processes, the first one included, that carry this command's mark."""
+        return [name for _, name in _marked(self.mark)]
+
+    def left_behind(self, patience_s: float = 15) -> list[str]:
+        """Processes still there some time after the end."""
+        deadline = time.monotonic() + patience_s
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
+
+    def end(self) -> None:
+        """Kill whatever of it still runs."""
+        for pid, _ in _marked(self.mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(30)
+
+
+def _marked(mark: str) -> list[tuple[int, str]]:
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            # A zombie's environment is empty: it holds nothing any more.
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append((int(entry.name), name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of commands: a home of their own, no hub, no network services."""
+    return os.environ | {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "COLUMNS": "240",
+    }
+
+
+@pytest.fixture(scope="session")
+def tandem(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
+    """Starts `python -m launch VERB CONFIG overrides` in a given or new working directory, without waiting for it."""
+    jobs: list[Job] = []
+
+    def start(config: dict[str, Any], *overrides: str, verb: str = "run", directory: Path | None = None) -> Job:
+        directory = directory or tmp_path_factory.mktemp("run")
+        file = directory / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        output, mark = directory / f"output-{len(jobs)}.txt", uuid.uuid4().hex
+        command = [sys.executable, "-m", "launch", verb, str(file), f"run.output={directory}", *overrides]
+        with output.open("w") as stream:
+            process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment | {_MARK: mark},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        jobs.append(Job(process, mark, directory / "run", output))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.end()
+
+
+@pytest.fixture(scope="session")
+def reverse() -> dict[str, Any]:
+    """Data of the task that the warmed model half knows."""
+    arguments = {"count": 2000, "eval_count": 64, "length": 4, "letters": LETTERS}
+    return {"train": "algorithms.tasks:reverse", "eval": "algorithms.tasks:reverse", "arguments": arguments}
+
+
+@pytest.fixture(scope="session")
+def warm_model(tandem: Callable[..., Job], reverse: dict[str, Any]) -> Path:
+    """A tiny model that the SFT job has taught to reverse strings about half of the time: its exported directory."""
+    config = {
+        "algorithm": {
+            "name": "sft",
+            "steps": 200,
+            "samples_per_update": 64,
+            "eval_every": 5,
+            "stop_when": {"metric": "eval/sequence_probability", "at_least": 0.35},
+        },
+        "model": {"init": {"hidden_size": 64, "layers": 2, "heads": 2, "alphabet": LETTERS, "max_positions": 128}},
+        "data": reverse | {"max_length": 32},
+        "policy": {"optimizer": {"lr": 3e-3}},
+    }
+    job = tandem(config)
+    assert job.wait() == 0, job.text
+    assert 0.35 <= job.metrics()[-1]["eval/sequence_probability"] < 0.7
+    return job.directory / "export"
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A small Ray cluster in this process, with a home of its own."""
+    import ray
+
+    home = os.environ.get("HOME")
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    ray.shutdown()
+    os.environ.pop("HOME") if home is None else os.environ.update(HOME=home)

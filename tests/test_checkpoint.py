@@ -1,0 +1,170 @@
+"""Checkpoints: never half-written, never of another run, and the latest one is never pruned."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import UserError
+from launch.checkpoint import Checkpoints, Files
+from launch.config import RunConfig, validate
+
+
+def config_for(directory: Path, **changes: dict[str, Any]) -> RunConfig:
+    values: dict[str, dict[str, Any]] = {
+        "algorithm": {"name": "sft", "steps": 30},
+        "model": {"init": {"hidden_size": 32}},
+        "data": {"train": "rows.jsonl"},
+        "run": {"output": str(directory), "name": "first"},
+    }
+    return validate({section: {**values.get(section, {}), **changes.get(section, {})} for section in values | changes})
+
+
+def writer(content: str = "weights", claimed: int | None = None) -> Callable[[Path], Iterable[Files]]:
+    """A rank that writes one file, and a second rank that saw it half-written."""
+
+    def write(directory: Path) -> Iterable[Files]:
+        (directory / "state").mkdir()
+        (directory / "state/rank0.pt").write_text(content)
+        size = len(content) if claimed is None else claimed
+        return [[("state/rank0.pt", size)], [("state/rank0.pt", size // 2)]]
+
+    return write
+
+
+def steps(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "first/checkpoints").iterdir())
+
+
+def complaint(act: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        act()
+    (line,) = caught.value.problems
+    return line
+
+
+def test_a_saved_checkpoint_is_found_with_its_state(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    assert Checkpoints(config).latest() is None
+    Checkpoints(config).save(3, {"step": 3, "batches": {"epoch": 1}}, writer())
+    found = Checkpoints(config).latest()
+    assert found is not None
+    assert found.state == {"step": 3, "batches": {"epoch": 1}}
+    assert (found.directory / "state/rank0.pt").read_text() == "weights"
+
+
+def test_the_newest_are_kept_even_beside_higher_numbers(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2}))
+    for step in (10, 20, 30):
+        checkpoints.save(step, {"step": step}, writer())
+    assert steps(tmp_path) == ["latest", "step-20", "step-30"]
+    checkpoints.save(5, {"step": 5}, writer())
+    assert steps(tmp_path) == ["latest", "step-30", "step-5"]
+    only = Checkpoints(config_for(tmp_path, checkpoint={"keep": 1}))
+    only.save(6, {"step": 6}, writer())
+    assert steps(tmp_path) == ["latest", "step-6"]
+    found = only.latest()
+    assert found is not None
+    assert found.state == {"step": 6}
+
+
+def test_a_new_run_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
+    Checkpoints(config_for(tmp_path)).save(30, {"step": 30}, writer())
+    anew = Checkpoints(config_for(tmp_path, checkpoint={"resume": False}))
+    assert anew.latest() is None
+    anew.prepare()
+    assert steps(tmp_path) == []
+
+
+def test_a_resumed_run_removes_only_what_was_not_finished(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 3}))
+    for step in (10, 20, 30):
+        checkpoints.save(step, {"step": step}, writer())
+    directory = tmp_path / "first/checkpoints"
+    (directory / "latest").write_text("step-20")  # killed after step-30 was in place, before the pointer was
+    (directory / "step-40.partial").mkdir()
+    checkpoints.prepare()
+    assert steps(tmp_path) == ["latest", "step-10", "step-20"]
+
+
+def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path))
+    checkpoints.save(1, {"step": 1}, writer())
+
+    def fail(directory: Path) -> Iterable[Files]:
+        (directory / "state").mkdir()
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        checkpoints.save(2, {"step": 2}, fail)
+    found = checkpoints.latest()
+    assert found is not None
+    assert found.state == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "missing"), [(8, "state/rank0.pt has 7 bytes, not 8"), (None, "state/rank1.pt is missing")]
+)
+def test_files_written_on_another_disk_are_noticed(tmp_path: Path, claimed: int | None, missing: str) -> None:
+    def write(directory: Path) -> Iterable[Files]:
+        found = [*writer(claimed=claimed)(directory)]
+        return found if claimed else [*found, [("state/rank1.pt", 5)]]
+
+    checkpoints = Checkpoints(config_for(tmp_path))
+    line = complaint(lambda: checkpoints.save(1, {"step": 1}, write))
+    assert line.startswith(f"run.output: must be on storage that all nodes share ({missing} after")
+    assert line.endswith(f"got {tmp_path}")
+    assert checkpoints.latest() is None
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path))
+    directory = checkpoints.save(1, {"step": 1}, writer())
+    (directory / "state/rank0.pt").write_text("weig")
+    expected = "is damaged, state/rank0.pt has 4 bytes, not 7; to start anew: checkpoint.resume=false"
+    assert expected in complaint(checkpoints.latest)
+    (directory / "manifest.json").write_text("{}")
+    assert "has no readable manifest (KeyError)" in complaint(checkpoints.latest)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "line"),
+    [
+        ("run", {"seed": 7}, "run.seed: must be 0 to resume from {}, got 7"),
+        ("model", {"init": {"hidden_size": 64}}, "model.init.hidden_size: must be 32 to resume from {}, got 64"),
+        ("policy", {"optimizer": {"lr": 0.5}}, "policy.optimizer.lr: must be 1e-06 to resume from {}, got 0.5"),
+        ("policy", {"zero_stage": 2}, "policy.zero_stage: must be 0 to resume from {}, got 2"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, section: str, values: dict, line: str) -> None:
+    directory = Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    found = complaint(Checkpoints(config_for(tmp_path, **{section: values})).latest)
+    anew = "; to start anew: checkpoint.resume=false, or another run.name than first"
+    assert found == line.format(directory) + anew
+
+
+def test_another_algorithm_is_refused(tmp_path: Path) -> None:
+    Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    grpo = {"algorithm": {"name": "grpo"}, "reward": {"functions": ["exact_match"]}}
+    assert 'algorithm.name: must be "sft" to resume' in complaint(Checkpoints(config_for(tmp_path, **grpo)).latest)
+
+
+def test_what_may_change_may_change(tmp_path: Path) -> None:
+    Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    changes = {"algorithm": {"steps": 90}, "policy": {"ranks": 2, "micro_batch_tokens": 64}, "checkpoint": {"every": 5}}
+    assert Checkpoints(config_for(tmp_path, **changes)).latest() is not None
+
+
+def test_sharded_state_needs_as_many_ranks(tmp_path: Path) -> None:
+    Checkpoints(config_for(tmp_path, policy={"zero_stage": 2, "ranks": 2})).save(1, {"step": 1}, writer())
+    line = complaint(Checkpoints(config_for(tmp_path, policy={"zero_stage": 2, "ranks": 4})).latest)
+    assert line.startswith("policy.ranks: must be 2 to resume from ")
+    assert "(DeepSpeed loads sharded optimizer state only into as many ranks as wrote it), got 4" in line
+
+
+def test_when_to_save(tmp_path: Path) -> None:
+    every = Checkpoints(config_for(tmp_path, checkpoint={"every": 5}))
+    assert [step for step in range(1, 12) if every.due(step, False)] == [5, 10]
+    assert every.due(3, True)
+    assert not Checkpoints(config_for(tmp_path)).due(5, False)

@@ -1,0 +1,338 @@
+"""Weight sync between real DeepSpeed policies and real vLLM engines: what arrives, what is used, what is noticed.
+
+Two pairs of policy and engine: `tied` (two ranks under ZeRO-3, one tensor for both embeddings) and `untied` (one rank).
+Faults are put into the engine's own process, at the places where they would arise.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from actors.batch import Rollout, Sequence
+from actors.config import ModelConfig, ModelInit, OptimizerConfig, RolloutConfig, TrainerConfig, TransferConfig
+from actors.group import ActorGroup, GroupError, Slot
+from actors.policy import PolicyWorker
+from actors.rollout import CONCURRENCY, RolloutWorker
+from actors.rollout_types import Sampling
+from actors.skeleton import write_skeleton
+from actors.worker import Totals
+from algorithms.sft import sft_loss
+
+# Actors get the classes and functions of this file with the call, as they cannot import it.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+CANARY = [(7 + 31 * position) % 90 for position in range(24)]
+ROLLOUT = RolloutConfig(
+    max_prompt_tokens=64,
+    max_response_tokens=448,
+    temperature=0.8,
+    timeout_s=120,
+    transfer=TransferConfig(bucket_mib=1, timeout_s=60),
+)
+
+
+class Engine(RolloutWorker):
+    """A rollout engine into which a test can put faults."""
+
+    @ray.method(concurrency_group="control")
+    async def break_with(self, fault: Callable[..., Callable[[], None]], *arguments: Any) -> None:
+        """Put a fault into this process; `fault` gets the vLLM model and returns what takes it away again."""
+        call = partial(_with_model, fault, arguments)
+        [self.undo] = await self._between_steps(lambda: self.engine.llm.collective_rpc(call))
+
+    @ray.method(concurrency_group="control")
+    async def repair(self) -> None:
+        """Take the fault away."""
+        await self._between_steps(self.undo)
+
+    @ray.method(concurrency_group="control")
+    async def running(self) -> int:
+        """Requests that are running."""
+        return await self._between_steps(lambda: self.engine.llm.llm_engine.get_num_unfinished_requests())
+
+
+def _with_model(function: Callable[..., Any], arguments: tuple[Any, ...], worker: Any) -> Any:
+    return function(worker.model_runner.get_model(), *arguments)
+
+
+def stale_layer(model: Any, name: str) -> Callable[[], None]:
+    """After the next transfer, one linear layer computes with its old packed weights, whatever arrived."""
+    from actors import transfer
+
+    layer = model.get_submodule(name)
+    stale, finish = layer.cpu_linear, transfer.ChecksumMixin.finish_weight_update
+
+    def finish_with_one_stale(self: Any) -> None:
+        finish(self)
+        layer.cpu_linear = stale
+
+    return _replace(transfer.ChecksumMixin, "finish_weight_update", finish_with_one_stale)
+
+
+def stale_head(model: Any) -> Callable[[], None]:
+    """The packed copy of a tied output embedding is not renewed: what vLLM does on CPU when left alone."""
+    from actors import transfer
+
+    return _replace(transfer, "_repack_output_embeddings", lambda model: None)
+
+
+def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
+    """One value of one tensor arrives a little different."""
+    from actors import transfer
+
+    views = transfer._views
+
+    def with_change(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
+        for found, tensor in views(buffer, metas):
+            if found == name:
+                tensor.view(-1)[-1] += 1e-6
+            yield found, tensor
+
+    return _replace(transfer, "_views", with_change)
+
+
+def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
+    """The transfer fails in its middle."""
+    from actors import transfer
+
+    views = transfer._views
+
+    def until(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
+        for found, tensor in views(buffer, metas):
+            if found == name:
+                raise RuntimeError(f"lost while receiving {name}")
+            yield found, tensor
+
+    return _replace(transfer, "_views", until)
+
+
+def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    healthy = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, healthy)
+
+
+@dataclass
+class Pair:
+    """A policy and the engine that it publishes to."""
+
+    policy: ActorGroup[PolicyWorker]
+    rollout: ActorGroup[Engine]
+    version: int = 0
+
+    def publish(self, *, verify: bool = True) -> dict[str, float]:
+        """Send the weights as the next version."""
+        self.version += 1
+        return self.policy.call(PolicyWorker.publish, self.version, CANARY, verify)[0]
+
+    def train(self) -> None:
+        """One optimizer update that teaches random sequences."""
+        generator = np.random.default_rng(self.version)
+        mask = np.arange(40) > 0
+        plan = [[Sequence(token_ids=generator.integers(0, 90, size=40), action_mask=mask) for _ in range(8)]]
+        ranks = len(self.policy)
+        totals = Totals(tokens=39 * 8 * ranks, sequences=8 * ranks, trained_tokens=39 * 8 * ranks)
+        self.policy.call(PolicyWorker.imitate, plan, totals, sft_loss)
+
+    def checksums(self) -> dict[str, int]:
+        """Of the policy's parameters."""
+        return self.policy.call(PolicyWorker.checksums)[0]
+
+    def received(self) -> dict[str, int]:
+        """Checksums of what the engine received last."""
+        return self.engine(Engine.worker_call, "received_checksums")[0]
+
+    def engine(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a method of the engine."""
+        return self.rollout.call(method, *arguments)[0]
+
+    @contextmanager
+    def broken(self, fault: Callable[..., Callable[[], None]], *arguments: Any) -> Iterator[None]:
+        """The engine has a fault within the block."""
+        self.engine(Engine.break_with, fault, *arguments)
+        try:
+            yield
+        finally:
+            self.engine(Engine.repair)
+
+    def start(self, prompt: list[int], samples: int, max_tokens: int) -> Any:
+        """Start generating; returns a reference to the rollouts."""
+        sampling = Sampling(samples=samples, temperature=ROLLOUT.temperature, max_tokens=max_tokens)
+        return self.rollout.submit(0, Engine.generate, 0, prompt, sampling, num_returns=2)[1]
+
+    def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Rollout]:
+        """Responses to a prompt."""
+        return ray.get(self.start(prompt, samples, max_tokens), timeout=60)
+
+
+@pytest.fixture(scope="module")
+def pairs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pair]]:
+    """Both pairs, connected, with nothing published yet."""
+    placement = placement_group([{"CPU": 1.0}])
+    assert placement.wait(30)
+    slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
+    started = {
+        "tied": _start(True, 2, 3, slot, tmp_path_factory.mktemp("tied")),
+        "untied": _start(False, 1, 0, slot, tmp_path_factory.mktemp("untied")),
+    }
+    for pair in started.values():
+        address, port = pair.policy.gather([pair.policy.submit(0, PolicyWorker.address)], "address")[0]
+        pair.policy.call(PolicyWorker.build, address, port, 100)
+        pair.rollout.call(Engine.ready)
+        pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", ROLLOUT.transfer)
+    yield started
+    for pair in started.values():
+        pair.rollout.shutdown()
+        pair.policy.shutdown()
+    remove_placement_group(placement)
+
+
+def _start(tied: bool, ranks: int, zero_stage: int, slot: Slot, directory: Path) -> Pair:
+    model = ModelConfig(
+        # 1.7 MB: more than one bucket.
+        init=ModelInit(hidden_size=128, layers=2, heads=4, kv_heads=2, max_positions=512, tie_embeddings=tied)
+    )
+    skeleton = str(write_skeleton(model, directory / "model"))
+    group = TrainerConfig(zero_stage=zero_stage, optimizer=OptimizerConfig(lr=0.02), timeout_s=120)
+    options: dict[str, Any] = {"timeout_s": 120, "log_directory": str(directory)}
+    rollout = ActorGroup("rollout", Engine, [slot], concurrency=CONCURRENCY, **options)
+    rollout.spawn(skeleton, ROLLOUT, model.dtype, "gloo", 0)
+    policy = ActorGroup("policy", PolicyWorker, [slot] * ranks, **options)
+    policy.spawn(model, skeleton, group, 0)
+    return Pair(policy, rollout)
+
+
+@pytest.fixture(params=["tied", "untied"])
+def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Pair:
+    """One pair after the other."""
+    return pairs[request.param]
+
+
+def test_every_tensor_changes_reaches_the_engine_and_is_used(pair: Pair) -> None:
+    """After an update every parameter is another, the engine got just these, and both sides give equal logprobs."""
+    first = pair.publish()
+    before = pair.checksums()
+    assert pair.received() == before
+    pair.train()
+    after = pair.checksums()
+    assert [name for name in before if after[name] == before[name]] == []
+    metrics = pair.publish()
+    assert pair.received() == after
+    assert max(first["weights/canary_difference"], metrics["weights/canary_difference"]) < 1e-4
+    assert metrics["weights/version"] == pair.version
+    assert ("lm_head.weight" in after) == (len(pair.policy) == 1), "only the untied model has a head of its own"
+
+
+def test_a_head_that_was_not_repacked_is_named(pairs: dict[str, Pair]) -> None:
+    """Tied embeddings on CPU: all checksums agree, the canary does not, and single layers tell which tensor it is."""
+    pair = pairs["tied"]
+    pair.train()
+    with (
+        pair.broken(stale_head),
+        pytest.raises(
+            GroupError, match=r"WeightSyncError.*canary.*model\.embed_tokens\.weight \(in .*lm_head\)"
+        ) as error,
+    ):
+        pair.publish()
+    assert "model.layers" not in str(error.value), "the other layers are innocent"
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("layer", "tensor"),
+    [("model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj.weight"), ("lm_head", "lm_head.weight")],
+)
+def test_a_stale_layer_is_named(layer: str, tensor: str, pairs: dict[str, Pair]) -> None:
+    """A layer whose packed copy keeps the old weights stops the run, although its tensor arrived."""
+    pair = pairs["untied"]
+    pair.train()
+    with pair.broken(stale_layer, layer), pytest.raises(GroupError, match=r"WeightSyncError.*canary") as error:
+        pair.publish()
+    assert str(error.value).endswith(f": {tensor}")
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+
+
+def test_a_tensor_changed_in_transit_is_named(pairs: dict[str, Pair]) -> None:
+    """A change too small for any canary is found by its checksum."""
+    pair, name = pairs["untied"], "model.layers.0.self_attn.o_proj.weight"
+    with (
+        pair.broken(changed_in_transit, name),
+        pytest.raises(GroupError, match=rf"WeightSyncError: version {pair.version + 1}: 1 tensor.*{name}$"),
+    ):
+        pair.publish()
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+
+
+def test_paused_requests_are_kept(pair: Pair) -> None:
+    """Nothing is generated during a pause, and everything that was running ends after it."""
+    reference = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    _let_run(pair)
+    pair.engine(Engine.pause)
+    assert ray.wait([reference], timeout=1)[1] == [reference]
+    pair.engine(Engine.resume)
+    rollouts = ray.get(reference, timeout=60)
+    assert len(rollouts) == 16
+    assert {rollout.status for rollout in rollouts} <= {"ok", "truncated"}
+    assert {span.version for rollout in rollouts for span in rollout.versions} == {pair.version}
+
+
+def test_running_requests_continue_with_new_weights(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """Sequences that a publish overtakes go on; their spans tell which tokens came from which weights, and each
+    token's logprob is that of the exported model of its version: keys and values of old weights are not used."""
+    pair = pairs["untied"]
+    pair.publish()
+    pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
+    pair.train()
+    reference = pair.start([5, 6, 7], samples=32, max_tokens=400)
+    _let_run(pair)
+    pair.publish()
+    pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
+    rollouts = ray.get(reference, timeout=60)
+    crossing = [rollout for rollout in rollouts if len(rollout.versions) == 2]
+    assert crossing, "the publish came before or after all of the generation"
+    for rollout in rollouts:
+        assert [span.start for span in rollout.versions] == [0, *[span.end for span in rollout.versions[:-1]]]
+        assert rollout.versions[-1].end == len(rollout.response_token_ids)
+        assert [span.version for span in rollout.versions] in ([pair.version - 1], [pair.version - 1, pair.version])
+    for span, old_or_new in enumerate((pair.version - 1, pair.version)):
+        _assert_sampled_by(tmp_path / str(old_or_new), crossing[:4], span)
+
+
+def test_generation_goes_on_after_a_failed_transfer(pairs: dict[str, Pair]) -> None:
+    """The engines are resumed whatever happens, with the weights they had, and the cause reaches the driver."""
+    pair, name = pairs["untied"], "model.layers.1.input_layernorm.weight"
+    with pair.broken(lost_in_transit, name), pytest.raises(GroupError, match=f"lost while receiving {name}"):
+        pair.publish()
+    assert {rollout.status for rollout in pair.generate([5, 6, 7])} <= {"ok", "truncated"}
+
+
+def _let_run(pair: Pair) -> None:
+    """Return when requests have been running for some steps: each answer comes from between two steps."""
+    for _ in range(200):
+        if pair.engine(Engine.running):
+            break
+    assert all(pair.engine(Engine.running) for _ in range(5)), "the generation is too short for this test"
+
+
+def _assert_sampled_by(directory: Path, rollouts: list[Rollout], span: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    for rollout in rollouts:
+        tokens = torch.tensor([rollout.prompt_token_ids + rollout.response_token_ids])
+        with torch.no_grad():
+            logprobs = (model(tokens).logits[0] / ROLLOUT.temperature).log_softmax(-1)
+        start = len(rollout.prompt_token_ids)
+        expected = logprobs[start - 1 : -1].gather(1, tokens[0, start:, None])[:, 0].numpy()
+        part = slice(rollout.versions[span].start, rollout.versions[span].end)
+        np.testing.assert_allclose(rollout.rollout_logprobs[part], expected[part], rtol=0, atol=1e-4)
