@@ -9,9 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
+
+if not torch.cuda.is_available():
+    # Otherwise DeepSpeed guesses, and says so on the screen.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed  # noqa: E402
 
 from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
 from actors.packed import PackedBatch

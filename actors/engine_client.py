@@ -16,6 +16,7 @@ class EngineClient:
         self.tensor_parallel = tensor_parallel
         self.timeout_s = timeout_s
         self.version = -1
+        self.remember = True
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         references = [getattr(handle, method).remote(*args) for handle in self.handles]
@@ -31,12 +32,8 @@ class EngineClient:
                 f"rollout engine(s) {late} did not answer {method} within {self.timeout_s:g} s"
             ) from None
 
-    def pause(self) -> None:
-        """Stop generation on every engine, keeping running requests."""
-        self._all("pause")
-
     def resume(self) -> None:
-        """Let every engine go on."""
+        """Let every engine go on, after a transfer that failed."""
         self._all("resume")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -49,28 +46,24 @@ class EngineClient:
         self._wait("init_weight_transfer_engine", [h.init_weight_transfer_engine.remote(info) for h, info in calls])
 
     def start_weight_update(self) -> None:
-        """Prepare every engine for new weights."""
-        self._all("start_weight_update")
+        """Pause every engine, keeping running requests, and prepare it for new weights."""
+        self._all("start_weight_update", self.remember)
 
     def update_weights(self, update_info: Any) -> None:
         """Let every engine receive."""
         self._all("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Put the new weights into service under the version set by the publisher."""
+        """Put the new weights into service under the version set by the publisher; the engines go on."""
         self._all("finish_weight_update", self.version)
 
-    def remember_checksums(self, remember: bool) -> None:
-        """Whether every vLLM worker keeps checksums of the next transfer."""
-        self._all("worker_call", "remember_checksums", remember)
+    def ask_accounts(self, token_ids: list[int]) -> list[Any]:
+        """Ask every engine for its account of the last transfer; see `RolloutWorker.account`. Does not wait."""
+        return [handle.account.remote(token_ids) for handle in self.handles]
 
-    def received_checksums(self) -> list[dict[str, int]]:
-        """Per vLLM worker process of every engine: checksums of the tensors of the last transfer."""
-        return [checksums for engine in self._all("worker_call", "received_checksums") for checksums in engine]
-
-    def logprobs(self, token_ids: list[int]) -> list[np.ndarray]:
-        """Per engine: logprob of every token but the first, at temperature 1."""
-        return self._all("logprobs", token_ids)
+    def accounts(self, asked: list[Any]) -> list[tuple[list[dict[str, int]], np.ndarray]]:
+        """Per engine: checksums as received by each of its worker processes, and the canary's logprobs [L-1]."""
+        return self._wait("account", asked)
 
     def probe(self, seed: int) -> list[tuple[dict[str, np.ndarray], dict[str, list[str]]]]:
         """Per engine: what its layers answer to a fixed input, and which tensors they hold; see `actors.probe`."""

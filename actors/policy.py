@@ -63,7 +63,7 @@ class PolicyWorker(Worker):
         return metrics
 
     def _verify(self, canary: list[int]) -> float:
-        difference = self.publisher.compare(self._canary_logprobs(canary), canary)
+        difference = self.publisher.compare(canary, self._canary_logprobs)
         tolerance = self.publisher.tolerance(self.model_config.dtype)
         agreed = torch.tensor(float(difference <= tolerance), device=self.device)
         if self.world_size > 1:

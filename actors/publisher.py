@@ -1,7 +1,7 @@
 """Publishing weights: pause, send, finish, resume; then prove that the engines hold and use what was sent."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -82,28 +82,33 @@ class Publisher:
         if self.rank > 0:
             self.transfer.send_weights()
             return time.perf_counter() - started
-        self.client.version = version
-        self.client.remember_checksums(remember)
-        self.client.pause()
+        self.client.version, self.client.remember = version, remember
+        finished = False
         try:
             self.transfer.send_weights()
+            finished = True
         finally:
-            self.client.resume()
+            if not finished:
+                self.client.resume()
         return time.perf_counter() - started
 
     def tolerance(self, dtype: Dtype) -> float:
         """Largest difference in logprob that the canary may show."""
         return self.config.canary_tolerance or _TOLERANCES[dtype]
 
-    def compare(self, trainer: np.ndarray, canary: list[int]) -> float:
+    def compare(self, canary: list[int], trainer_logprobs: Callable[[list[int]], np.ndarray]) -> float:
         """Compare checksums of all tensors and the canary's logprobs [L-1]; returns the largest difference in logprob.
 
-        Raises WeightSyncError, on rank 0, when a tensor arrived changed.
+        Collective: `trainer_logprobs` runs on every rank, while the engines compute theirs. Raises WeightSyncError, on
+        rank 0, when a tensor arrived changed.
         """
+        asked = self.client.ask_accounts(canary) if self.rank == 0 else []
+        trainer = trainer_logprobs(canary)
         if self.rank > 0:
             return 0.0
-        self._compare_checksums()
-        return max(float(np.abs(trainer - engine).max()) for engine in self.client.logprobs(canary))
+        accounts = self.client.accounts(asked)
+        self._compare_checksums([received for engine, _ in accounts for received in engine])
+        return max(float(np.abs(trainer - logprobs).max()) for _, logprobs in accounts)
 
     def explain(self, difference: float, tolerance: float) -> None:
         """Find the tensor behind a failed canary. Collective; raises WeightSyncError on rank 0."""
@@ -114,8 +119,8 @@ class Publisher:
                 f"{difference:.3g} (allowed {tolerance:g}) on the canary; {self._culprits(answers)}"
             )
 
-    def _compare_checksums(self) -> None:
-        for worker, received in enumerate(self.client.received_checksums()):
+    def _compare_checksums(self, workers: list[dict[str, int]]) -> None:
+        for worker, received in enumerate(workers):
             wrong = [name for name, value in self.source.sent.items() if received.get(name) != value]
             if wrong:
                 raise WeightSyncError(

@@ -78,8 +78,15 @@ class RolloutWorker:
         )
 
     @ray.method(concurrency_group="control")
-    async def logprobs(self, token_ids: list[int]) -> np.ndarray:
-        """The engine's logprob of every token but the first, at temperature 1, [L-1]."""
+    async def account(self, token_ids: list[int]) -> tuple[list[dict[str, int]], np.ndarray]:
+        """Account of the last transfer: checksums as received, per worker process, and logprobs of `token_ids`.
+
+        The logprobs are those of every token but the first, at temperature 1, [L-1].
+        """
+        checksums = await self._between_steps(lambda: self.engine.llm.collective_rpc("received_checksums"))
+        return checksums, await self._logprobs(token_ids)
+
+    async def _logprobs(self, token_ids: list[int]) -> np.ndarray:
         from actors.rollout_engine import prompt_logprob_params
 
         output = await asyncio.wrap_future(self.engine.add(token_ids, prompt_logprob_params()))
@@ -103,9 +110,15 @@ class RolloutWorker:
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def start_weight_update(self) -> None:
-        """Prepare the model for new weights."""
-        await self._between_steps(lambda: self.engine.llm.start_weight_update())
+    async def start_weight_update(self, remember_checksums: bool) -> None:
+        """Stop stepping, keeping all running requests, and prepare the model for new weights."""
+
+        def start() -> None:
+            self.engine.pause()
+            self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
+            self.engine.llm.start_weight_update()
+
+        await self._between_steps(start)
 
     @ray.method(concurrency_group="control")
     async def update_weights(self, update_info: Any) -> None:
@@ -114,8 +127,13 @@ class RolloutWorker:
 
     @ray.method(concurrency_group="control")
     async def finish_weight_update(self, version: int) -> None:
-        """Put the received weights into service as `version`."""
-        await self._between_steps(lambda: self.engine.llm.finish_weight_update(str(version)))
+        """Put the received weights into service as `version`, and go on."""
+
+        def finish() -> None:
+            self.engine.llm.finish_weight_update(str(version))
+            self.engine.resume()
+
+        await self._between_steps(finish)
         self.version = version
 
     @ray.method(concurrency_group="control")

@@ -8,7 +8,7 @@ the importance ratio rho = pi / pi_rollout of each token, the loss is the mean o
 means) of -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + kl_coef (e^q - q - 1), q = log pi_reference - log pi.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -151,7 +151,13 @@ class GRPO:
     def _rollout(self) -> list[ScoredGroup]:
         prompts = (self.prompts[self.batches.next(1)[0]] for _ in count())
         seed = (self.seed + 7919 * (self.step + 1)) % 2**31
-        return self.sampler.collect(prompts, self.config.prompts_per_step, self.sampling, seed)
+        return self._collect(prompts, self.config.prompts_per_step, self.sampling, seed)
+
+    def _collect(self, prompts: Iterator[Prompt], count: int, sampling: Sampling, seed: int) -> list[ScoredGroup]:
+        groups = self.sampler.collect(prompts, count, sampling, seed)
+        for error in self.sampler.pool.errors:
+            self.reporter.note(f"not scored: {error}")
+        return groups
 
     def _advantages(self, group: ScoredGroup) -> np.ndarray:
         return group_relative(group.rewards, normalize_std=self.config.normalize_std)
@@ -237,7 +243,7 @@ class GRPO:
             samples=config.eval_samples_per_prompt, temperature=temperature, max_tokens=self.sampling.max_tokens
         )
         with clock("evaluate"):
-            groups = self.sampler.collect(iter(self.evaluation), len(self.evaluation), sampling, _EVALUATION_SEED)
+            groups = self._collect(iter(self.evaluation), len(self.evaluation), sampling, _EVALUATION_SEED)
         # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
         failed = {"eval/failed": float(self.sampler.failed)}
         self.last_evaluation = _reward_metrics(groups, "eval/reward") | failed

@@ -115,11 +115,16 @@ class RewardPool:
         self.failed = 0
         self._causes: dict[str, str] = {}
 
+    @property
+    def errors(self) -> list[str]:
+        """The first few distinct causes of the step's failures, a line each, with the first sample that it befell."""
+        return list(self._causes.values())[:CAUSES_SHOWN]
+
     def check_failures(self, samples_per_step: int) -> None:
         """Raise RewardFailure once more than max_failed_fraction x samples_per_step samples of this step failed."""
         allowed = self._config.max_failed_fraction * samples_per_step
         if self.failed > allowed:
-            shown = list(self._causes.values())[:CAUSES_SHOWN]
+            shown = self.errors
             more = len(self._causes) - len(shown)
             raise RewardFailure(
                 f"{self.failed} samples could not be scored in a step of {samples_per_step} "

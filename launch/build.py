@@ -19,6 +19,8 @@ from launch.placement import REWARD_WORKER_CPUS
 from launch.reporter import RunReporter
 
 _CANARY_TOKENS = 24
+_ENGINE: Any = RolloutWorker
+"""Its methods as plain functions: ray.method hides from type checkers that they are."""
 
 
 @dataclass
@@ -54,28 +56,16 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
     """Start all groups of a GRPO run and return its loop."""
     algorithm = config.algorithm
     assert isinstance(algorithm, GRPOConfig)
-    engine: Any = RolloutWorker  # ray.method hides what its methods are from type checkers
-    logs = str((config.directory / "logs").absolute())
+    logs, backend = str((config.directory / "logs").absolute()), transfer_backend(config)
     directory = write_skeleton(config.model, config.directory / "model")
-    backend = transfer_backend(config)
     reporter.phase("starting engines")
-    rollout = groups.add(
-        ActorGroup(
-            "rollout",
-            RolloutWorker,
-            placement.slots["rollout"],
-            timeout_s=config.rollout.timeout_s,
-            log_directory=logs,
-            concurrency=CONCURRENCY,
-        )
-    )
+    rollout = groups.add(_group("rollout", RolloutWorker, config.rollout.timeout_s, placement, logs, CONCURRENCY))
     rollout.spawn(directory, config.rollout, config.model.dtype, backend, config.run.seed)
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.policy import PolicyWorker
     from actors.reference import ReferenceWorker
     from algorithms.grpo import GRPO
-    from algorithms.sampler import Sampler
 
     policy = groups.add(_group("policy", PolicyWorker, config.policy.timeout_s, placement, logs))
     policy.spawn(config.model, directory, config.policy, config.run.seed)
@@ -84,19 +74,12 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
         reference = groups.add(_group("reference", ReferenceWorker, config.reference.timeout_s, placement, logs))
         reference.spawn(config.model, directory, config.reference, config.run.seed)
     groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS)
-    total_updates = algorithm.steps * algorithm.updates_per_step
-    building = start_policy(policy, total_updates)
+    building = start_policy(policy, algorithm.steps * algorithm.updates_per_step)
     loop = GRPO(
         config=algorithm,
         policy=policy,
         reference=reference,
-        sampler=Sampler(
-            rollout,
-            engine.generate,
-            engine.expect,
-            groups.pool,
-            max_failed=config.reward.max_failed_fraction,
-        ),
+        sampler=_sampler(config, rollout, groups.pool),
         publish=_publisher(config, policy, directory),
         checkpoint=_checkpointer(config, policy),
         reporter=reporter,
@@ -114,13 +97,9 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
         _meet(reference, ReferenceWorker.build)
     policy.gather(building, "build")
     reporter.phase("waiting for engines")
-    rollout.gather(
-        [rollout.submit(rank, engine.ready) for rank in range(len(rollout))],
-        "ready",
-        timeout_s=config.rollout.start_timeout_s,
-    )
-    arguments = (rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
-    policy.call(PolicyWorker.connect, *arguments)
+    starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
+    rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s)
+    policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     _resume(config, policy, loop, reporter)
     return loop
 
@@ -161,8 +140,22 @@ def build_sft(config: RunConfig, placement: Placement, reporter: RunReporter, gr
     return loop
 
 
-def _group(name: str, worker: type, timeout_s: float, placement: Placement, logs: str) -> ActorGroup[Any]:
-    return ActorGroup(name, worker, placement.slots[name], timeout_s=timeout_s, log_directory=logs)
+def _group(
+    name: str,
+    worker: type,
+    timeout_s: float,
+    placement: Placement,
+    logs: str,
+    concurrency: dict[str, int] | None = None,
+) -> ActorGroup[Any]:
+    slots = placement.slots[name]
+    return ActorGroup(name, worker, slots, timeout_s=timeout_s, log_directory=logs, concurrency=concurrency)
+
+
+def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool) -> Any:
+    from algorithms.sampler import Sampler
+
+    return Sampler(rollout, _ENGINE.generate, _ENGINE.expect, pool, max_failed=config.reward.max_failed_fraction)
 
 
 def start_policy(policy: ActorGroup[Any], total_updates: int) -> list[Any]:

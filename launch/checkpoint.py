@@ -116,7 +116,7 @@ class Checkpoints:
             (path for path in self._directory.glob("step-*") if path != latest and _step(path) >= 0), key=_step
         )
         kept = self._config.checkpoint.keep - 1
-        for old in others[: len(others) - kept]:
+        for old in others[: max(0, len(others) - kept)]:
             shutil.rmtree(old)
 
     def _require_same(self, then: dict[str, Any], directory: Path) -> None:

@@ -61,8 +61,8 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
     """Make the run directory ready and return the checkpoint to continue from; without one, what an earlier run left
     there goes. Raises UserError."""
     directory, checkpoints = config.directory, Checkpoints(config)
-    found = checkpoints.latest()
     try:
+        found = checkpoints.latest()
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         checkpoints.prepare()
         if found is None:

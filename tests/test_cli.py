@@ -219,3 +219,54 @@ def test_chat_names_the_nearest_run(project: Path) -> None:
     done = tandem(project, "chat", "outputs/frst", "--prompt", "hello")
     rule = "must be a model directory or a run directory with an export (did you mean outputs/first?)"
     assert done.stderr == f"error: MODEL: {rule}, got outputs/frst\n"
+
+
+@pytest.mark.parametrize("verb", ["export", "chat"])
+def test_a_run_that_has_not_finished_says_what_there_is(project: Path, verb: str) -> None:
+    run = project / "outputs/first"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"algorithm": {"name": "grpo", "steps": 200}}))
+    started = tandem(project, verb, "outputs/first", *(["--prompt", "x"] if verb == "chat" else []))
+    again = "start it again with `tandem run outputs/first/config.json`"
+    line = f"error: MODEL: the run has not finished and has no checkpoint; {again}, got outputs/first\n"
+    assert (started.returncode, started.stderr) == (2, line)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/latest").write_text("step-40")
+    stopped = tandem(project, verb, "outputs/first", *(["--prompt", "x"] if verb == "chat" else []))
+    resume = "resume it with `tandem run outputs/first/config.json checkpoint.resume=true`"
+    rule = "the run has not finished: there is a checkpoint of step 40 of 200, but no model yet"
+    assert (stopped.returncode, stopped.stderr) == (2, f"error: MODEL: {rule}; {resume}, got outputs/first\n")
+
+
+def test_export_copies_a_finished_model(project: Path) -> None:
+    export = project / "outputs/first/export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    (export / "model.safetensors").write_bytes(b"weights")
+    assert tandem(project, "export", "outputs/first").stdout == "outputs/first/export\n"
+    done = tandem(project, "export", "outputs/first", "--output", "mine")
+    assert (done.returncode, done.stdout) == (0, "mine\n")
+    assert (project / "mine/model.safetensors").read_bytes() == b"weights"
+    again = tandem(project, "export", "outputs/first", "--output", "mine")
+    assert (again.returncode, again.stderr) == (2, "error: --output: must be a new or empty directory, got mine\n")
+    below = tandem(project, "export", "outputs/first", "--output", "rows.jsonl/below")
+    assert below.stderr.startswith("error: --output: must be a directory that can be written (")
+    assert below.returncode == 2
+
+
+def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, time\n"
+        "from launch.signals import interruptible\n"
+        "with interruptible():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(30)\n"
+        "    except KeyboardInterrupt:\n"
+        "        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):\n"
+        "            os.kill(os.getpid(), number)\n"
+        "        time.sleep(0.1)\n"
+        "        print('ended in order')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended in order\n", "")

@@ -205,6 +205,7 @@ def test_own_data_and_reward_run_without_code(own_task: Any) -> None:
     assert "aaaa" not in {sample["prompt"] for sample in samples}
     steps = own_task.steps()
     assert sum(steps[step]["rollout/failed"] for step in range(1, 5)) == 4, "one group of four samples"
+    assert "not scored: my_reward.py:score: no answer within 3 s; prompt 'aaaa'" in own_task.text
     assert own_task.left_behind() == []
 
 

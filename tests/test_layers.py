@@ -1,0 +1,120 @@
+"""The architecture's rules: imports go one way, heavy libraries stay where they belong, files stay short."""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("actors", "algorithms", "launch")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MAY_IMPORT = {
+    "actors": {"actors"},
+    "algorithms": {"actors", "algorithms"},
+    "launch": {"actors", "algorithms", "launch"},
+}
+AT_HOME = {
+    "deepspeed": {"actors/engine.py"},
+    "vllm": {"actors/rollout_engine.py", "actors/transfer.py", "actors/publisher.py"},
+}
+"""Library -> the only files that may import it."""
+HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "wandb")
+LONGEST_FILE, LONGEST_TOTAL = 400, 9000
+
+
+def name(path: Path) -> str:
+    """Path from the repository's root."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)} line {node.lineno}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_go_one_way() -> None:
+    """launch -> algorithms -> actors, and never from tests or benchmarks."""
+    ours = {*PACKAGES, "tests", "benchmarks"}
+    wrong = [
+        f"{name(path)} imports {module}"
+        for path in FILES
+        for module in imports(path)
+        if (top := module.partition(".")[0]) in ours and top not in MAY_IMPORT[name(path).partition("/")[0]]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", AT_HOME)
+def test_a_library_stays_where_it_is_known(library: str) -> None:
+    """DeepSpeed is known to one file, vLLM to rollout and transfer: also inside functions."""
+    users = {name(path) for path in FILES if any(module.partition(".")[0] == library for module in imports(path))}
+    assert users <= AT_HOME[library]
+    assert users, f"nobody imports {library}: this test looks at the wrong files"
+
+
+def test_modules_have_no_import_cycles() -> None:
+    """Top-level imports of our own modules form no cycle."""
+    modules = {name(path).removesuffix(".py").replace("/", "."): path for path in FILES}
+    graph = {
+        module: {used for node in ast.parse(path.read_text()).body for used in _own(node, modules)}
+        for module, path in modules.items()
+    }
+    while graph:
+        free = {module for module, used in graph.items() if not used & graph.keys()}
+        assert free, f"import cycle among {', '.join(sorted(graph))}"
+        graph = {module: used for module, used in graph.items() if module not in free}
+
+
+def _own(node: ast.stmt, modules: dict[str, Path]) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names} & modules.keys()
+    if isinstance(node, ast.ImportFrom):
+        return {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)} & modules.keys()
+    return set()
+
+
+@pytest.mark.parametrize(
+    "module", ["actors.config", "algorithms.config", "launch.config", "launch.check", "launch.cli"]
+)
+def test_configuration_needs_no_heavy_library(module: str) -> None:
+    """What `check` and `--help` import is there in a fraction of a second."""
+    program = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_packages_are_plain() -> None:
+    """Empty __init__.py, no drawer for everything, no module that hides another one."""
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").read_text() == ""
+    drawers = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
+    assert [name(path) for path in FILES if path.name in drawers] == []
+    installed = [item for item in sys.stdlib_module_names if item in PACKAGES]
+    assert installed == []
+
+
+def test_files_are_short() -> None:
+    """A file fits in a head, and the whole does so in a week."""
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {file: length for file, length in lengths.items() if length > LONGEST_FILE} == {}
+    assert sum(lengths.values()) < LONGEST_TOTAL
+
+
+def test_public_names_are_unique() -> None:
+    """One name, one meaning: no public class or function is defined twice."""
+    homes = defaultdict(list)
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                homes[node.name].append(name(path))
+    assert {item: files for item, files in homes.items() if len(files) > 1} == {}
