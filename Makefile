@@ -26,7 +26,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.cpu
 demo: $(VENV)/.cpu
 	$(BIN)/tandem run configs/demo-sft.yaml run.name=demo-sft-$(SEED) run.seed=$(SEED) model.init.seed=$(SEED) checkpoint.resume=false
 	$(BIN)/tandem run configs/demo-grpo.yaml run.name=demo-grpo-$(SEED) run.seed=$(SEED) model.path=outputs/demo-sft-$(SEED)/export checkpoint.resume=false
-	$(BIN)/tandem chat outputs/demo-grpo-$(SEED) --prompt "$$($(BIN)/python -m algorithms.tasks)"
+	$(BIN)/tandem chat outputs/demo-grpo-$(SEED) --prompt robot
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

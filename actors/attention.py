@@ -1,25 +1,32 @@
 """Attention over packed sequences through torch's SDPA: "packed_sdpa", for machines without flash attention.
 
 Sequences lie one after another in a single row of T tokens. Neighbours of the same length are attended to as a batch
-that is a view of the row; short neighbours of similar length are copied into a right-padded batch, which is harmless
-under causal attention. So there is never a mask, and padding stays small.
+that is a view of the row. Else all tokens are copied into slots, in which sequences are sorted by length, and short ones
+of similar length right-padded to a batch, which is harmless under causal attention. So there is never a mask, and
+padding stays small.
 
-Shapes: T tokens of the row, S sequences and L padded length of a segment, H heads, D head size.
+Sequences may share tokens, such as responses to one prompt: a shared token is copied into a slot of each of its
+sequences. The layers around attention then compute it once. Keys and values of the copies are read by different
+sequences, so their gradients are added up; outputs of the copies are equal, so that of one is taken.
+
+Shapes: T tokens of the row, N slots, S sequences and L padded length of a segment, H heads, D head size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PACKED_SDPA = "packed_sdpa"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Segment:
     """Neighbouring sequences that are attended to in one call."""
 
@@ -27,14 +34,47 @@ class Segment:
     """S"""
     length: int
     """L, tokens of the longest sequence."""
-    tokens: int
-    """t, tokens of all sequences; S * L if none is padded."""
+
+    @property
+    def slots(self) -> int:
+        """S * L, tokens and padding."""
+        return self.sequences * self.length
+
+
+@dataclass(frozen=True, eq=False)
+class SlotMap:
+    """Which token is in which slot. A token is read from one of its slots, and may have copies in others."""
+
     sources: Tensor
-    """Token of the segment in each slot of the padded batch, 0 at padding, int64 [S * L]; [0] if none is padded."""
-    padding: Tensor
-    """Slots without a token, int64 [S * L - t]."""
+    """Token in each slot, 0 at padding, int64 [N]."""
     slots: Tensor
-    """Slot of each token, int64 [t]; [0] if none is padded."""
+    """Slot that each token is read from, int64 [T]."""
+    copies: Tensor
+    """All slots of token 0, then of token 1 and so on, int64 [N without padding]."""
+    copies_start: Tensor
+    """Where the slots of each token start in `copies`, int64 [T]."""
+    read: Tensor
+    """Tokens in the order of their `slots`, int64 [T]."""
+    read_start: Tensor
+    """Number of slots that tokens are read from before each slot, int64 [N]."""
+
+    @classmethod
+    def of(cls, sources: NDArray[np.int64], slots: NDArray[np.int64], count: int, device: torch.device) -> "SlotMap":
+        """Map of `count` slots, of which slots[i] holds token sources[i].
+
+        Raises:
+            ValueError: the tokens are not 0 to T - 1, each at least once.
+        """
+        copies = np.bincount(sources)
+        if not copies.all():
+            raise ValueError(f"token {int(copies.argmin())} of {len(copies)} is in no sequence")
+        starts = np.cumsum(copies) - copies
+        grouped = slots[np.argsort(sources, kind="stable")]
+        tokens, is_read = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        tokens[slots] = sources
+        is_read[grouped[starts]] = 1
+        arrays = (tokens, grouped[starts], grouped, starts, tokens[is_read == 1], np.cumsum(is_read) - is_read)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +87,40 @@ class PackedLayout:
     tokens: int
     """T"""
     segments: tuple[Segment, ...]
-    """In packed order. They are few if sequences are sorted by length, as the planner leaves them."""
+    """In the order of their slots."""
+    slot_map: SlotMap | None
+    """None if the slots are the tokens: nothing is padded and nothing shared."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "PackedLayout":
+    def of(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", sources: NDArray[np.int64] | None = None
+    ) -> "PackedLayout":
         """Layout of packed sequences of these lengths, in tokens.
 
+        Args:
+            lengths: tokens of each sequence, shared ones included.
+            device: of the tokens.
+            sources: number of the token at each position of the sequences, end to end, int64 [sum of lengths]: where
+                sequences share tokens. Without it, every position has its own.
+
         Raises:
-            ValueError: no sequence, or one without tokens.
+            ValueError: no sequence, or one without tokens; `sources` do not fit `lengths`, or leave a token out.
         """
         if not lengths or min(lengths) < 1:
             raise ValueError(f"packed sequences need at least 1 token each, got lengths {list(lengths)}")
+        if sources is not None and len(sources) != sum(lengths):
+            raise ValueError(f"sequences have {sum(lengths)} positions, got sources of {len(sources)}")
         device = torch.device(device)
-        return cls(sum(lengths), tuple(_segment(group, device) for group in _similar_neighbours(lengths, device)))
+        if sources is None:
+            segments = _segments(lengths, device)
+            if sum(segment.slots for segment in segments) == sum(lengths):
+                return cls(sum(lengths), segments, None)
+            sources = np.arange(sum(lengths))
+        order = np.argsort(lengths, kind="stable")
+        segments = _segments([lengths[i] for i in order], device)
+        slots = _slots(np.array(lengths), order, segments)
+        slot_map = SlotMap.of(sources, slots, sum(segment.slots for segment in segments), device)
+        return cls(len(slot_map.slots), segments, slot_map)
 
 
 def register_packed_sdpa() -> None:
@@ -109,12 +170,12 @@ def packed_sdpa(
     if query.device.type == "cpu" and dtype == torch.bfloat16:
         # The CPU kernel's bf16 backward is slower than its fp32 one: 17 against 4 ms for 128 sequences of 14 tokens.
         query, key, value = query.float(), key.float(), value.float()
-    segments, options = packed_layout.segments, {"dropout_p": dropout, "scale": scaling}
-    if len(segments) == 1:
-        return _attend(segments[0], query, key, value, options).to(dtype), None
-    sizes = [segment.tokens for segment in segments]
-    pieces = zip(segments, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-    return torch.cat([_attend(*piece, options) for piece in pieces], dim=1).to(dtype), None
+    rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
+    if packed_layout.slot_map is None:
+        return _attend(packed_layout.segments, *rows, dropout, scaling).to(dtype).unsqueeze(0), None
+    slots = [_ToSlots.apply(row, packed_layout.slot_map) for row in rows]
+    output = _FromSlots.apply(_attend(packed_layout.segments, *slots, dropout, scaling), packed_layout.slot_map)
+    return output.to(dtype).unsqueeze(0), None
 
 
 def _refuse_unsupported(
@@ -136,84 +197,83 @@ def _refuse_unsupported(
         )
 
 
-def _similar_neighbours(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Lengths in packed order, cut where one call for both neighbours would cost more than two."""
+def _segments(lengths: Sequence[int], device: torch.device) -> tuple[Segment, ...]:
+    """Sequences in this order, cut where one call for both neighbours would cost more than two."""
     # Measured on CPU: from about 48 tokens on, a call costs less than the padding it saves. GPU launches cost more.
     alone = 48 if device.type == "cpu" else 1024
-    groups = [[lengths[0]]]
-    low = high = lengths[0]
-    for length in lengths[1:]:
-        low, high = min(low, length), max(high, length)
-        equal = low == high
-        if equal or (high < alone and high <= 1.25 * low + 8):
-            groups[-1].append(length)
+    segments: list[Segment] = []
+    count, low, high = 0, lengths[0], lengths[0]
+    for length in lengths:
+        shortest, longest = min(low, length), max(high, length)
+        if shortest == longest or (longest < alone and longest <= 1.25 * shortest + 8):
+            count, low, high = count + 1, shortest, longest
         else:
-            groups.append([length])
-            low = high = length
-    return groups
+            segments.append(Segment(count, high))
+            count, low, high = 1, length, length
+    return (*segments, Segment(count, high))
 
 
-def _segment(lengths: list[int], device: torch.device) -> Segment:
-    longest, tokens = max(lengths), sum(lengths)
-    if tokens == longest * len(lengths):
-        none = torch.empty(0, dtype=torch.int64, device=device)
-        return Segment(len(lengths), longest, tokens, none, none, none)
-    real = (torch.arange(longest) < torch.tensor(lengths)[:, None]).flatten()
-    slots = real.nonzero().flatten()
-    sources = torch.zeros(len(real), dtype=torch.int64)
-    sources[slots] = torch.arange(tokens)
-    padding = (~real).nonzero().flatten()
-    return Segment(len(lengths), longest, tokens, sources.to(device), padding.to(device), slots.to(device))
+def _slots(lengths: NDArray[np.int64], order: NDArray[np.int64], segments: Sequence[Segment]) -> NDArray[np.int64]:
+    """Slot of each position of the sequences, which lie in the segments in this order."""
+    padded = np.repeat([segment.length for segment in segments], [segment.sequences for segment in segments])
+    first_slots = np.empty_like(lengths)
+    first_slots[order] = np.cumsum(padded) - padded
+    first_positions = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(first_slots - first_positions, lengths)
 
 
-def _attend(segment: Segment, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    """[1, H, t, D] -> [1, t, H, D], causal within each sequence of the segment."""
-    tensors = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
-    padded = len(segment.slots) > 0
-    if padded:
-        batch = [_Pad.apply(tensor, segment) for tensor in tensors]
-    else:
-        batch = [tensor.unflatten(0, (segment.sequences, segment.length)) for tensor in tensors]
-    q, k, v = (tensor.transpose(1, 2) for tensor in batch)
-    grouped = k.shape[1] != q.shape[1]
-    output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, **options).transpose(1, 2)
-    return (_Unpad.apply(output, segment) if padded else output.flatten(0, 1)).unsqueeze(0)
+def _attend(
+    segments: Sequence[Segment], query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """[N, H, D] of slots, causal within each sequence."""
+    grouped = key.shape[1] != query.shape[1]
+    sizes = [segment.slots for segment in segments]
+    outputs = []
+    for segment, *pieces in zip(segments, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        q, k, v = (piece.unflatten(0, (segment.sequences, segment.length)).transpose(1, 2) for piece in pieces)
+        output = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=grouped, dropout_p=dropout, scale=scaling
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _pad(tokens: Tensor, segment: Segment) -> Tensor:
-    """[t, H, D] -> [S, L, H, D], zero at padding."""
-    slots = tokens.flatten(1).index_select(0, segment.sources).index_fill_(0, segment.padding, 0)
-    return slots.view(segment.sequences, segment.length, *tokens.shape[1:])
+def _sum_rows(rows: Tensor, indices: Tensor, starts: Tensor) -> Tensor:
+    """Sum of the rows that each bag of `indices` names, 0 for an empty one; a bag ends where the next starts."""
+    # Adds in parallel and in a fixed order; index_add_ goes row after row on CPU and in any order on GPU.
+    return F.embedding_bag(indices, rows.flatten(1), starts, mode="sum").unflatten(1, rows.shape[1:])
 
 
-def _unpad(batch: Tensor, segment: Segment) -> Tensor:
-    """[S, L, H, D] -> [t, H, D]; the adjoint of _pad."""
-    return batch.flatten(0, 1).flatten(1).index_select(0, segment.slots).unflatten(1, batch.shape[2:])
+def _select_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    return rows.flatten(1).index_select(0, indices).unflatten(1, rows.shape[1:])
 
 
-class _Pad(torch.autograd.Function):
-    """_pad with a gather as its backward: autograd's own backward of index_select adds row after row."""
+class _ToSlots(torch.autograd.Function):
+    """[T, H, D] of tokens -> [N, H, D] of slots. The gradient of a token is the sum over its copies."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, segment: Segment) -> Tensor:
-        ctx.segment = segment
-        return _pad(tokens, segment)
+    def forward(ctx: Any, tokens: Tensor, slot_map: SlotMap) -> Tensor:
+        ctx.slot_map = slot_map
+        return _select_rows(tokens, slot_map.sources)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _unpad(grad, ctx.segment), None
+        slot_map = ctx.slot_map
+        if len(slot_map.copies) == len(slot_map.slots):
+            return _select_rows(grad, slot_map.slots), None
+        return _sum_rows(grad, slot_map.copies, slot_map.copies_start), None
 
 
-class _Unpad(torch.autograd.Function):
-    """_unpad with a gather as its backward."""
+class _FromSlots(torch.autograd.Function):
+    """[N, H, D] of slots -> [T, H, D] of tokens. Slots that no token is read from get gradient 0."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Tensor, segment: Segment) -> Tensor:
-        ctx.segment = segment
-        return _unpad(batch, segment)
+    def forward(ctx: Any, slots: Tensor, slot_map: SlotMap) -> Tensor:
+        ctx.slot_map = slot_map
+        return _select_rows(slots, slot_map.slots)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _pad(grad, ctx.segment), None
+        return _sum_rows(grad, ctx.slot_map.read, ctx.slot_map.read_start), None

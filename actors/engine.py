@@ -15,7 +15,7 @@ import torch.distributed as dist
 if not torch.cuda.is_available():
     # Otherwise DeepSpeed guesses, and says so on the screen.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-import deepspeed  # noqa: E402
+import deepspeed
 
 from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
 from actors.packed import PackedBatch

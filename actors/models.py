@@ -1,8 +1,6 @@
 """Causal language models: built tiny from numbers or loaded from a directory, and wrapped to yield token logprobs."""
 
 import importlib.util
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +74,11 @@ class TokenLogprobs(torch.nn.Module):
         head: Any = model.get_output_embeddings()
         self.head = LogprobHead(head.weight, getattr(head, "bias", None))
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether batches may hold a prompt once for all its responses; flash attention reads whole sequences only."""
+        return self.attention == PACKED_SDPA
+
     def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprobs and entropies of the tokens where `batch.action_mask` is True, both float32 [T], else 0.
 
@@ -91,24 +94,12 @@ class TokenLogprobs(torch.nn.Module):
         ).last_hidden_state[0]
         # A token is predicted at the position before it; sequences never start with an action token.
         actions = batch.action_indices
-        logprobs, entropies = self.head(hidden[actions - 1], batch.token_ids[actions], temperature, chunk)
+        logprobs, entropies = self.head(hidden[batch.predecessors], batch.token_ids[actions], temperature, chunk)
         empty = torch.zeros(len(batch.token_ids), dtype=logprobs.dtype, device=logprobs.device)
         return empty.index_copy(0, actions, logprobs), empty.index_copy(0, actions, entropies)
 
 
 def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
-    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads, replacing it atomically."""
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=state)
-    tokenizer.save_pretrained(partial)
-    _replace(partial, directory)
-
-
-def _replace(partial: Path, directory: Path) -> None:
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(partial, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads."""
+    model.save_pretrained(directory, state_dict=state)
+    tokenizer.save_pretrained(directory)

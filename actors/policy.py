@@ -42,6 +42,7 @@ class PolicyWorker(Worker):
         self.join(address, port, self.group.timeout_s)
         self.hf_model = load_model(self.model_config, self.directory).to(self.device)  # type: ignore[arg-type]
         module = TokenLogprobs(self.hf_model)
+        self.shares_prompts = module.shares_prompts
         self.engine = TrainingEngine(module, self.group, self.model_config.dtype, total_updates)
 
     def connect(self, engines: list[ActorHandle], tensor_parallel: int, backend: str, config: TransferConfig) -> None:
@@ -107,7 +108,7 @@ class PolicyWorker(Worker):
             for samples in plan:
                 scored = [experience(groups[group][index], advantage) for group, index, advantage in samples]
                 frozen = [reference[group, index] for group, index, _ in samples] if references else None
-                yield pack_experiences(scored, frozen, self.device)
+                yield pack_experiences(scored, frozen, self.device, share_prompts=self.shares_prompts)
 
         return [
             self._update(len(plan), micro_batches(plan), count, loss, temperature)
@@ -139,7 +140,7 @@ class PolicyWorker(Worker):
             logprobs, entropies = self.engine.forward(batch, temperature, self.group.logprob_chunk_tokens)
             value, metrics = loss(batch, logprobs, entropies, totals)
             self.engine.backward(value, last=index == count - 1)
-            self._add({"loss": value.detach()} | metrics)
+            self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
         norm = self.engine.step()
         seconds = time.perf_counter() - started
         metrics = self._reduced()
@@ -182,3 +183,8 @@ class PolicyWorker(Worker):
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
             export_model(self.hf_model, state, load_tokenizer(self.directory), directory)
+
+
+def _computed_tokens(batch: PackedBatch) -> torch.Tensor:
+    """Tokens that go through the model, a shared prompt once; the lone token of an idle rank is no work."""
+    return torch.tensor(len(batch.token_ids) if len(batch.action_indices) else 0, device=batch.token_ids.device)

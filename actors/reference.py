@@ -31,7 +31,9 @@ class ReferenceWorker(Worker):
 
         self.join(address, port, self.group.timeout_s)
         model = load_model(self.model_config, self.directory).to(self.device)  # type: ignore[arg-type]
-        self.module = inference_module(TokenLogprobs(model), self.group, self.model_config.dtype)
+        module = TokenLogprobs(model)
+        self.shares_prompts = module.shares_prompts
+        self.module = inference_module(module, self.group, self.model_config.dtype)
 
     def logprobs(
         self, plan: list[list[tuple[int, int]]], keys: list[int], temperature: float, *inputs: Any
@@ -44,7 +46,7 @@ class ReferenceWorker(Worker):
         found: dict[tuple[int, int], np.ndarray] = {}
         for samples in plan:
             sequences = [experience(groups[group][index], 0.0) for group, index in samples]
-            batch = pack_sequences(sequences, self.device)
+            batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts)
             with torch.no_grad():
                 logprobs, _ = self.module(batch, temperature, self.group.logprob_chunk_tokens)
             found.update(zip(samples, batch.split(logprobs), strict=False))

@@ -56,18 +56,24 @@ class Worker:
 
 
 def pack_experiences(
-    experiences: Seq[Experience], reference_logprobs: Seq[np.ndarray] | None, device: torch.device
+    experiences: Seq[Experience],
+    reference_logprobs: Seq[np.ndarray] | None,
+    device: torch.device,
+    *,
+    share_prompts: bool,
 ) -> PackedBatch:
-    """Pack scored rollouts with the fields that policy losses read."""
+    """Pack scored rollouts with the fields that policy losses read; see `pack` for `share_prompts`."""
     fields = {
         "rollout_logprobs": [item.rollout_logprobs for item in experiences],
         "advantages": [np.full(len(item), item.advantage, dtype=np.float32) for item in experiences],
     }
     if reference_logprobs is not None:
         fields["reference_logprobs"] = list(reference_logprobs)
-    return pack(experiences, fields, device)
+    return pack(experiences, fields, device, share_prompts=share_prompts)
 
 
-def pack_sequences(sequences: Seq[Sequence], device: torch.device) -> PackedBatch:
-    """Pack sequences without further fields."""
-    return pack(sequences, {}, device)
+def pack_sequences(
+    sequences: Seq[Sequence], device: torch.device, *, share_prompts: bool = False
+) -> PackedBatch:
+    """Pack sequences without further fields; see `pack` for `share_prompts`."""
+    return pack(sequences, {}, device, share_prompts=share_prompts)

@@ -40,7 +40,8 @@ def main() -> None:
     listed = ", ".join(f"{value:.1f}" for value in seconds)
     text = (
         "## Time to the first rollouts\n\n"
-        f"`python -m benchmarks.first_rollout --rounds {arguments.rounds}` on {results.machine()}; one warm-up round.\n\n"
+        f"`python -m benchmarks.first_rollout --rounds {arguments.rounds}` on {results.machine()};"
+        " one warm-up round.\n\n"
         f"From the command to scored rollouts, 1.8M parameters: {median(seconds):.1f} s (rounds: {listed})."
     )
     print(text)

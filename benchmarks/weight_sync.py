@@ -38,7 +38,8 @@ def main() -> None:
     ratio = median(seconds) / before
     text = (
         f"## Weight sync, {parameters / 1e6:.0f}M parameters in {arguments.dtype} ({size / 1e6:.0f} MB), gloo\n\n"
-        f"`python -m benchmarks.weight_sync --model {arguments.model} --dtype {arguments.dtype}` on {results.machine()}\n\n"
+        f"`python -m benchmarks.weight_sync --model {arguments.model} --dtype {arguments.dtype}` "
+        f"on {results.machine()}\n\n"
         + results.table(
             ["what", "seconds"],
             [

@@ -1,7 +1,6 @@
 """A reward function for `own_task.jsonl`, as a user would write one: it knows nothing of Tandem.
 
-    tandem run configs/own-task.yaml
-    tandem run configs/own-task.yaml data.train=my_task.jsonl 'reward.functions=[my_reward.py:score]'
+`configs/own-task.yaml` names it as examples/my_reward.py:score; README says how to use one of your own.
 """
 
 

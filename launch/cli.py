@@ -194,13 +194,13 @@ def _export(arguments: argparse.Namespace) -> int:
 VERBS = {
     "run": Verb(
         "trains: starts a local Ray, or joins the one at RAY_ADDRESS",
-        "tandem run configs/grpo.yaml run.name=first policy.optimizer.lr=1e-5",
+        "tandem run configs/own-task.yaml run.name=first policy.optimizer.lr=1e-4",
         _config_arguments,
         _run,
     ),
     "check": Verb(
         "validates, and prints the resolved config, placement, batch arithmetic and memory; starts nothing",
-        "tandem check configs/grpo.yaml policy.ranks=4",
+        "tandem check configs/own-task.yaml policy.ranks=2",
         _check_arguments,
         _check,
     ),

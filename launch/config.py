@@ -180,7 +180,7 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 
 def _problem(error: Any) -> str:
-    tags = {"sft", "grpo"}
+    tags = {_tag(item) or "" for item in _members(AlgorithmConfig) if _is_config(item)}
     location = [str(part) for part in error["loc"] if str(part) not in tags]
     field = ".".join(location)
     value = error.get("input")
@@ -190,7 +190,7 @@ def _problem(error: Any) -> str:
     if error["type"] == "missing":
         return f"{field}: required, got nothing"
     if error["type"].startswith("union_tag"):
-        near = difflib.get_close_matches(str((value or {}).get("name") if isinstance(value, dict) else value), tags, 1)
+        near = difflib.get_close_matches(str(_name(value)), tags, 1)
         return f"{field}.name: must be one of {', '.join(sorted(tags))}, got {_short(_name(value))}{_nearest(near)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])

@@ -83,7 +83,7 @@ def batch_lines(findings: Findings) -> list[str]:
     ]
     if isinstance(config.algorithm, GRPOConfig) and rows:
         visits = config.algorithm.steps * config.algorithm.prompts_per_step / rows
-        lines.append(f"{arithmetic.steps} steps visit {rows} prompts {visits:.3g} times each on average")
+        lines.append(f"{arithmetic.steps} steps are {visits:.3g} passes over {rows} prompts")
     if findings.mean_tokens is not None:
         kind, rest = "sequences", ""
         if isinstance(config.algorithm, GRPOConfig):

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from actors.config import UserError
 from algorithms.config import RewardFunction
@@ -14,6 +13,7 @@ from algorithms.rewards import Samples, load_functions, score_batch
 from launch.check import preflight
 from launch.cli import VERBS
 from launch.config import RunConfig, load, validate
+from launch.config_file import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +56,8 @@ def test_the_tree_names_every_module_once(package: str) -> None:
 
 
 def test_files_that_readme_names_exist() -> None:
-    named = set(re.findall(r"\b(?:configs|examples|benchmarks|requirements|launch|algorithms|actors)/[\w./-]*\w", README))
+    folders = "configs|examples|benchmarks|requirements|launch|algorithms|actors"
+    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w", README))
     named.discard("algorithms/mine.py")  # the one that a reader is to write
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not missing and {f"configs/{name}" for name in CONFIGS} <= named
@@ -76,7 +77,7 @@ def test_a_command_of_readme_is_valid(command: list[str]) -> None:
 
 def test_the_configuration_in_readme_is_valid_and_short() -> None:
     [text] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert validate(yaml.safe_load(text)).algorithm.name == "grpo"
+    assert validate(parse(text, "README.md")).algorithm.name == "grpo"
     assert len(text.splitlines()) <= MOST_LINES
 
 
