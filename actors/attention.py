@@ -1,9 +1,9 @@
 """Attention over packed sequences through torch's SDPA: "packed_sdpa", for machines without flash attention.
 
 Sequences lie one after another in a single row of T tokens. Neighbours of the same length are attended to as a batch
-that is a view of the row. Else all tokens are copied into slots, in which sequences are sorted by length, and short ones
-of similar length right-padded to a batch, which is harmless under causal attention. So there is never a mask, and
-padding stays small.
+that is a view of the row. Else all tokens are copied into slots, in which sequences are sorted by length and short ones
+of similar length right-padded to a batch: harmless under causal attention. So there is never a mask, and padding stays
+small.
 
 Sequences may share tokens, such as responses to one prompt: a shared token is copied into a slot of each of its
 sequences. The layers around attention then compute it once. Keys and values of the copies are read by different
@@ -172,10 +172,10 @@ def packed_sdpa(
         query, key, value = query.float(), key.float(), value.float()
     rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
     if packed_layout.slot_map is None:
-        return _attend(packed_layout.segments, *rows, dropout, scaling).to(dtype).unsqueeze(0), None
+        return _attend(packed_layout.segments, *rows, dropout=dropout, scaling=scaling).to(dtype).unsqueeze(0), None
     slots = [_ToSlots.apply(row, packed_layout.slot_map) for row in rows]
-    output = _FromSlots.apply(_attend(packed_layout.segments, *slots, dropout, scaling), packed_layout.slot_map)
-    return output.to(dtype).unsqueeze(0), None
+    output = _attend(packed_layout.segments, *slots, dropout=dropout, scaling=scaling)
+    return _FromSlots.apply(output, packed_layout.slot_map).to(dtype).unsqueeze(0), None
 
 
 def _refuse_unsupported(
@@ -223,7 +223,7 @@ def _slots(lengths: NDArray[np.int64], order: NDArray[np.int64], segments: Seque
 
 
 def _attend(
-    segments: Sequence[Segment], query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None
+    segments: Sequence[Segment], query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None
 ) -> Tensor:
     """[N, H, D] of slots, causal within each sequence."""
     grouped = key.shape[1] != query.shape[1]

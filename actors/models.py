@@ -94,7 +94,10 @@ class TokenLogprobs(torch.nn.Module):
         ).last_hidden_state[0]
         # A token is predicted at the position before it; sequences never start with an action token.
         actions = batch.action_indices
-        logprobs, entropies = self.head(hidden[batch.predecessors], batch.token_ids[actions], temperature, chunk)
+        # Responses share their prompt's last token. The backward pass of hidden[predecessors] adds up such gradients
+        # in any order; this one, on CPU, always in the same, without which runs would not resume bit for bit.
+        read = hidden.index_select(0, batch.predecessors)
+        logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
         empty = torch.zeros(len(batch.token_ids), dtype=logprobs.dtype, device=logprobs.device)
         return empty.index_copy(0, actions, logprobs), empty.index_copy(0, actions, entropies)
 

@@ -50,7 +50,7 @@ class PackedBatch:
         """int64 [A], positions of the tokens at which the action tokens are predicted."""
         if self.sources is None:
             return self.action_indices - 1
-        # Only prompt tokens, which no position predicts, have several predecessors here.
+        # Each action token is at one position; of the positions of a shared prompt token, any will do.
         before = np.zeros(len(self.token_ids), dtype=np.int64)
         before[self.sources[1:]] = self.sources[:-1]
         return torch.from_numpy(before).to(self.token_ids.device)[self.action_indices]

@@ -72,8 +72,6 @@ def pack_experiences(
     return pack(experiences, fields, device, share_prompts=share_prompts)
 
 
-def pack_sequences(
-    sequences: Seq[Sequence], device: torch.device, *, share_prompts: bool = False
-) -> PackedBatch:
+def pack_sequences(sequences: Seq[Sequence], device: torch.device, *, share_prompts: bool = False) -> PackedBatch:
     """Pack sequences without further fields; see `pack` for `share_prompts`."""
     return pack(sequences, {}, device, share_prompts=share_prompts)

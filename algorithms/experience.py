@@ -70,10 +70,14 @@ def totals_of(update: list[Sample], trained: list[Sample]) -> Totals:
 
 
 def divide(groups: list[ScoredGroup], updates: list[list[Sample]], ranks: int, token_budget: int) -> list[RankWork]:
-    """Give every rank its share of every update: balanced in tokens, equal in the number of micro-batches."""
+    """Give every rank its share of every update: balanced in tokens, equal in the number of micro-batches.
+
+    Samples of a group stay together where that keeps the balance, so that they can share their prompt.
+    """
     work = [RankWork(groups=[], plans=[], keys=[]) for _ in range(ranks)]
     for update in updates:
-        plan = plan_micro_batches([sample.tokens for sample in update], ranks, token_budget)
+        lengths, numbers = [sample.tokens for sample in update], [sample.group for sample in update]
+        plan = plan_micro_batches(lengths, ranks, token_budget, numbers)
         for rank, micro_batches in zip(work, plan, strict=True):
             rank.plans.append([[_place(rank, groups, update[i]) for i in batch] for batch in micro_batches])
     return work

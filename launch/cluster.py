@@ -37,6 +37,8 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     _set_authentication(joining=bool(address))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address=address or "local",
         runtime_env=_runtime_environment(joining=bool(address)),

@@ -129,12 +129,16 @@ def test_agrees_with_softmax_attention(lengths: list[int], kv_heads: int, is_sor
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 250), min_size=1, max_size=64))
 def test_padding_is_bounded(lengths: list[int]) -> None:
-    segments = PackedLayout.of(sorted(lengths)).segments
-    assert sum(segment.tokens for segment in segments) == sum(lengths)
+    layout = PackedLayout.of(lengths)
+    segments, ordered = layout.segments, iter(lengths if layout.slot_map is None else sorted(lengths))
+    assert layout.tokens == sum(lengths)
     for segment in segments:
-        shortest_possible = (segment.length - 8) / 1.25
-        assert segment.tokens >= shortest_possible * segment.sequences
-    assert sum(segment.length < 48 for segment in segments) <= 5, "short sequences share calls"
+        members = [next(ordered) for _ in range(segment.sequences)]
+        assert segment.length == max(members)
+        assert min(members) >= (segment.length - 8) / 1.25
+    assert next(ordered, None) is None
+    if layout.slot_map is not None:
+        assert sum(segment.length < 48 for segment in segments) <= 5, "short sequences share calls"
 
 
 def test_bf16_computes_attention_in_float32_on_cpu() -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [{"prompt": f"reverse {text}", "answer": text[::-1]} for text in ("abc", "dba", "cab", "bcd")]
 CONFIG = {
     "algorithm": {"name": "grpo", "prompts_per_step": 4, "samples_per_prompt": 4, "samples_per_update": 8},
-    "model": {"init": {"hidden_size": 32, "layers": 2, "heads": 4, "max_positions": 64}},
+    "model": {"init": {"hidden_size": 32, "layers": 2, "heads": 1, "max_positions": 64}},
     "data": {"train": "rows.jsonl"},
     "reward": {"functions": ["my_reward.py:score"]},
     "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 16},
@@ -73,6 +73,11 @@ MISTAKES = {
     "too many GPUs": (
         ["check", "job.yaml", "rollout.gpus_per_engine=1", "rollout.engines=3", "cluster.gpus=1"],
         "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPUs on this machine",
+    ),
+    "heads without a kernel": (
+        ["check", "job.yaml", "model.init.heads=2"],
+        "model.init.heads: heads must be of size 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512 "
+        "for rollout on CPU, got 16",
     ),
     "more ranks than samples": (
         ["check", "job.yaml", "policy.ranks=9", "policy.cpus_per_rank=0.1"],

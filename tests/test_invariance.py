@@ -156,7 +156,8 @@ def _compute(variant: Variant, policy: ActorGroup[Trainee], groups: list[ScoredG
 
 
 def _shared(update: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in update.items() if not name.startswith("time/")}
+    """Metrics that do not say how the update was computed: its duration, and its tokens with shared prompts once."""
+    return {name: value for name, value in update.items() if not name.startswith(("time/", "tokens/"))}
 
 
 def _calls(variant: Variant, groups: list[ScoredGroup]) -> list[tuple[Any, ...]]:

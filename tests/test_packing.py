@@ -39,6 +39,46 @@ def _check_rank(rank: list[list[int]], lengths: list[int], budget: int) -> None:
     assert all(a + b > budget for a, b in combinations(totals, 2)), "two micro-batches would fit into one"
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 6)), max_size=40), st.integers(1, 5), st.integers(1, 400))
+def test_groups_change_neither_balance_nor_budget(samples: list[tuple[int, int]], ranks: int, budget: int) -> None:
+    lengths, groups = [length for length, _ in samples], [group for _, group in samples]
+    plan = plan_micro_batches(lengths, ranks, budget, groups)
+    assert sorted(i for rank in plan for micro_batch in rank for i in micro_batch) == list(range(len(samples)))
+    assert len({len(micro_batches) for micro_batches in plan}) == 1
+    for rank in plan:
+        _check_rank(rank, lengths, budget)
+    loads = [sum(lengths[i] for micro_batch in rank for i in micro_batch) for rank in plan]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_equal_groups_are_divided_whole(ranks: int) -> None:
+    """16 groups of 8 samples: none is on two ranks, and with room for all of a rank's, none in two micro-batches."""
+    groups = [i % 16 for i in range(128)]
+    plan = plan_micro_batches([10] * 128, ranks, 8192, groups)
+    found = [sorted({groups[i] for i in micro_batch}) for rank in plan for micro_batch in rank]
+    assert sum(map(len, found)) == 16 and len(found) == ranks
+
+
+def test_groups_stay_together_where_lengths_differ() -> None:
+    lengths, groups = [20 + 7 * i % 230 for i in range(64)], [i % 8 for i in range(64)]
+    parts = [
+        len({groups[i] for i in micro_batch})
+        for rank in plan_micro_batches(lengths, 2, 2048, groups)
+        for micro_batch in rank
+    ]
+    assert sum(parts) <= 8 + 2 * len(parts), "at a border, few groups are divided"
+    assert sum(parts) < sum(
+        len({groups[i] for i in micro_batch}) for rank in plan_micro_batches(lengths, 2, 2048) for micro_batch in rank
+    )
+
+
+def test_refuses_groups_of_another_size() -> None:
+    with pytest.raises(ValueError, match="groups must be as many as lengths, 2, got 1"):
+        plan_micro_batches([3, 4], 1, 10, [0])
+
+
 def test_no_samples_leave_one_empty_micro_batch_per_rank() -> None:
     assert plan_micro_batches([], 3, 10) == [[[]], [[]], [[]]]
 
