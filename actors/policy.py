@@ -3,6 +3,7 @@
 The driver imports this module for its method names; models and vLLM are imported only where a worker needs them.
 """
 
+import importlib
 import math
 import time
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ class PolicyWorker(Worker):
         module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
         self.engine = TrainingEngine(module, self.group, self.model_config.dtype, total_updates)
+
+    def prepare_to_connect(self) -> None:
+        """Import what `connect` needs: seconds of work, best done while the engines are still starting."""
+        importlib.import_module("actors.publisher")
 
     def connect(self, engines: list[ActorHandle], tensor_parallel: int, backend: str, config: TransferConfig) -> None:
         """Meet the rollout engines for weight transfer. Called on every rank; rank 0 sends."""

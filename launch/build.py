@@ -96,6 +96,7 @@ def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, g
     if reference is not None:
         _meet(reference, ReferenceWorker.build)
     policy.gather(building, "build")
+    policy.call(PolicyWorker.prepare_to_connect)
     reporter.phase("waiting for engines")
     starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
     rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s)
