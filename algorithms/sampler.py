@@ -69,12 +69,14 @@ class Sampler:
         pool: RewardPool,
         *,
         max_failed: float,
+        max_staleness: int,
     ) -> None:
         self.rollout = rollout
         self.generate = generate
         self.expect = expect
         self.pool = pool
         self.max_failed = max_failed
+        self.max_staleness = max_staleness
         self.failed = 0
         self._load = [0] * len(rollout)
         self._heard = [0.0] * len(rollout)
@@ -95,7 +97,8 @@ class Sampler:
         numbered = enumerate(prompts)
         self._announce(count, seed)
         while True:
-            for number, prompt in islice(numbered, capacity(0, 0, count, len(done), len(running) + len(scoring))):
+            may_start = capacity(self.max_staleness, 0, count, len(done), len(running) + len(scoring))
+            for number, prompt in islice(numbered, may_start):
                 self._start(running, number, prompt, sampling)
             if not running and not scoring:
                 return [done[number] for number in sorted(done)]

@@ -156,7 +156,15 @@ def _group(
 def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool) -> Any:
     from algorithms.sampler import Sampler
 
-    return Sampler(rollout, _ENGINE.generate, _ENGINE.expect, pool, max_failed=config.reward.max_failed_fraction)
+    assert isinstance(config.algorithm, GRPOConfig)
+    return Sampler(
+        rollout,
+        _ENGINE.generate,
+        _ENGINE.expect,
+        pool,
+        max_failed=config.reward.max_failed_fraction,
+        max_staleness=config.algorithm.max_staleness,
+    )
 
 
 def start_policy(policy: ActorGroup[Any], total_updates: int) -> list[Any]:
