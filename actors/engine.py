@@ -71,7 +71,10 @@ class TrainingEngine:
         DeepSpeed averages over ranks, so the share is scaled by their number: the result is the sum.
         """
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.world_size)
+        # A single rank has nothing to reduce; DeepSpeed would still copy all gradients to a buffer and back.
+        alone = self.plain and self.world_size == 1
+        with self.engine.no_sync() if alone else nullcontext():
+            self.engine.backward(loss * self.world_size)
 
     def step(self) -> float:
         """Clip, update and advance the schedule; returns the gradient norm before clipping."""

@@ -7,6 +7,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 
+from actors.rollout import Account
+
 
 class EngineClient:
     """The control calls of a weight transfer; structurally vLLM's `VLLMWeightSyncClient`."""
@@ -16,7 +18,8 @@ class EngineClient:
         self.tensor_parallel = tensor_parallel
         self.timeout_s = timeout_s
         self.version = -1
-        self.remember = True
+        self.canary: list[int] | None = None
+        self.accounts: list[Account | None] = []
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         references = [getattr(handle, method).remote(*args) for handle in self.handles]
@@ -47,23 +50,18 @@ class EngineClient:
 
     def start_weight_update(self) -> None:
         """Pause every engine, keeping running requests, and prepare it for new weights."""
-        self._all("start_weight_update", self.remember)
+        self._all("start_weight_update", self.canary is not None)
 
     def update_weights(self, update_info: Any) -> None:
         """Let every engine receive."""
         self._all("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Put the new weights into service under the version set by the publisher; the engines go on."""
-        self._all("finish_weight_update", self.version)
+        """Put the new weights into service under the publisher's `version`; the engines go on.
 
-    def ask_accounts(self, token_ids: list[int]) -> list[Any]:
-        """Ask every engine for its account of the last transfer; see `RolloutWorker.account`. Does not wait."""
-        return [handle.account.remote(token_ids) for handle in self.handles]
-
-    def accounts(self, asked: list[Any]) -> list[tuple[list[dict[str, int]], np.ndarray]]:
-        """Per engine: checksums as received by each of its worker processes, and the canary's logprobs [L-1]."""
-        return self._wait("account", asked)
+        With a `canary` prompt, each engine's account of the transfer is then in `accounts`.
+        """
+        self.accounts = self._all("finish_weight_update", self.version, self.canary)
 
     def probe(self, seed: int) -> list[tuple[dict[str, np.ndarray], dict[str, list[str]]]]:
         """Per engine: what its layers answer to a fixed input, and which tensors they hold; see `actors.probe`."""

@@ -87,16 +87,15 @@ class TokenLogprobs(torch.nn.Module):
         """
         decoder = self.model.get_decoder()
         hidden = decoder(
-            input_ids=batch.token_ids[None],
-            position_ids=batch.position_ids[None],
+            input_ids=batch.inputs.token_ids[None],
+            position_ids=batch.inputs.position_ids[None],
             use_cache=False,
-            **batch.attention_arguments(self.attention),
+            **batch.inputs.attention_arguments(self.attention),
         ).last_hidden_state[0]
-        # A token is predicted at the position before it; sequences never start with an action token.
         actions = batch.action_indices
         # Responses share their prompt's last token. The backward pass of hidden[predecessors] adds up such gradients
         # in any order; this one, on CPU, always in the same, without which runs would not resume bit for bit.
-        read = hidden.index_select(0, batch.predecessors)
+        read = hidden.index_select(0, batch.inputs.predecessors)
         logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
         empty = torch.zeros(len(batch.token_ids), dtype=logprobs.dtype, device=logprobs.device)
         return empty.index_copy(0, actions, logprobs), empty.index_copy(0, actions, entropies)

@@ -1,6 +1,8 @@
-"""Sequences packed into one row of tokens, as the model reads them. Attention never crosses sequence borders.
+"""Sequences packed into one row of tokens, as the loss reads them, and what of it the model has to compute.
 
-Responses to one prompt may share it: its tokens are then in the row once, and attention gathers whole sequences.
+Attention never crosses sequence borders. Responses to one prompt may share it: its tokens are then in the row once, and
+attention gathers whole sequences. Tokens from the last action token of a sequence on predict nothing that is asked for,
+and no other token sees them: the model does not compute them.
 """
 
 from collections.abc import Sequence as Seq
@@ -14,6 +16,41 @@ from numpy.typing import NDArray
 
 from actors.attention import PACKED_SDPA, PackedLayout
 from actors.batch import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """The tokens of a micro-batch that go through the model."""
+
+    token_ids: torch.Tensor
+    """int64 [I]"""
+    position_ids: torch.Tensor
+    """int64 [I], from 0 in every sequence."""
+    predecessors: torch.Tensor
+    """int64 [A], which of these tokens predicts each action token."""
+    lengths: list[int]
+    """Tokens of each sequence, its prompt included, without those that need not be computed, [S]."""
+    sources: NDArray[np.int64] | None
+    """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
+
+    def attention_arguments(self, implementation: str) -> dict[str, Any]:
+        """Keyword arguments by which an attention implementation learns the sequence borders.
+
+        Raises:
+            ValueError: prompts are shared, and the implementation is not packed_sdpa, which alone gathers sequences.
+        """
+        if implementation == PACKED_SDPA:
+            return {"packed_layout": PackedLayout.of(self.lengths, self.token_ids.device, self.sources)}
+        if self.sources is not None:
+            raise ValueError(f"{implementation} cannot read sequences that share their prompts, only {PACKED_SDPA} can")
+        borders = torch.tensor(np.cumsum([0, *self.lengths]), dtype=torch.int32, device=self.token_ids.device)
+        longest = max(self.lengths)
+        return {
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +74,7 @@ class PackedBatch:
     """Tokens of each sequence with its prompt, [S]."""
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
+    inputs: ModelInputs
     fields: dict[str, torch.Tensor]
     """float32 [T] each: what the loss needs, such as advantages, rollout_logprobs, reference_logprobs."""
 
@@ -44,35 +82,6 @@ class PackedBatch:
     def action_indices(self) -> torch.Tensor:
         """int64 [A], positions of the action tokens."""
         return self.action_mask.nonzero(as_tuple=True)[0]
-
-    @cached_property
-    def predecessors(self) -> torch.Tensor:
-        """int64 [A], positions of the tokens at which the action tokens are predicted."""
-        if self.sources is None:
-            return self.action_indices - 1
-        # Each action token is at one position; of the positions of a shared prompt token, any will do.
-        before = np.zeros(len(self.token_ids), dtype=np.int64)
-        before[self.sources[1:]] = self.sources[:-1]
-        return torch.from_numpy(before).to(self.token_ids.device)[self.action_indices]
-
-    def attention_arguments(self, implementation: str) -> dict[str, Any]:
-        """Keyword arguments by which an attention implementation learns the sequence borders.
-
-        Raises:
-            ValueError: prompts are shared, and the implementation is not packed_sdpa, which alone gathers sequences.
-        """
-        if implementation == PACKED_SDPA:
-            return {"packed_layout": PackedLayout.of(self.lengths, self.token_ids.device, self.sources)}
-        if self.sources is not None:
-            raise ValueError(f"{implementation} cannot read sequences that share their prompts, only {PACKED_SDPA} can")
-        borders = torch.tensor(np.cumsum([0, *self.lengths]), dtype=torch.int32, device=self.token_ids.device)
-        longest = max(self.lengths)
-        return {
-            "cu_seq_lens_q": borders,
-            "cu_seq_lens_k": borders,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
 
     def split(self, per_token: torch.Tensor) -> list[np.ndarray]:
         """Cut a [T] tensor into one array per sequence, its prompt included."""
@@ -102,13 +111,17 @@ def pack(
     def row(arrays: Seq[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)[kept]).to(device)
 
+    token_ids = row([sequence.token_ids for sequence in sequences])
+    position_ids = row([np.arange(length) for length in lengths])
+    action_mask = np.concatenate([sequence.action_mask for sequence in sequences])
     return PackedBatch(
-        token_ids=row([sequence.token_ids for sequence in sequences]),
-        position_ids=row([np.arange(length) for length in lengths]),
-        action_mask=row([sequence.action_mask for sequence in sequences]),
+        token_ids=token_ids,
+        position_ids=position_ids,
+        action_mask=torch.from_numpy(action_mask[kept]).to(device),
         sequence_ids=row([np.repeat(np.arange(len(lengths)), lengths)]),
         lengths=lengths,
         sources=sources,
+        inputs=_model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources),
         fields={name: row(arrays).float() for name, arrays in fields.items()},
     )
 
@@ -128,3 +141,40 @@ def _shared_prompts(sequences: Seq[Sequence]) -> tuple[NDArray[np.bool_] | slice
             originals[position : position + prompt] = np.arange(start, start + prompt)
         position += len(sequence)
     return (slice(None), None) if kept.all() else (kept, (np.cumsum(kept) - 1)[originals])
+
+
+def _model_inputs(
+    token_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    lengths: NDArray[np.int64],
+    action_mask: NDArray[np.bool_],
+    kept: NDArray[np.bool_] | slice,
+    sources: NDArray[np.int64] | None,
+) -> ModelInputs:
+    """Of each sequence, the tokens before its last action token, or its first token.
+
+    `action_mask` is that of all positions of the sequences, end to end; `kept` says which of these are tokens.
+    """
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    computed_lengths = np.maximum(np.maximum.reduceat(np.where(action_mask, places, 0), starts), 1)
+    computed = places < np.repeat(computed_lengths, lengths)
+    tokens = np.arange(len(places)) if sources is None else sources
+    is_input = np.zeros(len(token_ids), dtype=np.bool_)
+    is_input[tokens[computed]] = True
+    renumbered = np.cumsum(is_input) - 1
+    # Each action token is at one position; of the positions of a shared prompt token, any will do.
+    before = np.zeros(len(token_ids), dtype=np.int64)
+    before[tokens[1:]] = tokens[:-1]
+
+    def chosen(indices: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(indices).to(token_ids.device)
+
+    inputs = chosen(np.flatnonzero(is_input))
+    return ModelInputs(
+        token_ids=token_ids.index_select(0, inputs),
+        position_ids=position_ids.index_select(0, inputs),
+        predecessors=chosen(renumbered[before[np.flatnonzero(action_mask[kept])]]),
+        lengths=computed_lengths.tolist(),
+        sources=None if sources is None else renumbered[sources[computed]],
+    )

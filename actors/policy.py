@@ -55,21 +55,23 @@ class PolicyWorker(Worker):
         from actors.publisher import Publisher
 
         client = EngineClient(engines, tensor_parallel, config.timeout_s)
-        self.publisher = Publisher(self.engine, client, tensor_parallel, backend, config, self.rank, self.address())
+        self.publisher = Publisher(
+            self.engine, self._canary_logprobs, client, tensor_parallel, backend, config, self.rank, self.address()
+        )
 
     def publish(self, version: int, canary: list[int], verify: bool) -> Metrics:
         """Send the current weights as `version`; with `verify`, compare checksums and the canary's logprobs.
 
         Raises WeightSyncError when they disagree, naming the tensor.
         """
-        seconds = self.publisher.send(version, verify)
+        seconds = self.publisher.send(version, canary if verify else None)
         metrics = {"weights/version": float(version), "weights/sync_seconds": seconds}
         if verify:
-            metrics["weights/canary_difference"] = self._verify(canary)
+            metrics["weights/canary_difference"] = self._verify()
         return metrics
 
-    def _verify(self, canary: list[int]) -> float:
-        difference = self.publisher.compare(canary, self._canary_logprobs)
+    def _verify(self) -> float:
+        difference = self.publisher.compare()
         tolerance = self.publisher.tolerance(self.model_config.dtype)
         agreed = torch.tensor(float(difference <= tolerance), device=self.device)
         if self.world_size > 1:
@@ -192,4 +194,4 @@ class PolicyWorker(Worker):
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:
     """Tokens that go through the model, a shared prompt once; the lone token of an idle rank is no work."""
-    return torch.tensor(len(batch.token_ids) if len(batch.action_indices) else 0, device=batch.token_ids.device)
+    return torch.tensor(len(batch.inputs.token_ids) if len(batch.action_indices) else 0, device=batch.token_ids.device)

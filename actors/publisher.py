@@ -23,12 +23,19 @@ class WeightSyncError(RuntimeError):
 
 
 class ParameterSource(WeightSource):
-    """The policy's parameters for a transfer; whole also under ZeRO-3, where every rank helps to gather."""
+    """The policy's parameters for a transfer; whole also under ZeRO-3, where every rank helps to gather.
 
-    def __init__(self, engine: TrainingEngine) -> None:
+    With a `canary` prompt, an iteration leaves the trainer's account of what it yielded: checksums `sent`, on the rank
+    that sends, and `canary_logprobs`.
+    """
+
+    def __init__(self, engine: TrainingEngine, logprobs: Callable[[list[int]], np.ndarray], sends: bool) -> None:
         self.engine = engine
+        self.logprobs = logprobs
+        self.sends = sends
+        self.canary: list[int] | None = None
         self.sent: dict[str, int] = {}
-        self.remember = False
+        self.canary_logprobs = np.empty(0, dtype=np.float32)
 
     def metadata(self) -> list[ParamMeta]:
         """Name, type and shape of what iteration yields, in its order."""
@@ -37,9 +44,12 @@ class ParameterSource(WeightSource):
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.sent = {}
         for name, tensor in self.engine.parameters("model"):
-            if self.remember:
+            if self.sends and self.canary is not None:
                 self.sent[name] = checksum(tensor)
             yield name, tensor
+        if self.canary is not None:
+            # All is sent: while the engines load it, this side has nothing else to do.
+            self.canary_logprobs = self.logprobs(self.canary)
 
 
 class Publisher:
@@ -48,6 +58,7 @@ class Publisher:
     def __init__(
         self,
         engine: TrainingEngine,
+        logprobs: Callable[[list[int]], np.ndarray],
         client: EngineClient,
         tensor_parallel: int,
         backend: str,
@@ -55,11 +66,12 @@ class Publisher:
         rank: int,
         address: tuple[str, int],
     ) -> None:
+        """`logprobs` gives the trainer's logprobs [L-1] of a prompt; it is collective."""
         self.client = client
         self.rank = rank
         self.config = config
         self.tensor_parallel = tensor_parallel
-        self.source = ParameterSource(engine)
+        self.source = ParameterSource(engine, logprobs, sends=rank == 0)
         self.transfer = open_transfer(
             backend,
             rank=rank,
@@ -72,17 +84,17 @@ class Publisher:
             source=self.source,
         )
 
-    def send(self, version: int, remember: bool) -> float:
+    def send(self, version: int, canary: list[int] | None) -> float:
         """One transfer; returns its seconds. Generation goes on afterwards, also when the transfer fails.
 
-        With `remember`, both sides keep checksums for `compare`.
+        With a canary prompt, both sides account for it, and `compare` compares.
         """
         started = time.perf_counter()
-        self.source.remember = remember and self.rank == 0
+        self.source.canary = canary
         if self.rank > 0:
             self.transfer.send_weights()
             return time.perf_counter() - started
-        self.client.version, self.client.remember = version, remember
+        self.client.version, self.client.canary = version, canary
         finished = False
         try:
             self.transfer.send_weights()
@@ -96,22 +108,21 @@ class Publisher:
         """Largest difference in logprob that the canary may show."""
         return self.config.canary_tolerance or _TOLERANCES[dtype]
 
-    def compare(self, canary: list[int], trainer_logprobs: Callable[[list[int]], np.ndarray]) -> float:
-        """Compare checksums of all tensors and the canary's logprobs [L-1]; returns the largest difference in logprob.
+    def compare(self) -> float:
+        """Compare the engines' accounts of the last transfer with the trainer's.
 
-        Collective: `trainer_logprobs` runs on every rank, while the engines compute theirs. Raises WeightSyncError, on
-        rank 0, when a tensor arrived changed.
+        Returns the largest difference in a logprob of the canary, 0 on ranks above 0, which have no engines' account.
+        Raises WeightSyncError when a tensor arrived changed.
         """
-        asked = self.client.ask_accounts(canary) if self.rank == 0 else []
-        trainer = trainer_logprobs(canary)
         if self.rank > 0:
             return 0.0
-        accounts = self.client.accounts(asked)
+        accounts = [account for account in self.client.accounts if account is not None]
         self._compare_checksums([received for engine, _ in accounts for received in engine])
-        return max(float(np.abs(trainer - logprobs).max()) for _, logprobs in accounts)
+        return max(float(np.abs(self.source.canary_logprobs - logprobs).max()) for _, logprobs in accounts)
 
     def explain(self, difference: float, tolerance: float) -> None:
         """Find the tensor behind a failed canary. Collective; raises WeightSyncError on rank 0."""
+        self.source.canary = None
         answers = trainer_answers(self.source, _PROBE_SEED)
         if self.rank == 0:
             raise WeightSyncError(

@@ -34,13 +34,19 @@ class RewardWorker:
             self._scorer = self._load()
         return os.getpid()
 
-    def score(self, prompt: Prompt, rollouts: list[Rollout], samples: int, only: int | None = None) -> list[Any]:
-        """Score all rollouts of the prompt, or only the one at index `only`.
+    def score(
+        self, prompts: list[Prompt], samples: list[int], only: int | None, *groups: list[Rollout]
+    ) -> list[list[Any]]:
+        """Score all rollouts of each prompt, or only the one at index `only`.
 
-        Raises ValueError when there are not `samples` rollouts, RuntimeError before the first `ping`.
+        Raises ValueError when a prompt has not as many rollouts as `samples` says, RuntimeError before the first
+        `ping`.
         """
         if self._scorer is None:
             raise RuntimeError("ping the reward worker before the first score: it loads the functions")
-        if len(rollouts) != samples:
-            raise ValueError(f"expected {samples} rollouts of prompt {prompt.index}, got {len(rollouts)}")
-        return self._scorer(prompt, rollouts if only is None else [rollouts[only]])
+        scores = []
+        for prompt, count, rollouts in zip(prompts, samples, groups, strict=True):
+            if len(rollouts) != count:
+                raise ValueError(f"expected {count} rollouts of prompt {prompt.index}, got {len(rollouts)}")
+            scores.append(self._scorer(prompt, rollouts if only is None else [rollouts[only]]))
+        return scores

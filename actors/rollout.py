@@ -1,6 +1,6 @@
 """One rollout engine as a Ray actor: generation and control calls, each in its own concurrency group.
 
-    generate() --add--> [engine thread: add requests, step, collect] --finished--> Rollouts
+    start() --prompts--> [engine thread: add requests, step, collect] --generated()--> Rollouts
     pause / weights / canary --call--^    (never queued behind generation)
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
@@ -24,6 +24,9 @@ T = TypeVar("T")
 CONCURRENCY = {"generate": 4096, "control": 16}
 """Calls that run at one time in each concurrency group of a RolloutWorker."""
 
+Account = tuple[list[dict[str, int]], np.ndarray]
+"""Of a transfer: checksums as received by each worker process, and the canary's logprobs [L-1] at temperature 1."""
+
 
 class RolloutWorker:
     """One engine of the rollout group."""
@@ -45,22 +48,30 @@ class RolloutWorker:
         await asyncio.wrap_future(self.engine.ready)
 
     @ray.method(concurrency_group="control")
-    async def expect(self, requests: int, seed: int) -> None:
-        """Start the next so many requests together, in the order of their numbers; see `EngineThread.expect`."""
-        await self._between_steps(lambda: self.engine.expect(requests, seed))
+    async def start(self, prompts: list[tuple[int, list[int]]], sampling: Sampling, seed: int | None) -> None:
+        """Start sampling responses to prompts, given as (number, token ids), together and in this order.
 
-    @ray.method(concurrency_group="generate")
-    async def generate(
-        self, number: int, token_ids: list[int], sampling: Sampling
-    ) -> tuple[list[RolloutInfo], list[Rollout]]:
-        """Sample responses to one prompt; returns what the driver sees, and the rollouts for the other groups."""
-        if self.version < 0:
-            raise RuntimeError("asked to generate before the first weights arrived")
+        With a `seed`, what is sampled depends on it, the prompts and their order alone. See `generated`.
+        """
         from actors.rollout_engine import sampling_params
 
         params = sampling_params(self.config, sampling)
-        output = await asyncio.wrap_future(self.engine.add(token_ids, params, number))
-        rollouts = [self._rollout(token_ids, completion) for completion in output.outputs]
+        await self._between_steps(lambda: self.engine.start(prompts, params, seed))
+
+    @ray.method(concurrency_group="generate")
+    async def generated(self, number: int) -> tuple[list[RolloutInfo], list[Rollout]]:
+        """Responses to the prompt of this number, once all are finished: what the driver sees, and the rollouts.
+
+        May be asked for, once, before or after the prompt is started.
+        """
+        if self.version < 0:
+            raise RuntimeError("asked to generate before the first weights arrived")
+        try:
+            output = await asyncio.wrap_future(self.engine.output(number))
+        finally:
+            self.engine.forget(number)
+        prompt = list(output.prompt_token_ids or [])
+        rollouts = [self._rollout(prompt, completion) for completion in output.outputs]
         return [_info(rollout) for rollout in rollouts], rollouts
 
     def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
@@ -76,23 +87,6 @@ class RolloutWorker:
             status=status,
             text=self.tokenizer.decode(tokens, skip_special_tokens=True),  # type: ignore[arg-type]
         )
-
-    @ray.method(concurrency_group="control")
-    async def account(self, token_ids: list[int]) -> tuple[list[dict[str, int]], np.ndarray]:
-        """Account of the last transfer: checksums as received, per worker process, and logprobs of `token_ids`.
-
-        The logprobs are those of every token but the first, at temperature 1, [L-1].
-        """
-        checksums = await self._between_steps(lambda: self.engine.llm.collective_rpc("received_checksums"))
-        return checksums, await self._logprobs(token_ids)
-
-    async def _logprobs(self, token_ids: list[int]) -> np.ndarray:
-        from actors.rollout_engine import prompt_logprob_params
-
-        output = await asyncio.wrap_future(self.engine.add(token_ids, prompt_logprob_params()))
-        assert output.prompt_logprobs is not None
-        steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
-        return np.array([step[token].logprob for step, token in steps], dtype=np.float32)  # type: ignore[index]
 
     @ray.method(concurrency_group="control")
     async def pause(self) -> None:
@@ -126,15 +120,18 @@ class RolloutWorker:
         await self._between_steps(lambda: self.engine.llm.update_weights({"update_info": update_info}))
 
     @ray.method(concurrency_group="control")
-    async def finish_weight_update(self, version: int) -> None:
-        """Put the received weights into service as `version`, and go on."""
+    async def finish_weight_update(self, version: int, canary: list[int] | None) -> Account | None:
+        """Put the received weights into service as `version`, and go on; with a canary prompt, give account of them."""
 
-        def finish() -> None:
+        def finish() -> Account | None:
             self.engine.llm.finish_weight_update(str(version))
+            self.version = version
             self.engine.resume()
+            if canary is None:
+                return None
+            return self.engine.llm.collective_rpc("received_checksums"), self.engine.logprobs(canary)
 
-        await self._between_steps(finish)
-        self.version = version
+        return await self._between_steps(finish)
 
     @ray.method(concurrency_group="control")
     async def worker_call(self, method: str, *args: Any) -> list[Any]:

@@ -8,10 +8,12 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.config import WeightTransferConfig
@@ -33,8 +35,8 @@ class EngineThread:
         self._build = build
         self._calls: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._running: dict[str, Future[RequestOutput]] = {}
-        self._held: dict[int, tuple[Callable[[], None], Future[RequestOutput]]] = {}
-        self._expected, self._seed, self._salt = 0, 0, ""
+        self._outputs: dict[int, Future[RequestOutput]] = {}
+        self._salt = ""
         self._ids = count()
         self._paused = False
         self._lost: Exception | None = None
@@ -47,37 +49,49 @@ class EngineThread:
         self._calls.put((function, future))
         return future
 
-    def expect(self, requests: int, seed: int) -> None:
-        """Hold back the next so many numbered requests, then start them in order, with the sampler seeded anew.
+    def start(self, prompts: list[tuple[int, list[int]]], params: SamplingParams, seed: int | None) -> None:
+        """Queue prompts, given as (number, token ids), in this order; with a seed, the sampler starts anew from it.
 
-        What is sampled then depends on the seed and the requests alone, not on the moment at which each arrived. Runs
-        on the engine thread.
+        Runs on the engine thread. A prompt that is refused tells so in its `output`.
         """
-        self._expected, self._seed = requests, seed
-        # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
-        self._salt = f"{self.llm.get_weight_version()} {seed}"
+        if seed is not None:
+            self.llm.collective_rpc("reseed", args=(seed,))
+            # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
+            self._salt = str(seed)
+        for number, token_ids in prompts:
+            output = self.output(number)
+            try:
+                self._add(token_ids, params, output)
+            except Exception as error:  # A refused request is its caller's alone.
+                _fail(output, error)
 
-    def add(self, token_ids: list[int], params: SamplingParams, number: int | None = None) -> "Future[RequestOutput]":
-        """Queue one request; the future yields its finished output."""
-        finished: Future[RequestOutput] = Future()
+    def output(self, number: int) -> "Future[RequestOutput]":
+        """The finished output of the prompt that is, or will be, started under this number; kept until `forget`."""
+        output = self._outputs.setdefault(number, Future())
+        if self._lost is not None:
+            _fail(output, self._lost)
+        return output
 
-        def submit() -> None:
-            request_id = str(next(self._ids))
-            prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.llm.get_weight_version()}"}
-            self.llm.llm_engine.add_request(request_id, prompt, params)
-            self._running[request_id] = finished
+    def forget(self, number: int) -> None:
+        """Drop the output of this number, which may then be used again."""
+        del self._outputs[number]
 
-        def arrive() -> None:
-            if number is None or not self._expected:
-                _attempt(submit, finished)
-                return
-            self._held[number] = (submit, finished)
-            if len(self._held) >= self._expected:
-                self._release()
+    def logprobs(self, token_ids: list[int]) -> np.ndarray:
+        """Logprobs of every token but the first at temperature 1, [L-1]. Runs on the engine thread, which steps on."""
+        output: Future[RequestOutput] = Future()
+        self._add(token_ids, _prompt_logprob_params(), output)
+        while not output.done():
+            self._step()
+        steps = output.result().prompt_logprobs
+        assert steps is not None
+        pairs = zip(steps[1:], token_ids[1:], strict=True)
+        return np.array([step[token].logprob for step, token in pairs], dtype=np.float32)  # type: ignore[index]
 
-        arrival = self.call(arrive)
-        arrival.add_done_callback(lambda done: _pass_on_failure(done, finished))
-        return finished
+    def _add(self, token_ids: list[int], params: SamplingParams, output: "Future[RequestOutput]") -> None:
+        request_id = str(next(self._ids))
+        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.llm.get_weight_version()}"}
+        self.llm.llm_engine.add_request(request_id, prompt, params)
+        self._running[request_id] = output
 
     def pause(self) -> None:
         """Stop stepping, keeping all running requests. Runs on the engine thread."""
@@ -92,12 +106,6 @@ class EngineThread:
         self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
         self.llm.wake_up(tags=["scheduling"])
         self._paused = False
-
-    def _release(self) -> None:
-        held, self._held, self._expected = self._held, {}, 0
-        self.llm.collective_rpc("reseed", args=(self._seed,))
-        for number in sorted(held):
-            _attempt(*held[number])
 
     def _run(self) -> None:
         try:
@@ -131,8 +139,8 @@ class EngineThread:
             outputs = self.llm.llm_engine.step()
         except Exception as error:  # The engine is lost: tell everybody who waits for it.
             self._lost = error
-            for waiting in [*self._running.values(), *(finished for _, finished in self._held.values())]:
-                waiting.set_exception(error)
+            for output in [*self._running.values(), *self._outputs.values()]:
+                _fail(output, error)
             self._running.clear()
             return
         for output in outputs:
@@ -140,17 +148,9 @@ class EngineThread:
                 self._running.pop(output.request_id).set_result(output)  # type: ignore[arg-type]
 
 
-def _attempt(submit: Callable[[], None], finished: "Future[RequestOutput]") -> None:
-    try:
-        submit()
-    except Exception as error:  # A refused request is its caller's alone.
-        finished.set_exception(error)
-
-
-def _pass_on_failure(done: "Future[None]", finished: "Future[RequestOutput]") -> None:
-    error = done.exception()
-    if error is not None and not finished.done():
-        finished.set_exception(error)
+def _fail(output: "Future[RequestOutput]", error: Exception) -> None:
+    with suppress(InvalidStateError):  # It has its result, or was failed already.
+        output.set_exception(error)
 
 
 def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str, seed: int) -> LLM:
@@ -198,7 +198,7 @@ def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams
     )
 
 
-def prompt_logprob_params() -> SamplingParams:
+def _prompt_logprob_params() -> SamplingParams:
     """Parameters of a request that only asks for the logprobs of its prompt, at temperature 1."""
     return SamplingParams(
         temperature=1.0,

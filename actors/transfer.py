@@ -255,12 +255,21 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metas],
             shapes=[list(meta.shape) for meta in metas],
         )
-        self.client.start_weight_update()
+
+        def receive() -> None:
+            self.client.start_weight_update()
+            self.client.update_weights(asdict(info))
+
         beside = ThreadPoolExecutor(1)
+        received = beside.submit(receive)
         try:
-            received = beside.submit(self.client.update_weights, asdict(info))
             self._broadcast(metas, received)
             received.result(timeout=self.init_info.timeout_s)
+        except RuntimeError:
+            # What the engines say tells more than a broadcast that nobody answers.
+            if received.done():
+                received.result()
+            raise
         finally:
             # Never joined: after a failed broadcast the workers may hang in theirs until its deadline.
             beside.shutdown(wait=False)

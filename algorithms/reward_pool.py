@@ -1,11 +1,13 @@
 """Reward workers as seen by the training loop: calls go out, scores come back, and every call has a deadline.
 
-A call that passes its deadline, or whose process dies, costs its worker: the process is ended and replaced while the
-others go on. The batch is then scored sample by sample to find the guilty one. When a sample fails that way too, it and
-the samples after it are failed, so that a batch costs two deadlines at most, and the run goes on.
+While functions are quick, waiting batches share a call. A call that passes its deadline, or whose process dies, costs
+its worker: the process is ended and replaced while the others go on. Batches that shared the call are then scored
+alone, and one that fails alone is scored sample by sample to find the guilty one. When a sample fails that way too, it
+and the samples after it are failed, so that a batch costs three deadlines at most, and the run goes on.
 """
 
 import functools
+import math
 import os
 import time
 from collections import deque
@@ -23,6 +25,8 @@ from algorithms.config import RewardConfig
 from algorithms.rewards import Score, failed_score, load_scorer
 
 CAUSES_SHOWN = 3
+_QUICK_CALL_S = 0.1
+"""Batches share a call as long as it is expected to take no longer."""
 
 
 class RewardFailure(RuntimeError):
@@ -38,17 +42,21 @@ class _Job:
     rollouts: "list[Rollout] | ObjectRef"
     samples: int
     scores: list[Score] = field(default_factory=list)
+    alone: bool = False
+    """Shares no call: one that it shared was lost."""
     one_by_one: bool = False
+    """Scored sample by sample: its own call was lost."""
 
 
 @dataclass(slots=True)
 class _Worker:
-    """An actor, what it is doing now (`call`; with a job, or its start), and until when (on time.monotonic())."""
+    """An actor, what it is doing now (`call`; with jobs, or its start), since and until when (on time.monotonic())."""
 
     actor: Any
     call: ObjectRef | None
+    since: float
     deadline: float
-    job: _Job | None = None
+    jobs: list[_Job] = field(default_factory=list)
 
 
 class RewardPool:
@@ -74,6 +82,7 @@ class RewardPool:
         self._pending: deque[_Job] = deque()
         self._finished: list[tuple[int, list[Score]]] = []
         self._workers: list[_Worker] = []
+        self._seconds_per_job = math.inf
         self.begin_step()
         for _ in range(config.workers):
             self._workers.append(self._start())
@@ -142,10 +151,11 @@ class RewardPool:
 
     def _start(self) -> _Worker:
         actor = ray.remote(RewardWorker).options(num_cpus=self._cpus).remote(self._load, os.getcwd())
-        return _Worker(actor=actor, call=actor.ping.remote(), deadline=time.monotonic() + self._start_timeout_s)
+        now = time.monotonic()
+        return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
 
     def _outstanding(self) -> bool:
-        return bool(self._pending) or any(worker.job for worker in self._workers)
+        return bool(self._pending) or any(worker.jobs for worker in self._workers)
 
     def _progress(self) -> None:
         """Take in what is done, end what is late, hand out what waits."""
@@ -155,7 +165,7 @@ class RewardPool:
             if worker.call in done:
                 self._receive(worker)
             elif worker.call is not None and time.monotonic() > worker.deadline:
-                limit = self._config.deadline_s if worker.job else self._start_timeout_s
+                limit = self._config.deadline_s if worker.jobs else self._start_timeout_s
                 self._lost(worker, f"no answer within {limit:g} s")
         self._dispatch()
 
@@ -172,25 +182,29 @@ class RewardPool:
             if isinstance(error.cause, UserError):
                 raise UserError(*error.cause.problems) from None
             raise RewardFailure(f"a reward worker failed: {type(error.cause).__name__}: {error.cause}") from error
-        job, worker.job, worker.call = worker.job, None, None
-        if job is None:
+        jobs, worker.jobs, worker.call = worker.jobs, [], None
+        if not jobs:
             return  # its start
-        job.scores += answer
-        if len(job.scores) < job.samples:
-            self._pending.appendleft(job)
-        else:
-            self._finish(job)
+        self._seconds_per_job = (time.monotonic() - worker.since) / len(jobs)
+        for job, scores in zip(jobs, answer, strict=True):
+            job.scores += scores
+            if len(job.scores) < job.samples:
+                self._pending.appendleft(job)
+            else:
+                self._finish(job)
 
     def _lost(self, worker: _Worker, what: str) -> None:
         ray.kill(worker.actor)
-        job = worker.job
-        if job is None:
+        jobs = worker.jobs
+        if not jobs:
             raise RewardFailure(f"a reward worker did not start ({self._names}): {what}")
         self._workers[self._workers.index(worker)] = self._start()
-        if job.one_by_one:
-            self._give_up(job, what)
-        else:
-            job.one_by_one = True
+        for job in jobs:
+            if job.one_by_one:
+                self._give_up(job, what)
+                continue
+            job.one_by_one = len(jobs) == 1
+            job.alone = True
             self._pending.appendleft(job)
 
     def _give_up(self, job: _Job, what: str) -> None:
@@ -220,8 +234,18 @@ class RewardPool:
             if not self._pending:
                 return
             if worker.call is None:
-                job = self._pending.popleft()
-                only = len(job.scores) if job.one_by_one else None
-                worker.call = worker.actor.score.remote(job.prompt, job.rollouts, job.samples, only)
-                worker.job = job
-                worker.deadline = time.monotonic() + self._config.deadline_s
+                worker.jobs = jobs = self._next_jobs()
+                only = len(jobs[0].scores) if jobs[0].one_by_one else None
+                prompts, samples = [job.prompt for job in jobs], [job.samples for job in jobs]
+                worker.call = worker.actor.score.remote(prompts, samples, only, *(job.rollouts for job in jobs))
+                worker.since = time.monotonic()
+                worker.deadline = worker.since + self._config.deadline_s
+
+    def _next_jobs(self) -> list[_Job]:
+        """The batches of the next call: one, or several quick ones, but no more than an even share of those waiting."""
+        share = -(-len(self._pending) // len(self._workers))
+        quick = int(min(share, _QUICK_CALL_S / self._seconds_per_job))
+        jobs = [self._pending.popleft()]
+        while len(jobs) < quick and not jobs[0].alone and not self._pending[0].alone:
+            jobs.append(self._pending.popleft())
+        return jobs

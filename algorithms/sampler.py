@@ -18,7 +18,6 @@ import ray
 
 from actors.batch import Prompt
 from actors.group import ActorGroup, GroupError
-from actors.rollout import CONCURRENCY
 from actors.rollout_types import RolloutInfo, Sampling
 from algorithms.reward_pool import RewardPool
 from algorithms.rewards import Score
@@ -64,16 +63,16 @@ class Sampler:
     def __init__(
         self,
         rollout: ActorGroup[Any],
-        generate: Callable[..., Any],
-        expect: Callable[..., Any],
+        start: Callable[..., Any],
+        generated: Callable[..., Any],
         pool: RewardPool,
         *,
         max_failed: float,
         max_staleness: int,
     ) -> None:
         self.rollout = rollout
-        self.generate = generate
-        self.expect = expect
+        self.start = start
+        self.generated = generated
         self.pool = pool
         self.max_failed = max_failed
         self.max_staleness = max_staleness
@@ -95,11 +94,11 @@ class Sampler:
         scoring: dict[int, _Running] = {}
         done: dict[int, ScoredGroup] = {}
         numbered = enumerate(prompts)
-        self._announce(count, seed)
+        first: int | None = seed
         while True:
             may_start = capacity(self.max_staleness, 0, count, len(done), len(running) + len(scoring))
-            for number, prompt in islice(numbered, may_start):
-                self._start(running, number, prompt, sampling)
+            self._start(running, list(islice(numbered, may_start)), sampling, first)
+            first = None
             if not running and not scoring:
                 return [done[number] for number in sorted(done)]
             self._receive(running, scoring, count * sampling.samples)
@@ -111,19 +110,24 @@ class Sampler:
                     self.failed += sum(score.status == "failed" for score in scores)
                     self.pool.check_failures(count * sampling.samples)
 
-    def _announce(self, count: int, seed: int) -> None:
-        """Tell each engine how many groups it is about to get, so that it starts them together and in order."""
-        shares = [len(range(engine, count, len(self.rollout))) for engine in range(len(self.rollout))]
-        shares = [min(share, CONCURRENCY["generate"]) for share in shares]
-        calls = [(share, seed + engine) for engine, share in enumerate(shares)]
-        self.rollout.scatter(self.expect, calls)
-
-    def _start(self, running: dict[Any, _Running], number: int, prompt: Prompt, sampling: Sampling) -> None:
-        engine = self._load.index(min(self._load))
-        self._load[engine] += 1
-        arguments = (number, prompt.token_ids, sampling)
-        infos, rollouts = self.rollout.submit(engine, self.generate, *arguments, num_returns=2)
-        running[infos] = _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[])
+    def _start(
+        self, running: dict[Any, _Running], prompts: list[tuple[int, Prompt]], sampling: Sampling, seed: int | None
+    ) -> None:
+        """Give each prompt to the engine with the least to do; an engine gets its share in one call."""
+        shares: list[list[tuple[int, Prompt]]] = [[] for _ in range(len(self.rollout))]
+        for number, prompt in prompts:
+            engine = self._load.index(min(self._load))
+            self._load[engine] += 1
+            shares[engine].append((number, prompt))
+        for engine, share in enumerate(shares):
+            if not share:
+                continue
+            tokens = [(number, prompt.token_ids) for number, prompt in share]
+            own_seed = None if seed is None else seed + engine
+            self.rollout.submit(engine, self.start, tokens, sampling, own_seed)
+            for number, prompt in share:
+                infos, rollouts = self.rollout.submit(engine, self.generated, number, num_returns=2)
+                running[infos] = _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[])
 
     def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], samples: int) -> None:
         """Wait for the next event, and hand finished rollouts to the reward pool."""
@@ -137,7 +141,7 @@ class Sampler:
             group = running.pop(reference)
             self._load[group.engine] -= 1
             self._heard[group.engine] = time.monotonic()
-            group.infos = self.rollout.gather([reference], "generate", ranks=[group.engine])[0]
+            group.infos = self.rollout.gather([reference], "generated", ranks=[group.engine])[0]
             if all(info.status != "failed" for info in group.infos):
                 scoring[self.pool.submit(group.prompt, group.rollouts, len(group.infos))] = group
             else:
@@ -155,7 +159,7 @@ class Sampler:
         for group in running.values():
             if now > self._heard[group.engine] + self.rollout.timeout_s:
                 raise GroupError(
-                    f"rollout[{group.engine}].generate: nothing heard, while data row {group.prompt.index} waits, "
+                    f"rollout[{group.engine}].generated: nothing heard, while data row {group.prompt.index} waits, "
                     f"for {self.rollout.timeout_s:g} s (rollout.timeout_s)"
                 )
 

@@ -159,8 +159,8 @@ def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool) -> A
     assert isinstance(config.algorithm, GRPOConfig)
     return Sampler(
         rollout,
-        _ENGINE.generate,
-        _ENGINE.expect,
+        _ENGINE.start,
+        _ENGINE.generated,
         pool,
         max_failed=config.reward.max_failed_fraction,
         max_staleness=config.algorithm.max_staleness,

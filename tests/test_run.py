@@ -52,7 +52,7 @@ def test_an_output_that_cannot_be_made_is_the_users_mistake(tmp_path: Path) -> N
     ("message", "log"),
     [
         ("policy[3].update: RuntimeError: out of memory", "policy-3"),
-        ("rollout[1].generate: the process died (killed)", "rollout-1"),
+        ("rollout[1].generated: the process died (killed)", "rollout-1"),
         ("policy.update: no answer from rank(s) [3, 5] within 600 s", "policy-3"),
         ("policy[7].update: on another node", "driver"),
         ("3 of 8 rollouts of a step failed in the engines", "driver"),

@@ -203,7 +203,7 @@ def test_empty_micro_batch_has_zero_gradients() -> None:
 def test_flash_attention_is_refused() -> None:
     batch = _packed(_samples(GROUPS["equal"]), shared=True)
     with pytest.raises(ValueError, match="flash_attention_2 cannot read sequences that share their prompts"):
-        batch.attention_arguments("flash_attention_2")
+        batch.inputs.attention_arguments("flash_attention_2")
 
 
 _groups = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 40), min_size=1, max_size=4)), min_size=1)

@@ -167,7 +167,8 @@ class Pair:
     def start(self, prompt: list[int], samples: int, max_tokens: int) -> Any:
         """Start generating; returns a reference to the rollouts."""
         sampling = Sampling(samples=samples, temperature=ROLLOUT.temperature, max_tokens=max_tokens)
-        return self.rollout.submit(0, Engine.generate, 0, prompt, sampling, num_returns=2)[1]
+        self.rollout.submit(0, Engine.start, [(0, prompt)], sampling, None)
+        return self.rollout.submit(0, Engine.generated, 0, num_returns=2)[1]
 
     def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Rollout]:
         """Responses to a prompt."""
