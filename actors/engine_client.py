@@ -18,6 +18,7 @@ class EngineClient:
         self.tensor_parallel = tensor_parallel
         self.timeout_s = timeout_s
         self.version = -1
+        self.starting = False
         self.canary: list[int] | None = None
         self.accounts: list[Account | None] = []
 
@@ -49,12 +50,13 @@ class EngineClient:
         self._wait("init_weight_transfer_engine", [h.init_weight_transfer_engine.remote(info) for h, info in calls])
 
     def start_weight_update(self) -> None:
-        """Pause every engine, keeping running requests, and prepare it for new weights."""
-        self._all("start_weight_update", self.canary is not None)
+        """Nothing yet: every engine pauses and prepares itself when it is asked to receive, which saves a call."""
+        self.starting = True
 
     def update_weights(self, update_info: Any) -> None:
         """Let every engine receive."""
-        self._all("update_weights", update_info)
+        starting, self.starting = self.starting, False
+        self._all("update_weights", update_info, starting, self.canary is not None)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Put the new weights into service under the publisher's `version`; the engines go on.

@@ -111,7 +111,11 @@ class ActorGroup(Generic[W]):
                 raise GroupError(
                     f"{self.name}.{what}: no answer from rank(s) {late} within {timeout_s or self.timeout_s:g} s"
                 )
-            answers[ready[0]] = self._answer(owners[refs.index(ready[0])], ready[0], what)
+            if pending:
+                more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+                ready += more
+            for ref in ready:
+                answers[ref] = self._answer(owners[refs.index(ref)], ref, what)
         return [answers[ref] for ref in refs]
 
     def _answer(self, rank: int, ref: Any, what: str) -> Any:

@@ -76,12 +76,12 @@ class RolloutWorker:
 
     def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
         tokens = list(completion.token_ids)
-        logprobs = [step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True)]
+        assert completion.logprobs.token_ids == tokens, "one logprob per sampled token"
         status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
         return Rollout(
             prompt_token_ids=prompt,
             response_token_ids=tokens,
-            rollout_logprobs=np.array(logprobs, dtype=np.float32),
+            rollout_logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
             versions=_spans(completion, len(tokens), self.version),
             finish_reason=completion.finish_reason or "none",
             status=status,
@@ -104,20 +104,20 @@ class RolloutWorker:
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def start_weight_update(self, remember_checksums: bool) -> None:
-        """Stop stepping, keeping all running requests, and prepare the model for new weights."""
+    async def update_weights(self, update_info: Any, first: bool, remember_checksums: bool) -> None:
+        """Receive weights that the trainer sends.
 
-        def start() -> None:
-            self.engine.pause()
-            self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
-            self.engine.llm.start_weight_update()
+        At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model.
+        """
 
-        await self._between_steps(start)
+        def receive() -> None:
+            if first:
+                self.engine.pause()
+                self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
+                self.engine.llm.start_weight_update()
+            self.engine.llm.update_weights({"update_info": update_info})
 
-    @ray.method(concurrency_group="control")
-    async def update_weights(self, update_info: Any) -> None:
-        """Receive the weights that the trainer sends."""
-        await self._between_steps(lambda: self.engine.llm.update_weights({"update_info": update_info}))
+        await self._between_steps(receive)
 
     @ray.method(concurrency_group="control")
     async def finish_weight_update(self, version: int, canary: list[int] | None) -> Account | None:

@@ -191,6 +191,7 @@ def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams
         top_k=config.top_k,
         max_tokens=sampling.max_tokens,
         logprobs=0,
+        flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         stop=config.stop or None,
         detokenize=bool(config.stop),

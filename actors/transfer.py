@@ -255,13 +255,9 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metas],
             shapes=[list(meta.shape) for meta in metas],
         )
-
-        def receive() -> None:
-            self.client.start_weight_update()
-            self.client.update_weights(asdict(info))
-
+        self.client.start_weight_update()
         beside = ThreadPoolExecutor(1)
-        received = beside.submit(receive)
+        received = beside.submit(self.client.update_weights, asdict(info))
         try:
             self._broadcast(metas, received)
             received.result(timeout=self.init_info.timeout_s)

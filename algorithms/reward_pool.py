@@ -88,14 +88,13 @@ class RewardPool:
             self._workers.append(self._start())
 
     def submit(self, prompt: Prompt, rollouts: "list[Rollout] | ObjectRef", samples: int) -> int:
-        """Queue the prompt's `samples` rollouts for scoring and return a ticket, which `ready` gives back.
+        """Queue the prompt's `samples` rollouts for scoring; returns a ticket. `ready` sends them and gives it back.
 
         `rollouts` may be a reference to a finished list: its tokens then never pass through the caller. An unfinished
         one would spend the call's deadline on waiting.
         """
         self._tickets += 1
         self._pending.append(_Job(ticket=self._tickets, prompt=prompt, rollouts=rollouts, samples=samples))
-        self._dispatch()
         return self._tickets
 
     def refs(self) -> list[ObjectRef]:

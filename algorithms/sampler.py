@@ -131,17 +131,13 @@ class Sampler:
 
     def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], samples: int) -> None:
         """Wait for the next event, and hand finished rollouts to the reward pool."""
-        ready, _ = ray.wait([*running, *self.pool.refs()], num_returns=1, timeout=1.0)
-        if running:
-            finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
-            ready = [*ready, *finished]
-        for reference in dict.fromkeys(ready):
-            if reference not in running:
-                continue
-            group = running.pop(reference)
+        ray.wait([*running, *self.pool.refs()], num_returns=1, timeout=1.0)
+        finished = ray.wait(list(running), num_returns=len(running), timeout=0)[0] if running else []
+        groups = [running.pop(reference) for reference in finished]
+        answers = self.rollout.gather(finished, "generated", ranks=[group.engine for group in groups])
+        for group, group.infos in zip(groups, answers, strict=True):
             self._load[group.engine] -= 1
             self._heard[group.engine] = time.monotonic()
-            group.infos = self.rollout.gather([reference], "generated", ranks=[group.engine])[0]
             if all(info.status != "failed" for info in group.infos):
                 scoring[self.pool.submit(group.prompt, group.rollouts, len(group.infos))] = group
             else:

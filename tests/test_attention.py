@@ -106,7 +106,7 @@ def test_layout_from_cumulative_lengths() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.sampled_from([1, 2, 4]), st.booleans())
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.sampled_from([1, 2, 4]), st.booleans())
 def test_agrees_with_softmax_attention(lengths: list[int], kv_heads: int, is_sorted: bool) -> None:
     lengths = sorted(lengths) if is_sorted else lengths
     torch.manual_seed(0)
@@ -163,7 +163,7 @@ class _LargestTensor(TorchDispatchMode):
 
 
 def test_never_a_mask_over_the_row() -> None:
-    lengths = [30, 30, 35, 35, 60] * 5
+    lengths = [30, 30, 35, 35, 60] * 10
     model, tokens = _model("qwen2", "packed_sdpa"), _tokens(lengths)
     with _LargestTensor() as largest:
         model(input_ids=tokens, **_arguments(lengths)).logits.sum().backward()
