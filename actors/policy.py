@@ -84,7 +84,11 @@ class PolicyWorker(Worker):
         mask = np.arange(len(canary)) > 0
         sequence = Sequence(token_ids=np.array(canary, dtype=np.int64), action_mask=mask)
         batch = pack_sequences([sequence], self.device)
+        # The engines are loading on the same cores: a second thread would mostly wait for its turn.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         logprobs, _ = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
+        torch.set_num_threads(threads)
         return logprobs[1:].cpu().numpy()
 
     def update(

@@ -31,6 +31,8 @@ def score(completions, answer):
             re.match(r"(a+)+$", "a" * 60 + "b")  # holds the interpreter lock for ages
         if completion == "die":
             os._exit(1)
+        if completion == "slow":
+            time.sleep(0.15)
         special = {"nan": float("nan"), "none": None, "process": os.getpid()}
         values.append(special.get(completion, float(completion == answer[0])))
     return values
@@ -175,6 +177,46 @@ def test_batches_are_spread_over_processes_that_close_ends(make_pool):
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def _calls(pool: RewardPool, count: int) -> int:
+    """How many calls a worker needs for `count` batches that wait."""
+    for _ in range(count):
+        submit(pool, "yes", "no")
+    calls: set = set()
+    found: dict = {}
+    until = time.monotonic() + 30
+    while len(found) < count and time.monotonic() < until:
+        found |= dict(pool.ready(0))
+        calls |= set(pool.refs())
+        ray.wait(pool.refs(), timeout=1) if pool.refs() else None
+    assert len(found) == count
+    assert all([score.reward for score in scores] == [1.0, 0.0] for scores in found.values())
+    return len(calls)
+
+
+def test_quick_batches_share_calls_and_slow_ones_do_not(make_pool):
+    pool = make_pool()
+    await_start(pool)
+    _calls(pool, 1)
+    assert _calls(pool, 12) < 12, "the first batch showed that the function is quick"
+    slow = submit(pool, "yes", "slow")
+    assert gather(pool, 1)[slow] == [1.0, 0.0]
+    assert _calls(pool, 2) == 2
+
+
+def test_a_hang_in_a_shared_call_fails_the_guilty_sample_only(make_pool):
+    pool = make_pool(deadline_s=2.0)
+    await_start(pool)
+    _calls(pool, 4)
+    good = [submit(pool, "yes", "no") for _ in range(3)]
+    bad = submit(pool, "no", "hang", "yes")
+    good += [submit(pool, "no", "yes") for _ in range(3)]
+    found = gather(pool, 7)
+    assert [found[ticket] for ticket in good] == [[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3
+    assert found[bad][0] == 0.0
+    assert "no answer within 2 s; prompt 'say yes', completion 'hang'" in found[bad][1]
+    assert "not scored, because of sample 1" in found[bad][2]
 
 
 def test_a_function_that_does_not_load_in_the_worker_is_a_user_error(make_pool):

@@ -273,6 +273,34 @@ def test_a_tensor_changed_in_transit_is_named(pairs: dict[str, Pair]) -> None:
     assert pair.publish()["weights/canary_difference"] < 1e-4
 
 
+def test_the_seed_decides_what_is_sampled(pairs: dict[str, Pair]) -> None:
+    """The same prompts under the same seed give the same tokens, whether they are asked for before or after."""
+    pair = pairs["untied"]
+    pair.publish()
+    sampling = Sampling(samples=4, temperature=1.0, max_tokens=12)
+
+    def tokens(seed: int, *, ask_first: bool = False) -> list[list[int]]:
+        asked = [pair.rollout.submit(0, Engine.generated, n, num_returns=2)[1] for n in (0, 1) if ask_first]
+        pair.engine(Engine.start, [(0, [5, 6, 7]), (1, [8, 9])], sampling, seed)
+        asked = asked or [pair.rollout.submit(0, Engine.generated, n, num_returns=2)[1] for n in (0, 1)]
+        return [rollout.response_token_ids for group in ray.get(asked, timeout=60) for rollout in group]
+
+    first = tokens(3)
+    assert len(first) == 8
+    assert tokens(3, ask_first=True) == first != tokens(4)
+
+
+def test_a_refused_prompt_fails_alone(pairs: dict[str, Pair]) -> None:
+    """A prompt that the engine cannot take is refused where its output is asked for; its neighbour is answered."""
+    pair = pairs["untied"]
+    sampling = Sampling(samples=1, temperature=1.0, max_tokens=4)
+    pair.engine(Engine.start, [(0, [5] * 600), (1, [8, 9])], sampling, 0)
+    asked = [pair.rollout.submit(0, Engine.generated, number, num_returns=2)[1] for number in (0, 1)]
+    assert len(ray.get(asked[1], timeout=60)) == 1
+    with pytest.raises(ray.exceptions.RayTaskError, match="600"):
+        ray.get(asked[0], timeout=60)
+
+
 def test_paused_requests_are_kept(pair: Pair) -> None:
     """Nothing is generated during a pause, and everything that was running ends after it."""
     reference = pair.start([5, 6, 7], samples=16, max_tokens=400)
