@@ -38,8 +38,8 @@ _CPU_ENVIRONMENT = {
     # microseconds, though, bridge the gap to the next operation: without them small updates take 40 % longer.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
-    # Keep freed memory: every step needs as much again, and fetching its pages anew took up to half of a small step, and
-    # two thirds of a weight sync. Threads share one arena, as those of their own give large blocks back.
+    # Keep freed memory: every step needs as much again, and fetching its pages anew took up to half of a small step and
+    # of a weight sync. Threads share one arena, as those of their own give large blocks back.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_ARENA_MAX": "1",
