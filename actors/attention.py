@@ -2,8 +2,8 @@
 
 Sequences lie one after another in a single row of T tokens. Neighbours of the same length are attended to as a batch
 that is a view of the row. Else all tokens are copied into slots, in which sequences are sorted by length and short ones
-of similar length right-padded to a batch: harmless under causal attention. So there is never a mask, and padding stays
-small.
+of similar length right-padded to a batch: harmless under causal attention. So there is never a mask over the row, and
+padding stays small. On CPU, short sequences are attended to by plain products instead, which are faster there.
 
 Sequences may share tokens, such as responses to one prompt: a shared token is copied into a slot of each of its
 sequences. The layers around attention then compute it once. Keys and values of the copies are read by different
@@ -27,7 +27,7 @@ PACKED_SDPA = "packed_sdpa"
 
 
 _SHORT = 64
-"""Tokens up to which torch's CPU kernel is slower than plain products: by half for 10 tokens and for 64."""
+"""Tokens up to which torch's CPU kernel is slower than plain products, by 20 to 60 % forward and backward."""
 
 
 @dataclass(frozen=True)

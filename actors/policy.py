@@ -87,8 +87,10 @@ class PolicyWorker(Worker):
         # The engines are loading on the same cores: a second thread would mostly wait for its turn.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        logprobs, _ = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
-        torch.set_num_threads(threads)
+        try:
+            logprobs, _ = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
+        finally:
+            torch.set_num_threads(threads)
         return logprobs[1:].cpu().numpy()
 
     def update(

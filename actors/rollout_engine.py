@@ -54,17 +54,12 @@ class EngineThread:
 
         Runs on the engine thread. A prompt that is refused tells so in its `output`.
         """
-        outputs = [self.output(number) for number, _ in prompts]
         if seed is not None:
+            self.llm.collective_rpc("reseed", args=(seed,))
             # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
             self._salt = str(seed)
-            try:
-                self.llm.collective_rpc("reseed", args=(seed,))
-            except Exception as error:  # Nobody waits for this call, but for what it starts.
-                for output in outputs:
-                    _fail(output, error)
-                return
-        for (_, token_ids), output in zip(prompts, outputs, strict=True):
+        for number, token_ids in prompts:
+            output = self.output(number)
             try:
                 self._add(token_ids, params, output)
             except Exception as error:  # A refused request is its caller's alone.

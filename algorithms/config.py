@@ -54,7 +54,7 @@ class RewardConfig(Config):
     workers: PositiveInt = 1
     """Processes that run the functions."""
     deadline_s: PositiveFloat = 30
-    """Longest time a call may take, in seconds; the process is then ended and replaced."""
+    """Longest time a call may take, in seconds; the process is then ended and replaced. Quick groups share a call."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of a step's samples that may fail (and be replaced) before the run stops with the cause."""
 

@@ -78,6 +78,7 @@ class Sampler:
         self.max_staleness = max_staleness
         self.failed = 0
         self._load = [0] * len(rollout)
+        self._starting: dict[Any, int] = {}
         self._heard = [0.0] * len(rollout)
 
     def collect(self, prompts: Iterator[Prompt], count: int, sampling: Sampling, seed: int) -> list[ScoredGroup]:
@@ -124,7 +125,7 @@ class Sampler:
                 continue
             tokens = [(number, prompt.token_ids) for number, prompt in share]
             own_seed = None if seed is None else seed + engine
-            self.rollout.submit(engine, self.start, tokens, sampling, own_seed)
+            self._starting[self.rollout.submit(engine, self.start, tokens, sampling, own_seed)] = engine
             for number, prompt in share:
                 infos, rollouts = self.rollout.submit(engine, self.generated, number, num_returns=2)
                 running[infos] = _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[])
@@ -132,6 +133,7 @@ class Sampler:
     def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], samples: int) -> None:
         """Wait for the next event, and hand finished rollouts to the reward pool."""
         ray.wait([*running, *self.pool.refs()], num_returns=1, timeout=1.0)
+        self._check_starts()
         finished = ray.wait(list(running), num_returns=len(running), timeout=0)[0] if running else []
         groups = [running.pop(reference) for reference in finished]
         answers = self.rollout.gather(finished, "generated", ranks=[group.engine for group in groups])
@@ -143,6 +145,12 @@ class Sampler:
             else:
                 self._count_failed(sum(info.status == "failed" for info in group.infos), samples)
         self._check_deadlines(running)
+
+    def _check_starts(self) -> None:
+        """Raise what kept an engine from starting its prompts: nothing would ever be generated from them."""
+        calls = list(self._starting)
+        started = ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []
+        self.rollout.gather(started, "start", ranks=[self._starting.pop(call) for call in started])
 
     def _count_failed(self, failed: int, samples: int) -> None:
         self.failed += failed
