@@ -1,11 +1,12 @@
 """Settings of what is learned: data, rewards, and one section per algorithm, tagged by `algorithm.name`."""
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from actors.config import Config
+from actors.config import Config, FrozenGroupConfig
+from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
+from algorithms.config_rl import GRPOConfig, PPOConfig
 
 
 class DataConfig(Config):
@@ -25,12 +26,14 @@ class DataConfig(Config):
     """Renames: name the convention expects -> name in the data."""
     system_prompt: str | None = None
     """System message put before every conversational prompt."""
+    converter: str | None = None
+    """`module:function` or `file.py:function` that makes a row of a known convention of each raw row; None drops it."""
     max_length: PositiveInt = 1024
-    """Longest training sequence of the SFT job, in tokens; a longer one is an error."""
+    """Longest sequence of the sft, reward and dpo jobs, in tokens; a longer one is an error."""
     shuffle: bool = True
     """Visit rows in an order drawn anew each epoch from `run.seed`."""
     limit: PositiveInt | None = None
-    """Use only the first so many training rows."""
+    """Use only the first so many training rows that the converter keeps."""
     eval_limit: PositiveInt | None = None
     """Use only the first so many evaluation rows."""
 
@@ -41,134 +44,70 @@ class RewardFunction(Config):
     name: str
     """Built-in name, `path.py:function` or `module:function`."""
     weight: float = 1.0
-    """Factor in the sum over functions."""
+    """Factor in the sum over all reward sources."""
     arguments: dict[str, Any] = {}
     """Keyword arguments passed to the function with every call."""
 
 
+class RewardModelSource(Config):
+    """A reward model, held by a group of its own, and its weight in the sum."""
+
+    path: str
+    """Directory of a sequence-classification model with one score, such as the export of the `reward` job."""
+    weight: float = 1.0
+    """Factor in the sum over all reward sources."""
+    group: FrozenGroupConfig = FrozenGroupConfig()
+    """Ranks and resources of the group that holds it."""
+
+
+class RewardEndpoint(Config):
+    """An HTTP service that scores batches of responses, and its weight in the sum."""
+
+    url: str = Field(pattern=r"^https?://")
+    """Receives POST {"prompts": [...], "completions": [...], "rows": [...]}; answers {"rewards": [...]}."""
+    weight: float = 1.0
+    """Factor in the sum over all reward sources."""
+    headers: dict[str, str] = {}
+    """HTTP headers; `$NAME` in a value is read from the environment of the reward processes: no secrets in a file."""
+    retries: int = Field(default=3, ge=0)
+    """Attempts after the first one, within `reward.deadline_s`, when the service is not there, is late, or answers 429
+    or 5xx."""
+
+
 class RewardConfig(Config):
-    """How responses are scored. Functions run in processes of their own, with a deadline."""
+    """How responses are scored: a weighted sum of functions, reward models and HTTP endpoints."""
 
     functions: list[RewardFunction] = []
-    """Functions whose weighted sum is the reward; a plain string stands for one with weight 1."""
+    """Functions, run in processes of their own with a deadline; a plain string stands for one with weight 1."""
+    models: list[RewardModelSource] = []
+    """Reward models; a plain string stands for the directory of one with weight 1."""
+    endpoints: list[RewardEndpoint] = []
+    """HTTP services; a plain string stands for the address of one with weight 1."""
+    normalize: bool = False
+    """Subtract the mean of all rewards so far and divide by their standard deviation, before baselines."""
+    clip: PositiveFloat | None = None
+    """Largest absolute reward, after normalisation and before baselines."""
     workers: PositiveInt = 1
-    """Processes that run the functions."""
+    """Processes that run functions and ask endpoints."""
     deadline_s: PositiveFloat = 30
     """Longest time a call may take, in seconds; the process is then ended and replaced. Quick groups share a call."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of a step's samples that may fail (and be replaced) before the run stops with the cause."""
 
-    @field_validator("functions", mode="before")
+    @field_validator("functions", "models", "endpoints", mode="before")
     @classmethod
-    def _names(cls, value: object) -> object:
+    def _names(cls, value: object, info: ValidationInfo) -> object:
         if not isinstance(value, list):
             return value
-        return [{"name": item} if isinstance(item, str) else item for item in value]
-
-
-class StopWhen(Config):
-    """Ends training early, once an evaluation metric is good enough."""
-
-    metric: str
-    """Name in metrics.jsonl, for example eval/sequence_probability."""
-    at_least: float
-    """Value from which training stops."""
-
-
-class SFTConfig(Config):
-    """Supervised fine-tuning: next-token cross-entropy on completions."""
-
-    name: Literal["sft"]
-    """Algorithm."""
-    steps: PositiveInt | None = None
-    """Optimizer updates; give this or `epochs`."""
-    epochs: PositiveInt | None = None
-    """Passes over the data; give this or `steps`."""
-    samples_per_update: PositiveInt = 128
-    """Sequences in one optimizer update."""
-    train_on: Literal["completions", "all"] = "completions"
-    """Tokens the loss counts: assistant turns and completions only, or every token."""
-    eval_every: PositiveInt = 50
-    """Updates between evaluations (when data.eval is given)."""
-    stop_when: StopWhen | None = None
-    """End training early, once an evaluation metric is good enough."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "SFTConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("exactly one of steps and epochs must be given")
-        return self
-
-    def updates(self, sequences: int) -> int:
-        """Optimizer updates of the run over data of `sequences` sequences: `steps`, or as many as `epochs` take.
-
-        Updates go on across the border of two epochs, so only the last one visits sequences beyond `epochs`.
-        """
-        return self.steps or math.ceil((self.epochs or 1) * sequences / self.samples_per_update)
-
-
-class GRPOConfig(Config):
-    """Group Relative Policy Optimization (arXiv 2402.03300)."""
-
-    name: Literal["grpo"]
-    """Algorithm."""
-    steps: PositiveInt = 100
-    """Rollout-and-update rounds."""
-    prompts_per_step: PositiveInt = 16
-    """Prompts sampled in a step."""
-    samples_per_prompt: PositiveInt = 8
-    """Responses to each prompt; their rewards are compared within the group."""
-    samples_per_update: PositiveInt | None = None
-    """Samples in one optimizer update (default: all samples of the step, one update)."""
-    clip_low: float = Field(default=0.2, ge=0, lt=1)
-    """The importance ratio is clipped from below at 1 - clip_low."""
-    clip_high: NonNegativeFloat = 0.2
-    """The importance ratio is clipped from above at 1 + clip_high."""
-    aggregation: Literal["token", "sequence"] = "token"
-    """Mean over all tokens of the update, or over sequences of their token means."""
-    normalize_std: bool = True
-    """Divide centred rewards by their standard deviation within the group."""
-    kl_coef: NonNegativeFloat = 0.0
-    """Weight of the k3 KL penalty to the reference; 0 starts no reference group."""
-    max_staleness: Literal[0] = 0
-    """Versions by which a rollout may lag behind the policy; 0 is exactly on-policy."""
-    eval_every: PositiveInt | None = None
-    """Steps between evaluations on data.eval (also before the first and after the last step)."""
-    eval_samples_per_prompt: PositiveInt = 1
-    """Responses to each evaluation prompt."""
-    eval_temperature: NonNegativeFloat | None = None
-    """Sampling temperature of evaluation (default: rollout.temperature; 0 is greedy)."""
-    stop_when: StopWhen | None = None
-    """End training early, once an evaluation metric is good enough."""
+        key = {"functions": "name", "models": "path", "endpoints": "url"}[str(info.field_name)]
+        return [{key: item} if isinstance(item, str) else item for item in value]
 
     @property
-    def samples_per_step(self) -> int:
-        """Samples of one step: prompts_per_step x samples_per_prompt."""
-        return self.prompts_per_step * self.samples_per_prompt
-
-    @property
-    def updates_per_step(self) -> int:
-        """Optimizer updates of one step."""
-        return self.samples_per_step // (self.samples_per_update or self.samples_per_step)
-
-    @model_validator(mode="after")
-    def _arithmetic(self) -> "GRPOConfig":
-        if self.samples_per_prompt < 2:
-            raise ValueError(
-                f"samples_per_prompt must be at least 2 for grpo, whose advantages compare the samples of a group, "
-                f"got {self.samples_per_prompt}"
-            )
-        if self.samples_per_update and self.samples_per_step % self.samples_per_update:
-            raise ValueError(
-                f"samples_per_update must divide prompts_per_step x samples_per_prompt = {self.samples_per_step}, "
-                f"got {self.samples_per_update}"
-            )
-        if self.eval_temperature == 0 and self.eval_samples_per_prompt > 1:
-            raise ValueError(
-                f"eval_samples_per_prompt must be 1 with eval_temperature 0, which gives the same response every time, "
-                f"got {self.eval_samples_per_prompt}"
-            )
-        return self
+    def sources(self) -> int:
+        """Number of functions, models and endpoints."""
+        return len(self.functions) + len(self.models) + len(self.endpoints)
 
 
-AlgorithmConfig = Annotated[SFTConfig | GRPOConfig, Field(discriminator="name")]
+AlgorithmConfig = Annotated[
+    SFTConfig | RewardModelConfig | DPOConfig | PPOConfig | GRPOConfig, Field(discriminator="name")
+]

@@ -20,42 +20,218 @@ def nll_loss(policy_logprobs: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, -policy_logprobs, 0)
 
 
-def grpo_policy_loss(
+def clipped_policy_loss(
     policy_logprobs: Tensor,
-    rollout_logprobs: Tensor,
+    old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
     clip_low: float,
     clip_high: float,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(policy - rollout).
+    """Clipped surrogate -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(policy - old).
 
-    PPO, arXiv 1707.06347; separate bounds as in DAPO, arXiv 2503.14476.
+    PPO, arXiv 1707.06347; separate bounds as in DAPO, arXiv 2503.14476; dual clip: arXiv 1912.09729.
 
     Args:
         policy_logprobs: with gradient, [T].
-        rollout_logprobs: the sampler's, [T].
-        advantages: of each token's sequence, [T].
+        old_logprobs: of the policy that the update started from, or of the sampler, [T].
+        advantages: of each token, [T].
         mask: action tokens, bool [T].
         clip_low, clip_high: distances of the bounds from 1.
+        dual_clip: where A < 0, the loss is at most dual_clip |A|; above 1 + clip_high, or it would be the only clip.
 
     Returns:
         loss of each token, 0 outside `mask`, [T]; tokens whose gradient the clip cuts off, bool [T].
     """
-    ratio = torch.exp(policy_logprobs - rollout_logprobs)
-    unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return torch.where(mask, torch.maximum(unclipped, clipped), 0), mask & (clipped > unclipped)
+    log_ratio = torch.where(mask, policy_logprobs - old_logprobs, 0)
+    losses, clipped = _clipped_surrogate(log_ratio, advantages, mask, clip_low, clip_high)
+    if dual_clip is None:
+        return losses, clipped
+    bound = -dual_clip * advantages
+    cut = mask & (advantages < 0) & (losses > bound)
+    return torch.where(cut, bound, losses), clipped | cut
 
 
-def k3_kl(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Estimate of KL(policy || reference) at tokens the policy sampled: exp(q) - 1 - q, q = reference - policy, [T].
+def gspo_policy_loss(
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    sequence_ids: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate of one ratio per sequence, exp(mean over its action tokens of policy - old).
 
-    Unbiased and never negative: k3 of http://joschu.net/blog/kl-approx.html, as in GRPO (arXiv 2402.03300).
+    GSPO, arXiv 2507.18071. Every action token carries the value of its sequence, so that `aggregate` with mode sequence
+    gives the mean over sequences; its gradient reaches all tokens of the sequence alike.
+
+    Args:
+        policy_logprobs, old_logprobs, advantages, mask, clip_low, clip_high: as in `clipped_policy_loss`.
+        sequence_ids: as in `aggregate`, int64 [T].
+
+    Returns:
+        loss of each token, 0 outside `mask`, [T]; tokens of sequences whose gradient the clip cuts off, bool [T].
+    """
+    log_ratio = torch.where(mask, policy_logprobs - old_logprobs, 0)
+    action_tokens = _sequence_sums(mask.to(log_ratio.dtype), sequence_ids)
+    means = _sequence_sums(log_ratio, sequence_ids) / action_tokens.clamp(min=1)
+    return _clipped_surrogate(means[sequence_ids], advantages, mask, clip_low, clip_high)
+
+
+def cispo_policy_loss(
+    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, max_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """REINFORCE with capped importance ratios as weights: -min(rho, max_ratio) A log pi, the weight without gradient.
+
+    CISPO, arXiv 2506.13585. Unlike a clip, the cap leaves every token its gradient.
+
+    Args:
+        policy_logprobs, old_logprobs, advantages, mask: as in `clipped_policy_loss`.
+        max_ratio: largest weight.
+
+    Returns:
+        loss of each token, 0 outside `mask`, [T]; tokens whose ratio was capped, bool [T].
+    """
+    policy = torch.where(mask, policy_logprobs, 0)
+    ratio = torch.exp(torch.where(mask, policy_logprobs - old_logprobs, 0)).detach()
+    losses = -ratio.clamp(max=max_ratio) * advantages * policy
+    return torch.where(mask, losses, 0), mask & (ratio > max_ratio)
+
+
+def sapo_policy_loss(
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    temperatures: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Soft gate instead of a clip: -(4 / tau) sigmoid(tau (rho - 1)) A, whose gradient at rho = 1 is PPO's.
+
+    SAPO, arXiv 2511.20347.
+
+    Args:
+        policy_logprobs, old_logprobs, advantages, mask: as in `clipped_policy_loss`.
+        temperatures: tau where A > 0, and elsewhere.
+
+    Returns:
+        loss of each token, 0 outside `mask`, [T]; bool [T] that is false everywhere: nothing is cut off.
+    """
+    ratio = torch.exp(torch.where(mask, policy_logprobs - old_logprobs, 0))
+    positive, negative = (torch.full_like(ratio, tau) for tau in temperatures)
+    tau = torch.where(advantages > 0, positive, negative)
+    losses = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
+    return torch.where(mask, losses, 0), torch.zeros_like(mask)
+
+
+def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Estimate of KL(policy || reference) at tokens the policy sampled, by http://joschu.net/blog/kl-approx.html, [T].
+
+    With d = policy - reference, in nats: k1 = d, unbiased but noisy and often negative; k2 = d^2 / 2, biased; k3 =
+    exp(-d) - 1 + d, unbiased and never negative, as in GRPO (arXiv 2402.03300). As a term of the loss only k2 has KL's
+    gradient in expectation: k1's vanishes, k3's is that of KL(reference || policy) (arXiv 2510.01555).
+
+    Args:
+        policy_logprobs, reference_logprobs: of the sampled tokens, [T]. An infinite one has no usable gradient, even
+            if the result is masked afterwards.
+        estimator: "k1", "k2" or "k3".
+
+    Raises:
+        ValueError: unknown estimator.
     """
     difference = reference_logprobs - policy_logprobs
-    return torch.expm1(difference) - difference
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference.square() / 2
+    if estimator == "k3":
+        return torch.expm1(difference) - difference
+    raise ValueError(f"estimator must be k1, k2 or k3, got {estimator!r}")
+
+
+@torch.no_grad()
+def importance_weights(
+    old_logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    mask: Tensor,
+    sequence_ids: Tensor,
+    *,
+    level: Literal["token", "sequence"],
+    mode: Literal["truncate", "mask"],
+    cap: float,
+) -> Tensor:
+    """Factors exp(old - rollout) for the loss of tokens that the sampler drew with slightly other probabilities.
+
+    Truncated: https://fengyao.notion.site/off-policy-rl; masked: IcePop, arXiv 2510.18855, here without a lower bound.
+
+    Args:
+        old_logprobs: the trainer's, for the weights that sampled, [T].
+        rollout_logprobs: the sampler's, [T].
+        mask: action tokens, bool [T].
+        sequence_ids: as in `aggregate`, int64 [T].
+        level: one weight per token, or for all of a sequence's tokens the product over its action tokens.
+        mode: above `cap`, truncate cuts the weight to it, mask makes it 0.
+        cap: largest weight.
+
+    Returns:
+        Weights without gradient, 0 outside `mask`, [T].
+
+    Raises:
+        ValueError: unknown level or mode.
+    """
+    if level not in ("token", "sequence"):
+        raise ValueError(f"level must be token or sequence, got {level!r}")
+    if mode not in ("truncate", "mask"):
+        raise ValueError(f"mode must be truncate or mask, got {mode!r}")
+    log_ratio = torch.where(mask, old_logprobs - rollout_logprobs, 0)
+    if level == "sequence":
+        log_ratio = _sequence_sums(log_ratio, sequence_ids)[sequence_ids]
+    weights = torch.exp(log_ratio)
+    kept = mask if mode == "truncate" else mask & (weights <= cap)
+    return torch.where(kept, weights.clamp(max=cap), 0)
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Squared error of the critic, max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2 (arXiv 2005.12729).
+
+    Args:
+        values: with gradient, [T].
+        old_values: before the update, [T].
+        returns: what the values should be, [T].
+        mask: action tokens, bool [T].
+        clip: largest change of a value, in units of reward; None: no clip.
+
+    Returns:
+        loss of each token, 0 outside `mask`, [T]; tokens whose gradient the clip cuts off, bool [T].
+    """
+    values, old_values, returns = (torch.where(mask, item, 0) for item in (values, old_values, returns))
+    errors = (values - returns).square()
+    if clip is None:
+        return errors / 2, torch.zeros_like(mask)
+    bounded = (values.clamp(old_values - clip, old_values + clip) - returns).square()
+    return torch.maximum(errors, bounded) / 2, bounded > errors
+
+
+def _clipped_surrogate(
+    log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """Loss of each token and whether the clip cuts off its gradient; `log_ratio` must be finite everywhere."""
+    ratio, advantages = torch.exp(log_ratio), torch.where(mask, advantages, 0)
+    unclipped = -ratio * advantages
+    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def _sequence_sums(values: Tensor, sequence_ids: Tensor) -> Tensor:
+    """Sums of `values` [T] by sequence, [S]."""
+    size = int(sequence_ids.max()) + 1 if len(sequence_ids) else 0
+    return values.new_zeros(size).index_add(0, sequence_ids, values)
 
 
 def aggregate(
@@ -63,34 +239,40 @@ def aggregate(
     mask: Tensor,
     sequence_ids: Tensor,
     *,
-    mode: Literal["token", "sequence"],
+    mode: Literal["token", "sequence", "constant"],
     tokens: int | float,
     sequences: int | float,
+    constant: int | None = None,
 ) -> Tensor:
     """A micro-batch's share of the step's loss.
 
     token: sum over action tokens / tokens (DAPO, arXiv 2503.14476).
     sequence: sum over sequences of their mean over action tokens / sequences (GRPO, arXiv 2402.03300).
+    constant: sum over action tokens / (sequences x constant) (Dr. GRPO, arXiv 2503.20783).
 
     Args:
         loss_tokens: [T].
         mask: action tokens, bool [T].
         sequence_ids: number of the sequence each token belongs to, from 0, int64 [T]; a sequence is never divided.
-        mode: "token" or "sequence".
+        mode: "token", "sequence" or "constant".
         tokens, sequences: counts of action tokens and of sequences in the whole optimizer step, over all ranks.
+        constant: tokens that stand for a sequence's length; only mode constant reads it.
 
     Raises:
-        ValueError: unknown mode, or a step without action tokens or sequences.
+        ValueError: unknown mode, a step without action tokens or sequences, or mode constant without a positive one.
     """
-    if mode not in ("token", "sequence"):
-        raise ValueError(f"mode must be token or sequence, got {mode!r}")
-    count = tokens if mode == "token" else sequences
+    if mode not in ("token", "sequence", "constant"):
+        raise ValueError(f"mode must be token, sequence or constant, got {mode!r}")
+    unit, count = ("token", tokens) if mode == "token" else ("sequence", sequences)
     if count <= 0:
-        raise ValueError(f"an optimizer step needs at least one {mode} to learn from, got {count}")
+        raise ValueError(f"an optimizer step needs at least one {unit} to learn from, got {count}")
+    if mode == "constant":
+        if constant is None or constant <= 0:
+            raise ValueError(f"constant must be above 0 with mode constant, got {constant}")
+        return masked_sum(loss_tokens, mask) / (count * constant)
     if mode == "token":
         return masked_sum(loss_tokens, mask) / count
-    size = int(sequence_ids.max()) + 1 if len(sequence_ids) else 0
-    action_tokens = loss_tokens.new_zeros(size).index_add_(0, sequence_ids, mask.to(loss_tokens.dtype))
+    action_tokens = _sequence_sums(mask.to(loss_tokens.dtype), sequence_ids)
     return masked_sum(loss_tokens / action_tokens[sequence_ids].clamp(min=1), mask) / count
 
 
@@ -112,6 +294,6 @@ def mismatch(policy_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) ->
     return {
         "logprob_abs_sum": difference.abs().sum(),
         "logprob_abs_max": torch.cat([difference.abs(), difference.new_zeros(1)]).max(),
-        "kl_sum": masked_sum(k3_kl(rollout, policy), mask),
+        "kl_sum": masked_sum(kl_penalty(rollout, policy, "k3"), mask),
         "tokens": mask.sum().double(),
     }

@@ -1,6 +1,7 @@
 """Losses: golden numbers of TRL (float32, CPU), and sums that do not depend on how a step is divided."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,14 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.losses import aggregate, grpo_policy_loss, k3_kl, masked_sum, mismatch, nll_loss
+from algorithms.losses import (
+    aggregate,
+    cispo_policy_loss,
+    clipped_policy_loss,
+    clipped_value_loss,
+    gspo_policy_loss,
+    importance_weights,
+    kl_penalty,
+    masked_sum,
+    mismatch,
+    nll_loss,
+    sapo_policy_loss,
+)
 
 POLICY = [
     [-0.012791, -0.316708, -0.857527, -0.080864],
     [-1.414843, -0.180349, -2.315598, -2.231098],
     [-1.783264, -2.66357, -1.353094, -2.398472],
 ]
-ROLLOUT = [
+OLD = [
     [0.155957, 0.18885, -1.575117, 0.407851],
     [-1.153818, 0.438609, -2.747915, -2.081618],
     [-1.573654, -2.703497, -0.889889, -1.990633],
@@ -34,25 +47,50 @@ def _flat(rows: list[list[float]]) -> Tensor:
     return torch.tensor(rows).flatten()
 
 
+SURROGATES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "clip": lambda *args: clipped_policy_loss(*args[:4], clip_low=0.2, clip_high=0.2),
+    "dual clip": lambda *args: clipped_policy_loss(*args[:4], clip_low=0.2, clip_high=0.2, dual_clip=1.5),
+    "gspo": lambda *args: gspo_policy_loss(*args, clip_low=0.2, clip_high=0.2),
+    "cispo 5": lambda *args: cispo_policy_loss(*args[:4], max_ratio=5),
+    "cispo 0.2": lambda *args: cispo_policy_loss(*args[:4], max_ratio=0.2),
+    "sapo": lambda *args: sapo_policy_loss(*args[:4], temperatures=(1.0, 1.05)),
+}
+"""Losses of (policy_logprobs, old_logprobs, advantages, mask, sequence_ids)."""
+
+
 @pytest.mark.parametrize(
-    ("mode", "kl_coef", "expected"),
-    [("sequence", 0, -0.221139), ("token", 0, -0.356175), ("sequence", 0.04, -0.220005)],
+    ("name", "mode", "kl_coef", "expected"),
+    [
+        ("clip", "sequence", 0, -0.221139),
+        ("dual clip", "sequence", 0, -0.221139),
+        ("clip", "sequence", 0.04, -0.220005),
+        ("clip", "token", 0, -0.356175),
+        ("clip", "constant", 0, -0.178087),
+        ("gspo", "sequence", 0, -0.245853),
+        ("cispo 5", "token", 0, 0.326260),
+        ("cispo 0.2", "token", 0, 0.049117),
+        ("sapo", "sequence", 0, -0.591686),
+    ],
 )
-def test_grpo_golden_numbers(mode, kl_coef: float, expected: float) -> None:
-    policy, rollout = _flat(POLICY), _flat(ROLLOUT)
-    losses, _ = grpo_policy_loss(policy, rollout, ADVANTAGES, MASK, clip_low=0.2, clip_high=0.2)
-    losses = losses + kl_coef * k3_kl(policy, _flat(REFERENCE))
-    loss = aggregate(losses, MASK, IDS, mode=mode, tokens=int(MASK.sum()), sequences=3)
+def test_golden_numbers(name: str, mode, kl_coef: float, expected: float) -> None:
+    policy = _flat(POLICY)
+    losses, _ = SURROGATES[name](policy, _flat(OLD), ADVANTAGES, MASK, IDS)
+    losses = losses + kl_coef * kl_penalty(policy, _flat(REFERENCE), "k3")
+    loss = aggregate(losses, MASK, IDS, mode=mode, tokens=int(MASK.sum()), sequences=3, constant=6)
     assert loss.item() == pytest.approx(expected, abs=2e-6)
 
 
-def test_ratio_one_gives_minus_the_advantage_and_its_policy_gradient() -> None:
-    policy = _flat(POLICY).requires_grad_()
-    losses, clipped = grpo_policy_loss(policy, policy.detach(), ADVANTAGES, MASK, clip_low=0.2, clip_high=0.2)
-    expected = -ADVANTAGES * MASK
-    assert torch.equal(losses, expected) and not clipped.any()
+@pytest.mark.parametrize("name", ["clip", "dual clip", "gspo", "cispo 5", "sapo"])
+def test_ratio_one_gives_the_policy_gradient(name: str) -> None:
+    policy = _flat(POLICY).double().requires_grad_()
+    losses, clipped = SURROGATES[name](policy, policy.detach(), ADVANTAGES.double(), MASK, IDS)
     (gradient,) = torch.autograd.grad(losses.sum(), policy)
-    assert torch.equal(gradient, expected)
+    expected = (-ADVANTAGES * MASK).double()
+    torch.testing.assert_close(gradient, expected)
+    assert not clipped.any()
+    # The value is that of -A, but for CISPO, whose surrogate is A log pi, and SAPO, whose gate is 2 / tau there.
+    factor = {"cispo 5": policy.detach(), "sapo": 2 / torch.where(ADVANTAGES > 0, 1.0, 1.05).double()}.get(name, 1)
+    torch.testing.assert_close(losses, expected * factor)
 
 
 def test_clip_bounds_each_side_and_reports_where_the_gradient_ends() -> None:
@@ -61,11 +99,113 @@ def test_clip_bounds_each_side_and_reports_where_the_gradient_ends() -> None:
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 1.0])
     mask = torch.tensor([True] * 6 + [False])
     policy = ratio.log().requires_grad_()
-    losses, clipped = grpo_policy_loss(policy, torch.zeros(7), advantages, mask, clip_low=0.1, clip_high=0.3)
+    losses, clipped = clipped_policy_loss(policy, torch.zeros(7), advantages, mask, clip_low=0.1, clip_high=0.3)
     torch.testing.assert_close(losses, torch.tensor([-1.3, -0.5, 1.5, 0.9, -1.25, 0.95, 0.0]))
     assert clipped.tolist() == [True, False, False, True, False, False, False]
     (gradient,) = torch.autograd.grad(losses.sum(), policy)
     assert ((gradient == 0) == (clipped | ~mask)).all()
+
+
+def test_dual_clip_bounds_what_a_negative_advantage_costs() -> None:
+    #                     bound  inside  A > 0  below  outside the mask
+    ratio = torch.tensor([9.00, 2.50, 9.00, 0.50, 9.00])
+    advantages = torch.tensor([-2.0, -2.0, 2.0, -2.0, -2.0])
+    mask = torch.tensor([True] * 4 + [False])
+    policy = ratio.log().requires_grad_()
+    bounds = {"clip_low": 0.2, "clip_high": 0.2}
+    losses, clipped = clipped_policy_loss(policy, torch.zeros(5), advantages, mask, **bounds, dual_clip=3.0)
+    torch.testing.assert_close(losses, torch.tensor([6.0, 5.0, -2.4, 1.6, 0.0]))
+    assert clipped.tolist() == [True, False, True, True, False]
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    assert ((gradient == 0) == (clipped | ~mask)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), delta=st.floats(1.3, 4))
+def test_dual_clip_is_the_two_sided_cap_of_the_unclipped_ratio(seed: int, delta: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    policy, advantages = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    losses, _ = clipped_policy_loss(
+        policy, torch.zeros(50), advantages, advantages > -9, clip_low=0.2, clip_high=0.28, dual_clip=delta
+    )
+    for loss, logprob, advantage in zip(losses.tolist(), policy.tolist(), advantages.tolist(), strict=True):
+        ratio = math.exp(logprob)
+        expected = -min(min(ratio, delta) * advantage, min(max(ratio, 0.8), 1.28) * advantage)
+        assert loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_gspo_is_a_loop_over_sequences_and_its_gradient_is_shared_by_their_tokens() -> None:
+    policy, old = _flat(POLICY).double().requires_grad_(), _flat(OLD).double()
+    advantages = torch.tensor([1.0, -0.5, 0.3]).double().repeat_interleave(4)
+    losses, clipped = gspo_policy_loss(policy, old, advantages, MASK, IDS, clip_low=0.5, clip_high=0.05)
+    expected, cut = [], []
+    for row in range(3):
+        at = [i for i in range(4 * row, 4 * row + 4) if MASK[i]]
+        ratio = math.exp(math.fsum(policy[i].item() - old[i].item() for i in at) / len(at))
+        advantage = advantages[at[0]].item()
+        low, high = ratio * advantage, min(max(ratio, 0.5), 1.05) * advantage
+        cut.append(high < low)
+        expected.append((-min(low, high), 0 if high < low else -ratio * advantage / len(at) / 3))
+    for i in range(12):
+        row = i // 4
+        assert losses[i].item() == pytest.approx(expected[row][0] if MASK[i] else 0)
+        assert clipped[i].item() == (cut[row] and bool(MASK[i]))
+    loss = aggregate(losses, MASK, IDS, mode="sequence", tokens=9, sequences=3)
+    assert loss.item() == pytest.approx(sum(value for value, _ in expected) / 3)
+    (gradient,) = torch.autograd.grad(loss, policy)
+    assert gradient.tolist() == pytest.approx([expected[i // 4][1] if MASK[i] else 0 for i in range(12)])
+    assert not cut[1] and any(clipped_policy_loss(policy, old, advantages, MASK, clip_low=0.5, clip_high=0.05)[1])
+
+
+def test_cispo_weighs_the_policy_gradient_by_the_capped_ratio() -> None:
+    ratio, advantages = torch.tensor([3.0, 3.0, 0.5, 3.0]), torch.tensor([1.0, -1.0, 2.0, 1.0])
+    mask = torch.tensor([True, True, True, False])
+    policy = torch.tensor([-1.0, -2.0, -0.5, -1.0], requires_grad=True)
+    losses, capped = cispo_policy_loss(policy, policy.detach() - ratio.log(), advantages, mask, max_ratio=2.0)
+    torch.testing.assert_close(losses, torch.tensor([2.0, -4.0, 0.5, 0.0]))
+    assert capped.tolist() == [True, True, False, False]
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    torch.testing.assert_close(gradient, torch.tensor([-2.0, 2.0, -1.0, 0.0]))
+
+
+def test_sapo_gates_by_the_sign_of_the_advantage() -> None:
+    policy = torch.tensor([0.4, 0.4, -0.7, 3.0], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([2.0, -2.0, -1.0, 1.0], dtype=torch.float64)
+    mask = torch.tensor([True, True, True, False])
+    losses, clipped = sapo_policy_loss(policy, torch.zeros(4), advantages, mask, temperatures=(1.0, 3.0))
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    assert not clipped.any() and losses[3] == 0 and gradient[3] == 0
+    for i, tau in enumerate((1.0, 3.0, 3.0)):
+        ratio, advantage = math.exp(policy[i].item()), advantages[i].item()
+        gate = 1 / (1 + math.exp(-tau * (ratio - 1)))
+        assert losses[i].item() == pytest.approx(-4 / tau * gate * advantage)
+        assert gradient[i].item() == pytest.approx(-4 * gate * (1 - gate) * ratio * advantage)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_ignore_what_is_not_finite_outside_the_mask(name: str) -> None:
+    rows = [_flat(POLICY), _flat(OLD), ADVANTAGES]
+    policy = rows[0].clone().requires_grad_()
+    losses, _ = SURROGATES[name](policy, *rows[1:], MASK, IDS)
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    outside = (~MASK).nonzero().flatten()
+    for junk in ((-math.inf, 0.0, 0.0), (0.0, -math.inf, math.nan), (-math.inf, -math.inf, math.inf)):
+        spoiled = [row.index_fill(0, outside, value) for row, value in zip(rows, junk, strict=True)]
+        spoiled[0].requires_grad_()
+        same, _ = SURROGATES[name](*spoiled, MASK, IDS)
+        assert torch.equal(same, losses)
+        assert torch.equal(torch.autograd.grad(same.sum(), spoiled[0])[0], gradient)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_of_nothing_are_zero(name: str) -> None:
+    empty = torch.empty(0)
+    losses, clipped = SURROGATES[name](empty, empty, empty, empty.bool(), empty.long())
+    assert losses.shape == clipped.shape == (0,)
+    policy = _flat(POLICY).requires_grad_()
+    losses, clipped = SURROGATES[name](policy, _flat(OLD), ADVANTAGES, torch.zeros_like(MASK), IDS)
+    assert not losses.any() and not clipped.any()
+    assert not torch.autograd.grad(losses.sum(), policy)[0].any()
 
 
 def test_k3_is_accurate_for_small_differences() -> None:
@@ -73,7 +213,109 @@ def test_k3_is_accurate_for_small_differences() -> None:
     difference = torch.tensor([2.0**-12, -(2.0**-12), 0.0])
     expected = [math.expm1(d) - d for d in difference.tolist()]
     # exp(d) - d - 1 in float32 would be wrong by a third of the value here.
-    torch.testing.assert_close(k3_kl(policy, policy + difference), torch.tensor(expected), rtol=2e-3, atol=0)
+    torch.testing.assert_close(kl_penalty(policy, policy + difference, "k3"), torch.tensor(expected), rtol=2e-3, atol=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=8))
+def test_kl_estimators_are_their_formulas(pairs: list[tuple[float, float]]) -> None:
+    policy, reference = torch.tensor(pairs, dtype=torch.float64).T
+    for i, (ours, theirs) in enumerate(pairs):
+        difference = ours - theirs
+        assert kl_penalty(policy, reference, "k1")[i].item() == difference
+        assert kl_penalty(policy, reference, "k2")[i].item() == pytest.approx(difference**2 / 2)
+        k3 = kl_penalty(policy, reference, "k3")[i].item()
+        assert k3 == pytest.approx(math.exp(-difference) - 1 + difference, abs=1e-9) and k3 >= 0
+
+
+def test_estimators_and_their_gradients_in_expectation() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    policy, reference = logits.log_softmax(0), torch.randn(7, dtype=torch.float64).log_softmax(0)
+    kl = (policy.exp() * (policy - reference)).sum()
+    reverse = (reference.exp() * (reference - policy)).sum()
+    # The tokens are samples: their probabilities carry no gradient, as in training.
+    means = {name: (policy.exp().detach() * kl_penalty(policy, reference, name)).sum() for name in ("k1", "k2", "k3")}
+    gradients = {name: torch.autograd.grad(mean, logits, retain_graph=True)[0] for name, mean in means.items()}
+    torch.testing.assert_close(means["k1"], kl)
+    torch.testing.assert_close(means["k3"], kl)
+    torch.testing.assert_close(gradients["k1"], torch.zeros(7, dtype=torch.float64))
+    torch.testing.assert_close(gradients["k2"], torch.autograd.grad(kl, logits, retain_graph=True)[0])
+    torch.testing.assert_close(gradients["k3"], torch.autograd.grad(reverse, logits)[0])
+
+
+def test_kl_penalty_refuses_an_unknown_estimator() -> None:
+    with pytest.raises(ValueError, match="estimator must be k1, k2 or k3, got 'k4'"):
+        kl_penalty(torch.zeros(1), torch.zeros(1), "k4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_importance_weights_are_a_loop(level, mode) -> None:
+    generator = torch.Generator().manual_seed(1)
+    old, rollout = -torch.rand(2, 40, generator=generator, dtype=torch.float64)
+    mask = torch.rand(40, generator=generator) < 0.8
+    ids = torch.arange(8).repeat_interleave(5)
+    weights = importance_weights(old.requires_grad_(), rollout, mask, ids, level=level, mode=mode, cap=1.1)
+    assert not weights.requires_grad
+    expected = []
+    for i in range(40):
+        members = [j for j in range(40) if ids[j] == ids[i] and mask[j]] if level == "sequence" else [i]
+        weight = math.prod(math.exp(old[j].item() - rollout[j].item()) for j in members)
+        beyond = 1.1 if mode == "truncate" else 0.0
+        expected.append((weight if weight <= 1.1 else beyond) if mask[i] else 0.0)
+    assert weights.tolist() == pytest.approx(expected)
+    assert any(0 < weight < 1.1 for weight in expected) and expected.count(1.1 if mode == "truncate" else 0.0) > 8
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_importance_weights_are_one_where_trainer_and_sampler_agree(level) -> None:
+    old = _flat(OLD)
+    rollout = torch.where(MASK, old, -math.inf)
+    weights = importance_weights(old, rollout, MASK, IDS, level=level, mode="mask", cap=1.0)
+    assert torch.equal(weights, MASK.float())
+    impossible = old.index_fill(0, torch.tensor([0]), -math.inf)
+    weights = importance_weights(old, impossible, MASK, IDS, level=level, mode="truncate", cap=2.0)
+    assert weights[0] == 2 and weights[1] == (2 if level == "sequence" else 1) and weights[4] == 1
+
+
+def test_importance_weights_refuse_unknown_names() -> None:
+    one = (torch.zeros(1), torch.zeros(1), torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="level must be token or sequence, got 'batch'"):
+        importance_weights(*one, level="batch", mode="mask", cap=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mode must be truncate or mask, got 'drop'"):
+        importance_weights(*one, level="token", mode="drop", cap=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_value_loss_is_a_loop_and_says_where_its_gradient_ends(clip: float | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    old, returns = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    values = (old + 0.4 * torch.randn(60, generator=generator)).requires_grad_()
+    mask = torch.arange(60) % 5 != 0
+    losses, clipped = clipped_value_loss(values, old, returns, mask, clip=clip)
+    (gradient,) = torch.autograd.grad(losses.sum(), values)
+    cut = 0
+    for i in range(60):
+        value, before, target = values[i].item(), old[i].item(), returns[i].item()
+        bounded = value if clip is None else min(max(value, before - clip), before + clip)
+        loss = max((value - target) ** 2, (bounded - target) ** 2) / 2
+        constant = (bounded - target) ** 2 > (value - target) ** 2
+        assert losses[i].item() == pytest.approx(loss if mask[i] else 0)
+        assert clipped[i].item() == (constant and bool(mask[i]))
+        assert gradient[i].item() == pytest.approx(value - target if mask[i] and not constant else 0)
+        cut += clipped[i].item()
+    assert (cut > 0) == (clip is not None)
+
+
+def test_value_loss_ignores_what_is_not_finite_outside_the_mask() -> None:
+    values = torch.tensor([1.0, math.inf, -math.inf], requires_grad=True)
+    old, returns = torch.tensor([0.0, math.nan, 0.0]), torch.tensor([3.0, math.inf, math.nan])
+    mask = torch.tensor([True, False, False])
+    losses, clipped = clipped_value_loss(values, old, returns, mask, clip=0.5)
+    assert losses.tolist() == [3.125, 0, 0] and clipped.tolist() == [True, False, False]
+    losses, _ = clipped_value_loss(values, old, returns, mask, clip=None)
+    assert torch.autograd.grad(losses.sum(), values)[0].tolist() == [-2, 0, 0]
 
 
 def test_masked_tokens_do_not_count_even_if_not_finite() -> None:
@@ -82,33 +324,65 @@ def test_masked_tokens_do_not_count_even_if_not_finite() -> None:
     assert nll_loss(torch.tensor([-1.0, -math.inf, -2.0]), mask).tolist() == [1, 0, 2]
 
 
-@pytest.mark.parametrize("mode", ["token", "sequence"])
-@settings(max_examples=40, deadline=None)
+def _weighted(*args: Tensor) -> tuple[Tensor, Tensor]:
+    """A surrogate with sequence weights and a KL penalty."""
+    policy, old, _, mask, ids = args
+    weights = importance_weights(old, 0.9 * old, mask, ids, level="sequence", mode="mask", cap=0.9)
+    losses, clipped = SURROGATES["clip"](*args)
+    return weights * losses + 0.1 * kl_penalty(policy, 0.7 * old, "k2"), clipped
+
+
+def _values(*args: Tensor) -> tuple[Tensor, Tensor]:
+    """The critic's loss, on the same inputs."""
+    values, old, returns, mask, _ = args
+    return clipped_value_loss(values, old, returns, mask, clip=0.2)
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("name", [*SURROGATES, "weighted", "value"])
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_any_division_into_micro_batches_gives_the_same_loss_and_gradient(mode, data: st.DataObject) -> None:
+def test_any_division_into_micro_batches_gives_the_same_loss_and_gradient(name: str, mode, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=8))
     parts = data.draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     total = sum(lengths)
-    rollout, advantages = -torch.rand(total, dtype=torch.float64), torch.randn(total, dtype=torch.float64)
+    old, advantages = -torch.rand(total, dtype=torch.float64), torch.randn(total, dtype=torch.float64)
     mask = torch.rand(total) < 0.7
     mask[0] = True
-    policy = (rollout + 0.3 * torch.randn(total)).requires_grad_()
-    counts = {"tokens": int(mask.sum()), "sequences": len(lengths)}
+    policy = (old + 0.3 * torch.randn(total)).requires_grad_()
+    counts = {"tokens": int(mask.sum()), "sequences": len(lengths), "constant": 6}
     owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    surrogate = {**SURROGATES, "weighted": _weighted, "value": _values}[name]
 
     def loss_of(members: list[int]) -> Tensor:
         tokens = torch.isin(owner, torch.tensor(members, dtype=torch.int64))
         ids = torch.unique(owner[tokens], return_inverse=True)[1]
-        losses, _ = grpo_policy_loss(
-            policy[tokens], rollout[tokens], advantages[tokens], mask[tokens], clip_low=0.2, clip_high=0.2
-        )
+        losses, _ = surrogate(policy[tokens], old[tokens], advantages[tokens], mask[tokens], ids)
         return aggregate(losses, mask[tokens], ids, mode=mode, **counts)
 
     whole = loss_of(list(range(len(lengths))))
     divided = [loss_of([i for i, part in enumerate(parts) if part == which]) for which in range(4)]
     torch.testing.assert_close(sum(divided), whole)
     torch.testing.assert_close(torch.autograd.grad(sum(divided), policy), torch.autograd.grad(whole, policy))
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_aggregate_is_a_loop_over_sequences(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    losses, mask = torch.randn(sum(lengths), dtype=torch.float64), torch.rand(sum(lengths)) < 0.6
+    ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    rows = [losses[(ids == i) & mask].tolist() for i in range(len(lengths))]
+    expected = {
+        "token": sum(map(sum, rows)) / 7,
+        "sequence": sum(sum(row) / len(row) for row in rows if row) / 5,
+        "constant": sum(map(sum, rows)) / (5 * 11),
+    }
+    for mode, value in expected.items():
+        loss = aggregate(losses, mask, ids, mode=mode, tokens=7, sequences=5, constant=11)  # type: ignore[arg-type]
+        assert loss.item() == pytest.approx(value, abs=1e-12)
 
 
 def test_a_sequence_without_action_tokens_adds_nothing() -> None:
@@ -121,8 +395,13 @@ def test_aggregate_refuses_an_empty_step_and_an_unknown_mode() -> None:
     losses, mask, ids = torch.ones(1), torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="at least one token"):
         aggregate(losses, mask, ids, mode="token", tokens=0, sequences=1)
-    with pytest.raises(ValueError, match="mode must be token or sequence, got 'mean'"):
+    with pytest.raises(ValueError, match="mode must be token, sequence or constant, got 'mean'"):
         aggregate(losses, mask, ids, mode="mean", tokens=1, sequences=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one sequence"):
+        aggregate(losses, mask, ids, mode="constant", tokens=1, sequences=0, constant=4)
+    for constant in (None, 0):
+        with pytest.raises(ValueError, match="constant must be above 0 with mode constant"):
+            aggregate(losses, mask, ids, mode="constant", tokens=1, sequences=1, constant=constant)
 
 
 def test_mismatch_sums_over_action_tokens() -> None:

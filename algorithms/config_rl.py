@@ -1,0 +1,213 @@
+"""Settings of reinforcement learning: what PPO and the GRPO family share, and what each has of its own."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from actors.config import Config
+from algorithms.config_offline import StopWhen
+
+
+class ImportanceCorrection(Config):
+    """Weights against differences between sampler's and trainer's logprobs: see `losses.importance_weights`."""
+
+    level: Literal["token", "sequence"] = "token"
+    """One weight per token, or the product over a response."""
+    mode: Literal["truncate", "mask"] = "truncate"
+    """What happens above `cap`: the weight is cut to it, or the token (response) is left out of the loss."""
+    cap: PositiveFloat = 2.0
+    """Largest weight pi_trainer / pi_sampler."""
+
+
+class OverlongPenalty(Config):
+    """DAPO's soft penalty (arXiv 2503.14476): 0 until `buffer` tokens before the limit, then falling to -`penalty`."""
+
+    buffer: PositiveInt
+    """Tokens before rollout.max_response_tokens over which the penalty grows."""
+    penalty: PositiveFloat = 1.0
+    """Penalty at the limit."""
+
+
+class RLConfig(Config):
+    """What PPO and the GRPO family share."""
+
+    steps: NonNegativeInt = 100
+    """Rollout-and-update rounds; 0 only evaluates."""
+    prompts_per_step: PositiveInt = 16
+    """Prompts sampled in a step."""
+    samples_per_prompt: PositiveInt = 8
+    """Responses to each prompt."""
+    samples_per_update: PositiveInt | None = None
+    """Samples in one optimizer update (default: all samples of the step, one update)."""
+    epochs_per_step: PositiveInt = 1
+    """Passes over a step's samples."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The importance ratio is clipped from below at 1 - clip_low."""
+    clip_high: NonNegativeFloat = 0.2
+    """The importance ratio is clipped from above at 1 + clip_high."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound on ratio x |advantage| where the advantage is negative (arXiv 1912.09729); none by default."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens of the update; over sequences of their token means; or the sum over tokens, divided by
+    sequences x `aggregation_constant`."""
+    aggregation_constant: PositiveInt | None = None
+    """Tokens that stand for a sequence's length in aggregation constant (default: rollout.max_response_tokens)."""
+    kl_coef: NonNegativeFloat = 0.0
+    """Weight of the KL penalty to the reference; 0 starts no reference group."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the penalty goes: a term of the loss, or subtracted from the rewards."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Per-token estimate of KL(policy || reference), by http://joschu.net/blog/kl-approx.html."""
+    kl_target: PositiveFloat | None = None
+    """KL per response that an adaptive kl_coef aims at (arXiv 1909.08593), with kl_in reward; fixed without it."""
+    kl_horizon: PositiveInt = 10_000
+    """Samples over which the adaptive kl_coef reacts."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus in the loss."""
+    mask_truncated: bool = False
+    """Leave responses that were cut at the length limit out of the loss."""
+    missing_eos_penalty: NonNegativeFloat = 0.0
+    """Subtracted from the reward of a response that was cut at the length limit."""
+    overlong: OverlongPenalty | None = None
+    """Penalty for responses that come close to the length limit."""
+    importance_correction: ImportanceCorrection | None = None
+    """Correct for the difference between trainer and sampler."""
+    max_staleness: Literal[0] = 0
+    """Versions by which a rollout may lag behind the policy; 0 is exactly on-policy."""
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations on data.eval (also before the first and after the last step)."""
+    eval_samples_per_prompt: PositiveInt = 1
+    """Responses to each evaluation prompt."""
+    eval_temperature: NonNegativeFloat | None = None
+    """Sampling temperature of evaluation (default: rollout.temperature; 0 is greedy)."""
+    stop_when: StopWhen | None = None
+    """End training early, once an evaluation metric is good enough."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one step: prompts_per_step x samples_per_prompt."""
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of one step, over all its epochs."""
+        return self.epochs_per_step * (self.samples_per_step // (self.samples_per_update or self.samples_per_step))
+
+    @model_validator(mode="after")
+    def _arithmetic(self) -> "RLConfig":
+        if self.samples_per_update and self.samples_per_step % self.samples_per_update:
+            raise ValueError(
+                f"samples_per_update must divide prompts_per_step x samples_per_prompt = {self.samples_per_step}, "
+                f"got {self.samples_per_update}"
+            )
+        if self.eval_temperature == 0 and self.eval_samples_per_prompt > 1:
+            raise ValueError(
+                f"eval_samples_per_prompt must be 1 with eval_temperature 0, which gives the same response every time, "
+                f"got {self.eval_samples_per_prompt}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "RLConfig":
+        if self.aggregation_constant and self.aggregation != "constant":
+            raise ValueError(
+                f"aggregation_constant must be left out with aggregation {self.aggregation}, "
+                f"got {self.aggregation_constant}"
+            )
+        if self.kl_target and not (self.kl_in == "reward" and self.kl_coef):
+            raise ValueError(
+                f"kl_target must be left out unless kl_in is reward and kl_coef above 0, got {self.kl_target:g}"
+            )
+        if self.kl_target and self.samples_per_step >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon must be above a fifth of the {self.samples_per_step} samples of a step, "
+                f"got {self.kl_horizon}"
+            )
+        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_estimator must be k2 or k3 with kl_in loss, where the gradient of k1 has mean 0, got k1"
+            )
+        if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(f"dual_clip must be above 1 + clip_high = {1 + self.clip_high:g}, got {self.dual_clip:g}")
+        return self
+
+
+class PPOConfig(RLConfig):
+    """Proximal Policy Optimization (arXiv 1707.06347) with a critic, as in arXiv 2203.02155."""
+
+    name: Literal["ppo"]
+    """Algorithm."""
+    prompts_per_step: PositiveInt = 128
+    """Prompts sampled in a step."""
+    samples_per_prompt: PositiveInt = 1
+    """Responses to each prompt."""
+    kl_coef: NonNegativeFloat = 0.01
+    """Weight of the KL penalty to the reference; 0 starts no reference group."""
+    kl_in: Literal["loss", "reward"] = "reward"
+    """Where the penalty goes: a term of the loss, or subtracted from the rewards."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimate of KL(policy || reference), by http://joschu.net/blog/kl-approx.html."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(default=1.0, ge=0, le=1)
+    """Lambda of generalized advantage estimation (arXiv 1506.02438): 1 least biased, 0 least noisy."""
+    whiten_advantages: bool = True
+    """Give the advantages of a step's tokens mean 0 and variance 1, over all ranks."""
+    value_clip: PositiveFloat | None = 0.5
+    """Largest change of a value, from that before the update, that the value loss rewards; none: no clip."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which only the critic learns."""
+
+
+class GRPOConfig(RLConfig):
+    """Group Relative Policy Optimization (arXiv 2402.03300) and its family, all without a critic."""
+
+    name: Literal["grpo"]
+    """Algorithm."""
+    advantage: Literal["group", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline"] = "group"
+    """Baseline: the group's mean (GRPO); the mean of the others in the group (RLOO, arXiv 2402.14740); none, with
+    whitening over the step (REINFORCE++, arXiv 2501.03262); the group's mean, with whitening over the step."""
+    normalize_std: bool = True
+    """With advantage group, divide centred rewards by their standard deviation within the group."""
+    loss: Literal["clip", "gspo", "cispo", "sapo"] = "clip"
+    """Surrogate: clipped token ratios (PPO); clipped sequence ratios (GSPO, arXiv 2507.18071); clipped and detached
+    ratios as weights (CISPO, arXiv 2506.13585); a soft gate instead of a clip (SAPO, arXiv 2511.20347)."""
+    cispo_max_ratio: PositiveFloat | None = None
+    """Largest importance ratio in loss cispo, which needs it."""
+    sapo_temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.05)
+    """Steepness of sapo's gate for positive and for negative advantages."""
+    dynamic_sampling: bool = False
+    """Replace groups of equal rewards, which teach nothing, by those of further prompts (DAPO, arXiv 2503.14476)."""
+    dynamic_sampling_rounds: PositiveInt = 10
+    """Rounds of sampling after which a step with too few such groups ends the run, saying so."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> "GRPOConfig":
+        if self.samples_per_prompt < 2 and self.advantage != "reinforce_pp":
+            raise ValueError(
+                f"samples_per_prompt must be at least 2 for grpo with advantage {self.advantage}, which compares the "
+                f"samples of a group, got {self.samples_per_prompt}"
+            )
+        if self.dynamic_sampling and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"samples_per_prompt must be at least 2 with dynamic_sampling, which compares the samples of a group, "
+                f"got {self.samples_per_prompt}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _losses(self) -> "GRPOConfig":
+        if self.loss == "cispo" and self.cispo_max_ratio is None:
+            raise ValueError("cispo_max_ratio: required for loss cispo, got nothing")
+        if self.loss != "cispo" and self.cispo_max_ratio is not None:
+            raise ValueError(
+                f"cispo_max_ratio must be left out with loss {self.loss}, which does not read it, "
+                f"got {self.cispo_max_ratio:g}"
+            )
+        if self.loss in ("cispo", "sapo", "gspo") and self.dual_clip is not None:
+            raise ValueError(f"dual_clip must be left out with loss {self.loss}, got {self.dual_clip:g}")
+        if self.loss == "gspo" and self.aggregation != "sequence":
+            raise ValueError(
+                f"aggregation must be sequence with loss gspo, whose ratio is one of a sequence, got {self.aggregation}"
+            )
+        return self
