@@ -1,12 +1,14 @@
-# Both targets do all their set-up, once: a second call starts at once.
+# The targets do all their set-up, once: a second call starts at once.
 #   make demo          SFT, then GRPO, on this machine's CPU
 #   make test          lint, types, tests
+#   make oracle        losses, advantages and their gradients compared with TRL's, in an environment of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ORACLE := .venv-oracle
 SEED ?= 0
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check oracle setup clean
 
 setup: $(VENV)/.cpu
 
@@ -36,5 +38,13 @@ check: $(VENV)/.dev
 test: check
 	$(BIN)/python -m pytest
 
+$(ORACLE)/.ready: requirements/oracle.txt
+	$(PYTHON) -m venv --clear $(ORACLE)
+	$(ORACLE)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/oracle.txt
+	touch $@
+
+oracle: $(ORACLE)/.ready
+	TRL_EXPERIMENTAL_SILENCE=1 HF_HUB_OFFLINE=1 $(ORACLE)/bin/python -m pytest tests/oracle
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(ORACLE) outputs
