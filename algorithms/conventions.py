@@ -1,4 +1,4 @@
-"""Data conventions, detected by column name, and the examples that rows of each convention stand for."""
+"""Data conventions, detected by column name."""
 
 import difflib
 from collections.abc import Callable
@@ -6,52 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.config import UserError
+from algorithms import readers
 from algorithms.config import DataConfig
 from algorithms.reward_functions import nearest
-from algorithms.sources import Row, kind_of
+from algorithms.sources import Row
 
-Message = dict[str, Any]
-Use = Literal["sft", "rl"]
+Use = Literal["sft", "rl", "pairs", "unpaired"]
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "function_call": "assistant",
+_READS = {
+    "sft": "sft needs",
+    "rl": "reinforcement learning needs",
+    "pairs": "preference pairs need",
+    "unpaired": "loss kto needs",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialogue:
-    """Messages for a chat template; the first `given` of them are context, never trained on."""
-
-    messages: list[Message]
-    given: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """A prompt and its continuation, as plain strings: wrapped as two turns where there is a chat template."""
-
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """Plain text for language modelling."""
-
-    text: str
-
-
-Example = Dialogue | Completion | Text
-
-
-class RowError(ValueError):
-    """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,156 +31,103 @@ class Convention:
     description: str
     """For people."""
     read: Callable[[Row], Any]
-    """Row to Example (SFT), or to a string or list of messages (RL). Raises RowError."""
-
-
-def messages_of(value: Any, column: str) -> list[Message]:
-    """Check a list of {role, content} messages. Raises RowError."""
-    if not isinstance(value, list) or not value:
-        raise RowError(f"column {column} must be a list of messages, got {kind_of(value)}")
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowError(f"message {number} of column {column} must have role and content, got {kind_of(message)}")
-        if not isinstance(message.get("content"), str):
-            raise RowError(
-                f"content of message {number} of column {column} must be text, got {kind_of(message.get('content'))}"
-            )
-    return value
-
-
-def _text_of(row: Row, column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str):
-        raise RowError(f"column {column} must be text, got {kind_of(value)}")
-    return value
-
-
-def _text_or_messages(row: Row, column: str) -> str | list[Message]:
-    value = row[column]
-    return value if isinstance(value, str) else messages_of(value, column)
-
-
-def _as_messages(value: str | list[Message], role: str) -> list[Message]:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
-
-
-def _read_messages(row: Row) -> Example:
-    return Dialogue(messages=messages_of(row["messages"], "messages"), given=0)
-
-
-def _read_sharegpt(row: Row) -> Example:
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"column conversations must be a list of turns, got {kind_of(turns)}")
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for number, turn in enumerate(turns, start=1):
-        if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
-            raise RowError("column conversations holds role and content: set data.columns {messages: conversations}")
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise RowError(f"turn {number} of column conversations must have from and value, got {kind_of(turn)}")
-        speaker = turn.get("from")
-        if speaker not in _SHAREGPT_ROLES:
-            near = nearest(str(speaker), _SHAREGPT_ROLES)
-            raise RowError(f"turn {number} of column conversations has unknown from {speaker!r}{near}")
-        messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]})
-    return Dialogue(messages=messages, given=0)
-
-
-def _read_prompt_completion(row: Row) -> Example:
-    prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return Completion(prompt=prompt, completion=completion)
-    context = _as_messages(prompt, "user")
-    return Dialogue(messages=[*context, *_as_messages(completion, "assistant")], given=len(context))
-
-
-def _read_alpaca(row: Row) -> Example:
-    prompt = _text_of(row, "instruction")
-    if row.get("input"):
-        prompt += "\n\n" + _text_of(row, "input")
-    output = _text_of(row, "output")
-    if not row.get("system"):
-        return Completion(prompt=prompt, completion=output)
-    context = [{"role": "system", "content": _text_of(row, "system")}, {"role": "user", "content": prompt}]
-    return Dialogue(messages=[*context, {"role": "assistant", "content": output}], given=2)
-
-
-def _read_text(row: Row) -> Example:
-    return Text(text=_text_of(row, "text"))
-
-
-def _asks(value: str | list[Message], column: str) -> str | list[Message]:
-    """A prompt that the model has to answer: its last turn is not the model's own."""
-    if isinstance(value, list) and value[-1]["role"] not in ("user", "tool"):
-        raise RowError(
-            f"column {column} must end with a user turn to be answered, got a last role {value[-1]['role']!r}"
-        )
-    return value
-
-
-def _read_prompt(row: Row) -> str | list[Message]:
-    return _asks(_text_or_messages(row, "prompt"), "prompt")
-
-
-def _read_prompt_messages(row: Row) -> str | list[Message]:
-    return _asks(messages_of(row["messages"], "messages"), "messages")
+    """Row to Example (SFT), string or list of messages (RL), Preference (pairs) or Judgement. Raises RowError."""
+    optional: tuple[str, ...] = ()
+    """Columns that it reads too, and that all rows or none must have."""
 
 
 SFT_CONVENTIONS = (
-    Convention(name="messages", columns=("messages",), read=_read_messages, description="messages of {role, content}"),
     Convention(
-        name="sharegpt", columns=("conversations",), read=_read_sharegpt, description="ShareGPT turns of {from, value}"
+        name="messages", columns=("messages",), read=readers.read_messages, description="messages of {role, content}"
+    ),
+    Convention(
+        name="sharegpt",
+        columns=("conversations",),
+        read=readers.read_sharegpt,
+        description="ShareGPT turns of {from, value}",
     ),
     Convention(
         name="prompt-completion",
         columns=("prompt", "completion"),
-        read=_read_prompt_completion,
+        read=readers.read_prompt_completion,
         description="prompt and completion, as text or messages",
     ),
     Convention(
         name="alpaca",
         columns=("instruction", "output"),
-        read=_read_alpaca,
+        read=readers.read_alpaca,
         description="Alpaca: instruction, optional input and system, output",
     ),
-    Convention(name="text", columns=("text",), read=_read_text, description="plain text"),
+    Convention(name="text", columns=("text",), read=readers.read_text, description="plain text"),
 )
 RL_CONVENTIONS = (
     Convention(
         name="prompt",
         columns=("prompt",),
-        read=_read_prompt,
+        read=readers.read_prompt,
         description="prompt, as text or messages, and any columns",
     ),
     Convention(
         name="messages",
         columns=("messages",),
-        read=_read_prompt_messages,
+        read=readers.read_prompt_messages,
         description="messages that end with a user turn",
+    ),
+)
+PAIR_CONVENTIONS = (
+    Convention(
+        name="pairs",
+        columns=("prompt", "chosen", "rejected"),
+        optional=("margin",),
+        read=readers.read_pair,
+        description="prompt, chosen and rejected, as text or messages",
+    ),
+    Convention(
+        name="pairs-without-prompt",
+        columns=("chosen", "rejected"),
+        optional=("margin",),
+        read=readers.read_implicit_pair,
+        description="chosen and rejected, as text or messages, whose common beginning is the prompt",
+    ),
+)
+UNPAIRED_CONVENTIONS = (
+    Convention(
+        name="labelled",
+        columns=("prompt", "completion", "label"),
+        read=readers.read_labelled,
+        description="prompt and completion, as text or messages, and whether it is desirable",
     ),
 )
 QUESTION_ANSWER = Convention(
     name="question-answer",
     columns=("question", "answer"),
-    read=_read_prompt,
+    read=readers.read_prompt,
     description="question (read as prompt) and answer",
 )
+
+
+_CONVENTIONS: dict[Use, tuple[Convention, ...]] = {
+    "sft": SFT_CONVENTIONS,
+    "rl": RL_CONVENTIONS,
+    "pairs": PAIR_CONVENTIONS,
+    "unpaired": UNPAIRED_CONVENTIONS,
+}
 
 
 def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row]]:
     """The convention of `rows`, and the rows after `data.columns` was applied (under both names).
 
     A name in `data.columns` also chooses: {text: text} reads rows that have messages too as plain text. In RL, question
-    and answer stand for prompt and answer where no other convention fits.
+    and answer stand for prompt and answer where no other convention fits. Of pairs, those with a prompt are preferred.
 
     Raises:
         UserError: no convention or several fit the first row, or a row lacks a column; names columns and nearest name.
     """
     rows = [_rename(row, data.columns, number, field) for number, row in enumerate(rows, start=1)]
-    conventions = SFT_CONVENTIONS if use == "sft" else RL_CONVENTIONS
+    conventions = _CONVENTIONS[use]
     fitting = [convention for convention in conventions if rows[0].keys() >= set(convention.columns)]
     chosen = [convention for convention in fitting if data.columns.keys() & set(convention.columns)]
-    found = chosen or fitting
+    found = _most_specific(chosen or fitting)
     if not found and use == "rl" and rows[0].keys() >= set(QUESTION_ANSWER.columns):
         found = [QUESTION_ANSWER]
     if len(found) > 1:
@@ -225,13 +139,19 @@ def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Con
         )
     if not found:
         raise UserError(_no_convention(rows[0], conventions, use, field))
+    wanted = [*found[0].columns, *(name for name in found[0].optional if any(name in row for row in rows))]
     for number, row in enumerate(rows, start=1):
-        for column in found[0].columns:
+        for column in wanted:
             if column not in row:
                 raise UserError(_missing(column, row, number, field, found[0].name))
     if found[0] is QUESTION_ANSWER:
         rows = [row | {"prompt": row["question"]} for row in rows]
     return found[0], rows
+
+
+def _most_specific(conventions: list[Convention]) -> list[Convention]:
+    """Those whose columns are not a part of another one's."""
+    return [item for item in conventions if not any(set(item.columns) < set(other.columns) for other in conventions)]
 
 
 def _rename(row: Row, columns: dict[str, str], number: int, field: str) -> Row:
@@ -253,13 +173,22 @@ def _missing(column: str, row: Row, number: int, field: str, convention: str) ->
 
 def _no_convention(row: Row, conventions: tuple[Convention, ...], use: Use, field: str) -> str:
     """Says what would fit; where one known column is there or nearly there, which one is missing."""
+    if use == "unpaired" and row.keys() >= {"chosen", "rejected"}:
+        return (
+            f"{field}: loss kto needs prompt + completion + label, these rows are pairs (columns {_names(row)}): "
+            f"choose another algorithm.loss, or make two labelled rows of each pair"
+        )
+    if use == "pairs" and row.keys() >= {"prompt", "completion", "label"}:
+        return (
+            f"{field}: preference pairs need chosen + rejected, these rows are single labelled responses "
+            f"(columns {_names(row)}): dpo learns from them with algorithm.loss kto"
+        )
     known = [column for convention in conventions for column in convention.columns if column not in row]
     near = [(column, match[0]) for column in known if (match := difflib.get_close_matches(column, row, 1))]
     hint = f" (did you mean {near[0][0]} by {near[0][1]}?)" if near else ""
     wanted = "; ".join(" + ".join(convention.columns) for convention in conventions)
-    algorithm = "sft" if use == "sft" else "reinforcement learning"
     return (
-        f"{field}: row 1 has columns {_names(row)}{hint}, {algorithm} needs one of: {wanted}; "
+        f"{field}: row 1 has columns {_names(row)}{hint}, {_READS[use]} one of: {wanted}; "
         f"rename with data.columns, for example {{{known[0]}: {next(iter(row), 'name')}}}"
     )
 

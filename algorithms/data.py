@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from actors.batch import Prompt, Sequence
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.conventions import Completion, Dialogue, Example, Message, RowError, Text, detect
+from algorithms.conventions import detect
+from algorithms.readers import Completion, Dialogue, Example, Message, RowError, Text
+from algorithms.rendering import check_token_lengths, encode_texts, render_messages, with_system_prompt
 from algorithms.sources import Row, read_rows
 
 if TYPE_CHECKING:
@@ -21,13 +23,24 @@ TrainOn = Literal["completions", "all"]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def load_rows(data: DataConfig, field: Literal["data.train", "data.eval"]) -> list[Row]:
-    """The training or evaluation rows that `data` names. Raises UserError as read_rows does."""
-    if field == "data.train":
-        return read_rows(data.train, split=data.split, arguments=data.arguments, limit=data.limit, field=field)
-    if data.eval is None:
-        raise UserError("data.eval: required, got nothing")
-    return read_rows(data.eval, split=data.eval_split, arguments=data.arguments, limit=data.eval_limit, field=field)
+def load_rows(data: DataConfig, field: Literal["data.train", "data.eval"], *, at_most: int | None = None) -> list[Row]:
+    """The training or evaluation rows that `data` names, as data.converter leaves them; `at_most` so many.
+
+    data.limit and data.eval_limit count the rows that the converter keeps, and so do the numbers in later messages.
+    Raises UserError as read_rows does.
+    """
+    train = field == "data.train"
+    source, limit = (data.train, data.limit) if train else (data.eval, data.eval_limit)
+    if source is None:
+        raise UserError(f"{field}: required, got nothing")
+    return read_rows(
+        source,
+        split=data.split if train else data.eval_split,
+        arguments=data.arguments,
+        limit=min((count for count in (limit, at_most) if count is not None), default=None),
+        field=field,
+        converter=data.converter,
+    )
 
 
 def prompts(
@@ -54,8 +67,10 @@ def prompts(
         except RowError as error:
             raise UserError(f"{field}: row {number}: {error}") from error
         contents.append(value if isinstance(value, str) else _last_user_content(value))
-    token_ids = _encode(texts, tokenizer, plain=tokenizer.chat_template is None)
-    _check_lengths([len(ids) for ids in token_ids], max_prompt_tokens, "prompt", "rollout.max_prompt_tokens", field)
+    token_ids = encode_texts(texts, tokenizer, plain=tokenizer.chat_template is None)
+    check_token_lengths(
+        [len(ids) for ids in token_ids], max_prompt_tokens, "prompt", "rollout.max_prompt_tokens", field
+    )
     return [
         Prompt(index=index, token_ids=ids, text=text, row=row)
         for index, (ids, text, row) in enumerate(zip(token_ids, contents, rows, strict=True))
@@ -86,7 +101,7 @@ def sequences(
             found.append(_sequence(convention.read(row), data, tokenizer, train_on))
         except RowError as error:
             raise UserError(f"{field}: row {number}: {error}") from error
-    _check_lengths([len(sequence) for sequence in found], data.max_length, "sequence", "data.max_length", field)
+    check_token_lengths([len(sequence) for sequence in found], data.max_length, "sequence", "data.max_length", field)
     return found
 
 
@@ -96,7 +111,7 @@ def _render_prompt(value: str | list[Message], data: DataConfig, tokenizer: "Pre
             raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
         return value
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    return _render(_with_system(messages, data), tokenizer, add_generation_prompt=True)
+    return render_messages(with_system_prompt(messages, data), tokenizer, add_generation_prompt=True)
 
 
 def _last_user_content(messages: list[Message]) -> str:
@@ -104,46 +119,12 @@ def _last_user_content(messages: list[Message]) -> str:
     return users[-1] if users else messages[-1]["content"]
 
 
-def _with_system(messages: list[Message], data: DataConfig) -> list[Message]:
-    if data.system_prompt is None:
-        return messages
-    if messages[0]["role"] == "system":
-        raise RowError("has a system message of its own, and data.system_prompt is set too")
-    return [{"role": "system", "content": data.system_prompt}, *messages]
-
-
-def _render(messages: list[Message], tokenizer: "PreTrainedTokenizerFast", **options: Any) -> Any:
-    """apply_chat_template to text, or with return_dict=True to ids; raises RowError with the template's complaint."""
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        raise RowError("messages need a tokenizer with a chat template, got one without")
-    options = {"tokenize": False, **options}
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except (TemplateError, TypeError) as error:
-        raise RowError(f"the chat template refuses it ({error})") from error
-
-
-def _encode(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plain: bool) -> list[list[int]]:
-    """Token ids of each text; a plain text gets the BOS token that the tokenizer adds by itself, if it adds one.
-
-    A template writes its own BOS, so that adding one there would double it (huggingface/trl issue 1073).
-    """
-    encoded: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    bos: Any = tokenizer.bos_token_id
-    automatic: Any = tokenizer("")["input_ids"]
-    if not plain or bos is None or automatic[:1] != [bos]:
-        return encoded
-    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
-
-
 def _sequence(example: Example, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn) -> Sequence:
     if isinstance(example, Completion) and tokenizer.chat_template is not None:
         turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
         example = Dialogue(messages=turns, given=1)
     if isinstance(example, Dialogue):
-        messages = _with_system(example.messages, data)
+        messages = with_system_prompt(example.messages, data)
         given = len(messages) - len(example.messages) + example.given
         token_ids, mask = _dialogue(messages, given, tokenizer, train_on)
     elif data.system_prompt is not None:
@@ -163,10 +144,10 @@ def _plain(example: Completion | Text, tokenizer: "PreTrainedTokenizerFast") -> 
     if eos is None:
         raise RowError("plain text needs a tokenizer with an end-of-sequence token, got one without")
     if isinstance(example, Text):
-        prompt, [target] = [], _encode([example.text], tokenizer, plain=True)
+        prompt, [target] = [], encode_texts([example.text], tokenizer, plain=True)
     else:
-        [prompt] = _encode([example.prompt], tokenizer, plain=True)
-        [target] = _encode([example.completion], tokenizer, plain=False)
+        [prompt] = encode_texts([example.prompt], tokenizer, plain=True)
+        [target] = encode_texts([example.completion], tokenizer, plain=False)
     token_ids = [*prompt, *target] if target[-1:] == [eos] else [*prompt, *target, eos]
     mask = np.arange(len(token_ids)) >= len(prompt)
     return token_ids, mask
@@ -177,13 +158,13 @@ def _dialogue(
 ) -> tuple[list[int], NDArray[np.bool_]]:
     """Token ids, and the mask of assistant turns after the first `given` messages (or of every token)."""
     if train_on == "all":
-        token_ids = _encode([_render(messages, tokenizer)], tokenizer, plain=False)[0]
+        token_ids = encode_texts([render_messages(messages, tokenizer)], tokenizer, plain=False)[0]
         return token_ids, np.ones(len(token_ids), dtype=np.bool_)
     template = tokenizer.get_chat_template() if tokenizer.chat_template is not None else ""
     if not _GENERATION.search(template):
         return _mask_by_prefixes(messages, given, tokenizer)
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    rendered = _render(messages, tokenizer, **options)
+    rendered = render_messages(messages, tokenizer, **options)
     token_ids, mask = rendered["input_ids"], np.array(rendered["assistant_masks"], dtype=np.bool_)
     if any(message["role"] == "assistant" for message in messages[:given]):
         mask[: len(_prefix(messages[:given], token_ids, tokenizer, add_generation_prompt=True))] = False
@@ -197,7 +178,7 @@ def _mask_by_prefixes(
     messages: list[Message], given: int, tokenizer: "PreTrainedTokenizerFast"
 ) -> tuple[list[int], NDArray[np.bool_]]:
     """For templates without {% generation %}: a turn begins where the rendering of what precedes it ends."""
-    token_ids = _encode([_render(messages, tokenizer)], tokenizer, plain=False)[0]
+    token_ids = encode_texts([render_messages(messages, tokenizer)], tokenizer, plain=False)[0]
     mask = np.zeros(len(token_ids), dtype=np.bool_)
     closes = _closes_with_eos(tokenizer)
     for index in range(given, len(messages)):
@@ -215,7 +196,7 @@ def _mask_by_prefixes(
 def _closes_with_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the template writes the end-of-sequence token right after the content of every assistant turn."""
     exchange = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    tails = _render(exchange * 2, tokenizer).split("answer")[1:]
+    tails = render_messages(exchange * 2, tokenizer).split("answer")[1:]
     eos = tokenizer.eos_token
     return eos is not None and len(tails) == 2 and all(tail.lstrip().startswith(eos) for tail in tails)
 
@@ -224,25 +205,14 @@ def _prefix(
     messages: list[Message], whole: list[int], tokenizer: "PreTrainedTokenizerFast", *, add_generation_prompt: bool
 ) -> list[int]:
     """Token ids of the first messages, which must begin `whole`: otherwise no token border separates the turns."""
-    text = _render(messages, tokenizer, add_generation_prompt=add_generation_prompt) if messages else ""
-    [token_ids] = _encode([text], tokenizer, plain=False)
+    text = render_messages(messages, tokenizer, add_generation_prompt=add_generation_prompt) if messages else ""
+    [token_ids] = encode_texts([text], tokenizer, plain=False)
     if whole[: len(token_ids)] != token_ids:
         raise RowError(
             f"its first {len(messages)} messages render differently within the whole conversation, so completions "
             f"cannot be masked; use a chat template with {{% generation %}} markers or algorithm.train_on all"
         )
     return token_ids
-
-
-def _check_lengths(lengths: list[int], limit: int, what: str, rule: str, field: str) -> None:
-    if 0 in lengths:
-        raise UserError(f"{field}: row {lengths.index(0) + 1}: {what} has no tokens")
-    over = [number for number, length in enumerate(lengths, start=1) if length > limit]
-    if over:
-        raise UserError(
-            f"{field}: row {over[0]}: {what} has {lengths[over[0] - 1]} tokens, {rule} is {limit} "
-            f"({len(over)} of {len(lengths)} rows are longer, the longest has {max(lengths)})"
-        )
 
 
 class Batches:

@@ -22,17 +22,27 @@ _FILE_TYPES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _HUB_DEADLINE_S = 5
 
 
-def read_rows(source: str, *, split: str, arguments: dict[str, Any], limit: int | None, field: str) -> list[Row]:
-    """The rows of `source`, at most `limit` of them.
+def read_rows(
+    source: str,
+    *,
+    split: str,
+    arguments: dict[str, Any],
+    limit: int | None,
+    field: str,
+    converter: str | None = None,
+) -> list[Row]:
+    """The rows of `source`, after `converter`, at most `limit` of them.
 
     Args:
         source: JSONL, JSON (one list, or one object a line) or Parquet file, the first two also gzipped;
             `module:function` or `path.py:function`, called with split=split and `arguments`; or a Hugging Face
             dataset id, loaded with `arguments` (for example name: main).
         field: `data.train` or `data.eval`, for messages.
+        converter: `module:function` or `path.py:function`, called with every row; drops those it answers None to.
 
     Raises:
-        UserError: one line with `field`: missing, unreadable, malformed or empty source, or a row that is no object.
+        UserError: one line with `field`: missing, unreadable, malformed or empty source, or a row that is no object;
+            or with `data.converter`: it cannot be found, fails, answers anything else, or drops all rows.
     """
     path = Path(source)
     module, _, function = source.rpartition(":")
@@ -42,7 +52,8 @@ def read_rows(source: str, *, split: str, arguments: dict[str, Any], limit: int 
         rows = _from_file(path, field)
     else:
         rows = _from_hub(source, split, arguments, field)
-    taken = list(_objects(itertools.islice(rows, limit), source, field))
+    found = _objects(rows, source, field)
+    taken = list(itertools.islice(_converted(found, converter, field) if converter else found, limit))
     if not taken:
         raise UserError(f"{field}: must hold at least one row, got none from {source}")
     return taken
@@ -55,6 +66,31 @@ def _objects(rows: Iterable[Any], source: str, field: str) -> Iterator[Row]:
                 f"{field}: row {number} must be an object with named columns, got {kind_of(row)} in {source}"
             )
         yield row
+
+
+def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]:
+    module, _, name = converter.rpartition(":")
+    if not module:
+        raise UserError(f"data.converter: must be module:function or path.py:function, got {converter}")
+    function = load_function(module, name, "data.converter")
+    number = kept = 0
+    for number, row in enumerate(rows, start=1):
+        try:
+            made = function(row)
+        except Exception as error:  # someone else's code: any failure of it is reported as theirs
+            raise UserError(
+                f"data.converter: {converter} raised {cause_of(error)} for row {number} of {field}"
+            ) from error
+        if made is not None and not isinstance(made, dict):
+            raise UserError(
+                f"data.converter: must return an object with named columns or None, got {kind_of(made)} "
+                f"for row {number} of {field}"
+            )
+        if made is not None:
+            kept += 1
+            yield made
+    if number and not kept:
+        raise UserError(f"data.converter: must keep at least one row of {field}, {converter} dropped all {number}")
 
 
 def _from_file(path: Path, field: str) -> Iterator[Any]:

@@ -85,11 +85,13 @@ def _with_slips(rows: list[dict[str, str]], split: str, slips: float, seed: int)
     if split in _HELD_OUT_SPLITS:
         return rows
     return [
-        row | {"completion": _slip(row["answer"], generator)} if generator.random() < slips else row for row in rows
+        row | {"completion": swap_neighbours(row["answer"], generator)} if generator.random() < slips else row
+        for row in rows
     ]
 
 
-def _slip(answer: str, generator: random.Random) -> str:
+def swap_neighbours(answer: str, generator: random.Random) -> str:
+    """The answer with two different neighbouring characters swapped, where it has such."""
     places = [place for place in range(len(answer) - 1) if answer[place] != answer[place + 1]]
     if not places:
         return answer

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -13,9 +14,11 @@ from rich.text import Text
 
 from actors.batch import Prompt, Sequence
 from actors.tokenizer import tokenizer_for
-from algorithms.config import GRPOConfig, SFTConfig
-from algorithms.conventions import detect
+from algorithms.config_offline import DPOConfig, SFTConfig
+from algorithms.config_rl import RLConfig
+from algorithms.conventions import Use, detect
 from algorithms.data import load_rows, prompts, sequences
+from algorithms.pairs import Judged, Pair, judged, pairs, prompt_length
 from algorithms.sources import Row
 from launch.config import RunConfig
 
@@ -28,7 +31,8 @@ Field = Literal["data.train", "data.eval"]
 def preview(config: RunConfig, rows: int = 3, console: Console | None = None) -> None:
     """Print the detected convention, the first `rows` rendered training rows and length statistics.
 
-    Trained tokens are highlighted and masked ones dim; without colours, trained tokens stand between « and ».
+    Trained tokens are highlighted and masked ones dim; without colours, trained tokens stand between « and ». The
+    prompt of a pair is shown once, above its two responses.
 
     Raises:
         UserError: when data or tokenizer cannot be read. Rows over the length limit are counted, not raised.
@@ -39,10 +43,15 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None) ->
     for field in fields:
         found = load_rows(config.data, field)
         shown = rows if field == "data.train" else 0
-        if isinstance(config.algorithm, GRPOConfig):
+        algorithm = config.algorithm
+        if isinstance(algorithm, SFTConfig):
+            _preview_sequences(config, algorithm, found, tokenizer, shown, field, console)
+        elif isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+            _preview_judged(config, found, tokenizer, shown, field, console)
+        elif isinstance(algorithm, RLConfig):
             _preview_prompts(config, found, tokenizer, shown, field, console)
         else:
-            _preview_sequences(config, config.algorithm, found, tokenizer, shown, field, console)
+            _preview_pairs(config, found, tokenizer, shown, field, console)
 
 
 def _preview_prompts(
@@ -84,14 +93,87 @@ def _preview_sequences(
     for number, sequence in enumerate(found[:shown], start=1):
         trained = int(sequence.action_mask.sum())
         title = f"row {number}, {len(sequence)} tokens, {trained} trained on"
-        marks = console.color_system is None or console.no_color
-        console.print(Panel(marked(sequence, tokenizer, marks=marks), title=title, title_align="left"))
+        body = marked(sequence, tokenizer, marks=_needs_marks(console))
+        console.print(Panel(body, title=title, title_align="left"))
+    lengths = _sequence_lengths(found, "trained on", config)
+    _print_lengths(lengths, _unknown(tokenizer, (sequence.token_ids for sequence in found)), field, console)
+
+
+def _preview_pairs(
+    config: RunConfig, rows: list[Row], tokenizer: "PreTrainedTokenizerFast", shown: int, field: Field, console: Console
+) -> None:
+    unlimited = config.data.model_copy(update={"max_length": sys.maxsize})
+    found = pairs(rows, unlimited, tokenizer, field=field)
+    _print_convention(config, rows, "pairs", field, console)
+    for number, pair in enumerate(found[:shown], start=1):
+        start = prompt_length(pair.chosen)
+        chosen, rejected = len(pair.chosen) - start, len(pair.rejected) - start
+        title = f"row {number}, prompt {start} tokens, chosen {chosen}, rejected {rejected}"
+        title += f", margin {pair.margin:g}" if pair.margin else ""
+        body = Text("\n").join(_compared(pair, tokenizer, marks=_needs_marks(console)))
+        console.print(Panel(body, title=title, title_align="left"))
+    starts = [prompt_length(pair.chosen) for pair in found]
     lengths = {
-        "prompt": ([int(sequence.action_mask.argmax()) for sequence in found], None, ""),
-        "trained on": ([int(sequence.action_mask.sum()) for sequence in found], None, ""),
+        "prompt": (starts, None, ""),
+        "chosen": ([len(pair.chosen) - start for pair, start in zip(found, starts, strict=True)], None, ""),
+        "rejected": ([len(pair.rejected) - start for pair, start in zip(found, starts, strict=True)], None, ""),
+        "longer of both": (
+            [max(len(pair.chosen), len(pair.rejected)) for pair in found],
+            config.data.max_length,
+            "data.max_length",
+        ),
+    }
+    token_ids = (ids for pair in found for ids in (pair.chosen.token_ids, _response_ids(pair.rejected)))
+    _print_lengths(lengths, _unknown(tokenizer, token_ids), field, console)
+
+
+def _compared(pair: Pair, tokenizer: "PreTrainedTokenizerFast", *, marks: bool) -> list[Text]:
+    """A pair's prompt, and below it its two responses."""
+    lines = [Text(str(tokenizer.decode(pair.chosen.token_ids[: prompt_length(pair.chosen)].tolist())), style="dim")]
+    for name, style, sequence in (("chosen", "green", pair.chosen), ("rejected", "red", pair.rejected)):
+        response = str(tokenizer.decode(_response_ids(sequence).tolist(), skip_special_tokens=False))
+        lines.append(Text.assemble(f"{name:9}", (f"«{response}»" if marks else response, f"bold {style}")))
+    return lines
+
+
+def _response_ids(sequence: Sequence) -> NDArray[np.int64]:
+    return sequence.token_ids[sequence.action_mask]
+
+
+def _preview_judged(
+    config: RunConfig, rows: list[Row], tokenizer: "PreTrainedTokenizerFast", shown: int, field: Field, console: Console
+) -> None:
+    unlimited = config.data.model_copy(update={"max_length": sys.maxsize})
+    found = judged(rows, unlimited, tokenizer, field=field)
+    _print_convention(config, rows, "unpaired", field, console)
+    for number, item in enumerate(found[:shown], start=1):
+        console.print(_judged_panel(number, item, tokenizer, marks=_needs_marks(console)))
+    good = sum(item.desirable for item in found)
+    console.print(f"  {good} desirable rows, {len(found) - good} undesirable ones", highlight=False)
+    lengths = _sequence_lengths([item.sequence for item in found], "response", config)
+    _print_lengths(lengths, _unknown(tokenizer, (item.sequence.token_ids for item in found)), field, console)
+
+
+def _judged_panel(number: int, item: Judged, tokenizer: "PreTrainedTokenizerFast", *, marks: bool) -> Panel:
+    response = int(item.sequence.action_mask.sum())
+    label = "desirable" if item.desirable else "undesirable"
+    title = f"row {number}, {label}, prompt {len(item.sequence) - response} tokens, response {response}"
+    return Panel(marked(item.sequence, tokenizer, marks=marks), title=title, title_align="left")
+
+
+def _sequence_lengths(
+    found: list[Sequence], trained: str, config: RunConfig
+) -> dict[str, tuple[list[int], int | None, str]]:
+    """Lengths of the part before the first trained token, of the trained part and of all, by name."""
+    return {
+        "prompt": ([prompt_length(sequence) for sequence in found], None, ""),
+        trained: ([int(sequence.action_mask.sum()) for sequence in found], None, ""),
         "total": ([len(sequence) for sequence in found], config.data.max_length, "data.max_length"),
     }
-    _print_lengths(lengths, _unknown(tokenizer, (sequence.token_ids for sequence in found)), field, console)
+
+
+def _needs_marks(console: Console) -> bool:
+    return console.color_system is None or console.no_color
 
 
 def marked(sequence: Sequence, tokenizer: "PreTrainedTokenizerFast", *, marks: bool) -> Text:
@@ -103,11 +185,10 @@ def marked(sequence: Sequence, tokenizer: "PreTrainedTokenizerFast", *, marks: b
     return text
 
 
-def _print_convention(
-    config: RunConfig, rows: list[Row], use: Literal["sft", "rl"], field: Field, console: Console
-) -> None:
+def _print_convention(config: RunConfig, rows: list[Row], use: Use, field: Field, console: Console) -> None:
     convention, _ = detect(rows[:1], config.data, use, field)
     source = config.data.train if field == "data.train" else config.data.eval
+    source = f"{source} after {config.data.converter}" if config.data.converter else source
     renames = "".join(f", {new} is {old}" for new, old in config.data.columns.items())
     line = f"{field}: {len(rows)} rows of {source}, convention {convention.name} ({convention.description}{renames})"
     console.print(line, highlight=False, markup=False, style="bold")

@@ -11,6 +11,7 @@ from actors.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
 from algorithms.conventions import detect
 from algorithms.data import prompts, sequences
+from algorithms.pairs import judged, pairs
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
 TALK = [
@@ -123,3 +124,34 @@ def test_rows_with_wrong_values_are_named(row: dict[str, Any], message: str) -> 
     first = {name: fine.get(name, "x") for name in row}
     found = complaint(sequences, [first, row], data(), CHAR, train_on="completions")
     assert found.startswith("data.train: row 2: ") and message in found
+
+
+PAIR = {"prompt": "p", "chosen": "b", "rejected": "c"}
+LABELLED = {"prompt": "p", "completion": "b", "label": True}
+
+
+def test_pairs_with_a_prompt_are_preferred_to_those_without() -> None:
+    assert detect([PAIR | {"messages": MESSAGES}], data(), "pairs", "data.train")[0].name == "pairs"
+    renamed = {"question": "p", "good": "b", "bad": "c"}
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    assert detect([renamed], data(columns=columns), "pairs", "data.train")[0].name == "pairs"
+    implicit = {"chosen": "a b", "rejected": "a c"}
+    assert detect([implicit], data(), "pairs", "data.train")[0].name == "pairs-without-prompt"
+    message = complaint(pairs, [PAIR, implicit], data(), CHAR)
+    assert message.startswith("data.train: row 2 lacks column 'prompt' of the pairs convention")
+    assert detect([PAIR | LABELLED], data(), "unpaired", "data.train")[0].name == "labelled"
+
+
+def test_pairs_and_labelled_rows_are_told_apart() -> None:
+    assert complaint(judged, [PAIR], data(), CHAR) == (
+        "data.train: loss kto needs prompt + completion + label, these rows are pairs (columns prompt, chosen, "
+        "rejected): choose another algorithm.loss, or make two labelled rows of each pair"
+    )
+    assert complaint(pairs, [LABELLED], data(), CHAR, field="data.eval") == (
+        "data.eval: preference pairs need chosen + rejected, these rows are single labelled responses "
+        "(columns prompt, completion, label): dpo learns from them with algorithm.loss kto"
+    )
+    message = complaint(pairs, [{"prompt": "a", "chosen": "b", "rejcted": "c"}], data(), CHAR)
+    assert "(did you mean rejected by rejcted?), preference pairs need one of: prompt + chosen + rejected" in message
+    message = complaint(judged, [{"prompt": "a", "completion": "b", "lable": 1}], data(), CHAR)
+    assert "(did you mean label by lable?), loss kto needs one of: prompt + completion + label" in message

@@ -14,11 +14,13 @@ from actors.batch import Sequence
 from actors.config import ModelInit, UserError
 from actors.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data import Batches, prompts, sequences
-from algorithms.sources import read_rows
+from algorithms.data import Batches, load_rows, prompts, sequences
+from algorithms.pairs import pairs, prompt_length
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
-GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
+ROOT = Path(__file__).parents[1]
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_test.jsonl"
+HH_RLHF = ROOT.parent / "shared" / "data" / "hh_harmless_test.jsonl.gz"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -187,10 +189,59 @@ def test_renames_keep_the_original_column() -> None:
 def test_gsm8k_works_without_settings() -> None:
     if not GSM8K.exists():
         pytest.skip(f"needs {GSM8K.name} in ../shared/data")
-    rows = read_rows(str(GSM8K), split="train", arguments={}, limit=20, field="data.train")
+    rows = load_rows(DataConfig(train=str(GSM8K), limit=20), "data.train")
     found = prompts(rows, data(), CHAR, max_prompt_tokens=2000)
     assert [item.text for item in found] == [row["question"] for row in rows]
     assert all(item.row["prompt"] == item.row["question"] and "####" in item.row["answer"] for item in found)
+
+
+def test_load_rows_takes_the_fewer_of_limit_and_at_most(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(9)))
+    config = DataConfig(train=str(file), eval=str(file), limit=5, eval_limit=2)
+    assert [len(load_rows(config, "data.train", at_most=most)) for most in (None, 3, 8)] == [5, 3, 5]
+    assert [row["n"] for row in load_rows(config, "data.eval", at_most=8)] == [0, 1]
+    assert "data.eval: required" in complaint(load_rows, data(), "data.eval")
+
+
+def test_a_converter_comes_before_renames_and_limits(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"q": "x" * n}) + "\n" for n in range(9)))
+    (tmp_path / "convert.py").write_text(
+        "def odd(row):\n    return {'ask': row['q'] + '!'} if len(row['q']) % 2 else None"
+    )
+    config = DataConfig(
+        train=str(file), eval=str(file), limit=3, converter=f"{tmp_path}/convert.py:odd", columns={"prompt": "ask"}
+    )
+    found = prompts(load_rows(config, "data.train"), config, CHAR, max_prompt_tokens=99)
+    assert [item.text for item in found] == ["x!", "xxx!", "xxxxx!"]
+    assert len(load_rows(config, "data.eval")) == 4
+
+
+def test_the_example_preferences_are_pairs() -> None:
+    found = pairs(load_rows(DataConfig(train=str(ROOT / "examples/preferences.jsonl")), "data.train"), data(), CHAR)
+    assert len(found) == 20
+    known = [ids for item in found for ids in (item.chosen.token_ids, item.rejected.token_ids)]
+    assert all(CHAR.unk_token_id not in ids for ids in known)
+
+
+def test_hh_rlhf_becomes_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not HH_RLHF.exists():
+        pytest.skip(f"needs {HH_RLHF.name} in ../shared/data")
+    monkeypatch.chdir(ROOT)
+    config = DataConfig(train=str(HH_RLHF), converter="examples/hh_rlhf.py:to_messages", max_length=20_000)
+    rows = load_rows(config, "data.train")
+    assert len(rows) == 2299  # of 2312: the others have empty turns, or turns out of order
+    for row, item in zip(rows, pairs(rows[:100], config, CHAR), strict=False):
+        start = prompt_length(item.chosen)
+        prompt = str(CHAR.decode(item.chosen.token_ids[:start].tolist()))
+        assert prompt.count("<|assistant|>") == len(row["chosen"]) // 2
+        for sequence, column in ((item.chosen, "chosen"), (item.rejected, "rejected")):
+            assert sequence.token_ids[:start].tolist() == item.chosen.token_ids[:start].tolist()
+            assert sequence.action_mask[start:].all() and not sequence.action_mask[:start].any()
+            content = row[column][-1]["content"]
+            response = CHAR.decode(sequence.token_ids[start:].tolist())
+            assert response == f"{content}<|end|>" or not content.isascii()
 
 
 @given(

@@ -43,6 +43,42 @@ def test_preview_shows_what_is_trained_on_and_counts_long_rows(tmp_path: Path) -
             assert text in shown
 
 
+def test_preview_shows_pairs_and_judgements(tmp_path: Path) -> None:
+    pair = {"prompt": "[b]ba", "chosen": "ab", "rejected": "ba", "margin": 0.5, "completion": "ab", "label": True}
+    rows = [pair, pair | {"prompt": "x" * 30, "chosen": "y" * 9, "label": False}]
+    train = tmp_path / "rows.jsonl"
+    train.write_text("\n".join(map(json.dumps, rows)))
+    both = [
+        "convention pairs (prompt, chosen and rejected",
+        "row 1, prompt 8 tokens, chosen 3, rejected 3, margin 0.5",
+        "<|user|>[b]ba<|end|><|assistant|>",
+        "chosen   «ab<|end|>»",
+        "rejected «ba<|end|>»",
+        "1 rows (50.0%) over data.max_length 30",
+    ]
+    single = [
+        "convention labelled (prompt and completion",
+        "row 1, desirable, prompt 8 tokens, response 3",
+        "<|user|>[b]ba<|end|><|assistant|>«ab<|end|>»",
+        "row 2, undesirable",
+        "1 desirable rows, 1 undesirable ones",
+        "1 rows (50.0%) over data.max_length 30",
+    ]
+    for name, loss, texts in (("reward", {}, both), ("dpo", {}, both), ("dpo", {"loss": "kto"}, single)):
+        config = validate(
+            {
+                "model": {"init": {}},
+                "algorithm": {"name": name, "steps": 1, **loss},
+                "data": {"train": str(train), "max_length": 30},
+            }
+        )
+        console = Console(width=200, color_system=None, record=True, file=io.StringIO())
+        preview(config, rows=2, console=console)
+        shown = console.export_text()
+        for text in texts:
+            assert text in shown
+
+
 def test_colours_replace_the_marks() -> None:
     tokenizer = build_char_tokenizer("ab«")
     [sequence] = sequences(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from algorithms.sources import read_rows
+from algorithms.sources import load_function, read_rows
 
 ROWS = [{"prompt": "é\u2028", "n": 1}, {"prompt": "b", "n": None}]
 
@@ -59,6 +59,58 @@ def test_generators_come_from_files_and_modules(tmp_path: Path, monkeypatch: pyt
     assert "raised TypeError" in complaint(read, "my_rows.py:count", n="x")
     assert "cannot be imported (ModuleNotFoundError" in complaint(read, "my_rosw:count")
     assert "(did you mean my_rows.py?)" in complaint(read, "my_rosw.py:count")
+
+
+def test_a_converter_that_fails_is_one_line_with_row_and_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "rows.jsonl", {"n": 1}, {"n": 0}, {"n": 5})
+    (tmp_path / "convert.py").write_text(
+        "def keep(row):\n    return {'n': 1 // row['n']} if row['n'] else None\n"
+        "def divide(row):\n    return {'n': 1 // row['n']}\n"
+        "def drop(row):\n    pass\n"
+        "def split(row):\n    return [row] if row['n'] == 5 else row\n"
+    )
+
+    def convert(name: str, limit: int | None = None) -> list[dict[str, Any]]:
+        keys: dict[str, Any] = {"split": "train", "arguments": {}, "limit": limit, "field": "data.eval"}
+        return read_rows("rows.jsonl", converter=name, **keys)
+
+    assert convert("convert.py:keep") == [{"n": 1}, {"n": 0}]
+    assert convert("convert:divide", limit=1) == [{"n": 1}], "rows beyond the limit are not converted"
+    expected = {
+        "convert.py:divide": "convert.py:divide raised ZeroDivisionError: integer division or modulo by zero",
+        "convert.py:drop": "must keep at least one row of data.eval, convert.py:drop dropped all 3",
+        "convert.py:split": "must return an object with named columns or None, got list [{'n': 5}] for row 3",
+        "convert.py:kep": "convert.py has no function 'kep' (did you mean keep?)",
+        "covnert.py:keep": "no such file (did you mean convert.py?)",
+        "nowhere.at_all:keep": "nowhere.at_all cannot be imported",
+        "keep": "must be module:function or path.py:function, got keep",
+    }
+    for name, message in expected.items():
+        assert complaint(convert, name).startswith(f"data.converter: {message}")
+    assert complaint(convert, "convert.py:divide").endswith("(convert.py line 4) for row 2 of data.eval")
+
+
+def test_the_example_converter_takes_text_apart_or_drops_it() -> None:
+    convert = load_function(str(Path(__file__).parents[1] / "examples/hh_rlhf.py"), "to_messages", "data.converter")
+    good, bad = "\n\nHuman: a b\n\nc\n\nAssistant: no", "\n\nHuman: a b\n\nc\n\nAssistant:  Human: yes\n"
+    ask = {"role": "user", "content": "a b\n\nc"}
+    assert convert({"chosen": good, "rejected": bad}) == {
+        "chosen": [ask, {"role": "assistant", "content": "no"}],
+        "rejected": [ask, {"role": "assistant", "content": "Human: yes"}],
+    }
+    for malformed in (
+        good,
+        "",
+        "\n\nAssistant: no",
+        "\n\nHuman: a b\n\nc\n\nAssistant: ",
+        "\n\nHuman: a b\n\nc",
+        "\n\nHuman: other\n\nAssistant: no",
+        "Hello" + bad,
+        bad + "\n\nAssistant: more",
+        bad + "\n\nHuman: and\n\nAssistant: more",
+    ):
+        assert convert({"chosen": good, "rejected": malformed}) is None, malformed
 
 
 def test_bad_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
