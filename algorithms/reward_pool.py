@@ -1,9 +1,10 @@
 """Reward workers as seen by the training loop: calls go out, scores come back, and every call has a deadline.
 
-While functions are quick, waiting batches share a call. A call that passes its deadline, or whose process dies, costs
+While sources are quick, waiting batches share a call. A call that passes its deadline, or whose process dies, costs
 its worker: the process is ended and replaced while the others go on. Batches that shared the call are then scored
 alone, and one that fails alone is scored sample by sample to find the guilty one. When a sample fails that way too, it
-and the samples after it are failed, so that a batch costs three deadlines at most, and the run goes on.
+and the samples after it are failed, so that a batch costs three deadlines at most, and the run goes on. An endpoint
+that is down or slow costs no process: it is given up before the deadline.
 """
 
 import functools
@@ -22,6 +23,7 @@ from actors.batch import Prompt, Rollout
 from actors.config import UserError
 from actors.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
+from algorithms.reward_endpoint import shown_address
 from algorithms.rewards import Score, failed_score, load_scorer
 
 CAUSES_SHOWN = 3
@@ -60,7 +62,7 @@ class _Worker:
 
 
 class RewardPool:
-    """Scores rollouts in `config.workers` processes; each has at most one call, the rest waits in the pool.
+    """Scores rollouts by functions and endpoints in `config.workers` processes, each with at most one call at a time.
 
     Deadlines are enforced, and waiting batches sent on, inside `ready`: call `ready(0)` about once a second while a
     batch is out. Not thread-safe.
@@ -72,12 +74,18 @@ class RewardPool:
     """
 
     def __init__(self, config: RewardConfig, *, cpus_per_worker: float = 0.1, start_timeout_s: float = 120) -> None:
-        """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`."""
+        """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`.
+
+        Raises ValueError when `config` has neither functions nor endpoints.
+        """
+        if not config.functions and not config.endpoints:
+            raise ValueError("a reward pool needs functions or endpoints: reward models are scored elsewhere")
         self._config = config
         self._cpus = cpus_per_worker
         self._start_timeout_s = start_timeout_s
-        self._load = functools.partial(load_scorer, config.functions)
-        self._names = ", ".join(function.name for function in config.functions)
+        self._load = functools.partial(load_scorer, config)
+        names = [function.name for function in config.functions]
+        self._names = ", ".join(names + [shown_address(endpoint.url) for endpoint in config.endpoints])
         self._tickets = 0
         self._pending: deque[_Job] = deque()
         self._finished: list[tuple[int, list[Score]]] = []
@@ -105,7 +113,7 @@ class RewardPool:
         """Tickets and scores, in the order of their rollouts, of the batches finished since the last call.
 
         Waits up to `timeout_s` seconds for the first one; returns at once when nothing is queued.
-        Raises RewardFailure when a worker cannot start, UserError when a function does not load in it, and Ray's error
+        Raises RewardFailure when a worker cannot start, UserError when a source does not load in it, and Ray's error
         when rollouts passed by reference are lost.
         """
         until = time.monotonic() + timeout_s
@@ -184,8 +192,9 @@ class RewardPool:
         jobs, worker.jobs, worker.call = worker.jobs, [], None
         if not jobs:
             return  # its start
-        self._seconds_per_job = (time.monotonic() - worker.since) / len(jobs)
-        for job, scores in zip(jobs, answer, strict=True):
+        self._seconds_per_job = (time.monotonic() - worker.since) / len(answer)
+        self._pending.extendleft(reversed(jobs[len(answer) :]))
+        for job, scores in zip(jobs, answer, strict=False):
             job.scores += scores
             if len(job.scores) < job.samples:
                 self._pending.appendleft(job)
@@ -236,7 +245,8 @@ class RewardPool:
                 worker.jobs = jobs = self._next_jobs()
                 only = len(jobs[0].scores) if jobs[0].one_by_one else None
                 prompts, samples = [job.prompt for job in jobs], [job.samples for job in jobs]
-                worker.call = worker.actor.score.remote(prompts, samples, only, *(job.rollouts for job in jobs))
+                groups, limit = [job.rollouts for job in jobs], self._config.deadline_s
+                worker.call = worker.actor.score.remote(prompts, samples, only, limit, *groups)
                 worker.since = time.monotonic()
                 worker.deadline = worker.since + self._config.deadline_s
 

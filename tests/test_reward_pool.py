@@ -1,7 +1,11 @@
-"""The reward pool on a real Ray: what a user's function does wrong stays with its samples."""
+"""The reward pool on a real Ray: what a function or service does wrong stays with its samples."""
 
+import json
 import os
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
@@ -11,7 +15,7 @@ import ray
 
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
-from algorithms.config import RewardConfig, RewardFunction
+from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.reward_pool import RewardFailure, RewardPool
 
 REWARD = '''
@@ -38,16 +42,21 @@ def score(completions, answer):
     return values
 '''
 
+TOKEN = "t0ken-of-the-pool"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small_ray(tmp_path_factory):
     home = os.environ.get("HOME")
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    # Ray's processes inherit the environment.
+    os.environ |= {"TANDEM_TEST_TOKEN": TOKEN, "no_proxy": "127.0.0.1"}
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024**2
     )
     yield
     ray.shutdown()
+    os.environ.pop("TANDEM_TEST_TOKEN")
     os.environ.pop("HOME") if home is None else os.environ.update(HOME=home)
 
 
@@ -58,8 +67,9 @@ def make_pool(tmp_path, monkeypatch):
     (tmp_path / "my_reward.py").write_text(REWARD)
     pools = []
 
-    def make(name="my_reward.py:score", *, workers=1, deadline_s=20.0):
-        config = RewardConfig(functions=[RewardFunction(name=name)], workers=workers, deadline_s=deadline_s)
+    def make(name: str | None = "my_reward.py:score", *, workers=1, deadline_s=20.0, **sources):
+        functions = [] if name is None else [RewardFunction(name=name)]
+        config = RewardConfig(functions=functions, workers=workers, deadline_s=deadline_s, **sources)
         pools.append(RewardPool(config))
         return pools[-1]
 
@@ -195,6 +205,17 @@ def _calls(pool: RewardPool, count: int) -> int:
     return len(calls)
 
 
+def _process(pool: RewardPool) -> int:
+    """Process id of a worker."""
+    ticket = pool.submit(PROMPT, rollouts("process"), 1)
+    until = time.monotonic() + 40
+    while time.monotonic() < until:
+        for found, [score] in pool.ready(timeout_s=1):
+            assert found == ticket
+            return int(score.parts["score"])
+    pytest.fail("no answer within 40 s")
+
+
 def test_quick_batches_share_calls_and_slow_ones_do_not(make_pool):
     pool = make_pool()
     await_start(pool)
@@ -224,3 +245,104 @@ def test_a_function_that_does_not_load_in_the_worker_is_a_user_error(make_pool):
     submit(pool, "yes")
     with pytest.raises(UserError, match=r"reward\.functions\[0\]\.name: .*did you mean score\?"):
         gather(pool, 1)
+
+
+def test_a_shared_call_that_turns_out_slow_ends_early_and_the_rest_is_sent_again(make_pool):
+    pool = make_pool(deadline_s=2.0)
+    await_start(pool)
+    _calls(pool, 4)
+    pid = _process(pool)
+    tickets = [submit(pool, "yes", *["slow"] * 6) for _ in range(4)]  # 0.9 s each, and together beyond the deadline
+    found = gather(pool, 4)
+    assert [found[ticket] for ticket in tickets] == [[1.0] + [0.0] * 6] * 4
+    assert _process(pool) == pid
+
+
+# --- endpoints
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """Rewards are lengths, for whoever has the token; it says nothing to `silence`, 400 to `refuse`."""
+    closing = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if "silence" in body["completions"]:
+                closing.wait(60)
+                return
+            allowed = self.headers["Authorization"] == f"Bearer {TOKEN}" and body["rows"][0] == {"answer": "yes"}
+            rewards = [None if text == "pass" else len(text) for text in body["completions"]]
+            answer = json.dumps({"rewards": rewards}).encode()
+            self.send_response(200 if allowed and "refuse" not in body["completions"] else 400)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/length"
+    closing.set()
+    server.shutdown()
+    server.server_close()
+
+
+def endpoint(url: str, token: str = "$TANDEM_TEST_TOKEN", **values) -> RewardEndpoint:
+    return RewardEndpoint(url=url, headers={"Authorization": f"Bearer {token}"}, **values)
+
+
+def test_endpoints_alone_and_beside_functions(make_pool, service):
+    alone = make_pool(None, endpoints=[endpoint(service)])
+    ticket = submit(alone, "pass", "abc")
+    nothing, length = gather(alone, 1)[ticket]
+    assert nothing == "every reward source abstained (gave no value); prompt 'say yes', completion 'pass'"
+    assert length == 3.0
+    both = make_pool(endpoints=[endpoint(service, weight=0.5)])
+    ticket = submit(both, "yes", "no", "pass", "none")
+    assert gather(both, 1)[ticket] == [2.5, 1.0, 0.0, 2.0]
+
+
+def test_abstaining_waits_for_reward_models(make_pool, service):
+    pool = make_pool(None, endpoints=[endpoint(service)], models=["outputs/rm/export"])
+    ticket = submit(pool, "pass", "abc")
+    [(found, scores)] = pool.ready(timeout_s=40)
+    assert found == ticket
+    assert [(score.status, score.parts) for score in scores] == [("abstained", {}), ("ok", {"length": 3.0})]
+    assert pool.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "what"),
+    [("refuse", "answered 400 Bad Request"), ("silence", "no answer in time (2 attempts, within reward.deadline_s)")],
+)
+def test_a_service_without_an_answer_fails_the_batch_and_costs_no_process(make_pool, service, completion, what):
+    pool = make_pool(endpoints=[endpoint(service, retries=1)], deadline_s=3.0)
+    await_start(pool)
+    pid = _process(pool)
+    bad, good = submit(pool, completion, "yes"), submit(pool, "no", "yes")
+    found = gather(pool, 2)
+    assert all(f"{service}: {what}" in error for error in found[bad])
+    assert found[good] == [2.0, 4.0]
+    assert _process(pool) == pid
+    with pytest.raises(RewardFailure, match=r"2 samples could not be scored in a step of 8 .*http://127") as caught:
+        pool.check_failures(samples_per_step=8)
+    assert TOKEN not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_header_whose_variable_is_missing_is_a_user_error(make_pool, service):
+    pool = make_pool("exact_match", endpoints=[endpoint(service, token="$TANDEM_TEST_GONE")])
+    submit(pool, "yes")
+    with pytest.raises(
+        UserError, match=r"reward\.endpoints\[0\]\.headers\.Authorization: \$TANDEM_TEST_GONE must be set"
+    ):
+        gather(pool, 1)
+
+
+def test_a_pool_without_a_source_is_refused():
+    with pytest.raises(ValueError, match="functions or endpoints"):
+        RewardPool(RewardConfig(models=["outputs/rm/export"]))

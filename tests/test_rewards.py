@@ -1,4 +1,4 @@
-"""Reward functions: signatures, what they are called with, and what counts as a failure. No Ray."""
+"""Rewards: what functions are called with, what counts as a failure, how sources add up. No Ray."""
 
 import math
 
@@ -7,15 +7,16 @@ import pytest
 
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
-from algorithms.config import RewardFunction
+from algorithms.config import RewardConfig, RewardFunction
+from algorithms.reward_calls import LoadedFunction, Samples, check_signature
 from algorithms.rewards import (
-    LoadedFunction,
-    Samples,
-    check_signature,
-    labels,
-    load_functions,
+    add_scores,
+    empty_scores,
+    failed_score,
+    load_sources,
     score_batch,
     score_rollouts,
+    sources_labels,
 )
 
 
@@ -41,19 +42,43 @@ def problem(call, *arguments) -> str:
     return str(caught.value)
 
 
-def test_loading_reports_every_function_and_labels_are_unique():
-    functions = [RewardFunction(name="exact_mach"), RewardFunction(name="math"), RewardFunction(name="maths")]
+def test_loading_reports_the_mistakes_of_all_sources():
+    config = RewardConfig(
+        functions=["exact_mach", "math", "maths"], endpoints=["http://one/score", "http://me:secret@two/score"]
+    )
     with pytest.raises(UserError) as caught:
-        load_functions(functions)
+        load_sources(config)
     assert [line.split(":")[0] for line in caught.value.problems] == [
         "reward.functions[0].name",
         "reward.functions[2].name",
+        "reward.endpoints[1].url",
     ]
-    assert labels([RewardFunction(name=name) for name in ("a.py:score", "math", "b.py:score")]) == [
-        "score",
-        "math",
-        "score_2",
-    ]
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sources", "labels"),
+    [
+        ({"functions": ["a.py:score", "math", "b.py:score"]}, [["score", "math", "score_2"], [], []]),
+        ({"functions": ["a:score", "b:score", "c:score_2"]}, [["score", "score_2", "score_2_2"], [], []]),
+        ({"functions": ["a:mean", "a:std"]}, [["mean_2", "std_2"], [], []]),
+        (
+            {
+                "functions": ["a:score"],
+                "models": ["outputs/rm/export", "org/rm", "/models/judge/", "export"],
+                "endpoints": [
+                    "http://host:8000/v1/score",
+                    "https://rm.example:80",
+                    "http://[::1]/",
+                    "http://host/a%20b?k=1",
+                ],
+            },
+            [["score"], ["rm", "rm_2", "judge", "export"], ["score_2", "rm.example", "_1", "a_20b"]],
+        ),
+    ],
+)
+def test_labels_are_short_and_unique_over_all_sources(sources, labels):
+    assert list(sources_labels(RewardConfig(**sources))) == labels
 
 
 def test_signature_is_checked_against_columns_and_arguments(tmp_path):
@@ -90,7 +115,9 @@ def test_functions_get_what_their_parameters_name():
         return [float(len(completion)) for completion in completions]
 
     batch = samples("2", "33", answer=["2", "3"], level=[7, 8])
-    assert rewards([loaded(one, bonus=0.5), loaded(every, weight=0.1)], batch) == pytest.approx([1.6, 0.7])
+    assert rewards([loaded(one, bonus=0.5), loaded(every, label="every", weight=0.1)], batch) == pytest.approx(
+        [1.6, 0.7]
+    )
     assert seen == [
         ("2", "1+1=", "2"),
         ("33", "1+1=", "3"),
@@ -106,7 +133,7 @@ def test_a_configured_argument_wins_over_a_column_and_lists_may_be_changed():
     def after(completions):
         return [float(len(completion)) for completion in completions]
 
-    functions = [loaded(spoil, answer="fixed"), loaded(after)]
+    functions = [loaded(spoil, answer="fixed"), loaded(after, label="after")]
     assert rewards(functions, samples("a", "bb", answer=["x", "y"])) == [2.0, 3.0]
 
 
@@ -177,6 +204,46 @@ def test_abstaining_leaves_the_sum_and_the_parts_and_all_abstaining_fails():
     assert [score.parts for score in scores] == [{"score": 1.0}, {}, {"long": 4.0}]
     assert [scores[0].reward, scores[2].reward] == [1.0, 2.0]
     assert scores[1].status == "failed" and "abstained" in str(scores[1].error)
+
+
+def test_abstaining_is_no_failure_while_reward_models_are_to_come():
+    functions = [loaded(lambda completion: None if completion == "a" else 2.0, weight=0.5)]
+    open_, given = score_batch(functions, samples("a", "b"), models=True)
+    assert (open_.status, open_.parts) == ("abstained", {}) and math.isnan(open_.reward)
+    weights = {"rm": 3.0, "judge": -1.0}
+    assert add_scores(open_, {"rm": 0.25, "judge": 1.0}, weights).reward == 3.0 * 0.25 - 1.0
+    total = add_scores(given, {"rm": 0.25}, weights)
+    assert (total.reward, total.parts, total.status) == (1.75, {"score": 2.0, "rm": 0.25}, "ok")
+    assert given.parts == {"score": 2.0}
+    closed = add_scores(open_, {}, weights, "1+1=", "a")
+    assert closed.error == "every reward source abstained (gave no value); prompt '1+1=', completion 'a'"
+
+
+def test_scores_of_models_alone_are_added_to_empty_ones():
+    scores = [
+        add_scores(score, {"rm": value}, {"rm": 2.0}) for score, value in zip(empty_scores(2), (1.0, -3.0), strict=True)
+    ]
+    assert [(score.reward, score.parts, score.status) for score in scores] == [
+        (2.0, {"rm": 1.0}, "ok"),
+        (-6.0, {"rm": -3.0}, "ok"),
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_model_score_that_is_no_finite_number_is_a_failure(value):
+    [empty] = empty_scores(1)
+    score = add_scores(empty, {"judge": 1.0, "rm": value}, {"judge": 1.0, "rm": 1.0}, "1+1=")
+    assert score.status == "failed" and math.isnan(score.reward) and score.parts == {}
+    assert score.cause == f"rm: returned {value}, not a finite number"
+    assert score.error == f"{score.cause}; prompt '1+1='"
+
+
+def test_a_failed_score_stays_failed_and_a_sum_that_overflows_fails():
+    failed = failed_score("mine.py:score: no", "p", "c")
+    assert add_scores(failed, {"rm": 1.0}, {"rm": 1.0}) is failed
+    huge = [loaded(lambda completion: 1e308, weight=10.0)]
+    [score] = score_batch(huge, samples("a"))
+    assert score.cause == "the weighted sum of the rewards is inf, not a finite number"
 
 
 def test_a_failed_rollout_is_seen_by_no_function():
