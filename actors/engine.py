@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -96,8 +96,8 @@ class TrainingEngine:
 
     def parameters(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Full parameters, one at a time; collective under ZeRO-3: every rank iterates in the same order."""
-        for name, parameter in named_parameters(self.module, prefix):
-            with _gathered(parameter):
+        for name, parameter in getattr(self.module, prefix).named_parameters():
+            with gathered([parameter]):
                 yield name, parameter.detach()
 
     def save(self, directory: Path) -> None:
@@ -122,18 +122,10 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     return engine
 
 
-def named_parameters(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters under `prefix.`, named without it, each tensor once."""
-    return getattr(module, prefix).named_parameters()
-
-
-def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """Shape of the whole parameter, also where ZeRO-3 left only a shard of it here."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _gathered(parameter: torch.nn.Parameter) -> Any:
-    return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
+def gathered(parameters: Sequence[torch.nn.Parameter]) -> Any:
+    """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    return deepspeed.zero.GatheredParameters(sharded) if sharded else nullcontext()
 
 
 def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 
-from actors.rollout import Account
+from actors.rollout import Account, Adapter
 
 
 class EngineClient:
@@ -64,6 +64,15 @@ class EngineClient:
         With a `canary` prompt, each engine's account of the transfer is then in `accounts`.
         """
         self.accounts = self._all("finish_weight_update", self.version, self.canary)
+
+    def load_adapter(self, adapter: Adapter) -> list[Any]:
+        """Let every engine load an adapter as `version`; `loaded` waits for what this returns."""
+        shared = ray.put(adapter)
+        return [handle.load_adapter.remote(shared, self.version, self.canary) for handle in self.handles]
+
+    def loaded(self, references: list[Any]) -> None:
+        """Wait until every engine uses its adapter; their accounts are then in `accounts`."""
+        self.accounts = self._wait("load_adapter", references)
 
     def probe(self, seed: int) -> list[tuple[dict[str, np.ndarray], dict[str, list[str]]]]:
         """Per engine: what its layers answer to a fixed input, and which tensors they hold; see `actors.probe`."""

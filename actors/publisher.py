@@ -2,16 +2,29 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from actors.checksum import checksum
 from actors.config import Dtype, TransferConfig
-from actors.engine import TrainingEngine, full_shape, named_parameters
+from actors.engine import TrainingEngine, gathered
 from actors.engine_client import EngineClient
+from actors.lora import (
+    adapter_config,
+    adapter_state,
+    adapters_disabled,
+    has_adapters,
+    parameter_metas,
+    plain_parameters,
+)
 from actors.probe import differing_tensors, trainer_answers
+from actors.rollout import Account, Adapter
 from actors.transfer import open_transfer
 
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.15}
@@ -25,31 +38,44 @@ class WeightSyncError(RuntimeError):
 class ParameterSource(WeightSource):
     """The policy's parameters for a transfer; whole also under ZeRO-3, where every rank helps to gather.
 
-    With a `canary` prompt, an iteration leaves the trainer's account of what it yielded: checksums `sent`, on the rank
-    that sends, and `canary_logprobs`.
+    LoRA adapters are merged into them, or with `base_only` left out. With a `canary` prompt, an iteration leaves the
+    trainer's account of what it yielded: checksums `sent`, on the rank that sends, and `canary_logprobs`.
     """
 
-    def __init__(self, engine: TrainingEngine, logprobs: Callable[[list[int]], np.ndarray], sends: bool) -> None:
-        self.engine = engine
+    def __init__(
+        self, engine: TrainingEngine, logprobs: Callable[[list[int]], np.ndarray], *, sends: bool, base_only: bool
+    ) -> None:
+        self.model: Any = engine.module.model
         self.logprobs = logprobs
         self.sends = sends
+        self.base_only = base_only
         self.canary: list[int] | None = None
         self.sent: dict[str, int] = {}
         self.canary_logprobs = np.empty(0, dtype=np.float32)
 
     def metadata(self) -> list[ParamMeta]:
         """Name, type and shape of what iteration yields, in its order."""
-        return [ParamMeta(name, p.dtype, full_shape(p)) for name, p in named_parameters(self.engine.module, "model")]
+        return [ParamMeta(*meta) for meta in parameter_metas(self.model)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.sent = {}
-        for name, tensor in self.engine.parameters("model"):
+        for name, tensor in plain_parameters(self.model, gathered, merged=not self.base_only):
             if self.sends and self.canary is not None:
                 self.sent[name] = checksum(tensor)
             yield name, tensor
         if self.canary is not None:
             # All is sent: while the engines load it, this side has nothing else to do.
-            self.canary_logprobs = self.logprobs(self.canary)
+            with adapters_disabled(self.model) if self.base_only else nullcontext():
+                self.canary_logprobs = self.logprobs(self.canary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What the trainer and the engines say about one transfer."""
+
+    accounts: list[Account | None]
+    sent: dict[str, int]
+    canary_logprobs: np.ndarray
 
 
 class Publisher:
@@ -71,7 +97,11 @@ class Publisher:
         self.rank = rank
         self.config = config
         self.tensor_parallel = tensor_parallel
-        self.source = ParameterSource(engine, logprobs, sends=rank == 0)
+        self.model: Any = engine.module.model
+        self.sends_adapter = config.lora == "adapter" and has_adapters(self.model)
+        self.source = ParameterSource(engine, logprobs, sends=rank == 0, base_only=self.sends_adapter)
+        self.sent_weights = False
+        self.comparisons: list[_Comparison] = []
         self.transfer = open_transfer(
             backend,
             rank=rank,
@@ -87,14 +117,24 @@ class Publisher:
     def send(self, version: int, canary: list[int] | None) -> float:
         """One transfer; returns its seconds. Generation goes on afterwards, also when the transfer fails.
 
-        With a canary prompt, both sides account for it, and `compare` compares.
+        Whole weights go, or, after a first time, adapters alone. With a canary prompt, both sides account for it, and
+        `compare` compares. Raises WeightSyncError when an engine does not compute with the whole adapter.
         """
         started = time.perf_counter()
-        self.source.canary = canary
+        self.source.canary = self.client.canary = canary
+        self.client.version = version
+        self.comparisons = []
+        if not (self.sends_adapter and self.sent_weights):
+            self._send_weights(canary)
+            self.sent_weights = True
+        if self.sends_adapter:
+            self._send_adapter(canary)
+        return time.perf_counter() - started
+
+    def _send_weights(self, canary: list[int] | None) -> None:
         if self.rank > 0:
             self.transfer.send_weights()
-            return time.perf_counter() - started
-        self.client.version, self.client.canary = version, canary
+            return
         finished = False
         try:
             self.transfer.send_weights()
@@ -102,23 +142,39 @@ class Publisher:
         finally:
             if not finished:
                 self.client.resume()
-        return time.perf_counter() - started
+        if canary is not None:
+            self.comparisons.append(_Comparison(self.client.accounts, self.source.sent, self.source.canary_logprobs))
+
+    def _send_adapter(self, canary: list[int] | None) -> None:
+        state = adapter_state(self.model, gathered, keep=self.rank == 0)
+        loading = []
+        if self.rank == 0:
+            loading = self.client.load_adapter(Adapter(adapter_config(self.model, None), save(state)))
+        logprobs = np.empty(0, dtype=np.float32) if canary is None else self.source.logprobs(canary)
+        if self.rank > 0:
+            return
+        self.client.loaded(loading)
+        comparison = _Comparison(self.client.accounts, {n: checksum(tensor) for n, tensor in state.items()}, logprobs)
+        self._check_bound(comparison)
+        if canary is not None:
+            self.comparisons.append(comparison)
 
     def tolerance(self, dtype: Dtype) -> float:
         """Largest difference in logprob that the canary may show."""
         return self.config.canary_tolerance or _TOLERANCES[dtype]
 
     def compare(self) -> float:
-        """Compare the engines' accounts of the last transfer with the trainer's.
+        """Compare the engines' accounts of what was sent last with the trainer's.
 
         Returns the largest difference in a logprob of the canary, 0 on ranks above 0, which have no engines' account.
         Raises WeightSyncError when a tensor arrived changed.
         """
-        if self.rank > 0:
-            return 0.0
-        accounts = [account for account in self.client.accounts if account is not None]
-        self._compare_checksums([received for engine, _ in accounts for received in engine])
-        return max(float(np.abs(self.source.canary_logprobs - logprobs).max()) for _, logprobs in accounts)
+        differences = [0.0]
+        for comparison in self.comparisons:
+            for workers, logprobs in (account for account in comparison.accounts if account is not None):
+                self._compare_checksums(workers, comparison.sent)
+                differences.append(float(np.abs(comparison.canary_logprobs - logprobs).max()))
+        return max(differences)
 
     def explain(self, difference: float, tolerance: float) -> None:
         """Find the tensor behind a failed canary. Collective; raises WeightSyncError on rank 0."""
@@ -130,9 +186,21 @@ class Publisher:
                 f"{difference:.3g} (allowed {tolerance:g}) on the canary; {self._culprits(answers)}"
             )
 
-    def _compare_checksums(self, workers: list[dict[str, int]]) -> None:
+    def _check_bound(self, comparison: _Comparison) -> None:
+        workers = [worker for account in comparison.accounts if account is not None for worker in account[0]]
+        layers = list(dict.fromkeys(_layer(name) for name in comparison.sent))
+        for worker, bound in enumerate(workers):
+            without = {_layer(name) for name, value in comparison.sent.items() if bound.get(name) != value}
+            if without or not layers:
+                raise WeightSyncError(
+                    f"version {self.client.version}: vLLM worker {worker} computes with the adapters of "
+                    f"{len(layers) - len(without)} of {len(layers)} layers; not with those of "
+                    f"{', '.join(name for name in layers if name in without) or 'any'}"
+                )
+
+    def _compare_checksums(self, workers: list[dict[str, int]], sent: dict[str, int]) -> None:
         for worker, received in enumerate(workers):
-            wrong = [name for name, value in self.source.sent.items() if received.get(name) != value]
+            wrong = [name for name, value in sent.items() if received.get(name) != value]
             if wrong:
                 raise WeightSyncError(
                     f"version {self.client.version}: {len(wrong)} tensor(s) arrived changed or not at all at vLLM "
@@ -147,3 +215,8 @@ class Publisher:
         if wrong:
             return f"every tensor arrived intact, but these layers compute with other values: {', '.join(wrong[:5])}"
         return "every tensor arrived intact and every layer answers alike: the models differ in something else"
+
+
+def _layer(tensor: str) -> str:
+    """The adapted layer of a tensor of a PEFT directory."""
+    return tensor.removeprefix("base_model.model.").partition(".lora_")[0]

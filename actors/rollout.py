@@ -8,13 +8,14 @@ The driver imports this module for its method names, so vLLM is imported only wh
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
 
 from actors.batch import Rollout, RolloutStatus, VersionSpan
-from actors.config import Dtype, RolloutConfig
+from actors.config import ModelConfig, RolloutConfig
 from actors.group import write_output_to_log
 from actors.rollout_types import RolloutInfo, Sampling
 from actors.tokenizer import load_tokenizer
@@ -28,11 +29,28 @@ Account = tuple[list[dict[str, int]], np.ndarray]
 """Of a transfer: checksums as received by each worker process, and the canary's logprobs [L-1] at temperature 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter on its way to the engines: the two files of a PEFT directory."""
+
+    config: str
+    """adapter_config.json"""
+    weights: bytes
+    """adapter_model.safetensors"""
+
+
 class RolloutWorker:
     """One engine of the rollout group."""
 
     def __init__(
-        self, rank: int, world_size: int, directory: str, config: RolloutConfig, dtype: Dtype, backend: str, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        directory: str,
+        config: RolloutConfig,
+        model: ModelConfig,
+        backend: str,
+        seed: int,
     ) -> None:
         write_output_to_log()
         from actors.rollout_engine import EngineThread, build_llm
@@ -40,7 +58,7 @@ class RolloutWorker:
         self.config = config
         self.version = -1
         self.tokenizer = load_tokenizer(directory)
-        self.engine = EngineThread(lambda: build_llm(directory, config, dtype, backend, seed + rank))
+        self.engine = EngineThread(lambda: build_llm(directory, config, model, backend, seed + rank))
 
     @ray.method(concurrency_group="control")
     async def ready(self) -> None:
@@ -132,6 +150,27 @@ class RolloutWorker:
             return self.engine.llm.collective_rpc("received_checksums"), self.engine.logprobs(canary)
 
         return await self._between_steps(finish)
+
+    @ray.method(concurrency_group="control")
+    async def load_adapter(self, adapter: Adapter, version: int, canary: list[int] | None) -> Account:
+        """Put an adapter into service as `version`, in place of the one before, and go on.
+
+        Gives account: per worker process, checksums of the tensors that its layers compute with, and the logprobs of
+        the canary prompt, if there is one.
+        """
+
+        def load() -> Account:
+            self.engine.pause()
+            try:
+                bound = self.engine.load_adapter(adapter)
+                self.engine.llm.update_weight_version(str(version))
+                self.version = version
+            finally:
+                self.engine.resume()
+            logprobs = np.empty(0, dtype=np.float32) if canary is None else self.engine.logprobs(canary)
+            return bound, logprobs
+
+        return await self._between_steps(load)
 
     @ray.method(concurrency_group="control")
     async def worker_call(self, method: str, *args: Any) -> list[Any]:

@@ -6,26 +6,33 @@ both are driven by the same thread through vLLM's public `LLM` and `LLMEngine`.
 
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
-from actors.config import Dtype, RolloutConfig
+from actors.binding import ADAPTER_ID
+from actors.config import LoraConfig, ModelConfig, RolloutConfig
+from actors.rollout import Adapter
 from actors.rollout_types import Sampling
 from actors.transfer import WORKER_BACKENDS
 
 T = TypeVar("T")
 
 _DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+_ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_MEMORY_FILES = Path("/dev/shm")
 
 
 class EngineThread:
@@ -40,6 +47,7 @@ class EngineThread:
         self._ids = count()
         self._paused = False
         self._lost: Exception | None = None
+        self._adapter: LoRARequest | None = None
         self.ready: Future[None] = Future()
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
@@ -90,7 +98,7 @@ class EngineThread:
     def _add(self, token_ids: list[int], params: SamplingParams, output: "Future[RequestOutput]") -> None:
         request_id = str(next(self._ids))
         prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.llm.get_weight_version()}"}
-        self.llm.llm_engine.add_request(request_id, prompt, params)
+        self.llm.llm_engine.add_request(request_id, prompt, params, lora_request=self._adapter)
         self._running[request_id] = output
 
     def pause(self) -> None:
@@ -106,6 +114,21 @@ class EngineThread:
         self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
         self.llm.wake_up(tags=["scheduling"])
         self._paused = False
+
+    def load_adapter(self, adapter: Adapter) -> list[dict[str, int]]:
+        """Let all requests from now on use this adapter in place of the one before. Runs on the engine thread.
+
+        Returns, per worker process, the checksum of each of its tensors that a layer computes with.
+        """
+        # vLLM loads adapters from files only; they are needed no longer than that.
+        memory = _MEMORY_FILES if os.access(_MEMORY_FILES, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="tandem-adapter-", dir=memory) as directory:
+            (Path(directory) / "adapter_config.json").write_text(adapter.config)
+            (Path(directory) / "adapter_model.safetensors").write_bytes(adapter.weights)
+            self.llm.llm_engine.add_lora(LoRARequest("policy", ADAPTER_ID, directory, load_inplace=True))
+            # A request of its own: `load_inplace` would load the files again with every batch.
+            self._adapter = LoRARequest("policy", ADAPTER_ID, directory)
+            return self.llm.collective_rpc("bound_checksums", args=(directory,))
 
     def _run(self) -> None:
         try:
@@ -153,7 +176,8 @@ def _fail(output: "Future[RequestOutput]", error: Exception) -> None:
         output.set_exception(error)
 
 
-def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str, seed: int) -> LLM:
+def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend: str, seed: int) -> LLM:
+    """vLLM with random weights: the policy sends version 0 before anything is generated."""
     on_gpu = torch.cuda.is_available()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu else "0"
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.memory_gib)
@@ -164,9 +188,8 @@ def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str,
     executor = "mp" if config.tensor_parallel > 1 else "uni"
     return LLM(
         model=directory,
-        # The policy sends version 0 before anything is generated.
         load_format="dummy",
-        dtype=_DTYPES[dtype],
+        dtype=_DTYPES[model.dtype],
         seed=seed,
         tensor_parallel_size=config.tensor_parallel,
         distributed_executor_backend=executor,
@@ -179,7 +202,20 @@ def build_llm(directory: str, config: RolloutConfig, dtype: Dtype, backend: str,
         weight_transfer_config=WeightTransferConfig(backend=WORKER_BACKENDS[backend]),
         worker_extension_cls="actors.transfer.WorkerExtension",
         disable_log_stats=True,
+        **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
     )
+
+
+def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, Any]:
+    from actors.lora import adapted_layer_kinds
+
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": min(rank for rank in _ADAPTER_RANKS if rank >= lora.rank),
+        # Otherwise embeddings would be ready for adapters too, which costs generation more than all other layers.
+        "lora_target_modules": adapted_layer_kinds(directory, lora),
+    }
 
 
 def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams:

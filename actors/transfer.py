@@ -31,6 +31,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCW
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.binding import bound_checksums
 from actors.checksum import checksum
 from actors.probe import engine_answers
 
@@ -308,6 +309,10 @@ class WorkerExtension:
     def received_checksums(self) -> dict[str, int]:
         """Checksum of every tensor of the last transfer, as it arrived."""
         return self.weight_transfer_engine.received
+
+    def bound_checksums(self, directory: str) -> dict[str, int]:
+        """Checksum of every tensor of the adapter in `directory` that a layer computes with."""
+        return bound_checksums(self.model_runner, directory)
 
 
 class TransferClient(Protocol):

@@ -1,6 +1,7 @@
 """Weight sync between real DeepSpeed policies and real vLLM engines: what arrives, what is used, what is noticed.
 
-Two pairs of policy and engine: `tied` (two ranks under ZeRO-3, one tensor for both embeddings) and `untied` (one rank).
+Pairs of policy and engine: `tied` (two ranks under ZeRO-3, one tensor for both embeddings), `untied` (one rank), and
+with LoRA adapters `merged` (as tied) and `adapter` (as untied, a Llama), named after what is sent to the engine.
 Faults are put into the engine's own process, at the places where they would arise.
 """
 
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,10 +19,18 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.batch import Rollout, Sequence
-from actors.config import ModelConfig, ModelInit, OptimizerConfig, RolloutConfig, TrainerConfig, TransferConfig
+from actors.config import (
+    LoraConfig,
+    ModelConfig,
+    ModelInit,
+    OptimizerConfig,
+    RolloutConfig,
+    TrainerConfig,
+    TransferConfig,
+)
 from actors.group import ActorGroup, GroupError, Slot
 from actors.policy import PolicyWorker
-from actors.rollout import CONCURRENCY, RolloutWorker
+from actors.rollout import CONCURRENCY, Adapter, RolloutWorker
 from actors.rollout_types import Sampling
 from actors.skeleton import write_skeleton
 from actors.worker import Totals
@@ -53,6 +62,11 @@ class Engine(RolloutWorker):
     async def repair(self) -> None:
         """Take the fault away."""
         await self._between_steps(self.undo)
+
+    @ray.method(concurrency_group="control")
+    async def canary(self) -> np.ndarray:
+        """Logprobs of the canary prompt, [L-1]."""
+        return await self._between_steps(lambda: self.engine.logprobs(CANARY))
 
     @ray.method(concurrency_group="control")
     async def running(self) -> int:
@@ -115,6 +129,35 @@ def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
     return _replace(transfer, "_views", until)
 
 
+def misnamed_adapter(model: Any, *layers: str) -> Callable[[], None]:
+    """Layers of an adapter arrive under names for which the engine has none, about which vLLM says nothing."""
+    from safetensors.torch import load, save
+
+    from actors import rollout_engine
+
+    healthy = rollout_engine.EngineThread.load_adapter
+
+    def with_other_names(self: Any, adapter: Adapter) -> Any:
+        tensors = load(adapter.weights)
+        for name in [name for name in tensors if any(layer in name for layer in layers)]:
+            tensors[name.replace("model.layers", "model.lost_layers")] = tensors.pop(name)
+        return healthy(self, Adapter(adapter.config, save(tensors)))
+
+    return _replace(rollout_engine.EngineThread, "load_adapter", with_other_names)
+
+
+def stale_adapter(model: Any, layer: str) -> Callable[[], None]:
+    """A layer keeps the adapter that it had."""
+    module = model.get_submodule(layer)
+    healthy = module.set_lora
+    module.set_lora = lambda *arguments: None
+
+    def repair() -> None:
+        module.set_lora = healthy
+
+    return repair
+
+
 def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:
     healthy = getattr(owner, name)
     setattr(owner, name, value)
@@ -127,6 +170,7 @@ class Pair:
 
     policy: ActorGroup[PolicyWorker]
     rollout: ActorGroup[Engine]
+    transfer: TransferConfig
     version: int = 0
 
     def publish(self, *, verify: bool = True) -> dict[str, float]:
@@ -141,7 +185,7 @@ class Pair:
         plan = [[Sequence(token_ids=generator.integers(0, 90, size=40), action_mask=mask) for _ in range(8)]]
         ranks = len(self.policy)
         totals = Totals(tokens=39 * 8 * ranks, sequences=8 * ranks, trained_tokens=39 * 8 * ranks)
-        self.policy.call(PolicyWorker.imitate, plan, totals, sft_loss)
+        self.policy.call(PolicyWorker.learn, plan, totals, sft_loss)
 
     def checksums(self) -> dict[str, int]:
         """Of the policy's parameters."""
@@ -154,6 +198,10 @@ class Pair:
     def engine(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """Call a method of the engine."""
         return self.rollout.call(method, *arguments)[0]
+
+    def canary(self) -> np.ndarray:
+        """The engine's logprobs of the canary."""
+        return self.engine(Engine.canary)
 
     @contextmanager
     def broken(self, fault: Callable[..., Callable[[], None]], *arguments: Any) -> Iterator[None]:
@@ -177,19 +225,21 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pairs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pair]]:
-    """Both pairs, connected, with nothing published yet."""
+    """All pairs, connected, with nothing published yet."""
     placement = placement_group([{"CPU": 1.0}])
     assert placement.wait(30)
     slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
     started = {
         "tied": _start(True, 2, 3, slot, tmp_path_factory.mktemp("tied")),
         "untied": _start(False, 1, 0, slot, tmp_path_factory.mktemp("untied")),
+        "merged": _start(True, 2, 3, slot, tmp_path_factory.mktemp("merged"), lora="merged"),
+        "adapter": _start(False, 1, 0, slot, tmp_path_factory.mktemp("adapter"), lora="adapter", family="llama"),
     }
     for pair in started.values():
         address, port = pair.policy.gather([pair.policy.submit(0, PolicyWorker.address)], "address")[0]
         pair.policy.call(PolicyWorker.build, address, port, 100)
         pair.rollout.call(Engine.ready)
-        pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", ROLLOUT.transfer)
+        pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", pair.transfer)
     yield started
     for pair in started.values():
         pair.rollout.shutdown()
@@ -197,19 +247,35 @@ def pairs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     remove_placement_group(placement)
 
 
-def _start(tied: bool, ranks: int, zero_stage: int, slot: Slot, directory: Path) -> Pair:
+def _start(
+    tied: bool,
+    ranks: int,
+    zero_stage: int,
+    slot: Slot,
+    directory: Path,
+    *,
+    lora: Literal["merged", "adapter"] | None = None,
+    family: Literal["qwen2", "llama"] = "qwen2",
+) -> Pair:
+    # 1.7 MB: more than one bucket.
+    sizes: dict[str, Any] = {"hidden_size": 128, "layers": 2, "heads": 4, "kv_heads": 2, "max_positions": 512}
     model = ModelConfig(
-        # 1.7 MB: more than one bucket.
-        init=ModelInit(hidden_size=128, layers=2, heads=4, kv_heads=2, max_positions=512, tie_embeddings=tied)
+        init=ModelInit(family=family, tie_embeddings=tied, **sizes),
+        # The engine has buffers for rank 8.
+        lora=LoraConfig(rank=6, alpha=20, rslora=lora == "merged") if lora else None,
     )
+    config = ROLLOUT
+    if lora:
+        transfer = ROLLOUT.transfer.model_copy(update={"lora": lora})
+        config = ROLLOUT.model_copy(update={"transfer": transfer})
     skeleton = str(write_skeleton(model, directory / "model"))
     group = TrainerConfig(zero_stage=zero_stage, optimizer=OptimizerConfig(lr=0.02), timeout_s=120)
     options: dict[str, Any] = {"timeout_s": 120, "log_directory": str(directory)}
     rollout = ActorGroup("rollout", Engine, [slot], concurrency=CONCURRENCY, **options)
-    rollout.spawn(skeleton, ROLLOUT, model.dtype, "gloo", 0)
+    rollout.spawn(skeleton, config, model, "gloo", 0)
     policy = ActorGroup("policy", PolicyWorker, [slot] * ranks, **options)
     policy.spawn(model, skeleton, group, 0)
-    return Pair(policy, rollout)
+    return Pair(policy, rollout, config.transfer)
 
 
 @pytest.fixture(params=["tied", "untied"])
@@ -317,7 +383,10 @@ def test_paused_requests_are_kept(pair: Pair) -> None:
 def test_running_requests_continue_with_new_weights(pairs: dict[str, Pair], tmp_path: Path) -> None:
     """Sequences that a publish overtakes go on; their spans tell which tokens came from which weights, and each
     token's logprob is that of the exported model of its version: keys and values of old weights are not used."""
-    pair = pairs["untied"]
+    _assert_continued(pairs["untied"], tmp_path)
+
+
+def _assert_continued(pair: Pair, tmp_path: Path) -> None:
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     pair.train()
@@ -342,6 +411,87 @@ def test_generation_goes_on_after_a_failed_transfer(pairs: dict[str, Pair]) -> N
     with pair.broken(lost_in_transit, name), pytest.raises(GroupError, match=f"lost while receiving {name}"):
         pair.publish()
     assert {rollout.status for rollout in pair.generate([5, 6, 7])} <= {"ok", "truncated"}
+
+
+@pytest.mark.parametrize("name", ["merged", "adapter"])
+def test_lora_reaches_the_engine(name: str, pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """After some updates both sides give equal logprobs, for each version; what is exported is what was sampled from.
+
+    The adapters matter: logprobs move from version to version by more than the tolerance of the canary.
+    """
+    pair = pairs[name]
+    differences = [pair.publish()["weights/canary_difference"]]
+    base = pair.canary()
+    for _ in range(3):
+        pair.train()
+        differences.append(pair.publish()["weights/canary_difference"])
+    assert max(differences) < 1e-4
+    assert np.abs(pair.canary() - base).max() > 1e-2
+    pair.policy.call(PolicyWorker.export, tmp_path / "export")
+    _assert_sampled_by(tmp_path / "export", pair.generate([5, 6, 7], max_tokens=40), 0)
+    _assert_adapter_on(name, pairs, tmp_path / "export")
+
+
+def _assert_adapter_on(name: str, pairs: dict[str, Pair], export: Path) -> None:
+    """The exported adapter on the initial weights answers like the merged export."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    initial = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(export), dtype=torch.float32)
+    tokens = torch.tensor([CANARY])
+    with torch.no_grad():
+        base = initial(tokens).logits
+        whole = AutoModelForCausalLM.from_pretrained(export)(tokens).logits
+        adapted = PeftModel.from_pretrained(initial, str(export / "adapter"))(tokens).logits
+    assert (adapted - whole).abs().max() < 1e-4 < 1e-2 < (base - whole).abs().max()
+
+
+def test_after_the_first_time_only_adapters_travel(pairs: dict[str, Pair]) -> None:
+    """Whole weights are sent once: a fault in their transfer does no harm later, and the version goes on."""
+    pair = pairs["adapter"]
+    pair.publish()
+    pair.train()
+    with pair.broken(lost_in_transit, "model.norm.weight"):
+        assert pair.publish()["weights/version"] == pair.version
+    rollouts = pair.generate([5, 6, 7])
+    assert {span.version for rollout in rollouts for span in rollout.versions} == {pair.version}
+
+
+@pytest.mark.parametrize(
+    ("fault", "arguments", "message"),
+    [
+        (misnamed_adapter, ("layers",), r"adapters of 0 of 14 layers; not with those of model\.layers\.0\.self_attn"),
+        (
+            misnamed_adapter,
+            ("layers.1.self_attn.k_proj",),
+            r"adapters of 13 of 14 layers; not with those of model\.layers\.1\.self_attn\.k_proj$",
+        ),
+        (
+            stale_adapter,
+            ("model.layers.0.mlp.gate_up_proj",),
+            r"12 of 14 layers; not with those of model\.layers\.0\.mlp\.gate_proj, model\.layers\.0\.mlp\.up_proj$",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_adapter_that_binds_too_little_is_refused(
+    fault: Callable[..., Any], arguments: tuple[str, ...], message: str, verify: bool, pairs: dict[str, Pair]
+) -> None:
+    """Whether the transfer is to be verified or not, the layers that compute without their adapter are named."""
+    pair = pairs["adapter"]
+    pair.publish()
+    pair.train()
+    with pair.broken(fault, *arguments), pytest.raises(GroupError, match=rf"WeightSyncError: version .*{message}"):
+        pair.publish(verify=verify)
+    assert {rollout.status for rollout in pair.generate([5, 6, 7])} <= {"ok", "truncated"}
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+
+
+def test_running_requests_continue_with_a_new_adapter(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """As with whole weights: each token's logprob is that of the exported model of its version."""
+    _assert_continued(pairs["adapter"], tmp_path)
 
 
 def _let_run(pair: Pair) -> None:

@@ -1,0 +1,310 @@
+"""Low-rank adapters inside a Hugging Face model (arXiv 2106.09685), by PEFT: add, merge, disable, write, read.
+
+Adapters are injected in place: the model keeps its class and its methods, every adapted layer W becomes
+
+    W.base_layer  (frozen)      lora_A [r, in], lora_B [out, r]  (trained)      y = W x + scaling B A x
+
+A parameter's plain name is the one it has in the model without adapters: what the engines and an export know.
+
+PEFT takes seconds to import, so only functions that need it do.
+"""
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import Parameter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from actors.config import LoraConfig, ModelConfig, UserError
+
+Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
+"""A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
+
+_NAME = "default"
+_HEADS = ("score", "classifier")
+
+
+def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
+    """Leave to the optimizer what the configuration trains: adapters, or all but what `freeze` names. In place.
+
+    Raises:
+        UserError: see `add_adapters` and `freeze_parameters`.
+    """
+    if config.lora:
+        add_adapters(model, config.lora, seed)
+    elif config.freeze:
+        freeze_parameters(model, config.freeze)
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+    """Freeze the model and give its linear layers adapters that change nothing yet; a score head stays trainable.
+
+    Adapters have the dtype of the layer they adapt; `seed` decides their initial values.
+
+    Raises:
+        UserError: when a target is no linear layer of the model, or one that cannot have an adapter.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        target_modules=_targets(model, config.targets),
+        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model, adapter_name=_NAME)
+    for head in _heads(model):
+        model.get_submodule(head).requires_grad_(True)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that can have adapters: all but the output embedding and score heads."""
+    output: Any = model.get_output_embeddings()
+    heads = {id(model.get_submodule(head)) for head in _heads(model)} | {id(output)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module) not in heads
+    ]
+
+
+def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
+    """Last parts of the names of the layers that get adapters, such as q_proj, in the causal model of `directory`."""
+    if config.targets != "all-linear":
+        return sorted({target.rpartition(".")[2] for target in config.targets})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    return sorted({name.rpartition(".")[2] for name in linear_layers(model)})
+
+
+def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
+    layers = linear_layers(model)
+    if isinstance(targets, str):
+        return layers
+    found = []
+    for target in targets:
+        matching = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not matching:
+            kinds = sorted({name.rpartition(".")[2] for name in layers})
+            near = difflib.get_close_matches(target.rpartition(".")[2], kinds, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+            raise UserError(
+                f"model.lora.targets: must be linear layers other than the output embedding or a score head ({hint}), "
+                f"got {target}"
+            )
+        found += matching
+    return sorted(set(found))
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    return [name for name in _HEADS if isinstance(getattr(model, name, None), torch.nn.Linear)]
+
+
+def freeze_parameters(model: PreTrainedModel, patterns: list[str]) -> None:
+    """Stop training the parameters whose names match a pattern; `*` stands for anything.
+
+    Raises:
+        UserError: when a pattern matches no parameter, or nothing is left to train.
+    """
+    # Tied parameters are known by both of their names.
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        matching = [name for name in named if fnmatchcase(name, pattern)]
+        if not matching:
+            near = difflib.get_close_matches(pattern, named, 1, cutoff=0.4)
+            hint = f" (for example {near[0]})" if near else ""
+            raise UserError(f"model.freeze: each pattern must match a parameter{hint}, got {pattern}")
+        for name in matching:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UserError(f"model.freeze: must leave something to train, got {patterns}")
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether `add_adapters` was applied."""
+    return bool(_adapted_layers(model))
+
+
+@contextmanager
+def adapters_disabled(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, the model is the one that the adapters were added to: the reference of a policy."""
+    layers = list(_adapted_layers(model).values())
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
+    """Name -> peft.tuners.lora.LoraLayer, told by what it holds."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, Any]]:
+    """(plain name, parameter, the adapted layer whose weight it is), in the order of the model without adapters."""
+    layers = list(_adapted_layers(model).values())
+    adapted: dict[int, Any] = {id(layer.get_base_layer().weight): layer for layer in layers}
+    added = {id(parameter) for layer in layers for parameter in _adapter_of(layer).values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in added:
+            yield name.replace(".base_layer.", "."), parameter, adapted.get(id(parameter))
+
+
+def _adapter_of(layer: Any) -> dict[str, Parameter]:
+    return {name: value for name, value in layer.named_parameters() if not name.startswith("base_layer.")}
+
+
+def parameter_metas(model: PreTrainedModel) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Plain name, dtype and whole shape of what `plain_parameters` yields, in its order."""
+    metas = []
+    for name, parameter, _ in _plain(model):
+        packed: Any = getattr(parameter, "quant_state", None)  # Of a weight in 4 bits.
+        whole = packed or parameter
+        metas.append((name, whole.dtype, tuple(getattr(parameter, "ds_shape", whole.shape))))
+    return metas
+
+
+def plain_parameters(model: PreTrainedModel, gather: Gather, *, merged: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Whole parameters under their plain names, one at a time: with the adapters merged into them, or without.
+
+    Merged: W + scaling B A; for DoRA (arXiv 2402.09353) m (W + scaling B A) / |W + scaling B A|. The model is not
+    altered. Collective under ZeRO-3: every rank iterates to the end.
+    """
+    for name, parameter, layer in _plain(model):
+        adapter = _adapter_of(layer) if merged and layer is not None else {}
+        with gather([parameter, *adapter.values()]):
+            with torch.no_grad():
+                tensor = _merged(layer) if adapter else _dequantized(parameter)
+            yield name, tensor
+
+
+def _merged(layer: Any) -> torch.Tensor:
+    weight = _dequantized(layer.get_base_layer().weight)
+    if variant := layer.lora_variant.get(_NAME):
+        return variant.merge_safe(layer, _NAME, weight)
+    return weight + layer.get_delta_weight(_NAME).to(weight.dtype)
+
+
+def _dequantized(parameter: Parameter) -> torch.Tensor:
+    if not hasattr(parameter, "quant_state"):
+        return parameter.detach()
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(parameter)
+
+
+def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict[str, torch.Tensor]:
+    """The trained tensors, a score head included, on CPU under the names of a PEFT directory; empty without `keep`.
+
+    Collective under ZeRO-3.
+    """
+    from peft import get_peft_model_state_dict
+
+    layers = {f"{name}.": layer for name, layer in _adapted_layers(model).items()}
+    named = {prefix + name: value for prefix, layer in layers.items() for name, value in _adapter_of(layer).items()}
+    heads = {name: value for name, value in model.named_parameters() if name.rpartition(".")[0] in _heads(model)}
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in (named | heads).items():
+        with gather([parameter]):
+            if keep:
+                found[name] = parameter.detach().cpu().clone()
+    if not keep:
+        return {}
+    adapters = {name: found[name] for name in named}
+    trained = get_peft_model_state_dict(model, adapters, _NAME, save_embedding_layers=False)
+    return {f"base_model.model.{name}": tensor for name, tensor in (trained | {n: found[n] for n in heads}).items()}
+
+
+def adapter_config(model: PreTrainedModel, base: str | None) -> str:
+    """adapter_config.json of a PEFT directory whose adapters belong to the model in the directory `base`."""
+    settings: dict[str, Any] = model.peft_config[_NAME].to_dict()  # type: ignore[index, union-attr, operator]
+    settings |= {"base_model_name_or_path": base, "inference_mode": True, "modules_to_save": _heads(model) or None}
+    return json.dumps(settings, indent=2, sort_keys=True, default=sorted)
+
+
+def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) -> None:
+    """Write a PEFT directory, which `PeftModel.from_pretrained(base, directory)` loads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").write_text(config)
+    save_file(state, directory / "adapter_model.safetensors")
+
+
+def merge_adapter(directory: Path, output: Path) -> None:
+    """Merge a PEFT directory into its base model and write the whole model, with its tokenizer, to `output`.
+
+    Raises:
+        UserError: when the adapter does not say which model it belongs to, or that is not there.
+    """
+    from peft import PeftModel
+
+    settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+    base, task = settings.get("base_model_name_or_path"), settings.get("task_type")
+    if not base or (Path(base).is_absolute() and not (Path(base) / "config.json").is_file()):
+        raise UserError(f"{directory / 'adapter_config.json'}: base_model_name_or_path must be a model, got {base}")
+    loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
+    options = {"num_labels": 1} if task == "SEQ_CLS" else {}
+    model: Any = loader.from_pretrained(base, dtype="auto", **options)
+    PeftModel.from_pretrained(model, str(directory)).merge_and_unload().save_pretrained(output)
+    tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
+
+
+def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
+    """`quantization_config` of `from_pretrained` for QLoRA (arXiv 2305.14314); None without `model.quantize`.
+
+    Raises:
+        UserError: without a GPU, or without bitsandbytes.
+    """
+    if model.quantize is None:
+        return None
+    lacking = [
+        what
+        for what, there in (
+            ("no GPU", torch.cuda.is_available()),
+            ("no bitsandbytes", importlib.util.find_spec("bitsandbytes")),
+        )
+        if not there
+    ]
+    if lacking:
+        raise UserError(f"model.quantize: nf4 needs a GPU and the bitsandbytes package, got {' and '.join(lacking)}")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[model.dtype],
+    )
+
+
+def unquantized_shell(model: PreTrainedModel) -> PreTrainedModel:
+    """A model to write the merged weights of `model` with: itself, or for QLoRA its like without quantisation."""
+    if not hasattr(model.config, "quantization_config"):
+        return model
+    settings = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    config = type(model.config).from_dict(settings)
+    with torch.device("meta"):
+        return type(model)(config)

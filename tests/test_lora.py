@@ -1,0 +1,348 @@
+"""LoRA inside a model: what is trained, merging, disabling, PEFT directories, freezing; syncing is in test_sync."""
+
+import copy
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
+from actors.lora import (
+    adapted_layer_kinds,
+    adapter_config,
+    adapter_state,
+    adapters_disabled,
+    add_adapters,
+    freeze_parameters,
+    has_adapters,
+    merge_adapter,
+    parameter_metas,
+    plain_parameters,
+    quantization_config,
+    select_trained,
+    unquantized_shell,
+    write_adapter,
+)
+from actors.tokenizer import tokenizer_for
+from launch.export import export
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+TOKENS = torch.arange(1, 13)[None]
+KINDS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+def not_sharded(parameters: object) -> Any:
+    """A model that is whole in this process needs no gathering."""
+    return nullcontext()
+
+
+def causal(family: type = Qwen2Config, *, tied: bool = True, dtype: torch.dtype = torch.float32) -> Any:
+    """A new model, always the same."""
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(family(**SIZES, tie_word_embeddings=tied), dtype=dtype)
+
+
+def classifier() -> Any:
+    """A new model with one score."""
+    torch.manual_seed(3)
+    return AutoModelForSequenceClassification.from_config(Qwen2Config(**SIZES, num_labels=1), dtype=torch.float32)
+
+
+def logits(model: Any) -> torch.Tensor:
+    """Of a fixed input, in double precision."""
+    with torch.no_grad():
+        return model(TOKENS).logits.double()
+
+
+def trained(model: Any) -> Any:
+    """The model with some other values in everything that is trained."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    return model
+
+
+def merged(model: Any) -> dict[str, torch.Tensor]:
+    """Plain parameters with the adapters in them."""
+    return {name: tensor.clone() for name, tensor in plain_parameters(model, not_sharded, merged=True)}
+
+
+@pytest.mark.parametrize(("family", "tied"), [(Qwen2Config, True), (LlamaConfig, False)])
+def test_only_adapters_are_trained_and_change_nothing_at_first(family: type, tied: bool) -> None:
+    """All linear layers but the output embedding; the same seed gives the same adapters whatever happened before."""
+    model = causal(family, tied=tied)
+    before = logits(model)
+    add_adapters(model, LoraConfig(rank=4), seed=1)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(names) == 2 * len(KINDS) * 2 and all(".lora_A." in name or ".lora_B." in name for name in names)
+    assert torch.equal(logits(model), before)
+    again, other = causal(family, tied=tied), causal(family, tied=tied)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    add_adapters(again, LoraConfig(rank=4), seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    add_adapters(other, LoraConfig(rank=4), seed=2)
+    weights = [m.model.layers[1].mlp.up_proj.lora_A["default"].weight for m in (model, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_adapters_have_the_dtype_of_their_layer() -> None:
+    """bf16 below bf16."""
+    model = causal(dtype=torch.bfloat16)
+    add_adapters(model, LoraConfig(rank=2), seed=0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        (["q_proj", "mlp.up_proj"], {"self_attn.q_proj", "mlp.up_proj"}),
+        (["model.layers.1.self_attn.v_proj"], {"self_attn.v_proj"}),
+    ],
+)
+def test_targets(targets: list[str], adapted: set[str]) -> None:
+    """Whole names and their ends."""
+    model = causal()
+    add_adapters(model, LoraConfig(rank=2, targets=targets), seed=0)
+    found = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert {name.split(".", 3)[3] for name in found} == adapted
+    assert len(found) == (1 if "layers.1" in targets[0] else 4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_proj", "qproj"], r"model\.lora\.targets: .* \(did you mean q_proj\?\), got qproj$"),
+        (["lm_head"], r"other than the output embedding .*, got lm_head$"),
+        (["embed_tokens"], "got embed_tokens$"),
+        (["proj"], "got proj$"),
+    ],
+)
+def test_targets_that_cannot_have_adapters(targets: list[str], message: str) -> None:
+    """One line with the nearest name."""
+    with pytest.raises(UserError, match=message):
+        add_adapters(causal(tied=False), LoraConfig(targets=targets), seed=0)
+
+
+@pytest.mark.parametrize(("family", "tied"), [(Qwen2Config, True), (LlamaConfig, False)])
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}, {"targets": ["q_proj", "down_proj"]}])
+def test_merged_parameters_are_those_of_the_plain_model(options: dict[str, Any], family: type, tied: bool) -> None:
+    """Same names, order and shapes; a plain model with them answers alike, and the model itself stays as it was."""
+    plain, model = causal(family, tied=tied), causal(family, tied=tied)
+    expected = [(name, p.dtype, tuple(p.shape)) for name, p in plain.named_parameters()]
+    assert parameter_metas(model) == expected
+    add_adapters(model, LoraConfig(rank=4, alpha=8, **options), seed=1)
+    trained(model)
+    before = copy.deepcopy(model.state_dict())
+    state = merged(model)
+    assert parameter_metas(model) == expected == [(name, t.dtype, tuple(t.shape)) for name, t in state.items()]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(state[name])
+    assert (logits(plain) - logits(model)).abs().max() < 1e-5
+    assert (logits(causal(family, tied=tied)) - logits(model)).abs().max() > 1e-2, "the adapters must matter"
+    base = dict(plain_parameters(model, not_sharded, merged=False))
+    assert all(torch.equal(base[name], p) for name, p in causal(family, tied=tied).named_parameters())
+
+
+@pytest.mark.parametrize(("rslora", "scaling"), [(False, 8 / 4), (True, 8 / 4**0.5)])
+def test_a_merged_weight_is_the_formula(rslora: bool, scaling: float) -> None:
+    """W + scaling B A, entry by entry."""
+    model = causal()
+    add_adapters(model, LoraConfig(rank=4, alpha=8, rslora=rslora), seed=1)
+    layer = trained(model).model.layers[0].self_attn.k_proj
+    parts = (layer.base_layer, layer.lora_A["default"], layer.lora_B["default"])
+    w, a, b = (part.weight.detach() for part in parts)
+    found = merged(model)["model.layers.0.self_attn.k_proj.weight"]
+    for i in (0, 7):
+        for j in (0, 31):
+            expected = float(w[i, j]) + scaling * sum(float(b[i, r]) * float(a[r, j]) for r in range(4))
+            assert float(found[i, j]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_disabled_adapter_leaves_the_base(dora: bool) -> None:
+    """Within the context the model is the initial one, also after an error in it; training goes on afterwards."""
+    model = causal()
+    base = logits(model)
+    add_adapters(model, LoraConfig(rank=4, dora=dora), seed=1)
+    adapted = logits(trained(model))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with adapters_disabled(model):
+        assert torch.equal(logits(model), base)
+    with pytest.raises(ZeroDivisionError), adapters_disabled(model):
+        raise ZeroDivisionError
+    assert torch.equal(logits(model), adapted) and not torch.allclose(adapted, base)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trainable
+
+
+def _write(model: PreTrainedModel, base: str | None, directory: Path) -> Path:
+    write_adapter(directory, adapter_config(model, base), adapter_state(model, not_sharded, keep=True))
+    return directory
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}])
+def test_a_peft_directory_loads_on_its_base(options: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT's own loader gives the same answers as the model that was trained."""
+    model = causal(LlamaConfig, tied=False)
+    add_adapters(model, LoraConfig(rank=4, alpha=8, **options), seed=1)
+    directory = _write(trained(model), None, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(causal(LlamaConfig, tied=False), str(directory))
+    assert (logits(loaded) - logits(model)).abs().max() < 1e-6
+    assert adapter_state(model, not_sharded, keep=False) == {}
+
+
+def test_a_score_head_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+    """The head is no layer for an adapter; it is trained whole and lies in the PEFT directory."""
+    model = classifier()
+    add_adapters(model, LoraConfig(rank=4), seed=1)
+    assert model.score.weight.requires_grad and not hasattr(model.score, "lora_A")
+    assert not model.model.embed_tokens.weight.requires_grad
+    directory = _write(trained(model), None, tmp_path / "adapter")
+    assert json.loads((directory / "adapter_config.json").read_text())["modules_to_save"] == ["score"]
+    loaded = PeftModel.from_pretrained(classifier(), str(directory))
+    assert (logits(loaded) - logits(model)).abs().max() < 1e-6
+    assert (logits(classifier()) - logits(model)).abs().max() > 0.1
+    plain = classifier()
+    plain.load_state_dict(merged(model))
+    assert (logits(plain) - logits(model)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("make", "loader"), [(causal, AutoModelForCausalLM), (classifier, None)])
+def test_merging_a_peft_directory(make: Callable[[], Any], loader: Any, tmp_path: Path) -> None:
+    """The whole model that it gives answers like base and adapter together."""
+    base = tmp_path / "base"
+    make().save_pretrained(base)
+    tokenizer_for(ModelConfig(init=ModelInit())).save_pretrained(base)
+    model = make()
+    add_adapters(model, LoraConfig(rank=4), seed=1)
+    merge_adapter(_write(trained(model), str(base), tmp_path / "adapter"), tmp_path / "whole")
+    whole = (loader or AutoModelForSequenceClassification).from_pretrained(tmp_path / "whole")
+    assert (logits(whole) - logits(model)).abs().max() < 1e-5
+    assert (tmp_path / "whole" / "tokenizer_config.json").is_file()
+
+
+def test_merging_needs_the_base(tmp_path: Path) -> None:
+    """An adapter that does not say what it belongs to, or whose base is gone, is an error of one line."""
+    model = causal()
+    add_adapters(model, LoraConfig(rank=2), seed=0)
+    for base in (None, str(tmp_path / "gone")):
+        with pytest.raises(UserError, match="base_model_name_or_path must be a model"):
+            merge_adapter(_write(model, base, tmp_path / "adapter"), tmp_path / "whole")
+
+
+def test_layer_kinds_of_a_directory(tmp_path: Path) -> None:
+    """What an engine must be ready for is known from config.json alone."""
+    causal(LlamaConfig, tied=False).config.save_pretrained(tmp_path)
+    assert adapted_layer_kinds(str(tmp_path), LoraConfig()) == KINDS
+    assert adapted_layer_kinds(str(tmp_path), LoraConfig(targets=["mlp.up_proj", "q_proj"])) == ["q_proj", "up_proj"]
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    """Exactly those that a pattern matches; either name of a tied tensor will do."""
+    for pattern in ("model.embed_tokens.*", "lm_head.weight"):
+        model = causal()
+        freeze_parameters(model, [pattern, "*layers.0.*norm*"])
+        model(TOKENS).logits.sum().backward()
+        frozen = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+        assert frozen == {
+            "model.embed_tokens.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.post_attention_layernorm.weight",
+        }
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            ["model.embed_token.*"],
+            r"model\.freeze: .*for example model\.embed_tokens\.weight\), got model\.embed_token",
+        ),
+        (["model.*"], "must leave something to train"),
+    ],
+)
+def test_patterns_that_cannot_be_meant(patterns: list[str], message: str) -> None:
+    """No parameter, or all of them."""
+    with pytest.raises(UserError, match=message):
+        freeze_parameters(causal(), patterns)
+
+
+def test_a_configuration_selects() -> None:
+    """Adapters, a frozen part, or everything."""
+    everything, adapters, part = causal(), causal(), causal()
+    select_trained(everything, ModelConfig(path="x"), 0)
+    select_trained(adapters, ModelConfig(path="x", lora=LoraConfig(rank=2)), 0)
+    select_trained(part, ModelConfig(path="x", freeze=["*mlp*"]), 0)
+    assert [has_adapters(model) for model in (everything, adapters, part)] == [False, True, False]
+    assert all(parameter.requires_grad for parameter in everything.parameters())
+    assert all(p.requires_grad == ("mlp" not in name) for name, p in part.named_parameters())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_quantisation_needs_a_gpu() -> None:
+    """The error says what is missing; without `quantize` there is nothing to configure."""
+    assert quantization_config(ModelConfig(path="x")) is None
+    with pytest.raises(UserError, match=r"model\.quantize: nf4 needs a GPU and the bitsandbytes package, got no GPU"):
+        quantization_config(ModelConfig(path="x", lora=LoraConfig(), quantize="nf4"))
+
+
+def test_a_shell_for_merged_weights_is_not_quantised(tmp_path: Path) -> None:
+    """The export of a quantised model is a plain one: its config.json asks for nothing that a GPU must do."""
+    model = causal()
+    assert unquantized_shell(model) is model
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    unquantized_shell(model).save_pretrained(tmp_path, state_dict=merged(model))
+    assert "quant" not in (tmp_path / "config.json").read_text()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    assert model.config.quantization_config is not None
+
+
+def test_export_of_a_run_with_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole model, the adapters alone, and both together from a PEFT directory."""
+    run, base = tmp_path / "run", tmp_path / "base"
+    model = causal()
+    model.save_pretrained(base)
+    tokenizer_for(ModelConfig(init=ModelInit())).save_pretrained(base)
+    add_adapters(model, LoraConfig(rank=2), seed=0)
+    trained(model).save_pretrained(run / "export", state_dict=merged(model))
+    _write(model, str(base), run / "export" / "adapter")
+    export(str(run), output=str(tmp_path / "whole"))
+    export(str(run), output=str(tmp_path / "peft"), adapter=True)
+    export(str(tmp_path / "peft"), output=str(tmp_path / "again"))
+    export(str(run), output=None, adapter=True)
+    assert capsys.readouterr().out.split("\n")[-2] == str(run / "export" / "adapter")
+    assert not (tmp_path / "whole" / "adapter").exists()
+    assert {path.name for path in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    for directory in ("whole", "again"):
+        found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / directory))
+        assert (found - logits(model)).abs().max() < 1e-5
+    with pytest.raises(UserError, match=r"--output: must be given to merge"):
+        export(str(tmp_path / "peft"), output=None)
+    with pytest.raises(UserError, match=r"--output: must be a new or empty directory"):
+        export(str(tmp_path / "peft"), output=str(tmp_path / "whole"))
+    with pytest.raises(UserError, match=r"--adapter: needs a run with model\.lora, got"):
+        export(str(base), output=None, adapter=True)
