@@ -81,16 +81,32 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled(Sequence):
+    """A sequence and numbers about it that a loss needs.
+
+    Example: Labelled(token_ids=[5, 9, 2], action_mask=[False, False, True], labels={"reference_logprob": -1.25})
+    """
+
+    labels: dict[str, float]
+
+
+TokenFields = dict[tuple[int, int], dict[str, NDArray[np.float32]]]
+"""(group, response) -> name -> value at each token of prompt and response, [L]; 0 where action_mask is False."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experience(Sequence):
-    """A scored rollout, ready for the policy update."""
+    """A rollout with everything that losses and advantages read.
 
-    rollout_logprobs: NDArray[np.float32]
-    """The sampler's logprob of each token, 0 where action_mask is False, [L]."""
-    advantage: float
-    """Advantage of every action token of this sample."""
+    Example: Experience(token_ids=[5, 9, 2], action_mask=[False, False, True], fields={"rollout_logprobs": [0, 0, -1.5],
+        "advantages": [0.5, 0.5, 0.5]})
+    """
+
+    fields: dict[str, NDArray[np.float32]]
+    """Name -> value at each token, [L]: rollout_logprobs always, then what earlier stages have added."""
 
 
-def experience(rollout: Rollout, advantage: float) -> Experience:
+def experience(rollout: Rollout, fields: dict[str, NDArray[np.float32]] | None = None) -> Experience:
     """Join prompt and response; only response tokens are actions."""
     prompt, response = rollout.prompt_token_ids, rollout.response_token_ids
     mask = np.zeros(len(prompt) + len(response), dtype=np.bool_)
@@ -100,6 +116,5 @@ def experience(rollout: Rollout, advantage: float) -> Experience:
     return Experience(
         token_ids=np.array(prompt + response, dtype=np.int64),
         action_mask=mask,
-        rollout_logprobs=logprobs,
-        advantage=advantage,
+        fields={"rollout_logprobs": logprobs, **(fields or {})},
     )

@@ -70,6 +70,23 @@ class ModelInit(Config):
         return self
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (arXiv 2106.09685) by PEFT: the model is frozen, and adapters are trained instead."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32
+    """The adapters' output is scaled by alpha / rank (rslora: alpha / sqrt(rank))."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters; not in reinforcement learning, where the sampler drops nothing."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get adapters, or all of them but the output embedding."""
+    rslora: bool = False
+    """Rank-stabilised scaling (arXiv 2312.03732)."""
+    dora: bool = False
+    """Decompose weights into magnitude and direction (arXiv 2402.09353); vLLM does not serve such adapters unmerged."""
+
+
 class ModelConfig(Config):
     """The model that is trained: a Hugging Face directory or id, or a new one."""
 
@@ -83,11 +100,26 @@ class ModelConfig(Config):
     """Attention over packed sequences; auto: flash attention on a GPU that has it, else packed SDPA."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the weights."""
+    quantize: Literal["nf4"] | None = None
+    """Hold the frozen weights below LoRA adapters in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU."""
+    freeze: list[str] = []
+    """Patterns of names of parameters that are not trained; `*` stands for anything: model.embed_tokens.*"""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if (self.path is None) == (self.init is None):
-            raise ValueError("exactly one of path and init must be given")
+            got = "neither" if self.path is None else "both"
+            raise ValueError(f"path must be given, or init, but not both, got {got}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters(self) -> "ModelConfig":
+        if self.quantize and self.lora is None:
+            raise ValueError(f"quantize needs lora, as quantised weights cannot be trained, got {self.quantize}")
+        if self.lora and self.freeze:
+            raise ValueError(f"freeze must be left out with lora, which freezes all weights, got {self.freeze}")
         return self
 
     @model_validator(mode="after")
@@ -145,7 +177,7 @@ class GroupConfig(Config):
 
     ranks: PositiveInt = 1
     """Processes (data-parallel ranks) in the group."""
-    cpus_per_rank: PositiveFloat = 0.5
+    cpus_per_rank: PositiveFloat = 0.25
     """Ray CPUs reserved per rank; a fraction lets several groups share a small machine."""
     gpus_per_rank: float = Field(default=0, ge=0, le=1)
     """GPUs reserved per rank, which uses one; a fraction leaves room for another group on it."""
@@ -176,11 +208,22 @@ class TrainerConfig(GroupConfig):
     """Optimizer, learning rate and schedule."""
 
 
-class ReferenceConfig(GroupConfig):
+class CriticConfig(TrainerConfig):
+    """The group that learns values. Without `path`, it starts from the only reward model, else from the policy."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(lr=9e-6)
+    """Optimizer, learning rate and schedule."""
+    path: str | None = None
+    """Directory of its initial weights: a sequence-classification model, or a causal one that gets a new head."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and the value head instead of all weights."""
+
+
+class FrozenGroupConfig(GroupConfig):
     """A group that only reads: it has parameters to shard, but neither gradients nor optimizer state."""
 
     @model_validator(mode="after")
-    def _only_parameters(self) -> "ReferenceConfig":
+    def _only_parameters(self) -> "FrozenGroupConfig":
         if self.zero_stage in (1, 2):
             raise ValueError(
                 f"zero_stage must be 0 or 3 for a group without optimizer and gradients, got {self.zero_stage}"
@@ -190,11 +233,20 @@ class ReferenceConfig(GroupConfig):
         return self
 
 
+class ReferenceConfig(FrozenGroupConfig):
+    """The frozen initial policy."""
+
+    from_policy: bool = False
+    """With model.lora: no group of its own, but the policy with its adapters disabled."""
+
+
 class TransferConfig(Config):
     """How weights travel from the policy to the rollout engines, and how each transfer is verified."""
 
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
     """vLLM weight-transfer backend; auto: nccl between GPUs, gloo on CPU."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """With model.lora: send whole weights with the adapters merged into them, or the adapters alone."""
     bucket_mib: PositiveInt = 256
     """Size of the packed buffers."""
     verify_every: PositiveInt = 1

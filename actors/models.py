@@ -5,11 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from actors.attention import PACKED_SDPA, register_packed_sdpa
 from actors.config import ModelConfig, UserError
 from actors.logprobs import LogprobHead
+from actors.lora import quantization_config
 from actors.packed import PackedBatch
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -20,8 +27,7 @@ def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
 
     `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
     """
-    attention = _attention(model)
-    options = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": attention}
+    options = _options(model)
     config = _without_dropout(AutoConfig.from_pretrained(directory))
     if model.init:
         torch.manual_seed(model.init.seed)
@@ -29,6 +35,41 @@ def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
     else:
         built = AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
     _refuse_unsupported(built)
+    return _ready_to_train(built, model)
+
+
+def load_value_model(model: ModelConfig, directory: str) -> PreTrainedModel:
+    """A sequence-classification model with one score; a causal model's directory gives its body a new head.
+
+    For `model.init` it has the policy's initial body. `directory` is as for `load_model`.
+    """
+    options = _options(model)
+    config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1))
+    # Positions are read by our own index; a padding token would only mislead whoever loads the export.
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id in ends:
+        config.pad_token_id = None
+    if model.init:
+        body = load_model(model, directory).get_decoder().state_dict()
+        built: Any = AutoModelForSequenceClassification.from_config(config, **options)
+        getattr(built, built.base_model_prefix).load_state_dict(body)
+    else:
+        built = AutoModelForSequenceClassification.from_pretrained(directory, config=config, **options)
+    if not isinstance(getattr(built, "score", None), torch.nn.Linear):
+        raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
+    return _ready_to_train(built, model)
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    """How a model is made or loaded: precision, attention, quantisation."""
+    options: dict[str, Any] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model)}
+    if model.quantize:
+        device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
+        options |= {"quantization_config": quantization_config(model), "device_map": device}
+    return options
+
+
+def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     built.config.use_cache = False
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
@@ -85,20 +126,52 @@ class TokenLogprobs(torch.nn.Module):
         `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
         whose float32 logits exist at one time.
         """
-        decoder = self.model.get_decoder()
-        hidden = decoder(
-            input_ids=batch.inputs.token_ids[None],
-            position_ids=batch.inputs.position_ids[None],
-            use_cache=False,
-            **batch.inputs.attention_arguments(self.attention),
-        ).last_hidden_state[0]
+        read = _hidden_states(self.model.get_decoder(), batch, self.attention)
         actions = batch.action_indices
-        # Responses share their prompt's last token. The backward pass of hidden[predecessors] adds up such gradients
-        # in any order; this one, on CPU, always in the same, without which runs would not resume bit for bit.
-        read = hidden.index_select(0, batch.inputs.predecessors)
         logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
-        empty = torch.zeros(len(batch.token_ids), dtype=logprobs.dtype, device=logprobs.device)
-        return empty.index_copy(0, actions, logprobs), empty.index_copy(0, actions, entropies)
+        return _at(actions, logprobs, batch), _at(actions, entropies, batch)
+
+
+class TokenValues(torch.nn.Module):
+    """A sequence-classification model that answers with its score at each action token of a packed batch."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = str(model.config._attn_implementation)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """See TokenLogprobs."""
+        return self.attention == PACKED_SDPA
+
+    def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores at the tokens where `batch.action_mask` is True, float32 [T], else 0; and zeros [T].
+
+        `temperature` and `chunk` are those of TokenLogprobs, for a common signature; nothing here depends on them.
+        """
+        model: Any = self.model
+        read = _hidden_states(getattr(model, model.base_model_prefix), batch, self.attention)
+        scores = _at(batch.action_indices, model.score(read)[:, 0].float(), batch)
+        return scores, torch.zeros_like(scores)
+
+
+def _hidden_states(decoder: Any, batch: PackedBatch, attention: str) -> torch.Tensor:
+    """Last hidden state that is read for each action token, [A, D]."""
+    hidden = decoder(
+        input_ids=batch.inputs.token_ids[None],
+        position_ids=batch.inputs.position_ids[None],
+        use_cache=False,
+        **batch.inputs.attention_arguments(attention),
+    ).last_hidden_state[0]
+    # Responses share their prompt's last token. The backward pass of hidden[read] adds up such gradients in any order;
+    # this one, on CPU, always in the same, without which runs would not resume bit for bit.
+    return hidden.index_select(0, batch.inputs.read)
+
+
+def _at(indices: torch.Tensor, values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """[A] values at their tokens, 0 elsewhere, [T]."""
+    return torch.zeros(len(batch.token_ids), dtype=values.dtype, device=values.device).index_copy(0, indices, values)
 
 
 def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:

@@ -5,10 +5,12 @@ attention gathers whole sequences. Tokens from the last action token of a sequen
 and no other token sees them: the model does not compute them.
 """
 
+from collections import defaultdict
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 
 from actors.attention import PACKED_SDPA, PackedLayout
 from actors.batch import Sequence
+
+Read = Literal["before", "end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,8 @@ class ModelInputs:
     """int64 [I]"""
     position_ids: torch.Tensor
     """int64 [I], from 0 in every sequence."""
-    predecessors: torch.Tensor
-    """int64 [A], which of these tokens predicts each action token."""
+    read: torch.Tensor
+    """int64 [A], which of these tokens is read for each action token: the one before it, or itself."""
     lengths: list[int]
     """Tokens of each sequence, its prompt included, without those that need not be computed, [S]."""
     sources: NDArray[np.int64] | None
@@ -75,13 +79,28 @@ class PackedBatch:
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
     inputs: ModelInputs
-    fields: dict[str, torch.Tensor]
+    fields: Mapping[str, torch.Tensor]
     """float32 [T] each: what the loss needs, such as advantages, rollout_logprobs, reference_logprobs."""
+    labels: Mapping[str, torch.Tensor]
+    """float32 [S] each: numbers per sequence that the loss needs."""
+    idle: bool
+    """Whether it has no sequences, S = 0, but the lone token of a rank that has run out of work."""
 
     @cached_property
     def action_indices(self) -> torch.Tensor:
         """int64 [A], positions of the action tokens."""
         return self.action_mask.nonzero(as_tuple=True)[0]
+
+    def sequence_sums(self, per_token: torch.Tensor) -> torch.Tensor:
+        """Sum of a [T] tensor over the action tokens of each sequence, [S]."""
+        sums = per_token.new_zeros(len(self.lengths))
+        sums = sums.index_add(0, self.sequence_ids, torch.where(self.action_mask, per_token, 0))
+        return sums[:0] if self.idle else sums
+
+    @cached_property
+    def action_counts(self) -> torch.Tensor:
+        """Action tokens of each sequence, float32 [S]."""
+        return self.sequence_sums(torch.ones(len(self.token_ids), device=self.token_ids.device))
 
     def split(self, per_token: torch.Tensor) -> list[np.ndarray]:
         """Cut a [T] tensor into one array per sequence, its prompt included."""
@@ -91,29 +110,40 @@ class PackedBatch:
 
 
 def pack(
-    sequences: Seq[Sequence], fields: dict[str, Seq[np.ndarray]], device: torch.device, *, share_prompts: bool = False
+    sequences: Seq[Sequence],
+    fields: Mapping[str, Seq[np.ndarray]],
+    device: torch.device,
+    *,
+    labels: Mapping[str, Seq[float]] | None = None,
+    share_prompts: bool = False,
+    read: Read = "before",
 ) -> PackedBatch:
-    """Pack sequences and per-token fields (one array per sequence) into a micro-batch on `device`.
+    """Pack sequences, per-token fields (one array per sequence) and labels into a micro-batch on `device`.
 
     With `share_prompts`, sequences that agree in all tokens before their first action token hold these once; their
-    fields are those of the first such sequence. Under causal attention this changes no logprob.
+    fields are those of the first such sequence. Under causal attention this changes no logprob. `read` says where the
+    model is read: before each action token, where it is predicted, or at the end, which makes the last action token of
+    each sequence its only one.
 
     An empty list gives a single token without action: a rank that has run out of work still takes part in every
-    collective, and adds nothing to the loss.
+    collective, and adds nothing to the loss. Every field of it is 0, every label empty.
     """
-    lengths = [len(sequence) for sequence in sequences]
-    if not lengths:
+    idle = not sequences
+    if idle:
         sequences = [Sequence(token_ids=np.zeros(1, dtype=np.int64), action_mask=np.zeros(1, dtype=np.bool_))]
-        fields = {name: [np.zeros(1, dtype=np.float32)] for name in fields}
-        lengths = [1]
+    lengths = [len(sequence) for sequence in sequences]
     kept, sources = _shared_prompts(sequences) if share_prompts else (slice(None), None)
 
     def row(arrays: Seq[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)[kept]).to(device)
 
+    no_fields: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros(1, device=device))
+    no_labels: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros(0, device=device))
     token_ids = row([sequence.token_ids for sequence in sequences])
     position_ids = row([np.arange(length) for length in lengths])
     action_mask = np.concatenate([sequence.action_mask for sequence in sequences])
+    if read == "end":
+        action_mask = _only_last(action_mask, np.array(lengths))
     return PackedBatch(
         token_ids=token_ids,
         position_ids=position_ids,
@@ -121,9 +151,19 @@ def pack(
         sequence_ids=row([np.repeat(np.arange(len(lengths)), lengths)]),
         lengths=lengths,
         sources=sources,
-        inputs=_model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources),
-        fields={name: row(arrays).float() for name, arrays in fields.items()},
+        inputs=_model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources, read),
+        fields=no_fields if idle else {name: row(arrays).float() for name, arrays in fields.items()},
+        labels=no_labels if idle else {name: torch.tensor(x, device=device) for name, x in (labels or {}).items()},
+        idle=idle,
     )
+
+
+def _only_last(action_mask: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of each sequence, its last action token, if it has one; all positions of the sequences, end to end."""
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(len(action_mask))
+    last = np.maximum.reduceat(np.where(action_mask, places, -1), starts)
+    return action_mask & (places == np.repeat(last, lengths))
 
 
 def _shared_prompts(sequences: Seq[Sequence]) -> tuple[NDArray[np.bool_] | slice, NDArray[np.int64] | None]:
@@ -150,22 +190,25 @@ def _model_inputs(
     action_mask: NDArray[np.bool_],
     kept: NDArray[np.bool_] | slice,
     sources: NDArray[np.int64] | None,
+    read: Read,
 ) -> ModelInputs:
-    """Of each sequence, the tokens before its last action token, or its first token.
+    """Of each sequence, the tokens up to the last one that is read, or its first token.
 
     `action_mask` is that of all positions of the sequences, end to end; `kept` says which of these are tokens.
     """
     starts = np.cumsum(lengths) - lengths
     places = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-    computed_lengths = np.maximum(np.maximum.reduceat(np.where(action_mask, places, 0), starts), 1)
+    last = np.maximum.reduceat(np.where(action_mask, places, 0), starts)
+    computed_lengths = last + 1 if read == "end" else np.maximum(last, 1)
     computed = places < np.repeat(computed_lengths, lengths)
     tokens = np.arange(len(places)) if sources is None else sources
     is_input = np.zeros(len(token_ids), dtype=np.bool_)
     is_input[tokens[computed]] = True
     renumbered = np.cumsum(is_input) - 1
     # Each action token is at one position; of the positions of a shared prompt token, any will do.
-    before = np.zeros(len(token_ids), dtype=np.int64)
-    before[tokens[1:]] = tokens[:-1]
+    is_read = np.arange(len(token_ids))
+    if read == "before":
+        is_read[tokens[1:]] = tokens[:-1]
 
     def chosen(indices: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(indices).to(token_ids.device)
@@ -174,7 +217,7 @@ def _model_inputs(
     return ModelInputs(
         token_ids=token_ids.index_select(0, inputs),
         position_ids=position_ids.index_select(0, inputs),
-        predecessors=chosen(renumbered[before[np.flatnonzero(action_mask[kept])]]),
+        read=chosen(renumbered[is_read[np.flatnonzero(action_mask[kept])]]),
         lengths=computed_lengths.tolist(),
         sources=None if sources is None else renumbered[sources[computed]],
     )

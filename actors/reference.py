@@ -1,21 +1,23 @@
-"""The frozen initial policy: logprobs of rollouts, for the KL penalty.
+"""Frozen groups: the reference gives logprobs of rollouts, a reward model gives scores.
 
 The driver imports this module for its method names; models are imported only where a worker needs them.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from actors.batch import experience
+from actors.batch import Sequence, TokenFields, experience
 from actors.config import GroupConfig, ModelConfig
 from actors.engine import inference_module
-from actors.worker import Worker, pack_sequences
+from actors.packed import PackedBatch
+from actors.worker import Metrics, Plan, Worker, pack_sequences
 
 
-class ReferenceWorker(Worker):
-    """One data-parallel rank of the reference."""
+class FrozenWorker(Worker):
+    """One data-parallel rank of a group that only reads."""
+
+    shares_prompts: bool
 
     def __init__(
         self, rank: int, world_size: int, model: ModelConfig, directory: str, group: GroupConfig, seed: int
@@ -25,29 +27,64 @@ class ReferenceWorker(Worker):
         self.directory = directory
         self.group = group
 
+    def hold(self, module: torch.nn.Module, address: str, port: int) -> None:
+        """Meet the other ranks and hold the module, frozen."""
+        self.join(address, port, self.group.timeout_s)
+        self.module = inference_module(module.to(self.device), self.group, self.model_config.dtype)
+
+    def read(self, batch: PackedBatch, temperature: float = 1.0) -> torch.Tensor:
+        """What the model reads out of a batch, [T]."""
+        with torch.no_grad():
+            return self.module(batch, temperature, self.group.logprob_chunk_tokens)[0]
+
+
+class ReferenceWorker(FrozenWorker):
+    """One data-parallel rank of the reference."""
+
     def build(self, address: str, port: int) -> None:
         """Meet the other ranks and load the frozen model."""
         from actors.models import TokenLogprobs, load_model
 
-        self.join(address, port, self.group.timeout_s)
-        model = load_model(self.model_config, self.directory).to(self.device)  # type: ignore[arg-type]
-        module = TokenLogprobs(model)
+        module = TokenLogprobs(load_model(self.model_config, self.directory))
         self.shares_prompts = module.shares_prompts
-        self.module = inference_module(module, self.group, self.model_config.dtype)
+        self.hold(module, address, port)
 
-    def logprobs(
-        self, plan: list[list[tuple[int, int]]], keys: list[int], temperature: float, *inputs: Any
-    ) -> dict[tuple[int, int], np.ndarray]:
-        """Reference logprobs of rollouts, {(group, response): float32 [L]}, 0 at prompt tokens.
+    def logprobs(self, plan: Plan, keys: list[int], temperature: float, *inputs: Any) -> tuple[Metrics, TokenFields]:
+        """`reference_logprobs` of rollouts.
 
         `plan` holds, per micro-batch, (key of the group, response in the group); `inputs` are the groups of `keys`.
         """
+        return self.read_rollouts(
+            lambda batch: self.read(batch, temperature),
+            "reference_logprobs",
+            plan,
+            keys,
+            inputs,
+            share_prompts=self.shares_prompts,
+        )
+
+    def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
+        """Sum of logprobs over the action tokens of every sequence of the plan."""
+        return self.read_sequences(self.read, plan, share_prompts=share_prompts and self.shares_prompts)
+
+
+class ScoringWorker(FrozenWorker):
+    """One data-parallel rank of a frozen reward model."""
+
+    def build(self, address: str, port: int) -> None:
+        """Meet the other ranks and load the frozen model."""
+        from actors.models import TokenValues, load_value_model
+
+        module = TokenValues(load_value_model(self.model_config, self.directory))
+        self.shares_prompts = module.shares_prompts
+        self.hold(module, address, port)
+
+    def scores(self, plan: Plan, keys: list[int], *inputs: Any) -> dict[tuple[int, int], float]:
+        """Score of each rollout, (group, response) -> value, read at its last token."""
         groups = dict(zip(keys, inputs, strict=True))
-        found: dict[tuple[int, int], np.ndarray] = {}
-        for samples in plan:
-            sequences = [experience(groups[group][index], 0.0) for group, index in samples]
-            batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts)
-            with torch.no_grad():
-                logprobs, _ = self.module(batch, temperature, self.group.logprob_chunk_tokens)
-            found.update(zip(samples, batch.split(logprobs), strict=False))
+        found: dict[tuple[int, int], float] = {}
+        for places in plan:
+            sequences = [experience(groups[key][index]) for key, index in places]
+            batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts, read="end")
+            found.update(zip(places, batch.sequence_sums(self.read(batch)).tolist(), strict=False))
         return found

@@ -1,17 +1,20 @@
-"""What trained and frozen ranks share: process group, device, packing of a plan's micro-batches."""
+"""What trained and frozen ranks share: process group, device, packing, reading a model over a plan's micro-batches."""
 
 import os
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 
-from actors.batch import Experience, Sequence
+from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
 from actors.engine import join_process_group
 from actors.group import free_port, node_address, rendezvous_environment, write_output_to_log
-from actors.packed import PackedBatch, pack
+from actors.packed import PackedBatch, Read, pack
 
 Metrics = dict[str, float]
 
@@ -30,7 +33,23 @@ class Totals:
 
 LossFunction = Callable[[PackedBatch, torch.Tensor, torch.Tensor, Totals], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(micro-batch, policy_logprobs [T], entropies [T], totals) -> (share of the loss, shares of metrics): shares of all
-micro-batches and ranks add up to the loss and the metrics of the update."""
+micro-batches and ranks add up to the loss and the metrics of the update. Of a model of values: (micro-batch, values
+[T], zeros [T], totals)."""
+
+Forward = Callable[[PackedBatch], torch.Tensor]
+"""What a model reads out of a micro-batch, [T], without gradient."""
+
+Plan = list[list[tuple[int, int]]]
+"""Per micro-batch: (key of the group, response in the group)."""
+
+ScoredGroups = list[list[tuple[float, Experience]]]
+"""Per group: score and tokens of every response."""
+
+Estimate = Callable[
+    [ScoredGroups, Callable[[NDArray[np.float64]], NDArray[np.float64]]],
+    tuple[list[list[dict[str, NDArray[np.float32]]]], Metrics],
+]
+"""(groups, sum of a vector over ranks) -> (per group and response: fields such as advantages, metrics of all ranks)."""
 
 
 class Worker:
@@ -54,24 +73,90 @@ class Worker:
         rendezvous_environment(self.rank, self.world_size, address, port)
         join_process_group(timeout_s)
 
+    def sum_over_ranks(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Element by element; collective."""
+        if self.world_size == 1:
+            return values
+        summed = torch.from_numpy(values).to(self.device)
+        dist.all_reduce(summed)
+        return summed.cpu().numpy()
 
-def pack_experiences(
-    experiences: Seq[Experience],
-    reference_logprobs: Seq[np.ndarray] | None,
-    device: torch.device,
-    *,
-    share_prompts: bool,
-) -> PackedBatch:
-    """Pack scored rollouts with the fields that policy losses read; see `pack` for `share_prompts`."""
-    fields = {
-        "rollout_logprobs": [item.rollout_logprobs for item in experiences],
-        "advantages": [np.full(len(item), item.advantage, dtype=np.float32) for item in experiences],
-    }
-    if reference_logprobs is not None:
-        fields["reference_logprobs"] = list(reference_logprobs)
+    def advantages(
+        self, scores: dict[int, list[float]], keys: list[int], estimate: Estimate, *inputs: Any
+    ) -> tuple[Metrics, TokenFields]:
+        """Advantages of whole groups of rollouts, token by token, and what else `estimate` finds; collective.
+
+        Args:
+            scores: key of the group -> score of every response.
+            keys: of the groups given.
+            estimate: the algorithm's; see `Estimate`.
+            inputs: rollout groups (list[Rollout] each), in the order of `keys`, then TokenFields that it reads.
+
+        Returns:
+            metrics over all ranks, and the fields of this rank's groups.
+        """
+        groups, known = read_inputs(keys, inputs)
+        joined = [
+            [(score, experience(groups[key][i], known.get((key, i)))) for i, score in enumerate(scores[key])]
+            for key in scores
+        ]
+        found, metrics = estimate(joined, self.sum_over_ranks)
+        return metrics, {
+            (key, index): fields
+            for key, responses in zip(scores, found, strict=True)
+            for index, fields in enumerate(responses)
+        }
+
+    def read_rollouts(
+        self, forward: Forward, name: str, plan: Plan, keys: list[int], inputs: Seq[Any], *, share_prompts: bool
+    ) -> tuple[Metrics, TokenFields]:
+        """What `forward` reads at the action tokens of rollouts, as the field `name`; no metrics."""
+        groups, _ = read_inputs(keys, inputs)
+        found: TokenFields = {}
+        for places in plan:
+            batch = pack_experiences(
+                [experience(groups[key][index]) for key, index in places], self.device, share_prompts=share_prompts
+            )
+            values = batch.split(forward(batch))
+            found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
+        return {}, found
+
+    def read_sequences(self, forward: Forward, plan: list[list[Sequence]], *, share_prompts: bool) -> list[list[float]]:
+        """Sum over action tokens of what `forward` reads, for every sequence of the plan."""
+        found = []
+        for sequences in plan:
+            batch = pack_sequences(sequences, self.device, share_prompts=share_prompts)
+            sums = batch.sequence_sums(forward(batch)).tolist()
+            found.append(sums[: len(sequences)])
+        return found
+
+
+def read_inputs(keys: list[int], inputs: Seq[Any]) -> tuple[dict[int, Any], TokenFields]:
+    """Rollout groups by their keys, and the token fields that come after them, those of each response in one."""
+    fields: TokenFields = {}
+    for part in inputs[len(keys) :]:
+        for place, found in part.items():
+            fields[place] = fields.get(place, {}) | found
+    return dict(zip(keys, inputs[: len(keys)], strict=True)), fields
+
+
+def pack_experiences(experiences: Seq[Experience], device: torch.device, *, share_prompts: bool) -> PackedBatch:
+    """Pack rollouts with their fields; see `pack` for `share_prompts`."""
+    names = experiences[0].fields if experiences else ()
+    fields = {name: [item.fields[name] for item in experiences] for name in names}
     return pack(experiences, fields, device, share_prompts=share_prompts)
 
 
-def pack_sequences(sequences: Seq[Sequence], device: torch.device, *, share_prompts: bool = False) -> PackedBatch:
-    """Pack sequences without further fields; see `pack` for `share_prompts`."""
-    return pack(sequences, {}, device, share_prompts=share_prompts)
+def pack_sequences(
+    sequences: Seq[Sequence],
+    device: torch.device,
+    *,
+    share_prompts: bool = False,
+    read: Read = "before",
+) -> PackedBatch:
+    """Pack sequences, with their labels if they have any; see `pack` for `share_prompts` and `read`."""
+    labels: dict[str, list[float]] = {}
+    for item in sequences:
+        for name, value in item.labels.items() if isinstance(item, Labelled) else ():
+            labels.setdefault(name, []).append(value)
+    return pack(sequences, {}, device, labels=labels, share_prompts=share_prompts, read=read)

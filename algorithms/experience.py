@@ -22,7 +22,10 @@ class Sample:
     """Prompt and response."""
     actions: int
     """Response tokens."""
+    truncated: bool
+    """Cut at the length limit."""
     advantage: float
+    """Of all its tokens; NaN where advantages differ from token to token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,7 @@ def samples_of(groups: list[ScoredGroup], advantages: list[np.ndarray]) -> list[
             index=index,
             tokens=info.prompt_tokens + info.response_tokens,
             actions=info.response_tokens,
+            truncated=info.status == "truncated",
             advantage=float(advantages[number][index]),
         )
         for number, group in enumerate(groups)
@@ -88,6 +92,17 @@ def _place(rank: RankWork, groups: list[ScoredGroup], sample: Sample) -> tuple[i
         rank.keys.append(sample.group)
         rank.groups.append(groups[sample.group].rollouts)
     return sample.group, sample.index, sample.advantage
+
+
+def deal_groups(groups: list[ScoredGroup], ranks: int) -> list[list[int]]:
+    """Numbers of the groups that each rank gets: whole groups, about as many tokens for every rank."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for number, group in enumerate(groups):
+        rank = loads.index(min(loads))
+        shares[rank].append(number)
+        loads[rank] += sum(info.prompt_tokens + info.response_tokens for info in group.infos)
+    return shares
 
 
 def count_micro_batches(work: list[RankWork]) -> tuple[int, int]:

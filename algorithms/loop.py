@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from algorithms.config import StopWhen
+from algorithms.config_offline import StopWhen
 
 Metrics = dict[str, float]
 

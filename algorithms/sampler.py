@@ -20,7 +20,7 @@ from actors.batch import Prompt
 from actors.group import ActorGroup, GroupError
 from actors.rollout_types import RolloutInfo, Sampling
 from algorithms.reward_pool import RewardPool
-from algorithms.rewards import Score
+from algorithms.rewards import Score, empty_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Sampler:
         rollout: ActorGroup[Any],
         start: Callable[..., Any],
         generated: Callable[..., Any],
-        pool: RewardPool,
+        pool: RewardPool | None,
         *,
         max_failed: float,
         max_staleness: int,
@@ -88,7 +88,8 @@ class Sampler:
         unless the prompts end first. Raises RewardFailure when too many samples fail, GroupError when an engine dies or
         is silent beyond its deadline.
         """
-        self.pool.begin_step()
+        if self.pool:
+            self.pool.begin_step()
         self.failed = 0
         self._heard = [time.monotonic()] * len(self.rollout)
         running: dict[Any, _Running] = {}
@@ -103,13 +104,27 @@ class Sampler:
             if not running and not scoring:
                 return [done[number] for number in sorted(done)]
             self._receive(running, scoring, count * sampling.samples)
-            for ticket, scores in self.pool.ready(0):
-                group = scoring.pop(ticket)
-                if all(score.status == "ok" for score in scores):
+            for group, scores in self._answers(scoring):
+                if all(score.status != "failed" for score in scores):
                     done[group.number] = _scored(group, scores)
-                else:
+                elif self.pool:
                     self.failed += sum(score.status == "failed" for score in scores)
                     self.pool.check_failures(count * sampling.samples)
+
+    @property
+    def errors(self) -> list[str]:
+        """Why samples of the last collection could not be scored, a line for each of the first few causes."""
+        return self.pool.errors if self.pool else []
+
+    def _answers(self, scoring: dict[int, _Running]) -> Iterator[tuple[_Running, list[Score]]]:
+        """Groups that the pool has scored; without a pool all of them, with nothing said yet."""
+        if self.pool:
+            for ticket, scores in self.pool.ready(0):
+                yield scoring.pop(ticket), scores
+            return
+        for number in list(scoring):
+            group = scoring.pop(number)
+            yield group, empty_scores(len(group.infos))
 
     def _start(
         self, running: dict[Any, _Running], prompts: list[tuple[int, Prompt]], sampling: Sampling, seed: int | None
@@ -130,20 +145,22 @@ class Sampler:
                 infos, rollouts = self.rollout.submit(engine, self.generated, number, num_returns=2)
                 running[infos] = _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[])
 
-    def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], samples: int) -> None:
+    def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], wanted: int) -> None:
         """Wait for the next event, and hand finished rollouts to the reward pool."""
-        ray.wait([*running, *self.pool.refs()], num_returns=1, timeout=1.0)
+        ray.wait([*running, *(self.pool.refs() if self.pool else ())], num_returns=1, timeout=1.0)
         self._check_starts()
         finished = ray.wait(list(running), num_returns=len(running), timeout=0)[0] if running else []
         groups = [running.pop(reference) for reference in finished]
-        answers = self.rollout.gather(finished, "generated", ranks=[group.engine for group in groups])
-        for group, group.infos in zip(groups, answers, strict=True):
+        found = self.rollout.gather(finished, "generated", ranks=[group.engine for group in groups])
+        for group, group.infos in zip(groups, found, strict=True):
             self._load[group.engine] -= 1
             self._heard[group.engine] = time.monotonic()
             if all(info.status != "failed" for info in group.infos):
-                scoring[self.pool.submit(group.prompt, group.rollouts, len(group.infos))] = group
+                samples = len(group.infos)
+                ticket = self.pool.submit(group.prompt, group.rollouts, samples) if self.pool else group.number
+                scoring[ticket] = group
             else:
-                self._count_failed(sum(info.status == "failed" for info in group.infos), samples)
+                self._count_failed(sum(info.status == "failed" for info in group.infos), wanted)
         self._check_deadlines(running)
 
     def _check_starts(self) -> None:

@@ -1,46 +1,27 @@
-"""From a RunConfig to running groups: the engines first, as they take longest to start, then the rest beside them."""
+"""From a RunConfig to running groups and the loop of a reinforcement job: the engines first, as they take longest to
+start, then the rest beside them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+from actors.config import ModelConfig
 from actors.group import ActorGroup
 from actors.rollout import CONCURRENCY, RolloutWorker
 from actors.rollout_types import Sampling
 from actors.skeleton import write_skeleton
 from actors.tokenizer import load_tokenizer
-from algorithms.config import GRPOConfig, SFTConfig
-from algorithms.data import Batches, prompts, read_rows, sequences
+from algorithms.config_rl import RLConfig
+from algorithms.data import Batches, load_rows, prompts
 from algorithms.reward_pool import RewardPool
-from launch.checkpoint import Checkpoints
 from launch.cluster import Placement
 from launch.config import RunConfig
-from launch.placement import REWARD_WORKER_CPUS
+from launch.groups import Groups, checkpointer, meet, resume, start_building
+from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
 
 _CANARY_TOKENS = 24
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
-
-
-@dataclass
-class Groups:
-    """Everything a run has started; ended in `shutdown`, whatever happened."""
-
-    groups: list[ActorGroup[Any]] = field(default_factory=list)
-    pool: RewardPool | None = None
-
-    def add(self, group: ActorGroup[Any]) -> ActorGroup[Any]:
-        """Remember a group for shutdown."""
-        self.groups.append(group)
-        return group
-
-    def shutdown(self) -> None:
-        """End all processes that the run has started."""
-        if self.pool:
-            self.pool.close()
-        for group in self.groups:
-            group.shutdown()
 
 
 def transfer_backend(config: RunConfig) -> str:
@@ -52,111 +33,163 @@ def transfer_backend(config: RunConfig) -> str:
     return ("ipc" if config.cluster.placement == "shared" else "nccl") if on_gpu else "gloo"
 
 
-def build_grpo(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
-    """Start all groups of a GRPO run and return its loop."""
+def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
+    """Start all groups of a PPO or GRPO run and return its loop."""
     algorithm = config.algorithm
-    assert isinstance(algorithm, GRPOConfig)
-    logs, backend = str((config.directory / "logs").absolute()), transfer_backend(config)
+    assert isinstance(algorithm, RLConfig)
+    backend = transfer_backend(config)
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("starting engines")
-    rollout = groups.add(_group("rollout", RolloutWorker, config.rollout.timeout_s, placement, logs, CONCURRENCY))
-    rollout.spawn(directory, config.rollout, config.model.dtype, backend, config.run.seed)
+    rollout = groups.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
+    rollout.spawn(directory, config.rollout, config.model, backend, config.run.seed)
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.policy import PolicyWorker
-    from actors.reference import ReferenceWorker
     from algorithms.grpo import GRPO
+    from algorithms.ppo import PPO
 
-    policy = groups.add(_group("policy", PolicyWorker, config.policy.timeout_s, placement, logs))
+    policy = groups.add("policy", PolicyWorker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
-    reference = None
-    if config.reference_enabled:
-        reference = groups.add(_group("reference", ReferenceWorker, config.reference.timeout_s, placement, logs))
-        reference.spawn(config.model, directory, config.reference, config.run.seed)
-    groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS)
-    building = start_policy(policy, algorithm.steps * algorithm.updates_per_step)
-    loop = GRPO(
-        config=algorithm,
-        policy=policy,
-        reference=reference,
-        sampler=_sampler(config, rollout, groups.pool),
-        publish=_publisher(config, policy, directory),
-        checkpoint=_checkpointer(config, policy),
-        reporter=reporter,
-        sampling=Sampling(
+    frozen = _spawn_frozen(config, directory, placement, groups)
+    critic = _spawn_critic(config, directory, placement, groups)
+    if config.reward.functions or config.reward.endpoints:
+        groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS)
+    updates = algorithm.steps * algorithm.updates_per_step
+    building = start_building(policy, updates)
+    trained = {"policy": policy} | ({"critic": critic} if critic else {})
+    arguments: dict[str, Any] = {
+        "config": algorithm,
+        "policy": policy,
+        "sampler": _sampler(config, rollout, groups.pool),
+        "publish": _publisher(config, policy, directory),
+        "checkpoint": checkpointer(config, trained),
+        "reporter": reporter,
+        "sampling": Sampling(
             samples=algorithm.samples_per_prompt,
             temperature=config.rollout.temperature,
             max_tokens=config.rollout.max_response_tokens,
         ),
-        micro_batch_tokens=(config.policy.micro_batch_tokens, config.reference.micro_batch_tokens),
-        seed=config.run.seed,
-        samples_per_step=config.tracking.samples_per_step,
+        "micro_batch_tokens": _budgets(config),
+        "seed": config.run.seed,
+        "samples_per_step": config.tracking.samples_per_step,
+        "shaper": _shaper(config),
+        **_reference(config, policy, frozen),
         **_rl_data(config, directory),
-    )
-    if reference is not None:
-        _meet(reference, ReferenceWorker.build)
+    }
+    loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
+    if critic is not None:
+        critic.gather(start_building(critic, updates), "build")
+    for worker, group in frozen.values():
+        meet(group, worker.build)
     policy.gather(building, "build")
     policy.call(PolicyWorker.prepare_to_connect)
     reporter.phase("waiting for engines")
     starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
     rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s)
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
-    _resume(config, policy, loop, reporter)
+    resume(config, trained, loop, reporter)
     return loop
 
 
-def build_sft(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
-    """Start the policy group of an SFT run and return its loop."""
+def _spawn_frozen(
+    config: RunConfig, directory: str, placement: Placement, groups: Groups
+) -> dict[str, tuple[type[Any], ActorGroup[Any]]]:
+    """Name -> worker class and group, of the reference and the reward models."""
+    from actors.reference import ReferenceWorker, ScoringWorker
+
+    found: dict[str, tuple[type[Any], ActorGroup[Any]]] = {}
+    if config.reference_group:
+        group = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
+        plain = config.model.model_copy(update={"lora": None, "freeze": []})
+        group.spawn(plain, directory, config.reference, config.run.seed)
+        found["reference"] = (ReferenceWorker, group)
+    for index, name in reward_model_groups(config):
+        source = config.reward.models[index]
+        group = groups.add(name, ScoringWorker, source.group.timeout_s, placement)
+        group.spawn(_other_model(config, source.path), source.path, source.group, config.run.seed)
+        found[name] = (ScoringWorker, group)
+    return found
+
+
+def _spawn_critic(config: RunConfig, directory: str, placement: Placement, groups: Groups) -> ActorGroup[Any] | None:
+    """The critic, from its own path, the only reward model, or the policy's body with a new head."""
+    from actors.critic import CriticWorker
+
+    if config.critic is None:
+        return None
+    path = critic_path(config)
+    model = _other_model(config, path) if path else config.model
+    model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
+    group = groups.add("critic", CriticWorker, config.critic.timeout_s, placement)
+    group.spawn(model, path or directory, config.critic, config.run.seed)
+    return group
+
+
+def critic_path(config: RunConfig) -> str | None:
+    """Directory that the critic starts from; None for the policy's."""
+    if config.critic and config.critic.path:
+        return config.critic.path
+    models = config.reward.models
+    return models[0].path if len(models) == 1 else None
+
+
+def _other_model(config: RunConfig, path: str) -> ModelConfig:
+    """The settings of a model beside the policy."""
+    return config.model.model_copy(update={"path": path, "init": None, "lora": None, "quantize": None, "freeze": []})
+
+
+def _reference(
+    config: RunConfig, policy: ActorGroup[Any], frozen: dict[str, tuple[type[Any], ActorGroup[Any]]]
+) -> dict[str, Any]:
+    """Who gives reference logprobs, and the reward models."""
     from actors.policy import PolicyWorker
-    from algorithms.sft import SFT
+    from actors.reference import ReferenceWorker
+    from algorithms.reward_models import RewardModelGroup
+    from algorithms.rewards import sources_labels
+
+    reference, method = None, None
+    if config.reference_needed:
+        own = config.reference_group
+        reference = frozen["reference"][1] if own else policy
+        method = ReferenceWorker.logprobs if own else PolicyWorker.reference_logprobs
+    labels = sources_labels(config.reward)[1]
+    models = [
+        RewardModelGroup(
+            label=labels[index],
+            weight=config.reward.models[index].weight,
+            group=frozen[name][1],
+            micro_batch_tokens=config.reward.models[index].group.micro_batch_tokens,
+        )
+        for index, name in reward_model_groups(config)
+    ]
+    return {"reference": reference, "read_reference": method, "models": models}
+
+
+def _budgets(config: RunConfig) -> dict[str, int]:
+    """Token budget of a micro-batch of each group."""
+    reference = config.reference if config.reference_group else config.policy
+    budgets = {"policy": config.policy.micro_batch_tokens, "reference": reference.micro_batch_tokens}
+    return budgets | ({"critic": config.critic.micro_batch_tokens} if config.critic else {})
+
+
+def _shaper(config: RunConfig) -> Any:
+    from algorithms.shaper import RewardShaper
 
     algorithm = config.algorithm
-    assert isinstance(algorithm, SFTConfig)
-    logs = str((config.directory / "logs").absolute())
-    directory = write_skeleton(config.model, config.directory / "model")
-    policy = groups.add(_group("policy", PolicyWorker, config.policy.timeout_s, placement, logs))
-    policy.spawn(config.model, directory, config.policy, config.run.seed)
-    tokenizer = load_tokenizer(directory)
-    train_on = algorithm.train_on
-    train = sequences(_rows(config, "train"), config.data, tokenizer, train_on=train_on)
-    held_out = (
-        sequences(_rows(config, "eval"), config.data, tokenizer, train_on=train_on, field="data.eval")
-        if config.data.eval
-        else []
+    assert isinstance(algorithm, RLConfig)
+    return RewardShaper(
+        normalize=config.reward.normalize,
+        clip=config.reward.clip,
+        overlong=algorithm.overlong,
+        missing_eos_penalty=algorithm.missing_eos_penalty,
+        max_response_tokens=config.rollout.max_response_tokens,
     )
-    updates = algorithm.updates(len(train))
-    policy.gather(start_policy(policy, updates), "build")
-    loop = SFT(
-        config=algorithm,
-        policy=policy,
-        sequences=train,
-        batches=Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle),
-        evaluation=held_out,
-        checkpoint=_checkpointer(config, policy),
-        reporter=reporter,
-        micro_batch_tokens=config.policy.micro_batch_tokens,
-        total_updates=updates,
-    )
-    _resume(config, policy, loop, reporter)
-    return loop
 
 
-def _group(
-    name: str,
-    worker: type,
-    timeout_s: float,
-    placement: Placement,
-    logs: str,
-    concurrency: dict[str, int] | None = None,
-) -> ActorGroup[Any]:
-    slots = placement.slots[name]
-    return ActorGroup(name, worker, slots, timeout_s=timeout_s, log_directory=logs, concurrency=concurrency)
-
-
-def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool) -> Any:
+def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool | None) -> Any:
     from algorithms.sampler import Sampler
 
-    assert isinstance(config.algorithm, GRPOConfig)
+    assert isinstance(config.algorithm, RLConfig)
     return Sampler(
         rollout,
         _ENGINE.start,
@@ -167,42 +200,13 @@ def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool) -> A
     )
 
 
-def start_policy(policy: ActorGroup[Any], total_updates: int) -> list[Any]:
-    """Let the policy ranks meet and build their engines; returns references to wait for."""
-    from actors.policy import PolicyWorker
-
-    address, port = policy.gather([policy.submit(0, PolicyWorker.address)], "address")[0]
-    return [policy.submit(rank, PolicyWorker.build, address, port, total_updates) for rank in range(len(policy))]
-
-
-def _meet(group: ActorGroup[Any], build: Callable[..., Any]) -> None:
-    from actors.reference import ReferenceWorker
-
-    address, port = group.gather([group.submit(0, ReferenceWorker.address)], "address")[0]
-    group.call(build, address, port)
-
-
-def _rows(config: RunConfig, which: str) -> list[dict[str, Any]]:
-    data = config.data
-    train = which == "train"
-    source = data.train if train else data.eval
-    assert source is not None
-    return read_rows(
-        source,
-        split=data.split if train else data.eval_split,
-        arguments=data.arguments,
-        limit=data.limit if train else data.eval_limit,
-        field=f"data.{which}",
-    )
-
-
 def _rl_data(config: RunConfig, directory: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(directory)
     limit = config.rollout.max_prompt_tokens
-    train = prompts(_rows(config, "train"), config.data, tokenizer, max_prompt_tokens=limit)
+    train = prompts(load_rows(config.data, "data.train"), config.data, tokenizer, max_prompt_tokens=limit)
     evaluation = []
     if config.data.eval:
-        rows = _rows(config, "eval")
+        rows = load_rows(config.data, "data.eval")
         evaluation = prompts(rows, config.data, tokenizer, max_prompt_tokens=limit, field="data.eval")
     batches = Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle)
     return {"prompts": train, "evaluation": evaluation, "batches": batches}
@@ -221,26 +225,3 @@ def _publisher(config: RunConfig, policy: ActorGroup[Any], directory: str) -> Ca
         return policy.call(PolicyWorker.publish, version, canary, version % every == 0)[0]
 
     return publish
-
-
-def _checkpointer(config: RunConfig, policy: ActorGroup[Any]) -> Callable[[int, dict[str, Any], bool], None]:
-    from actors.policy import PolicyWorker
-
-    checkpoints = Checkpoints(config)
-
-    def checkpoint(step: int, state: dict[str, Any], last: bool) -> None:
-        if checkpoints.due(step, last):
-            checkpoints.save(step, state, lambda directory: policy.call(PolicyWorker.save, directory))
-
-    return checkpoint
-
-
-def _resume(config: RunConfig, policy: ActorGroup[Any], loop: Any, reporter: RunReporter) -> None:
-    from actors.policy import PolicyWorker
-
-    found = Checkpoints(config).latest()
-    if found is None:
-        return
-    reporter.note(f"resuming from step {found.state['step']}")
-    loop.restore(found.state)
-    policy.call(PolicyWorker.load, found.directory.absolute())

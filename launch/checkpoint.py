@@ -122,12 +122,13 @@ class Checkpoints:
     def _require_same(self, then: dict[str, Any], directory: Path) -> None:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint."""
         now = identity(self._config)
-        reasons = {"policy.ranks": " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"}
+        sharded = " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"
+        reasons = {"policy.ranks": sharded, "critic.ranks": sharded}
         problems = [
             f"{field}: must be {json.dumps(old)} to resume from {directory}{reasons.get(field, '')}, "
             f"got {json.dumps(new)}; {_anew(self._config)}"
             for field, old, new in _changes("", then, now)
-            if field != "policy.ranks" or now["policy"]["zero_stage"]
+            if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
         ]
         if problems:
             raise UserError(*problems)
@@ -141,10 +142,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     parts = {
         "algorithm": {"name"},
-        "model": {"path", "init", "dtype"},
+        "model": {"path", "init", "dtype", "lora", "freeze"},
         "policy": {"optimizer", "zero_stage", "ranks"},
         "run": {"seed"},
     }
+    if config.critic is not None:
+        parts["critic"] = {"optimizer", "zero_stage", "ranks", "path"}
     return {
         section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
     }

@@ -126,8 +126,9 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, for example outputs/demo")
+    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo, or a PEFT directory to merge")
     parser.add_argument("--output", metavar="DIR", help="copy the model there (default: only print where it is)")
+    parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
 
 
 def _count(text: str) -> int:
@@ -188,7 +189,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from launch.export import export
 
-    return export(arguments.run, output=arguments.output)
+    return export(arguments.run, output=arguments.output, adapter=arguments.adapter)
 
 
 VERBS = {

@@ -5,14 +5,26 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from actors.config import Config, ModelConfig, ReferenceConfig, RolloutConfig, TrainerConfig, UserError
-from algorithms.config import AlgorithmConfig, DataConfig, GRPOConfig, RewardConfig
+from actors.config import (
+    Config,
+    CriticConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RolloutConfig,
+    TrainerConfig,
+    UserError,
+)
+from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
+from algorithms.config_offline import DPOConfig
+from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
+from launch.rules import check_rules
 
 
 class CheckpointConfig(Config):
@@ -79,6 +91,8 @@ class RunConfig(Config):
     """How responses are scored."""
     policy: TrainerConfig = TrainerConfig()
     """The group that learns."""
+    critic: CriticConfig | None = None
+    """The group that learns values; ppo needs it, `{}` takes the defaults."""
     reference: ReferenceConfig = ReferenceConfig()
     """The frozen initial policy, when the algorithm needs it."""
     rollout: RolloutConfig = RolloutConfig()
@@ -98,68 +112,22 @@ class RunConfig(Config):
         return Path(self.run.output) / self.run.name
 
     @property
-    def reference_enabled(self) -> bool:
-        """Whether the algorithm needs a reference group."""
-        return isinstance(self.algorithm, GRPOConfig) and self.algorithm.kl_coef > 0
+    def reference_needed(self) -> bool:
+        """Whether the algorithm compares with a reference."""
+        algorithm = self.algorithm
+        if isinstance(algorithm, DPOConfig):
+            return algorithm.needs_reference
+        return isinstance(algorithm, RLConfig) and algorithm.kl_coef > 0
+
+    @property
+    def reference_group(self) -> bool:
+        """Whether the reference is a group of its own."""
+        return self.reference_needed and not self.reference.from_policy
 
     @model_validator(mode="after")
     def _across_sections(self) -> "RunConfig":
-        algorithm, rollout = self.algorithm, self.rollout
-        positions = self.model.init.max_positions if self.model.init else None
-        if isinstance(algorithm, GRPOConfig):
-            if not self.reward.functions:
-                raise ValueError("reward.functions must name at least one reward for grpo, got []")
-            if algorithm.eval_every and self.data.eval is None:
-                raise ValueError(f"algorithm.eval_every needs data.eval, got eval_every {algorithm.eval_every}")
-            if positions and rollout.max_model_len > positions:
-                raise ValueError(
-                    f"rollout.max_prompt_tokens + rollout.max_response_tokens must not exceed "
-                    f"model.init.max_positions ({positions}), got {rollout.max_model_len}"
-                )
-            self._transfer_fits_devices()
-        elif positions and self.data.max_length > positions:
-            raise ValueError(
-                f"data.max_length must not exceed model.init.max_positions ({positions}), got {self.data.max_length}"
-            )
-        if algorithm.stop_when and self.data.eval is None:
-            raise ValueError("algorithm.stop_when needs data.eval, got none")
-        if algorithm.stop_when and isinstance(algorithm, GRPOConfig) and not algorithm.eval_every:
-            raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
-        self._precision_is_kept()
-        self._groups_can_share()
-        if self.model.attention == "flash_attention_2" and not self.policy.gpus_per_rank:
-            raise ValueError("model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0")
+        check_rules(self)
         return self
-
-    def _precision_is_kept(self) -> None:
-        if self.model.dtype == "bf16" and self.policy.zero_stage == 0:
-            raise ValueError(
-                "policy.zero_stage must be 1, 2 or 3 with model.dtype bf16, "
-                "as DeepSpeed accumulates the gradients of stage 0 in bf16, got 0"
-            )
-
-    def _groups_can_share(self) -> None:
-        if self.cluster.placement != "shared":
-            return
-        asked = {"policy.gpus_per_rank": self.policy.gpus_per_rank}
-        if isinstance(self.algorithm, GRPOConfig):
-            asked["rollout.gpus_per_engine"] = self.rollout.gpus_per_engine
-        if self.reference_enabled:
-            asked["reference.gpus_per_rank"] = self.reference.gpus_per_rank
-        used = {name: gpus for name, gpus in asked.items() if gpus}
-        if len(set(used.values())) > 1 or max(used.values(), default=0) > 1:
-            got = ", ".join(f"{name} {gpus:g}" for name, gpus in used.items())
-            raise ValueError(f"cluster.placement shared needs groups that ask for the same, at most 1, GPU, got {got}")
-
-    def _transfer_fits_devices(self) -> None:
-        backend = self.rollout.transfer.backend
-        if backend in ("nccl", "ipc") and not (self.rollout.gpus_per_engine and self.policy.gpus_per_rank):
-            raise ValueError(
-                f"rollout.transfer.backend {backend} needs GPUs on both sides, got policy.gpus_per_rank "
-                f"{self.policy.gpus_per_rank:g} and rollout.gpus_per_engine {self.rollout.gpus_per_engine:g}"
-            )
-        if backend == "ipc" and self.cluster.placement != "shared":
-            raise ValueError("rollout.transfer.backend ipc needs cluster.placement shared, got split")
 
 
 def load(path: str, overrides: list[str]) -> RunConfig:
@@ -181,7 +149,9 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 def _problem(error: Any) -> str:
     tags = {_tag(item) or "" for item in _members(AlgorithmConfig) if _is_config(item)}
-    location = [str(part) for part in error["loc"] if str(part) not in tags]
+    location = [str(part) for part in error["loc"]]
+    if location[:1] == ["algorithm"]:
+        del location[1:2]  # The algorithm's name, which is no field.
     field = ".".join(location)
     value = error.get("input")
     if error["type"] == "extra_forbidden":
@@ -192,6 +162,10 @@ def _problem(error: Any) -> str:
     if error["type"].startswith("union_tag"):
         near = difflib.get_close_matches(str(_name(value)), tags, 1)
         return f"{field}.name: must be one of {', '.join(sorted(tags))}, got {_short(_name(value))}{_nearest(near)}"
+    if error["type"] == "literal_error":
+        names = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        near = difflib.get_close_matches(str(value), names, 1)
+        return f"{field}: must be one of {error['ctx']['expected']}, got {_short(value)}{_nearest(near)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{field}.{message}" if field else message

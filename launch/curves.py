@@ -57,6 +57,17 @@ def _panels(names: set[str]) -> list[Panel]:
             ("response length (tokens)", ["rollout/response_tokens_mean"], False),
             ("mismatch of trainer and sampler (KL)", ["mismatch/kl"], True),
             ("KL to the reference", ["policy/kl"], False),
+            ("variance of returns that the critic explains", ["critic/explained_variance"], False),
+            ("gradient norm", ["grad_norm", "critic/grad_norm"], False),
+        ]
+    elif names & {"loss/reward_model", "loss/dpo"}:
+        wanted = [
+            ("loss", ["loss/reward_model", "loss/dpo", "eval/loss"], False),
+            ("accuracy", [f"{p}accuracy" for p in ("reward_model/", "rewards/", "eval/", "eval/rewards/")], False),
+            ("margin", [f"{p}margin" for p in ("reward_model/", "rewards/", "eval/", "eval/rewards/")], False),
+            ("rewards", ["rewards/chosen", "rewards/rejected"], False),
+            ("logprob of responses", ["logprobs/chosen", "logprobs/rejected"], False),
+            ("calibration error", ["eval/calibration_error"], False),
             ("gradient norm", ["grad_norm"], False),
         ]
     else:

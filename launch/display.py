@@ -26,6 +26,10 @@ DURATIONS_KEPT = 20
 TEXT_WIDTH = 60
 SHOWN = (
     ("reward", "reward/mean", ".3f"),
+    ("accuracy", "reward_model/accuracy", ".3f"),
+    ("accuracy", "rewards/accuracy", ".3f"),
+    ("KL", "policy/kl", ".3g"),
+    ("explained", "critic/explained_variance", ".2f"),
     ("grad norm", "grad_norm", ".3g"),
     ("entropy", "policy/entropy", ".3f"),
     ("tokens/s", "tokens_per_second", ",.0f"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import Dtype, GroupConfig, OptimizerConfig, RolloutConfig, TrainerConfig
-from algorithms.config import GRPOConfig, SFTConfig
+from algorithms.config_offline import OfflineConfig
+from algorithms.config_rl import RLConfig
 
 GIB = 2**30
 FLOAT32 = 4
@@ -189,23 +190,28 @@ class Arithmetic:
     """Steps (SFT: updates) of the whole run."""
 
 
-def grpo_arithmetic(algorithm: GRPOConfig, policy: TrainerConfig, mean_tokens: float) -> Arithmetic:
-    """Batch sizes of a GRPO step; `mean_tokens` is the length of a sample, prompt and response."""
+def rl_arithmetic(algorithm: RLConfig, policy: TrainerConfig, mean_tokens: float) -> Arithmetic:
+    """Batch sizes of a reinforcement step; `mean_tokens` is the length of a sample, prompt and response."""
     per_update = algorithm.samples_per_update or algorithm.samples_per_step
     equation = (
         f"{algorithm.prompts_per_step} prompts x {algorithm.samples_per_prompt} samples = "
         f"{algorithm.samples_per_step} samples a step = {algorithm.updates_per_step} "
         f"update{'s' * (algorithm.updates_per_step != 1)} x {per_update} samples"
+        + f" in {algorithm.epochs_per_step} epochs"
+        * (algorithm.epochs_per_step > 1)
     )
     return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), algorithm.steps)
 
 
-def sft_arithmetic(algorithm: SFTConfig, policy: TrainerConfig, mean_tokens: float, sequences: int) -> Arithmetic:
-    """Batch sizes of an SFT update over data of `sequences` sequences of `mean_tokens` tokens."""
+def offline_arithmetic(
+    algorithm: OfflineConfig, policy: TrainerConfig, mean_tokens: float, sequences: int
+) -> Arithmetic:
+    """Batch sizes of an update over data of `sequences` rows (sequences or pairs) of `mean_tokens` tokens."""
     per_update = algorithm.samples_per_update
     steps = algorithm.updates(sequences)
     epochs = steps * per_update / sequences
-    equation = f"{steps} updates x {per_update} sequences = {epochs:.3g} epochs of {sequences} sequences"
+    rows = "pairs" if algorithm.name in ("reward", "dpo") else "sequences"
+    equation = f"{steps} updates x {per_update} {rows} = {epochs:.3g} epochs of {sequences} {rows}"
     return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), steps)
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.config import UserError
-from algorithms.config import GRPOConfig
+from algorithms.config_offline import DPOConfig, SFTConfig
+from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 
 READ_ROWS = 20_000
@@ -25,7 +26,7 @@ class Rows:
     columns: set[str]
     """Columns that every row has, under the names rewards see."""
     mean_tokens: float | None
-    """Mean length of a prompt (GRPO) or sequence (SFT); None when nothing was tokenised."""
+    """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
 
 
 def check_rows(config: RunConfig, field: Field, *, tokenise: bool) -> Rows:
@@ -34,17 +35,9 @@ def check_rows(config: RunConfig, field: Field, *, tokenise: bool) -> Rows:
     Raises:
         UserError: missing, empty or malformed data, a missing column, a row that is too long or cannot be rendered.
     """
-    from algorithms.data import read_rows
+    from algorithms.data import load_rows
 
-    data, training = config.data, field == "data.train"
-    limit = data.limit if training else data.eval_limit
-    rows = read_rows(
-        data.train if training else str(data.eval),
-        split=data.split if training else data.eval_split,
-        arguments=data.arguments,
-        limit=min(limit or READ_ROWS, READ_ROWS),
-        field=field,
-    )
+    rows = load_rows(config.data, field, at_most=READ_ROWS)
     if not tokenise:
         return Rows(len(rows), set.intersection(*map(set, rows)), None)
     lengths, columns = _tokenised(config, _affordable(rows), field)
@@ -61,8 +54,8 @@ def check_reward(config: RunConfig, index: int, columns: set[str] | None) -> Non
     Raises:
         UserError: it cannot be imported, or the data does not provide what it takes.
     """
+    from algorithms.reward_calls import check_signature
     from algorithms.reward_functions import resolve
-    from algorithms.rewards import check_signature
 
     function = config.reward.functions[index]
     if columns is None:
@@ -75,14 +68,21 @@ def _tokenised(config: RunConfig, rows: list[Row], field: Field) -> tuple[list[i
     """Tokens of each row's prompt or sequence, and the columns that every row has."""
     from actors.tokenizer import tokenizer_for
     from algorithms.data import prompts, sequences
+    from algorithms.pairs import judged, pairs
 
-    tokenizer = tokenizer_for(config.model)
-    if isinstance(config.algorithm, GRPOConfig):
+    algorithm, data, tokenizer = config.algorithm, config.data, tokenizer_for(config.model)
+    if isinstance(algorithm, RLConfig):
         limit = config.rollout.max_prompt_tokens
-        found = prompts(rows, config.data, tokenizer, max_prompt_tokens=limit, field=field)
+        found = prompts(rows, data, tokenizer, max_prompt_tokens=limit, field=field)
         return [len(item.token_ids) for item in found], set.intersection(*(set(item.row) for item in found))
-    learned = sequences(rows, config.data, tokenizer, train_on=config.algorithm.train_on, field=field)
-    return [len(item) for item in learned], set.intersection(*map(set, rows))
+    if isinstance(algorithm, SFTConfig):
+        lengths = [len(item) for item in sequences(rows, data, tokenizer, train_on=algorithm.train_on, field=field)]
+    elif isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+        lengths = [len(item.sequence) for item in judged(rows, data, tokenizer, field=field)]
+    else:
+        compared = pairs(rows, data, tokenizer, field=field)
+        lengths = [len(item.chosen) + len(item.rejected) for item in compared]
+    return lengths, set.intersection(*map(set, rows))
 
 
 def _affordable(rows: list[Row]) -> list[Row]:

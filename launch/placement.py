@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from algorithms.config import GRPOConfig
+from actors.config import GroupConfig
+from algorithms.config_rl import RLConfig
 from launch.config import RunConfig, machine_cpus
 
 REWARD_WORKER_CPUS = 0.1
@@ -21,19 +22,32 @@ class Demand:
 
 
 def demands(config: RunConfig) -> list[Demand]:
-    """Groups in the order they are placed: policy, then rollout, reference, reward."""
-    policy = config.policy
-    wanted = [_ranks("policy", policy.ranks, policy.cpus_per_rank, policy.gpus_per_rank, policy.threads_per_rank)]
-    if not isinstance(config.algorithm, GRPOConfig):
-        return wanted
-    rollout, reference = config.rollout, config.reference
-    cpus = rollout.cpus_per_engine
-    wanted.append(_ranks("rollout", rollout.engines, cpus, rollout.gpus_per_engine, rollout.threads_per_engine))
-    if config.reference_enabled:
-        cpus, gpus = reference.cpus_per_rank, reference.gpus_per_rank
-        wanted.append(_ranks("reference", reference.ranks, cpus, gpus, reference.threads_per_rank))
-    wanted.append(Demand("reward", config.reward.workers, REWARD_WORKER_CPUS, 0, 1))
+    """Groups in the order they are placed: policy, rollout, critic, reference, reward models, reward processes."""
+    wanted = [_group("policy", config.policy)]
+    rollout, rl = config.rollout, isinstance(config.algorithm, RLConfig)
+    if rl:
+        cpus = rollout.cpus_per_engine
+        wanted.append(_ranks("rollout", rollout.engines, cpus, rollout.gpus_per_engine, rollout.threads_per_engine))
+    if config.critic is not None:
+        wanted.append(_group("critic", config.critic))
+    if config.reference_group:
+        wanted.append(_group("reference", config.reference))
+    if rl:
+        wanted += [_group(name, config.reward.models[index].group) for index, name in reward_model_groups(config)]
+        if config.reward.functions or config.reward.endpoints:
+            wanted.append(Demand("reward", config.reward.workers, REWARD_WORKER_CPUS, 0, 1))
     return wanted
+
+
+def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
+    """Index in `reward.models` and name of the group of each reward model."""
+    return [
+        (index, f"reward_model_{index + 1}" if index else "reward_model") for index in range(len(config.reward.models))
+    ]
+
+
+def _group(name: str, group: GroupConfig) -> Demand:
+    return _ranks(name, group.ranks, group.cpus_per_rank, group.gpus_per_rank, group.threads_per_rank)
 
 
 def _ranks(group: str, count: int, cpus: float, gpus: float, threads: int | None) -> Demand:

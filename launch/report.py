@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from algorithms.config import GRPOConfig
+from actors.config import GroupConfig
+from algorithms.config_rl import RLConfig
 from launch.capacity import available_cpus, available_gpus, total_cpus, total_gpus
 from launch.check import Findings
 from launch.config import RunConfig
 from launch.estimate import GIB, Memory, kv_bytes_per_token
 from launch.inputs import READ_ROWS
-from launch.placement import Demand, demands
+from launch.placement import Demand, demands, reward_model_groups
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "logits", "activations", "kv_cache", "base")
 MIB = 2**20
@@ -81,12 +82,12 @@ def batch_lines(findings: Findings) -> list[str]:
         f"{arithmetic.equation}; {bound} {arithmetic.micro_batches} micro-batch"
         f"{'es' * (arithmetic.micro_batches != 1)} of <= {config.policy.micro_batch_tokens} tokens per rank and update"
     ]
-    if isinstance(config.algorithm, GRPOConfig) and rows:
+    if isinstance(config.algorithm, RLConfig) and rows:
         visits = config.algorithm.steps * config.algorithm.prompts_per_step / rows
         lines.append(f"{arithmetic.steps} steps are {visits:.3g} passes over {rows} prompts")
     if findings.mean_tokens is not None:
-        kind, rest = "sequences", ""
-        if isinstance(config.algorithm, GRPOConfig):
+        kind, rest = "pairs" if config.algorithm.name in ("reward", "dpo") else "sequences", ""
+        if isinstance(config.algorithm, RLConfig):
             kind, rest = "prompts", f"; responses count with their limit of {config.rollout.max_response_tokens}"
         lines.append(f"{kind} have {findings.mean_tokens:.0f} tokens on average{rest}")
     if rows == READ_ROWS:
@@ -109,8 +110,10 @@ def _print_placement(console: Console, config: RunConfig) -> None:
 
 
 def _zero_stage(config: RunConfig, item: Demand) -> int | None:
-    stages = {"policy": config.policy.zero_stage, "reference": config.reference.zero_stage}
-    return stages.get(item.group)
+    groups: dict[str, GroupConfig] = {"policy": config.policy, "reference": config.reference}
+    groups |= {name: config.reward.models[index].group for index, name in reward_model_groups(config)}
+    groups |= {"critic": config.critic} if config.critic else {}
+    return groups[item.group].zero_stage if item.group in groups else None
 
 
 def _print_memory(console: Console, findings: Findings) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from actors.config import UserError
 from actors.group import GroupError, first_line
-from algorithms.config import GRPOConfig
+from algorithms.config_offline import RewardModelConfig
+from algorithms.config_rl import RLConfig
 from launch.checkpoint import Checkpoint, Checkpoints
 from launch.cluster import place, ray_cluster, release
 from launch.config import RunConfig
@@ -53,7 +54,7 @@ def run(config: RunConfig) -> int:
         finally:
             display.close()
             tracker.close()
-        _farewell(config.directory)
+        _farewell(config)
     return 0
 
 
@@ -80,10 +81,12 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
     display.phase("starting Ray")
     with ray_cluster(config, config.directory / "logs"):
-        from launch.build import Groups, build_grpo, build_sft
+        from launch.build import build_rl
+        from launch.build_offline import build_offline
+        from launch.groups import Groups
 
-        build = build_grpo if isinstance(config.algorithm, GRPOConfig) else build_sft
-        groups = Groups()
+        build = build_rl if isinstance(config.algorithm, RLConfig) else build_offline
+        groups = Groups(str((config.directory / "logs").absolute()))
         placement = place(config, lambda text: display.phase("waiting", text))
         try:
             loop = build(config, placement, reporter, groups)
@@ -98,11 +101,11 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
 
 def _export(policy: Any, config: RunConfig) -> None:
     """Put the model into `export/`, all of it or nothing."""
-    from actors.policy import PolicyWorker
+    from actors.trainer import TrainedWorker
 
     final, partial = config.directory / "export", config.directory / "export.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    policy.call(PolicyWorker.export, partial.absolute())
+    policy.call(TrainedWorker.export, partial.absolute())
     if not (partial / "config.json").is_file():
         raise UserError(
             f"run.output: must be on storage that all nodes share (rank 0 of the policy wrote {partial} elsewhere), "
@@ -136,7 +139,8 @@ def _worker_log(error: Exception, logs: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _farewell(directory: Path) -> None:
+def _farewell(config: RunConfig) -> None:
+    directory = config.directory
     try:
         curves = draw_curves(directory)
     except Exception as error:  # A picture must not fail a run that has succeeded, whatever matplotlib says.
@@ -146,5 +150,9 @@ def _farewell(directory: Path) -> None:
     print(f"metrics: {directory / 'metrics.jsonl'}")
     if curves:
         print(f"curves:  {curves}")
-    print(f"samples: {directory / 'samples.jsonl'}")
-    print(f"talk to it: tandem chat {directory}")
+    if isinstance(config.algorithm, RLConfig):
+        print(f"samples: {directory / 'samples.jsonl'}")
+    if isinstance(config.algorithm, RewardModelConfig):
+        print(f"reward with it: reward.models=[{directory / 'export'}] in a ppo or grpo run")
+    else:
+        print(f"talk to it: tandem chat {directory}")

@@ -1,0 +1,75 @@
+"""Proximal Policy Optimization (arXiv 1707.06347) with a critic, for language models (arXiv 2203.02155).
+
+    prompts -> rollout (vLLM) -> reward -> reference -> values -> advantages -> update (policy and critic) -> sync
+
+The reward of a token is -kl_coef KL(pi || reference) there, and the response's score is added at its last token.
+Advantages are generalized advantage estimates (arXiv 1506.02438) against the critic's values, whitened over the step.
+The policy's loss is that of `algorithms.policy_loss`; the critic's is the mean over tokens of
+1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2), R = A + V_old before whitening.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from actors.critic import CriticWorker
+from actors.group import ActorGroup
+from actors.packed import PackedBatch
+from actors.worker import Totals
+from algorithms.config_rl import PPOConfig
+from algorithms.experience import samples_of
+from algorithms.loop import Clock, Metrics
+from algorithms.losses import aggregate, clipped_value_loss, masked_sum
+from algorithms.rl import RL, Fields
+from algorithms.sampler import ScoredGroup
+
+
+def critic_loss(
+    batch: PackedBatch, values: torch.Tensor, _: torch.Tensor, totals: Totals, *, clip: float | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """This micro-batch's share of the critic's loss (see the module) and of its metrics; values: [T]."""
+    mask, old = batch.action_mask, batch.fields["values"]
+    losses, clipped = clipped_value_loss(values, old, batch.fields["returns"], mask, clip=clip)
+    tokens, sequences = max(1, totals.tokens), max(1, totals.sequences)
+    loss = aggregate(losses, mask, batch.sequence_ids, mode="token", tokens=tokens, sequences=sequences)
+    return loss, {"critic/clip_fraction": masked_sum(clipped.float(), mask) / max(1, totals.trained_tokens)}
+
+
+@dataclass(kw_only=True)
+class PPO(RL):
+    """The loop."""
+
+    config: PPOConfig
+    critic: ActorGroup[CriticWorker]
+
+    def train(self) -> None:
+        """Run all steps."""
+        clock = Clock(self.reporter)
+        self.begin("PPO", clock)
+        while not self.done:
+            with clock("rollout"):
+                groups = self.sample(self.config.prompts_per_step)
+            with clock("score"):
+                groups = self.score(groups)
+            with clock("reference"):
+                fields = self.read_frozen(groups) + self.read_old(groups)
+            with clock("values"):
+                fields += self.read(self.critic, CriticWorker.values, groups, "critic")
+            with clock("advantages"):
+                metrics, found = self.estimate(self.critic, groups, self.shaper(groups), fields)
+            with clock("update"):
+                metrics |= self._update(groups, fields + found)
+            self.finish_step(groups, metrics, clock)
+
+    def _update(self, groups: list[ScoredGroup], fields: Fields) -> Metrics:
+        """Both groups learn at the same time."""
+        samples = samples_of(groups, [np.full(len(group.infos), np.nan) for group in groups])
+        updates = [self.counted(update) for update in self.updates(samples)]
+        loss = partial(critic_loss, clip=self.config.value_clip)
+        critic = self.submit_updates(self.critic, "critic", loss, groups, updates, updates, fields)
+        if self.step < self.config.critic_warmup_steps:
+            return critic()
+        policy = self.submit_updates(self.policy, "policy", self.policy_loss(), groups, updates, updates, fields)
+        return critic() | policy()

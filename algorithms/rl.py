@@ -1,0 +1,262 @@
+"""What the loops of PPO and the GRPO family share: the stages between prompts and updates, evaluation and reports.
+
+    prompts -> rollout (vLLM), functions -> reward models -> shaped scores -> reference, values -> advantages -> update
+
+A stage that computes per token leaves its results with the ranks, as references to TokenFields; the driver sees
+lengths, scores and metrics.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from actors.batch import Prompt
+from actors.group import ActorGroup
+from actors.policy import PolicyWorker
+from actors.rollout_types import Sampling
+from actors.worker import LossFunction, Worker
+from algorithms.config_rl import RLConfig
+from algorithms.data import Batches
+from algorithms.estimators import Estimator
+from algorithms.experience import Sample, count_micro_batches, deal_groups, divide, samples_of, split_updates, totals_of
+from algorithms.loop import Clock, Metrics, Reporter, good_enough
+from algorithms.policy_loss import policy_loss
+from algorithms.reward_models import RewardModelGroup, score_with_models
+from algorithms.rl_metrics import reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.sampler import Sampler, ScoredGroup
+from algorithms.shaper import RewardShaper
+from algorithms.shaping import AdaptiveKL
+
+_EVALUATION_SEED = 1_000_003
+Fields = list[Any]
+"""References to TokenFields, one per rank that computed them."""
+
+
+@dataclass(kw_only=True)
+class RL:
+    """The stages, and what a loop holds between steps."""
+
+    config: RLConfig
+    policy: ActorGroup[PolicyWorker]
+    reference: ActorGroup[Any] | None
+    read_reference: Callable[..., Any] | None
+    """The method of `reference` that gives reference logprobs."""
+    models: list[RewardModelGroup]
+    sampler: Sampler
+    shaper: RewardShaper
+    prompts: list[Prompt]
+    batches: Batches
+    evaluation: list[Prompt]
+    publish: Callable[[int], Metrics]
+    """Send the weights as this version."""
+    checkpoint: Callable[[int, dict[str, Any], bool], None]
+    """Save after this step, if it is one to save after; the last argument says that it is the last."""
+    reporter: Reporter
+    sampling: Sampling
+    micro_batch_tokens: dict[str, int]
+    """Token budget of each group."""
+    seed: int
+    step: int = 0
+    """Steps done; also the version of the weights."""
+    samples_per_step: int = 8
+    last_evaluation: Metrics = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done, or the last evaluation was good enough to stop."""
+        return self.step >= self.config.steps or good_enough(self.config.stop_when, self.last_evaluation)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loop."""
+        return {
+            "step": self.step,
+            "batches": self.batches.state_dict(),
+            "last_evaluation": self.last_evaluation,
+            "rewards": self.shaper.state_dict(),
+            "kl": self.kl.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.step = state["step"]
+        self.batches.load_state_dict(state["batches"])
+        self.last_evaluation = state["last_evaluation"]
+        self.shaper.load_state_dict(state["rewards"])
+        self.kl.load_state_dict(state["kl"])
+
+    def begin(self, title: str, clock: Clock) -> None:
+        """Give the engines their first weights, and evaluate before the first step."""
+        self.reporter.start(title, self.config.steps, self.step)
+        with clock("sync"):
+            self.publish(self.step)
+        if self.step == 0:
+            self.evaluate(clock)
+        clock.lap()
+
+    def sample(self, wanted: int, attempt: int = 0) -> list[ScoredGroup]:
+        """Responses to the next prompts, scored by functions and endpoints."""
+        prompts = (self.prompts[self.batches.next(1)[0]] for _ in count())
+        seed = (self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31
+        return self._collect(prompts, wanted, self.sampling, seed)
+
+    def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
+        """Add what the reward models say."""
+        return score_with_models(groups, self.models)
+
+    def _collect(self, prompts: Iterator[Prompt], wanted: int, sampling: Sampling, seed: int) -> list[ScoredGroup]:
+        groups = self.sampler.collect(prompts, wanted, sampling, seed)
+        for error in self.sampler.errors:
+            self.reporter.note(f"not scored: {error}")
+        return groups
+
+    def read_frozen(self, groups: list[ScoredGroup]) -> Fields:
+        """Reference logprobs, where the algorithm has a reference."""
+        if self.reference is None:
+            return []
+        assert self.read_reference is not None
+        return self.read(self.reference, self.read_reference, groups, "reference", self.sampling.temperature)
+
+    def read_old(self, groups: list[ScoredGroup]) -> Fields:
+        """Logprobs of the policy as it is now, where later updates of the step compare with them."""
+        if self.config.importance_correction is None or self.config.updates_per_step == 1:
+            return []
+        return self.read(self.policy, PolicyWorker.logprobs, groups, "policy", self.sampling.temperature)
+
+    def read(
+        self, group: ActorGroup[Any], method: Callable[..., Any], groups: list[ScoredGroup], budget: str, *options: Any
+    ) -> Fields:
+        """Let the ranks of a group read all rollouts; each keeps what it found."""
+        everything = samples_of(groups, [np.zeros(len(each.infos)) for each in groups])
+        work = divide(groups, [everything], len(group), self.micro_batch_tokens[budget])
+        calls = []
+        for rank, share in enumerate(work):
+            plan = [[(number, index) for number, index, _ in batch] for batch in share.plans[0]]
+            calls.append(group.submit(rank, method, plan, share.keys, *options, *share.groups, num_returns=2))
+        group.gather([told for told, _ in calls], method.__name__)
+        return [fields for _, fields in calls]
+
+    def estimate(
+        self, group: ActorGroup[Any], groups: list[ScoredGroup], scores: list[np.ndarray], fields: Fields
+    ) -> tuple[Metrics, Fields]:
+        """Advantages token by token, computed by the ranks of `group`."""
+        kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
+        estimator = Estimator(config=self.config, kl_coef=kl_coef)
+        calls = []
+        for rank, numbers in enumerate(deal_groups(groups, len(group))):
+            own = {number: scores[number].tolist() for number in numbers}
+            rollouts = [groups[number].rollouts for number in numbers]
+            arguments = (own, numbers, estimator, *rollouts, *fields)
+            calls.append(group.submit(rank, Worker.advantages, *arguments, num_returns=2))
+        metrics = group.gather([told for told, _ in calls], "advantages")[0]
+        if "reward/kl_per_response" in metrics:
+            self.kl.update(metrics["reward/kl_per_response"], sum(len(each.infos) for each in groups))
+        return metrics, [found for _, found in calls]
+
+    def updates(self, samples: list[Sample]) -> list[list[Sample]]:
+        """The samples of each update of the step, epoch by epoch."""
+        per_update = self.config.samples_per_update or self.config.samples_per_step
+        return [
+            update
+            for epoch in range(self.config.epochs_per_step)
+            for update in split_updates(samples, per_update, self.seed + self.step + 15_485_863 * epoch)
+        ]
+
+    def counted(self, update: list[Sample]) -> list[Sample]:
+        """Samples that the loss is a mean of."""
+        return [sample for sample in update if not (self.config.mask_truncated and sample.truncated)]
+
+    def policy_loss(self) -> LossFunction:
+        """The loss of this step."""
+        config = self.config
+        constant = config.aggregation_constant or self.sampling.max_tokens
+        coef = self.kl.coef if config.kl_in == "loss" else 0.0
+        return partial(policy_loss, config=config, kl_coef=coef, constant=constant)
+
+    def submit_updates(
+        self,
+        group: ActorGroup[Any],
+        name: str,
+        loss: LossFunction,
+        groups: list[ScoredGroup],
+        updates: list[list[Sample]],
+        trained: list[list[Sample]],
+        fields: Fields,
+    ) -> Callable[[], Metrics]:
+        """Start a group's optimizer updates; returns what waits for them and gives their metrics.
+
+        `updates` are the samples that losses are means of, `trained` those of them that are computed.
+        """
+        totals = [totals_of(update, kept) for update, kept in zip(updates, trained, strict=True)]
+        work = divide(groups, trained, len(group), self.micro_batch_tokens[name])
+        method: Any = PolicyWorker.update
+        calls = [
+            group.submit(
+                rank,
+                method,
+                share.plans,
+                share.keys,
+                totals,
+                loss,
+                self.sampling.temperature,
+                *share.groups,
+                *fields,
+            )
+            for rank, share in enumerate(work)
+        ]
+
+        def finish() -> Metrics:
+            per_update = group.gather(calls, "update")[0]
+            metrics = update_metrics(per_update, [each.trained_tokens for each in totals], name)
+            micro_batches, empty = count_micro_batches(work)
+            # A shared prompt counts once, as in the layers; that attention copies it, and pads, is not counted.
+            tokens = sum(update["tokens/trained"] for update in per_update)
+            return metrics | {
+                "tokens/trained": tokens,
+                "tokens/micro_batches": float(micro_batches),
+                "tokens/padding_fraction": empty / max(1, empty + tokens),
+            }
+
+        return finish
+
+    def evaluate(self, clock: Clock) -> Metrics:
+        """Held-out reward before the first step, every `eval_every` steps and after the last."""
+        config = self.config
+        due = config.eval_every and (self.step % config.eval_every == 0 or self.step == config.steps)
+        if not due:
+            return {}
+        temperature = self.sampling.temperature if config.eval_temperature is None else config.eval_temperature
+        sampling = Sampling(
+            samples=config.eval_samples_per_prompt, temperature=temperature, max_tokens=self.sampling.max_tokens
+        )
+        with clock("evaluate"):
+            prompts = iter(self.evaluation)
+            groups = self.score(self._collect(prompts, len(self.evaluation), sampling, _EVALUATION_SEED))
+        # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
+        failed = {"eval/failed": float(self.sampler.failed)}
+        self.last_evaluation = reward_metrics(groups, "eval/reward") | failed
+        if self.step == 0:
+            self.reporter.step(0, self.last_evaluation | clock.lap())
+        return self.last_evaluation
+
+    def finish_step(self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock) -> None:
+        """Publish the new weights, evaluate, checkpoint and report."""
+        self.step += 1
+        with clock("sync"):
+            metrics |= self.publish(self.step)
+        metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed)
+        metrics |= self.evaluate(clock)
+        with clock("checkpoint"):
+            self.checkpoint(self.step, self.state(), self.done)
+        metrics |= clock.lap()
+        training = metrics["time/step"] - metrics.get("time/evaluate", 0.0)
+        metrics["tokens_per_second"] = metrics["tokens/generated"] / training
+        self.reporter.step(self.step, metrics)
+        shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
+        self.reporter.samples(self.step, sample_rows(groups, self.samples_per_step), shown)

@@ -1,0 +1,77 @@
+"""What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
+
+from typing import Any
+
+import numpy as np
+import ray
+
+from algorithms.advantages import group_relative
+from algorithms.loop import Metrics
+from algorithms.sampler import ScoredGroup
+
+
+def reward_metrics(groups: list[ScoredGroup], prefix: str) -> Metrics:
+    """Mean and spread of rewards, each source by its label, and the share of groups that teach nothing."""
+    rewards = np.concatenate([group.rewards for group in groups])
+    metrics = {f"{prefix}/mean": float(rewards.mean()), f"{prefix}/std": float(rewards.std())}
+    if len(groups[0].scores) > 1:
+        metrics[f"{prefix}/zero_variance_fraction"] = float(np.mean([not teaches(group) for group in groups]))
+    names = {name for group in groups for score in group.scores for name in score.parts}
+    for name in names if len(names) > 1 else ():
+        parts = [score.parts[name] for group in groups for score in group.scores if name in score.parts]
+        metrics[f"{prefix}/{name}"] = float(np.mean(parts))
+    return metrics
+
+
+def teaches(group: ScoredGroup) -> bool:
+    """Whether the rewards of a group of two or more differ: otherwise they have no advantage over each other."""
+    return bool(group_relative(group.rewards, normalize_std=False).any())
+
+
+def rollout_metrics(groups: list[ScoredGroup], version: int, failed: int) -> Metrics:
+    """Lengths, statuses and ages of a step's rollouts; `version` is that of the weights they should be of."""
+    infos = [info for group in groups for info in group.infos]
+    staleness = [version - info.oldest_version for info in infos]
+    generated = sum(info.response_tokens for info in infos)
+    return reward_metrics(groups, "reward") | {
+        "tokens/generated": float(generated),
+        "rollout/response_tokens_mean": generated / len(infos),
+        "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
+        "rollout/failed": float(failed),
+        "staleness/mean": float(np.mean(staleness)),
+        "staleness/max": float(max(staleness)),
+    }
+
+
+def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix: str) -> Metrics:
+    """Metrics of a step from those of its updates; what an update without trained tokens cannot tell is left out.
+
+    `prefix` is policy or critic; loss, gradient norm and learning rate get it where they do not belong to the policy.
+    """
+    own = "" if prefix == "policy" else f"{prefix}/"
+    always = {"loss": f"loss/{prefix}", "grad_norm": f"{own}grad_norm", "learning_rate": f"{own}learning_rate"}
+    means = {name: float(np.mean([metrics[key] for metrics in per_update])) for key, name in always.items()}
+    told = [metrics for metrics, tokens in zip(per_update, trained_tokens, strict=True) if tokens]
+    for key in (key for key in per_update[0] if told and key.startswith(f"{prefix}/")):
+        means[key] = float(np.mean([metrics[key] for metrics in told]))
+    if trained_tokens[0]:
+        # The first update is on-policy: only there do trainer and sampler hold the same weights.
+        means |= {key: value for key, value in per_update[0].items() if key.startswith("mismatch/")}
+    return means
+
+
+def sample_rows(groups: list[ScoredGroup], count: int) -> list[dict[str, Any]]:
+    """The first response of as many prompts as there are rows to show."""
+    rows = []
+    for group in groups[:count]:
+        rollout = ray.get(group.rollouts, timeout=60)[0]
+        rows.append(
+            {
+                "prompt": group.prompt.text,
+                "completion": rollout.text,
+                "reward": group.scores[0].reward,
+                "version": group.infos[0].oldest_version,
+                "status": rollout.status,
+            }
+        )
+    return rows

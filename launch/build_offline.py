@@ -1,0 +1,98 @@
+"""From a RunConfig to running groups and the loop of a job that learns from given data: sft, reward, dpo."""
+
+from pathlib import Path
+from typing import Any
+
+from actors.skeleton import write_skeleton
+from actors.tokenizer import load_tokenizer
+from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig, SFTConfig
+from algorithms.data import Batches, load_rows, sequences
+from launch.cluster import Placement
+from launch.config import RunConfig
+from launch.groups import Groups, checkpointer, meet, resume, start_building
+from launch.reporter import RunReporter
+
+
+def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
+    """Start the groups of an SFT, reward-model or preference run and return its loop."""
+    from actors.critic import RewardModelWorker
+    from actors.policy import PolicyWorker
+
+    algorithm = config.algorithm
+    assert isinstance(algorithm, OfflineConfig)
+    worker = RewardModelWorker if isinstance(algorithm, RewardModelConfig) else PolicyWorker
+    directory = write_skeleton(config.model, config.directory / "model")
+    policy = groups.add("policy", worker, config.policy.timeout_s, placement)
+    policy.spawn(config.model, directory, config.policy, config.run.seed)
+    extra = _reference(config, directory, placement, groups, policy)
+    train, held_out = _rows(config, directory, "data.train"), []
+    if config.data.eval:
+        held_out = _rows(config, directory, "data.eval")
+    updates = algorithm.updates(len(train))
+    policy.gather(start_building(policy, updates), "build")
+    loop = _loop_class(config)(
+        config=algorithm,
+        policy=policy,
+        rows=train,
+        batches=Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle),
+        evaluation=held_out,
+        checkpoint=checkpointer(config, {"policy": policy}),
+        reporter=reporter,
+        micro_batch_tokens=config.policy.micro_batch_tokens,
+        total_updates=updates,
+        **extra,
+    )
+    resume(config, {"policy": policy}, loop, reporter)
+    return loop
+
+
+def _loop_class(config: RunConfig) -> Any:
+    from algorithms.dpo import DPO
+    from algorithms.reward_model import RewardModel
+    from algorithms.sft import SFT
+
+    return {"sft": SFT, "reward": RewardModel, "dpo": DPO}[config.algorithm.name]
+
+
+def _reference(config: RunConfig, directory: str, placement: Placement, groups: Groups, policy: Any) -> dict[str, Any]:
+    """For preference losses: who gives reference logprobs, and how."""
+    if not isinstance(config.algorithm, DPOConfig):
+        return {}
+    from actors.policy import PolicyWorker
+    from actors.reference import ReferenceWorker
+
+    reference, method = None, None
+    if config.reference_group:
+        reference = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
+        plain = config.model.model_copy(update={"lora": None, "freeze": []})
+        reference.spawn(plain, directory, config.reference, config.run.seed)
+        meet(reference, ReferenceWorker.build)
+        method = ReferenceWorker.outputs
+    elif config.reference_needed:
+        reference, method = policy, PolicyWorker.reference_outputs
+    return {"reference": reference, "read_reference": method, "cache": _reference_cache(config, directory)}
+
+
+def _reference_cache(config: RunConfig, directory: str) -> Any:
+    """Where precomputed reference logprobs are kept, shared by the runs of an output directory."""
+    from algorithms.reference_cache import ReferenceCache, model_content
+
+    assert isinstance(config.algorithm, DPOConfig)
+    if config.algorithm.reference == "live":
+        return None
+    init = config.model.init.model_dump_json() if config.model.init else ""
+    content = model_content(Path(directory) if not config.model.init else Path("init"), f"{config.model.dtype} {init}")
+    return ReferenceCache(Path(config.run.output) / "reference-logprobs", content)
+
+
+def _rows(config: RunConfig, directory: str, field: Any) -> list[Any]:
+    """Rows as the algorithm reads them: sequences, pairs, or single judged responses."""
+    from algorithms.pairs import judged, pairs
+
+    algorithm, tokenizer = config.algorithm, load_tokenizer(directory)
+    rows = load_rows(config.data, field)
+    if isinstance(algorithm, SFTConfig):
+        return sequences(rows, config.data, tokenizer, train_on=algorithm.train_on, field=field)
+    if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+        return judged(rows, config.data, tokenizer, field=field)
+    return pairs(rows, config.data, tokenizer, field=field)

@@ -1,0 +1,95 @@
+"""What every job does with its actor groups: start, meet, checkpoint, resume, and end them whatever happened."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.group import ActorGroup
+from algorithms.reward_pool import RewardPool
+from launch.checkpoint import Checkpoints, Files
+from launch.cluster import Placement
+from launch.config import RunConfig
+from launch.reporter import RunReporter
+
+
+@dataclass
+class Groups:
+    """Everything a run has started; ended in `shutdown`, whatever happened."""
+
+    logs: str
+    """Directory of the processes' output."""
+    groups: list[ActorGroup[Any]] = field(default_factory=list)
+    pool: RewardPool | None = None
+
+    def add(
+        self,
+        name: str,
+        worker: type,
+        timeout_s: float,
+        placement: Placement,
+        concurrency: dict[str, int] | None = None,
+    ) -> ActorGroup[Any]:
+        """A group in its place, remembered for shutdown; `spawn` starts its processes."""
+        slots = placement.slots[name]
+        group: ActorGroup[Any] = ActorGroup(
+            name, worker, slots, timeout_s=timeout_s, log_directory=self.logs, concurrency=concurrency
+        )
+        self.groups.append(group)
+        return group
+
+    def shutdown(self) -> None:
+        """End all processes that the run has started."""
+        if self.pool:
+            self.pool.close()
+        for group in self.groups:
+            group.shutdown()
+
+
+def start_building(group: ActorGroup[Any], total_updates: int) -> list[Any]:
+    """Let the ranks of a group that learns meet and build their engines; returns references to wait for."""
+    from actors.trainer import TrainedWorker
+
+    address, port = group.gather([group.submit(0, TrainedWorker.address)], "address")[0]
+    return [group.submit(rank, TrainedWorker.build, address, port, total_updates) for rank in range(len(group))]
+
+
+def meet(group: ActorGroup[Any], build: Callable[..., Any]) -> None:
+    """Let the ranks of a frozen group meet and load their model."""
+    from actors.worker import Worker
+
+    address, port = group.gather([group.submit(0, Worker.address)], "address")[0]
+    group.call(build, address, port)
+
+
+def checkpointer(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> Callable[[int, dict[str, Any], bool], None]:
+    """What a loop calls after every step: saves the groups that learn, by name, and its state, when it is time."""
+    from actors.trainer import TrainedWorker
+
+    checkpoints = Checkpoints(config)
+
+    def write(directory: Path) -> list[Files]:
+        return [
+            [(f"{name}/{file}", size) for file, size in rank]
+            for name, group in trained.items()
+            for rank in group.call(TrainedWorker.save, directory / name)
+        ]
+
+    def checkpoint(step: int, state: dict[str, Any], last: bool) -> None:
+        if checkpoints.due(step, last):
+            checkpoints.save(step, state, write)
+
+    return checkpoint
+
+
+def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, reporter: RunReporter) -> None:
+    """Continue from the run's latest checkpoint, if there is one."""
+    from actors.trainer import TrainedWorker
+
+    found = Checkpoints(config).latest()
+    if found is None:
+        return
+    reporter.note(f"resuming from step {found.state['step']}")
+    loop.restore(found.state)
+    for name, group in trained.items():
+        group.call(TrainedWorker.load, found.directory.absolute() / name)

@@ -1,0 +1,115 @@
+"""What a model directory says of itself, read without torch: its configuration, its weights' names, its tokenizer."""
+
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.config import UserError
+from actors.tokenizer import load_tokenizer, tokenizer_for
+from launch.config import RunConfig
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+
+def is_hub_id(path: str) -> bool:
+    """`owner/name` on the hub, unless a local directory `owner` says that a path was meant."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "off", "no"):
+        return False
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
+
+
+def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
+    """The fields of config.json; raises UserError when this is no model directory."""
+    if not (directory / "config.json").is_file():
+        candidates = [str(path.parent) for path in directory.parent.glob("*/config.json")]
+        near = difflib.get_close_matches(str(directory), candidates, 1)
+        if (directory / "export/config.json").is_file():
+            near = [f"{directory}/export"]
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{field}: must be a model directory with a config.json{hint}, got {directory}")
+    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        raise UserError(f"{field}: must hold weights (*.safetensors or *.bin), got {directory}")
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {directory}/config.json cannot be read, {error}") from None
+    return values
+
+
+def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a directory holds a model with one score, and reads the policy's tokens.
+
+    Raises:
+        UserError: no model, no score head, several scores, or another tokenizer.
+    """
+    values = model_values(directory, field)
+    architecture = next(iter(values.get("architectures") or []), "none")
+    if not architecture.endswith("ForSequenceClassification"):
+        raise UserError(
+            f"{field}: must be a sequence-classification model, as the reward job exports it, got {architecture} in "
+            f"{directory}"
+        )
+    try:
+        shapes = weight_shapes(directory)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: weights in {directory} cannot be read, {error}") from None
+    heads = [shape for name, shape in shapes.items() if name.rpartition(".")[0].endswith("score")]
+    if not heads and any(directory.glob("*.safetensors")):
+        raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
+    if heads and heads[0][0] != 1:
+        raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
+    check_vocabulary(config, directory, field)
+
+
+def check_critic(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
+    model_values(directory, field)
+    check_vocabulary(config, directory, field)
+
+
+def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a model reads the policy's tokens; a policy on the hub is not looked at.
+
+    Raises:
+        UserError: it has another tokenizer, or one that cannot be read.
+    """
+    path = config.model.path
+    if path is not None and not Path(path).exists() and is_hub_id(path):
+        return
+    try:
+        own = load_tokenizer(str(directory))
+    except UserError as error:
+        raise UserError(*(problem.replace("model.path", field, 1) for problem in error.problems)) from None
+    if vocabulary(own) != vocabulary(tokenizer_for(config.model)):
+        raise UserError(
+            f"{field}: must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in "
+            f"{directory}"
+        )
+
+
+def weight_shapes(directory: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in a directory's safetensors files, read from their headers.
+
+    A header is 8 bytes of little-endian length and that many bytes of JSON: name -> {dtype, shape, data_offsets}.
+
+    Raises:
+        ValueError: a file that has no such header.
+    """
+    shapes: dict[str, list[int]] = {}
+    for file in directory.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError(f"{file.name} is cut off or no safetensors file")
+            header = json.loads(stream.read(length))
+        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def vocabulary(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:
+    """Token -> id."""
+    return tokenizer.get_vocab()

@@ -1,0 +1,182 @@
+"""Rules across the sections of a RunConfig: what each of them allows the others.
+
+Every failure is a ValueError whose text begins with the field.
+"""
+
+from typing import TYPE_CHECKING
+
+from actors.config import ReferenceConfig
+from algorithms.config_offline import DPOConfig
+from algorithms.config_rl import PPOConfig, RLConfig
+
+if TYPE_CHECKING:
+    from launch.config import RunConfig
+
+
+def check_rules(config: "RunConfig") -> None:
+    """Raise ValueError for the first rule that the configuration breaks."""
+    _lengths_fit(config)
+    if isinstance(config.algorithm, RLConfig):
+        _rewards_are_given(config)
+        _sampling_is_corrected(config)
+        _overlong_fits(config)
+        _transfer_fits_devices(config)
+    _evaluation_is_possible(config)
+    _critic_fits(config)
+    _reference_fits(config)
+    _adapters_fit(config)
+    _precision_is_kept(config)
+    _groups_can_share(config)
+    if config.model.attention == "flash_attention_2" and not config.policy.gpus_per_rank:
+        raise ValueError("model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0")
+
+
+def _lengths_fit(config: "RunConfig") -> None:
+    positions = config.model.init.max_positions if config.model.init else None
+    if positions is None:
+        return
+    rl = isinstance(config.algorithm, RLConfig)
+    name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if rl else "data.max_length"
+    longest = config.rollout.max_model_len if rl else config.data.max_length
+    if longest > positions:
+        raise ValueError(f"{name} must not exceed model.init.max_positions ({positions}), got {longest}")
+
+
+def _rewards_are_given(config: "RunConfig") -> None:
+    reward, name = config.reward, config.algorithm.name
+    sources = [*reward.functions, *reward.models, *reward.endpoints]
+    if not sources:
+        raise ValueError(
+            f"reward.functions must name at least one reward for {name}, or reward.models or reward.endpoints, got []"
+        )
+    if not any(source.weight for source in sources):
+        raise ValueError("reward must have a source with a weight other than 0, got weight 0 for all of them")
+
+
+def _sampling_is_corrected(config: "RunConfig") -> None:
+    algorithm, rollout = config.algorithm, config.rollout
+    assert isinstance(algorithm, RLConfig)
+    if algorithm.importance_correction is None:
+        return
+    cut = {"top_p": (rollout.top_p, rollout.top_p < 1), "top_k": (rollout.top_k, rollout.top_k > 0)}
+    for name, (value, truncates) in cut.items():
+        if truncates:
+            raise ValueError(
+                f"algorithm.importance_correction must be left out with rollout.{name} {value:g}: the weights would "
+                f"compare the whole distribution with a part of it"
+            )
+
+
+def _overlong_fits(config: "RunConfig") -> None:
+    algorithm, longest = config.algorithm, config.rollout.max_response_tokens
+    if isinstance(algorithm, RLConfig) and algorithm.overlong and algorithm.overlong.buffer > longest:
+        raise ValueError(
+            f"algorithm.overlong.buffer must not exceed rollout.max_response_tokens ({longest}), "
+            f"got {algorithm.overlong.buffer}"
+        )
+
+
+def _evaluation_is_possible(config: "RunConfig") -> None:
+    algorithm = config.algorithm
+    rl = isinstance(algorithm, RLConfig)
+    if rl and algorithm.eval_every and config.data.eval is None:
+        raise ValueError(f"algorithm.eval_every needs data.eval, got eval_every {algorithm.eval_every}")
+    if algorithm.stop_when and config.data.eval is None:
+        raise ValueError("algorithm.stop_when needs data.eval, got none")
+    if algorithm.stop_when and rl and not algorithm.eval_every:
+        raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
+
+
+def _critic_fits(config: "RunConfig") -> None:
+    ppo = isinstance(config.algorithm, PPOConfig)
+    if ppo and config.critic is None:
+        raise ValueError("critic: required for ppo (critic={} takes the defaults), got nothing")
+    if config.critic is not None and not ppo:
+        raise ValueError(f"critic must be left out for {config.algorithm.name}, which learns no values, got one")
+
+
+def _reference_fits(config: "RunConfig") -> None:
+    reference, algorithm = config.reference, config.algorithm
+    if isinstance(algorithm, DPOConfig) and not algorithm.needs_reference and reference != ReferenceConfig():
+        raise ValueError(
+            f"reference must be left out for loss {', '.join(algorithm.losses)}, which compares with none, got settings"
+        )
+    if reference.from_policy and config.model.lora is None:
+        raise ValueError(
+            "reference.from_policy needs model.lora, without which there are no adapters to disable, got true"
+        )
+    if reference.from_policy and not config.reference_needed:
+        raise ValueError(
+            "reference.from_policy must be left out where the algorithm compares with no reference, got true"
+        )
+
+
+def _adapters_fit(config: "RunConfig") -> None:
+    lora, rl = config.model.lora, isinstance(config.algorithm, RLConfig)
+    if lora and lora.dropout and rl:
+        raise ValueError(
+            f"model.lora.dropout must be 0 for {config.algorithm.name}, whose importance ratio compares with the "
+            f"sampler, which drops nothing, got {lora.dropout:g}"
+        )
+    if config.rollout.transfer.lora == "adapter":
+        if lora is None:
+            raise ValueError("rollout.transfer.lora adapter needs model.lora, got none")
+        if lora.dora:
+            raise ValueError(
+                "rollout.transfer.lora must be merged with model.lora.dora, which vLLM does not serve, got adapter"
+            )
+        if lora.rank > 512:
+            raise ValueError(
+                f"model.lora.rank must be at most 512 with rollout.transfer.lora adapter (merged has no limit), "
+                f"got {lora.rank}"
+            )
+    if config.model.quantize and config.model.init:
+        raise ValueError(f"model.quantize needs model.path, whose weights it quantises, got {config.model.quantize}")
+    if config.model.quantize and config.policy.zero_stage == 3:
+        raise ValueError(
+            "policy.zero_stage must be 0, 1 or 2 with model.quantize, whose weights it cannot shard, got 3"
+        )
+    if config.model.quantize and not config.policy.gpus_per_rank:
+        raise ValueError(
+            f"model.quantize {config.model.quantize} needs a GPU (policy.gpus_per_rank above 0), "
+            f"got {config.policy.gpus_per_rank:g}"
+        )
+
+
+def _precision_is_kept(config: "RunConfig") -> None:
+    groups = {"policy": config.policy} | ({"critic": config.critic} if config.critic else {})
+    for name, group in groups.items():
+        if config.model.dtype == "bf16" and group.zero_stage == 0:
+            raise ValueError(
+                f"{name}.zero_stage must be 1, 2 or 3 with model.dtype bf16, "
+                "as DeepSpeed accumulates the gradients of stage 0 in bf16, got 0"
+            )
+
+
+def _groups_can_share(config: "RunConfig") -> None:
+    if config.cluster.placement != "shared":
+        return
+    asked = {"policy.gpus_per_rank": config.policy.gpus_per_rank}
+    if isinstance(config.algorithm, RLConfig):
+        asked["rollout.gpus_per_engine"] = config.rollout.gpus_per_engine
+        for index, model in enumerate(config.reward.models):
+            asked[f"reward.models.{index}.group.gpus_per_rank"] = model.group.gpus_per_rank
+    if config.critic is not None:
+        asked["critic.gpus_per_rank"] = config.critic.gpus_per_rank
+    if config.reference_group:
+        asked["reference.gpus_per_rank"] = config.reference.gpus_per_rank
+    used = {name: gpus for name, gpus in asked.items() if gpus}
+    if len(set(used.values())) > 1 or max(used.values(), default=0) > 1:
+        got = ", ".join(f"{name} {gpus:g}" for name, gpus in used.items())
+        raise ValueError(f"cluster.placement shared needs groups that ask for the same, at most 1, GPU, got {got}")
+
+
+def _transfer_fits_devices(config: "RunConfig") -> None:
+    backend = config.rollout.transfer.backend
+    if backend in ("nccl", "ipc") and not (config.rollout.gpus_per_engine and config.policy.gpus_per_rank):
+        raise ValueError(
+            f"rollout.transfer.backend {backend} needs GPUs on both sides, got policy.gpus_per_rank "
+            f"{config.policy.gpus_per_rank:g} and rollout.gpus_per_engine {config.rollout.gpus_per_engine:g}"
+        )
+    if backend == "ipc" and config.cluster.placement != "shared":
+        raise ValueError("rollout.transfer.backend ipc needs cluster.placement shared, got split")
