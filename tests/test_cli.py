@@ -30,6 +30,10 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "my_reward.py").write_text("def score(completion, answer):\n    return float(completion == answer)\n")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "ab", "chosen": "ba", "rejected": "ab"}\n')
+    (tmp_path / "causal").mkdir()
+    (tmp_path / "causal/config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "causal/model.safetensors").write_bytes(b"")
     return tmp_path
 
 
@@ -67,12 +71,36 @@ MISTAKES = {
     ),
     "too many ranks": (
         ["run", "job.yaml", "policy.ranks=8", "cluster.cpus=2"],
-        "policy.ranks: needs 4.6 CPUs in all (policy 8 x 0.5 + rollout 1 x 0.5 + reward 1 x 0.1), "
+        "policy.ranks: needs 2.6 CPUs in all (policy 8 x 0.25 + rollout 1 x 0.5 + reward 1 x 0.1), "
         "got 2 CPUs on this machine",
     ),
     "too many GPUs": (
         ["check", "job.yaml", "rollout.gpus_per_engine=1", "rollout.engines=3", "cluster.gpus=1"],
         "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPUs on this machine",
+    ),
+    "no critic": (
+        ["run", "job.yaml", "algorithm={name: ppo}"],
+        "critic: required for ppo (critic={} takes the defaults), got nothing",
+    ),
+    "nothing to compare with": (
+        ["run", "job.yaml", "algorithm={name: grpo, samples_per_prompt: 1}"],
+        "algorithm.samples_per_prompt must be at least 2 for grpo with advantage group, which compares the samples of "
+        "a group, got 1",
+    ),
+    "kto with paired data": (
+        [
+            "check",
+            "job.yaml",
+            "algorithm={name: dpo, steps: 5, loss: kto}",
+            "data={train: pairs.jsonl, max_length: 64}",
+        ],
+        "data.train: loss kto needs prompt + completion + label, these rows are pairs (columns prompt, chosen, "
+        "rejected): choose another algorithm.loss, or make two labelled rows of each pair",
+    ),
+    "reward model without a score head": (
+        ["check", "job.yaml", "reward={models: [causal]}"],
+        "reward.models.0.path: must be a sequence-classification model, as the reward job exports it, "
+        "got LlamaForCausalLM in causal",
     ),
     "heads without a kernel": (
         ["check", "job.yaml", "model.init.heads=2"],
@@ -254,9 +282,30 @@ def test_export_copies_a_finished_model(project: Path) -> None:
     assert (project / "mine/model.safetensors").read_bytes() == b"weights"
     again = tandem(project, "export", "outputs/first", "--output", "mine")
     assert (again.returncode, again.stderr) == (2, "error: --output: must be a new or empty directory, got mine\n")
+    none = tandem(project, "export", "outputs/first", "--adapter")
+    assert (none.returncode, none.stderr) == (2, "error: --adapter: needs a run with model.lora, got outputs/first\n")
     below = tandem(project, "export", "outputs/first", "--output", "rows.jsonl/below")
     assert below.stderr.startswith("error: --output: must be a directory that can be written (")
     assert below.returncode == 2
+
+
+def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(project: Path) -> None:
+    export = project / "outputs/first/export"
+    (export / "adapter").mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    (export / "model.safetensors").write_bytes(b"merged")
+    (export / "adapter/adapter_config.json").write_text("{}")
+    assert tandem(project, "export", "outputs/first", "--output", "whole").returncode == 0
+    assert sorted(path.name for path in (project / "whole").iterdir()) == ["config.json", "model.safetensors"]
+    assert tandem(project, "export", "outputs/first", "--adapter", "--output", "small").returncode == 0
+    assert [path.name for path in (project / "small").iterdir()] == ["adapter_config.json"]
+
+
+def test_chat_is_not_for_reward_models(project: Path) -> None:
+    (project / "causal/config.json").write_text('{"architectures": ["Qwen2ForSequenceClassification"]}')
+    done = tandem(project, "chat", "causal", "--prompt", "hello")
+    rule = "must generate text, and a reward model gives scores, got Qwen2ForSequenceClassification in causal"
+    assert (done.returncode, done.stderr) == (2, f"error: MODEL: {rule}\n")
 
 
 def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:

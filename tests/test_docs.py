@@ -1,15 +1,21 @@
-"""What README, configs/ and examples/ say is what there is: files, commands, the example task."""
+"""What README, docs/, configs/ and examples/ say is what there is: files, commands, settings, the example task."""
 
 import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
-from actors.config import UserError
-from algorithms.config import RewardFunction
-from algorithms.rewards import Samples, load_functions, score_batch
+from actors.config import LoraConfig, TransferConfig, UserError
+from algorithms.config import RewardConfig, RewardFunction
+from algorithms.config_offline import DPOConfig, PreferenceLoss, RewardModelConfig
+from algorithms.config_rl import GRPOConfig, ImportanceCorrection, PPOConfig, RLConfig
+from algorithms.reward_calls import Samples
+from algorithms.rewards import load_sources, score_batch
 from launch.check import preflight
 from launch.cli import VERBS
 from launch.config import RunConfig, load, validate
@@ -17,8 +23,10 @@ from launch.config_file import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ALGORITHMS = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 MOST_LINES = 12
+DOCUMENTED = (RLConfig, PPOConfig, GRPOConfig, DPOConfig, RewardModelConfig, RewardConfig, LoraConfig)
 
 
 def files_in_tree(package: str) -> list[str]:
@@ -28,8 +36,8 @@ def files_in_tree(package: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every tandem command in README with a configuration, split into words."""
-    text = re.sub(r"\\\n\s*", "", README)
+    """Every tandem command with a configuration in README and docs, split into words."""
+    text = re.sub(r"\\\n\s*", "", README + ALGORITHMS)
     lines = re.findall(r"^tandem .*|(?<=`)tandem [^`]+", text, re.MULTILINE)
     words = [shlex.split(line, comments=True) for line in lines]
     return [line for line in words if len(line) > 2 and line[1] in ("run", "check", "data")]
@@ -43,11 +51,6 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def lines_of_content(name: str) -> list[str]:
-    lines = (ROOT / "configs" / name).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
 @pytest.mark.parametrize("package", ["launch", "algorithms", "actors"])
 def test_the_tree_names_every_module_once(package: str) -> None:
     there = sorted(path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
@@ -55,12 +58,11 @@ def test_the_tree_names_every_module_once(package: str) -> None:
     assert not (ROOT / package / "__init__.py").read_text(), "README says that every __init__.py is empty"
 
 
-def test_files_that_readme_names_exist() -> None:
-    folders = "configs|examples|benchmarks|requirements|launch|algorithms|actors"
-    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w", README))
-    named.discard("algorithms/mine.py")  # the one that a reader is to write
-    missing = [name for name in sorted(named) if not (ROOT / name).exists()]
-    assert not missing and {f"configs/{name}" for name in CONFIGS} <= named
+def test_files_that_the_docs_name_exist() -> None:
+    folders = "configs|docs|examples|benchmarks|requirements|launch|algorithms|actors|tests"
+    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w", README + ALGORITHMS))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert {f"configs/{name}" for name in CONFIGS} - named == set()
 
 
 def test_readme_shows_every_verb() -> None:
@@ -83,26 +85,58 @@ def test_the_configuration_in_readme_is_valid_and_short() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_short_and_says_what_it_is_for(name: str) -> None:
-    assert len(lines_of_content(name)) <= MOST_LINES
-    first, second = (ROOT / "configs" / name).read_text(encoding="utf-8").splitlines()[:2]
+    lines = (ROOT / "configs" / name).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES
+    first, second = lines[:2]
     assert first.startswith("# ") and not second.startswith("#")
 
 
-@pytest.mark.usefixtures("at_root")
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_passes_check(name: str, tmp_path: Path) -> None:
-    overrides = [f"run.output={tmp_path}"]
-    if name == "demo-grpo.yaml":  # starts from the model of demo-sft.yaml, which a clean clone does not have
-        init = load("configs/demo-sft.yaml", []).model.init
-        assert init is not None
-        overrides.append(f"model={json.dumps({'init': init.model_dump()})}")
-    warnings = preflight(load(f"configs/{name}", overrides))
-    assert all("is read from the hub" in line for line in warnings)
+def choices() -> list[str]:
+    """Values of the settings that take one of several names."""
+    configs = (RLConfig, PPOConfig, GRPOConfig, DPOConfig, ImportanceCorrection, PreferenceLoss, TransferConfig)
+    fields = [field for config in configs for field in config.model_fields.values()]
+    named = [
+        value for field in fields if get_origin(field.annotation) is Literal for value in get_args(field.annotation)
+    ]
+    return sorted({value for value in named if isinstance(value, str)})
+
+
+@pytest.mark.parametrize("name", choices())
+def test_docs_explain_every_choice(name: str) -> None:
+    assert f"`{name}`" in ALGORITHMS
+
+
+@pytest.mark.parametrize("config", DOCUMENTED, ids=lambda config: config.__name__)
+def test_docs_explain_every_field(config: type[BaseModel]) -> None:
+    missing = [name for name in config.model_fields if f"`{name}`" not in ALGORITHMS]
+    assert missing == []
+
+
+def test_docs_name_the_defaults_that_there_are() -> None:
+    """In the tables below a comment with the class's name: | `field` | default | meaning |."""
+    configs = {item.__name__: item for item in DOCUMENTED}
+    tables = re.findall(r"<!-- fields (\w+) -->\n((?:\|.*\n)+)", ALGORITHMS)
+    assert {name for name, _ in tables} == set(configs)
+    for name, table in tables:
+        for field, shown in re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE):
+            default = configs[name].model_fields[field].get_default(call_default_factory=True)
+            assert shown == shown_default(default), f"{name}.{field}"
+
+
+def shown_default(value: Any) -> str:
+    """A default as the tables show it."""
+    if isinstance(value, list) and value and isinstance(value[0], PreferenceLoss):
+        return value[0].name
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "none"
+    return json.dumps(value).strip('"')
 
 
 @pytest.mark.usefixtures("at_root")
 def test_the_example_reward_scores_the_example_rows() -> None:
-    [score] = load_functions([RewardFunction(name="examples/my_reward.py:score")])
+    [score] = load_sources(RewardConfig(functions=[RewardFunction(name="examples/my_reward.py:score")]))
     rows = [json.loads(line) for line in (ROOT / "examples/own_task.jsonl").read_text().splitlines()]
     answers = [row["answer"] for row in rows]
 
@@ -121,7 +155,7 @@ def test_the_example_reward_scores_the_example_rows() -> None:
 
 @pytest.mark.usefixtures("at_root")
 def test_the_math_examples_accept_their_own_answers_only() -> None:
-    [score] = load_functions([RewardFunction(name="math")])
+    [score] = load_sources(RewardConfig(functions=[RewardFunction(name="math")]))
     rows = [json.loads(line) for line in (ROOT / "examples/math_word_problems.jsonl").read_text().splitlines()]
     answers = [row["answer"] for row in rows]
     samples = Samples(

@@ -6,17 +6,18 @@ import pytest
 
 from actors.config import ModelInit, OptimizerConfig, RolloutConfig, TrainerConfig
 from actors.skeleton import hf_config
-from algorithms.config import GRPOConfig, SFTConfig
+from algorithms.config_offline import SFTConfig
+from algorithms.config_rl import GRPOConfig
 from launch.estimate import (
     FLOAT32,
     GIB,
     DecoderShape,
     decoder_shape,
     engine_memory,
-    grpo_arithmetic,
     kv_bytes_per_token,
+    offline_arithmetic,
     parameter_count,
-    sft_arithmetic,
+    rl_arithmetic,
     stored_parameters,
     trainer_memory,
 )
@@ -117,16 +118,18 @@ def test_engine_memory_and_key_value_cache() -> None:
     assert kv_bytes_per_token(SHAPE, "bf16") == 2 * 2 * 2 * 16 * 2
 
 
-def test_grpo_arithmetic_is_an_equation() -> None:
+def test_rl_arithmetic_is_an_equation() -> None:
     algorithm = GRPOConfig(name="grpo", prompts_per_step=16, samples_per_prompt=8, samples_per_update=64)
     policy = TrainerConfig(ranks=2, micro_batch_tokens=1000)
-    found = grpo_arithmetic(algorithm, policy, mean_tokens=300)
+    found = rl_arithmetic(algorithm, policy, mean_tokens=300)
     assert found.equation == "16 prompts x 8 samples = 128 samples a step = 2 updates x 64 samples"
     assert found.micro_batches == 11  # 32 samples on a rank, 3 in a micro-batch
 
 
-def test_sft_arithmetic_counts_updates_of_epochs() -> None:
-    found = sft_arithmetic(SFTConfig(name="sft", epochs=2, samples_per_update=30), TrainerConfig(), 100, sequences=100)
+def test_offline_arithmetic_counts_updates_of_epochs() -> None:
+    found = offline_arithmetic(
+        SFTConfig(name="sft", epochs=2, samples_per_update=30), TrainerConfig(), 100, sequences=100
+    )
     assert found.steps == 7
     assert found.equation == "7 updates x 30 sequences = 2.1 epochs of 100 sequences"
     assert found.micro_batches == 1

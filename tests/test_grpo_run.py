@@ -216,7 +216,7 @@ def test_learning_rate_0_changes_nothing(own_task: Any, warm_model: Path) -> Non
     initial = {name: checksum(tensor) for name, tensor in load_file(warm_model / "model.safetensors").items()}
     assert len(initial) > 20
     for step in range(1, 5):
-        state = own_task.directory / "checkpoints" / f"step-{step}" / "state" / "mp_rank_00_model_states.pt"
+        state = own_task.directory / "checkpoints" / f"step-{step}" / "policy" / "state" / "mp_rank_00_model_states.pt"
         module = torch.load(state, weights_only=False)["module"]
         assert {name: checksum(module[f"model.{name}"]) for name in initial} == initial
     exported = load_file(own_task.directory / "export" / "model.safetensors")

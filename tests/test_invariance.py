@@ -1,240 +1,297 @@
 """An optimizer step does not depend on how it is computed: micro-batches, packing, ranks, ZeRO stage, checkpointing.
 
-Every variant makes the same three GRPO updates, with gradient clipping, on the same synthetic rollouts, in real Ray
-actors with real DeepSpeed engines; loss, gradient norm and weights must agree with the plain variant's.
+Every division of the work makes the same updates, with gradient clipping, on the same synthetic rollouts or pairs, in
+real Ray actors with real DeepSpeed engines, by the methods of the loops; loss, gradient norm, all other metrics and
+weights must agree with the plain division's.
 """
 
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
-from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Prompt, Rollout, VersionSpan
-from actors.config import ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.group import ActorGroup, Slot
+from actors.critic import CriticWorker, RewardModelWorker
+from actors.group import ActorGroup
 from actors.policy import PolicyWorker
-from actors.rollout_types import RolloutInfo
-from actors.skeleton import write_skeleton
-from algorithms.experience import divide, samples_of, split_updates, totals_of
-from algorithms.grpo import grpo_loss
-from algorithms.rewards import Score
-from algorithms.sampler import ScoredGroup
-
-# Actors get the classes of this file with the call, as they cannot import it.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-UPDATES = 3
-TEMPERATURE = 0.7
-MODEL = ModelConfig(init=ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64))
-GROUP = TrainerConfig(
-    # SGD shows gradients as they are: Adam would turn rounding errors of vanishing gradients into whole steps.
-    optimizer=OptimizerConfig(name="sgd", lr=2.0, max_grad_norm=0.1, weight_decay=0.01),
-    timeout_s=120,
+from actors.reference import ReferenceWorker
+from actors.rollout_types import Sampling
+from algorithms.config_offline import DPOConfig, RewardModelConfig
+from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.dpo import DPO
+from algorithms.experience import divide, samples_of, totals_of
+from algorithms.grpo import GRPO
+from algorithms.ppo import PPO, critic_loss
+from algorithms.reward_model import RewardModel
+from algorithms.rl import RL
+from algorithms.shaper import RewardShaper
+from tests.trainees import (
+    GROUP,
+    Division,
+    Job,
+    Result,
+    Trainee,
+    Trainees,
+    judgements,
+    preferences,
+    scored_groups,
+    started_trainees,
 )
 
-
-class Trainee(PolicyWorker):
-    """A policy rank that starts anew, from the same initial weights, with other settings."""
-
-    def restart(self, address: str, port: int, model: ModelConfig, group: TrainerConfig) -> None:
-        """Build the model and its engine again."""
-        self.model_config, self.group = model, group
-        self.build(address, port, UPDATES)
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """All parameters, the whole of each."""
-        return {name: tensor.numpy(force=True).copy() for name, tensor in self.engine.parameters("model")}
+GROUPS = scored_groups()
+PAIRS = preferences()
+JUDGED = judgements()
+SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "samples_per_update": 8}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One way to compute the same updates."""
-
-    ranks: int = 1
-    zero_stage: int = 0
-    micro_batch_tokens: int = 8192
-    logprob_chunk_tokens: int = 1024
-    gradient_checkpointing: bool = False
-    keep_zero_advantages: bool = False
-    aggregation: str = "token"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a variant: metrics of each update, and weights before and after all of them."""
-
-    metrics: list[dict[str, float]]
-    initial: dict[str, np.ndarray]
-    weights: dict[str, np.ndarray]
+def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
+    """What the loops' stages read; they are called one by one, so nothing here samples, publishes or reports."""
+    shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=24)
+    unused = ("sampler", "batches", "publish", "checkpoint", "reporter")
+    return {
+        "reference": reference,
+        "read_reference": ReferenceWorker.logprobs,
+        "models": [],
+        "shaper": shaper,
+        "prompts": [],
+        "evaluation": [],
+        "sampling": Sampling(samples=4, temperature=0.7, max_tokens=24),
+        "micro_batch_tokens": dict.fromkeys(("policy", "critic", "reference"), division.micro_batch_tokens),
+        "seed": 1,
+        **dict.fromkeys(unused),
+    }
 
 
-@pytest.fixture(scope="module")
-def groups() -> list[ScoredGroup]:
-    """Six prompts with four responses each; lengths 3 to 31 tokens, one group of equal rewards."""
-    generator = np.random.default_rng(0)
-    found = []
-    for number in range(6):
-        prompt = generator.integers(3, 90, size=2 + number).tolist()
-        rollouts = [_rollout(prompt, generator) for _ in range(4)]
-        rewards = np.ones(4) if number == 3 else generator.normal(size=4)
-        found.append(
-            ScoredGroup(
-                prompt=Prompt(index=number, token_ids=prompt, text="", row={}),
-                rollouts=rollouts,
-                infos=[_info(rollout) for rollout in rollouts],
-                scores=[Score(reward=float(reward), parts={}, status="ok") for reward in rewards],
-            )
-        )
-    return found
+def _grpo(
+    config: GRPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division, *, compute_all: bool = False
+) -> list[dict[str, float]]:
+    """The updates of one step of GRPO; with `compute_all`, also those samples that are known to have no gradient."""
+    policy: Any = group
+    loop = GRPO(config=config, policy=policy, **_loop_settings(reference if config.kl_coef else None, division))
+    fields = loop.read_frozen(GROUPS) + loop.read_old(GROUPS)
+    samples, found, told = loop._advantages(GROUPS, fields)
+    updates = [loop.counted(update) for update in loop.updates(samples)]
+    trained = updates if compute_all else [loop._with_gradient(update) for update in updates]
+    return _updated(loop, group, "policy", loop.policy_loss(), updates, trained, fields + found, told)
 
 
-def _rollout(prompt: list[int], generator: np.random.Generator) -> Rollout:
-    length = int(generator.integers(1, 25))
-    return Rollout(
-        prompt_token_ids=prompt,
-        response_token_ids=generator.integers(3, 90, size=length).tolist(),
-        # Around the logprobs of a model that knows nothing (log 1/128), so that the clip cuts off some tokens.
-        rollout_logprobs=generator.normal(-4.85, 0.15, size=length).astype(np.float32),
-        versions=[VersionSpan(version=0, start=0, end=length)],
-        finish_reason="stop",
-        status="ok",
-        text="",
-    )
+def _critic(
+    config: PPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division
+) -> list[dict[str, float]]:
+    """The critic's updates in one step of PPO."""
+    settings = _loop_settings(reference, division)
+    loop = PPO(config=config, critic=group, policy=None, **settings)  # type: ignore[arg-type]
+    fields = loop.read_frozen(GROUPS) + loop.read(group, CriticWorker.values, GROUPS, "critic")
+    told, found = loop.estimate(group, GROUPS, loop.shaper(GROUPS), fields)
+    updates = loop.updates(samples_of(GROUPS, [np.full(4, np.nan)] * len(GROUPS)))
+    loss = partial(critic_loss, clip=config.value_clip)
+    return _updated(loop, group, "critic", loss, updates, updates, fields + found, told)
 
 
-def _info(rollout: Rollout) -> RolloutInfo:
-    prompt, response = len(rollout.prompt_token_ids), len(rollout.response_token_ids)
-    return RolloutInfo(prompt_tokens=prompt, response_tokens=response, status="ok", oldest_version=0)
-
-
-@pytest.fixture(scope="module")
-def trainees(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, ActorGroup[Trainee]]]:
-    """Policy groups of one and of two ranks."""
-    directory = tmp_path_factory.mktemp("trainees")
-    skeleton = str(write_skeleton(MODEL, directory / "model"))
-    placement = placement_group([{"CPU": 1.0}])
-    assert placement.wait(30)
-    slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
-    started = {}
-    for ranks in (1, 2):
-        group = ActorGroup("policy", Trainee, [slot] * ranks, timeout_s=120, log_directory=str(directory))
-        group.spawn(MODEL, skeleton, GROUP, 0)
-        started[ranks] = group
-    yield started
-    for group in started.values():
-        group.shutdown()
-    remove_placement_group(placement)
-
-
-@pytest.fixture(scope="module")
-def result(trainees: dict[int, ActorGroup[Trainee]], groups: list[ScoredGroup]) -> Callable[[Variant], Result]:
-    """Computes a variant, each only once."""
-    known: dict[Variant, Result] = {}
-
-    def compute(variant: Variant) -> Result:
-        if variant not in known:
-            known[variant] = _compute(variant, trainees[variant.ranks], groups)
-        return known[variant]
-
-    return compute
-
-
-def _compute(variant: Variant, policy: ActorGroup[Trainee], groups: list[ScoredGroup]) -> Result:
-    model = MODEL.model_copy(update={"gradient_checkpointing": variant.gradient_checkpointing})
-    changes = {name: getattr(variant, name) for name in ("zero_stage", "micro_batch_tokens", "logprob_chunk_tokens")}
-    address, port = policy.gather([policy.submit(0, Trainee.address)], "address")[0]
-    policy.call(Trainee.restart, address, port, model, GROUP.model_copy(update=changes))
-    initial = policy.call(Trainee.weights)[0]
-    metrics = policy.scatter(Trainee.update, _calls(variant, groups))
-    return Result([_shared(update) for update in metrics[0]], initial, policy.call(Trainee.weights)[0])
-
-
-def _shared(update: dict[str, float]) -> dict[str, float]:
-    """Metrics that do not say how the update was computed: its duration, and its tokens with shared prompts once."""
-    return {name: value for name, value in update.items() if not name.startswith(("time/", "tokens/"))}
-
-
-def _calls(variant: Variant, groups: list[ScoredGroup]) -> list[tuple[Any, ...]]:
-    """What the GRPO loop sends to each rank: three updates of eight samples."""
-    advantages = [group.rewards - group.rewards.mean() for group in groups]
-    updates = split_updates(samples_of(groups, advantages), 24 // UPDATES, seed=1)
-    trained = [[s for s in update if variant.keep_zero_advantages or s.advantage] for update in updates]
+def _updated(
+    loop: RL,
+    group: ActorGroup[Trainee],
+    name: str,
+    loss: Any,
+    updates: list[Any],
+    trained: list[Any],
+    fields: list[Any],
+    told: dict[str, float],
+) -> list[dict[str, float]]:
+    """As RL.submit_updates, but with the metrics of every update; the first ones join those of the estimator."""
     totals = [totals_of(update, kept) for update, kept in zip(updates, trained, strict=True)]
-    loss = partial(grpo_loss, clip_low=0.2, clip_high=0.3, aggregation=variant.aggregation, kl_coef=0.0)
-    work = divide(groups, trained, variant.ranks, variant.micro_batch_tokens)
-    return [(share.plans, share.keys, totals, loss, TEMPERATURE, 0, *share.groups) for share in work]
+    work = divide(GROUPS, trained, len(group), loop.micro_batch_tokens[name])
+    temperature = loop.sampling.temperature
+    calls = [(share.plans, share.keys, totals, loss, temperature, *share.groups, *fields) for share in work]
+    first, *others = group.scatter(Trainee.update, calls)[0]
+    return [first | told, *others]
 
 
-VARIANTS = {
-    "each sequence alone": Variant(micro_batch_tokens=1),
-    "a few sequences in a micro-batch": Variant(micro_batch_tokens=50),
-    "logits of three tokens at a time": Variant(logprob_chunk_tokens=3),
-    "gradient checkpointing": Variant(gradient_checkpointing=True),
-    "ZeRO-1": Variant(zero_stage=1),
-    "ZeRO-2": Variant(zero_stage=2, micro_batch_tokens=50),
-    "ZeRO-3": Variant(zero_stage=3, micro_batch_tokens=50),
-    "two ranks": Variant(ranks=2),
+def _offline(group: ActorGroup[Trainee], division: Division) -> dict[str, Any]:
+    settings = {"policy": group, "rows": [], "evaluation": [], "total_updates": 3}
+    unused = ("batches", "checkpoint", "reporter")
+    return {"micro_batch_tokens": division.micro_batch_tokens, **settings, **dict.fromkeys(unused)}
+
+
+def _reward_model(
+    config: RewardModelConfig, group: ActorGroup[Trainee], _: Any, division: Division
+) -> list[dict[str, float]]:
+    """Updates of a reward model, the last one with nothing to do for a second rank, and such an evaluation."""
+    loop = RewardModel(config=config, **_offline(group, division))
+    return [*(loop.update(rows) for rows in PAIRS), loop.measure(PAIRS[0]), loop.measure(PAIRS[1][:1])]
+
+
+def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division) -> list[dict[str, float]]:
+    """As `_reward_model`, by preference losses."""
+    given = reference if config.needs_reference else None
+    loop = DPO(
+        config=config,
+        reference=given,
+        read_reference=ReferenceWorker.outputs,
+        cache=None,
+        **_offline(group, division),
+    )
+    rows: list[Any] = list(JUDGED if config.unpaired else PAIRS)
+    found = []
+    for update in rows:
+        told = {"reference_point": loop._mismatched_kl([[row.sequence] for row in update])} if config.unpaired else {}
+        found.append(loop.update(update) | told)
+    return [*found, loop.measure(rows[0]), loop.measure(rows[1][:1])]
+
+
+def _policy_job(**settings: Any) -> Job:
+    config = GRPOConfig.model_validate({"name": "grpo", "clip_high": 0.3} | SIZES | settings)
+    return Job(PolicyWorker, partial(_grpo, config))
+
+
+def _dpo_job(loss: Any, **settings: Any) -> Job:
+    config = DPOConfig.model_validate({"name": "dpo", "steps": 3, "loss": loss} | settings)
+    return Job(PolicyWorker, partial(_dpo, config))
+
+
+PLAIN = Division()
+HARD = Division(ranks=2, zero_stage=2, micro_batch_tokens=40)
+BASE = _policy_job()
+SEQUENCE = _policy_job(aggregation="sequence")
+CORRECTED = {"importance_correction": {"level": "token", "cap": 1.1}}
+DIVISIONS = {
+    "each sequence alone": Division(micro_batch_tokens=1),
+    "a few sequences in a micro-batch": Division(micro_batch_tokens=50),
+    "each response with its own prompt": Division(share_prompts=False),
+    "logits of three tokens at a time": Division(logprob_chunk_tokens=3),
+    "gradient checkpointing": Division(gradient_checkpointing=True),
+    "ZeRO-1": Division(zero_stage=1),
+    "ZeRO-2": Division(zero_stage=2, micro_batch_tokens=50),
+    "ZeRO-3": Division(zero_stage=3, micro_batch_tokens=50),
+    "two ranks": Division(ranks=2),
     # 8 samples in micro-batches of one: where two ranks get different numbers, one ends on empty micro-batches.
-    "two ranks, each sequence alone": Variant(ranks=2, micro_batch_tokens=1),
-    "two ranks, ZeRO-1": Variant(ranks=2, zero_stage=1),
-    "two ranks, ZeRO-2": Variant(ranks=2, zero_stage=2, micro_batch_tokens=40),
-    "two ranks, ZeRO-3": Variant(ranks=2, zero_stage=3, micro_batch_tokens=40),
-    "two ranks, ZeRO-3, gradient checkpointing": Variant(ranks=2, zero_stage=3, gradient_checkpointing=True),
+    "two ranks, each sequence alone": Division(ranks=2, micro_batch_tokens=1),
+    "two ranks, ZeRO-1": Division(ranks=2, zero_stage=1),
+    "two ranks, ZeRO-2": HARD,
+    "two ranks, ZeRO-3": Division(ranks=2, zero_stage=3, micro_batch_tokens=40),
+    "two ranks, ZeRO-3, gradient checkpointing": Division(ranks=2, zero_stage=3, gradient_checkpointing=True),
 }
+POLICY_JOBS = {
+    "clip, sequence": SEQUENCE,
+    "clip, constant, dual clip": _policy_job(aggregation="constant", dual_clip=1.31),
+    "gspo": _policy_job(loss="gspo", aggregation="sequence", clip_low=0.02, clip_high=0.02),
+    "cispo": _policy_job(loss="cispo", cispo_max_ratio=1.1),
+    "cispo, sequence": _policy_job(loss="cispo", cispo_max_ratio=1.1, aggregation="sequence"),
+    "cispo, constant": _policy_job(loss="cispo", cispo_max_ratio=1.1, aggregation="constant"),
+    "sapo": _policy_job(loss="sapo"),
+    "sapo, sequence": _policy_job(loss="sapo", aggregation="sequence"),
+    "sapo, constant": _policy_job(loss="sapo", aggregation="constant", aggregation_constant=17),
+    "KL in the loss, entropy": _policy_job(kl_coef=0.3, kl_estimator="k2", entropy_coef=0.1),
+    "truncated left out": _policy_job(mask_truncated=True, aggregation="sequence"),
+    "corrected by token": _policy_job(**CORRECTED, mask_truncated=True),
+    "corrected by sequence": _policy_job(importance_correction={"level": "sequence", "mode": "mask", "cap": 1.5}),
+    "corrected, one update": _policy_job(**CORRECTED, samples_per_update=None),
+    "KL in the reward": _policy_job(advantage="reinforce_pp_baseline", kl_coef=0.3, kl_in="reward"),
+}
+CRITIC = Job(CriticWorker, partial(_critic, PPOConfig(name="ppo", gae_lambda=0.9, value_clip=0.05, **SIZES)))
+REWARD_MODEL = Job(RewardModelWorker, partial(_reward_model, RewardModelConfig(name="reward", steps=3, centering=0.1)))
+KTO = _dpo_job("kto", beta=1.0, undesirable_weight=1.3)
+OTHER_JOBS = {
+    "critic": CRITIC,
+    "reward model": REWARD_MODEL,
+    "sigmoid": _dpo_job("sigmoid", beta=1.0, label_smoothing=0.1),
+    "ipo": _dpo_job("ipo", beta=0.5),
+    "orpo": _dpo_job("orpo"),
+    "aot": _dpo_job("aot", beta=1.0),
+    "several": _dpo_job(
+        [
+            {"name": "hinge", "weight": 0.5},
+            {"name": "sft", "weight": 0.3},
+            {"name": "aot_unpaired", "weight": 0.8},
+            "cpo",
+        ]
+    ),
+    "kto": KTO,
+}
+JOBS = {"clip, token": BASE} | POLICY_JOBS | OTHER_JOBS
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_division_of_work_does_not_matter(name: str, result: Callable[[Variant], Result]) -> None:
+@pytest.fixture(scope="module")
+def trainees(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainees]:
+    """Processes of one group with one rank, one with two, and a reference."""
+    with started_trainees(tmp_path_factory.mktemp("trainees")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def result(trainees: Trainees) -> Callable[[Job, Division], Result]:
+    """Computes what comes of a job, each only once."""
+    return trainees.result
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_division_of_work_does_not_matter(name: str, result: Callable[[Job, Division], Result]) -> None:
     """Loss, gradient norm and all metrics of three clipped updates, and the weights after them."""
-    plain, other = result(Variant()), result(VARIANTS[name])
-    _assert_equal_updates(plain, other, plain.metrics[0].keys())
-    _assert_equal_weights(plain, other)
+    _assert_equal(result(BASE, PLAIN), result(BASE, DIVISIONS[name]))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sequence_aggregation_is_divided_as_freely(ranks: int, result: Callable[[Variant], Result]) -> None:
-    """The mean over sequences, too, is taken over the whole update and not over micro-batches or ranks."""
-    plain = result(Variant(aggregation="sequence"))
-    other = result(Variant(aggregation="sequence", ranks=ranks, micro_batch_tokens=40))
-    _assert_equal_updates(plain, other, plain.metrics[0].keys())
-    _assert_equal_weights(plain, other)
-    assert abs(plain.metrics[0]["loss"] - result(Variant()).metrics[0]["loss"]) > 1e-4, "the two aggregations differ"
+@pytest.mark.parametrize("name", POLICY_JOBS | OTHER_JOBS)
+def test_every_loss_is_divided_as_freely(name: str, result: Callable[[Job, Division], Result]) -> None:
+    """Means are taken over the whole update, not over micro-batches or ranks; so are sorted and shared quantities."""
+    _assert_equal(result(JOBS[name], PLAIN), result(JOBS[name], HARD))
+
+
+@pytest.mark.parametrize("name", ["gspo", "KL in the reward", "critic", "reward model", "several"])
+def test_models_of_all_kinds_may_be_sharded(name: str, result: Callable[[Job, Division], Result]) -> None:
+    """ZeRO-3 on two ranks, and no prompt is shared."""
+    sharded = Division(ranks=2, zero_stage=3, micro_batch_tokens=60, share_prompts=False)
+    _assert_equal(result(JOBS[name], PLAIN), result(JOBS[name], sharded))
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_samples_without_advantage_need_not_be_computed(aggregation: str, result: Callable[[Variant], Result]) -> None:
+def test_samples_without_advantage_need_not_be_computed(
+    aggregation: str, result: Callable[[Job, Division], Result]
+) -> None:
     """Leaving zero-advantage samples out of the model, but not out of the denominators, changes no weight."""
-    dropped = result(Variant(aggregation=aggregation))
-    kept = result(Variant(aggregation=aggregation, keep_zero_advantages=True))
-    _assert_equal_updates(dropped, kept, ("loss", "grad_norm"))
-    _assert_equal_weights(dropped, kept)
+    job = {"token": BASE, "sequence": SEQUENCE}[aggregation]
+    updates: Any = job.updates
+    dropped, kept = result(job, PLAIN), result(Job(job.kind, partial(updates, compute_all=True)), PLAIN)
+    _assert_equal(dropped, kept, ("loss", "grad_norm"))
     assert any(
         a["policy/entropy"] != b["policy/entropy"] for a, b in zip(dropped.metrics, kept.metrics, strict=True)
     ), "no sample was dropped, so nothing was compared"
 
 
-def test_updates_move_every_tensor_and_clip(result: Callable[[Variant], Result]) -> None:
-    """The comparisons above would mean nothing if the updates did nothing: both kinds of clipping are at work."""
-    plain = result(Variant())
-    assert all(update["grad_norm"] > GROUP.optimizer.max_grad_norm for update in plain.metrics)
-    assert any(update["policy/clip_fraction"] > 0 for update in plain.metrics)
+@pytest.mark.parametrize("name", JOBS)
+def test_updates_move_every_tensor(name: str, result: Callable[[Job, Division], Result]) -> None:
+    """The comparisons above would mean nothing if the updates did nothing."""
+    plain = result(JOBS[name], PLAIN)
     moved = {name: float(np.abs(weight - plain.initial[name]).max()) for name, weight in plain.weights.items()}
     assert min(moved.values()) > 5e-6, f"tensors that hardly moved: {moved}"
 
 
-def _assert_equal_updates(plain: Result, other: Result, names: Any) -> None:
+def test_every_setting_has_an_effect(result: Callable[[Job, Division], Result]) -> None:
+    """Nor would they if all jobs computed the same."""
+    norms = sorted((result(job, PLAIN).metrics[0]["grad_norm"], name) for name, job in JOBS.items())
+    assert [(low, high) for low, high in pairwise(norms) if high[0] < low[0] * (1 + 1e-4)] == []
+
+
+def test_clips_are_at_work(result: Callable[[Job, Division], Result]) -> None:
+    """Of gradients and of ratios, values and importance weights; KTO's reference point is no constant 0."""
+    plain = result(BASE, PLAIN)
+    assert all(update["grad_norm"] > GROUP.optimizer.max_grad_norm for update in plain.metrics)
+    for job in (BASE, JOBS["clip, constant, dual clip"], JOBS["gspo"], JOBS["cispo"]):
+        assert any(update["policy/clip_fraction"] > 0 for update in result(job, PLAIN).metrics)
+    assert any(update["critic/clip_fraction"] > 0 for update in result(CRITIC, PLAIN).metrics)
+    assert any(
+        update["policy/importance_weight_mean"] != 1 for update in result(JOBS["corrected by token"], PLAIN).metrics
+    )
+    assert max(update.get("reference_point", 0) for update in result(KTO, PLAIN).metrics) > 0.01
+
+
+def _assert_equal(plain: Result, other: Result, names: Any = None) -> None:
     for update, (expected, found) in enumerate(zip(plain.metrics, other.metrics, strict=True)):
-        for name in names:
-            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-8), f"{name} of update {update}"
-
-
-def _assert_equal_weights(plain: Result, other: Result) -> None:
+        for name in names or expected:
+            # Small differences of float32 logprobs of whole responses, of which 1e-5 is the rounding.
+            rounding = 1e-5 if name.startswith(("rewards/", "reference_point")) else 1e-8
+            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=rounding), f"{name} of update {update}"
     assert plain.weights.keys() == other.weights.keys()
     for name, weight in plain.weights.items():
         np.testing.assert_allclose(other.weights[name], weight, rtol=0, atol=1e-6, err_msg=name)

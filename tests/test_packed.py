@@ -75,4 +75,4 @@ def test_each_sequence_ends_before_its_last_action_token(masks: list[list[int]],
     assert sorted(set(sources.tolist())) == list(range(len(inputs.token_ids)))
     # Every action token is predicted at the position before it.
     actions = batch.position_ids[batch.action_indices]
-    assert torch.equal(inputs.position_ids[inputs.predecessors], actions - 1)
+    assert torch.equal(inputs.position_ids[inputs.read], actions - 1)

@@ -1,6 +1,6 @@
 """Shared prompts: a micro-batch that holds each prompt once gives what every sample gives alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,8 @@ from actors.batch import Experience, Rollout, experience
 from actors.models import TokenLogprobs
 from actors.packed import PackedBatch
 from actors.worker import Totals, pack_experiences, pack_sequences
-from algorithms.grpo import grpo_loss
+from algorithms.config_rl import GRPOConfig
+from algorithms.policy_loss import policy_loss
 
 FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 VOCABULARY = 40
@@ -56,10 +57,9 @@ def _module(family: str, *, checkpointing: bool = False) -> TokenLogprobs:
 
 @dataclass(frozen=True)
 class Samples:
-    """Scored rollouts, their reference logprobs, and what their losses are divided by."""
+    """Scored rollouts with their reference logprobs, and what their losses are divided by."""
 
     experiences: list[Experience]
-    reference: list[np.ndarray]
     totals: Totals
 
 
@@ -79,11 +79,14 @@ def _samples(groups: list[tuple[int, list[int]]]) -> Samples:
                 status="ok",
                 text="",
             )
-            experiences.append(experience(rollout, float(rng.normal())))
+            fields = {
+                "advantages": rng.normal(size=rollout.tokens).astype(np.float32),
+                "reference_logprobs": rng.normal(-3.7, 0.5, size=rollout.tokens).astype(np.float32),
+            }
+            experiences.append(experience(rollout, fields))
     experiences = [experiences[i] for i in rng.permutation(len(experiences))]
-    reference = [np.where(e.action_mask, rng.normal(-3.7, 0.5, size=len(e)), 0).astype(np.float32) for e in experiences]
     actions = sum(int(e.action_mask.sum()) for e in experiences)
-    return Samples(experiences, reference, Totals(tokens=actions, sequences=len(experiences), trained_tokens=actions))
+    return Samples(experiences, Totals(tokens=actions, sequences=len(experiences), trained_tokens=actions))
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Outcome:
 
 
 def _outcome(module: TokenLogprobs, samples: Samples, batches: list[PackedBatch], aggregation: Any) -> Outcome:
-    loss = partial(grpo_loss, clip_low=0.2, clip_high=0.3, aggregation=aggregation, kl_coef=0.1)
+    config = GRPOConfig(name="grpo", clip_high=0.3, aggregation=aggregation, kl_coef=0.1)
+    loss = partial(policy_loss, config=config, kl_coef=0.1, constant=9)
     module.zero_grad()
     logprobs: list[Tensor] = []
     values: dict[str, Tensor] = {}
@@ -112,19 +116,18 @@ def _outcome(module: TokenLogprobs, samples: Samples, batches: list[PackedBatch]
 
 
 def _packed(samples: Samples, *, shared: bool) -> PackedBatch:
-    return pack_experiences(samples.experiences, samples.reference, CPU, share_prompts=shared)
+    return pack_experiences(samples.experiences, CPU, share_prompts=shared)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 def test_shared_equals_unshared_and_alone(family: str, groups: str, checkpointing: bool, aggregation: str) -> None:
     samples, module = _samples(GROUPS[groups]), _module(family, checkpointing=checkpointing)
     shared = _outcome(module, samples, [_packed(samples, shared=True)], aggregation)
     unshared = _outcome(module, samples, [_packed(samples, shared=False)], aggregation)
-    pairs = zip(samples.experiences, samples.reference, strict=True)
-    single = [pack_experiences([item], [reference], CPU, share_prompts=False) for item, reference in pairs]
+    single = [pack_experiences([item], CPU, share_prompts=False) for item in samples.experiences]
     alone = _outcome(module, samples, single, aggregation)
     assert shared.gradients.keys() == dict(module.named_parameters()).keys()
     for other in (unshared, alone):
@@ -150,14 +153,9 @@ def test_each_prompt_is_in_the_row_once(groups: str) -> None:
 def test_prompts_that_only_begin_alike_are_not_shared() -> None:
     short, long = _samples([(4, [3])]).experiences[0], _samples([(4, [5])]).experiences[0]
     assert np.array_equal(short.token_ids[:4], long.token_ids[:4])
-    other = Experience(
-        token_ids=long.token_ids,
-        action_mask=np.arange(len(long)) >= 5,
-        rollout_logprobs=long.rollout_logprobs,
-        advantage=1.0,
-    )
-    assert len(pack_experiences([short, long], None, CPU, share_prompts=True).token_ids) == 4 + 3 + 5
-    batch = pack_experiences([short, other], None, CPU, share_prompts=True)
+    other = replace(long, action_mask=np.arange(len(long)) >= 5)
+    assert len(pack_experiences([short, long], CPU, share_prompts=True).token_ids) == 4 + 3 + 5
+    batch = pack_experiences([short, other], CPU, share_prompts=True)
     assert batch.sources is None and len(batch.token_ids) == 7 + 9
 
 
@@ -166,16 +164,14 @@ def test_responses_do_not_see_each_other(family: str) -> None:
     samples, module = _samples(GROUPS["mixed"]), _module(family)
 
     def logprobs(experiences: list[Experience]) -> list[np.ndarray]:
-        batch = pack_experiences(experiences, None, CPU, share_prompts=True)
+        batch = pack_experiences(experiences, CPU, share_prompts=True)
         with torch.no_grad():
             return batch.split(module(batch, 1.0, 1024)[0])
 
     before = logprobs(samples.experiences)
     for changed, item in enumerate(samples.experiences):
         tokens = np.where(item.action_mask, (item.token_ids + 1) % VOCABULARY, item.token_ids)
-        perturbed = Experience(
-            token_ids=tokens, action_mask=item.action_mask, rollout_logprobs=item.rollout_logprobs, advantage=1.0
-        )
+        perturbed = replace(item, token_ids=tokens)
         experiences = [perturbed if i == changed else other for i, other in enumerate(samples.experiences)]
         differ = [not np.array_equal(a, b) for a, b in zip(before, logprobs(experiences), strict=True)]
         assert differ == [i == changed for i in range(len(before))]
@@ -193,7 +189,7 @@ def test_reference_logprobs_are_zero_at_prompts() -> None:
 
 def test_empty_micro_batch_has_zero_gradients() -> None:
     module = _module("qwen2")
-    samples = Samples([], [], Totals(tokens=5, sequences=2, trained_tokens=5))
+    samples = Samples([], Totals(tokens=5, sequences=2, trained_tokens=5))
     outcome = _outcome(module, samples, [_packed(samples, shared=True)], "token")
     assert outcome.values["loss"] == 0
     assert outcome.gradients.keys() == dict(module.named_parameters()).keys()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from actors.config import ModelConfig, ModelInit, UserError
@@ -25,6 +25,8 @@ TALK = [
 
 @given(st.text(alphabet=ALPHABET, max_size=40))
 def test_text_survives_encode_and_decode_exactly(text: str) -> None:
+    # Text that spells a special token is that token, as in every tokenizer with a chat template.
+    assume(not any(token in text for token in CHARACTERS.all_special_tokens))
     ids = CHARACTERS(text)["input_ids"]
     assert len(ids) == len(text)
     assert CHARACTERS.decode(ids) == text

@@ -1,0 +1,235 @@
+"""Reward model, PPO, DPO and LoRA through the command line on the real stack: each learns, chained by directory path.
+
+Few short runs of the warmed model, each read by several tests.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+Start = Callable[..., Any]
+TASK = {"count": 2000, "eval_count": 64, "length": 4, "letters": "abcdefgh"}
+PAIRS = "algorithms.preference_tasks:reverse_preferences"
+PPO_METRICS = {
+    *("loss/policy", "loss/critic", "grad_norm", "critic/grad_norm", "critic/explained_variance", "critic/values_mean"),
+    *("policy/kl", "reward/kl_per_response", "reward/kl_coef", "reward/mean", "reward/exact_match", "policy/entropy"),
+    *("time/rollout", "time/score", "time/reference", "time/values", "time/advantages", "time/update", "time/sync"),
+    *("tokens/trained", "weights/version", "mismatch/kl"),
+}
+
+
+def offline(model: Path, data: str, **algorithm: Any) -> dict[str, Any]:
+    """A job on given rows that starts from the warmed model."""
+    return {
+        "algorithm": {"samples_per_update": 64, "eval_every": 20} | algorithm,
+        "model": {"path": str(model)},
+        "data": {"train": data, "eval": data, "arguments": TASK, "max_length": 32},
+        "policy": {"optimizer": {"lr": 1e-3}},
+        "tracking": {"wandb": False},
+    }
+
+
+def online(model: Path, reverse: dict[str, Any], **algorithm: Any) -> dict[str, Any]:
+    """A reinforcement run of the warmed model with reward 1 for the right answer."""
+    return {
+        "algorithm": {"prompts_per_step": 8, "samples_per_prompt": 4} | algorithm,
+        "model": {"path": str(model)},
+        "data": reverse,
+        "policy": {"optimizer": {"lr": 1e-3}},
+        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8},
+        "reward": {"functions": ["exact_match"]},
+        "tracking": {"wandb": False},
+    }
+
+
+@pytest.fixture(scope="module")
+def reward_model(tandem: Start, warm_model: Path) -> Any:
+    """A reward model after 60 updates on generated pairs."""
+    job = tandem(offline(warm_model, PAIRS, name="reward", steps=60, centering=0.01))
+    assert job.wait() == 0, job.text
+    return job
+
+
+def test_a_reward_model_learns_and_loads_as_a_plain_classifier(reward_model: Any) -> None:
+    """Held-out pairs are told apart; transformers reads the exported directory and prefers right answers."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    metrics = reward_model.metrics()
+    assert metrics[-1]["eval/accuracy"] > 0.65
+    assert metrics[-1]["loss/reward_model"] < 0.6 < metrics[0]["loss/reward_model"]
+    assert 0 <= metrics[-1]["eval/calibration_error"] < 0.3
+    directory = reward_model.directory / "export"
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(directory),
+        AutoTokenizer.from_pretrained(directory),
+    )
+    assert model.config.num_labels == 1
+
+    def scores(answers: dict[str, str]) -> list[float]:
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], tokenize=False
+            )
+            for prompt, answer in answers.items()
+        ]
+        with torch.no_grad():
+            # Of different lengths, so that padding is there to be skipped.
+            return model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0].tolist()
+
+    words = ["abcd", "hgfe", "bead", "face", "cage", "deaf", "head", "fade"]
+    right, wrong = scores({word: word[::-1] for word in words}), scores({word: word[:1] for word in words})
+    assert sum(r > w for r, w in zip(right, wrong, strict=True)) >= 7
+
+
+@pytest.fixture(scope="module")
+def ppo_settings(warm_model: Path, reverse: dict[str, Any], reward_model: Any) -> dict[str, Any]:
+    """PPO with all five groups and nearly every setting: what is resumed must include all of their state."""
+    algorithm = {"name": "ppo", "samples_per_update": 16, "epochs_per_step": 2, "kl_coef": 0.05, "kl_target": 1.0}
+    algorithm |= {"kl_horizon": 200, "critic_warmup_steps": 1, "gae_lambda": 0.95, "entropy_coef": 0.001}
+    settings = online(warm_model, reverse, steps=6, **algorithm, missing_eos_penalty=1.0, dual_clip=3.0)
+    reward = {
+        "models": [{"path": str(reward_model.directory / "export")}],
+        "functions": [{"name": "exact_match", "weight": 0}],
+        "normalize": True,
+        "clip": 3,
+    }
+    return settings | {"reward": reward, "critic": {"optimizer": {"lr": 1e-3}}, "checkpoint": {"every": 2}}
+
+
+@pytest.fixture(scope="module")
+def ppo(tandem: Start, ppo_settings: dict[str, Any]) -> Any:
+    """A PPO run from start to end."""
+    job = tandem(ppo_settings)
+    assert job.wait() == 0, job.text
+    return job
+
+
+def test_ppo_runs_with_all_groups(ppo: Any) -> None:
+    """Policy, critic, reference and reward model take part; the critic alone learns first; the first ratio is 1."""
+    steps = ppo.steps()
+    assert steps[2].keys() >= PPO_METRICS
+    assert "loss/policy" not in steps[1], "a warm-up step of the critic"
+    assert steps[1]["loss/critic"] > 0
+    assert steps[1]["policy/kl"] == pytest.approx(0, abs=1e-6), "the policy still is its reference"
+    assert any(abs(steps[step]["policy/kl"]) > 1e-6 for step in range(3, 7))
+    assert steps[6]["reward/kl_coef"] != 0.05, "the controller has moved it"
+    assert max(steps[step]["mismatch/kl"] for step in range(2, 7)) < 1e-6
+    assert all(math.isfinite(value) for step in steps.values() for value in step.values())
+    assert ppo.left_behind() == []
+
+
+def test_ppo_killed_and_resumed_gives_the_same_numbers(ppo: Any, tandem: Start, ppo_settings: dict[str, Any]) -> None:
+    """Critic, reward moments and KL controller come back too: every number is that of the uninterrupted run."""
+    first = tandem(ppo_settings)
+    first.wait_until(
+        lambda: 4 in first.steps() and (first.directory / "checkpoints/step-4/manifest.json").exists(), "step 4"
+    )
+    first.end()
+    second = tandem(ppo_settings, directory=first.directory.parent)
+    assert second.wait() == 0, second.text
+    assert "resuming from step" in second.text
+    whole = ppo.steps()
+    for step, found in second.steps().items():
+        untimed = {name: value for name, value in found.items() if not _timed(name)}
+        assert untimed == {name: value for name, value in whole[step].items() if not _timed(name)}, step
+
+
+def _timed(name: str) -> bool:
+    return name.startswith(("time/", "weights/sync")) or "per_second" in name
+
+
+def test_ppo_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Held-out accuracy rises with a reward function and no group baseline."""
+    sizes = {"prompts_per_step": 64, "samples_per_prompt": 2, "samples_per_update": 64, "kl_coef": 0.01}
+    settings = online(warm_model, reverse, name="ppo", steps=25, eval_every=25, eval_samples_per_prompt=4, **sizes)
+    job = tandem(settings | {"critic": {"optimizer": {"lr": 2e-3}}})
+    assert job.wait() == 0, job.text
+    evaluations = [line["eval/reward/mean"] for line in job.metrics() if "eval/reward/mean" in line]
+    assert evaluations[-1] > evaluations[0] + 0.15, evaluations
+
+
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_grpo_with_lora_learns(sync: str, tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Adapters alone are trained; the reference is the policy without them; engine and trainer go on agreeing."""
+    from transformers import AutoModelForCausalLM
+
+    sizes = {"prompts_per_step": 16, "samples_per_prompt": 8, "eval_every": 20, "eval_samples_per_prompt": 4}
+    settings = online(warm_model, reverse, name="grpo", steps=20, kl_coef=0.001, **sizes)
+    settings["model"]["lora"] = {"rank": 8, "alpha": 16}
+    settings["policy"] = {"optimizer": {"lr": 5e-3}}
+    settings["rollout"] |= {"transfer": {"lora": sync}}
+    job = tandem(settings | {"reference": {"from_policy": True}})
+    assert job.wait() == 0, job.text
+    metrics = job.metrics()
+    evaluations = [line["eval/reward/mean"] for line in metrics if "eval/reward/mean" in line]
+    assert evaluations[-1] > evaluations[0] + 0.1, evaluations
+    assert max(line.get("weights/canary_difference", 0.0) for line in metrics) < 1e-4
+    assert max(line.get("mismatch/kl", 0.0) for line in metrics) < 1e-6
+    assert job.steps()[1]["policy/kl"] == pytest.approx(0, abs=1e-7) and job.steps()[20]["policy/kl"] > 0
+    assert (job.directory / "export/adapter/adapter_model.safetensors").is_file()
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (warm_model, job.directory / "export"))
+    changed = {
+        name
+        for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert changed and all("proj" in name for name in changed)
+
+
+@pytest.fixture(scope="module")
+def dpo(tandem: Start, warm_model: Path) -> Any:
+    """DPO on generated pairs, reference live."""
+    job = tandem(offline(warm_model, PAIRS, name="dpo", steps=40, beta=0.1))
+    assert job.wait() == 0, job.text
+    return job
+
+
+def test_dpo_raises_the_accuracy_of_held_out_preferences(dpo: Any) -> None:
+    """From chance, as the policy starts at its reference and its loss at log 2."""
+    metrics = dpo.metrics()
+    assert metrics[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics[-1]["eval/rewards/accuracy"] > 0.65
+    assert metrics[-1]["eval/rewards/margin"] > 0
+
+
+def test_precomputed_reference_logprobs_change_nothing(dpo: Any, tandem: Start, warm_model: Path) -> None:
+    """Computed once and kept by content: the same losses."""
+    settings = offline(warm_model, PAIRS, name="dpo", steps=3, beta=0.1, reference="precomputed")
+    first = tandem(settings)
+    assert first.wait() == 0, first.text
+    for step, found in first.steps().items():
+        assert found["loss/dpo"] == pytest.approx(dpo.steps()[step]["loss/dpo"], abs=1e-5)
+    assert len(list(first.directory.parent.glob("reference-logprobs/*.npz"))) == 1
+
+
+def test_kto_reads_single_responses(tandem: Start, warm_model: Path) -> None:
+    """Desirable answers gain against undesirable ones."""
+    settings = offline(warm_model, "algorithms.preference_tasks:reverse_judged", name="dpo", loss="kto", steps=20)
+    job = tandem(settings)
+    assert job.wait() == 0, job.text
+    last = job.metrics()[-1]
+    assert last["eval/rewards/chosen"] > last["eval/rewards/rejected"]
+
+
+def test_paired_data_is_refused_for_kto(tandem: Start, warm_model: Path) -> None:
+    """One line, exit code 2, before anything starts."""
+    job = tandem(offline(warm_model, PAIRS, name="dpo", loss="kto", steps=2))
+    assert job.wait() == 2
+    lines = [line for line in job.text.splitlines() if line.strip()]
+    assert len([line for line in lines if "data.train" in line]) == 1 and "Traceback" not in job.text, job.text
+
+
+def test_a_model_without_score_head_is_no_reward_model(
+    tandem: Start, warm_model: Path, reverse: dict[str, Any]
+) -> None:
+    """The line names the field, the rule and the value."""
+    settings = online(warm_model, reverse, name="grpo", steps=2) | {"reward": {"models": [str(warm_model)]}}
+    job = tandem(settings)
+    assert job.wait() == 2
+    assert "reward.models.0.path: must be a sequence-classification model" in job.text
+    assert json.loads((warm_model / "config.json").read_text())["architectures"][0] in job.text

@@ -1,0 +1,549 @@
+"""Every rule about settings, broken once: exactly one line with field, rule and value. A test counts the rules.
+
+Then what only files can show: models without a score head or with another tokenizer, rows of another kind.
+"""
+
+import ast
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from actors.config import ModelInit, UserError
+from actors.skeleton import hf_config
+from actors.tokenizer import build_char_tokenizer
+from launch.check import preflight
+from launch.config import RunConfig, validate
+from launch.config_file import apply_overrides
+
+ROOT = Path(__file__).resolve().parent.parent
+RULE_FILES = ("launch/rules.py", "algorithms/config_rl.py", "algorithms/config_offline.py", "actors/config.py")
+
+ROWS = {"model": {"init": {}}, "data": {"train": "rows.jsonl"}}
+PROMPTS = ROWS | {
+    "reward": {"functions": ["exact_match"]},
+    "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 16},
+}
+JOBS: dict[str, dict[str, Any]] = {
+    "sft": ROWS | {"algorithm": {"name": "sft", "steps": 5}},
+    "reward": ROWS | {"algorithm": {"name": "reward", "steps": 5}},
+    "dpo": ROWS | {"algorithm": {"name": "dpo", "steps": 5}},
+    "ppo": PROMPTS | {"algorithm": {"name": "ppo"}, "critic": {}},
+    "grpo": PROMPTS | {"algorithm": {"name": "grpo"}},
+}
+
+# (job, overrides `a.b=c; d=e`, the line)
+CASES: list[tuple[str, str, str]] = [
+    # The groups that an algorithm needs, and no others.
+    ("ppo", "critic=null", "critic: required for ppo (critic={} takes the defaults), got nothing"),
+    ("grpo", "critic={}", "critic must be left out for grpo, which learns no values, got one"),
+    ("dpo", "critic={}", "critic must be left out for dpo, which learns no values, got one"),
+    (
+        "dpo",
+        "algorithm.loss=simpo; reference={ranks: 2}",
+        "reference must be left out for loss simpo, which compares with none, got settings",
+    ),
+    (
+        "dpo",
+        "algorithm.loss=[cpo, orpo, sft]; model.lora={}; reference={from_policy: true}",
+        "reference must be left out for loss cpo, orpo, sft, which compares with none, got settings",
+    ),
+    (
+        "dpo",
+        "reference={from_policy: true}",
+        "reference.from_policy needs model.lora, without which there are no adapters to disable, got true",
+    ),
+    (
+        "grpo",
+        "model.lora={}; reference={from_policy: true}",
+        "reference.from_policy must be left out where the algorithm compares with no reference, got true",
+    ),
+    (
+        "ppo",
+        "model.lora={}; reference={from_policy: true}; algorithm.kl_coef=0",
+        "reference.from_policy must be left out where the algorithm compares with no reference, got true",
+    ),
+    # Rewards.
+    (
+        "ppo",
+        "reward={}",
+        "reward.functions must name at least one reward for ppo, or reward.models or reward.endpoints, got []",
+    ),
+    (
+        "grpo",
+        "reward={functions: [{name: exact_match, weight: 0}]}",
+        "reward must have a source with a weight other than 0, got weight 0 for all of them",
+    ),
+    ("grpo", "reward.clip=-1", "reward.clip: input should be greater than 0, got -1"),
+    (
+        "grpo",
+        "reward={endpoints: ['localhost:8000']}",
+        "reward.endpoints.0.url: string should match pattern '^https?://', got 'localhost:8000'",
+    ),
+    # Groups of samples.
+    (
+        "grpo",
+        "algorithm.samples_per_prompt=1",
+        "algorithm.samples_per_prompt must be at least 2 for grpo with advantage group, which compares the samples of "
+        "a group, got 1",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, samples_per_prompt: 1, advantage: leave_one_out}",
+        "algorithm.samples_per_prompt must be at least 2 for grpo with advantage leave_one_out, which compares the "
+        "samples of a group, got 1",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, samples_per_prompt: 1, advantage: reinforce_pp_baseline}",
+        "algorithm.samples_per_prompt must be at least 2 for grpo with advantage reinforce_pp_baseline, which compares "
+        "the samples of a group, got 1",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, samples_per_prompt: 1, advantage: reinforce_pp, dynamic_sampling: true}",
+        "algorithm.samples_per_prompt must be at least 2 with dynamic_sampling, which compares the samples of a group, "
+        "got 1",
+    ),
+    (
+        "ppo",
+        "algorithm.samples_per_update=100",
+        "algorithm.samples_per_update must divide prompts_per_step x samples_per_prompt = 128, got 100",
+    ),
+    # Surrogates and how they are averaged.
+    ("grpo", "algorithm.loss=cispo", "algorithm.cispo_max_ratio: required for loss cispo, got nothing"),
+    (
+        "grpo",
+        "algorithm.cispo_max_ratio=5",
+        "algorithm.cispo_max_ratio must be left out with loss clip, which does not read it, got 5",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, loss: sapo, dual_clip: 3}",
+        "algorithm.dual_clip must be left out with loss sapo, got 3",
+    ),
+    ("ppo", "algorithm.dual_clip=1.1", "algorithm.dual_clip must be above 1 + clip_high = 1.2, got 1.1"),
+    ("ppo", "algorithm.clip_low=1", "algorithm.clip_low: input should be less than 1, got 1"),
+    (
+        "grpo",
+        "algorithm.loss=gspo",
+        "algorithm.aggregation must be sequence with loss gspo, whose ratio is one of a sequence, got token",
+    ),
+    (
+        "grpo",
+        "algorithm.aggregation_constant=64",
+        "algorithm.aggregation_constant must be left out with aggregation token, got 64",
+    ),
+    (
+        "grpo",
+        "algorithm.loss=cips",
+        "algorithm.loss: must be one of 'clip', 'gspo', 'cispo' or 'sapo', got 'cips' (did you mean clip?)",
+    ),
+    # The KL to the reference.
+    (
+        "grpo",
+        "algorithm={name: grpo, kl_coef: 0.01, kl_estimator: k1}",
+        "algorithm.kl_estimator must be k2 or k3 with kl_in loss, where the gradient of k1 has mean 0, got k1",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, kl_target: 6, kl_coef: 0}",
+        "algorithm.kl_target must be left out unless kl_in is reward and kl_coef above 0, got 6",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, kl_target: 6, kl_horizon: 20}",
+        "algorithm.kl_horizon must be above a fifth of the 128 samples of a step, got 20",
+    ),
+    # Sampling and lengths.
+    (
+        "ppo",
+        "algorithm.importance_correction={}; rollout.top_p=0.9",
+        "algorithm.importance_correction must be left out with rollout.top_p 0.9: the weights would compare the whole "
+        "distribution with a part of it",
+    ),
+    (
+        "grpo",
+        "algorithm.importance_correction={level: sequence}; rollout.top_k=20",
+        "algorithm.importance_correction must be left out with rollout.top_k 20: the weights would compare the whole "
+        "distribution with a part of it",
+    ),
+    (
+        "grpo",
+        "algorithm.overlong={buffer: 17}",
+        "algorithm.overlong.buffer must not exceed rollout.max_response_tokens (16), got 17",
+    ),
+    (
+        "grpo",
+        "rollout.max_response_tokens=1000",
+        "rollout.max_prompt_tokens + rollout.max_response_tokens must not exceed model.init.max_positions (1024), "
+        "got 1032",
+    ),
+    ("reward", "data.max_length=1025", "data.max_length must not exceed model.init.max_positions (1024), got 1025"),
+    # Evaluation.
+    ("ppo", "algorithm.eval_every=5", "algorithm.eval_every needs data.eval, got eval_every 5"),
+    (
+        "reward",
+        "algorithm.stop_when={metric: eval/accuracy, at_least: 0.9}",
+        "algorithm.stop_when needs data.eval, got none",
+    ),
+    (
+        "grpo",
+        "algorithm.stop_when={metric: eval/reward/mean, at_least: 0.9}; data.eval=rows.jsonl",
+        "algorithm.stop_when needs algorithm.eval_every, got none",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, eval_temperature: 0, eval_samples_per_prompt: 4}",
+        "algorithm.eval_samples_per_prompt must be 1 with eval_temperature 0, which gives the same response every "
+        "time, got 4",
+    ),
+    # Jobs that learn from given rows.
+    ("reward", "algorithm.epochs=1", "algorithm.steps must be given, or epochs, but not both, got both"),
+    ("reward", "algorithm.centering=-1", "algorithm.centering: input should be greater than or equal to 0, got -1"),
+    ("dpo", "algorithm.loss=[]", "algorithm.loss must name at least one loss, got []"),
+    ("dpo", "algorithm.loss=[hinge, hinge]", "algorithm.loss must name each loss once, got hinge, hinge"),
+    (
+        "dpo",
+        "algorithm.loss=[kto, sigmoid]",
+        "algorithm.loss kto reads single responses, not pairs, so it must be alone, got kto, sigmoid",
+    ),
+    ("dpo", "algorithm.loss=robust", "algorithm.label_smoothing must be above 0 for robust, got 0"),
+    ("dpo", "algorithm.loss=[ipo, exo]", "algorithm.label_smoothing must be above 0 for exo, got 0"),
+    (
+        "dpo",
+        "algorithm.loss=[ipo, hinge]; algorithm.label_smoothing=0.1",
+        "algorithm.label_smoothing must be 0 for ipo, hinge, which do not read it, got 0.1",
+    ),
+    (
+        "dpo",
+        "algorithm.loss=orpo; algorithm.reference=precomputed",
+        "algorithm.reference must be left out for orpo, which have none, got precomputed",
+    ),
+    (
+        "dpo",
+        "algorithm.loss=kto; algorithm.reference=precomputed",
+        "algorithm.reference must be live for kto, which also reads responses to other prompts, got precomputed",
+    ),
+    (
+        "dpo",
+        "algorithm.loss=kto; algorithm.samples_per_update=1",
+        "algorithm.samples_per_update must be at least 2 for kto, which mixes the rows of an update, got 1",
+    ),
+    # Adapters, frozen and quantised weights.
+    (
+        "ppo",
+        "model.lora={dropout: 0.1}",
+        "model.lora.dropout must be 0 for ppo, whose importance ratio compares with the sampler, which drops nothing, "
+        "got 0.1",
+    ),
+    ("grpo", "rollout.transfer.lora=adapter", "rollout.transfer.lora adapter needs model.lora, got none"),
+    (
+        "grpo",
+        "rollout.transfer.lora=adapter; model.lora={dora: true}",
+        "rollout.transfer.lora must be merged with model.lora.dora, which vLLM does not serve, got adapter",
+    ),
+    (
+        "sft",
+        "model.quantize=nf4",
+        "model.quantize needs lora, as quantised weights cannot be trained, got nf4",
+    ),
+    (
+        "sft",
+        "model={path: owner/name, quantize: nf4, lora: {}}",
+        "model.quantize nf4 needs a GPU (policy.gpus_per_rank above 0), got 0",
+    ),
+    (
+        "sft",
+        "model={path: owner/name, quantize: nf4, lora: {}}; policy={gpus_per_rank: 1, zero_stage: 3}",
+        "policy.zero_stage must be 0, 1 or 2 with model.quantize, whose weights it cannot shard, got 3",
+    ),
+    (
+        "sft",
+        "model.quantize=nf4; model.lora={}",
+        "model.quantize needs model.path, whose weights it quantises, got nf4",
+    ),
+    (
+        "grpo",
+        "rollout.transfer.lora=adapter; model.lora={rank: 513}",
+        "model.lora.rank must be at most 512 with rollout.transfer.lora adapter (merged has no limit), got 513",
+    ),
+    (
+        "dpo",
+        "model.lora={}; model.freeze=[model.embed_tokens.*]",
+        "model.freeze must be left out with lora, which freezes all weights, got ['model.embed_tokens.*']",
+    ),
+    ("sft", "model.lora={rank: 0}", "model.lora.rank: input should be greater than 0, got 0"),
+    ("sft", "model={}", "model.path must be given, or init, but not both, got neither"),
+    # Shapes, optimizers, devices.
+    ("sft", "model.init.hidden_size=190", "model.init.hidden_size must be a multiple of heads (4), got 190"),
+    (
+        "sft",
+        "model.init.hidden_size=48",
+        "model.init.hidden_size / heads must be a multiple of 8 (rollout kernels need it), got 12",
+    ),
+    ("sft", "model.init.kv_heads=3", "model.init.heads must be a multiple of kv_heads (3), got 4"),
+    (
+        "ppo",
+        "critic.optimizer={schedule: constant, warmup_updates: 5}",
+        "critic.optimizer.warmup_updates must be 0 with schedule constant (constant_with_warmup warms up), got 5",
+    ),
+    (
+        "ppo",
+        "critic.optimizer={name: adam, weight_decay: 0.1}",
+        "critic.optimizer.weight_decay must be 0 for adam, which would scale it like a gradient (adamw does not), "
+        "got 0.1",
+    ),
+    (
+        "ppo",
+        "critic.optimizer={name: sgd, eps: 0.1}",
+        "critic.optimizer.eps must be left out for sgd, which has no moments, got 0.1",
+    ),
+    (
+        "ppo",
+        "critic.offload_optimizer=true",
+        "critic.offload_optimizer needs zero_stage 1, 2 or 3, got zero_stage 0",
+    ),
+    (
+        "ppo",
+        "reward={models: [{path: rm, group: {zero_stage: 2}}]}",
+        "reward.models.0.group.zero_stage must be 0 or 3 for a group without optimizer and gradients, got 2",
+    ),
+    (
+        "ppo",
+        "reference={zero_stage: 3, offload_optimizer: true}",
+        "reference.offload_optimizer must be false for a group without optimizer, got true",
+    ),
+    (
+        "ppo",
+        "model.dtype=bf16; policy.zero_stage=1",
+        "critic.zero_stage must be 1, 2 or 3 with model.dtype bf16, as DeepSpeed accumulates the gradients of stage 0 "
+        "in bf16, got 0",
+    ),
+    ("sft", "model.attention=flash_attention_2", "model.attention flash_attention_2 needs dtype bf16, got fp32"),
+    (
+        "sft",
+        "model.attention=flash_attention_2; model.dtype=bf16; policy.zero_stage=1",
+        "model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0",
+    ),
+    (
+        "grpo",
+        "rollout.tensor_parallel=2; rollout.gpus_per_engine=1",
+        "rollout.gpus_per_engine must be 0 or tensor_parallel (2), got 1",
+    ),
+    (
+        "ppo",
+        "cluster.placement=shared; policy.gpus_per_rank=1; rollout.gpus_per_engine=1; critic.gpus_per_rank=0.5",
+        "cluster.placement shared needs groups that ask for the same, at most 1, GPU, got policy.gpus_per_rank 1, "
+        "rollout.gpus_per_engine 1, critic.gpus_per_rank 0.5",
+    ),
+    (
+        "grpo",
+        "rollout.transfer.backend=nccl",
+        "rollout.transfer.backend nccl needs GPUs on both sides, got policy.gpus_per_rank 0 and "
+        "rollout.gpus_per_engine 0",
+    ),
+    (
+        "grpo",
+        "rollout.transfer.backend=ipc; rollout.gpus_per_engine=1; policy.gpus_per_rank=1",
+        "rollout.transfer.backend ipc needs cluster.placement shared, got split",
+    ),
+]
+
+
+def settings(job: str, overrides: str) -> dict[str, Any]:
+    """The job's settings with `a.b=c; d=e` applied."""
+    return apply_overrides(deepcopy(JOBS[job]), overrides.split("; "))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
+    assert isinstance(validate(JOBS[job]), RunConfig)
+
+
+@pytest.mark.parametrize(("job", "overrides", "line"), CASES, ids=[f"{job} {what}" for job, what, _ in CASES])
+def test_a_broken_rule_is_one_line(job: str, overrides: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(settings(job, overrides))
+    assert caught.value.problems == (line,)
+
+
+def raised_at(job: str, overrides: str) -> set[tuple[str, int]]:
+    """File and line of the rules that a case breaks."""
+    found = set()
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate(settings(job, overrides))
+    for problem in caught.value.errors():
+        trace = getattr(problem.get("ctx", {}).get("error"), "__traceback__", None)
+        while trace is not None:
+            path = Path(trace.tb_frame.f_code.co_filename)
+            found.add((path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name, trace.tb_lineno))
+            trace = trace.tb_next
+    return found
+
+
+def test_every_rule_is_broken_by_a_case() -> None:
+    """A rule that is added to the files of rules needs a case above."""
+    rules = {
+        (file, node.lineno)
+        for file in RULE_FILES
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+    }
+    broken = set().union(*(raised_at(job, overrides) for job, overrides, _ in CASES))
+    assert rules - broken == set()
+
+
+INIT = ModelInit(hidden_size=32, layers=1, heads=1, alphabet="abcd", max_positions=64)
+Save = Callable[..., str]
+
+
+@pytest.fixture
+def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
+    """Saves a tiny model in the working directory and returns its name."""
+    import transformers
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def saved(kind: str, *, alphabet: str = "abcd", **settings: Any) -> str:
+        tokenizer = build_char_tokenizer(alphabet)
+        values = hf_config(INIT, "fp32", len(tokenizer), 2, 0) | settings
+        config = transformers.AutoConfig.for_model(**values)
+        getattr(transformers, kind).from_config(config).save_pretrained("other")
+        tokenizer.save_pretrained("other")
+        return "other"
+
+    return saved
+
+
+def check(job: str, **sections: Any) -> list[str]:
+    """Warnings of `check` for a job with a tiny model."""
+    rows = [{"prompt": "ab", "answer": "ba"}, {"prompt": "cd", "answer": "dc"}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = deepcopy(JOBS[job]) | {"model": {"init": INIT.model_dump()}, "cluster": {"cpus": 4}} | sections
+    if job in ("sft", "reward", "dpo"):
+        base["data"] = base["data"] | {"max_length": 64}
+    return preflight(validate(base))
+
+
+def problems_of(job: str, **sections: Any) -> tuple[str, ...]:
+    """Lines that `check` refuses the job with."""
+    with pytest.raises(UserError) as caught:
+        check(job, **sections)
+    return caught.value.problems
+
+
+SCORE, CAUSAL = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+
+
+@pytest.mark.parametrize("job", ["ppo", "grpo"])
+def test_a_reward_model_has_a_score_head(save: Save, job: str) -> None:
+    reward = {"models": [save(CAUSAL)]}
+    expected = (
+        "reward.models.0.path: must be a sequence-classification model, as the reward job exports it, "
+        "got Qwen2ForCausalLM in other"
+    )
+    assert problems_of(job, reward=reward) == (expected,)
+
+
+def test_a_name_alone_makes_no_score_head(save: Save) -> None:
+    reward = {"models": [save(CAUSAL)]}
+    config = json.loads(Path("other/config.json").read_text())
+    Path("other/config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForSequenceClassification"]}))
+    expected = "reward.models.0.path: must hold the weights of a score head (score.weight), got none in other"
+    assert problems_of("ppo", reward=reward) == (expected,)
+
+
+def test_a_reward_model_gives_one_score(save: Save) -> None:
+    reward = {"functions": ["exact_match"], "models": [save(SCORE, num_labels=3)]}
+    assert problems_of("ppo", reward=reward) == ("reward.models.0.path: must give one score, got 3 classes in other",)
+
+
+def test_a_reward_model_reads_the_policys_tokens(save: Save) -> None:
+    reward = {"models": [{"path": save(SCORE, alphabet="abdc", num_labels=1), "weight": 0.5}, "other"]}
+    rule = "must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in other"
+    expected = (f"reward.models.0.path: {rule}", f"reward.models.1.path: {rule}")
+    assert problems_of("grpo", reward=reward) == expected
+
+
+def test_a_critic_reads_the_policys_tokens(save: Save) -> None:
+    critic = {"path": save(CAUSAL, alphabet="abcde")}
+    rule = "must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in other"
+    assert problems_of("ppo", critic=critic) == (f"critic.path: {rule}",)
+
+
+@pytest.mark.parametrize("kind", [SCORE, CAUSAL])
+def test_models_that_fit_pass(save: Save, kind: str) -> None:
+    Path(save(kind, num_labels=1)).rename("start")
+    assert check("ppo", reward={"models": [save(SCORE, num_labels=1)]}, critic={"path": "start"}) == []
+
+
+def test_models_on_the_hub_are_not_looked_at(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    where = "is read from the hub when the run starts, not checked here"
+    assert check("ppo", reward={"models": ["owner/scores"]}, critic={"path": "owner/values"}) == [
+        f"reward.models.0.path: owner/scores {where}",
+        f"critic.path: owner/values {where}",
+    ]
+    models = {"model": {"path": "owner/policy"}, "reward": {"models": [save(SCORE, num_labels=1)]}}
+    assert check("ppo", **models) == [f"model.path: owner/policy {where}"]
+
+
+def test_missing_and_damaged_models(save: Save) -> None:
+    path = save(SCORE, num_labels=1)
+    assert problems_of("ppo", reward={"models": ["./othr"]}, critic={"path": "run"}) == (
+        "reward.models.0.path: must be a model directory with a config.json (did you mean other?), got othr",
+        "critic.path: must be a model directory with a config.json, got run",
+    )
+    Path("other/model.safetensors").write_bytes(b"damaged!" * 9)
+    [line] = problems_of("ppo", reward={"models": [path]})
+    assert line.startswith("reward.models.0.path: weights in other cannot be read, ")
+    for file in Path("other").iterdir():
+        if file.name.startswith("token"):
+            file.unlink()
+    assert problems_of("ppo", critic={"path": path})[0].startswith("critic.path: directory holds no tokenizer (")
+
+
+PAIRS = [{"prompt": "ab", "chosen": "ba", "rejected": "ab"}]
+LABELLED = [{"prompt": "ab", "completion": "ba", "label": True}]
+WRONG_ROWS = {
+    "kto with paired data": (
+        "dpo",
+        {"name": "dpo", "steps": 5, "loss": "kto"},
+        PAIRS,
+        "data.train: loss kto needs prompt + completion + label, these rows are pairs (columns prompt, chosen, "
+        "rejected): choose another algorithm.loss, or make two labelled rows of each pair",
+    ),
+    "dpo with labelled rows": (
+        "dpo",
+        {"name": "dpo", "steps": 5},
+        LABELLED,
+        "data.train: preference pairs need chosen + rejected, these rows are single labelled responses (columns "
+        "prompt, completion, label): dpo learns from them with algorithm.loss kto",
+    ),
+    "a reward model from prompts": (
+        "reward",
+        {"name": "reward", "steps": 5},
+        [{"prompt": "ab", "answer": "ba"}],
+        "data.train: row 1 has columns prompt, answer, preference pairs need one of: prompt + chosen + rejected; "
+        "chosen + rejected; rename with data.columns, for example {chosen: prompt}",
+    ),
+    "pairs that do not differ": (
+        "reward",
+        {"name": "reward", "steps": 5},
+        [*PAIRS, {"prompt": "ab", "chosen": "ba", "rejected": "ba"}],
+        "data.train: row 2: chosen and rejected must differ, got the same twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_ROWS)
+def test_rows_of_another_kind(save: Save, mistake: str) -> None:
+    job, algorithm, rows, line = WRONG_ROWS[mistake]
+    Path("wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert problems_of(job, algorithm=algorithm, data={"train": "wrong.jsonl"}) == (line,)

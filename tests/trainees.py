@@ -1,0 +1,214 @@
+"""Real ranks that start anew as policy, critic or reward model, and synthetic data, for comparing divisions of work."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from actors.batch import Prompt, Rollout, Sequence, VersionSpan
+from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.critic import CriticWorker
+from actors.group import ActorGroup, Slot
+from actors.policy import PolicyWorker
+from actors.reference import ReferenceWorker
+from actors.rollout_types import RolloutInfo
+from actors.skeleton import write_skeleton
+from actors.trainer import TrainedWorker
+from algorithms.pairs import Judged, Pair
+from algorithms.rewards import Score
+from algorithms.sampler import ScoredGroup
+
+UPDATES = 3
+INIT = ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64)
+MODEL = ModelConfig(init=INIT)
+GROUP = TrainerConfig(
+    # SGD shows gradients as they are: Adam would turn rounding errors of vanishing gradients into whole steps.
+    optimizer=OptimizerConfig(name="sgd", lr=2.0, max_grad_norm=0.1, weight_decay=0.01),
+    timeout_s=120,
+)
+
+
+class Trainee(CriticWorker, PolicyWorker):
+    """A rank that starts anew, from the same initial weights, as another kind of worker or with other settings."""
+
+    kind: type[TrainedWorker]
+
+    def restart(
+        self,
+        kind: type[TrainedWorker],
+        address: str,
+        port: int,
+        model: ModelConfig,
+        group: TrainerConfig,
+        *,
+        share_prompts: bool,
+    ) -> None:
+        """Build the model and its engine again."""
+        self.kind, self.reads, self.model_config, self.group = kind, kind.reads, model, group
+        torch.manual_seed(0)
+        self.build(address, port, UPDATES)
+        self.shares_prompts = self.shares_prompts and share_prompts
+
+    def load_module(self) -> torch.nn.Module:
+        """The module of `kind`."""
+        return self.kind.load_module(self)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All parameters, the whole of each."""
+        return {name: tensor.numpy(force=True).copy() for name, tensor in self.engine.parameters("model")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """One way to compute the same updates."""
+
+    ranks: int = 1
+    zero_stage: int = 0
+    micro_batch_tokens: int = 8192
+    logprob_chunk_tokens: int = 1024
+    gradient_checkpointing: bool = False
+    share_prompts: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a division: metrics of each update, and weights before and after all of them."""
+
+    metrics: list[dict[str, float]]
+    initial: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Updates of one kind of model."""
+
+    kind: type[TrainedWorker]
+    updates: Callable[[ActorGroup[Trainee], Any, Division], list[dict[str, float]]]
+    """(group, a frozen reference, division) -> metrics of each update."""
+
+
+@dataclass(frozen=True)
+class Trainees:
+    """Groups of one and of two ranks, and a frozen reference of other weights."""
+
+    groups: dict[int, ActorGroup[Trainee]]
+    reference: ActorGroup[ReferenceWorker]
+    known: dict[tuple[Job, Division], Result] = field(default_factory=dict)
+
+    def result(self, job: Job, division: Division) -> Result:
+        """What comes of a job; each is computed only once."""
+        if (job, division) not in self.known:
+            group = self.groups[division.ranks]
+            model = MODEL.model_copy(update={"gradient_checkpointing": division.gradient_checkpointing})
+            changes = {
+                name: getattr(division, name) for name in ("zero_stage", "micro_batch_tokens", "logprob_chunk_tokens")
+            }
+            address, port = group.gather([group.submit(0, Trainee.address)], "address")[0]
+            settings = (job.kind, address, port, model, GROUP.model_copy(update=changes))
+            group.call(Trainee.restart, *settings, share_prompts=division.share_prompts)
+            initial = group.call(Trainee.weights)[0]
+            metrics = [_shared(update) for update in job.updates(group, self.reference, division)]
+            self.known[job, division] = Result(metrics, initial, group.call(Trainee.weights)[0])
+        return self.known[job, division]
+
+
+def _shared(update: dict[str, float]) -> dict[str, float]:
+    """Metrics that do not say how the update was computed: its duration, and its tokens with shared prompts once."""
+    return {name: value for name, value in update.items() if not name.startswith(("time/", "tokens/"))}
+
+
+@contextmanager
+def started_trainees(directory: Path) -> Iterator[Trainees]:
+    """Processes for all jobs."""
+    skeleton = str(write_skeleton(MODEL, directory / "model"))
+    placement = placement_group([{"CPU": 1.0}])
+    assert placement.wait(30)
+    slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
+    logs = str(directory)
+    groups = {
+        ranks: ActorGroup("policy", Trainee, [slot] * ranks, timeout_s=120, log_directory=logs) for ranks in (1, 2)
+    }
+    for group in groups.values():
+        group.spawn(MODEL, skeleton, GROUP, 0)
+    reference = ActorGroup("reference", ReferenceWorker, [slot], timeout_s=120, log_directory=logs)
+    other = ModelConfig(init=INIT.model_copy(update={"seed": 5}))
+    reference.spawn(other, skeleton, FrozenGroupConfig(timeout_s=120), 0)
+    address, port = reference.gather([reference.submit(0, ReferenceWorker.address)], "address")[0]
+    reference.call(ReferenceWorker.build, address, port)
+    yield Trainees(groups, reference)
+    for group in (*groups.values(), reference):
+        group.shutdown()
+    remove_placement_group(placement)
+
+
+def scored_groups() -> list[ScoredGroup]:
+    """Six prompts with four responses each; lengths 3 to 31 tokens, one group of equal rewards, some responses cut."""
+    generator = np.random.default_rng(0)
+    found = []
+    for number in range(6):
+        prompt = generator.integers(3, 90, size=2 + number).tolist()
+        rollouts = [_rollout(prompt, generator) for _ in range(4)]
+        rewards = np.ones(4) if number == 3 else generator.normal(size=4)
+        found.append(
+            ScoredGroup(
+                prompt=Prompt(index=number, token_ids=prompt, text="", row={}),
+                rollouts=rollouts,
+                infos=[_info(rollout) for rollout in rollouts],
+                scores=[Score(reward=float(reward), parts={}, status="ok") for reward in rewards],
+            )
+        )
+    return found
+
+
+def _rollout(prompt: list[int], generator: np.random.Generator) -> Rollout:
+    length = int(generator.integers(1, 25))
+    return Rollout(
+        prompt_token_ids=prompt,
+        response_token_ids=generator.integers(3, 90, size=length).tolist(),
+        # Around the logprobs of a model that knows nothing (log 1/128), so that the clip cuts off some tokens.
+        rollout_logprobs=generator.normal(-4.85, 0.15, size=length).astype(np.float32),
+        versions=[VersionSpan(version=0, start=0, end=length)],
+        finish_reason="length" if length > 18 else "stop",
+        status="truncated" if length > 18 else "ok",
+        text="",
+    )
+
+
+def _info(rollout: Rollout) -> RolloutInfo:
+    prompt, response = len(rollout.prompt_token_ids), len(rollout.response_token_ids)
+    return RolloutInfo(prompt_tokens=prompt, response_tokens=response, status=rollout.status, oldest_version=0)
+
+
+def preferences() -> list[list[Pair]]:
+    """Seven pairs for each of two updates and one for the last, with margins; lengths 4 to 29 tokens."""
+    generator = np.random.default_rng(2)
+
+    def pair() -> Pair:
+        prompt = generator.integers(3, 90, size=generator.integers(2, 10))
+        chosen, rejected = (_answered(prompt, generator) for _ in range(2))
+        return Pair(chosen=chosen, rejected=rejected, margin=float(generator.random()))
+
+    return [[pair() for _ in range(count)] for count in (7, 7, 1)]
+
+
+def judgements() -> list[list[Judged]]:
+    """Nine judged responses for each update."""
+    generator = np.random.default_rng(4)
+
+    def judgement() -> Judged:
+        prompt = generator.integers(3, 90, size=generator.integers(2, 10))
+        return Judged(sequence=_answered(prompt, generator), desirable=bool(generator.random() < 0.4))
+
+    return [[judgement() for _ in range(9)] for _ in range(UPDATES)]
+
+
+def _answered(prompt: np.ndarray, generator: np.random.Generator) -> Sequence:
+    response = generator.integers(3, 90, size=generator.integers(2, 21))
+    tokens = np.concatenate([prompt, response])
+    return Sequence(token_ids=tokens, action_mask=np.arange(len(tokens)) >= len(prompt))
