@@ -1,5 +1,6 @@
 # The targets do all their set-up, once: a second call starts at once.
 #   make demo          SFT, then GRPO, on this machine's CPU
+#   make demo-rlhf     SFT, then a reward model, then PPO against it
 #   make test          lint, types, tests
 #   make oracle        losses, advantages and their gradients compared with TRL's, in an environment of its own
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 ORACLE := .venv-oracle
 SEED ?= 0
 
-.PHONY: demo test check oracle setup clean
+.PHONY: demo demo-rlhf test check oracle setup clean
 
 setup: $(VENV)/.cpu
 
@@ -29,6 +30,16 @@ demo: $(VENV)/.cpu
 	$(BIN)/tandem run configs/demo-sft.yaml run.name=demo-sft-$(SEED) run.seed=$(SEED) model.init.seed=$(SEED) checkpoint.resume=false
 	$(BIN)/tandem run configs/demo-grpo.yaml run.name=demo-grpo-$(SEED) run.seed=$(SEED) model.path=outputs/demo-sft-$(SEED)/export checkpoint.resume=false
 	$(BIN)/tandem chat outputs/demo-grpo-$(SEED) --prompt robot
+
+RLHF := checkpoint.resume=false run.seed=$(SEED)
+STAGE = outputs/demo-rlhf-$(1)-$(SEED)/export
+
+demo-rlhf: $(VENV)/.cpu
+	$(BIN)/tandem run configs/demo-rlhf-sft.yaml run.name=demo-rlhf-sft-$(SEED) model.init.seed=$(SEED) $(RLHF)
+	$(BIN)/tandem run configs/demo-rlhf-reward.yaml run.name=demo-rlhf-reward-$(SEED) model.path=$(call STAGE,sft) $(RLHF)
+	$(BIN)/tandem run configs/demo-rlhf-ppo.yaml run.name=demo-rlhf-ppo-$(SEED) model.path=$(call STAGE,sft) \
+		'reward.models=[$(call STAGE,reward)]' $(RLHF)
+	$(BIN)/tandem chat outputs/demo-rlhf-ppo-$(SEED) --prompt fadcbe
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

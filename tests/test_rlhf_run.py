@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+HH_RLHF = ROOT.parent / "shared" / "data" / "hh_harmless_test.jsonl.gz"
 Start = Callable[..., Any]
 TASK = {"count": 2000, "eval_count": 64, "length": 4, "letters": "abcdefgh"}
 PAIRS = "algorithms.preference_tasks:reverse_preferences"
@@ -233,3 +235,19 @@ def test_a_model_without_score_head_is_no_reward_model(
     assert job.wait() == 2
     assert "reward.models.0.path: must be a sequence-classification model" in job.text
     assert json.loads((warm_model / "config.json").read_text())["architectures"][0] in job.text
+
+
+@pytest.mark.skipif(not HH_RLHF.exists(), reason="HH-RLHF is not in the repository")
+@pytest.mark.parametrize("job", ["reward", "dpo"])
+def test_hh_rlhf_pairs(job: str, tandem: Start) -> None:
+    """Text of people's conversations, made messages by the user's converter, trains a few steps."""
+    settings = {
+        "algorithm": {"name": job, "steps": 3, "samples_per_update": 16},
+        "model": {"init": {"hidden_size": 64, "layers": 2, "heads": 2, "max_positions": 16384}},
+        "data": {"train": str(HH_RLHF), "converter": f"{ROOT}/examples/hh_rlhf.py:to_messages"},
+        "tracking": {"wandb": False},
+    }
+    settings["data"] |= {"max_length": 16384, "limit": 64}
+    run = tandem(settings)
+    assert run.wait() == 0, run.text
+    assert run.metrics()[0][f"loss/{'reward_model' if job == 'reward' else 'dpo'}"] == pytest.approx(0.69, abs=0.1)
