@@ -38,10 +38,11 @@ def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
     return _ready_to_train(built, model)
 
 
-def load_value_model(model: ModelConfig, directory: str) -> PreTrainedModel:
+def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = False) -> PreTrainedModel:
     """A sequence-classification model with one score; a causal model's directory gives its body a new head.
 
-    For `model.init` it has the policy's initial body. `directory` is as for `load_model`.
+    For `model.init` it has the policy's initial body. `directory` is as for `load_model`. Raises UserError with
+    `needs_head` when the directory holds no trained head.
     """
     options = _options(model)
     config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1))
@@ -54,7 +55,12 @@ def load_value_model(model: ModelConfig, directory: str) -> PreTrainedModel:
         built: Any = AutoModelForSequenceClassification.from_config(config, **options)
         getattr(built, built.base_model_prefix).load_state_dict(body)
     else:
-        built = AutoModelForSequenceClassification.from_pretrained(directory, config=config, **options)
+        loader: Any = AutoModelForSequenceClassification
+        built, loaded = loader.from_pretrained(directory, config=config, output_loading_info=True, **options)
+        if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
+            raise UserError(
+                f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"
+            )
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
     return _ready_to_train(built, model)

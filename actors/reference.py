@@ -75,7 +75,7 @@ class ScoringWorker(FrozenWorker):
         """Meet the other ranks and load the frozen model."""
         from actors.models import TokenValues, load_value_model
 
-        module = TokenValues(load_value_model(self.model_config, self.directory))
+        module = TokenValues(load_value_model(self.model_config, self.directory, needs_head=True))
         self.shares_prompts = module.shares_prompts
         self.hold(module, address, port)
 

@@ -53,6 +53,8 @@ class TrainedWorker(Worker):
         module = self.load_module()
         select_trained(self.hf_model, self.model_config, self.seed)
         self.engine = TrainingEngine(module, self.group, self.model_config.dtype, total_updates)
+        # What is random from here on, dropout, differs from rank to rank.
+        torch.manual_seed(self.seed + self.rank)
 
     def read(self, batch: PackedBatch, temperature: float = 1.0) -> torch.Tensor:
         """What the model reads out of a batch, [T], without gradient."""
@@ -164,12 +166,25 @@ class TrainedWorker(Worker):
     def save(self, directory: Path) -> list[tuple[str, int]]:
         """Write this rank's share of a checkpoint; returns (name, bytes) of every file that this rank then sees."""
         self.engine.save(directory)
+        torch.save(self._random_state(), directory / f"random-{self.rank}.pt")
         files = [path for path in directory.rglob("*") if path.is_file()]
         return [(str(path.relative_to(directory)), path.stat().st_size) for path in files]
 
     def load(self, directory: Path) -> None:
         """Restore this rank's share of a checkpoint."""
         self.engine.load(directory)
+        path = directory / f"random-{self.rank}.pt"
+        if path.exists():  # A run may go on with more ranks than it had.
+            self._set_random_state(torch.load(path))
+
+    def _random_state(self) -> list[torch.Tensor]:
+        on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpu]
+
+    def _set_random_state(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, self.device)
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face directory, with adapters merged and alone below it; all ranks gather, rank 0 writes."""

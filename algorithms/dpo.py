@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from actors.batch import Labelled, Sequence
+from actors.config import UserError
 from actors.group import ActorGroup
 from actors.packed import PackedBatch
 from actors.trainer import TrainedWorker
@@ -122,6 +123,10 @@ class DPO(Offline[Any]):
     reference: ActorGroup[Any] | None
     read_reference: Callable[..., Any] | None
     """The method of `reference` that gives summed logprobs of sequences."""
+    reference_tokens: int
+    """Token budget of a micro-batch of `reference`."""
+    max_length: int
+    """Longest sequence, in tokens."""
     cache: ReferenceCache | None
     """Where reference logprobs are kept, when they are computed once."""
 
@@ -154,7 +159,7 @@ class DPO(Offline[Any]):
         if self.cache is not None and not self.cache.missing(rows):
             return self.cache.read(rows)
         assert self.read_reference is not None
-        return self.read(self.reference, self.read_reference, rows)
+        return self.read(self.reference, self.read_reference, rows, self.reference_tokens)
 
     def _prepared(self, rows: list[Any]) -> tuple[Any, Totals, Any]:
         """Micro-batches of labelled sequences, global counts, and the loss."""
@@ -193,18 +198,40 @@ class DPO(Offline[Any]):
         return found
 
     def _mismatched_kl(self, rows: list[list[Sequence]]) -> float:
-        """KTO's reference point: mean log-ratio of every row's prompt with the next row's response, at least 0."""
-        following = [*rows[1:], rows[0]]
-        mixed = [[_joined(row[0], other[0])] for row, other in zip(rows, following, strict=True)]
+        """KTO's reference point: mean log-ratio of every row's prompt with a response to another one, at least 0."""
+        answered = [row[0] for row in rows]
+        mixed = [
+            [_joined(row, answered[other], self.max_length)]
+            for row, other in zip(answered, strangers(answered), strict=True)
+        ]
         policy = self.read(self.policy, TrainedWorker.outputs, mixed)
         return max(0.0, float((policy - self._read(mixed)).mean()))
 
 
-def _joined(asked: Sequence, answered: Sequence) -> Sequence:
-    """The prompt of one sequence with the response of another."""
+def strangers(sequences: list[Sequence]) -> list[int]:
+    """For each sequence, the number of the next one, in a circle, that has another prompt.
+
+    Raises:
+        UserError: when all have the same prompt.
+    """
+    prompts = [sequence.token_ids[: prompt_length(sequence)].tobytes() for sequence in sequences]
+    if len(set(prompts)) < 2:
+        raise UserError(
+            f"data: kto compares responses to different prompts, so every update and the held-out rows must have two, "
+            f"got {len(sequences)} rows of one prompt"
+        )
+    count, found = len(prompts), []
+    for number, prompt in enumerate(prompts):
+        steps = next(step for step in range(1, count) if prompts[(number + step) % count] != prompt)
+        found.append((number + steps) % count)
+    return found
+
+
+def _joined(asked: Sequence, answered: Sequence, max_length: int) -> Sequence:
+    """The prompt of one sequence with the response of another, cut where it would become too long."""
     prompt = prompt_length(asked)
     response = answered.token_ids[prompt_length(answered) :]
-    token_ids = np.concatenate([asked.token_ids[:prompt], response])
+    token_ids = np.concatenate([asked.token_ids[:prompt], response])[: max(max_length, prompt + 1)]
     return Sequence(token_ids=token_ids, action_mask=np.arange(len(token_ids)) >= prompt)
 
 

@@ -30,6 +30,8 @@ class Estimator:
     config: RLConfig
     kl_coef: float
     """0 unless kl_in is reward."""
+    counted: list[list[bool]]
+    """Per group and response of this rank: whether the loss counts it, and so whitening."""
 
     def __call__(self, groups: ScoredGroups, add: AddOverRanks) -> tuple[list[list[Fields]], Metrics]:
         """Fields of every response, and metrics over all ranks; `add` sums a vector over ranks."""
@@ -39,7 +41,7 @@ class Estimator:
         found = [estimate(group, kl) for group, kl in zip(groups, penalties, strict=True)]
         metrics = self._metrics(groups, penalties, found, add)
         if self._whitens:
-            found = _whitened(groups, found, add)
+            found = self._whitened(groups, found, add)
         rows = [
             [{name: values.astype(np.float32) for name, values in fields.items()} for fields in group]
             for group in found
@@ -137,6 +139,22 @@ class Estimator:
             metrics["critic/explained_variance"] = 1 - unexplained / variance if variance > 1e-12 else 0.0
         return metrics
 
+    def _whitened(
+        self, groups: ScoredGroups, found: list[list[dict[str, NDArray[np.float64]]]], add: AddOverRanks
+    ) -> list[list[dict[str, NDArray[np.float64]]]]:
+        """Advantages with mean 0 and variance 1 over the action tokens of the whole step that the loss counts."""
+        rows = [
+            (item.action_mask, fields, counted)
+            for group, each, flags in zip(groups, found, self.counted, strict=True)
+            for (_, item), fields, counted in zip(group, each, flags, strict=True)
+        ]
+        moments = sum((Moments.of(fields["advantages"], mask) for mask, fields, counted in rows if counted), Moments())
+        sums = add(np.array([moments.count, moments.total, moments.squares], dtype=np.float64)).tolist()
+        whole = Moments(int(sums[0]), sums[1], sums[2])
+        for mask, fields, _ in rows:
+            fields["advantages"] = whiten(fields["advantages"], mask, whole)
+        return found
+
 
 def _moments_of_returns(items: list[tuple[Experience, dict[str, NDArray[np.float64]]]]) -> NDArray[np.float64]:
     """Sums over tokens of returns, their squares, returns - values, its square, values."""
@@ -147,20 +165,3 @@ def _moments_of_returns(items: list[tuple[Experience, dict[str, NDArray[np.float
         errors = returns - values
         sums += [returns.sum(), (returns**2).sum(), errors.sum(), (errors**2).sum(), values.sum()]
     return sums
-
-
-def _whitened(
-    groups: ScoredGroups, found: list[list[dict[str, NDArray[np.float64]]]], add: AddOverRanks
-) -> list[list[dict[str, NDArray[np.float64]]]]:
-    """Advantages with mean 0 and variance 1 over the action tokens of the whole step."""
-    pairs = [
-        (item.action_mask, fields)
-        for group, each in zip(groups, found, strict=True)
-        for (_, item), fields in zip(group, each, strict=True)
-    ]
-    moments = sum((Moments.of(fields["advantages"], mask) for mask, fields in pairs), Moments())
-    count, total, squares = add(np.array([moments.count, moments.total, moments.squares], dtype=np.float64)).tolist()
-    whole = Moments(int(count), total, squares)
-    for mask, fields in pairs:
-        fields["advantages"] = whiten(fields["advantages"], mask, whole)
-    return found

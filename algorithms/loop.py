@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from actors.config import UserError
 from algorithms.config_offline import StopWhen
 
 Metrics = dict[str, float]
@@ -49,7 +50,7 @@ def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
         return False
     if stop_when.metric not in metrics:
         known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
-        raise ValueError(
+        raise UserError(
             f"algorithm.stop_when.metric: no such evaluation metric, got {stop_when.metric}; there are {known}"
         )
     return metrics[stop_when.metric] >= stop_when.at_least

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+_LARGEST_LOG_RATIO = 40.0
+
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of `values` [T] where `mask` (bool [T]) is true, even if values elsewhere are not finite."""
@@ -149,7 +151,8 @@ def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: L
     if estimator == "k2":
         return difference.square() / 2
     if estimator == "k3":
-        return torch.expm1(difference) - difference
+        # Beyond, float32 overflows; a token that the policy found e^-40 times likelier says nothing more.
+        return torch.expm1(difference.clamp(max=_LARGEST_LOG_RATIO)) - difference
     raise ValueError(f"estimator must be k1, k2 or k3, got {estimator!r}")
 
 

@@ -104,9 +104,15 @@ class Offline(ABC, Generic[Row]):
         plan = plan_micro_batches([sum(map(len, row)) for row in rows], ranks, self.micro_batch_tokens)
         return [[[sequence for i in batch for sequence in rows[i]] for batch in rank] for rank in plan]
 
-    def read(self, group: ActorGroup[Any], method: Callable[..., Any], rows: list[list[Sequence]]) -> np.ndarray:
-        """What `method` says of every sequence, row by row, float64 [rows x sequences of a row]."""
-        plan = plan_micro_batches([sum(map(len, row)) for row in rows], len(group), self.micro_batch_tokens)
+    def read(
+        self, group: ActorGroup[Any], method: Callable[..., Any], rows: list[list[Sequence]], budget: int | None = None
+    ) -> np.ndarray:
+        """What `method` says of every sequence, row by row, float64 [rows x sequences of a row].
+
+        `budget` is the group's tokens of a micro-batch (default: those of the group that learns).
+        """
+        tokens = budget or self.micro_batch_tokens
+        plan = plan_micro_batches([sum(map(len, row)) for row in rows], len(group), tokens)
         calls = [([[s for i in batch for s in rows[i]] for batch in rank], len(rows[0]) > 1) for rank in plan]
         values = np.empty((len(rows), len(rows[0])))
         for rank, answers in zip(plan, group.scatter(method, calls), strict=True):

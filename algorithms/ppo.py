@@ -44,6 +44,11 @@ class PPO(RL):
     config: PPOConfig
     critic: ActorGroup[CriticWorker]
 
+    @property
+    def policy_learns(self) -> bool:
+        """Whether this step updates the policy: not while only the critic does."""
+        return self.step >= self.config.critic_warmup_steps
+
     def train(self) -> None:
         """Run all steps."""
         clock = Clock(self.reporter)
@@ -69,7 +74,7 @@ class PPO(RL):
         updates = [self.counted(update) for update in self.updates(samples)]
         loss = partial(critic_loss, clip=self.config.value_clip)
         critic = self.submit_updates(self.critic, "critic", loss, groups, updates, updates, fields)
-        if self.step < self.config.critic_warmup_steps:
+        if not self.policy_learns:
             return critic()
         policy = self.submit_updates(self.policy, "policy", self.policy_loss(), groups, updates, updates, fields)
         return critic() | policy()

@@ -58,7 +58,9 @@ class RewardModel(Offline[Pair]):
         scores = self.read(self.policy, TrainedWorker.outputs, [_sequences(row) for row in rows])
         chosen, rejected = scores[::2], scores[1::2]
         margins = np.array([row.margin for row in rows])
-        losses = bradley_terry_loss(*map(torch.from_numpy, (chosen, rejected, margins)))
+        better, worse = torch.from_numpy(chosen), torch.from_numpy(rejected)
+        losses = bradley_terry_loss(better, worse, torch.from_numpy(margins))
+        losses = losses + self.config.centering * centering_penalty(better, worse)
         return {
             "loss": float(losses.mean()),
             "accuracy": float((chosen > rejected).mean()),

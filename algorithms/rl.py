@@ -73,6 +73,11 @@ class RL:
         """Whether all steps are done, or the last evaluation was good enough to stop."""
         return self.step >= self.config.steps or good_enough(self.config.stop_when, self.last_evaluation)
 
+    @property
+    def policy_learns(self) -> bool:
+        """Whether this step updates the policy: not while only a critic does."""
+        return True
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
         return {
@@ -101,17 +106,26 @@ class RL:
         clock.lap()
 
     def sample(self, wanted: int, attempt: int = 0) -> list[ScoredGroup]:
-        """Responses to the next prompts, scored by functions and endpoints."""
+        """Responses to the next prompts, scored by functions and endpoints; `attempt` numbers the parts of a step."""
         prompts = (self.prompts[self.batches.next(1)[0]] for _ in count())
         seed = (self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31
-        return self._collect(prompts, wanted, self.sampling, seed)
+        return self._collect(prompts, wanted, self.sampling, seed, self.config.samples_per_step, goes_on=attempt > 0)
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""
         return score_with_models(groups, self.models)
 
-    def _collect(self, prompts: Iterator[Prompt], wanted: int, sampling: Sampling, seed: int) -> list[ScoredGroup]:
-        groups = self.sampler.collect(prompts, wanted, sampling, seed)
+    def _collect(
+        self,
+        prompts: Iterator[Prompt],
+        wanted: int,
+        sampling: Sampling,
+        seed: int,
+        step_samples: int,
+        *,
+        goes_on: bool = False,
+    ) -> list[ScoredGroup]:
+        groups = self.sampler.collect(prompts, wanted, sampling, seed, step_samples=step_samples, goes_on=goes_on)
         for error in self.sampler.errors:
             self.reporter.note(f"not scored: {error}")
         return groups
@@ -147,15 +161,16 @@ class RL:
     ) -> tuple[Metrics, Fields]:
         """Advantages token by token, computed by the ranks of `group`."""
         kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
-        estimator = Estimator(config=self.config, kl_coef=kl_coef)
         calls = []
         for rank, numbers in enumerate(deal_groups(groups, len(group))):
             own = {number: scores[number].tolist() for number in numbers}
             rollouts = [groups[number].rollouts for number in numbers]
+            counted = [[not self._left_out(info.status == "truncated") for info in groups[n].infos] for n in numbers]
+            estimator = Estimator(config=self.config, kl_coef=kl_coef, counted=counted)
             arguments = (own, numbers, estimator, *rollouts, *fields)
             calls.append(group.submit(rank, Worker.advantages, *arguments, num_returns=2))
         metrics = group.gather([told for told, _ in calls], "advantages")[0]
-        if "reward/kl_per_response" in metrics:
+        if "reward/kl_per_response" in metrics and self.policy_learns:
             self.kl.update(metrics["reward/kl_per_response"], sum(len(each.infos) for each in groups))
         return metrics, [found for _, found in calls]
 
@@ -170,7 +185,10 @@ class RL:
 
     def counted(self, update: list[Sample]) -> list[Sample]:
         """Samples that the loss is a mean of."""
-        return [sample for sample in update if not (self.config.mask_truncated and sample.truncated)]
+        return [sample for sample in update if not self._left_out(sample.truncated)]
+
+    def _left_out(self, truncated: bool) -> bool:
+        return self.config.mask_truncated and truncated
 
     def policy_loss(self) -> LossFunction:
         """The loss of this step."""
@@ -237,10 +255,11 @@ class RL:
         )
         with clock("evaluate"):
             prompts = iter(self.evaluation)
-            groups = self.score(self._collect(prompts, len(self.evaluation), sampling, _EVALUATION_SEED))
+            count = len(self.evaluation)
+            groups = self.score(self._collect(prompts, count, sampling, _EVALUATION_SEED, count * sampling.samples))
         # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
         failed = {"eval/failed": float(self.sampler.failed)}
-        self.last_evaluation = reward_metrics(groups, "eval/reward") | failed
+        self.last_evaluation = (reward_metrics(groups, "eval/reward") if groups else {}) | failed
         if self.step == 0:
             self.reporter.step(0, self.last_evaluation | clock.lap())
         return self.last_evaluation
@@ -250,7 +269,7 @@ class RL:
         self.step += 1
         with clock("sync"):
             metrics |= self.publish(self.step)
-        metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed)
+        metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics
         metrics |= self.evaluate(clock)
         with clock("checkpoint"):
             self.checkpoint(self.step, self.state(), self.done)

@@ -81,16 +81,29 @@ class Sampler:
         self._starting: dict[Any, int] = {}
         self._heard = [0.0] * len(rollout)
 
-    def collect(self, prompts: Iterator[Prompt], count: int, sampling: Sampling, seed: int) -> list[ScoredGroup]:
+    def collect(
+        self,
+        prompts: Iterator[Prompt],
+        count: int,
+        sampling: Sampling,
+        seed: int,
+        *,
+        step_samples: int | None = None,
+        goes_on: bool = False,
+    ) -> list[ScoredGroup]:
         """Complete groups, in the order in which their prompts were drawn; `seed` decides what is sampled.
 
+        Failures are compared with `step_samples` (default: the samples asked for); `goes_on` says that this is a
+        further part of the same step, whose failures so far count.
         A group with a failed rollout or reward is replaced by that of the next prompt, so there are `count` groups
         unless the prompts end first. Raises RewardFailure when too many samples fail, GroupError when an engine dies or
         is silent beyond its deadline.
         """
-        if self.pool:
-            self.pool.begin_step()
-        self.failed = 0
+        samples = step_samples or count * sampling.samples
+        if not goes_on:
+            self.failed = 0
+            if self.pool:
+                self.pool.begin_step()
         self._heard = [time.monotonic()] * len(self.rollout)
         running: dict[Any, _Running] = {}
         scoring: dict[int, _Running] = {}
@@ -103,13 +116,13 @@ class Sampler:
             first = None
             if not running and not scoring:
                 return [done[number] for number in sorted(done)]
-            self._receive(running, scoring, count * sampling.samples)
+            self._receive(running, scoring, samples)
             for group, scores in self._answers(scoring):
                 if all(score.status != "failed" for score in scores):
                     done[group.number] = _scored(group, scores)
                 elif self.pool:
                     self.failed += sum(score.status == "failed" for score in scores)
-                    self.pool.check_failures(count * sampling.samples)
+                    self.pool.check_failures(samples)
 
     @property
     def errors(self) -> list[str]:

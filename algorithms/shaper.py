@@ -20,6 +20,8 @@ class RewardShaper:
     missing_eos_penalty: float
     max_response_tokens: int
     moments: RunningMoments = field(default_factory=RunningMoments)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last step: the mean of its scores, where they are not the rewards."""
 
     def __call__(self, groups: list[ScoredGroup]) -> list[np.ndarray]:
         """Scores of each group's responses, float64 [N]."""
@@ -29,7 +31,10 @@ class RewardShaper:
             scores = [self.moments.normalise(each) for each in scores]
         if self.clip is not None:
             scores = [each.clip(-self.clip, self.clip) for each in scores]
-        return [each - self._penalties(group) for group, each in zip(groups, scores, strict=True)]
+        scores = [each - self._penalties(group) for group, each in zip(groups, scores, strict=True)]
+        if self.normalize or self.clip is not None or self.overlong or self.missing_eos_penalty:
+            self.metrics = {"reward/shaped_mean": float(np.concatenate(scores).mean())}
+        return scores
 
     def _penalties(self, group: ScoredGroup) -> np.ndarray:
         penalties = np.zeros(len(group.infos))

@@ -105,8 +105,9 @@ class AdaptiveKL:
         return {"coef": self.coef}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from `state`."""
-        self.coef = state["coef"]
+        """Continue from `state`; a fixed coefficient is the configuration's."""
+        if self.target is not None:
+            self.coef = state["coef"]
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from algorithms.reward_pool import RewardPool
 from launch.cluster import Placement
 from launch.config import RunConfig
 from launch.groups import Groups, checkpointer, meet, resume, start_building
+from launch.model_files import require_same_tokens
 from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
 
@@ -55,7 +56,9 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     if config.reward.functions or config.reward.endpoints:
         groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS)
     updates = algorithm.steps * algorithm.updates_per_step
-    building = start_building(policy, updates)
+    # In the critic's warm-up the policy makes no updates, so its schedule has as many fewer.
+    waits = min(algorithm.steps, getattr(algorithm, "critic_warmup_steps", 0)) * algorithm.updates_per_step
+    building = start_building(policy, updates - waits)
     trained = {"policy": policy} | ({"critic": critic} if critic else {})
     arguments: dict[str, Any] = {
         "config": algorithm,
@@ -105,6 +108,7 @@ def _spawn_frozen(
         found["reference"] = (ReferenceWorker, group)
     for index, name in reward_model_groups(config):
         source = config.reward.models[index]
+        require_same_tokens(directory, source.path, f"reward.models.{index}.path")
         group = groups.add(name, ScoringWorker, source.group.timeout_s, placement)
         group.spawn(_other_model(config, source.path), source.path, source.group, config.run.seed)
         found[name] = (ScoringWorker, group)
@@ -118,6 +122,8 @@ def _spawn_critic(config: RunConfig, directory: str, placement: Placement, group
     if config.critic is None:
         return None
     path = critic_path(config)
+    if path:
+        require_same_tokens(directory, path, "critic.path")
     model = _other_model(config, path) if path else config.model
     model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
     group = groups.add("critic", CriticWorker, config.critic.timeout_s, placement)

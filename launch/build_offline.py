@@ -70,7 +70,13 @@ def _reference(config: RunConfig, directory: str, placement: Placement, groups: 
         method = ReferenceWorker.outputs
     elif config.reference_needed:
         reference, method = policy, PolicyWorker.reference_outputs
-    return {"reference": reference, "read_reference": method, "cache": _reference_cache(config, directory)}
+    return {
+        "reference": reference,
+        "read_reference": method,
+        "reference_tokens": (config.reference if config.reference_group else config.policy).micro_batch_tokens,
+        "cache": _reference_cache(config, directory),
+        "max_length": config.data.max_length,
+    }
 
 
 def _reference_cache(config: RunConfig, directory: str) -> Any:
@@ -81,7 +87,10 @@ def _reference_cache(config: RunConfig, directory: str) -> Any:
     if config.algorithm.reference == "live":
         return None
     init = config.model.init.model_dump_json() if config.model.init else ""
-    content = model_content(Path(directory) if not config.model.init else Path("init"), f"{config.model.dtype} {init}")
+    content = model_content(
+        Path(directory) if not config.model.init else Path("init"),
+        f"{config.model.dtype} {config.model.quantize} {init}",
+    )
     return ReferenceCache(Path(config.run.output) / "reference-logprobs", content)
 
 

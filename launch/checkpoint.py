@@ -142,12 +142,13 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     parts = {
         "algorithm": {"name"},
-        "model": {"path", "init", "dtype", "lora", "freeze"},
+        "model": {"path", "init", "dtype", "lora", "quantize", "freeze"},
+        "data": {"shuffle"},
         "policy": {"optimizer", "zero_stage", "ranks"},
         "run": {"seed"},
     }
     if config.critic is not None:
-        parts["critic"] = {"optimizer", "zero_stage", "ranks", "path"}
+        parts["critic"] = {"optimizer", "zero_stage", "ranks", "path", "lora"}
     return {
         section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
     }

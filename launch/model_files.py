@@ -91,6 +91,14 @@ def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
         )
 
 
+def require_same_tokens(policy: str, other: str, field: str) -> None:
+    """Raise UserError unless the models in two directories, or of two hub ids, have the same tokens."""
+    if policy != other and vocabulary(load_tokenizer(policy)) != vocabulary(load_tokenizer(other)):
+        raise UserError(
+            f"{field}: must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in {other}"
+        )
+
+
 def weight_shapes(directory: Path) -> dict[str, list[int]]:
     """Name -> shape of every tensor in a directory's safetensors files, read from their headers.
 

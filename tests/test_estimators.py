@@ -102,7 +102,7 @@ def test_gae_with_kl_in_the_reward(kind: Literal["k1", "k2", "k3"], whiten: bool
             row = [sum((gamma * gae_lambda) ** (s - t) * deltas[s] for s in range(t, count)) for t in range(count)]
             advantages[-1].append(row)
             returns[-1].append([a + v for a, v in zip(row, values[:-1], strict=True)])
-    found, metrics = Estimator(config=config, kl_coef=coef)(STEP, _alone)
+    found, metrics = _estimator(config, coef, STEP)(STEP, _alone)
     _assert_fields(found, "advantages", _whitened(advantages) if whiten else advantages)
     _assert_fields(found, "returns", returns)
     _assert_critic_metrics(metrics, returns)
@@ -120,7 +120,7 @@ def _assert_critic_metrics(metrics: dict[str, float], returns: list[list[list[fl
 @pytest.mark.parametrize("kind", KINDS)
 def test_kl_is_reported_per_response_and_per_token(kind: Literal["k1", "k2", "k3"]) -> None:
     config = GRPOConfig(name="grpo", advantage="leave_one_out", kl_in="reward", kl_coef=0.2, kl_estimator=kind, **SIZES)
-    _, metrics = Estimator(config=config, kl_coef=0.25)(STEP, _alone)
+    _, metrics = _estimator(config, 0.25, STEP)(STEP, _alone)
     per_response = [_kl(item, kind) for group in STEP for _, item in group]
     total, tokens = sum(map(sum, per_response)), sum(map(len, per_response))
     assert metrics.keys() == {"reward/kl_per_response", "policy/kl", "reward/kl_coef"}
@@ -148,7 +148,7 @@ def test_comparison_within_the_group_with_kl(advantage: Literal["leave_one_out",
                 value = (rewards[index] - mean) / (deviation + 1e-4)
             rows.append([value] * int(item.action_mask.sum()))
         expected.append(rows)
-    found, _ = Estimator(config=config, kl_coef=coef)(STEP, _alone)
+    found, _ = _estimator(config, coef, STEP)(STEP, _alone)
     _assert_fields(found, "advantages", expected)
 
 
@@ -165,7 +165,7 @@ def test_reinforce_pp(advantage: Literal["reinforce_pp", "reinforce_pp_baseline"
         for score, item in group:
             kl = _kl(item, kind)
             expected[-1].append([score - baseline - coef * sum(kl[t:]) for t in range(len(kl))])
-    found, _ = Estimator(config=config, kl_coef=coef)(STEP, _alone)
+    found, _ = _estimator(config, coef, STEP)(STEP, _alone)
     _assert_fields(found, "advantages", _whitened(expected))
 
 
@@ -173,7 +173,7 @@ def test_without_kl_no_reference_is_needed() -> None:
     """Rewards are the scores alone; nothing is said of a KL."""
     groups = [[(score, _without_reference(item)) for score, item in group] for group in STEP]
     config = GRPOConfig(name="grpo", advantage="reinforce_pp", **SIZES)
-    found, metrics = Estimator(config=config, kl_coef=0.0)(groups, _alone)
+    found, metrics = _estimator(config, 0.0, groups)(groups, _alone)
     scores = [[[score] * int(item.action_mask.sum()) for score, item in group] for group in STEP]
     _assert_fields(found, "advantages", _whitened(scores))
     assert metrics == {}
@@ -218,12 +218,11 @@ class Ranks:
 )
 def test_two_ranks_find_what_one_finds(config: PPOConfig | GRPOConfig, cut: int) -> None:
     """Groups are divided at `cut`; with 0, a rank has none of them and still takes part."""
-    estimator = Estimator(config=config, kl_coef=config.kl_coef)
-    whole, metrics = estimator(STEP, _alone)
+    whole, metrics = _estimator(config, config.kl_coef, STEP)(STEP, _alone)
     ranks, found = Ranks(), dict[int, Any]()
 
     def compute(rank: int, groups: ScoredGroups) -> None:
-        found[rank] = estimator(groups, ranks.add(rank))
+        found[rank] = _estimator(config, config.kl_coef, groups)(groups, ranks.add(rank))
 
     threads = [
         threading.Thread(target=compute, args=(rank, part)) for rank, part in enumerate((STEP[:cut], STEP[cut:]))
@@ -246,5 +245,22 @@ def test_a_step_of_equal_rewards_has_no_advantages() -> None:
     groups = [[(0.1, item) for _, item in group] for group in STEP]
     for advantage in ("reinforce_pp", "reinforce_pp_baseline", "leave_one_out"):
         config = GRPOConfig.model_validate({"name": "grpo", "advantage": advantage} | SIZES)
-        found, _ = Estimator(config=config, kl_coef=0.0)(groups, _alone)
+        found, _ = _estimator(config, 0.0, groups)(groups, _alone)
         assert not any(fields["advantages"].any() for group in found for fields in group)
+
+
+def test_responses_that_the_loss_leaves_out_do_not_move_the_others() -> None:
+    """Whitening is over what is counted: a long truncated response must not make a bad one look good."""
+    config = GRPOConfig.model_validate({"name": "grpo", "advantage": "reinforce_pp"} | SIZES)
+    kept, left_out = STEP[0], STEP[1]
+    counted = [[True] * len(kept), [False] * len(left_out)]
+    both = Estimator(config=config, kl_coef=0.0, counted=counted)
+    found, _ = both([kept, [(-50.0, item) for _, item in left_out]], _alone)
+    alone, _ = _estimator(config, 0.0, [kept])([kept], _alone)
+    for expected, fields in zip(alone[0], found[0], strict=True):
+        np.testing.assert_allclose(fields["advantages"], expected["advantages"])
+
+
+def _estimator(config: Any, coef: float, groups: ScoredGroups) -> Estimator:
+    """One that counts every response."""
+    return Estimator(config=config, kl_coef=coef, counted=[[True] * len(group) for group in groups])

@@ -124,6 +124,9 @@ def test_adaptive_kl_without_a_target_stays_and_continues_from_a_checkpoint() ->
     second = AdaptiveKL(coef=9.0, target=1.0, horizon=100)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second == first
+    changed = AdaptiveKL(coef=0.5, target=None, horizon=100)
+    changed.load_state_dict(fixed.state_dict())
+    assert changed.coef == 0.5, "a fixed coefficient is the configuration's, also in a resumed run"
 
 
 def test_adaptive_kl_refuses_what_would_spoil_the_coefficient() -> None:
