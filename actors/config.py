@@ -3,7 +3,7 @@
 Imports neither torch nor ray nor vllm, so that a configuration can be checked in a fraction of a second.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -29,6 +29,23 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+
+def changed(config: Config, *names: str) -> dict[str, Any]:
+    """Those of the fields `names` (default: all) that differ from their defaults, with their values."""
+    fields = type(config).model_fields
+    defaults = {name: fields[name].get_default(call_default_factory=True) for name in names or fields}
+    return {name: getattr(config, name) for name, default in defaults.items() if getattr(config, name) != default}
+
+
+def refuse_unused(config: Config, *names: str, why: str, section: str = "") -> None:
+    """Raise ValueError for the first of `names` (default: all) that differs from its default, where it has no effect.
+
+    One that equals its default may be given: a run's config.json, which can be run again, gives every field.
+    """
+    for name, value in changed(config, *names).items():
+        got = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
+        raise ValueError(f"{section}{name} must be left out {why}, got {got}")
 
 
 class ModelInit(Config):
@@ -165,10 +182,10 @@ class OptimizerConfig(Config):
                 f"weight_decay must be 0 for adam, which would scale it like a gradient (adamw does not), "
                 f"got {self.weight_decay:g}"
             )
-        for name in ("betas", "eps"):
-            value = getattr(self, name)
-            if self.name == "sgd" and value != OptimizerConfig.model_fields[name].default:
-                raise ValueError(f"{name} must be left out for sgd, which has no moments, got {value}")
+        if self.schedule != "cosine_with_min_lr":
+            refuse_unused(self, "min_lr_ratio", why=f"with schedule {self.schedule}, which does not read it")
+        if self.name == "sgd":
+            refuse_unused(self, "betas", "eps", why="for sgd, which has no moments")
         return self
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from actors.config import Config
+from actors.config import Config, refuse_unused
 
 
 class StopWhen(Config):
@@ -94,6 +94,14 @@ LENGTH_AVERAGED = ("ipo", "sigmoid_norm", "simpo", "orpo")
 """Losses of logprobs averaged over tokens, whose beta is on another scale than that of summed ones."""
 PER_SAMPLE_SMOOTHED = ("sigmoid", "cpo", "robust", "exo", "aot", "aot_unpaired")
 """Losses that read label_smoothing."""
+READ_BY_ONE = {
+    "simpo_gamma": "simpo",
+    "cpo_alpha": "cpo",
+    "discopop_tau": "discopop",
+    "desirable_weight": "kto",
+    "undesirable_weight": "kto",
+}
+"""Field -> the only loss that reads it."""
 
 
 class PreferenceLoss(Config):
@@ -178,6 +186,18 @@ class DPOConfig(OfflineConfig):
                 f"samples_per_update must be at least 2 for kto, which mixes the rows of an update, "
                 f"got {self.samples_per_update}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "DPOConfig":
+        for name, loss in READ_BY_ONE.items():
+            if loss not in self.losses:
+                refuse_unused(self, name, why=f"without loss {loss}, the only one that reads it")
+        if self.losses == ["sft"]:
+            refuse_unused(self, "beta", why="for sft alone, which does not read it")
+        if self.unpaired:
+            why = "for kto, which has desirable_weight and undesirable_weight"
+            refuse_unused(self.loss[0], "weight", why=why, section="loss.0.")
         return self
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from actors.config import Config
+from actors.config import Config, refuse_unused
 from algorithms.config_offline import StopWhen
 
 
@@ -129,6 +129,21 @@ class RLConfig(Config):
             )
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             raise ValueError(f"dual_clip must be above 1 + clip_high = {1 + self.clip_high:g}, got {self.dual_clip:g}")
+        if not self.kl_coef:
+            refuse_unused(self, "kl_in", "kl_estimator", why="with kl_coef 0")
+        if not self.kl_target:
+            refuse_unused(self, "kl_horizon", why="without kl_target")
+        if self.importance_correction and self.updates_per_step == 1:
+            why = "with importance_correction and one update a step, where the importance ratio is 1"
+            refuse_unused(self, "clip_low", "clip_high", "dual_clip", why=why)
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_take_place(self) -> "RLConfig":
+        if not self.eval_every:
+            refuse_unused(self, "eval_samples_per_prompt", "eval_temperature", why="without eval_every")
+            if not self.steps:
+                raise ValueError("steps must be above 0 without eval_every, as 0 only evaluates, got 0")
         return self
 
 
@@ -157,6 +172,26 @@ class PPOConfig(RLConfig):
     """Largest change of a value, from that before the update, that the value loss rewards; none: no clip."""
     critic_warmup_steps: int = Field(default=0, ge=0)
     """First steps in which only the critic learns."""
+
+    @model_validator(mode="after")
+    def _the_policy_learns(self) -> "PPOConfig":
+        if 0 < self.steps <= self.critic_warmup_steps:
+            raise ValueError(
+                f"critic_warmup_steps must be below steps ({self.steps}), or the policy never learns, "
+                f"got {self.critic_warmup_steps}"
+            )
+        _penalties_are_learned_from(self)
+        return self
+
+
+READ_BY = {
+    "clip_low": ("clip", "gspo"),
+    "clip_high": ("clip", "gspo"),
+    "dual_clip": ("clip",),
+    "cispo_max_ratio": ("cispo",),
+    "sapo_temperatures": ("sapo",),
+}
+"""Field -> losses of GRPOConfig that read it."""
 
 
 class GRPOConfig(RLConfig):
@@ -193,21 +228,30 @@ class GRPOConfig(RLConfig):
                 f"samples_per_prompt must be at least 2 with dynamic_sampling, which compares the samples of a group, "
                 f"got {self.samples_per_prompt}"
             )
+        if not self.dynamic_sampling:
+            refuse_unused(self, "dynamic_sampling_rounds", why="without dynamic_sampling")
+        if self.advantage != "group":
+            refuse_unused(self, "normalize_std", why=f"with advantage {self.advantage}, which does not read it")
+        if self.advantage == "reinforce_pp":
+            _penalties_are_learned_from(self)
         return self
 
     @model_validator(mode="after")
     def _losses(self) -> "GRPOConfig":
         if self.loss == "cispo" and self.cispo_max_ratio is None:
             raise ValueError("cispo_max_ratio: required for loss cispo, got nothing")
-        if self.loss != "cispo" and self.cispo_max_ratio is not None:
-            raise ValueError(
-                f"cispo_max_ratio must be left out with loss {self.loss}, which does not read it, "
-                f"got {self.cispo_max_ratio:g}"
-            )
-        if self.loss in ("cispo", "sapo", "gspo") and self.dual_clip is not None:
-            raise ValueError(f"dual_clip must be left out with loss {self.loss}, got {self.dual_clip:g}")
+        for name, losses in READ_BY.items():
+            if self.loss not in losses:
+                refuse_unused(self, name, why=f"with loss {self.loss}, which does not read it")
         if self.loss == "gspo" and self.aggregation != "sequence":
             raise ValueError(
                 f"aggregation must be sequence with loss gspo, whose ratio is one of a sequence, got {self.aggregation}"
             )
         return self
+
+
+def _penalties_are_learned_from(config: PPOConfig | GRPOConfig) -> None:
+    """For algorithms that compare a response with no other, whose baseline its penalty could change."""
+    if config.mask_truncated:
+        why = "with mask_truncated, which leaves the responses that it punishes out of the loss"
+        refuse_unused(config, "missing_eos_penalty", why=why)

@@ -5,7 +5,7 @@ Every failure is a ValueError whose text begins with the field.
 
 from typing import TYPE_CHECKING
 
-from actors.config import ReferenceConfig
+from actors.config import FrozenGroupConfig, ReferenceConfig, changed, refuse_unused
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import PPOConfig, RLConfig
 
@@ -18,9 +18,11 @@ def check_rules(config: "RunConfig") -> None:
     _lengths_fit(config)
     if isinstance(config.algorithm, RLConfig):
         _rewards_are_given(config)
-        _sampling_is_corrected(config)
+        _whole_distribution_is_sampled(config)
         _overlong_fits(config)
         _transfer_fits_devices(config)
+    else:
+        _nothing_is_sampled(config)
     _evaluation_is_possible(config)
     _critic_fits(config)
     _reference_fits(config)
@@ -33,9 +35,12 @@ def check_rules(config: "RunConfig") -> None:
 
 def _lengths_fit(config: "RunConfig") -> None:
     positions = config.model.init.max_positions if config.model.init else None
+    rl = isinstance(config.algorithm, RLConfig)
+    if rl:
+        why = f"for {config.algorithm.name}, which reads rollout.max_prompt_tokens and rollout.max_response_tokens"
+        refuse_unused(config.data, "max_length", why=why, section="data.")
     if positions is None:
         return
-    rl = isinstance(config.algorithm, RLConfig)
     name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if rl else "data.max_length"
     longest = config.rollout.max_model_len if rl else config.data.max_length
     if longest > positions:
@@ -51,19 +56,34 @@ def _rewards_are_given(config: "RunConfig") -> None:
         )
     if not any(source.weight for source in sources):
         raise ValueError("reward must have a source with a weight other than 0, got weight 0 for all of them")
+    if not reward.functions and not reward.endpoints:
+        why = "with reward.models alone, which are groups of their own"
+        refuse_unused(reward, "workers", "deadline_s", why=why, section="reward.")
 
 
-def _sampling_is_corrected(config: "RunConfig") -> None:
+def _nothing_is_sampled(config: "RunConfig") -> None:
+    for name, section in {"reward": config.reward, "rollout": config.rollout}.items():
+        if given := changed(section):
+            raise ValueError(
+                f"{name} must be left out for {config.algorithm.name}, which samples no responses, "
+                f"got {', '.join(given)}"
+            )
+
+
+def _whole_distribution_is_sampled(config: "RunConfig") -> None:
     algorithm, rollout = config.algorithm, config.rollout
     assert isinstance(algorithm, RLConfig)
-    if algorithm.importance_correction is None:
-        return
     cut = {"top_p": (rollout.top_p, rollout.top_p < 1), "top_k": (rollout.top_k, rollout.top_k > 0)}
     for name, (value, truncates) in cut.items():
-        if truncates:
+        if truncates and algorithm.importance_correction:
             raise ValueError(
                 f"algorithm.importance_correction must be left out with rollout.{name} {value:g}: the weights would "
                 f"compare the whole distribution with a part of it"
+            )
+        if truncates and algorithm.kl_coef and algorithm.kl_in == "reward":
+            raise ValueError(
+                f"algorithm.kl_in must be loss, or kl_coef 0, with rollout.{name} {value:g}: the reward's KL would be "
+                f"that of a part of the distribution, a hidden penalty for length"
             )
 
 
@@ -105,10 +125,11 @@ def _reference_fits(config: "RunConfig") -> None:
         raise ValueError(
             "reference.from_policy needs model.lora, without which there are no adapters to disable, got true"
         )
-    if reference.from_policy and not config.reference_needed:
-        raise ValueError(
-            "reference.from_policy must be left out where the algorithm compares with no reference, got true"
-        )
+    if not config.reference_needed:
+        refuse_unused(reference, why="where the algorithm compares with no reference", section="reference.")
+    if reference.from_policy:
+        why = "with from_policy, which starts no group"
+        refuse_unused(reference, *FrozenGroupConfig.model_fields, why=why, section="reference.")
 
 
 def _adapters_fit(config: "RunConfig") -> None:
@@ -117,6 +138,11 @@ def _adapters_fit(config: "RunConfig") -> None:
         raise ValueError(
             f"model.lora.dropout must be 0 for {config.algorithm.name}, whose importance ratio compares with the "
             f"sampler, which drops nothing, got {lora.dropout:g}"
+        )
+    if config.critic and config.critic.lora and config.critic.lora.dropout:
+        raise ValueError(
+            f"critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, "
+            f"got {config.critic.lora.dropout:g}"
         )
     if config.rollout.transfer.lora == "adapter":
         if lora is None:
@@ -130,6 +156,10 @@ def _adapters_fit(config: "RunConfig") -> None:
                 f"model.lora.rank must be at most 512 with rollout.transfer.lora adapter (merged has no limit), "
                 f"got {lora.rank}"
             )
+    _quantized_weights_fit(config)
+
+
+def _quantized_weights_fit(config: "RunConfig") -> None:
     if config.model.quantize and config.model.init:
         raise ValueError(f"model.quantize needs model.path, whose weights it quantises, got {config.model.quantize}")
     if config.model.quantize and config.policy.zero_stage == 3:
@@ -140,6 +170,13 @@ def _adapters_fit(config: "RunConfig") -> None:
         raise ValueError(
             f"model.quantize {config.model.quantize} needs a GPU (policy.gpus_per_rank above 0), "
             f"got {config.policy.gpus_per_rank:g}"
+        )
+    if config.model.quantize and config.reference_group and config.reference.zero_stage == 3:
+        raise ValueError("reference.zero_stage must be 0 with model.quantize, whose weights it cannot shard, got 3")
+    if config.model.quantize and config.reference_group and not config.reference.gpus_per_rank:
+        raise ValueError(
+            f"model.quantize {config.model.quantize} needs a GPU (reference.gpus_per_rank above 0), "
+            f"got {config.reference.gpus_per_rank:g}"
         )
 
 

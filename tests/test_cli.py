@@ -93,6 +93,8 @@ MISTAKES = {
             "job.yaml",
             "algorithm={name: dpo, steps: 5, loss: kto}",
             "data={train: pairs.jsonl, max_length: 64}",
+            "reward={}",
+            "rollout={}",
         ],
         "data.train: loss kto needs prompt + completion + label, these rows are pairs (columns prompt, chosen, "
         "rejected): choose another algorithm.loss, or make two labelled rows of each pair",

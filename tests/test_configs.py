@@ -65,7 +65,9 @@ def _earlier_stages(config: RunConfig, project: Path) -> None:
 
 def _write_export(path: str, project: Path) -> None:
     makers = [load(str(file), []) for file in CONFIGS]
-    maker = next(item for item in makers if str(item.directory / "export") == os.path.normpath(path))
+    # make demo-rlhf adds the seed to the names of its runs.
+    made = os.path.normpath(path).replace("-0/export", "/export")
+    maker = next(item for item in makers if str(item.directory / "export") == made)
     _earlier_stages(maker, project)
     start = maker
     while start.model.init is None:

@@ -142,7 +142,9 @@ def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division
 
 
 def _policy_job(**settings: Any) -> Job:
-    config = GRPOConfig.model_validate({"name": "grpo", "clip_high": 0.3} | SIZES | settings)
+    unclipped = settings.get("loss") in ("cispo", "sapo") or settings.get("samples_per_update", 1) is None
+    clips = {} if unclipped else {"clip_high": 0.3}
+    config = GRPOConfig.model_validate({"name": "grpo"} | clips | SIZES | settings)
     return Job(PolicyWorker, partial(_grpo, config))
 
 

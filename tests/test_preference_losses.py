@@ -147,7 +147,8 @@ def _naive(name: str, pairs: dict[str, float], beta: float, e: float, gamma: flo
 @pytest.mark.parametrize("name", [name for name in PAIRED if not name.startswith("aot")])
 def test_losses_equal_the_naive_formulas(name, beta: float) -> None:
     pairs, e = _random(40), 0.2 if name in SMOOTHED else 0.0
-    config = _config(name, beta=beta, label_smoothing=e, simpo_gamma=0.8, discopop_tau=0.3)
+    own = {"simpo": {"simpo_gamma": 0.8}, "discopop": {"discopop_tau": 0.3}}.get(name, {})
+    config = _config(name, beta=beta, label_smoothing=e, **own)
     columns = {field.name: getattr(pairs, field.name).tolist() for field in fields(pairs)}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     expected = [_naive(name, row, beta, e, 0.8, 0.3) for row in rows]
@@ -305,7 +306,8 @@ def test_losses_that_compare_no_pairs_are_refused(name) -> None:
 
 
 def test_nll_weight_is_that_of_the_loss() -> None:
-    weights = {name: nll_weight(name, _config(name, cpo_alpha=0.3)) for name in get_args(PreferenceLossName)}
+    own = {"cpo": {"cpo_alpha": 0.3}}
+    weights = {name: nll_weight(name, _config(name, **own.get(name, {}))) for name in get_args(PreferenceLossName)}
     assert {name: weight for name, weight in weights.items() if weight} == {"cpo": 0.3, "orpo": 1, "sft": 1}
 
 

@@ -20,7 +20,14 @@ def test_preview_shows_what_is_trained_on_and_counts_long_rows(tmp_path: Path) -
     ]
     train = tmp_path / "rows.jsonl"
     train.write_text("\n".join(map(json.dumps, rows)))
-    common = {"model": {"init": {}}, "reward": {"functions": ["exact_match"]}, "rollout": {"max_prompt_tokens": 20}}
+    sections = {
+        "sft": {"data": {"train": str(train), "max_length": 30}},
+        "grpo": {
+            "data": {"train": str(train)},
+            "reward": {"functions": ["exact_match"]},
+            "rollout": {"max_prompt_tokens": 20},
+        },
+    }
     expected = {
         "sft": [
             "convention prompt-completion",
@@ -34,8 +41,7 @@ def test_preview_shows_what_is_trained_on_and_counts_long_rows(tmp_path: Path) -
         ],
     }
     for name, texts in expected.items():
-        algorithm = {"name": name, "steps": 1}
-        config = validate({**common, "algorithm": algorithm, "data": {"train": str(train), "max_length": 30}})
+        config = validate({"model": {"init": {}}, "algorithm": {"name": name, "steps": 1}, **sections[name]})
         console = Console(width=200, color_system=None, record=True, file=io.StringIO())
         preview(config, rows=2, console=console)
         shown = console.export_text()

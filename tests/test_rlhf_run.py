@@ -145,26 +145,52 @@ def _timed(name: str) -> bool:
     return name.startswith(("time/", "weights/sync")) or "per_second" in name
 
 
-def test_ppo_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """Held-out accuracy rises with a reward function and no group baseline."""
+def test_ppo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Held-out accuracy rises with a reward function and no group baseline; adapters are merged for the engine."""
     sizes = {"prompts_per_step": 64, "samples_per_prompt": 2, "samples_per_update": 64, "kl_coef": 0.01}
     settings = online(warm_model, reverse, name="ppo", steps=25, eval_every=25, eval_samples_per_prompt=4, **sizes)
-    job = tandem(settings | {"critic": {"optimizer": {"lr": 2e-3}}})
+    settings["model"]["lora"] = {"rank": 8, "alpha": 16}
+    settings["policy"] = {"optimizer": {"lr": 5e-3}}
+    job = tandem(settings | {"critic": {"optimizer": {"lr": 2e-3}}, "reference": {"from_policy": True}})
     assert job.wait() == 0, job.text
     evaluations = [line["eval/reward/mean"] for line in job.metrics() if "eval/reward/mean" in line]
     assert evaluations[-1] > evaluations[0] + 0.15, evaluations
 
 
-@pytest.mark.parametrize("sync", ["adapter", "merged"])
-def test_grpo_with_lora_learns(sync: str, tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """Adapters alone are trained; the reference is the policy without them; engine and trainer go on agreeing."""
+def test_dapo_samples_until_groups_teach(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Every group of a step has winners and losers; later updates compare with the step's own policy."""
+    algorithm = {"dynamic_sampling": True, "clip_high": 0.28, "overlong": {"buffer": 3}, "samples_per_update": 16}
+    algorithm |= {"importance_correction": {"level": "token", "cap": 2.0}, "epochs_per_step": 2}
+    job = tandem(online(warm_model, reverse, name="grpo", steps=3, **algorithm))
+    assert job.wait() == 0, job.text
+    for step in job.metrics():
+        assert step["reward/zero_variance_fraction"] == 0
+        assert 0 < step["rollout/dynamic_sampling_kept"] <= 1
+        assert step["policy/importance_weight_mean"] == pytest.approx(1, abs=1e-4)
+        assert step["reward/shaped_mean"] <= step["reward/mean"]
+
+
+def test_reinforce_pp_needs_no_group(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """One response to each prompt, KL to the reference in the reward, whitening over two ranks."""
+    sizes = {"prompts_per_step": 32, "samples_per_prompt": 1, "kl_coef": 0.01, "kl_in": "reward", "kl_estimator": "k1"}
+    settings = online(warm_model, reverse, name="grpo", advantage="reinforce_pp", steps=3, **sizes)
+    settings["policy"] |= {"ranks": 2, "zero_stage": 2}
+    job = tandem(settings)
+    assert job.wait() == 0, job.text
+    steps = job.steps()
+    assert steps[1]["reward/kl_per_response"] == pytest.approx(0, abs=1e-5) != steps[3]["reward/kl_per_response"]
+    assert all(step["grad_norm"] > 0 for step in steps.values())
+
+
+def test_grpo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Adapters alone are trained and sent; the reference is the policy without them; engine and trainer agree."""
     from transformers import AutoModelForCausalLM
 
     sizes = {"prompts_per_step": 16, "samples_per_prompt": 8, "eval_every": 20, "eval_samples_per_prompt": 4}
     settings = online(warm_model, reverse, name="grpo", steps=20, kl_coef=0.001, **sizes)
     settings["model"]["lora"] = {"rank": 8, "alpha": 16}
     settings["policy"] = {"optimizer": {"lr": 5e-3}}
-    settings["rollout"] |= {"transfer": {"lora": sync}}
+    settings["rollout"] |= {"transfer": {"lora": "adapter"}}
     job = tandem(settings | {"reference": {"from_policy": True}})
     assert job.wait() == 0, job.text
     metrics = job.metrics()
@@ -207,15 +233,6 @@ def test_precomputed_reference_logprobs_change_nothing(dpo: Any, tandem: Start, 
     for step, found in first.steps().items():
         assert found["loss/dpo"] == pytest.approx(dpo.steps()[step]["loss/dpo"], abs=1e-5)
     assert len(list(first.directory.parent.glob("reference-logprobs/*.npz"))) == 1
-
-
-def test_kto_reads_single_responses(tandem: Start, warm_model: Path) -> None:
-    """Desirable answers gain against undesirable ones."""
-    settings = offline(warm_model, "algorithms.preference_tasks:reverse_judged", name="dpo", loss="kto", steps=20)
-    job = tandem(settings)
-    assert job.wait() == 0, job.text
-    last = job.metrics()[-1]
-    assert last["eval/rewards/chosen"] > last["eval/rewards/rejected"]
 
 
 def test_paired_data_is_refused_for_kto(tandem: Start, warm_model: Path) -> None:

@@ -161,7 +161,8 @@ def _cpo(batch: Batch, **settings: Any) -> Tensor:
 )
 def test_dpo(name: str, theirs: str, smoothing: float, beta: float, seed: int, dtype: torch.dtype) -> None:
     batch = _batch(seed, dtype)
-    config = DPOConfig(name="dpo", epochs=1, loss=[{"name": name}], beta=beta, label_smoothing=smoothing)
+    scale = {} if name == "sft" else {"beta": beta}  # sft does not read it
+    config = DPOConfig(name="dpo", epochs=1, loss=[{"name": name}], **scale, label_smoothing=smoothing)
     assert_same(name, DPO, _ours(batch, config), _dpo(batch, [theirs], [1.0], beta, smoothing), batch.logits)
 
 
