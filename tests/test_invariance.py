@@ -130,6 +130,8 @@ def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division
         config=config,
         reference=given,
         read_reference=ReferenceWorker.outputs,
+        reference_tokens=division.micro_batch_tokens,
+        max_length=64,
         cache=None,
         **_offline(group, division),
     )
@@ -138,7 +140,7 @@ def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division
     for update in rows:
         told = {"reference_point": loop._mismatched_kl([[row.sequence] for row in update])} if config.unpaired else {}
         found.append(loop.update(update) | told)
-    return [*found, loop.measure(rows[0]), loop.measure(rows[1][:1])]
+    return [*found, loop.measure(rows[0]), loop.measure(rows[1][: 2 if config.unpaired else 1])]
 
 
 def _policy_job(**settings: Any) -> Job:
