@@ -278,8 +278,11 @@ def test_two_ranks_of_zero_2_with_a_reference(tandem: Start, warm_model: Path, r
 
 
 def test_two_ranks_of_zero_3_on_shared_bundles(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """Sharded parameters are gathered for two engines; two updates a step; rank i and engine i share bundle i."""
-    settings = config(warm_model, reverse, steps=3, samples_per_update=16)
+    """Sharded parameters are gathered for two engines; two updates a step; rank i and engine i share bundle i.
+
+    Advantages are whitened over both ranks.
+    """
+    settings = config(warm_model, reverse, steps=3, samples_per_update=16, advantage="reinforce_pp_baseline")
     overrides = ["policy.ranks=2", "policy.zero_stage=3", "rollout.engines=2", "cluster.cpus=4"]
     job = tandem(settings, *overrides, "cluster.placement=shared", "policy.micro_batch_tokens=64")
     assert job.wait() == 0, job.text

@@ -170,18 +170,6 @@ def test_dapo_samples_until_groups_teach(tandem: Start, warm_model: Path, revers
         assert step["reward/shaped_mean"] <= step["reward/mean"]
 
 
-def test_reinforce_pp_needs_no_group(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """One response to each prompt, KL to the reference in the reward, whitening over two ranks."""
-    sizes = {"prompts_per_step": 32, "samples_per_prompt": 1, "kl_coef": 0.01, "kl_in": "reward", "kl_estimator": "k1"}
-    settings = online(warm_model, reverse, name="grpo", advantage="reinforce_pp", steps=3, **sizes)
-    settings["policy"] |= {"ranks": 2, "zero_stage": 2}
-    job = tandem(settings)
-    assert job.wait() == 0, job.text
-    steps = job.steps()
-    assert steps[1]["reward/kl_per_response"] == pytest.approx(0, abs=1e-5) != steps[3]["reward/kl_per_response"]
-    assert all(step["grad_norm"] > 0 for step in steps.values())
-
-
 def test_grpo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
     """Adapters alone are trained and sent; the reference is the policy without them; engine and trainer agree."""
     from transformers import AutoModelForCausalLM
