@@ -17,7 +17,7 @@ def write_skeleton(model: ModelConfig, directory: Path) -> str:
     """
     if model.init is None:
         assert model.path is not None
-        return str(Path(model.path).absolute()) if Path(model.path).is_dir() else model.path
+        return located(model.path)
     tokenizer = tokenizer_for(model)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
@@ -25,6 +25,11 @@ def write_skeleton(model: ModelConfig, directory: Path) -> str:
     config = hf_config(model.init, model.dtype, len(tokenizer), end, padding)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     return str(directory.absolute())
+
+
+def located(path: str) -> str:
+    """A local directory as an absolute path, as workers may have another working directory; a hub id as it is."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:

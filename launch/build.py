@@ -8,7 +8,7 @@ from actors.config import ModelConfig
 from actors.group import ActorGroup
 from actors.rollout import CONCURRENCY, RolloutWorker
 from actors.rollout_types import Sampling
-from actors.skeleton import write_skeleton
+from actors.skeleton import located, write_skeleton
 from actors.tokenizer import load_tokenizer
 from algorithms.config_rl import RLConfig
 from algorithms.data import Batches, load_rows, prompts
@@ -110,7 +110,7 @@ def _spawn_frozen(
         source = config.reward.models[index]
         require_same_tokens(directory, source.path, f"reward.models.{index}.path")
         group = groups.add(name, ScoringWorker, source.group.timeout_s, placement)
-        group.spawn(_other_model(config, source.path), source.path, source.group, config.run.seed)
+        group.spawn(_other_model(config, source.path), located(source.path), source.group, config.run.seed)
         found[name] = (ScoringWorker, group)
     return found
 
@@ -127,7 +127,7 @@ def _spawn_critic(config: RunConfig, directory: str, placement: Placement, group
     model = _other_model(config, path) if path else config.model
     model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
     group = groups.add("critic", CriticWorker, config.critic.timeout_s, placement)
-    group.spawn(model, path or directory, config.critic, config.run.seed)
+    group.spawn(model, located(path) if path else directory, config.critic, config.run.seed)
     return group
 
 
