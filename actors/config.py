@@ -3,9 +3,10 @@
 Imports neither torch nor ray nor vllm, so that a configuration can be checked in a fraction of a second.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Dtype = Literal["fp32", "bf16"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -46,6 +47,54 @@ def refuse_unused(config: Config, *names: str, why: str, section: str = "") -> N
     for name, value in changed(config, *names).items():
         got = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
         raise ValueError(f"{section}{name} must be left out {why}, got {got}")
+
+
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?!_(?:PATH|FILE|DIR)$)(_|$)")
+_SET_ELSEWHERE = {
+    "OMP_NUM_THREADS": "threads_per_rank and threads_per_engine set it",
+    "PYTHONPATH": "the code comes from the working directory",
+    "RAY_ADDRESS": "the cluster is joined already",
+    "CUDA_VISIBLE_DEVICES": "Ray sets it",
+    "TANDEM_LOG": "it is Tandem's own",
+}
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable holds a secret, by its name: HF_TOKEN does, RAY_AUTH_TOKEN_PATH does not."""
+    return _SECRET.search(name.upper()) is not None
+
+
+def _check_environment(variables: dict[str, str]) -> dict[str, str]:
+    for name in variables:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name} must be a name of letters, digits and _, got {name!r}")
+        if name in _SET_ELSEWHERE:
+            raise ValueError(f"{name} must be left out, as {_SET_ELSEWHERE[name]}, got {variables[name]!r}")
+        if is_secret(name):
+            raise ValueError(f"{name} must come from the environment of the nodes: configurations are kept and shown")
+    return variables
+
+
+Environment = Annotated[dict[str, str], AfterValidator(_check_environment)]
+"""Environment variables; secrets are refused."""
+
+
+def _check_resources(resources: dict[str, float]) -> dict[str, float]:
+    for name in resources:
+        if name.lower() in ("cpu", "gpu", "memory", "object_store_memory"):
+            raise ValueError(f"{name} must be left out, as it is no custom resource, got {resources[name]:g}")
+    return resources
+
+
+class PlacedConfig(Config):
+    """Which nodes the processes of a group may live on, and with what environment."""
+
+    node_labels: dict[str, str] = {}
+    """Ray labels that a node must have; values may be Ray's expressions: {ray.io/accelerator-type: in(H100, H200)}"""
+    resources: Annotated[dict[str, PositiveFloat], AfterValidator(_check_resources)] = {}
+    """Custom Ray resources that each process reserves."""
+    env: Environment = {}
+    """Environment variables of the processes, beside `cluster.env`: {NCCL_SOCKET_IFNAME: eth0}"""
 
 
 class ModelInit(Config):
@@ -189,11 +238,13 @@ class OptimizerConfig(Config):
         return self
 
 
-class GroupConfig(Config):
+class GroupConfig(PlacedConfig):
     """A group of ranks that hold one model with DeepSpeed."""
 
     ranks: PositiveInt = 1
     """Processes (data-parallel ranks) in the group."""
+    ranks_per_node: PositiveInt | None = None
+    """Ranks on each node, on as many nodes as that takes (default: packed on as few nodes as have room)."""
     cpus_per_rank: PositiveFloat = 0.25
     """Ray CPUs reserved per rank; a fraction lets several groups share a small machine."""
     gpus_per_rank: float = Field(default=0, ge=0, le=1)
@@ -210,6 +261,15 @@ class GroupConfig(Config):
     """Tokens whose float32 logits exist at one time."""
     timeout_s: PositiveFloat = 600
     """Deadline of one call to the group, and of its collectives, in seconds."""
+
+    @model_validator(mode="after")
+    def _nodes_are_full(self) -> "GroupConfig":
+        if self.ranks_per_node and self.ranks % self.ranks_per_node:
+            raise ValueError(f"ranks_per_node must divide ranks ({self.ranks}), got {self.ranks_per_node}")
+        gpus = self.gpus_per_rank * (self.ranks_per_node or 1)
+        if gpus > 1 and gpus % 1:
+            raise ValueError(f"ranks_per_node x gpus_per_rank must be whole GPUs, or a part of one, got {gpus:g}")
+        return self
 
     @model_validator(mode="after")
     def _offload_needs_sharding(self) -> "GroupConfig":
@@ -274,11 +334,14 @@ class TransferConfig(Config):
     """Deadline of one transfer, in seconds."""
 
 
-class RolloutConfig(Config):
+class RolloutConfig(PlacedConfig):
     """vLLM engines and how they sample."""
 
     engines: PositiveInt = 1
     """Number of independent engines."""
+    engines_per_node: PositiveInt | None = None
+    """Engines on each node, on as many nodes as that takes (default: packed on as few nodes as have room). The
+    processes of one engine are always on one node."""
     tensor_parallel: PositiveInt = 1
     """Processes that share one engine's model."""
     cpus_per_engine: PositiveFloat = 0.5
@@ -317,6 +380,8 @@ class RolloutConfig(Config):
 
     @model_validator(mode="after")
     def _one_gpu_per_process(self) -> "RolloutConfig":
+        if self.engines_per_node and self.engines % self.engines_per_node:
+            raise ValueError(f"engines_per_node must divide engines ({self.engines}), got {self.engines_per_node}")
         if self.gpus_per_engine not in (0, self.tensor_parallel):
             raise ValueError(
                 f"gpus_per_engine must be 0 or tensor_parallel ({self.tensor_parallel}), got {self.gpus_per_engine:g}"

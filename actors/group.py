@@ -9,9 +9,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import psutil
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
@@ -31,6 +32,12 @@ class Slot:
     cpus: float
     gpus: float
     threads: int
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom Ray resources."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables, beside those of all processes."""
+    node: str = ""
+    """Address of its node; empty when there is only one."""
 
 
 _CPU_ENVIRONMENT = {
@@ -70,6 +77,7 @@ class ActorGroup(Generic[W]):
         self._remotes = [
             remote.options(**_options(slot, f"{log_directory}/{name}-{rank}.log")) for rank, slot in enumerate(slots)
         ]
+        self.nodes = [slot.node for slot in slots]
         self.handles: list[Any] = []
 
     def __len__(self) -> int:
@@ -110,8 +118,10 @@ class ActorGroup(Generic[W]):
             ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
+                where = ", ".join(dict.fromkeys(filter(None, (self.nodes[rank] for rank in late))))
                 raise GroupError(
                     f"{self.name}.{what}: no answer from rank(s) {late} within {timeout_s or self.timeout_s:g} s"
+                    + f" (on {where})" * bool(where)
                 )
             if pending:
                 more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
@@ -120,13 +130,21 @@ class ActorGroup(Generic[W]):
                 answers[ref] = self._answer(owners[refs.index(ref)], ref, what)
         return [answers[ref] for ref in refs]
 
+    def notice(self, refs: Sequence[Any], what: str) -> None:
+        """Raise GroupError if a call, one of each rank, has failed already; does not wait for the others."""
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in done:
+            self._answer(refs.index(ref), ref, what)
+
     def _answer(self, rank: int, ref: Any, what: str) -> Any:
+        where = f" (on {self.nodes[rank]})" if self.nodes[rank] else ""
         try:
             return ray.get(ref, timeout=self.timeout_s)
         except RayTaskError as error:
-            raise GroupError(f"{self.name}[{rank}].{what}: {_cause(error)}") from error
+            raise GroupError(f"{self.name}[{rank}].{what}: {_cause(error)}{where}") from error
         except RayActorError as error:
-            raise GroupError(f"{self.name}[{rank}].{what}: the process died ({first_line(str(error))})") from error
+            cause = f"the process died ({first_line(str(error))})"
+            raise GroupError(f"{self.name}[{rank}].{what}: {cause}{where}") from error
 
     def shutdown(self) -> None:
         """End every actor, by handle."""
@@ -139,6 +157,7 @@ def _options(slot: Slot, log: str) -> dict[str, Any]:
     return {
         "num_cpus": slot.cpus,
         "num_gpus": slot.gpus,
+        "resources": slot.resources,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(slot.placement, slot.bundle),
         "runtime_env": {"env_vars": _environment(slot, log)},
     }
@@ -147,7 +166,7 @@ def _options(slot: Slot, log: str) -> dict[str, Any]:
 def _environment(slot: Slot, log: str) -> dict[str, str]:
     # Ray hides GPUs only from actors that ask for some; a rank without any must not find one either.
     hidden = {} if slot.gpus else {"CUDA_VISIBLE_DEVICES": ""} | _CPU_ENVIRONMENT
-    return hidden | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
+    return hidden | slot.env | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
 
 
 def write_output_to_log() -> None:
@@ -181,6 +200,18 @@ def first_line(text: str) -> str:
 def node_address() -> str:
     """This node's own address, as other nodes reach it."""
     return ray.util.get_node_ip_address()
+
+
+def meet_on_node_address() -> None:
+    """Let gloo meet its peers on the interface that has this node's own address, unless the user names one.
+
+    Left alone, it takes the address that the host's name resolves to: on many machines a loopback one, which no other
+    node reaches.
+    """
+    address = node_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def free_port() -> int:

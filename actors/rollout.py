@@ -16,7 +16,7 @@ import ray
 
 from actors.batch import Rollout, RolloutStatus, VersionSpan
 from actors.config import ModelConfig, RolloutConfig
-from actors.group import write_output_to_log
+from actors.group import meet_on_node_address, write_output_to_log
 from actors.rollout_types import RolloutInfo, Sampling
 from actors.tokenizer import load_tokenizer
 
@@ -53,6 +53,7 @@ class RolloutWorker:
         seed: int,
     ) -> None:
         write_output_to_log()
+        meet_on_node_address()
         from actors.rollout_engine import EngineThread, build_llm
 
         self.config = config

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
 from actors.engine import join_process_group
-from actors.group import free_port, node_address, rendezvous_environment, write_output_to_log
+from actors.group import free_port, meet_on_node_address, node_address, rendezvous_environment, write_output_to_log
 from actors.packed import PackedBatch, Read, pack
 
 Metrics = dict[str, float]
@@ -57,6 +57,7 @@ class Worker:
 
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
         write_output_to_log()
+        meet_on_node_address()
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

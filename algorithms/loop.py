@@ -21,6 +21,18 @@ class Reporter(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Checkpointer(Protocol):
+    """What a run needs to go on later."""
+
+    def save(self, step: int, state: dict[str, Any], last: bool) -> None:
+        """Keep models and the loop's state after this step, when it is time."""
+        ...
+
+    def end_if_asked(self) -> None:
+        """Raise what ends the run, when it should make no further step; `save` has kept this one."""
+        ...
+
+
 class Clock:
     """Times the verbs of a step; the same words are the phases on the screen and the keys `time/<verb>`."""
 

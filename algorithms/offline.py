@@ -18,7 +18,7 @@ from actors.packing import plan_micro_batches
 from actors.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
 from algorithms.data import Batches
-from algorithms.loop import Clock, Metrics, Reporter, good_enough
+from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, good_enough
 
 Row = TypeVar("Row")
 Plans = list[list[list[Sequence]]]
@@ -36,7 +36,7 @@ class Offline(ABC, Generic[Row]):
     rows: list[Row]
     batches: Batches
     evaluation: list[Row]
-    checkpoint: Callable[[int, dict[str, Any], bool], None]
+    checkpoint: Checkpointer
     """Save after this update, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     micro_batch_tokens: int
@@ -59,10 +59,11 @@ class Offline(ABC, Generic[Row]):
             self.step += 1
             metrics |= self._evaluate(clock)
             with clock("checkpoint"):
-                self.checkpoint(self.step, self.state(), self.done)
+                self.checkpoint.save(self.step, self.state(), self.done)
             seconds = clock.lap()
             metrics["tokens_per_second"] = metrics["tokens/trained"] / seconds["time/step"]
             self.reporter.step(self.step, metrics | seconds)
+            self.checkpoint.end_if_asked()
 
     def prepare(self) -> None:
         """What the job does once, before its first update."""

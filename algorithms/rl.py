@@ -23,7 +23,7 @@ from algorithms.config_rl import RLConfig
 from algorithms.data import Batches
 from algorithms.estimators import Estimator
 from algorithms.experience import Sample, count_micro_batches, deal_groups, divide, samples_of, split_updates, totals_of
-from algorithms.loop import Clock, Metrics, Reporter, good_enough
+from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, good_enough
 from algorithms.policy_loss import policy_loss
 from algorithms.reward_models import RewardModelGroup, score_with_models
 from algorithms.rl_metrics import reward_metrics, rollout_metrics, sample_rows, update_metrics
@@ -53,7 +53,7 @@ class RL:
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]
     """Send the weights as this version."""
-    checkpoint: Callable[[int, dict[str, Any], bool], None]
+    checkpoint: Checkpointer
     """Save after this step, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     sampling: Sampling
@@ -272,10 +272,11 @@ class RL:
         metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics
         metrics |= self.evaluate(clock)
         with clock("checkpoint"):
-            self.checkpoint(self.step, self.state(), self.done)
+            self.checkpoint.save(self.step, self.state(), self.done)
         metrics |= clock.lap()
         training = metrics["time/step"] - metrics.get("time/evaluate", 0.0)
         metrics["tokens_per_second"] = metrics["tokens/generated"] / training
         self.reporter.step(self.step, metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         self.reporter.samples(self.step, sample_rows(groups, self.samples_per_step), shown)
+        self.checkpoint.end_if_asked()

@@ -13,12 +13,12 @@ from actors.tokenizer import load_tokenizer
 from algorithms.config_rl import RLConfig
 from algorithms.data import Batches, load_rows, prompts
 from algorithms.reward_pool import RewardPool
-from launch.cluster import Placement
 from launch.config import RunConfig
-from launch.groups import Groups, checkpointer, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
 from launch.model_files import require_same_tokens
 from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
+from launch.reserve import Placement
 
 _CANARY_TOKENS = 24
 _ENGINE: Any = RolloutWorker
@@ -43,6 +43,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     reporter.phase("starting engines")
     rollout = groups.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
     rollout.spawn(directory, config.rollout, config.model, backend, config.run.seed)
+    starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.policy import PolicyWorker
@@ -59,13 +60,14 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     # In the critic's warm-up the policy makes no updates, so its schedule has as many fewer.
     waits = min(algorithm.steps, getattr(algorithm, "critic_warmup_steps", 0)) * algorithm.updates_per_step
     building = start_building(policy, updates - waits)
+    rollout.notice(starting, "ready")
     trained = {"policy": policy} | ({"critic": critic} if critic else {})
     arguments: dict[str, Any] = {
         "config": algorithm,
         "policy": policy,
         "sampler": _sampler(config, rollout, groups.pool),
         "publish": _publisher(config, policy, directory),
-        "checkpoint": checkpointer(config, trained),
+        "checkpoint": RunCheckpointer(config, trained, placement.nodes),
         "reporter": reporter,
         "sampling": Sampling(
             samples=algorithm.samples_per_prompt,
@@ -87,7 +89,6 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     policy.gather(building, "build")
     policy.call(PolicyWorker.prepare_to_connect)
     reporter.phase("waiting for engines")
-    starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
     rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s)
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     resume(config, trained, loop, reporter)

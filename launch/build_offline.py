@@ -7,10 +7,10 @@ from actors.skeleton import write_skeleton
 from actors.tokenizer import load_tokenizer
 from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig, SFTConfig
 from algorithms.data import Batches, load_rows, sequences
-from launch.cluster import Placement
 from launch.config import RunConfig
-from launch.groups import Groups, checkpointer, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
 from launch.reporter import RunReporter
+from launch.reserve import Placement
 
 
 def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
@@ -36,7 +36,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
         rows=train,
         batches=Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=held_out,
-        checkpoint=checkpointer(config, {"policy": policy}),
+        checkpoint=RunCheckpointer(config, {"policy": policy}, placement.nodes),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,

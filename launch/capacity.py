@@ -5,7 +5,7 @@ import os
 
 from actors.config import UserError
 from launch.config import RunConfig, machine_cpus
-from launch.placement import Demand, demands
+from launch.placement import Demand, demands, section_of
 
 
 def check_resources(config: RunConfig) -> None:
@@ -28,6 +28,32 @@ def check_resources(config: RunConfig) -> None:
         raise UserError(*problems)
 
 
+def check_nodes(config: RunConfig) -> None:
+    """Refuse a placement that needs other nodes than this machine, where the run starts a Ray of its own.
+
+    Raises:
+        UserError: naming the fields.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    alone = "this machine is one node without labels; RAY_ADDRESS or `tandem submit` takes a cluster"
+    problems = []
+    if config.cluster.placement == "separate":
+        problems.append(f"cluster.placement: must not be separate here ({alone}), got separate")
+    for item in demands(config):
+        section = section_of(config, item.group)
+        if item.per_node and item.per_node < item.count:
+            knob = "engines_per_node" if item.group == "rollout" else "ranks_per_node"
+            nodes = item.count // item.per_node
+            problems.append(f"{section}.{knob}: needs {nodes} nodes ({alone}), got {item.per_node}")
+        if item.labels:
+            problems.append(f"{section}.node_labels: must be left out here ({alone}), got {dict(item.labels)}")
+        if item.resources:
+            problems.append(f"{section}.resources: must be left out here ({alone}), got {dict(item.resources)}")
+    if problems:
+        raise UserError(*problems)
+
+
 def _overbooked(kind: str, parts: list[tuple[Demand, float]], total: float, available: float) -> str:
     knobs = {name: f"{name}.ranks" for name in ("policy", "critic", "reference")} | {"rollout": "rollout.engines"}
     largest = max(parts, key=lambda part: part[0].count * part[1])[0].group
@@ -43,7 +69,7 @@ def total_cpus(wanted: list[Demand]) -> float:
 
 def total_gpus(config: RunConfig, wanted: list[Demand]) -> float:
     """GPUs of all groups; groups that share a bundle take turns on its GPU."""
-    if config.cluster.placement == "split":
+    if config.cluster.placement != "shared":
         return sum(item.count * item.gpus for item in wanted)
     bundles = max(item.count for item in wanted)
     return sum(max((item.gpus for item in wanted if item.count > bundle), default=0.0) for bundle in range(bundles))

@@ -55,6 +55,8 @@ class Findings:
     """Training rows read, at most READ_ROWS."""
     mean_tokens: float | None = None
     """Mean length of a training prompt (GRPO) or sequence (SFT)."""
+    elsewhere: bool = False
+    """The run will be on other machines: of paths there, nothing is known here."""
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -95,13 +97,16 @@ class Findings:
         return found
 
 
-def preflight(config: RunConfig) -> list[str]:
+def preflight(config: RunConfig, *, elsewhere: bool = False) -> list[str]:
     """Check everything that needs no cluster; returns warnings.
+
+    `elsewhere`: the run will be on other machines, so absolute paths that are not here are only warned about, and
+    neither this machine's resources nor its directories matter.
 
     Raises:
         UserError: with one line per problem found.
     """
-    return examine(config).warnings
+    return examine(config, elsewhere=elsewhere).warnings
 
 
 def report(config: RunConfig, *, as_json: bool = False) -> None:
@@ -119,21 +124,23 @@ def report(config: RunConfig, *, as_json: bool = False) -> None:
         print_tables(findings)
 
 
-def examine(config: RunConfig) -> Findings:
-    """Run every check; raises UserError with the problems of all of them."""
-    findings = Findings(config)
-    with findings.collecting():
-        _check_output(config)
-    with findings.collecting():
-        check_resources(config)
+def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
+    """Run every check (see `preflight`); raises UserError with the problems of all of them."""
+    findings = Findings(config, elsewhere=elsewhere)
+    if not elsewhere:
+        with findings.collecting():
+            _check_output(config)
+        with findings.collecting():
+            check_resources(config)
     with findings.collecting():
         _check_batches(config)
     readable = False
     with findings.collecting():
         readable = _check_model(findings)
     _check_data(findings, readable)
-    with findings.collecting():
-        _check_tracking(config)
+    if not elsewhere:
+        with findings.collecting():
+            _check_tracking(config)
     findings.warnings.extend(_sampling_warnings(config))
     if isinstance(config.algorithm, DPOConfig) and (warning := averaged_beta_warning(config.algorithm)):
         findings.warnings.append(warning)
@@ -180,8 +187,7 @@ def _check_model(findings: Findings) -> bool:
         return True
     assert config.model.path is not None, "ModelConfig guarantees exactly one of path and init"
     directory = Path(config.model.path)
-    if not directory.exists() and is_hub_id(config.model.path):
-        findings.warnings.append(_from_hub("model.path", config.model.path))
+    if _is_not_here(findings, "model.path", config.model.path):
         return False
     _learn_size(findings, model_values(directory), directory)
     return True
@@ -216,17 +222,18 @@ def _check_data(findings: Findings, readable: bool) -> None:
     """Check both data sets, then the rewards against the training columns when those are known."""
     config = findings.config
     train: Rows | None = None
-    with findings.collecting():
-        train = check_rows(config, "data.train", tokenise=readable)
-        findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-    if config.data.eval is not None:
+    if not _is_elsewhere(findings, "data.train", config.data.train):
+        with findings.collecting():
+            train = check_rows(config, "data.train", tokenise=readable)
+            findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+    if config.data.eval is not None and not _is_elsewhere(findings, "data.eval", config.data.eval):
         with findings.collecting():
             check_rows(config, "data.eval", tokenise=readable)
     if isinstance(config.algorithm, RLConfig):
         for index in range(len(config.reward.functions)):
             with findings.collecting():
                 check_reward(config, index, train.columns if train else None)
-        environment = None if os.environ.get("RAY_ADDRESS") else os.environ
+        environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
         for index, endpoint in enumerate(config.reward.endpoints):
             with findings.collecting():
                 check_endpoint(endpoint, index, environment)
@@ -239,16 +246,28 @@ def _check_data(findings: Findings, readable: bool) -> None:
 def _check_other_model(
     findings: Findings, path: str, field: str, check: Callable[[RunConfig, Path, str], None]
 ) -> None:
-    """Check a model beside the policy, unless it is on the hub."""
-    if not Path(path).exists() and is_hub_id(path):
-        findings.warnings.append(_from_hub(field, path))
+    """Check a model beside the policy, unless it is on the hub or elsewhere."""
+    if _is_not_here(findings, field, path):
         return
     with findings.collecting():
         check(findings.config, Path(path), field)
 
 
-def _from_hub(field: str, path: str) -> str:
-    return f"{field}: {path} is read from the hub when the run starts, not checked here"
+def _is_not_here(findings: Findings, field: str, path: str) -> bool:
+    """Whether a model is on the hub, or on the machines of the run, and so can only be warned about."""
+    if Path(path).exists():
+        return False
+    if is_hub_id(path):
+        findings.warnings.append(f"{field}: {path} is read from the hub when the run starts, not checked here")
+        return True
+    return _is_elsewhere(findings, field, path)
+
+
+def _is_elsewhere(findings: Findings, field: str, path: str) -> bool:
+    if not findings.elsewhere or not Path(path).is_absolute() or Path(path).exists():
+        return False
+    findings.warnings.append(f"{field}: {path} is read on the cluster when the run starts, not checked here")
+    return True
 
 
 def _sampling_warnings(config: RunConfig) -> list[str]:

@@ -1,34 +1,18 @@
-"""The cluster a run lives on: start or join Ray, reserve bundles for every group, wait for them with a deadline."""
+"""The cluster a run lives on: start or join Ray, and see which nodes are about to leave it."""
 
 import json
 import logging
 import os
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray._private import state as ray_state
 
-from actors.config import UserError
-from actors.group import Slot
 from launch.config import RunConfig, machine_cpus
-from launch.placement import Demand, demands
 from launch.signals import arm, hold
-
-Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Reserved bundles and the slots of every group in them."""
-
-    group: PlacementGroup
-    slots: dict[str, list[Slot]]
 
 
 @contextmanager
@@ -39,9 +23,10 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.update(config.cluster.env)
     ray.init(
         address=address or "local",
-        runtime_env=_runtime_environment(joining=bool(address)),
+        runtime_env=_runtime_environment(config, joining=bool(address)),
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,
@@ -63,19 +48,17 @@ def _set_authentication(*, joining: bool) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token" if joining and token else "disabled")
 
 
-def _runtime_environment(*, joining: bool) -> dict[str, Any]:
+def _runtime_environment(config: RunConfig, *, joining: bool) -> dict[str, Any]:
     """Workers import the code from the working directory, which a cluster that is joined must first be sent.
 
     A submitted job has its runtime environment from the submission, and Ray refuses to have a part of it set twice.
     """
-    environment: dict[str, Any] = {
-        "env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    }
+    variables = {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]), **config.cluster.env}
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     if submitted:
-        given = json.loads(submitted).get("runtime_env") or {}
-        return {} if "PYTHONPATH" in given.get("env_vars", {}) else environment
-    return {"working_dir": os.getcwd(), **environment} if joining else environment
+        given = (json.loads(submitted).get("runtime_env") or {}).get("env_vars") or {}
+        return {"env_vars": {name: value for name, value in variables.items() if name not in given}}
+    return {"working_dir": os.getcwd(), "env_vars": variables} if joining else {"env_vars": variables}
 
 
 def _local_resources(config: RunConfig) -> dict[str, Any]:
@@ -97,70 +80,8 @@ def _link_logs(directory: Path) -> None:
     link.symlink_to(session)
 
 
-def place(config: RunConfig, notify: Notify) -> Placement:
-    """Reserve the bundles of all groups; raises UserError when the deadline passes, naming what is missing."""
-    # Reward workers need no place of their own: they take what the bundles leave.
-    wanted = [demand for demand in demands(config) if demand.group != "reward"]
-    bundles, where = _bundles(config, wanted)
-    reserved = placement_group(bundles, strategy="PACK")
-    _wait(reserved, bundles, config.cluster.wait_s, notify)
-    return Placement(reserved, _slots(wanted, where, reserved))
-
-
-def release(placement: Placement) -> None:
-    """Give the bundles back."""
-    remove_placement_group(placement.group)
-
-
-def _bundles(config: RunConfig, wanted: list[Demand]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
-    """Bundles and, per group, the bundle of each rank: own bundles (split) or rank i in bundle i (shared)."""
-    bundles: list[dict[str, float]] = []
-    where: dict[str, list[int]] = {}
-    for demand in wanted:
-        shared = config.cluster.placement == "shared"
-        where[demand.group] = [rank if shared else len(bundles) + rank for rank in range(demand.count)]
-        for bundle in where[demand.group]:
-            if bundle == len(bundles):
-                bundles.append({"CPU": 0.0})
-            bundles[bundle]["CPU"] += demand.cpus
-            if demand.gpus:
-                # Colocated groups take turns on one GPU: the bundle holds the largest demand, not their sum.
-                bundles[bundle]["GPU"] = max(bundles[bundle].get("GPU", 0.0), demand.gpus)
-    return bundles, where
-
-
-def _slots(wanted: list[Demand], where: dict[str, list[int]], reserved: PlacementGroup) -> dict[str, list[Slot]]:
-    # Groups with as many ranks share all their bundles, others only the first ones.
-    groups_on_gpu = Counter(bundle for demand in wanted if demand.gpus for bundle in where[demand.group])
-    return {
-        demand.group: [
-            Slot(
-                placement=reserved,
-                bundle=bundle,
-                cpus=demand.cpus,
-                gpus=demand.gpus / max(1, groups_on_gpu[bundle]),
-                threads=demand.threads,
-            )
-            for bundle in where[demand.group]
-        ]
-        for demand in wanted
-    }
-
-
-def _wait(reserved: PlacementGroup, bundles: list[dict[str, float]], wait_s: float, notify: Notify) -> None:
-    started = time.monotonic()
-    while not reserved.wait(timeout_seconds=2):
-        waited = time.monotonic() - started
-        missing = _missing(bundles)
-        if waited > wait_s:
-            raise UserError(f"cluster.wait_s: resources did not come within {wait_s:g} s, missing {missing}")
-        notify(f"waiting for resources ({waited:.0f} of {wait_s:.0f} s), missing {missing}")
-
-
-def _missing(bundles: list[dict[str, float]]) -> str:
-    free = ray.available_resources()
-    needs = {key: sum(bundle.get(key, 0.0) for bundle in bundles) for key in ("CPU", "GPU")}
-    lacking = [
-        f"{need - free.get(key, 0.0):g} {key} of {need:g}" for key, need in needs.items() if need > free.get(key, 0.0)
-    ]
-    return ", ".join(lacking) or f"room for {len(bundles)} bundles on the nodes there are"
+def draining(nodes: set[str]) -> list[str]:
+    """Addresses of those of the nodes, given by id, and of the driver's own, that are about to go: what runs there may
+    go on until their grace period ends."""
+    leaving = ray_state.state.get_draining_nodes().keys() & (nodes | {ray.get_runtime_context().get_node_id()})
+    return [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in leaving]

@@ -7,13 +7,14 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from actors.config import (
     Config,
     CriticConfig,
+    Environment,
     ModelConfig,
     ReferenceConfig,
     RolloutConfig,
@@ -24,6 +25,7 @@ from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
+from launch.kube.config import KubernetesConfig
 from launch.rules import check_rules
 
 
@@ -55,16 +57,23 @@ class TrackingConfig(Config):
 class ClusterConfig(Config):
     """Where the run's processes live."""
 
-    placement: str = Field(default="split", pattern="^(split|shared)$")
-    """split: every group has its own bundles; shared: rank i of all groups share bundle i and take turns on its GPU."""
+    placement: Literal["split", "shared", "separate"] = "split"
+    """split: every group has its own bundles; shared: rank i of all groups share bundle i and take turns on its GPU;
+    separate: split, with the rollout engines on nodes that no other group uses."""
     cpus: PositiveInt | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""
     gpus: int | None = Field(default=None, ge=0)
     """GPUs of the local Ray cluster (default: the machine's)."""
     object_store_mib: PositiveInt = 256
-    """Shared memory of the local Ray cluster, in MiB."""
+    """Shared memory of the local Ray cluster, in MiB; on Kubernetes, of each pod, which gets 1 GiB per GPU at least."""
     wait_s: PositiveFloat = 300
     """Deadline of waiting for resources, in seconds."""
+    env: Environment = {}
+    """Environment variables of all processes: {HF_HOME: /shared/huggingface}"""
+    stop_wait_s: PositiveInt = 300
+    """Time that a job has, once it is told to stop, to finish its step and save a checkpoint, in seconds."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """How `tandem k8s` renders the run."""
 
 
 class Run(Config):

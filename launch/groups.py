@@ -8,9 +8,10 @@ from typing import Any
 from actors.group import ActorGroup
 from algorithms.reward_pool import RewardPool
 from launch.checkpoint import Checkpoints, Files
-from launch.cluster import Placement
 from launch.config import RunConfig
+from launch.ending import Ending, reason_to_end
 from launch.reporter import RunReporter
+from launch.reserve import Placement
 
 
 @dataclass
@@ -62,24 +63,38 @@ def meet(group: ActorGroup[Any], build: Callable[..., Any]) -> None:
     group.call(build, address, port)
 
 
-def checkpointer(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> Callable[[int, dict[str, Any], bool], None]:
-    """What a loop calls after every step: saves the groups that learn, by name, and its state, when it is time."""
-    from actors.trainer import TrainedWorker
+class RunCheckpointer:
+    """Implements `algorithms.loop.Checkpointer`: saves the groups that learn, by name, and the loop's state.
 
-    checkpoints = Checkpoints(config)
+    Also after the step in which the run was told to stop, or a node that it lives on began to leave; `nodes`: ids of
+    these.
+    """
 
-    def write(directory: Path) -> list[Files]:
+    def __init__(self, config: RunConfig, trained: dict[str, ActorGroup[Any]], nodes: set[str]) -> None:
+        self._checkpoints = Checkpoints(config)
+        self._trained = trained
+        self._nodes = nodes
+        self._ending: Ending | None = None
+
+    def save(self, step: int, state: dict[str, Any], last: bool) -> None:
+        """Write a checkpoint, when it is time; raises UserError when storage is not shared."""
+        self._ending = None if last else reason_to_end(self._nodes)
+        if self._ending or self._checkpoints.due(step, last):
+            self._checkpoints.save(step, state, self._write)
+
+    def end_if_asked(self) -> None:
+        """Raise Ending when the run should make no further step."""
+        if self._ending:
+            raise self._ending
+
+    def _write(self, directory: Path) -> list[Files]:
+        from actors.trainer import TrainedWorker
+
         return [
             [(f"{name}/{file}", size) for file, size in rank]
-            for name, group in trained.items()
+            for name, group in self._trained.items()
             for rank in group.call(TrainedWorker.save, directory / name)
         ]
-
-    def checkpoint(step: int, state: dict[str, Any], last: bool) -> None:
-        if checkpoints.due(step, last):
-            checkpoints.save(step, state, write)
-
-    return checkpoint
 
 
 def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, reporter: RunReporter) -> None:

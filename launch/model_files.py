@@ -72,13 +72,13 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
 
 
 def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
-    """Check that a model reads the policy's tokens; a policy on the hub is not looked at.
+    """Check that a model reads the policy's tokens; a policy that is not here is not looked at.
 
     Raises:
         UserError: it has another tokenizer, or one that cannot be read.
     """
     path = config.model.path
-    if path is not None and not Path(path).exists() and is_hub_id(path):
+    if path is not None and not Path(path).exists():
         return
     try:
         own = load_tokenizer(str(directory))

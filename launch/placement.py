@@ -1,8 +1,10 @@
-"""What each group asks of the cluster; shared by `check` and by the run itself. Imports no Ray."""
+"""What each group asks of the cluster, and which of it is reserved together; shared by `check`, by the rendering for
+Kubernetes and by the run itself. Imports no Ray."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from actors.config import GroupConfig
+from actors.config import GroupConfig, PlacedConfig
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig, machine_cpus
 
@@ -19,15 +21,42 @@ class Demand:
     cpus: float
     gpus: float
     threads: int
+    per_node: int | None = None
+    """So many of them on each node; None: packed on as few nodes as have room."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes they may live on."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom Ray resources of each process."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of each process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Bundles that are reserved together."""
+
+    name: str
+    bundles: list[dict[str, float]]
+    """Ray resources of each."""
+    ranks: dict[str, list[int]]
+    """Group -> bundle of each of its processes."""
+    apart: bool = False
+    """Every bundle on a node of its own; else packed on as few nodes as have room."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes they may be on."""
+
+    @property
+    def nodes(self) -> int:
+        """Fewest nodes that it takes."""
+        return len(self.bundles) if self.apart else 1
 
 
 def demands(config: RunConfig) -> list[Demand]:
     """Groups in the order they are placed: policy, rollout, critic, reference, reward models, reward processes."""
     wanted = [_group("policy", config.policy)]
-    rollout, rl = config.rollout, isinstance(config.algorithm, RLConfig)
+    rl = isinstance(config.algorithm, RLConfig)
     if rl:
-        cpus = rollout.cpus_per_engine
-        wanted.append(_ranks("rollout", rollout.engines, cpus, rollout.gpus_per_engine, rollout.threads_per_engine))
+        wanted.append(_engines(config))
     if config.critic is not None:
         wanted.append(_group("critic", config.critic))
     if config.reference_group:
@@ -39,6 +68,19 @@ def demands(config: RunConfig) -> list[Demand]:
     return wanted
 
 
+def reservations(config: RunConfig) -> list[Reservation]:
+    """What is reserved, in this order: with placement separate the engines first, as all others avoid their nodes.
+
+    Reward processes need no place of their own: they take what the bundles leave.
+    """
+    wanted = [demand for demand in demands(config) if demand.group != "reward"]
+    if config.cluster.placement == "shared":
+        return [_shared(wanted)]
+    if config.cluster.placement == "separate":
+        wanted.sort(key=lambda demand: demand.group != "rollout")
+    return [_own(demand) for demand in wanted]
+
+
 def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
     """Index in `reward.models` and name of the group of each reward model."""
     return [
@@ -46,11 +88,60 @@ def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
     ]
 
 
+def section_of(config: RunConfig, group: str) -> str:
+    """The section of the configuration that describes a group."""
+    models = {name: f"reward.models.{index}.group" for index, name in reward_model_groups(config)}
+    return models.get(group, group)
+
+
 def _group(name: str, group: GroupConfig) -> Demand:
-    return _ranks(name, group.ranks, group.cpus_per_rank, group.gpus_per_rank, group.threads_per_rank)
+    numbers = (group.cpus_per_rank, group.gpus_per_rank, group.threads_per_rank)
+    return _processes(name, group.ranks, *numbers, group, group.ranks_per_node)
 
 
-def _ranks(group: str, count: int, cpus: float, gpus: float, threads: int | None) -> Demand:
+def _engines(config: RunConfig) -> Demand:
+    rollout = config.rollout
+    numbers = (rollout.cpus_per_engine, rollout.gpus_per_engine, rollout.threads_per_engine)
+    return _processes("rollout", rollout.engines, *numbers, rollout, rollout.engines_per_node)
+
+
+def _processes(
+    group: str, count: int, cpus: float, gpus: float, threads: int | None, placed: PlacedConfig, per_node: int | None
+) -> Demand:
     # Groups take turns in a step, so each may use every core; ranks of one group run at the same time. The cores are
     # those of the machine that starts the run: on a cluster of other machines, set the threads in the configuration.
-    return Demand(group, count, cpus, gpus, threads or max(1, machine_cpus() // count))
+    threads = threads or max(1, machine_cpus() // (per_node or count))
+    where = (placed.node_labels, placed.resources, placed.env)
+    return Demand(group, count, cpus, gpus, threads, per_node, *where)
+
+
+def _own(demand: Demand) -> Reservation:
+    """Bundles of one group: one per process, or one per node with all its processes there."""
+    together = demand.per_node or 1
+    bundle = _bundle(demand, together)
+    return Reservation(
+        name=demand.group,
+        bundles=[dict(bundle) for _ in range(demand.count // together)],
+        ranks={demand.group: [rank // together for rank in range(demand.count)]},
+        apart=demand.per_node is not None,
+        labels=demand.labels,
+    )
+
+
+def _shared(wanted: list[Demand]) -> Reservation:
+    """Rank i of all groups in bundle i."""
+    bundles: list[dict[str, float]] = [{} for _ in range(max(demand.count for demand in wanted))]
+    for demand in wanted:
+        for bundle in bundles[: demand.count]:
+            for name, amount in _bundle(demand, 1).items():
+                # Groups take turns on one GPU: the bundle holds the largest demand, not their sum.
+                held = bundle.get(name, 0.0)
+                bundle[name] = max(held, amount) if name == "GPU" else held + amount
+    labels = {name: value for demand in wanted for name, value in demand.labels.items()}
+    ranks = {demand.group: list(range(demand.count)) for demand in wanted}
+    return Reservation(name="all groups", bundles=bundles, ranks=ranks, labels=labels)
+
+
+def _bundle(demand: Demand, processes: int) -> dict[str, float]:
+    each = {"CPU": demand.cpus, "GPU": demand.gpus, **demand.resources}
+    return {name: amount * processes for name, amount in each.items() if amount}

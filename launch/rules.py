@@ -5,9 +5,10 @@ Every failure is a ValueError whose text begins with the field.
 
 from typing import TYPE_CHECKING
 
-from actors.config import FrozenGroupConfig, ReferenceConfig, changed, refuse_unused
+from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import PPOConfig, RLConfig
+from launch.kube.config import check_kubernetes
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -29,6 +30,7 @@ def check_rules(config: "RunConfig") -> None:
     _adapters_fit(config)
     _precision_is_kept(config)
     _groups_can_share(config)
+    check_kubernetes(config)
     if config.model.attention == "flash_attention_2" and not config.policy.gpus_per_rank:
         raise ValueError("model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0")
 
@@ -191,8 +193,13 @@ def _precision_is_kept(config: "RunConfig") -> None:
 
 
 def _groups_can_share(config: "RunConfig") -> None:
+    if config.cluster.placement == "separate" and not isinstance(config.algorithm, RLConfig):
+        raise ValueError(
+            f"cluster.placement must be split for {config.algorithm.name}, which has no rollout engines, got separate"
+        )
     if config.cluster.placement != "shared":
         return
+    _shared_bundles_are_one_place(config)
     asked = {"policy.gpus_per_rank": config.policy.gpus_per_rank}
     if isinstance(config.algorithm, RLConfig):
         asked["rollout.gpus_per_engine"] = config.rollout.gpus_per_engine
@@ -208,6 +215,24 @@ def _groups_can_share(config: "RunConfig") -> None:
         raise ValueError(f"cluster.placement shared needs groups that ask for the same, at most 1, GPU, got {got}")
 
 
+def _shared_bundles_are_one_place(config: "RunConfig") -> None:
+    """Rank i of all groups is where bundle i is: no group has a say of its own."""
+    groups: dict[str, PlacedConfig] = {"policy": config.policy, "reference": config.reference}
+    groups |= {"rollout": config.rollout} | ({"critic": config.critic} if config.critic else {})
+    groups |= {f"reward.models.{index}.group": model.group for index, model in enumerate(config.reward.models)}
+    labels: dict[str, str] = {}
+    for name, group in groups.items():
+        knob = "engines_per_node" if name == "rollout" else "ranks_per_node"
+        if per_node := getattr(group, knob):
+            raise ValueError(f"{name}.{knob} must be left out with cluster.placement shared, got {per_node}")
+        for label, value in group.node_labels.items():
+            if labels.setdefault(label, value) != value:
+                raise ValueError(
+                    f"{name}.node_labels.{label} must be that of the other groups with cluster.placement shared "
+                    f"({labels[label]}), got {value}"
+                )
+
+
 def _transfer_fits_devices(config: "RunConfig") -> None:
     backend = config.rollout.transfer.backend
     if backend in ("nccl", "ipc") and not (config.rollout.gpus_per_engine and config.policy.gpus_per_rank):
@@ -216,4 +241,4 @@ def _transfer_fits_devices(config: "RunConfig") -> None:
             f"{config.policy.gpus_per_rank:g} and rollout.gpus_per_engine {config.rollout.gpus_per_engine:g}"
         )
     if backend == "ipc" and config.cluster.placement != "shared":
-        raise ValueError("rollout.transfer.backend ipc needs cluster.placement shared, got split")
+        raise ValueError(f"rollout.transfer.backend ipc needs cluster.placement shared, got {config.cluster.placement}")

@@ -13,13 +13,16 @@ from actors.config import UserError
 from actors.group import GroupError, first_line
 from algorithms.config_offline import RewardModelConfig
 from algorithms.config_rl import RLConfig
+from launch.capacity import check_nodes
 from launch.checkpoint import Checkpoint, Checkpoints
-from launch.cluster import place, ray_cluster, release
+from launch.cluster import ray_cluster
 from launch.config import RunConfig
 from launch.curves import draw_curves
 from launch.display import Display
+from launch.ending import Ending
 from launch.reporter import RunReporter
-from launch.signals import hold, interruptible
+from launch.reserve import place, release
+from launch.signals import finishing_steps, hold, interruptible
 from launch.tracking import Tracker
 
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
@@ -29,12 +32,13 @@ def run(config: RunConfig) -> int:
     """Train, export and report.
 
     Returns:
-        The exit code: 0 done, 1 failed, 130 interrupted.
+        The exit code: 0 done, 1 failed, 75 preempted, 130 interrupted or stopped.
 
     Raises:
         UserError: a mistake of the user's that only the run itself could find.
     """
     with interruptible():
+        check_nodes(config)
         found = _prepare(config)
         display = Display()
         tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
@@ -45,6 +49,10 @@ def run(config: RunConfig) -> int:
             results = f"results so far are in {config.directory}"
             print(f"interrupted; continue with the same command, {results}", file=sys.stderr)
             return 130
+        except Ending as ending:
+            display.close()
+            print(f"{ending}; a checkpoint is in {config.directory}, the same command continues", file=sys.stderr)
+            return ending.code
         except UserError:
             raise
         except Exception as error:  # Whatever it was: the cause in a few lines, the rest in the log.
@@ -88,9 +96,12 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
         build = build_rl if isinstance(config.algorithm, RLConfig) else build_offline
         groups = Groups(str((config.directory / "logs").absolute()))
         placement = place(config, lambda text: display.phase("waiting", text))
+        if where := placement.where():
+            reporter.note(where)
         try:
             loop = build(config, placement, reporter, groups)
-            loop.train()
+            with finishing_steps():
+                loop.train()
             display.phase("exporting")
             _export(loop.policy, config)
         finally:

@@ -1,4 +1,8 @@
-"""How a run ends on Ctrl-C and SIGTERM: once, in order, and not interrupted by the next signal."""
+"""How a run ends on Ctrl-C and SIGTERM: once, in order, and not interrupted by the next signal.
+
+Ctrl-C ends it at once. While steps are made, SIGTERM, which is how Ray Jobs and schedulers stop a job, lets the step
+finish first; a second one ends it at once.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -6,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_asked = False
 
 
 @contextmanager
@@ -30,6 +35,28 @@ def hold() -> None:
     """Ignore both signals from now on: what is being ended is ended in full."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def finishing_steps() -> Iterator[None]:
+    """Within the block, the first SIGTERM is only remembered; see `asked_to_stop`."""
+    signal.signal(signal.SIGTERM, _ask)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is _ask:
+            signal.signal(signal.SIGTERM, _interrupt)
+
+
+def asked_to_stop() -> bool:
+    """Whether SIGTERM has come while steps were made."""
+    return _asked
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = True
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -5,11 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from ray.util.placement_group import PlacementGroup
 
-from launch.cluster import _bundles, _runtime_environment, _set_authentication, _slots
+from launch.cluster import _runtime_environment, _set_authentication
 from launch.config import validate
-from launch.placement import demands
 
 
 @pytest.mark.parametrize(
@@ -46,33 +44,21 @@ def test_a_token_file_is_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_a_submitted_job_keeps_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert _runtime_environment(joining=True)["working_dir"] == os.getcwd()
-    assert "working_dir" not in _runtime_environment(joining=False)
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}}))
-    assert list(_runtime_environment(joining=True)) == ["env_vars"]
-    job = {"runtime_env": {"env_vars": {"PYTHONPATH": "/code"}}}
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
-    assert _runtime_environment(joining=True) == {}
-
-
-def test_groups_divide_the_gpu_of_the_bundles_they_share() -> None:
+def test_workers_get_the_code_and_the_clusters_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     config = validate(
         {
-            "algorithm": {"name": "grpo", "kl_coef": 0.1},
+            "algorithm": {"name": "sft", "steps": 1},
             "model": {"init": {}},
             "data": {"train": "rows.jsonl"},
-            "reward": {"functions": ["exact_match"]},
-            "policy": {"ranks": 3, "gpus_per_rank": 1},
-            "reference": {"ranks": 1, "gpus_per_rank": 1},
-            "rollout": {"engines": 2, "gpus_per_engine": 1},
-            "cluster": {"placement": "shared"},
+            "cluster": {"env": {"HF_HOME": "/shared"}},
         }
     )
-    wanted = [demand for demand in demands(config) if demand.group != "reward"]
-    bundles, where = _bundles(config, wanted)
-    assert [bundle["GPU"] for bundle in bundles] == [1, 1, 1]
-    slots = _slots(wanted, where, PlacementGroup.empty())
-    shares = {group: [slot.gpus for slot in found] for group, found in slots.items()}
-    assert shares == {"policy": [1 / 3, 1 / 2, 1], "rollout": [1 / 3, 1 / 2], "reference": [1 / 3]}
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    joined = _runtime_environment(config, joining=True)
+    assert joined["working_dir"] == os.getcwd()
+    assert joined["env_vars"]["HF_HOME"] == "/shared"
+    assert "working_dir" not in _runtime_environment(config, joining=False)
+    # A submitted job has its code from the submission, and Ray refuses to have anything set twice.
+    job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"PYTHONPATH": "/code"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert _runtime_environment(config, joining=True) == {"env_vars": {"HF_HOME": "/shared"}}

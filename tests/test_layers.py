@@ -23,7 +23,7 @@ AT_HOME = {
 }
 """Library -> the only files that may import it."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "wandb")
-LONGEST_FILE, LONGEST_TOTAL = 400, 15000
+LONGEST_FILE, LONGEST_TOTAL = 400, 21000
 
 
 def name(path: Path) -> str:
@@ -94,6 +94,10 @@ def _own(node: ast.stmt, modules: dict[str, Path]) -> set[str]:
         "launch.rules",
         "launch.check",
         "launch.cli",
+        "launch.jobs.submit",
+        "launch.kube.client",
+        "launch.kube.config",
+        "launch.kube.validate",
     ],
 )
 def test_configuration_needs_no_heavy_library(module: str) -> None:

@@ -515,6 +515,49 @@ CASES: list[tuple[str, str, str]] = [
         "rollout.transfer.backend=ipc; rollout.gpus_per_engine=1; policy.gpus_per_rank=1",
         "rollout.transfer.backend ipc needs cluster.placement shared, got split",
     ),
+    # Nodes and environment.
+    ("grpo", "policy={ranks: 4, ranks_per_node: 3}", "policy.ranks_per_node must divide ranks (4), got 3"),
+    (
+        "grpo",
+        "policy={ranks: 6, ranks_per_node: 3, gpus_per_rank: 0.5}",
+        "policy.ranks_per_node x gpus_per_rank must be whole GPUs, or a part of one, got 1.5",
+    ),
+    (
+        "grpo",
+        "rollout.engines=3; rollout.engines_per_node=2",
+        "rollout.engines_per_node must divide engines (3), got 2",
+    ),
+    (
+        "sft",
+        "cluster.placement=separate",
+        "cluster.placement must be split for sft, which has no rollout engines, got separate",
+    ),
+    (
+        "grpo",
+        "cluster.placement=shared; policy.ranks_per_node=1",
+        "policy.ranks_per_node must be left out with cluster.placement shared, got 1",
+    ),
+    (
+        "grpo",
+        "cluster.placement=shared; policy.node_labels={a: x}; rollout.node_labels={a: y}",
+        "rollout.node_labels.a must be that of the other groups with cluster.placement shared (x), got y",
+    ),
+    (
+        "grpo",
+        "policy.env={WANDB_API_KEY: x}",
+        "policy.env.WANDB_API_KEY must come from the environment of the nodes: configurations are kept and shown",
+    ),
+    (
+        "grpo",
+        "cluster.env={OMP_NUM_THREADS: '4'}",
+        "cluster.env.OMP_NUM_THREADS must be left out, as threads_per_rank and threads_per_engine set it, got '4'",
+    ),
+    ("grpo", "cluster.env={A B: '4'}", "cluster.env.A B must be a name of letters, digits and _, got 'A B'"),
+    (
+        "grpo",
+        "rollout.resources={GPU: 1}",
+        "rollout.resources.GPU must be left out, as it is no custom resource, got 1",
+    ),
 ]
 
 

@@ -1,0 +1,29 @@
+# GPU image: docker build --tag REGISTRY/tandem:0.1.0-ray2.60.0 .
+# The devel base, as Triton, DeepSpeed and flash-attn compile kernels; its CUDA is that of torch 2.13 on PyPI.
+ARG BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04
+FROM ${BASE}
+
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        bash build-essential libnuma1 python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+# Ubuntu's image has a user 1000 already.
+RUN (userdel --remove ubuntu || true) \
+    && useradd --create-home --uid 1000 --user-group --shell /bin/bash tandem \
+    && install --directory --owner=tandem --group=tandem /opt/tandem /opt/tandem/outputs /opt/venv /shared \
+    && echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/tandem.sh
+
+# Some versions of KubeRay start Ray from a login shell, which sets PATH anew: hence the profile.
+USER 1000:1000
+ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1
+WORKDIR /opt/tandem
+
+# flash-attn is built against an installed torch.
+RUN python3 -m venv /opt/venv \
+    && pip install --no-cache-dir "setuptools>=77" wheel packaging ninja torch==2.13.0
+COPY --chown=1000:1000 . /opt/tandem
+RUN pip install --no-cache-dir --no-build-isolation --editable ".[gpu]" \
+    && python -c "import ray; assert ray.__version__ == '2.60.0', ray.__version__"
+
+CMD ["tandem", "--help"]

@@ -1,0 +1,242 @@
+"""A connection to one namespace of a Kubernetes API server, by the official client; its errors are one line each.
+
+Answers are plain dictionaries: the client's own models would refuse what a newer server adds. The package `kubernetes`
+is an extra, imported only here.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.config import UserError
+
+CONNECT_S, READ_S = 5, 30
+_GROUP, _VERSION, _RAYJOBS = "ray.io", "v1", "rayjobs"
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_INSTALL_OPERATOR = (
+    "helm install kuberay-operator kuberay-operator --version 1.7.0 --repo https://ray-project.github.io/kuberay-helm"
+)
+
+
+class KubeUnreachable(UserError):
+    """The API server does not answer, or says that it cannot now: another try may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubeApi:
+    """One namespace of one cluster. Every method raises UserError, KubeUnreachable if another try may help.
+
+    A request has CONNECT_S seconds to connect and READ_S to be answered. What is asked for and absent is None; that
+    KubeRay or the namespace is missing is an error.
+    """
+
+    core: Any
+    """The client's CoreV1Api."""
+    custom: Any
+    """The client's CustomObjectsApi."""
+    namespace: str
+    context: str | None
+    """Of the kubeconfig; None inside a pod."""
+
+    @property
+    def server(self) -> str:
+        """Its URL."""
+        return self.core.api_client.configuration.host
+
+    def rayjob(self, name: str) -> dict[str, Any] | None:
+        """One RayJob."""
+        return self._custom("get", "get_namespaced_custom_object", name)
+
+    def rayjobs(self, labels: str = "") -> list[dict[str, Any]]:
+        """RayJobs with these labels (a selector such as `a=b,c`; default: all)."""
+        return (self._custom("list", "list_namespaced_custom_object", label_selector=labels) or {})["items"]
+
+    def create_rayjob(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The RayJob as the server keeps it; fields that the server does not know are refused, not dropped."""
+        return self._custom("create", "create_namespaced_custom_object", document, field_validation="Strict") or {}
+
+    def delete_rayjob(self, name: str) -> None:
+        """Begin to delete a RayJob; it is there until its cluster's pods have ended."""
+        self._custom("delete", "delete_namespaced_custom_object", name, propagation_policy="Foreground")
+
+    def config_map(self, name: str) -> dict[str, Any] | None:
+        """One ConfigMap."""
+        return self._core("get", "configmaps", "read_namespaced_config_map", name, self.namespace)
+
+    def create_config_map(self, document: dict[str, Any]) -> None:
+        """Create a ConfigMap."""
+        self._core("create", "configmaps", "create_namespaced_config_map", self.namespace, document)
+
+    def delete_config_map(self, name: str) -> None:
+        """Delete a ConfigMap, if it is there."""
+        self._core("delete", "configmaps", "delete_namespaced_config_map", name, self.namespace)
+
+    def own_config_map(self, name: str, owner: dict[str, Any]) -> None:
+        """Let a ConfigMap be deleted with its owner."""
+        metadata = owner["metadata"]
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
+        change = {"metadata": {"ownerReferences": [reference]}}
+        self._core("patch", "configmaps", "patch_namespaced_config_map", name, self.namespace, change)
+
+    def pods(self, labels: str) -> list[dict[str, Any]]:
+        """Pods with these labels, in the order of their creation."""
+        found = self._core("list", "pods", "list_namespaced_pod", self.namespace, label_selector=labels) or {}
+        return sorted(found["items"], key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
+
+    def warnings(self, name: str) -> list[str]:
+        """Messages of the warnings about an object, the latest last."""
+        selector = f"involvedObject.name={name},type=Warning"
+        found = self._core("list", "events", "list_namespaced_event", self.namespace, field_selector=selector)
+        events = (found or {})["items"]
+        events.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        return [event.get("message") or "" for event in events]
+
+    def log(self, pod: str, container: str, *, since_s: int | None, tail: int | None) -> str:
+        """A container's log, each line after its time and a blank; empty before it starts and when it is gone."""
+        options = {"since_seconds": since_s, "tail_lines": tail}
+        given = {key: value for key, value in options.items() if value is not None}
+        text = self._ask(
+            "get",
+            "pods/log",
+            self.core.read_namespaced_pod_log,
+            pod,
+            self.namespace,
+            container=container,
+            timestamps=True,
+            **given,
+        )
+        return (text or b"").decode("utf-8", "replace")
+
+    def _core(self, verb: str, resource: str, method: str, *arguments: Any, **options: Any) -> dict[str, Any] | None:
+        return self._object(self._ask(verb, resource, getattr(self.core, method), *arguments, **options))
+
+    def _custom(self, verb: str, method: str, *arguments: Any, **options: Any) -> dict[str, Any] | None:
+        call = getattr(self.custom, method)
+        return self._object(
+            self._ask(verb, _RAYJOBS, call, _GROUP, _VERSION, self.namespace, _RAYJOBS, *arguments, **options)
+        )
+
+    def _object(self, answer: bytes | None) -> dict[str, Any] | None:
+        try:
+            return None if answer is None else json.loads(answer)
+        except ValueError:
+            start = " ".join(answer[:80].decode("utf-8", "replace").split()) if answer else "nothing"
+            raise UserError(f"kubernetes: the API server at {self.server} must answer in JSON, got {start}") from None
+
+    def _ask(self, verb: str, resource: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes | None:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
+
+        where = f"kubernetes: the API server at {self.server}"
+        try:
+            return call(*arguments, **options, _preload_content=False, _request_timeout=(CONNECT_S, READ_S)).data
+        except ApiException as error:
+            return self._absent(error, verb, resource)
+        except ReadTimeoutError:
+            raise KubeUnreachable(f"{where} must answer within {READ_S} s, got nothing") from None
+        except NewConnectionError as error:
+            raise KubeUnreachable(f"{where} must take connections, got {_cause(error)}") from None
+        except ConnectTimeoutError:
+            raise KubeUnreachable(f"{where} must take a connection within {CONNECT_S} s, got nothing") from None
+        except HTTPError as error:
+            raise KubeUnreachable(f"{where} must answer, got {_cause(error)}") from None
+
+    def _absent(self, error: Any, verb: str, resource: str) -> None:
+        """Return for a thing that is simply not there (any more, or yet); raise the one line for everything else."""
+        status = _status(error)
+        message = " ".join(str(status.get("message") or error.reason or "").split())
+        if error.status == 404 and (status.get("details") or {}).get("kind") == "namespaces":
+            name = self.namespace
+            raise UserError(f"namespace: must exist in the cluster, got {name} (kubectl create namespace {name})")
+        if error.status == 404 and resource == _RAYJOBS and not status:
+            raise UserError(
+                f"kubernetes: KubeRay must be installed in the cluster, got no rayjobs ({_INSTALL_OPERATOR})"
+            )
+        if error.status == 404 or (error.status == 400 and resource == "pods/log" and "waiting to start" in message):
+            return
+        raise self._refusal(error.status, f"{verb} {resource} in namespace {self.namespace}", message)
+
+    def _refusal(self, code: int, what: str, message: str) -> UserError:
+        where = f"kubernetes: the API server at {self.server}"
+        if code == 401:
+            whose = f"context {self.context}" if self.context else "this pod's service account"
+            return UserError(f"{where} must know the user of {whose}, got 401 at {what}: {message}")
+        if code == 403:
+            return UserError(f"kubernetes: the user must be allowed to {what}, got 403: {message}")
+        if code == 0:  # The client's way to report TLS.
+            return UserError(f"{where} must have a trusted certificate, got {message}")
+        if code == 429 or code >= 500:
+            return KubeUnreachable(f"{where} must {what}, got {code}: {message}")
+        return UserError(f"{where} must {what}, got {code}: {message}")
+
+
+def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
+    """Read the kubeconfig (KUBECONFIG, else ~/.kube/config; inside a pod without one its service account).
+
+    `namespace` defaults to the context's, then `default`; `context` to the kubeconfig's current one. Sends nothing.
+
+    Raises:
+        UserError: the package is missing, or there is no such configuration or context.
+    """
+    try:
+        from kubernetes import client, config
+    except ImportError:
+        raise UserError("--kube: needs the package kubernetes, got none (pip install 'kubernetes>=37,<38')") from None
+    settings = client.Configuration()
+    settings.retries = False  # type: ignore[assignment]  # urllib3's three tries would make four deadlines of one.
+    path = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
+    if not any(os.path.exists(part) for part in path.split(os.pathsep)):
+        if "KUBERNETES_SERVICE_HOST" not in os.environ:
+            raise UserError(f"kubeconfig: must exist, got no file {path} (KUBECONFIG names another)")
+        config.load_incluster_config(client_configuration=settings)
+        used = {"namespace": _SERVICE_ACCOUNT.read_text() if _SERVICE_ACCOUNT.exists() else None}
+        chosen = None
+    else:
+        chosen, used = _context(config, path, context)
+        try:
+            config.load_kube_config(config_file=path, context=chosen, client_configuration=settings)
+        except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"kubeconfig: {path} must be valid, with context {chosen}, got {_cause(error)}") from None
+    api = client.ApiClient(settings)
+    found = namespace or used.get("namespace") or "default"
+    return KubeApi(client.CoreV1Api(api), client.CustomObjectsApi(api), found, chosen)
+
+
+def _context(config: Any, path: str, wanted: str | None) -> tuple[str, dict[str, Any]]:
+    """Name and content of the context to use."""
+    from yaml import YAMLError
+
+    try:
+        known, current = config.list_kube_config_contexts(path)
+    except (config.ConfigException, YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"kubeconfig: {path} must be valid, with a current context, got {_cause(error)}") from None
+    contexts = {item["name"]: item.get("context") or {} for item in known}
+    name = wanted or current["name"]
+    if name not in contexts:
+        near = difflib.get_close_matches(name, contexts, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"context: must be one of {', '.join(sorted(contexts))}, got {name}{hint}")
+    return name, contexts[name]
+
+
+def _status(error: Any) -> dict[str, Any]:
+    """The server's Status object; empty when the answer is not one, as from a path that it does not serve."""
+    try:
+        status = json.loads(error.body or "")
+    except ValueError:
+        return {}
+    return status if isinstance(status, dict) and status.get("kind") == "Status" else {}
+
+
+def _cause(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.rpartition(": ")[2] if "object at 0x" in text or "host=" in text else text or type(error).__name__

@@ -1,0 +1,212 @@
+"""Pod templates: head, workers and submitter, with their environment, volumes and security. Plain values."""
+
+import importlib.metadata
+import posixpath
+from typing import Any
+
+from actors.config import UserError
+from launch.config import RunConfig
+from launch.kube.config import POD_VARIABLES, ray_version
+from launch.kube.config_parts import CODE, DRAIN_MARGIN_S, RUN_CONFIG, SecretReference
+from launch.kube.sizes import PodSize
+from launch.placement import demands
+
+Manifest = dict[str, Any]
+RUN_FILE = f"{RUN_CONFIG}/run.yaml"
+
+
+def head_pod(config: RunConfig, name: str, size: PodSize) -> Manifest:
+    """The head's template; with autoscaling it may talk to the API server."""
+    spec = {"containers": [_ray_container(config, name, "ray-head", size)], **_pod(config)}
+    if config.cluster.kubernetes.autoscaling:
+        spec["automountServiceAccountToken"] = True
+    return {"metadata": _metadata(config, name), "spec": spec | _volumes(config, name, size)}
+
+
+def worker_pod(config: RunConfig, name: str, group: str, size: PodSize) -> Manifest:
+    """The template of a worker group."""
+    kubernetes = config.cluster.kubernetes
+    selector = kubernetes.node_selector
+    if group == "rollout" and kubernetes.rollout_node_selector:
+        selector = kubernetes.rollout_node_selector
+    placed: Manifest = {}
+    if selector:
+        placed["nodeSelector"] = dict(selector)
+    if kubernetes.tolerations:
+        placed["tolerations"] = [item.model_dump(exclude_none=True) for item in kubernetes.tolerations]
+    spec = {"containers": [_ray_container(config, name, "ray-worker", size)], **_pod(config), **placed}
+    metadata = _metadata(config, name)
+    if kubernetes.queue and (topology := _topology(config)):
+        metadata["annotations"] = metadata.get("annotations", {}) | topology
+    return {"metadata": metadata, "spec": spec | _volumes(config, name, size)}
+
+
+def submitter_pod(config: RunConfig, name: str) -> Manifest:
+    """The pod that starts the driver in K8sJobMode and follows its log; KubeRay's own would run as root."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": image(config),
+        "imagePullPolicy": config.cluster.kubernetes.image_pull_policy,
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": container_security(),
+    }
+    spec = {"restartPolicy": "Never", "containers": [container], **_pod(config)}
+    del spec["terminationGracePeriodSeconds"]
+    return {"metadata": _metadata(config, name), "spec": spec}
+
+
+def container_security() -> Manifest:
+    """What no container may do."""
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def image(config: RunConfig) -> str:
+    """The image of all pods."""
+    given = config.cluster.kubernetes.image
+    return given or f"tandem:{_tandem_version()}-ray{ray_version()}{'' if uses_gpus(config) else '-cpu'}"
+
+
+def uses_gpus(config: RunConfig) -> bool:
+    """Whether any group asks for a GPU."""
+    return any(demand.gpus for demand in demands(config))
+
+
+def grace_s(config: RunConfig) -> int:
+    """Seconds between a pod's SIGTERM and its end."""
+    return config.cluster.kubernetes.grace_s or config.cluster.stop_wait_s + 2 * DRAIN_MARGIN_S
+
+
+def literal(text: str) -> str:
+    """Text that Kubernetes leaves as it is: in env values, commands and arguments it would expand $(NAME)."""
+    return text.replace("$(", "$$(")
+
+
+def object_labels(config: RunConfig, name: str) -> dict[str, str]:
+    """Labels of everything that belongs to the run."""
+    ours = {"app.kubernetes.io/part-of": "tandem", "app.kubernetes.io/instance": name}
+    return ours | dict(sorted(config.cluster.kubernetes.labels.items()))
+
+
+def _tandem_version() -> str:
+    return importlib.metadata.version("tandem-rlhf")
+
+
+def _metadata(config: RunConfig, name: str) -> Manifest:
+    annotations = dict(sorted(config.cluster.kubernetes.annotations.items()))
+    return {"labels": object_labels(config, name)} | ({"annotations": annotations} if annotations else {})
+
+
+def _topology(config: RunConfig) -> dict[str, str]:
+    queue = config.cluster.kubernetes.queue
+    assert queue is not None
+    asked = {"required": queue.required_topology, "preferred": queue.preferred_topology}
+    return {f"kueue.x-k8s.io/podset-{how}-topology": label for how, label in asked.items() if label}
+
+
+def _pod(config: RunConfig) -> Manifest:
+    """What all pods have in common."""
+    kubernetes = config.cluster.kubernetes
+    pod: Manifest = {
+        "serviceAccountName": kubernetes.service_account,
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": grace_s(config),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": kubernetes.run_as_user,
+            "runAsGroup": kubernetes.run_as_user,
+            "fsGroup": kubernetes.fs_group,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if kubernetes.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
+    if kubernetes.priority_class:
+        pod["priorityClassName"] = kubernetes.priority_class
+    return pod
+
+
+def _ray_container(config: RunConfig, name: str, role: str, size: PodSize) -> Manifest:
+    # No limit of CPUs: it would throttle. Ray takes the request for their number.
+    gpus = {"nvidia.com/gpu": str(size.gpus)} if size.gpus else {}
+    memory = {"memory": f"{size.memory_gib}Gi"}
+    return {
+        "name": role,
+        "image": image(config),
+        "imagePullPolicy": config.cluster.kubernetes.image_pull_policy,
+        "workingDir": CODE,
+        "env": _environment(config),
+        "resources": {"requests": {"cpu": str(size.cpus), **memory, **gpus}, "limits": {**memory, **gpus}},
+        "volumeMounts": _mounts(config),
+        "securityContext": container_security(),
+    }
+
+
+def _environment(config: RunConfig) -> list[Manifest]:
+    kubernetes, cluster = config.cluster.kubernetes, config.cluster
+    plain = {
+        "HF_HOME": f"{kubernetes.volume.mount}/huggingface",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_s(config) - DRAIN_MARGIN_S),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(cluster.stop_wait_s),
+        "RAY_worker_niceness": "0",
+    }
+    if kubernetes.ray_auth == "disabled":
+        plain["RAY_AUTH_MODE"] = "disabled"
+    assert plain.keys() <= POD_VARIABLES.keys()
+    plain |= dict(sorted(cluster.env.items()))
+    return [{"name": name, "value": literal(value)} for name, value in plain.items()] + [
+        {"name": name, "valueFrom": secret_source(reference)} for name, reference in sorted(kubernetes.secrets.items())
+    ]
+
+
+def secret_source(reference: SecretReference) -> Manifest:
+    """A value that Kubernetes reads from a Secret when the pod starts."""
+    source: Manifest = {"name": reference.name, "key": reference.key}
+    return {"secretKeyRef": source | ({"optional": True} if reference.optional else {})}
+
+
+def _mounts(config: RunConfig) -> list[Manifest]:
+    volume, below = config.cluster.kubernetes.volume, relative_output(config)
+    mounts = [{"name": "shared", "mountPath": volume.mount}]
+    if below:
+        # What configurations call outputs/... is then on the volume, in every pod.
+        mounts.append({"name": "shared", "mountPath": f"{CODE}/{below}", "subPath": below})
+    return [
+        *mounts,
+        {"name": "config", "mountPath": RUN_CONFIG, "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+
+
+def relative_output(config: RunConfig) -> str | None:
+    """`run.output` when it is relative, normalised; None when it is a path on the volume.
+
+    Raises:
+        UserError: an absolute path that is not on the volume, or a relative one that leaves or hides the code.
+    """
+    given, mount = posixpath.normpath(config.run.output), config.cluster.kubernetes.volume.mount
+    if posixpath.isabs(given):
+        if not f"{given}/".startswith(f"{mount}/"):
+            raise UserError(
+                f"run.output: must be relative, or below cluster.kubernetes.volume.mount ({mount}), on Kubernetes, "
+                f"got {config.run.output}"
+            )
+        return None
+    hidden = (".", "..", "actors", "algorithms", "launch", "configs", "examples")
+    if given.split("/")[0] in hidden:
+        raise UserError(
+            f"run.output: must be a directory of its own on Kubernetes, where a volume takes its place in {CODE}, "
+            f"got {config.run.output}"
+        )
+    return given
+
+
+def _volumes(config: RunConfig, name: str, size: PodSize) -> Manifest:
+    claim = {"claimName": config.cluster.kubernetes.volume.claim}
+    return {
+        "volumes": [
+            {"name": "shared", "persistentVolumeClaim": claim},
+            {"name": "config", "configMap": {"name": f"{name}-config"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}},
+        ]
+    }

@@ -1,0 +1,120 @@
+"""Creating the RayJob of a configuration, once: what is there already is attached to, replaced or left alone."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from actors.config import UserError
+from launch.kube.kubeconfig import KubeApi, KubeUnreachable
+from launch.kube.watch import POLL_S, RayJobState
+
+OURS = {"app.kubernetes.io/part-of": "tandem"}
+"""Label of everything that Tandem renders."""
+DIGEST = "tandem-digest"
+"""Annotation of a RayJob: sha256 of the documents it was made of."""
+DELETION_S = 60
+"""Time that the operator and the API server take for a deletion, beside the pods' own, in seconds."""
+_DEFAULT_GRACE_S = 30
+
+
+def submit_documents(
+    api: KubeApi, documents: list[dict[str, Any]], *, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str]:
+    """Create ConfigMaps and the RayJob, which comes last, or find it running; returns it and what was done for it.
+
+    Raises:
+        UserError: another RayJob has its name and is not finished or not Tandem's; the cluster refuses the request.
+    """
+    digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
+    for document in documents:
+        document["metadata"]["namespace"] = api.namespace
+    *maps, job = documents
+    name = job["metadata"]["name"]
+    job["metadata"].setdefault("annotations", {})[DIGEST] = digest
+    before = api.rayjob(name)
+    if before is not None and _is_in_use(api, before, digest):
+        _own(api, maps, before)  # An earlier submission may have ended before it came to this.
+        return before, "was there already, with this configuration: attached"
+    if before is not None:
+        say(f"RayJob {name} of an earlier submission is deleted: {RayJobState.of(before).line}")
+        limit_s = pods_grace_s(before) + DELETION_S
+        if not delete_in_full(api, before, limit_s):
+            raise UserError(
+                f"run.name: RayJob {name} must be gone within {limit_s} s of its deletion, got it still there"
+            )
+    for document in maps:
+        _replace(api, document)
+    try:
+        created = api.create_rayjob(job)
+    except KubeUnreachable:
+        raise  # It may have been created: submitted again, the same configuration finds out.
+    except UserError:
+        if api.rayjob(name) is None:
+            for document in maps:
+                api.delete_config_map(document["metadata"]["name"])
+        raise
+    _own(api, maps, created)
+    return created, "created" if before is None else "created again"
+
+
+def _is_in_use(api: KubeApi, document: dict[str, Any], digest: str) -> bool:
+    """Whether the RayJob runs this configuration; raises UserError if it must not be replaced."""
+    metadata = document["metadata"]
+    name, state = metadata["name"], RayJobState.of(document)
+    if not _is_ours(document):
+        raise UserError(f"run.name: must be free in namespace {api.namespace}, got a RayJob {name} not of Tandem's")
+    if state.finished or metadata.get("deletionTimestamp"):
+        return False
+    if (metadata.get("annotations") or {}).get(DIGEST) == digest:
+        return True
+    raise UserError(
+        f"run.name: must not be that of an unfinished RayJob of another configuration, got {name} ({state.line}; "
+        f"{command_for(api, 'stop', name)} ends it)"
+    )
+
+
+def _replace(api: KubeApi, document: dict[str, Any]) -> None:
+    name = document["metadata"]["name"]
+    before = api.config_map(name)
+    if before is not None and not _is_ours(before):
+        raise UserError(f"run.name: must be free in namespace {api.namespace}, got a ConfigMap {name} not of Tandem's")
+    if before is not None:
+        api.delete_config_map(name)
+    api.create_config_map(document)
+
+
+def _own(api: KubeApi, maps: list[dict[str, Any]], job: dict[str, Any]) -> None:
+    for document in maps:
+        api.own_config_map(document["metadata"]["name"], job)
+
+
+def delete_in_full(api: KubeApi, document: dict[str, Any], limit_s: float) -> bool:
+    """Delete a RayJob and wait for its end and that of its pods; False if they are still there after the limit."""
+    metadata, deadline = document["metadata"], time.monotonic() + limit_s
+    if not metadata.get("deletionTimestamp"):
+        api.delete_rayjob(metadata["name"])
+    while (found := api.rayjob(metadata["name"])) is not None and found["metadata"]["uid"] == metadata["uid"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+    return True
+
+
+def pods_grace_s(document: dict[str, Any]) -> int:
+    """Seconds that a RayJob's pods have between SIGTERM and their end."""
+    cluster = document["spec"].get("rayClusterSpec") or {}
+    groups = [cluster.get("headGroupSpec") or {}, *(cluster.get("workerGroupSpecs") or [])]
+    specs = [(group.get("template") or {}).get("spec") or {} for group in groups]
+    return max(spec.get("terminationGracePeriodSeconds", _DEFAULT_GRACE_S) for spec in specs)
+
+
+def command_for(api: KubeApi, verb: str, name: str) -> str:
+    """The command line that does `verb` to a RayJob: `tandem stop grpo --kube --namespace train`."""
+    context = f" --context {api.context}" if api.context else ""
+    return f"tandem {verb} {name} --kube --namespace {api.namespace}{context}"
+
+
+def _is_ours(document: dict[str, Any]) -> bool:
+    return (document["metadata"].get("labels") or {}).items() >= OURS.items()

@@ -1,0 +1,196 @@
+"""Validation of manifests, before any cluster sees them.
+
+First the schema (`launch/kube/schema*.py`: unknown fields, types, names, quantities), then, for documents that pass it,
+what the custom resources' own rules, the operator, Kueue and Ray demand (`launch/kube/rules*.py`).
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from launch.kube.rules_cluster import cluster_problems
+from launch.kube.rules_job import job_problems
+from launch.kube.rules_kueue import kueue_problems
+from launch.kube.schema import ConfigMapManifest, Manifest, RayClusterManifest, RayJobManifest, cluster_of
+from launch.kube.schema_pod import PodSpec
+from launch.kube.schema_types import ManifestPart
+
+_KINDS: dict[str, type[Manifest]] = {
+    "RayJob": RayJobManifest,
+    "RayCluster": RayClusterManifest,
+    "ConfigMap": ConfigMapManifest,
+}
+_LARGEST_CONFIG_MAP = 2**20
+_TYPES = {
+    "string_type": "must be a string (quoted, if it looks like a number or a boolean)",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "string_too_short": "must not be empty",
+}
+
+
+def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) -> list[str]:
+    """What is wrong with RayJobs, RayClusters and ConfigMaps as loaded from YAML; empty if nothing is.
+
+    Each problem is a line, `RayJob/spec.backoffLimit: must be at least 0, got -1`; with several documents the name
+    stands after the kind. `ray_version`: the Ray that runs (2.60.0), which manifests and images must name.
+    """
+    problems: list[str] = []
+    parsed: dict[int, Manifest] = {}
+    for index, document in enumerate(documents):
+        if not isinstance(document, Mapping):
+            problems.append(f"document {index + 1}: must be a mapping, got {_short(document)}")
+            continue
+        prefix = _prefix(document, index if len(documents) > 1 else None)
+        found = _parse(document)
+        if isinstance(found, list):
+            problems += [prefix + line for line in found]
+            continue
+        parsed[index] = found
+        problems += [prefix + line for line in _rules(found, ray_version)]
+    problems += _across(parsed)
+    return list(dict.fromkeys(problems))
+
+
+def _prefix(document: Mapping[str, Any], index: int | None) -> str:
+    kind = document.get("kind") or "document"
+    if index is None:
+        return f"{kind}/"
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    return f"{kind}/{name or index + 1}/"
+
+
+def _parse(document: Mapping[str, Any]) -> Manifest | list[str]:
+    kind = document.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        near = difflib.get_close_matches(str(kind), _KINDS, 1)
+        return [f"kind: must be one of {', '.join(_KINDS)}{_hint(near)}, got {_short(kind)}"]
+    nulls = [f"{path}: must have a value or be left out, got null" for path in _nulls(document, "")]
+    if nulls:
+        return nulls
+    try:
+        return _KINDS[kind].model_validate(dict(document))
+    except ValidationError as error:
+        return [_problem(item, _KINDS[kind]) for item in error.errors()]
+
+
+def _nulls(value: Any, path: str) -> Iterator[str]:
+    if value is None:
+        yield path
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _nulls(item, _join(path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nulls(item, _join(path, index))
+
+
+def _problem(error: Any, manifest: type[ManifestPart]) -> str:
+    location = [step for step in error["loc"] if step != "[key]"]
+    path, value, kind = "", error["input"], error["type"]
+    for step in location:
+        path = _join(path, step)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _part_at(manifest, location[:-1]).model_fields, 1)
+        return f"{path}: unknown field{_hint(near)}, got {_short(value)}"
+    if kind == "missing":
+        return f"{path}: required, got nothing"
+    if kind == "value_error":
+        message = str(error["ctx"]["error"])
+        message = message if message.startswith(".") else f": {message}"
+        return path + message + ("" if ", got " in message else f", got {_short(value)}")
+    return f"{path}: {_rule(error)}, got {_short(value)}"
+
+
+def _rule(error: Any) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "literal_error":
+        names = re.findall(r"'([^']*)'", context["expected"])
+        return f"must be one of {', '.join(names)}{_hint(difflib.get_close_matches(str(error['input']), names, 1))}"
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']}"
+    if kind in ("less_than", "less_than_equal"):
+        return f"must be at most {context['le'] if 'le' in context else context['lt'] - 1}"
+    if kind == "too_short":
+        return f"must have at least {context['min_length']}"
+    return _TYPES.get(kind) or error["msg"]
+
+
+def _part_at(part: type[ManifestPart], location: Sequence[str | int]) -> type[ManifestPart]:
+    for step in location:
+        if isinstance(step, str):
+            part = next(_parts(part.model_fields[step].annotation))
+    return part
+
+
+def _parts(annotation: Any) -> Iterator[type[ManifestPart]]:
+    if isinstance(annotation, type) and issubclass(annotation, ManifestPart):
+        yield annotation
+    for item in get_args(annotation):
+        yield from _parts(item)
+
+
+def _rules(manifest: Manifest, ray_version: str) -> Iterator[str]:
+    if isinstance(manifest, ConfigMapManifest):
+        size = sum(len(key) + len(text.encode()) for key, text in manifest.data.items())
+        if size > _LARGEST_CONFIG_MAP:
+            yield f"data: must be at most {_LARGEST_CONFIG_MAP} bytes in all, got {size}"
+        return
+    if isinstance(manifest, RayJobManifest):
+        yield from job_problems(manifest, ray_version)
+    else:
+        yield from cluster_problems(manifest.spec, "spec", manifest.metadata.annotations, ray_version, in_job=False)
+    yield from kueue_problems(manifest)
+
+
+def _across(documents: Mapping[int, Manifest]) -> Iterator[str]:
+    seen: set[tuple[str, str, str | None]] = set()
+    for document in documents.values():
+        identity = (document.kind, document.metadata.name, document.metadata.namespace)
+        if identity in seen:
+            yield f"{identity[0]}/{identity[1]}/metadata.name: must differ from the other documents', got {identity[1]}"
+        seen.add(identity)
+    maps = {item.metadata.name: item for item in documents.values() if isinstance(item, ConfigMapManifest)}
+    for document in documents.values():
+        if found := cluster_of(document):
+            path, spec = found
+            for place, group in spec.groups(f"{document.kind}/{document.metadata.name}/{path}").items():
+                yield from _missing_keys(group.template.spec, f"{place}.template.spec", maps)
+
+
+def _missing_keys(pod: PodSpec, path: str, maps: Mapping[str, ConfigMapManifest]) -> Iterator[str]:
+    """Keys that a volume takes from a ConfigMap of the same documents, and that it lacks."""
+    for index, volume in enumerate(pod.volumes):
+        source = volume.configMap
+        if source is None or source.name not in maps:
+            continue
+        for position, item in enumerate(source.items):
+            if item.key not in maps[source.name].data:
+                where = f"{path}.volumes[{index}].configMap.items[{position}].key"
+                keys = ", ".join(maps[source.name].data)
+                yield f"{where}: must be a key of ConfigMap {source.name} ({keys}), got {item.key}"
+
+
+def _join(path: str, step: str | int) -> str:
+    if isinstance(step, int):
+        return f"{path}[{step}]"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", str(step)):
+        return f'{path}["{step}"]'
+    return f"{path}.{step}" if path else step
+
+
+def _hint(near: Sequence[str]) -> str:
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

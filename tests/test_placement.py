@@ -1,0 +1,183 @@
+"""What a run reserves on which nodes, and what it says when that is not there."""
+
+from typing import Any
+
+import pytest
+from ray.util.placement_group import PlacementGroup
+
+from actors.config import UserError
+from launch.capacity import check_nodes
+from launch.config import RunConfig, validate
+from launch.placement import Reservation, demands, reservations
+from launch.reserve import Placement, _by_node, _slots
+from launch.shortage import Node, matches, shortage
+
+
+def config_for(**sections: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "algorithm": {"name": "grpo", "steps": 1, "kl_coef": 0.1},
+        "model": {"init": {}},
+        "data": {"train": "rows.jsonl"},
+        "reward": {"functions": ["exact_match"]},
+    }
+    return validate(values | sections)
+
+
+def reserved(config: RunConfig) -> dict[str, Reservation]:
+    return {item.name: item for item in reservations(config)}
+
+
+def test_split_groups_have_bundles_of_their_own() -> None:
+    config = config_for(policy={"ranks": 2, "cpus_per_rank": 0.5}, rollout={"engines": 3, "cpus_per_engine": 1})
+    found = reserved(config)
+    assert list(found) == ["policy", "rollout", "reference"]
+    assert found["policy"].bundles == [{"CPU": 0.5}] * 2
+    assert found["rollout"].ranks == {"rollout": [0, 1, 2]}
+    assert not any(item.apart for item in found.values())
+
+
+def test_ranks_per_node_are_one_bundle_on_each_node() -> None:
+    config = config_for(
+        policy={
+            "ranks": 4,
+            "ranks_per_node": 2,
+            "gpus_per_rank": 1,
+            "resources": {"fabric": 1},
+            "node_labels": {"a": "b"},
+        }
+    )
+    policy = reserved(config)["policy"]
+    assert policy.bundles == [{"CPU": 0.5, "GPU": 2, "fabric": 2}] * 2
+    assert policy.ranks == {"policy": [0, 0, 1, 1]}
+    assert (policy.apart, policy.nodes, policy.labels) == (True, 2, {"a": "b"})
+
+
+def test_separate_places_the_engines_first() -> None:
+    assert next(iter(reserved(config_for(cluster={"placement": "separate"})))) == "rollout"
+
+
+def test_groups_divide_the_gpu_of_the_bundles_they_share() -> None:
+    config = config_for(
+        policy={"ranks": 3, "gpus_per_rank": 1},
+        reference={"ranks": 1, "gpus_per_rank": 1},
+        rollout={"engines": 2, "gpus_per_engine": 1},
+        cluster={"placement": "shared"},
+    )
+    (shared,) = reservations(config)
+    assert [bundle["GPU"] for bundle in shared.bundles] == [1, 1, 1]
+    wanted = {demand.group: demand for demand in demands(config)}
+    slots = _slots(shared, wanted, PlacementGroup.empty(), {0: "x", 1: "x", 2: "x"}, {})
+    shares = {group: [slot.gpus for slot in found] for group, found in slots.items()}
+    assert shares == {"policy": [1 / 3, 1 / 2, 1], "rollout": [1 / 3, 1 / 2], "reference": [1 / 3]}
+
+
+def test_neighbouring_ranks_are_on_one_node() -> None:
+    alike = [{"CPU": 1.0}] * 4
+    assert _by_node(alike, {0: "x", 1: "y", 2: "x", 3: "y"}) == {0: 0, 1: 2, 2: 1, 3: 3}
+    # Only bundles of one size change places: a rank must find what it asks for.
+    sizes = [{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 1.0}, {"CPU": 1.0}]
+    assert _by_node(sizes, {0: "y", 1: "x", 2: "x", 3: "y"}) == {0: 0, 1: 1, 2: 3, 3: 2}
+
+
+def test_processes_get_their_groups_environment_and_resources() -> None:
+    config = config_for(policy={"env": {"NCCL_DEBUG": "INFO"}, "resources": {"fabric": 0.5}})
+    wanted = {demand.group: demand for demand in demands(config)}
+    policy = reserved(config)["policy"]
+    (slot,) = _slots(policy, wanted, PlacementGroup.empty(), {0: "x"}, {"x": "10.0.0.2"})["policy"]
+    assert (slot.env, slot.resources) == ({"NCCL_DEBUG": "INFO"}, {"fabric": 0.5})
+    assert Placement(slots={"policy": [slot, slot]}).where() == "policy on 10.0.0.2 (2)"
+
+
+def test_a_machine_alone_is_one_node_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(
+        policy={"ranks": 2, "ranks_per_node": 1, "node_labels": {"a": "b"}},
+        rollout={"engines": 2, "engines_per_node": 2, "resources": {"fast": 1}},
+        cluster={"placement": "separate"},
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError) as caught:
+        check_nodes(config)
+    fields = [line.partition(":")[0] for line in caught.value.problems]
+    assert fields == ["cluster.placement", "policy.ranks_per_node", "policy.node_labels", "rollout.resources"]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_nodes(config)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value", "fits"),
+    [
+        ("H100", "H100", True),
+        ("H100", None, False),
+        ("!H100", "A100", True),
+        ("!H100", None, True),
+        ("!H100", "H100", False),
+        ("in(H100, H200)", "H200", True),
+        ("in(H100, H200)", "A100", False),
+        ("!in(H100,H200)", "H200", False),
+        ("!in(H100,H200)", None, True),
+    ],
+)
+def test_label_expressions(expression: str, value: str | None, fits: bool) -> None:
+    assert matches(expression, value) is fits
+
+
+def node(name: str, total: dict[str, float], free: dict[str, float] | None = None, **labels: str) -> Node:
+    return Node(name, labels, total, total if free is None else free)
+
+
+BIG, SMALL = {"CPU": 8.0, "GPU": 8.0}, {"CPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "avoided", "line"),
+    [
+        ({}, [], set(), "policy needs a node, the cluster has none"),
+        (
+            {"labels": {"kind": "H100"}},
+            [node("a", BIG, kind="A100"), node("b", SMALL)],
+            set(),
+            "policy needs nodes with label kind=H100, but its nodes have A100",
+        ),
+        (
+            {"labels": {"kind": "H100"}},
+            [node("b", SMALL)],
+            set(),
+            "policy needs nodes with label kind=H100, but no node has that label",
+        ),
+        ({"count": 3}, [node("a", BIG)], set(), "policy needs 12 GPU, the cluster has 8"),
+        (
+            {"count": 2, "labels": {"kind": "x"}},
+            [node("a", BIG), node("b", {"GPU": 4.0, "CPU": 9}, kind="x")],
+            set(),
+            "policy needs 8 GPU, nodes with kind=x have 4",
+        ),
+        (
+            {"count": 2, "apart": True},
+            [node("a", BIG), node("b", SMALL)],
+            set(),
+            "policy needs 2 nodes with 1 CPU + 4 GPU, the cluster has 1 such node",
+        ),
+        (
+            {"count": 2},
+            [node("a", {"CPU": 8, "GPU": 2}), node("b", {"CPU": 8, "GPU": 6})],
+            set(),
+            "policy needs 2 bundles with 1 CPU + 4 GPU, each on one node, the cluster has room for 1 of them",
+        ),
+        ({"count": 2}, [node("a", BIG, {"CPU": 8, "GPU": 4})], set(), "policy needs 8 GPU, free now are 4"),
+        (
+            {},
+            [node("a", BIG), node("b", SMALL)],
+            {"a"},
+            "policy needs 4 GPU, nodes without rollout engines (cluster.placement separate) have 0",
+        ),
+        ({}, [node("a", BIG)], set(), "policy waits for Ray to reserve 1 bundle with 1 CPU + 4 GPU"),
+    ],
+)
+def test_a_shortage_says_what_is_missing(
+    wanted: dict[str, Any], nodes: list[Node], avoided: set[str], line: str
+) -> None:
+    count = wanted.pop("count", 1)
+    item = Reservation(
+        name="policy", bundles=[{"CPU": 1.0, "GPU": 4.0}] * count, ranks={"policy": list(range(count))}, **wanted
+    )
+    assert shortage(item, nodes, avoided) == line
