@@ -6,17 +6,18 @@ Imports only the standard library at the top: help must appear at once, so each 
 import argparse
 import difflib
 import os
+import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NoReturn
+
+from launch import arguments as takes
+from launch import cluster_verbs
+from launch.arguments import UsageError, Verb
 
 USER_ERROR = 2
 INTERRUPTED = 130
-
-
-class UsageError(Exception):
-    """The command line cannot be parsed: one line says why."""
+BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,25 +25,22 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One verb: what it does, how its arguments are declared, and what runs it."""
-
-    summary: str
-    example: str
-    declare: Callable[[argparse.ArgumentParser], None]
-    handle: Callable[[argparse.Namespace], int]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 user's mistake (one line each on stderr), 130 Ctrl-C."""
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _report(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `| head`: whoever read the output has seen enough, as after SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except ModuleNotFoundError as error:
+        return _report(_missing_package(error))
 
 
 def _main(argv: list[str]) -> int:
@@ -88,6 +86,17 @@ def _report(*problems: str) -> int:
     return USER_ERROR
 
 
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """One line about a package that Tandem needs and this Python lacks; one of its own modules is a fault of ours."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "launch", "algorithms", "actors"):
+        raise error
+    return (
+        f"package {package}: must be installed for {sys.executable} on {socket.gethostname()}, as README's "
+        f"Installing says (make setup, or pip install tandem-rlhf with its dependencies), got nothing"
+    )
+
+
 def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
@@ -97,54 +106,6 @@ def _overview() -> str:
         "Reinforcement learning for language models on Ray: DeepSpeed trains, vLLM generates.\n\n"
         f"verbs:\n{verbs}\n\nexamples:\n{examples}\n\n`tandem VERB --help` says more about one verb."
     )
-
-
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file with what differs from the defaults")
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="set a field; the value is YAML")
-
-
-def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-
-
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
-    parser.add_argument("--rows", metavar="N", type=_count, default=3, help="rows to show (default: 3)")
-
-
-def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="run directory (its export is used) or model directory")
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end, instead of a conversation")
-    parser.add_argument(
-        "--temperature", metavar="T", type=_temperature, default=0.0, help="sampling temperature (default: 0, greedy)"
-    )
-    parser.add_argument(
-        "--max-tokens", metavar="N", type=_count, default=512, help="longest answer, in tokens (default: 512)"
-    )
-
-
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo, or a PEFT directory to merge")
-    parser.add_argument("--output", metavar="DIR", help="copy the model there (default: only print where it is)")
-    parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
-    return int(text)
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number from 0, got {text}")
-    return value
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -196,31 +157,67 @@ VERBS = {
     "run": Verb(
         "trains: starts a local Ray, or joins the one at RAY_ADDRESS",
         "tandem run configs/own-task.yaml run.name=first policy.optimizer.lr=1e-4",
-        _config_arguments,
+        takes.config_arguments,
         _run,
     ),
     "check": Verb(
         "validates, and prints the resolved config, placement, batch arithmetic and memory; starts nothing",
         "tandem check configs/own-task.yaml policy.ranks=2",
-        _check_arguments,
+        takes.check_arguments,
         _check,
     ),
     "data": Verb(
         "shows rendered rows with what is masked, and length statistics",
         "tandem data configs/sft.yaml --rows 5",
-        _data_arguments,
+        takes.data_arguments,
         _data,
     ),
     "chat": Verb(
         "talks to a trained model",
         'tandem chat outputs/first --prompt "sort: dab"',
-        _chat_arguments,
+        takes.chat_arguments,
         _chat,
     ),
     "export": Verb(
         "says where a finished run's model is, or copies it: a Hugging Face directory",
         "tandem export outputs/first --output my-model",
-        _export_arguments,
+        takes.export_arguments,
         _export,
+    ),
+    "submit": Verb(
+        "runs a configuration as a job on a Ray cluster (--kube: on Kubernetes), with this directory's files",
+        "tandem submit configs/own-task.yaml run.output=/shared/outputs --address http://head:8265 --wait",
+        takes.submit_arguments,
+        cluster_verbs.on_submit,
+    ),
+    "status": Verb(
+        "says in one line how a job is",
+        "tandem status run-20260801-120000-3fa2 --address http://head:8265",
+        takes.status_arguments,
+        cluster_verbs.on_status,
+    ),
+    "logs": Verb(
+        "prints what a job has printed, or follows it (-f); Ctrl-C leaves the job alone",
+        "tandem logs run-20260801-120000-3fa2 -f --address http://head:8265",
+        takes.logs_arguments,
+        cluster_verbs.on_logs,
+    ),
+    "stop": Verb(
+        "stops a job, which saves a checkpoint first, and waits for its end",
+        "tandem stop run-20260801-120000-3fa2 --address http://head:8265",
+        takes.stop_arguments,
+        cluster_verbs.on_stop,
+    ),
+    "list": Verb(
+        "lists the jobs on a cluster",
+        "tandem list --address http://head:8265",
+        takes.list_arguments,
+        cluster_verbs.on_list,
+    ),
+    "k8s": Verb(
+        "prints manifests for Kubernetes: a RayJob, or a RayCluster for development",
+        "tandem k8s configs/own-task.yaml run.output=/shared/outputs > run.yaml",
+        takes.k8s_arguments,
+        cluster_verbs.on_k8s,
     ),
 }

@@ -47,7 +47,8 @@ def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
-        "verb: must be one of run, check, data, chat, export (did you mean check?), got chek",
+        "verb: must be one of run, check, data, chat, export, submit, status, logs, stop, list, k8s "
+        "(did you mean check?), got chek",
     ),
     "unknown option": (
         ["check", "job.yaml", "--jso"],
@@ -208,7 +209,8 @@ def test_help_is_fast_and_check_imports_nothing_heavy(project: Path) -> None:
     done = tandem(project, "--help")
     assert time.monotonic() - started < 3  # 0.1 s on an idle machine
     assert done.returncode == 0
-    assert all(f"  {verb} " in done.stdout for verb in ("run", "check", "data", "chat", "export"))
+    verbs = ("run", "check", "data", "chat", "export", "submit", "status", "logs", "stop", "list", "k8s")
+    assert all(f"  {verb} " in done.stdout for verb in verbs)
 
     program = (
         "import sys; from launch.cli import main; code = main(['check', 'job.yaml', '--json']);"

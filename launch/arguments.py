@@ -1,0 +1,150 @@
+"""What a verb of the command line is, and what each one takes.
+
+Imports only the standard library: help must appear at once.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+class UsageError(Exception):
+    """The command line cannot be parsed: one line says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb: what it does, how its arguments are declared, and what runs it."""
+
+    summary: str
+    example: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    handle: Callable[[argparse.Namespace], int]
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """A configuration: file and overrides."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file with what differs from the defaults")
+    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="set a field; the value is YAML")
+
+
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `check`."""
+    config_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `data`."""
+    config_arguments(parser)
+    parser.add_argument("--rows", metavar="N", type=_count, default=3, help="rows to show (default: 3)")
+
+
+def chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `chat`."""
+    parser.add_argument("model", metavar="MODEL", help="run directory (its export is used) or model directory")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end, instead of a conversation")
+    parser.add_argument(
+        "--temperature", metavar="T", type=_temperature, default=0.0, help="sampling temperature (default: 0, greedy)"
+    )
+    parser.add_argument(
+        "--max-tokens", metavar="N", type=_count, default=512, help="longest answer, in tokens (default: 512)"
+    )
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `export`."""
+    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo, or a PEFT directory to merge")
+    parser.add_argument("--output", metavar="DIR", help="copy the model there (default: only print where it is)")
+    parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
+
+
+def submit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `submit`."""
+    config_arguments(parser)
+    _cluster_arguments(parser)
+    parser.add_argument(
+        "--id", metavar="ID", help="id of the job (default: name, time and a random part); one that failed is resumed"
+    )
+    parser.add_argument("--wait", action="store_true", help="follow the log, and end with the driver's exit code")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to standard error")
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `status`."""
+    _job_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def logs_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `logs`."""
+    _job_arguments(parser)
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="until the job ends; ends with the driver's exit code"
+    )
+    parser.add_argument("--tail", metavar="N", type=_count, help="begin N lines before the end (default: all)")
+
+
+def stop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `stop`."""
+    _job_arguments(parser)
+    parser.add_argument(
+        "--timeout", metavar="S", type=_seconds, help="seconds to wait (default: the job's cluster.stop_wait_s, and 30)"
+    )
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `list`."""
+    _cluster_arguments(parser)
+    parser.add_argument("--all", action="store_true", help="also jobs that Tandem did not submit")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+
+
+def k8s_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `k8s`."""
+    config_arguments(parser)
+    parser.add_argument(
+        "--kind",
+        choices=("rayjob", "raycluster"),
+        default="rayjob",
+        help="the run with its cluster (default), or a cluster alone for development",
+    )
+
+
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help="the job's id, as `submit` prints it")
+    _cluster_arguments(parser)
+
+
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", metavar="URL", help="Ray's dashboard (default: RAY_API_SERVER_ADDRESS, then an http RAY_ADDRESS)"
+    )
+    parser.add_argument("--kube", action="store_true", help="a RayJob on Kubernetes instead of a job on a Ray cluster")
+    parser.add_argument("--namespace", metavar="NAME", help="with --kube: namespace (default: the context's)")
+    parser.add_argument("--context", metavar="NAME", help="with --kube: context of the kubeconfig (default: current)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    return _number(text, "must be a number from 0")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, "must be seconds from 0")
+
+
+def _number(text: str, rule: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{rule}, got {text}")
+    return value

@@ -1,0 +1,121 @@
+"""Which files of the working directory are uploaded: all but those that .gitignore and .rayignore leave out."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from actors.config import UserError
+
+NEVER = (".git", ".venv", "__pycache__")
+"""Names that are left out wherever they are; so is every virtual environment."""
+_ALWAYS = "Tandem, always"
+_IGNORE_FILES = (".gitignore", ".rayignore")
+
+
+@dataclass(frozen=True, slots=True)
+class _IgnoreFile:
+    """One .gitignore or .rayignore, for what lies below its directory."""
+
+    name: str
+    """Path from the working directory."""
+    prefix: str
+    """Path of its directory, with a slash at the end; empty at the top."""
+    lines: tuple[tuple[int, str], ...]
+    spec: GitIgnoreSpec
+
+    def verdict(self, path: str) -> str | None:
+        """The rule that leaves `path` out (a directory ends in a slash), "" if one brings it back, else None."""
+        found = self.spec.check_file(path[len(self.prefix) :])
+        if found.include is None or found.index is None:
+            return None
+        number, line = self.lines[found.index]
+        return f"{self.name} line {number} ({line})" if found.include else ""
+
+
+@dataclass(slots=True)
+class Selection:
+    """Files to upload, and why others are not. Paths are relative, with slashes."""
+
+    root: Path
+    results: str = "outputs"
+    """Where runs write, as a path from the root: left out."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Path -> bytes, in the order of the names."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """File or directory that a rule leaves out -> the rule, such as `.gitignore line 3 (data/)`."""
+
+    def why_missing(self, path: str) -> str | None:
+        """Why `path`, a file or directory that exists, is not in the upload as a whole; None when it is."""
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            if rule := self.left_out.get(above := "/".join(parts[:count])):
+                return f"{above} is left out by {rule}"
+        if path in self.files or path == ".":
+            return None
+        for item, rule in self.left_out.items():
+            if item.startswith(f"{path}/") and rule != _ALWAYS:
+                return f"{item} is left out by {rule}"
+        return None if any(item.startswith(f"{path}/") for item in self.files) else f"{path} holds no file"
+
+
+def select_files(root: Path, output: str = "outputs") -> Selection:
+    """Walk `root`, less `output`, into which runs write, by the rules of .gitignore files; lines of a .rayignore come
+    after those of the .gitignore beside it.
+
+    So a `!` line of .rayignore brings back what .gitignore leaves out. As in git, nothing below a directory that is
+    left out comes back. Links to files are uploaded as files, links to directories not at all.
+
+    Raises:
+        UserError: a directory cannot be read.
+    """
+    results = os.path.relpath(os.path.join(root, output), root)
+    selection = Selection(root, results)
+    try:
+        _walk(selection, "", ())
+    except OSError as error:
+        raise UserError(f"upload: {error.filename} must be readable, or be left out ({error.strerror})") from None
+    selection.files = dict(sorted(selection.files.items()))
+    return selection
+
+
+def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> None:
+    rules = (*above, *_ignore_files(selection.root, prefix))
+    with os.scandir(selection.root / prefix) as entries:
+        for entry in sorted(entries, key=lambda item: item.name):
+            path = prefix + entry.name
+            folder = entry.is_dir()
+            if rule := _always(entry, path, selection.results) or _rule(rules, f"{path}/" if folder else path):
+                selection.left_out[path] = rule
+            elif folder:
+                _walk(selection, f"{path}/", rules)
+            elif entry.is_file():
+                selection.files[path] = entry.stat().st_size
+
+
+def _always(entry: os.DirEntry[str], path: str, results: str) -> str | None:
+    if not entry.is_dir():
+        return None
+    if entry.name in NEVER or path in ("outputs", results) or os.path.isfile(os.path.join(entry.path, "pyvenv.cfg")):
+        return _ALWAYS
+    return "Tandem, as a link to a directory" if entry.is_symlink() else None
+
+
+def _rule(rules: tuple[_IgnoreFile, ...], path: str) -> str | None:
+    for item in reversed(rules):
+        verdict = item.verdict(path)
+        if verdict is not None:
+            return verdict or None
+    return None
+
+
+def _ignore_files(root: Path, prefix: str) -> Iterator[_IgnoreFile]:
+    for name in _IGNORE_FILES:
+        path = root / prefix / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            lines = tuple((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+            spec = GitIgnoreSpec.from_lines(line for _, line in lines)
+            yield _IgnoreFile(prefix + name, prefix, lines, spec)

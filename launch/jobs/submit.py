@@ -1,0 +1,190 @@
+"""The verb `submit`: check, upload what is new, start the job or find it started, and follow it if asked to."""
+
+import getpass
+import importlib.metadata
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.config import UserError
+from launch.check import preflight
+from launch.config import RunConfig
+from launch.jobs.access import dashboard_access
+from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob
+from launch.jobs.package import CONFIG_FILE, Package, package_files, package_warnings, shown_size
+from launch.jobs.selection import select_files
+from launch.jobs.uploadable import upload_problems
+from launch.jobs.verbs import JOB_ID, command, job_object, wait_for, warn
+
+ENTRYPOINT = f"exec python -m launch run {CONFIG_FILE}"
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Variable by which Ray knows how long to wait between SIGTERM and SIGKILL; its default is 3 seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """What is submitted, and under which id."""
+
+    id: str
+    config: RunConfig
+    package: Package
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Readable for all who use the cluster: nothing secret."""
+        return {
+            "tandem": _version(),
+            "run": self.config.run.name,
+            "algorithm": self.config.algorithm.name,
+            "digest": self.package.digest,
+            "user": _user(),
+            "stop_wait_s": str(self.config.cluster.stop_wait_s),
+        }
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """The job's, inherited by its workers."""
+        variables = {STOP_WAIT: str(self.config.cluster.stop_wait_s)}
+        return {"working_dir": self.package.uri, "env_vars": variables}
+
+
+def submit_job(config: RunConfig, *, address: str | None, run_id: str | None, wait: bool, as_json: bool) -> int:
+    """Submit the working directory and `config` to the cluster at `address` under `run_id` (default: a new one).
+
+    An id that is there already: the same job is not started again unless it failed or was stopped; see `_settle`.
+
+    Returns:
+        0, or with `wait` the driver's exit code, 130 for a job that was stopped and after Ctrl-C, which detaches.
+
+    Raises:
+        UserError: with one line per problem, before anything is sent; or one about the cluster.
+    """
+    note = _notes(as_json)
+    access = dashboard_access(address)
+    job_id = _checked_id(run_id, config)
+    package = _checked_package(config)
+    with package.data:
+        client = JobsClient(access, warn)
+        submission = _Submission(job_id, config, package)
+        old = client.find(job_id)
+        again = old is not None and _settle(client, old, package.digest, note)
+        skip = len(_old_log(client, old)) if again and old else 0
+        started = old is None or again
+        if started:
+            _upload(client, package, note)
+            _start(client, submission, replaced=old)
+    values = {"submitted": started, "package": package.uri, "files": package.files, "bytes": package.size}
+    if started:
+        note(f"submitted {job_id}")
+        for verb in ("logs -f", "status", "stop"):
+            note(f"  {command(verb, job_id, access.address)}")
+    if wait:
+        return wait_for(client, job_id, skip=skip, as_json=as_json, more=values)
+    if as_json:
+        print(json.dumps(job_object(client.job(job_id), access.address) | values, ensure_ascii=False))
+    return 0
+
+
+def _notes(as_json: bool) -> Callable[[str], None]:
+    """Where the progress goes: with --json, standard output holds one object."""
+    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _checked_id(given: str | None, config: RunConfig) -> str:
+    job_id = given or f"{config.run.name[:90]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if not re.fullmatch(JOB_ID, job_id):
+        rule = "must be letters, digits, dots, hyphens and underscores, at most 128, the first a letter or digit"
+        raise UserError(f"--id: {rule}, got {job_id}")
+    return job_id
+
+
+def _checked_package(config: RunConfig) -> Package:
+    """The package, once configuration and files are known to be sound; prints warnings."""
+    selection = select_files(Path.cwd(), config.run.output)
+    problems, warnings = upload_problems(config, selection), package_warnings(selection)
+    try:
+        warnings += preflight(config, elsewhere=True)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    for warning in warnings:
+        warn(warning)
+    return package_files(selection, config)
+
+
+def _settle(client: JobsClient, old: SubmittedJob, digest: str, note: Callable[[str], None]) -> bool:
+    """Whether a job with this id is to be started again; says why.
+
+    Raises:
+        UserError: the id is taken: by a running job of another configuration, or by a job that is not Tandem's.
+    """
+    same = old.metadata.get("digest") == digest
+    if not old.submitted_by_tandem:
+        raise UserError(f"--id: must be no other program's job ({old.state}), got {old.id}")
+    if not old.ended and not same:
+        stop = command("stop", old.id, client.access.address)
+        raise UserError(
+            f"--id: must be new while this job is {old.state} with another configuration or other files "
+            f"(to end it: {stop}), got {old.id}"
+        )
+    if not old.ended:
+        note(f"{old.id} is {old.state}: it was submitted before, with the same configuration and files")
+        return False
+    if old.state == "SUCCEEDED" and same:
+        note(f"{old.id} has SUCCEEDED: it was submitted before, with the same configuration and files")
+        return False
+    change = "" if same else "; configuration or files have changed"
+    note(f"{old.id} was {old.state}: submitting it again, it resumes from its last checkpoint{change}")
+    return True
+
+
+def _old_log(client: JobsClient, old: SubmittedJob | None) -> str:
+    """What earlier attempts printed: Ray appends to the same file. Empty when the node that held it is gone."""
+    try:
+        return client.logs(old.id) if old else ""
+    except NoAnswer:
+        return ""
+
+
+def _upload(client: JobsClient, package: Package, note: Callable[[str], None]) -> None:
+    size = f"{package.files} files, {shown_size(package.size)}"
+    if client.has_package(package.name):
+        note(f"already on the cluster: {size}")
+        return
+    note(f"uploading {size}")
+    client.upload(package.name, package.data)
+
+
+def _start(client: JobsClient, submission: _Submission, replaced: SubmittedJob | None) -> None:
+    """Start the job; an answer that does not come leaves open whether it was."""
+    if replaced is not None:
+        client.delete(submission.id)
+    unknown = f"whether it was submitted says: {command('status', submission.id, client.access.address)}"
+    try:
+        client.submit(submission.id, ENTRYPOINT, submission.runtime_env, submission.metadata)
+    except NoAnswer as error:
+        raise UserError(f"{error.problems[0]}; {unknown}") from None
+    except KeyboardInterrupt:
+        print(unknown, file=sys.stderr)
+        raise
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("tandem-rlhf")
+    except importlib.metadata.PackageNotFoundError:  # a clone that was not installed
+        return "unknown"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in containers
+        return "unknown"

@@ -1,0 +1,98 @@
+"""What a configuration must be like to run on another machine: where it reads and writes, and nothing secret in it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from algorithms.reward_endpoint import shown_address
+from launch.config import RunConfig
+from launch.jobs.selection import Selection
+
+_SECRET = re.compile(
+    r"authori[sz]ation|authentication|\bauth\b|_auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE
+)
+_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
+
+
+def upload_problems(config: RunConfig, selection: Selection) -> list[str]:
+    """One line for each path that the cluster could not read or write, and for each secret."""
+    found = list(secret_problems(config))
+    if not Path(config.run.output).is_absolute():
+        rule = "must be an absolute path on storage that all nodes of the cluster share"
+        found.append(f"run.output: {rule}, got {config.run.output}")
+    for field, given, path in _local_paths(config, selection.root):
+        if problem := _missing(selection, path):
+            found.append(f"{field}: {problem}, got {given}")
+    return found
+
+
+def secret_problems(config: RunConfig) -> Iterator[str]:
+    """One line for each secret that stands in the configuration itself: it would be readable on the cluster."""
+    for index, endpoint in enumerate(config.reward.endpoints):
+        field = f"reward.endpoints[{index}]"
+        for name, value in endpoint.headers.items():
+            if _SECRET.search(name) and not _VARIABLE.search(value):
+                rule = "must name a variable of the cluster's environment, such as $TOKEN, got a literal (not shown)"
+                yield f"{field}.headers.{name}: {rule}"
+        parts = urlsplit(endpoint.url)
+        query = [name for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
+        if "@" in parts.netloc or query:
+            what = f"literal {query[0]}" if query else "user and password"
+            rule = f"must hold no {what} (a header with a $NAME keeps it out of the configuration)"
+            yield f"{field}.url: {rule}, got {shown_address(endpoint.url)}"
+
+
+def _missing(selection: Selection, path: str) -> str | None:
+    if path == ".." or path.startswith("../"):
+        return "must be below the working directory, which is uploaded, or absolute on storage that all nodes share"
+    why = selection.why_missing(path)
+    return why and f"must be in the upload, or absolute on storage that all nodes share ({why})"
+
+
+def _local_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, str]]:
+    """(field, value, path from the root) of everything that exists here and is given by a relative path."""
+    for field, value in _named(config):
+        path = Path(value)
+        if not path.is_absolute() and (root / path).exists():
+            yield field, value, _normal(path)
+    for field, value in _functions(config):
+        module, _, name = value.rpartition(":")
+        if not module or not name or Path(module).is_absolute():
+            continue
+        dotted = module.replace(".", "/")
+        for candidate in (module,) if module.endswith(".py") else (f"{dotted}.py", dotted):
+            if (root / candidate).exists():
+                yield field, value, _normal(Path(candidate))
+                break
+
+
+def _normal(path: Path) -> str:
+    """Without `.` and with every `..` at the beginning, with slashes."""
+    parts: list[str] = []
+    for part in path.parts:
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        else:
+            parts.append(part)
+    return "/".join(parts) or "."
+
+
+def _named(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Fields that may hold a path."""
+    yield from (("model.path", config.model.path),) if config.model.path else ()
+    yield "data.train", config.data.train
+    yield from (("data.eval", config.data.eval),) if config.data.eval else ()
+    for index, model in enumerate(config.reward.models):
+        yield f"reward.models.{index}.path", model.path
+    if config.critic is not None and config.critic.path is not None:
+        yield "critic.path", config.critic.path
+
+
+def _functions(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Fields that may hold `path.py:function` or `module:function`."""
+    for index, function in enumerate(config.reward.functions):
+        yield f"reward.functions[{index}].name", function.name
+    yield "data.train", config.data.train
+    yield from (("data.eval", config.data.eval),) if config.data.eval else ()
+    yield from (("data.converter", config.data.converter),) if config.data.converter else ()

@@ -1,0 +1,177 @@
+"""What `tandem submit` uploads: files by ignore rules, the same hash for the same tree, paths that are not in it."""
+
+import io
+import json
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from actors.config import UserError
+from launch.config import RunConfig, validate
+from launch.jobs import package as packaging
+from launch.jobs.package import Package, package_files, package_warnings
+from launch.jobs.selection import select_files
+from launch.jobs.uploadable import upload_problems
+
+BASE = {
+    "algorithm": {"name": "grpo", "prompts_per_step": 4, "samples_per_prompt": 4},
+    "model": {"init": {"hidden_size": 32, "layers": 2, "heads": 1, "max_positions": 64}},
+    "data": {"train": "rows.jsonl"},
+    "reward": {"functions": ["exact_match"]},
+    "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 16},
+    "run": {"name": "demo", "output": "/shared/outputs"},
+}
+
+
+def config(**sections: object) -> RunConfig:
+    return validate(BASE | sections)
+
+
+def tree(root: Path, *names: str, **texts: str) -> Path:
+    for name in (*names, *texts):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts.get(name, name))
+    return root
+
+
+def test_ignore_files_decide_as_git_does(tmp_path: Path) -> None:
+    """Compared with git itself, on rules with negation, anchors, nesting and directories."""
+    names = ["a.py", "a.log", "keep.log", "build/x", "sub/build/y", "data/d.bin", "data/keep.txt", "sub/a.tmp"]
+    names += ["sub/deep/a.tmp", "sub/deep/b.tmp", "top", "sub/top", "with space ", "doc/a/b/c.txt", "doc/c.txt"]
+    tree(tmp_path, *names)
+    (tmp_path / ".gitignore").write_text(
+        "# no rule\n*.log\n!keep.log\n\nbuild/\ndata/*\n!data/keep.txt\n/top\ndoc/**/c.txt\n"
+    )
+    (tmp_path / "sub/.gitignore").write_text("*.tmp\n")
+    (tmp_path / "sub/deep/.gitignore").write_text("!b.tmp\n")
+    environment = {**os.environ, "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+    for arguments in (["init", "-q"], ["ls-files", "--others", "--exclude-standard", "-z"]):
+        done = subprocess.run(
+            ["git", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+    assert list(select_files(tmp_path).files) == sorted(done.stdout.rstrip("\0").split("\0"))
+    assert "sub/deep/b.tmp" in select_files(tmp_path).files
+
+
+def test_rayignore_adds_to_gitignore_and_may_bring_back(tmp_path: Path) -> None:
+    tree(tmp_path, "a.txt", "b.txt", "c.txt", ".git/config", ".venv/bin/x", "outputs/run/x", "sub/outputs/y")
+    tree(tmp_path, "other-venv/pyvenv.cfg", "other-venv/z", "sub/__pycache__/m.pyc")
+    (tmp_path / ".gitignore").write_text("a.txt\nb.txt\n")
+    (tmp_path / ".rayignore").write_text("c.txt\n!b.txt\n!outputs/\n")
+    os.symlink(tmp_path / "sub", tmp_path / "link")
+    found = select_files(tmp_path)
+    assert list(found.files) == [".gitignore", ".rayignore", "b.txt", "sub/outputs/y"]
+    assert found.why_missing("c.txt") == "c.txt is left out by .rayignore line 1 (c.txt)"
+    assert found.why_missing("outputs/run") == "outputs is left out by Tandem, always"
+    assert found.why_missing("link/outputs/y") == "link is left out by Tandem, as a link to a directory"
+
+
+def packed(root: Path, run: RunConfig | None = None) -> Package:
+    return package_files(select_files(root), run or config())
+
+
+def test_the_same_tree_has_the_same_hash_and_another_has_another(tmp_path: Path) -> None:
+    first, second = tree(tmp_path / "1", "b", "a/c"), tree(tmp_path / "2", "a/c", "b")
+    os.utime(second / "b", (1, 1))
+    (second / "__pycache__").mkdir()
+    (second / "__pycache__/b.pyc").write_text("x")
+    one, two = packed(first), packed(second)
+    assert (one.digest, one.data.read()) == (two.digest, two.data.read())
+    assert one.uri == f"gcs://_ray_pkg_{one.digest[:32]}.zip"
+    digests = {one.digest, packed(first, config(run={"name": "demo", "output": "/elsewhere"})).digest}
+    (first / "b").chmod(0o755)
+    digests.add(packed(first).digest)
+    (first / "b").write_text("other")
+    digests.add(packed(first).digest)
+    (first / "b").rename(first / "d")
+    digests.add(packed(first).digest)
+    assert len(digests) == 5
+
+
+def test_the_package_holds_the_files_and_the_resolved_configuration(tmp_path: Path) -> None:
+    tree(tmp_path, "mine.py", "sub/run.sh")
+    (tmp_path / "tandem-run.json").write_text("an old one")
+    (tmp_path / "sub/run.sh").chmod(0o755)
+    package = packed(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(package.data.read())) as archive:
+        assert sorted(archive.namelist()) == ["mine.py", "sub/run.sh", "tandem-run.json"]
+        assert archive.read("mine.py") == b"mine.py"
+        assert archive.getinfo("sub/run.sh").external_attr >> 16 & 0o777 == 0o755
+        resolved = json.loads(archive.read("tandem-run.json"))
+    assert validate(resolved) == config()
+    assert package.files == 3
+
+
+def test_what_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "small.py", **{"data/a.bin": "a" * 700, "data/b.bin": "b" * 500, "model.bin": "c" * 900})
+    monkeypatch.setattr(packaging, "LARGEST_QUIET_FILE", 600)
+    warned = [line.partition(" goes ")[0] for line in package_warnings(select_files(tmp_path))]
+    assert warned == ["upload: data/a.bin (0.7 KiB)", "upload: model.bin (0.9 KiB)"]
+    monkeypatch.setattr(packaging, "LARGEST_PACKAGE", 2000)
+    with pytest.raises(UserError) as error:
+        packed(tmp_path)
+    assert str(error.value) == (
+        "upload: must not exceed 2.0 KiB (.rayignore leaves files out), got 2.1 KiB in 4 files: "
+        "data/ 1.2 KiB, model.bin 0.9 KiB, small.py 0.0 KiB"
+    )
+
+
+def test_files_that_hold_secrets_are_warned_about(tmp_path: Path) -> None:
+    tree(tmp_path, ".env", "sub/id.pem", "environment.py")
+    warned = [line.split()[1] for line in package_warnings(select_files(tmp_path))]
+    assert warned == [".env", "sub/id.pem"]
+
+
+def test_paths_of_the_configuration_must_be_in_the_upload(tmp_path: Path) -> None:
+    tree(
+        tmp_path, "rows.jsonl", "data/eval.jsonl", "rewards/mine.py", "convert.py", "other/mine.py", "here/config.json"
+    )
+    tree(tmp_path, "here/weights.safetensors", "critic/config.json", ".gitignore")
+    tree(tmp_path.parent, "above/config.json")
+    (tmp_path / ".gitignore").write_text("data/\nrewards/mine.py\nother/\nconvert.py\n*.safetensors\n")
+    problems = upload_problems(
+        config(
+            model={"path": "here"},
+            data={"train": "rows.jsonl", "eval": "./data/eval.jsonl", "converter": "convert:rows"},
+            reward={
+                "functions": ["rewards/mine.py:score", "other.mine:score", "exact_match", "/shared/r.py:score"],
+                "models": ["../above", "/shared/reward", "critic", "owner/on-the-hub"],
+            },
+            run={"name": "demo", "output": "outputs"},
+        ),
+        select_files(tmp_path),
+    )
+    rule = "must be in the upload, or absolute on storage that all nodes share"
+    below = "must be below the working directory, which is uploaded, or absolute on storage that all nodes share"
+    assert problems == [
+        "run.output: must be an absolute path on storage that all nodes of the cluster share, got outputs",
+        f"model.path: {rule} (here/weights.safetensors is left out by .gitignore line 5 (*.safetensors)), got here",
+        f"data.eval: {rule} (data is left out by .gitignore line 1 (data/)), got ./data/eval.jsonl",
+        f"reward.models.0.path: {below}, got ../above",
+        f"reward.functions[0].name: {rule} (rewards/mine.py is left out by .gitignore line 2 (rewards/mine.py)), "
+        "got rewards/mine.py:score",
+        f"reward.functions[1].name: {rule} (other is left out by .gitignore line 3 (other/)), got other.mine:score",
+        f"data.converter: {rule} (convert.py is left out by .gitignore line 4 (convert.py)), got convert:rows",
+    ]
+
+
+def test_secrets_in_the_configuration_are_refused(tmp_path: Path) -> None:
+    endpoints = [
+        {"url": "https://me:hunter2@scores/score", "headers": {"Authorization": "Bearer hunter2", "X-Author": "me"}},
+        {"url": "https://scores/score?api_key=hunter2&n=3", "headers": {"X-API-Key": "$SCORES_KEY"}},
+        {"url": "https://scores/score?n=3", "headers": {"cookie": "hunter2", "Authorization": "Bearer $TOKEN"}},
+    ]
+    problems = upload_problems(config(reward={"endpoints": endpoints}), select_files(tmp_path))
+    assert "hunter2" not in str(problems)
+    literal = "must name a variable of the cluster's environment, such as $TOKEN, got a literal (not shown)"
+    kept = "(a header with a $NAME keeps it out of the configuration), got https://scores/score"
+    assert problems == [
+        f"reward.endpoints[0].headers.Authorization: {literal}",
+        f"reward.endpoints[0].url: must hold no user and password {kept}",
+        f"reward.endpoints[1].url: must hold no literal api_key {kept}",
+        f"reward.endpoints[2].headers.cookie: {literal}",
+    ]
