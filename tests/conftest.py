@@ -1,14 +1,18 @@
 """What the tests on the real stack share: a local Ray, a warmed model, and runs through the command line.
 
-Runs are started as a user starts them, `python -m launch run CONFIG a.b=c`, in a session of their own. A mark in their
-environment, which every descendant inherits, finds the processes that a run leaves behind: none may be.
+Runs are started as a user starts them, `python -m launch run CONFIG a.b=c`, in a session of their own. Most join one
+cluster, as starting Ray anew costs each of them seconds. One that runs `alone` starts a Ray of its own; a mark in its
+environment, which every descendant inherits, finds the processes that it leaves behind: none may be.
 """
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -123,11 +127,45 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def tandem(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
+def cluster(environment: dict[str, str]) -> Iterator[str]:
+    """Address of a Ray cluster of one node, with four CPUs to Ray's mind."""
+    directory = Path(tempfile.mkdtemp(prefix="tc", dir="/tmp"))  # short: Ray's sockets are below it
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [f"--port={port}", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={directory}"]
+    program = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
+    with (directory / "log").open("w") as log:
+        head = subprocess.Popen(
+            [*program, "--disable-usage-stats", *options],
+            env=environment | {"RAY_worker_niceness": "0"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    deadline = time.monotonic() + 60
+    while "Ray runtime started" not in (directory / "log").read_text():
+        if head.poll() is not None or time.monotonic() > deadline:
+            head.kill()
+            pytest.fail(f"Ray did not start:\n{(directory / 'log').read_text()}")
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+    head.terminate()
+    head.wait(60)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tandem(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Job]]:
     """Starts `python -m launch VERB CONFIG overrides` in a given or new working directory, without waiting for it."""
     jobs: list[Job] = []
 
-    def start(config: dict[str, Any], *overrides: str, verb: str = "run", directory: Path | None = None) -> Job:
+    def start(
+        config: dict[str, Any], *overrides: str, verb: str = "run", directory: Path | None = None, alone: bool = False
+    ) -> Job:
+        joined = {} if alone else {"RAY_ADDRESS": request.getfixturevalue("cluster")}
         directory = directory or tmp_path_factory.mktemp("run")
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
@@ -137,7 +175,7 @@ def tandem(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=environment | {_MARK: mark},
+                env=environment | {_MARK: mark} | joined,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
