@@ -1,4 +1,4 @@
-# GPU image: docker build --tag REGISTRY/tandem:0.1.0-ray2.60.0 .
+# GPU image: docker build --tag registry.example.com/tandem:0.1.0-ray2.60.0 .
 # The devel base, as Triton, DeepSpeed and flash-attn compile kernels; its CUDA is that of torch 2.13 on PyPI.
 ARG BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04
 FROM ${BASE}

@@ -101,7 +101,8 @@ def _print_placement(console: Console, config: RunConfig) -> None:
     for item in wanted:
         stage = _zero_stage(config, item)
         numbers = (str(item.count), f"{item.cpus:g}", f"{item.gpus:g}", str(item.threads))
-        table.add_row(item.group, *numbers, "-" if stage is None else str(stage), config.cluster.placement)
+        where = f"{item.per_node} on each node" if item.per_node else config.cluster.placement
+        table.add_row(item.group, *numbers, "-" if stage is None else str(stage), where)
     console.print(table)
     console.print(
         f"{total_cpus(wanted):g} CPUs and {total_gpus(config, wanted):g} GPUs in all; this machine has "

@@ -24,6 +24,7 @@ from launch.config_file import parse
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ALGORITHMS = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")
+CLUSTERS = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("docs/clusters.md", "k8s/README.md"))
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 MOST_LINES = 12
 DOCUMENTED = (RLConfig, PPOConfig, GRPOConfig, DPOConfig, RewardModelConfig, RewardConfig, LoraConfig)
@@ -31,16 +32,20 @@ DOCUMENTED = (RLConfig, PPOConfig, GRPOConfig, DPOConfig, RewardModelConfig, Rew
 
 def files_in_tree(package: str) -> list[str]:
     """Modules that README's tree lists below `package/`."""
-    [part] = re.findall(rf"^{package}/.*\n((?:  .*\n)+)", README, re.MULTILINE)
+    [part] = re.findall(rf"^{package}/  .*\n((?:  .*\n)+)", README, re.MULTILINE)
     return re.findall(r"(?:^|  )(\w+\.py)  ", part, re.MULTILINE)
 
 
 def commands() -> list[list[str]]:
     """Every tandem command with a configuration in README and docs, split into words."""
-    text = re.sub(r"\\\n\s*", "", README + ALGORITHMS)
+    text = re.sub(r"\\\n\s*", "", README + ALGORITHMS + CLUSTERS)
     lines = re.findall(r"^tandem .*|(?<=`)tandem [^`]+", text, re.MULTILINE)
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line for line in words if len(line) > 2 and line[1] in ("run", "check", "data")]
+    return [
+        line
+        for line in words
+        if len(line) > 2 and line[1] in ("run", "check", "data", "submit", "k8s") and line[2] != "CONFIG"
+    ]
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("package", ["launch", "algorithms", "actors"])
+@pytest.mark.parametrize("package", ["launch", "launch/jobs", "launch/kube", "algorithms", "actors"])
 def test_the_tree_names_every_module_once(package: str) -> None:
     there = sorted(path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
     assert sorted(files_in_tree(package)) == there
@@ -60,8 +65,9 @@ def test_the_tree_names_every_module_once(package: str) -> None:
 
 def test_files_that_the_docs_name_exist() -> None:
     folders = "configs|docs|examples|benchmarks|requirements|launch|algorithms|actors|tests"
-    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w", README + ALGORITHMS))
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w", README + ALGORITHMS + CLUSTERS))
+    places = (ROOT, ROOT / "k8s")  # k8s/README.md names its own examples
+    assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
     assert {f"configs/{name}" for name in CONFIGS} - named == set()
 
 
