@@ -69,16 +69,18 @@ def demands(config: RunConfig) -> list[Demand]:
 
 
 def reservations(config: RunConfig) -> list[Reservation]:
-    """What is reserved, in this order: with placement separate the engines first, as all others avoid their nodes.
+    """What is reserved, in this order: those with the largest bundles first, as they find room in fewer places; with
+    placement separate the engines before them, as all others avoid their nodes.
 
     Reward processes need no place of their own: they take what the bundles leave.
     """
     wanted = [demand for demand in demands(config) if demand.group != "reward"]
     if config.cluster.placement == "shared":
         return [_shared(wanted)]
+    found = sorted(map(_own, wanted), key=lambda item: -item.bundles[0].get("GPU", 0.0))
     if config.cluster.placement == "separate":
-        wanted.sort(key=lambda demand: demand.group != "rollout")
-    return [_own(demand) for demand in wanted]
+        found.sort(key=lambda item: item.name != "rollout")
+    return found
 
 
 def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:

@@ -52,8 +52,15 @@ def test_ranks_per_node_are_one_bundle_on_each_node() -> None:
     assert (policy.apart, policy.nodes, policy.labels) == (True, 2, {"a": "b"})
 
 
-def test_separate_places_the_engines_first() -> None:
-    assert next(iter(reserved(config_for(cluster={"placement": "separate"})))) == "rollout"
+def test_the_largest_bundles_are_placed_first_and_engines_that_others_avoid_before_them() -> None:
+    groups = {
+        "policy": {"gpus_per_rank": 1},
+        "reference": {"ranks": 4, "ranks_per_node": 4, "gpus_per_rank": 1},
+        "rollout": {"gpus_per_engine": 1},
+    }
+    assert list(reserved(config_for(**groups))) == ["reference", "policy", "rollout"]
+    separate = config_for(**groups, cluster={"placement": "separate"})
+    assert list(reserved(separate)) == ["rollout", "reference", "policy"]
 
 
 def test_groups_divide_the_gpu_of_the_bundles_they_share() -> None:

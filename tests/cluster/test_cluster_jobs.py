@@ -172,7 +172,7 @@ def test_a_dependency_that_a_node_lacks(bed: Bed, tandem: Tandem, number: int, p
     assert (package in last and node.address in last) or f"node{number + 1}" in last, output
 
 
-def test_a_job_lives_on_its_nodes_is_stopped_preempted_and_learns(
+def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(
     bed: Bed, project: Path, tandem: Tandem, start: Start
 ) -> None:
     head, trainer, engine = bed.nodes
@@ -202,31 +202,21 @@ def test_a_job_lives_on_its_nodes_is_stopped_preempted_and_learns(
     reached = metrics(project, "first")[-1]["step"]
     assert latest(project, "first") == f"step-{reached}"
 
-    # Preempted: the same.
+    # Submitted again it goes on, learns, and is preempted when the engine's node has to leave.
     code, output = tandem(*submit)
-    assert code == 0, output
-    wait_for_step(project, "first", reached + 2, tandem)
+    assert code == 0 and "submitting it again" in output, output
+    following = start("logs", "-f", "first")
+    wait_for_step(project, "first", reached + 25, tandem)
     bed.terminate(engine)
-    deadline = time.monotonic() + DEADLINE_S
-    while state(tandem, "first")["state"] == "RUNNING" and time.monotonic() < deadline:
-        time.sleep(0.5)
-    ended = state(tandem, "first")
-    assert (ended["state"], ended["exit_code"]) == ("FAILED", 75), tandem("logs", "first")[1]
-    reached = metrics(project, "first")[-1]["step"]
-    assert latest(project, "first") == f"step-{reached}"
-    bed.power_off(engine)
-    bed.start_node(engine)
-
-    # The engine's node is back: the job goes on, and learns.
-    last = reached + 5
-    process = start(*submit, f"algorithm.steps={last}", "--wait")
-    output, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, output
+    output, _ = following.communicate(timeout=DEADLINE_S)
+    assert following.returncode == 75, output
     assert f"resuming from step {reached}" in output
+    assert f"preempted, as {engine.address} is about to go" in output.splitlines()[-1]
+    assert state(tandem, "first")["exit_code"] == 75
     steps = metrics(project, "first")
-    assert [line["step"] for line in steps] == list(range(1, last + 1))
+    assert latest(project, "first") == f"step-{steps[-1]['step']}"
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1)), "each step once, none missing"
+    assert max(line["mismatch/kl"] for line in steps if "mismatch/kl" in line) < 1e-6
+    assert all(line["weights/version"] == line["step"] for line in steps)
     rewards = [line["reward/mean"] for line in steps]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3, rewards
-    assert max(line["mismatch/kl"] for line in steps if "mismatch/kl" in line) < 1e-6
-    assert steps[-1]["weights/version"] == last
-    assert (project.parent / "shared/first/export/config.json").is_file()
