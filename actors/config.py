@@ -49,7 +49,8 @@ def refuse_unused(config: Config, *names: str, why: str, section: str = "") -> N
         raise ValueError(f"{section}{name} must be left out {why}, got {got}")
 
 
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?!_(?:PATH|FILE|DIR)$)(_|$)")
+_SECRET = re.compile(r"((^|_)(KEY|TOKEN|PASS|CREDENTIALS?)(?=_|$)|PASSWORD|PASSWD|SECRET)(?!S?_(PATH|FILE|DIR)$)")
+_PASSWORD_IN_URL = re.compile(r"://[^/\s]*:[^/\s]*@")
 _SET_ELSEWHERE = {
     "OMP_NUM_THREADS": "threads_per_rank and threads_per_engine set it",
     "PYTHONPATH": "the code comes from the working directory",
@@ -59,9 +60,9 @@ _SET_ELSEWHERE = {
 }
 
 
-def is_secret(name: str) -> bool:
-    """Whether an environment variable holds a secret, by its name: HF_TOKEN does, RAY_AUTH_TOKEN_PATH does not."""
-    return _SECRET.search(name.upper()) is not None
+def is_secret(name: str, value: str = "") -> bool:
+    """Whether a variable holds a secret, by its name (HF_TOKEN, not HF_TOKEN_PATH) or as a URL with a password."""
+    return _SECRET.search(name.upper()) is not None or _PASSWORD_IN_URL.search(value) is not None
 
 
 def _check_environment(variables: dict[str, str]) -> dict[str, str]:
@@ -72,11 +73,28 @@ def _check_environment(variables: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{name} must be left out, as {_SET_ELSEWHERE[name]}, got {variables[name]!r}")
         if is_secret(name):
             raise ValueError(f"{name} must come from the environment of the nodes: configurations are kept and shown")
+        if _PASSWORD_IN_URL.search(variables[name]):
+            raise ValueError(f"{name} must hold no URL with a password: configurations are kept and shown")
     return variables
 
 
 Environment = Annotated[dict[str, str], AfterValidator(_check_environment)]
 """Environment variables; secrets are refused."""
+
+
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_EXPRESSION = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\)")
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for name, value in labels.items():
+        if not _LABEL_EXPRESSION.fullmatch(value):
+            raise ValueError(f"{name} must be a label's value, or !value, in(a, b), !in(a, b), got {value!r}")
+    return labels
+
+
+NodeLabels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+"""Ray labels that a node must have, and expressions for their values."""
 
 
 def _check_resources(resources: dict[str, float]) -> dict[str, float]:
@@ -89,7 +107,7 @@ def _check_resources(resources: dict[str, float]) -> dict[str, float]:
 class PlacedConfig(Config):
     """Which nodes the processes of a group may live on, and with what environment."""
 
-    node_labels: dict[str, str] = {}
+    node_labels: NodeLabels = {}
     """Ray labels that a node must have; values may be Ray's expressions: {ray.io/accelerator-type: in(H100, H200)}"""
     resources: Annotated[dict[str, PositiveFloat], AfterValidator(_check_resources)] = {}
     """Custom Ray resources that each process reserves."""

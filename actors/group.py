@@ -39,6 +39,11 @@ class Slot:
     node: str = ""
     """Address of its node; empty when there is only one."""
 
+    @property
+    def strategy(self) -> PlacementGroupSchedulingStrategy:
+        """How Ray schedules an actor here."""
+        return PlacementGroupSchedulingStrategy(self.placement, self.bundle)
+
 
 _CPU_ENVIRONMENT = {
     # Groups take turns on the same cores: a thread that spins while it waits would take them from the others. Some
@@ -158,7 +163,7 @@ def _options(slot: Slot, log: str) -> dict[str, Any]:
         "num_cpus": slot.cpus,
         "num_gpus": slot.gpus,
         "resources": slot.resources,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(slot.placement, slot.bundle),
+        "scheduling_strategy": slot.strategy,
         "runtime_env": {"env_vars": _environment(slot, log)},
     }
 

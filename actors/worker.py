@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,10 @@ class Worker:
         torch.manual_seed(seed)
         if threads := os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(int(threads))
+
+    def text_of(self, path: Path) -> str | None:
+        """Text of a file as this rank's node sees it; None when it is not there."""
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: address and a free port."""

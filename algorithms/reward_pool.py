@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +74,17 @@ class RewardPool:
         for ticket, scores in pool.ready(timeout_s=1): ...
     """
 
-    def __init__(self, config: RewardConfig, *, cpus_per_worker: float = 0.1, start_timeout_s: float = 120) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        cpus_per_worker: float = 0.1,
+        places: Sequence[Any] | None = None,
+        start_timeout_s: float = 120,
+    ) -> None:
         """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`.
+
+        `places`: Ray's scheduling strategy of each worker (default: Ray's own).
 
         Raises ValueError when `config` has neither functions nor endpoints.
         """
@@ -92,8 +102,9 @@ class RewardPool:
         self._workers: list[_Worker] = []
         self._seconds_per_job = math.inf
         self.begin_step()
-        for _ in range(config.workers):
-            self._workers.append(self._start())
+        self._places = places or ["DEFAULT"] * config.workers
+        for index in range(config.workers):
+            self._workers.append(self._start(index))
 
     def submit(self, prompt: Prompt, rollouts: "list[Rollout] | ObjectRef", samples: int) -> int:
         """Queue the prompt's `samples` rollouts for scoring; returns a ticket. `ready` sends them and gives it back.
@@ -156,8 +167,9 @@ class RewardPool:
         self._workers.clear()
         self._pending.clear()
 
-    def _start(self) -> _Worker:
-        actor = ray.remote(RewardWorker).options(num_cpus=self._cpus).remote(self._load, os.getcwd())
+    def _start(self, index: int) -> _Worker:
+        options = {"num_cpus": self._cpus, "scheduling_strategy": self._places[index]}
+        actor = ray.remote(RewardWorker).options(**options).remote(self._load, os.getcwd())
         now = time.monotonic()
         return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
 
@@ -206,7 +218,8 @@ class RewardPool:
         jobs = worker.jobs
         if not jobs:
             raise RewardFailure(f"a reward worker did not start ({self._names}): {what}")
-        self._workers[self._workers.index(worker)] = self._start()
+        index = self._workers.index(worker)
+        self._workers[index] = self._start(index)
         for job in jobs:
             if job.one_by_one:
                 self._give_up(job, what)

@@ -55,7 +55,8 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     frozen = _spawn_frozen(config, directory, placement, groups)
     critic = _spawn_critic(config, directory, placement, groups)
     if config.reward.functions or config.reward.endpoints:
-        groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS)
+        places = [slot.strategy for slot in placement.slots["reward"]]
+        groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS, places=places)
     updates = algorithm.steps * algorithm.updates_per_step
     # In the critic's warm-up the policy makes no updates, so its schedule has as many fewer.
     waits = min(algorithm.steps, getattr(algorithm, "critic_warmup_steps", 0)) * algorithm.updates_per_step

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from actors.config import UserError
 from launch.config import RunConfig
+
+_THIS_DRIVER = uuid.uuid4().hex
 
 Files = Iterable[tuple[str, int]]
 """(name relative to the checkpoint, bytes) of files that a rank has written or sees."""
@@ -30,6 +33,7 @@ class Checkpoints:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._directory = config.directory / "checkpoints"
+        self._driver = config.directory / "logs/driver.id"
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint to continue from; None when there is none, or when `checkpoint.resume` is false.
@@ -62,6 +66,25 @@ class Checkpoints:
                 shutil.rmtree(path)
         for pointer in ("latest.partial", *(() if name else ("latest",))):
             (self._directory / pointer).unlink(missing_ok=True)
+        self._driver.parent.mkdir(parents=True, exist_ok=True)
+        self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
+
+    def require_shared(self, read: Callable[[Path], list[str | None]]) -> None:
+        """Raise UserError unless all ranks see this run's directory; `read` reads a file on each of them."""
+        if any(text != _THIS_DRIVER for text in read(self._driver.absolute())):
+            raise UserError(
+                f"run.output: must be an absolute path on storage that all nodes share (the ranks do not see "
+                f"{self._config.directory.absolute()} as the driver does), got {self._config.run.output}"
+            )
+
+    def require_ours(self) -> None:
+        """Raise UserError when another driver has begun this run anew, on this machine or another one: two drivers
+        would write each other's checkpoints and metrics."""
+        if self._driver.exists() and self._driver.read_text(encoding="utf-8") != _THIS_DRIVER:
+            raise UserError(
+                f"run.name: another driver has taken over {self._config.directory}, so this one ends, "
+                f"got {self._config.run.name}"
+            )
 
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> Path:
         """Let `write` fill a directory, then make it the latest checkpoint and remove the oldest ones.

@@ -113,6 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
+    os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME
     for warning in preflight(config):
         print(f"warning: {warning}", file=sys.stderr)
     from launch.run import run  # imports ray: only once the mistakes are out

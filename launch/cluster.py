@@ -3,35 +3,49 @@
 import json
 import logging
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
 from ray._private import state as ray_state
+from ray.exceptions import AuthenticationError
 
+from actors.config import UserError
 from launch.config import RunConfig, machine_cpus
 from launch.signals import arm, hold
+
+_CONNECT_S = 10.0
+"""Deadline of a first connection to a cluster that is joined, in seconds: Ray itself would try for a quarter hour."""
 
 
 @contextmanager
 def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS, or start one here that ends with the block."""
+    """Join the cluster of RAY_ADDRESS, or start one here that ends with the block.
+
+    Raises:
+        UserError: a cluster that cannot be joined.
+    """
     address = os.environ.get("RAY_ADDRESS")
     _set_authentication(joining=bool(address))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.update(config.cluster.env)
-    ray.init(
-        address=address or "local",
-        runtime_env=_runtime_environment(config, joining=bool(address)),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        **({} if address else _local_resources(config)),
-    )
+    with _runtime_environment(config, joining=bool(address)) as environment:
+        options: dict[str, Any] = {
+            "runtime_env": environment,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "configure_logging": True,
+        }
+        if address:
+            _join(address, options)
+        else:
+            ray.init(address="local", **options, **_local_resources(config))
     arm()  # Ray has put a handler of its own for SIGTERM.
     try:
         _link_logs(log_directory)
@@ -41,6 +55,28 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
         ray.shutdown()
 
 
+def _join(address: str, options: dict[str, Any]) -> None:
+    if address not in ("auto", "local"):
+        _require_reachable(address)
+    try:
+        ray.init(address=address, **options)
+    except (RuntimeError, ConnectionError, ValueError, AuthenticationError) as error:
+        # Versions that differ, a wrong token, nothing that is Ray: it is told over several lines.
+        raise UserError(f"RAY_ADDRESS: {' '.join(str(error).split())}, got {address}") from None
+
+
+def _require_reachable(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    rule = "must be host:port of a Ray head that can be reached"
+    if "://" in address or not host or not port.isdecimal():
+        raise UserError(f"RAY_ADDRESS: {rule} (`tandem submit` takes http addresses), got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or f"no connection within {_CONNECT_S:g} s"
+        raise UserError(f"RAY_ADDRESS: {rule} ({reason}), got {address}") from None
+
+
 def _set_authentication(*, joining: bool) -> None:
     """Say whether Ray uses tokens, where the user has not: no on a cluster of our own, else if there is a token."""
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -48,7 +84,8 @@ def _set_authentication(*, joining: bool) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token" if joining and token else "disabled")
 
 
-def _runtime_environment(config: RunConfig, *, joining: bool) -> dict[str, Any]:
+@contextmanager
+def _runtime_environment(config: RunConfig, *, joining: bool) -> Iterator[dict[str, Any]]:
     """Workers import the code from the working directory, which a cluster that is joined must first be sent.
 
     A submitted job has its runtime environment from the submission, and Ray refuses to have a part of it set twice.
@@ -57,8 +94,18 @@ def _runtime_environment(config: RunConfig, *, joining: bool) -> dict[str, Any]:
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     if submitted:
         given = (json.loads(submitted).get("runtime_env") or {}).get("env_vars") or {}
-        return {"env_vars": {name: value for name, value in variables.items() if name not in given}}
-    return {"working_dir": os.getcwd(), "env_vars": variables} if joining else {"env_vars": variables}
+        yield {"env_vars": {name: value for name, value in variables.items() if name not in given}}
+    elif joining:
+        from launch.jobs.package import package_files
+        from launch.jobs.selection import select_files
+
+        with NamedTemporaryFile(suffix=".zip") as file:
+            with package_files(select_files(Path.cwd(), config.run.output), config).data as data:
+                shutil.copyfileobj(data, file)
+            file.flush()
+            yield {"working_dir": file.name, "env_vars": variables}
+    else:
+        yield {"env_vars": variables}
 
 
 def _local_resources(config: RunConfig) -> dict[str, Any]:

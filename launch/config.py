@@ -16,6 +16,7 @@ from actors.config import (
     CriticConfig,
     Environment,
     ModelConfig,
+    NodeLabels,
     ReferenceConfig,
     RolloutConfig,
     TrainerConfig,
@@ -70,6 +71,8 @@ class ClusterConfig(Config):
     """Deadline of waiting for resources, in seconds."""
     env: Environment = {}
     """Environment variables of all processes: {HF_HOME: /shared/huggingface}"""
+    driver_labels: NodeLabels = {}
+    """Ray labels of the node that `tandem submit` places the driver on (default: the head)."""
     stop_wait_s: PositiveInt = 300
     """Time that a job has, once it is told to stop, to finish its step and save a checkpoint, in seconds."""
     kubernetes: KubernetesConfig = KubernetesConfig()

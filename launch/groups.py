@@ -12,6 +12,7 @@ from launch.config import RunConfig
 from launch.ending import Ending, reason_to_end
 from launch.reporter import RunReporter
 from launch.reserve import Placement
+from launch.signals import finish_steps
 
 
 @dataclass
@@ -77,7 +78,8 @@ class RunCheckpointer:
         self._ending: Ending | None = None
 
     def save(self, step: int, state: dict[str, Any], last: bool) -> None:
-        """Write a checkpoint, when it is time; raises UserError when storage is not shared."""
+        """Write a checkpoint, when it is time; raises UserError when storage is not shared, or the run another's."""
+        self._checkpoints.require_ours()
         self._ending = None if last else reason_to_end(self._nodes)
         if self._ending or self._checkpoints.due(step, last):
             self._checkpoints.save(step, state, self._write)
@@ -86,6 +88,7 @@ class RunCheckpointer:
         """Raise Ending when the run should make no further step."""
         if self._ending:
             raise self._ending
+        finish_steps()
 
     def _write(self, directory: Path) -> list[Files]:
         from actors.trainer import TrainedWorker
@@ -98,10 +101,17 @@ class RunCheckpointer:
 
 
 def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, reporter: RunReporter) -> None:
-    """Continue from the run's latest checkpoint, if there is one."""
+    """Continue from the run's latest checkpoint, if there is one.
+
+    Raises:
+        UserError: the groups that learn do not see the run's directory, where they would write checkpoints.
+    """
     from actors.trainer import TrainedWorker
 
-    found = Checkpoints(config).latest()
+    checkpoints = Checkpoints(config)
+    for group in trained.values():
+        checkpoints.require_shared(lambda path, group=group: group.call(TrainedWorker.text_of, path))
+    found = checkpoints.latest()
     if found is None:
         return
     reporter.note(f"resuming from step {found.state['step']}")

@@ -72,7 +72,7 @@ def reservations(config: RunConfig) -> list[Reservation]:
     """What is reserved, in this order: those with the largest bundles first, as they find room in fewer places; with
     placement separate the engines before them, as all others avoid their nodes.
 
-    Reward processes need no place of their own: they take what the bundles leave.
+    Reward processes come after them: see `reward_processes`.
     """
     wanted = [demand for demand in demands(config) if demand.group != "reward"]
     if config.cluster.placement == "shared":
@@ -81,6 +81,12 @@ def reservations(config: RunConfig) -> list[Reservation]:
     if config.cluster.placement == "separate":
         found.sort(key=lambda item: item.name != "rollout")
     return found
+
+
+def reward_processes(config: RunConfig) -> Reservation | None:
+    """Those of the reward processes, which take what the groups leave; None when there are none."""
+    wanted = [demand for demand in demands(config) if demand.group == "reward"]
+    return _own(wanted[0]) if wanted else None
 
 
 def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:

@@ -12,8 +12,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig
-from launch.placement import Demand, Reservation, demands, reservations
-from launch.shortage import Node, shortage
+from launch.placement import Demand, Reservation, demands, reservations, reward_processes
+from launch.shortage import Node, lacking, shortage
 
 Notify = Callable[[str], None]
 _LOOK_S = 2.0
@@ -45,25 +45,65 @@ def place(config: RunConfig, notify: Notify) -> Placement:
     Raises:
         UserError: when `cluster.wait_s` passes, naming what is missing; nothing stays reserved.
     """
-    placement, deadline = Placement(), time.monotonic() + config.cluster.wait_s
-    by_name = {demand.group: demand for demand in demands(config)}
-    wanted = reservations(config)
+    wanted, last = reservations(config), reward_processes(config)
+    # Reward processes take what the groups leave, so they are asked for once these are placed.
+    behind = [[last]] if last else []
+    deadline = Deadline(config.cluster.wait_s)
+    if config.cluster.placement != "separate":
+        return _placed([wanted, *behind], config, deadline, notify)
+    engines, others = wanted[:1], wanted[1:]
+    try:
+        return _placed([engines, others, *behind], config, deadline, notify, give_up=True)
+    except NoRoom:
+        # Ray has put the engines on nodes that the others need: these choose first.
+        return _placed([others, engines, *behind], config, deadline, notify)
+
+
+class NoRoom(Exception):
+    """The nodes that are left can never hold what is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Of waiting for resources."""
+
+    wait_s: float
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it passes."""
+        return self.started + self.wait_s - time.monotonic()
+
+
+def _placed(
+    stages: list[list[Reservation]], config: RunConfig, deadline: Deadline, notify: Notify, *, give_up: bool = False
+) -> Placement:
+    """Reserve stage after stage; with placement separate, engines and other groups avoid each other's nodes.
+
+    Raises:
+        UserError: the deadline has passed.
+        NoRoom: with `give_up`, as soon as nodes that must be avoided are what is missing.
+    """
+    placement, by_name = Placement(), {demand.group: demand for demand in demands(config)}
+    of_engines: set[str] = set()
+    of_others: set[str] = set()
     separate = config.cluster.placement == "separate"
-    # Those that must avoid others' nodes are asked for only once these are known.
-    stages = [wanted[:1], wanted[1:]] if separate else [wanted]
     try:
         for stage in stages:
-            avoided = set(placement.nodes)
+            engines = separate and stage[0].name == "rollout"
+            avoided = (of_others if engines else of_engines) if separate else set()
             asked = [_ask(item, avoided) for item in stage]
             placement.reserved += asked
             for reservation, group in zip(stage, asked, strict=True):
-                _wait(reservation, group, config.cluster.wait_s, deadline, avoided, notify)
+                _wait(reservation, group, deadline, avoided, notify, give_up=give_up)
                 nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-                placement.nodes |= set(nodes.values())
+                (of_engines if engines else of_others).update(nodes.values())
                 placement.slots |= _slots(reservation, by_name, group, nodes, _addresses())
     except BaseException:
         release(placement)
         raise
+    placement.nodes = of_engines | of_others
     return placement
 
 
@@ -82,13 +122,16 @@ def _ask(wanted: Reservation, avoided: set[str]) -> PlacementGroup:
 
 
 def _wait(
-    wanted: Reservation, group: PlacementGroup, wait_s: float, deadline: float, avoided: set[str], notify: Notify
+    wanted: Reservation, group: PlacementGroup, deadline: Deadline, avoided: set[str], notify: Notify, *, give_up: bool
 ) -> None:
     while not group.wait(timeout_seconds=_LOOK_S):
-        missing, left = shortage(wanted, _nodes(), avoided), deadline - time.monotonic()
-        if left < 0:
-            raise UserError(f"cluster.wait_s: resources did not come within {wait_s:g} s: {missing}")
-        notify(f"for resources, {left:.0f} of {wait_s:.0f} s left: {missing}")
+        nodes = _nodes()
+        if give_up and avoided and lacking(wanted, nodes, avoided) and not lacking(wanted, nodes):
+            raise NoRoom
+        missing = shortage(wanted, nodes, avoided)
+        if deadline.left_s < 0:
+            raise UserError(f"cluster.wait_s: resources did not come within {deadline.wait_s:g} s: {missing}")
+        notify(f"for resources, {deadline.left_s:.0f} of {deadline.wait_s:.0f} s left: {missing}")
 
 
 def _addresses() -> dict[str, str]:

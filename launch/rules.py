@@ -197,6 +197,12 @@ def _groups_can_share(config: "RunConfig") -> None:
         raise ValueError(
             f"cluster.placement must be split for {config.algorithm.name}, which has no rollout engines, got separate"
         )
+    if config.cluster.placement == "separate":
+        for name, group in _placed(config).items():
+            if chosen := group.node_labels.get("ray.io/node-id"):
+                raise ValueError(
+                    f"{name}.node_labels.ray.io/node-id must be left out with cluster.placement separate, got {chosen}"
+                )
     if config.cluster.placement != "shared":
         return
     _shared_bundles_are_one_place(config)
@@ -217,11 +223,8 @@ def _groups_can_share(config: "RunConfig") -> None:
 
 def _shared_bundles_are_one_place(config: "RunConfig") -> None:
     """Rank i of all groups is where bundle i is: no group has a say of its own."""
-    groups: dict[str, PlacedConfig] = {"policy": config.policy, "reference": config.reference}
-    groups |= {"rollout": config.rollout} | ({"critic": config.critic} if config.critic else {})
-    groups |= {f"reward.models.{index}.group": model.group for index, model in enumerate(config.reward.models)}
     labels: dict[str, str] = {}
-    for name, group in groups.items():
+    for name, group in _placed(config).items():
         knob = "engines_per_node" if name == "rollout" else "ranks_per_node"
         if per_node := getattr(group, knob):
             raise ValueError(f"{name}.{knob} must be left out with cluster.placement shared, got {per_node}")
@@ -231,6 +234,13 @@ def _shared_bundles_are_one_place(config: "RunConfig") -> None:
                     f"{name}.node_labels.{label} must be that of the other groups with cluster.placement shared "
                     f"({labels[label]}), got {value}"
                 )
+
+
+def _placed(config: "RunConfig") -> dict[str, PlacedConfig]:
+    """Section -> what is placed by it."""
+    groups: dict[str, PlacedConfig] = {"policy": config.policy, "reference": config.reference}
+    groups |= {"rollout": config.rollout} | ({"critic": config.critic} if config.critic else {})
+    return groups | {f"reward.models.{index}.group": model.group for index, model in enumerate(config.reward.models)}
 
 
 def _transfer_fits_devices(config: "RunConfig") -> None:

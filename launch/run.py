@@ -1,5 +1,6 @@
 """The verb `run`: directory, cluster, groups, loop, export; and an end that leaves no process behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from launch.display import Display
 from launch.ending import Ending
 from launch.reporter import RunReporter
 from launch.reserve import place, release
-from launch.signals import finishing_steps, hold, interruptible
+from launch.signals import arm, hold, interruptible
 from launch.tracking import Tracker
 
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
@@ -51,7 +52,8 @@ def run(config: RunConfig) -> int:
             return 130
         except Ending as ending:
             display.close()
-            print(f"{ending}; a checkpoint is in {config.directory}, the same command continues", file=sys.stderr)
+            goes_on = "the same command continues" if config.checkpoint.resume else "checkpoint.resume=true continues"
+            print(f"{ending}; a checkpoint is in {config.directory}, {goes_on}", file=sys.stderr)
             return ending.code
         except UserError:
             raise
@@ -77,7 +79,9 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
         if found is None:
             shutil.rmtree(directory / "export", ignore_errors=True)
             (directory / "curves.png").unlink(missing_ok=True)
-        (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2), encoding="utf-8")
+        (directory / "config.json").write_text(
+            json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
+        )
     except OSError as error:
         raise UserError(
             f"run.output: must be a directory that can be written ({error.strerror}: {error.filename}), "
@@ -100,8 +104,8 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             reporter.note(where)
         try:
             loop = build(config, placement, reporter, groups)
-            with finishing_steps():
-                loop.train()
+            loop.train()
+            arm()  # The last step is saved: nothing is lost by ending at once.
             display.phase("exporting")
             _export(loop.policy, config)
         finally:
@@ -129,7 +133,8 @@ def _export(policy: Any, config: RunConfig) -> None:
 def _explain(error: Exception, directory: Path) -> None:
     """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
     log = directory / "logs" / "driver.log"
-    with log.open("a", encoding="utf-8") as file:
+    # Storage that is full or gone must not hide why the run has failed.
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
     # A worker's mistake of the user's arrives as GroupError <- RayTaskError, which holds the original.
     original = getattr(error.__cause__, "cause", None)

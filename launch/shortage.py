@@ -1,7 +1,7 @@
 """Why a reservation has no room on the nodes there are, in one line. Imports no Ray."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from launch.placement import Reservation
@@ -22,12 +22,23 @@ class Node:
     """Those that nobody has reserved."""
 
 
-def shortage(wanted: Reservation, nodes: Iterable[Node], avoided: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+def shortage(wanted: Reservation, nodes: Sequence[Node], avoided: Set[str] = frozenset()) -> str:
     """What a reservation waits for: a label that no node has, resources that the cluster does not have, or that others
     use now. `avoided`: ids of nodes that it may not be on."""
-    allowed, there = [node for node in nodes if node.node_id not in avoided], "the cluster has"
+    return (
+        lacking(wanted, nodes, avoided)
+        or _missing(wanted, [node.free for node in _allowed(wanted, nodes, avoided)], "free now are")
+        or f"{wanted.name} waits for Ray to reserve {_bundles(wanted)}"
+    )
+
+
+def lacking(wanted: Reservation, nodes: Sequence[Node], avoided: Set[str] = frozenset()) -> str | None:
+    """What the nodes lack even if nobody else uses them; None when they would do."""
+    there = "the cluster has"
     if avoided:
-        there = "nodes without rollout engines (cluster.placement separate) have"
+        whose = "other groups" if wanted.name == "rollout" else "rollout engines"
+        there = f"nodes without {whose} (cluster.placement separate) have"
+    allowed = [node for node in nodes if node.node_id not in avoided]
     if not allowed:
         return f"{wanted.name} needs a node, {there} none"
     for name, value in wanted.labels.items():
@@ -39,11 +50,16 @@ def shortage(wanted: Reservation, nodes: Iterable[Node], avoided: set[str] = fro
         allowed = fitting
     if wanted.labels:
         there = f"nodes with {', '.join(f'{name}={value}' for name, value in wanted.labels.items())} have"
-    return (
-        _lacking(wanted, [node.total for node in allowed], there)
-        or _lacking(wanted, [node.free for node in allowed], "free now are")
-        or f"{wanted.name} waits for Ray to reserve {_bundles(wanted)}"
-    )
+    return _missing(wanted, [node.total for node in allowed], there)
+
+
+def _allowed(wanted: Reservation, nodes: Sequence[Node], avoided: Set[str]) -> list[Node]:
+    return [
+        node
+        for node in nodes
+        if node.node_id not in avoided
+        and all(matches(value, node.labels.get(name)) for name, value in wanted.labels.items())
+    ]
 
 
 def matches(expression: str, value: str | None) -> bool:
@@ -54,7 +70,7 @@ def matches(expression: str, value: str | None) -> bool:
     return (value in accepted) != negated
 
 
-def _lacking(wanted: Reservation, nodes: Sequence[Mapping[str, float]], there: str) -> str | None:
+def _missing(wanted: Reservation, nodes: Sequence[Mapping[str, float]], there: str) -> str | None:
     """What the reservation lacks on nodes with these resources; None when it fits."""
     for name in sorted({name for bundle in wanted.bundles for name in bundle}):
         need = sum(bundle.get(name, 0.0) for bundle in wanted.bundles)

@@ -1,7 +1,7 @@
 """How a run ends on Ctrl-C and SIGTERM: once, in order, and not interrupted by the next signal.
 
-Ctrl-C ends it at once. While steps are made, SIGTERM, which is how Ray Jobs and schedulers stop a job, lets the step
-finish first; a second one ends it at once.
+Ctrl-C ends it at once. After the first step, SIGTERM, which is how Ray Jobs and schedulers stop a job, lets the step
+finish; a second one ends it at once.
 """
 
 import signal
@@ -16,6 +16,8 @@ _asked = False
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within the block, the first SIGINT or SIGTERM raises KeyboardInterrupt and later ones are ignored."""
+    global _asked
+    _asked = False
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     arm()
     try:
@@ -37,19 +39,14 @@ def hold() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def finishing_steps() -> Iterator[None]:
-    """Within the block, the first SIGTERM is only remembered; see `asked_to_stop`."""
-    signal.signal(signal.SIGTERM, _ask)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is _ask:
-            signal.signal(signal.SIGTERM, _interrupt)
+def finish_steps() -> None:
+    """From now on, the first SIGTERM is only remembered: see `asked_to_stop`."""
+    if not _asked:
+        signal.signal(signal.SIGTERM, _ask)
 
 
 def asked_to_stop() -> bool:
-    """Whether SIGTERM has come while steps were made."""
+    """Whether SIGTERM has come since `finish_steps`."""
     return _asked
 
 

@@ -4,10 +4,12 @@ The files are written at once, in the caller's thread. W&B and TensorBoard take 
 thread of their own feeds them, started by the first `log`; their failure is a warning and never stops a run.
 """
 
+import contextlib
 import json
 import math
 import os
 import queue
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -106,32 +108,50 @@ class _Feeder:
                 sink.log(*item)
             sink.close()
         except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
-            self._warn(f"tracking: {type(error).__name__}: {' '.join(str(error).split())}; files are written as before")
+            kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+            self._warn(f"tracking: {kind}{' '.join(str(error).split())}; files are written as before")
 
 
 class _WandbSink:
-    def __init__(self, directory: Path, config: RunConfig) -> None:
-        import wandb
+    """The driver's end of `launch.wandb_feeder`."""
 
-        mode = os.environ.get("WANDB_MODE")
-        if mode is None:
-            known = bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False)
-            mode = "online" if known else "offline"
-        self._run = wandb.init(
-            project=config.tracking.project,
-            name=config.run.name,
-            group=config.run.name,
-            dir=os.environ.get("WANDB_DIR") or str(directory),
-            config=config.model_dump(mode="json"),
-            mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off"),
+    def __init__(self, directory: Path, config: RunConfig) -> None:
+        # -P: the file's directory, whose modules have names like those of libraries, is no place to import from.
+        self._feeder = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("wandb_feeder.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
+        settings = {
+            "project": config.tracking.project,
+            "name": config.run.name,
+            "group": config.run.name,
+            "dir": os.environ.get("WANDB_DIR") or str(directory),
+            "config": config.model_dump(mode="json"),
+            "mode": os.environ.get("WANDB_MODE"),
+        }
+        self._write(settings)
+        self._feeder.wait()  # for the process that has put the feeder into the background
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self._run.log(metrics, step=step)
+        self._write([step, metrics])
 
     def close(self) -> None:
-        self._run.finish()
+        assert self._feeder.stdin is not None and self._feeder.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._feeder.stdin.close()
+        if said := self._feeder.stdout.read():  # up to its end
+            raise RuntimeError(said.strip())
+
+    def _write(self, value: Any) -> None:
+        assert self._feeder.stdin is not None and self._feeder.stdout is not None
+        try:
+            self._feeder.stdin.write(json.dumps(value) + "\n")
+            self._feeder.stdin.flush()
+        except BrokenPipeError:
+            raise RuntimeError(self._feeder.stdout.read().strip() or "Weights & Biases ended") from None
 
 
 class _TensorboardSink:

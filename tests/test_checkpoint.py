@@ -1,5 +1,7 @@
 """Checkpoints: never half-written, never of another run, and the latest one is never pruned."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ import pytest
 from actors.config import UserError
 from launch.checkpoint import Checkpoints, Files
 from launch.config import RunConfig, validate
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def config_for(directory: Path, **changes: dict[str, Any]) -> RunConfig:
@@ -168,3 +172,19 @@ def test_when_to_save(tmp_path: Path) -> None:
     assert [step for step in range(1, 12) if every.due(step, False)] == [5, 10]
     assert every.due(3, True)
     assert not Checkpoints(config_for(tmp_path)).due(5, False)
+
+
+def test_a_driver_ends_when_another_one_has_begun_the_run_anew(tmp_path: Path) -> None:
+    """As when a job is deleted on Kubernetes and created again before its old driver has ended."""
+    checkpoints = Checkpoints(config_for(tmp_path))
+    checkpoints.require_ours()
+    checkpoints.prepare()
+    checkpoints.require_ours()
+    program = (
+        "import json, sys; from launch.checkpoint import Checkpoints; from launch.config import validate\n"
+        "Checkpoints(validate(json.load(sys.stdin))).prepare()"
+    )
+    values = config_for(tmp_path).model_dump_json()
+    subprocess.run([sys.executable, "-c", program], input=values, text=True, check=True, cwd=ROOT, timeout=60)
+    line = complaint(checkpoints.require_ours)
+    assert line == f"run.name: another driver has taken over {tmp_path}/first, so this one ends, got first"

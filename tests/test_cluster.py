@@ -2,12 +2,14 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from launch.cluster import _runtime_environment, _set_authentication
-from launch.config import validate
+from actors.config import UserError
+from launch.cluster import _require_reachable, _runtime_environment, _set_authentication
+from launch.config import RunConfig, validate
 
 
 @pytest.mark.parametrize(
@@ -44,21 +46,53 @@ def test_a_token_file_is_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_workers_get_the_code_and_the_clusters_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = validate(
+@pytest.fixture
+def config() -> RunConfig:
+    return validate(
         {
             "algorithm": {"name": "sft", "steps": 1},
             "model": {"init": {}},
             "data": {"train": "rows.jsonl"},
             "cluster": {"env": {"HF_HOME": "/shared"}},
+            "run": {"output": "results"},
         }
     )
+
+
+def test_a_cluster_that_is_joined_is_sent_the_code_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: RunConfig
+) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    joined = _runtime_environment(config, joining=True)
-    assert joined["working_dir"] == os.getcwd()
-    assert joined["env_vars"]["HF_HOME"] == "/shared"
-    assert "working_dir" not in _runtime_environment(config, joining=False)
-    # A submitted job has its code from the submission, and Ray refuses to have anything set twice.
+    monkeypatch.chdir(tmp_path)
+    for name in ("rewards.py", "results/run/model.pt", ".git/index", "data/big.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".rayignore").write_text("data/\n")
+    with _runtime_environment(config, joining=True) as joined:
+        assert {"rewards.py"} <= set(zipfile.ZipFile(joined["working_dir"]).namelist())
+        assert not any("model.pt" in n or "big" in n for n in zipfile.ZipFile(joined["working_dir"]).namelist())
+        assert joined["env_vars"]["HF_HOME"] == "/shared"
+    with _runtime_environment(config, joining=False) as alone:
+        assert "working_dir" not in alone
+
+
+def test_a_submitted_job_keeps_its_own_environment(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+    """It has its code from the submission, and Ray refuses to have anything set twice."""
     job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"PYTHONPATH": "/code"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
-    assert _runtime_environment(config, joining=True) == {"env_vars": {"HF_HOME": "/shared"}}
+    with _runtime_environment(config, joining=True) as submitted:
+        assert submitted == {"env_vars": {"HF_HOME": "/shared"}}
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS: must be host:port of a Ray head that can be reached (Connection refused)"),
+        ("http://head:8265", "(`tandem submit` takes http addresses), got http://head:8265"),
+        ("head", "RAY_ADDRESS: must be host:port of a Ray head that can be reached"),
+    ],
+)
+def test_a_dead_cluster_is_one_line(address: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _require_reachable(address)
+    assert line in caught.value.problems[0]

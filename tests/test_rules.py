@@ -549,8 +549,28 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "cluster.env={MYPASSWORD: x}",
+        "cluster.env.MYPASSWORD must come from the environment of the nodes: configurations are kept and shown",
+    ),
+    (
+        "grpo",
+        "rollout.env={HTTPS_PROXY: 'http://me:hush@proxy:3128'}",
+        "rollout.env.HTTPS_PROXY must hold no URL with a password: configurations are kept and shown",
+    ),
+    (
+        "grpo",
         "cluster.env={OMP_NUM_THREADS: '4'}",
         "cluster.env.OMP_NUM_THREADS must be left out, as threads_per_rank and threads_per_engine set it, got '4'",
+    ),
+    (
+        "grpo",
+        "cluster.placement=separate; rollout.node_labels={ray.io/node-id: ab}",
+        "rollout.node_labels.ray.io/node-id must be left out with cluster.placement separate, got ab",
+    ),
+    (
+        "grpo",
+        "policy.node_labels={zone: in(a}",
+        "policy.node_labels.zone must be a label's value, or !value, in(a, b), !in(a, b), got 'in(a'",
     ),
     ("grpo", "cluster.env={A B: '4'}", "cluster.env.A B must be a name of letters, digits and _, got 'A B'"),
     (

@@ -2,8 +2,10 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.config import RunConfig, validate
@@ -87,3 +89,22 @@ def test_a_failing_service_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     assert line.startswith("tracking: ")
     assert "\n" not in line
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_wandb_survives_a_signal_to_all_children_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray stops a job: everything that was logged is written."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    warned: list[str] = []
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True), warn=warned.append)
+    tracker.log(1, {"reward/mean": 0.5})
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "wandb").glob("offline-run-*/*.wandb")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    for step in range(2, 100):
+        tracker.log(step, {"reward/mean": step / 7})
+    tracker.close()
+    assert warned == []
+    [written] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert written.stat().st_size > 99 * 20, "the last step is there as well"

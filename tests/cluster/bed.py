@@ -10,6 +10,7 @@ killed: each node's first process has its parent's death as a signal.
 
 import contextlib
 import ctypes
+import functools
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ class BedError(RuntimeError):
     """A command of the bed failed, or something did not come in time."""
 
 
+@functools.cache
 def missing() -> str | None:
     """Why there can be no bed on this machine; None when there can."""
     if os.geteuid() != 0:
@@ -52,6 +54,7 @@ def missing() -> str | None:
         ],
         capture_output=True,
         text=True,
+        timeout=DEADLINE_S,
     )
     return f"this machine gives no namespaces: {probe.stderr.strip()}" if probe.returncode else None
 

@@ -23,8 +23,8 @@ ENDLESS = 100_000
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Bed]:
-    nodes = [["--num-cpus=0"], ["--num-cpus=2"], ["--num-cpus=2", "--labels=role=rollout"]]
-    with running(Bed(*nodes, token=TOKEN)) as made:
+    nodes = [["--num-cpus=0"], ["--num-cpus=2"], ["--num-cpus=3", "--labels=role=rollout"]]
+    with running(Bed(*nodes, token=TOKEN, environment={"WANDB_MODE": "offline"})) as made:
         yield made
 
 
@@ -159,6 +159,22 @@ def test_a_placement_that_cannot_be(tandem: Tandem) -> None:
     assert f"cluster.wait_s: {line}" in output.splitlines()[-1]
 
 
+def test_engines_make_room_for_groups_that_fit_nowhere_else(bed: Bed, project: Path) -> None:
+    """Ray puts an engine that may be anywhere on the largest node, which is the only one for this policy."""
+    program = """
+import ray
+from launch.config import load
+from launch.reserve import place
+changes = ["policy={ranks: 1, cpus_per_rank: 2.5}", "rollout.node_labels={}", "cluster.wait_s=20"]
+config = load("config.yaml", changes)
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+print(place(config, print).where())
+"""
+    output = bed.run(bed.nodes[0], "env", "-C", str(project), "python", "-c", program)
+    trainer, engine = bed.nodes[2].address, bed.nodes[1].address
+    assert output.splitlines()[-1] == f"policy on {trainer} (1); rollout on {engine} (1); reward on {trainer} (1)"
+
+
 @pytest.mark.parametrize(("number", "package", "code"), [(0, "rich", 2), (2, "vllm", 1)])
 def test_a_dependency_that_a_node_lacks(bed: Bed, tandem: Tandem, number: int, package: str, code: int) -> None:
     node = bed.nodes[number]
@@ -201,6 +217,9 @@ def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(
     assert state(tandem, "first")["state"] == "STOPPED"
     reached = metrics(project, "first")[-1]["step"]
     assert latest(project, "first") == f"step-{reached}"
+
+    [curves] = (project.parent / "shared/first/wandb").glob("offline-run-*/*.wandb")
+    assert curves.stat().st_size > 1000, "W&B has what was logged, although Ray has signalled the driver's children"
 
     # Submitted again it goes on, learns, and is preempted when the engine's node has to leave.
     code, output = tandem(*submit)
