@@ -19,11 +19,19 @@ USER 1000:1000
 ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1
 WORKDIR /opt/tandem
 
-# flash-attn is built against an installed torch.
+# The versions of pyproject.toml's extra `gpu`; setuptools and what follows it build flash-attn and Tandem.
 RUN python3 -m venv /opt/venv \
-    && pip install --no-cache-dir "setuptools>=77" wheel packaging ninja torch==2.13.0
+    && pip install --no-cache-dir "setuptools>=77" wheel packaging psutil numpy ninja \
+        torch==2.13.0 vllm==0.32.0 bitsandbytes
+# flash-attn is compiled against the installed torch where it has no wheel for it: that takes long, and much memory for
+# each of MAX_JOBS. With --build-arg FLASH_ATTN=0 there is none, and model.attention auto takes SDPA.
+ARG FLASH_ATTN=1
+ARG MAX_JOBS=4
+RUN if [ "${FLASH_ATTN}" = 1 ]; then \
+        MAX_JOBS="${MAX_JOBS}" pip install --no-cache-dir --no-build-isolation flash-attn; \
+    fi
 COPY --chown=1000:1000 . /opt/tandem
-RUN pip install --no-cache-dir --no-build-isolation --editable ".[gpu]" \
+RUN pip install --no-cache-dir --no-build-isolation --editable . \
     && python -c "import ray; assert ray.__version__ == '2.60.0', ray.__version__"
 
 CMD ["tandem", "--help"]

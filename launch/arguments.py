@@ -23,9 +23,10 @@ class Verb:
     handle: Callable[[argparse.Namespace], int]
 
 
-def config_arguments(parser: argparse.ArgumentParser) -> None:
+def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """A configuration: file and overrides."""
-    parser.add_argument("config", metavar="CONFIG", help="YAML file with what differs from the defaults")
+    number = "?" if optional else None
+    parser.add_argument("config", metavar="CONFIG", nargs=number, help="YAML file with what differs from the defaults")
     parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="set a field; the value is YAML")
 
 
@@ -103,13 +104,13 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
 
 def k8s_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `k8s`."""
-    config_arguments(parser)
+    config_arguments(parser, optional=True)
     parser.add_argument(
         "--kind",
         choices=("rayjob", "raycluster"),
-        default="rayjob",
-        help="the run with its cluster (default), or a cluster alone for development",
+        help="rayjob: the run with its cluster (default); raycluster: a cluster alone, for development",
     )
+    parser.add_argument("--check", metavar="FILE", help="instead: validate a file of manifests, edited by hand perhaps")
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:

@@ -131,4 +131,4 @@ def draining(nodes: set[str]) -> list[str]:
     """Addresses of those of the nodes, given by id, and of the driver's own, that are about to go: what runs there may
     go on until their grace period ends."""
     leaving = ray_state.state.get_draining_nodes().keys() & (nodes | {ray.get_runtime_context().get_node_id()})
-    return [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in leaving]
+    return [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in leaving] if leaving else []

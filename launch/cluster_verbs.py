@@ -80,14 +80,24 @@ def on_list(arguments: argparse.Namespace) -> int:
 
 
 def on_k8s(arguments: argparse.Namespace) -> int:
-    """Print manifests. Raises UserError, UsageError."""
+    """Print manifests, or validate those of a file. Raises UserError, UsageError."""
+    if arguments.check is not None:
+        if given := arguments.config or arguments.kind:
+            raise UsageError(f"--check: must stand alone, without CONFIG and --kind, got {given}")
+        from launch.kube.config import ray_version
+        from launch.kube.validate import check_manifest_file
+
+        print(check_manifest_file(arguments.check, ray_version()))
+        return 0
+    if arguments.config is None:
+        raise UsageError("CONFIG: required without --check, got nothing (see tandem k8s --help)")
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
     _check_for_kubernetes(config)
     from launch.kube.render import render
 
-    print(render(config, arguments.kind), end="")
+    print(render(config, arguments.kind or "rayjob"), end="")
     return 0
 
 

@@ -14,14 +14,13 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationErr
 from actors.config import (
     Config,
     CriticConfig,
-    Environment,
     ModelConfig,
-    NodeLabels,
     ReferenceConfig,
     RolloutConfig,
     TrainerConfig,
     UserError,
 )
+from actors.config_nodes import Environment, NodeLabels, is_secret
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
@@ -166,9 +165,10 @@ def _problem(error: Any) -> str:
         del location[1:2]  # The algorithm's name, which is no field.
     field = ".".join(location)
     value = error.get("input")
+    got = "a value (not shown)" if any(is_secret(part) for part in location) else _short(value)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _fields_of(location[:-1], error["loc"]), 1)
-        return f"{field}: unknown field{_nearest(near)}, got {_short(value)}"
+        return f"{field}: unknown field{_nearest(near)}, got {got}"
     if error["type"] == "missing":
         return f"{field}: required, got nothing"
     if error["type"].startswith("union_tag"):
@@ -177,11 +177,11 @@ def _problem(error: Any) -> str:
     if error["type"] == "literal_error":
         names = re.findall(r"'([^']+)'", error["ctx"]["expected"])
         near = difflib.get_close_matches(str(value), names, 1)
-        return f"{field}: must be one of {error['ctx']['expected']}, got {_short(value)}{_nearest(near)}"
+        return f"{field}: must be one of {error['ctx']['expected']}, got {got}{_nearest(near)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{field}.{message}" if field else message
-    return f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(value)}"
+    return f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}, got {got}"
 
 
 def _name(value: Any) -> Any:

@@ -12,18 +12,18 @@ import sys
 from typing import Any
 
 
-def main() -> None:
-    """Leave the driver's family, then feed."""
+def feed() -> None:
+    """Leave the driver's family, then deliver."""
     if os.fork():
         os._exit(0)
     os.setsid()
     try:
-        _feed()
+        _deliver()
     except Exception as error:  # services fail in many ways (network, quota, login): the driver warns of it
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
 
 
-def _feed() -> None:
+def _deliver() -> None:
     import wandb
 
     settings: dict[str, Any] = json.loads(sys.stdin.readline())
@@ -38,4 +38,4 @@ def _feed() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    feed()

@@ -28,6 +28,7 @@ class FakeJob:
     entrypoint: str = "echo"
     runtime_env: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    entrypoint_label_selector: dict[str, str] | None = None
     status: str = "PENDING"
     message: str = "Job has not started yet."
     driver_exit_code: int | None = None

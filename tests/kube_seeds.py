@@ -78,6 +78,11 @@ JOB_SEEDS = [
     Seed({f"{WC}.resources.requests.memry": "1Gi"}, f"{WC}.resources.requests.memry", "must be cpu, memory"),
     Seed({f"{WC}.resources.requests.memory": "65Gi"}, f"{WC}.resources.requests.memory", "exceed the limit (64Gi)"),
     Seed({f"{WC}.resources.limits{GPU}": "0.5"}, f"{WC}.resources.limits{GPU}", "must be a whole number"),
+    Seed(
+        {f"{WC}.resources.limits{GPU}": "0", f"{WC}.resources.requests{GPU}": "0"},
+        f"{WC}.resources.limits{GPU}",
+        "must be a whole number from 1, got 0",
+    ),
     Seed({f"{WC}.resources.requests{GPU}": "8"}, f"{WC}.resources.requests{GPU}", "must equal the limit (4)"),
     Seed({f"{WC}.resources.limits{GPU}": DELETE}, f"{WC}.resources.limits", "must have nvidia.com/gpu"),
     Seed({f"{WC}.ports[0].containerPort": 0}, f"{WC}.ports[0].containerPort", "must be at least 1"),
@@ -85,6 +90,12 @@ JOB_SEEDS = [
     Seed({f"{WC}.livenessProbe.httpGet.port": True}, f"{WC}.livenessProbe.httpGet.port", "port's number or its name"),
     Seed({f"{WC}.livenessProbe.httpGet.port": 0}, f"{WC}.livenessProbe.httpGet.port", "must be from 1 to 65535"),
     Seed({f"{WC}.livenessProbe.httpGet.port": "A B"}, f"{WC}.livenessProbe.httpGet.port", "at most 15"),
+    Seed({f"{WC}.livenessProbe.successThreshold": 2}, f"{WC}.livenessProbe.successThreshold", "must be 1, got 2"),
+    Seed(
+        {f"{WC}.startupProbe": {"tcpSocket": {"port": 1}, "successThreshold": 3}},
+        f"{WC}.startupProbe.successThreshold",
+        "must be 1, got 3",
+    ),
     Seed({f"{WC}.livenessProbe.httpGet.port": "web"}, f"{WC}.livenessProbe.httpGet.port", "or the name of a port"),
     Seed({"spec.activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds", "must be at least 1, got 0"),
     Seed({"spec.preRunningDeadlineSeconds": 2**31}, "spec.preRunningDeadlineSeconds", "must be at most 2147483647"),
@@ -93,6 +104,7 @@ JOB_SEEDS = [
     Seed({f"{W}.numOfHosts": 0}, f"{W}.numOfHosts", "must be at least 1"),
     Seed({"spec.submissionMode": "HttpMode"}, "spec.submissionMode", "InteractiveMode (did you mean HTTPMode?)"),
     Seed({"spec.managedBy": "me"}, "spec.managedBy", "ray.io/kuberay-operator, kueue.x-k8s.io/multikueue"),
+    Seed({f"{WC}.image": "tandem:1 -ray2.60.0"}, f"{WC}.image", "must be an image without blanks"),
     Seed({f"{WC}.imagePullPolicy": "Sometimes"}, f"{WC}.imagePullPolicy", "Always, IfNotPresent, Never"),
     Seed({f"{WP}.tolerations[0].effect": "NoScheduling"}, f"{WP}.tolerations[0].effect", "did you mean NoSchedule?"),
     Seed({"metadata.name": "a" * 48}, "metadata.name", "at most 47 characters"),
@@ -110,6 +122,14 @@ JOB_SEEDS = [
         {f"{WC}.env[2].valueFrom.configMapKeyRef": {"name": "a", "key": "b"}}, f"{WC}.env[2].valueFrom", "exactly one"
     ),
     Seed({f"{WC}.env[0].name": "HF_TOKEN"}, f"{WC}.env[0].value", "must come from a Secret"),
+    Seed({f"{WC}.env[0].value": "redis://:b@c"}, f"{WC}.env[0].value", "HF_HOME must come from a Secret"),
+    Seed({f"{WC}.env[0].name": "MYPASSWORD"}, f"{WC}.env[0].value", "must come from a Secret"),
+    Seed({f"{WC}.env[0].name": "DB_PASS"}, f"{WC}.env[0].value", "must come from a Secret"),
+    Seed(
+        {f"{WC}.securityContext.privileged": True},
+        f"{WC}.securityContext.allowPrivilegeEscalation",
+        "must not be false with privileged",
+    ),
     Seed({f"{WP}.volumes[0].emptyDir": {}}, f"{WP}.volumes[0]", "got emptyDir and persistentVolumeClaim"),
     Seed({f"{WP}.volumes[0].persistentVolumeClaim": DELETE}, f"{WP}.volumes[0]", "exactly one of emptyDir, persi"),
     Seed({f"{WP}.volumes[1].name": "shm"}, f"{WP}.volumes", "must have every name once"),
@@ -132,8 +152,34 @@ JOB_SEEDS = [
     Seed({f"{WP}.initContainers[0].name": "ray-node"}, f"{WP}.initContainers[0].name", "must differ from those"),
     # Ray
     Seed({f"{C}.rayVersion": "2.59.0"}, f"{C}.rayVersion", "installed here (2.60.0), got 2.59.0"),
-    Seed({f"{WC}.image": "rayproject/ray:2.59.1-gpu"}, f"{WC}.image", "must have the cluster's Ray (2.60.0)"),
-    Seed({f"{WC}.image": "x/tandem:1-ray2.59.1@sha256:12"}, f"{WC}.image", "must have the cluster's Ray (2.60.0)"),
+    Seed({f"{WC}.image": "rayproject/ray:2.59.1-gpu"}, f"{WC}.image", "name the cluster's Ray in its tag (ray2.60.0)"),
+    Seed({f"{WC}.image": "x/tandem:1-ray2.59.1@sha256:12"}, f"{WC}.image", "must name the cluster's Ray"),
+    Seed({f"{HC}.image": "tandem:latest"}, f"{HC}.image", "must name the cluster's Ray"),
+    Seed({f"{HC}.command": ["bash", "-c", "x"]}, f"{HC}.command", "as the operator starts Ray"),
+    Seed(
+        {f"{W}.template.metadata.labels": {"ray.io/cluster": "x"}},
+        f'{W}.template.metadata.labels["ray.io/cluster"]',
+        "must be left out, as the operator sets it",
+    ),
+    Seed({f"{H}.rayStartParams.num-cpus": "none"}, f"{H}.rayStartParams.num-cpus", "must be a whole number, got none"),
+    Seed({f"{H}.rayStartParams.num-gpus": "0.5"}, f"{H}.rayStartParams.num-gpus", "must be a whole number"),
+    Seed(
+        {f"{W}.rayStartParams.object-store-memory": "1Gi"},
+        f"{W}.rayStartParams.object-store-memory",
+        "must be a whole number, got 1Gi",
+    ),
+    Seed(
+        {f"{W}.rayStartParams.object-store-memory": str(16 * 2**30 + 1)},
+        f"{W}.rayStartParams.object-store-memory",
+        "must not exceed /dev/shm (16Gi)",
+    ),
+    Seed(
+        {f"{WC}.env[0]": {"name": "RAY_AUTH_MODE", "value": "disabled"}},
+        f"{WC}.env[0]",
+        "must be left out, as the operator sets RAY_AUTH_MODE by spec.rayClusterSpec.authOptions",
+    ),
+    Seed({f"{HC}.env[0]": {"name": "RAY_ADDRESS", "value": "auto"}}, f"{HC}.env[0]", "must be left out"),
+    Seed({f"{HC}.env[0]": {"name": "RAY_AUTH_TOKEN", "value": "x"}}, f"{HC}.env[0].value", "must come from a Secret"),
     Seed(
         {
             f"{WC}.image": "busybox:1",
@@ -160,6 +206,15 @@ JOB_SEEDS = [
     ),
     # Job
     Seed({"spec.entrypoint": " "}, "spec.entrypoint", "required with submissionMode K8sJobMode"),
+    Seed({"spec.entrypoint": "tandem run a\nb"}, "spec.entrypoint", "must be one line"),
+    Seed(
+        {f"{HC}.volumeMounts[2].mountPath": "/etc/x"}, f"{HC}.volumeMounts", "must have /etc/tandem, which spec.entry"
+    ),
+    Seed(
+        {"spec.metadata": {"HF_TOKEN": "x"}}, "spec.metadata.HF_TOKEN", "whoever reaches Ray can read it, got a value"
+    ),
+    Seed({"spec.metadata": {"proxy": "http://a:b@c"}}, "spec.metadata.proxy", "must be left out"),
+    Seed({"spec.activeDeadlineSeconds": 3599}, "spec.activeDeadlineSeconds", "preRunningDeadlineSeconds (3600), got"),
     Seed({"spec.entrypointResources": "policy=1"}, "spec.entrypointResources", "must be a JSON object"),
     Seed({"spec.runtimeEnvYAML": "a: [1"}, "spec.runtimeEnvYAML", "must be YAML"),
     Seed({"spec.runtimeEnvYAML": "- a"}, "spec.runtimeEnvYAML", "must be a YAML mapping, got list"),
@@ -184,7 +239,12 @@ JOB_SEEDS = [
     Seed(
         {"spec.submitterPodTemplate.spec.containers[0].image": "rayproject/ray:2.9.0"},
         "spec.submitterPodTemplate.spec.containers[0].image",
-        "must have the Ray installed here",
+        "must name the Ray installed here",
+    ),
+    Seed(
+        {"spec.submitterPodTemplate.spec.containers[0].image": "tandem"},
+        "spec.submitterPodTemplate.spec.containers[0].image",
+        "must name the Ray installed here",
     ),
     Seed({'metadata.labels["kai.scheduler/queue"]': "a"}, "spec.submissionMode", "must be HTTPMode or SidecarMode"),
     # Deletion
@@ -255,6 +315,9 @@ JOB_SEEDS = [
     Seed({f"{W}.groupName": "head"}, f"{W}.groupName", "must not be head with a queue"),
     Seed({f'metadata.labels{SCALER}queue-name"]': ""}, f'metadata.labels{SCALER}queue-name"]', "must name a queue"),
     Seed(
+        {f'metadata.labels{SCALER}queue-name"]': "GPUs"}, f'metadata.labels{SCALER}queue-name"]', "'-' and '.'), got G"
+    ),
+    Seed(
         {f'metadata.labels{SCALER}queue-name"]': DELETE, f'metadata.labels{SCALER}priority-class"]': "x"},
         f'metadata.labels{SCALER}priority-class"]',
         "must be left out without",
@@ -296,6 +359,7 @@ CLUSTER_SEEDS = [
     Seed({"spec.authOptions": {"enableK8sTokenAuth": True}}, "spec.authOptions.enableK8sTokenAuth", "needs mode token"),
     Seed(K8S_AUTH | {"spec.authOptions.secretName": "x"}, "spec.authOptions.secretName", "with enableK8sTokenAuth"),
     Seed({f"{GCS}.redisAddress": DELETE}, f"{GCS}.redisAddress", "required with backend redis"),
+    Seed({f"{GCS}.redisAddress": "redis://:x@y:1"}, f"{GCS}.redisAddress", "must hold no user or password"),
     Seed({f"{GCS}.storage": {"size": "1Gi"}}, f"{GCS}.storage", "must be left out with backend redis"),
     Seed({f"{GCS}.redisPassword": {"value": "x"}}, f"{GCS}.redisPassword.value", "unknown field"),
     Seed({f"{GCS}.backend": "rocksdb"}, f"{GCS}.redisAddress", "must be left out with backend rocksdb"),

@@ -32,6 +32,8 @@ CONFIG = {
     "run": {"name": "demo", "output": "/shared/outputs"},
 }
 OURS = {"tandem": "0.1.0", "run": "demo", "algorithm": "sft", "user": "me", "digest": "x", "stop_wait_s": "0"}
+RUN = "Running entrypoint for job first: exec python\nstarting Ray ...\n"
+SAVED = "stopped; a checkpoint is in /shared/outputs/demo, the same command continues\n"
 
 
 @pytest.fixture
@@ -95,7 +97,10 @@ def test_submit_uploads_once_and_says_what_to_do_next(fake: FakeRayServer, capsy
         "digest": "-",
         "user": "-",
         "tandem": "-",
+        "directory": "/shared/outputs/demo",
     }
+    assert job.entrypoint_label_selector is None
+    job.end("SUCCEEDED", 0)
     assert main(["submit", "job.yaml", *at]) == 0
     out = capsys.readouterr().out
     assert out.startswith("already on the cluster: 3 files, ")
@@ -124,13 +129,13 @@ def test_wait_follows_the_log_and_ends_as_the_driver(
     def life(job: FakeJob) -> None:
         job.status, job.log = "RUNNING", "step 1/2\n"
         time.sleep(0.2)
-        job.log += "step 2/2\n"
+        job.log += "step 2/2\n" + (SAVED if state == "STOPPED" else "")
         job.end(state, exit_code, "Job entrypoint command failed ...:\nerror: x: must be y, got z\nbye")
 
     when_submitted(fake, "first", life)
     assert main(["submit", "job.yaml", "--id", "first", "--wait", "--address", fake.address]) == expected
     out, err = capsys.readouterr()
-    assert out.endswith("step 1/2\nstep 2/2\n")
+    assert "step 1/2\nstep 2/2\n" in out
     lines = [line.partition(" after ")[0] for line in err.splitlines()]
     code = f" with exit code {exit_code}" if state == "FAILED" and exit_code is not None else ""
     cause = ["cause: error: x: must be y, got z"] if state == "FAILED" else []
@@ -216,6 +221,51 @@ def test_another_configuration_under_the_same_id(fake: FakeRayServer, capsys: py
     )
 
 
+def test_a_run_without_resume_is_said_to_start_anew(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["submit", "job.yaml", "checkpoint.resume=false", "--id", "first", "--address", fake.address]
+    assert main(arguments) == 0
+    fake.jobs["first"].status = "FAILED"
+    capsys.readouterr()
+    assert main(arguments) == 0
+    line = "first was FAILED: submitting it again, it starts anew, as checkpoint.resume is false"
+    assert capsys.readouterr().out.splitlines()[0] == line
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_two_live_jobs_have_no_directory_in_common(
+    fake: FakeRayServer, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    at = ["--address", fake.address]
+    arguments = submitted_before(fake, capsys, state)
+    assert main(["submit", "job.yaml", "--id", "second", *at]) == 2
+    assert capsys.readouterr().err == (
+        f"error: run.name: must be another than that of job first, which is {state} in /shared/outputs/demo "
+        f"(attach: tandem logs first -f --address {fake.address}, stop: tandem stop first --address {fake.address}), "
+        "got demo\n"
+    )
+    assert not [item for item in fake.requests if item.startswith(("POST", "PUT"))]
+    assert main(arguments) == 0  # the same job is no other
+    assert main(["submit", "job.yaml", "run.name=other", "--id", "second", *at]) == 0
+    fake.jobs["first"].status = "STOPPED"
+    assert main(["submit", "job.yaml", "--id", "third", *at]) == 0
+
+
+def test_driver_labels_place_the_driver(fake: FakeRayServer) -> None:
+    labels = "cluster.driver_labels={role: driver}"
+    assert main(["submit", "job.yaml", labels, "--id", "first", "--address", fake.address]) == 0
+    assert fake.jobs["first"].entrypoint_label_selector == {"role": "driver"}
+
+
+def test_home_is_not_uploaded(
+    fake: FakeRayServer, capsys: pytest.CaptureFixture[str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    assert main(["submit", "job.yaml", "--address", fake.address]) == 2
+    rule = "must be a project's directory, not your home or /, as all of it goes"
+    assert capsys.readouterr().err == f"error: upload: {rule}, got {project}\n"
+    assert fake.requests == []
+
+
 def test_an_id_of_someone_else_is_left_alone(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:
     fake.add("first", "FAILED")
     assert main(["submit", "job.yaml", "--id", "first", "--address", fake.address]) == 2
@@ -293,7 +343,7 @@ def test_what_is_no_dashboard_is_said_so(fake: FakeRayServer, capsys: pytest.Cap
         (["--address", "ray://head:10001"], {}, "--address: must be the http(s) address of the cluster's dashboard, "
          "such as http://head:8265, got ray://head:10001"),
         (["--address", "http://me:hunter2@head"], {}, "--address: must hold no user and password, as commands print "
-         "it (token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"),
+         "it (token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or, with RAY_AUTH_MODE=token, ~/.ray/auth_token)"),
         (["--address", "head"], {"RAY_AUTH_MODE": "tokn"}, "RAY_AUTH_MODE: must be token or disabled, or unset, got "
          "tokn"),
         (["--address", "head"], {"RAY_AUTH_MODE": "token"}, "RAY_AUTH_MODE: token needs a token in RAY_AUTH_TOKEN, "
@@ -334,13 +384,16 @@ def test_the_token_is_sent_as_ray_auth_mode_says(
     fake: FakeRayServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.token = "the-right-one"
-    places = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    places = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or, with RAY_AUTH_MODE=token, ~/.ray/auth_token"
+    (Path.home() / ".ray").mkdir()
+    stored = Path.home() / ".ray/auth_token"
+    stored.write_text("the-right-one\n")  # as any local ray.init leaves it: sent only when asked for
     (Path.home() / ".netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
     (Path.home() / ".netrc").chmod(0o600)
     at = ["list", "--address", fake.address]
     assert one_line(capsys, *at) == (
-        f"RAY_AUTH_TOKEN: {fake.address} wants a token (401) and none was sent, as there is none; set the cluster's in "
-        f"{places}"
+        f"RAY_AUTH_TOKEN: {fake.address} wants a token (401) and none was sent, as no variable names one; "
+        f"set the cluster's in {places}"
     )
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a-wrong-one")
     assert one_line(capsys, *at) == (
@@ -350,9 +403,6 @@ def test_the_token_is_sent_as_ray_auth_mode_says(
     assert "as RAY_AUTH_MODE is disabled; set" in one_line(capsys, *at)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    (Path.home() / ".ray").mkdir()
-    stored = Path.home() / ".ray/auth_token"
-    stored.write_text("the-right-one\n")
     fake.add("first", log="a line\n").end("SUCCEEDED", 0)
     assert main(at) == 0
     assert main(["logs", "first", "-f", "--address", fake.address]) == 0  # the websocket too
@@ -426,6 +476,25 @@ def test_status_and_logs_of_a_failed_job(fake: FakeRayServer, capsys: pytest.Cap
     assert capsys.readouterr().out == "line 4\n"
 
 
+@pytest.mark.parametrize(
+    ("cause", "exit_code", "hint"),
+    [
+        ("sh: 1: exec: python: not found", 127, "put a `python` with Tandem's packages on the PATH that nodes have"),
+        ("python: No module named launch", 1, "the cluster's Python lacks Tandem: install it on all nodes"),
+        ("ModuleNotFoundError: No module named 'ray._raylet'", 1, "the cluster's Python lacks ray: install it on all"),
+    ],
+)
+def test_a_driver_that_cannot_start_says_what_to_install(
+    fake: FakeRayServer, capsys: pytest.CaptureFixture[str], cause: str, exit_code: int, hint: str
+) -> None:
+    job = fake.add("first", metadata=OURS)
+    job.end("FAILED", exit_code, f"Job entrypoint command failed with exit code {exit_code}, ...:\n{cause}")
+    assert main(["status", "first", "--address", fake.address]) == 0
+    assert f"{cause} ({hint}" in capsys.readouterr().out
+    assert main(["logs", "first", "-f", "--address", fake.address]) == exit_code
+    assert f"cause: {cause} ({hint}" in capsys.readouterr().err
+
+
 def test_list_shows_our_jobs_or_all(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:
     fake.add("older", "SUCCEEDED", metadata=OURS, start_time=1000, end_time=61_000, driver_exit_code=0)
     fake.add("newer", "RUNNING", metadata=OURS)
@@ -450,6 +519,40 @@ def test_stop_waits_for_the_end_and_may_be_repeated(fake: FakeRayServer, capsys:
     assert err == "stopping first (RUNNING), for up to 30 s\n"
     assert main(["stop", "first", "--address", fake.address]) == 0
     assert capsys.readouterr().out == "first has already ended: STOPPED\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (RUN + SAVED, None),
+        (RUN + "preempted, as node 2 is about to go; a checkpoint is in /x, the same command continues\n", None),
+        (RUN + "interrupted; continue with the same command, results so far are in /x\n", None),
+        (RUN + "step 9/9\nmodel:   /x/export\nmetrics: /x/metrics.jsonl\n", None),
+        ("Running entrypoint for job first: exec python\nwarning: no GPU\n", None),
+        (RUN + "step 3/9\n", "it did not finish within cluster.stop_wait_s (90 s) and was killed"),
+        (RUN + SAVED + RUN + "step 5/9\n", "it did not finish within cluster.stop_wait_s (90 s) and was killed"),
+        (RUN + "run failed: OSError: disk full\nfull log: /x\n", "run failed: OSError: disk full"),
+    ],
+)
+def test_a_stop_says_when_the_last_step_is_lost(
+    fake: FakeRayServer, capsys: pytest.CaptureFixture[str], log: str, reason: str | None
+) -> None:
+    job = fake.add("first", metadata=OURS | {"stop_wait_s": "90"}, log=log)
+    assert main(["stop", "first", "--address", fake.address]) == (1 if reason else 0)
+    line = f"first ended without a checkpoint of its last step: {reason}"
+    out, err = capsys.readouterr()
+    assert (job.status, out.split()[1], err.splitlines()[1:]) == ("STOPPED", "STOPPED", [line] if reason else [])
+    assert main(["logs", "first", "-f", "--address", fake.address]) == (1 if reason else 130)
+    assert capsys.readouterr().err.splitlines()[1:] == ([line] if reason else [])
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "9" * 5000])
+def test_metadata_of_other_programs_is_no_number(
+    fake: FakeRayServer, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    fake.add("other", metadata={"stop_wait_s": value})
+    assert main(["stop", "other", "--address", fake.address]) == 0
+    assert capsys.readouterr().err == "stopping other (RUNNING), for up to 30 s\n"
 
 
 def test_a_pending_job_is_stopped_once_it_runs(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:

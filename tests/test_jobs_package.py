@@ -3,18 +3,20 @@
 import io
 import json
 import os
+import random
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
+from ray._private import ray_constants
 
 from actors.config import UserError
-from launch.config import RunConfig, validate
+from launch.config import RunConfig, load, validate
 from launch.jobs import package as packaging
 from launch.jobs.package import Package, package_files, package_warnings
 from launch.jobs.selection import select_files
-from launch.jobs.uploadable import upload_problems
+from launch.jobs.uploadable import secret_problems, upload_problems
 
 BASE = {
     "algorithm": {"name": "grpo", "prompts_per_step": 4, "samples_per_prompt": 4},
@@ -111,19 +113,50 @@ def test_what_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(packaging, "LARGEST_QUIET_FILE", 600)
     warned = [line.partition(" goes ")[0] for line in package_warnings(select_files(tmp_path))]
     assert warned == ["upload: data/a.bin (0.7 KiB)", "upload: model.bin (0.9 KiB)"]
-    monkeypatch.setattr(packaging, "LARGEST_PACKAGE", 2000)
+    monkeypatch.setattr(packaging, "LARGEST_PACKAGE", 3000)
+    (tmp_path / "small.py").write_text("#" * 9000)
+    assert packed(tmp_path).size < 3000  # what counts is the zip
+    (tmp_path / "model.bin").write_bytes(random.Random(0).randbytes(3000))
     with pytest.raises(UserError) as error:
         packed(tmp_path)
     assert str(error.value) == (
-        "upload: must not exceed 2.0 KiB (.rayignore leaves files out), got 2.1 KiB in 4 files: "
-        "data/ 1.2 KiB, model.bin 0.9 KiB, small.py 0.0 KiB"
+        "upload: must be a zip of at most 2.9 KiB, as Ray's dashboard takes no more (.rayignore leaves files out), got "
+        "more in 4 files, the largest: small.py 8.8 KiB, model.bin 2.9 KiB, data/a.bin 0.7 KiB, data/b.bin 0.5 KiB"
     )
 
 
-def test_files_that_hold_secrets_are_warned_about(tmp_path: Path) -> None:
-    tree(tmp_path, ".env", "sub/id.pem", "environment.py")
-    warned = [line.split()[1] for line in package_warnings(select_files(tmp_path))]
-    assert warned == [".env", "sub/id.pem"]
+def test_the_limit_is_that_of_rays_dashboard() -> None:
+    assert packaging.LARGEST_PACKAGE == ray_constants.DASHBOARD_CLIENT_MAX_SIZE
+
+
+def test_files_that_look_like_secrets_stay_here(tmp_path: Path) -> None:
+    secrets = [".env", ".env.local", ".netrc", ".npmrc", ".pypirc", "a/credentials.json", "id_ed25519", "id_rsa.bak"]
+    secrets += ["kubeconfig-prod", "sub/id.pem", "sub/tls.key"]
+    tree(tmp_path, *secrets, "environment.py", "id_map.json", "monkey.py")
+    (tmp_path / ".gitignore").write_text("!.env\n")
+    found = select_files(tmp_path)
+    assert list(found.files) == [".gitignore", "environment.py", "id_map.json", "monkey.py"]
+    assert package_warnings(found) == [
+        "upload: left out, as they look like secrets (a ! line of .rayignore brings back): " + ", ".join(secrets)
+    ]
+    assert str(found.why_missing("id_ed25519")).startswith("id_ed25519 is left out by Tandem, as a likely secret")
+    (tmp_path / ".rayignore").write_text("!/.env\n!*.pem\n")
+    found = select_files(tmp_path)
+    assert {".env", "sub/id.pem"} <= found.files.keys()
+    assert not {".env.local", "sub/tls.key"} & found.files.keys()
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "a\x85b\u2028c\x7f\ufeff", "\\ud83d", "caf\u00e9"])
+def test_the_configuration_arrives_as_it_was(tmp_path: Path, text: str) -> None:
+    rollout = {"max_prompt_tokens": 32, "max_response_tokens": 16, "stop": [text]}
+    with zipfile.ZipFile(packed(tmp_path, config(rollout=rollout)).data) as archive:
+        archive.extract("tandem-run.json", tmp_path)
+    assert load(str(tmp_path / "tandem-run.json"), []).rollout.stop == [text]
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config file: must be Unicode text, .* got '.ud83d'"):
+        packed(tmp_path, config(data={"train": "rows.jsonl", "system_prompt": "\ud83d"}))
 
 
 def test_paths_of_the_configuration_must_be_in_the_upload(tmp_path: Path) -> None:
@@ -175,3 +208,23 @@ def test_secrets_in_the_configuration_are_refused(tmp_path: Path) -> None:
         f"reward.endpoints[1].url: must hold no literal api_key {kept}",
         f"reward.endpoints[2].headers.cookie: {literal}",
     ]
+
+
+def test_secrets_in_arguments_are_refused() -> None:
+    harmless = {"tokenizer": "gpt2", "stop_token": "</s>", "max_tokens": 3, "api_key": "$SCORES_KEY", "password": None}
+    found = config(
+        data={"train": "rows.jsonl", "arguments": {"hf_token": "hunter2", "store": {"apiKey": "hunter2"}} | harmless},
+        reward={
+            "functions": [
+                "exact_match",
+                {"name": "exact_match", "arguments": {"passwords": ["hunter2"], "url": "https://me:hunter2@scores"}},
+            ]
+        },
+    )
+    problems = secret_problems(found)
+    assert "hunter2" not in str(problems)
+    rule = "must hold no secret (it can name a variable that the function reads on the cluster, such as $TOKEN)"
+    arguments = ["data.arguments.hf_token", "data.arguments.store.apiKey"]
+    arguments += ["reward.functions[1].arguments.passwords[0]", "reward.functions[1].arguments.url"]
+    assert problems == [f"{field}: {rule}, got a literal (not shown)" for field in arguments]
+    assert secret_problems(config()) == []

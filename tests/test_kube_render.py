@@ -5,6 +5,7 @@ After a change, render a golden file again: python -m launch k8s CONFIG --kind K
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 
 from actors.config import UserError
 from launch.config import RunConfig, load, validate
 from launch.config_file import apply_overrides, parse
+from launch.jobs.selection import select_files
 from launch.kube.assumptions import render_warnings
 from launch.kube.config import KubernetesConfig, check_kubernetes
-from launch.kube.packing import pack_nodes, pod_groups
+from launch.kube.packing import DRIVER, pack_nodes, pod_groups
+from launch.kube.pods import literal
 from launch.kube.render import LONGEST_NAME, Kind, kube_name, manifests, render
 from launch.kube.sizes import host_memory, worker_size
 from launch.placement import Reservation, demands
@@ -62,7 +66,7 @@ def configured(*overrides: str) -> RunConfig:
 
 def spec(config: RunConfig, kind: Kind = "rayjob") -> dict[str, Any]:
     """The spec of the RayJob or RayCluster."""
-    return manifests(config, kind)[1]["spec"]
+    return manifests(config, kind)[-1]["spec"]
 
 
 def worker_groups(config: RunConfig) -> dict[str, Any]:
@@ -88,7 +92,14 @@ def everywhere(value: Any) -> Iterator[dict[str, Any]]:
 def test_every_config_renders_and_is_the_same_run(path: Path, kind: Kind) -> None:
     config = load(str(path), [])
     documents = list(yaml.safe_load_all(render(config, kind)))
-    assert [document["kind"] for document in documents] == ["ConfigMap", {"rayjob": "RayJob"}.get(kind, "RayCluster")]
+    if kind == "raycluster":
+        assert [document["kind"] for document in documents] == ["RayCluster"]
+        assert not any("configMap" in item for item in everywhere(documents)), "nothing is there to be mounted"
+        return
+    assert [document["kind"] for document in documents] == ["ConfigMap", "RayJob"]
+    assert "immutable" not in documents[0], (
+        "the node's agent would serve the old one to the pods of a run started again"
+    )
     again = validate(parse(documents[0]["data"]["run.yaml"], "the ConfigMap"))
     if config.cluster.placement != "separate":
         assert again == config
@@ -126,7 +137,7 @@ def test_secrets_are_only_references(golden: str) -> None:
     documents = list(yaml.safe_load_all((ROOT / golden).read_text(encoding="utf-8")))
     assert "Secret" not in {document["kind"] for document in documents}
     secret = re.compile(r"KEY|TOKEN|PASSWORD", re.IGNORECASE)
-    named = [item for item in everywhere(documents[1]) if secret.search(str(item.get("name", ""))) and "name" in item]
+    named = [item for item in everywhere(documents[-1]) if secret.search(str(item.get("name", ""))) and "name" in item]
     variables = [item for item in named if item.keys() & {"value", "valueFrom"}]
     assert variables or "autoscaling" not in golden
     for item in variables:
@@ -142,7 +153,7 @@ def test_the_password_of_redis_is_a_reference() -> None:
 @pytest.mark.parametrize("golden", EXAMPLES)
 def test_every_pod_is_confined(golden: str) -> None:
     """No container of ours may be root, gain privileges or get a token, but the autoscaler's head."""
-    document = list(yaml.safe_load_all((ROOT / golden).read_text(encoding="utf-8")))[1]
+    document = list(yaml.safe_load_all((ROOT / golden).read_text(encoding="utf-8")))[-1]
     pods = [item for item in everywhere(document) if "containers" in item]
     assert len(pods) >= 2
     for pod in pods:
@@ -158,17 +169,28 @@ def test_every_pod_is_confined(golden: str) -> None:
                 assert item["resources"]["requests"].get(kind) == item["resources"]["limits"].get(kind)
 
 
-def test_kubernetes_expands_nothing_of_the_users() -> None:
-    groups = worker_groups(configured("cluster.env={A: $(HOME), B: $HOME, C: $$(X)}"))
+def expanded(text: str) -> str:
+    """As Kubernetes documents it: $(NAME) is a variable's value, here V, and $$ one $."""
+    return re.sub(r"\$\$|\$\(\w+\)", lambda found: "$" if found[0] == "$$" else "V", text)
+
+
+@settings(deadline=None)
+@given(st.text("$()A{", max_size=12))
+def test_kubernetes_expands_nothing_of_the_users(text: str) -> None:
+    assert expanded("$(A) $$(A) $$$(A)") == "V $(A) $V"
+    assert expanded(literal(text)) == text
+
+
+def test_the_users_text_is_literal() -> None:
+    groups = worker_groups(configured("cluster.env={A: $$(X)}"))
     values = {item["name"]: item.get("value") for item in container(groups["workers"])["env"]}
-    assert (values["A"], values["B"], values["C"]) == ("$$(HOME)", "$HOME", "$$$(X)")
+    assert values["A"] == "$$$$(X)"
 
 
 def test_the_entrypoint_is_a_command_without_shell_syntax() -> None:
     """KubeRay pastes it into a script of its own."""
     entrypoint = spec(configured("run.name=a.b"))["entrypoint"]
     assert re.fullmatch(r"[A-Za-z0-9 /=._-]+", entrypoint)
-    assert "entrypoint" not in spec(configured("cluster.kubernetes.submission_mode=InteractiveMode"))
 
 
 def test_a_drain_ends_before_the_pod_and_after_a_checkpoint() -> None:
@@ -208,9 +230,9 @@ def test_separate_groups_find_their_pods_by_label() -> None:
 
 def test_names_are_valid_and_differ() -> None:
     assert kube_name("grpo", 47) == "grpo"
-    assert kube_name("GRPO-1", 47) == "grpo-1"
-    assert kube_name("2x8", 47) == "run-2x8"
+    assert kube_name("grpo-1", 47) == "grpo-1"
     names = ["a.b", "a_b", "a-b", "a-b-", "x" * 48, "x" * 49, "9" * 60, "-".join("ab" * 40)]
+    names += ["Foo", "foo", "FOO", "1st", "run-1st", "2X8", "2x8"]
     found = [kube_name(name, 47) for name in names]
     assert len(set(found)) == len(names)
     assert all(re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) and len(name) <= 47 for name in found)
@@ -299,8 +321,27 @@ def test_processes_on_cpu_get_a_core_each_up_to_a_limit() -> None:
 
 def test_the_head_does_no_work() -> None:
     head = spec(configured())["rayClusterSpec"]["headGroupSpec"]
-    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert head["rayStartParams"]["num-cpus"] == head["rayStartParams"]["num-gpus"] == "0"
     assert "nvidia.com/gpu" not in container(head)["resources"]["limits"]
+
+
+@pytest.mark.parametrize("placement", ["split", "separate"])
+def test_the_driver_finds_room_beside_the_groups(placement: str) -> None:
+    """Where it is not on the head: every pod it may be on has its CPU beside what is reserved there."""
+    overrides = [f"cluster.placement={placement}", f"{K}.gcs={{storage: rocksdb, size_gib: 1}}"]
+    config = load("configs/own-task.yaml", overrides)
+    job = spec(config)
+    asked = json.loads(job["entrypointResources"])
+    assert asked.keys() == {DRIVER}
+    found = {group["groupName"]: group for group in job["rayClusterSpec"]["workerGroupSpecs"]}
+    packed = {group.name: group for group in pod_groups(config)}
+    assert found.keys() == packed.keys()
+    homes = {name for name, group in found.items() if int(group.get("resources", {}).get(DRIVER, 0)) >= asked[DRIVER]}
+    assert homes == found.keys() - {"rollout"}
+    for name in homes:
+        cpus = int(container(found[name])["resources"]["requests"]["cpu"])
+        assert all(node.reserved["CPU"] + job["entrypointNumCpus"] <= cpus for node in packed[name].nodes)
+    assert "entrypointResources" not in spec(load("configs/own-task.yaml", overrides[:1]))
 
 
 # Packing.
@@ -387,10 +428,8 @@ AT_LOADING = [
     ),
     (f"{K}.deletion_rules=[{{when: done, policy: DeleteSelf}}]", f"{K}.deletion_rules.0.when: must be one of"),
     (f"{K}.submission_mode=HttpMode", f"{K}.submission_mode: must be one of"),
-    (
-        f"{K}.submission_mode=InteractiveMode; {K}.retries=1",
-        f"{K}.retries must be 0 in InteractiveMode, which waits for you, got 1",
-    ),
+    (f"{K}.submission_mode=InteractiveMode", f"{K}.submission_mode: must be one of"),
+    (f"{K}.deadline_s=1800", f"{K}.deadline_s must exceed start_deadline_s (1800), got 1800"),
     (
         f"{K}.submission_mode=SidecarMode; {K}.gcs={{storage: rocksdb, size_gib: 1}}",
         f"{K}.gcs.storage must be none in SidecarMode",
@@ -448,7 +487,14 @@ AT_LOADING = [
         f"{K}.ray_auth_secret must be left out with ray_auth disabled, got a",
     ),
     (f"{K}.gcs={{address: 'a:1'}}", f"{K}.gcs.address must be left out with storage none, got a:1"),
-    (f"{K}.gcs={{storage: redis}}", f"{K}.gcs.address must be host:port with storage redis, got nothing"),
+    (
+        f"{K}.gcs={{storage: redis}}",
+        f"{K}.gcs.address must be host:port or redis(s)://host:port with storage redis, got nothing",
+    ),
+    (
+        f"{K}.gcs={{storage: redis, address: 'redis://:hush@redis:6379'}}",
+        f"{K}.gcs.address must be host:port or redis(s)://host:port with storage redis, got a user or a password (not",
+    ),
     (
         f"{K}.gcs={{storage: redis, address: 'a:1', size_gib: 1}}",
         f"{K}.gcs.size_gib must be left out with storage redis",
@@ -489,6 +535,20 @@ AT_RENDERING = [
         "policy.node_labels={zone: a}; rollout.node_labels={zone: b}",
         "rollout.node_labels.zone: must be a as another group's on the same pods (workers), got b",
     ),
+    (
+        "cluster.driver_labels={role: driver}",
+        "cluster.driver_labels: must be left out on Kubernetes, where the driver is on the head "
+        "(cluster.kubernetes.gcs.storage puts it on a worker), got {'role': 'driver'}",
+    ),
+    ("cluster.env={PATH: /x}", "cluster.env.PATH: must be left out on Kubernetes, as the image sets it, got '/x'"),
+    (
+        "rollout.env={RAY_JOB_STOP_WAIT_TIME_S: '3'}",
+        "rollout.env.RAY_JOB_STOP_WAIT_TIME_S: must be left out on Kubernetes, as it follows from cluster.stop_wait_s",
+    ),
+    (
+        "policy.env={RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}",
+        "policy.env.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: must be left out on Kubernetes, as it follows from grace_s",
+    ),
     ("policy.node_labels={zone: 'in(a, b)'}", "policy.node_labels.zone: must be a plain label on Kubernetes"),
 ]
 
@@ -512,7 +572,12 @@ def test_what_cannot_be_on_kubernetes_is_one_line(overrides: str, line: str) -> 
 
 def test_defaults_contradict_nothing() -> None:
     """A run that is never rendered is not disturbed: each of these is fine without cluster.kubernetes."""
-    for overrides in (["checkpoint.resume=false"], ["run.output=/data"], ["cluster.stop_wait_s=5000"]):
+    for overrides in (
+        ["checkpoint.resume=false"],
+        ["run.output=/data"],
+        ["cluster.stop_wait_s=5000"],
+        ["cluster.env={PATH: /x, RAY_JOB_STOP_WAIT_TIME_S: '3'}"],
+    ):
         config = configured(*overrides)
         assert validate(config.model_dump(mode="json")) == config
         assert config.cluster.kubernetes == KubernetesConfig()
@@ -524,15 +589,14 @@ def test_retries_follow_from_what_can_resume() -> None:
         for overrides in (
             (),
             ("checkpoint.resume=false",),
-            (f"{K}.submission_mode=InteractiveMode",),
             (f"{K}.retries=5",),
         )
     }
-    assert list(found.values()) == [2, 0, 0, 5]
+    assert list(found.values()) == [2, 0, 5]
 
 
 def test_submission_modes_have_their_own_fields() -> None:
-    for mode in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"):
+    for mode in ("K8sJobMode", "HTTPMode", "SidecarMode"):
         job = spec(configured(f"{K}.submission_mode={mode}"))
         assert job["submissionMode"] == mode
         assert ("submitterPodTemplate" in job) is (mode == "K8sJobMode")
@@ -543,6 +607,10 @@ def test_warnings_name_what_was_assumed() -> None:
     assert unknown.startswith(f"{K}.memory_gib: the model is not on this machine")
     assert start.startswith("checkpoint.every: not given, so a retry starts from the beginning")
     assert render_warnings(configured(f"{K}.memory_gib=64")) == []
+    scaled = ["cluster.placement=separate", f"{K}.autoscaling={{}}", f"{K}.memory_gib=64"]
+    [late] = render_warnings(configured(*scaled, "cluster.wait_s=1199"))
+    assert late.startswith("cluster.wait_s: rollout pods come only when the run waits for them")
+    assert render_warnings(configured(*scaled, "cluster.wait_s=1200")) == []
 
 
 def test_the_base_fits_what_is_rendered() -> None:
@@ -570,10 +638,48 @@ def test_the_base_fits_what_is_rendered() -> None:
         (secret["metadata"]["name"], key) for key in secret["stringData"]
     }
     [policy] = [document for document in documents if document["kind"] == "NetworkPolicy"]
-    labels = manifests(configured(), "raycluster")[1]["spec"]["headGroupSpec"]["template"]["metadata"]["labels"]
+    labels = spec(configured(), "raycluster")["headGroupSpec"]["template"]["metadata"]["labels"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_dockerfiles_have_the_installed_ray() -> None:
     for name in ("Dockerfile", "Dockerfile.cpu"):
         assert f"ray.__version__ == '{spec(configured())['rayClusterSpec']['rayVersion']}'" in (ROOT / name).read_text()
+
+
+def test_the_image_has_the_packages_of_pyproject() -> None:
+    """The Dockerfile names those of the extra `gpu`, so that they and flash-attn have layers of their own."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
+    text = (ROOT / "Dockerfile").read_text()
+    words = re.sub(r"#.*", "", text).replace("\\", " ").replace(";", " ").split()
+    assert [name for name in wanted if name not in words] == []
+    before = text[: text.index("ARG FLASH_ATTN")]
+    assert all(f" {name} " in before for name in ("psutil", "numpy", "ninja")), "flash-attn's build imports them"
+
+
+SECRETS = [".env", "examples/.env.local", "hf-token.txt", "k8s/my_token.txt", "wandb-key.txt", "tls.key", "a/ca.pem"]
+SECRETS += ["kubeconfig", "k8s/kubeconfig.yaml", ".netrc", "keys/id_rsa"]
+
+
+def test_secrets_do_not_travel_and_modules_do(tmp_path: Path) -> None:
+    """Neither with the image nor with an upload. Docker's patterns begin at the root, and the last one decides."""
+    modules = [str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.py")]
+    for name in (*SECRETS, *modules):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    assert select_files(tmp_path).files.keys() - {".rayignore"} == set(modules)
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    anchored = [re.sub(r"^(!?)(?!\*\*|#)", r"\1/", line) for line in lines if line.strip()]
+    spec = GitIgnoreSpec.from_lines(anchored)
+    assert [name for name in SECRETS if not spec.match_file(name)] == []
+    assert [name for name in modules if spec.match_file(name)] == []
+
+
+def test_readme_deletes_in_the_foreground_and_keeps_secrets_outside() -> None:
+    """A driver that is deleted in the background saves while the next one starts; what is here goes into the image."""
+    text = (ROOT / "k8s/README.md").read_text()
+    deletions = re.findall(r"kubectl delete -f run\.yaml[^\n`]*", text)
+    assert deletions == ["kubectl delete -f run.yaml --cascade=foreground"] * 2
+    files = re.findall(r"--from-file=\w+=(\S+)", text)
+    assert files and all(name.startswith("$HOME/") for name in files)

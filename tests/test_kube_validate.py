@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from launch.kube.rules_cluster import image_ray_version
+from launch.cli import main
+from launch.kube.config_parts import image_ray_version
+from launch.kube.dump import dump
 from launch.kube.schema_types import quantity_value
 from launch.kube.validate import manifest_problems
 from tests.kube_manifests import DELETE, RAY, config_map, edit, ray_cluster, ray_job
@@ -119,7 +121,7 @@ def test_several_documents_are_told_apart() -> None:
     assert manifest_problems([config_map(), broken, other, [1]], RAY) == [  # type: ignore[list-item]
         "RayJob/demo/spec.backoffLimit: must be at least 0, got -1",
         "RayCluster/3/metadata.name: required, got nothing",
-        "document 4: must be a mapping, got [1]",
+        "document 4: must be a mapping, got a list",
     ]
     twice = manifest_problems([ray_job(), ray_job()], RAY)
     assert twice == ["RayJob/demo/metadata.name: must differ from the other documents', got demo"]
@@ -135,14 +137,47 @@ def test_a_volume_takes_keys_that_its_config_map_has() -> None:
     assert manifest_problems([job], RAY) == [], "the ConfigMap may be in the cluster already"
 
 
-def test_a_secret_is_not_shown() -> None:
+def test_a_volume_finds_its_config_map_in_its_namespace() -> None:
+    job, other = ray_job(), config_map()
+    edit(other, "metadata.namespace", "else")
+    problems = manifest_problems([other, job], RAY)
+    path = "spec.rayClusterSpec.headGroupSpec.template.spec.volumes[1].configMap.name"
+    rule = "must be a ConfigMap of the pods' namespace (training), got demo-config of else"
+    assert f"RayJob/demo/{path}: {rule}" in problems
+    edit(other, "metadata.namespace", "training")
+    assert manifest_problems([other, job], RAY) == []
+
+
+ENV = "spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].env"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (f"{ENV}[0]", {"name": "A_TOKEN", "value": "s3cret"}),
+        (f"{ENV}[0]", {"name": "A_TOKEN", "value": 53, "#": "s3cret"}),
+        (f"{ENV}[0]", {"name": "A_TOKEN", "value": {"x": "s3cret"}}),
+        (f"{ENV}[0]", {"name": "PROXY", "value": "http://me:s3cret@proxy"}),
+        (f"{ENV}[0]", {"name": "A_TOKEN", "values": "s3cret"}),
+        (ENV, {"A_TOKEN": "s3cret"}),
+        ("spec.HF_TOKEN", "s3cret"),
+        ("spec.runtimeEnvYAML", "env_vars: {WANDB_API_KEY: s3cret}"),
+        ("spec.runtimeEnvYAML", "env_vars: {WANDB_API_KEY: [s3cret]}"),
+        ("spec.metadata", {"HF_TOKEN": "s3cret"}),
+        ("spec.rayClusterSpec.gcsFaultToleranceOptions", {"redisPassword": "s3cret"}),
+        ("spec.rayClusterSpec.gcsFaultToleranceOptions", {"redisPassword": {"value": "s3cret"}}),
+    ],
+)
+def test_a_secret_is_not_shown(path: str, value: Any) -> None:
     job = ray_job()
-    edit(
-        job, "spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].env[0]", {"name": "A_TOKEN", "value": "s3"}
-    )
-    edit(job, "spec.runtimeEnvYAML", "env_vars: {WANDB_API_KEY: s3}")
-    assert [line for line in manifest_problems([job], RAY) if "s3" in line] == []
-    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "MONKEY"):
+    edit(job, path, value)
+    problems = manifest_problems([job], RAY)
+    assert problems
+    assert [line for line in problems if "s3cret" in line or "53" in line] == []
+
+
+def test_what_is_no_secret_is_allowed() -> None:
+    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "MONKEY", "MYPASSWORD_FILE", "SECRETS_DIR", "PASSES"):
         job = ray_job()
         edit(job, "spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].env[0].name", name)
         assert manifest_problems([job], RAY) == []
@@ -162,6 +197,75 @@ def test_a_secret_is_not_shown() -> None:
 )
 def test_the_version_of_ray_in_an_image(image: str, version: str | None) -> None:
     assert image_ray_version(image) == version
+
+
+def test_a_command_of_its_own_is_announced_to_the_operator() -> None:
+    job = ray_job()
+    head = "spec.rayClusterSpec.headGroupSpec.template"
+    edit(job, f"{head}.spec.containers[0].command", ["bash", "-c", "$KUBERAY_GEN_RAY_START_CMD"])
+    edit(job, f"{head}.metadata.annotations", {"ray.io/overwrite-container-cmd": "true"})
+    assert manifest_problems([job], RAY) == []
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
+    """`tandem k8s` with arguments: exit code, what it prints, and its errors."""
+    code = main(["k8s", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+def test_a_file_is_checked_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, job = tmp_path / "run.yaml", ray_job()
+    path.write_text(dump([config_map(), job]) + "---\n")
+    assert check(capsys, "--check", str(path)) == (0, f"{path}: ok (ConfigMap demo-config, RayJob demo)\n", [])
+    edit(job, "spec.backoffLimit", -1)
+    edit(job, "spec.submisionMode", "HTTPMode")
+    path.write_text(dump([config_map(), job]))
+    assert check(capsys, "--check", str(path)) == (
+        2,
+        "",
+        [
+            "error: RayJob/demo/spec.backoffLimit: must be at least 0, got -1",
+            "error: RayJob/demo/spec.submisionMode: unknown field (did you mean submissionMode?), got HTTPMode",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "--check: must hold manifests, got "),
+        ("a: [s3cret", "--check: must be a YAML file that can be read, got "),
+        ("a: 2026-13-45", "--check: must be a YAML file that can be read, got "),
+        (None, "--check: must be a YAML file that can be read, got "),
+    ],
+)
+def test_a_file_without_manifests(
+    text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    code, _, [line] = check(capsys, "--check", str(path))
+    assert code == 2
+    assert line.startswith(f"error: {says}{path}")
+    assert "s3cret" not in line
+
+
+def test_a_config_or_a_file_of_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {
+        (
+            "configs/grpo.yaml",
+            "--check",
+            "run.yaml",
+        ): "--check: must stand alone, without CONFIG and --kind, got configs",
+        ("--check", "run.yaml", "--kind", "rayjob"): "--check: must stand alone, without CONFIG and --kind, got rayjob",
+        (): "CONFIG: required without --check, got nothing (see tandem k8s --help)",
+    }
+    for arguments, says in wrong.items():
+        code, out, [line] = check(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert line.startswith(f"error: {says}")
 
 
 def test_quantities_are_numbers() -> None:

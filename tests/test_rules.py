@@ -21,7 +21,13 @@ from launch.config import RunConfig, validate
 from launch.config_file import apply_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
-RULE_FILES = ("launch/rules.py", "algorithms/config_rl.py", "algorithms/config_offline.py", "actors/config.py")
+RULE_FILES = (
+    "launch/rules.py",
+    "algorithms/config_rl.py",
+    "algorithms/config_offline.py",
+    "actors/config.py",
+    "actors/config_nodes.py",
+)
 
 ROWS = {"model": {"init": {}}, "data": {"train": "rows.jsonl"}}
 PROMPTS = ROWS | {

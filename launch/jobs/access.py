@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from actors.config import UserError
 
-TOKEN_PLACES = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+TOKEN_PLACES = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or, with RAY_AUTH_MODE=token, ~/.ray/auth_token"
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _EXAMPLE = "such as http://head:8265"
 
@@ -64,15 +64,21 @@ def _normal(name: str, value: str) -> str:
 
 
 def _token(environment: Mapping[str, str]) -> tuple[str | None, str]:
-    """Token and its source by RAY_AUTH_MODE: disabled sends none, token needs one, unset sends one if there is one."""
+    """Token and its source by RAY_AUTH_MODE: disabled sends none, token needs one, unset sends one that is named.
+
+    Any local `ray.init` writes ~/.ray/auth_token, for a cluster of its own: it goes nowhere unless asked for.
+    """
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode not in ("", "token", "disabled"):
         raise UserError(f"RAY_AUTH_MODE: must be token or disabled, or unset, got {mode}")
     if mode == "disabled":
         return None, "RAY_AUTH_MODE is disabled"
+    if not (mode or environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")):
+        return None, "no variable names one"
     token, source = _stored_token(environment)
     if token is None and mode == "token":
-        raise UserError(f"RAY_AUTH_MODE: token needs a token in {TOKEN_PLACES}, there is none")
+        places = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        raise UserError(f"RAY_AUTH_MODE: token needs a token in {places}, there is none")
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise UserError(f"{source}: must hold one token of printable ASCII without spaces, got another (not shown)")
     return token, source

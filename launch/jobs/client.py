@@ -93,10 +93,19 @@ class JobsClient:
         values = self._json(self._request("GET", "/api/jobs/"), list)
         return [_job(item) for item in values]
 
-    def submit(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Start a job; an id that exists is an error of the server's."""
+    def submit(
+        self,
+        job_id: str,
+        entrypoint: str,
+        runtime_env: dict[str, Any],
+        metadata: dict[str, str],
+        labels: dict[str, str],
+    ) -> None:
+        """Start a job on a node with these labels, on the head without; an id that exists is the server's error."""
         body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": runtime_env, "metadata": metadata}
-        self._request("POST", "/api/jobs/", json=body)
+        # Ray 2.60 leaves the head for a selector alone; it asks for no resources.
+        selector = {"entrypoint_label_selector": labels} if labels else {}
+        self._request("POST", "/api/jobs/", json=body | selector)
 
     def logs(self, job_id: str) -> str:
         """All that the job's driver has printed so far; nothing before it runs."""

@@ -44,7 +44,8 @@ class _Tail:
         if job.state == "PENDING" and not self.pending_said:
             self.pending_said = True
             waits = (
-                "it waits for its files on a node, or for a process there; Ray gives it up after 15 minutes by default"
+                "it waits for its files on a node, or for a process there (cluster.driver_labels say which nodes); Ray "
+                "gives it up after 15 minutes by default"
             )
             print(f"{job.id} is PENDING: {waits}", file=sys.stderr)
 

@@ -6,22 +6,24 @@ Its name is a hash of names, modes and contents, so that the cluster is sent an 
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
 from actors.config import UserError
 from launch.config import RunConfig
-from launch.jobs.selection import Selection
+from launch.jobs.selection import SECRET_FILE, Selection
 
 CONFIG_FILE = "tandem-run.json"
 """The resolved configuration, at the root of the package."""
 MIB = 2**20
-LARGEST_PACKAGE, LARGEST_QUIET_FILE = 512 * MIB, 10 * MIB
-"""What Ray's head accepts, and the size from which a file is warned about, in bytes."""
+LARGEST_PACKAGE, LARGEST_QUIET_FILE = 100 * MIB, 10 * MIB
+"""What Ray's dashboard accepts (its DASHBOARD_CLIENT_MAX_SIZE), and from where a file is warned about, in bytes."""
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON may hold as it is and YAML may not, or takes for the end of a line."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold: when files were touched does not matter
 
 
@@ -52,40 +54,42 @@ def package_files(selection: Selection, config: RunConfig) -> Package:
     """Zip the files and the configuration; a `tandem-run.json` of the working directory is not among them.
 
     Raises:
-        UserError: more than Ray accepts, with the largest entries; a file that cannot be read or named in a zip.
+        UserError: more than Ray accepts, with the largest files; a file that cannot be read or named in a zip.
     """
     sizes = {path: size for path, size in selection.files.items() if path != CONFIG_FILE}
-    _check_size(sizes)
     digest = hashlib.sha256()
     file = tempfile.TemporaryFile()  # noqa: SIM115, as its closing ends it and the upload still reads it
+
+    def check() -> None:
+        _check_size(file.tell(), sizes)
+
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        resolved = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True).encode()
-        _add(archive, digest, CONFIG_FILE, 0o644, iter([resolved]))
+        _add(archive, digest, CONFIG_FILE, 0o644, iter([_resolved(config)]))
         for path in sizes:
             try:
                 path.encode()
                 source = selection.root / path
                 mode = 0o755 if source.stat().st_mode & 0o100 else 0o644
-                _add(archive, digest, path, mode, _chunks(source))
+                _add(archive, digest, path, mode, _chunks(source, check))
             except OSError as error:
                 raise UserError(f"upload: {path} must be a file that can be read ({error.strerror})") from None
             except UnicodeEncodeError:
                 raise UserError(f"upload: a file's name must be UTF-8, got {os.fsencode(path)!r}") from None
+    check()
     size = file.tell()
     file.seek(0)
     return Package(file, digest.hexdigest(), len(sizes) + 1, size)
 
 
 def package_warnings(selection: Selection) -> list[str]:
-    """Files that one may not want to upload: large ones, and those that usually hold secrets."""
+    """Files that one may not want to upload, as they are large, and those that were left out as likely secrets."""
     found = []
     for path, size in selection.files.items():
         if size > LARGEST_QUIET_FILE:
             rule = "goes with every upload; .rayignore leaves it out, storage that all nodes share holds it better"
             found.append(f"upload: {path} ({shown_size(size)}) {rule}")
-        name = path.rpartition("/")[2]
-        if name in (".env", ".netrc", "auth_token") or name.endswith((".pem", ".key")):
-            found.append(f"upload: {path} is readable for all who use the cluster; if it holds secrets, .rayignore it")
+    if secret := ", ".join(path for path, rule in selection.left_out.items() if rule == SECRET_FILE):
+        found.append(f"upload: left out, as they look like secrets (a ! line of .rayignore brings back): {secret}")
     return found
 
 
@@ -94,18 +98,25 @@ def shown_size(size: float) -> str:
     return f"{size / MIB:.1f} MiB" if size >= MIB / 10 else f"{size / 1024:.1f} KiB"
 
 
-def _check_size(sizes: dict[str, int]) -> None:
-    total = sum(sizes.values())
-    if total <= LARGEST_PACKAGE:
+def _resolved(config: RunConfig) -> bytes:
+    """The configuration as JSON that YAML reads as the same."""
+    text = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
+    try:
+        return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        rule = "must be Unicode text, with characters such as emoji as they are, not as two \\u escapes"
+        raise UserError(f"config file: {rule}, got {half}") from None
+
+
+def _check_size(zipped: int, sizes: dict[str, int]) -> None:
+    if zipped <= LARGEST_PACKAGE:
         return
-    weights: Counter[str] = Counter()
-    for path, size in sizes.items():
-        top, slash, _ = path.partition("/")
-        weights[top + slash] += size
-    largest = ", ".join(f"{name} {shown_size(size)}" for name, size in weights.most_common(4))
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
     raise UserError(
-        f"upload: must not exceed {shown_size(LARGEST_PACKAGE)} (.rayignore leaves files out), "
-        f"got {shown_size(total)} in {len(sizes)} files: {largest}"
+        f"upload: must be a zip of at most {shown_size(LARGEST_PACKAGE)}, as Ray's dashboard takes no more "
+        f"(.rayignore leaves files out), got more in {len(sizes)} files, the largest: "
+        + ", ".join(f"{path} {shown_size(size)}" for path, size in largest)
     )
 
 
@@ -122,7 +133,9 @@ def _add(archive: zipfile.ZipFile, digest: "hashlib._Hash", path: str, mode: int
     digest.update(f"{len(path.encode())} {path} {mode:o} {content.hexdigest()}\n".encode())
 
 
-def _chunks(path: os.PathLike[str]) -> Iterator[bytes]:
+def _chunks(path: os.PathLike[str], check: Callable[[], None]) -> Iterator[bytes]:
+    """The file's bytes; `check` ends it early."""
     with open(path, "rb") as file:
         while chunk := file.read(MIB):
             yield chunk
+            check()

@@ -1,6 +1,7 @@
-"""Which files of the working directory are uploaded: all but those that .gitignore and .rayignore leave out."""
+"""Which files of the working directory are uploaded: all but likely secrets and what ignore files leave out."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,13 @@ from actors.config import UserError
 NEVER = (".git", ".venv", "__pycache__")
 """Names that are left out wherever they are; so is every virtual environment."""
 _ALWAYS = "Tandem, always"
+SECRET_FILE = "Tandem, as a likely secret (a ! line of .rayignore brings it back)"
+"""The rule that leaves out files with names of secrets."""
+_SECRET_NAME = re.compile(
+    r"\.env.*|id_[^.]*|id_(rsa|dsa|ecdsa|ed25519).*|(credentials|kubeconfig).*|\.(npmrc|pypirc|netrc)|auth_token|"
+    r".*\.(pem|key)",
+    re.IGNORECASE,
+)
 _IGNORE_FILES = (".gitignore", ".rayignore")
 
 
@@ -56,7 +64,7 @@ class Selection:
         if path in self.files or path == ".":
             return None
         for item, rule in self.left_out.items():
-            if item.startswith(f"{path}/") and rule != _ALWAYS:
+            if item.startswith(f"{path}/") and rule not in (_ALWAYS, SECRET_FILE):
                 return f"{item} is left out by {rule}"
         return None if any(item.startswith(f"{path}/") for item in self.files) else f"{path} holds no file"
 
@@ -68,9 +76,13 @@ def select_files(root: Path, output: str = "outputs") -> Selection:
     So a `!` line of .rayignore brings back what .gitignore leaves out. As in git, nothing below a directory that is
     left out comes back. Links to files are uploaded as files, links to directories not at all.
 
+    Files that look like secrets need such a line, too.
+
     Raises:
-        UserError: a directory cannot be read.
+        UserError: a directory cannot be read; `root` is the home directory or `/`.
     """
+    if root.resolve() in (Path(os.path.expanduser("~")).resolve(), Path("/")):
+        raise UserError(f"upload: must be a project's directory, not your home or /, as all of it goes, got {root}")
     results = os.path.relpath(os.path.join(root, output), root)
     selection = Selection(root, results)
     try:
@@ -91,6 +103,8 @@ def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> 
                 selection.left_out[path] = rule
             elif folder:
                 _walk(selection, f"{path}/", rules)
+            elif entry.is_file() and _SECRET_NAME.fullmatch(entry.name) and not _asked_for(rules, path):
+                selection.left_out[path] = SECRET_FILE
             elif entry.is_file():
                 selection.files[path] = entry.stat().st_size
 
@@ -109,6 +123,11 @@ def _rule(rules: tuple[_IgnoreFile, ...], path: str) -> str | None:
         if verdict is not None:
             return verdict or None
     return None
+
+
+def _asked_for(rules: tuple[_IgnoreFile, ...], path: str) -> bool:
+    """Whether a `!` line of a .rayignore brings `path` back."""
+    return any(item.verdict(path) == "" for item in rules if item.name.endswith(".rayignore"))
 
 
 def _ignore_files(root: Path, prefix: str) -> Iterator[_IgnoreFile]:

@@ -45,6 +45,7 @@ class _Submission:
             "digest": self.package.digest,
             "user": _user(),
             "stop_wait_s": str(self.config.cluster.stop_wait_s),
+            "directory": str(self.config.directory),
         }
 
     @property
@@ -73,10 +74,11 @@ def submit_job(config: RunConfig, *, address: str | None, run_id: str | None, wa
         client = JobsClient(access, warn)
         submission = _Submission(job_id, config, package)
         old = client.find(job_id)
-        again = old is not None and _settle(client, old, package.digest, note)
+        again = old is not None and _settle(client, old, submission, note)
         skip = len(_old_log(client, old)) if again and old else 0
         started = old is None or again
         if started:
+            _check_directory(client, submission)
             _upload(client, package, note)
             _start(client, submission, replaced=old)
     values = {"submitted": started, "package": package.uri, "files": package.files, "bytes": package.size}
@@ -119,13 +121,13 @@ def _checked_package(config: RunConfig) -> Package:
     return package_files(selection, config)
 
 
-def _settle(client: JobsClient, old: SubmittedJob, digest: str, note: Callable[[str], None]) -> bool:
+def _settle(client: JobsClient, old: SubmittedJob, submission: _Submission, note: Callable[[str], None]) -> bool:
     """Whether a job with this id is to be started again; says why.
 
     Raises:
         UserError: the id is taken: by a running job of another configuration, or by a job that is not Tandem's.
     """
-    same = old.metadata.get("digest") == digest
+    same = old.metadata.get("digest") == submission.package.digest
     if not old.submitted_by_tandem:
         raise UserError(f"--id: must be no other program's job ({old.state}), got {old.id}")
     if not old.ended and not same:
@@ -141,8 +143,22 @@ def _settle(client: JobsClient, old: SubmittedJob, digest: str, note: Callable[[
         note(f"{old.id} has SUCCEEDED: it was submitted before, with the same configuration and files")
         return False
     change = "" if same else "; configuration or files have changed"
-    note(f"{old.id} was {old.state}: submitting it again, it resumes from its last checkpoint{change}")
+    resume = submission.config.checkpoint.resume
+    how = "it resumes from its last checkpoint" if resume else "it starts anew, as checkpoint.resume is false"
+    note(f"{old.id} was {old.state}: submitting it again, {how}{change}")
     return True
+
+
+def _check_directory(client: JobsClient, submission: _Submission) -> None:
+    """Two jobs would overwrite each other's checkpoints; raises UserError."""
+    directory = submission.metadata["directory"]
+    for job in client.jobs():
+        if job.id != submission.id and not job.ended and job.metadata.get("directory") == directory:
+            attach, stop = (command(verb, job.id, client.access.address) for verb in ("logs -f", "stop"))
+            raise UserError(
+                f"run.name: must be another than that of job {job.id}, which is {job.state} in {directory} "
+                f"(attach: {attach}, stop: {stop}), got {submission.config.run.name}"
+            )
 
 
 def _old_log(client: JobsClient, old: SubmittedJob | None) -> str:
@@ -168,7 +184,8 @@ def _start(client: JobsClient, submission: _Submission, replaced: SubmittedJob |
         client.delete(submission.id)
     unknown = f"whether it was submitted says: {command('status', submission.id, client.access.address)}"
     try:
-        client.submit(submission.id, ENTRYPOINT, submission.runtime_env, submission.metadata)
+        labels = submission.config.cluster.driver_labels
+        client.submit(submission.id, ENTRYPOINT, submission.runtime_env, submission.metadata, labels)
     except NoAnswer as error:
         raise UserError(f"{error.problems[0]}; {unknown}") from None
     except KeyboardInterrupt:

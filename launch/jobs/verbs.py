@@ -1,6 +1,7 @@
 """The verbs `status`, `logs`, `stop` and `list`, and how a job is waited for."""
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from actors.config import UserError
 from launch.jobs.access import dashboard_access
 from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob
 from launch.jobs.follow import ConnectionLost, follow_log
@@ -17,6 +19,8 @@ STOPPED, INTERRUPTED, FAILED = 130, 130, 1
 STOP_MARGIN_S = 30
 """Time beyond the job's own for its last checkpoint after which `stop` gives up, in seconds."""
 _POLL_S = 1.0
+_IN_ORDER = re.compile(r"^(.+; a checkpoint is in |model:   |interrupted)", re.MULTILINE)
+"""What a driver prints in the end (`launch/run.py`): stopped, done, or interrupted before its first step."""
 
 
 def job_status(job_id: str, *, address: str | None, as_json: bool) -> int:
@@ -56,7 +60,7 @@ def stop_job(job_id: str, *, address: str | None, timeout_s: float | None) -> in
     Ray does nothing when it is told to stop a job that is PENDING, so it is told again once the job runs.
 
     Returns:
-        0 ended, or had ended before; 1 it has not ended in time.
+        0 ended, or had ended before; 1 it has not ended in time, or was killed with its last step unsaved.
 
     Raises:
         UserError: one line about the job or the cluster.
@@ -67,12 +71,14 @@ def stop_job(job_id: str, *, address: str | None, timeout_s: float | None) -> in
         print(f"{job_id} has already ended: {job.state}")
         return 0
     if timeout_s is None:
-        timeout_s = float(job.metadata.get("stop_wait_s", 0)) + STOP_MARGIN_S
+        timeout_s = _stop_wait_s(job) + STOP_MARGIN_S
     print(f"stopping {job_id} ({job.state}), for up to {timeout_s:g} s", file=sys.stderr)
     job = _stopped(client, job, time.monotonic() + timeout_s)
     if job.ended:
         print(_line(job))
-        return 0
+        if unsaved := _unsaved(client, job):
+            print(f"{job_id} {unsaved}", file=sys.stderr)
+        return FAILED if unsaved else 0
     again = command("stop", job_id, client.access.address)
     if job.state == "PENDING":
         reason = (
@@ -117,7 +123,7 @@ def wait_for(
 
     Returns:
         The driver's exit code; 130 for a job that was stopped, and after Ctrl-C, which leaves it alone; 1 when the
-        connection was lost for good, or Ray ended the job.
+        connection was lost for good, Ray ended the job, or a stop killed it with its last step unsaved.
     """
     output = sys.stderr if as_json else sys.stdout
 
@@ -134,10 +140,12 @@ def wait_for(
     except ConnectionLost as error:
         print(f"connection lost: {error.problems[0]}; {job_id} may go on; to come back: {back}", file=sys.stderr)
         return FAILED
+    unsaved = _unsaved(client, job)
     if as_json:
-        print(json.dumps(job_object(job, client.access.address) | (more or {}), ensure_ascii=False), flush=True)
-    print("\n".join(_ending(job)), file=sys.stderr)
-    return exit_code(job)
+        found = job_object(job, client.access.address) | ({"cause": unsaved} if unsaved else {}) | (more or {})
+        print(json.dumps(found, ensure_ascii=False), flush=True)
+    print("\n".join([*_ending(job), *([f"{job_id} {unsaved}"] if unsaved else [])]), file=sys.stderr)
+    return FAILED if unsaved else exit_code(job)
 
 
 def exit_code(job: SubmittedJob) -> int:
@@ -201,15 +209,48 @@ def _ending(job: SubmittedJob) -> list[str]:
     code = "" if job.exit_code is None or job.state == "SUCCEEDED" else f" with exit code {job.exit_code}"
     lines = [f"{job.id} {job.state}{code} after {_duration(job)}"]
     if job.cause:
-        lines.append(f"cause: {job.cause}{_hint(job.cause)}")
+        lines.append(f"cause: {job.cause}{_hint(job)}")
     return lines
 
 
-def _hint(cause: str) -> str:
+def _hint(job: SubmittedJob) -> str:
     """What to do about a driver that could not start."""
-    if "No module named launch" in cause:
-        return " (the cluster's Python lacks Tandem: install it on all nodes, or submit from a clone)"
+    cause = job.cause or ""
+    if found := re.match(r"(?!error: ).*No module named '?(\w+)", cause):
+        if found[1] == "launch":
+            return " (the cluster's Python lacks Tandem: install it on all nodes, or submit from a clone)"
+        return f" (the cluster's Python lacks {found[1]}: install it on all nodes)"
+    if job.exit_code == 127 or "python: not found" in cause:
+        return " (put a `python` with Tandem's packages on the PATH that nodes have when Ray is started there)"
     return ""
+
+
+def _unsaved(client: JobsClient, job: SubmittedJob) -> str | None:
+    """Why a job that was stopped has not saved its last step; None when it has, or its log is gone.
+
+    Ray says STOPPED of a driver that has ended by itself and of one that it has killed; the log tells them apart.
+    """
+    if job.state != "STOPPED" or not job.submitted_by_tandem:
+        return None
+    try:
+        text = client.logs(job.id)
+    except UserError:
+        return None
+    # Ray appends the log of one attempt to that of the one before.
+    text = re.split(rf"^Running entrypoint for job {re.escape(job.id)}: .*\n", text, flags=re.MULTILINE)[-1]
+    begun = re.search(r"^(?!warning: )\S", text, re.MULTILINE)
+    if not begun or _IN_ORDER.search(text):
+        return None
+    failed = re.search(r"^(error|run failed): .+", text, re.MULTILINE)
+    limit = f"cluster.stop_wait_s ({_stop_wait_s(job)} s)"
+    why = failed[0] if failed else f"it did not finish within {limit} and was killed"
+    return f"ended without a checkpoint of its last step: {why}"
+
+
+def _stop_wait_s(job: SubmittedJob) -> int:
+    """What Ray waits between SIGTERM and SIGKILL; 0 for another program's job, whatever its metadata holds."""
+    value = job.metadata.get("stop_wait_s", "")
+    return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else 0
 
 
 def _line(job: SubmittedJob) -> str:
@@ -220,7 +261,7 @@ def _line(job: SubmittedJob) -> str:
     if job.exit_code is not None:
         parts.append(f"exit code {job.exit_code}")
     if job.cause:
-        parts.append(f"{job.cause}{_hint(job.cause)}")
+        parts.append(f"{job.cause}{_hint(job)}")
     return "  ".join(parts)
 
 

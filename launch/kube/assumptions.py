@@ -11,6 +11,9 @@ from launch.kube.config_parts import CODE
 from launch.kube.render import retries
 from launch.kube.sizes import UNKNOWN_CPU_PROCESS, host_memory
 
+NODE_START_S = 1200
+"""Time that a new node with GPUs and the pull of a large image may take."""
+
 _IN_IMAGES = ("actors", "algorithms", "launch", "configs", "examples")
 
 
@@ -27,6 +30,11 @@ def render_warnings(config: RunConfig) -> list[str]:
         found.append(
             "checkpoint.every: not given, so a retry starts from the beginning, unless the pods were told to leave and "
             "left a checkpoint"
+        )
+    if kubernetes.autoscaling and config.cluster.wait_s < NODE_START_S:
+        found.append(
+            f"cluster.wait_s: rollout pods come only when the run waits for them, and a node with its image may take "
+            f"{NODE_START_S} s, got {config.cluster.wait_s:g}"
         )
     return found + [
         f"{field}: {path} is on this machine; pods have the image's {CODE} and the volume at {kubernetes.volume.mount}"

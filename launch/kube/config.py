@@ -1,7 +1,6 @@
 """Settings of the pods that `tandem k8s` renders, and the rules between them and the rest of the run."""
 
 import importlib.metadata
-import posixpath
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +20,7 @@ from launch.kube.config_parts import (
     SecretReference,
     TolerationConfig,
     VolumeConfig,
+    image_ray_version,
 )
 
 if TYPE_CHECKING:
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 _RESERVED = ("app.kubernetes.io/", "ray.io/", "kueue.x-k8s.io/")
 POD_VARIABLES = {
     "HF_HOME": "it is on the shared volume, and cluster.env can move it",
+    "HOME": "the image sets it",
+    "PATH": "the image sets it",
     "RAY_AUTH_MODE": "ray_auth says it",
     "RAY_AUTH_TOKEN": "ray_auth_secret names its Secret",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "it follows from grace_s",
     "RAY_JOB_STOP_WAIT_TIME_S": "it follows from cluster.stop_wait_s",
     "RAY_worker_niceness": "it is no secret",
 }
-"""Variables that every pod gets anyway -> why a Secret cannot set them."""
+"""Variables that every pod has anyway -> why a Secret cannot set them, nor, but for MOVABLE, an env field."""
+MOVABLE = ("HF_HOME", "RAY_worker_niceness")
 
 
 def ray_version() -> str:
@@ -82,15 +85,15 @@ class KubernetesConfig(Config):
     """Namespace of everything."""
     service_account: Name = "tandem"
     """ServiceAccount of all pods; they get no token of it, but for the head with autoscaling."""
-    submission_mode: Literal["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"] = "K8sJobMode"
-    """Who starts the driver: a pod of its own, the operator, a container beside the head, or you."""
+    submission_mode: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = "K8sJobMode"
+    """Who starts the driver: a pod of its own, the operator, or a container beside the head."""
     retries: NonNegativeInt | None = None
     """New clusters after a failed one, each resuming from the latest checkpoint (default: 2; 0 with
-    checkpoint.resume false and in InteractiveMode)."""
+    checkpoint.resume false)."""
     deadline_s: PositiveInt | None = None
-    """Longest time of the whole job with its retries, in seconds (default: none)."""
+    """Longest time of each attempt, in seconds (default: none); after it nothing is retried."""
     start_deadline_s: PositiveInt | None = 1800
-    """Longest time until the job runs, in seconds: images that cannot be pulled, GPUs that do not come."""
+    """Longest time of each attempt until it runs, in seconds: images that cannot be pulled, GPUs that do not come."""
     shutdown: bool = True
     """Delete the cluster when the job has ended."""
     ttl_s: NonNegativeInt | None = None
@@ -148,10 +151,8 @@ class KubernetesConfig(Config):
 
     @model_validator(mode="after")
     def _names_its_ray(self) -> "KubernetesConfig":
-        if self.image is not None:
-            tag = posixpath.basename(self.image).partition("@")[0].partition(":")[2]
-            if ray_version() not in re.findall(r"ray[-_]?(\d+\.\d+\.\d+)", tag):
-                raise ValueError(f"image must name the installed Ray in its tag (ray{ray_version()}), got {self.image}")
+        if self.image is not None and image_ray_version(self.image) != ray_version():
+            raise ValueError(f"image must name the installed Ray in its tag (ray{ray_version()}), got {self.image}")
         return self
 
     @model_validator(mode="after")
@@ -163,8 +164,10 @@ class KubernetesConfig(Config):
         workers = any(rule.policy == "DeleteWorkers" for rule in self.deletion_rules)
         if self.autoscaling and workers:
             raise ValueError("deletion_rules must not hold DeleteWorkers with autoscaling, got it")
-        if self.submission_mode == "InteractiveMode" and self.retries:
-            raise ValueError(f"retries must be 0 in InteractiveMode, which waits for you, got {self.retries}")
+        if self.deadline_s and self.start_deadline_s and self.deadline_s <= self.start_deadline_s:
+            raise ValueError(
+                f"deadline_s must exceed start_deadline_s ({self.start_deadline_s}), got {self.deadline_s}"
+            )
         if self.submission_mode == "SidecarMode" and self.gcs.storage != "none":
             raise ValueError(
                 f"gcs.storage must be none in SidecarMode, whose submitter is lost with its head, "

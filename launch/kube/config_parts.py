@@ -18,6 +18,18 @@ RUN_CONFIG = "/etc/tandem"
 """Where pods find the run's configuration."""
 DRAIN_MARGIN_S = 30
 """Between the end of Ray's drain and that of the pod."""
+_RAY_IMAGES = ("ray", "ray-ml", "ray-llm")
+
+
+def image_ray_version(image: str) -> str | None:
+    """The version of Ray that an image's tag names: registry/tandem:0.1-ray2.60.0, rayproject/ray:2.60.0-gpu."""
+    name, _, tag = image.partition("@")[0].rpartition(":")
+    if not name or "/" in tag:
+        return None
+    found = re.search(r"(?:^|[^a-z0-9])ray[-_]?v?(\d+\.\d+\.\d+(?:rc\d+)?)", tag.lower())
+    if found is None and name.rpartition("/")[2] in _RAY_IMAGES:
+        found = re.match(r"v?(\d+\.\d+\.\d+(?:rc\d+)?)", tag)
+    return found.group(1) if found else None
 
 
 class SecretReference(Config):
@@ -64,9 +76,9 @@ class QueueConfig(Config):
     priority_class: Name | None = None
     """WorkloadPriorityClass."""
     required_topology: str | None = None
-    """Label of the topology domain that must hold all workers, such as cloud.provider.com/topology-rack."""
+    """Label of the topology domain that must hold all pods of a worker group: cloud.provider.com/topology-rack."""
     preferred_topology: str | None = None
-    """Label of the topology domain that should hold all workers."""
+    """Label of the topology domain that should hold all pods of a worker group."""
 
     @model_validator(mode="after")
     def _one_topology(self) -> "QueueConfig":
@@ -101,7 +113,7 @@ class GcsStorageConfig(Config):
     storage: Literal["none", "redis", "rocksdb"] = "none"
     """none: a lost head ends the attempt, and a retry resumes from the checkpoint; rocksdb: alpha in KubeRay 1.7."""
     address: str | None = None
-    """Redis server, host:port."""
+    """Redis server: host:port, or redis://host:port, or rediss://host:port with TLS."""
     password: SecretReference | None = None
     """Password of the Redis server."""
     claim: Name | None = None
@@ -115,8 +127,9 @@ class GcsStorageConfig(Config):
             refuse_unused(self, "address", "password", why=f"with storage {self.storage}")
         if self.storage != "rocksdb":
             refuse_unused(self, "claim", "size_gib", why=f"with storage {self.storage}")
-        if self.storage == "redis" and not re.fullmatch(r"\S+:\d+", self.address or ""):
-            raise ValueError(f"address must be host:port with storage redis, got {self.address or 'nothing'}")
+        if self.storage == "redis" and not re.fullmatch(r"(rediss?://)?[^\s:/@]+:\d+", self.address or ""):
+            got = "a user or a password (not shown)" if "@" in (self.address or "") else self.address or "nothing"
+            raise ValueError(f"address must be host:port or redis(s)://host:port with storage redis, got {got}")
         if self.password and self.password.optional:
             raise ValueError("password.optional must be false, as Redis would refuse the head, got true")
         if self.storage == "rocksdb" and (self.claim is None) == (self.size_gib is None):

@@ -2,29 +2,30 @@
 
 import importlib.metadata
 import posixpath
+from collections.abc import Iterator
 from typing import Any
 
 from actors.config import UserError
 from launch.config import RunConfig
-from launch.kube.config import POD_VARIABLES, ray_version
+from launch.kube.config import MOVABLE, POD_VARIABLES, ray_version
 from launch.kube.config_parts import CODE, DRAIN_MARGIN_S, RUN_CONFIG, SecretReference
 from launch.kube.sizes import PodSize
-from launch.placement import demands
+from launch.placement import demands, section_of
 
 Manifest = dict[str, Any]
 RUN_FILE = f"{RUN_CONFIG}/run.yaml"
 
 
-def head_pod(config: RunConfig, name: str, size: PodSize) -> Manifest:
-    """The head's template; with autoscaling it may talk to the API server."""
-    spec = {"containers": [_ray_container(config, name, "ray-head", size)], **_pod(config)}
+def head_pod(config: RunConfig, name: str, size: PodSize, config_map: str | None) -> Manifest:
+    """The head's template, with a ConfigMap at RUN_CONFIG; with autoscaling it may talk to the API server."""
+    spec = {"containers": [_ray_container(config, "ray-head", size, config_map)], **_pod(config)}
     if config.cluster.kubernetes.autoscaling:
         spec["automountServiceAccountToken"] = True
-    return {"metadata": _metadata(config, name), "spec": spec | _volumes(config, name, size)}
+    return {"metadata": _metadata(config, name), "spec": spec | _volumes(config, size, config_map)}
 
 
-def worker_pod(config: RunConfig, name: str, group: str, size: PodSize) -> Manifest:
-    """The template of a worker group."""
+def worker_pod(config: RunConfig, name: str, group: str, size: PodSize, config_map: str | None) -> Manifest:
+    """The template of a worker group, with a ConfigMap at RUN_CONFIG."""
     kubernetes = config.cluster.kubernetes
     selector = kubernetes.node_selector
     if group == "rollout" and kubernetes.rollout_node_selector:
@@ -34,11 +35,11 @@ def worker_pod(config: RunConfig, name: str, group: str, size: PodSize) -> Manif
         placed["nodeSelector"] = dict(selector)
     if kubernetes.tolerations:
         placed["tolerations"] = [item.model_dump(exclude_none=True) for item in kubernetes.tolerations]
-    spec = {"containers": [_ray_container(config, name, "ray-worker", size)], **_pod(config), **placed}
+    spec = {"containers": [_ray_container(config, "ray-worker", size, config_map)], **_pod(config), **placed}
     metadata = _metadata(config, name)
     if kubernetes.queue and (topology := _topology(config)):
         metadata["annotations"] = metadata.get("annotations", {}) | topology
-    return {"metadata": metadata, "spec": spec | _volumes(config, name, size)}
+    return {"metadata": metadata, "spec": spec | _volumes(config, size, config_map)}
 
 
 def submitter_pod(config: RunConfig, name: str) -> Manifest:
@@ -77,8 +78,8 @@ def grace_s(config: RunConfig) -> int:
 
 
 def literal(text: str) -> str:
-    """Text that Kubernetes leaves as it is: in env values, commands and arguments it would expand $(NAME)."""
-    return text.replace("$(", "$$(")
+    """Text that Kubernetes gives to the process as it is: it expands $(NAME) in env values, and makes $$ one $."""
+    return text.replace("$", "$$")
 
 
 def object_labels(config: RunConfig, name: str) -> dict[str, str]:
@@ -126,7 +127,7 @@ def _pod(config: RunConfig) -> Manifest:
     return pod
 
 
-def _ray_container(config: RunConfig, name: str, role: str, size: PodSize) -> Manifest:
+def _ray_container(config: RunConfig, role: str, size: PodSize, config_map: str | None) -> Manifest:
     # No limit of CPUs: it would throttle. Ray takes the request for their number.
     gpus = {"nvidia.com/gpu": str(size.gpus)} if size.gpus else {}
     memory = {"memory": f"{size.memory_gib}Gi"}
@@ -137,9 +138,22 @@ def _ray_container(config: RunConfig, name: str, role: str, size: PodSize) -> Ma
         "workingDir": CODE,
         "env": _environment(config),
         "resources": {"requests": {"cpu": str(size.cpus), **memory, **gpus}, "limits": {**memory, **gpus}},
-        "volumeMounts": _mounts(config),
+        "volumeMounts": _mounts(config, config_map),
         "securityContext": container_security(),
     }
+
+
+def environment_problems(config: RunConfig) -> Iterator[str]:
+    """Settings that have no effect on Kubernetes, and variables without which, or with another value, pods do not
+    work."""
+    if config.cluster.driver_labels:
+        where = "where the driver is on the head (cluster.kubernetes.gcs.storage puts it on a worker)"
+        yield f"cluster.driver_labels: must be left out on Kubernetes, {where}, got {config.cluster.driver_labels}"
+    given = {"cluster.env": config.cluster.env}
+    given |= {f"{section_of(config, demand.group)}.env": demand.env for demand in demands(config)}
+    for field, variables in given.items():
+        for name in sorted(variables.keys() & POD_VARIABLES.keys() - set(MOVABLE)):
+            yield f"{field}.{name}: must be left out on Kubernetes, as {POD_VARIABLES[name]}, got {variables[name]!r}"
 
 
 def _environment(config: RunConfig) -> list[Manifest]:
@@ -165,17 +179,15 @@ def secret_source(reference: SecretReference) -> Manifest:
     return {"secretKeyRef": source | ({"optional": True} if reference.optional else {})}
 
 
-def _mounts(config: RunConfig) -> list[Manifest]:
+def _mounts(config: RunConfig, config_map: str | None) -> list[Manifest]:
     volume, below = config.cluster.kubernetes.volume, relative_output(config)
-    mounts = [{"name": "shared", "mountPath": volume.mount}]
+    mounts: list[Manifest] = [{"name": "shared", "mountPath": volume.mount}]
     if below:
         # What configurations call outputs/... is then on the volume, in every pod.
         mounts.append({"name": "shared", "mountPath": f"{CODE}/{below}", "subPath": below})
-    return [
-        *mounts,
-        {"name": "config", "mountPath": RUN_CONFIG, "readOnly": True},
-        {"name": "shm", "mountPath": "/dev/shm"},
-    ]
+    if config_map:
+        mounts.append({"name": "config", "mountPath": RUN_CONFIG, "readOnly": True})
+    return [*mounts, {"name": "shm", "mountPath": "/dev/shm"}]
 
 
 def relative_output(config: RunConfig) -> str | None:
@@ -201,12 +213,11 @@ def relative_output(config: RunConfig) -> str | None:
     return given
 
 
-def _volumes(config: RunConfig, name: str, size: PodSize) -> Manifest:
-    claim = {"claimName": config.cluster.kubernetes.volume.claim}
-    return {
-        "volumes": [
-            {"name": "shared", "persistentVolumeClaim": claim},
-            {"name": "config", "configMap": {"name": f"{name}-config"}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}},
-        ]
-    }
+def _volumes(config: RunConfig, size: PodSize, config_map: str | None) -> Manifest:
+    volumes: list[Manifest] = [
+        {"name": "shared", "persistentVolumeClaim": {"claimName": config.cluster.kubernetes.volume.claim}}
+    ]
+    if config_map:
+        volumes.append({"name": "config", "configMap": {"name": config_map}})
+    memory = {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}
+    return {"volumes": [*volumes, {"name": "shm", "emptyDir": memory}]}

@@ -1,9 +1,9 @@
-"""A run as manifests: a ConfigMap with its configuration, and a RayJob or RayCluster of its size (KubeRay 1.7)."""
+"""A run as manifests: a ConfigMap with its configuration and a RayJob, or a RayCluster of its size (KubeRay 1.7)."""
 
 import hashlib
+import json
 import math
 import re
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from actors.config import UserError
@@ -12,18 +12,19 @@ from launch.config import RunConfig
 from launch.kube.config import ray_version
 from launch.kube.config_parts import CODE, GcsStorageConfig
 from launch.kube.dump import dump
-from launch.kube.packing import ROLE, PodGroup, pod_groups
+from launch.kube.packing import DRIVER, ROLE, PodGroup, pod_groups
 from launch.kube.pods import (
     RUN_FILE,
     Manifest,
     container_security,
+    environment_problems,
     head_pod,
     object_labels,
     secret_source,
     submitter_pod,
     worker_pod,
 )
-from launch.kube.sizes import PodSize, driver_on_worker, head_size, host_memory, worker_size
+from launch.kube.sizes import PodSize, driver_on_worker, head_size, host_memory, may_hold_driver, worker_size
 
 Kind = Literal["rayjob", "raycluster"]
 LONGEST_NAME: dict[Kind, int] = {"rayjob": 47, "raycluster": 53}
@@ -39,7 +40,7 @@ def render(config: RunConfig, kind: Kind = "rayjob") -> str:
 
 
 def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
-    """The ConfigMap `<name>-config`, and the RayJob or RayCluster that mounts it.
+    """The ConfigMap `<name>-config` and the RayJob that mounts it; or the RayCluster alone.
 
     Raises:
         UserError: what cannot be on Kubernetes, or a manifest that breaks a rule of Kubernetes, KubeRay or Kueue.
@@ -54,31 +55,32 @@ def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
 
 def build_manifests(config: RunConfig, kind: Kind) -> list[Manifest]:
     """As `manifests`, but only what the configuration itself forbids is an error."""
+    if problems := list(environment_problems(config)):
+        raise UserError(*problems)
     name = kube_name(config.run.name, LONGEST_NAME[kind])
+    metadata = _metadata(config, name, name)
+    annotations = {"tandem-run": config.run.name} | dict(sorted(config.cluster.kubernetes.annotations.items()))
+    metadata |= {"labels": metadata["labels"] | _queue_labels(config), "annotations": annotations}
+    owner = {"apiVersion": "ray.io/v1", "kind": {"rayjob": "RayJob", "raycluster": "RayCluster"}[kind]}
+    if kind == "raycluster":
+        return [{**owner, "metadata": metadata, "spec": _cluster(config, name, None)}]
+    # Not immutable: the node's agent would keep serving the old one to the pods of a run that is started again.
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(config, f"{name}-config", name),
-        "immutable": True,
         "data": {"run.yaml": dump([run_values(config)])},
     }
-    metadata = _metadata(config, name, name)
-    annotations = {"tandem-run": config.run.name} | dict(sorted(config.cluster.kubernetes.annotations.items()))
-    metadata |= {"labels": metadata["labels"] | _queue_labels(config), "annotations": annotations}
-    if kind == "rayjob":
-        spec = _job(config, name) | {"rayClusterSpec": _cluster(config, name)}
-    else:
-        spec = _cluster(config, name)
-    owner = {"apiVersion": "ray.io/v1", "kind": {"rayjob": "RayJob", "raycluster": "RayCluster"}[kind]}
+    spec = _job(config, name) | {"rayClusterSpec": _cluster(config, name, f"{name}-config")}
     return [config_map, {**owner, "metadata": metadata, "spec": spec}]
 
 
 def kube_name(run: str, longest: int) -> str:
-    """A run's name as a Kubernetes one (DNS-1035): shortened or with other letters, it ends in a hash of itself."""
+    """A run's name as a Kubernetes one (DNS-1035); one that is none is changed, and ends in a hash of what it was."""
+    if len(run) <= longest and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", run):
+        return run
     name = re.sub(r"[^a-z0-9-]", "-", run.lower())
     name = name if name[0].isalpha() else f"run-{name}"
-    if len(name) <= longest and name.rstrip("-") in (run.lower(), f"run-{run.lower()}"):
-        return name
     return f"{name[: longest - 9].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
@@ -117,18 +119,16 @@ def retries(config: RunConfig) -> int:
     kubernetes = config.cluster.kubernetes
     if kubernetes.retries is not None:
         return kubernetes.retries
-    alone = kubernetes.submission_mode == "InteractiveMode" or not config.checkpoint.resume
-    return 0 if alone else DEFAULT_RETRIES
+    return DEFAULT_RETRIES if config.checkpoint.resume else 0
 
 
 def _job(config: RunConfig, name: str) -> Manifest:
     kubernetes = config.cluster.kubernetes
-    interactive = kubernetes.submission_mode == "InteractiveMode"
-    job: Manifest = {} if interactive else {"entrypoint": ENTRYPOINT}
-    job |= {"submissionMode": kubernetes.submission_mode, "backoffLimit": retries(config)}
+    job: Manifest = {"entrypoint": ENTRYPOINT, "submissionMode": kubernetes.submission_mode}
+    job["backoffLimit"] = retries(config)
     if kubernetes.deadline_s is not None:
         job["activeDeadlineSeconds"] = kubernetes.deadline_s
-    if kubernetes.start_deadline_s is not None and not interactive:
+    if kubernetes.start_deadline_s is not None:
         job["preRunningDeadlineSeconds"] = kubernetes.start_deadline_s
     job["shutdownAfterJobFinishes"] = kubernetes.shutdown
     if kubernetes.shutdown:
@@ -144,14 +144,14 @@ def _job(config: RunConfig, name: str) -> Manifest:
             for rule in kubernetes.deletion_rules
         ]
         job["deletionStrategy"] = {"deletionRules": rules}
-    if driver_on_worker(config) and not interactive:
-        job["entrypointNumCpus"] = 1
+    if driver_on_worker(config):
+        job |= {"entrypointNumCpus": 1, "entrypointResources": json.dumps({DRIVER: 1})}
     if kubernetes.submission_mode == "K8sJobMode":
         job["submitterPodTemplate"] = submitter_pod(config, name)
     return job
 
 
-def _cluster(config: RunConfig, name: str) -> Manifest:
+def _cluster(config: RunConfig, name: str, config_map: str | None) -> Manifest:
     kubernetes, head, memory = config.cluster.kubernetes, head_size(config), host_memory(config)
     auth: Manifest = {"mode": kubernetes.ray_auth}
     if kubernetes.ray_auth_secret:
@@ -167,24 +167,30 @@ def _cluster(config: RunConfig, name: str) -> Manifest:
     if kubernetes.gcs.storage != "none":
         cluster["gcsFaultToleranceOptions"] = _gcs(kubernetes.gcs)
     cluster["headGroupSpec"] = {
-        "rayStartParams": {"num-cpus": "0", **_start(head)},
-        "template": head_pod(config, name, head),
+        # Where NVIDIA's runtime is the default one, the head sees its node's GPUs.
+        "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **_start(head)},
+        "template": head_pod(config, name, head, config_map),
     }
-    cluster["workerGroupSpecs"] = [_workers(config, name, group, memory) for group in pod_groups(config)]
+    groups = [(group, worker_size(config, group, memory)) for group in pod_groups(config)]
+    cluster["workerGroupSpecs"] = [
+        _workers(config, group, size) | {"template": worker_pod(config, name, group.name, size, config_map)}
+        for group, size in groups
+    ]
     return cluster
 
 
-def _workers(config: RunConfig, name: str, group: PodGroup, memory: Mapping[str, int] | None) -> Manifest:
-    size, count = worker_size(config, group, memory), len(group.nodes)
+def _workers(config: RunConfig, group: PodGroup, size: PodSize) -> Manifest:
+    count = len(group.nodes)
     scaled = config.cluster.kubernetes.autoscaling is not None and group.name == "rollout"
     fewest = 0 if scaled else count
     workers: Manifest = {"groupName": group.name, "replicas": fewest, "minReplicas": fewest, "maxReplicas": count}
     if group.labels:
         workers["labels"] = dict(sorted(group.labels.items()))
-    if group.resources:
+    resources = group.resources | ({DRIVER: 1} if may_hold_driver(config, group) else {})
+    if resources:
         # Whole numbers: KubeRay reads quantities. CPUs, GPUs and memory come from the container's resources.
-        workers["resources"] = {name: str(math.ceil(amount)) for name, amount in group.resources.items()}
-    return workers | {"rayStartParams": _start(size), "template": worker_pod(config, name, group.name, size)}
+        workers["resources"] = {name: str(math.ceil(amount)) for name, amount in resources.items()}
+    return workers | {"rayStartParams": _start(size)}
 
 
 def _start(size: PodSize) -> dict[str, str]:

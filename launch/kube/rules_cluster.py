@@ -4,12 +4,13 @@ import difflib
 import re
 from collections.abc import Iterator
 
+from launch.kube.config_parts import image_ray_version
 from launch.kube.rules_gcs import gcs_problems
 from launch.kube.rules_pod import pod_problems
 from launch.kube.schema import RayClusterSpec, RayGroup, WorkerGroup
+from launch.kube.schema_types import quantity_value
 
 _RAY_CONTAINER = "template.spec.containers[0]"
-_RAY_IMAGES = ("ray", "ray-ml", "ray-llm")
 _RAY_START = {
     "address",
     "autoscaling-config",
@@ -53,6 +54,10 @@ _RAY_START = {
 }
 """Options of `ray start`; the operator passes rayStartParams on, and an unknown one ends the pod."""
 _RESOURCE_OPTIONS = ("num-cpus", "num-gpus", "memory", "resources")
+_NUMBERS = ("num-cpus", "num-gpus", "memory", "object-store-memory")
+"""Options that are whole numbers, of CPUs, GPUs and bytes."""
+_OPERATORS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+_OWN_COMMAND = "ray.io/overwrite-container-cmd"
 
 
 def cluster_problems(
@@ -74,22 +79,19 @@ def cluster_problems(
         yield f"{path}.upgradeStrategy: must be left out in a RayJob, got {spec.upgradeStrategy.type}"
 
 
-def image_ray_version(image: str) -> str | None:
-    """The version of Ray that an image's tag names: registry/tandem:0.1-ray2.60.0, rayproject/ray:2.60.0-gpu."""
-    name, _, tag = image.partition("@")[0].rpartition(":")
-    if not name or "/" in tag:
-        return None
-    found = re.search(r"(?:^|[^a-z0-9])ray[-_]?v?(\d+\.\d+\.\d+(?:rc\d+)?)", tag.lower())
-    if found is None and name.rpartition("/")[2] in _RAY_IMAGES:
-        found = re.match(r"v?(\d+\.\d+\.\d+(?:rc\d+)?)", tag)
-    return found.group(1) if found else None
-
-
 def _group(group: RayGroup, place: str, ray_version: str) -> Iterator[str]:
     containers = group.template.spec.containers
     named = image_ray_version(containers[0].image)
-    if named not in (None, ray_version):
-        yield f"{place}.{_RAY_CONTAINER}.image: must have the cluster's Ray ({ray_version}), got {containers[0].image}"
+    if named != ray_version:
+        rule = f"must name the cluster's Ray in its tag (ray{ray_version})"
+        yield f"{place}.{_RAY_CONTAINER}.image: {rule}, got {containers[0].image}"
+    metadata = group.template.metadata
+    if containers[0].command and metadata.annotations.get(_OWN_COMMAND) != "true":
+        rule = f'must be left out, as the operator starts Ray, unless the annotation {_OWN_COMMAND} is "true"'
+        yield f"{place}.{_RAY_CONTAINER}.command: {rule}, got {containers[0].command[0]}"
+    for name in metadata.labels:
+        if name.startswith("ray.io/"):
+            yield f'{place}.template.metadata.labels["{name}"]: must be left out, as the operator sets it, got one'
     others = [
         container for container in containers[1:] if image_ray_version(container.image) or _by_name(container.name)
     ]
@@ -117,6 +119,20 @@ def _start_options(group: RayGroup, place: str) -> Iterator[str]:
             near = difflib.get_close_matches(option, _RAY_START, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             yield f"{where}: unknown option of ray start{hint}, got {value}"
+        elif option in _NUMBERS and not re.fullmatch(r"[0-9]{1,18}", value):
+            yield f"{where}: must be a whole number, got {value}"
+        elif option == "object-store-memory":
+            yield from _object_store(group, int(value), where)
+
+
+def _object_store(group: RayGroup, size: int, where: str) -> Iterator[str]:
+    """It must fit into the pod's own /dev/shm; the operator's is as large as the pod's memory."""
+    pod = group.template.spec
+    names = [mount.name for mount in pod.containers[0].volumeMounts if mount.mountPath.rstrip("/") == "/dev/shm"]
+    for volume in pod.volumes:
+        limit = volume.emptyDir.sizeLimit if volume.emptyDir and volume.name in names else None
+        if limit is not None and size > quantity_value(limit):
+            yield f"{where}: must not exceed /dev/shm ({limit}), got {size}"
 
 
 def _replicas(group: WorkerGroup, place: str, *, autoscaled: bool) -> Iterator[str]:
@@ -173,6 +189,12 @@ def _authentication(spec: RayClusterSpec, path: str, in_job: bool) -> Iterator[s
     options, where = spec.authOptions, f"{path}.authOptions"
     if options is None:
         return
+    for place, group in spec.groups(path).items():
+        for index, variable in enumerate(group.template.spec.containers[0].env):
+            agrees = variable.name == "RAY_AUTH_MODE" and variable.value == options.mode
+            if variable.name in _OPERATORS and variable.value is not None and not agrees:
+                rule = f"must be left out, as the operator sets {variable.name} by {where}"
+                yield f"{place}.{_RAY_CONTAINER}.env[{index}]: {rule}, got {variable.value}"
     if options.mode == "token" and not _reaches(spec.rayVersion, 2, 52):
         yield f"{where}.mode: token needs rayVersion 2.52.0 or later, got {spec.rayVersion}"
     if not options.enableK8sTokenAuth:

@@ -36,6 +36,8 @@ def _managed(options: GcsOptions | None) -> set[str]:
 def _redis(options: GcsOptions, where: str) -> Iterator[str]:
     if options.redisAddress is None:
         yield f"{where}.redisAddress: required with backend redis, got nothing"
+    elif "@" in options.redisAddress:
+        yield f"{where}.redisAddress: must hold no user or password, which have fields of their own, got one"
     if options.storage is not None:
         yield f"{where}.storage: must be left out with backend redis"
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import yaml
 
-from actors.config import is_secret
-from launch.kube.rules_cluster import cluster_problems, image_ray_version
+from actors.config_nodes import is_secret
+from launch.kube.config_parts import RUN_CONFIG, image_ray_version
+from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_pod import pod_problems
 from launch.kube.schema import RayJobManifest, RayJobSpec
 
@@ -33,6 +34,13 @@ def job_problems(job: RayJobManifest, ray_version: str) -> Iterator[str]:
 def _entrypoint(spec: RayJobSpec) -> Iterator[str]:
     if not spec.entrypoint.strip() and spec.submissionMode != "InteractiveMode":
         yield f"spec.entrypoint: required with submissionMode {spec.submissionMode}, got nothing"
+    if "\n" in spec.entrypoint.strip():
+        yield "spec.entrypoint: must be one line, got several"
+    if f"{RUN_CONFIG}/" in spec.entrypoint and spec.rayClusterSpec is not None:
+        mounts = spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].volumeMounts
+        if all(mount.mountPath.rstrip("/") != RUN_CONFIG for mount in mounts):
+            where = "spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].volumeMounts"
+            yield f"{where}: must have {RUN_CONFIG}, which spec.entrypoint names, got none there"
     if spec.entrypointResources:
         try:
             resources = json.loads(spec.entrypointResources)
@@ -42,6 +50,9 @@ def _entrypoint(spec: RayJobSpec) -> Iterator[str]:
             rule = "must be a JSON object of numbers by resource"
             yield f"spec.entrypointResources: {rule}, got {spec.entrypointResources}"
     yield from _runtime_env(spec.runtimeEnvYAML)
+    for name, value in spec.metadata.items():
+        if is_secret(name, value):
+            yield f"spec.metadata.{name}: must be left out, as whoever reaches Ray can read it, got a value"
 
 
 def _runtime_env(text: str) -> Iterator[str]:
@@ -55,10 +66,10 @@ def _runtime_env(text: str) -> Iterator[str]:
         return
     variables = values.get("env_vars")
     for name, value in variables.items() if isinstance(variables, dict) else ():
-        if not isinstance(value, str):
-            yield f"spec.runtimeEnvYAML.env_vars.{name}: must be a string, got {value!r}"
-        elif is_secret(str(name)):
+        if is_secret(str(name), str(value)):
             yield f"spec.runtimeEnvYAML.env_vars.{name}: must come from a Secret (env of the containers), got a value"
+        elif not isinstance(value, str):
+            yield f"spec.runtimeEnvYAML.env_vars.{name}: must be a string, got {value!r}"
 
 
 def _end(spec: RayJobSpec) -> Iterator[str]:
@@ -67,6 +78,9 @@ def _end(spec: RayJobSpec) -> Iterator[str]:
         yield f"spec.ttlSecondsAfterFinished: {rule}, got {spec.ttlSecondsAfterFinished}"
     if spec.suspend and not spec.shutdownAfterJobFinishes:
         yield "spec.suspend: must be false without shutdownAfterJobFinishes, got true"
+    start, whole = spec.preRunningDeadlineSeconds, spec.activeDeadlineSeconds
+    if start and whole and whole < start:
+        yield f"spec.activeDeadlineSeconds: must be at least preRunningDeadlineSeconds ({start}), got {whole}"
 
 
 def _deletion(spec: RayJobSpec) -> Iterator[str]:
@@ -139,6 +153,7 @@ def _submission(spec: RayJobSpec, ray_version: str) -> Iterator[str]:
         if pod.restartPolicy not in ("Never", "OnFailure"):
             yield f"{where}.spec.restartPolicy: must be Never or OnFailure, got {pod.restartPolicy or 'nothing'}"
         image = pod.containers[0].image
-        if image_ray_version(image) not in (None, ray_version):
-            yield f"{where}.spec.containers[0].image: must have the Ray installed here ({ray_version}), got {image}"
+        if image_ray_version(image) != ray_version:
+            rule = f"must name the Ray installed here in its tag (ray{ray_version})"
+            yield f"{where}.spec.containers[0].image: {rule}, got {image}"
         yield from pod_problems(pod, f"{where}.spec")

@@ -20,8 +20,9 @@ def kueue_problems(manifest: RayJobManifest | RayClusterManifest) -> Iterator[st
             if name.startswith("kueue.x-k8s.io/"):
                 yield f'metadata.labels["{name}"]: must be left out without {_QUEUE}, got {labels[name]}'
         return
-    if not labels[_QUEUE]:
-        yield f'metadata.labels["{_QUEUE}"]: must name a queue, got nothing'
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", labels[_QUEUE]):
+        rule = "must name a queue (lower-case letters, digits, '-' and '.')"
+        yield f'metadata.labels["{_QUEUE}"]: {rule}, got {labels[_QUEUE] or "nothing"}'
     if not re.fullmatch(r"[1-9]\d*", labels.get(_MAX_TIME, "1")):
         yield f'metadata.labels["{_MAX_TIME}"]: must be a whole number of seconds from 1, got {labels[_MAX_TIME]}'
     if isinstance(manifest, RayJobManifest):

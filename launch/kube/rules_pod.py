@@ -25,7 +25,7 @@ def pod_problems(pod: PodSpec, path: str) -> Iterator[str]:
 def _container(pod: PodSpec, container: PodContainer, place: str, path: str) -> Iterator[str]:
     yield from _mounts(pod, container, place, path)
     yield from _user(pod, container, place)
-    yield from _ports(container, place)
+    yield from _probes(container, place)
     grace = _DEFAULT_GRACE_S if pod.terminationGracePeriodSeconds is None else pod.terminationGracePeriodSeconds
     for variable in container.env:
         if variable.name == _DRAIN and _seconds(variable.value) >= grace:
@@ -67,10 +67,12 @@ def _user(pod: PodSpec, container: PodContainer, place: str) -> Iterator[str]:
         yield f"{place}: must run as another user than root with runAsNonRoot, got runAsUser 0"
 
 
-def _ports(container: PodContainer, place: str) -> Iterator[str]:
+def _probes(container: PodContainer, place: str) -> Iterator[str]:
     names = [port.name for port in container.ports]
     for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
         probe = getattr(container, kind)
+        if kind != "readinessProbe" and probe and probe.successThreshold not in (None, 1):
+            yield f"{place}.{kind}.successThreshold: must be 1, got {probe.successThreshold}"
         for action in ("httpGet", "tcpSocket"):
             request = getattr(probe, action, None)
             if request and isinstance(request.port, str) and request.port not in names:

@@ -23,6 +23,7 @@ from launch.kube.schema_types import (
     DnsLabel,
     DnsName,
     FileKey,
+    ImageName,
     InnerPath,
     Int32,
     LabelKey,
@@ -55,7 +56,7 @@ class AutoscalerOptions(ManifestPart):
     version: Literal["v1", "v2"] | None = None
     upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
     idleTimeoutSeconds: Count | None = None
-    image: Text | None = None
+    image: ImageName | None = None
     imagePullPolicy: PullPolicy | None = None
     resources: PodResources | None = None
     env: list[PodEnv] = []

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import is_secret
+from actors.config_nodes import is_secret
 from launch.kube.schema_types import (
     AbsolutePath,
     Count,
@@ -13,6 +13,7 @@ from launch.kube.schema_types import (
     DnsName,
     EnvName,
     FileKey,
+    ImageName,
     InnerPath,
     ManifestPart,
     OneOf,
@@ -63,7 +64,7 @@ class PodEnv(ManifestPart):
     def _no_literal_secret(self) -> "PodEnv":
         if self.value is not None and self.valueFrom is not None:
             raise ValueError("must have value or valueFrom, got both")
-        if self.value and is_secret(self.name):
+        if self.value and is_secret(self.name, self.value):
             raise ValueError(
                 f".value: {self.name} must come from a Secret (valueFrom.secretKeyRef), got a literal value"
             )
@@ -105,8 +106,8 @@ class PodResources(ManifestPart):
                     yield f".requests.{name}: must not exceed the limit ({limit}), got {request}"
             elif limit is None:
                 yield f".limits: must have {name}, as requests has it, got none"
-            elif quantity_value(limit) % 1:
-                yield f'.limits["{name}"]: must be a whole number, got {limit}'
+            elif quantity_value(limit) % 1 or not quantity_value(limit):
+                yield f'.limits["{name}"]: must be a whole number from 1, got {limit}'
             elif request is not None and quantity_value(request) != quantity_value(limit):
                 yield f'.requests["{name}"]: must equal the limit ({limit}), got {request}'
 
@@ -212,6 +213,12 @@ class SecurityContext(ManifestPart):
     capabilities: Capabilities | None = None
     seccompProfile: SeccompProfile | None = None
 
+    @model_validator(mode="after")
+    def _privileges(self) -> "SecurityContext":
+        if self.privileged and self.allowPrivilegeEscalation is False:
+            raise ValueError(".allowPrivilegeEscalation: must not be false with privileged, got false")
+        return self
+
 
 class PodSecurityContext(ManifestPart):
     """Rights of all containers of a pod."""
@@ -229,7 +236,7 @@ class PodContainer(ManifestPart):
     """A container of a pod."""
 
     name: DnsLabel
-    image: Text
+    image: ImageName
     imagePullPolicy: PullPolicy | None = None
     command: list[str] = []
     args: list[str] = []

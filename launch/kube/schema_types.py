@@ -76,6 +76,12 @@ def _words(pattern: str, longest: int, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _image(text: str) -> str:
+    if re.search(r"\s", text):
+        raise ValueError("must be an image without blanks")
+    return text
+
+
 def _absolute(text: str) -> str:
     if not text.startswith("/") or ":" in text:
         raise ValueError("must be an absolute path without ':'")
@@ -144,3 +150,4 @@ EnvName = Annotated[
 ]
 FileKey = Annotated[str, _words(r"(?!\.\.?$)[-._A-Za-z0-9]+", 253, "letters, digits, '-', '_' and '.'")]
 Text = Annotated[str, Field(min_length=1)]
+ImageName = Annotated[Text, AfterValidator(_image)]

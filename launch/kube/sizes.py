@@ -45,6 +45,11 @@ def driver_on_worker(config: RunConfig) -> bool:
     return config.cluster.kubernetes.gcs.storage != "none"
 
 
+def may_hold_driver(config: RunConfig, group: PodGroup) -> bool:
+    """Whether the driver may run on a pod of `group`: not on those for rollout, which autoscaling takes away."""
+    return driver_on_worker(config) and group.name != "rollout"
+
+
 def head_size(config: RunConfig) -> PodSize:
     """The head's pod; raises UserError when its memory does not hold its object store."""
     head, store = config.cluster.kubernetes.head, _object_store_mib(config, 0)
@@ -64,7 +69,7 @@ def worker_size(config: RunConfig, group: PodGroup, processes: Mapping[str, int]
         UserError: `shm_gib` or `memory_gib` is too small.
     """
     kubernetes, gpus = config.cluster.kubernetes, group.gpus
-    driver = driver_on_worker(config) and group.name != "rollout"
+    driver = may_hold_driver(config, group)
     store = _object_store_mib(config, gpus)
     least = _gib(store * 2**20)
     shm = kubernetes.shm_gib or least + max(1, gpus)

@@ -7,10 +7,14 @@ what the custom resources' own rules, the operator, Kueue and Ray demand (`launc
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import ValidationError
 
+from actors.config import UserError
+from actors.config_nodes import is_secret
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_job import job_problems
 from launch.kube.rules_kueue import kueue_problems
@@ -36,6 +40,26 @@ _TYPES = {
 }
 
 
+def check_manifest_file(path: str, ray_version: str) -> str:
+    """Validate all documents of a file as `manifest_problems` does, and say in a line which they are.
+
+    Raises:
+        UserError: the file cannot be read or holds no manifest; or what is wrong with them, one line for each problem.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:  # From a file, YAML's errors quote nothing.
+            documents = [document for document in yaml.safe_load_all(file) if document is not None]
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no date
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"--check: must be a YAML file that can be read, got {path} ({reason})") from None
+    if not documents:
+        raise UserError(f"--check: must hold manifests, got {path} without any")
+    if problems := manifest_problems(documents, ray_version):
+        raise UserError(*problems)
+    names = [f"{document['kind']} {document['metadata']['name']}" for document in documents]
+    return f"{path}: ok ({', '.join(names)})"
+
+
 def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) -> list[str]:
     """What is wrong with RayJobs, RayClusters and ConfigMaps as loaded from YAML; empty if nothing is.
 
@@ -46,7 +70,7 @@ def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) 
     parsed: dict[int, Manifest] = {}
     for index, document in enumerate(documents):
         if not isinstance(document, Mapping):
-            problems.append(f"document {index + 1}: must be a mapping, got {_short(document)}")
+            problems.append(f"document {index + 1}: must be a mapping, got {_shown(document)}")
             continue
         prefix = _prefix(document, index if len(documents) > 1 else None)
         found = _parse(document)
@@ -79,7 +103,7 @@ def _parse(document: Mapping[str, Any]) -> Manifest | list[str]:
     try:
         return _KINDS[kind].model_validate(dict(document))
     except ValidationError as error:
-        return [_problem(item, _KINDS[kind]) for item in error.errors()]
+        return [_problem(item, document) for item in error.errors()]
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:
@@ -93,21 +117,33 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
             yield from _nulls(item, _join(path, index))
 
 
-def _problem(error: Any, manifest: type[ManifestPart]) -> str:
+def _problem(error: Any, document: Mapping[str, Any]) -> str:
     location = [step for step in error["loc"] if step != "[key]"]
-    path, value, kind = "", error["input"], error["type"]
+    path, kind, got = "", error["type"], _got(document, location, error["input"])
     for step in location:
         path = _join(path, step)
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _part_at(manifest, location[:-1]).model_fields, 1)
-        return f"{path}: unknown field{_hint(near)}, got {_short(value)}"
+        fields = _part_at(_KINDS[document["kind"]], location[:-1]).model_fields
+        near = difflib.get_close_matches(str(location[-1]), fields, 1)
+        return f"{path}: unknown field{_hint(near)}, got {got}"
     if kind == "missing":
         return f"{path}: required, got nothing"
     if kind == "value_error":
         message = str(error["ctx"]["error"])
         message = message if message.startswith(".") else f": {message}"
-        return path + message + ("" if ", got " in message else f", got {_short(value)}")
-    return f"{path}: {_rule(error)}, got {_short(value)}"
+        return path + message + ("" if ", got " in message else f", got {got}")
+    return f"{path}: {_rule(error)}, got {got}"
+
+
+def _got(document: Mapping[str, Any], location: Sequence[Any], value: Any) -> str:
+    """A value as messages show it: not that of a secret, by any name on the way to it or beside it."""
+    part: Any = document
+    names = [str(step) for step in location]
+    for step in location[:-1]:
+        part = part[step]
+    if isinstance(part, Mapping):
+        names.append(str(part.get("name")))
+    return "a value (not shown)" if any(is_secret(name, str(value)) for name in names) else _shown(value)
 
 
 def _rule(error: Any) -> str:
@@ -163,15 +199,23 @@ def _across(documents: Mapping[int, Manifest]) -> Iterator[str]:
         if found := cluster_of(document):
             path, spec = found
             for place, group in spec.groups(f"{document.kind}/{document.metadata.name}/{path}").items():
-                yield from _missing_keys(group.template.spec, f"{place}.template.spec", maps)
+                yield from _config_maps(
+                    group.template.spec, f"{place}.template.spec", document.metadata.namespace, maps
+                )
 
 
-def _missing_keys(pod: PodSpec, path: str, maps: Mapping[str, ConfigMapManifest]) -> Iterator[str]:
-    """Keys that a volume takes from a ConfigMap of the same documents, and that it lacks."""
+def _config_maps(
+    pod: PodSpec, path: str, namespace: str | None, maps: Mapping[str, ConfigMapManifest]
+) -> Iterator[str]:
+    """ConfigMaps of the same documents that a volume names: in another namespace, or without its keys."""
     for index, volume in enumerate(pod.volumes):
         source = volume.configMap
         if source is None or source.name not in maps:
             continue
+        other = maps[source.name].metadata.namespace
+        if namespace and other and other != namespace:
+            where = f"{path}.volumes[{index}].configMap.name"
+            yield f"{where}: must be a ConfigMap of the pods' namespace ({namespace}), got {source.name} of {other}"
         for position, item in enumerate(source.items):
             if item.key not in maps[source.name].data:
                 where = f"{path}.volumes[{index}].configMap.items[{position}].key"
@@ -189,6 +233,10 @@ def _join(path: str, step: str | int) -> str:
 
 def _hint(near: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _shown(value: Any) -> str:
+    return {dict: "a mapping", list: "a list"}.get(type(value)) or _short(value)
 
 
 def _short(value: Any) -> str:

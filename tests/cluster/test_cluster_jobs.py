@@ -23,7 +23,7 @@ ENDLESS = 100_000
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Bed]:
-    nodes = [["--num-cpus=0"], ["--num-cpus=2"], ["--num-cpus=3", "--labels=role=rollout"]]
+    nodes = [["--num-cpus=0"], ["--num-cpus=2", "--labels=role=trainer"], ["--num-cpus=3", "--labels=role=rollout"]]
     with running(Bed(*nodes, token=TOKEN, environment={"WANDB_MODE": "offline"})) as made:
         yield made
 
@@ -155,8 +155,8 @@ def test_a_placement_that_cannot_be(tandem: Tandem) -> None:
     overrides = ["rollout.node_labels={role: serving}", "cluster.wait_s=5", "run.name=nowhere"]
     code, output = tandem("submit", "config.yaml", *overrides, "--id", "nowhere", "--wait")
     assert code == 2, output
-    line = "resources did not come within 5 s: rollout needs nodes with label role=serving, but its nodes have rollout"
-    assert f"cluster.wait_s: {line}" in output.splitlines()[-1]
+    line = "rollout needs nodes with label role=serving, but its nodes have rollout, trainer"
+    assert f"cluster.wait_s: resources did not come within 5 s: {line}" in output.splitlines()[-1]
 
 
 def test_engines_make_room_for_groups_that_fit_nowhere_else(bed: Bed, project: Path) -> None:
@@ -221,11 +221,13 @@ def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(
     [curves] = (project.parent / "shared/first/wandb").glob("offline-run-*/*.wandb")
     assert curves.stat().st_size > 1000, "W&B has what was logged, although Ray has signalled the driver's children"
 
-    # Submitted again it goes on, learns, and is preempted when the engine's node has to leave.
-    code, output = tandem(*submit)
+    # Submitted again, with its driver on another node, it goes on, learns, and is preempted when the engine's node has
+    # to leave.
+    code, output = tandem(*submit, "cluster.driver_labels={role: trainer}")
     assert code == 0 and "submitting it again" in output, output
     following = start("logs", "-f", "first")
     wait_for_step(project, "first", reached + 25, tandem)
+    assert any("launch run" in line for line in bed.processes(trainer)), "the driver"
     bed.terminate(engine)
     output, _ = following.communicate(timeout=DEADLINE_S)
     assert following.returncode == 75, output
