@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ORACLE := .venv-oracle
 SEED ?= 0
 
-.PHONY: demo demo-rlhf test check oracle setup clean
+.PHONY: demo demo-rlhf test pytest check oracle setup clean
 
 setup: $(VENV)/.cpu
 
@@ -46,7 +46,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-test: check
+# The checks and the tests at one time: each has moments that need one core only.
+test: $(VENV)/.dev
+	+$(MAKE) --jobs=2 check pytest
+
+pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 $(ORACLE)/.ready: requirements/oracle.txt

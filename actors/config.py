@@ -214,7 +214,8 @@ class GroupConfig(PlacedConfig):
     gpus_per_rank: float = Field(default=0, ge=0, le=1)
     """GPUs reserved per rank, which uses one; a fraction leaves room for another group on it."""
     threads_per_rank: PositiveInt | None = None
-    """Compute threads per rank (default: the cores of the machine that starts the run, divided by the ranks)."""
+    """Compute threads per rank (default: the cores of the machine that starts the run, divided by the ranks, or by
+    those on each node)."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 + gradients, 3 + parameters)."""
     offload_optimizer: bool = False

@@ -14,6 +14,7 @@ _SET_ELSEWHERE = {
     "OMP_NUM_THREADS": "threads_per_rank and threads_per_engine set it",
     "PYTHONPATH": "the code comes from the working directory",
     "RAY_ADDRESS": "the cluster is joined already",
+    "RAY_JOB_STOP_WAIT_TIME_S": "cluster.stop_wait_s sets it",
     "CUDA_VISIBLE_DEVICES": "Ray sets it",
     "TANDEM_LOG": "it is Tandem's own",
 }
@@ -42,11 +43,14 @@ Environment = Annotated[dict[str, str], AfterValidator(_check_environment)]
 
 
 _LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_NAME = re.compile(rf"({_LABEL}/)?{_LABEL}")
 _LABEL_EXPRESSION = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\)")
 
 
 def _check_labels(labels: dict[str, str]) -> dict[str, str]:
     for name, value in labels.items():
+        if not _LABEL_NAME.fullmatch(name):
+            raise ValueError(f"{name} must be the name of a label: letters, digits, '-', '_' and '.', got {name!r}")
         if not _LABEL_EXPRESSION.fullmatch(value):
             raise ValueError(f"{name} must be a label's value, or !value, in(a, b), !in(a, b), got {value!r}")
     return labels

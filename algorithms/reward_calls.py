@@ -100,12 +100,12 @@ def check_signature(function: RewardFunction, columns: Collection[str], index: i
     offered = {*columns, *own, *function.arguments}
     missing = [name for name, item in parameters.items() if _required(item) and name not in offered]
     problems = [
-        f"reward.functions[{index}].name: {function.name} needs a parameter {name}, which is neither a data column nor "
+        f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column nor "
         f"in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{nearest(name, offered)}"
         for name in missing
     ]
     for name in function.arguments:
-        field = f"reward.functions[{index}].arguments.{name}"
+        field = f"reward.functions.{index}.arguments.{name}"
         if name in own:
             problems.append(f"{field}: must not be {' or '.join(own)}, which every call passes, got {name}")
         elif not _accepts(call, name):

@@ -196,9 +196,9 @@ def check_endpoint(endpoint: RewardEndpoint, index: int = 0, environment: Mappin
     `index` is its place in reward.endpoints, for messages. Raises UserError, a line per problem; a variable must have a
     value, and with it the header must be one line of printable Latin-1.
     """
-    problems = [f"reward.endpoints[{index}].url: {fault}" for fault in _faults(endpoint.url)]
+    problems = [f"reward.endpoints.{index}.url: {fault}" for fault in _faults(endpoint.url)]
     for name, template in endpoint.headers.items():
-        where = f"reward.endpoints[{index}].headers"
+        where = f"reward.endpoints.{index}.headers"
         if not _HEADER_NAME.fullmatch(name):
             problems.append(f"{where}: a name must be letters, digits and hyphens, got {name!r}")
             continue

@@ -51,7 +51,7 @@ def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
     Raises UserError: no such built-in, file, module or function; an import that fails; not a plain callable that takes
     `completion` or `completions`.
     """
-    problem = _problem_at(f"reward.functions[{index}].name", function.name)
+    problem = _problem_at(f"reward.functions.{index}.name", function.name)
     source, colon, attribute = function.name.rpartition(":")
     if not colon:
         if function.name in BUILT_IN:

@@ -64,7 +64,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def submit_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `submit`."""
     config_arguments(parser)
-    _cluster_arguments(parser)
+    _cluster_arguments(parser, namespace="cluster.kubernetes.namespace")
     parser.add_argument(
         "--id", metavar="ID", help="id of the job (default: name, time and a random part); one that failed is resumed"
     )
@@ -91,7 +91,10 @@ def stop_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `stop`."""
     _job_arguments(parser)
     parser.add_argument(
-        "--timeout", metavar="S", type=_seconds, help="seconds to wait (default: the job's cluster.stop_wait_s, and 30)"
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        help="seconds to wait (default: the job's cluster.stop_wait_s, and 30; with --kube: its pods' grace, and 60)",
     )
 
 
@@ -118,12 +121,13 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     _cluster_arguments(parser)
 
 
-def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+def _cluster_arguments(parser: argparse.ArgumentParser, namespace: str = "the context's") -> None:
+    """`namespace`: the default of --namespace, in words; only `submit` has a configuration to ask."""
     parser.add_argument(
         "--address", metavar="URL", help="Ray's dashboard (default: RAY_API_SERVER_ADDRESS, then an http RAY_ADDRESS)"
     )
     parser.add_argument("--kube", action="store_true", help="a RayJob on Kubernetes instead of a job on a Ray cluster")
-    parser.add_argument("--namespace", metavar="NAME", help="with --kube: namespace (default: the context's)")
+    parser.add_argument("--namespace", metavar="NAME", help=f"with --kube: namespace (default: {namespace})")
     parser.add_argument("--context", metavar="NAME", help="with --kube: context of the kubeconfig (default: current)")
 
 

@@ -54,13 +54,8 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     policy.spawn(config.model, directory, config.policy, config.run.seed)
     frozen = _spawn_frozen(config, directory, placement, groups)
     critic = _spawn_critic(config, directory, placement, groups)
-    if config.reward.functions or config.reward.endpoints:
-        places = [slot.strategy for slot in placement.slots["reward"]]
-        groups.pool = RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS, places=places)
-    updates = algorithm.steps * algorithm.updates_per_step
-    # In the critic's warm-up the policy makes no updates, so its schedule has as many fewer.
-    waits = min(algorithm.steps, getattr(algorithm, "critic_warmup_steps", 0)) * algorithm.updates_per_step
-    building = start_building(policy, updates - waits)
+    groups.pool = _reward_pool(config, placement)
+    building = start_building(policy, _policy_updates(algorithm))
     rollout.notice(starting, "ready")
     trained = {"policy": policy} | ({"critic": critic} if critic else {})
     arguments: dict[str, Any] = {
@@ -70,11 +65,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "publish": _publisher(config, policy, directory),
         "checkpoint": RunCheckpointer(config, trained, placement.nodes),
         "reporter": reporter,
-        "sampling": Sampling(
-            samples=algorithm.samples_per_prompt,
-            temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_response_tokens,
-        ),
+        "sampling": _sampling(config, algorithm),
         "micro_batch_tokens": _budgets(config),
         "seed": config.run.seed,
         "samples_per_step": config.tracking.samples_per_step,
@@ -84,7 +75,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     }
     loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
     if critic is not None:
-        critic.gather(start_building(critic, updates), "build")
+        critic.gather(start_building(critic, algorithm.steps * algorithm.updates_per_step), "build")
     for worker, group in frozen.values():
         meet(group, worker.build)
     policy.gather(building, "build")
@@ -94,6 +85,27 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     resume(config, trained, loop, reporter)
     return loop
+
+
+def _policy_updates(algorithm: RLConfig) -> int:
+    # In the critic's warm-up the policy makes no updates, so its schedule has as many fewer.
+    waits = min(algorithm.steps, getattr(algorithm, "critic_warmup_steps", 0))
+    return (algorithm.steps - waits) * algorithm.updates_per_step
+
+
+def _reward_pool(config: RunConfig, placement: Placement) -> RewardPool | None:
+    if not config.reward.functions and not config.reward.endpoints:
+        return None
+    places = [slot.strategy for slot in placement.slots["reward"]]
+    return RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS, places=places)
+
+
+def _sampling(config: RunConfig, algorithm: RLConfig) -> Sampling:
+    return Sampling(
+        samples=algorithm.samples_per_prompt,
+        temperature=config.rollout.temperature,
+        max_tokens=config.rollout.max_response_tokens,
+    )
 
 
 def _spawn_frozen(

@@ -98,7 +98,10 @@ def _runtime_environment(config: RunConfig, *, joining: bool) -> Iterator[dict[s
     elif joining:
         from launch.jobs.package import package_files
         from launch.jobs.selection import select_files
+        from launch.jobs.uploadable import secret_problems
 
+        if problems := secret_problems(config):
+            raise UserError(*problems)
         with NamedTemporaryFile(suffix=".zip") as file:
             with package_files(select_files(Path.cwd(), config.run.output), config).data as data:
                 shutil.copyfileobj(data, file)

@@ -77,7 +77,7 @@ def reservations(config: RunConfig) -> list[Reservation]:
     wanted = [demand for demand in demands(config) if demand.group != "reward"]
     if config.cluster.placement == "shared":
         return [_shared(wanted)]
-    found = sorted(map(_own, wanted), key=lambda item: -item.bundles[0].get("GPU", 0.0))
+    found = sorted(map(_own, wanted), key=_size, reverse=True)
     if config.cluster.placement == "separate":
         found.sort(key=lambda item: item.name != "rollout")
     return found
@@ -148,6 +148,12 @@ def _shared(wanted: list[Demand]) -> Reservation:
     labels = {name: value for demand in wanted for name, value in demand.labels.items()}
     ranks = {demand.group: list(range(demand.count)) for demand in wanted}
     return Reservation(name="all groups", bundles=bundles, ranks=ranks, labels=labels)
+
+
+def _size(item: Reservation) -> tuple[float, float]:
+    """GPUs, then CPUs, of a bundle."""
+    bundle = item.bundles[0]
+    return bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
 
 
 def _bundle(demand: Demand, processes: int) -> dict[str, float]:

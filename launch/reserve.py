@@ -93,9 +93,10 @@ def _placed(
         for stage in stages:
             engines = separate and stage[0].name == "rollout"
             avoided = (of_others if engines else of_engines) if separate else set()
-            asked = [_ask(item, avoided) for item in stage]
-            placement.reserved += asked
-            for reservation, group in zip(stage, asked, strict=True):
+            # One after the other: where nodes join one by one, a small bundle must not take the place of a large one.
+            for reservation in stage:
+                group = _ask(reservation, avoided)
+                placement.reserved.append(group)
                 _wait(reservation, group, deadline, avoided, notify, give_up=give_up)
                 nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
                 (of_engines if engines else of_others).update(nodes.values())

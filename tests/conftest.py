@@ -27,6 +27,8 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 import pytest
 import yaml
 
+# A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Comparisons with TRL need an environment of their own: make oracle.
 collect_ignore = ["oracle"]
 ROOT = Path(__file__).resolve().parent.parent

@@ -125,7 +125,7 @@ MISTAKES = {
     ),
     "reward that does not import": (
         ["run", "job.yaml", "reward.functions=[other.py:score]"],
-        "reward.functions[0].name: ",
+        "reward.functions.0.name: ",
     ),
     "chat with nothing": (
         ["chat", "outputs/run", "--prompt", "hello"],
@@ -154,7 +154,7 @@ def test_every_mistake_is_reported_at_once(project: Path) -> None:
     ]
     done = tandem(project, "check", "job.yaml", *changes)
     fields = [line.removeprefix("error: ").partition(":")[0] for line in done.stderr.splitlines()]
-    assert fields == ["run.output", "policy.ranks", "policy.ranks", "data.train", "reward.functions[0].name"]
+    assert fields == ["run.output", "policy.ranks", "policy.ranks", "data.train", "reward.functions.0.name"]
     expected = (
         f"error: run.output: must be a directory that can be written ({project}/a file is a file), got a file/below"
     )

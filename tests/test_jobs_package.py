@@ -185,9 +185,9 @@ def test_paths_of_the_configuration_must_be_in_the_upload(tmp_path: Path) -> Non
         f"model.path: {rule} (here/weights.safetensors is left out by .gitignore line 5 (*.safetensors)), got here",
         f"data.eval: {rule} (data is left out by .gitignore line 1 (data/)), got ./data/eval.jsonl",
         f"reward.models.0.path: {below}, got ../above",
-        f"reward.functions[0].name: {rule} (rewards/mine.py is left out by .gitignore line 2 (rewards/mine.py)), "
+        f"reward.functions.0.name: {rule} (rewards/mine.py is left out by .gitignore line 2 (rewards/mine.py)), "
         "got rewards/mine.py:score",
-        f"reward.functions[1].name: {rule} (other is left out by .gitignore line 3 (other/)), got other.mine:score",
+        f"reward.functions.1.name: {rule} (other is left out by .gitignore line 3 (other/)), got other.mine:score",
         f"data.converter: {rule} (convert.py is left out by .gitignore line 4 (convert.py)), got convert:rows",
     ]
 
@@ -203,10 +203,10 @@ def test_secrets_in_the_configuration_are_refused(tmp_path: Path) -> None:
     literal = "must name a variable of the cluster's environment, such as $TOKEN, got a literal (not shown)"
     kept = "(a header with a $NAME keeps it out of the configuration), got https://scores/score"
     assert problems == [
-        f"reward.endpoints[0].headers.Authorization: {literal}",
-        f"reward.endpoints[0].url: must hold no user and password {kept}",
-        f"reward.endpoints[1].url: must hold no literal api_key {kept}",
-        f"reward.endpoints[2].headers.cookie: {literal}",
+        f"reward.endpoints.0.headers.Authorization: {literal}",
+        f"reward.endpoints.0.url: must hold no user and password {kept}",
+        f"reward.endpoints.1.url: must hold no literal api_key {kept}",
+        f"reward.endpoints.2.headers.cookie: {literal}",
     ]
 
 
@@ -225,6 +225,6 @@ def test_secrets_in_arguments_are_refused() -> None:
     assert "hunter2" not in str(problems)
     rule = "must hold no secret (it can name a variable that the function reads on the cluster, such as $TOKEN)"
     arguments = ["data.arguments.hf_token", "data.arguments.store.apiKey"]
-    arguments += ["reward.functions[1].arguments.passwords[0]", "reward.functions[1].arguments.url"]
+    arguments += ["reward.functions.1.arguments.passwords.0", "reward.functions.1.arguments.url"]
     assert problems == [f"{field}: {rule}, got a literal (not shown)" for field in arguments]
     assert secret_problems(config()) == []

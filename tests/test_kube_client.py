@@ -297,6 +297,42 @@ def test_logs(server: FakeKubernetes, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
 
 
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (ended("Failed", "FAILED", "bye", reason="AppFailed", message="failed with exit code 7, last"), 7),
+        (ended("Complete", "STOPPED", "bye"), 130),
+        (lambda operator, job: operator.kubernetes.remove("rayjobs", "train", NAME), 130),
+    ],
+    ids=["failed", "stopped", "deleted"],
+)
+def test_followed_logs_end_with_the_exit_code(
+    end: Step, code: int, server: FakeKubernetes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `submit --wait` does; without `follow` a log that is there is 0, whatever became of its job."""
+    with FakeOperator(server, [initializing, running("step 1/2"), *[hold] * 8, end]):
+        submit()
+        server_reaches(server, "Running")
+        capsys.readouterr()
+        assert kube_logs(NAME, **WHERE, follow=True, tail=None) == code
+    assert capsys.readouterr().out.startswith("step 1/2\n")
+    if server.names("rayjobs"):
+        assert kube_logs(NAME, **WHERE, follow=False, tail=None) == 0
+
+
+def test_the_next_commands_name_the_configurations_namespace(
+    server: FakeKubernetes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`submit` takes it from there, unless told otherwise; the other verbs, which cannot, take the context's."""
+    submit("cluster.kubernetes.namespace=tandem")
+    assert "  tandem status grpo --kube --namespace tandem --context development\n" in capsys.readouterr().out
+    line = problem(lambda: kube_status(NAME, **WHERE, as_json=False))
+    assert line == "name: must be a RayJob in namespace train, got grpo (--namespace names another)"
+    assert kube_status(NAME, namespace="tandem", context=None, as_json=False) == 0
+    kube_submit(config(), namespace="default", context=None, wait=False, as_json=False)
+    assert "RayJob grpo created in namespace default" in capsys.readouterr().out
+
+
 def test_logs_of_other_submission_modes(server: FakeKubernetes, capsys: pytest.CaptureFixture[str]) -> None:
     """A sidecar's are its container's; with HTTPMode only Ray has them, and the line says how to get there."""
     with FakeOperator(server, RUNS) as operator:
@@ -569,3 +605,9 @@ def test_inside_a_pod(server: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, t
     api = kubeconfig.connect_kube(None, None)
     assert (api.server, api.namespace, api.context) == ("https://127.0.0.1:6443", "default", None)
     assert os.environ["KUBERNETES_SERVICE_HOST"] in api.server
+    (tmp_path / "token").unlink()
+    expected = (
+        f"kubeconfig: must exist, or this pod have its service account's token and certificate, got no file "
+        f"{tmp_path / 'missing'}; Service token file does not exist."
+    )
+    assert problem(lambda: kubeconfig.connect_kube(None, None)) == expected

@@ -22,7 +22,7 @@ from launch.config_file import apply_overrides, parse
 from launch.jobs.selection import select_files
 from launch.kube.assumptions import render_warnings
 from launch.kube.config import KubernetesConfig, check_kubernetes
-from launch.kube.packing import DRIVER, pack_nodes, pod_groups
+from launch.kube.packing import DRIVER_RESOURCE, pack_nodes, pod_groups
 from launch.kube.pods import literal
 from launch.kube.render import LONGEST_NAME, Kind, kube_name, manifests, render
 from launch.kube.sizes import host_memory, worker_size
@@ -332,11 +332,15 @@ def test_the_driver_finds_room_beside_the_groups(placement: str) -> None:
     config = load("configs/own-task.yaml", overrides)
     job = spec(config)
     asked = json.loads(job["entrypointResources"])
-    assert asked.keys() == {DRIVER}
+    assert asked.keys() == {DRIVER_RESOURCE}
     found = {group["groupName"]: group for group in job["rayClusterSpec"]["workerGroupSpecs"]}
     packed = {group.name: group for group in pod_groups(config)}
     assert found.keys() == packed.keys()
-    homes = {name for name, group in found.items() if int(group.get("resources", {}).get(DRIVER, 0)) >= asked[DRIVER]}
+    homes = {
+        name
+        for name, group in found.items()
+        if int(group.get("resources", {}).get(DRIVER_RESOURCE, 0)) >= asked[DRIVER_RESOURCE]
+    }
     assert homes == found.keys() - {"rollout"}
     for name in homes:
         cpus = int(container(found[name])["resources"]["requests"]["cpu"])
@@ -533,7 +537,7 @@ AT_RENDERING = [
     ),
     (
         "policy.node_labels={zone: a}; rollout.node_labels={zone: b}",
-        "rollout.node_labels.zone: must be a as another group's on the same pods (workers), got b",
+        "policy.node_labels.zone: must be b as another group's on the same pods (workers), got a",
     ),
     (
         "cluster.driver_labels={role: driver}",
@@ -542,8 +546,8 @@ AT_RENDERING = [
     ),
     ("cluster.env={PATH: /x}", "cluster.env.PATH: must be left out on Kubernetes, as the image sets it, got '/x'"),
     (
-        "rollout.env={RAY_JOB_STOP_WAIT_TIME_S: '3'}",
-        "rollout.env.RAY_JOB_STOP_WAIT_TIME_S: must be left out on Kubernetes, as it follows from cluster.stop_wait_s",
+        "rollout.env={RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}",
+        "rollout.env.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: must be left out on Kubernetes, as ",
     ),
     (
         "policy.env={RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}",
@@ -576,7 +580,7 @@ def test_defaults_contradict_nothing() -> None:
         ["checkpoint.resume=false"],
         ["run.output=/data"],
         ["cluster.stop_wait_s=5000"],
-        ["cluster.env={PATH: /x, RAY_JOB_STOP_WAIT_TIME_S: '3'}"],
+        ["cluster.env={PATH: /x, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}"],
     ):
         config = configured(*overrides)
         assert validate(config.model_dump(mode="json")) == config
@@ -611,6 +615,21 @@ def test_warnings_name_what_was_assumed() -> None:
     [late] = render_warnings(configured(*scaled, "cluster.wait_s=1199"))
     assert late.startswith("cluster.wait_s: rollout pods come only when the run waits for them")
     assert render_warnings(configured(*scaled, "cluster.wait_s=1200")) == []
+
+
+def test_paths_of_this_machine_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, data and functions that the pods lack; not what is in the image, on the volume or built in."""
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/scores.py", "rows.py", "exact_match", "examples"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    functions = f"reward.functions=[exact_match, 'mine.scores:score', '{tmp_path}/rows.py:score', '/shared/r.py:score']"
+    config = configured(functions, "data.converter='rows.py:rows'", "data.train=examples", f"{K}.memory_gib=64")
+    assert [warning.partition(" is on this machine")[0] for warning in render_warnings(config)] == [
+        "reward.functions.1.name: mine/scores.py",
+        f"reward.functions.2.name: {tmp_path}/rows.py",
+        "data.converter: rows.py",
+    ]
 
 
 def test_the_base_fits_what_is_rendered() -> None:
@@ -674,12 +693,3 @@ def test_secrets_do_not_travel_and_modules_do(tmp_path: Path) -> None:
     spec = GitIgnoreSpec.from_lines(anchored)
     assert [name for name in SECRETS if not spec.match_file(name)] == []
     assert [name for name in modules if spec.match_file(name)] == []
-
-
-def test_readme_deletes_in_the_foreground_and_keeps_secrets_outside() -> None:
-    """A driver that is deleted in the background saves while the next one starts; what is here goes into the image."""
-    text = (ROOT / "k8s/README.md").read_text()
-    deletions = re.findall(r"kubectl delete -f run\.yaml[^\n`]*", text)
-    assert deletions == ["kubectl delete -f run.yaml --cascade=foreground"] * 2
-    files = re.findall(r"--from-file=\w+=(\S+)", text)
-    assert files and all(name.startswith("$HOME/") for name in files)

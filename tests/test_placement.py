@@ -30,7 +30,7 @@ def reserved(config: RunConfig) -> dict[str, Reservation]:
 def test_split_groups_have_bundles_of_their_own() -> None:
     config = config_for(policy={"ranks": 2, "cpus_per_rank": 0.5}, rollout={"engines": 3, "cpus_per_engine": 1})
     found = reserved(config)
-    assert list(found) == ["policy", "rollout", "reference"]
+    assert list(found) == ["rollout", "policy", "reference"]
     assert found["policy"].bundles == [{"CPU": 0.5}] * 2
     assert found["rollout"].ranks == {"rollout": [0, 1, 2]}
     assert not any(item.apart for item in found.values())
@@ -58,7 +58,7 @@ def test_the_largest_bundles_are_placed_first_and_engines_that_others_avoid_befo
         "reference": {"ranks": 4, "ranks_per_node": 4, "gpus_per_rank": 1},
         "rollout": {"gpus_per_engine": 1},
     }
-    assert list(reserved(config_for(**groups))) == ["reference", "policy", "rollout"]
+    assert list(reserved(config_for(**groups))) == ["reference", "rollout", "policy"]
     separate = config_for(**groups, cluster={"placement": "separate"})
     assert list(reserved(separate)) == ["rollout", "reference", "policy"]
 

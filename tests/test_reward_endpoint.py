@@ -296,10 +296,10 @@ def problems(values: dict[str, Any], environment: dict[str, str] | None = None) 
 def test_addresses_are_checked_and_never_shown_with_secrets():
     assert shown_address(f"https://me:{SECRET}@host:8000/score?key={SECRET}#x") == "https://host:8000/score"
     [line] = problems({"url": f"http://me:{SECRET}@host/score"})
-    assert line.startswith("reward.endpoints[2].url: must hold no user and password")
+    assert line.startswith("reward.endpoints.2.url: must hold no user and password")
     assert line.endswith("got http://host/score")
     for url in ("http:///score", "http://host:port/score", "http://[::1/score", f"http://host:99999/?{SECRET}"):
-        assert "reward.endpoints[2].url: must be an address like" in problems({"url": url})[0]
+        assert "reward.endpoints.2.url: must be an address like" in problems({"url": url})[0]
     assert "must be ASCII without spaces" in problems({"url": f"http://host/a b?{SECRET}"})[0]
 
 
@@ -310,17 +310,17 @@ def test_headers_are_checked_and_variables_only_where_they_are_known():
     }
     line = "must be one line of printable Latin-1 with variables filled in, got another (not shown)"
     assert problems(values) == [
-        "reward.endpoints[2].headers: a name must be letters, digits and hyphens, got 'X Team'",
-        f"reward.endpoints[2].headers.X-Bad: {line}",
+        "reward.endpoints.2.headers: a name must be letters, digits and hyphens, got 'X Team'",
+        f"reward.endpoints.2.headers.X-Bad: {line}",
     ]
     missing = problems(values, {"RM_TOKEN": f"{SECRET}\n", "TEAM": ""})
     rule = "must be set in the environment of the reward processes, is missing or empty"
     assert missing == [
-        f"reward.endpoints[2].headers.Authorization: {line}",
-        "reward.endpoints[2].headers: a name must be letters, digits and hyphens, got 'X Team'",
-        f"reward.endpoints[2].headers.X-Two: $TEAM {rule}",
-        f"reward.endpoints[2].headers.X-Two: $GONE {rule}",
-        f"reward.endpoints[2].headers.X-Bad: {line}",
+        f"reward.endpoints.2.headers.Authorization: {line}",
+        "reward.endpoints.2.headers: a name must be letters, digits and hyphens, got 'X Team'",
+        f"reward.endpoints.2.headers.X-Two: $TEAM {rule}",
+        f"reward.endpoints.2.headers.X-Two: $GONE {rule}",
+        f"reward.endpoints.2.headers.X-Bad: {line}",
     ]
 
 
@@ -333,7 +333,7 @@ def test_variables_are_read_when_the_sources_are_loaded(monkeypatch):
         deadline_s=10,
     )
     with pytest.raises(
-        UserError, match=r"reward\.endpoints\[0\]\.headers\.Authorization: \$TANDEM_TEST_TOKEN must be set"
+        UserError, match=r"reward\.endpoints\.0\.headers\.Authorization: \$TANDEM_TEST_TOKEN must be set"
     ):
         load_sources(config)
     monkeypatch.setenv("TANDEM_TEST_TOKEN", SECRET)

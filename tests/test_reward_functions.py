@@ -20,7 +20,7 @@ def problem(name: str, index: int = 0) -> str:
     with pytest.raises(UserError) as caught:
         resolve(RewardFunction(name=name), index)
     text = str(caught.value)
-    assert "\n" not in text and text.startswith(f"reward.functions[{index}].name: ") and text.endswith(f"got {name!r}")
+    assert "\n" not in text and text.startswith(f"reward.functions.{index}.name: ") and text.endswith(f"got {name!r}")
     return text
 
 

@@ -243,7 +243,7 @@ def test_a_hang_in_a_shared_call_fails_the_guilty_sample_only(make_pool):
 def test_a_function_that_does_not_load_in_the_worker_is_a_user_error(make_pool):
     pool = make_pool("my_reward.py:scoer")
     submit(pool, "yes")
-    with pytest.raises(UserError, match=r"reward\.functions\[0\]\.name: .*did you mean score\?"):
+    with pytest.raises(UserError, match=r"reward\.functions\.0\.name: .*did you mean score\?"):
         gather(pool, 1)
 
 
@@ -338,7 +338,7 @@ def test_a_header_whose_variable_is_missing_is_a_user_error(make_pool, service):
     pool = make_pool("exact_match", endpoints=[endpoint(service, token="$TANDEM_TEST_GONE")])
     submit(pool, "yes")
     with pytest.raises(
-        UserError, match=r"reward\.endpoints\[0\]\.headers\.Authorization: \$TANDEM_TEST_GONE must be set"
+        UserError, match=r"reward\.endpoints\.0\.headers\.Authorization: \$TANDEM_TEST_GONE must be set"
     ):
         gather(pool, 1)
 

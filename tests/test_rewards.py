@@ -49,9 +49,9 @@ def test_loading_reports_the_mistakes_of_all_sources():
     with pytest.raises(UserError) as caught:
         load_sources(config)
     assert [line.split(":")[0] for line in caught.value.problems] == [
-        "reward.functions[0].name",
-        "reward.functions[2].name",
-        "reward.endpoints[1].url",
+        "reward.functions.0.name",
+        "reward.functions.2.name",
+        "reward.endpoints.1.url",
     ]
     assert "secret" not in str(caught.value)
 
@@ -92,7 +92,7 @@ def test_signature_is_checked_against_columns_and_arguments(tmp_path):
         return RewardFunction(name=f"{path}:{name}", arguments=arguments)
 
     text = problem(check_signature, function("score"), ["prompt", "answer"], 1)
-    assert text.startswith("reward.functions[1].name: ") and "needs a parameter anwser" in text
+    assert text.startswith("reward.functions.1.name: ") and "needs a parameter anwser" in text
     assert "got columns answer, prompt (did you mean answer?)" in text
     check_signature(function("score"), ["anwser"])
     check_signature(function("score", anwser="4", scale=2), [])

@@ -578,6 +578,11 @@ CASES: list[tuple[str, str, str]] = [
         "policy.node_labels={zone: in(a}",
         "policy.node_labels.zone must be a label's value, or !value, in(a, b), !in(a, b), got 'in(a'",
     ),
+    (
+        "grpo",
+        "cluster.driver_labels={a b: c}",
+        "cluster.driver_labels.a b must be the name of a label: letters, digits, '-', '_' and '.', got 'a b'",
+    ),
     ("grpo", "cluster.env={A B: '4'}", "cluster.env.A B must be a name of letters, digits and _, got 'A B'"),
     (
         "grpo",

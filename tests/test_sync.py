@@ -235,9 +235,13 @@ def pairs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "merged": _start(True, 2, 3, slot, tmp_path_factory.mktemp("merged"), lora="merged"),
         "adapter": _start(False, 1, 0, slot, tmp_path_factory.mktemp("adapter"), lora="adapter", family="llama"),
     }
+    building = []
     for pair in started.values():
         address, port = pair.policy.gather([pair.policy.submit(0, PolicyWorker.address)], "address")[0]
-        pair.policy.call(PolicyWorker.build, address, port, 100)
+        ranks = range(len(pair.policy))
+        building.append([pair.policy.submit(rank, PolicyWorker.build, address, port, 100) for rank in ranks])
+    for pair, refs in zip(started.values(), building, strict=True):
+        pair.policy.gather(refs, "build")
         pair.rollout.call(Engine.ready)
         pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", pair.transfer)
     yield started

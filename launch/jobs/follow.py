@@ -31,7 +31,9 @@ class _Tail:
     """The log as it comes, from its beginning with every connection."""
 
     write: Callable[[str], None]
-    printed: int
+    known: str = ""
+    """How the log begins, unless it is another one, as that of a driver on another node: not to be written."""
+    printed: int = 0
     """Characters from the beginning that need not be written (again)."""
     position: int = 0
     heard_s: float = field(default_factory=time.monotonic)
@@ -51,6 +53,9 @@ class _Tail:
 
     def add(self, text: str) -> None:
         self.heard_s = time.monotonic()
+        expected = self.known[self.position : self.position + len(text)]
+        if not text.startswith(expected):
+            self.known, self.printed = "", min(self.printed, self.position)
         new = text[max(0, self.printed - self.position) :]
         self.position += len(text)
         self.printed = max(self.printed, self.position)
@@ -58,15 +63,15 @@ class _Tail:
             self.write(new)
 
 
-def follow_log(client: JobsClient, job_id: str, write: Callable[[str], None], skip: int = 0) -> SubmittedJob:
-    """Write the job's log as it grows, less its first `skip` characters, until the job has ended; returns the job.
+def follow_log(client: JobsClient, job_id: str, write: Callable[[str], None], known: str = "") -> SubmittedJob:
+    """Write the job's log as it grows, less what is known of it, until the job has ended; returns the job.
 
     Raises:
         ConnectionLost: no answer for LOST_S.
         UserError: the job is not known, or the token no longer valid.
         KeyboardInterrupt: Ctrl-C; the job goes on.
     """
-    return asyncio.run(_follow(client, job_id, _Tail(write, skip)))
+    return asyncio.run(_follow(client, job_id, _Tail(write, known, len(known))))
 
 
 async def _follow(client: JobsClient, job_id: str, tail: _Tail) -> SubmittedJob:
@@ -77,7 +82,10 @@ async def _follow(client: JobsClient, job_id: str, tail: _Tail) -> SubmittedJob:
                 with contextlib.suppress(aiohttp.ClientError, OSError):
                     await _stream(client, job_id, session, tail)
                 job = await asyncio.to_thread(client.job, job_id)
-                tail.heard_s = time.monotonic()
+                # What a connection cut short has not brought, or all of it where a proxy lets no websocket through.
+                text = await asyncio.to_thread(client.logs, job_id)
+                tail.position = 0
+                tail.add(text)
                 if job.ended:
                     return job
             except NoAnswer as error:

@@ -75,7 +75,7 @@ def submit_job(config: RunConfig, *, address: str | None, run_id: str | None, wa
         submission = _Submission(job_id, config, package)
         old = client.find(job_id)
         again = old is not None and _settle(client, old, submission, note)
-        skip = len(_old_log(client, old)) if again and old else 0
+        known = _old_log(client, old) if again else ""
         started = old is None or again
         if started:
             _check_directory(client, submission)
@@ -87,7 +87,7 @@ def submit_job(config: RunConfig, *, address: str | None, run_id: str | None, wa
         for verb in ("logs -f", "status", "stop"):
             note(f"  {command(verb, job_id, access.address)}")
     if wait:
-        return wait_for(client, job_id, skip=skip, as_json=as_json, more=values)
+        return wait_for(client, job_id, known=known, as_json=as_json, more=values)
     if as_json:
         print(json.dumps(job_object(client.job(job_id), access.address) | values, ensure_ascii=False))
     return 0
@@ -110,6 +110,9 @@ def _checked_package(config: RunConfig) -> Package:
     """The package, once configuration and files are known to be sound; prints warnings."""
     selection = select_files(Path.cwd(), config.run.output)
     problems, warnings = upload_problems(config, selection), package_warnings(selection)
+    if Path(config.run.output).resolve() == selection.root.resolve():
+        rule = "must be another directory than the working directory, whose files are uploaded"
+        problems.append(f"run.output: {rule}, got {config.run.output}")
     try:
         warnings += preflight(config, elsewhere=True)
     except UserError as error:

@@ -27,17 +27,46 @@ def upload_problems(config: RunConfig, selection: Selection) -> list[str]:
     if not Path(config.run.output).is_absolute():
         rule = "must be an absolute path on storage that all nodes of the cluster share"
         found.append(f"run.output: {rule}, got {config.run.output}")
-    for field, given, path in _local_paths(config, selection.root):
-        if problem := _missing(selection, path):
+    for field, given, path in existing_paths(config, selection.root):
+        if not path.is_absolute() and (problem := _missing(selection, _normal(path))):
             found.append(f"{field}: {problem}, got {given}")
     return found
+
+
+def existing_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, Path]]:
+    """Settings that name a file or directory of this machine: field, value, and the path, as given or from `root`.
+
+    Example: ("reward.functions.0.name", "rewards.mine:score", Path("rewards/mine.py")).
+    """
+    data, reward, critic = config.data, config.reward, config.critic
+    paths = {"model.path": config.model.path, "data.train": data.train, "data.eval": data.eval}
+    paths |= {f"reward.models.{index}.path": model.path for index, model in enumerate(reward.models)}
+    paths |= {"critic.path": critic and critic.path}
+    functions = {f"reward.functions.{index}.name": function.name for index, function in enumerate(reward.functions)}
+    functions |= {"data.train": data.train, "data.eval": data.eval, "data.converter": data.converter}
+    named = [(field, value, [value]) for field, value in paths.items() if value]
+    named += [(field, value, _sources(value)) for field, value in functions.items() if value]
+    for field, value, candidates in named:
+        for path in candidates:
+            if (root / path).exists():
+                yield field, value, Path(path)
+                break
+
+
+def _sources(function: str) -> list[str]:
+    """Where the code of `path.py:function` or `module:function` may be."""
+    module, _, name = function.rpartition(":")
+    if not module or not name:
+        return []
+    dotted = module.replace(".", "/")
+    return [module] if module.endswith(".py") else [f"{dotted}.py", dotted]
 
 
 def secret_problems(config: RunConfig) -> list[str]:
     """One line for each secret that stands in the configuration itself: it would be readable on the cluster."""
     found = [*_endpoint_secrets(config), *_argument_secrets("data.arguments", config.data.arguments)]
     for index, function in enumerate(config.reward.functions):
-        found += _argument_secrets(f"reward.functions[{index}].arguments", function.arguments)
+        found += _argument_secrets(f"reward.functions.{index}.arguments", function.arguments)
     return found
 
 
@@ -48,7 +77,7 @@ def _argument_secrets(field: str, value: Any, secret: bool = False) -> Iterator[
             yield from _argument_secrets(f"{field}.{name}", item, secret or _names_secret(str(name)))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _argument_secrets(f"{field}[{index}]", item, secret)
+            yield from _argument_secrets(f"{field}.{index}", item, secret)
     elif isinstance(value, str) and value and (secret or is_secret("", value)) and not _VARIABLE.fullmatch(value):
         rule = "must hold no secret (it can name a variable that the function reads on the cluster, such as $TOKEN)"
         yield f"{field}: {rule}, got a literal (not shown)"
@@ -60,7 +89,7 @@ def _names_secret(name: str) -> bool:
 
 def _endpoint_secrets(config: RunConfig) -> Iterator[str]:
     for index, endpoint in enumerate(config.reward.endpoints):
-        field = f"reward.endpoints[{index}]"
+        field = f"reward.endpoints.{index}"
         for name, value in endpoint.headers.items():
             if _SECRET.search(name) and not _VARIABLE.search(value):
                 rule = "must name a variable of the cluster's environment, such as $TOKEN, got a literal (not shown)"
@@ -80,23 +109,6 @@ def _missing(selection: Selection, path: str) -> str | None:
     return why and f"must be in the upload, or absolute on storage that all nodes share ({why})"
 
 
-def _local_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, str]]:
-    """(field, value, path from the root) of everything that exists here and is given by a relative path."""
-    for field, value in _named(config):
-        path = Path(value)
-        if not path.is_absolute() and (root / path).exists():
-            yield field, value, _normal(path)
-    for field, value in _functions(config):
-        module, _, name = value.rpartition(":")
-        if not module or not name or Path(module).is_absolute():
-            continue
-        dotted = module.replace(".", "/")
-        for candidate in (module,) if module.endswith(".py") else (f"{dotted}.py", dotted):
-            if (root / candidate).exists():
-                yield field, value, _normal(Path(candidate))
-                break
-
-
 def _normal(path: Path) -> str:
     """Without `.` and with every `..` at the beginning, with slashes."""
     parts: list[str] = []
@@ -106,23 +118,3 @@ def _normal(path: Path) -> str:
         else:
             parts.append(part)
     return "/".join(parts) or "."
-
-
-def _named(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Fields that may hold a path."""
-    yield from (("model.path", config.model.path),) if config.model.path else ()
-    yield "data.train", config.data.train
-    yield from (("data.eval", config.data.eval),) if config.data.eval else ()
-    for index, model in enumerate(config.reward.models):
-        yield f"reward.models.{index}.path", model.path
-    if config.critic is not None and config.critic.path is not None:
-        yield "critic.path", config.critic.path
-
-
-def _functions(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Fields that may hold `path.py:function` or `module:function`."""
-    for index, function in enumerate(config.reward.functions):
-        yield f"reward.functions[{index}].name", function.name
-    yield "data.train", config.data.train
-    yield from (("data.eval", config.data.eval),) if config.data.eval else ()
-    yield from (("data.converter", config.data.converter),) if config.data.converter else ()

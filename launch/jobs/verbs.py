@@ -19,8 +19,9 @@ STOPPED, INTERRUPTED, FAILED = 130, 130, 1
 STOP_MARGIN_S = 30
 """Time beyond the job's own for its last checkpoint after which `stop` gives up, in seconds."""
 _POLL_S = 1.0
-_IN_ORDER = re.compile(r"^(.+; a checkpoint is in |model:   |interrupted)", re.MULTILINE)
-"""What a driver prints in the end (`launch/run.py`): stopped, done, or interrupted before its first step."""
+_SAVED = re.compile(r"^(.+; a checkpoint is in |model:   )", re.MULTILINE)
+"""What a driver prints in the end (`launch/run.py`) that was stopped, or is done."""
+_STEP, _INTERRUPTED = re.compile(r"^step [1-9]", re.MULTILINE), re.compile(r"^interrupted", re.MULTILINE)
 
 
 def job_status(job_id: str, *, address: str | None, as_json: bool) -> int:
@@ -47,7 +48,7 @@ def job_logs(job_id: str, *, address: str | None, follow: bool, tail: int | None
     text = client.logs(job_id) if tail is not None or not follow else ""
     skip = 0 if tail is None else len(text) - len("".join(text.splitlines(keepends=True)[-tail:]))
     if follow:
-        return wait_for(client, job_id, skip=skip)
+        return wait_for(client, job_id, known=text[:skip])
     if not text:
         warn(f"{job_id} is {client.job(job_id).state}, and has printed nothing that Ray still holds")
     sys.stdout.write(text[skip:])
@@ -108,17 +109,17 @@ def show_jobs(*, address: str | None, everything: bool, as_json: bool) -> int:
         named = [job.metadata.get(key, "-") for key in ("run", "algorithm", "user")]
         code = "-" if job.exit_code is None else str(job.exit_code)
         rows.append((job.id, job.state, named[0], named[1], named[2], _started(job), _duration(job), code))
-    _print_table(rows)
+    print_table(rows)
     return 0
 
 
 def wait_for(
-    client: JobsClient, job_id: str, *, skip: int = 0, as_json: bool = False, more: dict[str, Any] | None = None
+    client: JobsClient, job_id: str, *, known: str = "", as_json: bool = False, more: dict[str, Any] | None = None
 ) -> int:
     """Follow a job's log on standard output (`as_json`: standard error) until it ends; then say how it ended.
 
     Args:
-        skip: characters of the log's beginning that are left out.
+        known: how the log begins; left out.
         more: what the object that `as_json` prints holds beside the job.
 
     Returns:
@@ -133,7 +134,7 @@ def wait_for(
 
     back = command("logs -f", job_id, client.access.address)
     try:
-        job = follow_log(client, job_id, write, skip)
+        job = follow_log(client, job_id, write, known)
     except KeyboardInterrupt:
         print(f"\ndetached: {job_id} goes on; to come back: {back}", file=sys.stderr)
         return INTERRUPTED
@@ -239,7 +240,8 @@ def _unsaved(client: JobsClient, job: SubmittedJob) -> str | None:
     # Ray appends the log of one attempt to that of the one before.
     text = re.split(rf"^Running entrypoint for job {re.escape(job.id)}: .*\n", text, flags=re.MULTILINE)[-1]
     begun = re.search(r"^(?!warning: )\S", text, re.MULTILINE)
-    if not begun or _IN_ORDER.search(text):
+    nothing_lost = _INTERRUPTED.search(text) and not _STEP.search(text)
+    if not begun or _SAVED.search(text) or nothing_lost:
         return None
     failed = re.search(r"^(error|run failed): .+", text, re.MULTILINE)
     limit = f"cluster.stop_wait_s ({_stop_wait_s(job)} s)"
@@ -281,7 +283,8 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns as wide as they need."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,12 +1,11 @@
 """What `tandem k8s` renders on an assumption, or may not do what the user wants."""
 
 import posixpath
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from launch.config import RunConfig
 from launch.estimate import GIB
+from launch.jobs.uploadable import existing_paths
 from launch.kube.config_parts import CODE
 from launch.kube.render import retries
 from launch.kube.sizes import UNKNOWN_CPU_PROCESS, host_memory
@@ -38,31 +37,13 @@ def render_warnings(config: RunConfig) -> list[str]:
         )
     return found + [
         f"{field}: {path} is on this machine; pods have the image's {CODE} and the volume at {kubernetes.volume.mount}"
-        for field, path in _paths(config)
-        if _stays_here(config, path)
+        for field, _, path in existing_paths(config, Path())
+        if _stays_here(config, path.as_posix())
     ]
-
-
-def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Settings that may be paths."""
-    data, reward = config.data, config.reward
-    given = {"model.path": config.model.path, "data.train": data.train, "data.eval": data.eval}
-    given |= {"data.converter": data.converter, "critic.path": config.critic and config.critic.path}
-    given |= {f"reward.models.{index}.path": item.path for index, item in enumerate(reward.models)}
-    given |= {
-        f"reward.functions.{index}.name": item.name
-        for index, item in enumerate(reward.functions)
-        if ".py:" in item.name  # others are built in, or in modules
-    }
-    for field, value in given.items():
-        if value:
-            yield field, re.sub(r"\.py:.*", ".py", value)
 
 
 def _stays_here(config: RunConfig, path: str) -> bool:
     """Whether a path that is here would be missing in the pods."""
-    if not Path(path).exists():
-        return False
     plain = posixpath.normpath(path)
     if posixpath.isabs(plain):
         return not any(f"{plain}/".startswith(f"{root}/") for root in (config.cluster.kubernetes.volume.mount, CODE))

@@ -24,8 +24,8 @@ INTERRUPTED = 130
 def kube_submit(config: RunConfig, *, namespace: str | None, context: str | None, wait: bool, as_json: bool) -> int:
     """Create the run's RayJob, or attach to the one that is there, and with `wait` watch it to its end.
 
-    `namespace` defaults to the configuration's, then to the context's. The exit code is 0, or with `wait` the job's: 0
-    succeeded, 130 stopped, deleted or detached by Ctrl-C, else the driver's or 1.
+    `namespace` defaults to the configuration's. The exit code is 0, or with `wait` the job's: 0 succeeded, 130 stopped,
+    deleted or detached by Ctrl-C, else the driver's or 1.
 
     Raises:
         UserError: another RayJob has the name, the cluster refuses the request, or KubeRay finds the RayJob invalid.
@@ -33,7 +33,7 @@ def kube_submit(config: RunConfig, *, namespace: str | None, context: str | None
     from launch.kube.render import manifests
 
     documents = manifests(config, "rayjob")
-    api = connect_kube(namespace or documents[-1]["metadata"].get("namespace"), context)
+    api = connect_kube(namespace or config.cluster.kubernetes.namespace, context)
     document, action = submit_documents(api, documents, say=_say)
     name = document["metadata"]["name"]
     answer = {"name": name, "namespace": api.namespace, "context": api.context, "action": action}
@@ -59,7 +59,7 @@ def kube_status(name: str, *, namespace: str | None, context: str | None, as_jso
 def kube_logs(name: str, *, namespace: str | None, context: str | None, follow: bool, tail: int | None) -> int:
     """Print the log of a RayJob's driver, or its last `tail` lines; with `follow` go on until the job has ended.
 
-    The exit code is 1 if there is no log yet, or none any more.
+    The exit code is 1 if there is no log yet, or none any more; with `follow` the job's, as for `kube_submit`.
 
     Raises:
         UserError: there is no such RayJob, or its submission mode leaves the log to Ray's dashboard.
@@ -109,6 +109,8 @@ def kube_stop(name: str, *, namespace: str | None, context: str | None, timeout_
 
 def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> int:
     """Print Tandem's RayJobs in the namespace: a table, or a list of objects."""
+    from launch.jobs.verbs import print_table
+
     api = connect_kube(namespace, context)
     found = api.rayjobs(",".join(f"{key}={value}" for key, value in OURS.items()))
     states = sorted(map(RayJobState.of, found), key=lambda state: (state.started or "9", state.name))
@@ -118,11 +120,8 @@ def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> i
     if not states:
         print(f"no RayJobs of Tandem in namespace {api.namespace}")
         return 0
-    rows = [("NAME", "STATE", "JOB", "STARTED", "ENDED")]
-    rows += [(one.name, one.state or "new", one.job_status, one.started, one.ended) for one in states]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell or '-':{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = [(one.name, one.state or "new", one.job_status, one.started, one.ended) for one in states]
+    print_table([("NAME", "STATE", "JOB", "STARTED", "ENDED"), *([cell or "-" for cell in row] for row in rows)])
     return 0
 
 
@@ -143,8 +142,8 @@ def _waited(api: KubeApi, document: dict[str, Any], answer: dict[str, Any] | Non
 
 
 def _tailed(api: KubeApi, document: dict[str, Any], log: JobLog) -> int:
-    _followed(api, document, log, _print)
-    return 0
+    state = _followed(api, document, log, _print)
+    return INTERRUPTED if state is None else state.exit_code
 
 
 def _followed(api: KubeApi, document: dict[str, Any], log: JobLog, show: Callable[[str], None]) -> RayJobState | None:

@@ -185,7 +185,7 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
     `namespace` defaults to the context's, then `default`; `context` to the kubeconfig's current one. Sends nothing.
 
     Raises:
-        UserError: the package is missing, or there is no such configuration or context.
+        UserError: the package is missing, there is no such configuration or context, or the pod has no token.
     """
     try:
         from kubernetes import client, config
@@ -197,7 +197,11 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
     if not any(os.path.exists(part) for part in path.split(os.pathsep)):
         if "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise UserError(f"kubeconfig: must exist, got no file {path} (KUBECONFIG names another)")
-        config.load_incluster_config(client_configuration=settings)
+        try:
+            config.load_incluster_config(client_configuration=settings)
+        except (config.ConfigException, OSError, ValueError) as error:
+            rule = "must exist, or this pod have its service account's token and certificate"
+            raise UserError(f"kubeconfig: {rule}, got no file {path}; {_cause(error)}") from None
         used = {"namespace": _SERVICE_ACCOUNT.read_text() if _SERVICE_ACCOUNT.exists() else None}
         chosen = None
     else:

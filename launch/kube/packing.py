@@ -12,7 +12,7 @@ from launch.placement import Demand, Reservation, demands, reservations
 
 ROLE = "tandem-role"
 """Ray label of the nodes, with placement separate: rollout, or trainer for everything else."""
-DRIVER = "tandem-driver"
+DRIVER_RESOURCE = "tandem-driver"
 """Ray resource of the pods that have room for the driver, where it is not on the head."""
 _EPSILON = 1e-9
 

@@ -12,7 +12,7 @@ from launch.config import RunConfig
 from launch.kube.config import ray_version
 from launch.kube.config_parts import CODE, GcsStorageConfig
 from launch.kube.dump import dump
-from launch.kube.packing import DRIVER, ROLE, PodGroup, pod_groups
+from launch.kube.packing import DRIVER_RESOURCE, ROLE, PodGroup, pod_groups
 from launch.kube.pods import (
     RUN_FILE,
     Manifest,
@@ -145,7 +145,7 @@ def _job(config: RunConfig, name: str) -> Manifest:
         ]
         job["deletionStrategy"] = {"deletionRules": rules}
     if driver_on_worker(config):
-        job |= {"entrypointNumCpus": 1, "entrypointResources": json.dumps({DRIVER: 1})}
+        job |= {"entrypointNumCpus": 1, "entrypointResources": json.dumps({DRIVER_RESOURCE: 1})}
     if kubernetes.submission_mode == "K8sJobMode":
         job["submitterPodTemplate"] = submitter_pod(config, name)
     return job
@@ -186,7 +186,7 @@ def _workers(config: RunConfig, group: PodGroup, size: PodSize) -> Manifest:
     workers: Manifest = {"groupName": group.name, "replicas": fewest, "minReplicas": fewest, "maxReplicas": count}
     if group.labels:
         workers["labels"] = dict(sorted(group.labels.items()))
-    resources = group.resources | ({DRIVER: 1} if may_hold_driver(config, group) else {})
+    resources = group.resources | ({DRIVER_RESOURCE: 1} if may_hold_driver(config, group) else {})
     if resources:
         # Whole numbers: KubeRay reads quantities. CPUs, GPUs and memory come from the container's resources.
         workers["resources"] = {name: str(math.ceil(amount)) for name, amount in resources.items()}

@@ -282,10 +282,10 @@ class ConfigMapManifest(ManifestPart):
     immutable: bool | None = None
 
 
-Manifest = RayJobManifest | RayClusterManifest | ConfigMapManifest
+ParsedManifest = RayJobManifest | RayClusterManifest | ConfigMapManifest
 
 
-def cluster_of(manifest: Manifest) -> tuple[str, RayClusterSpec] | None:
+def cluster_of(manifest: ParsedManifest) -> tuple[str, RayClusterSpec] | None:
     """The cluster that a document describes, after its path; None for one that describes none."""
     if isinstance(manifest, RayClusterManifest):
         return "spec", manifest.spec

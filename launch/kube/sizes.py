@@ -19,7 +19,7 @@ RAYLET = GIB
 """Ray's own processes on a worker (0.3 GiB measured when idle), with room for its logs and idle workers."""
 REWARD_PROCESS = GIB // 2
 """A reward process with what its functions import."""
-DRIVER = 4 * GIB
+DRIVER_BYTES = 4 * GIB
 """The run's driver: tokenizer, data and the samples of a step."""
 UNKNOWN_CPU_PROCESS = 8 * GIB
 """A process on CPU whose model's size is unknown."""
@@ -77,7 +77,7 @@ def worker_size(config: RunConfig, group: PodGroup, processes: Mapping[str, int]
         raise UserError(f"cluster.kubernetes.shm_gib: must exceed the object store ({store / 1024:g} GiB), got {shm}")
     memory = kubernetes.memory_gib
     if memory is None:
-        held = max(_held(node, config, processes) for node in group.nodes) + (DRIVER if driver else 0)
+        held = max(_held(node, config, processes) for node in group.nodes) + (DRIVER_BYTES if driver else 0)
         memory = _gib(held) + shm
     elif memory <= shm:
         raise UserError(f"cluster.kubernetes.memory_gib: must exceed shared memory ({shm} GiB), got {memory}")

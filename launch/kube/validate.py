@@ -18,11 +18,11 @@ from actors.config_nodes import is_secret
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_job import job_problems
 from launch.kube.rules_kueue import kueue_problems
-from launch.kube.schema import ConfigMapManifest, Manifest, RayClusterManifest, RayJobManifest, cluster_of
+from launch.kube.schema import ConfigMapManifest, ParsedManifest, RayClusterManifest, RayJobManifest, cluster_of
 from launch.kube.schema_pod import PodSpec
 from launch.kube.schema_types import ManifestPart
 
-_KINDS: dict[str, type[Manifest]] = {
+_KINDS: dict[str, type[ParsedManifest]] = {
     "RayJob": RayJobManifest,
     "RayCluster": RayClusterManifest,
     "ConfigMap": ConfigMapManifest,
@@ -67,7 +67,7 @@ def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) 
     stands after the kind. `ray_version`: the Ray that runs (2.60.0), which manifests and images must name.
     """
     problems: list[str] = []
-    parsed: dict[int, Manifest] = {}
+    parsed: dict[int, ParsedManifest] = {}
     for index, document in enumerate(documents):
         if not isinstance(document, Mapping):
             problems.append(f"document {index + 1}: must be a mapping, got {_shown(document)}")
@@ -92,7 +92,7 @@ def _prefix(document: Mapping[str, Any], index: int | None) -> str:
     return f"{kind}/{name or index + 1}/"
 
 
-def _parse(document: Mapping[str, Any]) -> Manifest | list[str]:
+def _parse(document: Mapping[str, Any]) -> ParsedManifest | list[str]:
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         near = difflib.get_close_matches(str(kind), _KINDS, 1)
@@ -174,7 +174,7 @@ def _parts(annotation: Any) -> Iterator[type[ManifestPart]]:
         yield from _parts(item)
 
 
-def _rules(manifest: Manifest, ray_version: str) -> Iterator[str]:
+def _rules(manifest: ParsedManifest, ray_version: str) -> Iterator[str]:
     if isinstance(manifest, ConfigMapManifest):
         size = sum(len(key) + len(text.encode()) for key, text in manifest.data.items())
         if size > _LARGEST_CONFIG_MAP:
@@ -187,7 +187,7 @@ def _rules(manifest: Manifest, ray_version: str) -> Iterator[str]:
     yield from kueue_problems(manifest)
 
 
-def _across(documents: Mapping[int, Manifest]) -> Iterator[str]:
+def _across(documents: Mapping[int, ParsedManifest]) -> Iterator[str]:
     seen: set[tuple[str, str, str | None]] = set()
     for document in documents.values():
         identity = (document.kind, document.metadata.name, document.metadata.namespace)

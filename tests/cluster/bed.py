@@ -202,10 +202,11 @@ class Bed:
         """End all processes of a node at once."""
         if node.process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(node.init, signal.SIGKILL)
+        if node.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(node.init or node.process.pid, signal.SIGKILL)
         node.process.wait(DEADLINE_S)
-        node.process = None
+        node.process, node.init = None, 0
 
     def wait_for_nodes(self, count: int, deadline_s: float = DEADLINE_S) -> None:
         """Wait until so many nodes are alive."""
