@@ -80,6 +80,7 @@ class FakeKubernetes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.silent = False  # ends the requests that wait
         self._server.shutdown()
         self._server.server_close()
 

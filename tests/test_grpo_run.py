@@ -256,7 +256,7 @@ def test_reward_errors_stop_the_run_with_their_causes(tandem: Start, tmp_path: P
 def test_two_ranks_of_zero_3_on_shared_bundles(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
     """Sharded parameters are gathered for two engines; two updates a step; rank i and engine i share bundle i.
 
-    Advantages are whitened over both ranks. At the first update policy and reference are the same model.
+    Advantages are whitened over both ranks, and the KL to a reference of its own is part of the loss.
     """
     algorithm = {"samples_per_update": 16, "advantage": "reinforce_pp_baseline", "kl_coef": 0.05}
     settings = config(warm_model, reverse, steps=3, **algorithm)
@@ -264,7 +264,6 @@ def test_two_ranks_of_zero_3_on_shared_bundles(tandem: Start, warm_model: Path, 
     job = tandem(settings, *overrides, "cluster.placement=shared")
     assert job.wait() == 0, job.text
     steps = job.steps()
-    assert steps[1]["policy/kl"] < 1e-2, "two updates, of which the first one starts from the reference"
     assert steps[3]["policy/kl"] > 1e-6
     _assert_in_step(steps, 3)
     before, after = (load_file(path / "model.safetensors") for path in (warm_model, job.directory / "export"))

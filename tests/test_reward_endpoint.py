@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -169,7 +169,11 @@ def test_what_may_pass_is_tried_again(service, passing):
 
 def test_pauses_double_and_a_service_may_ask_for_longer_ones(service, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(reward_endpoint.time, "sleep", pauses.append)
+    caller, sleep = current_thread(), time.sleep
+    # Other threads of this process go on sleeping.
+    monkeypatch.setattr(
+        reward_endpoint.time, "sleep", lambda s: pauses.append(s) if current_thread() is caller else sleep(s)
+    )
     service.answers = [reply(500, b""), reply(500, b""), reply(503, b"", Retry_After="2"), reply(500, b"")]
     causes(endpoint(service.url, retries=4), samples("a"))
     assert pauses == pytest.approx([0.02, 0.04, 2.0, 0.16])
