@@ -40,6 +40,9 @@ def check_nodes(config: RunConfig) -> None:
     problems = []
     if config.cluster.placement == "separate":
         problems.append(f"cluster.placement: must not be separate here ({alone}), got separate")
+    if config.cluster.driver_labels:
+        labels = dict(config.cluster.driver_labels)
+        problems.append(f"cluster.driver_labels: must be left out here ({alone}), got {labels}")
     for item in demands(config):
         section = section_of(config, item.group)
         if item.per_node and item.per_node < item.count:

@@ -99,13 +99,14 @@ def test_a_machine_alone_is_one_node_without_labels(monkeypatch: pytest.MonkeyPa
     config = config_for(
         policy={"ranks": 2, "ranks_per_node": 1, "node_labels": {"a": "b"}},
         rollout={"engines": 2, "engines_per_node": 2, "resources": {"fast": 1}},
-        cluster={"placement": "separate"},
+        cluster={"placement": "separate", "driver_labels": {"role": "driver"}},
     )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError) as caught:
         check_nodes(config)
     fields = [line.partition(":")[0] for line in caught.value.problems]
-    assert fields == ["cluster.placement", "policy.ranks_per_node", "policy.node_labels", "rollout.resources"]
+    assert fields[:2] == ["cluster.placement", "cluster.driver_labels"]
+    assert fields[2:] == ["policy.ranks_per_node", "policy.node_labels", "rollout.resources"]
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check_nodes(config)
 
