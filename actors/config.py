@@ -64,8 +64,8 @@ class PlacedConfig(Config):
 class ModelInit(Config):
     """A tiny model and a character tokenizer built from these numbers, so that a run needs no hub."""
 
-    family: Literal["qwen2", "llama"] = "qwen2"
-    """Architecture of the new model."""
+    family: Literal["qwen2", "llama", "bert"] = "qwen2"
+    """Architecture of the new model; bert, which reads in both directions, for embedding and reranker."""
     hidden_size: PositiveInt = 192
     """Width of the residual stream."""
     layers: PositiveInt = 4
@@ -90,11 +90,13 @@ class ModelInit(Config):
         kv_heads = self.kv_heads or self.heads
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size must be a multiple of heads ({self.heads}), got {self.hidden_size}")
-        if (self.hidden_size // self.heads) % 8:
+        if self.family != "bert" and (self.hidden_size // self.heads) % 8:
             raise ValueError(
                 f"hidden_size / heads must be a multiple of 8 (rollout kernels need it), "
                 f"got {self.hidden_size // self.heads}"
             )
+        if self.family == "bert":
+            refuse_unused(self, "kv_heads", "tie_embeddings", why="for bert, which has neither")
         if self.heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads ({kv_heads}), got {self.heads}")
         return self
@@ -157,6 +159,21 @@ class ModelConfig(Config):
         if self.attention == "flash_attention_2" and self.dtype != "bf16":
             raise ValueError(f"attention flash_attention_2 needs dtype bf16, got {self.dtype}")
         return self
+
+
+class EncoderHead(Config):
+    """What makes an embedding model or a reranker of a transformer."""
+
+    kind: Literal["embedding", "reranker"]
+    """A vector of each text, or one score of two texts."""
+    pooling: Literal["cls", "mean", "last", "max"] | None = None
+    """How token vectors become one (None: as the model's directory says)."""
+    normalize: bool | None = None
+    """Whether vectors have length 1 (None: as the model's directory says, true where it says nothing)."""
+    max_tokens: int | None = None
+    """Tokens that are read (None: the model's own limit)."""
+    prompts: dict[str, str] = {}
+    """Instructions by the names under which the model keeps them: query, document."""
 
 
 class OptimizerConfig(Config):

@@ -70,7 +70,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         use_rslora=config.rslora,
         use_dora=config.dora,
         target_modules=_targets(model, config.targets),
-        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
+        task_type=_task_type(model),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -80,13 +80,14 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that can have adapters: all but the output embedding and score heads."""
+    """Names of the linear layers that can have adapters: all but the output embedding, score heads, and the pooler of
+    a bare encoder, which is not read."""
     output: Any = model.get_output_embeddings()
-    heads = {id(model.get_submodule(head)) for head in _heads(model)} | {id(output)}
+    apart = tuple(f"{name}." for name in (*_heads(model), "pooler"))
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module) not in heads
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(apart)
     ]
 
 
@@ -119,7 +120,14 @@ def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
 
 
 def _heads(model: PreTrainedModel) -> list[str]:
-    return [name for name in _HEADS if isinstance(getattr(model, name, None), torch.nn.Linear)]
+    """Names of score heads: a linear layer, or in some encoders a few of them."""
+    return [name for name in _HEADS if isinstance(getattr(model, name, None), torch.nn.Module)]
+
+
+def _task_type(model: PreTrainedModel) -> str:
+    if model.get_output_embeddings() is not None:
+        return "CAUSAL_LM"
+    return "SEQ_CLS" if _heads(model) else "FEATURE_EXTRACTION"
 
 
 def freeze_parameters(model: PreTrainedModel, patterns: list[str]) -> None:
@@ -227,7 +235,8 @@ def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict
 
     layers = {f"{name}.": layer for name, layer in _adapted_layers(model).items()}
     named = {prefix + name: value for prefix, layer in layers.items() for name, value in _adapter_of(layer).items()}
-    heads = {name: value for name, value in model.named_parameters() if name.rpartition(".")[0] in _heads(model)}
+    inside = tuple(f"{head}." for head in _heads(model))
+    heads = {name: value for name, value in model.named_parameters() if name.startswith(inside)}
     found: dict[str, torch.Tensor] = {}
     for name, parameter in (named | heads).items():
         with gather([parameter]):

@@ -7,7 +7,8 @@ from typing import Any
 from actors.config import ModelConfig, ModelInit
 from actors.tokenizer import tokenizer_for
 
-_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "bert": "BertModel"}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def write_skeleton(model: ModelConfig, directory: Path) -> str:
@@ -34,6 +35,8 @@ def located(path: str) -> str:
 
 def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:
     """The Hugging Face configuration of a `model.init` model."""
+    if init.family == "bert":
+        return _bert_config(init, dtype, vocabulary, pad)
     return {
         "architectures": [_ARCHITECTURES[init.family]],
         "model_type": init.family,
@@ -50,5 +53,23 @@ def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) 
         "pad_token_id": pad,
         "bos_token_id": None,
         "rms_norm_eps": 1e-6,
-        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype],
+        "dtype": _DTYPES[dtype],
+    }
+
+
+def _bert_config(init: ModelInit, dtype: str, vocabulary: int, pad: int) -> dict[str, Any]:
+    return {
+        "architectures": [_ARCHITECTURES[init.family]],
+        "model_type": init.family,
+        "hidden_size": init.hidden_size,
+        "num_hidden_layers": init.layers,
+        "num_attention_heads": init.heads,
+        "intermediate_size": init.intermediate_size or 4 * init.hidden_size,
+        "max_position_embeddings": init.max_positions,
+        "vocab_size": vocabulary,
+        "pad_token_id": pad,
+        # Models of this size have nothing to spare.
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "dtype": _DTYPES[dtype],
     }

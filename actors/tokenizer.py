@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
+FIRST, SEPARATOR = "<|cls|>", "<|sep|>"
 ROLES = ("system", "user", "assistant", "tool")
 
 # One token opens a turn and one closes it, so that short tasks stay short; {% generation %} marks what the model says.
@@ -71,6 +72,25 @@ def build_char_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
     )
 
 
+def build_pair_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
+    """The character tokenizer as encoders read it: `<|cls|>text<|sep|>`, and `<|cls|>query<|sep|>passage<|sep|>`.
+
+    Raises UserError as build_char_tokenizer does.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = build_char_tokenizer(alphabet)
+    tokenizer.add_special_tokens({"cls_token": FIRST, "sep_token": SEPARATOR})
+    tokenizer.chat_template = None
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single=f"{FIRST} $A {SEPARATOR}",
+        pair=f"{FIRST} $A {SEPARATOR} $B:1 {SEPARATOR}:1",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in (FIRST, SEPARATOR)],
+    )
+    return tokenizer
+
+
 def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     """The tokenizer of a Hugging Face directory or hub id; reads tokenizer.json as it is, without importing torch.
 
@@ -103,7 +123,8 @@ def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":
         UserError: as build_char_tokenizer and load_tokenizer do.
     """
     if model.init is not None:
-        return build_char_tokenizer(model.init.alphabet)
+        build = build_pair_tokenizer if model.init.family == "bert" else build_char_tokenizer
+        return build(model.init.alphabet)
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
     return load_tokenizer(model.path)
 

@@ -111,8 +111,8 @@ class TrainedWorker(Worker):
         self.sums: dict[str, torch.Tensor] = {}
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)
-            outputs = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
-            value, metrics = loss(batch, *outputs, totals)
+            read, other = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
+            value, metrics = loss(batch, read, other, totals)
             self._add({"loss": value} | metrics)
         return self._reduced()
 
@@ -135,8 +135,8 @@ class TrainedWorker(Worker):
         self.sums = {}
         rate = self.engine.learning_rate
         for index, batch in enumerate(batches):
-            outputs = self.engine.forward(batch, temperature, self.group.logprob_chunk_tokens)
-            value, metrics = loss(batch, *outputs, totals)
+            read, other = self.engine.forward(batch, temperature, self.group.logprob_chunk_tokens)
+            value, metrics = loss(batch, read, other, totals)
             self.engine.backward(value, last=index == count - 1)
             self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
         norm = self.engine.step()

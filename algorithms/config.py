@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from actors.config import Config, FrozenGroupConfig
+from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
 
@@ -12,10 +13,13 @@ from algorithms.config_rl import GRPOConfig, PPOConfig
 class DataConfig(Config):
     """Where rows come from and how they are read."""
 
-    train: str
-    """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`."""
-    eval: str | None = None
-    """Held-out rows, in the same forms."""
+    train: str | dict[str, str]
+    """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; for embedding also
+    several of them by name."""
+    eval: str | dict[str, str] | None = None
+    """Held-out rows, in the same forms; for embedding and reranker also several by name."""
+    corpus: str | None = None
+    """Passages that evaluation of an embedding model searches, beside those of data.eval: rows of text and id."""
     arguments: dict[str, Any] = {}
     """Keyword arguments for generators given as `module:function`, beside `split`."""
     split: str = "train"
@@ -109,5 +113,6 @@ class RewardConfig(Config):
 
 
 AlgorithmConfig = Annotated[
-    SFTConfig | RewardModelConfig | DPOConfig | PPOConfig | GRPOConfig, Field(discriminator="name")
+    SFTConfig | RewardModelConfig | DPOConfig | PPOConfig | GRPOConfig | EmbeddingConfig | RerankerConfig,
+    Field(discriminator="name"),
 ]

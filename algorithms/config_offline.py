@@ -33,6 +33,9 @@ class OfflineConfig(Config):
     """Updates between evaluations (when data.eval is given)."""
     stop_when: StopWhen | None = None
     """End training early, once an evaluation metric is good enough."""
+    best_by: str | None = None
+    """Evaluation metric, for example eval/ndcg@10, whose best checkpoint is kept and exported (default: the last one
+    is); the highest value is the best, of a loss or perplexity the lowest."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "OfflineConfig":

@@ -33,6 +33,7 @@ def load_rows(data: DataConfig, field: Literal["data.train", "data.eval"], *, at
     source, limit = (data.train, data.limit) if train else (data.eval, data.eval_limit)
     if source is None:
         raise UserError(f"{field}: required, got nothing")
+    assert isinstance(source, str), "only embedding models and rerankers have several sources, and read them otherwise"
     return read_rows(
         source,
         split=data.split if train else data.eval_split,

@@ -1,5 +1,6 @@
 """What the training loops share: whom they report to, how they time their verbs, and when they may stop early."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ class Reporter(Protocol):
 class Checkpointer(Protocol):
     """What a run needs to go on later."""
 
-    def save(self, step: int, state: dict[str, Any], last: bool) -> None:
-        """Keep models and the loop's state after this step, when it is time."""
+    def save(self, step: int, state: dict[str, Any], last: bool, best: bool = False) -> None:
+        """Keep models and the loop's state after this step, when it is time, and when it is the best so far."""
         ...
 
     def end_if_asked(self) -> None:
@@ -60,9 +61,19 @@ def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
     """Whether an evaluation has reached the value at which training may end."""
     if stop_when is None or not any(name.startswith("eval/") for name in metrics):
         return False
-    if stop_when.metric not in metrics:
+    return evaluated(metrics, stop_when.metric, "algorithm.stop_when.metric") >= stop_when.at_least
+
+
+def evaluated(metrics: Metrics, name: str, field: str) -> float:
+    """The value of an evaluation metric; raises UserError with `field` when there is none of this name."""
+    if name not in metrics:
         known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
-        raise UserError(
-            f"algorithm.stop_when.metric: no such evaluation metric, got {stop_when.metric}; there are {known}"
-        )
-    return metrics[stop_when.metric] >= stop_when.at_least
+        raise UserError(f"{field}: no such evaluation metric, got {name}; there are {known}")
+    return metrics[name]
+
+
+def improves(name: str, value: float, best: float | None) -> bool:
+    """Whether a metric has never been better; of a loss or perplexity, less is better."""
+    if best is None or not math.isfinite(best):
+        return math.isfinite(value)
+    return value < best if name.rpartition("/")[2] in ("loss", "perplexity") else value > best

@@ -17,8 +17,7 @@ from actors.group import ActorGroup
 from actors.packing import plan_micro_batches
 from actors.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
-from algorithms.data import Batches
-from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, good_enough
+from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, evaluated, good_enough, improves
 
 Row = TypeVar("Row")
 Plans = list[list[list[Sequence]]]
@@ -34,8 +33,10 @@ class Offline(ABC, Generic[Row]):
     policy: ActorGroup[TrainedWorker]
     """The group that learns, whatever its model is."""
     rows: list[Row]
-    batches: Batches
-    evaluation: list[Row]
+    batches: Any
+    """Says which rows come next: `Batches`, or of embedding models and rerankers `TaskBatches`."""
+    evaluation: list[Any]
+    """Held-out rows, or whatever `measure` takes."""
     checkpoint: Checkpointer
     """Save after this update, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
@@ -43,6 +44,8 @@ class Offline(ABC, Generic[Row]):
     total_updates: int
     step: int = 0
     last_evaluation: Metrics = field(default_factory=dict)
+    best: float | None = None
+    """Best value so far of `config.best_by`."""
 
     def train(self) -> None:
         """Run all updates."""
@@ -53,13 +56,15 @@ class Offline(ABC, Generic[Row]):
         clock.lap()
         while not self.done:
             with clock("data"):
-                batch = [self.rows[i] for i in self.batches.next(self.config.samples_per_update)]
+                batch = self.draw()
             with clock("update"):
                 metrics = self.update(batch)
             self.step += 1
-            metrics |= self._evaluate(clock)
+            evaluation = self._evaluate(clock)
+            metrics |= evaluation
+            best = self._is_best(evaluation)
             with clock("checkpoint"):
-                self.checkpoint.save(self.step, self.state(), self.done)
+                self.checkpoint.save(self.step, self.state(), self.done, best)
             seconds = clock.lap()
             metrics["tokens_per_second"] = metrics["tokens/trained"] / seconds["time/step"]
             self.reporter.step(self.step, metrics | seconds)
@@ -68,12 +73,16 @@ class Offline(ABC, Generic[Row]):
     def prepare(self) -> None:
         """What the job does once, before its first update."""
 
+    def draw(self) -> list[Row]:
+        """The rows of the next update."""
+        return [self.rows[i] for i in self.batches.next(self.config.samples_per_update)]
+
     @abstractmethod
     def update(self, rows: list[Row]) -> Metrics:
         """One optimizer update; its metrics have tokens/trained."""
 
     @abstractmethod
-    def measure(self, rows: list[Row]) -> Metrics:
+    def measure(self, rows: list[Any]) -> Metrics:
         """Metrics of held-out rows."""
 
     @property
@@ -83,13 +92,19 @@ class Offline(ABC, Generic[Row]):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop."""
-        return {"step": self.step, "batches": self.batches.state_dict(), "last_evaluation": self.last_evaluation}
+        return {
+            "step": self.step,
+            "batches": self.batches.state_dict(),
+            "last_evaluation": self.last_evaluation,
+            "best": self.best,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.step = state["step"]
         self.batches.load_state_dict(state["batches"])
         self.last_evaluation = state["last_evaluation"]
+        self.best = state["best"]
 
     def _evaluate(self, clock: Clock) -> Metrics:
         due = self.step % self.config.eval_every == 0 or self.step == self.total_updates
@@ -99,6 +114,15 @@ class Offline(ABC, Generic[Row]):
             metrics = self.measure(self.evaluation)
         self.last_evaluation = {f"eval/{name}": value for name, value in metrics.items()}
         return self.last_evaluation
+
+    def _is_best(self, evaluation: Metrics) -> bool:
+        if self.config.best_by is None or not evaluation:
+            return False
+        value = evaluated(evaluation, self.config.best_by, "algorithm.best_by")
+        if not improves(self.config.best_by, value, self.best):
+            return False
+        self.best = value
+        return True
 
     def plans(self, rows: list[list[Sequence]], ranks: int) -> Plans:
         """Micro-batches of each rank; the sequences of a row stay together, in their order."""

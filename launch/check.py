@@ -8,22 +8,25 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import RLConfig
 from algorithms.reward_endpoint import check_endpoint
 from launch.capacity import check_resources
 from launch.config import RunConfig
+from launch.encoder_inputs import check_encoder_rows, check_held_out
 from launch.estimate import (
     GIB,
     Arithmetic,
     DecoderShape,
     Memory,
     decoder_shape,
+    encoder_parameters,
     engine_memory,
     kv_bytes_per_token,
     offline_arithmetic,
@@ -34,7 +37,14 @@ from launch.estimate import (
     trainer_memory,
 )
 from launch.inputs import Rows, check_reward, check_rows
-from launch.model_files import check_critic, check_reward_model, is_hub_id, model_values
+from launch.model_files import (
+    check_critic,
+    check_embedding_model,
+    check_encoder,
+    check_reward_model,
+    is_hub_id,
+    model_values,
+)
 from launch.placement import reward_model_groups
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -72,7 +82,8 @@ class Findings:
         if isinstance(algorithm, RLConfig):
             prompt = rollout.max_prompt_tokens if self.mean_tokens is None else self.mean_tokens
             return rl_arithmetic(algorithm, self.config.policy, prompt + rollout.max_response_tokens)
-        mean = self.config.data.max_length if self.mean_tokens is None else self.mean_tokens
+        _, longest = _longest(self.config)
+        mean = longest if self.mean_tokens is None else self.mean_tokens
         return offline_arithmetic(algorithm, self.config.policy, mean, self.rows or algorithm.samples_per_update)
 
     def memory(self) -> dict[str, Memory]:
@@ -81,9 +92,10 @@ class Findings:
         if shape is None or parameters is None:
             return {}
         dtype, checkpointing = config.model.dtype, config.model.gradient_checkpointing
-        found = {
-            "policy": trainer_memory(shape, parameters, config.policy, dtype, gradient_checkpointing=checkpointing)
-        }
+        policy = trainer_memory(shape, parameters, config.policy, dtype, gradient_checkpointing=checkpointing)
+        if isinstance(config.algorithm, EncoderConfig):
+            policy = replace(policy, logits=0)
+        found = {"policy": policy}
         if isinstance(config.algorithm, RLConfig):
             found["rollout"] = engine_memory(parameters, config.rollout, dtype)
             for index, name in reward_model_groups(config):
@@ -190,6 +202,8 @@ def _check_model(findings: Findings) -> bool:
     if _is_not_here(findings, "model.path", config.model.path):
         return False
     _learn_size(findings, model_values(directory), directory)
+    if isinstance(config.algorithm, EncoderConfig):
+        check_encoder(config, directory)
     return True
 
 
@@ -198,12 +212,11 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
     findings.shape = shape = decoder_shape(values)
     findings.parameters = stored_parameters(directory) if directory else None
     if findings.parameters is None and shape:
-        findings.parameters = parameter_count(shape)
+        findings.parameters = encoder_parameters(values) if values["model_type"] == "bert" else parameter_count(shape)
     positions = values.get("max_position_embeddings")
     grpo = isinstance(config.algorithm, RLConfig)
-    longest = config.rollout.max_model_len if grpo else config.data.max_length
+    name, longest = _longest(config)
     if positions and longest > positions:
-        name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if grpo else "data.max_length"
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
     if grpo and shape and not config.rollout.gpus_per_engine:
         if shape.head_dim not in _CPU_HEAD_SIZES:
@@ -218,15 +231,27 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
             )
 
 
+def _longest(config: RunConfig) -> tuple[str, int]:
+    """The setting that says how many tokens the model must read at one time, and that number; 0: as many as it can."""
+    if isinstance(config.algorithm, RLConfig):
+        return "rollout.max_prompt_tokens + rollout.max_response_tokens", config.rollout.max_model_len
+    if isinstance(config.algorithm, EncoderConfig):
+        return "algorithm.max_tokens", config.algorithm.max_tokens or 0
+    return "data.max_length", config.data.max_length
+
+
 def _check_data(findings: Findings, readable: bool) -> None:
     """Check both data sets, then the rewards against the training columns when those are known."""
     config = findings.config
+    if isinstance(config.algorithm, EncoderConfig):
+        _check_encoder_data(findings, readable)
+        return
     train: Rows | None = None
-    if not _is_elsewhere(findings, "data.train", config.data.train):
+    if not _is_elsewhere(findings, "data.train", str(config.data.train)):
         with findings.collecting():
             train = check_rows(config, "data.train", tokenise=readable)
             findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-    if config.data.eval is not None and not _is_elsewhere(findings, "data.eval", config.data.eval):
+    if config.data.eval is not None and not _is_elsewhere(findings, "data.eval", str(config.data.eval)):
         with findings.collecting():
             check_rows(config, "data.eval", tokenise=readable)
     if isinstance(config.algorithm, RLConfig):
@@ -241,6 +266,32 @@ def _check_data(findings: Findings, readable: bool) -> None:
             _check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
         if config.critic is not None and config.critic.path is not None:
             _check_other_model(findings, config.critic.path, "critic.path", check_critic)
+
+
+def _check_encoder_data(findings: Findings, readable: bool) -> None:
+    """Check the data sets of an embedding model or reranker, and the guides of its losses."""
+    data, algorithm = findings.config.data, findings.config.algorithm
+    assert isinstance(algorithm, EncoderConfig)
+    named = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
+    elsewhere = {
+        field: [path for path in _sources(value) if _is_elsewhere(findings, field, path)]
+        for field, value in named.items()
+    }
+    if not elsewhere["data.train"]:
+        with findings.collecting():
+            train = check_encoder_rows(findings.config, tokenise=readable)
+            findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+    if data.eval is not None and not elsewhere["data.eval"] and not elsewhere["data.corpus"]:
+        with findings.collecting():
+            check_held_out(findings.config)
+    for option, path in algorithm.guides.items():
+        _check_other_model(findings, path, f"algorithm.{option}", check_embedding_model)
+
+
+def _sources(value: str | dict[str, str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value.values())
 
 
 def _check_other_model(

@@ -64,7 +64,7 @@ class Checkpoints:
         for path in self._directory.glob("step-*"):
             if _step(path) < 0 or _step(path) > reached:
                 shutil.rmtree(path)
-        for pointer in ("latest.partial", *(() if name else ("latest",))):
+        for pointer in ("latest.partial", "best.partial", *(() if name else ("latest", "best"))):
             (self._directory / pointer).unlink(missing_ok=True)
         self._driver.parent.mkdir(parents=True, exist_ok=True)
         self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
@@ -86,13 +86,21 @@ class Checkpoints:
                 f"got {self._config.run.name}"
             )
 
-    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> Path:
+    def best(self) -> Path | None:
+        """Directory of the best checkpoint, if one was called so."""
+        name = self._pointer("best")
+        return self._directory / name if name else None
+
+    def save(
+        self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]], *, best: bool = False
+    ) -> Path:
         """Let `write` fill a directory, then make it the latest checkpoint and remove the oldest ones.
 
         Args:
             step: steps done.
             state: of the loop, JSON values.
             write: fills the (absolute) directory from all ranks, and returns the files of each rank.
+            best: it is to be kept until a better one comes.
 
         Raises:
             UserError: when a file that a rank has written is not there.
@@ -114,7 +122,9 @@ class Checkpoints:
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        self._point_to(final)
+        self._point_to(final, "latest")
+        if best:
+            self._point_to(final, "best")
         self._prune(final)
         return final
 
@@ -123,22 +133,23 @@ class Checkpoints:
         every = self._config.checkpoint.every
         return last or bool(every and step % every == 0)
 
-    def _pointer(self) -> str | None:
+    def _pointer(self, pointer: str = "latest") -> str | None:
         try:
-            return (self._directory / "latest").read_text(encoding="utf-8").strip()
+            return (self._directory / pointer).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
 
-    def _point_to(self, directory: Path) -> None:
-        partial = self._directory / "latest.partial"
+    def _point_to(self, directory: Path, pointer: str) -> None:
+        partial = self._directory / f"{pointer}.partial"
         partial.write_text(directory.name, encoding="utf-8")
-        os.replace(partial, self._directory / "latest")
+        os.replace(partial, self._directory / pointer)
 
     def _prune(self, latest: Path) -> None:
+        spared = (latest, self.best())
         others = sorted(
-            (path for path in self._directory.glob("step-*") if path != latest and _step(path) >= 0), key=_step
+            (path for path in self._directory.glob("step-*") if path not in spared and _step(path) >= 0), key=_step
         )
-        kept = self._config.checkpoint.keep - 1
+        kept = self._config.checkpoint.keep - 1  # the best one comes on top
         for old in others[: max(0, len(others) - kept)]:
             shutil.rmtree(old)
 

@@ -192,7 +192,7 @@ def _fields_of(path: list[str], loc: tuple[Any, ...]) -> list[str]:
     """Field names of the section at `path`, for the nearest-name hint."""
     model: Any = RunConfig
     for part in path:
-        if part.isdigit():
+        if part.isdigit() or part not in model.model_fields:  # an item of a list or of a section with free names
             continue
         candidates = [item for item in _members(model.model_fields[part].annotation) if _is_config(item)]
         named = [item for item in candidates if _tag(item) in loc]

@@ -28,6 +28,8 @@ SHOWN = (
     ("reward", "reward/mean", ".3f"),
     ("accuracy", "reward_model/accuracy", ".3f"),
     ("accuracy", "rewards/accuracy", ".3f"),
+    ("accuracy", "embedding/accuracy", ".3f"),
+    ("accuracy", "reranker/accuracy", ".3f"),
     ("KL", "policy/kl", ".3g"),
     ("explained", "critic/explained_variance", ".2f"),
     ("grad norm", "grad_norm", ".3g"),
@@ -35,6 +37,8 @@ SHOWN = (
     ("tokens/s", "tokens_per_second", ",.0f"),
     ("s/step", "time/step", ".2f"),
 )
+MANY, HEADLINES = 6, ("ndcg@10", "recall@1", "base_ndcg@10", "spearman")
+"""Of more evaluation metrics than `MANY`, only these are shown."""
 
 
 class Display:
@@ -137,7 +141,10 @@ class Display:
             # The loss of a reinforcement step says nothing; that of an imitation step is the headline.
             losses = [f"{name} {value:.4g}" for name, value in self._metrics.items() if name.startswith("loss/")]
             shown = losses[:1] + shown
-        return shown + [f"{name} {value:.3f}" for name, value in sorted(self._evaluation.items())]
+        held_out = sorted(self._evaluation.items())
+        if len(held_out) > MANY:
+            held_out = [(name, value) for name, value in held_out if name.rpartition("/")[2] in HEADLINES]
+        return shown + [f"{name} {value:.3f}" for name, value in held_out]
 
     def _remaining(self) -> float:
         return (self._total - self._step) * sum(self._durations) / len(self._durations)

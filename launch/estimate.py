@@ -79,6 +79,15 @@ def parameter_count(shape: DecoderShape) -> int:
     return embeddings + shape.layers * (attention + biases + 3 * hidden * inner + norms) + hidden
 
 
+def encoder_parameters(config: Mapping[str, Any]) -> int:
+    """Parameters of a BERT from the fields of its config.json: embeddings with their norm, per layer 4 h^2 + 2 h i with
+    biases and two norms, and the pooler."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    embeddings = (config["vocab_size"] + config["max_position_embeddings"] + config.get("type_vocab_size", 2)) * hidden
+    layer = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    return embeddings + 2 * hidden + config["num_hidden_layers"] * layer + hidden * hidden + hidden
+
+
 def stored_parameters(directory: Path) -> int | None:
     """Parameters in a directory's safetensors files, read from their headers; None when there are no such files.
 
@@ -210,7 +219,7 @@ def offline_arithmetic(
     per_update = algorithm.samples_per_update
     steps = algorithm.updates(sequences)
     epochs = steps * per_update / sequences
-    rows = "pairs" if algorithm.name in ("reward", "dpo") else "sequences"
+    rows = {"reward": "pairs", "dpo": "pairs", "embedding": "rows", "reranker": "rows"}.get(algorithm.name, "sequences")
     equation = f"{steps} updates x {per_update} {rows} = {epochs:.3g} epochs of {sequences} {rows}"
     return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), steps)
 

@@ -77,12 +77,12 @@ class RunCheckpointer:
         self._nodes = nodes
         self._ending: Ending | None = None
 
-    def save(self, step: int, state: dict[str, Any], last: bool) -> None:
+    def save(self, step: int, state: dict[str, Any], last: bool, best: bool = False) -> None:
         """Write a checkpoint, when it is time; raises UserError when storage is not shared, or the run another's."""
         self._checkpoints.require_ours()
         self._ending = None if last else reason_to_end(self._nodes)
-        if self._ending or self._checkpoints.due(step, last):
-            self._checkpoints.save(step, state, self._write)
+        if self._ending or best or self._checkpoints.due(step, last):
+            self._checkpoints.save(step, state, self._write, best=best)
 
     def end_if_asked(self) -> None:
         """Raise Ending when the run should make no further step."""
@@ -118,3 +118,15 @@ def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, re
     loop.restore(found.state)
     for name, group in trained.items():
         group.call(TrainedWorker.load, found.directory.absolute() / name)
+
+
+def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | None:
+    """Let the groups go back to the best checkpoint, when there is one; returns its step."""
+    from actors.trainer import TrainedWorker
+
+    directory = Checkpoints(config).best()
+    if directory is None:
+        return None
+    for name, group in trained.items():
+        group.call(TrainedWorker.load, directory.absolute() / name)
+    return int(directory.name.removeprefix("step-"))

@@ -1,6 +1,7 @@
 """What a model directory says of itself, read without torch: its configuration, its weights' names, its tokenizer."""
 
 import difflib
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.tokenizer import load_tokenizer, tokenizer_for
+from algorithms.config_encoder import EmbeddingConfig
 from launch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -69,6 +71,44 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
     model_values(directory, field)
     check_vocabulary(config, directory, field)
+
+
+def check_encoder(config: RunConfig, directory: Path) -> None:
+    """Check that a directory can become the embedding model or reranker that the configuration asks for.
+
+    Raises:
+        UserError: sentence-transformers is missing, the directory does not say how it pools and neither does the
+            configuration, or it holds a model of the other kind or with several scores.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise UserError(
+            f"algorithm.name: needs the package sentence-transformers, which is not installed, "
+            f"got {config.algorithm.name}"
+        )
+    algorithm = config.algorithm
+    if isinstance(algorithm, EmbeddingConfig):
+        if (directory / "modules.json").is_file():
+            check_embedding_model(config, directory, "model.path")
+        elif algorithm.pooling is None:
+            raise UserError(
+                f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools (no "
+                f"modules.json in {directory}), got nothing"
+            )
+        return
+    values = model_values(directory)
+    classes = len(values.get("id2label") or [0])
+    if str(next(iter(values.get("architectures") or []), "")).endswith("ForSequenceClassification") and classes != 1:
+        raise UserError(f"model.path: must give one score, got {classes} classes in {directory}")
+
+
+def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a directory holds an embedding model that says how it pools; raises UserError."""
+    model_values(directory, field)
+    if not (directory / "modules.json").is_file():
+        raise UserError(f"{field}: must be an embedding model that says how it pools (modules.json), got {directory}")
+    settings = directory / "config_sentence_transformers.json"
+    if settings.is_file() and '"CrossEncoder"' in settings.read_text(encoding="utf-8"):
+        raise UserError(f"{field}: must be an embedding model, got a reranker in {directory}")
 
 
 def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from actors.batch import Prompt, Sequence
 from actors.tokenizer import tokenizer_for
+from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, SFTConfig
 from algorithms.config_rl import RLConfig
 from algorithms.conventions import Use, detect
@@ -38,6 +39,11 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None) ->
         UserError: when data or tokenizer cannot be read. Rows over the length limit are counted, not raised.
     """
     console = console or Console()
+    if isinstance(config.algorithm, EncoderConfig):
+        from launch.encoder_preview import preview_encoder_rows
+
+        preview_encoder_rows(config, rows, console)
+        return
     tokenizer = tokenizer_for(config.model)
     fields: list[Field] = ["data.train"] if config.data.eval is None else ["data.train", "data.eval"]
     for field in fields:
@@ -67,7 +73,7 @@ def _preview_prompts(
         console.print(_row_table(prompt))
     limit = config.rollout.max_prompt_tokens
     lengths = {"prompt": ([len(prompt.token_ids) for prompt in found], limit, "rollout.max_prompt_tokens")}
-    _print_lengths(lengths, _unknown(tokenizer, (prompt.token_ids for prompt in found)), field, console)
+    print_lengths(lengths, _unknown(tokenizer, (prompt.token_ids for prompt in found)), field, console)
 
 
 def _row_table(prompt: Prompt) -> Table:
@@ -96,7 +102,7 @@ def _preview_sequences(
         body = marked(sequence, tokenizer, marks=_needs_marks(console))
         console.print(Panel(body, title=title, title_align="left"))
     lengths = _sequence_lengths(found, "trained on", config)
-    _print_lengths(lengths, _unknown(tokenizer, (sequence.token_ids for sequence in found)), field, console)
+    print_lengths(lengths, _unknown(tokenizer, (sequence.token_ids for sequence in found)), field, console)
 
 
 def _preview_pairs(
@@ -124,7 +130,7 @@ def _preview_pairs(
         ),
     }
     token_ids = (ids for pair in found for ids in (pair.chosen.token_ids, _response_ids(pair.rejected)))
-    _print_lengths(lengths, _unknown(tokenizer, token_ids), field, console)
+    print_lengths(lengths, _unknown(tokenizer, token_ids), field, console)
 
 
 def _compared(pair: Pair, tokenizer: "PreTrainedTokenizerFast", *, marks: bool) -> list[Text]:
@@ -151,7 +157,7 @@ def _preview_judged(
     good = sum(item.desirable for item in found)
     console.print(f"  {good} desirable rows, {len(found) - good} undesirable ones", highlight=False)
     lengths = _sequence_lengths([item.sequence for item in found], "response", config)
-    _print_lengths(lengths, _unknown(tokenizer, (item.sequence.token_ids for item in found)), field, console)
+    print_lengths(lengths, _unknown(tokenizer, (item.sequence.token_ids for item in found)), field, console)
 
 
 def _judged_panel(number: int, item: Judged, tokenizer: "PreTrainedTokenizerFast", *, marks: bool) -> Panel:
@@ -199,10 +205,10 @@ def _unknown(tokenizer: "PreTrainedTokenizerFast", token_ids: Iterable[Iterable[
     return sum(int(token) == unknown for ids in token_ids for token in ids)
 
 
-def _print_lengths(
-    lengths: Mapping[str, tuple[list[int], int | None, str]], unknown: int, field: Field, console: Console
+def print_lengths(
+    lengths: Mapping[str, tuple[list[int], int | None, str]], unknown: int, field: str, console: Console
 ) -> None:
-    """One line per kind of length: its values, limit (or none) and the limit's field."""
+    """One line per kind of length: its values, limit (or none) and the limit's field; and unknown tokens, if any."""
     table = Table("tokens", "min", "median", "p95", "max", "over the limit", title=f"{field} lengths")
     for name, (values, limit, rule) in lengths.items():
         numbers = [min(values), *np.percentile(values, [50, 95]), max(values)]

@@ -6,7 +6,8 @@ Every failure is a ValueError whose text begins with the field.
 from typing import TYPE_CHECKING
 
 from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
-from algorithms.config_offline import DPOConfig
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import PPOConfig, RLConfig
 from launch.kube.config import check_kubernetes
 
@@ -24,6 +25,7 @@ def check_rules(config: "RunConfig") -> None:
         _transfer_fits_devices(config)
     else:
         _nothing_is_sampled(config)
+    _encoders_fit(config)
     _evaluation_is_possible(config)
     _critic_fits(config)
     _reference_fits(config)
@@ -35,7 +37,37 @@ def check_rules(config: "RunConfig") -> None:
         raise ValueError("model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0")
 
 
+def _encoders_fit(config: "RunConfig") -> None:
+    data, model, algorithm = config.data, config.model, config.algorithm
+    name = algorithm.name
+    if not isinstance(algorithm, EncoderConfig):
+        refuse_unused(data, "corpus", why=f"for {name}, which searches nothing", section="data.")
+        for field, value in {"data.train": data.train, "data.eval": data.eval}.items():
+            if isinstance(value, dict):
+                raise ValueError(f"{field} must be one source for {name}, got {', '.join(value) or 'none'}")
+        if model.init and model.init.family == "bert":
+            raise ValueError(f"model.init.family must be qwen2 or llama for {name}, which reads forward only, got bert")
+        return
+    refuse_unused(data, "max_length", why=f"for {name}, which reads algorithm.max_tokens", section="data.")
+    refuse_unused(data, "system_prompt", why=f"for {name}, which has prompts of its own", section="data.")
+    if isinstance(data.train, dict) and not (isinstance(algorithm, EmbeddingConfig) and algorithm.tasks):
+        raise ValueError(f"data.train must be one source without algorithm.tasks, got {', '.join(data.train)}")
+    if model.quantize:
+        raise ValueError(f"model.quantize must be left out for {name}, got {model.quantize}")
+    if model.attention == "packed_sdpa":
+        raise ValueError(f"model.attention must be auto or flash_attention_2 for {name}, got packed_sdpa")
+    if isinstance(algorithm, EmbeddingConfig) and model.init and algorithm.pooling is None:
+        raise ValueError("algorithm.pooling must be cls, mean, last or max with model.init, got nothing")
+    positions = model.init.max_positions if model.init else None
+    if positions and algorithm.max_tokens and algorithm.max_tokens > positions:
+        raise ValueError(
+            f"algorithm.max_tokens must not exceed model.init.max_positions ({positions}), got {algorithm.max_tokens}"
+        )
+
+
 def _lengths_fit(config: "RunConfig") -> None:
+    if isinstance(config.algorithm, EncoderConfig):
+        return
     positions = config.model.init.max_positions if config.model.init else None
     rl = isinstance(config.algorithm, RLConfig)
     if rl:
@@ -105,6 +137,8 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
         raise ValueError(f"algorithm.eval_every needs data.eval, got eval_every {algorithm.eval_every}")
     if algorithm.stop_when and config.data.eval is None:
         raise ValueError("algorithm.stop_when needs data.eval, got none")
+    if isinstance(algorithm, OfflineConfig) and algorithm.best_by and config.data.eval is None:
+        raise ValueError(f"algorithm.best_by needs data.eval, got {algorithm.best_by} without")
     if algorithm.stop_when and rl and not algorithm.eval_every:
         raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from actors.config import UserError
 from actors.group import GroupError, first_line
-from algorithms.config_offline import RewardModelConfig
+from algorithms.config_encoder import EncoderConfig
+from algorithms.config_offline import OfflineConfig, RewardModelConfig
 from algorithms.config_rl import RLConfig
 from launch.capacity import check_nodes
 from launch.checkpoint import Checkpoint, Checkpoints
@@ -93,11 +94,9 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
     display.phase("starting Ray")
     with ray_cluster(config, config.directory / "logs"):
-        from launch.build import build_rl
-        from launch.build_offline import build_offline
-        from launch.groups import Groups
+        from launch.groups import Groups, load_best
 
-        build = build_rl if isinstance(config.algorithm, RLConfig) else build_offline
+        build = _builder(config)
         groups = Groups(str((config.directory / "logs").absolute()))
         placement = place(config, lambda text: display.phase("waiting", text))
         if where := placement.where():
@@ -107,11 +106,28 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             display.phase("exporting")
+            if isinstance(config.algorithm, OfflineConfig) and config.algorithm.best_by:
+                reporter.note(f"best by {config.algorithm.best_by}: step {load_best(config, {'policy': loop.policy})}")
             _export(loop.policy, config)
         finally:
             hold()
             groups.shutdown()
             release(placement)
+
+
+def _builder(config: RunConfig) -> Any:
+    """What starts the groups of the configuration's job and returns its loop."""
+    if isinstance(config.algorithm, RLConfig):
+        from launch.build import build_rl
+
+        return build_rl
+    if isinstance(config.algorithm, EncoderConfig):
+        from launch.build_encoder import build_encoder
+
+        return build_encoder
+    from launch.build_offline import build_offline
+
+    return build_offline
 
 
 def _export(policy: Any, config: RunConfig) -> None:
@@ -170,5 +186,7 @@ def _farewell(config: RunConfig) -> None:
         print(f"samples: {directory / 'samples.jsonl'}")
     if isinstance(config.algorithm, RewardModelConfig):
         print(f"reward with it: reward.models=[{directory / 'export'}] in a ppo or grpo run")
+    elif isinstance(config.algorithm, EncoderConfig):
+        print(f"search with it: tandem search {directory}")
     else:
         print(f"talk to it: tandem chat {directory}")

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from actors.config_nodes import is_secret
+from algorithms.config_encoder import EncoderConfig
 from algorithms.reward_endpoint import shown_address
 from launch.config import RunConfig
 from launch.jobs.selection import Selection
@@ -39,11 +40,14 @@ def existing_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, Pa
     Example: ("reward.functions.0.name", "rewards.mine:score", Path("rewards/mine.py")).
     """
     data, reward, critic = config.data, config.reward, config.critic
-    paths = {"model.path": config.model.path, "data.train": data.train, "data.eval": data.eval}
+    sets = _named("data.train", data.train) | _named("data.eval", data.eval) | _named("data.corpus", data.corpus)
+    paths = {"model.path": config.model.path} | sets
+    if isinstance(config.algorithm, EncoderConfig):
+        paths |= {f"algorithm.{field}": path for field, path in config.algorithm.guides.items()}
     paths |= {f"reward.models.{index}.path": model.path for index, model in enumerate(reward.models)}
     paths |= {"critic.path": critic and critic.path}
     functions = {f"reward.functions.{index}.name": function.name for index, function in enumerate(reward.functions)}
-    functions |= {"data.train": data.train, "data.eval": data.eval, "data.converter": data.converter}
+    functions |= sets | {"data.converter": data.converter}
     named = [(field, value, [value]) for field, value in paths.items() if value]
     named += [(field, value, _sources(value)) for field, value in functions.items() if value]
     for field, value, candidates in named:
@@ -51,6 +55,11 @@ def existing_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, Pa
             if (root / path).exists():
                 yield field, value, Path(path)
                 break
+
+
+def _named(field: str, value: str | dict[str, str] | None) -> dict[str, str | None]:
+    """Field -> source, of data that is one source or several by name."""
+    return {f"{field}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {field: value}
 
 
 def _sources(function: str) -> list[str]:

@@ -1,0 +1,186 @@
+"""Embedding models and rerankers: loaded with sentence-transformers, or built tiny from numbers; written with it too.
+
+A directory that says how it pools (modules.json) is loaded as it is. Any other encoder or decoder gets the pooling that
+the configuration names, and for a reranker a head with one score.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from actors.config import EncoderHead, ModelConfig, UserError
+from actors.models import TORCH_DTYPES
+
+_POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
+"""Our name -> that of sentence-transformers."""
+
+
+def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+    """A SentenceTransformer, or for a reranker a CrossEncoder with one score, on CPU.
+
+    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
+
+    Raises:
+        UserError: a directory without pooling information where the configuration gives none, with another one than
+            the configuration gives, of the other kind, or a reranker without exactly one score.
+    """
+    if model.init is None:
+        return _load(model, head, directory)
+    with tempfile.TemporaryDirectory() as scratch:  # sentence-transformers loads from directories only
+        shutil.copytree(directory, scratch, dirs_exist_ok=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(model.init.seed)
+            body = AutoModel.from_config(AutoConfig.from_pretrained(directory))
+        # save_pretrained would write on rank 0 only.
+        save_file(body.state_dict(), Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+        return _load(model, head, scratch)
+
+
+def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+    loaded = _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
+    loaded.prompts.update(head.prompts)
+    if head.kind == "reranker" and "query" in head.prompts:
+        loaded.default_prompt_name = "query"
+    if head.max_tokens is not None:
+        positions = getattr(loaded.transformers_model.config, "max_position_embeddings", None)
+        if positions and head.max_tokens > positions:
+            raise UserError(
+                f"algorithm.max_tokens: must not exceed the model's max_position_embeddings ({positions}), "
+                f"got {head.max_tokens}"
+            )
+        loaded.max_seq_length = head.max_tokens
+    pooler = getattr(loaded.transformers_model, "pooler", None)
+    if head.kind == "embedding" and isinstance(pooler, torch.nn.Module):
+        pooler.requires_grad_(False)  # never read: weight decay would move it where ranks share gradients
+    loaded.transformers_model.config.use_cache = False
+    if model.gradient_checkpointing:
+        loaded.transformers_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return loaded
+
+
+def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    if _describes_itself(directory):
+        loaded: Any = SentenceTransformer(directory, device="cpu", model_kwargs=_options(model))
+        _require_same_head(loaded, head, directory)
+        return loaded
+    if head.pooling is None:
+        raise UserError(
+            f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools "
+            f"(no modules.json), got none for {directory}"
+        )
+    transformer = Transformer(directory, model_kwargs=_options(model))
+    _require_padding(transformer.tokenizer, directory)
+    modules: list[Any] = [transformer, Pooling(transformer.get_embedding_dimension(), _POOLING[head.pooling])]  # type: ignore[arg-type]
+    if head.normalize is not False:
+        modules.append(Normalize())
+    return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
+
+
+def _load_reranker(model: ModelConfig, directory: str) -> Any:
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    if _saved_as(directory) == "CrossEncoder":
+        loaded: Any = CrossEncoder(directory, device="cpu", model_kwargs=_options(model))
+    else:
+        transformer = Transformer(
+            directory,
+            transformer_task="sequence-classification",
+            model_kwargs=_options(model),
+            config_kwargs={"num_labels": 1},
+            # Two texts stay two texts, also where the tokenizer has a chat template, which knows no such roles.
+            modality_config={"text": {"method": "forward", "method_output_name": "logits"}},
+            module_output_name="scores",
+        )
+        tokenizer: Any = transformer.tokenizer
+        _require_padding(tokenizer, directory)
+        transformer.model.config.pad_token_id = tokenizer.pad_token_id
+        _separate_pairs(tokenizer)
+        loaded = CrossEncoder(modules=[transformer], device="cpu")
+    if loaded.num_labels != 1:
+        raise UserError(f"model.path: must be a reranker with one score, got {loaded.num_labels} in {directory}")
+    return loaded
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    flash = {"attn_implementation": "flash_attention_2"} if model.attention == "flash_attention_2" else {}
+    return {"dtype": TORCH_DTYPES[model.dtype]} | flash
+
+
+def _describes_itself(directory: str) -> bool:
+    return (Path(directory) / "modules.json").is_file() or not Path(directory).is_dir()
+
+
+def _saved_as(directory: str) -> str | None:
+    """Class that a sentence-transformers directory says it holds."""
+    path = Path(directory) / "config_sentence_transformers.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
+
+
+def _require_same_head(loaded: Any, head: EncoderHead, directory: str) -> None:
+    kinds = [type(module).__name__ for module in loaded]
+    pooling = next((module.pooling_mode for module in loaded if type(module).__name__ == "Pooling"), None)
+    if head.pooling is not None and _POOLING[head.pooling] != pooling:
+        raise UserError(
+            f"algorithm.pooling: must be left out for a model that says how it pools ({pooling} in {directory}), "
+            f"got {head.pooling}"
+        )
+    if head.normalize is not None and head.normalize != ("Normalize" in kinds):
+        raise UserError(
+            f"algorithm.normalize: must be left out for a model that says whether it normalises "
+            f"({str('Normalize' in kinds).lower()} in {directory}), got {str(head.normalize).lower()}"
+        )
+
+
+def _require_padding(tokenizer: Any, directory: str) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"model.path: must have a tokenizer with a padding token, got none in {directory}")
+
+
+def _separate_pairs(tokenizer: Any) -> None:
+    """Let a tokenizer that writes two texts without a border between them (those of most decoders do) close each with
+    its end-of-sequence token. It is saved with the tokenizer, so that the border is there in use as well."""
+    two = tokenizer("a", "b", add_special_tokens=True).input_ids
+    if two != [
+        *tokenizer("a", add_special_tokens=False).input_ids,
+        *tokenizer("b", add_special_tokens=False).input_ids,
+    ]:
+        return
+    end = tokenizer.eos_token
+    if end is None:
+        raise UserError("model.path: must have a tokenizer that separates two texts, or an end-of-sequence token")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single="$A",
+        pair=f"$A {end} $B:1 {end}:1",
+        special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))],
+    )
+
+
+def write_encoder(model: Any, state: dict[str, torch.Tensor], directory: Path) -> None:
+    """Write `model`, with the whole parameters `state` by their names in it, as a directory that
+    `SentenceTransformer(path)` or `CrossEncoder(path)` loads; with a model card."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    named = {name for name, _ in model.named_parameters()}
+    assert not unexpected and not named & set(missing), (unexpected, missing)
+    model.model_card_data.local_files_only = True
+    model.save(str(directory))
+    AutoTokenizer.from_pretrained(directory)  # what cannot be read back is noticed here, not by the user
+
+
+def load_guide(path: str, device: torch.device) -> Any:
+    """A frozen embedding model. Raises UserError when the directory holds none."""
+    from sentence_transformers import SentenceTransformer
+
+    if Path(path).is_dir() and not _describes_itself(path):
+        raise UserError(f"algorithm.guide: must be an embedding model (with modules.json), got {path}")
+    return SentenceTransformer(path, device=str(device)).requires_grad_(False).eval()

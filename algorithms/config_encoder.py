@@ -1,0 +1,263 @@
+"""Settings of the jobs that learn to compare texts: embedding models (bi-encoders) and rerankers (cross-encoders)."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from actors.config import Config, refuse_unused
+from algorithms.config_offline import OfflineConfig
+
+EmbeddingLossName = Literal[
+    "infonce",
+    "gist",
+    "triplet",
+    "margin_mse",
+    "distill_kl",
+    "cosent",
+    "angle",
+    "cosine",
+    "contrastive",
+    "online_contrastive",
+]
+RerankerLossName = Literal[
+    "bce",
+    "mse",
+    "cross_entropy",
+    "ranknet",
+    "lambda",
+    "listnet",
+    "listmle",
+    "margin_mse",
+]
+RowKind = Literal["ranking", "pair"]
+"""What a loss reads: a query with positives and negatives, or two texts with a score."""
+
+PAIR_LOSSES = ("cosent", "angle", "cosine", "contrastive", "online_contrastive")
+"""Embedding losses of two texts with a score; all others read a query, a positive and negatives."""
+IN_BATCH_LOSSES = ("infonce", "gist")
+"""Embedding losses for which the passages of other queries are negatives, so that no text may be there twice."""
+SCORED_LOSSES = ("margin_mse", "distill_kl")
+"""Embedding losses that learn from a teacher's scores of positives and negatives."""
+NEGATIVE_LOSSES = ("triplet", *SCORED_LOSSES)
+"""Embedding losses that need negatives."""
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "temperature": ("infonce", "gist", "distill_kl", "cosent", "angle"),
+    "symmetric": ("infonce",),
+    "margin": ("triplet", "contrastive", "online_contrastive"),
+    "distance": ("triplet",),
+    "teacher_temperature": ("distill_kl",),
+    "guide": ("gist",),
+    "guide_margin": ("gist",),
+    "guide_margin_strategy": ("gist",),
+}
+"""Field of an embedding task -> the losses that read it."""
+
+
+def _listed(value: object) -> object:
+    items = value if isinstance(value, list) else [value]
+    return [{"name": item} if isinstance(item, str) else item for item in items]
+
+
+class Prompts(Config):
+    """Instructions put before texts, in training and, kept in the model, when it is used."""
+
+    query: str = ""
+    """Before queries, for example `query: `; a row's own `prompt` takes its place."""
+    passage: str = ""
+    """Before passages."""
+
+
+class EmbeddingLoss(Config):
+    """One loss and its weight in the sum."""
+
+    name: EmbeddingLossName
+    """Which one; docs/embedding.md has the formulas."""
+    weight: PositiveFloat = 1.0
+    """Factor in the sum of losses."""
+
+
+class EmbeddingTask(Config):
+    """How one data set is learned."""
+
+    loss: list[EmbeddingLoss] = [EmbeddingLoss(name="infonce")]
+    """A name, or a list of {name, weight} whose weighted sum is minimised."""
+    prompts: Prompts = Prompts()
+    """Instructions put before texts."""
+    negatives: int | None = Field(default=None, ge=0)
+    """Negatives drawn for a query in an update (default: as many as every row has)."""
+    temperature: PositiveFloat = 0.05
+    """Divisor of similarities (of infonce, gist, distill_kl, cosent, angle)."""
+    symmetric: bool = False
+    """Of infonce: also tell a passage's query from the other queries."""
+    margin: PositiveFloat = 0.5
+    """Distance that triplet, contrastive and online_contrastive want between what does not belong together."""
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """Distance of triplet."""
+    teacher_temperature: PositiveFloat = 1.0
+    """Divisor of the teacher's scores in distill_kl."""
+    guide: str | None = None
+    """Of gist: directory of an embedding model that tells which other passages are no negatives."""
+    guide_margin: NonNegativeFloat = 0.0
+    """Of gist: passages count as negatives only if the guide finds them worse than the positive by this much."""
+    guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
+    """Of gist: whether guide_margin is a difference of similarities or a share of the positive's."""
+    matryoshka: list[PositiveInt] = []
+    """Sizes to which embeddings are cut for the loss, which is the sum over them (arXiv 2205.13147)."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return _listed(value)
+
+    @property
+    def losses(self) -> list[str]:
+        """Names of the losses."""
+        return [item.name for item in self.loss]
+
+    @property
+    def rows(self) -> RowKind:
+        """What the losses read."""
+        return "pair" if self.losses[0] in PAIR_LOSSES else "ranking"
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether the other texts of an update are negatives."""
+        return any(name in IN_BATCH_LOSSES for name in self.losses)
+
+    @property
+    def scored(self) -> bool:
+        """Whether a teacher's scores are needed."""
+        return any(name in SCORED_LOSSES for name in self.losses)
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> "EmbeddingTask":
+        names = self.losses
+        if not names:
+            raise ValueError("loss must name at least one loss, got []")
+        if len(set(names)) < len(names):
+            raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
+        if len({name in PAIR_LOSSES for name in names}) > 1:
+            raise ValueError(
+                f"loss must name losses of one kind of rows: {', '.join(PAIR_LOSSES)} read two texts with a score, "
+                f"the others a query with passages, got {', '.join(names)}"
+            )
+        if "gist" in names and self.guide is None:
+            raise ValueError("guide must be the directory of an embedding model for loss gist, got none")
+        needing = [name for name in names if name in NEGATIVE_LOSSES]
+        if needing and self.negatives == 0:
+            raise ValueError(f"negatives must be at least 1 for loss {', '.join(needing)}, got 0")
+        if len(set(self.matryoshka)) < len(self.matryoshka):
+            raise ValueError(f"matryoshka must name each size once, got {self.matryoshka}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_task_setting_has_an_effect(self) -> "EmbeddingTask":
+        for field, losses in _READ_BY.items():
+            if not set(losses) & set(self.losses):
+                refuse_unused(self, field, why=f"for loss {', '.join(self.losses)}, which does not read it")
+        if self.rows == "pair":
+            refuse_unused(self, "negatives", why="for losses of two texts with a score")
+        return self
+
+
+class MixedTask(EmbeddingTask):
+    """One of several data sets, and how often it has its turn."""
+
+    weight: PositiveFloat | None = None
+    """Share of the updates, relative to those of the other tasks (default: its number of rows)."""
+
+
+class EncoderConfig(OfflineConfig):
+    """What embedding models and rerankers share."""
+
+    samples_per_update: PositiveInt = 128
+    """Rows in one optimizer update, over all ranks: the batch whose passages are each other's negatives."""
+    max_tokens: PositiveInt | None = None
+    """Tokens of a text (of query and passage together, for a reranker) that are read; the rest is cut off and counted
+    (default: the model's own limit)."""
+
+    @property
+    def guides(self) -> dict[str, str]:
+        """Field -> directory of the other models that training reads."""
+        return {}
+
+
+class EmbeddingConfig(EncoderConfig, EmbeddingTask):
+    """Embedding model (bi-encoder): texts to vectors whose similarity is learned."""
+
+    name: Literal["embedding"]
+    """Algorithm."""
+    pooling: Literal["cls", "mean", "last", "max"] | None = None
+    """How token vectors become one: the first, their mean, the last or their maximum (default: as the model says)."""
+    normalize: bool | None = None
+    """Whether embeddings have length 1 (default: as the model says; true for a model that says nothing)."""
+    tasks: dict[str, MixedTask] = {}
+    """With several data sets (`data.train` by name): how each is learned; an update has rows of one of them."""
+
+    @property
+    def by_name(self) -> dict[str, EmbeddingTask]:
+        """The tasks; without `tasks`, the only one has no name."""
+        return dict(self.tasks) or {"": self}
+
+    @property
+    def guides(self) -> dict[str, str]:
+        return {
+            f"tasks.{name}.guide" if name else "guide": task.guide
+            for name, task in self.by_name.items()
+            if task.guide is not None
+        }
+
+    @model_validator(mode="after")
+    def _tasks_say_how(self) -> "EmbeddingConfig":
+        if self.tasks:
+            fields = EmbeddingTask.model_fields
+            refuse_unused(self, *fields, why="with tasks, each of which says it for itself")
+        return self
+
+
+class RerankerLoss(Config):
+    """One loss and its weight in the sum."""
+
+    name: RerankerLossName
+    """Which one; docs/embedding.md has the formulas."""
+    weight: PositiveFloat = 1.0
+    """Factor in the sum of losses."""
+
+
+class RerankerConfig(EncoderConfig):
+    """Reranker (cross-encoder): one score for a query together with a passage."""
+
+    name: Literal["reranker"]
+    """Algorithm."""
+    loss: list[RerankerLoss] = [RerankerLoss(name="bce")]
+    """A name, or a list of {name, weight} whose weighted sum is minimised: bce and mse of single passages,
+    cross_entropy of one positive among negatives, ranknet, lambda, listnet and listmle of lists."""
+    targets: Literal["labels", "scores"] = "labels"
+    """What is learned: that positives are 1 and negatives 0, or a teacher's scores (distillation)."""
+    negatives: int | None = Field(default=None, ge=0)
+    """Negatives drawn for a query in an update (default: all that the row has)."""
+    prompt: str = ""
+    """Instruction put before queries, kept in the model."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return _listed(value)
+
+    @property
+    def losses(self) -> list[str]:
+        """Names of the losses."""
+        return [item.name for item in self.loss]
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> "RerankerConfig":
+        names = self.losses
+        if not names:
+            raise ValueError("loss must name at least one loss, got []")
+        if len(set(names)) < len(names):
+            raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
+        if "margin_mse" in names and self.targets == "labels":
+            raise ValueError("targets must be scores for loss margin_mse, which learns a teacher's margins, got labels")
+        if self.negatives == 0 and set(names) - {"bce", "mse"}:
+            raise ValueError(f"negatives must be at least 1 for loss {', '.join(names)}, got 0")
+        return self

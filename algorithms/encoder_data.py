@@ -1,0 +1,125 @@
+"""Data sets of embedding models and rerankers as their jobs read them, checked against the losses that learn them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from actors.config import UserError
+from algorithms.config import DataConfig
+from algorithms.config_encoder import EmbeddingConfig, EmbeddingTask, RerankerConfig
+from algorithms.encoder_batches import (
+    Example,
+    TaskRows,
+    draw_graded,
+    draw_ranking,
+    require_negatives,
+    smallest_negatives,
+)
+from algorithms.encoder_rows import Graded, Ranking, Scored, gradeds, load_named_rows, rankings, scored_pairs
+from algorithms.sources import Row
+
+Draw = Callable[[Any, np.random.Generator], Example]
+_BINARY = ("contrastive", "online_contrastive")
+
+
+def training_tasks(
+    algorithm: EmbeddingConfig | RerankerConfig, data: DataConfig, *, at_most: int | None = None
+) -> list[TaskRows]:
+    """The training rows of every task, and how an update draws from them; `at_most` so many rows of each.
+
+    Raises:
+        UserError: names of data and tasks that differ, rows that cannot be read, or that a loss cannot learn from.
+    """
+    sources = load_named_rows(data, "data.train", at_most=at_most)
+    if isinstance(algorithm, RerankerConfig):
+        return [_reranker_task(algorithm, data, name, rows) for name, rows in sources.items()]
+    tasks = algorithm.by_name
+    if sources.keys() != tasks.keys():
+        raise UserError(f"algorithm.tasks: must have the names of data.train ({_names(sources)}), got {_names(tasks)}")
+    return [_embedding_task(task, data, name, sources[name]) for name, task in tasks.items()]
+
+
+def _embedding_task(task: EmbeddingTask, data: DataConfig, name: str, rows: list[Row]) -> TaskRows:
+    field, option = _field(name), f"algorithm.tasks.{name}." if name else "algorithm."
+    share = getattr(task, "weight", None) or float(len(rows))
+    if task.rows == "pair":
+        pairs = scored_pairs(rows, data, field)
+        _check_scores(pairs, task, field)
+        return TaskRows(name=name, rows=pairs, draw=_draw_pair, distinct=False, share=share, field=field)
+    found = rankings(rows, data, field, scores=task.scored)
+    negatives = smallest_negatives(found) if task.negatives is None else task.negatives
+    if task.negatives is None and task.losses == ["triplet"]:
+        negatives = min(negatives, 1)  # it reads only one
+    require_negatives(found, max(negatives, int(_needs_negatives(task))), field, f"{option}negatives")
+    draw: Draw = partial(_draw_ranking, negatives=negatives, scored=task.scored)
+    return TaskRows(name=name, rows=found, draw=draw, distinct=task.in_batch, share=share, field=field)
+
+
+def _reranker_task(algorithm: RerankerConfig, data: DataConfig, name: str, rows: list[Row]) -> TaskRows:
+    field = _field(name)
+    found = gradeds(rows, data, field, targets=algorithm.targets)
+    binary = algorithm.targets == "labels"
+    _check_lists(found, algorithm, field)
+    if algorithm.negatives is not None:
+        require_negatives(found, algorithm.negatives, field, "algorithm.negatives", binary=binary)
+    draw: Draw = partial(_draw_graded, negatives=algorithm.negatives, binary=binary)
+    return TaskRows(name=name, rows=found, draw=draw, distinct=False, share=float(len(rows)), field=field)
+
+
+def _draw_pair(row: Scored, _: np.random.Generator) -> Example:
+    return Example(texts=(row.first, row.second), targets=(row.score,), prompt=None)
+
+
+def _draw_ranking(row: Ranking, generator: np.random.Generator, *, negatives: int, scored: bool) -> Example:
+    return draw_ranking(row, negatives, scored=scored, generator=generator)
+
+
+def _draw_graded(row: Graded, generator: np.random.Generator, *, negatives: int | None, binary: bool) -> Example:
+    return draw_graded(row, negatives, generator=generator, binary=binary)
+
+
+def _needs_negatives(task: EmbeddingTask) -> bool:
+    return bool({"triplet", "margin_mse", "distill_kl"} & set(task.losses))
+
+
+def _check_scores(pairs: list[Scored], task: EmbeddingTask, field: str) -> None:
+    for number, pair in enumerate(pairs, start=1):
+        if set(task.losses) & set(_BINARY) and pair.score not in (0, 1):
+            raise UserError(
+                f"{field}: row {number}: score must be 0 or 1 for loss {', '.join(task.losses)}, got {pair.score:g}"
+            )
+        if "cosine" in task.losses and not -1 <= pair.score <= 1:
+            raise UserError(f"{field}: row {number}: score must be from -1 to 1 for loss cosine, got {pair.score:g}")
+
+
+def _check_lists(rows: list[Graded], algorithm: RerankerConfig, field: str) -> None:
+    names = ", ".join(algorithm.losses)
+    listwise = set(algorithm.losses) - {"bce", "mse"}
+    for number, row in enumerate(rows, start=1):
+        where = f"{field}: row {number}"
+        if "bce" in algorithm.losses and not all(0 <= label <= 1 for label in row.labels):
+            raise UserError(
+                f"{where}: {algorithm.targets} must be from 0 to 1 for loss bce (mse takes any), "
+                f"got {next(label for label in row.labels if not 0 <= label <= 1):g}"
+            )
+        if listwise and len(row.passages) < 2:
+            raise UserError(f"{where}: must have at least 2 passages for loss {names}, got {len(row.passages)}")
+        if algorithm.targets == "labels" and listwise and max(row.labels) <= 0:
+            raise UserError(f"{where}: must have a passage with a label above 0 for loss {names}, got none")
+        uneven = len(row.passages) != len(rows[0].passages)
+        if "margin_mse" in algorithm.losses and algorithm.negatives is None and uneven:
+            raise UserError(
+                f"algorithm.negatives: must be given for loss margin_mse where rows have different numbers of "
+                f"passages ({where} has {len(row.passages)}, row 1 {len(rows[0].passages)}), got nothing"
+            )
+
+
+def _field(name: str) -> str:
+    return f"data.train.{name}" if name else "data.train"
+
+
+def _names(found: dict[str, Any]) -> str:
+    names = ", ".join(filter(None, found))
+    return names or "none"

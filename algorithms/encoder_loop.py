@@ -1,0 +1,92 @@
+"""What the loops of embedding models and rerankers share: rows dealt to ranks, and evaluation by all of them.
+
+rows -> texts of each rank -> update (see actors.encoder) -> evaluate -> checkpoint
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.encoder import EncoderText, EncoderWorker, OutputLoss
+from actors.group import ActorGroup
+from algorithms.encoder_batches import Example, TaskBatches
+from algorithms.encoder_held_out import HeldOut
+from algorithms.loop import Metrics
+from algorithms.offline import Offline
+
+_CHUNK = 2048
+"""Texts that a rank encodes in one call of an evaluation."""
+
+
+@dataclass(kw_only=True)
+class EncoderLoop(Offline[Example]):
+    """The loop, over rows of one task at a time."""
+
+    loss_name: ClassVar[str]
+    policy: ActorGroup[Any]
+    batches: TaskBatches
+    evaluation: list[HeldOut]
+    task: str = ""
+    """Name of the task that the update's rows belong to."""
+
+    def prepare(self) -> None:
+        """Measure the model that training starts from."""
+        if self.step == 0 and self.evaluation:
+            self.last_evaluation = {f"eval/{name}": value for name, value in self.measure(self.evaluation).items()}
+            self.reporter.step(0, self.last_evaluation)
+
+    def draw(self) -> list[Example]:
+        self.task, examples = self.batches.next(self.config.samples_per_update)
+        return examples
+
+    def update(self, rows: list[Example]) -> Metrics:
+        dealt = deal([sum(map(len, row.texts)) for row in rows], len(self.policy))
+        texts = [[text for row in rank for text in self.texts(rows[row])] for rank in dealt]
+        loss = self.loss([rows[row] for rank in dealt for row in rank])
+        counts = [len(rank) for rank in texts]
+        calls = [(rank, counts, loss, self.guide) for rank in texts]
+        metrics = self.policy.scatter(EncoderWorker.learn_texts, calls)[0]
+        return {self.loss_name if name == "loss" else name: value for name, value in metrics.items()}
+
+    @property
+    def guide(self) -> str | None:
+        """Directory of the model whose vectors the loss reads beside the model's."""
+        return None
+
+    @abstractmethod
+    def texts(self, row: Example) -> list[EncoderText]:
+        """What the model reads of a row, in the order in which `loss` takes the outputs."""
+
+    @abstractmethod
+    def loss(self, rows: list[Example]) -> OutputLoss:
+        """The loss of an update with these rows."""
+
+    def outputs(self, texts: Sequence[EncoderText]) -> NDArray[np.float32]:
+        """Outputs of texts in their order, [texts, D] or [texts]; all ranks share the work."""
+        ranks = len(self.policy)
+        found: list[NDArray[np.float32]] = []
+        for start in range(0, len(texts), _CHUNK * ranks):
+            chunk = texts[start : start + _CHUNK * ranks]
+            dealt = deal([len(text.text) + len(text.passage or "") for text in chunk], ranks)
+            calls = [([chunk[place] for place in rank],) for rank in dealt]
+            answers = self.policy.scatter(EncoderWorker.encode, calls)
+            places = [place for rank in dealt for place in rank]
+            found.append(np.concatenate(answers)[np.argsort(places)])
+        return np.concatenate(found)
+
+
+def deal(sizes: list[int], ranks: int) -> list[list[int]]:
+    """Places of items for each rank: as many items for each as can be, of about the same size.
+
+    Example: deal([9, 1, 5, 4], 2) gives [[0, 1], [2, 3]].
+    """
+    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for turn, place in enumerate(order):
+        lap, rank = divmod(turn, ranks)
+        dealt[rank if lap % 2 == 0 else ranks - 1 - rank].append(place)
+    return [sorted(rank) for rank in dealt]

@@ -1,0 +1,81 @@
+"""From a RunConfig to a running group and the loop of a job that learns to compare texts: embedding, reranker."""
+
+from typing import Any
+
+from actors.config import EncoderHead
+from actors.encoder import EncoderWorker
+from actors.skeleton import located, write_skeleton
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig, Prompts
+from algorithms.encoder_batches import TaskBatches
+from algorithms.encoder_data import training_tasks
+from algorithms.encoder_held_out import held_out
+from launch.config import RunConfig
+from launch.groups import Groups, RunCheckpointer, resume, start_building
+from launch.reporter import RunReporter
+from launch.reserve import Placement
+
+
+def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
+    """Start the group of an embedding or reranker run and return its loop."""
+    from algorithms.embedding import Embedding, check_sizes
+    from algorithms.reranker import Reranker
+
+    algorithm: Any = config.algorithm
+    reranker = not isinstance(algorithm, EmbeddingConfig)
+    directory = write_skeleton(config.model, config.directory / "model")
+    policy = groups.add("policy", EncoderWorker, config.policy.timeout_s, placement)
+    guides = sorted({located(path) for path in algorithm.guides.values()})
+    policy.spawn(config.model, directory, config.policy, config.run.seed, head_of(config), guides)
+    tasks = training_tasks(algorithm, config.data)
+    updates = algorithm.updates(sum(len(task.rows) for task in tasks))
+    building = start_building(policy, updates)
+    evaluation = held_out(config.data, reranker=reranker)
+    policy.gather(building, "build")
+    if isinstance(algorithm, EmbeddingConfig):
+        check_sizes(algorithm, policy.call(EncoderWorker.dimension)[0])
+    make: Any = Reranker if reranker else Embedding
+    loop = make(
+        config=algorithm,
+        policy=policy,
+        rows=[],
+        batches=TaskBatches(tasks, seed=config.run.seed, shuffle=config.data.shuffle),
+        evaluation=evaluation,
+        checkpoint=RunCheckpointer(config, {"policy": policy}, placement.nodes),
+        reporter=reporter,
+        micro_batch_tokens=config.policy.micro_batch_tokens,
+        total_updates=updates,
+    )
+    resume(config, {"policy": policy}, loop, reporter)
+    return loop
+
+
+def head_of(config: RunConfig) -> EncoderHead:
+    """What the workers must know of the algorithm to make its model."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, EncoderConfig)
+    if isinstance(algorithm, EmbeddingConfig):
+        return EncoderHead(
+            kind="embedding",
+            pooling=algorithm.pooling,
+            normalize=algorithm.normalize,
+            max_tokens=algorithm.max_tokens,
+            prompts=_kept_prompts(algorithm),
+        )
+    prompt = getattr(algorithm, "prompt", "")
+    return EncoderHead(kind="reranker", max_tokens=algorithm.max_tokens, prompts={"query": prompt} if prompt else {})
+
+
+def _kept_prompts(algorithm: EmbeddingConfig) -> dict[str, str]:
+    """Instructions that the model keeps: those that all tasks share as the default, and each task's under its name."""
+    tasks = algorithm.by_name
+    kept = {f"{name}_{kind}": text for name, task in tasks.items() if name for kind, text in _texts(task.prompts)}
+    for kind in ("query", "document"):
+        texts = {dict(_texts(task.prompts)).get(kind, "") for task in tasks.values()}
+        if len(texts) == 1 and (text := texts.pop()):
+            kept[kind] = text
+    return kept
+
+
+def _texts(prompts: Prompts) -> list[tuple[str, str]]:
+    """(name in sentence-transformers, instruction) of those that are given."""
+    return [(name, text) for name, text in (("query", prompts.query), ("document", prompts.passage)) if text]

@@ -1,0 +1,55 @@
+"""Whether the data of an embedding model or reranker is what it claims to be. Imports no torch and no Ray."""
+
+from typing import Any
+
+import numpy as np
+
+from actors.tokenizer import tokenizer_for
+from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
+from algorithms.encoder_batches import Example
+from algorithms.encoder_data import training_tasks
+from algorithms.encoder_held_out import held_out
+from launch.config import RunConfig
+from launch.inputs import READ_ROWS, TOKENISED_CHARACTERS, Rows
+
+_TOKENISED = 500
+"""Rows of each task that are tokenised, at most."""
+
+
+def check_encoder_rows(config: RunConfig, *, tokenise: bool) -> Rows:
+    """Read the training rows of every task as their losses do; `tokenise`: learn how long they are.
+
+    Raises:
+        UserError: missing, empty or malformed data, or rows that a loss cannot learn from.
+    """
+    algorithm = config.algorithm
+    assert isinstance(algorithm, EmbeddingConfig | RerankerConfig)
+    tasks = training_tasks(algorithm, config.data, at_most=READ_ROWS)
+    count = sum(len(task.rows) for task in tasks)
+    if not tokenise:
+        return Rows(count, set(), None)
+    drawn = [task.draw(row, np.random.default_rng(0)) for task in tasks for row in task.rows[:_TOKENISED]]
+    return Rows(count, set(), _mean_tokens(config, drawn))
+
+
+def check_held_out(config: RunConfig) -> None:
+    """Read the evaluation sets and their corpus; raises UserError."""
+    held_out(config.data, reranker=isinstance(config.algorithm, RerankerConfig))
+
+
+def _mean_tokens(config: RunConfig, drawn: list[Example]) -> float:
+    """Mean tokens of a row, of all its texts, as many as are read."""
+    tokenizer, algorithm = tokenizer_for(config.model), config.algorithm
+    assert isinstance(algorithm, EmbeddingConfig | RerankerConfig)
+    total = characters = 0
+    for number, row in enumerate(drawn, start=1):
+        query, *passages = row.texts
+        texts: Any = [*row.texts]
+        if isinstance(algorithm, RerankerConfig):
+            texts = [(query, passage) for passage in passages]
+        lengths = [len(ids) for ids in tokenizer(texts).input_ids]
+        total += sum(min(length, algorithm.max_tokens or length) for length in lengths)
+        characters += sum(map(len, row.texts))
+        if characters > TOKENISED_CHARACTERS:
+            return total / number
+    return total / len(drawn)
