@@ -1,10 +1,11 @@
 """Settings of the jobs that learn to compare texts: embedding models (bi-encoders) and rerankers (cross-encoders)."""
 
+import json
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from actors.config import Config, refuse_unused
+from actors.config import Config, changed, refuse_unused
 from algorithms.config_offline import OfflineConfig
 
 EmbeddingLossName = Literal[
@@ -146,15 +147,18 @@ class EmbeddingTask(Config):
         needing = [name for name in names if name in NEGATIVE_LOSSES]
         if needing and self.negatives == 0:
             raise ValueError(f"negatives must be at least 1 for loss {', '.join(needing)}, got 0")
+        if names == ["triplet"] and (self.negatives or 1) > 1:
+            raise ValueError(f"negatives must be 1 for loss triplet, which reads one, got {self.negatives}")
         if len(set(self.matryoshka)) < len(self.matryoshka):
             raise ValueError(f"matryoshka must name each size once, got {self.matryoshka}")
         return self
 
     @model_validator(mode="after")
     def _every_task_setting_has_an_effect(self) -> "EmbeddingTask":
+        verb = "do" if len(self.losses) > 1 else "does"
         for field, losses in _READ_BY.items():
             if not set(losses) & set(self.losses):
-                refuse_unused(self, field, why=f"for loss {', '.join(self.losses)}, which does not read it")
+                refuse_unused(self, field, why=f"for loss {', '.join(self.losses)}, which {verb} not read it")
         if self.rows == "pair":
             refuse_unused(self, "negatives", why="for losses of two texts with a score")
         return self
@@ -175,6 +179,8 @@ class EncoderConfig(OfflineConfig):
     max_tokens: PositiveInt | None = None
     """Tokens of a text (of query and passage together, for a reranker) that are read; the rest is cut off and counted
     (default: the model's own limit)."""
+    mteb: list[str] = []
+    """Tasks of MTEB, by name, that the exported model is measured with in the end; needs the package mteb."""
 
     @property
     def guides(self) -> dict[str, str]:
@@ -209,9 +215,9 @@ class EmbeddingConfig(EncoderConfig, EmbeddingTask):
 
     @model_validator(mode="after")
     def _tasks_say_how(self) -> "EmbeddingConfig":
-        if self.tasks:
-            fields = EmbeddingTask.model_fields
-            refuse_unused(self, *fields, why="with tasks, each of which says it for itself")
+        for name in changed(self, *EmbeddingTask.model_fields) if self.tasks else ():
+            got = json.dumps(self.model_dump(mode="json", exclude_defaults=True)[name], ensure_ascii=False)
+            raise ValueError(f"{name} must be left out with tasks, each of which says it for itself, got {got}")
         return self
 
 
@@ -258,6 +264,8 @@ class RerankerConfig(EncoderConfig):
             raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
         if "margin_mse" in names and self.targets == "labels":
             raise ValueError("targets must be scores for loss margin_mse, which learns a teacher's margins, got labels")
+        if names == ["cross_entropy"] and self.targets == "scores":
+            raise ValueError("targets must be labels for loss cross_entropy alone, which reads no scores, got scores")
         if self.negatives == 0 and set(names) - {"bce", "mse"}:
             raise ValueError(f"negatives must be at least 1 for loss {', '.join(names)}, got 0")
         return self

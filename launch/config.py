@@ -22,7 +22,7 @@ from actors.config import (
 )
 from actors.config_nodes import Environment, NodeLabels, is_secret
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
-from algorithms.config_offline import DPOConfig
+from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
 from launch.kube.config import KubernetesConfig
@@ -121,6 +121,11 @@ class RunConfig(Config):
     def directory(self) -> Path:
         """The run directory."""
         return Path(self.run.output) / self.run.name
+
+    @property
+    def best_by(self) -> str | None:
+        """Evaluation metric whose best checkpoint is exported."""
+        return self.algorithm.best_by if isinstance(self.algorithm, OfflineConfig) else None
 
     @property
     def reference_needed(self) -> bool:

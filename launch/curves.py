@@ -70,6 +70,13 @@ def _panels(names: set[str]) -> list[Panel]:
             ("calibration error", ["eval/calibration_error"], False),
             ("gradient norm", ["grad_norm"], False),
         ]
+    elif names & {"loss/embedding", "loss/reranker"}:
+        wanted = [
+            ("loss", ["loss/embedding", "loss/reranker"], False),
+            ("accuracy in training batches", ["embedding/accuracy", "reranker/accuracy"], False),
+            *_held_out(names),
+            ("gradient norm", ["grad_norm"], False),
+        ]
     else:
         probabilities = sorted(name for name in names if name.startswith("eval/") and name != "eval/loss")
         wanted = [
@@ -80,6 +87,25 @@ def _panels(names: set[str]) -> list[Panel]:
     found = [(title, [name for name in metrics if name in names], log) for title, metrics, log in wanted]
     panels = [_lines(title, metrics, log) for title, metrics, log in found if metrics]
     return [*panels, _seconds(phases)] if phases else panels
+
+
+def _held_out(names: set[str]) -> list[tuple[str, list[str], bool]]:
+    """For each evaluation set: search, reranking and similarity, a panel each."""
+    sets = sorted({name.removeprefix("eval/").rpartition("/")[0] for name in names if name.startswith("eval/")})
+    kinds = {
+        "search": ("ndcg@10", "mrr@10", "recall@1", "recall@10"),
+        "reranking": ("map", "base_map", "base_ndcg@10", "rerank_map", "rerank_ndcg@10", "rerank_base_ndcg@10"),
+        "similarity": ("spearman",),
+    }
+    return [
+        (
+            f"{kind} in {name}" if name else kind,
+            [f"eval/{name}/{metric}".replace("//", "/") for metric in metrics],
+            False,
+        )
+        for name in sets
+        for kind, metrics in kinds.items()
+    ]
 
 
 def _lines(title: str, metrics: list[str], log: bool) -> Panel:

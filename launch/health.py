@@ -45,6 +45,11 @@ CEILINGS = (
         "responses are cut: raise rollout.max_response_tokens, or check that the model ends its answers",
     ),
     Ceiling(
+        "texts/at_limit_fraction",
+        0.3,
+        "many texts are as long as the model reads, so most of them are cut: raise algorithm.max_tokens",
+    ),
+    Ceiling(
         "mismatch/logprob_abs_mean",
         0.1,
         "sampler and trainer disagree: use model.dtype fp32, or check temperature, top_p, top_k and the weight sync",

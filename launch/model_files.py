@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.tokenizer import load_tokenizer, tokenizer_for
-from algorithms.config_encoder import EmbeddingConfig
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from launch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ def check_encoder(config: RunConfig, directory: Path) -> None:
             f"got {config.algorithm.name}"
         )
     algorithm = config.algorithm
+    if isinstance(algorithm, EncoderConfig) and algorithm.mteb and importlib.util.find_spec("mteb") is None:
+        raise UserError(
+            f"algorithm.mteb: needs the package mteb, which is not installed, got {', '.join(algorithm.mteb)}"
+        )
     if isinstance(algorithm, EmbeddingConfig):
         if (directory / "modules.json").is_file():
             check_embedding_model(config, directory, "model.path")

@@ -12,9 +12,10 @@ from typing import Any
 
 from actors.config import UserError
 from actors.group import GroupError, first_line
-from algorithms.config_encoder import EncoderConfig
-from algorithms.config_offline import OfflineConfig, RewardModelConfig
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from algorithms.config_offline import RewardModelConfig
 from algorithms.config_rl import RLConfig
+from algorithms.encoder_mteb import mteb_tasks, run_mteb
 from launch.capacity import check_nodes
 from launch.checkpoint import Checkpoint, Checkpoints
 from launch.cluster import ray_cluster
@@ -22,6 +23,7 @@ from launch.config import RunConfig
 from launch.curves import draw_curves
 from launch.display import Display
 from launch.ending import Ending
+from launch.model_card import write_model_card
 from launch.reporter import RunReporter
 from launch.reserve import place, release
 from launch.signals import arm, hold, interruptible
@@ -41,6 +43,8 @@ def run(config: RunConfig) -> int:
     """
     with interruptible():
         check_nodes(config)
+        if _benchmark_tasks(config):
+            mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
         found = _prepare(config)
         display = Display()
         tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
@@ -66,6 +70,8 @@ def run(config: RunConfig) -> int:
             display.close()
             tracker.close()
         _farewell(config)
+        if _benchmark_tasks(config):
+            _measure_with_mteb(config)
     return 0
 
 
@@ -106,9 +112,12 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             display.phase("exporting")
-            if isinstance(config.algorithm, OfflineConfig) and config.algorithm.best_by:
-                reporter.note(f"best by {config.algorithm.best_by}: step {load_best(config, {'policy': loop.policy})}")
+            best = load_best(config, {"policy": loop.policy}) if config.best_by else None
+            if best:
+                reporter.note(f"best by {config.best_by}: step {best}")
             _export(loop.policy, config)
+            if isinstance(config.algorithm, EncoderConfig):
+                write_model_card(config, best or loop.step)
         finally:
             hold()
             groups.shutdown()
@@ -144,6 +153,19 @@ def _export(policy: Any, config: RunConfig) -> None:
         )
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
+
+
+def _benchmark_tasks(config: RunConfig) -> list[str]:
+    """Names of the MTEB tasks that the exported model is to be measured with."""
+    return config.algorithm.mteb if isinstance(config.algorithm, EncoderConfig) else []
+
+
+def _measure_with_mteb(config: RunConfig) -> None:
+    output = config.directory / "mteb"
+    kind = "embedding" if isinstance(config.algorithm, EmbeddingConfig) else "reranker"
+    for task, score in run_mteb(config.directory / "export", _benchmark_tasks(config), output, kind).items():
+        print(f"mteb:    {task} {score:.4f}")
+    print(f"mteb:    {output}")
 
 
 def _explain(error: Exception, directory: Path) -> None:

@@ -1,0 +1,64 @@
+"""The model card of an exported embedding model or reranker: how it was trained, and what held-out data says of it."""
+
+import json
+from typing import Any
+
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from launch.config import RunConfig
+
+
+def write_model_card(config: RunConfig, step: int) -> None:
+    """Add training and evaluation to the README.md that sentence-transformers has written into the export.
+
+    Args:
+        step: after which the exported model was saved.
+    """
+    path = config.directory / "export" / "README.md"
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    sections = [_training(config, step)]
+    if metrics := _evaluation(config, step):
+        rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in metrics.items())
+        sections.append(f"## Evaluation on held-out data\n\n| metric | value |\n|---|---|\n{rows}")
+    path.write_text("\n".join([card.rstrip(), "", *sections]), encoding="utf-8")
+
+
+def _training(config: RunConfig, step: int) -> str:
+    algorithm, optimizer = config.algorithm, config.policy.optimizer
+    assert isinstance(algorithm, EncoderConfig)
+    facts = {
+        "Job": algorithm.name,
+        "Base model": config.model.path or f"none (a new {config.model.init and config.model.init.family} model)",
+        "Updates": f"{step} of {algorithm.samples_per_update} rows",
+        "Optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {optimizer.schedule}",
+        "Precision": config.model.dtype,
+        **_tasks(config, algorithm),
+    }
+    return "## Training with Tandem\n\n" + "".join(f"- **{name}:** {value}\n" for name, value in facts.items())
+
+
+def _tasks(config: RunConfig, algorithm: Any) -> dict[str, str]:
+    train = config.data.train
+    if not isinstance(algorithm, EmbeddingConfig):
+        return {"Data": str(train), "Losses": _losses(algorithm), "Prompt": f"`{algorithm.prompt}`"}
+    found = {}
+    for name, task in algorithm.by_name.items():
+        data = train[name] if isinstance(train, dict) else train
+        prompts = f"query `{task.prompts.query}`, passage `{task.prompts.passage}`"
+        found[f"Task {name}".strip()] = f"{data}, {_losses(task)}, temperature {task.temperature:g}, prompts: {prompts}"
+    return found
+
+
+def _losses(how: Any) -> str:
+    return " + ".join(item.name if item.weight == 1 else f"{item.weight:g} {item.name}" for item in how.loss)
+
+
+def _evaluation(config: RunConfig, step: int) -> dict[str, float]:
+    """The evaluation that metrics.jsonl has of this step; values that are not finite are null there."""
+    with (config.directory / "metrics.jsonl").open(encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row["step"] == step]
+    return {
+        name.removeprefix("eval/"): value
+        for row in rows
+        for name, value in row.items()
+        if name.startswith("eval/") and value is not None
+    }
