@@ -1,6 +1,6 @@
 """Data sets of embedding models and rerankers as their jobs read them, checked against the losses that learn them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.config_encoder import EmbeddingConfig, EmbeddingTask, RerankerConfig
+from algorithms.config_encoder import NEGATIVE_LOSSES, EmbeddingConfig, EmbeddingTask, RerankerConfig
 from algorithms.encoder_batches import (
     Example,
     TaskRows,
@@ -32,13 +32,25 @@ def training_tasks(
     Raises:
         UserError: names of data and tasks that differ, rows that cannot be read, or that a loss cannot learn from.
     """
+    if isinstance(algorithm, EmbeddingConfig):
+        _require_same_names(algorithm, data)
     sources = load_named_rows(data, "data.train", at_most=at_most)
-    if isinstance(algorithm, RerankerConfig):
-        return [_reranker_task(algorithm, data, name, rows) for name, rows in sources.items()]
-    tasks = algorithm.by_name
-    if sources.keys() != tasks.keys():
-        raise UserError(f"algorithm.tasks: must have the names of data.train ({_names(sources)}), got {_names(tasks)}")
-    return [_embedding_task(task, data, name, sources[name]) for name, task in tasks.items()]
+    if isinstance(algorithm, EmbeddingConfig):
+        return [_embedding_task(task, data, name, sources[name]) for name, task in algorithm.by_name.items()]
+    tasks = [_reranker_task(algorithm, data, name, rows) for name, rows in sources.items()]
+    for task in tasks:
+        if len(task.rows) != at_most:  # rows beyond may differ
+            _require_differences(task.rows, algorithm, task.field)
+    return tasks
+
+
+def _require_same_names(algorithm: EmbeddingConfig, data: DataConfig) -> None:
+    tasks = ", ".join(algorithm.tasks)
+    if tasks and isinstance(data.train, str):
+        raise UserError(f"data.train: must name a source for each of algorithm.tasks ({tasks}), got {data.train}")
+    if isinstance(data.train, dict) and data.train.keys() != algorithm.tasks.keys():
+        names = ", ".join(data.train)
+        raise UserError(f"algorithm.tasks: must have the names of data.train ({names}), got {tasks or 'none'}")
 
 
 def _embedding_task(task: EmbeddingTask, data: DataConfig, name: str, rows: list[Row]) -> TaskRows:
@@ -49,10 +61,7 @@ def _embedding_task(task: EmbeddingTask, data: DataConfig, name: str, rows: list
         _check_scores(pairs, task, field)
         return TaskRows(name=name, rows=pairs, draw=_draw_pair, distinct=False, share=share, field=field)
     found = rankings(rows, data, field, scores=task.scored)
-    negatives = smallest_negatives(found) if task.negatives is None else task.negatives
-    if task.negatives is None and task.losses == ["triplet"]:
-        negatives = min(negatives, 1)  # it reads only one
-    require_negatives(found, max(negatives, int(_needs_negatives(task))), field, f"{option}negatives")
+    negatives = _negatives(task, found, field, f"{option}negatives")
     draw: Draw = partial(_draw_ranking, negatives=negatives, scored=task.scored)
     return TaskRows(name=name, rows=found, draw=draw, distinct=task.in_batch, share=share, field=field)
 
@@ -80,8 +89,16 @@ def _draw_graded(row: Graded, generator: np.random.Generator, *, negatives: int 
     return draw_graded(row, negatives, generator=generator, binary=binary)
 
 
-def _needs_negatives(task: EmbeddingTask) -> bool:
-    return bool({"triplet", "margin_mse", "distill_kl"} & set(task.losses))
+def _negatives(task: EmbeddingTask, rows: list[Ranking], field: str, option: str) -> int:
+    """How many an update draws for a query."""
+    if task.negatives is not None:
+        require_negatives(rows, task.negatives, field, option)
+        return task.negatives
+    needing = ", ".join(name for name in task.losses if name in NEGATIVE_LOSSES)
+    for number, row in enumerate(rows, start=1):
+        if needing and not row.negatives:
+            raise UserError(f"{field}: row {number}: must have a negative for loss {needing}, got none")
+    return 1 if task.losses == ["triplet"] else smallest_negatives(rows)  # triplet reads only one
 
 
 def _check_scores(pairs: list[Scored], task: EmbeddingTask, field: str) -> None:
@@ -108,6 +125,12 @@ def _check_lists(rows: list[Graded], algorithm: RerankerConfig, field: str) -> N
             raise UserError(f"{where}: must have at least 2 passages for loss {names}, got {len(row.passages)}")
         if algorithm.targets == "labels" and listwise and max(row.labels) <= 0:
             raise UserError(f"{where}: must have a passage with a label above 0 for loss {names}, got none")
+        positives = sum(label > 0 for label in row.labels) if algorithm.targets == "labels" else 1
+        if "cross_entropy" in algorithm.losses and algorithm.negatives is None and positives > 1:
+            raise UserError(
+                f"algorithm.negatives: must be given for loss cross_entropy, which tells one positive from negatives, "
+                f"where a row has several positives ({where} has {positives}), got nothing"
+            )
         uneven = len(row.passages) != len(rows[0].passages)
         if "margin_mse" in algorithm.losses and algorithm.negatives is None and uneven:
             raise UserError(
@@ -116,10 +139,14 @@ def _check_lists(rows: list[Graded], algorithm: RerankerConfig, field: str) -> N
             )
 
 
+def _require_differences(rows: Sequence[Graded], algorithm: RerankerConfig, field: str) -> None:
+    labels = {label for row in rows for label in row.labels}
+    if len(labels) < 2:
+        raise UserError(
+            f"{field}: {algorithm.targets} must differ for a reranker, got {labels.pop():g} for all passages (of rows "
+            f"with positives alone, `tandem mine` finds negatives)"
+        )
+
+
 def _field(name: str) -> str:
     return f"data.train.{name}" if name else "data.train"
-
-
-def _names(found: dict[str, Any]) -> str:
-    names = ", ".join(filter(None, found))
-    return names or "none"

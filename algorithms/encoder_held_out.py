@@ -197,7 +197,7 @@ def _read_corpus(data: DataConfig) -> tuple[list[str], dict[str, str]]:
     rows = read_rows(data.corpus, split=data.eval_split, arguments=data.arguments, limit=None, field="data.corpus")
     passages, by_id, numbers = [], {}, {}
     for number, row in enumerate(rows, start=1):
-        text = _passage(row, number)
+        text = passage_of_row(row, number, "data.corpus")
         passages.append(text)
         given = row.get("id", row.get("_id"))
         key = _id(given)
@@ -211,20 +211,25 @@ def _read_corpus(data: DataConfig) -> tuple[list[str], dict[str, str]]:
     return passages, by_id
 
 
-def _passage(row: Row, number: int) -> str:
+def passage_of_row(row: Row, number: int, field: str) -> str:
+    """A corpus row's passage: its text, after its title if it has one.
+
+    Raises:
+        UserError: one line with `field` and `number`: no text column, no text, or an empty one.
+    """
     column = "text" if "text" in row else "passage"
     if column not in row:
         raise UserError(
-            f"data.corpus: row {number}: must have column text or passage{nearest('text', map(str, row))}, "
+            f"{field}: row {number}: must have column text or passage{nearest('text', map(str, row))}, "
             f"got {_listed(row)}"
         )
     title, text = row.get("title"), row[column]
     if not isinstance(text, str) or not isinstance(title, str | None):
         wrong = (column, text) if not isinstance(text, str) else ("title", title)
-        raise UserError(f"data.corpus: row {number}: {wrong[0]} must be text, got {kind_of(wrong[1])}")
+        raise UserError(f"{field}: row {number}: {wrong[0]} must be text, got {kind_of(wrong[1])}")
     passage = f"{title or ''} {text}".strip()
     if not passage:
-        raise UserError(f"data.corpus: row {number}: {column} must not be empty, got {text!r}")
+        raise UserError(f"{field}: row {number}: {column} must not be empty, got {text!r}")
     return passage
 
 

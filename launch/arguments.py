@@ -61,6 +61,64 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
 
 
+def mine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `mine`."""
+    parser.add_argument("model", metavar="MODEL", help="embedding model: run directory, model directory or hub id")
+    parser.add_argument("--data", metavar="FILE", required=True, help="rows of a query with positives")
+    parser.add_argument("--output", metavar="FILE.jsonl", required=True, help="rows of query, pos and neg")
+    parser.add_argument(
+        "--corpus", metavar="FILE", help="more passages: rows of text (and title), or a .txt of one passage a line"
+    )
+    parser.add_argument("--negatives", metavar="N", type=_count, default=7, help="negatives of a row (default: 7)")
+    parser.add_argument(
+        "--range",
+        metavar=("A", "B"),
+        dest="window",
+        nargs=2,
+        type=_whole,
+        help="of the candidates that limits and margins leave, those from place A, counted from 0, to before B "
+        "(default: from 0, to N, or 10 N where some may be excluded, and the most positives of a query)",
+    )
+    parser.add_argument("--max-score", metavar="X", type=_any_number, help="no negative scores more")
+    parser.add_argument("--min-score", metavar="X", type=_any_number, help="no negative scores less")
+    parser.add_argument(
+        "--absolute-margin", metavar="X", type=_any_number, help="negatives score X less than the row's worst positive"
+    )
+    parser.add_argument(
+        "--relative-margin", metavar="X", type=_share, help="the same as a share of the positive's score, such as 0.05"
+    )
+    parser.add_argument(
+        "--sampling", choices=("top", "random"), default="top", help="which candidates (default: top, the best ones)"
+    )
+    parser.add_argument(
+        "--reranker", metavar="DIR", help="write its scores too; score limits and margins are about its scores"
+    )
+    parser.add_argument("--rescore", action="store_true", help="let its scores choose, also without limit or margin")
+    parser.add_argument(
+        "--rank", action="store_true", help="write the top N passages of a query instead, positives among them"
+    )
+    parser.add_argument("--batch-size", metavar="N", type=_count, default=32, help="texts at once (default: 32)")
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of random sampling (default: 0)")
+    parser.add_argument("--query-prompt", metavar="TEXT", help="before queries (default: what the model keeps)")
+    parser.add_argument("--passage-prompt", metavar="TEXT", help="before passages (default: what the model keeps)")
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `search`."""
+    parser.add_argument("model", metavar="MODEL", help="embedding model or reranker: run or model directory, or hub id")
+    parser.add_argument(
+        "--corpus",
+        metavar="FILE",
+        help="rows of text (and title), or a .txt of one passage a line (default: the passages of the run's own data)",
+    )
+    parser.add_argument("--query", metavar="TEXT", help="search for this and end, instead of asking for queries")
+    parser.add_argument("--top", metavar="N", type=_count, default=5, help="passages shown (default: 5)")
+    parser.add_argument("--first-stage", metavar="DIR", help="embedding model that finds what a reranker orders")
+    parser.add_argument(
+        "--candidates", metavar="N", type=_count, help="passages that the first stage finds (default: 50)"
+    )
+
+
 def submit_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `submit`."""
     config_arguments(parser)
@@ -137,6 +195,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text}")
+    return int(text)
+
+
 def _temperature(text: str) -> float:
     return _number(text, "must be a number from 0")
 
@@ -145,11 +209,19 @@ def _seconds(text: str) -> float:
     return _number(text, "must be seconds from 0")
 
 
-def _number(text: str, rule: str) -> float:
+def _any_number(text: str) -> float:
+    return _number(text, "must be a number", lowest=-math.inf)
+
+
+def _share(text: str) -> float:
+    return _number(text, "must be a number from 0 to 1", highest=1)
+
+
+def _number(text: str, rule: str, *, lowest: float = 0, highest: float = math.inf) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
+    if not (lowest <= value <= highest and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{rule}, got {text}")
     return value

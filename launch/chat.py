@@ -31,9 +31,15 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int)
     """Answer `prompt`, or hold a conversation until Ctrl-D; answers stream to standard output. Returns exit code 0."""
     directory = model_directory(model)
     architecture = next(iter(json.loads((directory / "config.json").read_text()).get("architectures") or []), "")
+    if (directory / "modules.json").is_file():
+        raise UserError(
+            f"MODEL: must generate text, and an embedding model or reranker searches: `tandem search {model}`, "
+            f"got {architecture or 'no architecture'} in {directory}"
+        )
     if architecture.endswith("ForSequenceClassification"):
         raise UserError(
-            f"MODEL: must generate text, and a reward model gives scores, got {architecture} in {directory}"
+            f"MODEL: must generate text, and a reward model or reranker gives scores (of passages: `tandem search "
+            f"{model}`), got {architecture} in {directory}"
         )
     speaker = _Speaker(directory, temperature, max_tokens)
     if prompt is not None:

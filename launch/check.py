@@ -19,7 +19,7 @@ from algorithms.config_rl import RLConfig
 from algorithms.reward_endpoint import check_endpoint
 from launch.capacity import check_resources
 from launch.config import RunConfig
-from launch.encoder_inputs import check_encoder_rows, check_held_out
+from launch.encoder_inputs import check_encoder_packages, check_encoder_rows, check_held_out
 from launch.estimate import (
     GIB,
     Arithmetic,
@@ -153,6 +153,8 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     if not elsewhere:
         with findings.collecting():
             _check_tracking(config)
+        with findings.collecting():
+            check_encoder_packages(config)
     findings.warnings.extend(_sampling_warnings(config))
     if isinstance(config.algorithm, DPOConfig) and (warning := averaged_beta_warning(config.algorithm)):
         findings.warnings.append(warning)
@@ -194,16 +196,17 @@ def _check_model(findings: Findings) -> bool:
         from actors.skeleton import hf_config
         from actors.tokenizer import tokenizer_for
 
+        directory = None
         values = hf_config(config.model.init, config.model.dtype, len(tokenizer_for(config.model)), 0, 0)
-        _learn_size(findings, values, None)
-        return True
-    assert config.model.path is not None, "ModelConfig guarantees exactly one of path and init"
-    directory = Path(config.model.path)
-    if _is_not_here(findings, "model.path", config.model.path):
-        return False
-    _learn_size(findings, model_values(directory), directory)
+    else:
+        assert config.model.path is not None, "ModelConfig guarantees exactly one of path and init"
+        if _is_not_here(findings, "model.path", config.model.path):
+            return False
+        directory = Path(config.model.path)
+        values = model_values(directory)
+    _learn_size(findings, values, directory)
     if isinstance(config.algorithm, EncoderConfig):
-        check_encoder(config, directory)
+        check_encoder(config, values, directory)
     return True
 
 

@@ -154,6 +154,25 @@ def _export(arguments: argparse.Namespace) -> int:
     return export(arguments.run, output=arguments.output, adapter=arguments.adapter)
 
 
+def _mine(arguments: argparse.Namespace) -> int:
+    from launch.mine import MineOptions, mine
+
+    return mine(MineOptions(**vars(arguments)))
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from launch.search import search
+
+    return search(
+        arguments.model,
+        corpus=arguments.corpus,
+        query=arguments.query,
+        top=arguments.top,
+        first_stage=arguments.first_stage,
+        candidates=arguments.candidates,
+    )
+
+
 VERBS = {
     "run": Verb(
         "trains: starts a local Ray, or joins the one at RAY_ADDRESS",
@@ -184,6 +203,18 @@ VERBS = {
         "tandem export outputs/first --output my-model",
         takes.export_arguments,
         _export,
+    ),
+    "mine": Verb(
+        "finds hard negatives for queries with an embedding model; a reranker may judge them",
+        "tandem mine outputs/first --data pairs.jsonl --output mined.jsonl --relative-margin 0.05",
+        takes.mine_arguments,
+        _mine,
+    ),
+    "search": Verb(
+        "shows the passages that an embedding model or reranker finds for a query",
+        'tandem search outputs/first --corpus passages.txt --query "capital of France"',
+        takes.search_arguments,
+        _search,
     ),
     "submit": Verb(
         "runs a configuration as a job on a Ray cluster (--kube: on Kubernetes), with this directory's files",

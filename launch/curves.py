@@ -94,9 +94,11 @@ def _held_out(names: set[str]) -> list[tuple[str, list[str], bool]]:
     sets = sorted({name.removeprefix("eval/").rpartition("/")[0] for name in names if name.startswith("eval/")})
     kinds = {
         "search": ("ndcg@10", "mrr@10", "recall@1", "recall@10"),
-        "reranking": ("map", "base_map", "base_ndcg@10", "rerank_map", "rerank_ndcg@10", "rerank_base_ndcg@10"),
+        "reranking": ("rerank_map", "rerank_ndcg@10", "rerank_base_ndcg@10"),
         "similarity": ("spearman",),
     }
+    if "loss/reranker" in names:
+        kinds = {"reranking": ("map", "ndcg@10", "base_map", "base_ndcg@10")}
     return [
         (
             f"{kind} in {name}" if name else kind,

@@ -1,11 +1,13 @@
 """Whether the data of an embedding model or reranker is what it claims to be. Imports no torch and no Ray."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 
+from actors.config import UserError
 from actors.tokenizer import tokenizer_for
-from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig, RerankerConfig
 from algorithms.encoder_batches import Example
 from algorithms.encoder_data import training_tasks
 from algorithms.encoder_held_out import held_out
@@ -30,6 +32,19 @@ def check_encoder_rows(config: RunConfig, *, tokenise: bool) -> Rows:
         return Rows(count, set(), None)
     drawn = [task.draw(row, np.random.default_rng(0)) for task in tasks for row in task.rows[:_TOKENISED]]
     return Rows(count, set(), _mean_tokens(config, drawn))
+
+
+def check_encoder_packages(config: RunConfig) -> None:
+    """Raise UserError unless the packages that the job needs are installed."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, EncoderConfig):
+        return
+    needs = {"sentence-transformers": ("algorithm.name", algorithm.name)}
+    needs |= {"mteb": ("algorithm.mteb", ", ".join(algorithm.mteb))} if algorithm.mteb else {}
+    missing = {name: needs[name] for name in needs if importlib.util.find_spec(name.replace("-", "_")) is None}
+    if missing:
+        rule = "needs the package {}, which is not installed, got {}"
+        raise UserError(*(f"{field}: {rule.format(name, value)}" for name, (field, value) in missing.items()))
 
 
 def check_held_out(config: RunConfig) -> None:

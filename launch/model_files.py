@@ -1,7 +1,6 @@
 """What a model directory says of itself, read without torch: its configuration, its weights' names, its tokenizer."""
 
 import difflib
-import importlib.util
 import json
 import os
 import re
@@ -10,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.tokenizer import load_tokenizer, tokenizer_for
-from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from algorithms.config_encoder import EmbeddingConfig
 from launch.config import RunConfig
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+_POOLING_MODES = {
+    "cls": ("cls", "cls_token"),
+    "mean": ("mean", "mean_tokens"),
+    "last": ("lasttoken",),
+    "max": ("max", "max_tokens"),
+}
+"""Our name -> those of sentence-transformers, in the files that it writes and in older ones."""
 
 
 def is_hub_id(path: str) -> bool:
@@ -73,36 +80,68 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     check_vocabulary(config, directory, field)
 
 
-def check_encoder(config: RunConfig, directory: Path) -> None:
-    """Check that a directory can become the embedding model or reranker that the configuration asks for.
+def check_encoder(config: RunConfig, values: dict[str, Any], directory: Path | None) -> None:
+    """Check that a model can become the embedding model or reranker that the configuration asks for.
+
+    Args:
+        values: the fields of its config.json.
+        directory: where it is; None for `model.init`.
 
     Raises:
-        UserError: sentence-transformers is missing, the directory does not say how it pools and neither does the
-            configuration, or it holds a model of the other kind or with several scores.
+        UserError: the directory does not say how it pools and neither does the configuration, or they contradict each
+            other, it holds a model of the other kind or with several scores, or vectors are shorter than their cuts.
     """
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError(
-            f"algorithm.name: needs the package sentence-transformers, which is not installed, "
-            f"got {config.algorithm.name}"
-        )
     algorithm = config.algorithm
-    if isinstance(algorithm, EncoderConfig) and algorithm.mteb and importlib.util.find_spec("mteb") is None:
-        raise UserError(
-            f"algorithm.mteb: needs the package mteb, which is not installed, got {', '.join(algorithm.mteb)}"
-        )
     if isinstance(algorithm, EmbeddingConfig):
-        if (directory / "modules.json").is_file():
+        size = values.get("hidden_size")
+        if directory and (directory / "modules.json").is_file():
             check_embedding_model(config, directory, "model.path")
-        elif algorithm.pooling is None:
+            size = _check_modules(algorithm, size, directory)
+        elif directory and algorithm.pooling is None:
             raise UserError(
                 f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools (no "
                 f"modules.json in {directory}), got nothing"
             )
+        _check_cuts(algorithm, size)
         return
-    values = model_values(directory)
-    classes = len(values.get("id2label") or [0])
+    # A configuration that names no classes has two.
+    classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
     if str(next(iter(values.get("architectures") or []), "")).endswith("ForSequenceClassification") and classes != 1:
         raise UserError(f"model.path: must give one score, got {classes} classes in {directory}")
+
+
+def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path) -> int | None:
+    """Compare pooling and normalisation with what a directory says.
+
+    Returns the size of its vectors: `size`, that of its tokens' vectors, or None where other modules may change it.
+    """
+    listed = _json_of(directory / "modules.json", "model.path")
+    modules = {item["type"].rpartition(".")[2]: item["path"] for item in listed}
+    normalizes = "Normalize" in modules
+    if algorithm.normalize is not None and algorithm.normalize != normalizes:
+        raise UserError(
+            f"algorithm.normalize: must be left out for a model that says whether it normalises "
+            f"({str(normalizes).lower()} in {directory}), got {str(algorithm.normalize).lower()}"
+        )
+    if "Pooling" not in modules:
+        return None
+    values = _json_of(directory / modules["Pooling"] / "config.json", "model.path")
+    written = [name.removeprefix("pooling_mode_") for name, on in values.items() if on is True]
+    given = values.get("pooling_mode", [name for name in written if name != "include_prompt"])
+    modes = [given] if isinstance(given, str) else given
+    if algorithm.pooling and modes not in [[mode] for mode in _POOLING_MODES[algorithm.pooling]]:
+        raise UserError(
+            f"algorithm.pooling: must be left out for a model that says how it pools ({', '.join(modes)} in "
+            f"{directory}), got {algorithm.pooling}"
+        )
+    return size if modules.keys() <= {"Transformer", "Pooling", "Normalize"} and len(modes) == 1 else None
+
+
+def _check_cuts(algorithm: EmbeddingConfig, size: int | None) -> None:
+    for name, task in algorithm.by_name.items():
+        option = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
+        if size and task.matryoshka and max(task.matryoshka) > size:
+            raise UserError(f"{option}: must not exceed the embedding's size ({size}), got {max(task.matryoshka)}")
 
 
 def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:
@@ -111,8 +150,17 @@ def check_embedding_model(config: RunConfig, directory: Path, field: str) -> Non
     if not (directory / "modules.json").is_file():
         raise UserError(f"{field}: must be an embedding model that says how it pools (modules.json), got {directory}")
     settings = directory / "config_sentence_transformers.json"
-    if settings.is_file() and '"CrossEncoder"' in settings.read_text(encoding="utf-8"):
-        raise UserError(f"{field}: must be an embedding model, got a reranker in {directory}")
+    kind = _json_of(settings, field).get("model_type") if settings.is_file() else None
+    if kind not in (None, "SentenceTransformer"):
+        what = {"CrossEncoder": "reranker", "SparseEncoder": "sparse one"}.get(kind, kind)
+        raise UserError(f"{field}: must be an embedding model of dense vectors, got a {what} in {directory}")
+
+
+def _json_of(file: Path, field: str) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {file} cannot be read, {error}") from None
 
 
 def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:

@@ -51,7 +51,10 @@ def _encoders_fit(config: "RunConfig") -> None:
     refuse_unused(data, "max_length", why=f"for {name}, which reads algorithm.max_tokens", section="data.")
     refuse_unused(data, "system_prompt", why=f"for {name}, which has prompts of its own", section="data.")
     if isinstance(data.train, dict) and not (isinstance(algorithm, EmbeddingConfig) and algorithm.tasks):
-        raise ValueError(f"data.train must be one source without algorithm.tasks, got {', '.join(data.train)}")
+        where = "without algorithm.tasks" if isinstance(algorithm, EmbeddingConfig) else f"for {name}"
+        raise ValueError(f"data.train must be one source {where}, got {', '.join(data.train) or 'none'}")
+    if data.corpus is not None and data.eval is None:
+        raise ValueError(f"data.corpus needs data.eval, which searches it or names its ids, got {data.corpus} without")
     if model.quantize:
         raise ValueError(f"model.quantize must be left out for {name}, got {model.quantize}")
     if model.attention == "packed_sdpa":

@@ -47,7 +47,7 @@ def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
-        "verb: must be one of run, check, data, chat, export, submit, status, logs, stop, list, k8s "
+        "verb: must be one of run, check, data, chat, export, mine, search, submit, status, logs, stop, list, k8s "
         "(did you mean check?), got chek",
     ),
     "unknown option": (
@@ -308,7 +308,10 @@ def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(project: Path
 def test_chat_is_not_for_reward_models(project: Path) -> None:
     (project / "causal/config.json").write_text('{"architectures": ["Qwen2ForSequenceClassification"]}')
     done = tandem(project, "chat", "causal", "--prompt", "hello")
-    rule = "must generate text, and a reward model gives scores, got Qwen2ForSequenceClassification in causal"
+    rule = (
+        "must generate text, and a reward model or reranker gives scores (of passages: `tandem search causal`), "
+        "got Qwen2ForSequenceClassification in causal"
+    )
     assert (done.returncode, done.stderr) == (2, f"error: MODEL: {rule}\n")
 
 

@@ -25,6 +25,7 @@ RULE_FILES = (
     "launch/rules.py",
     "algorithms/config_rl.py",
     "algorithms/config_offline.py",
+    "algorithms/config_encoder.py",
     "actors/config.py",
     "actors/config_nodes.py",
 )
@@ -40,6 +41,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "dpo": ROWS | {"algorithm": {"name": "dpo", "steps": 5}},
     "ppo": PROMPTS | {"algorithm": {"name": "ppo"}, "critic": {}},
     "grpo": PROMPTS | {"algorithm": {"name": "grpo"}},
+    "embedding": ROWS | {"algorithm": {"name": "embedding", "steps": 5, "pooling": "mean"}},
+    "reranker": ROWS | {"model": {"init": {"family": "bert"}}, "algorithm": {"name": "reranker", "steps": 5}},
 }
 
 # (job, overrides `a.b=c; d=e`, the line)
@@ -387,6 +390,204 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.loss=kto; algorithm.samples_per_update=1",
         "algorithm.samples_per_update must be at least 2 for kto, which mixes the rows of an update, got 1",
     ),
+    ("sft", "algorithm.best_by=eval/loss", "algorithm.best_by needs data.eval, got eval/loss without"),
+    # Jobs that learn to compare texts: losses.
+    *(
+        (job, "algorithm.loss=[]", "algorithm.loss must name at least one loss, got []")
+        for job in ("embedding", "reranker")
+    ),
+    (
+        "embedding",
+        "algorithm.loss=[gist, {name: gist, weight: 2}]",
+        "algorithm.loss must name each loss once, got gist, gist",
+    ),
+    ("reranker", "algorithm.loss=[bce, lambda, bce]", "algorithm.loss must name each loss once, got bce, lambda, bce"),
+    (
+        "embedding",
+        "algorithm.loss=[infonce, cosent]",
+        "algorithm.loss must name losses of one kind of rows: cosent, angle, cosine, contrastive, online_contrastive "
+        "read two texts with a score, the others a query with passages, got infonce, cosent",
+    ),
+    (
+        "embedding",
+        "algorithm.loss=[infonce, gist]",
+        "algorithm.guide must be the directory of an embedding model for loss gist, got none",
+    ),
+    (
+        "embedding",
+        "algorithm.loss=infonc",
+        "algorithm.loss.0.name: must be one of 'infonce', 'gist', 'triplet', 'margin_mse', 'distill_kl', 'cosent', "
+        "'angle', 'cosine', 'contrastive' or 'online_contrastive', got 'infonc' (did you mean infonce?)",
+    ),
+    (
+        "reranker",
+        "algorithm.loss=[bce, {name: lambdarank, weight: 2}]",
+        "algorithm.loss.1.name: must be one of 'bce', 'mse', 'cross_entropy', 'ranknet', 'lambda', 'listnet', "
+        "'listmle' or 'margin_mse', got 'lambdarank' (did you mean lambda?)",
+    ),
+    *(
+        (
+            "embedding",
+            f"algorithm.loss={loss}; algorithm.negatives=0",
+            f"algorithm.negatives must be at least 1 for loss {needing}, got 0",
+        )
+        for loss, needing in {
+            "triplet": "triplet",
+            "[infonce, margin_mse]": "margin_mse",
+            "[distill_kl, triplet]": "distill_kl, triplet",
+        }.items()
+    ),
+    (
+        "embedding",
+        "algorithm.loss=triplet; algorithm.negatives=2",
+        "algorithm.negatives must be 1 for loss triplet, which reads one, got 2",
+    ),
+    (
+        "embedding",
+        "algorithm.matryoshka=[64, 32, 64]",
+        "algorithm.matryoshka must name each size once, got [64, 32, 64]",
+    ),
+    (
+        "reranker",
+        "algorithm.loss=[bce, margin_mse]",
+        "algorithm.targets must be scores for loss margin_mse, which learns a teacher's margins, got labels",
+    ),
+    (
+        "reranker",
+        "algorithm.loss=cross_entropy; algorithm.targets=scores",
+        "algorithm.targets must be labels for loss cross_entropy alone, which reads no scores, got scores",
+    ),
+    (
+        "reranker",
+        "algorithm.loss=[bce, listnet]; algorithm.negatives=0",
+        "algorithm.negatives must be at least 1 for loss bce, listnet, got 0",
+    ),
+    # Settings that a loss does not read.
+    *(
+        (
+            "embedding",
+            f"algorithm.loss={loss}; algorithm.{name}={value}",
+            f"algorithm.{name} must be left out for loss {loss}, which does not read it, got {value}",
+        )
+        for loss, name, value in [
+            ("triplet", "temperature", 0.1),
+            ("cosent", "symmetric", "true"),
+            ("cosine", "margin", 0.1),
+            ("contrastive", "distance", "euclidean"),
+            ("infonce", "teacher_temperature", 2),
+            ("infonce", "guide", "other"),
+            ("angle", "guide_margin", 0.1),
+            ("infonce", "guide_margin_strategy", "relative"),
+        ]
+    ),
+    (
+        "embedding",
+        "algorithm.loss=[cosent, angle]; algorithm.margin=0.1",
+        "algorithm.margin must be left out for loss cosent, angle, which do not read it, got 0.1",
+    ),
+    (
+        "embedding",
+        "algorithm.loss=cosent; algorithm.negatives=1",
+        "algorithm.negatives must be left out for losses of two texts with a score, got 1",
+    ),
+    # Several data sets.
+    *(
+        (
+            "embedding",
+            f"data.train={{a: x, b: y}}; algorithm.tasks={{a: {{}}, b: {{}}}}; algorithm.{name}={value}",
+            f"algorithm.{name} must be left out with tasks, each of which says it for itself, got {got}",
+        )
+        for name, value, got in [
+            ("loss", "{name: cosent, weight: 2}", '[{"name": "cosent", "weight": 2.0}]'),
+            ("loss", "triplet", '[{"name": "triplet"}]'),
+            ("prompts", "{query: 'query: '}", '{"query": "query: "}'),
+            ("negatives", "3", "3"),
+            ("symmetric", "true", "true"),
+            ("matryoshka", "[8]", "[8]"),
+        ]
+    ),
+    (
+        "embedding",
+        "data.train={a: x, b: y}; algorithm.tasks={a: {}, b: {loss: triplet, negatives: 0}}",
+        "algorithm.tasks.b.negatives must be at least 1 for loss triplet, got 0",
+    ),
+    (
+        "embedding",
+        "data.train={a: x}; algorithm.tasks={a: {temprature: 0.1}}",
+        "algorithm.tasks.a.temprature: unknown field (did you mean temperature?), got 0.1",
+    ),
+    (
+        "embedding",
+        "data.train={a: x}; algorithm.tasks={a: {weight: 0}}",
+        "algorithm.tasks.a.weight: input should be greater than 0, got 0",
+    ),
+    *(
+        ("embedding", f"data.train={value}", f"data.train must be one source without algorithm.tasks, got {got}")
+        for value, got in {"{a: x, b: y}": "a, b", "{}": "none"}.items()
+    ),
+    ("reranker", "data.train={a: x, b: y}", "data.train must be one source for reranker, got a, b"),
+    *(
+        (job, f"data.{name}={{a: x, b: y}}", f"data.{name} must be one source for {job}, got a, b")
+        for job, name in {"sft": "train", "grpo": "eval"}.items()
+    ),
+    # Data and models of another kind.
+    ("dpo", "data.corpus=texts.jsonl", "data.corpus must be left out for dpo, which searches nothing, got texts.jsonl"),
+    (
+        "embedding",
+        "data.corpus=texts.jsonl",
+        "data.corpus needs data.eval, which searches it or names its ids, got texts.jsonl without",
+    ),
+    (
+        "reranker",
+        "data.max_length=64",
+        "data.max_length must be left out for reranker, which reads algorithm.max_tokens, got 64",
+    ),
+    (
+        "embedding",
+        "data.system_prompt=Be brief.",
+        "data.system_prompt must be left out for embedding, which has prompts of its own, got Be brief.",
+    ),
+    (
+        "embedding",
+        "model={path: owner/name, quantize: nf4, lora: {}}",
+        "model.quantize must be left out for embedding, got nf4",
+    ),
+    (
+        "reranker",
+        "model.attention=packed_sdpa",
+        "model.attention must be auto or flash_attention_2 for reranker, got packed_sdpa",
+    ),
+    (
+        "embedding",
+        "algorithm.pooling=null",
+        "algorithm.pooling must be cls, mean, last or max with model.init, got nothing",
+    ),
+    (
+        "reranker",
+        "algorithm.max_tokens=1025",
+        "algorithm.max_tokens must not exceed model.init.max_positions (1024), got 1025",
+    ),
+    *(
+        (
+            job,
+            "model.init.family=bert",
+            f"model.init.family must be qwen2 or llama for {job}, which reads forward only, got bert",
+        )
+        for job in ("sft", "grpo")
+    ),
+    *(
+        (
+            "reranker",
+            f"model.init.{name}={value}",
+            f"model.init.{name} must be left out for bert, which has neither, got {value}",
+        )
+        for name, value in {"kv_heads": "2", "tie_embeddings": "false"}.items()
+    ),
+    (
+        "embedding",
+        "reward={functions: [exact_match]}",
+        "reward must be left out for embedding, which samples no responses, got functions",
+    ),
     # Adapters, frozen and quantised weights.
     (
         "ppo",
@@ -612,6 +813,13 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("ppo", "algorithm={name: ppo, steps: 0, eval_every: 5, critic_warmup_steps: 5}; data.eval=rows.jsonl"),
         ("grpo", "reward={models: [rm], functions: [exact_match], workers: 4}"),
         ("dpo", "algorithm.loss=[sft, sigmoid]; algorithm.beta=0.5"),
+        ("embedding", "algorithm.loss=[triplet, infonce]; algorithm.negatives=4; algorithm.temperature=0.1"),
+        ("embedding", "algorithm.loss=[{name: gist, weight: 2}]; algorithm.guide=other; algorithm.guide_margin=0.1"),
+        ("embedding", "data.train={a: x, b: y}; algorithm.tasks={a: {loss: cosent}, b: {weight: 2, margin: 0.5}}"),
+        ("embedding", "data.eval={a: x, b: y}; data.corpus=z; algorithm.best_by=eval/a/ndcg@10"),
+        ("reranker", "algorithm.loss=[cross_entropy, margin_mse]; algorithm.targets=scores; algorithm.negatives=3"),
+        ("reranker", "algorithm.loss=bce; algorithm.negatives=0"),
+        ("reranker", "model.init={family: bert, hidden_size: 20, heads: 4}"),
     ],
 )
 def test_settings_that_have_an_effect_are_allowed(job: str, overrides: str) -> None:

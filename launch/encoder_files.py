@@ -1,0 +1,144 @@
+"""Embedding models and rerankers as directories: where one is, which of the two it is, and loading it; and passages.
+
+Both are what sentence-transformers saves and loads: a directory with modules.json, or for a reranker also any
+sequence-classification model with one score.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from actors.config import UserError
+from algorithms.encoder_held_out import passage_of_row
+from algorithms.sources import read_rows
+from launch.chat import model_directory
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+EncoderKind = Literal["embedding", "reranker"]
+
+_NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
+
+
+def encoder_directory(model: str, field: str = "MODEL") -> Path:
+    """The directory meant by `model`: the export of a run directory, the directory itself, or a hub id's local copy.
+
+    Raises:
+        UserError: with `field`, when there is none.
+    """
+    directory = Path(model)
+    for candidate in (directory / "export", directory):
+        if (candidate / "modules.json").is_file():
+            return candidate
+    if not directory.exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) and not directory.parent.exists():
+        return _from_hub(model, field)
+    try:
+        return model_directory(model)
+    except UserError as error:
+        raise UserError(*(f"{field}: {problem.partition(': ')[2]}" for problem in error.problems)) from None
+
+
+def _from_hub(name: str, field: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, ignore_patterns=_NOT_TORCH))
+    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{field}: no such directory, and the hub cannot give it ({reason}), got {name}") from error
+
+
+def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
+    """Whether a directory holds an embedding model or a reranker; reads only its JSON files.
+
+    Raises:
+        UserError: with `field`, when it holds neither: it does not say how it pools, or gives several scores.
+    """
+    kind = str(_json(directory / "config_sentence_transformers.json").get("model_type", "SentenceTransformer"))
+    values = _json(directory / "config.json")
+    architecture = next(iter(values.get("architectures") or []), "")
+    if kind == "CrossEncoder":
+        return "reranker"
+    if (directory / "modules.json").is_file():
+        if kind != "SentenceTransformer":
+            raise UserError(
+                f"{field}: must give one vector for a text, or one score for two, got {kind} in {directory}"
+            )
+        return "embedding"
+    if architecture.endswith("ForSequenceClassification"):
+        labels = len(values.get("id2label") or (0, 1))
+        if labels != 1:
+            raise UserError(f"{field}: must give one score, got {architecture} with {labels} in {directory}")
+        return "reranker"
+    raise UserError(f"{field}: must say how it pools (modules.json), got {directory}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: must be JSON ({error})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def load_embedding_model(directory: Path, field: str = "MODEL") -> "SentenceTransformer":
+    """On a GPU when there is one. Raises UserError with `field`: a reranker, or a model that does not pool."""
+    if encoder_kind(directory, field) == "reranker":
+        raise UserError(f"{field}: must be an embedding model, which gives vectors, got a reranker in {directory}")
+    _quiet()
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(directory))
+    if len(model) == 1 and getattr(model[0], "module_output_name", None) == "token_embeddings":
+        raise UserError(f"{field}: must say how it pools (modules.json has no Pooling), got {directory}")
+    return model
+
+
+def load_reranker(directory: Path, field: str) -> "CrossEncoder":
+    """On a GPU when there is one. Raises UserError with `field`: an embedding model, or one with several scores."""
+    if encoder_kind(directory, field) == "embedding":
+        raise UserError(f"{field}: must be a reranker, which scores pairs, got an embedding model in {directory}")
+    _quiet()
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(directory))
+    if model.num_labels != 1:
+        raise UserError(f"{field}: must give one score, got {model.num_labels} in {directory}")
+    return model
+
+
+def _quiet() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def read_passages(source: str, field: str = "--corpus") -> list[str]:
+    """The passages of `source`: rows of text (or passage) and perhaps title, which is put before it, in any form that
+    data may have (see read_rows); or a .txt file with one passage a line, where blank lines are skipped.
+
+    Raises:
+        UserError: with `field`: no such file, unreadable, without passages, or a row without text.
+    """
+    if not source.endswith(".txt"):
+        rows = read_rows(source, split="train", arguments={}, limit=None, field=field)
+        return [passage_of_row(row, number, field) for number, row in enumerate(rows, start=1)]
+    try:
+        lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{field}: cannot be read ({reason}), got {source}") from None
+    if found := [line.strip() for line in lines if line.strip()]:
+        return found
+    raise UserError(f"{field}: must hold at least one passage, got none in {source}")
+
+
+def say(line: str) -> None:
+    """A line about progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
