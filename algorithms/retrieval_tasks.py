@@ -190,8 +190,8 @@ def _check_arguments(split: str, wanted: int, words: int, negatives: Sequence[in
     most = min(len(fact) for fact in _FACTS)
     if not 2 <= words <= most:
         raise UserError(f"words must be between 2 and {most}, got {words}")
-    if not all(1 <= facts <= len(_FACTS) for facts in negatives):
-        raise UserError(f"negatives must be numbers of facts between 1 and {len(_FACTS)}, got {list(negatives)}")
+    if not isinstance(negatives, Sequence) or any(facts not in range(1, len(_FACTS) + 1) for facts in negatives):
+        raise UserError(f"negatives must be a list of numbers of facts between 1 and {len(_FACTS)}, got {negatives}")
 
 
 def _records(split: str, words: int, generator: random.Random) -> Iterator[Record]:

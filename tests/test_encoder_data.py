@@ -113,7 +113,7 @@ EMBEDDING_MISTAKES: list[tuple[dict[str, Any], Rows, str]] = [
         "data.train: row 2: score must be 0 or 1 for loss cosent, online_contrastive, got -1",
     ),
     ({"loss": "cosine"}, pairs(-1, 4.5), "data.train: row 2: score must be from -1 to 1 for loss cosine, got 4.5"),
-    ({"loss": "angle"}, without(pairs(1, 2), 2, score="high"), "data.train: row 2: score must be a number, got 'high'"),
+    ({"loss": "angle"}, without(pairs(1, 2), 2, score="high"), "data.train: row 2: score must be a number, got str 'high'"),
 ]
 RERANKER_MISTAKES: list[tuple[dict[str, Any], Rows, str]] = [
     (
