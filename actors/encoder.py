@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,8 +46,8 @@ class EncoderText:
     kind: Literal["query", "passage"]
     text: str
     """Of a reranker, the query."""
-    prompt: str = ""
-    """Instruction put before the text."""
+    prompt: str | None = None
+    """Instruction put before the text; None: the one that the model keeps for this kind of text, if any."""
     passage: str | None = None
     """Of a reranker, the second text."""
 
@@ -98,6 +98,10 @@ class EncoderWorker(TrainedWorker):
         self.head = head
         self.guide_paths = guides
 
+    @property
+    def _reranks(self) -> bool:
+        return self.head.kind == "reranker"
+
     def load_module(self) -> torch.nn.Module:
         from actors.encoder_models import load_encoder, load_guide
 
@@ -105,11 +109,11 @@ class EncoderWorker(TrainedWorker):
         self.model = load_encoder(self.model_config, self.head, self.directory).to(self.device)
         self.hf_model = self.model.transformers_model
         self.guides = {path: load_guide(path, self.device) for path in self.guide_paths}
-        return TextModule(self.model, "scores" if self.head.kind == "reranker" else "sentence_embedding")
+        return TextModule(self.model, "scores" if self._reranks else "sentence_embedding")
 
     def dimension(self) -> int:
         """Size of the model's vectors; 1 for a reranker."""
-        return 1 if self.head.kind == "reranker" else self.model.get_embedding_dimension()
+        return 1 if self._reranks else self.model.get_embedding_dimension()
 
     def learn_texts(
         self, texts: list[EncoderText], counts: list[int], loss: OutputLoss, guide: str | None = None
@@ -229,18 +233,30 @@ class EncoderWorker(TrainedWorker):
 
     def _batches(self, texts: list[EncoderText]) -> list[TextBatch]:
         """The texts in as many forward passes on every rank, texts of like lengths together."""
+        texts = [replace(text, prompt=self._instruction(text)) for text in texts]
         batches = [batch for group in self._by_prompt(texts) for batch in self._of_like_lengths(texts, group)]
         missing = self._most(len(batches)) - len(batches)
         if missing:
-            idle = EncoderText(kind="query", text="a", passage="a" if self.head.kind == "reranker" else None)
+            idle = EncoderText(kind="query", text="a", prompt="", passage="a" if self._reranks else None)
             batches += [TextBatch([], self._features([idle]), 0, 0)] * missing
         return batches
+
+    def _instruction(self, text: EncoderText) -> str:
+        """What is put before a text: its own instruction, or the one that encode_query, encode_document or predict of
+        this model would use."""
+        if text.prompt is not None:
+            return text.prompt
+        kept = self.model.prompts
+        if self._reranks:
+            return kept.get(self.model.default_prompt_name, "")
+        names = ("query",) if text.kind == "query" else ("document", "passage", "corpus")
+        return next((kept[name] for name in names if name in kept), "")
 
     def _by_prompt(self, texts: list[EncoderText]) -> list[list[int]]:
         """Places of texts that can share a forward pass: all, unless pooling leaves out the prompt's tokens."""
         if all(getattr(module, "include_prompt", True) for module in self.model):
             return [list(range(len(texts)))] if texts else []
-        groups: dict[str, list[int]] = {}
+        groups: dict[str | None, list[int]] = {}
         for place, text in enumerate(texts):
             groups.setdefault(text.prompt, []).append(place)
         return list(groups.values())
@@ -262,7 +278,7 @@ class EncoderWorker(TrainedWorker):
         prompts = {text.prompt for text in texts}
         one = prompts.pop() if len(prompts) == 1 else None
         # The prompt is given apart where all texts have the same, as pooling may have to leave it out.
-        before = ["" if one is not None else text.prompt for text in texts]
+        before = ["" if one is not None else text.prompt or "" for text in texts]
         inputs = [
             prefix + text.text if text.passage is None else (prefix + text.text, text.passage)
             for prefix, text in zip(before, texts, strict=True)

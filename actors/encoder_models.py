@@ -69,6 +69,8 @@ def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> An
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
+    if _saved_as(directory) == "CrossEncoder":
+        raise UserError(f"model.path: must be an embedding model or a plain one, got a reranker in {directory}")
     if _describes_itself(directory):
         loaded: Any = SentenceTransformer(directory, device="cpu", model_kwargs=_options(model))
         _require_same_head(loaded, head, directory)

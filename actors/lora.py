@@ -273,6 +273,11 @@ def merge_adapter(directory: Path, output: Path) -> None:
 
     settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     base, task = settings.get("base_model_name_or_path"), settings.get("task_type")
+    if task == "FEATURE_EXTRACTION":
+        raise UserError(
+            f"{directory / 'adapter_config.json'}: must be of a language model or classifier; the export of "
+            f"an embedding run has its adapters merged already, got task_type {task}"
+        )
     if not base or (Path(base).is_absolute() and not (Path(base) / "config.json").is_file()):
         raise UserError(f"{directory / 'adapter_config.json'}: base_model_name_or_path must be a model, got {base}")
     loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM

@@ -41,6 +41,14 @@ class DataConfig(Config):
     eval_limit: PositiveInt | None = None
     """Use only the first so many evaluation rows."""
 
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _sources(cls, value: object, info: ValidationInfo) -> object:
+        named = isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
+        if isinstance(value, str) or named or (value is None and info.field_name == "eval"):
+            return value
+        raise ValueError(f": must be a source, or sources by name, got {value!r}")
+
 
 class RewardFunction(Config):
     """One reward function and its weight in the sum."""

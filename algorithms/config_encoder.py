@@ -62,10 +62,11 @@ def _listed(value: object) -> object:
 class Prompts(Config):
     """Instructions put before texts, in training and, kept in the model, when it is used."""
 
-    query: str = ""
-    """Before queries, for example `query: `; a row's own `prompt` takes its place."""
-    passage: str = ""
-    """Before passages."""
+    query: str | None = None
+    """Before queries, for example `query: ` (default: the model's own, if it keeps one); a row's own `prompt` takes its
+    place."""
+    passage: str | None = None
+    """Before passages (default: the model's own, if it keeps one)."""
 
 
 class EmbeddingLoss(Config):
@@ -214,6 +215,16 @@ class EmbeddingConfig(EncoderConfig, EmbeddingTask):
         }
 
     @model_validator(mode="after")
+    def _shares_are_comparable(self) -> "EmbeddingConfig":
+        without = [name for name, task in self.tasks.items() if task.weight is None]
+        if without and len(without) < len(self.tasks):
+            raise ValueError(
+                f"tasks.{without[0]}.weight must be given where other tasks have one (a share of rows is on another "
+                f"scale), got nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tasks_say_how(self) -> "EmbeddingConfig":
         for name in changed(self, *EmbeddingTask.model_fields) if self.tasks else ():
             got = json.dumps(self.model_dump(mode="json", exclude_defaults=True)[name], ensure_ascii=False)
@@ -242,8 +253,8 @@ class RerankerConfig(EncoderConfig):
     """What is learned: that positives are 1 and negatives 0, or a teacher's scores (distillation)."""
     negatives: int | None = Field(default=None, ge=0)
     """Negatives drawn for a query in an update (default: all that the row has)."""
-    prompt: str = ""
-    """Instruction put before queries, kept in the model."""
+    prompt: str | None = None
+    """Instruction put before queries, kept in the model (default: the model's own, if it keeps one)."""
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from actors.encoder import EncoderText, EncoderWorker, OutputLoss
 from actors.group import ActorGroup
 from algorithms.encoder_batches import Example, TaskBatches
 from algorithms.encoder_held_out import HeldOut
-from algorithms.loop import Metrics
+from algorithms.loop import Metrics, evaluated
 from algorithms.offline import Offline
 
 _CHUNK = 2048
@@ -37,7 +37,16 @@ class EncoderLoop(Offline[Example]):
         """Measure the model that training starts from."""
         if self.step == 0 and self.evaluation:
             self.last_evaluation = {f"eval/{name}": value for name, value in self.measure(self.evaluation).items()}
+            for field, name in self._named_metrics():
+                evaluated(self.last_evaluation, name, field)  # a wrong name shall not be found after hours
             self.reporter.step(0, self.last_evaluation)
+
+    def _named_metrics(self) -> list[tuple[str, str]]:
+        """(field, evaluation metric) that the configuration names."""
+        config = self.config
+        named = [("algorithm.best_by", config.best_by)]
+        named += [("algorithm.stop_when.metric", config.stop_when.metric)] if config.stop_when else []
+        return [(field, name) for field, name in named if name is not None]
 
     def draw(self) -> list[Example]:
         self.task, examples = self.batches.next(self.config.samples_per_update)

@@ -185,6 +185,8 @@ def _of_scores(name: str, scores: torch.Tensor, sizes: list[int], labels: torch.
     if name == "margin_mse":
         columns = [list(column) for column in zip(*lists, strict=True)]
         return reranking.MarginMSELoss(model)([queries, *columns], list(labels.split(sizes)))
+    if name == "listmle":
+        return reranking.ListMLELoss(model, respect_input_order=False)([queries, lists], list(labels.split(sizes)))
     return _LISTWISE[name](model)([queries, lists], list(labels.split(sizes)))
 
 
@@ -193,5 +195,4 @@ _LISTWISE: dict[str, Any] = {
     "ranknet": reranking.RankNetLoss,
     "lambda": reranking.LambdaLoss,
     "listnet": reranking.ListNetLoss,
-    "listmle": reranking.ListMLELoss,
 }

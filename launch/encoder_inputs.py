@@ -8,7 +8,7 @@ import numpy as np
 from actors.config import UserError
 from actors.tokenizer import tokenizer_for
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig, RerankerConfig
-from algorithms.encoder_batches import Example
+from algorithms.encoder_batches import Example, TaskBatches
 from algorithms.encoder_data import training_tasks
 from algorithms.encoder_held_out import held_out
 from launch.config import RunConfig
@@ -22,11 +22,15 @@ def check_encoder_rows(config: RunConfig, *, tokenise: bool) -> Rows:
     """Read the training rows of every task as their losses do; `tokenise`: learn how long they are.
 
     Raises:
-        UserError: missing, empty or malformed data, or rows that a loss cannot learn from.
+        UserError: missing, empty or malformed data, rows that a loss cannot learn from, or too few of different texts
+            for an update.
     """
     algorithm = config.algorithm
     assert isinstance(algorithm, EmbeddingConfig | RerankerConfig)
     tasks = training_tasks(algorithm, config.data, at_most=READ_ROWS)
+    for task in tasks:
+        if task.distinct and len(task.rows) < READ_ROWS:  # otherwise there may be more rows than are read here
+            TaskBatches([task], seed=config.run.seed, shuffle=config.data.shuffle).next(algorithm.samples_per_update)
     count = sum(len(task.rows) for task in tasks)
     if not tokenise:
         return Rows(count, set(), None)

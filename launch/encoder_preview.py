@@ -67,14 +67,15 @@ def _panel(config: RunConfig, task: TaskRows, number: int, example: Example) -> 
 
 
 def _instructed(config: RunConfig, task: TaskRows, example: Example) -> list[str]:
-    """The row's texts with the instructions that are put before them."""
+    """The row's texts with the instructions that the configuration puts before them; a model may have its own."""
     algorithm = config.algorithm
     if isinstance(algorithm, RerankerConfig):
-        before = [algorithm.prompt, *[""] * len(example.texts)]
+        before = [algorithm.prompt or "", *[""] * len(example.texts)]
     else:
         assert isinstance(algorithm, EmbeddingConfig)
         how: EmbeddingTask = algorithm.by_name[task.name]
-        before = [how.prompts.query, *[how.prompts.query if how.rows == "pair" else how.prompts.passage] * 1000]
+        query, passage = how.prompts.query or "", how.prompts.passage or ""
+        before = [query, *[query if how.rows == "pair" else passage] * (len(example.texts) - 1)]
     if example.prompt is not None:
         before[0] = example.prompt
     return [prompt + text for prompt, text in zip(before, example.texts, strict=False)]

@@ -96,7 +96,10 @@ def stored_parameters(directory: Path) -> int | None:
     total = 0
     for file in directory.glob("*.safetensors"):
         with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                return None  # cut off, or a pointer to a file elsewhere: whoever loads it says so
+            header = json.loads(stream.read(length))
         total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     return total or None
 

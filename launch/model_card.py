@@ -39,13 +39,17 @@ def _training(config: RunConfig, step: int) -> str:
 def _tasks(config: RunConfig, algorithm: Any) -> dict[str, str]:
     train = config.data.train
     if not isinstance(algorithm, EmbeddingConfig):
-        return {"Data": str(train), "Losses": _losses(algorithm), "Prompt": f"`{algorithm.prompt}`"}
+        return {"Data": str(train), "Losses": _losses(algorithm), "Prompt": _prompt(algorithm.prompt)}
     found = {}
     for name, task in algorithm.by_name.items():
         data = train[name] if isinstance(train, dict) else train
-        prompts = f"query `{task.prompts.query}`, passage `{task.prompts.passage}`"
+        prompts = f"query {_prompt(task.prompts.query)}, passage {_prompt(task.prompts.passage)}"
         found[f"Task {name}".strip()] = f"{data}, {_losses(task)}, temperature {task.temperature:g}, prompts: {prompts}"
     return found
+
+
+def _prompt(given: str | None) -> str:
+    return "as the base model has it" if given is None else f"`{given}`"
 
 
 def _losses(how: Any) -> str:

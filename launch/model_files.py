@@ -115,8 +115,11 @@ def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path
 
     Returns the size of its vectors: `size`, that of its tokens' vectors, or None where other modules may change it.
     """
-    listed = _json_of(directory / "modules.json", "model.path")
-    modules = {item["type"].rpartition(".")[2]: item["path"] for item in listed}
+    file = directory / "modules.json"
+    try:
+        modules = {item["type"].rpartition(".")[2]: item["path"] for item in _json_of(file, "model.path")}
+    except (KeyError, TypeError):
+        raise UserError(f"model.path: {file} must list modules with type and path, got something else") from None
     normalizes = "Normalize" in modules
     if algorithm.normalize is not None and algorithm.normalize != normalizes:
         raise UserError(

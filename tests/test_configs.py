@@ -18,10 +18,19 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def test_there_are_configs() -> None:
-    """There is a configuration for each algorithm, and with LoRA for each but the reward model."""
+    """There is a configuration for each algorithm, and with LoRA for each but those that score."""
     configs = [load(str(path), []) for path in CONFIGS]
-    assert {config.algorithm.name for config in configs} == {"sft", "reward", "dpo", "ppo", "grpo"}
-    assert {config.algorithm.name for config in configs if config.model.lora} == {"sft", "dpo", "ppo", "grpo"}
+    assert {config.algorithm.name for config in configs} == {
+        "sft",
+        "reward",
+        "dpo",
+        "ppo",
+        "grpo",
+        "embedding",
+        "reranker",
+    }
+    with_lora = {config.algorithm.name for config in configs if config.model.lora}
+    assert with_lora == {"sft", "dpo", "ppo", "grpo", "embedding"}
 
 
 def test_a_run_is_named_as_its_file() -> None:
@@ -48,7 +57,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_config_passes_check(path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads, and has a model, data, rewards and room; a start from another config's export fits that config."""
     config = load(str(path), [])
-    for file in (config.data.train, config.data.eval):
+    given = [value if isinstance(value, dict) else {"": value} for value in (config.data.train, config.data.eval)]
+    for file in (file for sources in given for file in sources.values()):
         if file and file.startswith("..") and not (project / file).exists():
             pytest.skip(f"{file} is not there")
     _earlier_stages(config, project)

@@ -108,6 +108,7 @@ def test_a_command_of_readme_is_valid(command: list[str]) -> None:
 
 @pytest.mark.parametrize("verb", ["mine", "search"])
 def test_commands_on_embedding_models_have_arguments_that_there_are(verb: str) -> None:
+    """In commands and in the text about them."""
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     VERBS[verb].declare(parser)
     found = [line[2:] for line in words_of_commands(EMBEDDING) if line[1] == verb]
@@ -163,7 +164,7 @@ def literals(annotation: Any) -> list[str]:
     return [value for part in get_args(annotation) for value in literals(part)]
 
 
-@pytest.mark.parametrize(("name", "text"), choices(), ids=lambda value: value if len(value) < 40 else "")
+@pytest.mark.parametrize(("name", "text"), choices(), ids=[name for name, _ in choices()])
 def test_docs_explain_every_choice(name: str, text: str) -> None:
     assert f"`{name}`" in text
 
@@ -206,6 +207,7 @@ def tables(text: str) -> dict[str, dict[str, str]]:
     ids=str,
 )
 def test_docs_name_every_column_that_embedding_data_may_have(role: encoder_columns.ColumnRole) -> None:
+    """Whatever a column may mean."""
     names = [name for columns in role.names for name in columns] + ([f"{role.numbered}_1"] if role.numbered else [])
     assert [name for name in names if f"`{name}`" not in EMBEDDING] == []
 

@@ -113,7 +113,11 @@ EMBEDDING_MISTAKES: list[tuple[dict[str, Any], Rows, str]] = [
         "data.train: row 2: score must be 0 or 1 for loss cosent, online_contrastive, got -1",
     ),
     ({"loss": "cosine"}, pairs(-1, 4.5), "data.train: row 2: score must be from -1 to 1 for loss cosine, got 4.5"),
-    ({"loss": "angle"}, without(pairs(1, 2), 2, score="high"), "data.train: row 2: score must be a number, got str 'high'"),
+    (
+        {"loss": "angle"},
+        without(pairs(1, 2), 2, score="high"),
+        "data.train: row 2: score must be a number, got str 'high'",
+    ),
 ]
 RERANKER_MISTAKES: list[tuple[dict[str, Any], Rows, str]] = [
     (
@@ -216,9 +220,13 @@ def test_tasks_and_data_have_the_same_names() -> None:
 def test_shares_of_several_data_sets() -> None:
     """The number of rows, unless a weight says otherwise."""
     rows = {"a": MINED, "b": MINED[:1], "c": pairs(0, 1)}
-    tasks = {"a": {}, "b": {"weight": 0.5}, "c": {"loss": "cosent"}}
-    assert {task.name: task.share for task in embedding(rows, tasks=tasks)} == {"a": 3, "b": 0.5, "c": 2}
-    assert {task.name: task.share for task in embedding(rows, tasks=tasks, at_most=1)} == {"a": 1, "b": 0.5, "c": 1}
+    tasks: dict[str, dict[str, Any]] = {"a": {}, "b": {}, "c": {"loss": "cosent"}}
+    assert {task.name: task.share for task in embedding(rows, tasks=tasks)} == {"a": 3, "b": 1, "c": 2}
+    assert {task.name: task.share for task in embedding(rows, tasks=tasks, at_most=1)} == {"a": 1, "b": 1, "c": 1}
+    weighted = {
+        name: task | {"weight": weight} for (name, task), weight in zip(tasks.items(), (1, 0.5, 2), strict=True)
+    }
+    assert {task.name: task.share for task in embedding(rows, tasks=weighted)} == {"a": 1, "b": 0.5, "c": 2}
 
 
 @pytest.mark.parametrize(

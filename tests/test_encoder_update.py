@@ -392,7 +392,7 @@ def test_reranker_losses_are_those_of_sentence_transformers(name: str, trainees:
         "ranknet": losses.RankNetLoss,
         "lambda": losses.LambdaLoss,
         "listnet": losses.ListNetLoss,
-        "listmle": losses.ListMLELoss,
+        "listmle": lambda model: losses.ListMLELoss(model, respect_input_order=False),
     }
     wanted = JOBS[name]
     torch.manual_seed(0)

@@ -513,6 +513,12 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "embedding",
+        "data.train={a: x, b: y}; algorithm.tasks={a: {weight: 2}, b: {}}",
+        "algorithm.tasks.b.weight must be given where other tasks have one (a share of rows is on another scale), "
+        "got nothing",
+    ),
+    (
+        "embedding",
         "data.train={a: x}; algorithm.tasks={a: {temprature: 0.1}}",
         "algorithm.tasks.a.temprature: unknown field (did you mean temperature?), got 0.1",
     ),
@@ -815,7 +821,7 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("dpo", "algorithm.loss=[sft, sigmoid]; algorithm.beta=0.5"),
         ("embedding", "algorithm.loss=[triplet, infonce]; algorithm.negatives=4; algorithm.temperature=0.1"),
         ("embedding", "algorithm.loss=[{name: gist, weight: 2}]; algorithm.guide=other; algorithm.guide_margin=0.1"),
-        ("embedding", "data.train={a: x, b: y}; algorithm.tasks={a: {loss: cosent}, b: {weight: 2, margin: 0.5}}"),
+        ("embedding", "data.train={a: x, b: y}; algorithm.tasks={a: {loss: cosent}, b: {margin: 0.5}}"),
         ("embedding", "data.eval={a: x, b: y}; data.corpus=z; algorithm.best_by=eval/a/ndcg@10"),
         ("reranker", "algorithm.loss=[cross_entropy, margin_mse]; algorithm.targets=scores; algorithm.negatives=3"),
         ("reranker", "algorithm.loss=bce; algorithm.negatives=0"),
