@@ -223,10 +223,9 @@ def test_shares_of_several_data_sets() -> None:
     tasks: dict[str, dict[str, Any]] = {"a": {}, "b": {}, "c": {"loss": "cosent"}}
     assert {task.name: task.share for task in embedding(rows, tasks=tasks)} == {"a": 3, "b": 1, "c": 2}
     assert {task.name: task.share for task in embedding(rows, tasks=tasks, at_most=1)} == {"a": 1, "b": 1, "c": 1}
-    weighted = {
-        name: task | {"weight": weight} for (name, task), weight in zip(tasks.items(), (1, 0.5, 2), strict=True)
-    }
-    assert {task.name: task.share for task in embedding(rows, tasks=weighted)} == {"a": 1, "b": 0.5, "c": 2}
+    weights = {"a": 1, "b": 0.5, "c": 2}
+    weighted = {name: task | {"weight": weights[name]} for name, task in tasks.items()}
+    assert {task.name: task.share for task in embedding(rows, tasks=weighted)} == weights
 
 
 @pytest.mark.parametrize(
