@@ -31,6 +31,8 @@ from actors.worker import Metrics
 OutputLoss = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(outputs of all ranks' texts [N, D] or scores [N], the guide's vectors [N, D] or None) -> (loss, metrics)."""
 
+_TOKENISED_TOGETHER = 512
+"""Texts that are padded to one length before they are cut into micro-batches."""
 _FULL_ENOUGH = 2048
 """Tokens from which a forward pass is efficient, so that shorter texts may go into another one, with less padding."""
 _SHORTER = 0.8
@@ -108,6 +110,9 @@ class EncoderWorker(TrainedWorker):
         self.shares_prompts = False
         self.model = load_encoder(self.model_config, self.head, self.directory).to(self.device)
         self.hf_model = self.model.transformers_model
+        if self.model_config.lora:
+            for module in list(self.model)[1:]:
+                module.requires_grad_(False)  # adapters are all that is trained, and saved as such
         self.guides = {path: load_guide(path, self.device) for path in self.guide_paths}
         return TextModule(self.model, "scores" if self._reranks else "sentence_embedding")
 
@@ -150,7 +155,7 @@ class EncoderWorker(TrainedWorker):
     def encode(self, texts: list[EncoderText]) -> NDArray[np.float32]:
         """Outputs of this rank's texts, [texts, D] or [texts], without dropout; collective under ZeRO-3."""
         batches = self._batches(texts)
-        found = [self.engine.evaluate(batch.features) for batch in batches]
+        found = [self.engine.evaluate(self._on_device(batch.features)) for batch in batches]
         return self._in_order(batches, found, len(texts)).cpu().numpy()
 
     def export(self, directory: Path) -> None:
@@ -163,7 +168,7 @@ class EncoderWorker(TrainedWorker):
             if self.rank == 0:
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
-            write_encoder(load_encoder(self.model_config, self.head, self.directory), state, directory)
+            write_encoder(load_encoder(self.model_config, self.head, self.directory), state, self.head, directory)
         if lora.has_adapters(self.hf_model):
             adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
             if self.rank == 0:
@@ -177,7 +182,7 @@ class EncoderWorker(TrainedWorker):
         with torch.set_grad_enabled(keep):
             for batch in batches:
                 states.append(self._random_state())
-                found.append(self.engine.forward(batch.features))
+                found.append(self._forward(batch))
         return found, states, self._in_order(batches, [each.detach() for each in found], count)
 
     def _backward(self, batches: list[TextBatch], graphs: list[torch.Tensor], gradients: torch.Tensor) -> None:
@@ -189,7 +194,7 @@ class EncoderWorker(TrainedWorker):
         """Carry the gradients of the outputs into the model, batch by batch, each read once more."""
         for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
             with self._replayed(state):
-                found = self.engine.forward(batch.features)
+                found = self._forward(batch)
             self.engine.backward((found * _at(gradients, batch)).sum(), last=index == len(batches) - 1)
 
     def _loss(
@@ -234,7 +239,12 @@ class EncoderWorker(TrainedWorker):
     def _batches(self, texts: list[EncoderText]) -> list[TextBatch]:
         """The texts in as many forward passes on every rank, texts of like lengths together."""
         texts = [replace(text, prompt=self._instruction(text)) for text in texts]
-        batches = [batch for group in self._by_prompt(texts) for batch in self._of_like_lengths(texts, group)]
+        batches = [
+            batch
+            for group in self._by_prompt(texts)
+            for start in range(0, len(group), _TOKENISED_TOGETHER)
+            for batch in self._of_like_lengths(texts, group[start : start + _TOKENISED_TOGETHER])
+        ]
         missing = self._most(len(batches)) - len(batches)
         if missing:
             idle = EncoderText(kind="query", text="a", prompt="", passage="a" if self._reranks else None)
@@ -253,12 +263,15 @@ class EncoderWorker(TrainedWorker):
         return next((kept[name] for name in names if name in kept), "")
 
     def _by_prompt(self, texts: list[EncoderText]) -> list[list[int]]:
-        """Places of texts that can share a forward pass: all, unless pooling leaves out the prompt's tokens."""
-        if all(getattr(module, "include_prompt", True) for module in self.model):
-            return [list(range(len(texts)))] if texts else []
+        """Places of texts that can share a forward pass, longest texts first: all of them, unless pooling leaves out
+        the instruction's tokens, or a chat template has a place of its own for it."""
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place].text) - len(texts[place].passage or ""))
+        pooled = all(getattr(module, "include_prompt", True) for module in self.model)
+        if pooled and "message" not in self.model.modalities:
+            return [order]
         groups: dict[str | None, list[int]] = {}
-        for place, text in enumerate(texts):
-            groups.setdefault(text.prompt, []).append(place)
+        for place in order:
+            groups.setdefault(texts[place].prompt, []).append(place)
         return list(groups.values())
 
     def _of_like_lengths(self, texts: list[EncoderText], places: list[int]) -> Iterator[TextBatch]:
@@ -284,6 +297,12 @@ class EncoderWorker(TrainedWorker):
             for prefix, text in zip(before, texts, strict=True)
         ]
         features = self.model.preprocess(inputs, prompt=one or None)
+        return features
+
+    def _forward(self, batch: TextBatch) -> torch.Tensor:
+        return self.engine.forward(self._on_device(batch.features))
+
+    def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
         return {
             name: value.to(self.device) if isinstance(value, torch.Tensor) else value
             for name, value in features.items()

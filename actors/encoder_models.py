@@ -20,6 +20,7 @@ from actors.models import TORCH_DTYPES
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
+_NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
 
 
 def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
@@ -32,7 +33,7 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
             the configuration gives, of the other kind, or a reranker without exactly one score.
     """
     if model.init is None:
-        return _load(model, head, directory)
+        return _load(model, head, local_directory(directory))
     with tempfile.TemporaryDirectory() as scratch:  # sentence-transformers loads from directories only
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
         with torch.random.fork_rng():
@@ -43,26 +44,52 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
         return _load(model, head, scratch)
 
 
+def local_directory(path: str) -> str:
+    """A directory as it is; of a hub id, its copy in the hub's cache, loaded if it is not there.
+
+    Raises:
+        UserError: when it can be had from neither.
+    """
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path, ignore_patterns=_NOT_TORCH)
+    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model.path: no such directory, and the hub cannot give it ({reason}), got {path}") from error
+
+
 def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
     loaded = _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
-    loaded.prompts.update(head.prompts)
-    if head.kind == "reranker" and "query" in head.prompts:
-        loaded.default_prompt_name = "query"
-    if head.max_tokens is not None:
-        positions = getattr(loaded.transformers_model.config, "max_position_embeddings", None)
-        if positions and head.max_tokens > positions:
-            raise UserError(
-                f"algorithm.max_tokens: must not exceed the model's max_position_embeddings ({positions}), "
-                f"got {head.max_tokens}"
-            )
-        loaded.max_seq_length = head.max_tokens
+    if loaded.transformers_model is None:
+        raise UserError(f"model.path: must have a transformer, which this job trains, got none in {directory}")
+    _limit_length(loaded, head)
+    loaded[0].unpad_inputs = False  # the ranks cut padded inputs into micro-batches
     pooler = getattr(loaded.transformers_model, "pooler", None)
     if head.kind == "embedding" and isinstance(pooler, torch.nn.Module):
         pooler.requires_grad_(False)  # never read: weight decay would move it where ranks share gradients
     loaded.transformers_model.config.use_cache = False
     if model.gradient_checkpointing:
         loaded.transformers_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return loaded
+    # Loaded models are in evaluation mode, in which dropout and gradient checkpointing do nothing.
+    return loaded.train()
+
+
+def _limit_length(loaded: Any, head: EncoderHead) -> None:
+    positions = getattr(loaded.transformers_model.config, "max_position_embeddings", None)
+    for name, module in loaded.transformers_model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding's
+    if positions and head.max_tokens and head.max_tokens > positions:
+        raise UserError(
+            f"algorithm.max_tokens: must not exceed the positions that the model has ({positions}), "
+            f"got {head.max_tokens}"
+        )
+    limits = [limit for limit in (head.max_tokens or loaded.max_seq_length, positions) if limit]
+    if limits:
+        loaded.max_seq_length = min(limits)
 
 
 def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
@@ -80,7 +107,13 @@ def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> An
             f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools "
             f"(no modules.json), got none for {directory}"
         )
-    transformer = Transformer(directory, model_kwargs=_options(model))
+    transformer = Transformer(
+        directory,
+        model_kwargs=_options(model),
+        # Texts stay texts, also where the tokenizer has a chat template.
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
+    )
     _require_padding(transformer.tokenizer, directory)
     modules: list[Any] = [transformer, Pooling(transformer.get_embedding_dimension(), _POOLING[head.pooling])]  # type: ignore[arg-type]
     if head.normalize is not False:
@@ -95,6 +128,10 @@ def _load_reranker(model: ModelConfig, directory: str) -> Any:
     if _saved_as(directory) == "CrossEncoder":
         loaded: Any = CrossEncoder(directory, device="cpu", model_kwargs=_options(model))
     else:
+        settings = AutoConfig.from_pretrained(directory)
+        classifies = str((settings.architectures or [""])[0]).endswith("ForSequenceClassification")
+        if classifies and settings.num_labels != 1:
+            raise UserError(f"model.path: must give one score, got {settings.num_labels} classes in {directory}")
         transformer = Transformer(
             directory,
             transformer_task="sequence-classification",
@@ -120,7 +157,7 @@ def _options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _describes_itself(directory: str) -> bool:
-    return (Path(directory) / "modules.json").is_file() or not Path(directory).is_dir()
+    return (Path(directory) / "modules.json").is_file()
 
 
 def _saved_as(directory: str) -> str | None:
@@ -168,9 +205,16 @@ def _separate_pairs(tokenizer: Any) -> None:
     )
 
 
-def write_encoder(model: Any, state: dict[str, torch.Tensor], directory: Path) -> None:
+def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead, directory: Path) -> None:
     """Write `model`, with the whole parameters `state` by their names in it, as a directory that
-    `SentenceTransformer(path)` or `CrossEncoder(path)` loads; with a model card."""
+    `SentenceTransformer(path)` or `CrossEncoder(path)` loads: with the head's instructions, and a card of its own."""
+    model.prompts.update(head.prompts)
+    if head.kind == "embedding":
+        model.similarity_fn_name = "cosine"  # what training and evaluation compare by
+    elif "query" in head.prompts:
+        model.default_prompt_name = "query"
+    model[0].unpad_inputs = None
+    model._model_card_text = None  # the base model's, with its figures
     missing, unexpected = model.load_state_dict(state, strict=False)
     named = {name for name, _ in model.named_parameters()}
     assert not unexpected and not named & set(missing), (unexpected, missing)
@@ -183,6 +227,7 @@ def load_guide(path: str, device: torch.device) -> Any:
     """A frozen embedding model. Raises UserError when the directory holds none."""
     from sentence_transformers import SentenceTransformer
 
-    if Path(path).is_dir() and not _describes_itself(path):
+    directory = local_directory(path)
+    if not _describes_itself(directory):
         raise UserError(f"algorithm.guide: must be an embedding model (with modules.json), got {path}")
-    return SentenceTransformer(path, device=str(device)).requires_grad_(False).eval()
+    return SentenceTransformer(directory, device=str(device)).requires_grad_(False).eval()

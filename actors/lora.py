@@ -37,7 +37,6 @@ Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 _NAME = "default"
-_HEADS = ("score", "classifier")
 
 
 def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
@@ -83,7 +82,8 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers that can have adapters: all but the output embedding, score heads, and the pooler of
     a bare encoder, which is not read."""
     output: Any = model.get_output_embeddings()
-    apart = tuple(f"{name}." for name in (*_heads(model), "pooler"))
+    heads = _heads(model)
+    apart = tuple(f"{name}." for name in (heads or ["pooler"]))
     return [
         name
         for name, module in model.named_modules()
@@ -120,8 +120,13 @@ def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
 
 
 def _heads(model: PreTrainedModel) -> list[str]:
-    """Names of score heads: a linear layer, or in some encoders a few of them."""
-    return [name for name in _HEADS if isinstance(getattr(model, name, None), torch.nn.Module)]
+    """Names of the modules between a classifier's body and its scores: what a new head has no trained weights for."""
+    body = model.base_model_prefix
+    if model.get_output_embeddings() is not None or not isinstance(getattr(model, body, None), torch.nn.Module):
+        return []
+    behind = [name for name, module in model.named_children() if name != body and list(module.parameters())]
+    pooler = getattr(getattr(model, body), "pooler", None)
+    return behind + [f"{body}.pooler"] * isinstance(pooler, torch.nn.Module)
 
 
 def _task_type(model: PreTrainedModel) -> str:
@@ -273,7 +278,7 @@ def merge_adapter(directory: Path, output: Path) -> None:
 
     settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     base, task = settings.get("base_model_name_or_path"), settings.get("task_type")
-    if task == "FEATURE_EXTRACTION":
+    if task == "FEATURE_EXTRACTION" or (directory.parent / "modules.json").is_file():
         raise UserError(
             f"{directory / 'adapter_config.json'}: must be of a language model or classifier; the export of "
             f"an embedding run has its adapters merged already, got task_type {task}"

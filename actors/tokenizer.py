@@ -83,6 +83,7 @@ def build_pair_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
     tokenizer.add_special_tokens({"cls_token": FIRST, "sep_token": SEPARATOR})
     tokenizer.chat_template = None
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # otherwise it is not saved
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
         single=f"{FIRST} $A {SEPARATOR}",
         pair=f"{FIRST} $A {SEPARATOR} $B:1 {SEPARATOR}:1",

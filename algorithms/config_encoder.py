@@ -86,7 +86,7 @@ class EmbeddingTask(Config):
     prompts: Prompts = Prompts()
     """Instructions put before texts."""
     negatives: int | None = Field(default=None, ge=0)
-    """Negatives drawn for a query in an update (default: as many as every row has)."""
+    """Negatives drawn for a query in an update (default: all, where every row has as many)."""
     temperature: PositiveFloat = 0.05
     """Divisor of similarities (of infonce, gist, distill_kl, cosent, angle)."""
     symmetric: bool = False
@@ -180,6 +180,8 @@ class EncoderConfig(OfflineConfig):
     max_tokens: PositiveInt | None = None
     """Tokens of a text (of query and passage together, for a reranker) that are read; the rest is cut off and counted
     (default: the model's own limit)."""
+    eval_at_start: bool = True
+    """Evaluate the model that training starts from, too (when data.eval is given)."""
     mteb: list[str] = []
     """Tasks of MTEB, by name, that the exported model is measured with in the end; needs the package mteb."""
 

@@ -86,11 +86,6 @@ def _count_negatives(row: Ranking | Graded, *, binary: bool = True) -> int:
     return len(row.passages) - 1
 
 
-def smallest_negatives(rows: Sequence[Ranking] | Sequence[Graded], *, binary: bool = True) -> int:
-    """The number of negatives that every row has."""
-    return min(_count_negatives(row, binary=binary) for row in rows)
-
-
 def require_negatives(
     rows: Sequence[Ranking] | Sequence[Graded], wanted: int, field: str, option: str, *, binary: bool = True
 ) -> None:

@@ -15,7 +15,6 @@ from algorithms.encoder_batches import (
     draw_graded,
     draw_ranking,
     require_negatives,
-    smallest_negatives,
 )
 from algorithms.encoder_rows import Graded, Ranking, Scored, gradeds, load_named_rows, rankings, scored_pairs
 from algorithms.sources import Row
@@ -98,7 +97,16 @@ def _negatives(task: EmbeddingTask, rows: list[Ranking], field: str, option: str
     for number, row in enumerate(rows, start=1):
         if needing and not row.negatives:
             raise UserError(f"{field}: row {number}: must have a negative for loss {needing}, got none")
-    return 1 if task.losses == ["triplet"] else smallest_negatives(rows)  # triplet reads only one
+    if task.losses == ["triplet"]:
+        return 1  # it reads only one
+    counts = [len(row.negatives) for row in rows]
+    if min(counts) < max(counts):
+        few, many = counts.index(min(counts)) + 1, counts.index(max(counts)) + 1
+        raise UserError(
+            f"{option}: must be given where rows of {field} have different numbers of negatives (row {few} has "
+            f"{min(counts)}, row {many} has {max(counts)}), got nothing"
+        )
+    return counts[0]
 
 
 def _check_scores(pairs: list[Scored], task: EmbeddingTask, field: str) -> None:

@@ -4,7 +4,7 @@ rows -> texts of each rank -> update (see actors.encoder) -> evaluate -> checkpo
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from actors.encoder import EncoderText, EncoderWorker, OutputLoss
 from actors.group import ActorGroup
+from algorithms.config_encoder import EncoderConfig
 from algorithms.encoder_batches import Example, TaskBatches
 from algorithms.encoder_held_out import HeldOut
 from algorithms.loop import Metrics, evaluated
 from algorithms.offline import Offline
 
-_CHUNK = 2048
-"""Texts that a rank encodes in one call of an evaluation."""
+_CHUNK, _CHUNK_CHARACTERS = 2048, 400_000
+"""Texts, and their characters, that a rank encodes in one call of an evaluation, which has a deadline."""
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,7 @@ class EncoderLoop(Offline[Example]):
     """The loop, over rows of one task at a time."""
 
     loss_name: ClassVar[str]
+    config: EncoderConfig
     policy: ActorGroup[Any]
     batches: TaskBatches
     evaluation: list[HeldOut]
@@ -35,7 +37,7 @@ class EncoderLoop(Offline[Example]):
 
     def prepare(self) -> None:
         """Measure the model that training starts from."""
-        if self.step == 0 and self.evaluation:
+        if self.step == 0 and self.evaluation and self.config.eval_at_start:
             self.last_evaluation = {f"eval/{name}": value for name, value in self.measure(self.evaluation).items()}
             for field, name in self._named_metrics():
                 evaluated(self.last_evaluation, name, field)  # a wrong name shall not be found after hours
@@ -78,14 +80,27 @@ class EncoderLoop(Offline[Example]):
         """Outputs of texts in their order, [texts, D] or [texts]; all ranks share the work."""
         ranks = len(self.policy)
         found: list[NDArray[np.float32]] = []
-        for start in range(0, len(texts), _CHUNK * ranks):
-            chunk = texts[start : start + _CHUNK * ranks]
-            dealt = deal([len(text.text) + len(text.passage or "") for text in chunk], ranks)
+        sizes = [len(text.text) + len(text.passage or "") for text in texts]
+        for part in _chunks(sizes, ranks):
+            chunk = [texts[place] for place in part]
+            dealt = deal([sizes[place] for place in part], ranks)
             calls = [([chunk[place] for place in rank],) for rank in dealt]
             answers = self.policy.scatter(EncoderWorker.encode, calls)
             places = [place for rank in dealt for place in rank]
             found.append(np.concatenate(answers)[np.argsort(places)])
         return np.concatenate(found)
+
+
+def _chunks(sizes: list[int], ranks: int) -> Iterator[range]:
+    """Ranges of texts that the ranks encode in one call each."""
+    start = characters = 0
+    for place, size in enumerate(sizes):
+        full = place - start == _CHUNK * ranks or characters + size > _CHUNK_CHARACTERS * ranks
+        if full and place > start:
+            yield range(start, place)
+            start, characters = place, 0
+        characters += size
+    yield range(start, len(sizes))
 
 
 def deal(sizes: list[int], ranks: int) -> list[list[int]]:

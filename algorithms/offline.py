@@ -96,7 +96,7 @@ class Offline(ABC, Generic[Row]):
             "step": self.step,
             "batches": self.batches.state_dict(),
             "last_evaluation": self.last_evaluation,
-            "best": self.best,
+            "best": {"metric": self.config.best_by, "value": self.best},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -104,7 +104,9 @@ class Offline(ABC, Generic[Row]):
         self.step = state["step"]
         self.batches.load_state_dict(state["batches"])
         self.last_evaluation = state["last_evaluation"]
-        self.best = state["best"]
+        best = state.get("best") or {}
+        # The best by another metric says nothing about this one.
+        self.best = best["value"] if best and best["metric"] == self.config.best_by else None
 
     def _evaluate(self, clock: Clock) -> Metrics:
         due = self.step % self.config.eval_every == 0 or self.step == self.total_updates

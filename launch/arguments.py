@@ -64,7 +64,12 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def mine_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `mine`."""
     parser.add_argument("model", metavar="MODEL", help="embedding model: run directory, model directory or hub id")
-    parser.add_argument("--data", metavar="FILE", required=True, help="rows of a query with positives")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="rows of a query with positives; data.train or data.eval: those of the run that MODEL is, with its corpus",
+    )
     parser.add_argument("--output", metavar="FILE.jsonl", required=True, help="rows of query, pos and neg")
     parser.add_argument(
         "--corpus", metavar="FILE", help="more passages: rows of text (and title), or a .txt of one passage a line"

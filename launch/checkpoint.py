@@ -66,6 +66,8 @@ class Checkpoints:
                 shutil.rmtree(path)
         for pointer in ("latest.partial", "best.partial", *(() if name else ("latest", "best"))):
             (self._directory / pointer).unlink(missing_ok=True)
+        if (best := self.best()) and not best.is_dir():
+            (self._directory / "best").unlink()
         self._driver.parent.mkdir(parents=True, exist_ok=True)
         self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
 
@@ -122,9 +124,9 @@ class Checkpoints:
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        self._point_to(final, "latest")
-        if best:
+        if best:  # first: a run that is killed in between takes this step again
             self._point_to(final, "best")
+        self._point_to(final, "latest")
         self._prune(final)
         return final
 

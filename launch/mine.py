@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
+from algorithms.config_encoder import EmbeddingConfig
 from algorithms.sources import read_rows
+from launch.config import load
 from launch.encoder_files import (
     encoder_directory,
     encoder_kind,
@@ -25,6 +27,7 @@ from launch.encoder_files import (
 from launch.mining_parts import digest_of_files, digest_of_values, mining_parts, refuse_existing
 
 if TYPE_CHECKING:
+    from algorithms.encoder_rows import Ranking
     from algorithms.mining import MiningRules, MiningTask
     from launch.miner import Mined, Scores
 
@@ -135,16 +138,43 @@ def _directories(options: MineOptions) -> tuple[Path, Path | None]:
 
 
 def _task(options: MineOptions) -> "MiningTask":
-    found = read_rows(options.data, split="train", arguments={}, limit=None, field="--data")
-    corpus = read_passages(options.corpus) if options.corpus is not None else []
     from algorithms.encoder_rows import rankings
     from algorithms.mining import mining_task
 
-    rows = rankings(found, DataConfig(train=options.data), "--data")
+    if options.data in ("data.train", "data.eval"):
+        rows, corpus = _own_rows(options)
+    else:
+        found = read_rows(options.data, split="train", arguments={}, limit=None, field="--data")
+        rows, corpus = rankings(found, DataConfig(train=options.data), "--data"), []
+    corpus = corpus + (read_passages(options.corpus) if options.corpus is not None else [])
     for number, row in enumerate(rows, start=1):
         if not row.positives:
             raise UserError(f"--data: row {number} must have at least one positive, got none")
     return mining_task(rows, corpus)
+
+
+def _own_rows(options: MineOptions) -> tuple[list["Ranking"], list[str]]:
+    """Rows of the run's own data, all of those that have positives, and of its corpus where that is evaluation's."""
+    from algorithms.encoder_data import training_tasks
+    from algorithms.encoder_held_out import RankedSet, held_out
+    from algorithms.encoder_rows import Ranking
+
+    path = Path(options.model) / "config.json"
+    config = load(str(path), []) if (Path(options.model) / "export").is_dir() and path.is_file() else None
+    if config is None or not isinstance(config.algorithm, EmbeddingConfig):
+        raise UserError(
+            f"--data: {options.data} needs MODEL to be the directory of an embedding run, got {options.model}"
+        )
+    if options.data == "data.train":
+        tasks = training_tasks(config.algorithm, config.data)
+        rows, corpus = [row for task in tasks for row in task.rows if isinstance(row, Ranking)], []
+    else:
+        sets = [held for held in held_out(config.data, reranker=False) if isinstance(held, RankedSet)]
+        rows = [row for held in sets for row in held.rows]
+        corpus = [passage for held in sets for passage in held.corpus]
+    if not rows:
+        raise UserError(f"--data: {options.data} of {options.model} must have rows of a query with positives, got none")
+    return rows, corpus
 
 
 def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":

@@ -18,7 +18,6 @@ from algorithms.encoder_batches import (
     draw_graded,
     draw_ranking,
     require_negatives,
-    smallest_negatives,
 )
 from algorithms.encoder_rows import Graded, Ranking
 
@@ -142,15 +141,12 @@ def test_negatives_that_every_row_has() -> None:
     few = Ranking(
         query="q", positives=("p",), negatives=("n",), positive_scores=None, negative_scores=None, prompt=None
     )
-    assert smallest_negatives([RANKING, few]) == 1
     require_negatives([RANKING, few], 1, "data.train", "algorithm.negatives")
     with pytest.raises(UserError) as error:
         require_negatives([RANKING, few, few], 5, "data.train", "algorithm.negatives")
     assert str(error.value) == (
         "algorithm.negatives: must not exceed the negatives of every row (data.train row 2 has 1), got 5"
     )
-    assert smallest_negatives([GRADED]) == 3
-    assert smallest_negatives([GRADED], binary=False) == 4
 
 
 @settings(deadline=None)

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.encoder import EncoderWorker
+from actors.encoder import EncoderText, EncoderWorker
 from actors.encoder_models import load_encoder
+from actors.engine import gathered
 from actors.group import ActorGroup, Slot
+from actors.lora import adapter_state, add_adapters
 from actors.skeleton import write_skeleton
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from algorithms.embedding import Embedding
@@ -51,6 +54,10 @@ class EncoderTrainee(EncoderWorker):
         self.guide_paths = guides
         torch.manual_seed(0)  # of a reranker's new head
         self.build(address, port, UPDATES)
+
+    def trains(self) -> bool:
+        """Whether dropout and gradient checkpointing, if any, would be active."""
+        return all(module.training for module in self.model.modules())
 
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters, the whole of each."""
@@ -136,6 +143,7 @@ class Trainees:
         trainer = GROUP.model_copy(update=changes)
         settings = (model, self.models[wanted.family], trainer, self.head(wanted), [*config.guides.values()])
         group.call(EncoderTrainee.restart, address, port, *settings)
+        assert all(group.call(EncoderTrainee.trains))
         initial = group.call(EncoderTrainee.weights)[0]
         loop = loop_of(config, group)
         metrics = [_shared(loop.update(examples(wanted, update))) for update in range(UPDATES)]
@@ -295,6 +303,42 @@ def test_all_weights_move(name: str, trainees: Trainees) -> None:
     result = trainees.result(INFONCE, DIVISIONS[name])
     still = [key for key, weights in result.weights.items() if np.array_equal(weights, result.initial[key])]
     assert all("pooler" in key for key in still), still
+
+
+def test_a_decoder_reads_instructions_as_its_export_does(trainees: Trainees, tmp_path: Path) -> None:
+    """One vector of a query in training, of one batch with passages, in evaluation, and by the exported directory's
+    encode_query; the tokenizer has a chat template, which plays no part."""
+    from sentence_transformers import SentenceTransformer
+
+    prompted = job(loss="infonce", family="qwen2", prompts={"query": "find ", "passage": "a "})
+    trainees.result(prompted, PLAIN)
+    group = trainees.groups[1]
+    texts = [
+        EncoderText(kind="query", text="red fox", prompt="find "),
+        EncoderText(kind="passage", text="红狐 lamp", prompt="a "),
+    ]
+    together = group.call(EncoderTrainee.encode, texts)[0]
+    alone = np.concatenate([group.call(EncoderTrainee.encode, [text])[0] for text in texts])
+    group.call(EncoderTrainee.export, tmp_path / "export")
+    model = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    exported = np.concatenate([model.encode(["red fox"], prompt="find "), model.encode(["红狐 lamp"], prompt="a ")])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(together, exported, atol=1e-6)
+
+
+def test_all_of_a_new_head_is_trained_and_saved(tmp_path: Path) -> None:
+    """With LoRA, of a classifier whose head has several layers: what the base has no weights for."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = RobertaForSequenceClassification(RobertaConfig(vocab_size=32, num_labels=1, **sizes))
+    add_adapters(model, LoraConfig(rank=2), seed=0)
+    head = {name for name, parameter in model.named_parameters() if name.startswith("classifier.")}
+    assert len(head) == 4
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert head <= trained and all("lora_" in name for name in trained - head)
+    saved = adapter_state(model, gathered, keep=True)
+    assert {f"base_model.model.{name}" for name in head} <= saved.keys()
 
 
 def _own_loss(name: str) -> tuple[Job, Callable[[Any], Any]]:
