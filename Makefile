@@ -1,6 +1,7 @@
 # The targets do all their set-up, once: a second call starts at once.
 #   make demo          SFT, then GRPO, on this machine's CPU
 #   make demo-rlhf     SFT, then a reward model, then PPO against it
+#   make demo-embedding  an embedding model from nothing, then a reranker for a weak first stage
 #   make test          lint, types, tests
 #   make oracle        losses, advantages and their gradients compared with TRL's, in an environment of its own
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 ORACLE := .venv-oracle
 SEED ?= 0
 
-.PHONY: demo demo-rlhf test pytest check oracle setup clean
+.PHONY: demo demo-rlhf demo-embedding test pytest check oracle setup clean
 
 setup: $(VENV)/.cpu
 
@@ -40,6 +41,19 @@ demo-rlhf: $(VENV)/.cpu
 	$(BIN)/tandem run configs/demo-rlhf-ppo.yaml run.name=demo-rlhf-ppo-$(SEED) model.path=$(call STAGE,sft) \
 		'reward.models=[$(call STAGE,reward)]' $(RLHF)
 	$(BIN)/tandem chat outputs/demo-rlhf-ppo-$(SEED) --prompt fadcbe
+
+SEARCH := checkpoint.resume=false run.seed=$(SEED) tracking.wandb=false
+FIRST_STAGE := outputs/demo-first-stage-$(SEED).jsonl
+
+demo-embedding: $(VENV)/.cpu
+	$(BIN)/tandem run configs/demo-embedding.yaml run.name=demo-embedding-$(SEED) model.init.seed=$(SEED) $(SEARCH)
+	$(BIN)/tandem search outputs/demo-embedding-$(SEED) --query "three lamps of a red fox in oslo"
+	$(BIN)/tandem run configs/demo-embedding.yaml run.name=demo-embedding-weak-$(SEED) model.init.seed=$(SEED) $(SEARCH) \
+		algorithm.steps=18 algorithm.best_by=null
+	rm -f $(FIRST_STAGE)
+	$(BIN)/tandem mine outputs/demo-embedding-weak-$(SEED) --data data.eval --rank --negatives 20 --output $(FIRST_STAGE)
+	$(BIN)/tandem run configs/demo-reranker.yaml run.name=demo-reranker-$(SEED) $(SEARCH) \
+		model.path=outputs/demo-embedding-$(SEED)/export data.eval=$(FIRST_STAGE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

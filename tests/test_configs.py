@@ -68,6 +68,10 @@ def test_config_passes_check(path: Path, project: Path, monkeypatch: pytest.Monk
 
 def _earlier_stages(config: RunConfig, project: Path) -> None:
     """Write the exports that a config starts from or is scored by, empty of weights, as the configs that make them."""
+    for source in (config.data.train, config.data.eval):
+        if isinstance(source, str) and source.startswith("outputs/"):  # what `tandem mine --rank` leaves there
+            (project / "outputs").mkdir(exist_ok=True)
+            (project / source).write_text('{"query": "a", "positive": ["b"], "documents": ["c", "b"]}\n')
     for path in (config.model.path, *(model.path for model in config.reward.models)):
         if path is not None and path.startswith("outputs/") and not (project / path).exists():
             _write_export(path, project)

@@ -81,6 +81,7 @@ def config(
             "algorithm": {"name": name, "epochs": 1, "samples_per_update": 4} | pooled | algorithm,
             "model": {"init": INIT} if model is None else {"path": model},
             "data": {"train": "ranked.jsonl"} | (data or {}),
+            "policy": {"optimizer": {"lr": 1e-5}},
             "cluster": {"cpus": 2},
         }
         | (sections or {})
@@ -196,7 +197,7 @@ def test_check_agrees_with_what_loads() -> None:
     for directory in ("one", "judge", "own"):
         load_encoder(ModelConfig(path=directory), EncoderHead(kind="reranker"), directory)
         checked("reranker", model=directory)
-    with pytest.raises(RuntimeError, match="mismatched"):
+    with pytest.raises(UserError, match="one score, got 2 classes"):
         load_encoder(ModelConfig(path="two"), EncoderHead(kind="reranker"), "two")
     assert problems("reranker", model="two") == ["model.path: must give one score, got 2 classes in two"]
     assert problems("embedding", model="judge")[0].endswith("got a reranker in judge")
@@ -324,6 +325,12 @@ def test_names_in_the_configuration() -> None:
     assert line.endswith("got 'cossent' (did you mean cosent?)")
     [line] = problems("reranker", loss={"name": "list_mle"})
     assert line.endswith("got 'list_mle' (did you mean listmle?)")
+
+
+def test_a_learning_rate_of_reinforcement_learning_is_warned_about() -> None:
+    """It is the default of all jobs."""
+    [warning] = checked("embedding", sections={"policy": {}}).warnings
+    assert warning.startswith("policy.optimizer.lr: 1e-06, the default, is that of reinforcement learning; usual")
 
 
 def test_held_out_rows() -> None:

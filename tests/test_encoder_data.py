@@ -22,6 +22,7 @@ MINED: Rows = [
     {"query": "q2", "pos": "p2", "neg": ["n2", "m2"], "prompt": "find: "},
     {"query": "q3", "pos": "p3", "neg": ["n3", "m3", "o3", "k3"], "prompt": ""},
 ]
+EVEN: Rows = [row | {"neg": row["neg"][:2]} for row in MINED]
 TAUGHT: Rows = [
     {"query": "q1", "pos": ["p1", "r1"], "neg": ["n1"], "pos_scores": [9, 7.5], "neg_scores": [2]},
     {"query": "q2", "pos": ["p2"], "neg": ["n2", "m2"], "pos_scores": [8], "neg_scores": [1, -0.5]},
@@ -213,13 +214,13 @@ def test_tasks_and_data_have_the_same_names() -> None:
     assert complaint(training_tasks, algorithm, DataConfig(train="missing.jsonl")) == (
         "data.train: must name a source for each of algorithm.tasks (faq, sts), got missing.jsonl"
     )
-    found = embedding({"sts": pairs(0, 1), "faq": MINED}, tasks=tasks)  # in another order
+    found = embedding({"sts": pairs(0, 1), "faq": EVEN}, tasks=tasks)  # in another order
     assert [(task.name, task.distinct) for task in found] == [("faq", True), ("sts", False)]
 
 
 def test_shares_of_several_data_sets() -> None:
     """The number of rows, unless a weight says otherwise."""
-    rows = {"a": MINED, "b": MINED[:1], "c": pairs(0, 1)}
+    rows = {"a": EVEN, "b": MINED[:1], "c": pairs(0, 1)}
     tasks: dict[str, dict[str, Any]] = {"a": {}, "b": {}, "c": {"loss": "cosent"}}
     assert {task.name: task.share for task in embedding(rows, tasks=tasks)} == {"a": 3, "b": 1, "c": 2}
     assert {task.name: task.share for task in embedding(rows, tasks=tasks, at_most=1)} == {"a": 1, "b": 1, "c": 1}
@@ -231,17 +232,17 @@ def test_shares_of_several_data_sets() -> None:
 @pytest.mark.parametrize(
     ("settings", "negatives"),
     [
-        ({}, 2),
+        ({"negatives": 2}, 2),
         ({"negatives": 1}, 1),
         ({"negatives": 0}, 0),
         ({"loss": "triplet"}, 1),
         ({"loss": "triplet", "negatives": 1}, 1),
-        ({"loss": ["triplet", "infonce"]}, 2),
+        ({"loss": ["triplet", "infonce"], "negatives": 2}, 2),
         ({"loss": ["triplet", "infonce"], "negatives": 1}, 1),
     ],
 )
 def test_negatives_of_an_update(settings: dict[str, Any], negatives: int) -> None:
-    """As many as every row has; one for triplet alone; the row's own, in their order, of which all are drawn."""
+    """As many as are asked for; one for triplet alone; the row's own, in their order, of which all are drawn."""
     [task] = embedding(MINED, **settings)
     for number, row in enumerate(MINED):
         found = list(draws(task, number))
@@ -256,17 +257,21 @@ def test_negatives_of_an_update(settings: dict[str, Any], negatives: int) -> Non
         assert {example.targets for example in found} == {()}
 
 
-def test_a_row_without_negatives_leaves_none_to_infonce() -> None:
-    """Those of other queries are enough."""
-    [task] = embedding(without(MINED, 2, neg=[]))
-    assert {len(example.texts) for number in range(3) for example in draws(task, number)} == {2}
+def test_rows_with_different_numbers_of_negatives_need_a_number() -> None:
+    """One row without any shall not take those of all others away; all of them are taken where rows are alike."""
+    [task] = embedding(EVEN)
+    assert {len(example.texts) for number in range(3) for example in draws(task, number)} == {4}
     assert task.distinct
+    rule = "algorithm.negatives: must be given where rows of data.train have different numbers of negatives"
+    assert complaint(embedding, without(MINED, 2, neg=[])) == f"{rule} (row 2 has 0, row 3 has 4), got nothing"
+    [task] = embedding(without(MINED, 2, neg=[]), negatives=0)
+    assert {len(example.texts) for number in range(3) for example in draws(task, number)} == {2}
 
 
 @pytest.mark.parametrize("loss", ["margin_mse", "distill_kl", ["infonce", "distill_kl"]])
 def test_a_teachers_scores_follow_the_texts(loss: Any) -> None:
     """Of the positive that was drawn and of the negatives."""
-    [task] = embedding(TAUGHT, loss=loss)
+    [task] = embedding(TAUGHT, loss=loss, negatives=1)
     assert task.distinct == (loss == ["infonce", "distill_kl"])
     found = [example for number in (0, 1) for example in draws(task, number)]
     assert {example.texts for example in found} >= {("q1", "p1", "n1"), ("q1", "r1", "n1"), ("q2", "p2", "m2")}
