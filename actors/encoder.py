@@ -33,9 +33,8 @@ OutputLoss = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, d
 
 _TOKENISED_TOGETHER = 512
 """Texts that are padded to one length before they are cut into micro-batches."""
-_FULL_ENOUGH = 2048
-"""Tokens from which a forward pass is efficient, so that shorter texts may go into another one, with less padding."""
-_SHORTER = 0.8
+_PASS_OVERHEAD = {"cpu": 128, "cuda": 1024}
+"""Tokens that take as long as what a forward pass takes beside its tokens, roughly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +278,8 @@ class EncoderWorker(TrainedWorker):
         lengths = features["attention_mask"].sum(1).tolist()
         left = self.model.tokenizer.padding_side == "left"
         order = sorted(range(len(places)), key=lambda index: -lengths[index])
-        for rows in _cut([lengths[index] for index in order], self.group.micro_batch_tokens):
+        overhead = _PASS_OVERHEAD[self.device.type]
+        for rows in cut_lengths([lengths[index] for index in order], self.group.micro_batch_tokens, overhead):
             chosen = order[rows.start : rows.stop]
             longest = lengths[chosen[0]]
             part = slice(-longest, None) if left else slice(longest)
@@ -359,15 +359,28 @@ def _rows(value: Any, chosen: list[int], part: slice) -> Any:
     return value[chosen][:, part] if value.ndim > 1 else value[chosen]
 
 
-def _cut(lengths: list[int], budget: int) -> Iterator[range]:
-    """Ranges of texts, longest first, each of at most `budget` padded tokens (a single longer text goes alone)."""
-    start = 0
-    for index, length in enumerate(lengths):
-        held = index - start
-        too_many = held and (held + 1) * lengths[start] > budget
-        much_shorter = held * lengths[start] >= _FULL_ENOUGH and length < _SHORTER * lengths[start]
-        if too_many or much_shorter:
-            yield range(start, index)
-            start = index
-    if lengths:
-        yield range(start, len(lengths))
+def cut_lengths(lengths: list[int], budget: int, overhead: int) -> list[range]:
+    """Ranges of texts for one forward pass each: of all ways to cut them, one that costs least.
+
+    Args:
+        lengths: of the texts, longest first.
+        budget: padded tokens of a pass, at most; a single longer text goes alone.
+        overhead: tokens that cost as much as a further pass.
+
+    Example: cut_lengths([9, 8, 2, 2], budget=100, overhead=5) gives [range(0, 2), range(2, 4)].
+    """
+    sizes = np.array(lengths, dtype=np.int64)
+    least = np.zeros(len(lengths) + 1, dtype=np.int64)
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    for end in range(1, len(lengths) + 1):
+        padded = sizes[:end] * np.arange(end, 0, -1)
+        allowed = padded <= budget
+        allowed[end - 1] = True
+        costs = np.where(allowed, least[:end] + padded + overhead, np.iinfo(np.int64).max)
+        starts[end] = costs.argmin()
+        least[end] = costs[starts[end]]
+    ranges, end = [], len(lengths)
+    while end:
+        ranges.append(range(int(starts[end]), end))
+        end = int(starts[end])
+    return ranges[::-1]

@@ -4,7 +4,9 @@ python -m benchmarks.st_trainer MODEL PAIRS --batch 32 --steps 13 [--cached 32]
 """
 
 import argparse
+import contextlib
 import json
+import sys
 import tempfile
 import time
 from typing import Any
@@ -30,7 +32,7 @@ class Lines(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One line."""
         now = time.perf_counter()
-        print(json.dumps({"step": state.global_step, "time/step": now - self.started}), flush=True)
+        print(json.dumps({"step": state.global_step, "time/step": now - self.started}), file=sys.__stdout__, flush=True)
         self.started = now
 
 
@@ -73,7 +75,8 @@ def main() -> None:
         seed=0,
     )
     data = Dataset.from_dict({"anchor": [row["query"] for row in rows], "positive": [row["pos"][0] for row in rows]})
-    SentenceTransformerTrainer(model, settings, data, loss=loss, callbacks=[Lines()]).train()
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its own summary
+        SentenceTransformerTrainer(model, settings, data, loss=loss, callbacks=[Lines()]).train()
 
 
 if __name__ == "__main__":

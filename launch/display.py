@@ -37,7 +37,7 @@ SHOWN = (
     ("tokens/s", "tokens_per_second", ",.0f"),
     ("s/step", "time/step", ".2f"),
 )
-MANY, HEADLINES = 6, ("ndcg@10", "recall@1", "base_ndcg@10", "spearman")
+MANY, HEADLINES = 4, ("ndcg@10", "recall@1", "base_ndcg@10", "spearman")
 """Of more evaluation metrics than `MANY`, only these are shown."""
 
 

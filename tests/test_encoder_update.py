@@ -9,16 +9,19 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.encoder import EncoderText, EncoderWorker
+from actors.encoder import EncoderText, EncoderWorker, cut_lengths
 from actors.encoder_models import load_encoder
 from actors.engine import gathered
 from actors.group import ActorGroup, Slot
@@ -476,3 +479,26 @@ def test_group_cross_entropy_by_hand(trainees: Trainees) -> None:
 def _norm(model: Any) -> float:
     squares = [float(p.grad.double().pow(2).sum()) for p in model.parameters() if p.grad is not None]
     return math.sqrt(sum(squares))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=7), budget=st.integers(1, 60), overhead=st.integers(0, 30)
+)
+def test_texts_are_cut_where_it_costs_least(lengths: list[int], budget: int, overhead: int) -> None:
+    """Of all ways to cut them, tried one by one; every text once, and no pass beyond the budget."""
+    lengths = sorted(lengths, reverse=True)
+
+    def cost(ranges: list[range]) -> int:
+        return sum(lengths[part[0]] * len(part) + overhead for part in ranges)
+
+    def allowed(ranges: list[range]) -> bool:
+        return all(len(part) == 1 or lengths[part[0]] * len(part) <= budget for part in ranges)
+
+    found = cut_lengths(lengths, budget, overhead)
+    assert [place for part in found for place in part] == list(range(len(lengths)))
+    assert allowed(found)
+    ways = []
+    for borders in product([False, True], repeat=len(lengths) - 1):
+        cuts = [0, *(place for place, cut in enumerate(borders, start=1) if cut), len(lengths)]
+        ways.append([range(start, end) for start, end in pairwise(cuts)])
+    assert cost(found) == min(cost(way) for way in ways if allowed(way))
