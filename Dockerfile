@@ -19,10 +19,10 @@ USER 1000:1000
 ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1
 WORKDIR /opt/tandem
 
-# The versions of pyproject.toml's extra `gpu`; setuptools and what follows it build flash-attn and Tandem.
+# The versions of pyproject.toml's extras `gpu` and `embedding`; setuptools and what follows it build flash-attn and Tandem.
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir "setuptools>=77" wheel packaging psutil numpy ninja \
-        torch==2.13.0 vllm==0.32.0 bitsandbytes
+        torch==2.13.0 vllm==0.32.0 bitsandbytes "sentence-transformers>=6.2,<7"
 # flash-attn is compiled against the installed torch where it has no wheel for it: that takes long, and much memory for
 # each of MAX_JOBS. With --build-arg FLASH_ATTN=0 there is none, and model.attention auto takes SDPA.
 ARG FLASH_ATTN=1

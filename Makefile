@@ -50,7 +50,7 @@ demo-embedding: $(VENV)/.cpu
 	$(BIN)/tandem search outputs/demo-embedding-$(SEED) --query "three lamps of a red fox in oslo"
 	$(BIN)/tandem run configs/demo-embedding.yaml run.name=demo-embedding-weak-$(SEED) model.init.seed=$(SEED) $(SEARCH) \
 		algorithm.steps=18 algorithm.best_by=null
-	rm -f $(FIRST_STAGE)
+	rm -rf $(FIRST_STAGE) $(FIRST_STAGE).partial
 	$(BIN)/tandem mine outputs/demo-embedding-weak-$(SEED) --data data.eval --rank --negatives 20 --output $(FIRST_STAGE)
 	$(BIN)/tandem run configs/demo-reranker.yaml run.name=demo-reranker-$(SEED) $(SEARCH) \
 		model.path=outputs/demo-embedding-$(SEED)/export data.eval=$(FIRST_STAGE)

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from actors.config import UserError
 from actors.encoder import EncoderText, OutputLoss
 from actors.skeleton import located
 from algorithms.config_encoder import EmbeddingConfig, EmbeddingTask, Prompts
@@ -104,11 +103,3 @@ class Embedding(EncoderLoop):
         return self.outputs(
             [EncoderText(kind=read, text=text, prompt=prompt) for text, prompt in zip(texts, before, strict=True)]
         )
-
-
-def check_sizes(config: EmbeddingConfig, dimension: int) -> None:
-    """Raise UserError when Matryoshka sizes exceed the embedding's."""
-    for name, task in config.by_name.items():
-        option = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
-        if task.matryoshka and max(task.matryoshka) > dimension:
-            raise UserError(f"{option}: must not exceed the embedding's size ({dimension}), got {max(task.matryoshka)}")

@@ -88,14 +88,6 @@ def measure_scores(sets: Sequence[HeldOut], score: PairScores) -> dict[str, floa
     return found
 
 
-def primary_metric(sets: Sequence[HeldOut]) -> str:
-    """Name of the metric that tells the better model: the main one of the first set. Raises ValueError without sets."""
-    if not sets:
-        raise ValueError("there is no evaluation set")
-    [name] = _named(sets[0], {"spearman" if sets[0].kind == "similarity" else "ndcg@10": 0.0})
-    return name
-
-
 class _KnownEmbeddings:
     """A model to evaluators: gives the embeddings of texts that were computed before."""
 

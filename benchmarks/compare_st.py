@@ -102,6 +102,9 @@ def measure(side: str, batch: int, steps: int, *, cached: bool) -> Measured:
             peak.stop()
     if process.returncode or len(seen) != steps:
         raise BenchmarkError(f"{side}: exit status {process.returncode} after {len(seen)} of {steps}, see {directory}")
+    if ours and any((record["micro_batches"] > 1) != cached for _, record in seen):
+        how = "one piece" if cached else "several"
+        raise BenchmarkError(f"{side}: batch {batch} was read in {how}, see {directory}")
     seconds = [after - before for (before, _), (after, _) in itertools.pairwise(seen)]
     return Measured(
         side=side, batch=batch, step_seconds=median(seconds), peak_gib=peak.gib, foreign_cores=foreign.cores()

@@ -29,6 +29,7 @@ def main() -> None:
     embedding_pairs.main(arguments.data_dir, CACHE)
     if not (CACHE / "train.jsonl").is_file():
         return
+    held_out = len((CACHE / "eval.jsonl").read_text(encoding="utf-8").splitlines())
     directory = Path(tempfile.mkdtemp(prefix="finetune-"))
     command = [sys.executable, "-m", "launch", "run", "benchmarks/embedding.yaml", f"model.path={MODEL}"]
     command += [f"data.train={CACHE / 'train.jsonl'}", f"data.eval={CACHE / 'eval.jsonl'}"]
@@ -48,8 +49,8 @@ def main() -> None:
             "",
             results.table(["update", *SHOWN], table),
             "",
-            f"all-MiniLM-L6-v2; pairs of `benchmarks.embedding_pairs` (GSM8K: question and calculations, 527 held "
-            f"out); {arguments.steps} updates of 64 pairs, {seconds:.0f} s in all; {results.machine()}; "
+            f"all-MiniLM-L6-v2; pairs of `benchmarks.embedding_pairs` (GSM8K: question and calculations, {held_out} "
+            f"held out); {arguments.steps} updates of 64 pairs, {seconds:.0f} s in all; {results.machine()}; "
             f"{datetime.date.today()}; `python -m benchmarks.finetune_embedding DATA_DIRECTORY "
             f"--steps {arguments.steps}`",
         ]

@@ -87,7 +87,10 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-score", metavar="X", type=_any_number, help="no negative scores more")
     parser.add_argument("--min-score", metavar="X", type=_any_number, help="no negative scores less")
     parser.add_argument(
-        "--absolute-margin", metavar="X", type=_any_number, help="negatives score X less than the row's worst positive"
+        "--absolute-margin",
+        metavar="X",
+        type=_any_number,
+        help="negatives score X less than the query's worst positive",
     )
     parser.add_argument(
         "--relative-margin", metavar="X", type=_share, help="the same as a share of the positive's score, such as 0.05"

@@ -17,7 +17,7 @@ from launch.reserve import Placement
 
 def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
     """Start the group of an embedding or reranker run and return its loop."""
-    from algorithms.embedding import Embedding, check_sizes
+    from algorithms.embedding import Embedding
     from algorithms.reranker import Reranker
 
     algorithm: Any = config.algorithm
@@ -32,7 +32,7 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     evaluation = held_out(config.data, reranker=reranker)
     policy.gather(building, "build")
     if isinstance(algorithm, EmbeddingConfig):
-        check_sizes(algorithm, policy.call(EncoderWorker.dimension)[0])
+        algorithm.require_size(policy.call(EncoderWorker.dimension)[0])
     make: Any = Reranker if reranker else Embedding
     loop = make(
         config=algorithm,

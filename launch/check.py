@@ -25,12 +25,11 @@ from launch.estimate import (
     Arithmetic,
     DecoderShape,
     Memory,
+    counted_parameters,
     decoder_shape,
-    encoder_parameters,
     engine_memory,
     kv_bytes_per_token,
     offline_arithmetic,
-    parameter_count,
     reference_memory,
     rl_arithmetic,
     stored_parameters,
@@ -52,8 +51,6 @@ _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Families whose first position is the one behind the padding token's number."""
-_BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
-"""Names of architectures with the parameters of a BERT."""
 
 
 @dataclass(slots=True)
@@ -223,10 +220,7 @@ def _check_model(findings: Findings) -> bool:
 def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | None) -> None:
     config = findings.config
     findings.shape = shape = decoder_shape(values)
-    findings.parameters = stored_parameters(directory) if directory else None
-    if findings.parameters is None and shape:
-        is_bert = values["model_type"] in _BERT_FAMILIES
-        findings.parameters = encoder_parameters(values) if is_bert else parameter_count(shape)
+    findings.parameters = (stored_parameters(directory) if directory else None) or counted_parameters(values)
     positions = values.get("max_position_embeddings")
     if positions and values["model_type"] in _COUNT_FROM_PADDING:
         positions -= (values.get("pad_token_id") or 0) + 1

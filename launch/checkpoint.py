@@ -66,8 +66,8 @@ class Checkpoints:
                 shutil.rmtree(path)
         for pointer in ("latest.partial", "best.partial", *(() if name else ("latest", "best"))):
             (self._directory / pointer).unlink(missing_ok=True)
-        if (best := self.best()) and not best.is_dir():
-            (self._directory / "best").unlink()
+        if self.best() is None:
+            (self._directory / "best").unlink(missing_ok=True)
         self._driver.parent.mkdir(parents=True, exist_ok=True)
         self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
 
@@ -89,9 +89,13 @@ class Checkpoints:
             )
 
     def best(self) -> Path | None:
-        """Directory of the best checkpoint, if one was called so."""
+        """Directory of the best checkpoint, if one was called so; by another metric it is none."""
         name = self._pointer("best")
-        return self._directory / name if name else None
+        if name is None or not (self._directory / name / "manifest.json").is_file():
+            return None
+        manifest = json.loads((self._directory / name / "manifest.json").read_text(encoding="utf-8"))
+        best = manifest["state"].get("best") or {}
+        return self._directory / name if best.get("metric") == self._config.best_by else None
 
     def save(
         self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]], *, best: bool = False

@@ -16,7 +16,12 @@ from algorithms.config_rl import RLConfig
 
 GIB = 2**30
 FLOAT32 = 4
+_BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
+"""Names of architectures with the parameters of a BERT."""
 DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
+
+ROWS = {"reward": "pairs", "dpo": "pairs", "embedding": "rows", "reranker": "rows"}
+"""What an update of a job on given data is made of, where that is no sequence."""
 
 TRAINER_BASE = 400 * 2**20
 """Resident memory of a process that imported torch, ray, transformers and deepspeed (0.38 GiB measured)."""
@@ -86,6 +91,15 @@ def encoder_parameters(config: Mapping[str, Any]) -> int:
     embeddings = (config["vocab_size"] + config["max_position_embeddings"] + config.get("type_vocab_size", 2)) * hidden
     layer = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
     return embeddings + 2 * hidden + config["num_hidden_layers"] * layer + hidden * hidden + hidden
+
+
+def counted_parameters(config: Mapping[str, Any]) -> int | None:
+    """Parameters from the fields of a Hugging Face config.json; None when it describes neither a decoder like ours nor
+    a BERT."""
+    shape = decoder_shape(config)
+    if shape is None:
+        return None
+    return encoder_parameters(config) if config["model_type"] in _BERT_FAMILIES else parameter_count(shape)
 
 
 def stored_parameters(directory: Path) -> int | None:
@@ -222,7 +236,7 @@ def offline_arithmetic(
     per_update = algorithm.samples_per_update
     steps = algorithm.updates(sequences)
     epochs = steps * per_update / sequences
-    rows = {"reward": "pairs", "dpo": "pairs", "embedding": "rows", "reranker": "rows"}.get(algorithm.name, "sequences")
+    rows = ROWS.get(algorithm.name, "sequences")
     equation = f"{steps} updates x {per_update} {rows} = {epochs:.3g} epochs of {sequences} {rows}"
     return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), steps)
 

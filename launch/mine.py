@@ -7,7 +7,7 @@ What takes long is kept beside the output as it is made (launch/mining_parts.py)
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -167,14 +167,22 @@ def _own_rows(options: MineOptions) -> tuple[list["Ranking"], list[str]]:
         )
     if options.data == "data.train":
         tasks = training_tasks(config.algorithm, config.data)
-        rows, corpus = [row for task in tasks for row in task.rows if isinstance(row, Ranking)], []
+        rows = [_instructed(row, config.algorithm, task.name) for task in tasks for row in task.rows]
+        rows, corpus = [row for row in rows if isinstance(row, Ranking)], []
     else:
         sets = [held for held in held_out(config.data, reranker=False) if isinstance(held, RankedSet)]
-        rows = [row for held in sets for row in held.rows]
+        rows = [_instructed(row, config.algorithm, held.name) for held in sets for row in held.rows]
         corpus = [passage for held in sets for passage in held.corpus]
     if not rows:
         raise UserError(f"--data: {options.data} of {options.model} must have rows of a query with positives, got none")
     return rows, corpus
+
+
+def _instructed(row: Any, algorithm: EmbeddingConfig, name: str) -> Any:
+    """The row with the instruction that its task puts before queries, where tasks have their own."""
+    task = algorithm.tasks.get(name)
+    own = task.prompts.query if task else None
+    return replace(row, prompt=own) if own is not None and getattr(row, "prompt", "") is None else row
 
 
 def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":

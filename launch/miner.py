@@ -195,12 +195,14 @@ class Miner:
         """The reranker's scores of the candidates and of the positives of each query."""
         assert self.reranker is not None
         lists = [[*ids, *self.task.positives[number]] for number, ids in zip(numbers, candidates, strict=True)]
-        pairs = [
-            (self.task.queries[number][1], self.task.passages[item])
-            for number, found in zip(numbers, lists, strict=True)
-            for item in found
-        ]
-        scores = _finite(self.reranker.predict(pairs, batch_size=self.batch_size), "--reranker")
+        queries = [self.task.queries[number] for number, found in zip(numbers, lists, strict=True) for _ in found]
+        items = [item for found in lists for item in found]
+        scores = np.zeros(len(items), np.float32)
+        for own in dict.fromkeys(prompt for prompt, _ in queries):
+            places = [place for place, (prompt, _) in enumerate(queries) if prompt == own]
+            pairs = [(queries[place][1], self.task.passages[items[place]]) for place in places]
+            # Without an instruction of their own, queries have the one that the reranker keeps.
+            scores[places] = _finite(self.reranker.predict(pairs, prompt=own, batch_size=self.batch_size), "--reranker")
         parts = np.split(scores, np.cumsum([len(found) for found in lists])[:-1])
         counts = [len(ids) for ids in candidates]
         return (

@@ -102,7 +102,8 @@ def check_encoder(config: RunConfig, values: dict[str, Any], directory: Path | N
                 f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools (no "
                 f"modules.json in {directory}), got nothing"
             )
-        _check_cuts(algorithm, size)
+        if size:
+            algorithm.require_size(size)
         return
     # A configuration that names no classes has two.
     classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
@@ -138,13 +139,6 @@ def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path
             f"{directory}), got {algorithm.pooling}"
         )
     return size if modules.keys() <= {"Transformer", "Pooling", "Normalize"} and len(modes) == 1 else None
-
-
-def _check_cuts(algorithm: EmbeddingConfig, size: int | None) -> None:
-    for name, task in algorithm.by_name.items():
-        option = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
-        if size and task.matryoshka and max(task.matryoshka) > size:
-            raise UserError(f"{option}: must not exceed the embedding's size ({size}), got {max(task.matryoshka)}")
 
 
 def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:

@@ -16,7 +16,7 @@ from algorithms.config_rl import RLConfig
 from launch.capacity import available_cpus, available_gpus, total_cpus, total_gpus
 from launch.check import Findings
 from launch.config import RunConfig
-from launch.estimate import GIB, Memory, kv_bytes_per_token
+from launch.estimate import GIB, ROWS, Memory, kv_bytes_per_token
 from launch.inputs import READ_ROWS
 from launch.placement import Demand, demands, reward_model_groups
 
@@ -86,7 +86,7 @@ def batch_lines(findings: Findings) -> list[str]:
         visits = config.algorithm.steps * config.algorithm.prompts_per_step / rows
         lines.append(f"{arithmetic.steps} steps are {visits:.3g} passes over {rows} prompts")
     if findings.mean_tokens is not None:
-        kind, rest = "pairs" if config.algorithm.name in ("reward", "dpo") else "sequences", ""
+        kind, rest = ROWS.get(config.algorithm.name, "sequences"), ""
         if isinstance(config.algorithm, RLConfig):
             kind, rest = "prompts", f"; responses count with their limit of {config.rollout.max_response_tokens}"
         lines.append(f"{kind} have {findings.mean_tokens:.0f} tokens on average{rest}")

@@ -84,7 +84,8 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         checkpoints.prepare()
         if found is None:
-            shutil.rmtree(directory / "export", ignore_errors=True)
+            for name in ("export", "mteb"):
+                shutil.rmtree(directory / name, ignore_errors=True)
             (directory / "curves.png").unlink(missing_ok=True)
         (directory / "config.json").write_text(
             json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"

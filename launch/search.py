@@ -112,6 +112,7 @@ def own_passages(run: Path) -> list[str]:
     for text in _texts(config, run):
         found[text] = None
         if len(found) == _MOST_OWN:
+            say(f"only the first {_MOST_OWN} passages of the run's data are searched; --corpus names others")
             break
     return list(found)
 

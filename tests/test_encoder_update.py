@@ -126,14 +126,14 @@ class Trainees:
 
     def model(self, wanted: Job) -> ModelConfig:
         """Settings of the job's model."""
-        init = INIT if wanted.family == "bert" else INIT.model_copy(update={"family": wanted.family})
+        init = INIT.model_copy(update={"family": "qwen2"}) if wanted.family == "qwen2" else INIT
         return MODEL.model_copy(update={"init": init, "lora": LoraConfig(rank=4) if wanted.lora else None})
 
     def head(self, wanted: Job) -> EncoderHead:
         """Of the job's model."""
         if wanted.reranker:
             return RERANKER
-        return EMBEDDING if wanted.family == "bert" else EMBEDDING.model_copy(update={"pooling": "last"})
+        return EMBEDDING.model_copy(update={"pooling": "last"}) if wanted.family == "qwen2" else EMBEDDING
 
     def _compute(self, wanted: Job, division: Division) -> Result:
         group = self.groups[division.ranks]
@@ -202,6 +202,9 @@ def trainees(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         family: str(write_skeleton(ModelConfig(init=INIT.model_copy(update={"family": family})), directory / family))
         for family in ("bert", "qwen2")
     }
+    models["dropping"] = write_skeleton(MODEL, directory / "dropping")
+    file = directory / "dropping/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_dropout_prob": 0.3}))
     guide = load_encoder(ModelConfig(init=INIT.model_copy(update={"seed": 9})), EMBEDDING, models["bert"])
     guide.save(str(directory / "guide"))
     placement = placement_group([{"CPU": 1.0}])
@@ -284,6 +287,16 @@ def _assert_equal(expected: Result, found: Result) -> None:
         np.testing.assert_allclose(found.weights[name], weights, rtol=1e-5, atol=1e-6, err_msg=name)
         moved += float(np.abs(weights - expected.initial[name]).sum())
     assert moved > 1e-3
+
+
+def test_dropout_is_the_same_when_texts_are_read_again(trainees: Trainees) -> None:
+    """With a budget that cuts the texts as before, but holds them only one pass at a time."""
+    dropping = job(loss="infonce", family="dropping")
+    kept, again = (trainees.result(dropping, Division(micro_batch_tokens=tokens)) for tokens in (8192, 500))
+    assert kept.metrics[0]["tokens/trained"] > 500
+    _assert_equal(kept, again)
+    without = trainees.result(INFONCE, PLAIN).metrics[0]["loss/embedding"]
+    assert abs(kept.metrics[0]["loss/embedding"] - without) > 1e-3
 
 
 def test_matryoshka_at_full_size_is_plain(trainees: Trainees) -> None:

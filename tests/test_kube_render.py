@@ -667,10 +667,11 @@ def test_dockerfiles_have_the_installed_ray() -> None:
 
 
 def test_the_image_has_the_packages_of_pyproject() -> None:
-    """The Dockerfile names those of the extra `gpu`, so that they and flash-attn have layers of their own."""
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
+    """The Dockerfile names those of the extras, so that they and flash-attn have layers of their own."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = extras["gpu"] + extras["embedding"]
     text = (ROOT / "Dockerfile").read_text()
-    words = re.sub(r"#.*", "", text).replace("\\", " ").replace(";", " ").split()
+    words = re.sub(r"#.*", "", text).replace("\\", " ").replace(";", " ").replace('"', " ").split()
     assert [name for name in wanted if name not in words] == []
     before = text[: text.index("ARG FLASH_ATTN")]
     assert all(f" {name} " in before for name in ("psutil", "numpy", "ninja")), "flash-attn's build imports them"

@@ -8,7 +8,7 @@ from pathlib import Path
 from actors.config import UserError
 from launch.check import Findings
 from launch.config import RunConfig
-from launch.estimate import DTYPE_BYTES, GIB, decoder_shape, parameter_count, stored_parameters
+from launch.estimate import DTYPE_BYTES, GIB, counted_parameters, decoder_shape, stored_parameters
 from launch.kube.packing import PackedNode, PodGroup
 from launch.model_files import model_values
 from launch.placement import demands
@@ -114,13 +114,12 @@ def sized(config: RunConfig) -> Findings:
 
         values = hf_config(config.model.init, config.model.dtype, len(tokenizer_for(config.model)), 0, 0)
         findings.shape = decoder_shape(values)
-        findings.parameters = parameter_count(findings.shape) if findings.shape else None
+        findings.parameters = counted_parameters(values)
     elif config.model.path and (Path(config.model.path) / "config.json").is_file():
         directory = Path(config.model.path)
-        findings.shape = decoder_shape(model_values(directory))
-        findings.parameters = stored_parameters(directory)
-        if findings.parameters is None and findings.shape:
-            findings.parameters = parameter_count(findings.shape)
+        values = model_values(directory)
+        findings.shape = decoder_shape(values)
+        findings.parameters = stored_parameters(directory) or counted_parameters(values)
     return findings
 
 
