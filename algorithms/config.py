@@ -120,7 +120,6 @@ class RewardConfig(Config):
         return len(self.functions) + len(self.models) + len(self.endpoints)
 
 
-AlgorithmConfig = Annotated[
-    SFTConfig | RewardModelConfig | DPOConfig | PPOConfig | GRPOConfig | EmbeddingConfig | RerankerConfig,
-    Field(discriminator="name"),
-]
+_OnSequences = SFTConfig | RewardModelConfig | DPOConfig
+_OnTexts = EmbeddingConfig | RerankerConfig
+AlgorithmConfig = Annotated[_OnSequences | PPOConfig | GRPOConfig | _OnTexts, Field(discriminator="name")]

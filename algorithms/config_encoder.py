@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from actors.config import Config, UserError, changed, refuse_unused
+from actors.config import Config, changed, refuse_unused
 from algorithms.config_offline import OfflineConfig
 
 EmbeddingLossName = Literal[
@@ -207,13 +207,6 @@ class EmbeddingConfig(EncoderConfig, EmbeddingTask):
     def by_name(self) -> dict[str, EmbeddingTask]:
         """The tasks; without `tasks`, the only one has no name."""
         return dict(self.tasks) or {"": self}
-
-    def require_size(self, size: int) -> None:
-        """Raise UserError when embeddings of this size are too short for a task's cuts."""
-        for name, task in self.by_name.items():
-            if task.matryoshka and max(task.matryoshka) > size:
-                field = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
-                raise UserError(f"{field}: must not exceed the embedding's size ({size}), got {max(task.matryoshka)}")
 
     @property
     def guides(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from algorithms.encoder_data import training_tasks
 from algorithms.encoder_held_out import held_out
 from launch.config import RunConfig
 from launch.groups import Groups, RunCheckpointer, resume, start_building
+from launch.model_files import require_size
 from launch.reporter import RunReporter
 from launch.reserve import Placement
 
@@ -32,7 +33,7 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     evaluation = held_out(config.data, reranker=reranker)
     policy.gather(building, "build")
     if isinstance(algorithm, EmbeddingConfig):
-        algorithm.require_size(policy.call(EncoderWorker.dimension)[0])
+        require_size(algorithm, policy.call(EncoderWorker.dimension)[0])
     make: Any = Reranker if reranker else Embedding
     loop = make(
         config=algorithm,

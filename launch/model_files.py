@@ -103,7 +103,7 @@ def check_encoder(config: RunConfig, values: dict[str, Any], directory: Path | N
                 f"modules.json in {directory}), got nothing"
             )
         if size:
-            algorithm.require_size(size)
+            require_size(algorithm, size)
         return
     # A configuration that names no classes has two.
     classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
@@ -139,6 +139,14 @@ def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path
             f"{directory}), got {algorithm.pooling}"
         )
     return size if modules.keys() <= {"Transformer", "Pooling", "Normalize"} and len(modes) == 1 else None
+
+
+def require_size(algorithm: EmbeddingConfig, size: int) -> None:
+    """Raise UserError when embeddings of this size are too short for a task's cuts."""
+    for name, task in algorithm.by_name.items():
+        if task.matryoshka and max(task.matryoshka) > size:
+            field = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
+            raise UserError(f"{field}: must not exceed the embedding's size ({size}), got {max(task.matryoshka)}")
 
 
 def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:
