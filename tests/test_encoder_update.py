@@ -290,10 +290,9 @@ def _assert_equal(expected: Result, found: Result) -> None:
 
 
 def test_dropout_is_the_same_when_texts_are_read_again(trainees: Trainees) -> None:
-    """With a budget that cuts the texts as before, but holds them only one pass at a time."""
+    """With a budget that cuts the texts as before, but holds only one pass of 767 and 810 padded tokens at a time."""
     dropping = job(loss="infonce", family="dropping")
     kept, again = (trainees.result(dropping, Division(micro_batch_tokens=tokens)) for tokens in (8192, 700))
-    assert kept.metrics[0]["tokens/trained"] > 600  # of 767 padded ones, more than 700
     _assert_equal(kept, again)
     without = trainees.result(INFONCE, PLAIN).metrics[0]["loss/embedding"]
     assert abs(kept.metrics[0]["loss/embedding"] - without) > 1e-3
