@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from actors.config import EncoderHead, ModelConfig, UserError
 from actors.models import TORCH_DTYPES
+from actors.skeleton import hub_snapshot
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
-_NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
 
 
 def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
@@ -44,21 +44,9 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
         return _load(model, head, scratch)
 
 
-def local_directory(path: str) -> str:
-    """A directory as it is; of a hub id, its copy in the hub's cache, loaded if it is not there.
-
-    Raises:
-        UserError: when it can be had from neither.
-    """
-    if Path(path).is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(path, ignore_patterns=_NOT_TORCH)
-    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model.path: no such directory, and the hub cannot give it ({reason}), got {path}") from error
+def local_directory(path: str, field: str = "model.path") -> str:
+    """A directory as it is; of a hub id, its copy in the hub's cache. Raises UserError as `hub_snapshot` does."""
+    return path if Path(path).is_dir() else hub_snapshot(path, field)
 
 
 def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
@@ -227,7 +215,7 @@ def load_guide(path: str, device: torch.device) -> Any:
     """A frozen embedding model. Raises UserError when the directory holds none."""
     from sentence_transformers import SentenceTransformer
 
-    directory = local_directory(path)
+    directory = local_directory(path, "algorithm.guide")
     if not _describes_itself(directory):
         raise UserError(f"algorithm.guide: must be an embedding model (with modules.json), got {path}")
     return SentenceTransformer(directory, device=str(device)).requires_grad_(False).eval()

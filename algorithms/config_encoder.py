@@ -59,6 +59,13 @@ def _listed(value: object) -> object:
     return [{"name": item} if isinstance(item, str) else item for item in items]
 
 
+def _require_each_once(names: list[str]) -> None:
+    if not names:
+        raise ValueError("loss must name at least one loss, got []")
+    if len(set(names)) < len(names):
+        raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
+
+
 class Prompts(Config):
     """Instructions put before texts, in training and, kept in the model, when it is used."""
 
@@ -134,10 +141,7 @@ class EmbeddingTask(Config):
     @model_validator(mode="after")
     def _losses_fit(self) -> "EmbeddingTask":
         names = self.losses
-        if not names:
-            raise ValueError("loss must name at least one loss, got []")
-        if len(set(names)) < len(names):
-            raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
+        _require_each_once(names)
         if len({name in PAIR_LOSSES for name in names}) > 1:
             raise ValueError(
                 f"loss must name losses of one kind of rows: {', '.join(PAIR_LOSSES)} read two texts with a score, "
@@ -271,10 +275,7 @@ class RerankerConfig(EncoderConfig):
     @model_validator(mode="after")
     def _losses_fit(self) -> "RerankerConfig":
         names = self.losses
-        if not names:
-            raise ValueError("loss must name at least one loss, got []")
-        if len(set(names)) < len(names):
-            raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
+        _require_each_once(names)
         if "margin_mse" in names and self.targets == "labels":
             raise ValueError("targets must be scores for loss margin_mse, which learns a teacher's margins, got labels")
         if names == ["cross_entropy"] and self.targets == "scores":

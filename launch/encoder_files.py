@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from actors.config import UserError
+from actors.skeleton import hub_snapshot
 from algorithms.encoder_held_out import passage_of_row
 from algorithms.sources import read_rows
 from launch.chat import model_directory
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
 EncoderKind = Literal["embedding", "reranker"]
-
-_NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
 
 
 def encoder_directory(model: str, field: str = "MODEL") -> Path:
@@ -34,21 +33,11 @@ def encoder_directory(model: str, field: str = "MODEL") -> Path:
         if (candidate / "modules.json").is_file():
             return candidate
     if not directory.exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) and not directory.parent.exists():
-        return _from_hub(model, field)
+        return Path(hub_snapshot(model, field))
     try:
         return model_directory(model)
     except UserError as error:
         raise UserError(*(f"{field}: {problem.partition(': ')[2]}" for problem in error.problems)) from None
-
-
-def _from_hub(name: str, field: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, ignore_patterns=_NOT_TORCH))
-    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: no such directory, and the hub cannot give it ({reason}), got {name}") from error
 
 
 def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
