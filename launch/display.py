@@ -38,7 +38,7 @@ SHOWN = (
     ("s/step", "time/step", ".2f"),
 )
 MANY, HEADLINES = 4, ("ndcg@10", "recall@1", "base_ndcg@10", "spearman")
-"""Of more evaluation metrics than `MANY`, only these are shown."""
+"""Of more evaluation metrics than `MANY`, only these are shown, if any of them is there."""
 
 
 class Display:
@@ -143,7 +143,7 @@ class Display:
             shown = losses[:1] + shown
         held_out = sorted(self._evaluation.items())
         if len(held_out) > MANY:
-            held_out = [(name, value) for name, value in held_out if name.rpartition("/")[2] in HEADLINES]
+            held_out = [item for item in held_out if item[0].rpartition("/")[2] in HEADLINES] or held_out
         return shown + [f"{name} {value:.3f}" for name, value in held_out]
 
     def _remaining(self) -> float:

@@ -66,3 +66,19 @@ def test_imitation_shows_its_loss() -> None:
     display.step(1, {"loss/sft": 1.25, "grad_norm": 0.5})
     display.close()
     assert "step 1/2  loss/sft 1.25  grad norm 0.5" in output.getvalue()
+
+
+def test_many_evaluation_metrics_are_cut_to_their_headlines() -> None:
+    """Those of search have some; of metrics without any, all are shown."""
+    stream = io.StringIO()
+    display = Display(Console(file=stream, width=500, force_terminal=False))
+    display.start("title", 2, 0)
+    display.step(1, {f"eval/{name}": 0.5 for name in ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@5")})
+    display.close()
+    assert "eval/ndcg@10" in stream.getvalue() and "eval/mrr@10" not in stream.getvalue()
+    stream = io.StringIO()
+    display = Display(Console(file=stream, width=500, force_terminal=False))
+    display.start("title", 2, 0)
+    display.step(1, {f"eval/reward/{name}": 0.5 for name in ("mean", "std", "exact_match", "a", "b")})
+    display.close()
+    assert "eval/reward/exact_match" in stream.getvalue()
