@@ -50,6 +50,7 @@ def _encoders_fit(config: "RunConfig") -> None:
         return
     refuse_unused(data, "max_length", why=f"for {name}, which reads algorithm.max_tokens", section="data.")
     refuse_unused(data, "system_prompt", why=f"for {name}, which has prompts of its own", section="data.")
+    refuse_unused(config.policy, "logprob_chunk_tokens", why=f"for {name}, which has no logits", section="policy.")
     if isinstance(data.train, dict) and not (isinstance(algorithm, EmbeddingConfig) and algorithm.tasks):
         where = "without algorithm.tasks" if isinstance(algorithm, EmbeddingConfig) else f"for {name}"
         raise ValueError(f"data.train must be one source {where}, got {', '.join(data.train) or 'none'}")

@@ -511,6 +511,14 @@ CASES: list[tuple[str, str, str]] = [
         "data.train={a: x, b: y}; algorithm.tasks={a: {}, b: {loss: triplet, negatives: 0}}",
         "algorithm.tasks.b.negatives must be at least 1 for loss triplet, got 0",
     ),
+    *(
+        (
+            job,
+            "policy.logprob_chunk_tokens=7",
+            f"policy.logprob_chunk_tokens must be left out for {job}, which has no logits, got 7",
+        )
+        for job in ("embedding", "reranker")
+    ),
     (
         "embedding",
         "data.train={a: x, b: y}; algorithm.tasks={a: {weight: 2}, b: {}}",
