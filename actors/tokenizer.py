@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import ModelConfig, UserError
+from actors.quick_import import quick_package_list
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -44,7 +45,6 @@ def build_char_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
         UserError: when the alphabet is empty or holds a character twice.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
     if not alphabet:
         raise UserError("model.init.alphabet: must hold at least one character, got ''")
@@ -61,7 +61,7 @@ def build_char_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return _fast_tokenizer()(
         tokenizer_object=backend,
         pad_token=PAD,
         unk_token=UNKNOWN,
@@ -100,8 +100,6 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: when `path` is neither a directory with tokenizer files nor a hub id that can be read.
     """
-    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
-
     directory = Path(path)
     if not directory.is_dir():
         return _from_hub(path)
@@ -109,7 +107,7 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         raise UserError(f"model.path: directory holds no tokenizer ({', '.join(_TOKENIZER_FILES)}), got {path}")
     try:
         if (directory / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(path)
+            return _fast_tokenizer().from_pretrained(path)
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(path)
@@ -128,6 +126,13 @@ def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":
         return build(model.init.alphabet)
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
     return load_tokenizer(model.path)
+
+
+def _fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
+    with quick_package_list():
+        from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast
 
 
 def _byte_pieces(alphabet: str) -> tuple[list[str], list[tuple[str, str]]]:
@@ -150,19 +155,18 @@ def _from_hub(path: str) -> "PreTrainedTokenizerFast":
     """A tokenizer from the hub's local cache, else from the hub, which is first probed with a short deadline:
     transformers would retry an unreachable hub for minutes."""
     from huggingface_hub import HfApi
-    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
     # `owner/name` below a directory that exists here is a missing subdirectory, not a hub id.
     here = "/" in path and Path(path).parent.is_dir()
     if here or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
         raise UserError(f"model.path: no Hugging Face model directory{_nearest(Path(path))}, got {path}")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        return _fast_tokenizer().from_pretrained(path, local_files_only=True)
     except (OSError, ValueError):
         pass  # not in the cache
     try:
         HfApi().model_info(path, timeout=_HUB_DEADLINE_S)
-        return PreTrainedTokenizerFast.from_pretrained(path)
+        return _fast_tokenizer().from_pretrained(path)
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
         raise UserError(
             f"model.path: no such directory{_nearest(Path(path))}, and the hub cannot give it "

@@ -1,5 +1,6 @@
 """Tokenizers: exact text, ids that survive saving and AutoTokenizer, and clear errors."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from actors import quick_import
 from actors.config import ModelConfig, ModelInit, UserError
 from actors.tokenizer import build_char_tokenizer, load_tokenizer, tokenizer_for
 
@@ -110,3 +112,26 @@ def test_paths_that_hold_no_tokenizer_are_one_line_errors(tmp_path: Path, monkey
         assert str(error.value).startswith(f"model.path: {rule}")
         assert str(error.value).endswith(f"got {path}")
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="later versions of Python keep their own")
+def test_the_quick_list_of_packages_is_pythons_own() -> None:
+    ours, own = quick_import.packages_distributions(), importlib.metadata.packages_distributions()
+    assert {name: sorted(found) for name, found in ours.items()} == {name: sorted(own[name]) for name in own}
+    assert len(own) > 50
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="later versions of Python keep their own")
+def test_transformers_5_asks_for_the_list_of_packages_when_it_is_imported_and_gets_the_quick_one() -> None:
+    """When a later version no longer does, actors/quick_import.py has served its time."""
+    code = """
+import importlib.metadata as metadata
+from actors import quick_import
+asked, own = [], metadata.packages_distributions
+quick_import.packages_distributions = lambda ours=quick_import.packages_distributions: asked.append(1) or ours()
+from actors.tokenizer import build_char_tokenizer
+build_char_tokenizer("ab")
+print(len(asked), metadata.packages_distributions is own)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "True"]
