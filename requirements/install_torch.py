@@ -110,7 +110,7 @@ def _directory() -> str:
 def _cause(output: str) -> str:
     """Why pip failed: a connection that it tried again and again, or else its last error."""
     if lost := re.findall(r"connection broken by '(.*?)':? /", output):
-        return lost[-1]
+        return re.sub(r"<[^<>]*>[:,] ", "", lost[-1])  # an object of pip's, by its address
     errors = re.findall(r"^ERROR: (.+)", output, re.MULTILINE)
     return (errors or output.strip().splitlines() or ["no output"])[-1]
 
