@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from actors.config import EncoderHead, ModelConfig, UserError
 from actors.models import TORCH_DTYPES
+from actors.readable import make_readable
 from actors.skeleton import hub_snapshot
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
@@ -208,6 +209,7 @@ def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead,
     assert not unexpected and not named & set(missing), (unexpected, missing)
     model.model_card_data.local_files_only = True
     model.save(str(directory))
+    make_readable(directory)
     AutoTokenizer.from_pretrained(directory)  # what cannot be read back is noticed here, not by the user
 
 

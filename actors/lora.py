@@ -32,6 +32,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from actors.config import LoraConfig, ModelConfig, UserError
+from actors.readable import make_readable
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
@@ -266,6 +267,7 @@ def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "adapter_config.json").write_text(config)
     save_file(state, directory / "adapter_model.safetensors")
+    make_readable(directory)
 
 
 def merge_adapter(directory: Path, output: Path) -> None:
@@ -291,6 +293,7 @@ def merge_adapter(directory: Path, output: Path) -> None:
     PeftModel.from_pretrained(model, str(directory)).merge_and_unload().save_pretrained(output)
     tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
+    make_readable(output)
 
 
 def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:

@@ -18,6 +18,7 @@ from actors.config import ModelConfig, UserError
 from actors.logprobs import LogprobHead
 from actors.lora import quantization_config
 from actors.packed import PackedBatch
+from actors.readable import make_readable
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -184,3 +185,4 @@ def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokeniz
     """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads."""
     model.save_pretrained(directory, state_dict=state)
     tokenizer.save_pretrained(directory)
+    make_readable(directory)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-TORCH = "torch==2.13.0"
+ROOT = Path(__file__).parent.parent
+TORCH = (ROOT / "requirements/install_torch.py", ROOT / "requirements/cpu.txt")
+"""What installs torch, and what pins it."""
 REQUIREMENTS = Path(__file__).with_name("trl_requirements.txt")
 ENVIRONMENT = Path(__file__).parent / ".cache" / "trl"
 COMPARED = ("trl", "torch", "transformers")
@@ -24,14 +26,14 @@ def ensure() -> Path:
         subprocess.CalledProcessError: when an installation fails; pip has printed why.
     """
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "installed.txt"
-    wanted = f"{TORCH}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
+    wanted = "".join(path.read_text(encoding="utf-8") for path in (TORCH[1], REQUIREMENTS))
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet"]
-    # First, so that trl's own requirement is already met and pip fetches no CUDA build.
-    subprocess.run([*install, TORCH], check=True)
-    subprocess.run([*install, TORCH, "-r", str(REQUIREMENTS)], check=True)
+    # First, so that trl's own requirement is already met and pip fetches no CUDA build; its dependencies come with trl.
+    subprocess.run([python, *TORCH], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)], check=True)
+    subprocess.run([python, TORCH[0], "--check", TORCH[1]], check=True)
     stamp.write_text(wanted, encoding="utf-8")
     return python
 

@@ -23,6 +23,11 @@ class Verb:
     handle: Callable[[argparse.Namespace], int]
 
 
+def init_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `init`."""
+    parser.add_argument("directory", metavar="DIR", help="gets configs/ and examples/, which it must not have yet")
+
+
 def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """A configuration: file and overrides."""
     number = "?" if optional else None

@@ -154,6 +154,12 @@ def _export(arguments: argparse.Namespace) -> int:
     return export(arguments.run, output=arguments.output, adapter=arguments.adapter)
 
 
+def _init(arguments: argparse.Namespace) -> int:
+    from launch.init import init
+
+    return init(arguments.directory)
+
+
 def _mine(arguments: argparse.Namespace) -> int:
     from launch.mine import MineOptions, mine
 
@@ -174,6 +180,12 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 VERBS = {
+    "init": Verb(
+        "copies configs and examples into a directory, to start from",
+        "tandem init my-project",
+        takes.init_arguments,
+        _init,
+    ),
     "run": Verb(
         "trains: starts a local Ray, or joins the one at RAY_ADDRESS",
         "tandem run configs/own-task.yaml run.name=first policy.optimizer.lr=1e-4",

@@ -32,7 +32,9 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
         return 0
     target = _target(output)
     try:
-        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_ADAPTER))
+        # Contents only: the copy is a new file, which others may read as the umask says.
+        ignored = shutil.ignore_patterns(_ADAPTER)
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored, copy_function=shutil.copyfile)
     except OSError as error:
         raise _unwritable(output, error) from None
     print(target)

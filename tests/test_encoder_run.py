@@ -69,6 +69,8 @@ def test_the_export_is_what_sentence_transformers_loads(embedding: Any) -> None:
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     directory = embedding.directory / "export"
+    mode = (embedding.directory / "config.json").stat().st_mode
+    assert all(path.stat().st_mode & mode == mode for path in directory.rglob("*") if path.is_file())
     model = SentenceTransformer(str(directory), device="cpu")
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
     assert model.prompts == {"query": "find: ", "document": "a: "}

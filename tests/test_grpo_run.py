@@ -88,6 +88,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     assert {sample["reward"] for sample in samples} == {0.0, 1.0}
     assert {sample["version"] for sample in samples} == set(range(30))
     assert all((sample["completion"] == sample["prompt"][::-1]) == sample["reward"] for sample in samples)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    mode = (directory / "config.json").stat().st_mode
+    assert [path for path in files if path.stat().st_mode & mode != mode] == [], "as readable as what Python opens"
     assert uninterrupted.left_behind() == []
 
 

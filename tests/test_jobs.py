@@ -21,6 +21,7 @@ from launch.cli import main
 from launch.jobs import client as jobs_client
 from launch.jobs import follow, verbs
 from launch.jobs.client import cause_line
+from launch.jobs.own_lines import WithoutOwnLines
 from tests.fake_ray import FakeJob, FakeRayServer, fake_ray_server
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +141,51 @@ def test_wait_follows_the_log_and_ends_as_the_driver(
     code = f" with exit code {exit_code}" if state == "FAILED" and exit_code is not None else ""
     cause = ["cause: error: x: must be y, got z"] if state == "FAILED" else []
     assert lines == [f"first {state}{code}", *cause]
+
+
+RAYS = (
+    "2026-08-01 12:00:00,123\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+    "Running entrypoint for job first: exec python -m launch run .tandem.json\n"
+)
+
+
+def test_a_log_is_the_drivers_without_rays_own_lines(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """However the text is cut on its way; a tail counts lines of the driver's."""
+
+    def life(job: FakeJob) -> None:
+        job.status = "RUNNING"
+        for character in RAYS + "step 1/2\n":
+            job.log += character
+            time.sleep(0.001)
+        job.log += "step 2/2\n" + RAYS + "Running late\n2026 rows"
+        job.end("SUCCEEDED", 0)
+
+    when_submitted(fake, "first", life)
+    at = ["--address", fake.address]
+    assert main(["submit", "job.yaml", "--id", "first", "--wait", *at]) == 0
+    told = f"  tandem stop first --address {fake.address}\n"
+    lines = "step 1/2\nstep 2/2\nRunning late\n2026 rows"
+    assert capsys.readouterr().out.partition(told)[2] == lines
+    for option in ([], ["-f"]):
+        assert main(["logs", "first", *option, *at]) == 0
+        assert capsys.readouterr().out == lines
+        assert main(["logs", "first", *option, "--tail", "3", *at]) == 0
+        assert capsys.readouterr().out == lines.partition("\n")[2]
+
+
+def test_rays_lines_are_known_in_pieces() -> None:
+    text = f"one\n{RAYS}two 2026-08\n\n{RAYS}{'Running entrypoint for jo' * 2}\n2026-01-01 and so on\n12"
+    wanted = f"one\ntwo 2026-08\n\n{'Running entrypoint for jo' * 2}\n2026-01-01 and so on\n12"
+    for size in range(1, len(text)):
+        pieces: list[str] = []
+        shown = WithoutOwnLines(pieces.append)
+        for start in range(0, len(text), size):
+            shown(text[start : start + size])
+        shown.close()
+        assert "".join(pieces) == wanted
+    pieces.clear()
+    shown("loading 10%")
+    assert pieces == ["loading 10%"], "what cannot be Ray's is not kept back"
 
 
 def test_wait_as_json_prints_how_it_ended(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:

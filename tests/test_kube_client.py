@@ -103,8 +103,12 @@ def hold(operator: FakeOperator, job: Object) -> None:
     """Nothing changes."""
 
 
+RAYS = (
+    "2026-08-01 12:00:00,123\tINFO cli.py:41 -- Job submission server address: http://head:8265",
+    "Running entrypoint for job grpo-x: exec python -m launch run /etc/tandem/run.json",
+)
 SUCCEEDS = [
-    *(initializing, hold, hold, running("step 1/2", "step 2/2"), hold, hold),
+    *(initializing, hold, hold, running(*RAYS, "step 1/2", "step 2/2"), hold, hold),
     ended("Complete", "SUCCEEDED", "model: export"),
 ]
 RUNS = [initializing, running("step 1/2"), hold]
@@ -587,7 +591,10 @@ def test_no_kubeconfig(server: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, 
     path.write_text(content.replace("name: fake", "name: another"))
     assert listing().startswith(f"kubeconfig: {path} must be valid, with a current context, got ")
     monkeypatch.setitem(sys.modules, "kubernetes", None)
-    assert listing() == "--kube: needs the package kubernetes, got none (pip install 'kubernetes>=37,<38')"
+    assert listing() == (
+        f"--kube: needs the package kubernetes, got none ({sys.executable} -m pip install 'kubernetes>=37,<38'; "
+        f"`make setup` includes it)"
+    )
 
 
 def test_inside_a_pod(server: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ EXAMPLES: dict[str, tuple[str, Kind]] = {
     "tests/golden/k8s/queue.yaml": ("tests/golden/k8s/queue.config.yaml", "rayjob"),
 }
 GIB = 2**30
+IMAGE = "cluster.kubernetes.image=registry.example.com/tandem:0.1.0-ray2.60.0"
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +251,7 @@ def test_a_known_model_gets_the_memory_of_its_processes(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     policy = "policy={ranks: 8, ranks_per_node: 8, gpus_per_rank: 1, zero_stage: 2, offload_optimizer: true}"
     config = configured(
-        f"model.path={tmp_path}", policy, "rollout={engines: 4, tensor_parallel: 2, gpus_per_engine: 2}"
+        f"model.path={tmp_path}", policy, "rollout={engines: 4, tensor_parallel: 2, gpus_per_engine: 2}", IMAGE
     )
     memory = host_memory(config)
     assert memory is not None
@@ -607,11 +608,16 @@ def test_submission_modes_have_their_own_fields() -> None:
 
 
 def test_warnings_name_what_was_assumed() -> None:
-    unknown, start = render_warnings(configured("checkpoint.every=null"))
+    unnamed, unknown, start = render_warnings(configured("checkpoint.every=null"))
+    assert unnamed == (
+        f"{K}.image: not given, so pods start from tandem:0.1.0-ray2.60.0, which every node must hold already; to name "
+        f"one that nodes can pull: {K}.image=REGISTRY/tandem:0.1.0-ray2.60.0"
+    )
+    assert [unknown, start] == render_warnings(configured("checkpoint.every=null", IMAGE))
     assert unknown.startswith(f"{K}.memory_gib: the model is not on this machine")
     assert start.startswith("checkpoint.every: not given, so a retry starts from the beginning")
-    assert render_warnings(configured(f"{K}.memory_gib=64")) == []
-    scaled = ["cluster.placement=separate", f"{K}.autoscaling={{}}", f"{K}.memory_gib=64"]
+    assert render_warnings(configured(f"{K}.memory_gib=64", IMAGE)) == []
+    scaled = [IMAGE, "cluster.placement=separate", f"{K}.autoscaling={{}}", f"{K}.memory_gib=64"]
     [late] = render_warnings(configured(*scaled, "cluster.wait_s=1199"))
     assert late.startswith("cluster.wait_s: rollout pods come only when the run waits for them")
     assert render_warnings(configured(*scaled, "cluster.wait_s=1200")) == []
@@ -624,7 +630,7 @@ def test_paths_of_this_machine_are_named(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     functions = f"reward.functions=[exact_match, 'mine.scores:score', '{tmp_path}/rows.py:score', '/shared/r.py:score']"
-    config = configured(functions, "data.converter='rows.py:rows'", "data.train=examples", f"{K}.memory_gib=64")
+    config = configured(functions, "data.converter='rows.py:rows'", "data.train=examples", f"{K}.memory_gib=64", IMAGE)
     assert [warning.partition(" is on this machine")[0] for warning in render_warnings(config)] == [
         "reward.functions.1.name: mine/scores.py",
         f"reward.functions.2.name: {tmp_path}/rows.py",

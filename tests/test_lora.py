@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,6 +36,7 @@ from actors.lora import (
     unquantized_shell,
     write_adapter,
 )
+from actors.models import export_model
 from actors.tokenizer import tokenizer_for
 from launch.export import export
 
@@ -231,6 +233,32 @@ def test_a_score_head_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     assert (logits(plain) - logits(model)).abs().max() < 1e-5
 
 
+def readable_by(directory: Path) -> set[int]:
+    """Permissions of the files below a directory."""
+    return {path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()}
+
+
+def test_exported_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    """Also where an earlier export has private files; safetensors makes them 0600 by itself."""
+    model, tokenizer = causal(), tokenizer_for(ModelConfig(init=ModelInit()))
+    modes = []
+    for umask, name in ((0o027, "group"), (0o077, "mine"), (0o022, "run/export")):
+        old = os.umask(umask)
+        try:
+            export_model(model, dict(model.state_dict()), tokenizer, tmp_path / name)
+        finally:
+            os.umask(old)
+        modes.append(readable_by(tmp_path / name))
+    assert modes == [{0o640}, {0o600}, {0o644}]
+    (tmp_path / "run/export/model.safetensors").chmod(0o600)
+    old = os.umask(0o022)
+    try:
+        export(str(tmp_path / "run"), output=str(tmp_path / "copy"))
+    finally:
+        os.umask(old)
+    assert readable_by(tmp_path / "copy") == {0o644}
+
+
 @pytest.mark.parametrize(("make", "loader"), [(causal, AutoModelForCausalLM), (classifier, None)])
 def test_merging_a_peft_directory(make: Callable[[], Any], loader: Any, tmp_path: Path) -> None:
     """The whole model that it gives answers like base and adapter together."""
@@ -243,6 +271,7 @@ def test_merging_a_peft_directory(make: Callable[[], Any], loader: Any, tmp_path
     whole = (loader or AutoModelForSequenceClassification).from_pretrained(tmp_path / "whole")
     assert (logits(whole) - logits(model)).abs().max() < 1e-5
     assert (tmp_path / "whole" / "tokenizer_config.json").is_file()
+    assert readable_by(tmp_path / "whole") == readable_by(tmp_path / "adapter") == {0o644}
 
 
 def test_merging_needs_the_base(tmp_path: Path) -> None:

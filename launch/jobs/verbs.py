@@ -13,6 +13,7 @@ from actors.config import UserError
 from launch.jobs.access import dashboard_access
 from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob
 from launch.jobs.follow import ConnectionLost, follow_log
+from launch.jobs.own_lines import WithoutOwnLines, of_ray, start_of_tail
 
 JOB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 STOPPED, INTERRUPTED, FAILED = 130, 130, 1
@@ -46,12 +47,12 @@ def job_logs(job_id: str, *, address: str | None, follow: bool, tail: int | None
     """
     client = JobsClient(dashboard_access(address), warn)
     text = client.logs(job_id) if tail is not None or not follow else ""
-    skip = 0 if tail is None else len(text) - len("".join(text.splitlines(keepends=True)[-tail:]))
+    skip = 0 if tail is None else start_of_tail(text, tail)
     if follow:
         return wait_for(client, job_id, known=text[:skip])
     if not text:
         warn(f"{job_id} is {client.job(job_id).state}, and has printed nothing that Ray still holds")
-    sys.stdout.write(text[skip:])
+    sys.stdout.write("".join(line for line in text[skip:].splitlines(keepends=True) if not of_ray(line)))
     return 0
 
 
@@ -132,9 +133,11 @@ def wait_for(
         output.write(text)
         output.flush()
 
+    shown = WithoutOwnLines(write)
     back = command("logs -f", job_id, client.access.address)
     try:
-        job = follow_log(client, job_id, write, known)
+        job = follow_log(client, job_id, shown, known)
+        shown.close()
     except KeyboardInterrupt:
         print(f"\ndetached: {job_id} goes on; to come back: {back}", file=sys.stderr)
         return INTERRUPTED

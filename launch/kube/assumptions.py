@@ -7,6 +7,7 @@ from launch.config import RunConfig
 from launch.estimate import GIB
 from launch.jobs.uploadable import existing_paths
 from launch.kube.config_parts import CODE
+from launch.kube.pods import image
 from launch.kube.render import retries
 from launch.kube.sizes import UNKNOWN_CPU_PROCESS, host_memory
 
@@ -19,6 +20,12 @@ _IN_IMAGES = ("actors", "algorithms", "launch", "configs", "examples")
 def render_warnings(config: RunConfig) -> list[str]:
     """One line each."""
     kubernetes, found = config.cluster.kubernetes, []
+    if kubernetes.image is None:
+        name = image(config)
+        found.append(
+            f"cluster.kubernetes.image: not given, so pods start from {name}, which every node must hold already; to "
+            f"name one that nodes can pull: cluster.kubernetes.image=REGISTRY/{name}"
+        )
     if kubernetes.memory_gib is None and host_memory(config) is None:
         found.append(
             f"cluster.kubernetes.memory_gib: the model is not on this machine, so the memory of pods is assumed, "

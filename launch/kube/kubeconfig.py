@@ -7,6 +7,7 @@ is an extra, imported only here.
 import difflib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,10 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
     """
     try:
         from kubernetes import client, config
-    except ImportError:
-        raise UserError("--kube: needs the package kubernetes, got none (pip install 'kubernetes>=37,<38')") from None
+    except ImportError as error:
+        missing = "none" if error.name == "kubernetes" else f"one that lacks {error.name}"
+        how = f"{sys.executable} -m pip install 'kubernetes>=37,<38'; `make setup` includes it"
+        raise UserError(f"--kube: needs the package kubernetes, got {missing} ({how})") from None
     settings = client.Configuration()
     settings.retries = False  # type: ignore[assignment]  # urllib3's three tries would make four deadlines of one.
     path = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")

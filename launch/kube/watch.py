@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from actors.config import UserError
+from launch.jobs.own_lines import of_ray
 from launch.kube.kubeconfig import KubeApi, KubeUnreachable
 
 Diagnosis = TypeVar("Diagnosis")
@@ -120,7 +121,7 @@ class JobLog:
         for pod in pods:
             position = self.read.setdefault(pod["metadata"]["uid"], _Position())
             if not position.complete:
-                yield from self._new_lines_of(pod, position)
+                yield from (line for line in self._new_lines_of(pod, position) if not of_ray(line))
 
     def _pods(self, state: RayJobState) -> list[dict[str, Any]]:
         if self.mode == "K8sJobMode":
