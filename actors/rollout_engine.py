@@ -179,7 +179,8 @@ def _fail(output: "Future[RequestOutput]", error: Exception) -> None:
 def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend: str, seed: int) -> LLM:
     """vLLM with random weights: the policy sends version 0 before anything is generated."""
     on_gpu = torch.cuda.is_available()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu else "0"
+    # In this process with ipc, too: vLLM cannot encode the handles of GPU memory for a process of its own.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu and backend != "ipc" else "0"
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.memory_gib)
     # Threads are counted by OMP_NUM_THREADS; binding them to cores would fight with the trainer's.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -35,7 +35,9 @@ from launch.estimate import (
     stored_parameters,
     trainer_memory,
 )
+from launch.fits import check_bucket, check_room
 from launch.inputs import Rows, check_reward, check_rows
+from launch.machine import this_machine
 from launch.model_files import (
     check_critic,
     check_embedding_model,
@@ -145,14 +147,17 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
         with findings.collecting():
             _check_output(config)
         with findings.collecting():
-            check_resources(config)
+            findings.warnings += check_resources(config, this_machine())
     with findings.collecting():
         _check_batches(config)
     readable = False
     with findings.collecting():
         readable = _check_model(findings)
     _check_data(findings, readable)
+    with findings.collecting():
+        check_bucket(config, findings.shape)
     if not elsewhere:
+        check_room(findings, this_machine(with_gpu_memory=True))
         with findings.collecting():
             _check_tracking(config)
         with findings.collecting():

@@ -109,10 +109,13 @@ def _overview() -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from launch.capacity import check_nodes
     from launch.check import preflight
     from launch.config import load
+    from launch.machine import this_machine
 
     config = load(arguments.config, arguments.overrides)
+    check_nodes(config, this_machine())
     os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME
     for warning in preflight(config):
         print(f"warning: {warning}", file=sys.stderr)

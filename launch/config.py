@@ -63,9 +63,10 @@ class ClusterConfig(Config):
     cpus: PositiveInt | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""
     gpus: int | None = Field(default=None, ge=0)
-    """GPUs of the local Ray cluster (default: the machine's)."""
-    object_store_mib: PositiveInt = 256
-    """Shared memory of the local Ray cluster, in MiB; on Kubernetes, of each pod, which gets 1 GiB per GPU at least."""
+    """GPUs of the local Ray cluster (default: the machine's, of which it must not be more)."""
+    object_store_mib: int = Field(default=256, ge=75)
+    """Shared memory of the local Ray cluster, in MiB, of which Ray needs 75; on Kubernetes, of each pod, which gets
+    1 GiB per GPU at least."""
     wait_s: PositiveFloat = 300
     """Deadline of waiting for resources, in seconds."""
     env: Environment = {}

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from actors.config import GroupConfig
 from algorithms.config_rl import RLConfig
-from launch.capacity import available_cpus, available_gpus, total_cpus, total_gpus
+from launch.capacity import machine_line, total_cpus, total_gpus
 from launch.check import Findings
 from launch.config import RunConfig
 from launch.estimate import GIB, ROWS, Memory, kv_bytes_per_token
 from launch.inputs import READ_ROWS
+from launch.machine import this_machine
 from launch.placement import Demand, demands, reward_model_groups
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "logits", "activations", "kv_cache", "base")
@@ -104,10 +105,8 @@ def _print_placement(console: Console, config: RunConfig) -> None:
         where = f"{item.per_node} on each node" if item.per_node else config.cluster.placement
         table.add_row(item.group, *numbers, "-" if stage is None else str(stage), where)
     console.print(table)
-    console.print(
-        f"{total_cpus(wanted):g} CPUs and {total_gpus(config, wanted):g} GPUs in all; this machine has "
-        f"{available_cpus(config)} CPUs and {available_gpus(config)} GPUs"
-    )
+    asked = f"{total_cpus(wanted):g} CPUs and {total_gpus(config, wanted):g} GPUs in all"
+    console.print(f"{asked}; {machine_line(config, this_machine())}")
 
 
 def _zero_stage(config: RunConfig, item: Demand) -> int | None:

@@ -288,5 +288,10 @@ def _transfer_fits_devices(config: "RunConfig") -> None:
             f"rollout.transfer.backend {backend} needs GPUs on both sides, got policy.gpus_per_rank "
             f"{config.policy.gpus_per_rank:g} and rollout.gpus_per_engine {config.rollout.gpus_per_engine:g}"
         )
+    if backend == "nccl" and config.cluster.placement == "shared":
+        raise ValueError(
+            "rollout.transfer.backend must be ipc with cluster.placement shared, as NCCL refuses two processes on one "
+            "GPU, got nccl"
+        )
     if backend == "ipc" and config.cluster.placement != "shared":
         raise ValueError(f"rollout.transfer.backend ipc needs cluster.placement shared, got {config.cluster.placement}")

@@ -16,7 +16,6 @@ from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from algorithms.config_rl import RLConfig
 from algorithms.encoder_mteb import mteb_tasks, run_mteb
-from launch.capacity import check_nodes
 from launch.checkpoint import Checkpoint, Checkpoints
 from launch.cluster import ray_cluster
 from launch.config import RunConfig
@@ -42,7 +41,6 @@ def run(config: RunConfig) -> int:
         UserError: a mistake of the user's that only the run itself could find.
     """
     with interruptible():
-        check_nodes(config)
         if _benchmark_tasks(config):
             mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
         found = _prepare(config)

@@ -12,6 +12,8 @@ import yaml
 
 from actors.config import UserError
 from launch.chat import chat
+from launch.config import machine_cpus
+from launch.machine import machine_gpus
 
 ROOT = Path(__file__).parent.parent
 ROWS = [{"prompt": f"reverse {text}", "answer": text[::-1]} for text in ("abc", "dba", "cab", "bcd")]
@@ -71,13 +73,14 @@ MISTAKES = {
         "model.path: must be a model directory with a config.json, got owner/name",
     ),
     "too many ranks": (
-        ["run", "job.yaml", "policy.ranks=8", "cluster.cpus=2"],
+        ["run", "job.yaml", "policy.ranks=8", "cluster.cpus=1"],
         "policy.ranks: needs 2.6 CPUs in all (policy 8 x 0.25 + rollout 1 x 0.5 + reward 1 x 0.1), "
-        "got 2 CPUs on this machine",
+        f"got 1 CPUs by cluster.cpus (this machine has {machine_cpus()})",
     ),
     "too many GPUs": (
         ["check", "job.yaml", "rollout.gpus_per_engine=1", "rollout.engines=3", "cluster.gpus=1"],
-        "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPUs on this machine",
+        "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPUs by cluster.gpus "
+        f"(this machine has {machine_gpus()}) (for one GPU: cluster.placement=shared, as in configs/grpo-1gpu.yaml)",
     ),
     "no critic": (
         ["run", "job.yaml", "algorithm={name: ppo}"],

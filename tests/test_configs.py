@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from actors.config import ModelConfig
 from actors.skeleton import write_skeleton
+from launch import machine
 from launch.check import preflight
 from launch.config import RunConfig, load
 
@@ -55,8 +56,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_passes_check(path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads, and has a model, data, rewards and room; a start from another config's export fits that config."""
+    """Loads, and has a model, data, rewards and room on a machine with the CPUs and GPUs that it names; a start from
+    another config's export fits that config."""
     config = load(str(path), [])
+    monkeypatch.setattr(machine, "machine_cpus", lambda: config.cluster.cpus or 2)
+    monkeypatch.setattr(machine, "machine_gpus", lambda: config.cluster.gpus or 0)
     given = [value if isinstance(value, dict) else {"": value} for value in (config.data.train, config.data.eval)]
     for file in (file for sources in given for file in sources.values()):
         if file and file.startswith("..") and not (project / file).exists():

@@ -8,9 +8,12 @@ from ray.util.placement_group import PlacementGroup
 from actors.config import UserError
 from launch.capacity import check_nodes
 from launch.config import RunConfig, validate
+from launch.machine import Machine
 from launch.placement import Reservation, demands, reservations
 from launch.reserve import Placement, _by_node, _slots
 from launch.shortage import Node, matches, shortage
+
+MACHINE = Machine(cpus=2, gpus=0, memory=None)
 
 
 def config_for(**sections: Any) -> RunConfig:
@@ -103,12 +106,12 @@ def test_a_machine_alone_is_one_node_without_labels(monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError) as caught:
-        check_nodes(config)
+        check_nodes(config, MACHINE)
     fields = [line.partition(":")[0] for line in caught.value.problems]
     assert fields[:2] == ["cluster.placement", "cluster.driver_labels"]
     assert fields[2:] == ["policy.ranks_per_node", "policy.node_labels", "rollout.resources"]
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    check_nodes(config)
+    check_nodes(config, MACHINE)
 
 
 @pytest.mark.parametrize(

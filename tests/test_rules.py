@@ -736,6 +736,12 @@ CASES: list[tuple[str, str, str]] = [
         "rollout.transfer.backend=ipc; rollout.gpus_per_engine=1; policy.gpus_per_rank=1",
         "rollout.transfer.backend ipc needs cluster.placement shared, got split",
     ),
+    (
+        "grpo",
+        "rollout.transfer.backend=nccl; rollout.gpus_per_engine=1; policy.gpus_per_rank=1; cluster.placement=shared",
+        "rollout.transfer.backend must be ipc with cluster.placement shared, as NCCL refuses two processes on one GPU, "
+        "got nccl",
+    ),
     # Nodes and environment.
     ("grpo", "policy={ranks: 4, ranks_per_node: 3}", "policy.ranks_per_node must divide ranks (4), got 3"),
     (
