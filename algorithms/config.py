@@ -1,10 +1,19 @@
 """Settings of what is learned: data, rewards, and one section per algorithm, tagged by `algorithm.name`."""
 
-from typing import Annotated, Any
+import difflib
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from actors.config import Config, FrozenGroupConfig
+from actors.config import Config, FrozenGroupConfig, refuse_unused
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
@@ -14,8 +23,11 @@ class DataConfig(Config):
     """Where rows come from and how they are read."""
 
     train: str | dict[str, str]
-    """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; for embedding also
-    several of them by name."""
+    """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; or several of them by
+    name: {math: math.jsonl, code: code.jsonl}. The row's set is then its column `source`, unless it has one."""
+    weights: dict[str, NonNegativeFloat] = {}
+    """Share of each of several sets among the rows that are drawn, by their names: {math: 2, code: 1}. Without, each
+    set is drawn in proportion to its rows. Not for embedding and reranker."""
     eval: str | dict[str, str] | None = None
     """Held-out rows, in the same forms; for embedding and reranker also several by name."""
     corpus: str | None = None
@@ -33,13 +45,23 @@ class DataConfig(Config):
     converter: str | None = None
     """`module:function` or `file.py:function` that makes a row of a known convention of each raw row; None drops it."""
     max_length: PositiveInt = 1024
-    """Longest sequence of the sft, reward and dpo jobs, in tokens; a longer one is an error."""
+    """Longest sequence of the sft, reward and dpo jobs, in tokens; `overlong` says what becomes of a longer one."""
+    overlong: Literal["error", "drop", "truncate"] = "error"
+    """What a row is that is longer than `max_length`, in reinforcement learning than `rollout.max_prompt_tokens`: an
+    error, left out, or cut at `truncation_side`. Rows that cannot be cut so are left out. Both are counted."""
+    truncation_side: Literal["left", "right"] = "left"
+    """Side at which `overlong: truncate` cuts. sft: the sequence, with its mask. reward and dpo, left: the prompt, and
+    the responses stay whole; right: the responses, and the prompt stays whole. Reinforcement learning: the prompt, left
+    only. A first BOS token stays."""
     shuffle: bool = True
     """Visit rows in an order drawn anew each epoch from `run.seed`."""
     limit: PositiveInt | None = None
     """Use only the first so many training rows that the converter keeps."""
     eval_limit: PositiveInt | None = None
     """Use only the first so many evaluation rows."""
+    eval_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Without `eval`: the share of the training rows that is held out for evaluation, at least one row. The draw is the
+    same for every `run.seed`, so that runs compare. Not for embedding and reranker."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod
@@ -48,6 +70,37 @@ class DataConfig(Config):
         if isinstance(value, str) or named or (value is None and info.field_name == "eval"):
             return value
         raise ValueError(f": must be a source, or sources by name, got {value!r}")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.eval_fraction is not None and self.eval is not None:
+            raise ValueError(f"eval_fraction must be left out with data.eval, got {self.eval_fraction:g}")
+        if self.eval is None and self.eval_limit is not None:
+            raise ValueError(f"eval_limit must be left out without data.eval, got {self.eval_limit}")
+        if self.overlong != "truncate":
+            refuse_unused(self, "truncation_side", why=f"with overlong {self.overlong}, which cuts nothing")
+        if self.weights:
+            _check_weights(self.weights, self.train)
+        return self
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return self.eval is not None or self.eval_fraction is not None
+
+
+def _check_weights(weights: dict[str, float], train: str | dict[str, str]) -> None:
+    if isinstance(train, str):
+        raise ValueError(f"weights needs several sets in data.train, {{name: source}}, got one, {train}")
+    for name in weights:
+        if name not in train:
+            hint = difflib.get_close_matches(name, train, 1)
+            near = f" (did you mean {hint[0]}?)" if hint else ""
+            raise ValueError(f"weights.{name} must be the name of a set in data.train ({', '.join(train)}){near}")
+    if missing := [name for name in train if name not in weights]:
+        raise ValueError(f"weights must name every set in data.train, got none for {', '.join(missing)}")
+    if not any(weights.values()):
+        raise ValueError(f"weights must be above 0 for a set, got 0 for {', '.join(weights)}")
 
 
 class RewardFunction(Config):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from actors.config import UserError
 from algorithms import readers
 from algorithms.config import DataConfig
+from algorithms.readers import at_row
 from algorithms.reward_functions import nearest
 from algorithms.sources import Row
 
@@ -114,6 +115,24 @@ _CONVENTIONS: dict[Use, tuple[Convention, ...]] = {
 }
 
 
+_ALSO_READ: dict[Use, set[str]] = {
+    "sft": {"input", "system"},
+    "rl": set(),
+    "pairs": set(),
+    "unpaired": set(),
+}
+"""Columns beside those of the conventions that are read where they are there."""
+
+
+def read_examples(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row], list[Any]]:
+    """The convention of the rows, the rows after `data.columns` was applied, and what is read in each.
+
+    Raises UserError as `detect` does, and with the row's number for one whose values are not what they must be.
+    """
+    convention, rows = detect(rows, data, use, field)
+    return convention, rows, [at_row(index, field, convention.read, row) for index, row in enumerate(rows)]
+
+
 def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row]]:
     """The convention of `rows`, and the rows after `data.columns` was applied (under both names).
 
@@ -123,6 +142,8 @@ def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Con
     Raises:
         UserError: no convention or several fit the first row, or a row lacks a column; names columns and nearest name.
     """
+    if use != "rl":  # there a reward may take any column
+        _check_names(data.columns, use)
     rows = [_rename(row, data.columns, number, field) for number, row in enumerate(rows, start=1)]
     conventions = _CONVENTIONS[use]
     fitting = [convention for convention in conventions if rows[0].keys() >= set(convention.columns)]
@@ -147,6 +168,18 @@ def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Con
     if found[0] is QUESTION_ANSWER:
         rows = [row | {"prompt": row["question"]} for row in rows]
     return found[0], rows
+
+
+def _check_names(columns: dict[str, str], use: Use) -> None:
+    """Raise UserError for a name in data.columns that no convention reads."""
+    reads = {name for convention in _CONVENTIONS[use] for name in (*convention.columns, *convention.optional)}
+    reads |= _ALSO_READ[use]
+    for new, old in columns.items():
+        if new not in reads:
+            raise UserError(
+                f"data.columns.{new}: must be a column that is read, one of {', '.join(sorted(reads))}"
+                f"{nearest(new, reads)}, got {new} for {old}"
+            )
 
 
 def _most_specific(conventions: list[Convention]) -> list[Convention]:

@@ -1,7 +1,8 @@
-"""Rows to token ids: prompts for reinforcement learning, masked sequences for SFT, and the order of visiting them."""
+"""Rows to token ids: prompts for reinforcement learning, masked sequences for SFT."""
 
 import re
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 from actors.batch import Prompt, Sequence
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.conventions import detect
-from algorithms.readers import Completion, Dialogue, Example, Message, RowError, Text
-from algorithms.rendering import check_token_lengths, encode_texts, render_messages, with_system_prompt
-from algorithms.sources import Row, read_rows
+from algorithms.conventions import read_examples
+from algorithms.overlong import Reading, cut_sequence, shortened
+from algorithms.readers import Completion, Dialogue, Example, Message, RowError, Text, at_row
+from algorithms.rendering import bos_of, bounds, check_some_tokens, encode_texts, render_messages, with_system_prompt
+from algorithms.sources import Row, check_source_settings, read_rows
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -24,24 +26,39 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def load_rows(data: DataConfig, field: Literal["data.train", "data.eval"], *, at_most: int | None = None) -> list[Row]:
-    """The training or evaluation rows that `data` names, as data.converter leaves them; `at_most` so many.
+    """The training or evaluation rows of the one source that `data` names; see load_sets."""
+    [rows] = load_sets(data, field, at_most=at_most).values()
+    return rows
 
-    data.limit and data.eval_limit count the rows that the converter keeps, and so do the numbers in later messages.
-    Raises UserError as read_rows does.
+
+def load_sets(
+    data: DataConfig, field: Literal["data.train", "data.eval"], *, at_most: int | None = None
+) -> dict[str, list[Row]]:
+    """The training or evaluation rows of each source that `data` names, as data.converter leaves them; `at_most` so
+    many of each. A single source has the name "". Rows of several get a column `source`, unless they have one.
+
+    data.limit and data.eval_limit count the rows of a source that the converter keeps, and so do the numbers in later
+    messages. Raises UserError as read_rows and check_source_settings do.
     """
     train = field == "data.train"
-    source, limit = (data.train, data.limit) if train else (data.eval, data.eval_limit)
-    if source is None:
+    given, limit = (data.train, data.limit) if train else (data.eval, data.eval_limit)
+    if given is None:
         raise UserError(f"{field}: required, got nothing")
-    assert isinstance(source, str), "only embedding models and rerankers have several sources, and read them otherwise"
-    return read_rows(
-        source,
-        split=data.split if train else data.eval_split,
-        arguments=data.arguments,
-        limit=min((count for count in (limit, at_most) if count is not None), default=None),
-        field=field,
-        converter=data.converter,
-    )
+    check_source_settings(data)
+    found = {
+        name: read_rows(
+            source,
+            split=data.split if train else data.eval_split,
+            arguments=data.arguments,
+            limit=min((count for count in (limit, at_most) if count is not None), default=None),
+            field=f"{field}.{name}" if name else field,
+            converter=data.converter,
+        )
+        for name, source in ({"": given} if isinstance(given, str) else given).items()
+    }
+    if isinstance(given, str):
+        return found
+    return {name: [{"source": name} | row for row in rows] for name, rows in found.items()}
 
 
 def prompts(
@@ -54,28 +71,46 @@ def prompts(
 ) -> list[Prompt]:
     """Render every row up to where the model's answer begins.
 
-    A string becomes a user turn where the tokenizer has a chat template, and plain text where it has none.
+    A string becomes a user turn where the tokenizer has a chat template, and plain text where it has none. A prompt of
+    more than `max_prompt_tokens` is an error, left out, or without its beginning, as data.overlong says.
 
     Raises:
-        UserError: a row that fits no convention, cannot be rendered, is empty or is longer than `max_prompt_tokens`.
+        UserError: a row that fits no convention, cannot be rendered, is empty or too long.
     """
-    convention, rows = detect(rows, data, "rl", field)
-    texts, contents = [], []
-    for number, row in enumerate(rows, start=1):
-        try:
-            value = convention.read(row)
-            texts.append(_render_prompt(value, data, tokenizer))
-        except RowError as error:
-            raise UserError(f"{field}: row {number}: {error}") from error
-        contents.append(value if isinstance(value, str) else _last_user_content(value))
-    token_ids = encode_texts(texts, tokenizer, plain=tokenizer.chat_template is None)
-    check_token_lengths(
-        [len(ids) for ids in token_ids], max_prompt_tokens, "prompt", "rollout.max_prompt_tokens", field
+    return prompt_reading(rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=field).items()
+
+
+def prompt_reading(
+    rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, max_prompt_tokens: int, field: str
+) -> Reading[Prompt]:
+    """Rows read as prompts, not yet rendered; raises UserError for a row that fits no convention or is empty."""
+    convention, rows, values = read_examples(rows, data, "rl", field)
+
+    def encode(indices: Items[int]) -> list[Prompt]:
+        texts = [at_row(index, field, _render_prompt, values[index], data, tokenizer) for index in indices]
+        token_ids = encode_texts(texts, tokenizer, plain=tokenizer.chat_template is None)
+        check_some_tokens(token_ids, indices, "prompt", field)
+        return [
+            Prompt(index=index, token_ids=ids, text=prompt_text(values[index]), row=rows[index])
+            for index, ids in zip(indices, token_ids, strict=True)
+        ]
+
+    def cut(prompt: Prompt) -> Prompt:
+        return replace(prompt, token_ids=shortened(prompt.token_ids, max_prompt_tokens, bos_of(tokenizer)))
+
+    return Reading(
+        convention=convention,
+        rows=rows,
+        examples=values,
+        data=data,
+        field=field,
+        limit=max_prompt_tokens,
+        rule="rollout.max_prompt_tokens",
+        encode=encode,
+        length=lambda prompt: len(prompt.token_ids),
+        cut=cut,
+        **bounds(tokenizer),
     )
-    return [
-        Prompt(index=index, token_ids=ids, text=text, row=row)
-        for index, (ids, text, row) in enumerate(zip(token_ids, contents, rows, strict=True))
-    ]
 
 
 def sequences(
@@ -89,21 +124,48 @@ def sequences(
     """Render every row whole, and mark the tokens that SFT imitates.
 
     `completions` marks assistant turns and completions, each with its end-of-turn token (of a prompt-completion row
-    only the completion's), and all of a plain text; `all` marks every token. The first token is never marked.
+    only the completion's), and all of a plain text; `all` marks every token. The first token is never marked. A
+    sequence longer than data.max_length is an error, left out, or cut with its mask, as data.overlong says.
 
     Raises:
-        UserError: a row that fits no convention, cannot be rendered, is longer than `data.max_length` or has no
-            token to train on.
+        UserError: a row that fits no convention, cannot be rendered, is too long or has no token to train on.
     """
-    convention, rows = detect(rows, data, "sft", field)
-    found = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            found.append(_sequence(convention.read(row), data, tokenizer, train_on))
-        except RowError as error:
-            raise UserError(f"{field}: row {number}: {error}") from error
-    check_token_lengths([len(sequence) for sequence in found], data.max_length, "sequence", "data.max_length", field)
-    return found
+    return sequence_reading(rows, data, tokenizer, train_on=train_on, field=field).items()
+
+
+def sequence_reading(
+    rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, train_on: TrainOn, field: str
+) -> Reading[Sequence]:
+    """Rows read as examples for SFT, not yet rendered; raises UserError for a row that fits no convention."""
+    convention, rows, examples = read_examples(rows, data, "sft", field)
+    limit = data.max_length
+
+    def encode(indices: Items[int]) -> list[Sequence]:
+        found = [at_row(index, field, _sequence, examples[index], data, tokenizer, train_on) for index in indices]
+        check_some_tokens(found, indices, "sequence", field)
+        return found
+
+    return Reading(
+        convention=convention,
+        rows=rows,
+        examples=examples,
+        data=data,
+        field=field,
+        limit=limit,
+        rule="data.max_length",
+        encode=encode,
+        length=len,
+        cut=lambda sequence: cut_sequence(sequence, limit, data.truncation_side, bos_of(tokenizer)),
+        **bounds(tokenizer),
+    )
+
+
+def prompt_text(value: str | list[Message]) -> str:
+    """A prompt as reward functions and people see it: of messages, the last user turn."""
+    if isinstance(value, str):
+        return value
+    users = [message["content"] for message in value if message["role"] == "user"]
+    return users[-1] if users else value[-1]["content"]
 
 
 def _render_prompt(value: str | list[Message], data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -113,11 +175,6 @@ def _render_prompt(value: str | list[Message], data: DataConfig, tokenizer: "Pre
         return value
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
     return render_messages(with_system_prompt(messages, data), tokenizer, add_generation_prompt=True)
-
-
-def _last_user_content(messages: list[Message]) -> str:
-    users = [message["content"] for message in messages if message["role"] == "user"]
-    return users[-1] if users else messages[-1]["content"]
 
 
 def _sequence(example: Example, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn) -> Sequence:
@@ -214,50 +271,3 @@ def _prefix(
             f"cannot be masked; use a chat template with {{% generation %}} markers or algorithm.train_on all"
         )
     return token_ids
-
-
-class Batches:
-    """The order in which rows are visited: every row once an epoch, in an order drawn from (seed, epoch).
-
-    The state is two numbers, so that a resumed run continues with the very next row.
-
-    Example: Batches(3, seed=0, shuffle=False).next(4) gives [0, 1, 2, 0].
-    """
-
-    def __init__(self, rows: int, *, seed: int, shuffle: bool) -> None:
-        if rows < 1:
-            raise ValueError(f"rows must be at least 1, got {rows}")
-        self._rows, self._seed, self._shuffle = rows, seed, shuffle
-        self.epoch = 0
-        self.position = 0
-        self._order = self._draw()
-
-    def next(self, count: int) -> list[int]:
-        """The next `count` row indices; goes on into the next epoch where this one ends."""
-        taken: list[int] = []
-        while len(taken) < count:
-            if self.position == self._rows:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._draw()
-            part = self._order[self.position : self.position + count - len(taken)]
-            taken.extend(part)
-            self.position += len(part)
-        return taken
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and position, and the number of rows they belong to."""
-        return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from `state`. Raises UserError when the data has another number of rows than then."""
-        if state["rows"] != self._rows:
-            raise UserError(f"data.train: must hold the checkpoint's {state['rows']} rows to resume, got {self._rows}")
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._draw()
-
-    def _draw(self) -> Items[int]:
-        if not self._shuffle:
-            return range(self._rows)
-        # Seed sequences take no negative numbers; a negative run.seed is its two's complement.
-        entropy = [self._seed % 2**64, self.epoch]
-        return np.random.default_rng(entropy).permutation(self._rows).tolist()

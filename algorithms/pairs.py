@@ -4,7 +4,9 @@ A response ends as a rollout ends, with the end-of-sequence token; what a chat t
 The prompt is what a rollout would start from, so that both responses of a pair begin with the same token ids.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +14,10 @@ import numpy as np
 from actors.batch import Sequence
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.conventions import detect
-from algorithms.readers import Answer, Completion, Judgement, Message, Preference, RowError
-from algorithms.rendering import check_token_lengths, encode_texts, render_messages, with_system_prompt
+from algorithms.conventions import read_examples
+from algorithms.overlong import Reading, cut_responses
+from algorithms.readers import Answer, Completion, Judgement, Message, RowError, at_row
+from algorithms.rendering import bos_of, bounds, encode_texts, render_messages, with_system_prompt
 from algorithms.sources import Row
 
 if TYPE_CHECKING:
@@ -54,48 +57,113 @@ def pairs(
 ) -> list[Pair]:
     """Render both responses of every row.
 
+    A sequence longer than data.max_length is an error, or its pair is left out or cut, as data.overlong says: at the
+    left the prompt of both, so that the responses stay whole; at the right the responses, which then lack their end.
+
     Raises:
         UserError: a row that fits no convention of pairs, cannot be rendered, has an empty response, two responses
-            of the same tokens or one that makes the sequence longer than `data.max_length`.
+            of the same tokens or one that makes the sequence too long.
     """
-    convention, rows = detect(rows, data, "pairs", field)
-    texts: list[tuple[str, str]] = []
-    margins = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            preference: Preference = convention.read(row)
-            texts += [_split_text(answer, data, tokenizer) for answer in (preference.chosen, preference.rejected)]
-        except RowError as error:
-            raise UserError(f"{field}: row {number}: {error}") from error
-        margins.append(preference.margin)
-    found = _encoded(texts, tokenizer)
-    chosen, rejected = found[::2], found[1::2]
-    for number, (better, worse) in enumerate(zip(chosen, rejected, strict=True), start=1):
-        if np.array_equal(better.token_ids, worse.token_ids):
-            raise UserError(f"{field}: row {number}: chosen and rejected must differ, both became the same tokens")
-    _check_lengths([max(map(len, two)) for two in zip(chosen, rejected, strict=True)], chosen, data, field)
-    return [
-        Pair(chosen=better, rejected=worse, margin=margin)
-        for better, worse, margin in zip(chosen, rejected, margins, strict=True)
-    ]
+    return pair_reading(rows, data, tokenizer, field=field).items()
+
+
+def pair_reading(
+    rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, field: str
+) -> Reading[Pair]:
+    """Rows read as preferences, not yet rendered; raises UserError for a row that is none."""
+    convention, rows, examples = read_examples(rows, data, "pairs", field)
+    limit, side = data.max_length, data.truncation_side
+
+    def encode(indices: Items[int]) -> list[Pair]:
+        texts: list[tuple[str, str]] = []
+        for index in indices:
+            for answer in (examples[index].chosen, examples[index].rejected):
+                texts.append(at_row(index, field, _split_text, answer, data, tokenizer))
+        found = _encoded(texts, tokenizer)
+        _check_prompts(found[::2], indices, field)
+        return [
+            _pair(better, worse, examples[index].margin, index, field)
+            for better, worse, index in zip(found[::2], found[1::2], indices, strict=True)
+        ]
+
+    def cut(pair: Pair) -> Pair | None:
+        made = cut_responses([pair.chosen, pair.rejected], limit, side, bos_of(tokenizer))
+        return replace(pair, chosen=made[0], rejected=made[1]) if made else None
+
+    return Reading(
+        convention=convention,
+        rows=rows,
+        examples=examples,
+        data=data,
+        field=field,
+        limit=limit,
+        rule="data.max_length",
+        encode=encode,
+        length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
+        cut=cut,
+        **bounds(tokenizer),
+    )
+
+
+def _pair(better: Sequence, worse: Sequence, margin: float, index: int, field: str) -> Pair:
+    if np.array_equal(better.token_ids, worse.token_ids):
+        raise UserError(f"{field}: row {index + 1}: chosen and rejected must differ, both became the same tokens")
+    return Pair(chosen=better, rejected=worse, margin=margin)
 
 
 def judged(
     rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, field: str = "data.train"
 ) -> list[Judged]:
-    """Render every row's prompt and completion. Raises UserError as pairs does, and for labels of another kind."""
-    convention, rows = detect(rows, data, "unpaired", field)
-    texts, labels = [], []
-    for number, row in enumerate(rows, start=1):
-        try:
-            judgement: Judgement = convention.read(row)
-            texts.append(_split_text(judgement.answer, data, tokenizer))
-        except RowError as error:
-            raise UserError(f"{field}: row {number}: {error}") from error
-        labels.append(judgement.desirable)
-    found = _encoded(texts, tokenizer)
-    _check_lengths([len(sequence) for sequence in found], found, data, field)
-    return [Judged(sequence=sequence, desirable=label) for sequence, label in zip(found, labels, strict=True)]
+    """Render every row's prompt and completion, long ones as `pairs` does.
+
+    Raises UserError as pairs does, and for labels of another kind.
+    """
+    return judged_reading(rows, data, tokenizer, field=field).items()
+
+
+def judged_reading(
+    rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, field: str
+) -> Reading[Judged]:
+    """Rows read as judgements, not yet rendered; raises UserError for a row that is none."""
+    convention, rows, examples = read_examples(rows, data, "unpaired", field)
+    limit, side = data.max_length, data.truncation_side
+
+    def encode(indices: Items[int]) -> list[Judged]:
+        texts = [at_row(index, field, _split_text, examples[index].answer, data, tokenizer) for index in indices]
+        found = _encoded(texts, tokenizer)
+        _check_prompts(found, indices, field)
+        return [
+            Judged(sequence=sequence, desirable=examples[index].desirable)
+            for sequence, index in zip(found, indices, strict=True)
+        ]
+
+    def cut(item: Judged) -> Judged | None:
+        made = cut_responses([item.sequence], limit, side, bos_of(tokenizer))
+        return replace(item, sequence=made[0]) if made else None
+
+    return Reading(
+        convention=convention,
+        rows=rows,
+        examples=examples,
+        data=data,
+        field=field,
+        limit=limit,
+        rule="data.max_length",
+        encode=encode,
+        length=lambda item: len(item.sequence),
+        cut=cut,
+        **bounds(tokenizer),
+    )
+
+
+def check_both_labels(examples: Iterable[Judgement], field: str) -> None:
+    """Raise UserError unless there are desirable and undesirable responses: KTO learns from their difference."""
+    labels = [example.desirable for example in examples]
+    if len(set(labels)) == 1:
+        raise UserError(
+            f"{field}: loss kto needs rows of both labels, true and false, got {str(labels[0]).lower()} in all "
+            f"{len(labels):,} rows"
+        )
 
 
 def prompt_length(sequence: Sequence) -> int:
@@ -103,11 +171,10 @@ def prompt_length(sequence: Sequence) -> int:
     return int(sequence.action_mask.argmax())
 
 
-def _check_lengths(lengths: list[int], answered: list[Sequence], data: DataConfig, field: str) -> None:
-    for number, sequence in enumerate(answered, start=1):
-        if sequence.action_mask[0]:
-            raise UserError(f"{field}: row {number}: prompt has no tokens")
-    check_token_lengths(lengths, data.max_length, "sequence", "data.max_length", field)
+def _check_prompts(answered: list[Sequence], indices: Items[int], field: str) -> None:
+    for sequence, index in zip(answered, indices, strict=True):
+        if not len(sequence) or sequence.action_mask[0]:
+            raise UserError(f"{field}: row {index + 1}: prompt has no tokens")
 
 
 def _split_text(answer: Answer, data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:

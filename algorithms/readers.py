@@ -1,9 +1,11 @@
 """Rows of known conventions as examples: what of a row is given, and what is learned from or compared."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from actors.config import UserError
 from algorithms.reward_functions import nearest
 from algorithms.sources import Row, kind_of
 
@@ -69,6 +71,14 @@ class RowError(ValueError):
     """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
 
 
+def at_row(index: int, field: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` makes of the row of this index; raises UserError with field and number for what is wrong."""
+    try:
+        return function(*arguments)
+    except RowError as error:
+        raise UserError(f"{field}: row {index + 1}: {error}") from error
+
+
 def messages_of(value: Any, column: str) -> list[Message]:
     """Check a list of {role, content} messages. Raises RowError."""
     if not isinstance(value, list) or not value:
@@ -80,19 +90,38 @@ def messages_of(value: Any, column: str) -> list[Message]:
             raise RowError(
                 f"content of message {number} of column {column} must be text, got {kind_of(message.get('content'))}"
             )
+        if _says_nothing(message):
+            raise RowError(
+                f"content of message {number} of column {column} must not be empty, got {message['content']!r}"
+            )
     return value
+
+
+def _says_nothing(message: Message) -> bool:
+    """Whether a turn of somebody who must say something is empty: a tool, or a system prompt, may be."""
+    if message["role"] not in ("user", "assistant") or message.get("tool_calls"):
+        return False
+    return not message["content"].strip()
 
 
 def _text_of(row: Row, column: str) -> str:
     value = row[column]
     if not isinstance(value, str):
         raise RowError(f"column {column} must be text, got {kind_of(value)}")
+    return _filled(value, column)
+
+
+def _filled(value: str, column: str) -> str:
+    if not value.strip():
+        raise RowError(f"column {column} must not be empty, got {kind_of(value)}")
     return value
 
 
 def _text_or_messages(row: Row, column: str) -> str | list[Message]:
     value = row[column]
-    return value if isinstance(value, str) else messages_of(value, column)
+    if value is None or not isinstance(value, str | list):
+        raise RowError(f"column {column} must be text or messages, got {kind_of(value)}")
+    return _filled(value, column) if isinstance(value, str) else messages_of(value, column)
 
 
 def _as_messages(value: str | list[Message], role: str) -> list[Message]:
@@ -117,7 +146,10 @@ def read_sharegpt(row: Row) -> Example:
         if speaker not in _SHAREGPT_ROLES:
             near = nearest(str(speaker), _SHAREGPT_ROLES)
             raise RowError(f"turn {number} of column conversations has unknown from {speaker!r}{near}")
-        messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]})
+        message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
+        if _says_nothing(message):
+            raise RowError(f"turn {number} of column conversations must not be empty, got {turn['value']!r}")
+        messages.append(message)
     return Dialogue(messages=messages, given=0)
 
 
@@ -131,7 +163,7 @@ def read_prompt_completion(row: Row) -> Example:
 
 def read_alpaca(row: Row) -> Example:
     prompt = _text_of(row, "instruction")
-    if row.get("input"):
+    if str(row.get("input") or "").strip():
         prompt += "\n\n" + _text_of(row, "input")
     output = _text_of(row, "output")
     if not row.get("system"):
@@ -153,11 +185,20 @@ def _asks(value: str | list[Message], column: str) -> str | list[Message]:
     return value
 
 
+def check_answer(row: Row) -> None:
+    """Raise RowError for a row whose answer, which rewards compare with, is empty."""
+    answer = row.get("answer", 0)
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        raise RowError(f"column answer must not be empty, got {answer!r}")
+
+
 def read_prompt(row: Row) -> str | list[Message]:
+    check_answer(row)
     return _asks(_text_or_messages(row, "prompt"), "prompt")
 
 
 def read_prompt_messages(row: Row) -> str | list[Message]:
+    check_answer(row)
     return _asks(messages_of(row["messages"], "messages"), "messages")
 
 

@@ -1,5 +1,6 @@
 """From messages to text by the chat template, and from text to token ids: what all jobs share."""
 
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
@@ -45,13 +46,33 @@ def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plai
     return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
 
 
-def check_token_lengths(lengths: list[int], limit: int, what: str, rule: str, field: str) -> None:
-    """Raise UserError when a row of `lengths` has no tokens, or more than `limit`, which is called `rule`."""
-    if 0 in lengths:
-        raise UserError(f"{field}: row {lengths.index(0) + 1}: {what} has no tokens")
-    over = [number for number, length in enumerate(lengths, start=1) if length > limit]
-    if over:
-        raise UserError(
-            f"{field}: row {over[0]}: {what} has {lengths[over[0] - 1]} tokens, {rule} is {limit} "
-            f"({len(over)} of {len(lengths)} rows are longer, the longest has {max(lengths)})"
-        )
+def bos_of(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """The token that begins a sequence, where the tokenizer has one."""
+    bos: Any = tokenizer.bos_token_id
+    return bos
+
+
+def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str, field: str) -> None:
+    """Raise UserError when what became of a row has no tokens; `indices` are those of the rows."""
+    for index, item in zip(indices, found, strict=True):
+        if not len(item):
+            raise UserError(f"{field}: row {index + 1}: {what} has no tokens")
+
+
+def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
+    """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`.
+
+    An exchange as the template writes it, twice as long for safety; a normalizer makes at most three bytes of one, a
+    compatibility one (NFKC, NFKD) eighteen characters.
+    """
+    if tokenizer is None:
+        return {}
+    overhead = 0
+    if tokenizer.chat_template is not None:
+        exchange = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        try:
+            overhead = 2 * len(render_messages(exchange, tokenizer).encode())
+        except RowError:  # a template that refuses this exchange: then every row is looked at
+            overhead = 2**31
+    normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")
+    return {"overhead": overhead, "growth": 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1}

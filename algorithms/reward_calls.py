@@ -88,8 +88,10 @@ def load_reward_function(function: RewardFunction, index: int, label: str) -> Lo
     )
 
 
-def check_signature(function: RewardFunction, columns: Collection[str], index: int = 0) -> None:
-    """Check that the data's `columns` and the configured arguments provide what the function needs.
+def check_signature(
+    function: RewardFunction, columns: Collection[str], index: int = 0, where: str = "data.train"
+) -> None:
+    """Check that the `columns` of the data in `where` and the configured arguments provide what the function needs.
 
     Raises what `resolve` raises, and UserError for a required parameter that nobody provides and for an argument that
     the function does not take or that every call fills.
@@ -99,9 +101,10 @@ def check_signature(function: RewardFunction, columns: Collection[str], index: i
     own = _own_names(call)
     offered = {*columns, *own, *function.arguments}
     missing = [name for name, item in parameters.items() if _required(item) and name not in offered]
+    of = "" if where == "data.train" else f"of {where} "
     problems = [
         f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column nor "
-        f"in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{nearest(name, offered)}"
+        f"in its arguments, got {of}columns {', '.join(sorted(columns)) or 'none'}{nearest(name, offered)}"
         for name in missing
     ]
     for name in function.arguments:

@@ -19,8 +19,8 @@ from actors.group import ActorGroup
 from actors.policy import PolicyWorker
 from actors.rollout_types import Sampling
 from actors.worker import LossFunction, Worker
+from algorithms.batches import Batches
 from algorithms.config_rl import RLConfig
-from algorithms.data import Batches
 from algorithms.estimators import Estimator
 from algorithms.experience import Sample, count_micro_batches, deal_groups, divide, samples_of, split_updates, totals_of
 from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, good_enough

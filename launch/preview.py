@@ -1,9 +1,8 @@
 """The verb `data`: what rows become, token by token, and how long they are."""
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,11 @@ from actors.tokenizer import tokenizer_for
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, SFTConfig
 from algorithms.config_rl import RLConfig
-from algorithms.conventions import Use, detect
-from algorithms.data import load_rows, prompts, sequences
-from algorithms.pairs import Judged, Pair, judged, pairs, prompt_length
-from algorithms.sources import Row
+from algorithms.conventions import Use
+from algorithms.data import load_sets
+from algorithms.overlong import Reading, divided
+from algorithms.pairs import Judged, Pair, prompt_length
+from algorithms.reading import reading_of
 from launch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None) ->
     prompt of a pair is shown once, above its two responses.
 
     Raises:
-        UserError: when data or tokenizer cannot be read. Rows over the length limit are counted, not raised.
+        UserError: when data or tokenizer cannot be read. Rows over the length limit are counted, with what becomes of
+            them; where that is an error it is told, not raised.
     """
     console = console or Console()
     if isinstance(config.algorithm, EncoderConfig):
@@ -47,25 +48,58 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None) ->
     tokenizer = tokenizer_for(config.model)
     fields: list[Field] = ["data.train"] if config.data.eval is None else ["data.train", "data.eval"]
     for field in fields:
-        found = load_rows(config.data, field)
-        shown = rows if field == "data.train" else 0
-        algorithm = config.algorithm
-        if isinstance(algorithm, SFTConfig):
-            _preview_sequences(config, algorithm, found, tokenizer, shown, field, console)
-        elif isinstance(algorithm, DPOConfig) and algorithm.unpaired:
-            _preview_judged(config, found, tokenizer, shown, field, console)
-        elif isinstance(algorithm, RLConfig):
-            _preview_prompts(config, found, tokenizer, shown, field, console)
-        else:
-            _preview_pairs(config, found, tokenizer, shown, field, console)
+        for name, found in load_sets(config.data, field).items():
+            shown = rows if field == "data.train" else 0
+            label = f"{field}.{name}" if name else field
+            limit = config.rollout.max_prompt_tokens
+            reading = reading_of(config.algorithm, found, config.data, tokenizer, max_prompt_tokens=limit, field=label)
+            _preview(config, reading, tokenizer, shown, console)
+
+
+def _preview(
+    config: RunConfig, reading: Reading[Any], tokenizer: "PreTrainedTokenizerFast", shown: int, console: Console
+) -> None:
+    """One set of rows, and what becomes of those that are too long."""
+    algorithm = config.algorithm
+    items = reading.encode(range(len(reading.rows)))
+    kinds: dict[Use, Callable[..., None]] = {
+        "sft": _preview_sequences,
+        "unpaired": _preview_judged,
+        "rl": _preview_prompts,
+        "pairs": _preview_pairs,
+    }
+    use: Use = "pairs"
+    if isinstance(algorithm, SFTConfig):
+        use = "sft"
+    elif isinstance(algorithm, RLConfig):
+        use = "rl"
+    elif isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+        use = "unpaired"
+    _print_convention(config, reading, console)
+    kinds[use](config, items, tokenizer, shown, reading.field, console)
+    tally = reading.tally()
+    reading.limited(items, range(len(items)), tally)
+    if line := reading.account(tally):
+        console.print(f"  {line}", style="bold", highlight=False, markup=False)
+    if config.data.eval_fraction is not None:
+        train, held_out = divided([*range(tally.looked_at - tally.dropped)], config.data.eval_fraction, reading.field)
+        console.print(
+            f"  {len(train):,} rows are trained on, {len(held_out):,} are held out (data.eval_fraction "
+            f"{config.data.eval_fraction:g})",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _preview_prompts(
-    config: RunConfig, rows: list[Row], tokenizer: "PreTrainedTokenizerFast", shown: int, field: Field, console: Console
+    config: RunConfig,
+    found: list[Prompt],
+    tokenizer: "PreTrainedTokenizerFast",
+    shown: int,
+    field: str,
+    console: Console,
 ) -> None:
-    found = prompts(rows, config.data, tokenizer, max_prompt_tokens=sys.maxsize, field=field)
     columns = ", ".join(found[0].row)
-    _print_convention(config, rows, "rl", field, console)
     console.print(f"  reward functions receive the columns {columns}", highlight=False, markup=False)
     for prompt in found[:shown]:
         body = Text(str(tokenizer.decode(prompt.token_ids, skip_special_tokens=False)))
@@ -86,16 +120,12 @@ def _row_table(prompt: Prompt) -> Table:
 
 def _preview_sequences(
     config: RunConfig,
-    algorithm: SFTConfig,
-    rows: list[Row],
+    found: list[Sequence],
     tokenizer: "PreTrainedTokenizerFast",
     shown: int,
-    field: Field,
+    field: str,
     console: Console,
 ) -> None:
-    unlimited = config.data.model_copy(update={"max_length": sys.maxsize})
-    found = sequences(rows, unlimited, tokenizer, train_on=algorithm.train_on, field=field)
-    _print_convention(config, rows, "sft", field, console)
     for number, sequence in enumerate(found[:shown], start=1):
         trained = int(sequence.action_mask.sum())
         title = f"row {number}, {len(sequence)} tokens, {trained} trained on"
@@ -106,11 +136,8 @@ def _preview_sequences(
 
 
 def _preview_pairs(
-    config: RunConfig, rows: list[Row], tokenizer: "PreTrainedTokenizerFast", shown: int, field: Field, console: Console
+    config: RunConfig, found: list[Pair], tokenizer: "PreTrainedTokenizerFast", shown: int, field: str, console: Console
 ) -> None:
-    unlimited = config.data.model_copy(update={"max_length": sys.maxsize})
-    found = pairs(rows, unlimited, tokenizer, field=field)
-    _print_convention(config, rows, "pairs", field, console)
     for number, pair in enumerate(found[:shown], start=1):
         start = prompt_length(pair.chosen)
         chosen, rejected = len(pair.chosen) - start, len(pair.rejected) - start
@@ -147,11 +174,13 @@ def _response_ids(sequence: Sequence) -> NDArray[np.int64]:
 
 
 def _preview_judged(
-    config: RunConfig, rows: list[Row], tokenizer: "PreTrainedTokenizerFast", shown: int, field: Field, console: Console
+    config: RunConfig,
+    found: list[Judged],
+    tokenizer: "PreTrainedTokenizerFast",
+    shown: int,
+    field: str,
+    console: Console,
 ) -> None:
-    unlimited = config.data.model_copy(update={"max_length": sys.maxsize})
-    found = judged(rows, unlimited, tokenizer, field=field)
-    _print_convention(config, rows, "unpaired", field, console)
     for number, item in enumerate(found[:shown], start=1):
         console.print(_judged_panel(number, item, tokenizer, marks=_needs_marks(console)))
     good = sum(item.desirable for item in found)
@@ -191,12 +220,16 @@ def marked(sequence: Sequence, tokenizer: "PreTrainedTokenizerFast", *, marks: b
     return text
 
 
-def _print_convention(config: RunConfig, rows: list[Row], use: Use, field: Field, console: Console) -> None:
-    convention, _ = detect(rows[:1], config.data, use, field)
-    source = config.data.train if field == "data.train" else config.data.eval
-    source = f"{source} after {config.data.converter}" if config.data.converter else source
-    renames = "".join(f", {new} is {old}" for new, old in config.data.columns.items())
-    line = f"{field}: {len(rows)} rows of {source}, convention {convention.name} ({convention.description}{renames})"
+def _print_convention(config: RunConfig, reading: Reading[Any], console: Console) -> None:
+    data, field = config.data, reading.field
+    convention = reading.convention
+    where, _, name = field.removeprefix("data.").partition(".")
+    source = data.train if where == "train" else data.eval
+    source = source[name] if isinstance(source, dict) else source
+    source = f"{source} after {data.converter}" if data.converter else source
+    renames = "".join(f", {new} is {old}" for new, old in data.columns.items())
+    rows = f"{len(reading.rows)} rows"
+    line = f"{field}: {rows} of {source}, convention {convention.name} ({convention.description}{renames})"
     console.print(line, highlight=False, markup=False, style="bold")
 
 

@@ -27,7 +27,8 @@ PLAIN_WIDTH = 120
 
 
 def as_object(findings: Findings) -> dict[str, Any]:
-    """The report as JSON values: config, placement, arithmetic, memory (bytes of one process) and warnings."""
+    """The report as JSON values: config, placement, arithmetic, memory (bytes of one process), rows too long, rewards
+    as called, and warnings."""
     config = findings.config
     groups = [
         {**asdict(item), "zero_stage": _zero_stage(config, item), "bundles": config.cluster.placement}
@@ -39,6 +40,8 @@ def as_object(findings: Findings) -> dict[str, Any]:
         "placement": groups,
         "arithmetic": {**asdict(findings.arithmetic()), "rows": findings.rows, "mean_tokens": findings.mean_tokens},
         "memory": {"parameters": findings.parameters, "processes": memory},
+        "data": findings.notes,
+        "rewards": findings.rewards,
         "warnings": findings.warnings,
     }
 
@@ -53,6 +56,12 @@ def print_tables(findings: Findings) -> None:
     _print_placement(console, findings.config)
     console.print("\n[bold]batches[/]")
     for line in batch_lines(findings):
+        console.print(escape(line))
+    for line in findings.notes:
+        console.print(escape(line))
+    if findings.rewards:
+        console.print("\n[bold]rewards[/] (each function called once)")
+    for line in findings.rewards:
         console.print(escape(line))
     console.print("\n[bold]memory[/] (estimate for each process)")
     _print_memory(console, findings)

@@ -3,6 +3,7 @@
 Every failure is a ValueError whose text begins with the field.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
@@ -42,14 +43,20 @@ def _encoders_fit(config: "RunConfig") -> None:
     name = algorithm.name
     if not isinstance(algorithm, EncoderConfig):
         refuse_unused(data, "corpus", why=f"for {name}, which searches nothing", section="data.")
-        for field, value in {"data.train": data.train, "data.eval": data.eval}.items():
-            if isinstance(value, dict):
-                raise ValueError(f"{field} must be one source for {name}, got {', '.join(value) or 'none'}")
+        if isinstance(data.eval, dict):
+            raise ValueError(f"data.eval must be one source for {name}, got {', '.join(data.eval) or 'none'}")
+        if isinstance(data.train, dict):
+            _sets_are_named(data.train)
         if model.init and model.init.family == "bert":
             raise ValueError(f"model.init.family must be qwen2 or llama for {name}, which reads forward only, got bert")
         return
     refuse_unused(data, "max_length", why=f"for {name}, which reads algorithm.max_tokens", section="data.")
     refuse_unused(data, "system_prompt", why=f"for {name}, which has prompts of its own", section="data.")
+    why = f"for {name}, which cuts texts at algorithm.max_tokens"
+    refuse_unused(data, "overlong", "truncation_side", why=why, section="data.")
+    why = f"for {name}, whose evaluation sets have columns of their own (data.eval)"
+    refuse_unused(data, "eval_fraction", why=why, section="data.")
+    refuse_unused(data, "weights", why=f"for {name}, whose tasks have a share (algorithm.tasks)", section="data.")
     refuse_unused(config.policy, "logprob_chunk_tokens", why=f"for {name}, which has no logits", section="policy.")
     if isinstance(data.train, dict) and not (isinstance(algorithm, EmbeddingConfig) and algorithm.tasks):
         where = "without algorithm.tasks" if isinstance(algorithm, EmbeddingConfig) else f"for {name}"
@@ -69,6 +76,17 @@ def _encoders_fit(config: "RunConfig") -> None:
         )
 
 
+def _sets_are_named(train: dict[str, str]) -> None:
+    if not train:
+        raise ValueError("data.train must name at least one set, got {}")
+    for name in train:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                f"data.train must have names of letters, digits, _, . and - (they are parts of metrics' names), "
+                f"got {name!r}"
+            )
+
+
 def _lengths_fit(config: "RunConfig") -> None:
     if isinstance(config.algorithm, EncoderConfig):
         return
@@ -77,6 +95,11 @@ def _lengths_fit(config: "RunConfig") -> None:
     if rl:
         why = f"for {config.algorithm.name}, which reads rollout.max_prompt_tokens and rollout.max_response_tokens"
         refuse_unused(config.data, "max_length", why=why, section="data.")
+        if config.data.overlong == "truncate" and config.data.truncation_side == "right":
+            raise ValueError(
+                f"data.truncation_side must be left for {config.algorithm.name}: cut at the right, a prompt would lose "
+                f"what is to be answered, got right"
+            )
     if positions is None:
         return
     name = "rollout.max_prompt_tokens + rollout.max_response_tokens" if rl else "data.max_length"
@@ -137,12 +160,14 @@ def _overlong_fits(config: "RunConfig") -> None:
 def _evaluation_is_possible(config: "RunConfig") -> None:
     algorithm = config.algorithm
     rl = isinstance(algorithm, RLConfig)
-    if rl and algorithm.eval_every and config.data.eval is None:
-        raise ValueError(f"algorithm.eval_every needs data.eval, got eval_every {algorithm.eval_every}")
-    if algorithm.stop_when and config.data.eval is None:
-        raise ValueError("algorithm.stop_when needs data.eval, got none")
-    if isinstance(algorithm, OfflineConfig) and algorithm.best_by and config.data.eval is None:
-        raise ValueError(f"algorithm.best_by needs data.eval, got {algorithm.best_by} without")
+    evaluates = config.data.evaluates
+    rows = "data.eval" if isinstance(algorithm, EncoderConfig) else "data.eval or data.eval_fraction"
+    if rl and algorithm.eval_every and not evaluates:
+        raise ValueError(f"algorithm.eval_every needs {rows}, got eval_every {algorithm.eval_every}")
+    if algorithm.stop_when and not evaluates:
+        raise ValueError(f"algorithm.stop_when needs {rows}, got none")
+    if isinstance(algorithm, OfflineConfig) and algorithm.best_by and not evaluates:
+        raise ValueError(f"algorithm.best_by needs {rows}, got {algorithm.best_by} without")
     if algorithm.stop_when and rl and not algorithm.eval_every:
         raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
 

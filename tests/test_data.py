@@ -14,7 +14,8 @@ from actors.batch import Sequence
 from actors.config import ModelInit, UserError
 from actors.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data import Batches, load_rows, prompts, sequences
+from algorithms.batches import Batches
+from algorithms.data import load_rows, prompts, sequences
 from algorithms.pairs import pairs, prompt_length
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)

@@ -1,0 +1,123 @@
+"""The order in which rows are visited, of one set or of several with weights."""
+
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+
+from actors.config import UserError
+
+
+class Batches:
+    """The order in which rows are visited: every row once an epoch, in an order drawn from (seed, epoch).
+
+    The state is two numbers, so that a resumed run continues with the very next row.
+
+    Example: Batches(3, seed=0, shuffle=False).next(4) gives [0, 1, 2, 0].
+    """
+
+    def __init__(self, rows: int, *, seed: int, shuffle: bool) -> None:
+        if rows < 1:
+            raise ValueError(f"rows must be at least 1, got {rows}")
+        self._rows, self._seed, self._shuffle = rows, seed, shuffle
+        self.epoch = 0
+        self.position = 0
+        self._order = self._draw()
+
+    def next(self, count: int) -> list[int]:
+        """The next `count` row indices; goes on into the next epoch where this one ends."""
+        taken: list[int] = []
+        while len(taken) < count:
+            if self.position == self._rows:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._draw()
+            part = self._order[self.position : self.position + count - len(taken)]
+            taken.extend(part)
+            self.position += len(part)
+        return taken
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position, and the number of rows they belong to."""
+        return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from `state`. Raises UserError when the data has another number of rows than then."""
+        if "rows" not in state:
+            raise UserError(
+                f"data.train: must draw from the checkpoint's sets ({', '.join(state['sets'])}) to resume, got one"
+            )
+        if state["rows"] != self._rows:
+            raise UserError(f"data.train: must hold the checkpoint's {state['rows']} rows to resume, got {self._rows}")
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._draw()
+
+    def _draw(self) -> Items[int]:
+        if not self._shuffle:
+            return range(self._rows)
+        # Seed sequences take no negative numbers; a negative run.seed is its two's complement.
+        entropy = [self._seed % 2**64, self.epoch]
+        return np.random.default_rng(entropy).permutation(self._rows).tolist()
+
+
+class WeightedBatches:
+    """The order in which the rows of several sets, one behind the other, are visited.
+
+    Each draw takes the set that is furthest behind its share, so that the shares hold over every stretch of draws;
+    within a set every row comes once before any comes again.
+
+    Example: WeightedBatches({"a": 2, "b": 9}, {"a": 1, "b": 2}, seed=0, shuffle=False).next(4) gives [2, 0, 3, 4].
+    """
+
+    def __init__(self, sizes: dict[str, int], weights: dict[str, float], *, seed: int, shuffle: bool) -> None:
+        starts = np.cumsum([0, *sizes.values()])[:-1].tolist()
+        self._starts = dict(zip(sizes, starts, strict=True))
+        total = sum(weights.values())
+        self._shares = {name: weights[name] / total for name in sizes if weights[name]}
+        self._sets = {
+            name: Batches(size, seed=seed + number, shuffle=shuffle)
+            for number, (name, size) in enumerate(sizes.items())
+            if name in self._shares
+        }
+        self._drawn = dict.fromkeys(self._shares, 0)
+
+    def next(self, count: int) -> list[int]:
+        """The next `count` row indices over all sets."""
+        taken = []
+        for _ in range(count):
+            draws = sum(self._drawn.values()) + 1
+            name = max(self._shares, key=lambda name: self._shares[name] * draws - self._drawn[name])
+            self._drawn[name] += 1
+            taken.append(self._starts[name] + self._sets[name].next(1)[0])
+        return taken
+
+    def state_dict(self) -> dict[str, object]:
+        """The shares, how many rows of each set were drawn by them, and the place in each."""
+        return {
+            "shares": self._shares,
+            "drawn": dict(self._drawn),
+            "sets": {name: rows.state_dict() for name, rows in self._sets.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`. Raises UserError when the sets are others than then, or have other numbers of rows.
+
+        Other weights than then hold from here on: what was drawn before does not count for them.
+        """
+        if "sets" not in state or state["sets"].keys() != self._sets.keys():
+            then = ", ".join(state.get("sets", ["one set"]))
+            raise UserError(
+                f"data.train: must draw from the checkpoint's sets ({then}) to resume, got {', '.join(self._sets)}"
+            )
+        for name, rows in self._sets.items():
+            rows.load_state_dict(state["sets"][name])
+        if state["shares"] == self._shares:
+            self._drawn = dict(state["drawn"])
+
+
+def row_order(
+    sizes: dict[str, int], weights: dict[str, float], *, seed: int, shuffle: bool
+) -> Batches | WeightedBatches:
+    """The order of the rows of one set or several: by `weights`, without them in proportion to the sizes."""
+    if weights:
+        return WeightedBatches(sizes, weights, seed=seed, shuffle=shuffle)
+    return Batches(sum(sizes.values()), seed=seed, shuffle=shuffle)

@@ -1,0 +1,134 @@
+"""Deadlines for code of the user's that runs in this process: converters, generators and the import of their files.
+
+A timer's signal looks at what the call is doing. Past its limit the call is ended; after a second already if it stands
+in a loop of the user's file that nothing can end, so that a plain mistake costs no more than that. Signals reach the
+main thread only: in other threads nothing is watched.
+"""
+
+import ast
+import functools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+_LOOK_EVERY_S = 0.2
+_SURELY_STUCK_S = 1.0
+"""Seconds after which a call that stands in an endless loop is ended, whatever its limit is."""
+
+
+class TooLate(BaseException):
+    """Raised inside a watched call; a BaseException, so that the `except Exception` of the call does not keep it."""
+
+
+class Watch:
+    """Watches one call at a time.
+
+    Example:
+        with Watch(10) as watch:
+            made = watch(function, row)  # raises TooLate("took longer than 10 s (at line 3 of convert.py)")
+    """
+
+    def __init__(self, limit_s: float, file: str | None = None) -> None:
+        """`file`: the user's, in whose loops a call can be known to be stuck; None for the file of what is called."""
+        self._limit_s = limit_s
+        self._file = file
+        self._began: float | None = None
+
+    def __enter__(self) -> "Watch":
+        self._works = threading.current_thread() is threading.main_thread()
+        if self._works:
+            self._handler = signal.signal(signal.SIGALRM, self._look)
+            self._timer = signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._began = None
+        if self._works:
+            signal.setitimer(signal.ITIMER_REAL, *self._timer)
+            signal.signal(signal.SIGALRM, self._handler)
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What `function` returns; raises TooLate."""
+        if self._file is None:
+            self._file = getattr(getattr(function, "__code__", None), "co_filename", None)
+        self._began = time.monotonic()
+        try:
+            return function(*args)
+        finally:
+            self._began = None
+
+    def _look(self, _: int, frame: FrameType | None) -> None:
+        if self._began is None:
+            return
+        passed = time.monotonic() - self._began
+        if reason := stuck(frame, self._file, passed):
+            raise TooLate(reason)
+        if passed > self._limit_s:
+            raise TooLate(f"took longer than {self._limit_s:g} s{place(frame, self._file)}")
+
+
+def stuck(frame: FrameType | None, file: str | None, passed_s: float) -> str | None:
+    """Why a call that has run for `passed_s` seconds and stands at `frame` will never end, or None."""
+    if passed_s < _SURELY_STUCK_S or file is None:
+        return None
+    innermost = frame
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name == file and any(first <= frame.f_lineno <= last for first, last in _endless_loops(file)):
+            return f"never ends: a loop without an end{place(frame, file)}"
+        if name == file and frame is innermost and _sleeps(file, frame.f_lineno):
+            return f"did not end within {_SURELY_STUCK_S:g} s: it sleeps{place(frame, file)}"
+        frame = frame.f_back
+    return None
+
+
+def place(frame: FrameType | None, file: str | None) -> str:
+    """Where in the user's file a call stands, for messages; nothing when it is not in there."""
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return "" if frame is None else f" (line {frame.f_lineno} of {Path(frame.f_code.co_filename).name})"
+
+
+@functools.lru_cache(maxsize=8)
+def _endless_loops(file: str) -> tuple[tuple[int, int], ...]:
+    """First and last line of each loop of a file that has neither a condition nor a way out."""
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return ()
+    exits = ast.Break | ast.Return | ast.Raise | ast.Yield | ast.YieldFrom
+    return tuple(
+        (node.lineno, node.end_lineno or node.lineno)
+        for node in ast.walk(tree)
+        if _has_no_condition(node) and not any(isinstance(inner, exits) for inner in ast.walk(node))
+    )
+
+
+def _has_no_condition(node: ast.AST) -> bool:
+    if isinstance(node, ast.While):
+        return isinstance(node.test, ast.Constant) and bool(node.test.value)
+    if isinstance(node, ast.For) and isinstance(node.iter, ast.Call) and not node.iter.keywords:
+        name = node.iter.func
+        called = name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""
+        return called in ("count", "cycle") and isinstance(name, ast.Name | ast.Attribute)
+    return False
+
+
+def _sleeps(file: str, line: int) -> bool:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    return line <= len(lines) and "sleep(" in lines[line - 1]
+
+
+def stack_of(thread: int) -> FrameType | None:
+    """Where another thread of this process stands now."""
+    return sys._current_frames().get(thread)

@@ -1,0 +1,90 @@
+"""All data of a run: which reading a job has of its rows, and the rows to train on and to evaluate on."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from actors.batch import Prompt
+from algorithms.config import DataConfig
+from algorithms.config_offline import DPOConfig, SFTConfig
+from algorithms.config_rl import RLConfig
+from algorithms.data import load_sets, prompt_reading, sequence_reading
+from algorithms.overlong import Reading, divided
+from algorithms.pairs import check_both_labels, judged_reading, pair_reading
+from algorithms.sources import Row
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+Field = Literal["data.train", "data.eval"]
+
+
+@dataclass(kw_only=True)
+class RunData:
+    """The rows of a run, as its job reads them."""
+
+    train: list[Any] = field(default_factory=list)
+    """Rows of several sets stand one set behind the other."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Rows of each set."""
+    held_out: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """A line for each set of which rows are too long."""
+
+
+def reading_of(
+    algorithm: Any,
+    rows: list[Row],
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    max_prompt_tokens: int,
+    field: str,
+) -> Reading[Any]:
+    """The rows as the algorithm reads them, not yet rendered.
+
+    Raises UserError for rows that fit no convention, are empty, or for KTO are all of one label.
+    """
+    if isinstance(algorithm, RLConfig):
+        return prompt_reading(rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=field)
+    if isinstance(algorithm, SFTConfig):
+        return sequence_reading(rows, data, tokenizer, train_on=algorithm.train_on, field=field)
+    if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+        reading = judged_reading(rows, data, tokenizer, field=field)
+        if field != "data.eval":
+            check_both_labels(reading.examples, field)
+        return reading
+    return pair_reading(rows, data, tokenizer, field=field)
+
+
+def run_data(
+    algorithm: Any, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, max_prompt_tokens: int
+) -> RunData:
+    """Load, render and tokenise all rows to train on and to evaluate on; of data.eval_fraction, every set its share.
+
+    Raises UserError as `load_sets`, `Reading.items` and `divided` do.
+    """
+    found = RunData()
+    fields: list[Field] = ["data.train"] if data.eval is None else ["data.train", "data.eval"]
+    for where in fields:
+        for name, rows in load_sets(data, where).items():
+            label = f"{where}.{name}" if name else where
+            reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
+            tally = reading.tally()
+            items = reading.items(tally)
+            found.notes += [note] if (note := reading.account(tally)) else []
+            if where == "data.eval":
+                found.held_out += items
+                continue
+            if data.eval_fraction is not None:
+                items, held_out = divided(items, data.eval_fraction, label)
+                found.held_out += held_out
+            found.sizes[name] = len(items)
+            found.train += items
+    if len(found.sizes) > 1 and isinstance(algorithm, RLConfig):
+        found.train = _numbered(found.train)
+    return found
+
+
+def _numbered(prompts: list[Prompt]) -> list[Prompt]:
+    """Prompts of several sets with numbers of their own."""
+    return [replace(prompt, index=index) for index, prompt in enumerate(prompts)]

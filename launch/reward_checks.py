@@ -1,0 +1,214 @@
+"""Calls each reward function once before anything starts, in a process of its own with a deadline.
+
+The processes start with the check, so that what a function imports is read while the check reads model and data.
+"""
+
+import json
+import os
+import pickle
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from algorithms.config import DataConfig, RewardConfig
+from algorithms.reward_calls import Samples
+from algorithms.reward_functions import nearest
+from algorithms.reward_probe import Request, Trial
+
+NEUTRAL = "A sample completion."
+"""What a function is called with beside a row's own answer."""
+_OWN_ANSWERS = ("answer", "solution", "completion", "response", "target", "ground_truth")
+_IMPORT_S, _CALL_S = 10.0, 10.0
+"""Longest time that the check waits for an import and for a call."""
+_GRACE_S = 1.0
+"""What a process may take longer than it may: beyond, it is held by code that lets no thread run, and is killed."""
+_PROMPT_COLUMNS = ("prompt", "messages", "question", "answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A training row to call rewards with."""
+
+    number: int
+    prompt: str
+    row: dict[str, Any]
+
+    @property
+    def own_answer(self) -> str | None:
+        """The column whose value is the row's own answer, if there is one."""
+        return next((name for name in _OWN_ANSWERS if isinstance(self.row.get(name), str | int | float)), None)
+
+    def samples(self) -> Samples:
+        """Its own answer and a neutral text as completions; without an answer two neutral ones."""
+        own = str(self.row[self.own_answer]) if self.own_answer else f"{NEUTRAL} {NEUTRAL}"
+        columns = {name: [value, value] for name, value in self.row.items()}
+        return Samples(prompts=[self.prompt] * 2, completions=[own, NEUTRAL], columns=columns)
+
+
+@dataclass(kw_only=True)
+class Called:
+    """What came of calling the reward functions."""
+
+    lines: list[str] = field(default_factory=list)
+    """For people: what each function gave."""
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class RewardProbe:
+    """The processes of all reward functions; a context manager that ends them.
+
+    Example:
+        with RewardProbe(config.reward) as probe:
+            ...  # read model and data
+            called = probe.finish(config.data, columns, examples)
+    """
+
+    def __init__(self, reward: RewardConfig) -> None:
+        self._reward = reward
+        self._processes: list[tuple[subprocess.Popen[bytes], int]] = []
+
+    def __enter__(self) -> "RewardProbe":
+        for index, function in enumerate(self._reward.functions):
+            process, pipe = _start()
+            self._processes.append((process, pipe))
+            call_s = min(self._reward.deadline_s, _CALL_S)
+            _send(process, pickle.dumps(Request(function=function, index=index, import_s=_IMPORT_S, call_s=call_s)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, pipe in self._processes:
+            process.kill()
+            process.wait()
+            os.close(pipe)
+            if process.stdin:
+                process.stdin.close()
+
+    def finish(self, data: DataConfig, columns: dict[str, list[str]] | None, examples: list[Example]) -> Called:
+        """Call every function on the examples, unless nothing is known of the data; what came of it."""
+        found, known = Called(), None
+        try:
+            known = pickle.dumps(Trial(columns=columns, batches=[example.samples() for example in examples]))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            found.warnings.append(f"reward.functions: not called here, as a row cannot be passed on ({error})")
+        imported: list[dict[str, Any]] = []
+        trial = known or pickle.dumps(Trial(columns=None, batches=[]))
+        for process, _ in self._processes:
+            _send(process, trial)
+        for index, (process, pipe) in enumerate(self._processes):
+            for event in _events(process, pipe, _IMPORT_S + min(self._reward.deadline_s, _CALL_S) + _GRACE_S):
+                if event["event"] == "imported":
+                    imported.append(event)
+                else:
+                    self._take(event, index, examples, found)
+        if len(imported) == len(self._processes):
+            found.problems += self._unread_names(data, imported)
+        return found
+
+    def _take(self, event: dict[str, Any], index: int, examples: list[Example], found: Called) -> None:
+        name, where = self._reward.functions[index].name, f"reward.functions.{index}.name"
+        if event["event"] == "problems":
+            found.problems += event["problems"]
+        elif event["event"] == "late":
+            self._take_late(event, index, found)
+        elif event["event"] == "died":
+            found.problems.append(f"{where}: calling {name} ended its process ({event['reason']})")
+        else:
+            example = examples[event["batch"]]
+            outcomes = dict(zip(_labels(example), event["outcomes"], strict=True))
+            failed = next(((label, value) for label, value in outcomes.items() if isinstance(value, str)), None)
+            if failed:
+                found.problems.append(f"{where}: {name} {failed[1]}, called by check with {failed[0]} as completion")
+            elif all(value is None for value in outcomes.values()):
+                self._take_abstention(where, name, len(examples), found)
+            else:
+                values = ", ".join(f"{_shown(value)} for {label}" for label, value in outcomes.items())
+                found.lines.append(f"reward.functions.{index} {name}: {values}")
+
+    def _take_late(self, event: dict[str, Any], index: int, found: Called) -> None:
+        name, limit = self._reward.functions[index].name, self._reward.deadline_s
+        line = f"reward.functions.{index}.name: {event['doing']} {name} {event['reason']}"
+        if event["stuck"] or (event["doing"] == "calling" and limit <= _CALL_S):
+            found.problems.append(line)
+        elif event["doing"] == "calling":
+            found.warnings.append(f"{line}; the run waits for reward.deadline_s {limit:g} s")
+        else:
+            found.warnings.append(f"{line}, so it was not called here")
+
+    def _take_abstention(self, where: str, name: str, tried: int, found: Called) -> None:
+        line = f"{where}: {name} gave no value (None) for any completion of {tried} rows"
+        if self._reward.sources == 1:
+            found.problems.append(f"{line}, and it is the only reward")
+        else:
+            found.warnings.append(line)
+
+    def _unread_names(self, data: DataConfig, imported: list[dict[str, Any]]) -> list[str]:
+        """A problem for each name in data.columns that neither a convention nor a reward reads."""
+        if self._reward.endpoints or any(event["takes_any"] for event in imported):
+            return []
+        reads = {*_PROMPT_COLUMNS, *(name for event in imported for name in event["takes"])}
+        return [
+            f"data.columns.{new}: must be a column that is read, prompt, messages or what a reward function takes "
+            f"({', '.join(sorted(reads))}){nearest(new, reads)}, got {new} for {old}"
+            for new, old in data.columns.items()
+            if new not in reads
+        ]
+
+
+def _labels(example: Example) -> list[str]:
+    own = f"the {example.own_answer} of row {example.number}" if example.own_answer else repr(f"{NEUTRAL} {NEUTRAL}")
+    return [own, repr(NEUTRAL)]
+
+
+def _shown(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.6g}"
+
+
+def _start() -> tuple["subprocess.Popen[bytes]", int]:
+    reading, writing = os.pipe()
+    # Without the working directory in front: a file of the user's called actors.py must not become ours.
+    root = str(Path(__file__).resolve().parent.parent)
+    code = f"import sys; sys.path.insert(0, {root!r}); from algorithms.reward_probe import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, str(writing)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[writing],
+    )
+    os.close(writing)
+    return process, reading
+
+
+def _send(process: "subprocess.Popen[bytes]", message: bytes) -> None:
+    assert process.stdin
+    try:
+        process.stdin.write(message)
+        process.stdin.flush()
+    except BrokenPipeError:  # it has ended, and said why
+        pass
+
+
+def _events(process: "subprocess.Popen[bytes]", pipe: int, seconds: float) -> Any:
+    """What a process says until it ends, or for `seconds`; "died" when it ends without a last word."""
+    until, text, ended = time.monotonic() + seconds, b"", False
+    while select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+        part = os.read(pipe, 65536)
+        if not part:
+            break
+        *lines, text = (text + part).split(b"\n")
+        for line in lines:
+            event = json.loads(line)
+            ended = ended or event["event"] in ("done", "late")
+            if event["event"] != "done":
+                yield event
+    else:
+        yield {"event": "late", "doing": "calling", "reason": f"took longer than {seconds:g} s", "stuck": True}
+        return
+    code = process.wait()
+    if not ended:
+        yield {"event": "died", "reason": f"signal {-code}" if code < 0 else f"exit code {code}"}
