@@ -62,7 +62,7 @@ class Rollout:
     prompt_token_ids: list[int]
     """[P]"""
     response_token_ids: list[int]
-    """Sampled tokens, the end-of-sequence token included when there is one, [R]."""
+    """Sampled tokens, the end-of-sequence token (or another one that ended the response) included, [R]."""
     rollout_logprobs: NDArray[np.float32]
     """log pi of the sampler, after temperature and truncation of the distribution, [R]."""
     versions: list[VersionSpan]
@@ -72,7 +72,7 @@ class Rollout:
     status: RolloutStatus
     """ok: ended by itself; truncated: cut at the length limit; failed: anything else."""
     text: str
-    """Response without special tokens."""
+    """Response without special tokens, and without the token that ended it."""
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, PositiveFloat
 
 _SECRET = re.compile(
     r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION)(?=_|$)|PASSWORD|PASSWD|PASSPHRASE|APIKEY|SECRET)"
-    r"(?!S?_(PATH|FILE|DIR)$)"
+    r"(?!S?_(PATH|FILE|DIR|IDS)$)"
 )
 _PASSWORD_IN_URL = re.compile(r"://[^/\s]*:[^/\s]*@")
 _SET_ELSEWHERE = {
@@ -21,7 +21,8 @@ _SET_ELSEWHERE = {
 
 
 def is_secret(name: str, value: str = "") -> bool:
-    """Whether a variable holds a secret, by its name (HF_TOKEN, not HF_TOKEN_PATH) or as a URL with a password."""
+    """Whether a variable holds a secret: by its name (HF_TOKEN, but not HF_TOKEN_PATH or STOP_TOKEN_IDS), or as a URL
+    with a password."""
     return _SECRET.search(name.upper()) is not None or _PASSWORD_IN_URL.search(value) is not None
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from actors.batch import Sequence, TokenFields
-from actors.config import TransferConfig
+from actors.config_rollout import TransferConfig
 from actors.engine_client import EngineClient
 from actors.trainer import TrainedWorker
 from actors.worker import Metrics, Plan, pack_sequences

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from actors.checksum import checksum
-from actors.config import Dtype, TransferConfig
+from actors.config import Dtype
+from actors.config_rollout import TransferConfig
 from actors.engine import TrainingEngine, gathered
 from actors.engine_client import EngineClient
 from actors.lora import (

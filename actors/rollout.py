@@ -15,7 +15,8 @@ import numpy as np
 import ray
 
 from actors.batch import Rollout, RolloutStatus, VersionSpan
-from actors.config import ModelConfig, RolloutConfig
+from actors.config import ModelConfig
+from actors.config_rollout import RolloutConfig
 from actors.group import meet_on_node_address, write_output_to_log
 from actors.rollout_types import RolloutInfo, Sampling
 from actors.tokenizer import load_tokenizer
@@ -96,6 +97,8 @@ class RolloutWorker:
     def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
         tokens = list(completion.token_ids)
         assert completion.logprobs.token_ids == tokens, "one logprob per sampled token"
+        # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
+        spoken = tokens[:-1] if isinstance(completion.stop_reason, int) else tokens
         status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
         return Rollout(
             prompt_token_ids=prompt,
@@ -104,7 +107,7 @@ class RolloutWorker:
             versions=_spans(completion, len(tokens), self.version),
             finish_reason=completion.finish_reason or "none",
             status=status,
-            text=self.tokenizer.decode(tokens, skip_special_tokens=True),  # type: ignore[arg-type]
+            text=self.tokenizer.decode(spoken, skip_special_tokens=True),  # type: ignore[arg-type]
         )
 
     @ray.method(concurrency_group="control")

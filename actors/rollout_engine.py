@@ -23,7 +23,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
 from actors.binding import ADAPTER_ID
-from actors.config import LoraConfig, ModelConfig, RolloutConfig
+from actors.config import LoraConfig, ModelConfig
+from actors.config_rollout import RolloutConfig
 from actors.rollout import Adapter
 from actors.rollout_types import Sampling
 from actors.transfer import WORKER_BACKENDS
@@ -187,7 +188,7 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
     compiled = on_gpu if config.compile is None else config.compile
     # Named outright: inside a placement group vLLM would choose Ray's executor, whose bundles are not ours.
     executor = "mp" if config.tensor_parallel > 1 else "uni"
-    return LLM(
+    options: dict[str, Any] = dict(
         model=directory,
         load_format="dummy",
         dtype=_DTYPES[model.dtype],
@@ -205,6 +206,7 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         disable_log_stats=True,
         **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
     )
+    return LLM(**(options | config.vllm))
 
 
 def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, Any]:
@@ -226,11 +228,15 @@ def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams
         temperature=sampling.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        presence_penalty=config.presence_penalty,
         max_tokens=sampling.max_tokens,
         logprobs=0,
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         stop=config.stop or None,
+        stop_token_ids=config.stop_token_ids,
         detokenize=bool(config.stop),
         skip_special_tokens=True,
     )

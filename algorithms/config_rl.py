@@ -1,5 +1,6 @@
 """Settings of reinforcement learning: what PPO and the GRPO family share, and what each has of its own."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -28,11 +29,17 @@ class OverlongPenalty(Config):
     """Penalty at the limit."""
 
 
+_DEFAULT_STEPS = 100
+
+
 class RLConfig(Config):
     """What PPO and the GRPO family share."""
 
-    steps: NonNegativeInt = 100
-    """Rollout-and-update rounds; 0 only evaluates."""
+    steps: NonNegativeInt | None = None
+    """Rollout-and-update rounds (default: 100, or as many as `epochs` take); 0 only evaluates."""
+    epochs: PositiveInt | None = None
+    """Instead of `steps`, passes over the prompts of data.train: epochs x prompts / prompts_per_step steps, rounded up.
+    Prompts that replace failed groups, or those that dynamic_sampling drops, come on top and are not counted."""
     prompts_per_step: PositiveInt = 16
     """Prompts sampled in a step."""
     samples_per_prompt: PositiveInt = 8
@@ -83,6 +90,12 @@ class RLConfig(Config):
     stop_when: StopWhen | None = None
     """End training early, once an evaluation metric is good enough."""
 
+    def total_steps(self, prompts: int | None) -> int | None:
+        """Steps of the run over this many training prompts; None where only their number, which is unknown, tells."""
+        if self.epochs is None:
+            return _DEFAULT_STEPS if self.steps is None else self.steps
+        return None if prompts is None else math.ceil(self.epochs * prompts / self.prompts_per_step)
+
     @property
     def samples_per_step(self) -> int:
         """Samples of one step: prompts_per_step x samples_per_prompt."""
@@ -92,6 +105,12 @@ class RLConfig(Config):
     def updates_per_step(self) -> int:
         """Optimizer updates of one step, over all its epochs."""
         return self.epochs_per_step * (self.samples_per_step // (self.samples_per_update or self.samples_per_step))
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "RLConfig":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"steps must be left out with epochs, which say how many there are, got {self.steps}")
+        return self
 
     @model_validator(mode="after")
     def _arithmetic(self) -> "RLConfig":
@@ -142,7 +161,7 @@ class RLConfig(Config):
     def _evaluations_take_place(self) -> "RLConfig":
         if not self.eval_every:
             refuse_unused(self, "eval_samples_per_prompt", "eval_temperature", why="without eval_every")
-            if not self.steps:
+            if self.steps == 0:
                 raise ValueError("steps must be above 0 without eval_every, as 0 only evaluates, got 0")
         return self
 
@@ -173,13 +192,21 @@ class PPOConfig(RLConfig):
     critic_warmup_steps: int = Field(default=0, ge=0)
     """First steps in which only the critic learns."""
 
+    def warmup_problem(self, prompts: int | None) -> str | None:
+        """What is wrong with critic_warmup_steps, for this many training prompts; None where nothing is known to be."""
+        total = self.total_steps(prompts)
+        if total is None or not 0 < total <= self.critic_warmup_steps:
+            return None
+        steps = "steps" if self.epochs is None else f"the steps of epochs {self.epochs}"
+        return (
+            f"critic_warmup_steps must be below {steps} ({total}), or the policy never learns, "
+            f"got {self.critic_warmup_steps}"
+        )
+
     @model_validator(mode="after")
     def _the_policy_learns(self) -> "PPOConfig":
-        if 0 < self.steps <= self.critic_warmup_steps:
-            raise ValueError(
-                f"critic_warmup_steps must be below steps ({self.steps}), or the policy never learns, "
-                f"got {self.critic_warmup_steps}"
-            )
+        if problem := self.warmup_problem(None):
+            raise ValueError(problem)
         _penalties_are_learned_from(self)
         return self
 

@@ -60,6 +60,7 @@ class RL:
     micro_batch_tokens: dict[str, int]
     """Token budget of each group."""
     seed: int
+    total_steps: int
     step: int = 0
     """Steps done; also the version of the weights."""
     samples_per_step: int = 8
@@ -71,7 +72,7 @@ class RL:
     @property
     def done(self) -> bool:
         """Whether all steps are done, or the last evaluation was good enough to stop."""
-        return self.step >= self.config.steps or good_enough(self.config.stop_when, self.last_evaluation)
+        return self.step >= self.total_steps or good_enough(self.config.stop_when, self.last_evaluation)
 
     @property
     def policy_learns(self) -> bool:
@@ -98,7 +99,7 @@ class RL:
 
     def begin(self, title: str, clock: Clock) -> None:
         """Give the engines their first weights, and evaluate before the first step."""
-        self.reporter.start(title, self.config.steps, self.step)
+        self.reporter.start(title, self.total_steps, self.step)
         with clock("sync"):
             self.publish(self.step)
         if self.step == 0:
@@ -246,7 +247,7 @@ class RL:
     def evaluate(self, clock: Clock) -> Metrics:
         """Held-out reward before the first step, every `eval_every` steps and after the last."""
         config = self.config
-        due = config.eval_every and (self.step % config.eval_every == 0 or self.step == config.steps)
+        due = config.eval_every and (self.step % config.eval_every == 0 or self.step == self.total_steps)
         if not due:
             return {}
         temperature = self.sampling.temperature if config.eval_temperature is None else config.eval_temperature

@@ -4,14 +4,14 @@ start, then the rest beside them."""
 from collections.abc import Callable
 from typing import Any
 
-from actors.config import ModelConfig
+from actors.config import ModelConfig, UserError
 from actors.group import ActorGroup
 from actors.rollout import CONCURRENCY, RolloutWorker
 from actors.rollout_types import Sampling
 from actors.skeleton import located, write_skeleton
 from actors.tokenizer import load_tokenizer
 from algorithms.batches import row_order
-from algorithms.config_rl import RLConfig
+from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.reading import run_data
 from algorithms.reward_pool import RewardPool
 from launch.config import RunConfig
@@ -56,7 +56,9 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     frozen = _spawn_frozen(config, directory, placement, groups)
     critic = _spawn_critic(config, directory, placement, groups)
     groups.pool = _reward_pool(config, placement)
-    building = start_building(policy, _policy_updates(algorithm))
+    data = _rl_data(config, directory, reporter)
+    steps = _total_steps(algorithm, len(data["prompts"]))
+    building = start_building(policy, _policy_updates(algorithm, steps))
     rollout.notice(starting, "ready")
     trained = {"policy": policy} | ({"critic": critic} if critic else {})
     arguments: dict[str, Any] = {
@@ -69,14 +71,15 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "sampling": _sampling(config, algorithm),
         "micro_batch_tokens": _budgets(config),
         "seed": config.run.seed,
+        "total_steps": steps,
         "samples_per_step": config.tracking.samples_per_step,
         "shaper": _shaper(config),
         **_reference(config, policy, frozen),
-        **_rl_data(config, directory, reporter),
+        **data,
     }
     loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
     if critic is not None:
-        critic.gather(start_building(critic, algorithm.steps * algorithm.updates_per_step), "build")
+        critic.gather(start_building(critic, steps * algorithm.updates_per_step), "build")
     for worker, group in frozen.values():
         meet(group, worker.build)
     policy.gather(building, "build")
@@ -88,10 +91,19 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     return loop
 
 
-def _policy_updates(algorithm: RLConfig) -> int:
+def _total_steps(algorithm: RLConfig, prompts: int) -> int:
+    """Steps of the run over this many prompts; raises UserError when these leave the policy none."""
+    if isinstance(algorithm, PPOConfig) and (problem := algorithm.warmup_problem(prompts)):
+        raise UserError(f"algorithm.{problem}")
+    total = algorithm.total_steps(prompts)
+    assert total is not None, "only unknown prompts leave it open"
+    return total
+
+
+def _policy_updates(algorithm: RLConfig, steps: int) -> int:
     # In the critic's warm-up the policy makes no updates, so its schedule has as many fewer.
-    waits = min(algorithm.steps, getattr(algorithm, "critic_warmup_steps", 0))
-    return (algorithm.steps - waits) * algorithm.updates_per_step
+    waits = min(steps, getattr(algorithm, "critic_warmup_steps", 0))
+    return (steps - waits) * algorithm.updates_per_step
 
 
 def _reward_pool(config: RunConfig, placement: Placement) -> RewardPool | None:

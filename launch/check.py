@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import OptimizerConfig, UserError
+from actors.config_rollout import RESHAPING
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
-from algorithms.config_rl import RLConfig
+from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.reward_endpoint import check_endpoint
 from launch.capacity import check_resources
 from launch.config import RunConfig
 from launch.encoder_inputs import check_encoder_packages, check_encoder_rows, check_held_out
+from launch.engine_options import check_engine_options
 from launch.estimate import (
     GIB,
     Arithmetic,
@@ -36,7 +38,7 @@ from launch.estimate import (
     trainer_memory,
 )
 from launch.fits import check_bucket, check_room
-from launch.inputs import Rows, check_rows, same_rows
+from launch.inputs import READ_ROWS, Rows, check_rows, same_rows
 from launch.machine import this_machine
 from launch.model_files import (
     check_critic,
@@ -90,7 +92,7 @@ class Findings:
         algorithm, rollout = self.config.algorithm, self.config.rollout
         if isinstance(algorithm, RLConfig):
             prompt = rollout.max_prompt_tokens if self.mean_tokens is None else self.mean_tokens
-            return rl_arithmetic(algorithm, self.config.policy, prompt + rollout.max_response_tokens)
+            return rl_arithmetic(algorithm, self.config.policy, prompt + rollout.max_response_tokens, self.rows)
         _, longest = _longest(self.config)
         mean = longest if self.mean_tokens is None else self.mean_tokens
         return offline_arithmetic(algorithm, self.config.policy, mean, self.rows or algorithm.samples_per_update)
@@ -170,6 +172,8 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     _check_data(findings, readable, rewards)
     with findings.collecting():
         check_bucket(config, findings.shape)
+    with findings.collecting():
+        _check_steps(findings)
     if not elsewhere:
         check_room(findings, this_machine(with_gpu_memory=True))
         with findings.collecting():
@@ -177,6 +181,8 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         with findings.collecting():
             check_encoder_packages(config)
     findings.warnings.extend(_sampling_warnings(config))
+    with findings.collecting():
+        findings.warnings.extend(check_engine_options(config.rollout))
     if isinstance(config.algorithm, EncoderConfig) and config.policy.optimizer.lr == OptimizerConfig().lr:
         findings.warnings.append(
             f"policy.optimizer.lr: {config.policy.optimizer.lr:g}, the default, is that of reinforcement learning; "
@@ -212,6 +218,13 @@ def _check_batches(config: RunConfig) -> None:
             raise UserError(f"{name}.ranks: must not exceed the samples of an update ({samples}), got {count}")
 
 
+def _check_steps(findings: Findings) -> None:
+    """Raise UserError when epochs over rows that are all read leave PPO's policy no step to learn in."""
+    algorithm, rows = findings.config.algorithm, findings.rows
+    if isinstance(algorithm, PPOConfig) and rows and rows < READ_ROWS and (problem := algorithm.warmup_problem(rows)):
+        raise UserError(f"algorithm.{problem}")
+
+
 def _check_model(findings: Findings) -> bool:
     """Learn the model's size; whether its tokenizer can be read without the hub."""
     config = findings.config
@@ -228,6 +241,7 @@ def _check_model(findings: Findings) -> bool:
         directory = Path(config.model.path)
         values = model_values(directory)
     _learn_size(findings, values, directory)
+    _check_stop_tokens(config, values.get("vocab_size"))
     if isinstance(config.algorithm, EncoderConfig):
         check_encoder(config, values, directory)
     return True
@@ -255,6 +269,13 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
                 f"rollout.memory_gib: must hold the keys and values of one sequence of {longest} tokens "
                 f"({needed:.2g} GiB), got {config.rollout.memory_gib:g}"
             )
+
+
+def _check_stop_tokens(config: RunConfig, vocabulary: int | None) -> None:
+    if beyond := [token for token in config.rollout.stop_token_ids if vocabulary and token >= vocabulary]:
+        raise UserError(
+            f"rollout.stop_token_ids: must be below the size of the model's vocabulary ({vocabulary}), got {beyond[0]}"
+        )
 
 
 def _longest(config: RunConfig) -> tuple[str, int]:
@@ -377,12 +398,10 @@ def _is_elsewhere(findings: Findings, field: str, path: str) -> bool:
 def _sampling_warnings(config: RunConfig) -> list[str]:
     if not isinstance(config.algorithm, RLConfig):
         return []
-    rollout = config.rollout
-    cut = [f"top_p {rollout.top_p:g}"] * (rollout.top_p < 1) + [f"top_k {rollout.top_k}"] * (rollout.top_k > 0)
     return [
-        f"rollout.{setting}: responses are sampled from a part of the distribution that the policy is trained on, so "
-        f"importance ratios compare two different ones"
-        for setting in cut
+        f"rollout.{name} {value:g}: responses are sampled not from the policy but from {RESHAPING[name]}, so "
+        f"importance ratios, and mismatch/*, compare two different distributions"
+        for name, value in config.rollout.reshaped_by.items()
     ]
 
 

@@ -11,16 +11,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from actors.config import (
-    Config,
-    CriticConfig,
-    ModelConfig,
-    ReferenceConfig,
-    RolloutConfig,
-    TrainerConfig,
-    UserError,
-)
+from actors.config import Config, CriticConfig, ModelConfig, ReferenceConfig, TrainerConfig, UserError
 from actors.config_nodes import Environment, NodeLabels, is_secret
+from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import RLConfig

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.config import Dtype, GroupConfig, OptimizerConfig, RolloutConfig, TrainerConfig
+from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
+from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
 
@@ -212,12 +213,13 @@ class Arithmetic:
     """The batch sizes as one line a person can check."""
     micro_batches: int
     """Micro-batches per rank and update, an upper estimate."""
-    steps: int
-    """Steps (SFT: updates) of the whole run."""
+    steps: int | None
+    """Steps (on given data: updates) of the whole run; None where only the rows, which are unknown, tell."""
 
 
-def rl_arithmetic(algorithm: RLConfig, policy: TrainerConfig, mean_tokens: float) -> Arithmetic:
-    """Batch sizes of a reinforcement step; `mean_tokens` is the length of a sample, prompt and response."""
+def rl_arithmetic(algorithm: RLConfig, policy: TrainerConfig, mean_tokens: float, prompts: int | None) -> Arithmetic:
+    """Batch sizes of a reinforcement step over data of `prompts` rows, if their number is known; `mean_tokens` is the
+    length of a sample, prompt and response."""
     per_update = algorithm.samples_per_update or algorithm.samples_per_step
     equation = (
         f"{algorithm.prompts_per_step} prompts x {algorithm.samples_per_prompt} samples = "
@@ -226,7 +228,7 @@ def rl_arithmetic(algorithm: RLConfig, policy: TrainerConfig, mean_tokens: float
         + f" in {algorithm.epochs_per_step} epochs"
         * (algorithm.epochs_per_step > 1)
     )
-    return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), algorithm.steps)
+    return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), algorithm.total_steps(prompts))
 
 
 def offline_arithmetic(

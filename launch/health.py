@@ -52,7 +52,8 @@ CEILINGS = (
     Ceiling(
         "mismatch/logprob_abs_mean",
         0.1,
-        "sampler and trainer disagree: use model.dtype fp32, or check temperature, top_p, top_k and the weight sync",
+        "sampler and trainer disagree: use model.dtype fp32, or check temperature, top_p, top_k, min_p, penalties "
+        "and the weight sync",
     ),
 )
 

@@ -93,8 +93,11 @@ def batch_lines(findings: Findings) -> list[str]:
         f"{'es' * (arithmetic.micro_batches != 1)} of <= {config.policy.micro_batch_tokens} tokens per rank and update"
     ]
     if isinstance(config.algorithm, RLConfig) and rows:
-        visits = config.algorithm.steps * config.algorithm.prompts_per_step / rows
+        assert arithmetic.steps is not None, "rows are known"
+        visits = arithmetic.steps * config.algorithm.prompts_per_step / rows
         lines.append(f"{arithmetic.steps} steps are {visits:.3g} passes over {rows} prompts")
+    elif isinstance(config.algorithm, RLConfig) and config.algorithm.epochs:
+        lines.append("how many steps epochs take is known when the run has read data.train")
     if findings.mean_tokens is not None:
         kind, rest = ROWS.get(config.algorithm.name, "sequences"), ""
         if isinstance(config.algorithm, RLConfig):

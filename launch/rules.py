@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
+from actors.config_rollout import RESHAPING
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import PPOConfig, RLConfig
@@ -134,17 +135,16 @@ def _nothing_is_sampled(config: "RunConfig") -> None:
 def _whole_distribution_is_sampled(config: "RunConfig") -> None:
     algorithm, rollout = config.algorithm, config.rollout
     assert isinstance(algorithm, RLConfig)
-    cut = {"top_p": (rollout.top_p, rollout.top_p < 1), "top_k": (rollout.top_k, rollout.top_k > 0)}
-    for name, (value, truncates) in cut.items():
-        if truncates and algorithm.importance_correction:
+    for name, value in rollout.reshaped_by.items():
+        if algorithm.importance_correction:
             raise ValueError(
                 f"algorithm.importance_correction must be left out with rollout.{name} {value:g}: the weights would "
-                f"compare the whole distribution with a part of it"
+                f"compare the policy with {RESHAPING[name]}"
             )
-        if truncates and algorithm.kl_coef and algorithm.kl_in == "reward":
+        if algorithm.kl_coef and algorithm.kl_in == "reward":
             raise ValueError(
                 f"algorithm.kl_in must be loss, or kl_coef 0, with rollout.{name} {value:g}: the reward's KL would be "
-                f"that of a part of the distribution, a hidden penalty for length"
+                f"not the policy's but that of {RESHAPING[name]}, a hidden penalty for length"
             )
 
 

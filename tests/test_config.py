@@ -10,9 +10,10 @@ import yaml
 
 from actors.config import UserError
 from algorithms.config import SFTConfig
-from launch.check import preflight
+from launch.check import examine, preflight
 from launch.config import RunConfig, load, validate
 from launch.config_file import parse
+from launch.report import batch_lines
 
 GRPO: dict[str, Any] = {
     "algorithm": {"name": "grpo"},
@@ -107,8 +108,19 @@ def test_a_resolved_configuration_can_be_run_again(tmp_path: Path) -> None:
 def test_a_truncated_distribution_is_a_warning(tmp_path: Path) -> None:
     quiet = ["data.arguments={count: 8, eval_count: 8}", f"run.output={tmp_path}"]
     assert preflight(config_with(tmp_path, *quiet)) == []
-    lines = preflight(config_with(tmp_path, *quiet, "rollout.top_p=0.9", "rollout.top_k=5"))
-    assert [line.partition(":")[0] for line in lines] == ["rollout.top_p 0.9", "rollout.top_k 5"]
+    settings = ["top_p=0.9", "top_k=5", "min_p=0.05", "repetition_penalty=1.2", "presence_penalty=0.5"]
+    lines = preflight(config_with(tmp_path, *quiet, *(f"rollout.{setting}" for setting in settings)))
+    assert [line.partition(":")[0] for line in lines] == [f"rollout.{each.replace('=', ' ')}" for each in settings]
+
+
+def test_what_ends_a_response_is_in_the_vocabulary(tmp_path: Path) -> None:
+    quiet = ["data.arguments={count: 8, eval_count: 8}", f"run.output={tmp_path}"]
+    assert preflight(config_with(tmp_path, *quiet, "rollout.stop_token_ids=[5, 127]")) == []
+    with pytest.raises(UserError) as caught:
+        preflight(config_with(tmp_path, *quiet, "rollout.stop_token_ids=[5, 128]"))
+    assert (
+        str(caught.value) == "rollout.stop_token_ids: must be below the size of the model's vocabulary (128), got 128"
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,6 +130,20 @@ def test_epochs_are_counted_once_for_check_and_run(epochs: int, sequences: int, 
     algorithm = SFTConfig(name="sft", epochs=epochs, samples_per_update=per_update)
     assert algorithm.updates(sequences) == updates
     assert SFTConfig(name="sft", steps=5).updates(sequences) == 5
+
+
+def test_epochs_of_reinforcement_are_steps_over_the_prompts(tmp_path: Path) -> None:
+    quiet = ["data.arguments={count: 41, eval_count: 8}", f"run.output={tmp_path}", "algorithm.epochs=3"]
+    found = examine(config_with(tmp_path, *quiet, "algorithm.prompts_per_step=4"))
+    assert (found.rows, found.arithmetic().steps) == (41, 31)
+    assert batch_lines(found)[1] == "31 steps are 3.02 passes over 41 prompts"
+    ppo = "algorithm={name: ppo, epochs: 3, prompts_per_step: 16, critic_warmup_steps: %d}"
+    assert examine(config_with(tmp_path, *quiet[:2], ppo % 7, "critic={}")).arithmetic().steps == 8
+    with pytest.raises(UserError) as caught:
+        examine(config_with(tmp_path, *quiet[:2], ppo % 8, "critic={}"))
+    assert str(caught.value) == (
+        "algorithm.critic_warmup_steps must be below the steps of epochs 3 (8), or the policy never learns, got 8"
+    )
 
 
 def test_a_user_error_keeps_its_lines_on_its_way_from_an_actor() -> None:

@@ -13,8 +13,8 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 from actors.batch import Sequence
 from actors.config import ModelInit, UserError
 from actors.tokenizer import build_char_tokenizer
-from algorithms.config import DataConfig
 from algorithms.batches import Batches
+from algorithms.config import DataConfig
 from algorithms.data import load_rows, prompts, sequences
 from algorithms.pairs import pairs, prompt_length
 

@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from actors.config import LoraConfig, TransferConfig, UserError
+from actors.config import LoraConfig, UserError
+from actors.config_rollout import TransferConfig
 from algorithms import encoder_columns
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.config_encoder import (

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import ModelInit, OptimizerConfig, RolloutConfig, TrainerConfig
+from actors.config import ModelInit, OptimizerConfig, TrainerConfig
+from actors.config_rollout import RolloutConfig
 from actors.skeleton import hf_config
 from algorithms.config_offline import SFTConfig
 from algorithms.config_rl import GRPOConfig
@@ -121,9 +122,12 @@ def test_engine_memory_and_key_value_cache() -> None:
 def test_rl_arithmetic_is_an_equation() -> None:
     algorithm = GRPOConfig(name="grpo", prompts_per_step=16, samples_per_prompt=8, samples_per_update=64)
     policy = TrainerConfig(ranks=2, micro_batch_tokens=1000)
-    found = rl_arithmetic(algorithm, policy, mean_tokens=300)
+    found = rl_arithmetic(algorithm, policy, 300, None)
     assert found.equation == "16 prompts x 8 samples = 128 samples a step = 2 updates x 64 samples"
     assert found.micro_batches == 11  # 32 samples on a rank, 3 in a micro-batch
+    assert found.steps == 100
+    epochs = algorithm.model_copy(update={"epochs": 3})
+    assert [rl_arithmetic(epochs, policy, 300, prompts).steps for prompts in (64, 65, None)] == [12, 13, None]
 
 
 def test_offline_arithmetic_counts_updates_of_epochs() -> None:

@@ -170,15 +170,15 @@ def score(completion, prompt, answer):
 
 @pytest.fixture(scope="module")
 def own_task(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A user's data and reward function, four steps at learning rate 0; the reward of one training prompt hangs."""
+    """A user's data and reward function, an epoch at learning rate 0; the reward of one training prompt hangs."""
     directory = tmp_path_factory.mktemp("own")
-    # 20 rows, which four steps of five prompts draw once each.
+    # 20 rows: an epoch is four steps of five prompts.
     train = ["aaaa", *("".join(letters) for letters in islice(permutations("abcdefgh", 4), 0, 19 * 80, 80))]
     for name, prompts in (("train", train), ("held-out", ["abcd", "bcde", "cdef", "defg", "efgh", "fgha", "habc"])):
         rows = [{"prompt": prompt, "answer": prompt[::-1]} for prompt in prompts]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "my_reward.py").write_text(MY_REWARD)
-    settings = config(warm_model, {"train": "replaced below"}, steps=4, eval_every=1, eval_samples_per_prompt=4)
+    settings = config(warm_model, {"train": "replaced below"}, epochs=1, eval_every=1, eval_samples_per_prompt=4)
     job = tandem(
         settings | {"checkpoint": {"every": 1, "keep": 4}, "reward": {"functions": ["exact_match"], "deadline_s": 3}},
         "data.train=train.jsonl",

@@ -27,6 +27,7 @@ RULE_FILES = (
     "algorithms/config_offline.py",
     "algorithms/config_encoder.py",
     "actors/config.py",
+    "actors/config_rollout.py",
     "actors/config_nodes.py",
 )
 
@@ -294,26 +295,57 @@ CASES: list[tuple[str, str, str]] = [
     (
         "ppo",
         "rollout.top_p=0.9",
-        "algorithm.kl_in must be loss, or kl_coef 0, with rollout.top_p 0.9: the reward's KL would be that of a part "
-        "of the distribution, a hidden penalty for length",
+        "algorithm.kl_in must be loss, or kl_coef 0, with rollout.top_p 0.9: the reward's KL would be not the policy's "
+        "but that of a part of its distribution, a hidden penalty for length",
     ),
     (
         "grpo",
         "algorithm={name: grpo, kl_coef: 0.1, kl_in: reward}; rollout.top_k=20",
-        "algorithm.kl_in must be loss, or kl_coef 0, with rollout.top_k 20: the reward's KL would be that of a part "
-        "of the distribution, a hidden penalty for length",
+        "algorithm.kl_in must be loss, or kl_coef 0, with rollout.top_k 20: the reward's KL would be not the policy's "
+        "but that of a part of its distribution, a hidden penalty for length",
     ),
     (
         "ppo",
         "algorithm.importance_correction={}; rollout.top_p=0.9",
-        "algorithm.importance_correction must be left out with rollout.top_p 0.9: the weights would compare the whole "
-        "distribution with a part of it",
+        "algorithm.importance_correction must be left out with rollout.top_p 0.9: the weights would compare the policy "
+        "with a part of its distribution",
     ),
     (
         "grpo",
         "algorithm.importance_correction={level: sequence}; rollout.top_k=20",
-        "algorithm.importance_correction must be left out with rollout.top_k 20: the weights would compare the whole "
-        "distribution with a part of it",
+        "algorithm.importance_correction must be left out with rollout.top_k 20: the weights would compare the policy "
+        "with a part of its distribution",
+    ),
+    (
+        "grpo",
+        "algorithm.importance_correction={}; rollout.min_p=0.1",
+        "algorithm.importance_correction must be left out with rollout.min_p 0.1: the weights would compare the policy "
+        "with a part of its distribution",
+    ),
+    (
+        "grpo",
+        "algorithm.importance_correction={}; rollout.repetition_penalty=1.1",
+        "algorithm.importance_correction must be left out with rollout.repetition_penalty 1.1: the weights would "
+        "compare the policy with its distribution under the penalty",
+    ),
+    (
+        "ppo",
+        "rollout.presence_penalty=-0.5",
+        "algorithm.kl_in must be loss, or kl_coef 0, with rollout.presence_penalty -0.5: the reward's KL would be not "
+        "the policy's but that of its distribution under the penalty, a hidden penalty for length",
+    ),
+    *(
+        ("grpo", f"rollout.{name}={value}", f"rollout.{name}: input should be {rule}, got {value}")
+        for name, value, rule in (
+            ("min_p", 1.5, "less than or equal to 1"),
+            ("repetition_penalty", 0, "greater than 0"),
+            ("presence_penalty", -3, "greater than or equal to -2"),
+        )
+    ),
+    (
+        "grpo",
+        "rollout.stop_token_ids=[2, -1]",
+        "rollout.stop_token_ids.1: input should be greater than or equal to 0, got -1",
     ),
     (
         "grpo",
@@ -340,6 +372,11 @@ CASES: list[tuple[str, str, str]] = [
         "grpo",
         "algorithm.steps=0",
         "algorithm.steps must be above 0 without eval_every, as 0 only evaluates, got 0",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, steps: 5, epochs: 2}",
+        "algorithm.steps must be left out with epochs, which say how many there are, got 5",
     ),
     ("ppo", "algorithm.eval_every=5", "algorithm.eval_every needs data.eval, got eval_every 5"),
     (
@@ -829,6 +866,8 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("grpo", "algorithm={name: grpo, importance_correction: {}, samples_per_update: 64, clip_high: 0.28}"),
         ("grpo", "algorithm={name: grpo, mask_truncated: true, missing_eos_penalty: 1}"),
         ("grpo", "algorithm={name: grpo, kl_coef: 0.1}; rollout.top_p=0.9"),
+        ("grpo", "algorithm={name: grpo, epochs: 2, steps: null}"),
+        ("ppo", "algorithm={name: ppo, epochs: 1, critic_warmup_steps: 500}"),
         ("grpo", "algorithm={name: grpo, steps: 0, eval_every: 5}; data.eval=rows.jsonl"),
         ("ppo", "algorithm={name: ppo, steps: 0, eval_every: 5, critic_warmup_steps: 5}; data.eval=rows.jsonl"),
         ("grpo", "reward={models: [rm], functions: [exact_match], workers: 4}"),

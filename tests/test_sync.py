@@ -19,15 +19,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.batch import Rollout, Sequence
-from actors.config import (
-    LoraConfig,
-    ModelConfig,
-    ModelInit,
-    OptimizerConfig,
-    RolloutConfig,
-    TrainerConfig,
-    TransferConfig,
-)
+from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.config_rollout import RolloutConfig, TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.policy import PolicyWorker
 from actors.rollout import CONCURRENCY, Adapter, RolloutWorker
@@ -46,6 +39,7 @@ ROLLOUT = RolloutConfig(
     temperature=0.8,
     timeout_s=120,
     transfer=TransferConfig(bucket_mib=1, timeout_s=60),
+    vllm={"max_num_batched_tokens": 777},
 )
 
 
@@ -67,6 +61,13 @@ class Engine(RolloutWorker):
     async def canary(self) -> np.ndarray:
         """Logprobs of the canary prompt, [L-1]."""
         return await self._between_steps(lambda: self.engine.logprobs(CANARY))
+
+    @ray.method(concurrency_group="control")
+    async def sample_with(self, settings: dict[str, Any]) -> tuple[int, int]:
+        """Sample with other settings of `rollout` from now on; (most tokens of a pass, end-of-sequence token)."""
+        self.config = ROLLOUT.model_copy(update=settings)
+        scheduler = self.engine.llm.llm_engine.vllm_config.scheduler_config
+        return scheduler.max_num_batched_tokens, self.tokenizer.eos_token_id
 
     @ray.method(concurrency_group="control")
     async def running(self) -> int:
@@ -358,6 +359,41 @@ def test_the_seed_decides_what_is_sampled(pairs: dict[str, Pair]) -> None:
     first = tokens(3)
     assert len(first) == 8
     assert tokens(3, ask_first=True) == first != tokens(4)
+
+
+def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
+    """Filters and penalties reshape what is sampled, a stop token ends a response as the end-of-sequence token does,
+    and arguments of `rollout.vllm` reach the engine."""
+    pair, prompt = pairs["untied"], [5, 6, 7]
+    pair.publish()
+
+    def sampled(temperature: float = 0, **settings: Any) -> Rollout:
+        budget, end = pair.engine(Engine.sample_with, settings)
+        assert budget == 777
+        pair.engine(Engine.start, [(0, prompt)], Sampling(samples=1, temperature=temperature, max_tokens=24), 0)
+        [rollout] = ray.get(pair.rollout.submit(0, Engine.generated, 0, num_returns=2)[1], timeout=60)
+        assert end not in rollout.response_token_ids
+        return rollout
+
+    greedy = sampled()
+    tokens = greedy.response_token_ids
+    assert (greedy.status, len(tokens)) == ("truncated", 24)
+
+    last = tokens.index(tokens[9])
+    stopped = sampled(stop_token_ids=[tokens[9]])
+    assert stopped.response_token_ids == tokens[: last + 1], "the token that ends it is kept, with its logprob"
+    assert (stopped.finish_reason, stopped.status, len(stopped.rollout_logprobs)) == ("stop", "ok", last + 1)
+    assert stopped.text == greedy.text[: len(stopped.text)] and len(stopped.text) < len(greedy.text)
+
+    likeliest = sampled(1.0, min_p=1.0)
+    assert likeliest.response_token_ids == tokens != sampled(1.0).response_token_ids
+    assert likeliest.rollout_logprobs.tolist() == pytest.approx([0] * 24), "of the one token that is left"
+
+    assert len(set(sampled(presence_penalty=2.0).response_token_ids)) == 24
+    assert len(set(sampled(presence_penalty=-2.0).response_token_ids)) == 1
+    unused = sampled(repetition_penalty=1000.0).response_token_ids
+    assert len({*prompt, *unused}) == len(prompt) + 24, "no token of prompt or response comes again"
+    sampled()
 
 
 def test_a_refused_prompt_fails_alone(pairs: dict[str, Pair]) -> None:

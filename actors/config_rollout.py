@@ -1,0 +1,114 @@
+"""Settings of the rollout engines: how they sample, and how weights reach them. Imports neither ray nor vllm."""
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from actors.config import Config, PlacedConfig, changed
+
+
+class TransferConfig(Config):
+    """How weights travel from the policy to the rollout engines, and how each transfer is verified."""
+
+    backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """vLLM weight-transfer backend; auto: nccl between GPUs, gloo on CPU."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """With model.lora: send whole weights with the adapters merged into them, or the adapters alone."""
+    bucket_mib: PositiveInt = 256
+    """Size of the packed buffers."""
+    verify_every: PositiveInt = 1
+    """Compare checksums and a canary prompt's logprobs after every so many transfers."""
+    canary_tolerance: PositiveFloat | None = None
+    """Largest logprob difference allowed on the canary (default: 1e-3 in fp32, 0.15 in bf16)."""
+    timeout_s: PositiveFloat = 300
+    """Deadline of one transfer, in seconds."""
+
+
+RESHAPING = {
+    "top_p": "a part of its distribution",
+    "top_k": "a part of its distribution",
+    "min_p": "a part of its distribution",
+    "repetition_penalty": "its distribution under the penalty",
+    "presence_penalty": "its distribution under the penalty",
+}
+"""Setting of RolloutConfig -> what responses are then sampled from, instead of the policy."""
+
+
+class RolloutConfig(PlacedConfig):
+    """vLLM engines and how they sample."""
+
+    engines: PositiveInt = 1
+    """Number of independent engines."""
+    engines_per_node: PositiveInt | None = None
+    """Engines on each node, on as many nodes as that takes (default: packed on as few nodes as have room). The
+    processes of one engine are always on one node."""
+    tensor_parallel: PositiveInt = 1
+    """Processes that share one engine's model."""
+    cpus_per_engine: PositiveFloat = 0.5
+    """Ray CPUs reserved per engine."""
+    gpus_per_engine: float = Field(default=0, ge=0)
+    """GPUs reserved per engine: 0 on CPU, else the tensor-parallel size."""
+    threads_per_engine: PositiveInt | None = None
+    """Compute threads per engine process on CPU (default: the cores of the machine that starts the run, divided by
+    the engines)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the trainer's logprobs use the same."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling threshold; 1 samples from the whole distribution."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample among the k likeliest tokens; 0 means all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Sample among tokens at least min_p times as likely as the likeliest one; 0 means all."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Divides positive logits (and multiplies negative ones) of tokens that prompt or response contain; 1 is none.
+    Like top_p, top_k, min_p and presence_penalty it also holds in evaluation, and makes the sampler's distribution
+    another one than the policy's, whose logprobs the trainer computes with temperature alone: importance ratios and
+    mismatch/* then contain this difference."""
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Subtracted from the logits of tokens that the response contains; 0 is none, below 0 favours repetition."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt, in tokens; a longer one is an error."""
+    max_response_tokens: PositiveInt = 512
+    """Longest response, in tokens; a longer one is cut and counted as truncated."""
+    stop: list[str] = []
+    """Strings that end a response, beside the end-of-sequence token."""
+    stop_token_ids: list[NonNegativeInt] = []
+    """Token ids that end a response like the end-of-sequence token: the token is kept and trained on, and is no part of
+    the text that rewards see."""
+    max_concurrent: PositiveInt = 256
+    """Sequences an engine decodes at one time."""
+    memory_gib: PositiveInt = 1
+    """Key-value cache of an engine on CPU, in GiB."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of GPU memory an engine may use."""
+    compile: bool | None = None
+    """torch.compile and CUDA graphs (default: on GPU yes, on CPU no, where it costs more than it gives)."""
+    vllm: dict[str, Any] = {}
+    """Further arguments of vLLM's engine by its own names, for example {enable_prefix_caching: false}; those that other
+    settings decide are refused."""
+    transfer: TransferConfig = TransferConfig()
+    """Weight transfer."""
+    timeout_s: PositiveFloat = 600
+    """Deadline of the responses to one prompt, in seconds."""
+    start_timeout_s: PositiveFloat = 600
+    """Deadline of an engine's start, in seconds."""
+
+    @model_validator(mode="after")
+    def _one_gpu_per_process(self) -> "RolloutConfig":
+        if self.engines_per_node and self.engines % self.engines_per_node:
+            raise ValueError(f"engines_per_node must divide engines ({self.engines}), got {self.engines_per_node}")
+        if self.gpus_per_engine not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"gpus_per_engine must be 0 or tensor_parallel ({self.tensor_parallel}), got {self.gpus_per_engine:g}"
+            )
+        return self
+
+    @property
+    def reshaped_by(self) -> dict[str, float]:
+        """Settings, with their values, that make another distribution of the policy's before a token is sampled."""
+        return changed(self, *RESHAPING)
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt and response, in tokens."""
+        return self.max_prompt_tokens + self.max_response_tokens
