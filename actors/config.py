@@ -142,7 +142,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if (self.path is None) == (self.init is None):
-            got = "neither" if self.path is None else "both"
+            got = "neither" if self.path is None else "both (model.init=null drops the new model)"
             raise ValueError(f"path must be given, or init, but not both, got {got}")
         return self
 

@@ -187,6 +187,13 @@ def k8s_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", metavar="FILE", help="instead: validate a file of manifests, edited by hand perhaps")
 
 
+def help_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `help`."""
+    parser.add_argument("topic", metavar="NAME", nargs="?", help="policy.optimizer.lr, rollout, learning_rate, check")
+    parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # makes docs/settings.md
+    parser.add_argument("--migrating", action="store_true", help=argparse.SUPPRESS)  # makes docs/migrating.md
+
+
 def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", help="the job's id, as `submit` prints it")
     _cluster_arguments(parser)

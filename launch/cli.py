@@ -4,6 +4,7 @@ Imports only the standard library at the top: help must appear at once, so each 
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 import socket
@@ -18,11 +19,33 @@ from launch.arguments import UsageError, Verb
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+_LONGEST_LINE = 2000
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        see = f"(see {self.prog} --help)"
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            first = missing.split(", ")[0]
+            example = " a YAML file, such as configs/own-task.yaml," if first == "CONFIG" else ""
+            raise UsageError(f"{first}: required,{example} got nothing {see}")
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized") and any(action.dest == "overrides" for action in self._actions):
+            raise UsageError(*_foreign_options(words) or [f"{message} {see}"])
+        raise UsageError(f"{message} {see}")
+
+
+def _foreign_options(words: list[str]) -> list[str]:
+    """Lines about options that are settings of ours, or of another project."""
+    from launch.names import certain_hint
+
+    found = []
+    for word in words:
+        name = word.partition("=")[0]
+        if word.startswith("-") and (hint := certain_hint(name.lstrip("-"))):
+            found.append(f"{name[:80]}: no option, but a setting{hint}, to be written field=value, got {word[:80]}")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UsageError as error:
-        return _report(str(error))
+        return _report(*map(str, error.args))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -51,9 +74,10 @@ def _main(argv: list[str]) -> int:
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"verb: must be one of {', '.join(VERBS)}{hint}, got {name}")
+        raise UsageError(f"verb: must be one of {', '.join(VERBS)}{hint}, got {name[:80]}")
     arguments = _parse(name, rest)
-    # The console script does not put the working directory on the path, but rewards and generators live there.
+    # The console script does not put the working directory on the path, but rewards and generators live there. None of
+    # its files hides a module that is needed: `launch.shadowing` has been asked.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     from actors.config import UserError
@@ -82,8 +106,16 @@ def _parse(name: str, rest: list[str]) -> argparse.Namespace:
 
 def _report(*problems: str) -> int:
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {_one_line(problem)}", file=sys.stderr)
     return USER_ERROR
+
+
+def _one_line(problem: str) -> str:
+    """A line that any terminal can show: what was given may be of any length, and hold anything."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in problem[:_LONGEST_LINE])
+    rest = " ..." if len(problem) > _LONGEST_LINE else ""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding) + rest
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:
@@ -182,6 +214,34 @@ def _search(arguments: argparse.Namespace) -> int:
     )
 
 
+def _help(arguments: argparse.Namespace) -> int:
+    topic = arguments.topic
+    if arguments.markdown or arguments.migrating:
+        from launch import help as texts
+        from launch.peers.tables import markdown
+
+        print(texts.markdown() if arguments.markdown else markdown(), end="")
+    elif topic is None:
+        print(_overview())
+    elif topic in VERBS:
+        _help_of_verb(topic)
+    else:
+        from launch.help import help_text
+
+        print(help_text(topic))
+    return 0
+
+
+def _help_of_verb(name: str) -> None:
+    """The verb's own help, and that of the section of this name (`data`, `run`), if there is one."""
+    with contextlib.suppress(SystemExit):
+        _parse(name, ["--help"])
+    from launch.help import help_text, is_setting
+
+    if is_setting(name):
+        print(f"\n{help_text(name)}")
+
+
 VERBS = {
     "init": Verb(
         "copies configs and examples into a directory, to start from",
@@ -266,5 +326,11 @@ VERBS = {
         "tandem k8s configs/own-task.yaml run.output=/shared/outputs > run.yaml",
         takes.k8s_arguments,
         cluster_verbs.on_k8s,
+    ),
+    "help": Verb(
+        "explains a setting or section, ours or by another project's name, or a verb",
+        "tandem help policy.optimizer.lr",
+        takes.help_arguments,
+        _help,
     ),
 }

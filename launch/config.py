@@ -3,21 +3,20 @@
 Every mistake is reported as one line: field, rule, value and, for a wrong name, the nearest valid one.
 """
 
-import difflib
 import os
-import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from actors.config import Config, CriticConfig, ModelConfig, ReferenceConfig, TrainerConfig, UserError
-from actors.config_nodes import Environment, NodeLabels, is_secret
+from actors.config_nodes import Environment, NodeLabels
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
+from launch.config_values import odd_values
 from launch.kube.config import KubernetesConfig
 from launch.rules import check_rules
 
@@ -75,7 +74,7 @@ class ClusterConfig(Config):
 class Run(Config):
     """Identity of the run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's directory."""
     output: str = "outputs"
     """Directory that holds run directories."""
@@ -151,79 +150,16 @@ def load(path: str, overrides: list[str]) -> RunConfig:
 
 def validate(values: dict[str, Any]) -> RunConfig:
     """Validate plain values into a RunConfig; raises UserError with one line per problem."""
+    odd, errors = odd_values(RunConfig, values), []
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
+        if not odd:
+            return config
     except ValidationError as error:
-        raise UserError(*dict.fromkeys(_problem(item) for item in error.errors())) from None
+        errors = error.errors(include_url=False)
+    from launch.config_errors import problems  # with the tables of names, which only a mistake needs
 
-
-def _problem(error: Any) -> str:
-    tags = {_tag(item) or "" for item in _members(AlgorithmConfig) if _is_config(item)}
-    location = [str(part) for part in error["loc"]]
-    if location[:1] == ["algorithm"]:
-        del location[1:2]  # The algorithm's name, which is no field.
-    field = ".".join(location)
-    value = error.get("input")
-    got = "a value (not shown)" if any(is_secret(part) for part in location) else _short(value)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _fields_of(location[:-1], error["loc"]), 1)
-        return f"{field}: unknown field{_nearest(near)}, got {got}"
-    if error["type"] == "missing":
-        return f"{field}: required, got nothing"
-    if error["type"].startswith("union_tag"):
-        near = difflib.get_close_matches(str(_name(value)), tags, 1)
-        return f"{field}.name: must be one of {', '.join(sorted(tags))}, got {_short(_name(value))}{_nearest(near)}"
-    if error["type"] == "literal_error":
-        names = re.findall(r"'([^']+)'", error["ctx"]["expected"])
-        near = difflib.get_close_matches(str(value), names, 1)
-        return f"{field}: must be one of {error['ctx']['expected']}, got {got}{_nearest(near)}"
-    if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        if message.startswith(":"):  # about the field itself, not one below it
-            return f"{field}{message}"
-        return f"{field}.{message}" if field else message
-    return f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}, got {got}"
-
-
-def _name(value: Any) -> Any:
-    return value.get("name") if isinstance(value, dict) else value
-
-
-def _fields_of(path: list[str], loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `path`, for the nearest-name hint."""
-    model: Any = RunConfig
-    for part in path:
-        if part.isdigit() or part not in model.model_fields:  # an item of a list or of a section with free names
-            continue
-        candidates = [item for item in _members(model.model_fields[part].annotation) if _is_config(item)]
-        named = [item for item in candidates if _tag(item) in loc]
-        model = (named or candidates or [model])[0]
-    return list(model.model_fields)
-
-
-def _members(annotation: Any) -> list[Any]:
-    annotation = getattr(annotation, "__value__", annotation)
-    found = [member for item in get_args(annotation) for member in _members(item)]
-    return [annotation, *found]
-
-
-def _is_config(item: Any) -> bool:
-    return isinstance(item, type) and issubclass(item, BaseModel)
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("name")
-    values = get_args(field.annotation) if field else ()
-    return values[0] if values else None
-
-
-def _nearest(near: list[str]) -> str:
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    raise UserError(*problems(errors, odd, values))
 
 
 def machine_cpus() -> int:

@@ -5,7 +5,9 @@ writes them means a number, a word and a name. What is quoted stays text in both
 """
 
 import difflib
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,12 @@ import yaml
 
 from actors.config import UserError
 
+_MOST_BYTES = 2**18
+"""Size of a configuration: one of all fields has some 20 thousand."""
+_MOST_VALUES = 20_000
+"""Values of a configuration, each counted as often as an alias stands for it."""
+_DEEPEST = 40
+_MOST_DIGITS = 40
 _CORE_SCHEMA = {
     "null": (r"~|null|Null|NULL", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -23,6 +31,8 @@ _CORE_SCHEMA = {
     ),
 }
 """Type -> what a plain scalar of that type looks like, and how it may begin (YAML 1.2.2, section 10.3.2)."""
+_MERGE = "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,9 +40,17 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own)
 
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None:
+            _require_plain(node, {}, 0)
+        return node
+
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
+    if len(text) > _MOST_DIGITS:
+        raise _Refused(f"a number must have at most {_MOST_DIGITS} digits, got {len(text)}", node)
     bases = {"0o": 8, "0x": 16}
     return int(text[2:], bases[text[:2]]) if text[:2] in bases else int(text)
 
@@ -40,38 +58,118 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 for _type, (_pattern, _first) in _CORE_SCHEMA.items():  # in this order: an integer looks like a float, too
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"^(?:{_pattern})$"), [*_first])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
+_Loader.add_implicit_resolver(_MERGE, re.compile("^<<$"), ["<"])
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
+class _Refused(Exception):
+    """What YAML allows and a configuration does not, with the node that shows where."""
+
+    def __init__(self, rule: str, node: yaml.Node) -> None:
+        super().__init__(f"{rule} (line {node.start_mark.line + 1})")
+
+
+def _require_plain(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
+    """Number of values of a node, each alias counted with what it stands for; raises _Refused.
+
+    `sizes` holds those of the nodes that have been counted: an alias is the node itself, so a file of a few lines may
+    stand for gigabytes, or hold itself (0: still being counted).
+    """
+    if depth > _DEEPEST:
+        raise _Refused(f"must be nested at most {_DEEPEST} deep, got more", node)
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise _Refused("an alias must not stand for what it is part of", node)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        _require_keys(node)
+        size += sum(_require_plain(value, sizes, depth + 1) for _, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_require_plain(value, sizes, depth + 1) for value in node.value)
+    else:
+        _require_text(node.value, node)
+    if size > _MOST_VALUES:
+        raise _Refused(f"must hold at most {_MOST_VALUES} values, aliases counted with what they stand for", node)
+    sizes[id(node)] = size
+    return size
+
+
+def _require_keys(node: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if key.tag == _MERGE:
+            continue
+        if not isinstance(key, yaml.ScalarNode):
+            raise _Refused("a name must be text, got a list or mapping", key)
+        if key.tag != _TEXT:
+            quoted = f" (in quotes: '{key.value[:40]}')" if key.value else ""
+            raise _Refused(f"a name must be text{quoted}, got {key.value[:40] or 'nothing'}", key)
+        _require_text(key.value, key)
+        if key.value in lines:
+            raise _Refused(f"{key.value[:80]!r} must be given once, got it in line {lines[key.value]} too", key)
+        lines[key.value] = key.start_mark.line + 1
+
+
+def _require_text(text: str, node: yaml.Node) -> None:
+    """Refuses what no file name, label or log can hold: NUL, and halves of characters."""
+    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
+        raise _Refused("text must be without NUL and broken characters, got some", node)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
     """Parse a YAML file into a mapping; raises UserError when it is missing, malformed or no mapping."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.yaml")), 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"config file: cannot be read ({reason}), got {path}{hint}") from None
-    values = parse(text, path)
+    values = parse(_text_of(path), path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a mapping of sections, got {type(values).__name__}")
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{path}: must hold a mapping of sections, such as algorithm: {{name: grpo}}, got {got}")
     return values
+
+
+def _text_of(path: str) -> str:
+    """The file's text; raises UserError for what is no file of text of a sane size, without waiting for a pipe."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
+            raise UserError(f"config file: must be a file, got {kind}, {path}")
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no file name"
+        others = [str(other) for other in Path(path).parent.glob("*.yaml")] if len(path) < 1000 else []
+        near = difflib.get_close_matches(path, [other for other in others if other != path], 1)
+        hint = f" (did you mean {near[0]}?)" if near and isinstance(error, FileNotFoundError) else ""
+        if "=" in path and not near:
+            hint = " (CONFIG comes first, overrides after it)"
+        raise UserError(f"config file: cannot be read ({reason}), got {path}{hint}") from None
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"config file: must be at most {_MOST_BYTES} bytes, got more, {path}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"config file: cannot be read (not UTF-8 text), got {path}") from None
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Set dotted keys: `policy.optimizer.lr=1e-4`. Raises UserError for an override without `=`."""
     for override in overrides:
         key, sign, text = override.partition("=")
-        if not sign or not key:
-            raise UserError(f"override: must look like section.field=value, got {override!r}")
-        section = values
         *parents, leaf = key.split(".")
-        for name in parents:
-            section = section.setdefault(name, {})
+        if not sign or not all([*parents, leaf]):
+            raise UserError(f"override: must look like section.field=value, got {_short(override)}")
+        section = values
+        for depth, name in enumerate(parents):
+            if section.get(name) is None:
+                section[name] = {}
+            section = section[name]
+            whole = _short(".".join(parents[: depth + 1]))
+            if isinstance(section, list):
+                raise UserError(f"override {_short(key)}: {whole} is a list, to be given whole: {whole}=[a, b]")
             if not isinstance(section, dict):
-                raise UserError(f"override {key}: {name} holds no fields, got {override!r}")
-        section[leaf] = parse(text, f"override {key}")
+                raise UserError(f"override {_short(key)}: {whole} holds no fields, got {_short(section)} there")
+        section[leaf] = parse(text, f"override {_short(key)}")
     return values
 
 
@@ -79,5 +177,24 @@ def parse(text: str, where: str) -> Any:
     """The value of a YAML text; raises UserError, which names `where`, when it is malformed."""
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: it builds no objects
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML, {' '.join(str(error).split())}") from None
+    except _Refused as error:
+        raise UserError(f"{where}: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: must be nested at most {_DEEPEST} deep, got more") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" (line {mark.line + 1})" if mark else ""
+        tabs = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
+        raise UserError(f"{where}: not valid YAML, {_one_line(error.problem or error.context)}{line}{tabs}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that YAML's own code cannot hold
+        raise UserError(f"{where}: not valid YAML, {_one_line(error)}") from None
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
+
+
+def _short(value: object) -> str:
+    """What was given, on one line of sane length."""
+    text = str(value) if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,6 +12,7 @@ from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import PPOConfig, RLConfig
 from launch.kube.config import check_kubernetes
+from launch.metric_names import require_metric
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -170,6 +171,10 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
         raise ValueError(f"algorithm.best_by needs {rows}, got {algorithm.best_by} without")
     if algorithm.stop_when and rl and not algorithm.eval_every:
         raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
+    if algorithm.stop_when:
+        require_metric(config, "algorithm.stop_when.metric", algorithm.stop_when.metric)
+    if best_by := getattr(algorithm, "best_by", None):
+        require_metric(config, "algorithm.best_by", best_by)
 
 
 def _critic_fits(config: "RunConfig") -> None:
