@@ -2,6 +2,7 @@
 start, then the rest beside them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from actors.config import ModelConfig
@@ -14,7 +15,7 @@ from algorithms.config_rl import RLConfig
 from algorithms.data import Batches, load_rows, prompts
 from algorithms.reward_pool import RewardPool
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, meet, resume, start_building
 from launch.model_files import require_same_tokens
 from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
@@ -50,6 +51,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     from algorithms.grpo import GRPO
     from algorithms.ppo import PPO
 
+    reporter.phase("loading models")
     policy = groups.add("policy", PolicyWorker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
     frozen = _spawn_frozen(config, directory, placement, groups)
@@ -57,6 +59,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     groups.pool = _reward_pool(config, placement)
     building = start_building(policy, _policy_updates(algorithm))
     rollout.notice(starting, "ready")
+    reporter.phase("reading data")
     trained = {"policy": policy} | ({"critic": critic} if critic else {})
     arguments: dict[str, Any] = {
         "config": algorithm,
@@ -74,14 +77,17 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         **_rl_data(config, directory),
     }
     loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
+    reporter.phase("loading models")
     if critic is not None:
-        critic.gather(start_building(critic, algorithm.steps * algorithm.updates_per_step), "build")
+        built(critic, start_building(critic, algorithm.steps * algorithm.updates_per_step), reporter)
     for worker, group in frozen.values():
-        meet(group, worker.build)
-    policy.gather(building, "build")
+        meet(group, worker.build, reporter)
+    built(policy, building, reporter)
     policy.call(PolicyWorker.prepare_to_connect)
-    reporter.phase("waiting for engines")
-    rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s)
+    reporter.phase("starting engines")
+    waits = partial(reporter.progress, what="ready")
+    rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
+    reporter.phase("connecting engines")
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     resume(config, trained, loop, reporter)
     return loop
