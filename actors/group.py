@@ -110,15 +110,22 @@ class ActorGroup(Generic[W]):
         return self.gather(refs, method.__name__)
 
     def gather(
-        self, refs: Sequence[Any], what: str, timeout_s: float | None = None, ranks: Sequence[int] | None = None
+        self,
+        refs: Sequence[Any],
+        what: str,
+        timeout_s: float | None = None,
+        ranks: Sequence[int] | None = None,
+        told: Callable[[int, int], None] | None = None,
     ) -> list[Any]:
         """Wait for references within the deadline; the first failure ends the wait, whichever rank it is on.
 
-        `ranks` says whose they are (default: one of each rank, in order).
+        `ranks` says whose they are (default: one of each rank, in order); `told` hears how many of them have answered.
         """
         owners = ranks or range(len(refs))
         deadline = time.monotonic() + (timeout_s or self.timeout_s)
         pending, answers = list(refs), {}
+        if told:
+            told(0, len(refs))
         while pending:
             ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
@@ -133,6 +140,8 @@ class ActorGroup(Generic[W]):
                 ready += more
             for ref in ready:
                 answers[ref] = self._answer(owners[refs.index(ref)], ref, what)
+            if told:
+                told(len(answers), len(refs))
         return [answers[ref] for ref in refs]
 
     def notice(self, refs: Sequence[Any], what: str) -> None:

@@ -82,6 +82,7 @@ class EncoderLoop(Offline[Example]):
         found: list[NDArray[np.float32]] = []
         sizes = [len(text.text) + len(text.passage or "") for text in texts]
         for part in _chunks(sizes, ranks):
+            self.reporter.progress(part.start, len(texts), "texts")
             chunk = [texts[place] for place in part]
             dealt = deal([sizes[place] for place in part], ranks)
             calls = [([chunk[place] for place in rank],) for rank in dealt]

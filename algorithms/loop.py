@@ -2,14 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors.config import UserError
 from algorithms.config_offline import StopWhen
 
 Metrics = dict[str, float]
+T = TypeVar("T")
 
 
 class Reporter(Protocol):
@@ -17,6 +18,7 @@ class Reporter(Protocol):
 
     def start(self, title: str, total_steps: int, done_steps: int) -> None: ...
     def phase(self, name: str) -> None: ...
+    def progress(self, done: int, total: int, what: str) -> None: ...
     def step(self, step: int, metrics: Metrics) -> None: ...
     def samples(self, step: int, rows: list[dict[str, Any]], show: bool) -> None: ...
     def note(self, text: str) -> None: ...
@@ -77,3 +79,14 @@ def improves(name: str, value: float, best: float | None) -> bool:
     if best is None or not math.isfinite(best):
         return math.isfinite(value)
     return value < best if name.rpartition("/")[2] in ("loss", "perplexity") else value > best
+
+
+def spread_over(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, evenly spaced, the last and the first included; one alone is the last.
+
+    Example: spread_over([5, 4, 3, 2, 1], 3) is [5, 3, 1].
+    """
+    if count >= len(items):
+        return list(items)
+    last = len(items) - 1
+    return [items[last - round(place * last / max(1, count - 1))] for place in reversed(range(count))]

@@ -26,7 +26,7 @@ from algorithms.experience import Sample, count_micro_batches, deal_groups, divi
 from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, good_enough
 from algorithms.policy_loss import policy_loss
 from algorithms.reward_models import RewardModelGroup, score_with_models
-from algorithms.rl_metrics import reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.rl_metrics import Advantages, reward_metrics, rollout_metrics, sample_rows, update_metrics
 from algorithms.sampler import Sampler, ScoredGroup
 from algorithms.shaper import RewardShaper
 from algorithms.shaping import AdaptiveKL
@@ -126,7 +126,13 @@ class RL:
         *,
         goes_on: bool = False,
     ) -> list[ScoredGroup]:
-        groups = self.sampler.collect(prompts, wanted, sampling, seed, step_samples=step_samples, goes_on=goes_on)
+
+        def told(done: int) -> None:
+            self.reporter.progress(done * sampling.samples, wanted * sampling.samples, "responses")
+
+        groups = self.sampler.collect(
+            prompts, wanted, sampling, seed, step_samples=step_samples, goes_on=goes_on, told=told
+        )
         for error in self.sampler.errors:
             self.reporter.note(f"not scored: {error}")
         return groups
@@ -265,7 +271,9 @@ class RL:
             self.reporter.step(0, self.last_evaluation | clock.lap())
         return self.last_evaluation
 
-    def finish_step(self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock) -> None:
+    def finish_step(
+        self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock, advantages: Advantages | None = None
+    ) -> None:
         """Publish the new weights, evaluate, checkpoint and report."""
         self.step += 1
         with clock("sync"):
@@ -279,5 +287,5 @@ class RL:
         metrics["tokens_per_second"] = metrics["tokens/generated"] / training
         self.reporter.step(self.step, metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
-        self.reporter.samples(self.step, sample_rows(groups, self.samples_per_step), shown)
+        self.reporter.samples(self.step, sample_rows(groups, advantages or {}, self.samples_per_step), shown)
         self.checkpoint.end_if_asked()

@@ -1,13 +1,18 @@
 """What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import ray
 
 from algorithms.advantages import group_relative
-from algorithms.loop import Metrics
+from algorithms.loop import Metrics, spread_over
 from algorithms.sampler import ScoredGroup
+
+Advantages = Mapping[tuple[int, int], float]
+"""(number of the group, of the response) -> advantage; its mean over tokens, where these have their own."""
 
 
 def reward_metrics(groups: list[ScoredGroup], prefix: str) -> Metrics:
@@ -33,7 +38,10 @@ def rollout_metrics(groups: list[ScoredGroup], version: int, failed: int) -> Met
     infos = [info for group in groups for info in group.infos]
     staleness = [version - info.oldest_version for info in infos]
     generated = sum(info.response_tokens for info in infos)
+    rewards = [score.reward for group in groups for score in group.scores]
     return reward_metrics(groups, "reward") | {
+        "reward/min": min(rewards),
+        "reward/max": max(rewards),
         "tokens/generated": float(generated),
         "rollout/response_tokens_mean": generated / len(infos),
         "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
@@ -60,18 +68,30 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
     return means
 
 
-def sample_rows(groups: list[ScoredGroup], count: int) -> list[dict[str, Any]]:
-    """The first response of as many prompts as there are rows to show."""
+def sample_rows(groups: list[ScoredGroup], advantages: Advantages, count: int) -> list[dict[str, Any]]:
+    """`count` of a step's responses, from the best to the worst, with the columns of their data rows."""
+    order = sorted(
+        ((number, index) for number, group in enumerate(groups) for index in range(len(group.infos))),
+        key=lambda place: (-groups[place[0]].scores[place[1]].reward, place[1], place[0]),
+    )
+    chosen = spread_over(order, count)
+    rollouts = {number: ray.get(groups[number].rollouts, timeout=60) for number in {place[0] for place in chosen}}
     rows = []
-    for group in groups[:count]:
-        rollout = ray.get(group.rollouts, timeout=60)[0]
-        rows.append(
-            {
-                "prompt": group.prompt.text,
-                "completion": rollout.text,
-                "reward": group.scores[0].reward,
-                "version": group.infos[0].oldest_version,
-                "status": rollout.status,
-            }
-        )
+    for number, index in chosen:
+        group, rollout = groups[number], rollouts[number][index]
+        own = {
+            "prompt": group.prompt.text,
+            "completion": rollout.text,
+            "reward": group.scores[index].reward,
+            "rewards": dict(group.scores[index].parts),
+            "advantage": advantages.get((number, index), math.nan),
+            "version": group.infos[index].oldest_version,
+            "status": rollout.status,
+        }
+        # A column with the name of one of these goes by another one.
+        rows.append(own | {f"row.{name}" if name in own else name: value for name, value in _columns(group).items()})
     return rows
+
+
+def _columns(group: ScoredGroup) -> dict[str, Any]:
+    return {name: value for name, value in group.prompt.row.items() if value != group.prompt.text or name != "prompt"}

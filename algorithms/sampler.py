@@ -90,11 +90,12 @@ class Sampler:
         *,
         step_samples: int | None = None,
         goes_on: bool = False,
+        told: Callable[[int], None] | None = None,
     ) -> list[ScoredGroup]:
         """Complete groups, in the order in which their prompts were drawn; `seed` decides what is sampled.
 
         Failures are compared with `step_samples` (default: the samples asked for); `goes_on` says that this is a
-        further part of the same step, whose failures so far count.
+        further part of the same step, whose failures so far count; `told` hears how many groups are complete.
         A group with a failed rollout or reward is replaced by that of the next prompt, so there are `count` groups
         unless the prompts end first. Raises RewardFailure when too many samples fail, GroupError when an engine dies or
         is silent beyond its deadline.
@@ -117,6 +118,8 @@ class Sampler:
             if not running and not scoring:
                 return [done[number] for number in sorted(done)]
             self._receive(running, scoring, samples)
+            if told:
+                told(len(done))
             for group, scores in self._answers(scoring):
                 if all(score.status != "failed" for score in scores):
                     done[group.number] = _scored(group, scores)

@@ -66,6 +66,11 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
 
 
+def curves_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `curves`."""
+    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
+
+
 def mine_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `mine`."""
     parser.add_argument("model", metavar="MODEL", help="embedding model: run directory, model directory or hub id")

@@ -2,6 +2,7 @@
 start, then the rest beside them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from actors.config import ModelConfig, UserError
@@ -15,7 +16,7 @@ from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.reading import run_data
 from algorithms.reward_pool import RewardPool
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, meet, resume, start_building
 from launch.model_files import require_same_tokens
 from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
@@ -51,11 +52,13 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     from algorithms.grpo import GRPO
     from algorithms.ppo import PPO
 
+    reporter.phase("loading models")
     policy = groups.add("policy", PolicyWorker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
     frozen = _spawn_frozen(config, directory, placement, groups)
     critic = _spawn_critic(config, directory, placement, groups)
     groups.pool = _reward_pool(config, placement)
+    reporter.phase("reading data")
     data = _rl_data(config, directory, reporter)
     steps = _total_steps(algorithm, len(data["prompts"]))
     building = start_building(policy, _policy_updates(algorithm, steps))
@@ -78,14 +81,17 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         **data,
     }
     loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
+    reporter.phase("loading models")
     if critic is not None:
-        critic.gather(start_building(critic, steps * algorithm.updates_per_step), "build")
+        built(critic, start_building(critic, steps * algorithm.updates_per_step), reporter)
     for worker, group in frozen.values():
-        meet(group, worker.build)
-    policy.gather(building, "build")
+        meet(group, worker.build, reporter)
+    built(policy, building, reporter)
     policy.call(PolicyWorker.prepare_to_connect)
-    reporter.phase("waiting for engines")
-    rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s)
+    reporter.phase("starting engines")
+    waits = partial(reporter.progress, what="ready")
+    rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
+    reporter.phase("connecting engines")
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     resume(config, trained, loop, reporter)
     return loop

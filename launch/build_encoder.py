@@ -10,7 +10,7 @@ from algorithms.encoder_batches import TaskBatches
 from algorithms.encoder_data import training_tasks
 from algorithms.encoder_held_out import held_out
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, resume, start_building
 from launch.model_files import require_size
 from launch.reporter import RunReporter
 from launch.reserve import Placement
@@ -24,14 +24,17 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     algorithm: Any = config.algorithm
     reranker = not isinstance(algorithm, EmbeddingConfig)
     directory = write_skeleton(config.model, config.directory / "model")
+    reporter.phase("loading model")
     policy = groups.add("policy", EncoderWorker, config.policy.timeout_s, placement)
     guides = sorted({located(path) for path in algorithm.guides.values()})
     policy.spawn(config.model, directory, config.policy, config.run.seed, head_of(config), guides)
+    reporter.phase("reading data")
     tasks = training_tasks(algorithm, config.data)
     updates = algorithm.updates(sum(len(task.rows) for task in tasks))
     building = start_building(policy, updates)
     evaluation = held_out(config.data, reranker=reranker)
-    policy.gather(building, "build")
+    reporter.phase("loading model")
+    built(policy, building, reporter)
     if isinstance(algorithm, EmbeddingConfig):
         require_size(algorithm, policy.call(EncoderWorker.dimension)[0])
     make: Any = Reranker if reranker else Embedding

@@ -9,13 +9,14 @@ from algorithms.batches import row_order
 from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig
 from algorithms.reading import run_data
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, meet, resume, start_building
 from launch.reporter import RunReporter
 from launch.reserve import Placement
 
 
 def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
     """Start the groups of an SFT, reward-model or preference run and return its loop."""
+    reporter.phase("loading libraries")
     from actors.critic import RewardModelWorker
     from actors.policy import PolicyWorker
 
@@ -23,14 +24,17 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     assert isinstance(algorithm, OfflineConfig)
     worker = RewardModelWorker if isinstance(algorithm, RewardModelConfig) else PolicyWorker
     directory = write_skeleton(config.model, config.directory / "model")
+    reporter.phase("loading model")
     policy = groups.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
-    extra = _reference(config, directory, placement, groups, policy)
+    extra = _reference(config, directory, placement, groups, policy, reporter)
+    reporter.phase("reading data")
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
         reporter.note(note)
     updates = algorithm.updates(len(found.train))
-    policy.gather(start_building(policy, updates), "build")
+    reporter.phase("loading model")
+    built(policy, start_building(policy, updates), reporter)
     loop = _loop_class(config)(
         config=algorithm,
         policy=policy,
@@ -55,7 +59,9 @@ def _loop_class(config: RunConfig) -> Any:
     return {"sft": SFT, "reward": RewardModel, "dpo": DPO}[config.algorithm.name]
 
 
-def _reference(config: RunConfig, directory: str, placement: Placement, groups: Groups, policy: Any) -> dict[str, Any]:
+def _reference(
+    config: RunConfig, directory: str, placement: Placement, groups: Groups, policy: Any, reporter: RunReporter
+) -> dict[str, Any]:
     """For preference losses: who gives reference logprobs, and how."""
     if not isinstance(config.algorithm, DPOConfig):
         return {}
@@ -67,7 +73,7 @@ def _reference(config: RunConfig, directory: str, placement: Placement, groups: 
         reference = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
         plain = config.model.model_copy(update={"lora": None, "freeze": []})
         reference.spawn(plain, directory, config.reference, config.run.seed)
-        meet(reference, ReferenceWorker.build)
+        meet(reference, ReferenceWorker.build, reporter)
         method = ReferenceWorker.outputs
     elif config.reference_needed:
         reference, method = policy, PolicyWorker.reference_outputs

@@ -6,20 +6,27 @@ Imports only the standard library at the top: help must appear at once, so each 
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
 
+if TYPE_CHECKING:
+    from launch.config import RunConfig
+    from launch.display import Display
+
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 _LONGEST_LINE = 2000
+_STARTED = time.monotonic()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +78,7 @@ def _main(argv: list[str]) -> int:
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USER_ERROR
     name, *rest = argv
+    _escape_what_cannot_be_written()
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -86,6 +94,13 @@ def _main(argv: list[str]) -> int:
         return VERBS[name].handle(arguments)
     except UserError as error:
         return _report(*error.problems)
+
+
+def _escape_what_cannot_be_written() -> None:
+    """Let both streams write letters that their encoding lacks as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(name: str, rest: list[str]) -> argparse.Namespace:
@@ -142,18 +157,38 @@ def _overview() -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     from launch.capacity import check_nodes
-    from launch.check import preflight
     from launch.config import load
     from launch.machine import this_machine
 
     config = load(arguments.config, arguments.overrides)
     check_nodes(config, this_machine())
-    os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME
-    for warning in preflight(config):
-        print(f"warning: {warning}", file=sys.stderr)
-    from launch.run import run  # imports ray: only once the mistakes are out
+    from launch.display import Display
+    from launch.opening import opening_lines
 
-    return run(config)
+    with Display(started=_STARTED) as display:
+        display.open(opening_lines(config))
+        display.phase("checking the configuration")
+        os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME
+        _preflight(config, display)
+        display.phase("loading libraries")
+        from launch.run import run  # imports ray: only once the mistakes are out
+
+        return run(config, display)
+
+
+def _preflight(config: "RunConfig", display: "Display") -> None:
+    from actors.config import UserError
+    from launch.check import examine
+
+    try:
+        findings = examine(config)
+    except UserError:
+        display.discard()
+        raise
+    rows = f": {findings.rows:,} rows to train on" if findings.rows is not None else ""
+    display.note(f"configuration checked{rows}")
+    for warning in findings.warnings:
+        display.warning(warning)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -181,6 +216,13 @@ def _chat(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         max_tokens=arguments.max_tokens,
     )
+
+
+def _curves(arguments: argparse.Namespace) -> int:
+    from launch.redraw import curves_of
+
+    print(curves_of(arguments.run))
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -278,6 +320,12 @@ VERBS = {
         "tandem export outputs/first --output my-model",
         takes.export_arguments,
         _export,
+    ),
+    "curves": Verb(
+        "draws the metrics of a run, finished or not, and says where the picture is",
+        "tandem curves outputs/first",
+        takes.curves_arguments,
+        _curves,
     ),
     "mine": Verb(
         "finds hard negatives for queries with an embedding model; a reranker may judge them",

@@ -1,6 +1,11 @@
-"""curves.png: the metrics of a finished run over its steps, one panel for each question that a person has."""
+"""curves.png: the metrics of a run over its steps, one panel for each question that a person has.
+
+As a program of its own (`curves.py DIRECTORY`), it draws without disturbing the run: see `launch.redraw`.
+"""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +20,9 @@ _DPI, _COLUMNS, _PANEL_INCHES = 120, 2, (5.5, 3.0)
 _FEW = 4
 _TIMED_APART = ("time/step", "time/update_rank")
 """Not phases of a step, but their sum and a part of one."""
+_SHARES = ["rollout/truncated_fraction", "reward/zero_variance_fraction"]
+_ROUNDING = 1e-6
+"""A mismatch below this is that of float32 arithmetic: nothing to look at."""
 
 
 def draw_curves(directory: Path) -> Path | None:
@@ -23,15 +31,14 @@ def draw_curves(directory: Path) -> Path | None:
     Raises:
         OSError, ValueError: when the metrics cannot be read or the picture not written.
     """
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: Rows = [json.loads(line) for line in lines]
+    rows = read_metrics(directory)
     if not any(row["step"] for row in rows):
         return None
     # Without pyplot, which would look for a screen: a Figure of its own draws PNG files with Agg.
     from matplotlib.figure import Figure
 
     names = {name for row in rows for name in row}
-    panels = _panels(names)
+    panels = _panels(names, rows)
     lines_of_panels = -(-len(panels) // _COLUMNS)
     figure = Figure(figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * lines_of_panels), layout="constrained")
     figure.suptitle(directory.name)
@@ -42,12 +49,19 @@ def draw_curves(directory: Path) -> Path | None:
         axes.tick_params(labelsize=8, which="both")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    path = directory / "curves.png"
-    figure.savefig(path, dpi=_DPI)
+    path, partial = directory / "curves.png", directory / "curves.png.partial"
+    figure.savefig(partial, dpi=_DPI, format="png")
+    os.replace(partial, path)  # whoever looks meanwhile sees the old one or the new one
     return path
 
 
-def _panels(names: set[str]) -> list[Panel]:
+def read_metrics(directory: Path) -> Rows:
+    """The lines of a run's metrics.jsonl; the last one is left out where it is still being written."""
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _panels(names: set[str], rows: Rows) -> list[Panel]:
     """The panels of a reinforcement run or of an imitation run, as the metrics tell."""
     phases = sorted(name for name in names if name.startswith("time/") and name not in _TIMED_APART)
     if "reward/mean" in names:
@@ -55,10 +69,10 @@ def _panels(names: set[str]) -> list[Panel]:
             ("reward", ["reward/mean", "eval/reward/mean"], False),
             ("entropy (nats per token)", ["policy/entropy"], False),
             ("response length (tokens)", ["rollout/response_tokens_mean"], False),
-            ("mismatch of trainer and sampler (KL)", ["mismatch/kl"], True),
+            ("share of responses cut, and of groups that teach nothing", _SHARES, False),
+            ("mismatch of trainer and sampler (KL)", ["mismatch/kl"] if _is_seen("mismatch/kl", rows) else [], True),
             ("KL to the reference", ["policy/kl"], False),
             ("variance of returns that the critic explains", ["critic/explained_variance"], False),
-            ("gradient norm", ["grad_norm", "critic/grad_norm"], False),
         ]
     elif names & {"loss/reward_model", "loss/dpo"}:
         wanted = [
@@ -68,25 +82,31 @@ def _panels(names: set[str]) -> list[Panel]:
             ("rewards", ["rewards/chosen", "rewards/rejected"], False),
             ("logprob of responses", ["logprobs/chosen", "logprobs/rejected"], False),
             ("calibration error", ["eval/calibration_error"], False),
-            ("gradient norm", ["grad_norm"], False),
         ]
     elif names & {"loss/embedding", "loss/reranker"}:
         wanted = [
             ("loss", ["loss/embedding", "loss/reranker"], False),
             ("accuracy in training batches", ["embedding/accuracy", "reranker/accuracy"], False),
             *_held_out(names),
-            ("gradient norm", ["grad_norm"], False),
         ]
     else:
         probabilities = sorted(name for name in names if name.startswith("eval/") and name != "eval/loss")
         wanted = [
             ("loss (nats per token)", ["loss/nll", "eval/loss"], False),
             *((name, [name], False) for name in probabilities),
-            ("gradient norm", ["grad_norm"], False),
         ]
+    wanted += [
+        ("gradient norm", ["grad_norm", "critic/grad_norm"], False),
+        ("learning rate", ["learning_rate", "critic/learning_rate"], False),
+    ]
     found = [(title, [name for name in metrics if name in names], log) for title, metrics, log in wanted]
     panels = [_lines(title, metrics, log) for title, metrics, log in found if metrics]
     return [*panels, _seconds(phases)] if phases else panels
+
+
+def _is_seen(name: str, rows: Rows) -> bool:
+    """Whether a metric has ever left what rounding makes of zero."""
+    return any(abs(row.get(name) or 0.0) > _ROUNDING for row in rows)
 
 
 def _held_out(names: set[str]) -> list[tuple[str, list[str], bool]]:
@@ -147,3 +167,8 @@ def _seconds(phases: list[str]) -> Panel:
         axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=len(shown))
 
     return draw
+
+
+if __name__ == "__main__":
+    os.nice(10)  # the run comes first
+    draw_curves(Path(sys.argv[1]))

@@ -1,178 +1,305 @@
-"""What a person sees while a run is going: a live panel on a terminal, one plain line now and then elsewhere.
+"""What a person sees from the command to the end: a live panel on a terminal, plain lines now and then elsewhere.
 
-The loops know only `Display`; nothing else imports rich for progress.
+The loops know only `Display`; nothing else imports rich for progress. On a terminal, what is worth keeping (evaluations,
+samples, notes, warnings) is printed above the panel and stays in the scrollback.
 """
 
 import math
-import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
+
+from launch.figures import held_out_figures, step_figures
+from launch.screen import lasting_stdout
+from launch.shown import clock, fitted, flowed, visible
 
 Metrics = Mapping[str, float]
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two lines of steps when the output is no terminal, in seconds."""
+HEARTBEAT_S, LATER_HEARTBEAT_S = 15.0, 60.0
+"""Longest silence there, before the first step and after it, in seconds."""
+HELD_S = 2.0
+"""What a run is, is printed there once its configuration has been checked, or after so long, in seconds."""
+HISTORY_LINES = 10
+"""Lines about steps that a run without evaluations leaves on a terminal."""
 DURATIONS_KEPT = 20
-TEXT_WIDTH = 60
-SHOWN = (
-    ("reward", "reward/mean", ".3f"),
-    ("accuracy", "reward_model/accuracy", ".3f"),
-    ("accuracy", "rewards/accuracy", ".3f"),
-    ("accuracy", "embedding/accuracy", ".3f"),
-    ("accuracy", "reranker/accuracy", ".3f"),
-    ("KL", "policy/kl", ".3g"),
-    ("explained", "critic/explained_variance", ".2f"),
-    ("grad norm", "grad_norm", ".3g"),
-    ("entropy", "policy/entropy", ".3f"),
-    ("tokens/s", "tokens_per_second", ",.0f"),
-    ("s/step", "time/step", ".2f"),
-)
-MANY, HEADLINES = 4, ("ndcg@10", "recall@1", "base_ndcg@10", "spearman")
-"""Of more evaluation metrics than `MANY`, only these are shown, if any of them is there."""
+TEXT_CELLS = 60
+PHASE_LINES, FIGURE_LINES, BAR_CELLS, SHORTEST_BAR_CELLS = 3, 4, 30, 8
+LONGEST_TEXT = 500
+PLAIN_WIDTH = 200
+
+_BEGINNING = {
+    "sync": "warming up: the engines get their first weights",
+    "evaluate": "first evaluation",
+    "prepare": "preparing",
+}
+"""Phases of a loop that mean something else before its first step."""
 
 
 class Display:
     """Progress of one run. Methods may be called from any thread; `close` must be called in the end."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    def __init__(self, console: Console | None = None, started: float | None = None) -> None:
+        self._console = console or Console(file=lasting_stdout(), soft_wrap=True, highlight=False)
+        self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._ascii = not self._console.encoding.lower().startswith("utf")
+        self._started = time.monotonic() if started is None else started
         self._live: Live | None = None
-        self._title, self._total, self._step = "", 0, 0
-        self._phase, self._detail, self._phase_started = "", "", time.monotonic()
-        self._spinner = Spinner("dots")
+        self._open, self._ended = False, threading.Event()
+        self._lock = threading.RLock()
+        self._held: list[str] = []
+        self._title, self._total, self._step, self._first, self._begun = "", 0, 0, 0, False
+        self._phase, self._detail, self._phase_started = "", "", self._started
+        self._spent: dict[tuple[str, str], float] = {}
         self._metrics: Metrics = {}
-        self._evaluation: dict[str, float] = {}
+        self._evaluation: Metrics = {}
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._step_started: float | None = None
         self._printed_at = -math.inf
-        self._pending = False
+        self._kept_step = -1
 
-    def start(self, title: str, total_steps: int, done_steps: int = 0) -> None:
-        """Show the panel of a run of `total_steps` steps, of which a resumed run has `done_steps` behind it."""
-        self._title, self._total, self._step, self._step_started = title, total_steps, done_steps, None
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=4, transient=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def open(self, lines: Sequence[str] = ()) -> None:
+        """Say what is going to run, and begin to show what is being done."""
+        self._open = True
+        if self._lively:
+            width = self._console.width
+            for line in lines:
+                for part in flowed(line.split("  "), width) if len(line) > width else [line]:
+                    self._print(escape(part))
+            self._live = Live(_Panel(self), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
         else:
-            self._console.print(escape(f"{title}: {total_steps} steps"))
+            self._held = list(lines)
+            threading.Thread(target=self._beat, name="display", daemon=True).start()
+
+    def start(self, title: str, total_steps: int, done_steps: int = 0) -> None:
+        """Begin with the steps: of `total_steps`, a resumed run has `done_steps` behind it."""
+        self._title, self._total, self._step_started = title, total_steps, None
+        self._step = self._first = done_steps
+        if not self._open:
+            self.open()
+        self._print(escape(f"{title}: {total_steps} steps"))
+        self._end_phase()
+        self._begun = True
 
     def phase(self, name: str, detail: str = "") -> None:
         """Say what is running now, for example `rollout`, or `waiting for resources` with what is missing."""
-        new = name != self._phase
-        if new:
-            self._phase_started = time.monotonic()
-        self._phase, self._detail = name, detail
+        with self._lock:
+            new = name != self._phase
+            if new:
+                self._end_phase()
+            self._phase, self._detail = name, detail
+            if self._step_started is None and self._begun:
+                self._step_started = time.monotonic()
         # Phases of later steps would flood a log file; those of the start, and waits, explain a silence.
-        if not self._console.is_terminal and (detail or (new and not self._metrics)):
-            self._plain(f"{name}{f': {detail}' if detail else ''} ...", force=new)
-        if self._step_started is None:
-            self._step_started = time.monotonic()
+        if not self._lively and not self._held and (detail or (new and not self._metrics)):
+            self._plain(self._doing(), force=new)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """How far the phase that is running now has come."""
+        self._detail = f"{done:,} of {total:,} {what}"
+        if not self._lively and not self._held and not self._metrics:
+            self._plain(self._doing(), force=False)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Show the results of a finished step; evaluation metrics stay visible until the next evaluation."""
         now = time.monotonic()
-        if self._step_started is not None:
+        if self._step_started is not None and step > self._first:
             self._durations.append(now - self._step_started)
         first = not self._metrics
         self._step_started, self._step, self._metrics = now, step, metrics
-        self._evaluation.update({name: value for name, value in metrics.items() if name.startswith("eval/")})
-        if not self._console.is_terminal:
-            self._pending = not self._plain(self._line(), force=first or step >= self._total)
+        evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        self._evaluation = evaluation or self._evaluation
+        with self._lock:
+            self._end_phase()
+        worth_keeping = bool(evaluation) or step >= self._total
+        if self._lively:
+            # A run without evaluations leaves a line now and then.
+            if worth_keeping or step - max(self._kept_step, self._first) >= max(1, self._total / HISTORY_LINES):
+                self._keep()
+        elif first or worth_keeping or time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
+            self._keep()
 
     def samples(self, rows: list[dict[str, Any]]) -> None:
         """Print a table of completions; rows hold `prompt`, `completion`, `reward` and `version`."""
-        table = Table("prompt", "completion", "reward", "version", title=f"samples at step {self._step}")
-        for row in rows:
-            reward = row.get("reward")
-            table.add_row(
-                escape(_short(str(row.get("prompt", "")))),
-                escape(_short(str(row.get("completion", "")))),
-                f"{reward:.3g}" if isinstance(reward, int | float) else "failed",
-                str(row.get("version", "")),
-            )
-        self._console.print(table)
+        numbers = [_sample_numbers(row) for row in rows]
+        room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2
+        cells = max(8, min(TEXT_CELLS, room))
+        self._print(f"[italic]samples at step {self._step}[/]")
+        for row, line in zip(rows, numbers, strict=True):
+            texts = (str(row.get(name, ""))[:LONGEST_TEXT] for name in ("prompt", "completion"))
+            prompt, completion = (fitted(visible(text), cells) for text in texts)
+            text = Text("  ").append(f"{line}  ", "cyan").append(f"{prompt} -> ", "dim").append(completion)
+            self._console.print(text)
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(escape(text))
+        self._print(escape(visible(text)))
 
     def warning(self, text: str) -> None:
         """Print a warning that stays."""
-        self._console.print(f"[yellow]warning:[/] {escape(text)}")
+        self._print(f"[yellow]warning:[/] {escape(visible(text))}")
 
     def close(self) -> None:
-        """Leave the terminal as it was, with a last line of the results."""
+        """Leave the terminal as it was, with a last line of the results; may be called again."""
+        self._ended.set()
+        with self._lock:
+            self._end_phase()
         if self._live is not None:
             self._live.stop()
             self._live = None
-            self._pending = bool(self._metrics)
-        if self._pending:
-            self._console.print(escape(self._line()))
-            self._pending = False
+        if self._metrics and self._kept_step != self._step:
+            self._keep()
 
-    def _plain(self, line: str, *, force: bool) -> bool:
-        """Print unless the last line was a moment ago; whether it was printed."""
+    def discard(self) -> None:
+        """Close; what has not been printed yet of what was to run is not printed."""
+        self._held = []
+        self.close()
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        """Steps done before this start, steps done now, and all of them; zeros before `start`."""
+        return self._first, self._step, self._total
+
+    @property
+    def began(self) -> bool:
+        """Whether there were steps to come: `start` was called."""
+        return self._begun
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the command."""
+        return time.monotonic() - self._started
+
+    def time_spent(self) -> dict[tuple[str, str], float]:
+        """Seconds of every phase, by (`start` or `steps`, name); they add up to all the time so far."""
+        with self._lock:
+            self._end_phase()
+            return dict(self._spent)
+
+    def _end_phase(self) -> None:
         now = time.monotonic()
-        if not force and now - self._printed_at < PLAIN_INTERVAL_S:
-            return False
-        self._console.print(escape(line))
-        self._printed_at = now
-        return True
+        key = ("steps" if self._begun else "start", self._phase or "other")
+        self._spent[key] = self._spent.get(key, 0.0) + now - self._phase_started
+        self._phase, self._detail, self._phase_started = "", "", now
 
-    def _line(self) -> str:
-        parts = [f"step {self._step}/{self._total}", *self._figures()]
+    @property
+    def width(self) -> int:
+        """Cells of a line; the last one stays free, as terminals differ in what they do behind it."""
+        return self._console.width - 1 if self._lively else PLAIN_WIDTH
+
+    def _print(self, markup: str) -> None:
+        self._release()
+        self._console.print(markup)
+        self._printed_at = time.monotonic()
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for line in held:
+            self._console.print(escape(line))
+
+    def _plain(self, line: str, *, force: bool) -> None:
+        """Print unless the last line was a moment ago."""
+        if force or time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
+            self._print(escape(line))
+
+    def _beat(self) -> None:
+        """Where there is no panel: break a silence that lasts."""
+        while not self._ended.wait(1.0):
+            if self._held and self.elapsed_s > HELD_S:
+                self._release()
+            longest = HEARTBEAT_S if not self._metrics else LATER_HEARTBEAT_S
+            if self._phase and max(self._printed_at, self._phase_started) + longest < time.monotonic():
+                self._print(escape(self._doing()))
+
+    def _keep(self) -> None:
+        """Print the line of the step that was last."""
+        self._kept_step = self._step
+        figures = [f"step {self._step}/{self._total}", *step_figures(self._metrics), *held_out_figures(self._metrics)]
+        figures.append(f"elapsed {clock(self.elapsed_s)}")
         if self._step < self._total and self._durations:
-            parts.append(f"ETA {_clock(self._remaining())}")
-        return "  ".join(parts)
-
-    def _figures(self) -> list[str]:
-        shown = [f"{label} {self._metrics[name]:{form}}" for label, name, form in SHOWN if name in self._metrics]
-        if "reward/mean" not in self._metrics:
-            # The loss of a reinforcement step says nothing; that of an imitation step is the headline.
-            losses = [f"{name} {value:.4g}" for name, value in self._metrics.items() if name.startswith("loss/")]
-            shown = losses[:1] + shown
-        held_out = sorted(self._evaluation.items())
-        if len(held_out) > MANY:
-            held_out = [item for item in held_out if item[0].rpartition("/")[2] in HEADLINES] or held_out
-        return shown + [f"{name} {value:.3f}" for name, value in held_out]
+            figures.append(f"ETA {clock(self._remaining())}")
+        for line in flowed(figures, self.width) if self._lively else ["  ".join(figures)]:
+            self._print(escape(line))
 
     def _remaining(self) -> float:
         return (self._total - self._step) * sum(self._durations) / len(self._durations)
 
-    def _panel(self) -> RenderableType:
-        head = Table.grid(padding=(0, 1))
-        eta = f"ETA {_clock(self._remaining())}" if self._durations else "ETA -"
-        bar = ProgressBar(total=max(1, self._total), completed=self._step, width=30)
-        head.add_row(Text(self._title, style="bold"), bar, f"{self._step}/{self._total}", eta)
-        self._spinner.update(text=escape(self._phase_text()))
-        rows: list[RenderableType] = [head, self._spinner]
-        if figures := self._figures():
-            rows.append(Text("  ".join(figures)))
-        return Group(*rows)
-
-    def _phase_text(self) -> str:
+    def _doing(self) -> str:
+        """Example: starting engines: 1 of 2 ready (12 s)"""
+        name = self._phase or ("starting" if not self._begun else "between steps")
+        if self._begun and not self._metrics:
+            name = _BEGINNING.get(name, name)
+        detail = f": {visible(self._detail)}" if self._detail else ""
         seconds = time.monotonic() - self._phase_started
-        detail = f": {self._detail}" if self._detail else ""
-        return f"{self._phase or 'starting'}{detail} ({seconds:.0f} s)"
+        return f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."
+
+    def panel_lines(self, width: int, height: int) -> Iterator[Text]:
+        """Lines of the panel, none wider than `width`: how far, what is running, the last metrics."""
+        elapsed = f"elapsed {clock(self.elapsed_s)}"
+        if self._begun:
+            eta = f"ETA {clock(self._remaining())}" if self._durations and self._step < self._total else ""
+            tail = "  ".join(filter(None, (f"{self._step}/{self._total}", elapsed, eta)))
+            room = width - cell_len(tail) - 2
+            title = fitted(self._title, room)
+            line, cells = Text(title, "bold"), min(BAR_CELLS, room - cell_len(title) - 2)
+            if cells >= SHORTEST_BAR_CELLS:
+                line.append("  ").append_text(self._bar(cells))
+            line.append(f"  {tail}")
+            line.truncate(width)
+            yield line
+        frames = "-\\|/" if self._ascii else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+        frame = frames[int(time.monotonic() * 8) % len(frames)]
+        doing = self._doing() if self._begun else f"{self._doing()}  {elapsed}"
+        for place, line in enumerate(_wrapped(doing, width - 2)):
+            yield Text(f"{frame} " if not place else "  ", "green").append(line, "none")
+        figures = step_figures(self._metrics) + held_out_figures(self._evaluation)
+        room = max(0, min(FIGURE_LINES, height - PHASE_LINES - 2))
+        for line in flowed(figures, width)[:room]:
+            yield Text(line)
+
+    def _bar(self, cells: int) -> Text:
+        full = round(cells * self._step / max(1, self._total))
+        done, left = ("#", "-") if self._ascii else ("━", "─")
+        return Text(done * full, "green").append(left * (cells - full), "dim")
 
 
-def _short(text: str) -> str:
-    """One line of at most TEXT_WIDTH characters, with newlines and control characters escaped."""
-    line = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-    return line if len(line) <= TEXT_WIDTH else f"{line[: TEXT_WIDTH - 3]}..."
+class _Panel:
+    """The display as rich draws it, each time anew, for a terminal that may have changed its size."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._display.panel_lines(console.width - 1, console.height)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def _wrapped(text: str, cells: int) -> list[str]:
+    """Lines of whole words; what is more than PHASE_LINES is cut with dots."""
+    lines = flowed(text.split(" "), cells, indent=0, gap=" ")
+    if len(lines) > PHASE_LINES:
+        lines = [*lines[: PHASE_LINES - 1], fitted(f"{lines[PHASE_LINES - 1]} {' '.join(lines[PHASE_LINES:])}", cells)]
+    return lines
+
+
+def _sample_numbers(row: Mapping[str, Any]) -> str:
+    """Reward and, where there is one, advantage of a sample."""
+    reward, advantage = row.get("reward"), row.get("advantage")
+    told = f"reward {reward:<6.3g}" if isinstance(reward, int | float) else "failed       "
+    return f"{told} advantage {advantage:<+6.2f}" if isinstance(advantage, int | float) else told

@@ -56,12 +56,17 @@ def start_building(group: ActorGroup[Any], total_updates: int) -> list[Any]:
     return [group.submit(rank, TrainedWorker.build, address, port, total_updates) for rank in range(len(group))]
 
 
-def meet(group: ActorGroup[Any], build: Callable[..., Any]) -> None:
+def built(group: ActorGroup[Any], building: list[Any], reporter: RunReporter) -> None:
+    """Wait until all ranks of a group have their model, and say how many have."""
+    group.gather(building, "build", told=lambda done, ranks: reporter.progress(done, ranks, f"{group.name} ranks"))
+
+
+def meet(group: ActorGroup[Any], build: Callable[..., Any], reporter: RunReporter) -> None:
     """Let the ranks of a frozen group meet and load their model."""
     from actors.worker import Worker
 
     address, port = group.gather([group.submit(0, Worker.address)], "address")[0]
-    group.call(build, address, port)
+    built(group, [group.submit(rank, build, address, port) for rank in range(len(group))], reporter)
 
 
 class RunCheckpointer:
@@ -115,6 +120,7 @@ def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, re
     if found is None:
         return
     reporter.note(f"resuming from step {found.state['step']}")
+    reporter.phase("loading the checkpoint")
     loop.restore(found.state)
     for name, group in trained.items():
         group.call(TrainedWorker.load, found.directory.absolute() / name)

@@ -1,10 +1,16 @@
-"""Warnings when a metric leaves the range in which training usually works.
+"""Warnings when a metric leaves the range in which training usually works, and only while they help.
 
 Ranges are those practitioners publish for GRPO: reward moving within 20 steps, fewer than 0.8 of the groups without
 variance, KL below 0.5, clip fraction below 0.1, truncated fraction below 0.3, sampler-trainer difference below 0.1.
+
+A warning comes once, and again only when the metric was in its range for RECOVERY_STEPS in between. A task that is
+solved (rewards near the highest that was ever given) has groups without variance and little entropy: that is success,
+said once as a note, and no reason to change a setting.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Metrics = Mapping[str, float]
@@ -13,9 +19,9 @@ REWARD_WINDOW = 20
 REWARD_FLOOR = 0.15
 REWARD_SPREAD = 0.05
 ENTROPY_FLOOR = 0.05
-RECOVERY_STEPS = 10
-HISTORY = 200
-"""Earlier steps that `warnings_for` looks at; a longer history changes nothing."""
+RECOVERY_STEPS = 50
+SOLVED = 0.9
+"""Share of the way from the lowest reward seen (at most 0) to the highest at which a task counts as solved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,8 @@ class Ceiling:
     metric: str
     limit: float
     advice: str
+    solved_too: bool = True
+    """Whether the advice still helps where the task is solved."""
 
 
 CEILINGS = (
@@ -32,17 +40,20 @@ CEILINGS = (
         "reward/zero_variance_fraction",
         0.8,
         "most groups teach nothing: try prompts of medium difficulty, more samples_per_prompt, or a finer reward",
+        solved_too=False,
     ),
     Ceiling("policy/kl", 0.5, "the policy runs away from the reference: lower policy.optimizer.lr or raise kl_coef"),
     Ceiling(
         "policy/clip_fraction",
         0.1,
         "updates are too large: lower policy.optimizer.lr or take fewer updates per step",
+        solved_too=False,
     ),
     Ceiling(
         "rollout/truncated_fraction",
         0.3,
         "responses are cut: raise rollout.max_response_tokens, or check that the model ends its answers",
+        solved_too=False,
     ),
     Ceiling(
         "texts/at_limit_fraction",
@@ -58,56 +69,86 @@ CEILINGS = (
 )
 
 
-def warnings_for(metrics: Metrics, history: Sequence[Metrics]) -> list[str]:
-    """Lines for the metrics that are out of range now and were in range over the last `RECOVERY_STEPS` steps.
+class Health:
+    """Judges the steps of one run, in their order."""
 
-    Args:
-        metrics: of this step; metrics that are absent are not judged.
-        history: of the earlier steps, oldest first, this step excluded.
-    """
-    history = history[-HISTORY:]
-    earlier = [
-        _problems(past, history[:index]) for index, past in enumerate(history) if index >= len(history) - RECOVERY_STEPS
-    ]
-    known = {name for problems in earlier for name in problems}
-    return [line for name, line in _problems(metrics, history).items() if name not in known]
+    def __init__(self) -> None:
+        self._rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
+        self._lowest, self._highest = 0.0, -math.inf
+        self._entropy = -math.inf
+        self._warned: dict[str, int] = {}
+        """Metric that was warned about -> steps for which it has been in its range since."""
+        self._said_solved = False
 
+    def warnings(self, metrics: Metrics) -> list[str]:
+        """Lines for the metrics that are out of range now and that it helps to tell; absent ones are not judged."""
+        problems = self._problems(metrics)
+        lines = [line for name, line in problems.items() if name not in self._warned]
+        for name in (*self._warned, *problems):
+            self._warned[name] = 0 if name in problems else self._warned[name] + 1
+        self._warned = {name: steps for name, steps in self._warned.items() if steps < RECOVERY_STEPS}
+        return lines
 
-def _problems(metrics: Metrics, history: Sequence[Metrics]) -> dict[str, str]:
-    """Metric name -> warning, for every metric out of its range."""
-    found = {
-        ceiling.metric: f"{ceiling.metric} is {metrics[ceiling.metric]:.3g}, usually below {ceiling.limit:g}; "
-        f"{ceiling.advice}"
-        for ceiling in CEILINGS
-        if metrics.get(ceiling.metric, 0.0) >= ceiling.limit
-    }
-    return {**found, **_flat_reward(metrics, history), **_collapsed_entropy(metrics, history)}
+    def good_news(self, metrics: Metrics) -> str | None:
+        """Said once: most groups have equal rewards, as the answers are right; call it after `warnings`."""
+        name = "reward/zero_variance_fraction"
+        if self._said_solved or metrics.get(name, 0.0) < 0.8 or not self._solved(metrics):
+            return None
+        self._said_solved = True
+        return (
+            f"{metrics[name]:.0%} of the groups got equal rewards, near the highest so far ({self._highest:.3g}): "
+            f"these prompts are learned, and only harder ones teach more"
+        )
 
+    def _problems(self, metrics: Metrics) -> dict[str, str]:
+        """Metric name -> warning, for every metric out of its range."""
+        self._remember(metrics)
+        solved = self._solved(metrics)
+        found = {
+            ceiling.metric: f"{ceiling.metric} is {metrics[ceiling.metric]:.3g}, usually below {ceiling.limit:g}; "
+            f"{ceiling.advice}"
+            for ceiling in CEILINGS
+            if metrics.get(ceiling.metric, 0.0) >= ceiling.limit and (ceiling.solved_too or not solved)
+        }
+        if not solved:
+            found |= self._flat_reward(metrics) | self._collapsed_entropy(metrics)
+        return found
 
-def _flat_reward(metrics: Metrics, history: Sequence[Metrics]) -> dict[str, str]:
-    name = "reward/mean"
-    rewards = [step[name] for step in (*history, metrics) if name in step][-REWARD_WINDOW:]
-    if name not in metrics or len(rewards) < REWARD_WINDOW:
-        return {}
-    spread = max(rewards) - min(rewards)
-    # A reward that is high and flat has been learned; only one that stays near zero asks for help.
-    if spread > REWARD_SPREAD or abs(max(rewards, key=abs)) > REWARD_FLOOR:
-        return {}
-    return {
-        name: f"{name} is {metrics[name]:.3g} and moved by {spread:.2g} in {REWARD_WINDOW} steps, usually above "
-        f"{REWARD_FLOOR:g} by then; look at samples.jsonl: the reward may never be given, or start from a better model"
-    }
+    def _remember(self, metrics: Metrics) -> None:
+        if "reward/mean" in metrics:
+            self._rewards.append(metrics["reward/mean"])
+            seen = [metrics[name] for name in ("reward/mean", "reward/min", "reward/max") if name in metrics]
+            self._lowest, self._highest = min(self._lowest, *seen), max(self._highest, *seen)
 
+    def _solved(self, metrics: Metrics) -> bool:
+        # Without the highest reward of a step, its mean says nothing: any mean could be the highest so far.
+        if "reward/mean" not in metrics or "reward/max" not in metrics or self._highest <= self._lowest:
+            return False
+        return metrics["reward/mean"] >= self._lowest + SOLVED * (self._highest - self._lowest)
 
-def _collapsed_entropy(metrics: Metrics, history: Sequence[Metrics]) -> dict[str, str]:
-    name = "policy/entropy"
-    if name not in metrics:
-        return {}
-    # A small vocabulary or an easy task has little entropy from the start: only the fall is alarming.
-    highest = max((step[name] for step in history if name in step), default=metrics[name])
-    if metrics[name] >= ENTROPY_FLOOR or metrics[name] > highest / 2:
-        return {}
-    return {
-        name: f"{name} fell from {highest:.3g} to {metrics[name]:.2g}, usually 0.05 to 0.5; responses become all "
-        f"alike: raise algorithm.clip_high or rollout.temperature, or lower policy.optimizer.lr"
-    }
+    def _flat_reward(self, metrics: Metrics) -> dict[str, str]:
+        name = "reward/mean"
+        if name not in metrics or len(self._rewards) < REWARD_WINDOW:
+            return {}
+        spread = max(self._rewards) - min(self._rewards)
+        # A reward that is high and flat has been learned; only one that stays near zero asks for help.
+        if spread > REWARD_SPREAD or abs(max(self._rewards, key=abs)) > REWARD_FLOOR:
+            return {}
+        return {
+            name: f"{name} is {metrics[name]:.3g} and moved by {spread:.2g} in {REWARD_WINDOW} steps, usually above "
+            f"{REWARD_FLOOR:g} by then; look at samples.jsonl: the reward may never be given, or start from a better "
+            f"model"
+        }
+
+    def _collapsed_entropy(self, metrics: Metrics) -> dict[str, str]:
+        name = "policy/entropy"
+        if name not in metrics:
+            return {}
+        # A small vocabulary or an easy task has little entropy from the start: only the fall is alarming.
+        self._entropy = max(self._entropy, metrics[name])
+        if metrics[name] >= ENTROPY_FLOOR or metrics[name] > self._entropy / 2:
+            return {}
+        return {
+            name: f"{name} fell from {self._entropy:.3g} to {metrics[name]:.2g}, usually 0.05 to 0.5; responses become "
+            f"all alike: raise algorithm.clip_high or rollout.temperature, or lower policy.optimizer.lr"
+        }

@@ -132,7 +132,7 @@ def _wait(
         missing = shortage(wanted, nodes, avoided)
         if deadline.left_s < 0:
             raise UserError(f"cluster.wait_s: resources did not come within {deadline.wait_s:g} s: {missing}")
-        notify(f"for resources, {deadline.left_s:.0f} of {deadline.wait_s:.0f} s left: {missing}")
+        notify(f"{missing} ({deadline.left_s:.0f} of {deadline.wait_s:.0f} s left)")
 
 
 def _addresses() -> dict[str, str]:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,26 @@ from typing import Any
 from actors.config import UserError
 from actors.group import GroupError, first_line
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
-from algorithms.config_offline import RewardModelConfig
 from algorithms.config_rl import RLConfig
 from algorithms.encoder_mteb import mteb_tasks, run_mteb
 from launch.checkpoint import Checkpoint, Checkpoints
 from launch.cluster import ray_cluster
 from launch.config import RunConfig
-from launch.curves import draw_curves
 from launch.display import Display
-from launch.ending import Ending
+from launch.ending import STOPPED, Ending
 from launch.model_card import write_model_card
+from launch.redraw import CurveDrawer
 from launch.reporter import RunReporter
 from launch.reserve import place, release
+from launch.screen import tell
 from launch.signals import arm, hold, interruptible
+from launch.summary import how_it_ended, last_screen
 from launch.tracking import Tracker
 
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, display: Display | None = None) -> int:
     """Train, export and report.
 
     Returns:
@@ -40,37 +40,35 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: a mistake of the user's that only the run itself could find.
     """
-    with interruptible():
+    with interruptible(), display or Display() as display:
+        display.phase("preparing")
         if _benchmark_tasks(config):
             mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
         found = _prepare(config)
-        display = Display()
         tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
+        curves = CurveDrawer(config.directory, display.warning)
+        ended_by: BaseException | None = None
         try:
-            _train(config, RunReporter(display, tracker), display)
-        except KeyboardInterrupt:
-            display.close()
-            results = f"results so far are in {config.directory}"
-            print(f"interrupted; continue with the same command, {results}", file=sys.stderr)
-            return 130
-        except Ending as ending:
-            display.close()
-            goes_on = "the same command continues" if config.checkpoint.resume else "checkpoint.resume=true continues"
-            print(f"{ending}; a checkpoint is in {config.directory}, {goes_on}", file=sys.stderr)
-            return ending.code
-        except UserError:
-            raise
-        except Exception as error:  # Whatever it was: the cause in a few lines, the rest in the log.
-            display.close()
-            _explain(error, config.directory)
-            return 1
-        finally:
-            display.close()
-            tracker.close()
-        _farewell(config)
-        if _benchmark_tasks(config):
+            _train(config, RunReporter(display, tracker, curves), display)
+        except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
+            ended_by = error
+        picture = _close(display, tracker, curves)
+        code = _farewell(config, display, ended_by, picture)
+        if _benchmark_tasks(config) and not code:
+            print("measuring with MTEB ...", flush=True)
             _measure_with_mteb(config)
-    return 0
+    return code
+
+
+def _close(display: Display, tracker: Tracker, curves: CurveDrawer) -> Path | None:
+    """Deliver and draw what is left; returns the path of the curves."""
+    hold()
+    display.phase("delivering metrics")
+    tracker.close()
+    display.phase("drawing curves")
+    picture = curves.finish()
+    display.close()
+    return picture
 
 
 def _prepare(config: RunConfig) -> Checkpoint | None:
@@ -97,13 +95,14 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
 
 
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
-    display.phase("starting Ray")
+    display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
         from launch.groups import Groups, load_best
 
         build = _builder(config)
         groups = Groups(str((config.directory / "logs").absolute()))
-        placement = place(config, lambda text: display.phase("waiting", text))
+        display.phase("reserving resources")
+        placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
         try:
@@ -119,6 +118,7 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
                 write_model_card(config, best or loop.step)
         finally:
             hold()
+            display.phase("ending processes")
             groups.shutdown()
             release(placement)
 
@@ -169,6 +169,8 @@ def _measure_with_mteb(config: RunConfig) -> None:
 
 def _explain(error: Exception, directory: Path) -> None:
     """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
+    if isinstance(error, UserError):
+        raise error
     log = directory / "logs" / "driver.log"
     # Storage that is full or gone must not hide why the run has failed.
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
@@ -178,8 +180,8 @@ def _explain(error: Exception, directory: Path) -> None:
     if isinstance(error, GroupError) and isinstance(original, UserError):
         raise UserError(*original.problems) from None
     kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "
-    print(f"run failed: {kind}{first_line(str(error))}", file=sys.stderr)
-    print(f"full log: {(_worker_log(error, directory / 'logs') or log)}", file=sys.stderr)
+    tell(f"run failed: {kind}{first_line(str(error))}")
+    tell(f"full log: {(_worker_log(error, directory / 'logs') or log)}")
 
 
 def _worker_log(error: Exception, logs: Path) -> Path | None:
@@ -192,22 +194,30 @@ def _worker_log(error: Exception, logs: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _farewell(config: RunConfig) -> None:
-    directory = config.directory
-    try:
-        curves = draw_curves(directory)
-    except Exception as error:  # A picture must not fail a run that has succeeded, whatever matplotlib says.
-        print(f"warning: curves.png was not drawn, {type(error).__name__}: {first_line(str(error))}", file=sys.stderr)
-        curves = None
-    print(f"model:   {directory / 'export'}")
-    print(f"metrics: {directory / 'metrics.jsonl'}")
-    if curves:
-        print(f"curves:  {curves}")
-    if isinstance(config.algorithm, RLConfig):
-        print(f"samples: {directory / 'samples.jsonl'}")
-    if isinstance(config.algorithm, RewardModelConfig):
-        print(f"reward with it: reward.models=[{directory / 'export'}] in a ppo or grpo run")
-    elif isinstance(config.algorithm, EncoderConfig):
-        print(f"search with it: tandem search {directory}")
-    else:
-        print(f"talk to it: tandem chat {directory}")
+def _farewell(config: RunConfig, display: Display, ended_by: BaseException | None, curves: Path | None) -> int:
+    """Say how the run has ended, and what there is now; returns the exit code.
+
+    Raises:
+        UserError: what has ended it is the user's mistake.
+    """
+    directory, mistake, code = config.directory, None, 0
+    if isinstance(ended_by, KeyboardInterrupt):
+        tell(f"interrupted; continue with the same command, results so far are in {directory}")
+        code = STOPPED
+    elif isinstance(ended_by, Ending):
+        goes_on = "the same command continues" if config.checkpoint.resume else "checkpoint.resume=true continues"
+        tell(f"{ended_by}; a checkpoint is in {directory}, {goes_on}")
+        code = ended_by.code
+    elif isinstance(ended_by, Exception):
+        code = 1
+        try:
+            _explain(ended_by, directory)
+        except UserError as error:
+            mistake = error
+    if display.began or not mistake:
+        why = how_it_ended(config, display, ended_by)
+        for line in last_screen(config, display, why, finished=ended_by is None, curves=curves):
+            display.note(line)
+    if mistake:
+        raise mistake
+    return code

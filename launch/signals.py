@@ -11,13 +11,14 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked = False
+_interrupted_by = ""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within the block, the first SIGINT or SIGTERM raises KeyboardInterrupt and later ones are ignored."""
-    global _asked
-    _asked = False
+    global _asked, _interrupted_by
+    _asked, _interrupted_by = False, ""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     arm()
     try:
@@ -56,6 +57,13 @@ def _ask(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
+def interrupted_by() -> str:
+    """What has ended the run at once: Ctrl-C, SIGTERM, or nothing yet."""
+    return _interrupted_by
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted_by
+    _interrupted_by = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     hold()
     raise KeyboardInterrupt

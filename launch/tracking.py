@@ -175,7 +175,8 @@ def _reopen(path: Path, resumed_step: int) -> TextIO:
         with path.open(encoding="utf-8") as old, kept.open("w", encoding="utf-8") as new:
             new.writelines(line for line in old if _belongs(line, resumed_step))
         os.replace(kept, path)
-    return path.open("a" if resumed_step else "w", encoding="utf-8", buffering=1)
+    # A lone surrogate, which UTF-8 lacks, is written as the escape that JSON has for it.
+    return path.open("a" if resumed_step else "w", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 def _belongs(line: str, resumed_step: int) -> bool:
@@ -186,13 +187,14 @@ def _belongs(line: str, resumed_step: int) -> bool:
 
 
 def _write_line(file: TextIO, row: dict[str, Any]) -> None:
-    file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False) + "\n")
+    # Columns of a generator's rows may hold anything: what JSON lacks is written as text.
+    file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def _strict(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
