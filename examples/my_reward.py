@@ -3,12 +3,9 @@
 `configs/own-task.yaml` names it as examples/my_reward.py:score; README says how to use one of your own.
 """
 
+from difflib import SequenceMatcher
+
 
 def score(completion: str, answer: str) -> float:
-    """Share of the answer's characters that stand in their place, halved when the completion goes on after them.
-
-    Partial credit gives a model that is never quite right something to climb.
-    """
-    right = sum(given == wanted for given, wanted in zip(completion, answer, strict=False))
-    share = right / len(answer)
-    return share if len(completion) <= len(answer) else share / 2
+    """How alike two texts are, from 0 to 1: a model that is never quite right needs something to climb."""
+    return SequenceMatcher(None, completion, answer).ratio()

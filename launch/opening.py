@@ -10,9 +10,10 @@ from typing import Any
 from actors.config import ModelInit
 from actors.skeleton import hf_config
 from algorithms.config_offline import OfflineConfig
-from launch.capacity import available_cpus, available_gpus, total_gpus
+from launch.capacity import total_gpus
 from launch.config import RunConfig
 from launch.estimate import counted_parameters
+from launch.machine import this_machine
 from launch.placement import demands
 from launch.shown import visible
 
@@ -34,12 +35,13 @@ def opening_lines(config: RunConfig) -> list[str]:
 
 def _length(config: RunConfig) -> str:
     algorithm: Any = config.algorithm
-    if not algorithm.steps and getattr(algorithm, "epochs", None):
+    if algorithm.epochs is not None:
         return f"{algorithm.epochs} epoch{'s' * (algorithm.epochs != 1)}"
-    if not algorithm.steps:
+    steps = algorithm.steps if isinstance(algorithm, OfflineConfig) else algorithm.total_steps(None)
+    if steps == 0:
         return "evaluation only"
     unit = "update" if isinstance(algorithm, OfflineConfig) else "step"
-    return f"{algorithm.steps} {unit}{'s' * (algorithm.steps != 1)}"
+    return f"{steps} {unit}{'s' * (steps != 1)}"
 
 
 def _model(config: RunConfig) -> str:
@@ -104,6 +106,8 @@ def _rows(file: Path) -> int | None:
 def _devices(config: RunConfig) -> str:
     if address := os.environ.get("RAY_ADDRESS"):
         return f"of the Ray cluster at {address}"
-    cpus, gpus = available_cpus(config), available_gpus(config)
+    machine, cluster = this_machine(), config.cluster
+    cpus = machine.cpus if cluster.cpus is None else cluster.cpus
+    gpus = machine.gpus if cluster.gpus is None else cluster.gpus
     used = total_gpus(config, demands(config))
     return f"{cpus} CPU{'s' * (cpus != 1)}, {f'{used:g} of {gpus} GPUs' if gpus else 'no GPU'}"

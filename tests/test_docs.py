@@ -239,10 +239,10 @@ def test_the_example_reward_scores_the_example_rows() -> None:
         assert [item.error for item in scores] == [None] * len(rows)
         return [item.reward for item in scores]
 
-    assert all(row["answer"] == ("odd" if int(row["prompt"]) % 2 else "even") for row in rows)
+    assert all(row["answer"] == ("no" if int(row["prompt"]) % 2 else "yes") for row in rows)
     assert rewards(answers) == [1.0] * len(rows)
     assert rewards(["" for _ in rows]) == [0.0] * len(rows)
-    assert rewards([answer + "n" for answer in answers]) == [0.5] * len(rows)
+    assert all(0.5 < reward < 1 for reward in rewards([answer + "n" for answer in answers]))
 
 
 @pytest.mark.usefixtures("at_root")
