@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
-from actors.hub_cache import is_hub_id, local_directory
+from actors.hub_cache import cached_snapshot, is_hub_id
 from actors.tokenizer import load_tokenizer
 from launch.model_files import template_fault
 from launch.model_tensors import check_whole
@@ -42,7 +42,7 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int)
     Raises:
         UserError: no model, none that generates text, one that is damaged, or a template that refuses the conversation.
     """
-    directory = Path(local_directory(model, "MODEL")) if is_hub_id(model) else model_directory(model)
+    directory = (is_hub_id(model) and cached_snapshot(model)) or model_directory(model)
     _require_speaker(directory, model)
     speaker = _Speaker(directory, temperature, max_tokens)
     if prompt is not None:

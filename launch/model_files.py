@@ -79,6 +79,8 @@ def read_policy(config: RunConfig) -> Policy | None:
     values = model_values(directory)
     check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
     stored = check_tensors(values, directory, "model.path", role_of(config))
+    if role_of(config) == "scores":
+        _require_one_score(stored or {}, directory, "model.path")
     return Policy(values, directory, stored_parameters(stored) or counted_parameters(values))
 
 
@@ -176,19 +178,24 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
         )
     check_architecture(values, "scores", directory, field, "a reward model")
     stored = check_tensors(values, directory, field, "scores") or {}
-    heads = [tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0].endswith("score")]
-    if stored and not heads:
+    if not _require_one_score(stored, directory, field) and stored:
         raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
-    if heads and heads[0][0] != 1:
-        raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
     check_vocabulary(config, directory, field)
+
+
+def _require_one_score(stored: Mapping[str, StoredTensor], directory: Path, field: str) -> bool:
+    """Whether there is a trained score head; raises UserError for one with several scores."""
+    heads = [tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0].endswith("score")]
+    if heads and heads[0][:1] != (1,):
+        raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
+    return bool(heads)
 
 
 def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
     values = model_values(directory, field)
     check_architecture(values, "scores", directory, field, "a critic")
-    check_tensors(values, directory, field, "scores")
+    _require_one_score(check_tensors(values, directory, field, "scores") or {}, directory, field)
     if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
         check_targets(config.critic.lora, names, "critic.lora.targets")
     check_vocabulary(config, directory, field)

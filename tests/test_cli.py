@@ -162,12 +162,11 @@ def test_every_mistake_is_reported_at_once(project: Path) -> None:
 
 
 def test_a_model_that_reads_less_than_a_rollout(project: Path) -> None:
-    model = project / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 40}))
+    model = fake_model(project / "model", max_position_embeddings=40)
+    (model / "model.safetensors").rename(model / "elsewhere")
     done = tandem(project, "check", "job.yaml", "model={path: model}")
     assert done.stderr.splitlines()[0] == "error: model.path: must hold weights (*.safetensors or *.bin), got model"
-    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (model / "elsewhere").rename(model / "model.safetensors")
     done = tandem(project, "check", "job.yaml", "model={path: model}")
     assert done.stderr.splitlines()[0] == (
         "error: rollout.max_prompt_tokens + rollout.max_response_tokens: must not exceed the model's "
