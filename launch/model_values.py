@@ -169,9 +169,8 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
     wanted = f"must be a causal language model for {what}"
     if "vision_config" in values or "audio_config" in values or architecture.endswith("ForConditionalGeneration"):
         raise UserError(f"{field}: {wanted}, not one of images, sound, or an encoder with a decoder, got {shown}")
-    if architecture.endswith("ForSequenceClassification"):
-        if role == "causal":
-            raise UserError(f"{field}: {wanted}, and a classifier gives scores, got {shown}")
+    if architecture.endswith("ForSequenceClassification") and role == "causal":
+        raise UserError(f"{field}: {wanted}, and a classifier gives scores, got {shown}")
     known = causal_architectures()
     if not known:
         return
