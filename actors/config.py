@@ -124,6 +124,8 @@ class ModelConfig(Config):
 
     path: str | None = None
     """Hugging Face directory (or hub id) of the initial weights and tokenizer."""
+    revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Branch, tag or commit of a model of the hub (default: main); the run keeps to the commit that it has found."""
     init: ModelInit | None = None
     """Build a new model from scratch instead of loading `path`."""
     dtype: Dtype = "fp32"
@@ -139,6 +141,16 @@ class ModelConfig(Config):
     freeze: list[str] = []
     """Patterns of names of parameters that are not trained; `*` stands for anything: model.embed_tokens.*"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_code_of_others(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "trust_remote_code" in values:
+            raise ValueError(
+                "trust_remote_code must be left out, as Tandem never runs code of a model's repository (transformers "
+                f"has the architectures that can be trained), got {str(values['trust_remote_code'])[:40].lower()}"
+            )
+        return values
+
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if (self.path is None) == (self.init is None):
@@ -148,6 +160,8 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _adapters(self) -> "ModelConfig":
+        if self.init:
+            refuse_unused(self, "revision", why="with init, which builds a new model")
         if self.quantize and self.lora is None:
             raise ValueError(f"quantize needs lora, as quantised weights cannot be trained, got {self.quantize}")
         if self.lora and self.freeze:

@@ -16,9 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from actors.config import EncoderHead, ModelConfig, UserError
+from actors.hub_cache import local_directory
 from actors.models import TORCH_DTYPES
 from actors.readable import make_readable
-from actors.skeleton import hub_snapshot
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
@@ -43,11 +43,6 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
         # save_pretrained would write on rank 0 only.
         save_file(body.state_dict(), Path(scratch) / "model.safetensors", metadata={"format": "pt"})
         return _load(model, head, scratch)
-
-
-def local_directory(path: str, field: str = "model.path") -> str:
-    """A directory as it is; of a hub id, its copy in the hub's cache. Raises UserError as `hub_snapshot` does."""
-    return path if Path(path).is_dir() else hub_snapshot(path, field)
 
 
 def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:

@@ -32,6 +32,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from actors.config import LoraConfig, ModelConfig, UserError
+from actors.hub_cache import configured_directory, split_commit
 from actors.readable import make_readable
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
@@ -97,7 +98,7 @@ def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
     if config.targets != "all-linear":
         return sorted({target.rpartition(".")[2] for target in config.targets})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(configured_directory(directory)))
     return sorted({name.rpartition(".")[2] for name in linear_layers(model)})
 
 
@@ -258,7 +259,9 @@ def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict
 def adapter_config(model: PreTrainedModel, base: str | None) -> str:
     """adapter_config.json of a PEFT directory whose adapters belong to the model in the directory `base`."""
     settings: dict[str, Any] = model.peft_config[_NAME].to_dict()  # type: ignore[index, union-attr, operator]
-    settings |= {"base_model_name_or_path": base, "inference_mode": True, "modules_to_save": _heads(model) or None}
+    name, commit = split_commit(base) if base else (None, None)
+    settings |= {"base_model_name_or_path": name, "revision": commit}
+    settings |= {"inference_mode": True, "modules_to_save": _heads(model) or None}
     return json.dumps(settings, indent=2, sort_keys=True, default=sorted)
 
 
@@ -270,23 +273,12 @@ def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) 
     make_readable(directory)
 
 
-def merge_adapter(directory: Path, output: Path) -> None:
-    """Merge a PEFT directory into its base model and write the whole model, with its tokenizer, to `output`.
-
-    Raises:
-        UserError: when the adapter does not say which model it belongs to, or that is not there.
-    """
+def merge_adapter(directory: Path, base: str, output: Path) -> None:
+    """Merge a PEFT directory into its base model, which is in the directory `base`, and write the whole model, with its
+    tokenizer, to `output`."""
     from peft import PeftModel
 
-    settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-    base, task = settings.get("base_model_name_or_path"), settings.get("task_type")
-    if task == "FEATURE_EXTRACTION" or (directory.parent / "modules.json").is_file():
-        raise UserError(
-            f"{directory / 'adapter_config.json'}: must be of a language model or classifier; the export of "
-            f"an embedding run has its adapters merged already, got task_type {task}"
-        )
-    if not base or (Path(base).is_absolute() and not (Path(base) / "config.json").is_file()):
-        raise UserError(f"{directory / 'adapter_config.json'}: base_model_name_or_path must be a model, got {base}")
+    task = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
     loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
     options = {"num_labels": 1} if task == "SEQ_CLS" else {}
     model: Any = loader.from_pretrained(base, dtype="auto", **options)

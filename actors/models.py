@@ -15,6 +15,7 @@ from transformers import (
 
 from actors.attention import PACKED_SDPA, register_packed_sdpa
 from actors.config import ModelConfig, UserError
+from actors.hub_cache import local_directory
 from actors.logprobs import LogprobHead
 from actors.lora import quantization_config
 from actors.packed import PackedBatch
@@ -26,9 +27,10 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
     """The policy's initial model: random weights for `model.init`, else the weights of `model.path`.
 
-    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
+    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given), or is a model of
+    the hub as `located` names it.
     """
-    options = _options(model)
+    options, directory = _options(model), local_directory(directory)
     config = _without_dropout(AutoConfig.from_pretrained(directory))
     if model.init:
         torch.manual_seed(model.init.seed)
@@ -45,7 +47,7 @@ def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = F
     For `model.init` it has the policy's initial body. `directory` is as for `load_model`. Raises UserError with
     `needs_head` when the directory holds no trained head.
     """
-    options = _options(model)
+    options, directory = _options(model), local_directory(directory)
     config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]

@@ -18,6 +18,7 @@ from actors.batch import Rollout, RolloutStatus, VersionSpan
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.group import meet_on_node_address, write_output_to_log
+from actors.hub_cache import configured_directory
 from actors.rollout_types import RolloutInfo, Sampling
 from actors.tokenizer import load_tokenizer
 
@@ -60,6 +61,7 @@ class RolloutWorker:
         self.config = config
         self.version = -1
         self.tokenizer = load_tokenizer(directory)
+        directory = configured_directory(directory)
         self.engine = EngineThread(lambda: build_llm(directory, config, model, backend, seed + rank))
 
     @ray.method(concurrency_group="control")

@@ -4,22 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actors.config import ModelConfig, ModelInit, UserError
+from actors.config import ModelConfig, ModelInit
+from actors.hub_cache import located
 from actors.tokenizer import tokenizer_for
 
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "bert": "BertModel"}
-_NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def write_skeleton(model: ModelConfig, directory: Path) -> str:
     """Where trainer and engine find config.json and tokenizer: `model.path`, or `directory`, written for `model.init`.
 
-    Directories are returned as absolute paths, a hub id as it is.
+    See `located` for the names of models of the hub.
     """
     if model.init is None:
         assert model.path is not None
-        return located(model.path)
+        return located(model.path, model.revision)
     tokenizer = tokenizer_for(model)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
@@ -27,26 +27,6 @@ def write_skeleton(model: ModelConfig, directory: Path) -> str:
     config = hf_config(model.init, model.dtype, len(tokenizer), end, padding)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     return str(directory.absolute())
-
-
-def hub_snapshot(name: str, field: str) -> str:
-    """Directory of the hub's cache with a model's files, loaded if they are not there.
-
-    Raises:
-        UserError: with `field`, when they can be had from neither.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(name, ignore_patterns=_NOT_TORCH)
-    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: no such directory, and the hub cannot give it ({reason}), got {name}") from error
-
-
-def located(path: str) -> str:
-    """A local directory as an absolute path, as workers may have another working directory; a hub id as it is."""
-    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Tokenizers: a character tokenizer built from an alphabet, or one loaded from a Hugging Face directory. No torch."""
 
 import difflib
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import ModelConfig, UserError
+from actors.hub_cache import TOKENIZER_FILES, has_tokenizer, is_hub_id, located, small_files, split_commit
 from actors.quick_import import quick_package_list
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_HUB_DEADLINE_S = 5
 
 
 def build_char_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
@@ -102,16 +99,16 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     """
     directory = Path(path)
     if not directory.is_dir():
-        return _from_hub(path)
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(f"model.path: directory holds no tokenizer ({', '.join(_TOKENIZER_FILES)}), got {path}")
+        directory = _in_the_cache(path)
+    if not has_tokenizer(directory):
+        raise UserError(f"model.path: directory holds no tokenizer ({', '.join(TOKENIZER_FILES)}), got {path}")
     try:
         if (directory / "tokenizer.json").is_file():
-            return _fast_tokenizer().from_pretrained(path)
+            return _fast_tokenizer().from_pretrained(str(directory))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # tokenizers raises plain exceptions, and each file has its own way to be damaged
         raise UserError(f"model.path: tokenizer cannot be read ({_first_line(error)}), got {path}") from error
 
 
@@ -125,7 +122,7 @@ def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":
         build = build_pair_tokenizer if model.init.family == "bert" else build_char_tokenizer
         return build(model.init.alphabet)
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
-    return load_tokenizer(model.path)
+    return load_tokenizer(located(model.path, model.revision) if is_hub_id(model.path) else model.path)
 
 
 def _fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
@@ -151,27 +148,12 @@ def _byte_pieces(alphabet: str) -> tuple[list[str], list[tuple[str, str]]]:
     return list(pieces), list(merges)
 
 
-def _from_hub(path: str) -> "PreTrainedTokenizerFast":
-    """A tokenizer from the hub's local cache, else from the hub, which is first probed with a short deadline:
-    transformers would retry an unreachable hub for minutes."""
-    from huggingface_hub import HfApi
-
-    # `owner/name` below a directory that exists here is a missing subdirectory, not a hub id.
-    here = "/" in path and Path(path).parent.is_dir()
-    if here or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+def _in_the_cache(path: str) -> Path:
+    """Directory with the tokenizer of a model of the hub, given by its id or as `located` names it."""
+    name, commit = split_commit(path)
+    if commit is None and not is_hub_id(path):
         raise UserError(f"model.path: no Hugging Face model directory{_nearest(Path(path))}, got {path}")
-    try:
-        return _fast_tokenizer().from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError):
-        pass  # not in the cache
-    try:
-        HfApi().model_info(path, timeout=_HUB_DEADLINE_S)
-        return _fast_tokenizer().from_pretrained(path)
-    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
-        raise UserError(
-            f"model.path: no such directory{_nearest(Path(path))}, and the hub cannot give it "
-            f"({_first_line(error)}), got {path}"
-        ) from error
+    return small_files(name, commit, "model.path")
 
 
 def _nearest(directory: Path) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from actors.encoder import EncoderText, OutputLoss
-from actors.skeleton import located
+from actors.hub_cache import located
 from algorithms.config_encoder import EmbeddingConfig, EmbeddingTask, Prompts
 from algorithms.encoder_batches import Example
 from algorithms.encoder_evaluation import measure_embeddings

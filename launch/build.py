@@ -7,9 +7,10 @@ from typing import Any
 
 from actors.config import ModelConfig, UserError
 from actors.group import ActorGroup
+from actors.hub_cache import located
 from actors.rollout import CONCURRENCY, RolloutWorker
 from actors.rollout_types import Sampling
-from actors.skeleton import located, write_skeleton
+from actors.skeleton import write_skeleton
 from actors.tokenizer import load_tokenizer
 from algorithms.batches import row_order
 from algorithms.config_rl import PPOConfig, RLConfig
@@ -141,9 +142,10 @@ def _spawn_frozen(
         found["reference"] = (ReferenceWorker, group)
     for index, name in reward_model_groups(config):
         source = config.reward.models[index]
-        require_same_tokens(directory, source.path, f"reward.models.{index}.path")
+        path = located(source.path, field=f"reward.models.{index}.path")
+        require_same_tokens(directory, path, f"reward.models.{index}.path")
         group = groups.add(name, ScoringWorker, source.group.timeout_s, placement)
-        group.spawn(_other_model(config, source.path), located(source.path), source.group, config.run.seed)
+        group.spawn(_other_model(config, source.path), path, source.group, config.run.seed)
         found[name] = (ScoringWorker, group)
     return found
 
@@ -156,11 +158,12 @@ def _spawn_critic(config: RunConfig, directory: str, placement: Placement, group
         return None
     path = critic_path(config)
     if path:
+        path = located(path, field="critic.path")
         require_same_tokens(directory, path, "critic.path")
     model = _other_model(config, path) if path else config.model
     model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
     group = groups.add("critic", CriticWorker, config.critic.timeout_s, placement)
-    group.spawn(model, located(path) if path else directory, config.critic, config.run.seed)
+    group.spawn(model, path or directory, config.critic, config.run.seed)
     return group
 
 
@@ -174,7 +177,8 @@ def critic_path(config: RunConfig) -> str | None:
 
 def _other_model(config: RunConfig, path: str) -> ModelConfig:
     """The settings of a model beside the policy."""
-    return config.model.model_copy(update={"path": path, "init": None, "lora": None, "quantize": None, "freeze": []})
+    own = {"path": path, "revision": None, "init": None, "lora": None, "quantize": None, "freeze": []}
+    return config.model.model_copy(update=own)
 
 
 def _reference(

@@ -4,7 +4,8 @@ from typing import Any
 
 from actors.config import EncoderHead
 from actors.encoder import EncoderWorker
-from actors.skeleton import located, write_skeleton
+from actors.hub_cache import located
+from actors.skeleton import write_skeleton
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig, Prompts
 from algorithms.encoder_batches import TaskBatches
 from algorithms.encoder_data import training_tasks
@@ -26,7 +27,7 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("loading model")
     policy = groups.add("policy", EncoderWorker, config.policy.timeout_s, placement)
-    guides = sorted({located(path) for path in algorithm.guides.values()})
+    guides = sorted({located(path, field=f"algorithm.{name}") for name, path in algorithm.guides.items()})
     policy.spawn(config.model, directory, config.policy, config.run.seed, head_of(config), guides)
     reporter.phase("reading data")
     tasks = training_tasks(algorithm, config.data)

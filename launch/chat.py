@@ -1,11 +1,16 @@
 """Talk to a model directory with transformers, on a GPU when there is one."""
 
 import difflib
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.hub_cache import cached_snapshot, is_hub_id
+from actors.tokenizer import load_tokenizer
+from launch.model_files import template_fault
+from launch.model_tensors import check_whole
+from launch.model_values import READ_BOTH_WAYS, architecture_of, causal_architectures, model_values, unfinished
 
 Message = dict[str, str]
 
@@ -19,8 +24,12 @@ def model_directory(path: str) -> Path:
     directory = Path(path)
     if found := _model_in(directory):
         return found
-    if unfinished := _unfinished(directory):
-        raise UserError(f"MODEL: {unfinished}, got {path}")
+    if (directory / "export" / "config.json").is_file():
+        model_values(directory / "export", "MODEL")
+    if state := unfinished(directory):
+        raise UserError(f"MODEL: {state}, got {path}")
+    if os.path.lexists(directory) or path.startswith("~"):
+        model_values(directory, "MODEL")
     siblings = [str(entry) for entry in directory.parent.glob("*") if _model_in(entry)]
     near = difflib.get_close_matches(path, siblings, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -28,19 +37,13 @@ def model_directory(path: str) -> Path:
 
 
 def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int) -> int:
-    """Answer `prompt`, or hold a conversation until Ctrl-D; answers stream to standard output. Returns exit code 0."""
-    directory = model_directory(model)
-    architecture = next(iter(json.loads((directory / "config.json").read_text()).get("architectures") or []), "")
-    if (directory / "modules.json").is_file():
-        raise UserError(
-            f"MODEL: must generate text, and an embedding model or reranker searches: `tandem search {model}`, "
-            f"got {architecture or 'no architecture'} in {directory}"
-        )
-    if architecture.endswith("ForSequenceClassification"):
-        raise UserError(
-            f"MODEL: must generate text, and a reward model or reranker gives scores (of passages: `tandem search "
-            f"{model}`), got {architecture} in {directory}"
-        )
+    """Answer `prompt`, or hold a conversation until Ctrl-D; answers stream to standard output. Returns exit code 0.
+
+    Raises:
+        UserError: no model, none that generates text, one that is damaged, or a template that refuses the conversation.
+    """
+    directory = (is_hub_id(model) and cached_snapshot(model)) or model_directory(model)
+    _require_speaker(directory, model)
     speaker = _Speaker(directory, temperature, max_tokens)
     if prompt is not None:
         speaker.answer([{"role": "user", "content": prompt}])
@@ -54,6 +57,31 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int)
     return 0
 
 
+def _require_speaker(directory: Path, model: str) -> None:
+    """Raise UserError for what can be known to fail before torch is imported, which takes seconds."""
+    values = check_whole(directory, "MODEL")
+    architecture = architecture_of(values)
+    if (directory / "modules.json").is_file():
+        raise UserError(
+            f"MODEL: must generate text, and an embedding model or reranker searches: `tandem search {model}`, "
+            f"got {architecture or 'no architecture'} in {directory}"
+        )
+    if architecture.endswith("ForSequenceClassification"):
+        raise UserError(
+            f"MODEL: must generate text, and a reward model or reranker gives scores (of passages: `tandem search "
+            f"{model}`), got {architecture} in {directory}"
+        )
+    known, kind = causal_architectures(), values["model_type"]
+    if known and (kind not in known or kind in READ_BOTH_WAYS):
+        raise UserError(f"MODEL: must be a causal language model, got {architecture or kind} in {directory}")
+    try:
+        tokenizer = load_tokenizer(str(directory))
+    except UserError as error:
+        raise UserError(*(problem.replace("model.path", "MODEL", 1) for problem in error.problems)) from None
+    if fault := template_fault(tokenizer):
+        raise UserError(f"MODEL: the tokenizer's chat template is broken ({fault}), got {directory}")
+
+
 class _Speaker:
     """A loaded model and how it samples; temperature 0 is greedy."""
 
@@ -64,9 +92,13 @@ class _Speaker:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
-        self._model = model.to(self._device)
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+            self._model = model.to(self._device)
+        except Exception as error:  # each architecture has its own way not to load
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(f"MODEL: cannot be loaded ({reason}), got {directory}") from error
         self._max_tokens = max_tokens
         self._sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
@@ -89,18 +121,17 @@ class _Speaker:
             add_special_tokens=not self._tokenizer.chat_template,
         ).to(self._device)
         length = inputs["input_ids"].shape[1]
-        room = self._model.config.max_position_embeddings - length
-        if room < 1:
-            raise UserError(
-                f"conversation: must be shorter than the model's {self._model.config.max_position_embeddings} tokens, "
-                f"got {length}"
-            )
+        if not length:
+            raise UserError("conversation: must have at least one token, got none")
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        if limit and length >= limit:
+            raise UserError(f"conversation: must be shorter than the model's {limit} tokens, got {length}")
         streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
                 streamer=streamer,
-                max_new_tokens=min(self._max_tokens, room),
+                max_new_tokens=min(self._max_tokens, limit - length) if limit else self._max_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
                 **self._sampling,
             )
@@ -109,7 +140,10 @@ class _Speaker:
     def _render(self, conversation: list[Message]) -> str:
         """The chat template's text; a base model without one reads the turns one after the other."""
         if self._tokenizer.chat_template:
-            return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            try:
+                return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # whatever the template's expressions raise
+                raise UserError(f"conversation: the chat template refuses it ({error}), got {conversation}") from error
         return "".join(message["content"] for message in conversation)
 
 
@@ -118,24 +152,6 @@ def _model_in(directory: Path) -> Path | None:
         if (candidate / "config.json").is_file() and _has_weights(candidate):
             return candidate
     return None
-
-
-def _unfinished(directory: Path) -> str | None:
-    """What a run directory without an export has instead of a model; None for any other directory."""
-    try:
-        algorithm = json.loads((directory / "config.json").read_text(encoding="utf-8"))["algorithm"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    name = directory / "config.json"
-    try:
-        step = (directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-")
-    except OSError:
-        return f"the run has not finished and has no checkpoint; start it again with `tandem run {name}`"
-    total = f" of {algorithm['steps']}" if algorithm.get("steps") else ""
-    return (
-        f"the run has not finished: there is a checkpoint of step {step}{total}, but no model yet; "
-        f"resume it with `tandem run {name} checkpoint.resume=true`"
-    )
 
 
 def _has_weights(directory: Path) -> bool:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import OptimizerConfig, UserError
 from actors.config_rollout import RESHAPING
+from actors.hub_cache import cached_snapshot, is_complete, is_hub_id, is_offline, not_cached
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import PPOConfig, RLConfig
@@ -27,26 +28,26 @@ from launch.estimate import (
     Arithmetic,
     DecoderShape,
     Memory,
-    counted_parameters,
     decoder_shape,
     engine_memory,
     kv_bytes_per_token,
     offline_arithmetic,
     reference_memory,
     rl_arithmetic,
-    stored_parameters,
     trainer_memory,
 )
 from launch.fits import check_bucket, check_room
 from launch.inputs import READ_ROWS, Rows, check_rows, same_rows
 from launch.machine import this_machine
 from launch.model_files import (
+    Policy,
     check_critic,
     check_embedding_model,
     check_encoder,
+    check_names,
     check_reward_model,
-    is_hub_id,
-    model_values,
+    check_tokenizer,
+    read_policy,
 )
 from launch.placement import reward_model_groups
 from launch.reward_checks import RewardProbe
@@ -228,29 +229,28 @@ def _check_steps(findings: Findings) -> None:
 def _check_model(findings: Findings) -> bool:
     """Learn the model's size; whether its tokenizer can be read without the hub."""
     config = findings.config
-    if config.model.init is not None:
-        from actors.skeleton import hf_config
-        from actors.tokenizer import tokenizer_for
+    if config.model.path is not None and _is_elsewhere(findings, "model.path", config.model.path):
+        return False
+    policy = read_policy(config)
+    directory = policy and policy.directory
+    if config.model.init is None and directory is None:
+        lacks = "does not hold it" if policy is None else "does not hold its weights"
+        _say_it_is_loaded(findings, "model.path", str(config.model.path), config.model.revision, lacks)
+    if policy is None:
+        return False
+    check_names(config, policy)
+    check_tokenizer(config, policy)
+    _learn_size(findings, policy)
+    _check_stop_tokens(config, policy.values.get("vocab_size"))
+    if isinstance(config.algorithm, EncoderConfig) and (directory or config.model.init):
+        check_encoder(config, policy.values, directory)
+    return policy.tokenizer
 
-        directory = None
-        values = hf_config(config.model.init, config.model.dtype, len(tokenizer_for(config.model)), 0, 0)
-    else:
-        assert config.model.path is not None, "ModelConfig guarantees exactly one of path and init"
-        if _is_not_here(findings, "model.path", config.model.path):
-            return False
-        directory = Path(config.model.path)
-        values = model_values(directory)
-    _learn_size(findings, values, directory)
-    _check_stop_tokens(config, values.get("vocab_size"))
-    if isinstance(config.algorithm, EncoderConfig):
-        check_encoder(config, values, directory)
-    return True
 
-
-def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | None) -> None:
-    config = findings.config
+def _learn_size(findings: Findings, policy: Policy) -> None:
+    config, values = findings.config, policy.values
     findings.shape = shape = decoder_shape(values)
-    findings.parameters = (stored_parameters(directory) if directory else None) or counted_parameters(values)
+    findings.parameters = policy.parameters
     positions = values.get("max_position_embeddings")
     if positions and values["model_type"] in _COUNT_FROM_PADDING:
         positions -= (values.get("pad_token_id") or 0) + 1
@@ -260,7 +260,7 @@ def _learn_size(findings: Findings, values: dict[str, Any], directory: Path | No
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
     if grpo and shape and not config.rollout.gpus_per_engine:
         if shape.head_dim not in _CPU_HEAD_SIZES:
-            field = "model.path" if directory else "model.init.heads"
+            field = "model.path" if config.model.path else "model.init.heads"
             sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
             raise UserError(f"{field}: heads must be of size {sizes} for rollout on CPU, got {shape.head_dim}")
         needed = kv_bytes_per_token(shape, config.model.dtype) * longest / GIB
@@ -372,24 +372,27 @@ def _check_other_model(
     findings: Findings, path: str, field: str, check: Callable[[RunConfig, Path, str], None]
 ) -> None:
     """Check a model beside the policy, unless it is on the hub or elsewhere."""
-    if _is_not_here(findings, field, path):
+    directory = Path(path)
+    if _is_elsewhere(findings, field, path):
         return
     with findings.collecting():
-        check(findings.config, Path(path), field)
+        if is_hub_id(path):
+            directory = cached_snapshot(path)
+            if directory is None or not is_complete(directory):
+                _say_it_is_loaded(findings, field, path, None, f"does not hold {'its weights' if directory else 'it'}")
+                return
+        check(findings.config, directory, field)
 
 
-def _is_not_here(findings: Findings, field: str, path: str) -> bool:
-    """Whether a model is on the hub, or on the machines of the run, and so can only be warned about."""
-    if Path(path).exists():
-        return False
-    if is_hub_id(path):
-        findings.warnings.append(f"{field}: {path} is read from the hub when the run starts, not checked here")
-        return True
-    return _is_elsewhere(findings, field, path)
+def _say_it_is_loaded(findings: Findings, field: str, path: str, revision: str | None, lacks: str) -> None:
+    """Warn that a model of the hub is read by the run; raises UserError where the hub may not be asked."""
+    if is_offline() and not findings.elsewhere:
+        raise not_cached(path, revision, field, lacks)
+    findings.warnings.append(f"{field}: {path} is read from the hub when the run starts, not checked here")
 
 
 def _is_elsewhere(findings: Findings, field: str, path: str) -> bool:
-    if not findings.elsewhere or not Path(path).is_absolute() or Path(path).exists():
+    if not findings.elsewhere or not Path(path).is_absolute() or os.path.exists(path):
         return False
     findings.warnings.append(f"{field}: {path} is read on the cluster when the run starts, not checked here")
     return True

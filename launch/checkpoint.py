@@ -182,7 +182,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     parts = {
         "algorithm": {"name"},
-        "model": {"path", "init", "dtype", "lora", "quantize", "freeze"},
+        "model": {"path", "revision", "init", "dtype", "lora", "quantize", "freeze"},
         "data": {"shuffle"},
         "policy": {"optimizer", "zero_stage", "ranks"},
         "run": {"seed"},

@@ -5,16 +5,18 @@ sequence-classification model with one score.
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from actors.config import UserError
-from actors.skeleton import hub_snapshot
+from actors.hub_cache import has_tokenizer, is_hub_id, local_directory
+from actors.tokenizer import load_tokenizer
 from algorithms.encoder_held_out import passage_of_row
 from algorithms.sources import read_rows
 from launch.chat import model_directory
+from launch.model_tensors import check_whole
+from launch.model_values import architecture_of, scores_given
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -31,13 +33,26 @@ def encoder_directory(model: str, field: str = "MODEL") -> Path:
     directory = Path(model)
     for candidate in (directory / "export", directory):
         if (candidate / "modules.json").is_file():
-            return candidate
-    if not directory.exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) and not directory.parent.exists():
-        return Path(hub_snapshot(model, field))
+            return _whole(candidate, field)
+    if is_hub_id(model):
+        return _whole(Path(local_directory(model, field)), field)
     try:
-        return model_directory(model)
+        return _whole(model_directory(model), field)
     except UserError as error:
         raise UserError(*(f"{field}: {problem.partition(': ')[2]}" for problem in error.problems)) from None
+
+
+def _whole(directory: Path, field: str) -> Path:
+    """`directory`; raises UserError, before torch is imported, when what lies at its top is no whole model."""
+    if not (directory / "config.json").exists():
+        return directory  # its modules lie below, or read no transformer
+    check_whole(directory, field)
+    try:
+        if (directory / "tokenizer.json").is_file() or not has_tokenizer(directory):
+            load_tokenizer(str(directory))
+    except UserError as error:
+        raise UserError(*(problem.replace("model.path", field, 1) for problem in error.problems)) from None
+    return directory
 
 
 def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
@@ -46,9 +61,9 @@ def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
     Raises:
         UserError: with `field`, when it holds neither: it does not say how it pools, or gives several scores.
     """
-    kind = str(_json(directory / "config_sentence_transformers.json").get("model_type", "SentenceTransformer"))
-    values = _json(directory / "config.json")
-    architecture = next(iter(values.get("architectures") or []), "")
+    kind = str(_json(directory / "config_sentence_transformers.json", field).get("model_type", "SentenceTransformer"))
+    values = _json(directory / "config.json", field)
+    architecture = architecture_of(values)
     if kind == "CrossEncoder":
         return "reranker"
     if (directory / "modules.json").is_file():
@@ -58,20 +73,20 @@ def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
             )
         return "embedding"
     if architecture.endswith("ForSequenceClassification"):
-        labels = len(values.get("id2label") or (0, 1))
+        labels = scores_given(values)
         if labels != 1:
             raise UserError(f"{field}: must give one score, got {architecture} with {labels} in {directory}")
         return "reranker"
     raise UserError(f"{field}: must say how it pools (modules.json), got {directory}")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, field: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: must be JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{field}: {path} must be JSON ({error})") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -82,7 +97,7 @@ def load_embedding_model(directory: Path, field: str = "MODEL") -> "SentenceTran
     _quiet()
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(directory))
+    model = _loaded(SentenceTransformer, directory, field)
     if len(model) == 1 and getattr(model[0], "module_output_name", None) == "token_embeddings":
         raise UserError(f"{field}: must say how it pools (modules.json has no Pooling), got {directory}")
     return model
@@ -95,10 +110,18 @@ def load_reranker(directory: Path, field: str) -> "CrossEncoder":
     _quiet()
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(str(directory))
+    model = _loaded(CrossEncoder, directory, field)
     if model.num_labels != 1:
         raise UserError(f"{field}: must give one score, got {model.num_labels} in {directory}")
     return model
+
+
+def _loaded(load: Any, directory: Path, field: str) -> Any:
+    try:
+        return load(str(directory))
+    except Exception as error:  # each module has its own way not to load
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{field}: cannot be loaded ({reason}), got {directory}") from error
 
 
 def _quiet() -> None:

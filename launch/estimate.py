@@ -3,11 +3,9 @@
 Pure functions of the configuration and a few numbers; no torch, no Ray. Bytes everywhere unless a name says otherwise.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
@@ -101,22 +99,6 @@ def counted_parameters(config: Mapping[str, Any]) -> int | None:
     if shape is None:
         return None
     return encoder_parameters(config) if config["model_type"] in _BERT_FAMILIES else parameter_count(shape)
-
-
-def stored_parameters(directory: Path) -> int | None:
-    """Parameters in a directory's safetensors files, read from their headers; None when there are no such files.
-
-    A header is 8 bytes of little-endian length and that many bytes of JSON: name -> {dtype, shape, data_offsets}.
-    """
-    total = 0
-    for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                return None  # cut off, or a pointer to a file elsewhere: whoever loads it says so
-            header = json.loads(stream.read(length))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total or None
 
 
 @dataclass(frozen=True, slots=True)

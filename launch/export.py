@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 from actors.config import UserError
+from actors.hub_cache import is_hub_id, local_directory
+from actors.safetensors_header import parse_json
 from launch.chat import model_directory
+from launch.model_tensors import check_whole
 
 _ADAPTER = "adapter"
+_SETTINGS = "adapter_config.json"
 
 
 def export(run: str, *, output: str | None, adapter: bool = False) -> int:
@@ -18,15 +22,18 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     With `adapter`, a PEFT directory instead of the model; where `run` itself is one, the model that it makes.
 
     Raises:
-        UserError: when the run has no model yet, which says what there is, or when `output` cannot be written.
+        UserError: when the run has no model yet, which says what there is, one that is damaged, or when `output` cannot
+            be written.
     """
-    if (Path(run) / "adapter_config.json").is_file() and not adapter:
+    if (Path(run) / _SETTINGS).is_file() and not adapter:
         return _merge(Path(run), output)
     source = model_directory(run)
     if adapter:
         source = source / _ADAPTER
         if not source.is_dir():
             raise UserError(f"--adapter: needs a run with model.lora, got {run}")
+    else:
+        check_whole(source, "MODEL")
     if output is None:
         print(source)
         return 0
@@ -45,15 +52,65 @@ def _merge(directory: Path, output: str | None) -> int:
     if output is None:
         raise UserError(f"--output: must be given to merge a PEFT directory into its base, got none for {directory}")
     target = _target(output)
+    base = _base_of(directory)
     # Takes seconds, which only those who merge shall wait.
     from actors.lora import merge_adapter
 
     try:
-        merge_adapter(directory, target)
+        merge_adapter(directory, str(base), target)
     except OSError as error:
         raise _unwritable(output, error) from None
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"MODEL: adapters cannot be merged into {base} ({reason}), got {directory}") from error
     print(target)
     return 0
+
+
+def _base_of(directory: Path) -> Path:
+    """Directory of the model that a PEFT directory's adapters belong to.
+
+    Raises:
+        UserError: it does not say which one, that is not to be had, or it is of an embedding model.
+    """
+    path = directory / _SETTINGS
+    try:
+        settings = parse_json(path.read_bytes(), str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"MODEL: {error}, got {directory}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"MODEL: {path} must hold an object, got something else")
+    base, task = settings.get("base_model_name_or_path"), settings.get("task_type")
+    if task == "FEATURE_EXTRACTION" or (directory.parent / "modules.json").is_file():
+        raise UserError(
+            f"MODEL: {path} must be of a language model or classifier; the export of an embedding run has its adapters "
+            f"merged already, got task_type {task}"
+        )
+    weights = [directory / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    if not any(file.is_file() for file in weights):
+        raise UserError(f"MODEL: must hold the adapters, {weights[0].name}, got none in {directory}")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"MODEL: base_model_name_or_path in {path} must be a model, got {base or 'nothing'}")
+    revision = settings.get("revision")
+    named = f"base_model_name_or_path in {path}"
+    if is_hub_id(base):
+        return Path(local_directory(f"{base}@{revision}" if revision else base, f"MODEL: {named}"))
+    if not Path(base).is_dir():
+        raise UserError(
+            f"MODEL: {named} must be a model, whose weights the adapters change; there is no directory "
+            f"{Path(base).absolute()} (put the base there, or change the path in that file), got {base}"
+        )
+    try:
+        check_whole(Path(base), f"MODEL: {named}")
+    except UserError as error:
+        hint = ". A run keeps no weights of a new model: its export/ is the whole one" * _is_skeleton(Path(base))
+        raise UserError(f"{error}{hint}") from None
+    return Path(base)
+
+
+def _is_skeleton(directory: Path) -> bool:
+    """Whether a run has written this for `model.init`: a configuration and a tokenizer, no weights."""
+    return directory.name == "model" and (directory.parent / "config.json").is_file()
 
 
 def _target(output: str) -> Path:

@@ -27,13 +27,18 @@ def _training(config: RunConfig, step: int) -> str:
     assert isinstance(algorithm, EncoderConfig)
     facts = {
         "Job": algorithm.name,
-        "Base model": config.model.path or f"none (a new {config.model.init and config.model.init.family} model)",
+        "Base model": _base(config) or f"none (a new {config.model.init and config.model.init.family} model)",
         "Updates": f"{step} of {algorithm.samples_per_update} rows",
         "Optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {optimizer.schedule}",
         "Precision": config.model.dtype,
         **_tasks(config, algorithm),
     }
     return "## Training with Tandem\n\n" + "".join(f"- **{name}:** {value}\n" for name, value in facts.items())
+
+
+def _base(config: RunConfig) -> str | None:
+    revision = config.model.revision
+    return f"{config.model.path} at {revision}" if revision else config.model.path
 
 
 def _tasks(config: RunConfig, algorithm: Any) -> dict[str, str]:

@@ -1,16 +1,32 @@
 """What a model directory says of itself, read without torch: its configuration, its weights' names, its tokenizer."""
 
-import difflib
 import json
+import math
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
+from actors.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
+from actors.safetensors_header import StoredTensor, parse_json
+from actors.skeleton import hf_config
 from actors.tokenizer import load_tokenizer, tokenizer_for
-from algorithms.config_encoder import EmbeddingConfig
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from algorithms.config_offline import RewardModelConfig
 from launch.config import RunConfig
+from launch.estimate import counted_parameters
+from launch.model_tensors import check_patterns, check_targets, check_tensors, trained_parameters
+from launch.model_values import (
+    Role,
+    architecture_of,
+    check_architecture,
+    config_values,
+    model_values,
+    scores_given,
+)
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -24,29 +40,127 @@ _POOLING_MODES = {
 """Our name -> those of sentence-transformers, in the files that it writes and in older ones."""
 
 
-def is_hub_id(path: str) -> bool:
-    """`owner/name` on the hub, unless a local directory `owner` says that a path was meant."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "off", "no"):
-        return False
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is known of the policy's model without loading it."""
+
+    values: dict[str, Any]
+    """The fields of its config.json."""
+    directory: Path | None = None
+    """Where all its files are; None for `model.init`, and where the hub's cache does not hold all."""
+    parameters: int | None = None
+    tokenizer: bool = True
+    """Whether its tokenizer can be read without the hub."""
 
 
-def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
-    """The fields of config.json; raises UserError when this is no model directory."""
-    if not (directory / "config.json").is_file():
-        candidates = [str(path.parent) for path in directory.parent.glob("*/config.json")]
-        near = difflib.get_close_matches(str(directory), candidates, 1)
-        if (directory / "export/config.json").is_file():
-            near = [f"{directory}/export"]
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{field}: must be a model directory with a config.json{hint}, got {directory}")
-    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
-        raise UserError(f"{field}: must hold weights (*.safetensors or *.bin), got {directory}")
+def read_policy(config: RunConfig) -> Policy | None:
+    """Read the model that is trained, as far as it is on this machine; None where nothing of it is.
+
+    Raises:
+        UserError: it is no model, damaged, or none that the job can train.
+    """
+    model = config.model
+    if model.init is not None:
+        values = hf_config(model.init, model.dtype, len(tokenizer_for(model)), 0, 0)
+        return Policy(values, parameters=counted_parameters(values))
+    assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
+    if model.revision and os.path.exists(model.path):
+        raise UserError(f"model.revision: must be left out for a local directory ({model.path}), got {model.revision}")
+    directory = Path(model.path)
+    if is_hub_id(model.path):
+        directory = cached_snapshot(model.path, model.revision)
+        if directory is None:
+            return None
+        if not is_complete(directory):
+            values = config_values(directory, "model.path")
+            check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
+            parameters = counted_parameters(values) or indexed_parameters(values, directory)
+            return Policy(values, None, parameters, has_tokenizer(directory))
+    values = model_values(directory)
+    check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
+    stored = check_tensors(values, directory, "model.path", role_of(config))
+    if role_of(config) == "scores":
+        _require_one_score(stored or {}, directory, "model.path")
+    return Policy(values, directory, stored_parameters(stored) or counted_parameters(values))
+
+
+def role_of(config: RunConfig) -> Role:
+    """What the job makes of the policy's model."""
+    if isinstance(config.algorithm, EncoderConfig):
+        return "encoder"
+    return "scores" if isinstance(config.algorithm, RewardModelConfig) else "causal"
+
+
+def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:
+    """Parameters in safetensors files; None where there are no such files."""
+    return sum(math.prod(tensor.shape) for tensor in stored.values()) if stored else None
+
+
+def indexed_parameters(values: Mapping[str, Any], directory: Path) -> int | None:
+    """Parameters by the index of weights that need not be there; None without one, or with one that does not say."""
     try:
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: {directory}/config.json cannot be read, {error}") from None
-    return values
+        content = (directory / "model.safetensors.index.json").read_bytes()
+        total = parse_json(content, "the index")["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    dtype = str(values.get("dtype") or values.get("torch_dtype") or "float32")
+    return int(total) // (4 if dtype.endswith("32") else 2) if isinstance(total, int | float) else None
+
+
+def check_names(config: RunConfig, policy: Policy) -> None:
+    """Check that the parameters and layers that the configuration names are some of the model's, where they are known.
+
+    Raises:
+        UserError: a pattern of model.freeze or a target of model.lora that matches nothing.
+    """
+    names = trained_parameters(policy.values, role_of(config), rerank=config.algorithm.name == "reranker")
+    if names is None:
+        return
+    check_patterns(config.model.freeze, names, "model.freeze")
+    if config.model.lora:
+        check_targets(config.model.lora, names, "model.lora.targets")
+    if config.critic and config.critic.lora and config.critic.path is None and len(config.reward.models) != 1:
+        check_targets(config.critic.lora, names, "critic.lora.targets")
+
+
+def check_tokenizer(config: RunConfig, policy: Policy) -> None:
+    """Check that the policy's tokenizer can be read, and gives no tokens that the model does not know.
+
+    Raises:
+        UserError: without tokens, with more than the model's embedding has rows, or a chat template that is broken.
+    """
+    if config.model.init is not None or not policy.tokenizer:
+        return
+    tokenizer, rows = tokenizer_for(config.model), policy.values.get("vocab_size")
+    tokens = vocabulary(tokenizer)
+    if not tokens:
+        raise UserError(f"model.path: must have a tokenizer with at least one token, got none in {config.model.path}")
+    # Placeholders of images and sound stand behind the vocabulary of models that read only text.
+    beyond = sorted((index, token) for token, index in tokens.items() if isinstance(rows, int) and index >= rows)
+    if beyond := [item for item in beyond if not re.search("image|audio|video|vision", item[1])]:
+        raise UserError(
+            f"model.path: must have a tokenizer whose tokens the model's embedding holds (vocab_size {rows}), got "
+            f"{len(beyond)} tokens beyond, {beyond[0][1]!a} is number {beyond[0][0]}, in {config.model.path}"
+        )
+    if not isinstance(config.algorithm, EncoderConfig) and (reason := template_fault(tokenizer)):
+        raise UserError(f"model.path: the tokenizer's chat template is broken ({reason}), got {config.model.path}")
+
+
+def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """What is wrong with a chat template that can render nothing; None where it can, refuses, or is not there."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    if not tokenizer.chat_template:
+        return None
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {str(error).partition(chr(10))[0]}"
+    except TemplateError:  # it may want another conversation: the rows show it
+        return None
+    except Exception as error:  # whatever its expressions can raise
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
 
 
 def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
@@ -56,27 +170,34 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
         UserError: no model, no score head, several scores, or another tokenizer.
     """
     values = model_values(directory, field)
-    architecture = next(iter(values.get("architectures") or []), "none")
+    architecture = architecture_of(values) or "none"
     if not architecture.endswith("ForSequenceClassification"):
         raise UserError(
             f"{field}: must be a sequence-classification model, as the reward job exports it, got {architecture} in "
             f"{directory}"
         )
-    try:
-        shapes = weight_shapes(directory)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: weights in {directory} cannot be read, {error}") from None
-    heads = [shape for name, shape in shapes.items() if name.rpartition(".")[0].endswith("score")]
-    if not heads and any(directory.glob("*.safetensors")):
+    check_architecture(values, "scores", directory, field, "a reward model")
+    stored = check_tensors(values, directory, field, "scores") or {}
+    if not _require_one_score(stored, directory, field) and stored:
         raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
-    if heads and heads[0][0] != 1:
-        raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
     check_vocabulary(config, directory, field)
+
+
+def _require_one_score(stored: Mapping[str, StoredTensor], directory: Path, field: str) -> bool:
+    """Whether there is a trained score head; raises UserError for one with several scores."""
+    heads = [tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0].endswith("score")]
+    if heads and heads[0][:1] != (1,):
+        raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
+    return bool(heads)
 
 
 def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
-    model_values(directory, field)
+    values = model_values(directory, field)
+    check_architecture(values, "scores", directory, field, "a critic")
+    _require_one_score(check_tensors(values, directory, field, "scores") or {}, directory, field)
+    if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
+        check_targets(config.critic.lora, names, "critic.lora.targets")
     check_vocabulary(config, directory, field)
 
 
@@ -105,9 +226,8 @@ def check_encoder(config: RunConfig, values: dict[str, Any], directory: Path | N
         if size:
             require_size(algorithm, size)
         return
-    # A configuration that names no classes has two.
-    classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
-    if str(next(iter(values.get("architectures") or []), "")).endswith("ForSequenceClassification") and classes != 1:
+    classes = scores_given(values)
+    if architecture_of(values).endswith("ForSequenceClassification") and classes != 1:
         raise UserError(f"model.path: must give one score, got {classes} classes in {directory}")
 
 
@@ -151,7 +271,7 @@ def require_size(algorithm: EmbeddingConfig, size: int) -> None:
 
 def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:
     """Check that a directory holds an embedding model that says how it pools; raises UserError."""
-    model_values(directory, field)
+    values = model_values(directory, field)
     if not (directory / "modules.json").is_file():
         raise UserError(f"{field}: must be an embedding model that says how it pools (modules.json), got {directory}")
     settings = directory / "config_sentence_transformers.json"
@@ -159,6 +279,7 @@ def check_embedding_model(config: RunConfig, directory: Path, field: str) -> Non
     if kind not in (None, "SentenceTransformer"):
         what = {"CrossEncoder": "reranker", "SparseEncoder": "sparse one"}.get(kind, kind)
         raise UserError(f"{field}: must be an embedding model of dense vectors, got a {what} in {directory}")
+    check_tensors(values, directory, field, "encoder")
 
 
 def _json_of(file: Path, field: str) -> Any:
@@ -175,8 +296,10 @@ def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
         UserError: it has another tokenizer, or one that cannot be read.
     """
     path = config.model.path
-    if path is not None and not Path(path).exists():
-        return
+    if path is not None and not os.path.exists(path):
+        snapshot = cached_snapshot(path, config.model.revision)
+        if snapshot is None or not has_tokenizer(snapshot):
+            return
     try:
         own = load_tokenizer(str(directory))
     except UserError as error:
@@ -194,25 +317,6 @@ def require_same_tokens(policy: str, other: str, field: str) -> None:
         raise UserError(
             f"{field}: must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in {other}"
         )
-
-
-def weight_shapes(directory: Path) -> dict[str, list[int]]:
-    """Name -> shape of every tensor in a directory's safetensors files, read from their headers.
-
-    A header is 8 bytes of little-endian length and that many bytes of JSON: name -> {dtype, shape, data_offsets}.
-
-    Raises:
-        ValueError: a file that has no such header.
-    """
-    shapes: dict[str, list[int]] = {}
-    for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError(f"{file.name} is cut off or no safetensors file")
-            header = json.loads(stream.read(length))
-        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-    return shapes
 
 
 def vocabulary(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:

@@ -14,6 +14,7 @@ from actors.config import UserError
 from launch.chat import chat
 from launch.config import machine_cpus
 from launch.machine import machine_gpus
+from tests.fake_models import fake_model
 
 ROOT = Path(__file__).parent.parent
 ROWS = [{"prompt": f"reverse {text}", "answer": text[::-1]} for text in ("abc", "dba", "cab", "bcd")]
@@ -33,14 +34,12 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "my_reward.py").write_text("def score(completion, answer):\n    return float(completion == answer)\n")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "ab", "chosen": "ba", "rejected": "ab"}\n')
-    (tmp_path / "causal").mkdir()
-    (tmp_path / "causal/config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    (tmp_path / "causal/model.safetensors").write_bytes(b"")
+    fake_model(tmp_path / "causal", model_type="llama", architectures=["LlamaForCausalLM"])
     return tmp_path
 
 
 def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "HUB"}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "launch", *arguments]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60)
@@ -70,7 +69,8 @@ MISTAKES = {
     ),
     "hub id without a hub": (
         ["check", "job.yaml", "model={path: owner/name}"],
-        "model.path: must be a model directory with a config.json, got owner/name",
+        "model.path: no such directory, and the hub cannot give it (its cache HUB does not hold it, and HF_HUB_OFFLINE "
+        "forbids to load it: `hf download owner/name` does, where there is a network), got owner/name",
     ),
     "too many ranks": (
         ["run", "job.yaml", "policy.ranks=8", "cluster.cpus=1"],
@@ -165,12 +165,11 @@ def test_every_mistake_is_reported_at_once(project: Path) -> None:
 
 
 def test_a_model_that_reads_less_than_a_rollout(project: Path) -> None:
-    model = project / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 40}))
+    model = fake_model(project / "model", max_position_embeddings=40)
+    (model / "model.safetensors").rename(model / "elsewhere")
     done = tandem(project, "check", "job.yaml", "model={path: model}")
     assert done.stderr.splitlines()[0] == "error: model.path: must hold weights (*.safetensors or *.bin), got model"
-    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (model / "elsewhere").rename(model / "model.safetensors")
     done = tandem(project, "check", "job.yaml", "model={path: model}")
     assert done.stderr.splitlines()[0] == (
         "error: rollout.max_prompt_tokens + rollout.max_response_tokens: must not exceed the model's "
@@ -279,14 +278,11 @@ def test_a_run_that_has_not_finished_says_what_there_is(project: Path, verb: str
 
 
 def test_export_copies_a_finished_model(project: Path) -> None:
-    export = project / "outputs/first/export"
-    export.mkdir(parents=True)
-    (export / "config.json").write_text("{}")
-    (export / "model.safetensors").write_bytes(b"weights")
+    export = fake_model(project / "outputs/first/export")
     assert tandem(project, "export", "outputs/first").stdout == "outputs/first/export\n"
     done = tandem(project, "export", "outputs/first", "--output", "mine")
     assert (done.returncode, done.stdout) == (0, "mine\n")
-    assert (project / "mine/model.safetensors").read_bytes() == b"weights"
+    assert (project / "mine/model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
     again = tandem(project, "export", "outputs/first", "--output", "mine")
     assert (again.returncode, again.stderr) == (2, "error: --output: must be a new or empty directory, got mine\n")
     none = tandem(project, "export", "outputs/first", "--adapter")
@@ -297,19 +293,18 @@ def test_export_copies_a_finished_model(project: Path) -> None:
 
 
 def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(project: Path) -> None:
-    export = project / "outputs/first/export"
-    (export / "adapter").mkdir(parents=True)
-    (export / "config.json").write_text("{}")
-    (export / "model.safetensors").write_bytes(b"merged")
+    export = fake_model(project / "outputs/first/export")
+    (export / "adapter").mkdir()
     (export / "adapter/adapter_config.json").write_text("{}")
     assert tandem(project, "export", "outputs/first", "--output", "whole").returncode == 0
-    assert sorted(path.name for path in (project / "whole").iterdir()) == ["config.json", "model.safetensors"]
+    copied = {path.name for path in (project / "whole").iterdir()}
+    assert copied == {path.name for path in export.iterdir()} - {"adapter"}
     assert tandem(project, "export", "outputs/first", "--adapter", "--output", "small").returncode == 0
     assert [path.name for path in (project / "small").iterdir()] == ["adapter_config.json"]
 
 
 def test_chat_is_not_for_reward_models(project: Path) -> None:
-    (project / "causal/config.json").write_text('{"architectures": ["Qwen2ForSequenceClassification"]}')
+    fake_model(project / "causal", architectures=["Qwen2ForSequenceClassification"])
     done = tandem(project, "chat", "causal", "--prompt", "hello")
     rule = (
         "must generate text, and a reward model or reranker gives scores (of passages: `tandem search causal`), "

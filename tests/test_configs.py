@@ -4,15 +4,16 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from actors.config import ModelConfig
 from actors.skeleton import write_skeleton
 from launch import machine
 from launch.check import preflight
 from launch.config import RunConfig, load
+from launch.model_files import role_of
+from launch.model_tensors import expected_tensors
+from tests.fake_models import write_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -71,7 +72,7 @@ def test_config_passes_check(path: Path, project: Path, monkeypatch: pytest.Monk
 
 
 def _earlier_stages(config: RunConfig, project: Path) -> None:
-    """Write the exports that a config starts from or is scored by, empty of weights, as the configs that make them."""
+    """Write the exports that a config starts from or is scored by, of zeros, as the configs that make them."""
     for source in (config.data.train, config.data.eval):
         if isinstance(source, str) and source.startswith("outputs/"):  # what `tandem mine --rank` leaves there
             (project / "outputs").mkdir(exist_ok=True)
@@ -91,10 +92,12 @@ def _write_export(path: str, project: Path) -> None:
     while start.model.init is None:
         start = next(item for item in makers if str(item.directory / "export") == start.model.path)
     write_skeleton(ModelConfig(init=start.model.init), project / path)
-    weights = {}
+    values = json.loads((project / path / "config.json").read_text())
     if maker.algorithm.name == "reward":
-        values = json.loads((project / path / "config.json").read_text())
         values["architectures"] = ["Qwen2ForSequenceClassification"]
         (project / path / "config.json").write_text(json.dumps(values))
-        weights = {"score.weight": np.zeros((1, start.model.init.hidden_size), dtype=np.float32)}
-    save_file(weights, project / path / "model.safetensors")
+    weights = expected_tensors(values, role_of(maker))
+    assert weights is not None
+    if maker.algorithm.name == "reward":
+        weights["score.weight"] = (1, values["hidden_size"])
+    write_weights(project / path, weights)

@@ -18,7 +18,9 @@ from launch.config import validate
 from launch.estimate import encoder_parameters
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
+from launch.model_tensors import expected_tensors
 from launch.preview import preview
+from tests.fake_models import write_weights
 
 Rows = list[dict[str, Any]]
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +56,7 @@ def body(name: str, **values: Any) -> str:
     write_skeleton(BODY, directory)
     found = json.loads((directory / "config.json").read_text()) | values
     (directory / "config.json").write_text(json.dumps(found))
-    header = json.dumps({"a": {"dtype": "F32", "shape": [3, 5], "data_offsets": [0, 60]}}).encode()
-    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(60))
+    write_weights(directory, expected_tensors(found, "encoder") or {"a": (3, 5)})
     return name
 
 
@@ -110,8 +111,8 @@ def test_an_embedding_model_says_how_it_pools() -> None:
     ]
     for name, settings in {"plain": {"pooling": "last"}, embedder("said"): {}}.items():
         found = checked("embedding", model=name, **settings)
-        assert (found.parameters, found.rows, found.warnings) == (15, 8, [])
-    assert checked("reranker", model=model).parameters == 15
+        assert (found.parameters, found.rows, found.warnings) == (6016, 8, [])
+    assert checked("reranker", model=model).parameters == 6016
 
 
 @pytest.mark.parametrize(
@@ -386,11 +387,12 @@ def test_parameters_of_an_encoder(kind: str, hidden: int) -> None:
     from transformers import AutoConfig, AutoModel
 
     numbers = {"hidden_size": hidden, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
-    numbers |= {"vocab_size": 101, "max_position_embeddings": 50, "type_vocab_size": 3}
+    numbers |= {"vocab_size": 111, "max_position_embeddings": 50, "type_vocab_size": 3}
     built = AutoModel.from_config(AutoConfig.for_model(kind, **numbers))
     expected = sum(parameter.numel() for parameter in built.parameters())
     assert encoder_parameters(numbers) == expected
-    Path(body("bin", model_type=kind, **numbers), "model.safetensors").rename("bin/pytorch_model.bin")
+    Path(body("bin", model_type=kind, **numbers), "model.safetensors").unlink()
+    Path("bin/pytorch_model.bin").write_bytes(b"\x80\x02")  # as torch.save begins
     assert checked("embedding", model="bin", pooling="mean").parameters == expected
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from actors.config import ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig
+from actors.safetensors_header import stored_tensors
 from actors.skeleton import hf_config
 from algorithms.config_offline import SFTConfig
 from algorithms.config_rl import GRPOConfig
@@ -19,9 +20,9 @@ from launch.estimate import (
     offline_arithmetic,
     parameter_count,
     rl_arithmetic,
-    stored_parameters,
     trainer_memory,
 )
+from launch.model_files import stored_parameters
 
 NUMBERS = {
     "vocab_size": 101,
@@ -68,7 +69,7 @@ def test_parameter_count_equals_the_real_model(family: str, extra: dict) -> None
 def test_stored_parameters_reads_safetensors_headers(tmp_path: Path) -> None:
     model = built("Llama", tie_word_embeddings=False)
     model.save_pretrained(tmp_path)
-    assert stored_parameters(tmp_path) == sum(parameter.numel() for parameter in model.parameters())
+    assert stored_parameters(stored_tensors(tmp_path)) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])

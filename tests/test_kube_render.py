@@ -27,6 +27,7 @@ from launch.kube.pods import literal
 from launch.kube.render import LONGEST_NAME, Kind, kube_name, manifests, render
 from launch.kube.sizes import host_memory, worker_size
 from launch.placement import Reservation, demands
+from tests.fake_models import header, write_safetensors
 from tests.kube_crd import problems_by_crd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,10 +246,9 @@ def test_names_are_valid_and_differ() -> None:
 def test_a_known_model_gets_the_memory_of_its_processes(tmp_path: Path) -> None:
     """8 billion parameters in bf16: 14.9 GiB of weights; 12 bytes each of optimizer state on hosts, over 8 ranks."""
     parameters = 8_000_000_000
-    shape = {"model_type": "llama", "num_attention_heads": 32, "hidden_size": 4096, "num_hidden_layers": 32}
+    shape = {"model_type": "granite", "num_attention_heads": 32, "hidden_size": 4096, "num_hidden_layers": 32}
     (tmp_path / "config.json").write_text(json.dumps(shape | {"intermediate_size": 11008, "vocab_size": 32000}))
-    header = json.dumps({"all": {"dtype": "BF16", "shape": [parameters], "data_offsets": [0, 0]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    write_safetensors(tmp_path / "model.safetensors", header({"all": (parameters,)}, "BF16", 2))
     policy = "policy={ranks: 8, ranks_per_node: 8, gpus_per_rank: 1, zero_stage: 2, offload_optimizer: true}"
     config = configured(
         f"model.path={tmp_path}", policy, "rollout={engines: 4, tensor_parallel: 2, gpus_per_engine: 2}", IMAGE

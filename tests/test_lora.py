@@ -267,7 +267,7 @@ def test_merging_a_peft_directory(make: Callable[[], Any], loader: Any, tmp_path
     tokenizer_for(ModelConfig(init=ModelInit())).save_pretrained(base)
     model = make()
     add_adapters(model, LoraConfig(rank=4), seed=1)
-    merge_adapter(_write(trained(model), str(base), tmp_path / "adapter"), tmp_path / "whole")
+    merge_adapter(_write(trained(model), str(base), tmp_path / "adapter"), str(base), tmp_path / "whole")
     whole = (loader or AutoModelForSequenceClassification).from_pretrained(tmp_path / "whole")
     assert (logits(whole) - logits(model)).abs().max() < 1e-5
     assert (tmp_path / "whole" / "tokenizer_config.json").is_file()
@@ -275,12 +275,20 @@ def test_merging_a_peft_directory(make: Callable[[], Any], loader: Any, tmp_path
 
 
 def test_merging_needs_the_base(tmp_path: Path) -> None:
-    """An adapter that does not say what it belongs to, or whose base is gone, is an error of one line."""
+    """An adapter that does not say what it belongs to, or whose base is gone or damaged, is an error of one line."""
     model = causal()
     add_adapters(model, LoraConfig(rank=2), seed=0)
-    for base in (None, str(tmp_path / "gone")):
-        with pytest.raises(UserError, match="base_model_name_or_path must be a model"):
-            merge_adapter(_write(model, base, tmp_path / "adapter"), tmp_path / "whole")
+    (tmp_path / "empty").mkdir()
+    reasons = {
+        "": "must be a model, got nothing",
+        "gone": f"there is no directory {tmp_path / 'gone'}",
+        "empty": "must be a model directory with a config.json, got the empty directory",
+    }
+    for name, reason in reasons.items():
+        adapter = _write(model, str(tmp_path / name) if name else None, tmp_path / "adapter")
+        with pytest.raises(UserError, match=r"MODEL: base_model_name_or_path in \S+adapter_config.json") as caught:
+            export(str(adapter), output=str(tmp_path / "whole"))
+        assert reason in str(caught.value)
 
 
 def test_layer_kinds_of_a_directory(tmp_path: Path) -> None:

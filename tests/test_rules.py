@@ -659,6 +659,13 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "sft",
+        "model.trust_remote_code=true",
+        "model.trust_remote_code must be left out, as Tandem never runs code of a model's repository (transformers has "
+        "the architectures that can be trained), got true",
+    ),
+    ("sft", "model.revision=v1", "model.revision must be left out with init, which builds a new model, got v1"),
+    (
+        "sft",
         "model.quantize=nf4",
         "model.quantize needs lora, as quantised weights cannot be trained, got nf4",
     ),
@@ -1029,7 +1036,10 @@ def test_missing_and_damaged_models(save: Save) -> None:
     )
     Path("other/model.safetensors").write_bytes(b"damaged!" * 9)
     [line] = problems_of("ppo", reward={"models": [path]})
-    assert line.startswith("reward.models.0.path: weights in other cannot be read, ")
+    assert line.startswith(
+        "reward.models.0.path: weights in other cannot be read, model.safetensors is no safetensors "
+    )
+    path = save(SCORE, num_labels=1)
     for file in Path("other").iterdir():
         if file.name.startswith("token"):
             file.unlink()

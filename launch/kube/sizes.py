@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import UserError
+from actors.hub_cache import is_hub_id
 from launch.check import Findings
 from launch.config import RunConfig
-from launch.estimate import DTYPE_BYTES, GIB, counted_parameters, decoder_shape, stored_parameters
+from launch.estimate import DTYPE_BYTES, GIB, decoder_shape
 from launch.kube.packing import PackedNode, PodGroup
-from launch.model_files import model_values
+from launch.model_files import read_policy
 from launch.placement import demands
 
 GPU_CONTEXT = 3 * GIB
@@ -108,18 +109,15 @@ def host_memory(config: RunConfig) -> dict[str, int] | None:
 def sized(config: RunConfig) -> Findings:
     """What can be known of the model's size without the hub; a model that is not here is not an error."""
     findings = Findings(config)
-    if config.model.init is not None:
-        from actors.skeleton import hf_config
-        from actors.tokenizer import tokenizer_for
-
-        values = hf_config(config.model.init, config.model.dtype, len(tokenizer_for(config.model)), 0, 0)
-        findings.shape = decoder_shape(values)
-        findings.parameters = counted_parameters(values)
-    elif config.model.path and (Path(config.model.path) / "config.json").is_file():
-        directory = Path(config.model.path)
-        values = model_values(directory)
-        findings.shape = decoder_shape(values)
-        findings.parameters = stored_parameters(directory) or counted_parameters(values)
+    if (
+        config.model.path
+        and not is_hub_id(config.model.path)
+        and not (Path(config.model.path) / "config.json").is_file()
+    ):
+        return findings
+    if policy := read_policy(config):
+        findings.shape = decoder_shape(policy.values)
+        findings.parameters = policy.parameters
     return findings
 
 
