@@ -9,7 +9,7 @@ from typing import Any, Literal
 from actors.config import UserError
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
-from launch.reward_checks import Example
+from launch.reward_checks import ProbeRow
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -35,7 +35,7 @@ class Rows:
     """Columns that every row has, under the names rewards see."""
     mean_tokens: float | None = None
     """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
-    examples: list[Example] = field(default_factory=list)
+    examples: list[ProbeRow] = field(default_factory=list)
     """Prompts to call rewards with."""
     notes: list[str] = field(default_factory=list)
     """A line for each set of which rows are too long, and are left out or cut."""
@@ -100,12 +100,12 @@ def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> 
     return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
 
 
-def _examples(reading: Any) -> list[Example]:
+def _examples(reading: Any) -> list[ProbeRow]:
     from algorithms.data import prompt_text
 
     last = len(reading.rows) - 1
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
-    return [Example(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
+    return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
 
 def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
