@@ -191,7 +191,7 @@ def _start() -> _Process:
     code = f"import sys; sys.path.insert(0, {root!r}); from algorithms.reward_probe import serve; serve()"
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code, str(writing)],
-        stdin=theirs,
+        stdin=theirs.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=[writing],

@@ -210,5 +210,7 @@ def test_other_sets_than_the_checkpoints_are_refused() -> None:
     ):
         Batches(5, seed=0, shuffle=True).load_state_dict(state)
     other = WeightedBatches({"a": 2, "c": 3}, {"a": 1, "c": 1}, seed=0, shuffle=True)
-    with pytest.raises(UserError, match=r"^data.weights: must draw from a, b as the checkpoint to resume, got a, c$"):
+    with pytest.raises(
+        UserError, match=r"^data.train: must draw from the checkpoint.s sets \(a, b\) to resume, got a, c$"
+    ):
         other.load_state_dict(state)

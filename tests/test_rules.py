@@ -581,6 +581,7 @@ CASES: list[tuple[str, str, str]] = [
         "data.eval=x; data.eval_fraction=0.1",
         "data.eval_fraction must be left out with data.eval, got 0.1",
     ),
+    ("sft", "data.system_prompt=' '", "data.system_prompt must not be empty (null for none), got ' '"),
     ("sft", "data.eval=null; data.eval_limit=5", "data.eval_limit must be left out without data.eval, got 5"),
     (
         "sft",
