@@ -28,6 +28,8 @@ class Prompt:
     """The prompt as reward functions and people see it (without template tokens)."""
     row: dict[str, Any]
     """All columns of the data row, for reward functions."""
+    of_set: str = ""
+    """Name of the set that the row is from; empty where the data is one set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ class Batches:
         """Epoch and position, and the number of rows they belong to."""
         return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`. Raises UserError when the data has another number of rows than then."""
         if "rows" not in state:
             raise UserError(

@@ -75,6 +75,8 @@ class DataConfig(Config):
     def _fits(self) -> "DataConfig":
         if self.eval_fraction is not None and self.eval is not None:
             raise ValueError(f"eval_fraction must be left out with data.eval, got {self.eval_fraction:g}")
+        if self.system_prompt is not None and not self.system_prompt.strip():
+            raise ValueError(f"system_prompt must not be empty (null for none), got {self.system_prompt!r}")
         if self.eval is None and self.eval_limit is not None:
             raise ValueError(f"eval_limit must be left out without data.eval, got {self.eval_limit}")
         if self.overlong != "truncate":

@@ -71,7 +71,7 @@ class Watch:
         if reason := stuck(frame, self._file, passed):
             raise TooLate(reason)
         if passed > self._limit_s:
-            raise TooLate(f"took longer than {self._limit_s:g} s{place(frame, self._file)}")
+            raise TooLate(f"took longer than {self._limit_s:g} s{line_in(frame, self._file)}")
 
 
 def stuck(frame: FrameType | None, file: str | None, passed_s: float) -> str | None:
@@ -82,14 +82,14 @@ def stuck(frame: FrameType | None, file: str | None, passed_s: float) -> str | N
     while frame is not None:
         name = frame.f_code.co_filename
         if name == file and any(first <= frame.f_lineno <= last for first, last in _endless_loops(file)):
-            return f"never ends: a loop without an end{place(frame, file)}"
+            return f"never ends: a loop without an end{line_in(frame, file)}"
         if name == file and frame is innermost and _sleeps(file, frame.f_lineno):
-            return f"did not end within {_SURELY_STUCK_S:g} s: it sleeps{place(frame, file)}"
+            return f"did not end within {_SURELY_STUCK_S:g} s: it sleeps{line_in(frame, file)}"
         frame = frame.f_back
     return None
 
 
-def place(frame: FrameType | None, file: str | None) -> str:
+def line_in(frame: FrameType | None, file: str | None) -> str:
     """Where in the user's file a call stands, for messages; nothing when it is not in there."""
     while frame is not None and frame.f_code.co_filename != file:
         frame = frame.f_back
@@ -107,14 +107,16 @@ def _endless_loops(file: str) -> tuple[tuple[int, int], ...]:
     return tuple(
         (node.lineno, node.end_lineno or node.lineno)
         for node in ast.walk(tree)
-        if _has_no_condition(node) and not any(isinstance(inner, exits) for inner in ast.walk(node))
+        if isinstance(node, ast.While | ast.For)
+        and _has_no_condition(node)
+        and not any(isinstance(inner, exits) for inner in ast.walk(node))
     )
 
 
-def _has_no_condition(node: ast.AST) -> bool:
+def _has_no_condition(node: ast.While | ast.For) -> bool:
     if isinstance(node, ast.While):
         return isinstance(node.test, ast.Constant) and bool(node.test.value)
-    if isinstance(node, ast.For) and isinstance(node.iter, ast.Call) and not node.iter.keywords:
+    if isinstance(node.iter, ast.Call) and not node.iter.keywords:
         name = node.iter.func
         called = name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""
         return called in ("count", "cycle") and isinstance(name, ast.Name | ast.Attribute)

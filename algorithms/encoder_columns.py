@@ -72,6 +72,12 @@ LABELLED_PASSAGES = ColumnRole("passages", PASSAGES.names + POSITIVES.names, POS
 LABELS = _role("labels", "labels", "label")
 GRADES = _role("scores", "scores", "score", "teacher_scores")
 
+IDS = _role("ids of positives in data.corpus", "positive_ids")
+_ROLES = (
+    *(QUERY, POSITIVES, NEGATIVES, TEACHER_SCORES, PROMPT, FIRST, SECOND, SCORE),
+    *(GRADED_QUERY, PASSAGES, LABELLED_PASSAGES, LABELS, GRADES, IDS),
+)
+
 Reading = dict[ColumnRole, Columns]
 """Which columns are what; () for what may be missing and is."""
 
@@ -79,6 +85,12 @@ Reading = dict[ColumnRole, Columns]
 def renamed_row(row: Row, data: DataConfig, number: int, field: str) -> Row:
     """The row after data.columns was applied, with both names. Raises UserError for a column that is not there."""
     for name, given in data.columns.items():
+        if number == 1 and not any(role.found([name]) for role in _ROLES):
+            known = [column for role in _ROLES for columns in role.names for column in columns]
+            raise UserError(
+                f"data.columns.{name}: must be a column that is read, such as query, pos or neg"
+                f"{nearest(name, known)}, got {name} for {given}"
+            )
         if given not in row:
             raise UserError(
                 f"data.columns.{name}: {field} row {number} has no column {given!r}{nearest(given, map(str, row))}, "

@@ -36,7 +36,7 @@ from algorithms.encoder_columns import (
     texts_of,
 )
 from algorithms.readers import RowError
-from algorithms.sources import Row, kind_of, read_rows
+from algorithms.sources import Row, check_source_settings, kind_of, read_rows
 
 Made = TypeVar("Made", "Ranking", "Scored", "Graded")
 
@@ -102,6 +102,7 @@ def load_named_rows(
     if given == {}:
         raise UserError(f"{field}: must name at least one source, got {{}}")
     sources = {"": given} if isinstance(given, str) else given or {}
+    check_source_settings(data)
     return {
         name: read_rows(
             source,

@@ -77,12 +77,17 @@ def run_data(
                 continue
             if data.eval_fraction is not None:
                 items, held_out = divided(items, data.eval_fraction, label)
-                found.held_out += held_out
+                found.held_out += _of_set(held_out, name)
             found.sizes[name] = len(items)
-            found.train += items
+            found.train += _of_set(items, name)
     if len(found.sizes) > 1 and isinstance(algorithm, RLConfig):
         found.train = _numbered(found.train)
     return found
+
+
+def _of_set(items: list[Any], name: str) -> list[Any]:
+    """Prompts know which set they are from, so that rewards can be told apart."""
+    return [replace(item, of_set=name) if isinstance(item, Prompt) else item for item in items] if name else items
 
 
 def _numbered(prompts: list[Prompt]) -> list[Prompt]:

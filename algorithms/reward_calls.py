@@ -101,10 +101,10 @@ def check_signature(
     own = _own_names(call)
     offered = {*columns, *own, *function.arguments}
     missing = [name for name, item in parameters.items() if _required(item) and name not in offered]
-    of = "" if where == "data.train" else f"of {where} "
+    of = "" if where == "data.train" else f" of {where}"
     problems = [
         f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column nor "
-        f"in its arguments, got {of}columns {', '.join(sorted(columns)) or 'none'}{nearest(name, offered)}"
+        f"in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{of}{nearest(name, offered)}"
         for name in missing
     ]
     for name in function.arguments:

@@ -17,7 +17,7 @@ from typing import Any
 
 from actors.config import UserError
 from algorithms.config import RewardFunction
-from algorithms.deadline import place, stack_of, stuck
+from algorithms.deadline import line_in, stack_of, stuck
 from algorithms.reward_calls import LoadedFunction, Samples, check_signature
 from algorithms.reward_functions import resolve
 
@@ -71,12 +71,12 @@ class _Reporter:
             reason = stuck(frame, self.file, passed)
             if reason is None and passed < self._limit:
                 continue
-            late = f"took longer than {self._limit:g} s{place(frame, self.file)}"
+            late = f"took longer than {self._limit:g} s{line_in(frame, self.file)}"
             self.say(event="late", doing=doing, reason=reason or late, stuck=reason is not None)
             os._exit(0)
 
 
-def main() -> None:
+def serve() -> None:
     """Serve one request; the argument is the number of the pipe to answer on."""
     source, reporter = os.fdopen(os.dup(0), "rb"), _Reporter(int(sys.argv[1]))
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -118,7 +118,3 @@ def _try(function: LoadedFunction, batches: list[Samples], reporter: _Reporter, 
             reporter.say(event="called", batch=number, outcomes=outcomes, seconds=time.monotonic() - began)
             return
     reporter.say(event="called", batch=0, outcomes=[None] * len(batches[0].completions), seconds=0.0)
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,16 @@ def reward_metrics(groups: list[ScoredGroup], prefix: str) -> Metrics:
     for name in names if len(names) > 1 else ():
         parts = [score.parts[name] for group in groups for score in group.scores if name in score.parts]
         metrics[f"{prefix}/{name}"] = float(np.mean(parts))
-    return metrics
+    return metrics | _by_set(groups, prefix)
+
+
+def _by_set(groups: list[ScoredGroup], prefix: str) -> Metrics:
+    """Mean reward of the prompts of each set, where the data has several."""
+    by_set: dict[str, list[np.ndarray]] = {}
+    for group in groups:
+        if group.prompt.of_set:
+            by_set.setdefault(group.prompt.of_set, []).append(group.rewards)
+    return {f"{prefix}/{name}/mean": float(np.concatenate(rewards).mean()) for name, rewards in by_set.items()}
 
 
 def teaches(group: ScoredGroup) -> bool:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -261,6 +262,8 @@ def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) ->
     try:
         if not is_offline_mode():
             HfApi().dataset_info(source, timeout=_HUB_DEADLINE_S)
+        elif not _is_cached(source):  # told here, without the seconds that importing `datasets` takes
+            raise FileNotFoundError("the hub is switched off by HF_HUB_OFFLINE, and its cache has none")
         import datasets
 
         rows = datasets.load_dataset(source, split=split, **arguments)
@@ -270,6 +273,13 @@ def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) ->
             f"({_first_line(error)}), got {source}"
         ) from error
     return iter(rows)
+
+
+def _is_cached(source: str) -> bool:
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")) / source.replace("/", "___")
+    return prepared.exists() or (Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}").exists()
 
 
 def _is_hub_id(source: str) -> bool:

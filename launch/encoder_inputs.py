@@ -33,9 +33,9 @@ def check_encoder_rows(config: RunConfig, *, tokenise: bool) -> Rows:
             TaskBatches([task], seed=config.run.seed, shuffle=config.data.shuffle).next(algorithm.samples_per_update)
     count = sum(len(task.rows) for task in tasks)
     if not tokenise:
-        return Rows(count, set(), None)
+        return Rows(count=count)
     drawn = [task.draw(row, np.random.default_rng(0)) for task in tasks for row in task.rows[:_TOKENISED]]
-    return Rows(count, set(), _mean_tokens(config, drawn))
+    return Rows(count=count, mean_tokens=_mean_tokens(config, drawn))
 
 
 def check_encoder_packages(config: RunConfig) -> None:

@@ -9,15 +9,16 @@ from typing import Any, Literal
 from actors.config import UserError
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
-from launch.reward_checks import Example
+from launch.reward_checks import ProbeRow
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
 TOKENISED_ROWS, TOKENISED_CHARACTERS = 1_000, 200_000
 """Rows of those that are tokenised to learn how long they are on average, and their size: a quarter of a second."""
-_COUNTING_S = 1.0
-"""Seconds for counting the rows that are too long; those that come later are not counted here."""
-_CHUNK = 64
+_COUNTING_S = 5.0
+"""CPU seconds for counting the rows that are too long; those that come later are not counted here."""
+_CHUNK = 128
+"""Rows that are tokenised at one time."""
 _EXAMPLES = 4
 """Rows of each set that rewards may be called with."""
 
@@ -35,7 +36,7 @@ class Rows:
     """Columns that every row has, under the names rewards see."""
     mean_tokens: float | None = None
     """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
-    examples: list[Example] = field(default_factory=list)
+    examples: list[ProbeRow] = field(default_factory=list)
     """Prompts to call rewards with."""
     notes: list[str] = field(default_factory=list)
     """A line for each set of which rows are too long, and are left out or cut."""
@@ -100,12 +101,12 @@ def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> 
     return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
 
 
-def _examples(reading: Any) -> list[Example]:
+def _examples(reading: Any) -> list[ProbeRow]:
     from algorithms.data import prompt_text
 
     last = len(reading.rows) - 1
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
-    return [Example(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
+    return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
 
 def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
@@ -116,14 +117,13 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
     tally, sample = reading.tally(), _affordable(reading.rows)
     if len(reading.rows) == READ_ROWS:
         tally.total += 1  # there may be more than were read
-    until = time.monotonic() + _COUNTING_S
-    for indices in _chunks(len(reading.rows)):
-        wanted = [index for index in indices if index < sample or _may_be_too_long(reading, index)]
-        items = reading.encode(wanted) if wanted else []
+    until = time.process_time() + _COUNTING_S
+    for seen, wanted in _chunks(reading, sample):
+        items = reading.encode(wanted)
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
         reading.limited(items, wanted, tally)
-        tally.looked_at += len(indices) - len(wanted)
-        if time.monotonic() > until and indices[-1] >= sample:
+        tally.looked_at = seen
+        if time.process_time() > until and seen >= sample:
             break
     reading.conclude(tally)
     if note := reading.account(tally):
@@ -133,9 +133,16 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
     return tally.dropped
 
 
-def _chunks(count: int) -> Iterator[range]:
-    for start in range(0, count, _CHUNK):
-        yield range(start, min(count, start + _CHUNK))
+def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
+    """Rows to tokenise, a few at a time, after how many rows they were found."""
+    wanted: list[int] = []
+    for index in range(len(reading.rows)):
+        if index < sample or _may_be_too_long(reading, index):
+            wanted.append(index)
+        if len(wanted) == _CHUNK:
+            yield index + 1, wanted
+            wanted = []
+    yield len(reading.rows), wanted
 
 
 def _check_longest(reading: Any, start: int) -> None:
@@ -151,7 +158,17 @@ def _check_longest(reading: Any, start: int) -> None:
 
 
 def _may_be_too_long(reading: Any, index: int) -> bool:
-    return len(str(reading.rows[index]).encode(errors="replace")) * reading.growth + reading.overhead > reading.limit
+    return _bytes_of(reading.examples[index]) * reading.growth + reading.overhead > reading.limit
+
+
+def _bytes_of(example: Any) -> int:
+    """Bytes of what is read in a row, of a pair the longer one's; more than that rather than less."""
+    from algorithms.readers import Preference
+
+    if isinstance(example, Preference):
+        return max(_bytes_of(example.chosen), _bytes_of(example.rejected))
+    text = str(example)
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def _tokens(item: Any) -> int:

@@ -39,7 +39,7 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None) ->
         UserError: when data or tokenizer cannot be read. Rows over the length limit are counted, with what becomes of
             them; where that is an error it is told, not raised.
     """
-    console = console or Console()
+    console = console or Console(emoji=False)
     if isinstance(config.algorithm, EncoderConfig):
         from launch.encoder_preview import preview_encoder_rows
 

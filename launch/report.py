@@ -48,7 +48,7 @@ def as_object(findings: Findings) -> dict[str, Any]:
 
 def print_tables(findings: Findings) -> None:
     """Print the report: coloured tables on a terminal, plain text elsewhere."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     console.print("[bold]configuration[/] (# set: differs from the default)")
     for line, is_set in config_lines(findings.config):
         console.print(f"[bold]{escape(line)}[/]  # set" if is_set else escape(line))

@@ -3,13 +3,16 @@
 The processes start with the check, so that what a function imports is read while the check reads model and data.
 """
 
+import contextlib
 import json
 import os
 import pickle
 import select
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ _PROMPT_COLUMNS = ("prompt", "messages", "question", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class ProbeRow:
     """A training row to call rewards with."""
 
     number: int
@@ -59,6 +62,15 @@ class Called:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Process:
+    """A process, what it reads, and the pipe it answers on."""
+
+    process: "subprocess.Popen[bytes]"
+    channel: socket.socket
+    answers: int
+
+
 class RewardProbe:
     """The processes of all reward functions; a context manager that ends them.
 
@@ -70,25 +82,24 @@ class RewardProbe:
 
     def __init__(self, reward: RewardConfig) -> None:
         self._reward = reward
-        self._processes: list[tuple[subprocess.Popen[bytes], int]] = []
+        self._processes: list[_Process] = []
 
     def __enter__(self) -> "RewardProbe":
         for index, function in enumerate(self._reward.functions):
-            process, pipe = _start()
-            self._processes.append((process, pipe))
+            self._processes.append(_start())
             call_s = min(self._reward.deadline_s, _CALL_S)
-            _send(process, pickle.dumps(Request(function=function, index=index, import_s=_IMPORT_S, call_s=call_s)))
+            request = Request(function=function, index=index, import_s=_IMPORT_S, call_s=call_s)
+            _send(self._processes[-1].channel, pickle.dumps(request))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, pipe in self._processes:
-            process.kill()
-            process.wait()
-            os.close(pipe)
-            if process.stdin:
-                process.stdin.close()
+        for each in self._processes:
+            each.process.kill()
+            each.process.wait()
+            each.channel.close()
+            os.close(each.answers)
 
-    def finish(self, data: DataConfig, columns: dict[str, list[str]] | None, examples: list[Example]) -> Called:
+    def finish(self, data: DataConfig, columns: dict[str, list[str]] | None, examples: list[ProbeRow]) -> Called:
         """Call every function on the examples, unless nothing is known of the data; what came of it."""
         found, known = Called(), None
         try:
@@ -97,10 +108,10 @@ class RewardProbe:
             found.warnings.append(f"reward.functions: not called here, as a row cannot be passed on ({error})")
         imported: list[dict[str, Any]] = []
         trial = known or pickle.dumps(Trial(columns=None, batches=[]))
-        for process, _ in self._processes:
-            _send(process, trial)
-        for index, (process, pipe) in enumerate(self._processes):
-            for event in _events(process, pipe, _IMPORT_S + min(self._reward.deadline_s, _CALL_S) + _GRACE_S):
+        for each in self._processes:
+            _send(each.channel, trial)
+        for index, each in enumerate(self._processes):
+            for event in _events(each, _IMPORT_S + min(self._reward.deadline_s, _CALL_S) + _GRACE_S):
                 if event["event"] == "imported":
                     imported.append(event)
                 else:
@@ -109,7 +120,7 @@ class RewardProbe:
             found.problems += self._unread_names(data, imported)
         return found
 
-    def _take(self, event: dict[str, Any], index: int, examples: list[Example], found: Called) -> None:
+    def _take(self, event: dict[str, Any], index: int, examples: list[ProbeRow], found: Called) -> None:
         name, where = self._reward.functions[index].name, f"reward.functions.{index}.name"
         if event["event"] == "problems":
             found.problems += event["problems"]
@@ -122,7 +133,9 @@ class RewardProbe:
             outcomes = dict(zip(_labels(example), event["outcomes"], strict=True))
             failed = next(((label, value) for label, value in outcomes.items() if isinstance(value, str)), None)
             if failed:
-                found.problems.append(f"{where}: {name} {failed[1]}, called by check with {failed[0]} as completion")
+                raised = "" if failed[1].startswith("returned") else "raised "
+                with_what = f"called by check with {failed[0]} as completion"
+                found.problems.append(f"{where}: {name} {raised}{failed[1]}, {with_what}")
             elif all(value is None for value in outcomes.values()):
                 self._take_abstention(where, name, len(examples), found)
             else:
@@ -159,7 +172,7 @@ class RewardProbe:
         ]
 
 
-def _labels(example: Example) -> list[str]:
+def _labels(example: ProbeRow) -> list[str]:
     own = f"the {example.own_answer} of row {example.number}" if example.own_answer else repr(f"{NEUTRAL} {NEUTRAL}")
     return [own, repr(NEUTRAL)]
 
@@ -168,36 +181,40 @@ def _shown(value: float | None) -> str:
     return "nothing" if value is None else f"{value:.6g}"
 
 
-def _start() -> tuple["subprocess.Popen[bytes]", int]:
+def _start() -> _Process:
+    ours, theirs = socket.socketpair()
+    # What it reads may be more than fits on the way, and it may be busy until it is ended for being late.
+    ours.settimeout(_IMPORT_S + _GRACE_S)
     reading, writing = os.pipe()
     # Without the working directory in front: a file of the user's called actors.py must not become ours.
     root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from algorithms.reward_probe import main; main()"
+    code = f"import sys; sys.path.insert(0, {root!r}); from algorithms.reward_probe import serve; serve()"
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code, str(writing)],
-        stdin=subprocess.PIPE,
+        stdin=theirs.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=[writing],
     )
+    theirs.close()
     os.close(writing)
-    return process, reading
+    return _Process(process=process, channel=ours, answers=reading)
 
 
-def _send(process: "subprocess.Popen[bytes]", message: bytes) -> None:
-    assert process.stdin
-    try:
-        process.stdin.write(message)
-        process.stdin.flush()
-    except BrokenPipeError:  # it has ended, and said why
-        pass
+def _send(channel: socket.socket, message: bytes) -> None:
+    # It may have ended, and has said why. Without the flag the signal of a broken pipe would end this process too.
+    with contextlib.suppress(OSError):
+        for start in range(0, len(message), 65536):
+            sent = memoryview(message)[start : start + 65536]
+            while sent:
+                sent = sent[channel.send(sent, socket.MSG_NOSIGNAL) :]
 
 
-def _events(process: "subprocess.Popen[bytes]", pipe: int, seconds: float) -> Any:
+def _events(each: _Process, seconds: float) -> Iterator[dict[str, Any]]:
     """What a process says until it ends, or for `seconds`; "died" when it ends without a last word."""
     until, text, ended = time.monotonic() + seconds, b"", False
-    while select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
-        part = os.read(pipe, 65536)
+    while select.select([each.answers], [], [], max(0.0, until - time.monotonic()))[0]:
+        part = os.read(each.answers, 65536)
         if not part:
             break
         *lines, text = (text + part).split(b"\n")
@@ -209,6 +226,6 @@ def _events(process: "subprocess.Popen[bytes]", pipe: int, seconds: float) -> An
     else:
         yield {"event": "late", "doing": "calling", "reason": f"took longer than {seconds:g} s", "stuck": True}
         return
-    code = process.wait()
+    code = each.process.wait()
     if not ended:
         yield {"event": "died", "reason": f"signal {-code}" if code < 0 else f"exit code {code}"}

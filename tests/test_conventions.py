@@ -115,7 +115,7 @@ def test_missing_columns_name_row_and_nearest() -> None:
         ({"messages": TALK[:1]}, "has no token to train on"),
         ({"conversations": [{"from": "humn", "value": "x"}]}, "unknown from 'humn' (did you mean human?)"),
         ({"conversations": TALK}, "set data.columns {messages: conversations}"),
-        ({"prompt": "x", "completion": 3}, "column completion must be a list of messages, got int 3"),
+        ({"prompt": "x", "completion": 3}, "column completion must be text or messages, got int 3"),
         ({"text": 3}, "column text must be text, got int 3"),
     ],
 )

@@ -163,12 +163,14 @@ def test_messages_and_system_prompts_need_a_template() -> None:
 def test_lengths_over_the_limit_are_counted() -> None:
     rows = [{"prompt": "p" * size} for size in (1, 20, 30)]
     assert complaint(prompts, rows, data(), CHAR, max_prompt_tokens=10) == (
-        "data.train: row 2: prompt has 23 tokens, rollout.max_prompt_tokens is 10 "
-        "(2 of 3 rows are longer, the longest has 33)"
+        "data.train: 2 of 3 rows are longer than rollout.max_prompt_tokens 10 (first row 2, the longest has 33 "
+        "tokens); data.overlong=drop leaves them out, data.overlong=truncate cuts them"
     )
     rows = [{"text": "t" * size} for size in (1, 20)]
     message = complaint(sequences, rows, data(max_length=20), CHAR, train_on="all", field="data.eval")
-    assert message.startswith("data.eval: row 2: sequence has 21 tokens, data.max_length is 20 (1 of 2")
+    assert message.startswith(
+        "data.eval: 1 of 2 rows is longer than data.max_length 20 (first row 2, the longest has 21"
+    )
 
 
 def test_prompts_keep_text_and_row() -> None:

@@ -136,7 +136,7 @@ def test_responses_that_would_merge_with_the_prompt_keep_its_tokens() -> None:
 
 @given(st.text("ab\n y", min_size=1), st.text("ab\n y", min_size=1), st.text("ab\n y", min_size=1))
 def test_any_two_responses_share_the_prompts_tokens(prompt: str, chosen: str, rejected: str) -> None:
-    if chosen == rejected or not chosen.strip() or not rejected.strip():
+    if chosen == rejected or not all(text.strip() for text in (prompt, chosen, rejected)):
         return
     for tokenizer in _TOKENIZERS:
         found = both(pair({"prompt": prompt, "chosen": chosen, "rejected": rejected}, tokenizer), tokenizer)
@@ -204,11 +204,11 @@ def test_a_template_that_rewrites_prompts_is_refused() -> None:
     [
         ({"rejected": "yes"}, "chosen and rejected must differ, got the same twice"),
         ({"chosen": "é", "rejected": "è"}, "chosen and rejected must differ, both became the same tokens"),
-        ({"rejected": " \n"}, "the response in column rejected is empty, got ' \\n'"),
-        ({"chosen": ""}, "the response in column chosen is empty"),
-        ({"chosen": say("", first="assistant")}, "the response in column chosen is empty"),
-        ({"chosen": 3}, "column chosen must be a list of messages, got int 3"),
-        ({"prompt": None}, "column prompt must be a list of messages, got NoneType None"),
+        ({"rejected": " \n"}, "column rejected must not be empty, got str ' \\n'"),
+        ({"chosen": ""}, "column chosen must not be empty"),
+        ({"chosen": say("", first="assistant")}, "content of message 1 of column chosen must not be empty"),
+        ({"chosen": 3}, "column chosen must be text or messages, got int 3"),
+        ({"prompt": None}, "column prompt must be text or messages, got NoneType None"),
         ({"prompt": say("hi", "yo")}, "column prompt must end with a user turn"),
         ({"chosen": say("yes")}, "column chosen must end with an assistant turn, got a last role 'user'"),
         ({"chosen": say("a", "b", first="assistant") + say("c", first="assistant")}, "they part at message 2"),
@@ -253,9 +253,9 @@ def test_lengths_over_the_limit_name_the_first_row() -> None:
     with pytest.raises(UserError) as error:
         pairs(rows, data(max_length=20), CHAR, field="data.eval")
     assert str(error.value) == (
-        "data.eval: row 2: sequence has 26 tokens, data.max_length is 20 (2 of 3 rows are longer, the longest has 36)"
+        "data.eval: 2 of 3 rows are longer than data.max_length 20 (first row 2, the longest has 36 tokens); "
+        "data.overlong=drop leaves them out, data.overlong=truncate cuts them"
     )
-    assert complaint({"prompt": "", "chosen": "a", "rejected": "b"}, byte_tokenizer()) == "prompt has no tokens"
 
 
 LABELLED = {"prompt": "hi", "completion": "yes", "label": True}
@@ -279,7 +279,9 @@ def test_labels_of_another_kind_are_named(label: Any) -> None:
 
 
 def test_labelled_rows_that_cannot_be_learned_from_are_named() -> None:
-    assert "column completion is empty" in complaint(LABELLED | {"completion": ""}, function=judged)
+    assert "column completion must not be empty" in complaint(LABELLED | {"completion": ""}, function=judged)
     assert "must end with a user turn" in complaint(LABELLED | {"prompt": say("a", "b")}, function=judged)
-    long = complaint(LABELLED, function=judged, max_length=5)
-    assert long.startswith("sequence has 9 tokens, data.max_length is 5")
+    with pytest.raises(
+        UserError, match=r"1 of 1 rows is longer than data.max_length 5 \(first row 1, the longest has 9"
+    ):
+        judged([LABELLED], data(max_length=5), CHAR)

@@ -378,11 +378,11 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm={name: grpo, steps: 5, epochs: 2}",
         "algorithm.steps must be left out with epochs, which say how many there are, got 5",
     ),
-    ("ppo", "algorithm.eval_every=5", "algorithm.eval_every needs data.eval, got eval_every 5"),
+    ("ppo", "algorithm.eval_every=5", "algorithm.eval_every needs data.eval or data.eval_fraction, got eval_every 5"),
     (
         "reward",
         "algorithm.stop_when={metric: eval/accuracy, at_least: 0.9}",
-        "algorithm.stop_when needs data.eval, got none",
+        "algorithm.stop_when needs data.eval or data.eval_fraction, got none",
     ),
     (
         "grpo",
@@ -427,7 +427,11 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.loss=kto; algorithm.samples_per_update=1",
         "algorithm.samples_per_update must be at least 2 for kto, which mixes the rows of an update, got 1",
     ),
-    ("sft", "algorithm.best_by=eval/loss", "algorithm.best_by needs data.eval, got eval/loss without"),
+    (
+        "sft",
+        "algorithm.best_by=eval/loss",
+        "algorithm.best_by needs data.eval or data.eval_fraction, got eval/loss without",
+    ),
     # Jobs that learn to compare texts: losses.
     *(
         (job, "algorithm.loss=[]", "algorithm.loss must name at least one loss, got []")
@@ -577,9 +581,71 @@ CASES: list[tuple[str, str, str]] = [
         for value, got in {"{a: x, b: y}": "a, b", "{}": "none"}.items()
     ),
     ("reranker", "data.train={a: x, b: y}", "data.train must be one source for reranker, got a, b"),
-    *(
-        (job, f"data.{name}={{a: x, b: y}}", f"data.{name} must be one source for {job}, got a, b")
-        for job, name in {"sft": "train", "grpo": "eval"}.items()
+    ("grpo", "data.eval={a: x, b: y}", "data.eval must be one source for grpo, got a, b"),
+    ("grpo", "data.train={}", "data.train must name at least one set, got {}"),
+    (
+        "sft",
+        "data.train={a/b: x}",
+        "data.train must have names of letters, digits, _, . and - (they are parts of metrics' names), got 'a/b'",
+    ),
+    (
+        "grpo",
+        "data.weights={a: 1}",
+        "data.weights needs several sets in data.train, {name: source}, got one, rows.jsonl",
+    ),
+    (
+        "grpo",
+        "data.train={math: x, code: y}; data.weights={math: 1, coed: 2}",
+        "data.weights.coed must be the name of a set in data.train (math, code) (did you mean code?)",
+    ),
+    (
+        "grpo",
+        "data.train={math: x, code: y}; data.weights={math: 1}",
+        "data.weights must name every set in data.train, got none for code",
+    ),
+    (
+        "grpo",
+        "data.train={math: x, code: y}; data.weights={math: 0, code: 0}",
+        "data.weights must be above 0 for a set, got 0 for math, code",
+    ),
+    (
+        "grpo",
+        "data.train={math: x, code: y}; data.weights={math: -1, code: 2}",
+        "data.weights.math: input should be greater than or equal to 0, got -1",
+    ),
+    (
+        "sft",
+        "data.eval=x; data.eval_fraction=0.1",
+        "data.eval_fraction must be left out with data.eval, got 0.1",
+    ),
+    ("sft", "data.system_prompt=' '", "data.system_prompt must not be empty (null for none), got ' '"),
+    ("sft", "data.eval=null; data.eval_limit=5", "data.eval_limit must be left out without data.eval, got 5"),
+    (
+        "sft",
+        "data.truncation_side=right",
+        "data.truncation_side must be left out with overlong error, which cuts nothing, got right",
+    ),
+    (
+        "grpo",
+        "data.overlong=truncate; data.truncation_side=right",
+        "data.truncation_side must be left for grpo: cut at the right, a prompt would lose what is to be answered, "
+        "got right",
+    ),
+    (
+        "reranker",
+        "data.overlong=drop",
+        "data.overlong must be left out for reranker, which cuts texts at algorithm.max_tokens, got drop",
+    ),
+    (
+        "reranker",
+        "data.eval_fraction=0.5",
+        "data.eval_fraction must be left out for reranker, whose evaluation sets have columns of their own "
+        "(data.eval), got 0.5",
+    ),
+    (
+        "embedding",
+        "data.train={a: x}; algorithm.tasks={a: {}}; data.weights={a: 1}",
+        "data.weights must be left out for embedding, whose tasks have a share (algorithm.tasks), got {'a': 1.0}",
     ),
     # Data and models of another kind.
     ("dpo", "data.corpus=texts.jsonl", "data.corpus must be left out for dpo, which searches nothing, got texts.jsonl"),

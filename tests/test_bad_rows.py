@@ -1,0 +1,205 @@
+"""Rows and files that no run should start with: each is one line that names the row, and none takes long."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import UserError
+from launch.config import validate
+from launch.inputs import check_rows
+
+INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
+JOBS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": {"name": "grpo", "steps": 1}, "reward": {"functions": ["exact_match"]}},
+    "sft": {"algorithm": {"name": "sft", "steps": 1}},
+    "dpo": {"algorithm": {"name": "dpo", "steps": 1}},
+    "reward": {"algorithm": {"name": "reward", "steps": 1}},
+    "kto": {"algorithm": {"name": "dpo", "steps": 1, "loss": "kto"}},
+}
+GOOD: dict[str, dict[str, Any]] = {
+    "grpo": {"prompt": "hi", "answer": "yes"},
+    "sft": {"prompt": "hi", "completion": "yes"},
+    "dpo": {"prompt": "hi", "chosen": "yes", "rejected": "no"},
+    "reward": {"prompt": "hi", "chosen": "yes", "rejected": "no"},
+    "kto": {"prompt": "hi", "completion": "yes", "label": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def config(job: str, **data: Any) -> Any:
+    return validate({**JOBS[job], "model": {"init": INIT}, "data": {"train": "rows.jsonl"} | data})
+
+
+def rows_file(content: str | bytes, name: str = "rows.jsonl") -> None:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+
+
+def complaint(job: str, **data: Any) -> str:
+    with pytest.raises(UserError) as error:
+        check_rows(config(job, **data), "data.train", tokenise=True)
+    [problem] = error.value.problems
+    assert "\n" not in problem
+    return problem
+
+
+WRONG_VALUES = [
+    *[(job, {"prompt": " \n"}, "column prompt must not be empty, got str ' \\n'") for job in GOOD],
+    *[(job, {"prompt": None}, "column prompt must be text or messages, got NoneType None") for job in GOOD],
+    *[(job, {"prompt": []}, "column prompt must be a list of messages, got list []") for job in GOOD],
+    ("grpo", {"answer": ""}, "column answer must not be empty, got ''"),
+    ("grpo", {"answer": None}, "column answer must not be empty, got None"),
+    ("sft", {"completion": ""}, "column completion must not be empty, got str ''"),
+    ("kto", {"completion": "\t"}, "column completion must not be empty, got str '\\t'"),
+    ("dpo", {"chosen": ""}, "column chosen must not be empty, got str ''"),
+    ("reward", {"rejected": "  "}, "column rejected must not be empty, got str '  '"),
+    ("dpo", {"chosen": "no"}, "chosen and rejected must differ, got the same twice"),
+    (
+        "grpo",
+        {"prompt": [{"role": "user", "content": ""}]},
+        "content of message 1 of column prompt must not be empty, got ''",
+    ),
+    ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must be text"),
+    ("sft", {"completion": [{"role": "assistant", "content": " "}]}, "content of message 1 of column completion must"),
+    ("kto", {"label": "yes"}, "column label must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("job", "values", "message"), WRONG_VALUES)
+def test_a_row_with_nothing_to_read_is_named(job: str, values: dict[str, Any], message: str) -> None:
+    rows = [GOOD[job], GOOD[job] | ({"label": False} if job == "kto" else {}), GOOD[job] | values]
+    rows_file("".join(json.dumps(row) + "\n" for row in rows))
+    assert complaint(job).startswith(f"data.train: row 3: {message}")
+
+
+GOOD_LINE = '{"prompt": "hi", "answer": "yes"}\n'
+WRONG_LINES = {
+    "nan": ('{"prompt": "hi", "answer": NaN}', "line 2 of rows.jsonl is not valid JSON, which has no NaN"),
+    "infinity": ('{"prompt": "hi", "answer": -Infinity}', "line 2 of rows.jsonl is not valid JSON, which has no"),
+    "beyond floats": ('{"prompt": "hi", "answer": 1e999}', "line 2 of rows.jsonl must hold numbers of at most 1.8e308"),
+    "6,000 digits": (
+        f'{{"prompt": "hi", "answer": {"9" * 6000}}}',
+        "line 2 of rows.jsonl must hold numbers of at most",
+    ),
+    "a name twice": ('{"prompt": "hi", "answer": "a", "prompt": "b"}', "line 2 of rows.jsonl must give each name once"),
+    "no object": ("[1]", "row 2 must be an object with named columns, got list [1] in rows.jsonl"),
+    "a word": ("hello", "line 2, column 1 of rows.jsonl is not valid JSON"),
+    "half a pair": ('{"prompt": "\\ud83d", "answer": "a"}', "row 2 must be text that UTF-8 can express, got half"),
+    "deep": ('{"a": ' * 99_999, "line 2 of rows.jsonl is not valid JSON (nested too deeply)"),
+    "20 MB": (f'{{"prompt": "{"x" * 20_000_000}"}}', "line 2 of rows.jsonl must be smaller than 4 MiB, got a larger"),
+    "latin-1": ('{"prompt": "hé"}'.encode("latin-1"), "line 2 of rows.jsonl is not UTF-8 text"),
+    "surrogate bytes": ('{"prompt": "\ud83d"}', "line 2 of rows.jsonl is not UTF-8 text"),
+    "another column": ('{"promt": "hi", "answer": "a"}', "row 2 lacks column 'prompt' of the prompt convention"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LINES)
+def test_a_line_that_is_no_row_is_named(case: str) -> None:
+    line, message = WRONG_LINES[case]
+    rows_file(GOOD_LINE.encode() + (line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")))
+    assert complaint("grpo").startswith(f"data.train: {message}")
+
+
+def test_files_are_read_by_what_they_hold() -> None:
+    rows_file(b"\xef\xbb\xbf" + (GOOD_LINE * 2).replace("\n", "\r\n\r\n").encode(), "bom.jsonl")
+    rows_file(gzip.compress((GOOD_LINE * 2).encode()), "zipped.jsonl")
+    rows_file(GOOD_LINE * 2, "plain.jsonl.gz")
+    rows_file(f"[{GOOD_LINE},{GOOD_LINE}]", "list.json")
+    for name in ("bom.jsonl", "zipped.jsonl", "plain.jsonl.gz", "list.json"):
+        assert check_rows(config("grpo", train=name), "data.train", tokenise=False).count == 2, name
+
+
+def test_what_is_no_file_of_rows() -> None:
+    os.mkfifo("pipe.jsonl")
+    rows_file("", "empty.jsonl")
+    rows_file("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n", "pointer.jsonl")
+    rows_file("\x00\x00", "zeros.jsonl")
+    expected = {
+        "pipe.jsonl": "must be a file, got a pipe or device: pipe.jsonl",
+        "/dev/zero": "must be a file, got a pipe or device: /dev/zero",
+        "/dev": "must be a file, got directory /dev",
+        "": "must be a file, a generator module:function or a dataset of the hub, got ''",
+        "a" * 5000: "File name too long",
+        "empty.jsonl": "must hold at least one row, got none from empty.jsonl",
+        "pointer.jsonl": "pointer.jsonl must hold the rows, is a pointer of Git LFS",
+        "zeros.jsonl": "line 1, column 1 of zeros.jsonl is not valid JSON",
+    }
+    for source, message in expected.items():
+        assert complaint("grpo", train=source).startswith(f"data.train: {message}")
+
+
+def test_settings_that_a_file_does_not_read() -> None:
+    rows_file(GOOD_LINE * 2)
+    expected = {
+        "arguments": ({"n": 1}, "data.arguments: must be left out for files, which take none, got {'n': 1}"),
+        "split": ("test", "data.split: must be left out for files, which have no splits, got test"),
+        "eval_split": ("dev", "data.eval_split: must be left out without data.eval, got dev"),
+    }
+    for name, (value, message) in expected.items():
+        assert complaint("grpo", **{name: value}) == message
+
+
+def test_names_in_columns_that_nothing_reads() -> None:
+    rows_file(json.dumps({"prompt": "hi", "completion": "yes", "q": "a"}))
+    message = complaint("sft", columns={"promt": "q"})
+    assert message.startswith("data.columns.promt: must be a column that is read, one of completion")
+    assert message.endswith("(did you mean prompt?), got promt for q")
+    message = complaint("sft", columns={"prompt": "qq"})
+    assert message.startswith("data.columns.prompt: data.train row 1 has no column 'qq' (did you mean q?)")
+
+
+def test_labels_of_one_kind_teach_kto_nothing() -> None:
+    rows_file(json.dumps(GOOD["kto"]) + "\n" + json.dumps(GOOD["kto"]))
+    rule = "loss kto needs rows of both labels, true and false"
+    assert complaint("kto") == f"data.train: {rule}, got true in all 2 rows"
+
+
+def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_file(GOOD_LINE * 2)
+    monkeypatch.setattr("algorithms.sources._CONVERTED_S", 0.5)
+    Path("loops.py").write_text(
+        "import time, sys\n"
+        "def forever(row):\n    while True:\n        try:\n            pass\n        except Exception:\n"
+        "            pass\n"
+        "def slow(row):\n    return sum(x for x in iter(int, 1))\n"
+        "def leaves(row):\n    sys.exit(0)\n"
+        "def rows(split):\n    while True:\n        time.sleep(0)\n    yield\n"
+        "def number(split):\n    return 5\n"
+    )
+    Path("stuck.py").write_text("import time\ntime.sleep(99)\ndef convert(row):\n    return row\n")
+    expected = {
+        "loops.py:slow": "loops.py:slow took longer than 0.5 s (line 9 of loops.py) for row 1 of data.train",
+        "loops.py:leaves": "loops.py:leaves raised SystemExit: 0 (loops.py line 11) for row 1 of data.train",
+        "stuck.py:convert": "importing stuck.py did not end within 1 s: it sleeps (line 2 of stuck.py), got",
+    }
+    for name, message in expected.items():
+        assert complaint("grpo", converter=name).startswith(f"data.converter: {message}")
+    monkeypatch.setattr("algorithms.sources._CONVERTED_S", 60)
+    assert "loops.py:forever never ends: a loop without an end (line" in complaint("grpo", converter="loops.py:forever")
+    assert "loops.py:number must give rows one after the other, got int 5" in complaint("grpo", train="loops.py:number")
+    assert "loops.py:rows never ends: a loop without an end (line" in complaint("grpo", train="loops.py:rows")
+
+
+def test_a_limit_above_the_rows_and_the_same_rows_twice_are_told() -> None:
+    from launch.check import examine
+
+    rows_file(GOOD_LINE * 2)
+    Path("copy.jsonl").write_text(GOOD_LINE * 2)
+    values = {
+        **JOBS["grpo"],
+        "model": {"init": INIT},
+        "data": {"train": "rows.jsonl", "eval": "copy.jsonl", "limit": 9},
+    }
+    values["algorithm"] = {"name": "grpo", "steps": 1, "eval_every": 1, "prompts_per_step": 2}
+    found = examine(validate(values), elsewhere=True)
+    assert "data.limit: 9 is above the 2 rows of data.train, and has no effect" in found.warnings
+    assert any(line.startswith("data.eval: copy.jsonl holds rows that are trained on") for line in found.warnings)
+    assert found.rewards == ["reward.functions.0 exact_match: 1 for the answer of row 1, 0 for 'A sample completion.'"]
