@@ -19,12 +19,15 @@ _PATTERNS = {
     "run.name": "must be letters, digits, '.', '_' and '-', a letter or digit first",
     "reward.endpoints.N.url": "must begin with http:// or https://",
     "cluster.kubernetes.namespace": "must be at most 63 lower-case letters, digits and '-', a letter or digit first",
+    r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "must be a Kubernetes name: lower-case letters, digits, '-' and '.'",
+    "cluster.kubernetes.volume.mount": "must be an absolute path",
     "cluster.kubernetes.image": "must be the name of an image, such as registry/tandem:1-ray2.60.0",
 }
+"""Dotted name, or pattern of several fields -> the pattern in words."""
 _NUMBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than": lambda ctx: f"must be above {ctx['gt']:g}",
     "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:g}",
-    "less_than": lambda ctx: f"must be below {ctx['lt']}",
+    "less_than": lambda ctx: f"must be below {ctx['lt']:.12g}",
     "less_than_equal": lambda ctx: f"must be at most {ctx['le']:g}",
     "multiple_of": lambda ctx: f"must be a multiple of {ctx['multiple_of']}",
     "finite_number": lambda ctx: "must be a finite number",
@@ -44,9 +47,12 @@ def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[
     for error in _without_branches(errors):
         if error["type"] != "extra_forbidden" and tuple(_location(error)) not in places:
             lines += _problem(error)
-    foreign = [line for error in unknown for line in _unknown(_location(error), error["input"], job)]
-    if len(foreign) > _MOST_LINES:
-        foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(foreign)}"]
+    foreign = []
+    for error in unknown:
+        foreign += _unknown(_location(error), error["input"], job)
+        if len(foreign) > _MOST_LINES:  # each costs a search by spelling
+            foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(unknown)} or more"]
+            break
     return list(dict.fromkeys(foreign + lines))
 
 
@@ -100,7 +106,8 @@ def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: Any) -> st
     if kind in _NUMBERS:
         return _NUMBERS[kind](ctx)
     if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(settings.generic(".".join(location)), f"must match {ctx['pattern']}")
+        field, pattern = settings.generic(".".join(location)), ctx["pattern"]
+        return _PATTERNS.get(field) or _PATTERNS.get(pattern) or f"must match {pattern}"
     if kind.startswith(("model_", "dataclass_")):
         return f"must be a mapping of fields, such as {_example(location, value)}"
     if kind in ("too_short", "too_long", "tuple_type"):
@@ -160,7 +167,7 @@ def _choice_problem(field: str, value: Any, expected: str) -> str:
 
 
 def _meant(field: str, value: Any, choices: list[str]) -> str:
-    return names.value_hint(field, value) or names.nearest(str(value), choices)
+    return names.value_hint(field, value) or names.nearest_name(str(value), choices)
 
 
 def _without_branches(errors: list[Any]) -> list[Any]:

@@ -24,7 +24,7 @@ def hint(path: str, job: str | None = None) -> str:
     """What to say of an unknown dotted name, in brackets; `job` is the algorithm's name, where it is known."""
     section, _, last = path.rpartition(".")
     theirs = tables.plain(last) in tables.by_name()
-    if not theirs and (near := nearest(last, fields_of(section, job), _MISSPELLED)):
+    if not theirs and (near := nearest_name(last, fields_of(section, job), _MISSPELLED)):
         return near
     return certain_hint(path, job) or _near(path, job) or _fields(path, job)
 
@@ -72,7 +72,7 @@ def fields_of(path: str, job: str | None = None) -> list[str]:
     return found
 
 
-def nearest(word: str, names: list[str], alike: float = _ALIKE) -> str:
+def nearest_name(word: str, names: list[str], alike: float = _ALIKE) -> str:
     """`(did you mean ...?)` for the one of `names` that is spelled like `word`; empty where none is."""
     near = difflib.get_close_matches(word[:_LONGEST_NAME], names, 1, alike)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -122,7 +122,7 @@ def _near(path: str, job: str | None) -> str:
     """A name spelled alike: of the section, then of all settings, then of the peers'."""
     section, _, last = path.rpartition(".")
     word = tables.plain(last)
-    if near := nearest(word, fields_of(section, job)):
+    if near := nearest_name(word, fields_of(section, job)):
         return near
     known = {full.rpartition(".")[2]: full for full in by_path() if _of_job(by_path()[full], job)}
     for names in (known, tables.by_name()):

@@ -1,6 +1,6 @@
-"""The tree of all settings, as the sections declare it: dotted name -> type, default, range, text, and jobs that have it.
+"""The tree of all settings, as the sections declare it: dotted name, type, default, range, text, jobs that have it.
 
-Items of lists and of sections with free names stand below N and NAME: reward.models.N.path, algorithm.tasks.NAME.weight.
+Items of lists and of sections with free names are N and NAME: reward.models.N.path, algorithm.tasks.NAME.weight.
 """
 
 import types
