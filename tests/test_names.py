@@ -1,4 +1,4 @@
-"""Names and values of other projects: every entry of the tables leads to a setting that there is, and hints are sane."""
+"""Names and values of other projects: every entry leads to a setting that there is, and hints are sane."""
 
 import re
 import subprocess
@@ -74,6 +74,8 @@ def test_what_is_pending_is_not_there_yet() -> None:
 
 def test_every_value_leads_to_one_that_there_is() -> None:
     for (field, name), ours in tables.by_value().items():
+        if field in PENDING:
+            continue
         assert field in by_path(), field
         assert fields_in(ours) <= {*by_path()}, ours
         for given in re.findall(r"algorithm=(\{.*?\})", ours):
