@@ -37,8 +37,13 @@ def certain_hint(path: str, job: str | None = None) -> str:
     for start in range(len(parts)):
         ending = ".".join(parts[start:])
         entry, found = tables.by_name().get(ending), _elsewhere(ending, path, job)
-        first, second = (_of_entry(entry, job), found) if start < len(parts) - 1 else (found, _of_entry(entry, job))
-        if sure := first or second:
+        if start < len(parts) - 1:
+            sure = _of_entry(entry, job) or found
+        else:
+            alone = entry is not None and all(by_path()[full][0].sections for full in _ending_so(ending))
+            theirs = _of_entry(_of_section(parts), job) or (_of_entry(entry, job) if alone else "")
+            sure = theirs or found or _of_entry(entry, job)
+        if sure:
             return sure
         of_others = of_others or (_for_whom(ending) if _ending_so(ending) else "")
     if of_others:
@@ -96,6 +101,11 @@ def _for_whom(ending: str) -> str:
 
 def _ending_so(ending: str) -> list[str]:
     return [full for full in by_path() if full == ending or full.endswith(f".{ending}")]
+
+
+def _of_section(parts: list[str]) -> tables.Entry | None:
+    """What is said of all that is below a section of a peer's, such as fsdp_config.* of any group."""
+    return next((entry for part in parts[-2::-1] if (entry := tables.by_name().get(f"{part}.*"))), None)
 
 
 def _of_entry(entry: tables.Entry | None, job: str | None) -> str:

@@ -51,7 +51,7 @@ def test_overrides_and_file_read_scalars_alike(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_build_objects() -> None:
-    with pytest.raises(UserError, match="tags are not allowed, got !!python/object/apply:os.getcwd"):
+    with pytest.raises(UserError, match=r"tags are not allowed, got !!python/object/apply:os\.getcwd"):
         parse("!!python/object/apply:os.getcwd []", "test")
 
 

@@ -1,4 +1,5 @@
 """Names and values of other projects: every entry leads to a setting that there is, and hints are sane."""
+# ruff: noqa: E501
 
 import re
 import subprocess
@@ -32,6 +33,7 @@ PENDING = (
     "reference.sync_every",
     "reference.sync_mix",
     "rollout.min_p",
+    "rollout.presence_penalty",
     "rollout.repetition_penalty",
     "rollout.stop_token_ids",
     "rollout.vllm",
@@ -39,6 +41,7 @@ PENDING = (
     "run.hub_private",
     "tracking.entity",
     "tracking.group",
+    "tracking.tags",
 )
 """Settings that are added beside this table: empty once they are there."""
 SECTIONS = "|".join(name for name in by_path() if "." not in name)
@@ -63,6 +66,7 @@ def test_every_entry_leads_to_a_setting_that_there_is(peer: str) -> None:
     assert [entry.names for entry in entries if not entry.ours and not entry.note] == [], "none, but not why"
     names = [name for entry in entries for name in entry.names]
     assert [name for name in names if name != tables.plain(name)] == []
+    assert sorted(set(names)) == sorted(names)
     assert len(names) >= 150
 
 
@@ -108,6 +112,8 @@ HINTS = {
     "fp16": "(there is none: model.dtype is fp32 or bf16)",
     "policy.rank": "(did you mean ranks?)",
     "rollout.temprature": "(did you mean temperature?)",
+    "optimizer": "(here: policy.optimizer.name; adamw, adam or sgd)",
+    "actor_rollout_ref.actor.fsdp_config.unheard_of": "(here: policy.zero_stage; and policy.offload_optimizer; DeepSpeed trains)",
     "dataa": "(did you mean data?)",
     "learning_ratte": "(here: policy.optimizer.lr)",
 }
