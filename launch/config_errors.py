@@ -87,7 +87,8 @@ def _problem(error: Any) -> list[str]:
         location, kind = location[:-1], "too_short"
         field = dotted(location)
     if kind == "missing":
-        return [f"{field}: required, got nothing"]
+        section = any(item.sections for item in settings.by_path().get(settings.generic(".".join(location)), ()))
+        return [f"{field}: required,{f' such as {_example(location, None)},' if section else ''} got nothing"]
     if kind.startswith("union_tag"):
         return [_tag_problem(f"{field}.name", value)]
     if kind == "literal_error":
@@ -175,7 +176,7 @@ def _without_branches(errors: list[Any]) -> list[Any]:
     found: dict[tuple[str, ...], Any] = {}
     kept = []
     for error in errors:
-        branch = next((at for at, part in enumerate(error["loc"]) if str(part).startswith(_BRANCHES)), None)
+        branch = next((at for at, part in enumerate(error["loc"]) if _is_branch(str(part))), None)
         if branch is None:
             kept.append(error)
             continue
@@ -191,7 +192,11 @@ def _location(error: Any) -> list[str]:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["algorithm"]:
         del location[1:2]
-    return [part for part in location if not part.startswith(_BRANCHES)]
+    return [part for part in location if not _is_branch(part)]
+
+
+def _is_branch(part: str) -> bool:
+    return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES)
 
 
 def _unknown(location: list[str], value: Any, job: str | None) -> list[str]:

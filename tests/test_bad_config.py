@@ -166,6 +166,7 @@ FILES = {
     "a NUL": ("a: \0", "job.yaml: not valid YAML, unacceptable character #x0000: special characters are not allowed in \"<unicode string>\", position 3"),
     "half a character": (f'{TEXT}"\\ud800": 1\n', "job.yaml: text must be without NUL and broken characters, got some (line 11)"),
     "unclosed": ("data: {train: x", "job.yaml: not valid YAML, expected ',' or '}', but got '<stream end>' (line 1)"),
+    "no section that must be there": ("algorithm: {name: grpo}\nmodel: {init: {}}\n", "data: required, such as {train: ...}, got nothing"),
     "an unknown section": (f"{TEXT}polcy: {{}}\n", "polcy: unknown field (did you mean policy?), got {}"),
 }  # fmt: skip
 """What a file holds -> its text, and the line."""
