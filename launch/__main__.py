@@ -5,16 +5,12 @@ import sys
 
 from launch.shadowing import shadowing
 
+# Before any other import: with `python -m` the working directory is the first place where modules are looked for.
+if problem := shadowing(os.getcwd()):
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
 
-def main() -> int:
-    """Run one command, unless the working directory holds what would break it; returns the exit code."""
-    if problem := shadowing(os.getcwd()):  # before further imports: with `python -m` the working directory is first
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    from launch.cli import main as run
-
-    return run()
-
+from launch.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -259,10 +259,10 @@ def _search(arguments: argparse.Namespace) -> int:
 def _help(arguments: argparse.Namespace) -> int:
     topic = arguments.topic
     if arguments.markdown or arguments.migrating:
-        from launch import help as texts
-        from launch.peers.tables import markdown
+        from launch.help import settings_markdown
+        from launch.peers.tables import migrating_markdown
 
-        print(texts.markdown() if arguments.markdown else markdown(), end="")
+        print(settings_markdown() if arguments.markdown else migrating_markdown(), end="")
     elif topic is None:
         print(_overview())
     elif topic in VERBS:

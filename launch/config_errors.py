@@ -19,12 +19,15 @@ _PATTERNS = {
     "run.name": "must be letters, digits, '.', '_' and '-', a letter or digit first",
     "reward.endpoints.N.url": "must begin with http:// or https://",
     "cluster.kubernetes.namespace": "must be at most 63 lower-case letters, digits and '-', a letter or digit first",
+    r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "must be a Kubernetes name: lower-case letters, digits, '-' and '.'",
+    "cluster.kubernetes.volume.mount": "must be an absolute path",
     "cluster.kubernetes.image": "must be the name of an image, such as registry/tandem:1-ray2.60.0",
 }
+"""Dotted name, or pattern of several fields -> the pattern in words."""
 _NUMBERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than": lambda ctx: f"must be above {ctx['gt']:g}",
     "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:g}",
-    "less_than": lambda ctx: f"must be below {ctx['lt']}",
+    "less_than": lambda ctx: f"must be below {ctx['lt']:.12g}",
     "less_than_equal": lambda ctx: f"must be at most {ctx['le']:g}",
     "multiple_of": lambda ctx: f"must be a multiple of {ctx['multiple_of']}",
     "finite_number": lambda ctx: "must be a finite number",
@@ -44,9 +47,12 @@ def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[
     for error in _without_branches(errors):
         if error["type"] != "extra_forbidden" and tuple(_location(error)) not in places:
             lines += _problem(error)
-    foreign = [line for error in unknown for line in _unknown(_location(error), error["input"], job)]
-    if len(foreign) > _MOST_LINES:
-        foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(foreign)}"]
+    foreign = []
+    for error in unknown:
+        foreign += _unknown(_location(error), error["input"], job)
+        if len(foreign) > _MOST_LINES:  # each costs a search by spelling
+            foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(unknown)} or more"]
+            break
     return list(dict.fromkeys(foreign + lines))
 
 
@@ -81,7 +87,8 @@ def _problem(error: Any) -> list[str]:
         location, kind = location[:-1], "too_short"
         field = dotted(location)
     if kind == "missing":
-        return [f"{field}: required, got nothing"]
+        section = any(item.sections for item in settings.by_path().get(settings.generic(".".join(location)), ()))
+        return [f"{field}: required,{f' such as {_example(location, None)},' if section else ''} got nothing"]
     if kind.startswith("union_tag"):
         return [_tag_problem(f"{field}.name", value)]
     if kind == "literal_error":
@@ -100,7 +107,8 @@ def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: Any) -> st
     if kind in _NUMBERS:
         return _NUMBERS[kind](ctx)
     if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(settings.generic(".".join(location)), f"must match {ctx['pattern']}")
+        field, pattern = settings.generic(".".join(location)), ctx["pattern"]
+        return _PATTERNS.get(field) or _PATTERNS.get(pattern) or f"must match {pattern}"
     if kind.startswith(("model_", "dataclass_")):
         return f"must be a mapping of fields, such as {_example(location, value)}"
     if kind in ("too_short", "too_long", "tuple_type"):
@@ -160,7 +168,7 @@ def _choice_problem(field: str, value: Any, expected: str) -> str:
 
 
 def _meant(field: str, value: Any, choices: list[str]) -> str:
-    return names.value_hint(field, value) or names.nearest(str(value), choices)
+    return names.value_hint(field, value) or names.nearest_name(str(value), choices)
 
 
 def _without_branches(errors: list[Any]) -> list[Any]:
@@ -168,7 +176,7 @@ def _without_branches(errors: list[Any]) -> list[Any]:
     found: dict[tuple[str, ...], Any] = {}
     kept = []
     for error in errors:
-        branch = next((at for at, part in enumerate(error["loc"]) if str(part).startswith(_BRANCHES)), None)
+        branch = next((at for at, part in enumerate(error["loc"]) if _is_branch(str(part))), None)
         if branch is None:
             kept.append(error)
             continue
@@ -184,7 +192,11 @@ def _location(error: Any) -> list[str]:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["algorithm"]:
         del location[1:2]
-    return [part for part in location if not part.startswith(_BRANCHES)]
+    return [part for part in location if not _is_branch(part)]
+
+
+def _is_branch(part: str) -> bool:
+    return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES)
 
 
 def _unknown(location: list[str], value: Any, job: str | None) -> list[str]:

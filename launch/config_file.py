@@ -15,8 +15,8 @@ import yaml
 
 from actors.config import UserError
 
-_MOST_BYTES = 2**18
-"""Size of a configuration: one of all fields has some 20 thousand."""
+_MOST_BYTES = 2**16
+"""Size of a configuration: one of all fields has some 10 thousand, and PyYAML reads 20 to 100 thousand a second."""
 _MOST_VALUES = 20_000
 """Values of a configuration, each counted as often as an alias stands for it."""
 _DEEPEST = 40
@@ -33,6 +33,8 @@ _CORE_SCHEMA = {
 """Type -> what a plain scalar of that type looks like, and how it may begin (YAML 1.2.2, section 10.3.2)."""
 _MERGE = "tag:yaml.org,2002:merge"
 _TEXT = "tag:yaml.org,2002:str"
+_PLAIN = frozenset(f"tag:yaml.org,2002:{name}" for name in (*_CORE_SCHEMA, "str", "seq", "map"))
+"""Types that values may have."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,6 +83,8 @@ def _require_plain(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
         if not sizes[id(node)]:
             raise _Refused("an alias must not stand for what it is part of", node)
         return sizes[id(node)]
+    if node.tag not in _PLAIN:
+        raise _Refused(f"tags are not allowed, got {node.tag.replace('tag:yaml.org,2002:', '!!')[:80]}", node)
     sizes[id(node)] = 0
     size = 1
     if isinstance(node, yaml.MappingNode):
@@ -175,6 +179,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 
 def parse(text: str, where: str) -> Any:
     """The value of a YAML text; raises UserError, which names `where`, when it is malformed."""
+    if _brackets(text) > 5 * _DEEPEST:  # PyYAML would take seconds to get there; brackets in text are rarely so many
+        raise UserError(f"{where}: must be nested at most {_DEEPEST} deep, got more")
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: it builds no objects
     except _Refused as error:
@@ -186,8 +192,17 @@ def parse(text: str, where: str) -> Any:
         line = f" (line {mark.line + 1})" if mark else ""
         tabs = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
         raise UserError(f"{where}: not valid YAML, {_one_line(error.problem or error.context)}{line}{tabs}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that YAML's own code cannot hold
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # the last two: !!int x, !!bool x
         raise UserError(f"{where}: not valid YAML, {_one_line(error)}") from None
+
+
+def _brackets(text: str) -> int:
+    """How many brackets are open at one time."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _one_line(text: object) -> str:

@@ -1,4 +1,4 @@
-"""`tandem help`: what a setting means, takes and is by default, and which jobs read it; docs/settings.md of them all."""
+"""`tandem help`: what a setting means, takes and is by default, and which jobs read it; and docs/settings.md."""
 
 from actors.config import UserError
 from launch import names
@@ -81,7 +81,7 @@ def _of_peers_name(topic: str, entry: tables.Entry) -> str:
     return "\n\n".join([first, *(_of_setting(path) for path in entry.ours if path in by_path())])
 
 
-def markdown() -> str:
+def settings_markdown() -> str:
     """docs/settings.md: every setting in a table of its section."""
     parts = [_HEAD]
     for name in dict.fromkeys(item.path.partition(".")[0] for item in settings()):

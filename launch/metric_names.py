@@ -18,7 +18,7 @@ RETRIEVAL = ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@5", "recall@10"
 RERANKING = ("map", "mrr@10", "ndcg@10")
 
 
-def evaluation_metrics(config: "RunConfig") -> list[str]:
+def known_metrics(config: "RunConfig") -> list[str]:
     """Every name that an evaluation of the job may write; whether all are there depends on the rows."""
     algorithm = config.algorithm
     if isinstance(algorithm, RLConfig):
@@ -34,12 +34,12 @@ def evaluation_metrics(config: "RunConfig") -> list[str]:
 
 def require_metric(config: "RunConfig", field: str, name: str) -> None:
     """Raise ValueError, which names `field`, if the job writes no such evaluation metric."""
-    known = evaluation_metrics(config)
+    known = known_metrics(config)
     if not known or name in known:
         return
-    from launch.names import nearest  # which only a mistake needs
+    from launch.names import nearest_name  # which only a mistake needs
 
-    near = nearest(name, known) or nearest(f"eval/{name}", known)
+    near = nearest_name(name, known) or nearest_name(f"eval/{name}", known)
     raise ValueError(f"{field} must be one of {', '.join(known)}{near}, got {name[:80]}")
 
 

@@ -24,7 +24,7 @@ def hint(path: str, job: str | None = None) -> str:
     """What to say of an unknown dotted name, in brackets; `job` is the algorithm's name, where it is known."""
     section, _, last = path.rpartition(".")
     theirs = tables.plain(last) in tables.by_name()
-    if not theirs and (near := nearest(last, fields_of(section, job), _MISSPELLED)):
+    if not theirs and (near := nearest_name(last, fields_of(section, job), _MISSPELLED)):
         return near
     return certain_hint(path, job) or _near(path, job) or _fields(path, job)
 
@@ -37,8 +37,13 @@ def certain_hint(path: str, job: str | None = None) -> str:
     for start in range(len(parts)):
         ending = ".".join(parts[start:])
         entry, found = tables.by_name().get(ending), _elsewhere(ending, path, job)
-        first, second = (_of_entry(entry, job), found) if start < len(parts) - 1 else (found, _of_entry(entry, job))
-        if sure := first or second:
+        if start < len(parts) - 1:
+            sure = _of_entry(entry, job) or found
+        else:
+            alone = entry is not None and all(by_path()[full][0].sections for full in _ending_so(ending))
+            theirs = _of_entry(_of_section(parts), job) or (_of_entry(entry, job) if alone else "")
+            sure = theirs or found or _of_entry(entry, job)
+        if sure:
             return sure
         of_others = of_others or (_for_whom(ending) if _ending_so(ending) else "")
     if of_others:
@@ -72,7 +77,7 @@ def fields_of(path: str, job: str | None = None) -> list[str]:
     return found
 
 
-def nearest(word: str, names: list[str], alike: float = _ALIKE) -> str:
+def nearest_name(word: str, names: list[str], alike: float = _ALIKE) -> str:
     """`(did you mean ...?)` for the one of `names` that is spelled like `word`; empty where none is."""
     near = difflib.get_close_matches(word[:_LONGEST_NAME], names, 1, alike)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -96,6 +101,11 @@ def _for_whom(ending: str) -> str:
 
 def _ending_so(ending: str) -> list[str]:
     return [full for full in by_path() if full == ending or full.endswith(f".{ending}")]
+
+
+def _of_section(parts: list[str]) -> tables.Entry | None:
+    """What is said of all that is below a section of a peer's, such as fsdp_config.* of any group."""
+    return next((entry for part in parts[-2::-1] if (entry := tables.by_name().get(f"{part}.*"))), None)
 
 
 def _of_entry(entry: tables.Entry | None, job: str | None) -> str:
@@ -122,7 +132,7 @@ def _near(path: str, job: str | None) -> str:
     """A name spelled alike: of the section, then of all settings, then of the peers'."""
     section, _, last = path.rpartition(".")
     word = tables.plain(last)
-    if near := nearest(word, fields_of(section, job)):
+    if near := nearest_name(word, fields_of(section, job)):
         return near
     known = {full.rpartition(".")[2]: full for full in by_path() if _of_job(by_path()[full], job)}
     for names in (known, tables.by_name()):

@@ -17,6 +17,7 @@ READ_BY = {
     "data.system_prompt": _GENERATIVE,
     "policy.logprob_chunk_tokens": _GENERATIVE,
     "model.quantize": _GENERATIVE,
+    "model.lora.dropout": ("sft", "reward", "dpo", "embedding", "reranker"),
     "cluster.kubernetes.rollout_node_selector": _SAMPLING,
     "cluster.kubernetes.autoscaling": _SAMPLING,
 }

@@ -1,6 +1,6 @@
-"""The tree of all settings, as the sections declare it: dotted name -> type, default, range, text, and jobs that have it.
+"""The tree of all settings, as the sections declare it: dotted name, type, default, range, text, jobs that have it.
 
-Items of lists and of sections with free names stand below N and NAME: reward.models.N.path, algorithm.tasks.NAME.weight.
+Items of lists and of sections with free names are N and NAME: reward.models.N.path, algorithm.tasks.NAME.weight.
 """
 
 import types
@@ -23,6 +23,8 @@ class Setting:
     field: FieldInfo
     jobs: tuple[str, ...]
     """Names of the algorithms whose `algorithm` section has it; empty for a field of another section."""
+    within: BaseModel | None = None
+    """Default of its section, which may give it another value than its own default."""
 
     @property
     def sections(self) -> list[type[BaseModel]]:
@@ -98,7 +100,10 @@ def default_text(setting: Setting) -> str:
     """The default as YAML would hold it; `required` where there is none."""
     if setting.required:
         return "required"
-    return value_text(setting.field.get_default(call_default_factory=True))
+    own = value_text(setting.field.get_default(call_default_factory=True))
+    section, _, name = setting.path.rpartition(".")
+    outer = own if setting.within is None else value_text(getattr(setting.within, name))
+    return own if own == outer else f"{outer}; {own} where {section} is given"
 
 
 def value_text(value: Any) -> str:
@@ -134,13 +139,15 @@ def _of_algorithms() -> list[Setting]:
     return list(found.values())
 
 
-def _below(model: type[BaseModel], prefix: str, of: tuple[str, ...]) -> list[Setting]:
+def _below(model: type[BaseModel], prefix: str, of: tuple[str, ...], within: BaseModel | None = None) -> list[Setting]:
     found = []
     for name, field in model.model_fields.items():
         path = f"{prefix}.{name}"
-        found.append(Setting(path, field, of))
+        found.append(Setting(path, field, of, within))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
         for section in _sections(field.annotation):
-            found += _below(section, path + _item(field.annotation), of)
+            inner = default if isinstance(default, section) else None
+            found += _below(section, path + _item(field.annotation), of, inner)
     return found
 
 

@@ -26,7 +26,6 @@ _HARMLESS = (
     "turtledemo",
     "tkinter",
     "venv",
-    "pydoc_data",
 )
 """Parts of Python that nothing of ours imports: a file test.py is quite usual."""
 

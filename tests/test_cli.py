@@ -48,8 +48,8 @@ def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
-        "verb: must be one of init, run, check, data, chat, export, mine, search, submit, status, logs, stop, list, "
-        "k8s (did you mean check?), got chek",
+        "verb: must be one of init, run, check, data, chat, export, curves, mine, search, submit, status, "
+        "logs, stop, list, k8s, help (did you mean check?), got chek",
     ),
     "unknown option": (
         ["check", "job.yaml", "--jso"],

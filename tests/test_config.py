@@ -47,12 +47,12 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
 def test_overrides_and_file_read_scalars_alike(tmp_path: Path) -> None:
     config = config_with(tmp_path, "policy.optimizer.lr=1e-6", 'rollout.stop=["1e3"]', "run.name='2e1'")
     assert (config.policy.optimizer.lr, config.rollout.stop, config.run.name) == (1e-6, ["1e3"], "2e1")
-    with pytest.raises(UserError, match=r"^run\.name: input should be a valid string, got 20\.0$"):
+    with pytest.raises(UserError, match=r"^run\.name: must be text, in quotes, got 20\.0$"):
         config_with(tmp_path, "run.name=2e1")
 
 
 def test_a_file_cannot_build_objects() -> None:
-    with pytest.raises(UserError, match="could not determine a constructor"):
+    with pytest.raises(UserError, match=r"tags are not allowed, got !!python/object/apply:os\.getcwd"):
         parse("!!python/object/apply:os.getcwd []", "test")
 
 
@@ -63,7 +63,7 @@ CONTRADICTIONS = {
     "which would scale it like a gradient (adamw does not), got 0.1",
     "policy.optimizer={name: sgd, eps: 0.1}": "policy.optimizer.eps must be left out for sgd, "
     "which has no moments, got 0.1",
-    "policy.optimizer.betas=[0.9, 1.0]": "policy.optimizer.betas.1: input should be less than 1, got 1.0",
+    "policy.optimizer.betas=[0.9, 1.0]": "policy.optimizer.betas.1: must be below 1, got 1.0",
     "algorithm={name: grpo, eval_temperature: 0, eval_samples_per_prompt: 4}": "algorithm.eval_samples_per_prompt must "
     "be 1 with eval_temperature 0, which gives the same response every time, got 4",
     "reference.zero_stage=1": "reference.zero_stage must be 0 or 3 for a group without optimizer and gradients, got 1",
@@ -74,8 +74,8 @@ CONTRADICTIONS = {
     "model.attention=flash_attention_2": "model.attention flash_attention_2 needs dtype bf16, got fp32",
     "rollout={tensor_parallel: 2, gpus_per_engine: 1}": "rollout.gpus_per_engine must be 0 or tensor_parallel (2), "
     "got 1",
-    "run.seed=2147483648": "run.seed: input should be less than 2147483648, got 2147483648",
-    "run.seed=-1": "run.seed: input should be greater than or equal to 0, got -1",
+    "run.seed=2147483648": "run.seed: must be below 2147483648, got 2147483648",
+    "run.seed=-1": "run.seed: must be at least 0, got -1",
 }
 
 

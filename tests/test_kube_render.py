@@ -511,15 +511,15 @@ AT_LOADING = [
     (f"{K}.gcs={{storage: rocksdb}}", f"{K}.gcs.claim must be given with storage rocksdb, or size_gib, but not both"),
     (f"{K}.volume={{mount: /opt}}", f"{K}.volume.mount must not overlap /opt/tandem, got /opt"),
     (f"{K}.volume={{mount: /tmp/x}}", f"{K}.volume.mount must not overlap /tmp, got /tmp/x"),
-    (f"{K}.volume={{mount: shared}}", f"{K}.volume.mount: string should match pattern"),
+    (f"{K}.volume={{mount: shared}}", f"{K}.volume.mount: must "),
     (f"{K}.tolerations=[{{key: a, value: b}}]", f"{K}.tolerations.0.value must be left out with operator Exists"),
     (f"{K}.tolerations=[{{operator: Equal}}]", f"{K}.tolerations.0.operator Equal needs key and value, got key None"),
     (f"{K}.node_selector={{a b: c}}", f"{K}.node_selector.a b must be a Kubernetes name"),
     (f"{K}.labels={{a: b c}}", f"{K}.labels.a must have a value of at most 63 letters"),
     (f"{K}.labels={{ray.io/cluster: a}}", f"{K}.labels.ray.io/cluster must be left out, as Tandem, KubeRay or Kueue"),
     (f"{K}.annotations={{kueue.x-k8s.io/x: a}}", f"{K}.annotations.kueue.x-k8s.io/x must be left out, as Tandem"),
-    (f"{K}.run_as_user=0", f"{K}.run_as_user: input should be greater than 0, got 0"),
-    (f"{K}.namespace=a.b", f"{K}.namespace: string should match pattern"),
+    (f"{K}.run_as_user=0", f"{K}.run_as_user: must be above 0, got 0"),
+    (f"{K}.namespace=a.b", f"{K}.namespace: must "),
 ]
 AT_RENDERING = [
     (

@@ -88,11 +88,11 @@ CASES: list[tuple[str, str, str]] = [
         "reward={functions: [{name: exact_match, weight: 0}]}",
         "reward must have a source with a weight other than 0, got weight 0 for all of them",
     ),
-    ("grpo", "reward.clip=-1", "reward.clip: input should be greater than 0, got -1"),
+    ("grpo", "reward.clip=-1", "reward.clip: must be above 0, got -1"),
     (
         "grpo",
         "reward={endpoints: ['localhost:8000']}",
-        "reward.endpoints.0.url: string should match pattern '^https?://', got 'localhost:8000'",
+        "reward.endpoints.0.url: must begin with http:// or https://, got 'localhost:8000'",
     ),
     # Groups of samples.
     (
@@ -137,7 +137,7 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.dual_clip must be left out with loss sapo, which does not read it, got 3",
     ),
     ("ppo", "algorithm.dual_clip=1.1", "algorithm.dual_clip must be above 1 + clip_high = 1.2, got 1.1"),
-    ("ppo", "algorithm.clip_low=1", "algorithm.clip_low: input should be less than 1, got 1"),
+    ("ppo", "algorithm.clip_low=1", "algorithm.clip_low: must be below 1, got 1"),
     (
         "grpo",
         "algorithm.loss=gspo",
@@ -397,7 +397,7 @@ CASES: list[tuple[str, str, str]] = [
     ),
     # Jobs that learn from given rows.
     ("reward", "algorithm.epochs=1", "algorithm.steps must be given, or epochs, but not both, got both"),
-    ("reward", "algorithm.centering=-1", "algorithm.centering: input should be greater than or equal to 0, got -1"),
+    ("reward", "algorithm.centering=-1", "algorithm.centering: must be at least 0, got -1"),
     ("dpo", "algorithm.loss=[]", "algorithm.loss must name at least one loss, got []"),
     ("dpo", "algorithm.loss=[hinge, hinge]", "algorithm.loss must name each loss once, got hinge, hinge"),
     (
@@ -574,7 +574,7 @@ CASES: list[tuple[str, str, str]] = [
     (
         "embedding",
         "data.train={a: x}; algorithm.tasks={a: {weight: 0}}",
-        "algorithm.tasks.a.weight: input should be greater than 0, got 0",
+        "algorithm.tasks.a.weight: must be above 0, got 0",
     ),
     *(
         ("embedding", f"data.train={value}", f"data.train must be one source without algorithm.tasks, got {got}")
@@ -771,7 +771,7 @@ CASES: list[tuple[str, str, str]] = [
         "model.lora={}; model.freeze=[model.embed_tokens.*]",
         "model.freeze must be left out with lora, which freezes all weights, got ['model.embed_tokens.*']",
     ),
-    ("sft", "model.lora={rank: 0}", "model.lora.rank: input should be greater than 0, got 0"),
+    ("sft", "model.lora={rank: 0}", "model.lora.rank: must be above 0, got 0"),
     ("sft", "model={}", "model.path must be given, or init, but not both, got neither"),
     # Shapes, optimizers, devices.
     ("sft", "model.init.hidden_size=190", "model.init.hidden_size must be a multiple of heads (4), got 190"),

@@ -152,4 +152,16 @@ reward_fn, loss, compute_fp32_loss, margin_loss, packing_method = - | the reward
 teacher_model, kd_coef, teacher_offload = - | distillation of language models is not supported
 vanilla_loss, desirable_loss_weight, undesirable_loss_weight = algorithm.desirable_weight, algorithm.undesirable_weight
 unpaired_preference = algorithm.loss | kto
+head_prefix, save_eval_freq, local_buffer_dir, extra_rm_args = - | algorithm.eval_every and checkpoint.every say when
+reward_func_path, custom_reward_func, reward_func, custom_reward_func_path = reward.functions | [path.py:function]
+remote_rm_timeout, rm_timeout = reward.deadline_s
+normalize_reward_for_critic = reward.normalize
+critic_lr, critic_optim_lr = critic.optimizer.lr
+actor_lr = policy.optimizer.lr
+rm_url = reward.endpoints
+reward_model_max_len, reward.max_len = reward.models
+use_rslora_lora, lora_targets = model.lora.targets
+vllm_max_num_seqs, vllm.max_num_seqs = rollout.max_concurrent
+num_gpus_per_node, gpus_per_node = policy.ranks | with policy.gpus_per_rank: 1
+num_nodes, nnodes = policy.ranks_per_node | ranks in all are policy.ranks
 """

@@ -80,7 +80,7 @@ def _split(names: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(","))
 
 
-def markdown() -> str:
+def migrating_markdown() -> str:
     """docs/migrating.md: every name of each peer, and ours."""
     parts = [_HEAD]
     for peer, table in PEERS.items():

@@ -14,7 +14,8 @@ algorithm.name: cispo, minirl = algorithm={name: grpo, loss: cispo, cispo_max_ra
 algorithm.name: sapo = algorithm={name: grpo, loss: sapo}
 algorithm.name: group_norm, bnpo, grpo_lora = algorithm={name: grpo}
 algorithm.name: gae, ppov2, ppo_ray, actor_critic = algorithm={name: ppo}
-algorithm.name: sigmoid, ipo, hinge, robust, exo, nca, bco, sppo, aot, aot_unpaired, apo_zero, apo_down, discopop, sigmoid_norm, simpo, cpo, orpo, kto = algorithm={name: dpo, loss: NAME}
+algorithm.name: sigmoid, ipo, hinge, nca, bco, sppo, aot, aot_unpaired, apo_zero, apo_down, discopop, sigmoid_norm, simpo, cpo, orpo, kto = algorithm={name: dpo, loss: NAME}
+algorithm.name: robust, exo = algorithm={name: dpo, loss: NAME, label_smoothing: 0.1}
 algorithm.name: cdpo = algorithm={name: dpo, label_smoothing: 0.1}
 algorithm.name: slic = algorithm={name: dpo, loss: hinge}
 algorithm.name: rm, reward_model, reward_modeling, reward_modelling, bradley_terry, bt = algorithm={name: reward}
