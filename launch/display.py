@@ -1,7 +1,7 @@
 """What a person sees from the command to the end: a live panel on a terminal, plain lines now and then elsewhere.
 
-The loops know only `Display`; nothing else imports rich for progress. On a terminal, what is worth keeping (evaluations,
-samples, notes, warnings) is printed above the panel and stays in the scrollback.
+The loops know only `Display`; nothing else imports rich for progress. On a terminal, what is worth keeping
+(evaluations, samples, notes, warnings) is printed above the panel and stays in the scrollback.
 """
 
 import math
@@ -94,7 +94,8 @@ class Display:
         self._step = self._first = done_steps
         if not self._open:
             self.open()
-        self._print(escape(f"{title}: {total_steps} steps"))
+        if not self._lively:
+            self._print(escape(f"{title}: {total_steps} steps"))
         self._end_phase()
         self._begun = True
 
@@ -231,7 +232,9 @@ class Display:
     def _keep(self) -> None:
         """Print the line of the step that was last."""
         self._kept_step = self._step
-        figures = [f"step {self._step}/{self._total}", *step_figures(self._metrics), *held_out_figures(self._metrics)]
+        # The panel has shown all figures of every step: what stays of it is short.
+        own = step_figures(self._metrics)[: 1 if self._lively else None]
+        figures = [f"step {self._step}/{self._total}", *own, *held_out_figures(self._metrics)]
         figures.append(f"elapsed {clock(self.elapsed_s)}")
         if self._step < self._total and self._durations:
             figures.append(f"ETA {clock(self._remaining())}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from actors.config import ModelInit
 from actors.skeleton import hf_config
-from algorithms.config_offline import OfflineConfig
 from launch.capacity import available_cpus, available_gpus, total_gpus
 from launch.config import RunConfig
 from launch.estimate import counted_parameters
@@ -38,8 +37,7 @@ def _length(config: RunConfig) -> str:
         return f"{algorithm.epochs} epoch{'s' * (algorithm.epochs != 1)}"
     if not algorithm.steps:
         return "evaluation only"
-    unit = "update" if isinstance(algorithm, OfflineConfig) else "step"
-    return f"{algorithm.steps} {unit}{'s' * (algorithm.steps != 1)}"
+    return f"{algorithm.steps} step{'s' * (algorithm.steps != 1)}"
 
 
 def _model(config: RunConfig) -> str:
