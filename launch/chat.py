@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from launch.shown import visible
 
 Message = dict[str, str]
 
@@ -96,6 +97,7 @@ class _Speaker:
                 f"got {length}"
             )
         streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        vars(streamer)["on_finalized_text"] = _print_visibly
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
@@ -111,6 +113,11 @@ class _Speaker:
         if self._tokenizer.chat_template:
             return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         return "".join(message["content"] for message in conversation)
+
+
+def _print_visibly(text: str, stream_end: bool = False) -> None:
+    """Print a part of an answer, without what would act on the terminal."""
+    print(visible(text, lines=True), flush=True, end="\n" if stream_end else "")
 
 
 def _model_in(directory: Path) -> Path | None:

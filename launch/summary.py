@@ -41,7 +41,7 @@ def how_it_ended(config: RunConfig, display: Display, ended_by: BaseException | 
     """Why there are no further steps, and how many there were; `ended_by` is None when the run came to its end."""
     before, done, total = display.steps
     if ended_by is not None:
-        where = f"after step {done} of {total}" if done else f"before the first step was done"
+        where = f"after step {done} of {total}" if done else "before the first step was done"
         return f"{_cause(ended_by)} {where}"
     stop = config.algorithm.stop_when
     short = f"stop_when ({stop.metric} at least {stop.at_least:g}) met at step {done} of {total}" if stop else ""

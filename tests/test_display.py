@@ -101,7 +101,7 @@ def test_a_panel_fits_and_cuts_no_value(width: int) -> None:
     names = ("reward", "KL", "grad norm", "entropy", "tokens/s", "s/step", r"eval/reward/\w+")
     for line in lines[-4:]:
         # Whatever is shown has its value behind it.
-        assert re.fullmatch(rf"(\s*({'|'.join(names)}) [0-9.,]+)+", line) or "waiting" in text and "needs" in text
+        assert re.fullmatch(rf"(\s*({'|'.join(names)}) [0-9.,]+)+", line) or ("waiting" in text and "needs" in text)
 
 
 def test_a_terminal_has_a_history_and_gets_its_cursor_back() -> None:
