@@ -151,11 +151,24 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._print(escape(visible(text)))
+        for line in self._worded(visible(text)):
+            self._print(escape(line))
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """Print lines that stay as they are."""
+        for line in lines:
+            self._print(escape(visible(line)))
 
     def warning(self, text: str) -> None:
         """Print a warning that stays."""
-        self._print(f"[yellow]warning:[/] {escape(visible(text))}")
+        first, *others = self._worded(f"warning: {visible(text)}")
+        self._print(f"[yellow]warning:[/]{escape(first.removeprefix('warning:'))}")
+        for line in others:
+            self._print(escape(line))
+
+    def _worded(self, text: str) -> list[str]:
+        """Broken between words where a terminal would break it within one."""
+        return flowed(text.split(" "), self.width, gap=" ", cut=False) if self._lively else [text]
 
     def close(self) -> None:
         """Leave the terminal as it was, with a last line of the results; may be called again."""

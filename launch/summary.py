@@ -49,7 +49,7 @@ def how_it_ended(config: RunConfig, display: Display, ended_by: BaseException | 
         return "done: the model was evaluated and not trained, as algorithm.steps is 0"
     if before and before == done:
         reached = short if done < total else f"all {total} steps"
-        return f"done: an earlier start had finished already ({reached}), so nothing was trained now"
+        return f"done: an earlier start had finished already ({reached}), so nothing was trained"
     return f"done: {short}" if done < total else f"done: all {total} steps"
 
 
@@ -64,7 +64,7 @@ def _cause(ended_by: BaseException) -> str:
 def last_screen(config: RunConfig, display: Display, why: str, *, finished: bool, curves: Path | None) -> list[str]:
     """Lines of at most the terminal's width, except for paths and commands, which stay whole."""
     width = display.width
-    lines = ["", *flowed([why, f"after {clock(display.elapsed_s)}"], width)]
+    lines = ["", *flowed([why, f"({clock(display.elapsed_s)} in all)"], width, cut=False)]
     lines += _results(config, _readable(config.directory), width)
     if spent := _time(display):
         lines += flowed([f"time:    {spent[0]}", *spent[1:]], width, indent=9)
