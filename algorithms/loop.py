@@ -88,5 +88,5 @@ def spread_over(items: Sequence[T], count: int) -> list[T]:
     """
     if count >= len(items):
         return list(items)
-    last = len(items) - 1
-    return [items[last - round(place * last / max(1, count - 1))] for place in reversed(range(count))]
+    last, gaps = len(items) - 1, max(1, count - 1)
+    return [items[last - round((count - 1 - place) * last / gaps)] for place in range(count)]

@@ -79,11 +79,7 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
 
 def sample_rows(groups: list[ScoredGroup], advantages: Advantages, count: int) -> list[dict[str, Any]]:
     """`count` of a step's responses, from the best to the worst, with the columns of their data rows."""
-    order = sorted(
-        ((number, index) for number, group in enumerate(groups) for index in range(len(group.infos))),
-        key=lambda place: (-groups[place[0]].scores[place[1]].reward, place[1], place[0]),
-    )
-    chosen = spread_over(order, count)
+    chosen = best_to_worst(groups, count)
     rollouts = {number: ray.get(groups[number].rollouts, timeout=60) for number in {place[0] for place in chosen}}
     rows = []
     for number, index in chosen:
@@ -102,5 +98,16 @@ def sample_rows(groups: list[ScoredGroup], advantages: Advantages, count: int) -
     return rows
 
 
+def best_to_worst(groups: list[ScoredGroup], count: int) -> list[tuple[int, int]]:
+    """(number of the group, of the response) of `count` responses, evenly spaced between the best and the worst, so
+    that wrong ones are there where there are any; of equal ones, those of different prompts come first."""
+    order = sorted(
+        ((number, index) for number, group in enumerate(groups) for index in range(len(group.infos))),
+        key=lambda place: (-groups[place[0]].scores[place[1]].reward, place[1], place[0]),
+    )
+    return spread_over(order, count)
+
+
 def _columns(group: ScoredGroup) -> dict[str, Any]:
-    return {name: value for name, value in group.prompt.row.items() if value != group.prompt.text or name != "prompt"}
+    """Those of the data row, without a prompt that is the same text."""
+    return {name: value for name, value in group.prompt.row.items() if name != "prompt" or value != group.prompt.text}

@@ -88,6 +88,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     for worker, group in frozen.values():
         meet(group, worker.build, reporter)
     built(policy, building, reporter)
+    reporter.phase("preparing to send weights")
     policy.call(PolicyWorker.prepare_to_connect)
     reporter.phase("starting engines")
     waits = partial(reporter.progress, what="ready")

@@ -11,6 +11,7 @@ from actors.tokenizer import load_tokenizer
 from launch.model_files import template_fault
 from launch.model_tensors import check_whole
 from launch.model_values import READ_BOTH_WAYS, architecture_of, causal_architectures, model_values, unfinished
+from launch.shown import visible
 
 Message = dict[str, str]
 
@@ -127,6 +128,7 @@ class _Speaker:
         if limit and length >= limit:
             raise UserError(f"conversation: must be shorter than the model's {limit} tokens, got {length}")
         streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        vars(streamer)["on_finalized_text"] = _print_visibly
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
@@ -145,6 +147,11 @@ class _Speaker:
             except Exception as error:  # whatever the template's expressions raise
                 raise UserError(f"conversation: the chat template refuses it ({error}), got {conversation}") from error
         return "".join(message["content"] for message in conversation)
+
+
+def _print_visibly(text: str, stream_end: bool = False) -> None:
+    """Print a part of an answer, without what would act on the terminal."""
+    print(visible(text, lines=True), flush=True, end="\n" if stream_end else "")
 
 
 def _model_in(directory: Path) -> Path | None:

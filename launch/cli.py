@@ -6,6 +6,7 @@ Imports only the standard library at the top: help must appear at once, so each 
 import argparse
 import contextlib
 import difflib
+import gc
 import io
 import os
 import socket
@@ -173,7 +174,11 @@ def _run(arguments: argparse.Namespace) -> int:
         display.phase("loading libraries")
         from launch.run import run  # imports ray: only once the mistakes are out
 
-        return run(config, display)
+        try:
+            return run(config, display)
+        finally:
+            # Else the interpreter's end walks through all objects of thousands of modules, for seconds, in silence.
+            gc.freeze()
 
 
 def _preflight(config: "RunConfig", display: "Display") -> None:

@@ -1,7 +1,7 @@
 """What a person sees from the command to the end: a live panel on a terminal, plain lines now and then elsewhere.
 
-The loops know only `Display`; nothing else imports rich for progress. On a terminal, what is worth keeping (evaluations,
-samples, notes, warnings) is printed above the panel and stays in the scrollback.
+The loops know only `Display`; nothing else imports rich for progress. On a terminal, what is worth keeping
+(evaluations, samples, notes, warnings) is printed above the panel and stays in the scrollback.
 """
 
 import math
@@ -94,7 +94,8 @@ class Display:
         self._step = self._first = done_steps
         if not self._open:
             self.open()
-        self._print(escape(f"{title}: {total_steps} steps"))
+        if not self._lively:
+            self._print(escape(f"{title}: {total_steps} steps"))
         self._end_phase()
         self._begun = True
 
@@ -150,11 +151,24 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._print(escape(visible(text)))
+        for line in self._worded(visible(text)):
+            self._print(escape(line))
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """Print lines that stay as they are."""
+        for line in lines:
+            self._print(escape(visible(line)))
 
     def warning(self, text: str) -> None:
         """Print a warning that stays."""
-        self._print(f"[yellow]warning:[/] {escape(visible(text))}")
+        first, *others = self._worded(f"warning: {visible(text)}")
+        self._print(f"[yellow]warning:[/]{escape(first.removeprefix('warning:'))}")
+        for line in others:
+            self._print(escape(line))
+
+    def _worded(self, text: str) -> list[str]:
+        """Broken between words where a terminal would break it within one."""
+        return flowed(text.split(" "), self.width, gap=" ", cut=False) if self._lively else [text]
 
     def close(self) -> None:
         """Leave the terminal as it was, with a last line of the results; may be called again."""
@@ -231,7 +245,9 @@ class Display:
     def _keep(self) -> None:
         """Print the line of the step that was last."""
         self._kept_step = self._step
-        figures = [f"step {self._step}/{self._total}", *step_figures(self._metrics), *held_out_figures(self._metrics)]
+        # The panel has shown all figures of every step: what stays of it is short.
+        own = step_figures(self._metrics)[: 1 if self._lively else None]
+        figures = [f"step {self._step}/{self._total}", *own, *held_out_figures(self._metrics)]
         figures.append(f"elapsed {clock(self.elapsed_s)}")
         if self._step < self._total and self._durations:
             figures.append(f"ETA {clock(self._remaining())}")

@@ -17,6 +17,7 @@ from algorithms.encoder_rows import describe, load_named_rows
 from algorithms.sources import Row
 from launch.config import RunConfig
 from launch.preview import print_lengths
+from launch.shown import visible
 
 _MEASURED = 10_000
 """Rows of a task whose texts are tokenised."""
@@ -58,11 +59,11 @@ def _reading(config: RunConfig, task: TaskRows, rows: list[Row]) -> str:
 
 def _panel(config: RunConfig, task: TaskRows, number: int, example: Example) -> Panel:
     first, *others = _instructed(config, task, example)
-    lines = Text(first, style="bold")
+    lines = Text(visible(first, lines=True), style="bold")
     targets = example.targets[-len(others) :] if len(example.targets) >= len(others) else ("",) * len(others)
     for place, (text, target) in enumerate(zip(others, targets, strict=True)):
         mark = f"{target:g}" if isinstance(target, float) else "+" if place == 0 else "-"
-        lines.append(f"\n{mark:>6} {text}", style="green" if place == 0 else "dim")
+        lines.append(f"\n{mark:>6} {visible(text, lines=True)}", style="green" if place == 0 else "dim")
     return Panel(lines, title=f"{task.field} row {number}", title_align="left")
 
 

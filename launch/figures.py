@@ -23,20 +23,29 @@ _SMALL = 0.001
 
 
 def step_figures(metrics: Metrics) -> list[str]:
-    """Of a training step."""
+    """Of a training step; none of an evaluation before the first step."""
+    losses = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("loss/")]
     shown = [f"{label} {metrics[name]:{form}}" for label, name, form in SHOWN if name in metrics]
-    if "reward/mean" not in metrics:
-        # The loss of a reinforcement step says nothing; that of an imitation step is the headline.
-        losses = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("loss/")]
-        shown = losses[:1] + shown
-    return shown
+    if "reward/mean" in metrics:
+        return shown  # the loss of a reinforcement step says nothing; that of an imitation step is the headline
+    return losses[:1] + shown if losses else []
 
 
 def held_out_figures(metrics: Metrics) -> list[str]:
     """Of an evaluation."""
-    found = sorted((name, value) for name, value in metrics.items() if name.startswith("eval/"))
+    found = {name: value for name, value in metrics.items() if name.startswith("eval/") and _tells(name, value)}
     if len(found) > MANY:
-        found = [item for item in found if item[0].rpartition("/")[2] in HEADLINES] or found
-    return [
-        f"{name} {value:.3f}" if abs(value) >= _SMALL or not value else f"{name} {value:.2g}" for name, value in found
-    ]
+        found = {name: value for name, value in found.items() if _end(name) in HEADLINES} or found
+    return [f"{name} {_number(found[name])}" for name in sorted(found, key=lambda name: (_end(name) != "mean", name))]
+
+
+def _tells(name: str, value: float) -> bool:
+    return _end(name) != "std" and (bool(value) or _end(name) != "failed")
+
+
+def _end(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if 0 < abs(value) < _SMALL else f"{value:.3f}"

@@ -40,8 +40,7 @@ def _length(config: RunConfig) -> str:
     steps = algorithm.steps if isinstance(algorithm, OfflineConfig) else algorithm.total_steps(None)
     if steps == 0:
         return "evaluation only"
-    unit = "update" if isinstance(algorithm, OfflineConfig) else "step"
-    return f"{steps} {unit}{'s' * (steps != 1)}"
+    return f"{steps} step{'s' * (steps != 1)}"
 
 
 def _model(config: RunConfig) -> str:

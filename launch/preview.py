@@ -22,6 +22,7 @@ from algorithms.overlong import Reading, divided
 from algorithms.pairs import Judged, Pair, prompt_length
 from algorithms.reading import reading_of
 from launch.config import RunConfig
+from launch.shown import visible
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -102,7 +103,7 @@ def _preview_prompts(
     columns = ", ".join(found[0].row)
     console.print(f"  reward functions receive the columns {columns}", highlight=False, markup=False)
     for prompt in found[:shown]:
-        body = Text(str(tokenizer.decode(prompt.token_ids, skip_special_tokens=False)))
+        body = Text(visible(str(tokenizer.decode(prompt.token_ids, skip_special_tokens=False)), lines=True))
         console.print(Panel(body, title=f"row {prompt.index + 1}, {len(prompt.token_ids)} tokens", title_align="left"))
         console.print(_row_table(prompt))
     limit = config.rollout.max_prompt_tokens
@@ -113,8 +114,8 @@ def _preview_prompts(
 def _row_table(prompt: Prompt) -> Table:
     table = Table("column", "value", show_edge=False, pad_edge=True)
     for name, value in prompt.row.items():
-        text = value if isinstance(value, str) else repr(value)
-        table.add_row(Text(name), Text(text if len(text) <= 200 else text[:197] + "..."))
+        text = visible(value if isinstance(value, str) else repr(value), lines=True)
+        table.add_row(Text(visible(name)), Text(text if len(text) <= 200 else text[:197] + "..."))
     return table
 
 
@@ -162,9 +163,11 @@ def _preview_pairs(
 
 def _compared(pair: Pair, tokenizer: "PreTrainedTokenizerFast", *, marks: bool) -> list[Text]:
     """A pair's prompt, and below it its two responses."""
-    lines = [Text(str(tokenizer.decode(pair.chosen.token_ids[: prompt_length(pair.chosen)].tolist())), style="dim")]
+    prompt = str(tokenizer.decode(pair.chosen.token_ids[: prompt_length(pair.chosen)].tolist()))
+    lines = [Text(visible(prompt, lines=True), style="dim")]
     for name, style, sequence in (("chosen", "green", pair.chosen), ("rejected", "red", pair.rejected)):
         response = str(tokenizer.decode(_response_ids(sequence).tolist(), skip_special_tokens=False))
+        response = visible(response, lines=True)
         lines.append(Text.assemble(f"{name:9}", (f"«{response}»" if marks else response, f"bold {style}")))
     return lines
 
@@ -215,7 +218,7 @@ def marked(sequence: Sequence, tokenizer: "PreTrainedTokenizerFast", *, marks: b
     """The sequence's text with special tokens; trained parts green, and between « and » if `marks`; the rest dim."""
     text = Text()
     for trained, run in groupby(zip(sequence.action_mask, sequence.token_ids, strict=True), key=lambda pair: pair[0]):
-        part = str(tokenizer.decode([int(token) for _, token in run], skip_special_tokens=False))
+        part = visible(str(tokenizer.decode([int(token) for _, token in run], skip_special_tokens=False)), lines=True)
         text.append(f"«{part}»" if trained and marks else part, style="bold green" if trained else "dim")
     return text
 

@@ -167,6 +167,15 @@ def _measure_with_mteb(config: RunConfig) -> None:
     print(f"mteb:    {output}")
 
 
+def _users_mistake(error: BaseException | None) -> UserError | None:
+    """The mistake of the user's that an error is, or that a worker has found and that arrives as its cause."""
+    if isinstance(error, UserError):
+        return error
+    # GroupError <- RayTaskError, which holds the original.
+    original = getattr(getattr(error, "__cause__", None), "cause", None)
+    return original if isinstance(error, GroupError) and isinstance(original, UserError) else None
+
+
 def _explain(error: Exception, directory: Path) -> None:
     """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
     if isinstance(error, UserError):
@@ -175,10 +184,8 @@ def _explain(error: Exception, directory: Path) -> None:
     # Storage that is full or gone must not hide why the run has failed.
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    # A worker's mistake of the user's arrives as GroupError <- RayTaskError, which holds the original.
-    original = getattr(error.__cause__, "cause", None)
-    if isinstance(error, GroupError) and isinstance(original, UserError):
-        raise UserError(*original.problems) from None
+    if mistake := _users_mistake(error):
+        raise UserError(*mistake.problems) from None
     kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "
     tell(f"run failed: {kind}{first_line(str(error))}")
     tell(f"full log: {(_worker_log(error, directory / 'logs') or log)}")
@@ -195,29 +202,23 @@ def _worker_log(error: Exception, logs: Path) -> Path | None:
 
 
 def _farewell(config: RunConfig, display: Display, ended_by: BaseException | None, curves: Path | None) -> int:
-    """Say how the run has ended, and what there is now; returns the exit code.
+    """Say what there is now and how the run has ended; returns the exit code.
 
     Raises:
         UserError: what has ended it is the user's mistake.
     """
-    directory, mistake, code = config.directory, None, 0
+    if display.began or not _users_mistake(ended_by):
+        why = how_it_ended(config, display, ended_by)
+        display.lines(last_screen(config, display, why, finished=ended_by is None, curves=curves))
+    directory = config.directory
     if isinstance(ended_by, KeyboardInterrupt):
         tell(f"interrupted; continue with the same command, results so far are in {directory}")
-        code = STOPPED
-    elif isinstance(ended_by, Ending):
+        return STOPPED
+    if isinstance(ended_by, Ending):
         goes_on = "the same command continues" if config.checkpoint.resume else "checkpoint.resume=true continues"
         tell(f"{ended_by}; a checkpoint is in {directory}, {goes_on}")
-        code = ended_by.code
-    elif isinstance(ended_by, Exception):
-        code = 1
-        try:
-            _explain(ended_by, directory)
-        except UserError as error:
-            mistake = error
-    if display.began or not mistake:
-        why = how_it_ended(config, display, ended_by)
-        for line in last_screen(config, display, why, finished=ended_by is None, curves=curves):
-            display.note(line)
-    if mistake:
-        raise mistake
-    return code
+        return ended_by.code
+    if isinstance(ended_by, Exception):
+        _explain(ended_by, directory)
+        return 1
+    return 0

@@ -17,6 +17,7 @@ from launch.encoder_files import (
     read_passages,
     say,
 )
+from launch.shown import visible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,7 +146,7 @@ def _passages(row: "Ranking | Scored | Graded") -> tuple[str, ...]:
 
 def _show(found: Found) -> None:
     for score, passage in found:
-        text = " ".join(passage.split())
+        text = visible(" ".join(passage.split()))
         text = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
         print(f"{score:.3f}  {text}", flush=True)
 

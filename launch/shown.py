@@ -42,16 +42,16 @@ def fitted(text: str, cells: int) -> str:
     return f"{text[:end]}{_DOTS[: max(0, cells)]}"
 
 
-def flowed(parts: Iterable[str], cells: int, *, indent: int = 2, gap: str = "  ") -> list[str]:
+def flowed(parts: Iterable[str], cells: int, *, indent: int = 2, gap: str = "  ", cut: bool = True) -> list[str]:
     """Lines of whole parts, as many in each as fit into `cells`; later lines are indented. A part that is longer than
-    a line is cut with dots."""
+    a line is cut with dots, or with `cut` false left as it is, which a path or a command needs."""
     lines: list[str] = []
     for part in parts:
         if lines and cell_len(lines[-1]) + len(gap) + cell_len(part) <= cells:
             lines[-1] += f"{gap}{part}"
         else:
             start = " " * indent if lines else ""
-            lines.append(fitted(f"{start}{part}", cells))
+            lines.append(fitted(f"{start}{part}", cells) if cut else f"{start}{part}")
     return lines
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from algorithms.config_encoder import EncoderConfig
-from algorithms.config_offline import OfflineConfig, RewardModelConfig
+from algorithms.config_offline import RewardModelConfig
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 from launch.curves import Rows, read_metrics
@@ -40,18 +40,17 @@ _IN_TRAINING = ("reward/mean", "reward_model/accuracy", "rewards/accuracy", "emb
 def how_it_ended(config: RunConfig, display: Display, ended_by: BaseException | None) -> str:
     """Why there are no further steps, and how many there were; `ended_by` is None when the run came to its end."""
     before, done, total = display.steps
-    unit = "update" if isinstance(config.algorithm, OfflineConfig) else "step"
     if ended_by is not None:
-        where = f"after {unit} {done} of {total}" if done else f"before the first {unit} was done"
+        where = f"after step {done} of {total}" if done else "before the first step was done"
         return f"{_cause(ended_by)} {where}"
     stop = config.algorithm.stop_when
-    short = f"stop_when ({stop.metric} at least {stop.at_least:g}) met at {unit} {done} of {total}" if stop else ""
+    short = f"stop_when ({stop.metric} at least {stop.at_least:g}) met at step {done} of {total}" if stop else ""
     if display.began and not total:
         return "done: the model was evaluated and not trained, as algorithm.steps is 0"
     if before and before == done:
-        reached = short if done < total else f"all {total} {unit}s"
-        return f"done: an earlier start had finished already ({reached}), so nothing was trained now"
-    return f"done: {short}" if done < total else f"done: all {total} {unit}s"
+        reached = short if done < total else f"all {total} steps"
+        return f"done: an earlier start had finished already ({reached}), so nothing was trained"
+    return f"done: {short}" if done < total else f"done: all {total} steps"
 
 
 def _cause(ended_by: BaseException) -> str:
@@ -65,7 +64,7 @@ def _cause(ended_by: BaseException) -> str:
 def last_screen(config: RunConfig, display: Display, why: str, *, finished: bool, curves: Path | None) -> list[str]:
     """Lines of at most the terminal's width, except for paths and commands, which stay whole."""
     width = display.width
-    lines = ["", *flowed([why, f"after {clock(display.elapsed_s)}"], width)]
+    lines = ["", *flowed([why, f"({clock(display.elapsed_s)} in all)"], width, cut=False)]
     lines += _results(config, _readable(config.directory), width)
     if spent := _time(display):
         lines += flowed([f"time:    {spent[0]}", *spent[1:]], width, indent=9)

@@ -1,14 +1,26 @@
 """curves.png is drawn from whatever a run wrote, also from its gaps."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from actors.config import UserError
+from launch import redraw
 from launch.curves import draw_curves
+from launch.redraw import CurveDrawer, curves_of
 
-GRPO = {"reward/mean": 0.5, "policy/entropy": 1.0, "rollout/response_tokens_mean": 5.0, "mismatch/kl": 1e-9}
-SFT = {"loss/nll": 2.0, "grad_norm": 1.0}
+GRPO = {
+    "reward/mean": 0.5,
+    "policy/entropy": 1.0,
+    "rollout/response_tokens_mean": 5.0,
+    "rollout/truncated_fraction": 0.0,
+    "reward/zero_variance_fraction": 0.4,
+    "mismatch/kl": 1e-13,
+    "learning_rate": 1e-4,
+}
+SFT = {"loss/nll": 2.0, "grad_norm": 1.0, "learning_rate": 1e-3}
 TIMES = {"time/update": 0.5, "time/data": 1e-5, "time/step": 0.6}
 
 
@@ -27,7 +39,8 @@ def test_drawn_for_few_steps_with_gaps_and_nothing_to_show(tmp_path: Path, metri
     data = (tmp_path / "curves.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    panels = {"grpo": 5, "sft": 3}["grpo" if "reward/mean" in metrics else "sft"]
+    # reward, entropy, length, shares, learning rate, time; loss, evaluation, gradient norm, learning rate, time
+    panels = {"grpo": 6, "sft": 5}["grpo" if "reward/mean" in metrics else "sft"]
     assert (width, height) == (1320, 360 * -(-panels // 2))
 
 
@@ -35,3 +48,78 @@ def test_a_run_without_steps_has_no_curves(tmp_path: Path) -> None:
     write(tmp_path, [{"step": 0, "eval/reward/mean": 0.1}])
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def panels_of(rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    titles: list[str] = []
+    monkeypatch.setattr("launch.curves._lines", lambda title, metrics, log: titles.append(title))
+    from launch.curves import _panels
+
+    _panels({name for row in rows for name in row}, rows)
+    return titles
+
+
+def test_a_mismatch_that_is_rounding_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"step": 1, **GRPO}, {"step": 2, **GRPO}]
+    titles = panels_of(rows, monkeypatch)
+    assert "learning rate" in titles and "share of responses cut, and of groups that teach nothing" in titles
+    assert "mismatch of trainer and sampler (KL)" not in titles
+    rows[0]["mismatch/kl"] = 1e-4
+    assert "mismatch of trainer and sampler (KL)" in panels_of(rows, monkeypatch)
+
+
+def test_drawn_while_a_run_goes_on_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a line is being written."""
+    monkeypatch.setattr(redraw, "FIRST_S", 0.0)
+    write(tmp_path, [{"step": step, **SFT} for step in (1, 2)])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    warned: list[str] = []
+    drawer = CurveDrawer(tmp_path, warned.append)
+    began = time.monotonic()
+    drawer.step()
+    assert time.monotonic() - began < 5
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "curves.png").exists() and time.monotonic() < deadline:
+        drawer.step()
+        time.sleep(0.05)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert warned == []
+    drawer.stop()
+
+
+def test_a_picture_that_fails_is_one_warning_and_one_that_hangs_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("[1]\n")
+    warned: list[str] = []
+    drawer = CurveDrawer(tmp_path, warned.append)
+    assert drawer.finish() is None and drawer.finish() is None
+    (line,) = warned
+    assert line.startswith("curves.png was not drawn, TypeError: ")
+    write(tmp_path, [{"step": 1, **SFT}])
+    monkeypatch.setattr(redraw, "DEADLINE_S", 0.01)
+    late = CurveDrawer(tmp_path, warned.append)
+    assert late.finish() is None
+    assert warned[1:] == ["curves.png was not drawn, not done within 0.01 s"]
+
+
+def test_the_verb_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    run.mkdir()
+    for content, rule in (
+        (None, "must be the directory of a run, with metrics.jsonl"),
+        ([{"step": 0, "eval/loss": 1.0}], "must have finished a step, and there is none yet"),
+    ):
+        if content is not None:
+            write(run, content)
+        with pytest.raises(UserError) as caught:
+            curves_of(str(run))
+        assert caught.value.problems == (f"RUN: {rule}, got {run}",)
+    (run / "metrics.jsonl").write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read"):
+        curves_of(str(run))
+    with pytest.raises(UserError, match=r"did you mean .*/first"):
+        curves_of(str(tmp_path / "frst"))
+    write(run, [{"step": 1, **SFT}])
+    assert curves_of(str(run)) == run / "curves.png"

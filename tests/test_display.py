@@ -1,26 +1,60 @@
-"""The display where the output is no terminal: few lines, no control codes, nothing swallowed as markup."""
+"""What is seen of a run: on a terminal, whole lines of whole figures and a history; elsewhere, few plain lines."""
 
 import io
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
+import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
+from launch.config import validate
 from launch.display import Display
+from launch.opening import opening_lines
+from launch.shown import fitted, flowed, visible
+
+ROOT = Path(__file__).parent.parent
+METRICS = {
+    "reward/mean": 0.61,
+    "policy/kl": 0.0123,
+    "grad_norm": 1.5,
+    "policy/entropy": 0.721,
+    "tokens_per_second": 12345.6,
+    "time/step": 1.25,
+    "loss/policy": 0.1,
+}
+LONG = "policy needs 8 bundles with 4 CPU + 1 GPU, each on one node, free now are room for 3 of them, " * 4
 
 
-def shown(terminal: bool, steps: int = 50) -> str:
+def screen(terminal: bool, width: int = 80, **options: Any) -> tuple[io.StringIO, Display]:
     output = io.StringIO()
-    display = Display(Console(file=output, force_terminal=terminal, width=200, highlight=False))
-    display.start("grpo first", steps + 5)
+    console = Console(
+        file=output, force_terminal=terminal, width=width, height=24, highlight=False, soft_wrap=True, **options
+    )
+    return output, Display(console)
+
+
+def shown(terminal: bool, steps: int = 50, width: int = 80) -> str:
+    output, display = screen(terminal, width)
+    display.open(["GRPO, 55 steps:  model", "data: rows.jsonl"])
     display.phase("waiting for resources", "missing 1 CPU of 2")
+    display.note("configuration checked")
+    display.start("grpo first", steps + 5)
     for step in range(1, steps + 1):
         for phase in ("rollout", "reward", "update"):
             display.phase(phase)
-        evaluation = {"eval/reward_mean": 0.25} if step == 1 else {}
-        display.step(step, {"reward/mean": step / 100, "tokens_per_second": 1234.5, "loss/policy": 0.1, **evaluation})
+        evaluation = {"eval/reward/mean": 0.25} if step == 20 else {}
+        display.step(step, METRICS | {"reward/mean": step / 100} | evaluation)
     display.samples(
         [
-            {"prompt": "sort:\n[red]ba", "completion": "a" * 500, "reward": 0.5, "version": 3},
-            {"prompt": "x\x1b[2J", "completion": "", "reward": None, "version": 3},
+            {"prompt": "sort:\n[red]ba", "completion": "a" * 500, "reward": 0.5, "advantage": -0.25},
+            {"prompt": "x\x1b[2J", "completion": "\u202e答案", "reward": None},
         ]
     )
     display.warning("policy/kl is 0.6 [bold]")
@@ -31,37 +65,80 @@ def shown(terminal: bool, steps: int = 50) -> str:
 def test_plain_output_is_short_and_complete() -> None:
     text = shown(terminal=False)
     lines = text.splitlines()
-    assert lines[:2] == ["grpo first: 55 steps", "waiting for resources: missing 1 CPU of 2 ..."]
+    assert lines[:4] == ["GRPO, 55 steps:  model", "data: rows.jsonl", "configuration checked", "grpo first: 55 steps"]
     reported = [line for line in lines if line.startswith("step ")]
-    assert [line.split()[1] for line in reported] == ["1/55", "50/55"]  # the first, and the last one at the end
-    assert "reward 0.500  tokens/s 1,23" in reported[-1]
-    assert "eval/reward_mean 0.250" in reported[-1]
+    # The first, the evaluation, and the last one at the end.
+    assert [line.split()[1] for line in reported] == ["1/55", "20/55", "50/55"]
+    assert "reward 0.500  KL 0.0123" in reported[-1] and "tokens/s 12,346" in reported[-1]
+    assert "eval/reward/mean 0.250" in reported[1] and "eval" not in reported[2]
     assert "loss" not in reported[-1]
     assert "warning: policy/kl is 0.6 [bold]" in lines
-    assert "\x1b" not in text
-    assert "\r" not in text
+    assert "\x1b" not in text and "\r" not in text
 
 
-def test_samples_are_one_line_each_and_not_markup() -> None:
+def test_samples_are_one_line_each_and_text_of_any_script() -> None:
     text = shown(terminal=False)
-    assert "sort:\\n[red]ba" in text
-    assert "a" * 57 + "..." in text
-    assert "a" * 58 not in text
-    assert "x\\x1b[2J" in text
-    assert "failed" in text
+    assert "reward 0.5    advantage -0.25   sort:⏎[red]ba -> " + "a" * 57 + "...\n" in text
+    assert "failed         x\\x1b[2J -> \\u202e答案\n" in text
 
 
-def test_a_terminal_gets_a_panel_that_goes_away() -> None:
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_panel_fits_and_cuts_no_value(width: int) -> None:
+    _, display = screen(True, width)
+    display.start("GRPO", 300)
+    display.phase("waiting for resources", LONG)
+    everything = METRICS | {f"eval/reward/{name}": 0.123456 for name in ("mean", "exact_match", "answer", "format")}
+    display.step(1, everything)
+    display.phase("waiting for resources", LONG)
+    lines = [line.plain for line in display.panel_lines(width - 1, 24)]
+    display.close()
+    assert all(cell_len(line) <= width - 1 for line in lines)
+    text = "\n".join(lines)
+    assert "1/300" in text and "elapsed 0:0" in text and "waiting for resources: policy needs" in text
+    if width >= 80:
+        for figure in ("reward 0.610", "KL 0.0123", "tokens/s 12,346", "s/step 1.25", "eval/reward/exact_match 0.123"):
+            assert any(figure in line for line in lines)
+    names = ("reward", "KL", "grad norm", "entropy", "tokens/s", "s/step", r"eval/reward/\w+")
+    for line in lines[-4:]:
+        # Whatever is shown has its value behind it.
+        assert re.fullmatch(rf"(\s*({'|'.join(names)}) [0-9.,]+)+", line) or ("waiting" in text and "needs" in text)
+
+
+def test_a_terminal_has_a_history_and_gets_its_cursor_back() -> None:
     text = shown(terminal=True)
-    assert "ETA" in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    kept = [line.split()[1] for line in plain.splitlines() if line.startswith("step ")]
+    # One for about every tenth part, one for the evaluation, one for the last step.
+    assert kept == ["6/55", "12/55", "18/55", "20/55", "26/55", "32/55", "38/55", "44/55", "50/55"]
+    assert max(cell_len(line) for line in plain.splitlines() if line.startswith("step ")) < 80
     assert "\x1b[?25l" in text  # cursor hidden while the panel lives, and back in the end
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
-    assert text.rstrip().splitlines()[-1].startswith("step 50/55") or "step 50/55" in text.splitlines()[-1]
+
+
+def test_time_is_shared_out_without_a_rest() -> None:
+    _, display = screen(False)
+    display.phase("starting Ray")
+    time.sleep(0.02)
+    display.phase("loading model")
+    display.start("SFT", 2)
+    display.phase("update")
+    time.sleep(0.02)
+    spent = display.time_spent()
+    assert spent["start", "starting Ray"] >= 0.02 and spent["steps", "update"] >= 0.02
+    assert sum(spent.values()) == pytest.approx(display.elapsed_s, abs=0.02)
+
+
+def test_how_far_a_phase_is_comes_with_its_time() -> None:
+    _, display = screen(True)
+    display.start("GRPO", 3)
+    display.phase("evaluate")
+    display.progress(128, 256, "responses")
+    assert any("first evaluation: 128 of 256 responses (0 s)" in line.plain for line in display.panel_lines(79, 24))
+    display.close()
 
 
 def test_imitation_shows_its_loss() -> None:
-    output = io.StringIO()
-    display = Display(Console(file=output, width=200, highlight=False))
+    output, display = screen(False, 200)
     display.start("sft", 2)
     display.step(1, {"loss/sft": 1.25, "grad_norm": 0.5})
     display.close()
@@ -70,15 +147,103 @@ def test_imitation_shows_its_loss() -> None:
 
 def test_many_evaluation_metrics_are_cut_to_their_headlines() -> None:
     """Those of search have some; of metrics without any, all are shown."""
-    stream = io.StringIO()
-    display = Display(Console(file=stream, width=500, force_terminal=False))
+    output, display = screen(False, 500)
     display.start("title", 2, 0)
     display.step(1, {f"eval/{name}": 0.5 for name in ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@5")})
     display.close()
-    assert "eval/ndcg@10" in stream.getvalue() and "eval/mrr@10" not in stream.getvalue()
-    stream = io.StringIO()
-    display = Display(Console(file=stream, width=500, force_terminal=False))
+    assert "eval/ndcg@10" in output.getvalue() and "eval/mrr@10" not in output.getvalue()
+    output, display = screen(False, 500)
     display.start("title", 2, 0)
-    display.step(1, {f"eval/reward/{name}": 0.5 for name in ("mean", "std", "exact_match", "a", "b")})
+    display.step(1, {f"eval/reward/{name}": 0.5 for name in ("exact_match", "mean", "std", "a", "b")})
     display.close()
-    assert "eval/reward/exact_match" in stream.getvalue()
+    assert (
+        "eval/reward/mean 0.500  eval/reward/a 0.500  eval/reward/b 0.500  eval/reward/exact_match" in output.getvalue()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a\nb\r\nc\td", "a⏎b⏎c\\td"),
+        ("答案 äß שלום", "答案 äß שלום"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("\u202eevil\u2066\ufeff", "\\u202eevil\\u2066\\ufeff"),
+        ("\udc80", "\\udc80"),
+        ("👩\u200d💻", "👩\u200d💻"),
+        ("全\u3000角", "全\u3000角"),
+    ],
+)
+def test_text_is_shown_as_text_and_nothing_acts_on_the_terminal(text: str, seen: str) -> None:
+    assert visible(text) == seen
+    assert visible("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
+
+
+def test_width_is_measured_in_cells() -> None:
+    for text, cells in itertools.product(("答案答案答案", "abcdef", "", "a答b案"), range(9)):
+        assert cell_len(fitted(text, cells)) <= cells
+    assert fitted("答案答案答案", 8) == "答案..."
+    assert fitted("abcdefgh", 8) == "abcdefgh"
+    assert flowed(["ab", "cd", "efg"], 6) == ["ab  cd", "  efg"]
+
+
+def test_the_first_words_say_what_where_and_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n' * 7)
+    settings: dict[str, Any] = {
+        "algorithm": {"name": "sft", "epochs": 2},
+        "model": {"init": {"hidden_size": 32, "layers": 2, "heads": 1, "alphabet": "abäß答"}},
+        "data": {"train": str(tmp_path / "rows.jsonl")},
+        "cluster": {"cpus": 3, "gpus": 0},
+        "run": {"output": str(tmp_path), "name": "first"},
+    }
+    config = validate(settings)
+    from actors.tokenizer import tokenizer_for
+    from launch.estimate import counted_parameters
+    from launch.opening import hf_config
+
+    assert config.model.init is not None
+    values = hf_config(config.model.init, "fp32", len(tokenizer_for(config.model)), 0, 0)
+    first, second = opening_lines(config)
+    assert first == f"SFT, 2 epochs:  new qwen2 of {counted_parameters(values):,} parameters"
+    rows = f"data: {tmp_path}/rows.jsonl (7 rows)"
+    assert second == f"{rows}  devices: 3 CPUs, no GPU  into: {tmp_path}/first"
+    for content in ("[]", "{", '{"hidden_size": "x", "model_type": 3}', ""):
+        (tmp_path / "config.json").write_text(content)
+        broken = validate(settings | {"model": {"path": str(tmp_path)}})
+        assert opening_lines(broken)[0].startswith(f"SFT, 2 epochs:  {tmp_path}")
+
+
+PROGRAM = """
+import sys, time
+from launch.cli import _escape_what_cannot_be_written
+_escape_what_cannot_be_written()
+from launch.display import Display
+with Display() as display:
+    display.open(["first words"])
+    for step in range(1, 2000):
+        display.note("答案 " + "x" * 100)
+    print("the end", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "seen"),
+    [({"PYTHONIOENCODING": "ascii"}, "\\u7b54"), ({"LANG": "C", "LC_ALL": "C"}, "答案"), ({"TERM": "dumb"}, "答案")],
+)
+def test_a_terminal_without_letters_gets_escapes(variables: dict[str, str], seen: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, timeout=60, encoding="utf-8"
+    )
+    assert (done.returncode, done.stderr) == (0, "the end\n")
+    assert seen in done.stdout
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = f"{sys.executable} -c '{PROGRAM}' | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "first words\n")
+    assert done.stderr == "warning: standard output was closed; the run goes on\nthe end\n"

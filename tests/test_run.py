@@ -1,22 +1,30 @@
 """How a run begins and fails: an old run's files go, mistakes are one line, a death names the right log."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError
 
 from actors.config import UserError
 from actors.group import GroupError
+from launch import signals
 from launch.config import RunConfig, validate
-from launch.run import _explain, _prepare
+from launch.display import Display
+from launch.ending import PREEMPTED, STOPPED, Ending
+from launch.redraw import CurveDrawer
+from launch.run import _close, _explain, _farewell, _prepare
+from launch.tracking import Tracker
 
 
-def config_for(output: Path, resume: bool = True) -> RunConfig:
+def config_for(output: Path, resume: bool = True, **algorithm: Any) -> RunConfig:
     return validate(
         {
-            "algorithm": {"name": "sft", "steps": 3},
+            "algorithm": {"name": "sft", "steps": 3, **algorithm},
             "model": {"init": {}},
-            "data": {"train": "rows.jsonl"},
+            "data": {"train": "rows.jsonl", "eval": "rows.jsonl"},
             "checkpoint": {"resume": resume},
             "run": {"output": str(output), "name": "first"},
         }
@@ -73,3 +81,72 @@ def test_a_users_mistake_found_in_an_actor_is_reported_as_one(tmp_path: Path, lo
     with pytest.raises(UserError) as caught:
         _explain(error, tmp_path)
     assert caught.value.problems == cause.problems
+
+
+STOP = {"metric": "eval/loss", "at_least": 0.5}
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """What ends a run ignores signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("done", "before", "ended_by", "algorithm", "code", "why", "said"),
+    [
+        (3, 0, None, {}, 0, "done: all 3 steps", ""),
+        (2, 0, None, {"stop_when": STOP}, 0, "done: stop_when (eval/loss at least 0.5) met at step 2 of 3", ""),
+        (3, 3, None, {}, 0, "done: an earlier start had finished already (all 3 steps), so nothing was trained", ""),
+        (2, 0, KeyboardInterrupt(), {}, 130, "stopped by you (Ctrl-C) after step 2 of 3", "interrupted; continue with"),
+        (2, 0, Ending("stopped", STOPPED), {}, 130, "stopped by SIGTERM after step 2 of 3", "stopped; a checkpoint is"),
+        (2, 1, Ending("preempted, as n is about to go", PREEMPTED), {}, 75,
+         "preempted, as n is about to go, after step 2 of 3", "preempted, as n is about to go; a checkpoint is"),
+        (2, 0, OSError("disk full"), {}, 1, "failed after step 2 of 3", "run failed: OSError: disk full"),
+    ],
+)  # fmt: skip
+def test_the_last_screen_says_why_what_and_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, _signals: None,
+    done: int, before: int, ended_by: Exception | None, algorithm: dict, code: int, why: str, said: str,
+) -> None:  # fmt: skip
+    """However a run has ended, the curves are drawn and the next command is there."""
+    monkeypatch.setattr(signals, "_interrupted_by", "Ctrl-C")
+    config = config_for(tmp_path, **algorithm)
+    _prepare(config)
+    tracker, display = Tracker(config.directory, config), Display()
+    display.phase("starting Ray")
+    display.start("SFT", 3, before)
+    for step in range(1, done + 1):
+        metrics = {"loss/nll": 3.0 - step, "eval/loss": [0.9, 0.4, 0.6][step - 1], "eval/accuracy": step / 4}
+        tracker.log(step, metrics)
+        if step > before:
+            display.step(step, metrics)
+    curves = CurveDrawer(config.directory, display.warning)
+    if code != 130:
+        monkeypatch.setattr(curves, "finish", lambda: None)  # once is enough: it takes seconds
+    picture = _close(display, tracker, curves)
+    assert _farewell(config, display, ended_by, picture) == code
+    out, err = capsys.readouterr()
+    lines = out[out.index(why) :].splitlines()
+    last = {2: "0.400", 3: "0.600"}[done]
+    assert lines[0].startswith(f"{why}  (0:0") and lines[0].endswith(" in all)")
+    assert lines[1].split() == ["step", "1", "step", str(done), "best"]
+    assert ["eval/loss", "0.900", last, "0.400", "at", "step", "2"] in [line.split() for line in lines]
+    assert ["eval/accuracy", "0.250", f"{done / 4:.3f}", f"{done / 4:.3f}", "at", "step", str(done)] in [
+        line.split() for line in lines
+    ]
+    assert any(line.startswith("time:    ") and "% starting" in line for line in lines)
+    drawn = f"curves:  {tmp_path}/first/curves.png" in lines and (tmp_path / "first/curves.png").is_file()
+    assert drawn == (code == 130)
+    again = f"next:    tandem run {tmp_path}/first/config.json  # starts again, as there is no checkpoint yet"
+    assert (f"next:    tandem chat {tmp_path}/first  # talk to it" if code == 0 else again) in lines
+    assert err.startswith(said) and (said or not err)
+
+
+def test_a_mistake_before_the_first_step_is_only_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError):
+        _farewell(config_for(tmp_path), Display(), UserError("cluster.wait_s: no resources"), None)
+    assert capsys.readouterr() == ("", "")

@@ -44,6 +44,16 @@ def test_a_line_is_readable_before_close_and_strict_json(tmp_path: Path) -> None
     tracker.close()
 
 
+def test_columns_of_any_kind_are_written(tmp_path: Path) -> None:
+    """Rows of a generator, and text that UTF-8 lacks, must not end a run."""
+    tracker = Tracker(tmp_path, config_for(tmp_path))
+    tracker.samples(1, [{"completion": "答案\udc80", "when": Path("a"), "by": {1: math.nan}}])
+    tracker.close()
+    [line] = lines(tmp_path / "samples.jsonl")
+    assert line == {"step": 1, "completion": "答案\udc80", "when": "a", "by": {"1": None}}
+    assert "答案" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+
+
 def test_resume_cuts_later_and_broken_lines_and_a_new_run_starts_anew(tmp_path: Path) -> None:
     config = config_for(tmp_path)
     tracker = Tracker(tmp_path, config)
