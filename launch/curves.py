@@ -53,6 +53,7 @@ def _panels(names: set[str]) -> list[Panel]:
     if "reward/mean" in names:
         wanted: list[tuple[str, list[str], bool]] = [
             ("reward", ["reward/mean", "eval/reward/mean"], False),
+            ("held-out prompts solved", [*_pass_at_k(names), "eval/majority"], False),
             ("entropy (nats per token)", ["policy/entropy"], False),
             ("response length (tokens)", ["rollout/response_tokens_mean"], False),
             ("mismatch of trainer and sampler (KL)", ["mismatch/kl"], True),
@@ -87,6 +88,12 @@ def _panels(names: set[str]) -> list[Panel]:
     found = [(title, [name for name in metrics if name in names], log) for title, metrics, log in wanted]
     panels = [_lines(title, metrics, log) for title, metrics, log in found if metrics]
     return [*panels, _seconds(phases)] if phases else panels
+
+
+def _pass_at_k(names: set[str]) -> list[str]:
+    """The metrics eval/pass@k, by k."""
+    found = [name for name in names if name.startswith("eval/pass@")]
+    return sorted(found, key=lambda name: int(name.rpartition("@")[2]))
 
 
 def _held_out(names: set[str]) -> list[tuple[str, list[str], bool]]:

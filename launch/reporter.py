@@ -39,6 +39,10 @@ class RunReporter:
         if show:
             self._display.samples(rows[:4])
 
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write the completions of an evaluation."""
+        self._tracker.evaluation(step, rows)
+
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self._display.note(text)

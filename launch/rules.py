@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
 from actors.config_rollout import RESHAPING
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
-from algorithms.config_offline import DPOConfig, OfflineConfig
-from algorithms.config_rl import PPOConfig, RLConfig
+from algorithms.config_offline import DPOConfig
+from algorithms.config_rl import PPOConfig, RLConfig, pass_sizes
 from launch.kube.config import check_kubernetes
 
 if TYPE_CHECKING:
@@ -141,10 +141,36 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
         raise ValueError(f"algorithm.eval_every needs data.eval, got eval_every {algorithm.eval_every}")
     if algorithm.stop_when and config.data.eval is None:
         raise ValueError("algorithm.stop_when needs data.eval, got none")
-    if isinstance(algorithm, OfflineConfig) and algorithm.best_by and config.data.eval is None:
+    if algorithm.best_by and config.data.eval is None:
         raise ValueError(f"algorithm.best_by needs data.eval, got {algorithm.best_by} without")
     if algorithm.stop_when and rl and not algorithm.eval_every:
         raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
+    if algorithm.best_by and rl and not algorithm.eval_every:
+        raise ValueError(f"algorithm.best_by needs algorithm.eval_every, got {algorithm.best_by} without")
+    if rl:
+        _metrics_exist(config)
+
+
+def _metrics_exist(config: "RunConfig") -> None:
+    """A reinforcement run's evaluation metrics are known before it starts: those that a setting names are there."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, RLConfig)
+    stop = algorithm.stop_when.metric if algorithm.stop_when else None
+    if not (algorithm.best_by or stop):
+        return
+    from algorithms.reward_functions import nearest
+    from algorithms.rewards import sources_labels
+
+    labels = [label for kind in sources_labels(config.reward) for label in kind]
+    several = algorithm.eval_samples_per_prompt > 1
+    known = [f"eval/reward/{label}" for label in ["mean", *(labels if len(labels) > 1 else [])]]
+    known += [*(f"eval/pass@{k}" for k in pass_sizes(algorithm.eval_samples_per_prompt)), "eval/majority"] * several
+    spread = ["eval/reward/std", "eval/failed"] + ["eval/reward/zero_variance_fraction"] * several
+    if (best := algorithm.best_by) and best not in known:
+        raise ValueError(f"algorithm.best_by must be one of {', '.join(known)}, got {best}{nearest(best, known)}")
+    if stop and stop not in (known := known + spread):
+        hint = nearest(stop, known)
+        raise ValueError(f"algorithm.stop_when.metric must be one of {', '.join(known)}, got {stop}{hint}")
 
 
 def _critic_fits(config: "RunConfig") -> None:
