@@ -86,9 +86,17 @@ class RLConfig(Config):
     eval_samples_per_prompt: PositiveInt = 1
     """Responses to each evaluation prompt."""
     eval_temperature: NonNegativeFloat | None = None
-    """Sampling temperature of evaluation (default: rollout.temperature; 0 is greedy)."""
+    """Sampling temperature of evaluation (default: rollout.temperature; 0 is greedy); its other settings are those of
+    rollout, such as top_p and penalties."""
+    eval_pass_reward: float = 1.0
+    """Reward from which a response of an evaluation is solved: in eval/pass@k and eval/majority, which there are with
+    eval_samples_per_prompt above 1, and in eval_samples.jsonl."""
     stop_when: StopWhen | None = None
     """End training early, once an evaluation metric is good enough."""
+    best_by: str | None = None
+    """Evaluation metric, for example eval/reward/mean, whose best checkpoint is kept and exported (default: the last
+    one is); the highest value is the best. That of the evaluation before the first step, which has no checkpoint, does
+    not count."""
 
     def total_steps(self, prompts: int | None) -> int | None:
         """Steps of the run over this many training prompts; None where only their number, which is unknown, tells."""
@@ -160,10 +168,16 @@ class RLConfig(Config):
     @model_validator(mode="after")
     def _evaluations_take_place(self) -> "RLConfig":
         if not self.eval_every:
-            refuse_unused(self, "eval_samples_per_prompt", "eval_temperature", why="without eval_every")
+            unread = ("eval_samples_per_prompt", "eval_temperature", "eval_pass_reward")
+            refuse_unused(self, *unread, why="without eval_every")
             if self.steps == 0:
                 raise ValueError("steps must be above 0 without eval_every, as 0 only evaluates, got 0")
         return self
+
+
+def pass_sizes(samples: int) -> list[int]:
+    """The k of eval/pass@k for so many samples of a prompt: powers of two below their number, and this number."""
+    return sorted({1 << power for power in range(samples.bit_length())} | {samples})
 
 
 class PPOConfig(RLConfig):

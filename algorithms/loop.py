@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from actors.config import UserError
@@ -21,6 +22,7 @@ class Reporter(Protocol):
     def progress(self, done: int, total: int, what: str) -> None: ...
     def step(self, step: int, metrics: Metrics) -> None: ...
     def samples(self, step: int, rows: list[dict[str, Any]], show: bool) -> None: ...
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -72,6 +74,36 @@ def evaluated(metrics: Metrics, name: str, field: str) -> float:
         known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
         raise UserError(f"{field}: no such evaluation metric, got {name}; there are {known}")
     return metrics[name]
+
+
+@dataclass
+class Best:
+    """The best value so far of the evaluation metric that `algorithm.best_by` names, if it names one."""
+
+    metric: str | None
+    value: float | None = None
+
+    def improved_by(self, evaluation: Metrics) -> bool:
+        """Whether an evaluation, which is empty when there was none, is the best so far.
+
+        Raises:
+            UserError: it has no such metric.
+        """
+        if self.metric is None or not evaluation:
+            return False
+        value = evaluated(evaluation, self.metric, "algorithm.best_by")
+        if not improves(self.metric, value, self.value):
+            return False
+        self.value = value
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"metric": self.metric, "value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; the best by another metric says nothing about this one."""
+        self.value = state["value"] if state and state["metric"] == self.metric else None
 
 
 def improves(name: str, value: float, best: float | None) -> bool:

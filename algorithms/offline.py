@@ -17,7 +17,7 @@ from actors.group import ActorGroup
 from actors.packing import plan_micro_batches
 from actors.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
-from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, evaluated, good_enough, improves
+from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough
 
 Row = TypeVar("Row")
 Plans = list[list[list[Sequence]]]
@@ -44,8 +44,9 @@ class Offline(ABC, Generic[Row]):
     total_updates: int
     step: int = 0
     last_evaluation: Metrics = field(default_factory=dict)
-    best: float | None = None
-    """Best value so far of `config.best_by`."""
+
+    def __post_init__(self) -> None:
+        self.best = Best(self.config.best_by)
 
     def train(self) -> None:
         """Run all updates."""
@@ -62,7 +63,7 @@ class Offline(ABC, Generic[Row]):
             self.step += 1
             evaluation = self._evaluate(clock)
             metrics |= evaluation
-            best = self._is_best(evaluation)
+            best = self.best.improved_by(evaluation)
             with clock("checkpoint"):
                 self.checkpoint.save(self.step, self.state(), self.done, best)
             seconds = clock.lap()
@@ -96,7 +97,7 @@ class Offline(ABC, Generic[Row]):
             "step": self.step,
             "batches": self.batches.state_dict(),
             "last_evaluation": self.last_evaluation,
-            "best": {"metric": self.config.best_by, "value": self.best},
+            "best": self.best.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -104,9 +105,7 @@ class Offline(ABC, Generic[Row]):
         self.step = state["step"]
         self.batches.load_state_dict(state["batches"])
         self.last_evaluation = state["last_evaluation"]
-        best = state.get("best") or {}
-        # The best by another metric says nothing about this one.
-        self.best = best["value"] if best and best["metric"] == self.config.best_by else None
+        self.best.load_state_dict(state.get("best") or {})
 
     def _evaluate(self, clock: Clock) -> Metrics:
         due = self.step % self.config.eval_every == 0 or self.step == self.total_updates
@@ -116,15 +115,6 @@ class Offline(ABC, Generic[Row]):
             metrics = self.measure(self.evaluation)
         self.last_evaluation = {f"eval/{name}": value for name, value in metrics.items()}
         return self.last_evaluation
-
-    def _is_best(self, evaluation: Metrics) -> bool:
-        if self.config.best_by is None or not evaluation:
-            return False
-        value = evaluated(evaluation, self.config.best_by, "algorithm.best_by")
-        if not improves(self.config.best_by, value, self.best):
-            return False
-        self.best = value
-        return True
 
     def plans(self, rows: list[list[Sequence]], ranks: int) -> Plans:
         """Micro-batches of each rank; the sequences of a row stay together, in their order."""

@@ -23,9 +23,10 @@ from algorithms.batches import Batches
 from algorithms.config_rl import RLConfig
 from algorithms.estimators import Estimator
 from algorithms.experience import Sample, count_micro_batches, deal_groups, divide, samples_of, split_updates, totals_of
-from algorithms.loop import Checkpointer, Clock, Metrics, Reporter, good_enough
+from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough
 from algorithms.policy_loss import policy_loss
 from algorithms.reward_models import RewardModelGroup, score_with_models
+from algorithms.rl_evaluation import response_rows, solving_metrics
 from algorithms.rl_metrics import Advantages, reward_metrics, rollout_metrics, sample_rows, update_metrics
 from algorithms.sampler import Sampler, ScoredGroup
 from algorithms.shaper import RewardShaper
@@ -64,10 +65,13 @@ class RL:
     step: int = 0
     """Steps done; also the version of the weights."""
     samples_per_step: int = 8
+    eval_samples: int | None = 64
+    """Completions that an evaluation reports, or all of them."""
     last_evaluation: Metrics = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
+        self.best = Best(self.config.best_by)
 
     @property
     def done(self) -> bool:
@@ -87,6 +91,7 @@ class RL:
             "last_evaluation": self.last_evaluation,
             "rewards": self.shaper.state_dict(),
             "kl": self.kl.state_dict(),
+            "best": self.best.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -96,6 +101,7 @@ class RL:
         self.last_evaluation = state["last_evaluation"]
         self.shaper.load_state_dict(state["rewards"])
         self.kl.load_state_dict(state["kl"])
+        self.best.load_state_dict(state.get("best") or {})
 
     def begin(self, title: str, clock: Clock) -> None:
         """Give the engines their first weights, and evaluate before the first step."""
@@ -264,12 +270,21 @@ class RL:
             prompts = iter(self.evaluation)
             count = len(self.evaluation)
             groups = self.score(self._collect(prompts, count, sampling, _EVALUATION_SEED, count * sampling.samples))
-        # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
-        failed = {"eval/failed": float(self.sampler.failed)}
-        self.last_evaluation = (reward_metrics(groups, "eval/reward") if groups else {}) | failed
+            self.last_evaluation = self._judge(groups)
         if self.step == 0:
             self.reporter.step(0, self.last_evaluation | clock.lap())
         return self.last_evaluation
+
+    def _judge(self, groups: list[ScoredGroup]) -> Metrics:
+        """Metrics of an evaluation, whose completions are reported."""
+        # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
+        metrics = {"eval/failed": float(self.sampler.failed)}
+        if not groups:
+            return metrics
+        several = self.config.eval_samples_per_prompt > 1
+        rows = response_rows(groups if several else groups[: self.eval_samples], self.config.eval_pass_reward)
+        self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
+        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several else {}) | metrics
 
     def finish_step(
         self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock, advantages: Advantages | None = None
@@ -279,9 +294,11 @@ class RL:
         with clock("sync"):
             metrics |= self.publish(self.step)
         metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics
-        metrics |= self.evaluate(clock)
+        evaluation = self.evaluate(clock)
+        metrics |= evaluation
+        best = self.best.improved_by(evaluation)
         with clock("checkpoint"):
-            self.checkpoint.save(self.step, self.state(), self.done)
+            self.checkpoint.save(self.step, self.state(), self.done, best)
         metrics |= clock.lap()
         training = metrics["time/step"] - metrics.get("time/evaluate", 0.0)
         metrics["tokens_per_second"] = metrics["tokens/generated"] / training

@@ -77,6 +77,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "seed": config.run.seed,
         "total_steps": steps,
         "samples_per_step": config.tracking.samples_per_step,
+        "eval_samples": config.tracking.eval_samples,
         "shaper": _shaper(config),
         **_reference(config, policy, frozen),
         **data,

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from actors.config import Config, CriticConfig, ModelConfig, ReferenceConfig, TrainerConfig, UserError
 from actors.config_nodes import Environment, NodeLabels
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
-from algorithms.config_offline import DPOConfig, OfflineConfig
+from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
 from launch.config_values import odd_values
@@ -34,7 +34,7 @@ class CheckpointConfig(Config):
 
 
 class TrackingConfig(Config):
-    """Where metrics and samples go, beside metrics.jsonl and samples.jsonl, which are always written."""
+    """Where metrics and samples go, beside metrics.jsonl, samples.jsonl and eval_samples.jsonl."""
 
     wandb: bool = True
     """Log to Weights & Biases; offline when no API key is set."""
@@ -44,6 +44,9 @@ class TrackingConfig(Config):
     """Weights & Biases project."""
     samples_per_step: int = Field(default=8, ge=0)
     """Completions a step writes to samples.jsonl."""
+    eval_samples: NonNegativeInt | None = 64
+    """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
+    of them."""
 
 
 class ClusterConfig(Config):
@@ -118,7 +121,7 @@ class RunConfig(Config):
     @property
     def best_by(self) -> str | None:
         """Evaluation metric whose best checkpoint is exported."""
-        return self.algorithm.best_by if isinstance(self.algorithm, OfflineConfig) else None
+        return self.algorithm.best_by
 
     @property
     def reference_needed(self) -> bool:

@@ -67,6 +67,7 @@ def _panels(names: set[str], rows: Rows) -> list[Panel]:
     if "reward/mean" in names:
         wanted: list[tuple[str, list[str], bool]] = [
             ("reward", ["reward/mean", "eval/reward/mean"], False),
+            ("held-out prompts solved", [*_pass_at_k(names), "eval/majority"], False),
             ("entropy (nats per token)", ["policy/entropy"], False),
             ("response length (tokens)", ["rollout/response_tokens_mean"], False),
             ("share of responses cut, and of groups that teach nothing", _SHARES, False),
@@ -107,6 +108,12 @@ def _panels(names: set[str], rows: Rows) -> list[Panel]:
 def _is_seen(name: str, rows: Rows) -> bool:
     """Whether a metric has ever left what rounding makes of zero."""
     return any(abs(row.get(name) or 0.0) > _ROUNDING for row in rows)
+
+
+def _pass_at_k(names: set[str]) -> list[str]:
+    """The metrics eval/pass@k, by k."""
+    found = [name for name in names if name.startswith("eval/pass@")]
+    return sorted(found, key=lambda name: int(name.rpartition("@")[2]))
 
 
 def _held_out(names: set[str]) -> list[tuple[str, list[str], bool]]:

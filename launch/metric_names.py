@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
-from algorithms.config_rl import RLConfig
+from algorithms.config_rl import RLConfig, pass_sizes
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -14,6 +14,8 @@ REWARD = ("loss", "accuracy", "margin", "score_mean", "score_std", "calibration_
 KTO = ("loss", "rewards/chosen", "rewards/rejected", "logprobs/chosen")
 DPO = (*KTO, "rewards/margin", "rewards/accuracy", "logprobs/rejected", "logprobs/chosen_per_token")
 RL = ("reward/mean", "reward/std", "failed")
+UNORDERED = ("eval/reward/std", "eval/failed", "eval/reward/zero_variance_fraction")
+"""Metrics of which a higher value is not a better one."""
 RETRIEVAL = ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@5", "recall@10", "recall@100")
 RERANKING = ("map", "mrr@10", "ndcg@10")
 
@@ -32,9 +34,9 @@ def known_metrics(config: "RunConfig") -> list[str]:
     return [f"eval/{name}" for name in known]
 
 
-def require_metric(config: "RunConfig", field: str, name: str) -> None:
-    """Raise ValueError, which names `field`, if the job writes no such evaluation metric."""
-    known = known_metrics(config)
+def require_metric(config: "RunConfig", field: str, name: str, apart: tuple[str, ...] = ()) -> None:
+    """Raise ValueError, which names `field`, if the job writes no such evaluation metric, or it is one of `apart`."""
+    known = [metric for metric in known_metrics(config) if metric not in apart]
     if not known or name in known:
         return
     from launch.names import nearest_name  # which only a mistake needs
@@ -47,8 +49,7 @@ def _of_samples(count: int) -> list[str]:
     """Metrics of several responses to each evaluation prompt."""
     if count < 2:
         return []
-    sizes = sorted({2**power for power in range(count.bit_length())} | {count})
-    return ["reward/zero_variance_fraction", "majority", *(f"pass@{size}" for size in sizes)]
+    return ["reward/zero_variance_fraction", "majority", *(f"pass@{size}" for size in pass_sizes(count))]
 
 
 def _of_sources(config: "RunConfig") -> list[str]:

@@ -51,6 +51,10 @@ class RunReporter:
         if show and rows:
             self._display.samples(spread_over(rows, SAMPLES_SHOWN))
 
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write the completions of an evaluation."""
+        self._tracker.evaluation(step, rows)
+
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self._display.note(text)

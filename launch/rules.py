@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
 from actors.config_rollout import RESHAPING
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
-from algorithms.config_offline import DPOConfig, OfflineConfig
+from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import PPOConfig, RLConfig
 from launch.kube.config import check_kubernetes
-from launch.metric_names import require_metric
+from launch.metric_names import UNORDERED, require_metric
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -167,14 +167,16 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
         raise ValueError(f"algorithm.eval_every needs {rows}, got eval_every {algorithm.eval_every}")
     if algorithm.stop_when and not evaluates:
         raise ValueError(f"algorithm.stop_when needs {rows}, got none")
-    if isinstance(algorithm, OfflineConfig) and algorithm.best_by and not evaluates:
+    if algorithm.best_by and not evaluates:
         raise ValueError(f"algorithm.best_by needs {rows}, got {algorithm.best_by} without")
     if algorithm.stop_when and rl and not algorithm.eval_every:
         raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
+    if algorithm.best_by and rl and not algorithm.eval_every:
+        raise ValueError(f"algorithm.best_by needs algorithm.eval_every, got {algorithm.best_by} without")
     if algorithm.stop_when:
         require_metric(config, "algorithm.stop_when.metric", algorithm.stop_when.metric)
-    if best_by := getattr(algorithm, "best_by", None):
-        require_metric(config, "algorithm.best_by", best_by)
+    if algorithm.best_by:
+        require_metric(config, "algorithm.best_by", algorithm.best_by, UNORDERED)
 
 
 def _critic_fits(config: "RunConfig") -> None:

@@ -1,4 +1,5 @@
-"""Where metrics and samples go: metrics.jsonl and samples.jsonl always, W&B and TensorBoard beside them.
+"""Where metrics and samples go: metrics.jsonl and samples.jsonl always, eval_samples.jsonl where there are any; W&B and
+TensorBoard beside them.
 
 The files are written at once, in the caller's thread. W&B and TensorBoard take seconds to import and start, so a
 thread of their own feeds them, started by the first `log`; their failure is a warning and never stops a run.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 
 CLOSE_DEADLINE_S = 60.0
@@ -52,6 +54,11 @@ class Tracker:
         directory.mkdir(parents=True, exist_ok=True)
         self._metrics = _reopen(directory / "metrics.jsonl", resumed_step)
         self._samples = _reopen(directory / "samples.jsonl", resumed_step)
+        self._evaluations = (
+            _reopen(directory / "eval_samples.jsonl", resumed_step) if _samples_held_out(config) else None
+        )
+        if self._evaluations is None and not resumed_step:
+            (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
         if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
             makers.append(lambda: _WandbSink(directory, config))
@@ -70,12 +77,20 @@ class Tracker:
         for row in rows:
             _write_line(self._samples, {"step": step, **row})
 
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write one line per completion of an evaluation: `step` and the columns of the row."""
+        assert self._evaluations is not None, "only jobs that sample responses to held-out prompts have any"
+        for row in rows:
+            _write_line(self._evaluations, {"step": step, **row})
+
     def close(self) -> None:
         """Close the files and wait, up to a deadline, until the services have everything."""
         for feeder in self._feeders:
             feeder.close()
         self._metrics.close()
         self._samples.close()
+        if self._evaluations is not None:
+            self._evaluations.close()
 
 
 class _Feeder:
@@ -166,6 +181,10 @@ class _TensorboardSink:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _samples_held_out(config: RunConfig) -> bool:
+    return isinstance(config.algorithm, RLConfig) and config.algorithm.eval_every is not None
 
 
 def _reopen(path: Path, resumed_step: int) -> TextIO:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice, permutations
 from pathlib import Path
@@ -59,7 +60,7 @@ def uninterrupted(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> A
 
 def _learning(model: Path, reverse: dict[str, Any]) -> dict[str, Any]:
     sizes = {"prompts_per_step": 16, "samples_per_prompt": 8, "eval_every": 10, "eval_samples_per_prompt": 4}
-    return config(model, reverse, steps=30, **sizes)
+    return config(model, reverse, steps=30, **sizes) | {"tracking": {"eval_samples": None}}
 
 
 def test_reward_rises_on_held_out_problems(uninterrupted: Any) -> None:
@@ -91,7 +92,25 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     files = [path for path in directory.rglob("*") if path.is_file()]
     mode = (directory / "config.json").stat().st_mode
     assert [path for path in files if path.stat().st_mode & mode != mode] == [], "as readable as what Python opens"
+    _assert_evaluations_are_kept(directory, steps)
     assert uninterrupted.left_behind() == []
+
+
+def _assert_evaluations_are_kept(directory: Path, steps: dict[int, dict[str, Any]]) -> None:
+    """pass@k and majority of four responses are those of the completions that are kept: here all of them."""
+    kept = [json.loads(line) for line in (directory / "eval_samples.jsonl").read_text().splitlines()]
+    for step in (0, 10, 20, 30):
+        rows = [row for row in kept if row["step"] == step]
+        groups = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+        assert len(groups) == 64 and all(len({row["prompt"] for row in group}) == 1 for group in groups)
+        assert all((row["completion"] == row["columns"]["answer"]) == row["solved"] == row["reward"] for row in rows)
+        solved = [sum(row["solved"] for row in group) for group in groups]
+        assert steps[step]["eval/pass@1"] == pytest.approx(steps[step]["eval/reward/mean"]) == sum(solved) / 256
+        assert steps[step]["eval/pass@4"] == pytest.approx(sum(map(bool, solved)) / 64)
+        assert steps[step]["eval/pass@1"] < steps[step]["eval/pass@2"] < steps[step]["eval/pass@4"]
+        voted = [Counter(row["completion"].strip() for row in group).most_common(1)[0][0] for group in groups]
+        right = [text == group[0]["columns"]["answer"] for text, group in zip(voted, groups, strict=True)]
+        assert steps[step]["eval/majority"] == pytest.approx(sum(right) / 64)
 
 
 def test_the_exported_model_answers(uninterrupted: Any) -> None:
@@ -179,6 +198,7 @@ def own_task(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathF
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "my_reward.py").write_text(MY_REWARD)
     settings = config(warm_model, {"train": "replaced below"}, epochs=1, eval_every=1, eval_samples_per_prompt=4)
+    settings["algorithm"] |= {"best_by": "eval/pass@2", "eval_pass_reward": 0.25}
     job = tandem(
         settings | {"checkpoint": {"every": 1, "keep": 4}, "reward": {"functions": ["exact_match"], "deadline_s": 3}},
         "data.train=train.jsonl",
@@ -201,6 +221,13 @@ def test_own_data_and_reward_run_without_code(own_task: Any) -> None:
     steps = own_task.steps()
     assert sum(steps[step]["rollout/failed"] for step in range(1, 5)) == 4, "one group of four samples"
     assert "not scored: my_reward.py:score: no answer within 3 s; prompt 'aaaa'" in own_task.text
+
+
+def test_the_best_checkpoint_is_the_first_of_equal_ones(own_task: Any) -> None:
+    """At learning rate 0, with every response solved; the evaluation before the first step has no checkpoint."""
+    assert [line["eval/pass@2"] for line in own_task.metrics()] == [1.0] * 5
+    assert (own_task.directory / "checkpoints/best").read_text() == "step-1"
+    assert "best by eval/pass@2: step 1" in own_task.text
 
 
 def test_learning_rate_0_changes_nothing(own_task: Any, warm_model: Path) -> None:

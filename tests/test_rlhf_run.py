@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 HH_RLHF = ROOT.parent / "shared" / "data" / "hh_harmless_test.jsonl.gz"
@@ -94,7 +95,8 @@ def ppo_settings(warm_model: Path, reverse: dict[str, Any], reward_model: Any) -
     """PPO with all five groups and nearly every setting: what is resumed must include all of their state."""
     algorithm = {"name": "ppo", "samples_per_update": 16, "epochs_per_step": 2, "kl_coef": 0.05, "kl_target": 1.0}
     algorithm |= {"kl_horizon": 200, "critic_warmup_steps": 1, "gae_lambda": 0.95, "entropy_coef": 0.001}
-    settings = online(warm_model, reverse, steps=6, **algorithm, missing_eos_penalty=1.0, dual_clip=3.0)
+    algorithm |= {"missing_eos_penalty": 1.0, "eval_every": 2, "best_by": "eval/reward/exact_match"}
+    settings = online(warm_model, reverse, steps=6, **algorithm, dual_clip=3.0)
     reward = {
         "models": [{"path": str(reward_model.directory / "export")}],
         "functions": [{"name": "exact_match", "weight": 0}],
@@ -126,6 +128,22 @@ def test_ppo_runs_with_all_groups(ppo: Any) -> None:
     assert ppo.left_behind() == []
 
 
+def test_ppo_exports_its_best_policy(ppo: Any) -> None:
+    """That of the checkpoint with the highest evaluation, which is kept beside the latest ones."""
+    held_out = {step: line["eval/reward/exact_match"] for step, line in ppo.steps().items() if step in (2, 4, 6)}
+    best = max(held_out, key=lambda step: held_out[step])
+    checkpoints = ppo.directory / "checkpoints"
+    assert (checkpoints / "best").read_text() == f"step-{best}"
+    exported = load_file(ppo.directory / "export/model.safetensors")
+    weights = {}
+    for step in {best, 6}:
+        state = checkpoints / f"step-{step}/policy/state/mp_rank_00_model_states.pt"
+        weights[step] = torch.load(state, weights_only=False)["module"]
+    assert all(torch.equal(tensor, weights[best][f"model.{name}"]) for name, tensor in exported.items())
+    assert best < 6, held_out
+    assert not all(torch.equal(tensor, weights[6][f"model.{name}"]) for name, tensor in exported.items())
+
+
 def test_a_resumed_ppo_run_gives_the_same_numbers(
     ppo: Any, tandem: Start, ppo_settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -137,6 +155,7 @@ def test_a_resumed_ppo_run_gives_the_same_numbers(
     assert second.wait() == 0, second.text
     assert "resuming from step 4" in second.text
     assert sorted(second.steps()) == sorted(ppo.steps())
+    assert (second.directory / "checkpoints/best").read_text() == (ppo.directory / "checkpoints/best").read_text()
     whole = ppo.steps()
     for step, found in second.steps().items():
         untimed = {name: value for name, value in found.items() if not _timed(name)}

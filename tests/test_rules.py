@@ -380,6 +380,35 @@ CASES: list[tuple[str, str, str]] = [
     ),
     ("ppo", "algorithm.eval_every=5", "algorithm.eval_every needs data.eval or data.eval_fraction, got eval_every 5"),
     (
+        "grpo",
+        "algorithm.eval_pass_reward=0.5",
+        "algorithm.eval_pass_reward must be left out without eval_every, got 0.5",
+    ),
+    (
+        "ppo",
+        "algorithm.best_by=eval/reward/mean; data.eval=rows.jsonl",
+        "algorithm.best_by needs algorithm.eval_every, got eval/reward/mean without",
+    ),
+    ("grpo", "algorithm.best_by=eval/reward/mean", "algorithm.best_by needs data.eval, got eval/reward/mean without"),
+    (
+        "grpo",
+        "algorithm={name: grpo, eval_every: 5, best_by: eval/rewards/mean}; data.eval=rows.jsonl",
+        "algorithm.best_by must be one of eval/reward/mean, got eval/rewards/mean (did you mean eval/reward/mean?)",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, eval_every: 5, eval_samples_per_prompt: 3, best_by: zzz}; data.eval=rows.jsonl; "
+        "reward.functions=[exact_match, math]",
+        "algorithm.best_by must be one of eval/reward/mean, eval/reward/exact_match, eval/reward/math, eval/pass@1, "
+        "eval/pass@2, eval/pass@3, eval/majority, got zzz",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, eval_every: 5, stop_when: {metric: reward/mean, at_least: 1}}; data.eval=rows.jsonl",
+        "algorithm.stop_when.metric must be one of eval/reward/mean, eval/reward/std, eval/failed, got reward/mean "
+        "(did you mean eval/reward/mean?)",
+    ),
+    (
         "reward",
         "algorithm.stop_when={metric: eval/accuracy, at_least: 0.9}",
         "algorithm.stop_when needs data.eval or data.eval_fraction, got none",
@@ -940,6 +969,11 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("grpo", "algorithm={name: grpo, mask_truncated: true, missing_eos_penalty: 1}"),
         ("grpo", "algorithm={name: grpo, kl_coef: 0.1}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, epochs: 2, steps: null}"),
+        (
+            "grpo",
+            "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 6, best_by: eval/pass@4, "
+            "stop_when: {metric: eval/majority, at_least: 0.9}}; data.eval=rows.jsonl",
+        ),
         ("ppo", "algorithm={name: ppo, epochs: 1, critic_warmup_steps: 500}"),
         ("grpo", "algorithm={name: grpo, steps: 0, eval_every: 5}; data.eval=rows.jsonl"),
         ("ppo", "algorithm={name: ppo, steps: 0, eval_every: 5, critic_warmup_steps: 5}; data.eval=rows.jsonl"),

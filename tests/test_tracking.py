@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from datetime import date
 from pathlib import Path
 
 import psutil
@@ -74,6 +75,23 @@ def test_resume_cuts_later_and_broken_lines_and_a_new_run_starts_anew(tmp_path: 
 
     Tracker(tmp_path, config, resumed_step=0).close()
     assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_completions_of_evaluations_have_a_file_where_there_are_any(tmp_path: Path) -> None:
+    kept = tmp_path / "eval_samples.jsonl"
+    values = config_for(tmp_path).model_dump(mode="json", exclude={"algorithm"})
+    values |= {"algorithm": {"name": "grpo", "eval_every": 2}, "reward": {"functions": ["exact_match"]}}
+    values["data"]["eval"] = "rows.jsonl"
+    config = validate(values)
+    tracker = Tracker(tmp_path, config)
+    for step in (0, 2, 4):
+        tracker.evaluation(step, [{"completion": "b", "columns": {"day": date(2026, 1, 2)}}, {"completion": "c"}])
+    tracker.close()
+    assert lines(kept)[0] == {"step": 0, "completion": "b", "columns": {"day": "2026-01-02"}}
+    Tracker(tmp_path, config, resumed_step=2).close()
+    assert [line["step"] for line in lines(kept)] == [0, 0, 2, 2]
+    Tracker(tmp_path, config_for(tmp_path)).close()
+    assert not kept.exists(), "an earlier run's are not this one's"
 
 
 def test_wandb_is_offline_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

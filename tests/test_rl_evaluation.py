@@ -1,0 +1,63 @@
+"""pass@k against all choices of k samples, answers and their majority, and the rows that evaluation keeps."""
+
+from itertools import combinations
+
+import pytest
+
+from algorithms.config_rl import pass_sizes
+from algorithms.rl_evaluation import final_answer, majority, pass_at_k, solving_metrics
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_choices_that_hold_a_solved_one(samples: int) -> None:
+    for solved in range(samples + 1):
+        responses = [True] * solved + [False] * (samples - solved)
+        for k in range(1, samples + 1):
+            choices = [any(chosen) for chosen in combinations(responses, k)]
+            assert pass_at_k(samples, solved, k) == pytest.approx(sum(choices) / len(choices))
+
+
+def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
+    assert pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5)
+
+
+def test_which_k_are_reported() -> None:
+    assert [pass_sizes(samples) for samples in (2, 4, 6, 9)] == [[1, 2], [1, 2, 4], [1, 2, 4, 6], [1, 2, 4, 8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("6 x 7 = 42, so\n#### 42.", "42"),
+        ("#### 1\nno: #### $1,234,567", "1234567"),
+        (r"It is \boxed{\frac{1}{2}}, clearly.", r"\frac{1}{2}"),
+        (r"\boxed{1} or \boxed{ 2 }", "2"),
+        (r"\boxed{never closed", r"\boxed{never closed"),
+        ("  the  whole. text \n", "the  whole. text"),
+        ("1,2", "1,2"),
+        ("", ""),
+    ],
+)
+def test_final_answers(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
+def test_the_majority_is_the_most_frequent_answer_and_of_equals_the_first() -> None:
+    assert majority(["a", "b", "b", "c"]) == 1
+    assert majority(["c", "b", "b", "c"]) == 0
+    assert majority(["x"]) == 0
+
+
+def test_metrics_are_means_over_prompts() -> None:
+    def rows(*answers: str) -> list[dict]:
+        return [{"final_answer": answer, "solved": answer == "right"} for answer in answers]
+
+    groups = [rows("right", "wrong", "right", "other"), rows("wrong", "wrong", "right", "other"), rows(*"abcd")]
+    assert solving_metrics(groups) == pytest.approx(
+        {
+            "eval/pass@1": (2 / 4 + 1 / 4 + 0) / 3,
+            "eval/pass@2": (5 / 6 + 3 / 6 + 0) / 3,
+            "eval/pass@4": 2 / 3,
+            "eval/majority": 1 / 3,
+        }
+    )
