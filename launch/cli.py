@@ -4,25 +4,19 @@ Imports only the standard library at the top: help must appear at once, so each 
 """
 
 import argparse
-import difflib
 import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
+from launch.parsing import parse_verb, unknown_verb
 
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,14 +42,15 @@ def _main(argv: list[str]) -> int:
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USER_ERROR
     name, *rest = argv
+    if name in ("--version", "-V"):
+        print(f"tandem {_version()}")
+        return 0
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"verb: must be one of {', '.join(VERBS)}{hint}, got {name}")
-    arguments = _parse(name, rest)
+        raise unknown_verb(name, VERBS)
+    arguments = parse_verb(name, VERBS[name], rest)
     # The console script does not put the working directory on the path, but rewards and generators live there.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if (directory := _working_directory()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, directory)
     from actors.config import UserError
 
     try:
@@ -64,20 +59,20 @@ def _main(argv: list[str]) -> int:
         return _report(*error.problems)
 
 
-def _parse(name: str, rest: list[str]) -> argparse.Namespace:
-    verb = VERBS[name]
-    parser = _Parser(
-        prog=f"tandem {name}",
-        description=verb.summary,
-        epilog=f"example:\n  {verb.example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    verb.declare(parser)
+def _version() -> str:
+    import importlib.metadata
+
     try:
-        return parser.parse_intermixed_args(rest)
-    except SystemExit as done:  # argparse has printed the help
-        sys.exit(done.code)
+        return importlib.metadata.version("tandem-rlhf")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a directory that is not installed"
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise UsageError(f"working directory: must exist ({error.strerror}), got one that is gone") from None
 
 
 def _report(*problems: str) -> int:
@@ -102,7 +97,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
     examples = "\n".join(f"  {verb.example}" for verb in VERBS.values())
     return (
-        "usage: tandem VERB ...\n\n"
+        "usage: tandem VERB ... | --version\n\n"
         "Reinforcement learning for language models on Ray: DeepSpeed trains, vLLM generates.\n\n"
         f"verbs:\n{verbs}\n\nexamples:\n{examples}\n\n`tandem VERB --help` says more about one verb."
     )
