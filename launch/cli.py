@@ -108,9 +108,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.check import preflight
     from launch.config import load
     from launch.machine import this_machine
+    from launch.ray_address import check_ray_address
 
     config = load(arguments.config, arguments.overrides)
     check_nodes(config, this_machine())
+    check_ray_address(os.environ.get("RAY_ADDRESS"))
     os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME
     for warning in preflight(config):
         print(f"warning: {warning}", file=sys.stderr)
