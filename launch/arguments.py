@@ -215,15 +215,22 @@ def _cluster_arguments(parser: argparse.ArgumentParser, namespace: str = "the co
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
-    return int(text)
+    return _integer(text, 1)
 
 
 def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text}")
+    return _integer(text, 0)
+
+
+def _integer(text: str, lowest: int) -> int:
+    if not text.isdecimal() or len(text) > 4300 or not lowest <= int(text) < 2**31:
+        big = f" to {2**31 - 1}" if text.isdecimal() and len(text) > 9 else ""
+        raise argparse.ArgumentTypeError(f"must be a whole number from {lowest}{big}, got {_cut(text)}")
     return int(text)
+
+
+def _cut(text: str) -> str:
+    return (text if len(text) <= 80 else f"{text[:77]}...") or "''"
 
 
 def _temperature(text: str) -> float:
@@ -248,5 +255,5 @@ def _number(text: str, rule: str, *, lowest: float = 0, highest: float = math.in
     except ValueError:
         value = math.nan
     if not (lowest <= value <= highest and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{rule}, got {text}")
+        raise argparse.ArgumentTypeError(f"{rule}, got {_cut(text)}")
     return value

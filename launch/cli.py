@@ -5,7 +5,6 @@ Imports only the standard library at the top: help must appear at once, so each 
 
 import argparse
 import contextlib
-import difflib
 import gc
 import io
 import os
@@ -13,11 +12,12 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
+from launch.parsing import parse_verb, unknown_verb
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -28,32 +28,6 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 _LONGEST_LINE = 2000
 _STARTED = time.monotonic()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        see = f"(see {self.prog} --help)"
-        missing = message.removeprefix("the following arguments are required: ")
-        if missing != message:
-            first = missing.split(", ")[0]
-            example = " a YAML file, such as configs/own-task.yaml," if first == "CONFIG" else ""
-            raise UsageError(f"{first}: required,{example} got nothing {see}")
-        words = message.removeprefix("unrecognized arguments: ").split()
-        if message.startswith("unrecognized") and any(action.dest == "overrides" for action in self._actions):
-            raise UsageError(*_foreign_options(words) or [f"{message} {see}"])
-        raise UsageError(f"{message} {see}")
-
-
-def _foreign_options(words: list[str]) -> list[str]:
-    """Lines about options that are settings of ours, or of another project."""
-    from launch.names import certain_hint
-
-    found = []
-    for word in words:
-        name = word.partition("=")[0]
-        if word.startswith("-") and (hint := certain_hint(name.lstrip("-"))):
-            found.append(f"{name[:80]}: no option, but a setting{hint}, to be written field=value, got {word[:80]}")
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,15 +54,16 @@ def _main(argv: list[str]) -> int:
         return 0 if argv else USER_ERROR
     name, *rest = argv
     _escape_what_cannot_be_written()
+    if name in ("--version", "-V"):
+        print(f"tandem {_version()}")
+        return 0
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"verb: must be one of {', '.join(VERBS)}{hint}, got {name[:80]}")
-    arguments = _parse(name, rest)
+        raise unknown_verb(name, VERBS)
+    arguments = parse_verb(name, VERBS[name], rest)
     # The console script does not put the working directory on the path, but rewards and generators live there. None of
     # its files hides a module that is needed: `launch.shadowing` has been asked.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if (directory := _working_directory()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, directory)
     from actors.config import UserError
 
     try:
@@ -104,20 +79,20 @@ def _escape_what_cannot_be_written() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _parse(name: str, rest: list[str]) -> argparse.Namespace:
-    verb = VERBS[name]
-    parser = _Parser(
-        prog=f"tandem {name}",
-        description=verb.summary,
-        epilog=f"example:\n  {verb.example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    verb.declare(parser)
+def _version() -> str:
+    import importlib.metadata
+
     try:
-        return parser.parse_intermixed_args(rest)
-    except SystemExit as done:  # argparse has printed the help
-        sys.exit(done.code)
+        return importlib.metadata.version("tandem-rlhf")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a directory that is not installed"
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise UsageError(f"working directory: must exist ({error.strerror}), got one that is gone") from None
 
 
 def _report(*problems: str) -> int:
@@ -150,7 +125,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
     examples = "\n".join(f"  {verb.example}" for verb in VERBS.values())
     return (
-        "usage: tandem VERB ...\n\n"
+        "usage: tandem VERB ... | --version\n\n"
         "Reinforcement learning for language models on Ray: DeepSpeed trains, vLLM generates.\n\n"
         f"verbs:\n{verbs}\n\nexamples:\n{examples}\n\n`tandem VERB --help` says more about one verb."
     )
@@ -160,9 +135,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.capacity import check_nodes
     from launch.config import load
     from launch.machine import this_machine
+    from launch.ray_address import check_ray_address
 
     config = load(arguments.config, arguments.overrides)
     check_nodes(config, this_machine())
+    check_ray_address(os.environ.get("RAY_ADDRESS"))
     from launch.display import Display
     from launch.opening import opening_lines
 
@@ -282,7 +259,7 @@ def _help(arguments: argparse.Namespace) -> int:
 def _help_of_verb(name: str) -> None:
     """The verb's own help, and that of the section of this name (`data`, `run`), if there is one."""
     with contextlib.suppress(SystemExit):
-        _parse(name, ["--help"])
+        parse_verb(name, VERBS[name], ["--help"])
     from launch.help import help_text, is_setting
 
     if is_setting(name):

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +16,8 @@ from ray.exceptions import AuthenticationError
 
 from actors.config import UserError
 from launch.config import RunConfig, machine_cpus
+from launch.ray_address import check_ray_address
 from launch.signals import arm, hold
-
-_CONNECT_S = 10.0
-"""Deadline of a first connection to a cluster that is joined, in seconds: Ray itself would try for a quarter hour."""
 
 
 @contextmanager
@@ -56,25 +53,12 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
 
 
 def _join(address: str, options: dict[str, Any]) -> None:
-    if address not in ("auto", "local"):
-        _require_reachable(address)
+    check_ray_address(address)
     try:
         ray.init(address=address, **options)
     except (RuntimeError, ConnectionError, ValueError, AuthenticationError) as error:
         # Versions that differ, a wrong token, nothing that is Ray: it is told over several lines.
         raise UserError(f"RAY_ADDRESS: {' '.join(str(error).split())}, got {address}") from None
-
-
-def _require_reachable(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    rule = "must be host:port of a Ray head that can be reached"
-    if "://" in address or not host or not port.isdecimal():
-        raise UserError(f"RAY_ADDRESS: {rule} (`tandem submit` takes http addresses), got {address}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-    except OSError as error:
-        reason = error.strerror or f"no connection within {_CONNECT_S:g} s"
-        raise UserError(f"RAY_ADDRESS: {rule} ({reason}), got {address}") from None
 
 
 def _set_authentication(*, joining: bool) -> None:

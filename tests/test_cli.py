@@ -53,7 +53,7 @@ MISTAKES = {
     ),
     "unknown option": (
         ["check", "job.yaml", "--jso"],
-        "unrecognized arguments: --jso (see tandem check --help)",
+        "--jso: unknown option of tandem check (did you mean --json?)",
     ),
     "no config": (
         ["run", "jobs.yaml"],

@@ -3,13 +3,17 @@
 import json
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from actors.config import UserError
-from launch.cluster import _require_reachable, _runtime_environment, _set_authentication
+from launch import ray_address
+from launch.cluster import _runtime_environment, _set_authentication
 from launch.config import RunConfig, validate
+from launch.ray_address import check_ray_address
+from tests.bad_servers import ANSWERS, bad_server
 
 
 @pytest.mark.parametrize(
@@ -84,15 +88,39 @@ def test_a_submitted_job_keeps_its_own_environment(monkeypatch: pytest.MonkeyPat
         assert submitted == {"env_vars": {"HF_HOME": "/shared"}}
 
 
+NO_HEAD = "RAY_ADDRESS: must be host:port of a Ray head that can be reached"
+
+
 @pytest.mark.parametrize(
     ("address", "line"),
     [
-        ("127.0.0.1:1", "RAY_ADDRESS: must be host:port of a Ray head that can be reached (Connection refused)"),
-        ("http://head:8265", "(`tandem submit` takes http addresses), got http://head:8265"),
-        ("head", "RAY_ADDRESS: must be host:port of a Ray head that can be reached"),
+        ("127.0.0.1:1", f"{NO_HEAD} (Connection refused), got 127.0.0.1:1"),
+        ("http://head:8265", f"{NO_HEAD} (`tandem submit` takes http addresses), got http://head:8265"),
+        *[(bad, f"{NO_HEAD} (`tandem submit` takes http") for bad in ("head", ":6379", "head:", "head:99999", " :1")],
+        (f"{'a' * 70}:1", f"{NO_HEAD} (no name of a machine), got "),
     ],
 )
 def test_a_dead_cluster_is_one_line(address: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
-        _require_reachable(address)
-    assert line in caught.value.problems[0]
+        check_ray_address(address)
+    assert caught.value.problems[0].startswith(line)
+
+
+@pytest.mark.parametrize("kind", ["silent", "dripping", *ANSWERS])
+def test_what_is_no_ray_head_is_one_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for it, for a minute or for ever."""
+    monkeypatch.setattr(ray_address, "ANSWER_S", 0.3)
+    with bad_server(kind) as port, pytest.raises(UserError) as caught:
+        check_ray_address(f"127.0.0.1:{port}")
+    (line,) = caught.value.problems
+    why = {"silent": "no answer within 0.3 s", "closing": "the connection "}.get(kind, "what answers there is another")
+    assert line.startswith(f"RAY_ADDRESS: must be host:port of a Ray head, by default 6379 ({why}")
+
+
+def test_a_server_of_rays_protocol_is_taken() -> None:
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    check_ray_address(f"127.0.0.1:{port}")
+    server.stop(None)

@@ -23,6 +23,8 @@ class DashboardAccess:
     token: str | None = field(repr=False)
     token_source: str
     """Where the token is from, or why there is none."""
+    source: str = "--address"
+    """Option or variable that the address is from."""
 
 
 def dashboard_access(address: str | None, environment: Mapping[str, str] = os.environ) -> DashboardAccess:
@@ -32,14 +34,16 @@ def dashboard_access(address: str | None, environment: Mapping[str, str] = os.en
         UserError: no address or none of a dashboard, or the token that RAY_AUTH_MODE asks for is missing.
     """
     token, source = _token(environment)
-    return DashboardAccess(_address(address, environment), token, source)
+    name, normal = _address(address, environment)
+    return DashboardAccess(normal, token, source, name)
 
 
-def _address(given: str | None, environment: Mapping[str, str]) -> str:
+def _address(given: str | None, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Option or variable that names an address, and the address."""
     candidates = {"--address": given} | {name: environment.get(name) for name in _VARIABLES}
     for name, value in candidates.items():
         if value and (name != "RAY_ADDRESS" or value.startswith(("http://", "https://"))):
-            return _normal(name, value)
+            return name, _normal(name, value)
     other = environment.get("RAY_ADDRESS")
     hint = f" (RAY_ADDRESS={other} is no dashboard's)" if other else ""
     raise UserError(
@@ -58,6 +62,8 @@ def _normal(name: str, value: str) -> str:
     if "@" in parts.netloc:
         raise UserError(f"{name}: must hold no user and password, as commands print it (token: {TOKEN_PLACES})")
     plain = not (parts.query or parts.fragment) and re.fullmatch(r"[\x21-\x7e]+", text)
+    # Between two dots of a name are 1 to 63 characters; an address in brackets has colons.
+    plain = plain and host and (":" in host or all(0 < len(part) < 64 for part in host.rstrip(".").split(".")))
     if not host or parts.scheme not in ("http", "https") or not plain or value == "auto":
         raise UserError(f"{name}: must be the http(s) address of the cluster's dashboard, {_EXAMPLE}, got {value}")
     return text.rstrip("/")

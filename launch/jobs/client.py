@@ -9,16 +9,23 @@ import importlib.metadata
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, cast
 from urllib.parse import quote
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from actors.config import UserError
 from launch.jobs.access import TOKEN_PLACES, DashboardAccess
+from launch.within import TooLate, within
 
 CONNECT_S, READ_S, UPLOAD_S = 5.0, 30.0, 600.0
 """Deadlines of a connection, of an answer, and of the answer to an upload, in seconds."""
+FIRST_S = 8.0
+"""Deadline of the first answer, in seconds: a wrong address shall show soon."""
+_SLOW_S = 2.0
+"""Time beyond its deadline in which an answer that has begun must end, in seconds."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -146,12 +153,12 @@ class JobsClient:
         **body: Any,
     ) -> requests.Response:
         read_s = read_s or READ_S
+        url, timeout = self.access.address + path, (CONNECT_S, read_s)
+        call = partial(self._session.request, method, url, timeout=timeout, allow_redirects=False, **body)
         try:
-            response = self._session.request(
-                method, self.access.address + path, timeout=(CONNECT_S, read_s), allow_redirects=False, **body
-            )
-        except requests.exceptions.RequestException as error:
-            raise NoAnswer(f"--address: {_why(error, read_s)}, got {self.access.address}") from None
+            response = within(read_s + _SLOW_S, call)
+        except (requests.exceptions.RequestException, HTTPError, UnicodeError, TooLate) as error:
+            raise NoAnswer(f"{self.access.source}: {_why(error, read_s)}, got {self.access.address}") from None
         if response.status_code not in accept:
             raise self._refusal(response, job_id)
         return response
@@ -166,8 +173,8 @@ class JobsClient:
             return UnknownJob(f"ID: {address} knows no such job{hint}, got {job_id}")
         said = cause_line(response.text) or response.reason
         if status >= 500:
-            return NoAnswer(f"--address: {address} answered {status}: {said}")
-        return UserError(f"--address: {address} refused the request ({status}): {said}")
+            return NoAnswer(f"{self.access.source}: {address} answered {status}: {said}")
+        return UserError(f"{self.access.source}: {address} refused the request ({status}): {said}")
 
     def _unauthorized(self, status: int) -> str:
         access = self.access
@@ -181,12 +188,16 @@ class JobsClient:
         )
 
     def _check_version(self, warn: Callable[[str], None]) -> None:
-        response = self._request("GET", "/api/version", accept=tuple({*range(200, 500)} - {401, 403}))
+        response = self._request(
+            "GET", "/api/version", accept=tuple({*range(200, 500)} - {401, 403}), read_s=min(FIRST_S, READ_S)
+        )
         try:
             theirs = str(response.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
             said = f"GET /api/version: {response.status_code} {response.reason}"
-            raise UserError(f"--address: must be a Ray dashboard ({said}), got {self.access.address}") from None
+            raise UserError(
+                f"{self.access.source}: must be a Ray dashboard ({said}), got {self.access.address}"
+            ) from None
         try:
             ours = importlib.metadata.version("ray")
         except importlib.metadata.PackageNotFoundError:
@@ -200,7 +211,9 @@ class JobsClient:
         except ValueError:
             values = None
         if not isinstance(values, kind):
-            raise NoAnswer(f"--address: must be a Ray dashboard (its answer is not understood), got {response.url}")
+            raise NoAnswer(
+                f"{self.access.source}: must be a Ray dashboard (its answer is not understood), got {response.url}"
+            )
         return values
 
 
@@ -237,8 +250,10 @@ def _job(values: dict[str, Any]) -> SubmittedJob:
     )
 
 
-def _why(error: requests.exceptions.RequestException, read_s: float) -> str:
+def _why(error: Exception, read_s: float) -> str:
     """The rule that an address broke when a request failed before an answer."""
+    if isinstance(error, TooLate):
+        return f"must be a dashboard that answers (no whole answer within {read_s + _SLOW_S:g} s)"
     if isinstance(error, requests.exceptions.SSLError):
         return f"must be https with a certificate that this machine trusts ({_system_error(error)})"
     if isinstance(error, requests.exceptions.ConnectTimeout):

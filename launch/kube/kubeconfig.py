@@ -12,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from actors.config import UserError
+from launch.within import TooLate, within
 
-CONNECT_S, READ_S = 5, 30
+CONNECT_S, READ_S = 5, 8
+_SLOW_S = 2
+"""Time beyond READ_S in which an answer that has begun must end, in seconds."""
 _GROUP, _VERSION, _RAYJOBS = "ray.io", "v1", "rayjobs"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _INSTALL_OPERATOR = (
@@ -54,7 +58,7 @@ class KubeApi:
 
     def rayjobs(self, labels: str = "") -> list[dict[str, Any]]:
         """RayJobs with these labels (a selector such as `a=b,c`; default: all)."""
-        return (self._custom("list", "list_namespaced_custom_object", label_selector=labels) or {})["items"]
+        return self._items(self._custom("list", "list_namespaced_custom_object", label_selector=labels))
 
     def create_rayjob(self, document: dict[str, Any]) -> dict[str, Any]:
         """The RayJob as the server keeps it; fields that the server does not know are refused, not dropped."""
@@ -90,14 +94,14 @@ class KubeApi:
 
     def pods(self, labels: str) -> list[dict[str, Any]]:
         """Pods with these labels, in the order of their creation."""
-        found = self._core("list", "pods", "list_namespaced_pod", self.namespace, label_selector=labels) or {}
-        return sorted(found["items"], key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
+        found = self._core("list", "pods", "list_namespaced_pod", self.namespace, label_selector=labels)
+        return sorted(self._items(found), key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
 
     def warnings(self, name: str) -> list[str]:
         """Messages of the warnings about an object, the latest last."""
         selector = f"involvedObject.name={name},type=Warning"
         found = self._core("list", "events", "list_namespaced_event", self.namespace, field_selector=selector)
-        events = (found or {})["items"]
+        events = self._items(found)
         events.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
         return [event.get("message") or "" for event in events]
 
@@ -127,21 +131,36 @@ class KubeApi:
         )
 
     def _object(self, answer: bytes | None) -> dict[str, Any] | None:
+        if answer is None:
+            return None
         try:
-            return None if answer is None else json.loads(answer)
+            values = json.loads(answer)
         except ValueError:
-            start = " ".join(answer[:80].decode("utf-8", "replace").split()) if answer else "nothing"
-            raise UserError(f"kubernetes: the API server at {self.server} must answer in JSON, got {start}") from None
+            values = None
+        if not isinstance(values, dict):
+            start = " ".join(answer[:80].decode("utf-8", "replace").split()) or "nothing"
+            raise UserError(f"kubernetes: the API server at {self.server} must answer with a JSON object, got {start}")
+        return values
+
+    def _items(self, answer: dict[str, Any] | None) -> list[dict[str, Any]]:
+        items = (answer or {}).get("items")
+        if not isinstance(items, list):
+            got = f"fields {', '.join(answer)[:80]}" if answer else "nothing"
+            raise UserError(f"kubernetes: the API server at {self.server} must list items, got {got}")
+        return items
 
     def _ask(self, verb: str, resource: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes | None:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
         where = f"kubernetes: the API server at {self.server}"
+        options |= {"_preload_content": False, "_request_timeout": (CONNECT_S, READ_S)}
         try:
-            return call(*arguments, **options, _preload_content=False, _request_timeout=(CONNECT_S, READ_S)).data
+            return within(READ_S + _SLOW_S, lambda: call(*arguments, **options).data)
         except ApiException as error:
             return self._absent(error, verb, resource)
+        except TooLate:
+            raise KubeUnreachable(f"{where} must end its answer within {READ_S + _SLOW_S:g} s, got a part") from None
         except ReadTimeoutError:
             raise KubeUnreachable(f"{where} must answer within {READ_S} s, got nothing") from None
         except NewConnectionError as error:
@@ -213,9 +232,21 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
             config.load_kube_config(config_file=path, context=chosen, client_configuration=settings)
         except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"kubeconfig: {path} must be valid, with context {chosen}, got {_cause(error)}") from None
+    if not _is_server(settings.host):
+        raise UserError(
+            f"kubeconfig: {path} must name an http(s) server, such as https://10.0.0.1:6443, got {settings.host}"
+        )
     api = client.ApiClient(settings)
     found = namespace or used.get("namespace") or "default"
     return KubeApi(client.CoreV1Api(api), client.CustomObjectsApi(api), found, chosen)
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:
+        return False
 
 
 def _context(config: Any, path: str, wanted: str | None) -> tuple[str, dict[str, Any]]:
