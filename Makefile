@@ -17,14 +17,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 setup: $(VENV)/.cpu
 
-# pip is interrupted without harm: a second `make setup` goes on from what is there.
-$(VENV)/bin/pip:
+# Whatever is interrupted, a second `make setup` goes on from what is there.
+$(VENV)/.made:
 	@command -v $(PYTHON) > /dev/null || { echo "error: PYTHON: must be a Python 3.11 or later, got $(PYTHON), which is not on the PATH" >&2; exit 2; }
 	@$(PYTHON) requirements/check_machine.py --engine
 	@echo "set-up 1 of 4: a virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --help > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(VENV)/.cpu: requirements/cpu.txt requirements/install_torch.py pyproject.toml setup.py | $(VENV)/bin/pip
+$(VENV)/.cpu: requirements/cpu.txt requirements/install_torch.py pyproject.toml setup.py | $(VENV)/.made
 	@echo "set-up 2 of 4: the CPU build of torch"
 	@$(INSTALL) setuptools==78.1.1
 	@$(BIN)/python requirements/install_torch.py requirements/cpu.txt
@@ -38,6 +39,7 @@ $(VENV)/.cpu: requirements/cpu.txt requirements/install_torch.py pyproject.toml 
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.cpu
 	@echo "tools for tests and checks, of requirements/dev.txt: 0.5 GB on disk, half a minute"
+	@$(BIN)/python requirements/install_torch.py requirements/cpu.txt
 	@$(INSTALL) --no-deps -r requirements/dev.txt
 	@touch $@
 

@@ -6,14 +6,17 @@
 PyPI's torch for Linux is a CUDA build, which cannot even be imported without NVIDIA's libraries. So pip is asked for
 VERSION+cpu, a name that only CPU builds have: from the indexes that it is configured with, then from PyTorch's own, or
 from the one that the environment variable TORCH_INDEX names. Nothing is done where that build is there; with --check,
-one that cannot be imported is installed once more. Needs the standard library only.
+one that cannot be imported is installed once more. Before, what an interrupted pip has left in parts is forgotten, so
+that the list installs it again. Needs the standard library only.
 """
 
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 INDEX = "https://download.pytorch.org/whl/cpu"
@@ -30,6 +33,7 @@ def main() -> int:
     version = pinned(Path(requirements))
     try:
         if check != ["--check"]:
+            forget_parts()
             ensure(version)
         elif problem := unusable(version):
             source = ensure(version, again=True)
@@ -75,6 +79,18 @@ def ensure(version: str, *, again: bool = False) -> str:
         f"torch: must be on an index that pip reaches, as torch=={version} for {python}, got {'; '.join(refusals)} "
         f"(TORCH_INDEX=URL names another index)"
     )
+
+
+def forget_parts() -> None:
+    """Let pip see that a package is not there whose installation was cut short.
+
+    pip writes the metadata, by which it knows a package, with its files, and the list of them last: between lie the
+    seconds in which it compiles them.
+    """
+    for directory in Path(sysconfig.get_path("purelib")).glob("*.dist-info"):
+        if (directory / "METADATA").is_file() and not (directory / "RECORD").is_file():
+            print(f"{directory.name.removesuffix('.dist-info')} was installed in parts: once more", flush=True)
+            shutil.rmtree(directory)
 
 
 def installed() -> str | None:

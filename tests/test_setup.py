@@ -44,6 +44,7 @@ for old in here.glob("torch*"):
 info = here / ("torch-" + given["version"] + ".dist-info")
 info.mkdir()
 (info / "METADATA").write_text("Name: torch\\nVersion: " + given["version"] + "\\n")
+(info / "RECORD").touch()
 """
 GOOD = {"version": CPU_BUILD, "code": f"__version__ = {CPU_BUILD!r}"}
 MISSING = "libcudnn.so.9: cannot open shared object file: No such file or directory"
@@ -87,6 +88,13 @@ def test_torch_comes_from_the_configured_indexes_if_they_have_it(tmp_path: Path)
     assert machine.install() == (0, f"torch {CPU_BUILD}: about 200 MB\n", "")
     assert machine.asked() == ["configured"]
     machine.offer({})
+    whole, part = (machine.packages / f"{name}-1.0.dist-info" for name in ("whole", "part"))
+    for directory, names in ((whole, ("METADATA", "RECORD")), (part, ("METADATA",))):
+        directory.mkdir()
+        for name in names:
+            (directory / name).touch()
+    assert machine.install() == (0, "part-1.0 was installed in parts: once more\n", "")
+    assert whole.is_dir() and not part.exists(), "what an interrupted pip left is installed again by the list"
     assert machine.install() == (0, "", ""), "what is there and can be imported is left alone"
     assert machine.asked() == ["configured"]
 
