@@ -187,6 +187,11 @@ class TrainedWorker(Worker):
             torch.cuda.set_rng_state(state, self.device)
 
     def export(self, directory: Path) -> None:
+        """Write the model as it is to be used: with the average of its weights, where the group keeps one."""
+        with self.engine.averaged():
+            self.write_model(directory)
+
+    def write_model(self, directory: Path) -> None:
         """Write a Hugging Face directory, with adapters merged and alone below it; all ranks gather, rank 0 writes."""
         from actors import lora
         from actors.models import export_model

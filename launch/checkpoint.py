@@ -184,7 +184,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
         "algorithm": {"name"},
         "model": {"path", "init", "dtype", "lora", "quantize", "freeze"},
         "data": {"shuffle"},
-        "policy": {"optimizer", "zero_stage", "ranks"},
+        "policy": {"optimizer", "zero_stage", "ranks", "ema_decay"},
         "run": {"seed"},
     }
     if config.critic is not None:
@@ -213,7 +213,8 @@ def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     """(dotted field, old value, new value) of every leaf that differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):
-            yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
+            if name in then or now[name]:  # a setting that was not known then was not given
+                yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
     elif then != now:
         yield field, then, now
 

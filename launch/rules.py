@@ -153,6 +153,8 @@ def _critic_fits(config: "RunConfig") -> None:
         raise ValueError("critic: required for ppo (critic={} takes the defaults), got nothing")
     if config.critic is not None and not ppo:
         raise ValueError(f"critic must be left out for {config.algorithm.name}, which learns no values, got one")
+    if config.critic is not None:
+        refuse_unused(config.critic, "ema_decay", why="as a critic is not exported", section="critic.")
 
 
 def _reference_fits(config: "RunConfig") -> None:
