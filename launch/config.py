@@ -19,6 +19,7 @@ from actors.config import (
     RolloutConfig,
     TrainerConfig,
     UserError,
+    refuse_unused,
 )
 from actors.config_nodes import Environment, NodeLabels, is_secret
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
@@ -28,6 +29,9 @@ from launch.config_file import apply_overrides, read_yaml
 from launch.kube.config import KubernetesConfig
 from launch.rules import check_rules
 
+_WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
+"""Characters that Weights & Biases takes."""
+
 
 class CheckpointConfig(Config):
     """What is saved, and when."""
@@ -35,7 +39,8 @@ class CheckpointConfig(Config):
     every: PositiveInt | None = None
     """Steps between checkpoints (default: only at the end)."""
     keep: PositiveInt = 2
-    """Checkpoints kept, the latest and those before it; older ones are removed."""
+    """Checkpoints kept, the latest and those before it, each with all that resuming takes, and beside them the best one
+    of `algorithm.best_by`; older ones are removed. `tandem export RUN --step N` makes a model of any that is kept."""
     resume: bool = True
     """Continue from the run directory's latest checkpoint, if there is one; false removes what an earlier run of the
     same name left."""
@@ -50,8 +55,24 @@ class TrackingConfig(Config):
     """Write TensorBoard event files."""
     project: str = "tandem"
     """Weights & Biases project."""
+    entity: str | None = None
+    """Weights & Biases team or user (default: the account's own)."""
+    group: str | None = None
+    """Weights & Biases group (default: the run's name)."""
+    tags: list[str] = []
+    """Weights & Biases tags."""
     samples_per_step: int = Field(default=8, ge=0)
     """Completions a step writes to samples.jsonl."""
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> "TrackingConfig":
+        if not self.wandb:
+            refuse_unused(self, "entity", "group", "tags", why="with wandb false, as nothing else has them")
+        for name, value in (("entity", self.entity), ("group", self.group), *(("tags", tag) for tag in self.tags)):
+            longest = _WANDB_LONGEST[name]
+            if value is not None and not 0 < len(value.strip()) <= longest:
+                raise ValueError(f"{name} must be of 1 to {longest} characters, got {value[:80]!r}")
+        return self
 
 
 class ClusterConfig(Config):

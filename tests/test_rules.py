@@ -711,6 +711,14 @@ CASES: list[tuple[str, str, str]] = [
         "policy={offload_parameters: true, zero_stage: 2}",
         "policy.offload_parameters needs zero_stage 3, got zero_stage 2",
     ),
+    # Names that Weights & Biases takes.
+    (
+        "sft",
+        "tracking={wandb: false, tags: [a]}",
+        "tracking.tags must be left out with wandb false, as nothing else has them, got ['a']",
+    ),
+    ("sft", "tracking.tags=[a, '']", "tracking.tags must be of 1 to 64 characters, got ''"),
+    ("sft", "tracking.entity=' '", "tracking.entity must be of 1 to 128 characters, got ' '"),
     # What is passed through to DeepSpeed.
     (
         "sft",
