@@ -172,10 +172,14 @@ class TrainedWorker(Worker):
 
     def load(self, directory: Path) -> None:
         """Restore this rank's share of a checkpoint."""
-        self.engine.load(directory)
+        self.load_model(directory)
         path = directory / f"random-{self.rank}.pt"
         if path.exists():  # A run may go on with more ranks than it had.
             self._set_random_state(torch.load(path))
+
+    def load_model(self, directory: Path) -> None:
+        """Restore the model and its optimizer only, also on another device than that of the run."""
+        self.engine.load(directory)
 
     def _random_state(self) -> list[torch.Tensor]:
         on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []

@@ -35,6 +35,7 @@ from launch.estimate import (
     stored_parameters,
     trainer_memory,
 )
+from launch.hub import check_can_push
 from launch.inputs import Rows, check_reward, check_rows
 from launch.model_files import (
     check_critic,
@@ -155,6 +156,9 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     if not elsewhere:
         with findings.collecting():
             _check_tracking(config)
+        with findings.collecting():
+            if config.run.hub_model_id:
+                check_can_push("run.hub_model_id", config.run.hub_model_id)
         with findings.collecting():
             check_encoder_packages(config)
     findings.warnings.extend(_sampling_warnings(config))

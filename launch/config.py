@@ -26,6 +26,7 @@ from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig, OfflineConfig
 from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
+from launch.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
 from launch.rules import check_rules
 
@@ -108,6 +109,19 @@ class Run(Config):
     """Directory that holds run directories."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of data order, sampling and initialisation of everything but `model.init`."""
+    hub_model_id: str | None = None
+    """Upload the exported model to this repository of the Hugging Face hub, OWNER/NAME, which is made when there is
+    none; needs a token (HF_TOKEN, or `hf auth login`). What fails is a warning."""
+    hub_private: bool = False
+    """Make that repository a private one."""
+
+    @model_validator(mode="after")
+    def _uploads_have_a_place(self) -> "Run":
+        if self.hub_model_id is None:
+            refuse_unused(self, "hub_private", why="without hub_model_id")
+        elif problem := hub_id_problem(self.hub_model_id):
+            raise ValueError(f"hub_model_id {problem}, got {self.hub_model_id}")
+        return self
 
 
 class RunConfig(Config):

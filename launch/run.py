@@ -23,6 +23,7 @@ from launch.config import RunConfig
 from launch.curves import draw_curves
 from launch.display import Display
 from launch.ending import Ending
+from launch.hub import push_export
 from launch.model_card import write_model_card
 from launch.reporter import RunReporter
 from launch.reserve import place, release
@@ -70,6 +71,10 @@ def run(config: RunConfig) -> int:
             display.close()
             tracker.close()
         _farewell(config)
+        if config.run.hub_model_id:
+            arm()
+            if warning := push_export(config.directory, config.run.hub_model_id, private=config.run.hub_private):
+                print(f"warning: {warning}", file=sys.stderr)
         if _benchmark_tasks(config):
             _measure_with_mteb(config)
     return 0
@@ -84,8 +89,8 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         checkpoints.prepare()
         if found is None:
-            for name in ("export", "mteb"):
-                shutil.rmtree(directory / name, ignore_errors=True)
+            for path in (directory / "mteb", directory / "export", *directory.glob("export-step-*")):
+                shutil.rmtree(path, ignore_errors=True)
             (directory / "curves.png").unlink(missing_ok=True)
         (directory / "config.json").write_text(
             json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
@@ -116,6 +121,8 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             best = load_best(config, {"policy": loop.policy}) if config.best_by else None
             if best:
                 reporter.note(f"best by {config.best_by}: step {best}")
+            if config.policy.ema_decay:
+                reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
             _export(loop.policy, config)
             if isinstance(config.algorithm, EncoderConfig):
                 write_model_card(config, best or loop.step)
