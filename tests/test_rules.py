@@ -719,6 +719,12 @@ CASES: list[tuple[str, str, str]] = [
     ),
     ("sft", "tracking.tags=[a, '']", "tracking.tags must be of 1 to 64 characters, got ''"),
     ("sft", "tracking.entity=' '", "tracking.entity must be of 1 to 128 characters, got ' '"),
+    ("sft", "run.hub_private=true", "run.hub_private must be left out without hub_model_id, got true"),
+    (
+        "sft",
+        "run.hub_model_id=model",
+        "run.hub_model_id must be OWNER/NAME, of letters, digits, single - and ., and _, got model",
+    ),
     # What is passed through to DeepSpeed.
     (
         "sft",
