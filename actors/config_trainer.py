@@ -149,3 +149,19 @@ class ReferenceConfig(FrozenGroupConfig):
 
     from_policy: bool = False
     """With model.lora: no group of its own, but the policy with its adapters disabled."""
+    sync_every: PositiveInt | None = None
+    """Steps after which the reference follows the policy (arXiv 2404.09656): reference <- mix x policy + (1 - mix) x
+    reference (default: never)."""
+    sync_mix: float = Field(default=1.0, gt=0, le=1)
+    """The mix: 1 replaces the reference."""
+
+    @model_validator(mode="after")
+    def _can_follow(self) -> "ReferenceConfig":
+        if self.sync_every is None:
+            refuse_unused(self, "sync_mix", why="without sync_every")
+        elif self.from_policy:
+            raise ValueError(
+                f"sync_every must be left out with from_policy, whose weights are the policy's own, "
+                f"got {self.sync_every}"
+            )
+        return self

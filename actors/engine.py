@@ -174,10 +174,13 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     return engine
 
 
-def gathered(parameters: Sequence[torch.nn.Parameter]) -> Any:
-    """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
+def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> Any:
+    """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it.
+
+    `changed`: all ranks then get what rank 0 has made of them.
+    """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    return deepspeed.zero.GatheredParameters(sharded) if sharded else nullcontext()
+    return deepspeed.zero.GatheredParameters(sharded, 0 if changed else None) if sharded else nullcontext()
 
 
 def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -8,7 +8,7 @@ from actors.tokenizer import load_tokenizer
 from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig, SFTConfig
 from algorithms.data import Batches, load_rows, sequences
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, meet, reference_sync, resume, start_building
 from launch.reporter import RunReporter
 from launch.reserve import Placement
 
@@ -28,6 +28,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     train, held_out = _rows(config, directory, "data.train"), []
     if config.data.eval:
         held_out = _rows(config, directory, "data.eval")
+    kept = {"policy": policy} | ({"reference": extra["reference"]} if config.reference.sync_every else {})
     updates = algorithm.updates(len(train))
     policy.gather(start_building(policy, updates), "build")
     loop = _loop_class(config)(
@@ -36,13 +37,13 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
         rows=train,
         batches=Batches(len(train), seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=held_out,
-        checkpoint=RunCheckpointer(config, {"policy": policy}, placement.nodes),
+        checkpoint=RunCheckpointer(config, kept, placement.nodes),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,
         **extra,
     )
-    resume(config, {"policy": policy}, loop, reporter)
+    resume(config, kept, loop, reporter)
     return loop
 
 
@@ -61,13 +62,14 @@ def _reference(config: RunConfig, directory: str, placement: Placement, groups: 
     from actors.policy import PolicyWorker
     from actors.reference import ReferenceWorker
 
-    reference, method = None, None
+    reference, method, sync = None, None, None
     if config.reference_group:
         reference = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
         plain = config.model.model_copy(update={"lora": None, "freeze": []})
         reference.spawn(plain, directory, config.reference, config.run.seed)
         meet(reference, ReferenceWorker.build)
         method = ReferenceWorker.outputs
+        sync = reference_sync(config, policy, reference) if config.reference.sync_every else None
     elif config.reference_needed:
         reference, method = policy, PolicyWorker.reference_outputs
     return {
@@ -76,6 +78,7 @@ def _reference(config: RunConfig, directory: str, placement: Placement, groups: 
         "reference_tokens": (config.reference if config.reference_group else config.policy).micro_batch_tokens,
         "cache": _reference_cache(config, directory),
         "max_length": config.data.max_length,
+        "sync_reference": sync,
     }
 
 

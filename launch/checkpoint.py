@@ -189,6 +189,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     }
     if config.critic is not None:
         parts["critic"] = {"optimizer", "zero_stage", "ranks", "path", "lora"}
+    if config.reference.sync_every:  # the checkpoint then holds the reference's weights
+        parts["reference"] = {"sync_every", "sync_mix"}
     return {
         section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
     }

@@ -260,16 +260,17 @@ def test_two_ranks_of_zero_3_on_shared_bundles(
 ) -> None:
     """Sharded parameters are gathered for two engines; two updates a step; rank i and engine i share bundle i.
 
-    Advantages are whitened over both ranks, and the KL to a reference of its own is part of the loss.
+    Advantages are whitened over both ranks, and the KL to a reference of its own, which follows the policy, is part of
+    the loss.
     """
     algorithm = {"samples_per_update": 16, "advantage": "reinforce_pp_baseline", "kl_coef": 0.05}
     settings = config(warm_model, reverse, steps=3, **algorithm)
     overrides = ["policy.ranks=2", "policy.zero_stage=3", "rollout.engines=2", "policy.micro_batch_tokens=64"]
-    averaged = ["policy.ema_decay=0.5", "policy.offload_parameters=true", "policy.optimizer.warmup_ratio=0.3"]
+    overrides += ["policy.offload_parameters=true", "policy.optimizer.warmup_ratio=0.3"]
+    overrides += ["reference={ranks: 2, zero_stage: 3, offload_parameters: true, sync_every: 2, sync_mix: 0.25}"]
     kept = ["checkpoint.every=1", "checkpoint.keep=3"]
-    job = tandem(settings, *overrides, *averaged, *kept, "cluster.placement=shared")
+    job = tandem(settings, *overrides, *kept, "cluster.placement=shared")
     assert job.wait() == 0, job.text
-    assert "exporting the average of the weights (policy.ema_decay 0.5)" in job.text
     steps = job.steps()
     assert steps[3]["policy/kl"] > 1e-6
     _assert_in_step(steps, 3)
@@ -282,6 +283,11 @@ def test_two_ranks_of_zero_3_on_shared_bundles(
     }
     assert [name for name in after if not torch.equal(after[name], exported[3][name])] == []
     assert [name for name in after if torch.equal(after[name], exported[2][name])] == []
+    followed = load_file(job.directory / "checkpoints/step-2/reference/weights.safetensors")
+    assert followed.keys() == before.keys()
+    for name, weight in followed.items():  # after step 2 it has moved towards the policy
+        torch.testing.assert_close(weight, 0.75 * before[name] + 0.25 * exported[2][name], msg=name)
+    assert not (job.directory / "reference-sync.safetensors").exists()
     assert {"policy-0.log", "policy-1.log", "rollout-0.log", "rollout-1.log", "reference-0.log"} <= {
         path.name for path in (job.directory / "logs").iterdir()
     }

@@ -711,6 +711,34 @@ CASES: list[tuple[str, str, str]] = [
         "policy={offload_parameters: true, zero_stage: 2}",
         "policy.offload_parameters needs zero_stage 3, got zero_stage 2",
     ),
+    # A reference that follows the policy.
+    (
+        "dpo",
+        "reference.sync_mix=0.5",
+        "reference.sync_mix must be left out without sync_every, got 0.5",
+    ),
+    (
+        "dpo",
+        "model.lora={}; reference={from_policy: true, sync_every: 5}",
+        "reference.sync_every must be left out with from_policy, whose weights are the policy's own, got 5",
+    ),
+    (
+        "dpo",
+        "algorithm.reference=precomputed; reference.sync_every=5",
+        "reference.sync_every must be left out with algorithm.reference precomputed, whose logprobs are those of the "
+        "initial policy, got 5",
+    ),
+    (
+        "dpo",
+        "model={path: other, lora: {}, quantize: nf4}; policy.gpus_per_rank=1; reference={gpus_per_rank: 1, "
+        "sync_every: 5}",
+        "reference.sync_every must be left out with model.quantize, whose weights cannot be replaced, got 5",
+    ),
+    (
+        "grpo",
+        "reference.sync_every=5",
+        "reference.sync_every must be left out where the algorithm compares with no reference, got 5",
+    ),
     # Names that Weights & Biases takes.
     (
         "sft",
