@@ -101,7 +101,11 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             policy.gather(start_building(policy, 1), "build")
             _say(f"loading step-{step}")
             policy.call(TrainedWorker.load_model, directory / "checkpoints" / f"step-{step}" / "policy")
-            _say(f"writing {output.with_suffix('').name}")
+            decay = config.policy.ema_decay
+            _say(
+                f"writing {output.stem}"
+                + (f", the average of the weights (policy.ema_decay {decay:g})" if decay else "")
+            )
             policy.call(TrainedWorker.export, output)
         finally:
             hold()

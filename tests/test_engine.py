@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from actors.config import FrozenGroupConfig, OptimizerConfig, TrainerConfig
+from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig
 from actors.config_deepspeed import FIELDS, OURS
-from actors.engine import TrainingEngine, _schedule, inference_module, join_process_group
+from actors.engine import TrainingEngine, _schedule, gathered, inference_module, join_process_group
 from actors.group import free_port, rendezvous_environment
+from actors.lora import add_adapters, plain_parameters
 
 STAGES = (0, 1, 2, 3)
 UPDATES = 4
@@ -145,6 +147,41 @@ def test_averages_of_bf16_are_kept_in_float32(stage: int) -> None:
     with plain.averaged():
         assert_equal({n: w.float() for n, w in averaged.items()}, weights(plain), atol=0.02)
     assert_equal(weights(trained), own)
+
+
+class Adapted(torch.nn.Module):
+    """A frozen language model with adapters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        self.model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes))
+        add_adapters(self.model, LoraConfig(rank=2), seed=0)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.model(batch).logits
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_of_adapters_the_factors_are_averaged(stage: int) -> None:
+    group = TrainerConfig(zero_stage=stage, optimizer=SMALL, ema_decay=0.75)
+    trained, plain = TrainingEngine(Adapted(), group, "fp32", UPDATES), Adapted()
+    expected = weights(trained)
+    for update in range(UPDATES):
+        batch = torch.arange(12).reshape(2, 6) + update
+        trained.backward((trained.forward(batch) ** 2).sum(), last=True)
+        trained.step()
+        for name, weight in weights(trained).items():
+            expected[name] = 0.75 * expected[name] + 0.25 * weight
+    assert sum(average.numel() for average in trained.averages) < 2000, "of the adapters alone"
+    plain.model.load_state_dict(expected, strict=False)
+    with trained.averaged():
+        assert_equal(weights(trained), expected, atol=1e-6)
+        merged = {
+            name: tensor.clone() for name, tensor in plain_parameters(trained.module.model, gathered, merged=True)
+        }
+    assert_equal(merged, dict(plain_parameters(plain.model, gathered, merged=True)), atol=1e-6)
 
 
 @pytest.mark.parametrize("offload_optimizer", [False, True])
