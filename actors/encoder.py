@@ -157,7 +157,7 @@ class EncoderWorker(TrainedWorker):
         found = [self.engine.evaluate(self._on_device(batch.features)) for batch in batches]
         return self._in_order(batches, found, len(texts)).cpu().numpy()
 
-    def export(self, directory: Path) -> None:
+    def write_model(self, directory: Path) -> None:
         """Write a sentence-transformers directory, with adapters merged and alone below it; rank 0 writes."""
         from actors import lora
         from actors.encoder_models import load_encoder, write_encoder

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,10 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+_MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
+"""Where DeepSpeed keeps a rank's float32 weights: ZeRO 1 and 2, ZeRO 3, and ZeRO 1 with bf16."""
+
+
 def join_process_group(timeout_s: float) -> None:
     """Join torch.distributed and DeepSpeed's view of it, by the rendezvous variables of the environment."""
     if not torch.cuda.is_available():
@@ -45,12 +49,15 @@ class TrainingEngine:
         schedule = _schedule(optimizer, group.optimizer, total_updates)
         self.max_grad_norm = group.optimizer.max_grad_norm
         self.plain = group.zero_stage == 0 and dtype == "fp32"
-        self.world_size = dist.get_world_size()
-        config = _deepspeed_config(group, dtype) | ({} if self.plain else {"gradient_clipping": self.max_grad_norm})
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        # Left out, DeepSpeed's default would clip plain gradients to 1 behind our own clipping; 0 is never.
+        config = _deepspeed_config(group, dtype) | {"gradient_clipping": 0.0 if self.plain else self.max_grad_norm}
         self.module = module
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )
+        self.decay = group.ema_decay
+        self.averages = [weights.detach().clone() for weights in self._masters()] if self.decay else []
 
     def forward(self, *inputs: Any) -> Any:
         """What the module answers, with gradients: of a packed batch, logprobs and entropies [T]."""
@@ -86,7 +93,46 @@ class TrainingEngine:
         assert norm is not None
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm of an update is {float(norm)}: the model is lost, see the log")
+        if self.decay:
+            for average, weights in zip(self.averages, self._masters(), strict=True):
+                average.lerp_(weights.detach(), 1 - self.decay)
         return float(norm)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the model has the average of its trained weights, where one is kept; collective."""
+        own = [weights.detach().clone() for weights in self._masters()] if self.decay else []
+        self._set_masters(self.averages)
+        try:
+            yield
+        finally:
+            self._set_masters(own)
+
+    def _masters(self) -> Sequence[torch.Tensor]:
+        """The trained weights in float32, those that this rank updates: parameters, or flat shares of them."""
+        optimizer: Any = self.engine.optimizer
+        for name in _MASTERS:
+            if hasattr(optimizer, name):
+                return getattr(optimizer, name)
+        assert self.plain, type(optimizer)
+        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def _set_masters(self, values: Sequence[torch.Tensor]) -> None:
+        """Give the trained weights these values, and the model's parameters those of the trained weights."""
+        if not values:
+            return
+        for weights, value in zip(self._masters(), values, strict=True):
+            weights.copy_(value)
+        optimizer: Any = self.engine.optimizer
+        if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2
+            optimizer.update_lp_params()
+        elif hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
+            for index in range(len(optimizer.fp32_partitioned_groups_flat)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
+            if whole := optimizer.persistent_parameters:
+                whole[0].partition(whole)
+                whole[0].all_gather(whole)
 
     @property
     def learning_rate(self) -> float:
@@ -102,12 +148,19 @@ class TrainingEngine:
     def save(self, directory: Path) -> None:
         """Write model, optimizer and schedule; every rank writes its share."""
         self.engine.save_checkpoint(str(directory), tag="state", exclude_frozen_parameters=False)
+        if self.decay and (self.rank == 0 or not self.plain):
+            torch.save(self.averages, directory / f"average-{self.rank}.pt")
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote; raises ValueError when it is not there."""
         path, _ = self.engine.load_checkpoint(str(directory), tag="state")
         if path is None:
             raise ValueError(f"{directory}: holds no checkpoint of this group")
+        if self.decay:
+            # Plain ranks have the same weights, however many there are.
+            found = torch.load(directory / f"average-{0 if self.plain else self.rank}.pt")
+            for average, saved in zip(self.averages, found, strict=True):
+                average.copy_(saved)
 
 
 def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) -> torch.nn.Module:
@@ -121,10 +174,13 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     return engine
 
 
-def gathered(parameters: Sequence[torch.nn.Parameter]) -> Any:
-    """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
+def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> Any:
+    """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it.
+
+    `changed`: all ranks then get what rank 0 has made of them.
+    """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    return deepspeed.zero.GatheredParameters(sharded) if sharded else nullcontext()
+    return deepspeed.zero.GatheredParameters(sharded, 0 if changed else None) if sharded else nullcontext()
 
 
 def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -144,7 +200,7 @@ def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_u
     return get_scheduler(
         config.schedule,
         optimizer,
-        num_warmup_steps=config.warmup_updates,
+        num_warmup_steps=config.warmup(total_updates),
         num_training_steps=total_updates,
         scheduler_specific_kwargs=specific,
     )
@@ -154,10 +210,12 @@ def _deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": group.zero_stage, "contiguous_gradients": True}
     if group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
+    if group.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     if group.zero_stage == 3:
         # Small tensors stay whole on every rank; the rest is sharded.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
-    return {
+    config: dict[str, Any] = {
         # Sizes are ours to count: micro-batches are packed by tokens and the boundary is set by hand.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -169,6 +227,8 @@ def _deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    # The settings that are passed through are checked not to be ours; see `actors.config_deepspeed`.
+    return config | group.deepspeed | {"zero_optimization": zero | group.deepspeed.get("zero_optimization", {})}
 
 
 def write_json(path: Path, value: Any) -> None:

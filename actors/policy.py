@@ -4,6 +4,7 @@ The driver imports this module for its method names; models and vLLM are importe
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ray.actor import ActorHandle
 
 from actors.batch import Sequence, TokenFields
 from actors.config_rollout import TransferConfig
+from actors.engine import gathered
 from actors.engine_client import EngineClient
 from actors.trainer import TrainedWorker
 from actors.worker import Metrics, Plan, pack_sequences
@@ -62,6 +64,19 @@ class PolicyWorker(TrainedWorker):
 
         with adapters_disabled(self.hf_model):
             return self.outputs(plan, share_prompts)
+
+    def write_weights(self, file: Path) -> None:
+        """Write the weights as they are now, adapters merged into them, for `ReferenceWorker.follow`; rank 0 does."""
+        from safetensors.torch import save_file
+
+        from actors.lora import plain_parameters
+
+        state = {}
+        for name, tensor in plain_parameters(self.hf_model, gathered, merged=True):
+            if self.rank == 0:
+                state[name] = tensor.cpu().clone()
+        if self.rank == 0:
+            save_file(state, file)
 
     def prepare_to_connect(self) -> None:
         """Import what `connect` needs: seconds of work, best done while the engines are still starting."""

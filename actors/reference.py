@@ -3,15 +3,18 @@
 The driver imports this module for its method names; models are imported only where a worker needs them.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from actors.batch import Sequence, TokenFields, experience
 from actors.config import GroupConfig, ModelConfig
-from actors.engine import inference_module
+from actors.engine import gathered, inference_module
 from actors.packed import PackedBatch
 from actors.worker import Metrics, Plan, Worker, pack_sequences
+
+_WEIGHTS = "weights.safetensors"
 
 
 class FrozenWorker(Worker):
@@ -45,7 +48,8 @@ class ReferenceWorker(FrozenWorker):
         """Meet the other ranks and load the frozen model."""
         from actors.models import TokenLogprobs, load_model
 
-        module = TokenLogprobs(load_model(self.model_config, self.directory))
+        self.hf_model = load_model(self.model_config, self.directory)
+        module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
         self.hold(module, address, port)
 
@@ -66,6 +70,38 @@ class ReferenceWorker(FrozenWorker):
     def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
         """Sum of logprobs over the action tokens of every sequence of the plan."""
         return self.read_sequences(self.read, plan, share_prompts=share_prompts and self.shares_prompts)
+
+    @torch.no_grad()
+    def follow(self, file: Path, mix: float) -> None:
+        """Become mix x the weights in a file of `PolicyWorker.write_weights` + (1 - mix) x its own; collective."""
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as others:
+            for name, parameter in self.hf_model.named_parameters():
+                with gathered([parameter], changed=True):
+                    # Under ZeRO-3 the other ranks get what rank 0 writes.
+                    if self.rank == 0 or self.group.zero_stage < 3:
+                        other = others.get_tensor(name).to(parameter.device)
+                        parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
+
+    def save(self, directory: Path) -> list[tuple[str, int]]:
+        """Write the weights of a reference that follows the policy; returns (name, bytes) of the file."""
+        from safetensors.torch import save_file
+
+        state = {}
+        for name, parameter in self.hf_model.named_parameters():
+            with gathered([parameter]):
+                if self.rank == 0:
+                    state[name] = parameter.detach().cpu().clone()
+        if self.rank != 0:
+            return []
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(state, directory / _WEIGHTS)
+        return [(_WEIGHTS, (directory / _WEIGHTS).stat().st_size)]
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote."""
+        self.follow(directory / _WEIGHTS, 1.0)
 
 
 class ScoringWorker(FrozenWorker):

@@ -172,10 +172,14 @@ class TrainedWorker(Worker):
 
     def load(self, directory: Path) -> None:
         """Restore this rank's share of a checkpoint."""
-        self.engine.load(directory)
+        self.load_model(directory)
         path = directory / f"random-{self.rank}.pt"
         if path.exists():  # A run may go on with more ranks than it had.
             self._set_random_state(torch.load(path))
+
+    def load_model(self, directory: Path) -> None:
+        """Restore the model and its optimizer only, also on another device than that of the run."""
+        self.engine.load(directory)
 
     def _random_state(self) -> list[torch.Tensor]:
         on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
@@ -187,6 +191,11 @@ class TrainedWorker(Worker):
             torch.cuda.set_rng_state(state, self.device)
 
     def export(self, directory: Path) -> None:
+        """Write the model as it is to be used: with the average of its weights, where the group keeps one."""
+        with self.engine.averaged():
+            self.write_model(directory)
+
+    def write_model(self, directory: Path) -> None:
         """Write a Hugging Face directory, with adapters merged and alone below it; all ranks gather, rank 0 writes."""
         from actors import lora
         from actors.models import export_model

@@ -23,7 +23,7 @@ from actors.packed import PackedBatch
 from actors.trainer import TrainedWorker
 from actors.worker import Totals
 from algorithms.config_offline import LENGTH_AVERAGED, DPOConfig
-from algorithms.loop import Metrics
+from algorithms.loop import Clock, Metrics
 from algorithms.losses import masked_sum
 from algorithms.offline import Offline, with_token_counts
 from algorithms.pairs import Judged, Pair, prompt_length
@@ -129,6 +129,13 @@ class DPO(Offline[Any]):
     """Longest sequence, in tokens."""
     cache: ReferenceCache | None
     """Where reference logprobs are kept, when they are computed once."""
+    sync_reference: Callable[[int], None] | None = None
+    """Lets the reference follow the policy after this update, when it is time."""
+
+    def after_update(self, clock: Clock) -> None:
+        if self.sync_reference:
+            with clock("sync"):
+                self.sync_reference(self.step)
 
     def prepare(self) -> None:
         """With a cache, compute all reference logprobs that it lacks; the reference's processes then end."""

@@ -61,6 +61,7 @@ class Offline(ABC, Generic[Row]):
             with clock("update"):
                 metrics = self.update(batch)
             self.step += 1
+            self.after_update(clock)
             evaluation = self._evaluate(clock)
             metrics |= evaluation
             best = self.best.improved_by(evaluation)
@@ -85,6 +86,9 @@ class Offline(ABC, Generic[Row]):
     @abstractmethod
     def measure(self, rows: list[Any]) -> Metrics:
         """Metrics of held-out rows."""
+
+    def after_update(self, clock: Clock) -> None:
+        """What the job does between an update and its evaluation."""
 
     @property
     def done(self) -> bool:

@@ -68,6 +68,8 @@ class RL:
     eval_samples: int | None = 64
     """Completions that an evaluation reports, or all of them."""
     last_evaluation: Metrics = field(default_factory=dict)
+    sync_reference: Callable[[int], None] | None = None
+    """Lets the reference follow the policy after this step, when it is time."""
 
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
@@ -293,6 +295,8 @@ class RL:
         self.step += 1
         with clock("sync"):
             metrics |= self.publish(self.step)
+            if self.sync_reference:
+                self.sync_reference(self.step)
         metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics
         evaluation = self.evaluate(clock)
         metrics |= evaluation

@@ -17,7 +17,7 @@ from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.reading import run_data
 from algorithms.reward_pool import RewardPool
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, built, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, meet, reference_sync, resume, start_building
 from launch.model_files import require_same_tokens
 from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
@@ -64,7 +64,9 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     steps = _total_steps(algorithm, len(data["prompts"]))
     building = start_building(policy, _policy_updates(algorithm, steps))
     rollout.notice(starting, "ready")
-    trained = {"policy": policy} | ({"critic": critic} if critic else {})
+    trained: dict[str, Any] = {"policy": policy} | ({"critic": critic} if critic else {})
+    if config.reference.sync_every:
+        trained["reference"] = frozen["reference"][1]
     arguments: dict[str, Any] = {
         "config": algorithm,
         "policy": policy,
@@ -207,7 +209,10 @@ def _reference(
         )
         for index, name in reward_model_groups(config)
     ]
-    return {"reference": reference, "read_reference": method, "models": models}
+    found = {"reference": reference, "read_reference": method, "models": models}
+    if config.reference.sync_every:
+        found["sync_reference"] = reference_sync(config, policy, frozen["reference"][1])
+    return found
 
 
 def _budgets(config: RunConfig) -> dict[str, int]:

@@ -9,7 +9,7 @@ from algorithms.batches import row_order
 from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig
 from algorithms.reading import run_data
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, built, meet, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, meet, reference_sync, resume, start_building
 from launch.reporter import RunReporter
 from launch.reserve import Placement
 
@@ -28,6 +28,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     policy = groups.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
     extra = _reference(config, directory, placement, groups, policy, reporter)
+    kept = {"policy": policy} | ({"reference": extra["reference"]} if config.reference.sync_every else {})
     reporter.phase("reading data")
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
@@ -41,13 +42,13 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
         rows=found.train,
         batches=row_order(found.sizes, config.data.weights, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=found.held_out,
-        checkpoint=RunCheckpointer(config, {"policy": policy}, placement.nodes),
+        checkpoint=RunCheckpointer(config, kept, placement.nodes),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,
         **extra,
     )
-    resume(config, {"policy": policy}, loop, reporter)
+    resume(config, kept, loop, reporter)
     return loop
 
 
@@ -68,13 +69,14 @@ def _reference(
     from actors.policy import PolicyWorker
     from actors.reference import ReferenceWorker
 
-    reference, method = None, None
+    reference, method, sync = None, None, None
     if config.reference_group:
         reference = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
         plain = config.model.model_copy(update={"lora": None, "freeze": []})
         reference.spawn(plain, directory, config.reference, config.run.seed)
         meet(reference, ReferenceWorker.build, reporter)
         method = ReferenceWorker.outputs
+        sync = reference_sync(config, policy, reference) if config.reference.sync_every else None
     elif config.reference_needed:
         reference, method = policy, PolicyWorker.reference_outputs
     return {
@@ -83,6 +85,7 @@ def _reference(
         "reference_tokens": (config.reference if config.reference_group else config.policy).micro_batch_tokens,
         "cache": _reference_cache(config, directory),
         "max_length": config.data.max_length,
+        "sync_reference": sync,
     }
 
 

@@ -37,6 +37,7 @@ from launch.estimate import (
     trainer_memory,
 )
 from launch.fits import check_bucket, check_room
+from launch.hub import check_can_push
 from launch.inputs import READ_ROWS, Rows, check_rows, same_rows
 from launch.machine import this_machine
 from launch.model_files import (
@@ -179,6 +180,9 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         check_room(findings, this_machine(with_gpu_memory=True))
         with findings.collecting():
             _check_tracking(config)
+        with findings.collecting():
+            if config.run.hub_model_id:
+                check_can_push("run.hub_model_id", config.run.hub_model_id)
         with findings.collecting():
             check_encoder_packages(config)
     findings.warnings.extend(_sampling_warnings(config))

@@ -184,11 +184,13 @@ def identity(config: RunConfig) -> dict[str, Any]:
         "algorithm": {"name"},
         "model": {"path", "revision", "init", "dtype", "lora", "quantize", "freeze"},
         "data": {"shuffle"},
-        "policy": {"optimizer", "zero_stage", "ranks"},
+        "policy": {"optimizer", "zero_stage", "ranks", "ema_decay"},
         "run": {"seed"},
     }
     if config.critic is not None:
         parts["critic"] = {"optimizer", "zero_stage", "ranks", "path", "lora"}
+    if config.reference.sync_every:  # the checkpoint then holds the reference's weights
+        parts["reference"] = {"sync_every", "sync_mix"}
     return {
         section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
     }
@@ -213,7 +215,8 @@ def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     """(dotted field, old value, new value) of every leaf that differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):
-            yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
+            if name in then or now[name]:  # a setting that was not known then was not given
+                yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
     elif then != now:
         yield field, then, now
 

@@ -209,8 +209,21 @@ def _curves(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from launch.export import export
+    from launch.hub import check_can_push, push_model
 
-    return export(arguments.run, output=arguments.output, adapter=arguments.adapter)
+    if arguments.private and not arguments.push:
+        raise UsageError("--private: needs --push, got none")
+    if arguments.push:
+        check_can_push("--push", arguments.push)
+    source = arguments.run
+    if arguments.step is not None:
+        from launch.export_step import export_step
+
+        source = export_step(arguments.run, arguments.step)
+    code = export(source, output=arguments.output, adapter=arguments.adapter)
+    if arguments.push:
+        push_model(source, arguments.push, private=arguments.private, adapter=arguments.adapter)
+    return code
 
 
 def _init(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from actors.config import Config, CriticConfig, ModelConfig, ReferenceConfig, TrainerConfig, UserError
+from actors.config import (
+    Config,
+    CriticConfig,
+    ModelConfig,
+    ReferenceConfig,
+    TrainerConfig,
+    UserError,
+    refuse_unused,
+)
 from actors.config_nodes import Environment, NodeLabels
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
@@ -17,8 +25,12 @@ from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
 from launch.config_file import apply_overrides, read_yaml
 from launch.config_values import odd_values
+from launch.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
 from launch.rules import check_rules
+
+_WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
+"""Characters that Weights & Biases takes."""
 
 
 class CheckpointConfig(Config):
@@ -27,7 +39,8 @@ class CheckpointConfig(Config):
     every: PositiveInt | None = None
     """Steps between checkpoints (default: only at the end)."""
     keep: PositiveInt = 2
-    """Checkpoints kept, the latest and those before it; older ones are removed."""
+    """Checkpoints kept, the latest and those before it, each with all that resuming takes, and beside them the best one
+    of `algorithm.best_by`; older ones are removed. `tandem export RUN --step N` makes a model of any that is kept."""
     resume: bool = True
     """Continue from the run directory's latest checkpoint, if there is one; false removes what an earlier run of the
     same name left."""
@@ -42,11 +55,27 @@ class TrackingConfig(Config):
     """Write TensorBoard event files."""
     project: str = "tandem"
     """Weights & Biases project."""
+    entity: str | None = None
+    """Weights & Biases team or user (default: the account's own)."""
+    group: str | None = None
+    """Weights & Biases group (default: the run's name)."""
+    tags: list[str] = []
+    """Weights & Biases tags."""
     samples_per_step: int = Field(default=8, ge=0)
     """Completions a step writes to samples.jsonl."""
     eval_samples: NonNegativeInt | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> "TrackingConfig":
+        if not self.wandb:
+            refuse_unused(self, "entity", "group", "tags", why="with wandb false, as nothing else has them")
+        for name, value in (("entity", self.entity), ("group", self.group), *(("tags", tag) for tag in self.tags)):
+            longest = _WANDB_LONGEST[name]
+            if value is not None and not 0 < len(value.strip()) <= longest:
+                raise ValueError(f"{name} must be of 1 to {longest} characters, got {value[:80]!r}")
+        return self
 
 
 class ClusterConfig(Config):
@@ -83,6 +112,19 @@ class Run(Config):
     """Directory that holds run directories."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of data order, sampling and initialisation of everything but `model.init`."""
+    hub_model_id: str | None = None
+    """Upload the exported model to this repository of the Hugging Face hub, OWNER/NAME, which is made when there is
+    none; needs a token (HF_TOKEN, or `hf auth login`). What fails is a warning."""
+    hub_private: bool = False
+    """Make that repository a private one."""
+
+    @model_validator(mode="after")
+    def _uploads_have_a_place(self) -> "Run":
+        if self.hub_model_id is None:
+            refuse_unused(self, "hub_private", why="without hub_model_id")
+        elif problem := hub_id_problem(self.hub_model_id):
+            raise ValueError(f"hub_model_id {problem}, got {self.hub_model_id}")
+        return self
 
 
 class RunConfig(Config):

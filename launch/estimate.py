@@ -110,6 +110,8 @@ class Memory:
     optimizer: int = 0
     optimizer_offloaded: int = 0
     """Part of the optimizer state that lives in host memory although the process has a GPU."""
+    weights_offloaded: int = 0
+    """Parameters in host memory although the process has a GPU."""
     logits: int = 0
     activations: int = 0
     kv_cache: int = 0
@@ -119,7 +121,7 @@ class Memory:
     def total(self) -> int:
         """Sum of all parts, in bytes."""
         parts = (self.weights, self.gradients, self.optimizer, self.optimizer_offloaded, self.logits)
-        return sum(parts) + self.activations + self.kv_cache + self.base
+        return sum(parts) + self.weights_offloaded + self.activations + self.kv_cache + self.base
 
 
 def trainer_memory(
@@ -133,7 +135,7 @@ def trainer_memory(
     boundaries = shape.layers * shape.hidden_size if gradient_checkpointing else 0
     per_token = kept_layers * _layer_activations(shape) + boundaries
     return Memory(
-        weights=parameters * DTYPE_BYTES[dtype] // (ranks if stage == 3 else 1),
+        **_weights(shape, parameters, group, dtype),
         gradients=parameters * DTYPE_BYTES[dtype] // (ranks if stage >= 2 else 1),
         optimizer=optimizer - offloaded,
         optimizer_offloaded=offloaded,
@@ -147,11 +149,21 @@ def trainer_memory(
 def reference_memory(shape: DecoderShape, parameters: int, group: GroupConfig, dtype: Dtype) -> Memory:
     """One rank of a group that only reads: no gradients, one layer's activations at a time."""
     return Memory(
-        weights=parameters * DTYPE_BYTES[dtype] // (group.ranks if group.zero_stage == 3 else 1),
+        **_weights(shape, parameters, group, dtype),
         logits=2 * group.logprob_chunk_tokens * shape.vocab_size * FLOAT32,
         activations=group.micro_batch_tokens * _layer_activations(shape) * DTYPE_BYTES[dtype],
         base=TRAINER_BASE,
     )
+
+
+def _weights(shape: DecoderShape, parameters: int, group: GroupConfig, dtype: Dtype) -> dict[str, int]:
+    """Bytes of a rank's share of the parameters; offloaded, its device holds one layer and the embeddings, whole."""
+    share = parameters * DTYPE_BYTES[dtype] // (group.ranks if group.zero_stage == 3 else 1)
+    if not (group.offload_parameters and group.gpus_per_rank):
+        return {"weights": share}
+    embeddings = shape.vocab_size * shape.hidden_size
+    layer = (parameters - embeddings * (1 if shape.tie_embeddings else 2)) // shape.layers
+    return {"weights": (max(0, layer) + embeddings) * DTYPE_BYTES[dtype], "weights_offloaded": share}
 
 
 def engine_memory(parameters: int, rollout: RolloutConfig, dtype: Dtype) -> Memory:
@@ -169,8 +181,10 @@ def kv_bytes_per_token(shape: DecoderShape, dtype: Dtype) -> int:
 
 
 def _optimizer_bytes(group: TrainerConfig, dtype: Dtype) -> int:
-    """Per parameter: Adam's two float32 moments, and the float32 master copy that bf16 and every ZeRO stage keep."""
-    return _moments(group.optimizer) * FLOAT32 + (FLOAT32 if dtype == "bf16" or group.zero_stage else 0)
+    """Per parameter: Adam's two float32 moments, the float32 master copy that bf16 and every ZeRO stage keep, and the
+    average of the weights."""
+    copies = (dtype == "bf16" or group.zero_stage > 0) + (group.ema_decay is not None)
+    return (_moments(group.optimizer) + copies) * FLOAT32
 
 
 def _moments(optimizer: OptimizerConfig) -> int:

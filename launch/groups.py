@@ -105,6 +105,24 @@ class RunCheckpointer:
         ]
 
 
+def reference_sync(config: RunConfig, policy: ActorGroup[Any], reference: ActorGroup[Any]) -> Callable[[int], None]:
+    """What a loop calls after each step: when it is time, the reference follows the policy, over a file that all ranks
+    see."""
+    from actors.policy import PolicyWorker
+    from actors.reference import ReferenceWorker
+
+    every, mix = config.reference.sync_every, config.reference.sync_mix
+    file = config.directory.absolute() / "reference-sync.safetensors"
+
+    def sync(step: int) -> None:
+        if every and step % every == 0:
+            policy.call(PolicyWorker.write_weights, file)
+            reference.call(ReferenceWorker.follow, file, mix)
+            file.unlink(missing_ok=True)
+
+    return sync
+
+
 def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, reporter: RunReporter) -> None:
     """Continue from the run's latest checkpoint, if there is one.
 

@@ -31,6 +31,7 @@ def _training(config: RunConfig, step: int) -> str:
         "Updates": f"{step} of {algorithm.samples_per_update} rows",
         "Optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {optimizer.schedule}",
         "Precision": config.model.dtype,
+        **({"Weights": f"moving average, decay {config.policy.ema_decay:g}"} if config.policy.ema_decay else {}),
         **_tasks(config, algorithm),
     }
     return "## Training with Tandem\n\n" + "".join(f"- **{name}:** {value}\n" for name, value in facts.items())

@@ -83,6 +83,11 @@ def reservations(config: RunConfig) -> list[Reservation]:
     return found
 
 
+def policy_alone(config: RunConfig) -> Reservation:
+    """That of the policy, where no other group is started."""
+    return _own(_group("policy", config.policy))
+
+
 def reward_processes(config: RunConfig) -> Reservation | None:
     """Those of the reward processes, which take what the groups leave; None when there are none."""
     wanted = [demand for demand in demands(config) if demand.group == "reward"]

@@ -150,6 +150,9 @@ def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[st
     lines = [f"model of {findings.parameters:,} parameters; {total} in all processes, activations at their most"]
     if offloaded := memory["policy"].optimizer_offloaded:
         lines.append(f"policy: {_size(offloaded)} of the total is optimizer state in host memory")
+    for group, parts in memory.items():
+        if parts.weights_offloaded:
+            lines.append(f"{group}: {_size(parts.weights_offloaded)} of the total is parameters in host memory")
     if "rollout" in memory and rollout.gpus_per_engine:
         lines.append(f"rollout: an engine's cache takes the rest of {rollout.gpu_memory_utilization:.0%} of its GPUs")
     elif "rollout" in memory and findings.shape:

@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig
-from launch.placement import Demand, Reservation, demands, reservations, reward_processes
+from launch.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
 from launch.shortage import Node, lacking, shortage
 
 Notify = Callable[[str], None]
@@ -57,6 +57,11 @@ def place(config: RunConfig, notify: Notify) -> Placement:
     except NoRoom:
         # Ray has put the engines on nodes that the others need: these choose first.
         return _placed([others, engines, *behind], config, deadline, notify)
+
+
+def place_policy(config: RunConfig, notify: Notify) -> Placement:
+    """Reserve the bundles of the policy alone; raises as `place` does."""
+    return _placed([[policy_alone(config)]], config, Deadline(config.cluster.wait_s), notify)
 
 
 class NoRoom(Exception):

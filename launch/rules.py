@@ -185,6 +185,8 @@ def _critic_fits(config: "RunConfig") -> None:
         raise ValueError("critic: required for ppo (critic={} takes the defaults), got nothing")
     if config.critic is not None and not ppo:
         raise ValueError(f"critic must be left out for {config.algorithm.name}, which learns no values, got one")
+    if config.critic is not None:
+        refuse_unused(config.critic, "ema_decay", why="as a critic is not exported", section="critic.")
 
 
 def _reference_fits(config: "RunConfig") -> None:
@@ -202,6 +204,16 @@ def _reference_fits(config: "RunConfig") -> None:
     if reference.from_policy:
         why = "with from_policy, which starts no group"
         refuse_unused(reference, *FrozenGroupConfig.model_fields, why=why, section="reference.")
+    if reference.sync_every and isinstance(algorithm, DPOConfig) and algorithm.reference == "precomputed":
+        raise ValueError(
+            f"reference.sync_every must be left out with algorithm.reference precomputed, whose logprobs are those of "
+            f"the initial policy, got {reference.sync_every}"
+        )
+    if reference.sync_every and config.model.quantize:
+        raise ValueError(
+            f"reference.sync_every must be left out with model.quantize, whose weights cannot be replaced, "
+            f"got {reference.sync_every}"
+        )
 
 
 def _adapters_fit(config: "RunConfig") -> None:

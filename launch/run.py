@@ -19,6 +19,7 @@ from launch.cluster import ray_cluster
 from launch.config import RunConfig
 from launch.display import Display
 from launch.ending import STOPPED, Ending
+from launch.hub import push_export
 from launch.model_card import write_model_card
 from launch.redraw import CurveDrawer
 from launch.reporter import RunReporter
@@ -54,6 +55,11 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             ended_by = error
         picture = _close(display, tracker, curves)
         code = _farewell(config, display, ended_by, picture)
+        if config.run.hub_model_id and not code:
+            arm()
+            print(f"uploading to {config.run.hub_model_id} ...", flush=True)
+            if warning := push_export(config.directory, config.run.hub_model_id, private=config.run.hub_private):
+                tell(f"warning: {warning}")
         if _benchmark_tasks(config) and not code:
             print("measuring with MTEB ...", flush=True)
             _measure_with_mteb(config)
@@ -80,8 +86,8 @@ def _prepare(config: RunConfig) -> Checkpoint | None:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         checkpoints.prepare()
         if found is None:
-            for name in ("export", "mteb"):
-                shutil.rmtree(directory / name, ignore_errors=True)
+            for path in (directory / "mteb", directory / "export", *directory.glob("export-step-*")):
+                shutil.rmtree(path, ignore_errors=True)
             (directory / "curves.png").unlink(missing_ok=True)
         (directory / "config.json").write_text(
             json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
@@ -113,6 +119,8 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             best = load_best(config, {"policy": loop.policy}) if config.best_by else None
             if best:
                 reporter.note(f"best by {config.best_by}: step {best}")
+            if config.policy.ema_decay:
+                reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
             _export(loop.policy, config)
             if isinstance(config.algorithm, EncoderConfig):
                 write_model_card(config, best or loop.step)

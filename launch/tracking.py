@@ -142,7 +142,9 @@ class _WandbSink:
         settings = {
             "project": config.tracking.project,
             "name": config.run.name,
-            "group": config.run.name,
+            "group": config.tracking.group or config.run.name,
+            "entity": config.tracking.entity,
+            "tags": config.tracking.tags,
             "dir": os.environ.get("WANDB_DIR") or str(directory),
             "config": config.model_dump(mode="json"),
             "mode": os.environ.get("WANDB_MODE"),

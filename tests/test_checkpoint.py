@@ -1,5 +1,6 @@
 """Checkpoints: never half-written, never of another run, and the latest one is never pruned."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -146,6 +147,27 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, section: str, va
     found = complaint(Checkpoints(config_for(tmp_path, **{section: values})).latest)
     anew = "; to start anew: checkpoint.resume=false, or another run.name than first"
     assert found == line.format(directory) + anew
+
+
+def test_settings_that_an_older_checkpoint_does_not_know_are_those_that_were_not_given(tmp_path: Path) -> None:
+    directory = Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["identity"]["policy"]["ema_decay"], manifest["identity"]["policy"]["optimizer"]["warmup_ratio"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    assert Checkpoints(config_for(tmp_path)).latest() is not None
+    line = complaint(Checkpoints(config_for(tmp_path, policy={"ema_decay": 0.9})).latest)
+    assert line.startswith(f"policy.ema_decay: must be null to resume from {directory}, got 0.9; ")
+
+
+def test_a_reference_that_follows_is_part_of_the_checkpoint(tmp_path: Path) -> None:
+    dpo: dict[str, dict[str, Any]] = {"algorithm": {"name": "dpo"}}
+    follows = dpo | {"reference": {"sync_every": 5}}
+    directory = Checkpoints(config_for(tmp_path, **dpo)).save(1, {"step": 1}, writer())
+    line = complaint(Checkpoints(config_for(tmp_path, **follows)).latest)
+    assert line.startswith(f"reference: must be null to resume from {directory}, got ")
+    Checkpoints(config_for(tmp_path, **follows)).save(1, {"step": 1}, writer())
+    assert Checkpoints(config_for(tmp_path, **follows)).latest() is not None
+    assert complaint(Checkpoints(config_for(tmp_path, **dpo)).latest).startswith("reference: must be {")
 
 
 def test_another_algorithm_is_refused(tmp_path: Path) -> None:

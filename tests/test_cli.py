@@ -303,6 +303,22 @@ def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(project: Path
     assert [path.name for path in (project / "small").iterdir()] == ["adapter_config.json"]
 
 
+def test_export_of_a_step_that_is_not_kept(project: Path) -> None:
+    for name in ("step-20", "step-100", "step-40.partial"):
+        (project / "outputs/first/checkpoints" / name).mkdir(parents=True)
+    none = tandem(project, "export", "outputs/first", "--step", "20")
+    rule = "RUN: must be the directory of a run with a config.json for --step, got outputs/first"
+    assert (none.returncode, none.stderr) == (2, f"error: {rule}\n")
+    resolved = json.loads(tandem(project, "check", "job.yaml", "--json").stdout)["config"]
+    (project / "outputs/first/config.json").write_text(json.dumps(resolved))
+    for name in ("step-20", "step-100"):
+        (project / "outputs/first/checkpoints" / name / "manifest.json").write_text("{}")
+    done = tandem(project, "export", "outputs/first", "--step", "40")
+    rule = "must be a step whose checkpoint is kept in outputs/first (20, 100), got 40"
+    assert (done.returncode, done.stderr) == (2, f"error: --step: {rule}\n")
+    assert tandem(project, "export", "outputs/first", "--step", "x").returncode == 2
+
+
 def test_chat_is_not_for_reward_models(project: Path) -> None:
     fake_model(project / "causal", architectures=["Qwen2ForSequenceClassification"])
     done = tandem(project, "chat", "causal", "--prompt", "hello")

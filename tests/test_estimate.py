@@ -1,10 +1,11 @@
 """Sizes of launch/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from actors.config import ModelInit, OptimizerConfig, TrainerConfig
+from actors.config import FrozenGroupConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig
 from actors.safetensors_header import stored_tensors
 from actors.skeleton import hf_config
@@ -14,11 +15,13 @@ from launch.estimate import (
     FLOAT32,
     GIB,
     DecoderShape,
+    Memory,
     decoder_shape,
     engine_memory,
     kv_bytes_per_token,
     offline_arithmetic,
     parameter_count,
+    reference_memory,
     rl_arithmetic,
     trainer_memory,
 )
@@ -106,6 +109,31 @@ def test_optimizer_state_depends_on_the_optimizer_and_offload() -> None:
     memory = trainer_memory(SHAPE, 1000, offloading, "fp32", gradient_checkpointing=False)
     assert (memory.optimizer, memory.optimizer_offloaded) == (0, 3 * FLOAT32 * 1000)
     assert memory.total >= memory.optimizer_offloaded + memory.weights
+
+
+def test_an_average_is_one_more_copy() -> None:
+    group = TrainerConfig(zero_stage=1, ema_decay=0.99, ranks=2)
+    memory = trainer_memory(SHAPE, 1000, group, "bf16", gradient_checkpointing=False)
+    assert memory.optimizer == 4 * FLOAT32 * 1000 // 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_offloaded_parameters_are_in_host_memory(frozen: bool) -> None:
+    parameters = parameter_count(SHAPE)
+    settings = {"zero_stage": 3, "ranks": 2, "gpus_per_rank": 1}
+
+    def memory(**more: Any) -> Memory:
+        if frozen:
+            return reference_memory(SHAPE, parameters, FrozenGroupConfig(**settings, **more), "bf16")
+        return trainer_memory(
+            SHAPE, parameters, TrainerConfig(**settings, **more), "bf16", gradient_checkpointing=False
+        )
+
+    found, plain = memory(offload_parameters=True), memory()
+    assert (found.weights_offloaded, plain.weights_offloaded) == (plain.weights, 0)
+    layer = (parameters - SHAPE.vocab_size * SHAPE.hidden_size) // SHAPE.layers
+    assert found.weights == 2 * (layer + SHAPE.vocab_size * SHAPE.hidden_size)
+    assert found.total == plain.total + found.weights
 
 
 def test_gradient_checkpointing_needs_less() -> None:

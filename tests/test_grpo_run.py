@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice, permutations
@@ -283,24 +285,51 @@ def test_reward_errors_stop_the_run_with_their_causes(tandem: Start, tmp_path: P
     assert job.left_behind() == []
 
 
-def test_two_ranks_of_zero_3_on_shared_bundles(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+def test_two_ranks_of_zero_3_on_shared_bundles(
+    tandem: Start, warm_model: Path, reverse: dict[str, Any], environment: dict[str, str], cluster: str
+) -> None:
     """Sharded parameters are gathered for two engines; two updates a step; rank i and engine i share bundle i.
 
-    Advantages are whitened over both ranks, and the KL to a reference of its own is part of the loss.
+    Advantages are whitened over both ranks, and the KL to a reference of its own, which follows the policy, is part of
+    the loss.
     """
     algorithm = {"samples_per_update": 16, "advantage": "reinforce_pp_baseline", "kl_coef": 0.05}
     settings = config(warm_model, reverse, steps=3, **algorithm)
     overrides = ["policy.ranks=2", "policy.zero_stage=3", "rollout.engines=2", "policy.micro_batch_tokens=64"]
-    job = tandem(settings, *overrides, "cluster.placement=shared")
+    overrides += ["policy.offload_parameters=true", "policy.optimizer.warmup_ratio=0.3"]
+    overrides += ["reference={ranks: 2, zero_stage: 3, offload_parameters: true, sync_every: 2, sync_mix: 0.25}"]
+    kept = ["checkpoint.every=1", "checkpoint.keep=3"]
+    job = tandem(settings, *overrides, *kept, "cluster.placement=shared")
     assert job.wait() == 0, job.text
     steps = job.steps()
     assert steps[3]["policy/kl"] > 1e-6
     _assert_in_step(steps, 3)
     before, after = (load_file(path / "model.safetensors") for path in (warm_model, job.directory / "export"))
     assert [name for name in before if torch.equal(before[name], after[name])] == []
+    # Every checkpoint that is kept gives its model: the last one that of export/, another one another.
+    exported = {
+        step: load_file(_exported(job.directory, step, environment | joined) / "model.safetensors")
+        for step, joined in {3: {}, 2: {"RAY_ADDRESS": cluster}}.items()
+    }
+    assert [name for name in after if not torch.equal(after[name], exported[3][name])] == []
+    assert [name for name in after if torch.equal(after[name], exported[2][name])] == []
+    followed = load_file(job.directory / "checkpoints/step-2/reference/weights.safetensors")
+    assert followed.keys() == before.keys()
+    for name, weight in followed.items():  # after step 2 it has moved towards the policy
+        torch.testing.assert_close(weight, 0.75 * before[name] + 0.25 * exported[2][name], msg=name)
+    assert not (job.directory / "reference-sync.safetensors").exists()
     assert {"policy-0.log", "policy-1.log", "rollout-0.log", "rollout-1.log", "reference-0.log"} <= {
         path.name for path in (job.directory / "logs").iterdir()
     }
+
+
+def _exported(run: Path, step: int, environment: dict[str, str]) -> Path:
+    """The model of a checkpoint, by the command line."""
+    command = [sys.executable, "-m", "launch", "export", str(run), "--step", str(step)]
+    done = subprocess.run(command, env=environment, cwd=run.parent, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(run / f"export-step-{step}")
+    return run / f"export-step-{step}"
 
 
 def _assert_in_step(steps: dict[int, dict[str, Any]], last: int) -> None:

@@ -54,7 +54,7 @@ def online(model: Path, reverse: dict[str, Any], **algorithm: Any) -> dict[str, 
 @pytest.fixture(scope="module")
 def reward_model(tandem: Start, warm_model: Path) -> Any:
     """A reward model after 60 updates on generated pairs."""
-    job = tandem(offline(warm_model, PAIRS, name="reward", steps=60, centering=0.01))
+    job = tandem(offline(warm_model, PAIRS, name="reward", steps=60, centering=0.01), "policy.ema_decay=0.5")
     assert job.wait() == 0, job.text
     return job
 
@@ -103,6 +103,7 @@ def ppo_settings(warm_model: Path, reverse: dict[str, Any], reward_model: Any) -
         "normalize": True,
         "clip": 3,
     }
+    settings["reference"] = {"sync_every": 3, "sync_mix": 0.5}
     return settings | {"reward": reward, "critic": {"optimizer": {"lr": 1e-3}}, "checkpoint": {"every": 2}}
 
 
@@ -147,7 +148,8 @@ def test_ppo_exports_its_best_policy(ppo: Any) -> None:
 def test_a_resumed_ppo_run_gives_the_same_numbers(
     ppo: Any, tandem: Start, ppo_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Critic, reward moments and KL controller come back too: from step 4, every number is that of the whole run."""
+    """Critic, reward moments, KL controller and a reference that has followed the policy come back too: from step 4,
+    every number is that of the whole run."""
     shutil.copytree(ppo.directory, tmp_path / "run", symlinks=True)
     shutil.rmtree(tmp_path / "run/checkpoints/step-6")
     (tmp_path / "run/checkpoints/latest").write_text("step-4")

@@ -28,7 +28,9 @@ RULE_FILES = (
     "algorithms/config_encoder.py",
     "actors/config.py",
     "actors/config_rollout.py",
+    "actors/config_deepspeed.py",
     "actors/config_nodes.py",
+    "actors/config_trainer.py",
 )
 
 ROWS = {"model": {"init": {}}, "data": {"train": "rows.jsonl"}}
@@ -817,6 +819,18 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "ppo",
+        "critic.optimizer={schedule: constant, warmup_ratio: 0.1}",
+        "critic.optimizer.warmup_ratio must be 0 with schedule constant (constant_with_warmup warms up), got 0.1",
+    ),
+    (
+        "sft",
+        "policy.optimizer={warmup_updates: 5, warmup_ratio: 0.1}",
+        "policy.optimizer.warmup_ratio must be 0 beside warmup_updates (5), got 0.1",
+    ),
+    ("sft", "policy.ema_decay=1", "policy.ema_decay: input should be less than 1, got 1"),
+    ("ppo", "critic.ema_decay=0.9", "critic.ema_decay must be left out as a critic is not exported, got 0.9"),
+    (
+        "ppo",
         "critic.optimizer={name: adam, weight_decay: 0.1}",
         "critic.optimizer.weight_decay must be 0 for adam, which would scale it like a gradient (adamw does not), "
         "got 0.1",
@@ -830,6 +844,106 @@ CASES: list[tuple[str, str, str]] = [
         "ppo",
         "critic.offload_optimizer=true",
         "critic.offload_optimizer needs zero_stage 1, 2 or 3, got zero_stage 0",
+    ),
+    (
+        "sft",
+        "policy={offload_parameters: true, zero_stage: 2}",
+        "policy.offload_parameters needs zero_stage 3, got zero_stage 2",
+    ),
+    # A reference that follows the policy.
+    (
+        "dpo",
+        "reference.sync_mix=0.5",
+        "reference.sync_mix must be left out without sync_every, got 0.5",
+    ),
+    (
+        "dpo",
+        "model.lora={}; reference={from_policy: true, sync_every: 5}",
+        "reference.sync_every must be left out with from_policy, whose weights are the policy's own, got 5",
+    ),
+    (
+        "dpo",
+        "algorithm.reference=precomputed; reference.sync_every=5",
+        "reference.sync_every must be left out with algorithm.reference precomputed, whose logprobs are those of the "
+        "initial policy, got 5",
+    ),
+    (
+        "dpo",
+        "model={path: other, lora: {}, quantize: nf4}; policy.gpus_per_rank=1; reference={gpus_per_rank: 1, "
+        "sync_every: 5}",
+        "reference.sync_every must be left out with model.quantize, whose weights cannot be replaced, got 5",
+    ),
+    (
+        "grpo",
+        "reference.sync_every=5",
+        "reference.sync_every must be left out where the algorithm compares with no reference, got 5",
+    ),
+    # Names that Weights & Biases takes.
+    (
+        "sft",
+        "tracking={wandb: false, tags: [a]}",
+        "tracking.tags must be left out with wandb false, as nothing else has them, got ['a']",
+    ),
+    ("sft", "tracking.tags=[a, '']", "tracking.tags must be of 1 to 64 characters, got ''"),
+    ("sft", "tracking.entity=' '", "tracking.entity must be of 1 to 128 characters, got ' '"),
+    ("sft", "run.hub_private=true", "run.hub_private must be left out without hub_model_id, got true"),
+    (
+        "sft",
+        "run.hub_model_id=model",
+        "run.hub_model_id must be OWNER/NAME, of letters, digits, single - and ., and _, got model",
+    ),
+    # What is passed through to DeepSpeed.
+    (
+        "sft",
+        "policy.deepspeed={gradient_clipping: 2}",
+        "policy.deepspeed.gradient_clipping must be left out (optimizer.max_grad_norm decides it), got 2",
+    ),
+    (
+        "sft",
+        "policy.deepspeed={zero_optimization: {stage: 2}}",
+        "policy.deepspeed.zero_optimization.stage must be left out (zero_stage decides it), got 2",
+    ),
+    (
+        "sft",
+        "policy.zero_stage=2; policy.deepspeed={zero_optimization: {reduce_buket_size: 1}}",
+        "policy.deepspeed.zero_optimization.reduce_buket_size must be a setting of DeepSpeed "
+        "(did you mean reduce_bucket_size?), got 1",
+    ),
+    (
+        "sft",
+        "policy.deepspeed={timers: {other: 1}}",
+        "policy.deepspeed.timers.other must be a setting of DeepSpeed (there are throughput), got 1",
+    ),
+    (
+        "sft",
+        "policy.deepspeed={timers: 3}",
+        "policy.deepspeed.timers must be a section (throughput), got 3",
+    ),
+    (
+        "sft",
+        "policy.deepspeed={wall_clock_breakdown: 3}",
+        "policy.deepspeed.wall_clock_breakdown must be true or false, got 3",
+    ),
+    (
+        "sft",
+        "policy.deepspeed={steps_per_print: true}",
+        "policy.deepspeed.steps_per_print must be a whole number, at least 0, got true",
+    ),
+    (
+        "sft",
+        "policy.deepspeed={zero_optimization: {reduce_bucket_size: 1000}}",
+        "policy.deepspeed.zero_optimization needs zero_stage 1, 2 or 3, got reduce_bucket_size with stage 0",
+    ),
+    (
+        "sft",
+        "policy.zero_stage=2; policy.deepspeed={zero_optimization: {sub_group_size: 1000}}",
+        "policy.deepspeed.zero_optimization.sub_group_size needs zero_stage 3, which alone reads it, got 2",
+    ),
+    (
+        "dpo",
+        "reference.deepspeed={dump_state: true}",
+        "reference.deepspeed must be left out for a group without optimizer at zero_stage 0, which uses none of it, "
+        "got {'dump_state': True}",
     ),
     (
         "ppo",

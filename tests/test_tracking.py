@@ -5,10 +5,12 @@ import math
 import time
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from launch import tracking
 from launch.config import RunConfig, validate
 from launch.tracking import Tracker
 
@@ -99,11 +101,24 @@ def test_wandb_is_offline_without_a_login(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     warned: list[str] = []
-    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True), warn=warned.append)
+    named = {"project": "our-project", "entity": "our-team", "group": "ablation", "tags": ["first-tag", "second-tag"]}
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True, **named), warn=warned.append)
     tracker.log(1, {"reward/mean": 0.5})
     tracker.close()
     assert warned == []
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    [written] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    # The record of the run, in protobuf: field number and type, length, text.
+    for tag, name in {0x12: "our-team", 0x1A: "our-project", 0x32: "ablation"}.items():
+        assert bytes([tag, len(name)]) + name.encode() in written.read_bytes()
+    assert b"R\x09first-tagR\x0asecond-tag" in written.read_bytes()
+
+
+def test_without_a_group_the_run_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict] = []
+    monkeypatch.setattr(tracking._WandbSink, "_write", lambda self, value: given.append(value))
+    monkeypatch.setattr(tracking.subprocess, "Popen", lambda *arguments, **options: SimpleNamespace(wait=int))
+    tracking._WandbSink(tmp_path, config_for(tmp_path, wandb=True))
+    assert (given[0]["group"], given[0]["entity"], given[0]["tags"]) == ("run", None, [])
 
 
 def test_a_failing_service_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ MODEL = ModelConfig(init=INIT)
 GROUP = TrainerConfig(
     # SGD shows gradients as they are: Adam would turn rounding errors of vanishing gradients into whole steps.
     optimizer=OptimizerConfig(name="sgd", lr=2.0, max_grad_norm=0.1, weight_decay=0.01),
+    ema_decay=0.7,
     timeout_s=120,
 )
 
@@ -59,8 +60,14 @@ class Trainee(CriticWorker, PolicyWorker):
         return self.kind.load_module(self)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All parameters, the whole of each."""
-        return {name: tensor.numpy(force=True).copy() for name, tensor in self.engine.parameters("model")}
+        """All parameters, the whole of each, and the averages of them."""
+        found = {name: tensor.numpy(force=True).copy() for name, tensor in self.engine.parameters("model")}
+        with self.engine.averaged():
+            averages = {
+                f"average of {name}": tensor.numpy(force=True).copy()
+                for name, tensor in self.engine.parameters("model")
+            }
+        return found | averages
 
 
 @dataclass(frozen=True, kw_only=True)

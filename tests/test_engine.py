@@ -1,0 +1,261 @@
+"""The DeepSpeed engine on one rank, at every ZeRO stage: clipping, warm-up, averages, and settings passed through."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig
+from actors.config_deepspeed import FIELDS, OURS
+from actors.engine import TrainingEngine, _schedule, gathered, inference_module, join_process_group
+from actors.group import free_port, rendezvous_environment
+from actors.lora import add_adapters, plain_parameters
+
+STAGES = (0, 1, 2, 3)
+UPDATES = 4
+
+
+class Net(torch.nn.Module):
+    """Two layers, a frozen one between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Linear(5, 3))
+        self.model[1].requires_grad_(False)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.model(batch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """A process group of one rank."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "0")
+        rendezvous_environment(0, 1, "127.0.0.1", free_port())
+        join_process_group(60)
+        yield
+        dist.destroy_process_group()
+
+
+def engine(stage: int, *, dtype: Any = "fp32", **settings: Any) -> TrainingEngine:
+    given = {"optimizer": OptimizerConfig(name="sgd", lr=0.5, max_grad_norm=1e6)} | settings
+    module = Net() if dtype == "fp32" else Net().bfloat16()
+    return TrainingEngine(module, TrainerConfig(zero_stage=stage, **given), dtype, UPDATES)
+
+
+def train(trained: TrainingEngine, update: int) -> None:
+    torch.manual_seed(100 + update)
+    batch = torch.randn(7, 6)
+    dtype = next(trained.module.parameters()).dtype
+    trained.backward((trained.forward(batch.to(dtype)).float() ** 2).sum() * 30, last=True)
+    trained.step()
+
+
+def weights(trained: TrainingEngine) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trained.parameters("model")}
+
+
+def assert_equal(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, rtol: float = 0, atol: float = 0
+) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_max_grad_norm_clips(stage: int) -> None:
+    """DeepSpeed's own default would clip to 1: a step of SGD is lr x gradient."""
+    trained, net = engine(stage), Net()
+    train(trained, 0)
+    torch.manual_seed(100)
+    (((net(torch.randn(7, 6)) ** 2).sum()) * 30).backward()
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    assert math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients)) > 10
+    for parameter in net.parameters():
+        if parameter.grad is not None:
+            parameter.data -= 0.5 * parameter.grad
+    expected = {name: parameter.detach() for name, parameter in net.model.named_parameters()}
+    assert_equal(weights(trained), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_warmup_is_a_share_of_all_updates_rounded_up() -> None:
+    def rates(updates: int, **settings: Any) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = _schedule(optimizer, OptimizerConfig(name="sgd", lr=1.0, **settings), updates)
+        found = []
+        for _ in range(updates):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert rates(35, warmup_ratio=0.1) == rates(35, warmup_updates=4) != rates(35, warmup_updates=3)
+    assert rates(8, warmup_ratio=0.5, schedule="linear")[:5] == [0, 0.25, 0.5, 0.75, 1]
+
+
+SMALL = OptimizerConfig(lr=0.05)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_average_is_that_of_the_definition_and_is_resumed(stage: int, tmp_path: Path) -> None:
+    """average <- decay average + (1 - decay) weights, at every stage; frozen weights stay what they are."""
+    trained = engine(stage, optimizer=SMALL, ema_decay=0.75)
+    expected = weights(trained)
+    for update in range(UPDATES):
+        train(trained, update)
+        for name, weight in weights(trained).items():
+            expected[name] = 0.75 * expected[name] + 0.25 * weight
+        if update == 1:
+            trained.save(tmp_path)
+    own = weights(trained)
+    with trained.averaged():
+        averaged = weights(trained)
+    assert_equal(averaged, expected, atol=1e-6)
+    assert_equal(weights(trained), own)
+    assert float((averaged["0.weight"] - own["0.weight"]).abs().max()) > 1e-2
+    again = engine(stage, optimizer=SMALL, ema_decay=0.75)
+    again.load(tmp_path)
+    for update in range(2, UPDATES):
+        train(again, update)
+    with again.averaged():
+        assert_equal(weights(again), averaged)
+    assert_equal(weights(again), own)
+    train(again, 9)  # training goes on after an export
+
+
+@pytest.mark.parametrize("stage", (1, 2, 3))
+def test_averages_of_bf16_are_kept_in_float32(stage: int) -> None:
+    trained = engine(stage, dtype="bf16", optimizer=SMALL, ema_decay=0.75)
+    for update in range(UPDATES):
+        train(trained, update)
+    assert {average.dtype for average in trained.averages} == {torch.float32}
+    own = weights(trained)
+    with trained.averaged():
+        averaged = weights(trained)
+    plain = engine(0, optimizer=SMALL, ema_decay=0.75)
+    for update in range(UPDATES):
+        train(plain, update)
+    with plain.averaged():
+        assert_equal({n: w.float() for n, w in averaged.items()}, weights(plain), atol=0.02)
+    assert_equal(weights(trained), own)
+
+
+class Adapted(torch.nn.Module):
+    """A frozen language model with adapters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        self.model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes))
+        add_adapters(self.model, LoraConfig(rank=2), seed=0)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.model(batch).logits
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_of_adapters_the_factors_are_averaged(stage: int) -> None:
+    group = TrainerConfig(zero_stage=stage, optimizer=SMALL, ema_decay=0.75)
+    trained, plain = TrainingEngine(Adapted(), group, "fp32", UPDATES), Adapted()
+    expected = weights(trained)
+    for update in range(UPDATES):
+        batch = torch.arange(12).reshape(2, 6) + update
+        trained.backward((trained.forward(batch) ** 2).sum(), last=True)
+        trained.step()
+        for name, weight in weights(trained).items():
+            expected[name] = 0.75 * expected[name] + 0.25 * weight
+    assert sum(average.numel() for average in trained.averages) < 2000, "of the adapters alone"
+    plain.model.load_state_dict(expected, strict=False)
+    with trained.averaged():
+        assert_equal(weights(trained), expected, atol=1e-6)
+        merged = {
+            name: tensor.clone() for name, tensor in plain_parameters(trained.module.model, gathered, merged=True)
+        }
+    assert_equal(merged, dict(plain_parameters(plain.model, gathered, merged=True)), atol=1e-6)
+
+
+@pytest.mark.parametrize("offload_optimizer", [False, True])
+def test_offloaded_parameters_are_trained_as_others(offload_optimizer: bool, tmp_path: Path) -> None:
+    plain = engine(3, optimizer=SMALL, ema_decay=0.75)
+    moved = engine(3, optimizer=SMALL, ema_decay=0.75, offload_parameters=True, offload_optimizer=offload_optimizer)
+    assert moved.engine.optimizer.offload_param
+    assert not plain.engine.optimizer.offload_param
+    for update in range(UPDATES):
+        train(plain, update)
+        train(moved, update)
+    assert_equal(weights(moved), weights(plain), atol=1e-6)
+    with plain.averaged(), moved.averaged():
+        assert_equal(weights(moved), weights(plain), atol=1e-6)
+    moved.save(tmp_path)
+    again = engine(3, optimizer=SMALL, ema_decay=0.75, offload_parameters=True, offload_optimizer=offload_optimizer)
+    again.load(tmp_path)
+    assert_equal(weights(again), weights(moved))
+
+
+def test_a_frozen_model_may_be_offloaded() -> None:
+    held = inference_module(Net(), FrozenGroupConfig(zero_stage=3, offload_parameters=True), "fp32")
+    with torch.no_grad():
+        torch.testing.assert_close(held(torch.ones(2, 6)), Net()(torch.ones(2, 6)), rtol=0, atol=0)
+
+
+def test_settings_reach_deepspeed() -> None:
+    zero = {"reduce_bucket_size": 1000, "stage3_param_persistence_threshold": 10, "sub_group_size": 20}
+    passed = {"zero_optimization": zero, "wall_clock_breakdown": True, "comms_logger": {"enabled": True}}
+    trained = engine(3, optimizer=SMALL, ema_decay=0.75, deepspeed=passed)
+    config = trained.engine._config
+    assert (config.zero_config.reduce_bucket_size, config.zero_config.sub_group_size) == (1000, 20)
+    assert config.zero_config.stage == 3
+    assert config.wall_clock_breakdown
+    assert config.comms_config.comms_logger.enabled
+    plain = engine(3, optimizer=SMALL, ema_decay=0.75)
+    for update in range(UPDATES):
+        train(trained, update)
+        train(plain, update)
+    assert len(trained.averages) > len(plain.averages)  # sub-groups
+    with trained.averaged(), plain.averaged():
+        assert_equal(weights(trained), weights(plain), atol=1e-6)
+    assert_equal(weights(trained), weights(plain), atol=1e-6)
+
+
+def test_the_table_is_that_of_the_installed_deepspeed() -> None:
+    """Every field that DeepSpeed has is either passed through or refused with a reason, and no other is."""
+    import deepspeed.runtime.config as source
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.profiling import constants as profiling
+    from deepspeed.runtime import constants
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.leaf_module_config import DeepSpeedZeroLeafModuleConfig
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+
+    def names(model: Any) -> set[str]:
+        return {field.alias or name for name, field in model.model_fields.items()}
+
+    zero = FIELDS["zero_optimization"]
+    ours = {field.removeprefix("zero_optimization.") for field in OURS if "." in field}
+    assert zero.keys() | ours == names(DeepSpeedZeroConfig)
+    assert zero.keys() & ours == set()
+    assert zero["leaf_module"].keys() == names(DeepSpeedZeroLeafModuleConfig)
+    assert FIELDS["comms_logger"].keys() == names(CommsLoggerConfig)
+    assert FIELDS["timers"]["throughput"].keys() == names(DeepSpeedThroughputTimerConfig)
+    profiler = {value for name, value in vars(profiling).items() if name.startswith("FLOPS_") and "DEFAULT" not in name}
+    assert FIELDS["flops_profiler"].keys() | {"flops_profiler"} == {each for each in profiler if "{" not in str(each)}
+    assert FIELDS.keys() & OURS.keys() == set()
+    # What the rest of the configuration's source names as keys.
+    text = Path(source.__file__).read_text(encoding="utf-8")
+    top = {
+        value
+        for name, value in vars(constants).items()
+        if isinstance(value, str)
+        and f"param_dict, {name}," in text.replace("\n", " ").replace("(param_dict, ", "param_dict, ")
+    }
+    assert top - FIELDS.keys() - OURS.keys() == set()
