@@ -1,5 +1,6 @@
 """What a configuration must not hold although pydantic would take it: true for 1, '5' for 5, '' for a name."""
 
+import re
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -7,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 
 _MOST = 2**63
+_NUMBER = re.compile(r"\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*")
 _LONGEST = 4096
 """Characters of a name, path or address."""
 _FREE_TEXT = frozenset({"alphabet", "system_prompt", "query", "passage", "prompt", "stop"})
@@ -72,7 +74,7 @@ def _number_rule(kinds: frozenset[Any], value: Any) -> str:
     if isinstance(value, bool):
         return rule
     if isinstance(value, str) and str not in kinds:
-        return f"{rule}, without quotes" if _is_number(value) else rule
+        return f"{rule}, without quotes" if _NUMBER.fullmatch(value) else rule
     return f"{rule} below 2^63" if isinstance(value, int) and abs(value) >= _MOST else ""
 
 
@@ -85,14 +87,6 @@ def _text_rule(name: str, value: str) -> str:
         return f"must be at most {_LONGEST} characters"
     broken = any(ord(char) < 32 or 127 <= ord(char) < 160 or "\ud800" <= char <= "\udfff" for char in value)
     return "must be one line without control characters" if broken else ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _tag(model: type[BaseModel]) -> Any:
