@@ -24,7 +24,7 @@ def read_data(findings: "Findings") -> dict[Field, Sets]:
         elsewhere = [name for name, source in sources.items() if is_elsewhere(findings, name, source)]
         if sources and not elsewhere:
             with findings.collecting():
-                found[where] = read_sets(findings.config, where)
+                found[where] = read_sets(findings.config, where, findings.notes)
     return found
 
 

@@ -47,15 +47,17 @@ class Rows:
     """Differs for rows that differ."""
 
 
-def read_sets(config: RunConfig, where: Field) -> Sets:
+def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) -> Sets:
     """The first rows of each set, each read by its convention: all that can be known without a tokenizer.
+
+    `told` gets a line for each set of which a converter keeps rows.
 
     Raises:
         UserError: missing, empty or malformed data, a missing column, a row that is empty or of another kind.
     """
     from algorithms.data import load_sets
 
-    sets = load_sets(config.data, where, at_most=READ_ROWS)
+    sets = load_sets(config.data, where, at_most=READ_ROWS, told=told)
     for name, rows in sets.items():
         _reading(config, rows, f"{where}.{name}" if name else where, tokenise=False)
     return sets
@@ -135,7 +137,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
         tally.total += 1  # there may be more than were read
     until = time.process_time() + _COUNTING_S
     for seen, wanted in _chunks(reading, sample):
-        items = reading.encode(wanted)
+        items = reading.encode(wanted) if wanted else []
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen
