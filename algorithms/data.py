@@ -32,13 +32,19 @@ def load_rows(data: DataConfig, field: Literal["data.train", "data.eval"], *, at
 
 
 def load_sets(
-    data: DataConfig, field: Literal["data.train", "data.eval"], *, at_most: int | None = None
+    data: DataConfig,
+    field: Literal["data.train", "data.eval"],
+    *,
+    at_most: int | None = None,
+    told: list[str] | None = None,
 ) -> dict[str, list[Row]]:
     """The training or evaluation rows of each source that `data` names, as data.converter leaves them; `at_most` so
     many of each. A single source has the name "". Rows of several get a column `source`, unless they have one.
 
     data.limit and data.eval_limit count the rows of a source that the converter keeps, and so do the numbers in later
-    messages. Raises UserError as read_rows and check_source_settings do.
+    messages; `told` gets a line about what the converter kept.
+
+    Raises UserError as read_rows and check_source_settings do.
     """
     train = field == "data.train"
     given, limit = (data.train, data.limit) if train else (data.eval, data.eval_limit)
@@ -53,6 +59,7 @@ def load_sets(
             limit=min((count for count in (limit, at_most) if count is not None), default=None),
             field=f"{field}.{name}" if name else field,
             converter=data.converter,
+            told=told,
         )
         for name, source in ({"": given} if isinstance(given, str) else given).items()
     }

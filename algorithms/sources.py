@@ -33,6 +33,7 @@ def read_rows(
     limit: int | None,
     field: str,
     converter: str | None = None,
+    told: list[str] | None = None,
 ) -> list[Row]:
     """The rows of `source`, after `converter`, at most `limit` of them.
 
@@ -41,6 +42,7 @@ def read_rows(
             `module:function` or `path.py:function`, called with split=split and `arguments`; or a Hugging Face
             dataset id, loaded with `arguments` (for example name: main).
         field: `data.train` or `data.eval`, for messages.
+        told: gets a line that says how many rows the converter kept.
         converter: `module:function` or `path.py:function`, called with every row; drops those it answers None to.
 
     Raises:
@@ -55,8 +57,12 @@ def read_rows(
         rows = _from_file(Path(source), field)
     else:
         rows = _from_hub(source, split, arguments, field)
-    found = _objects(rows, source, field)
-    taken = list(itertools.islice(_converted(found, converter, field) if converter else found, limit))
+    read, found = itertools.count(), _objects(rows, source, field)
+    if converter:
+        found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
+    taken = list(itertools.islice(found, limit))
+    if converter and told is not None and taken:
+        told.append(f"{field}: {converter} kept {len(taken):,} of {next(read):,} rows")
     if not taken:
         raise UserError(f"{field}: must hold at least one row, got none from {source}")
     return taken

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from actors.config import OptimizerConfig, UserError
 from actors.config_rollout import RESHAPING
@@ -18,9 +17,9 @@ from actors.hub_cache import cached_snapshot, is_complete, is_hub_id, is_offline
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import PPOConfig, RLConfig
-from algorithms.reward_endpoint import check_endpoint
 from launch.capacity import check_resources
 from launch.config import RunConfig
+from launch.data_checks import check_rewards, check_sets, is_elsewhere, named_sources, read_data
 from launch.encoder_inputs import check_encoder_packages, check_encoder_rows, check_held_out
 from launch.engine_options import check_engine_options
 from launch.estimate import (
@@ -38,7 +37,7 @@ from launch.estimate import (
 )
 from launch.fits import check_bucket, check_room
 from launch.hub import check_can_push
-from launch.inputs import READ_ROWS, Rows, check_rows, same_rows
+from launch.inputs import READ_ROWS, Field, Sets
 from launch.machine import this_machine
 from launch.model_files import (
     Policy,
@@ -168,10 +167,12 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
             findings.warnings += check_resources(config, this_machine())
     with findings.collecting():
         _check_batches(config)
+    sets = read_data(findings)
     readable = False
-    with findings.collecting():
-        readable = _check_model(findings)
-    _check_data(findings, readable, rewards)
+    if not findings.problems or config.model.init is None:  # a new model's tokenizer takes longer than all of this
+        with findings.collecting():
+            readable = _check_model(findings)
+    _check_data(findings, readable and not findings.problems, rewards, sets)
     with findings.collecting():
         check_bucket(config, findings.shape)
     with findings.collecting():
@@ -233,7 +234,7 @@ def _check_steps(findings: Findings) -> None:
 def _check_model(findings: Findings) -> bool:
     """Learn the model's size; whether its tokenizer can be read without the hub."""
     config = findings.config
-    if config.model.path is not None and _is_elsewhere(findings, "model.path", config.model.path):
+    if config.model.path is not None and is_elsewhere(findings, "model.path", config.model.path):
         return False
     policy = read_policy(config)
     directory = policy and policy.directory
@@ -291,58 +292,19 @@ def _longest(config: RunConfig) -> tuple[str, int]:
     return "data.max_length", config.data.max_length
 
 
-def _check_data(findings: Findings, readable: bool, rewards: RewardProbe) -> None:
+def _check_data(findings: Findings, readable: bool, rewards: RewardProbe, sets: dict[Field, Sets]) -> None:
     """Check both data sets, then the rewards against their columns when those are known."""
     config = findings.config
     if isinstance(config.algorithm, EncoderConfig):
         _check_encoder_data(findings, readable)
         return
-    train = _check_set(findings, "data.train", readable)
-    held_out = None if config.data.eval is None else _check_set(findings, "data.eval", readable)
-    if train is not None:
-        findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-        if config.data.eval_fraction is not None:
-            findings.rows -= max(1, round(config.data.eval_fraction * train.count))
-        if held_out is not None:
-            findings.warnings += same_rows(config, train, held_out)
+    train, held_out = check_sets(findings, sets, readable)
     if isinstance(config.algorithm, RLConfig):
-        _check_rewards(findings, rewards, train, held_out)
-
-
-def _check_set(findings: Findings, field: Literal["data.train", "data.eval"], readable: bool) -> Rows | None:
-    """What is known about the rows; None when they are elsewhere or wrong."""
-    data = findings.config.data
-    sources = _named_sources(field, data.train if field == "data.train" else data.eval)
-    elsewhere = [name for name, source in sources.items() if _is_elsewhere(findings, name, source)]
-    if elsewhere:
-        return None
-    with findings.collecting():
-        found = check_rows(findings.config, field, tokenise=readable)
-        findings.notes += found.notes
-        findings.warnings += found.warnings
-        return found
-    return None
-
-
-def _check_rewards(findings: Findings, probe: RewardProbe, train: Rows | None, held_out: Rows | None) -> None:
-    """Call the functions, and check endpoints, reward models and the critic."""
-    config = findings.config
-    columns = None
-    if train is not None:
-        known = {"data.train": train, "data.eval": held_out}
-        columns = {where: sorted(rows.columns) for where, rows in known.items() if rows is not None}
-    called = probe.finish(config.data, columns, train.examples if train else [])
-    findings.rewards += called.lines
-    findings.problems += called.problems
-    findings.warnings += called.warnings
-    environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
-    for index, endpoint in enumerate(config.reward.endpoints):
-        with findings.collecting():
-            check_endpoint(endpoint, index, environment)
-    for index, model in enumerate(config.reward.models):
-        _check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
-    if config.critic is not None and config.critic.path is not None:
-        _check_other_model(findings, config.critic.path, "critic.path", check_critic)
+        check_rewards(findings, rewards, train, held_out)
+        for index, model in enumerate(config.reward.models):
+            _check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
+        if config.critic is not None and config.critic.path is not None:
+            _check_other_model(findings, config.critic.path, "critic.path", check_critic)
 
 
 def _check_encoder_data(findings: Findings, readable: bool) -> None:
@@ -351,7 +313,7 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
     assert isinstance(algorithm, EncoderConfig)
     given = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
     elsewhere = {
-        field: [name for name, path in _named_sources(field, value).items() if _is_elsewhere(findings, name, path)]
+        field: [name for name, path in named_sources(field, value).items() if is_elsewhere(findings, name, path)]
         for field, value in given.items()
     }
     if not elsewhere["data.train"]:
@@ -365,19 +327,12 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
         _check_other_model(findings, path, f"algorithm.{option}", check_embedding_model)
 
 
-def _named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, str]:
-    """Setting -> source: one, several by name, or none."""
-    if isinstance(value, dict):
-        return {f"{field}.{name}": source for name, source in value.items()}
-    return {} if value is None else {field: value}
-
-
 def _check_other_model(
     findings: Findings, path: str, field: str, check: Callable[[RunConfig, Path, str], None]
 ) -> None:
     """Check a model beside the policy, unless it is on the hub or elsewhere."""
     directory = Path(path)
-    if _is_elsewhere(findings, field, path):
+    if is_elsewhere(findings, field, path):
         return
     with findings.collecting():
         if is_hub_id(path):
@@ -393,13 +348,6 @@ def _say_it_is_loaded(findings: Findings, field: str, path: str, revision: str |
     if is_offline() and not findings.elsewhere:
         raise not_cached(path, revision, field, lacks)
     findings.warnings.append(f"{field}: {path} is read from the hub when the run starts, not checked here")
-
-
-def _is_elsewhere(findings: Findings, field: str, path: str) -> bool:
-    if not findings.elsewhere or not Path(path).is_absolute() or os.path.exists(path):
-        return False
-    findings.warnings.append(f"{field}: {path} is read on the cluster when the run starts, not checked here")
-    return True
 
 
 def _sampling_warnings(config: RunConfig) -> list[str]:

@@ -24,6 +24,8 @@ _EXAMPLES = 4
 
 Field = Literal["data.train", "data.eval"]
 Row = dict[str, Any]
+Sets = dict[str, list[Row]]
+"""Rows of each set, by its name; "" where there is one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,16 +47,32 @@ class Rows:
     """Differs for rows that differ."""
 
 
-def check_rows(config: RunConfig, where: Field, *, tokenise: bool) -> Rows:
-    """Read the rows, and when `tokenise`, render and tokenise the first ones and all that might be too long.
+def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) -> Sets:
+    """The first rows of each set, each read by its convention: all that can be known without a tokenizer.
+
+    `told` gets a line for each set of which a converter keeps rows.
 
     Raises:
-        UserError: missing, empty or malformed data, a missing column, rows that are too long or cannot be rendered.
+        UserError: missing, empty or malformed data, a missing column, a row that is empty or of another kind.
     """
     from algorithms.data import load_sets
 
+    sets = load_sets(config.data, where, at_most=READ_ROWS, told=told)
+    for name, rows in sets.items():
+        _reading(config, rows, f"{where}.{name}" if name else where, tokenise=False)
+    return sets
+
+
+def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | None = None) -> Rows:
+    """What is known about the rows; when `tokenise`, the first ones and all that might be too long are rendered.
+
+    `sets` are what `read_sets` gave, if it was called before.
+
+    Raises:
+        UserError: as `read_sets` does, and rows that are too long or cannot be rendered.
+    """
     found, lengths = Rows(), []
-    sets = load_sets(config.data, where, at_most=READ_ROWS)
+    sets = read_sets(config, where) if sets is None else sets
     columns = []
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
@@ -119,7 +137,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
         tally.total += 1  # there may be more than were read
     until = time.process_time() + _COUNTING_S
     for seen, wanted in _chunks(reading, sample):
-        items = reading.encode(wanted)
+        items = reading.encode(wanted) if wanted else []
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen

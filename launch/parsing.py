@@ -54,7 +54,9 @@ def parse_verb(name: str, verb: Verb, rest: list[str]) -> argparse.Namespace:
     except SystemExit as done:  # argparse has printed the help
         sys.exit(done.code)
     if extra:
-        raise UsageError(f"{extra[0][:80]}: must be left out, as {parser.prog} takes no such argument, got {extra[0][:80]!r}")
+        raise UsageError(
+            f"{extra[0][:80]}: must be left out, as {parser.prog} takes no such argument, got {extra[0][:80]!r}"
+        )
     for action in parser._actions:
         if getattr(arguments, action.dest, None) == "" and action.dest not in _MAY_BE_EMPTY:
             raise UsageError(f"{_shown(action)}: must not be empty, got ''")

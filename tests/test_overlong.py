@@ -92,6 +92,15 @@ def test_check_data_and_run_count_the_same(job: str, tmp_path: Path) -> None:
     assert str(error.value) == message
 
 
+def test_rows_beyond_the_tokenised_ones_are_counted_too(tmp_path: Path) -> None:
+    short, long = {"prompt": "ab", "answer": "a"}, {"prompt": "a" * 30, "answer": "a"}
+    run = config("grpo", tmp_path, [short] * 896)  # a multiple of the rows that are tokenised at one time
+    assert (check_rows(run, "data.train", tokenise=True).count, run.data.overlong) == (896, "error")
+    run = config("grpo", tmp_path, [short] * 1100 + [long], overlong="drop")
+    [note] = check_rows(run, "data.train", tokenise=True).notes
+    assert note.startswith("data.train: 1 of 1,101 rows longer than rollout.max_prompt_tokens 12")
+
+
 def test_what_cutting_means(tmp_path: Path) -> None:
     def data(job: str, **more: Any) -> Any:
         return config(job, tmp_path, overlong="truncate", **({"max_length": 12} if job != "grpo" else {}), **more).data

@@ -76,6 +76,11 @@ def test_a_converter_that_fails_is_one_line_with_row_and_cause(tmp_path: Path, m
         return read_rows("rows.jsonl", converter=name, **keys)
 
     assert convert("convert.py:keep") == [{"n": 1}, {"n": 0}]
+    told: list[str] = []
+    keys: dict[str, Any] = {"split": "train", "arguments": {}, "field": "data.eval", "converter": "convert.py:keep"}
+    read_rows("rows.jsonl", limit=None, told=told, **keys)
+    read_rows("rows.jsonl", limit=1, told=told, **keys)
+    assert told == [f"data.eval: convert.py:keep kept {kept} rows" for kept in ("2 of 3", "1 of 1")]
     assert convert("convert:divide", limit=1) == [{"n": 1}], "rows beyond the limit are not converted"
     expected = {
         "convert.py:divide": "convert.py:divide raised ZeroDivisionError: integer division or modulo by zero",

@@ -1,0 +1,87 @@
+"""The part of `check` that looks at data and rewards. Imports neither torch nor ray nor vllm."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from algorithms.config_encoder import EncoderConfig
+from algorithms.reward_endpoint import check_endpoint
+from launch.inputs import Field, Rows, Sets, check_rows, read_sets, same_rows
+from launch.reward_checks import RewardProbe
+
+if TYPE_CHECKING:
+    from launch.check import Findings
+
+
+def read_data(findings: "Findings") -> dict[Field, Sets]:
+    """The rows of both data sets, where they are here and what they must be; none for embedding and reranker."""
+    data, found = findings.config.data, {}
+    if isinstance(findings.config.algorithm, EncoderConfig):
+        return {}
+    given: dict[Field, Any] = {"data.train": data.train, "data.eval": data.eval}
+    for where, value in given.items():
+        sources = named_sources(where, value)
+        elsewhere = [name for name, source in sources.items() if is_elsewhere(findings, name, source)]
+        if sources and not elsewhere:
+            with findings.collecting():
+                found[where] = read_sets(findings.config, where, findings.notes)
+    return found
+
+
+def check_sets(findings: "Findings", sets: dict[Field, Sets], readable: bool) -> tuple[Rows | None, Rows | None]:
+    """What is known of the rows to train on and to evaluate on; None where they are elsewhere, wrong or not given."""
+    config = findings.config
+    train, held_out = (
+        _check_set(findings, "data.train", sets, readable),
+        _check_set(findings, "data.eval", sets, readable),
+    )
+    if train is not None:
+        findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+        if config.data.eval_fraction is not None:
+            findings.rows -= max(1, round(config.data.eval_fraction * train.count))
+        if held_out is not None:
+            findings.warnings += same_rows(config, train, held_out)
+    return train, held_out
+
+
+def _check_set(findings: "Findings", where: Field, sets: dict[Field, Sets], readable: bool) -> Rows | None:
+    if where not in sets:
+        return None
+    with findings.collecting():
+        found = check_rows(findings.config, where, tokenise=readable, sets=sets[where])
+        findings.notes += found.notes
+        findings.warnings += found.warnings
+        return found
+    return None
+
+
+def check_rewards(findings: "Findings", probe: RewardProbe, train: Rows | None, held_out: Rows | None) -> None:
+    """Call the reward functions, and check the addresses of endpoints."""
+    config = findings.config
+    columns = None
+    if train is not None:
+        known = {"data.train": train, "data.eval": held_out}
+        columns = {where: sorted(rows.columns) for where, rows in known.items() if rows is not None}
+    called = probe.finish(config.data, columns, train.examples if train else [])
+    findings.rewards += called.lines
+    findings.problems += called.problems
+    findings.warnings += called.warnings
+    environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
+    for index, endpoint in enumerate(config.reward.endpoints):
+        with findings.collecting():
+            check_endpoint(endpoint, index, environment)
+
+
+def named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, str]:
+    """Setting -> source: one, several by name, or none."""
+    if isinstance(value, dict):
+        return {f"{field}.{name}": source for name, source in value.items()}
+    return {} if value is None else {field: value}
+
+
+def is_elsewhere(findings: "Findings", field: str, path: str) -> bool:
+    """Whether a path is on the machines of the run, and so can only be warned about."""
+    if not findings.elsewhere or not Path(path).is_absolute() or Path(path).exists():
+        return False
+    findings.warnings.append(f"{field}: {path} is read on the cluster when the run starts, not checked here")
+    return True
