@@ -177,7 +177,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from launch.check import report
     from launch.config import load
 
-    report(load(arguments.config, arguments.overrides), as_json=arguments.json)
+    config = load(arguments.config, arguments.overrides)
+    os.environ.update(config.cluster.env)  # as the run would: it may say where the hub's cache is
+    report(config, as_json=arguments.json)
     return 0
 
 

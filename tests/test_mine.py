@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.config import ModelInit
 from algorithms.config import DataConfig
 from algorithms.encoder_rows import rankings
 from launch import mine, mining_parts
 from launch.cli import main
 from tests.encoder_models import CORPUS, MODEL, PAIRS, load_model, needs_model, save_reranker
+from tests.fake_models import fake_model
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = needs_model
@@ -247,7 +249,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "no model": (
         lambda rerankers: ["corpus.txt"],
-        "MODEL: must be a model directory or a run directory with an export, got corpus.txt",
+        "MODEL: must be a directory with a config.json, not a file, got corpus.txt",
     ),
     "an embedding model as reranker": (
         lambda rerankers: ["--reranker", MODEL],
@@ -302,13 +304,10 @@ def test_a_mistake_is_one_line(
     """Exit code 2, and no output."""
     Path("empty.txt").write_text("\n \n")
     write("empty.jsonl", [{"query": "a", "pos": ["b"]}, {"query": "c", "pos": []}])
-    for name, values in {
-        "none": {"architectures": ["BertModel"]},
-        "three": {"id2label": {0: "a", 1: "b", 2: "c"}},
-    }.items():
-        Path(name).mkdir()
-        Path(name, "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"], **values}))
-        Path(name, "model.safetensors").write_bytes(b"")
+    small = ModelInit(family="bert", hidden_size=16, heads=2, layers=1, alphabet="ab", max_positions=32)
+    fake_model(Path("none"), init=small)
+    labels = {"0": "a", "1": "b", "2": "c"}
+    fake_model(Path("three"), init=small, architectures=["BertForSequenceClassification"], id2label=labels)
     more, expected = MISTAKES[mistake][0](rerankers), MISTAKES[mistake][1]
     command = [more[0], *MINE[2:]] if not more[0].startswith("-") else MINE[1:]
     code = main(["mine", *command, "mined.jsonl", *(more if more[0].startswith("-") else [])])

@@ -5,13 +5,14 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.config import UserError
-from actors.hub_cache import cached_snapshot, is_hub_id, located
+from actors.config import LoraConfig, ModelConfig, UserError
+from actors.hub_cache import cached_snapshot, configured_directory, is_hub_id, located
 from actors.safetensors_header import StoredTensor, read_header
 from actors.tokenizer import build_char_tokenizer, load_tokenizer, tokenizer_for
 from launch.chat import chat
@@ -521,6 +522,62 @@ def test_a_revision_is_a_branch_tag_or_commit() -> None:
     assert "<|fin|>" in tokenizer_for(config.model).get_vocab()
     fake_model(Path("model"))
     assert problem(model={"revision": "v1"}) == "model.revision: must be left out for a local directory (model), got v1"
+
+
+def test_a_run_loads_what_the_hubs_cache_holds() -> None:
+    """Weights, of the commit that is named, for policy, critic, engine and the merging of adapters; offline."""
+    import torch
+    import transformers
+
+    from actors.lora import adapted_layer_kinds, adapter_config, adapter_state, add_adapters, write_adapter
+    from actors.models import load_model, load_value_model
+
+    snapshots = {}
+    for seed, (revision, commit) in enumerate({"main": "c" * 40, "v1": "a" * 40}.items()):
+        snapshot = cache_model(Path("hub"), "owner/name", revision=revision, commit=commit)
+        torch.manual_seed(seed)
+        snapshots[commit] = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.from_pretrained(snapshot)
+        )
+        snapshots[commit].save_pretrained(snapshot)
+    name = located("owner/name", "v1")
+    policy = load_model(ModelConfig(path="owner/name", revision="v1"), name)
+    weights = policy.get_input_embeddings().weight
+    assert torch.equal(weights, snapshots["a" * 40].get_input_embeddings().weight)
+    assert load_value_model(ModelConfig(path="owner/name"), name).config.num_labels == 1
+    assert "q_proj" in adapted_layer_kinds(name, LoraConfig())
+    assert Path(configured_directory(name), "tokenizer.json").is_file()
+    add_adapters(policy, LoraConfig(rank=2), seed=0)
+    settings = json.loads(adapter_config(policy, name))
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("owner/name", "a" * 40)
+    write_adapter(Path("peft"), json.dumps(settings), adapter_state(policy, lambda _: nullcontext(), keep=True))
+    export("peft", output="merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained("merged")
+    assert torch.equal(merged.get_input_embeddings().weight, weights)
+
+
+def test_an_adapter_without_its_base_names_it() -> None:
+    Path("adapter").mkdir()
+    settings = Path("adapter/adapter_config.json")
+    settings.write_text("{}")
+    named = "MODEL: base_model_name_or_path in adapter/adapter_config.json"
+    expected = {
+        "": "MODEL: must hold the adapters, adapter_model.safetensors, got none in adapter",
+        '{"base_model_name_or_path": null}': f"{named} must be a model, got nothing",
+        '{"base_model_name_or_path": "owner/name"}': f"{named}: no such directory, and the hub cannot give it (",
+        '{"base_model_name_or_path": "./gone"}': f"{named} must be a model, whose weights the adapters change; "
+        f"there is no directory {Path('gone').absolute()} ",
+        "[": "MODEL: adapter/adapter_config.json is not JSON",
+        "[]": "MODEL: adapter/adapter_config.json must hold an object, got something else",
+    }
+    for text, rule in expected.items():
+        if text:
+            Path("adapter/adapter_model.safetensors").write_bytes(b"")
+            settings.write_text(text)
+        with pytest.raises(UserError) as caught:
+            export("adapter", output="whole")
+        assert str(caught.value).startswith(rule)
+        assert not Path("whole").exists()
 
 
 # Other verbs.
