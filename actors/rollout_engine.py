@@ -186,6 +186,9 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
     # Threads are counted by OMP_NUM_THREADS; binding them to cores would fight with the trainer's.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     compiled = on_gpu if config.compile is None else config.compile
+    if not (compiled or on_gpu):
+        # vLLM compiles a function of its logprobs also in eager mode, for which a machine needs a C++ compiler.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     # Named outright: inside a placement group vLLM would choose Ray's executor, whose bundles are not ours.
     executor = "mp" if config.tensor_parallel > 1 else "uni"
     options: dict[str, Any] = dict(
