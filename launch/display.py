@@ -28,8 +28,6 @@ PLAIN_INTERVAL_S = 5.0
 """Shortest time between two lines of steps when the output is no terminal, in seconds."""
 HEARTBEAT_S, LATER_HEARTBEAT_S = 15.0, 60.0
 """Longest silence there, before the first step and after it, in seconds."""
-HELD_S = 2.0
-"""What a run is, is printed there once its configuration has been checked, or after so long, in seconds."""
 HISTORY_LINES = 10
 """Lines about steps that a run without evaluations leaves on a terminal."""
 DURATIONS_KEPT = 20
@@ -75,7 +73,10 @@ class Display:
         self.close()
 
     def open(self, lines: Sequence[str] = ()) -> None:
-        """Say what is going to run, and begin to show what is being done."""
+        """Say what is going to run, and begin to show what is being done.
+
+        Where there is no panel, the lines come with the next one: a mistake found by then is all that is printed.
+        """
         self._open = True
         if self._lively:
             width = self._console.width
@@ -236,8 +237,6 @@ class Display:
     def _beat(self) -> None:
         """Where there is no panel: break a silence that lasts."""
         while not self._ended.wait(1.0):
-            if self._held and self.elapsed_s > HELD_S:
-                self._release()
             longest = HEARTBEAT_S if not self._metrics else LATER_HEARTBEAT_S
             if self._phase and max(self._printed_at, self._phase_started) + longest < time.monotonic():
                 self._print(escape(self._doing()))

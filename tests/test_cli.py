@@ -47,8 +47,8 @@ def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
-        "verb: must be one of run, check, data, chat, export, mine, search, submit, status, logs, stop, list, k8s "
-        "(did you mean check?), got chek",
+        "verb: must be one of run, check, data, chat, export, curves, mine, search, submit, status, logs, stop, list, "
+        "k8s (did you mean check?), got chek",
     ),
     "unknown option": (
         ["check", "job.yaml", "--jso"],
