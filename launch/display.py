@@ -81,7 +81,7 @@ class Display:
         if self._lively:
             width = self._console.width
             for line in lines:
-                for part in flowed(line.split("  "), width) if len(line) > width else [line]:
+                for part in flowed(line.split("  "), width, cut=False):
                     self._print(escape(part))
             self._live = Live(_Panel(self), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
