@@ -263,12 +263,13 @@ class Display:
             name = _BEGINNING.get(name, name)
         detail = f": {visible(self._detail)}" if self._detail else ""
         seconds = time.monotonic() - self._phase_started
-        return f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."
+        told = f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."
+        return told if self._begun else f"{told}  elapsed {clock(self.elapsed_s)}"
 
     def panel_lines(self, width: int, height: int) -> Iterator[Text]:
         """Lines of the panel, none wider than `width`: how far, what is running, the last metrics."""
-        elapsed = f"elapsed {clock(self.elapsed_s)}"
         if self._begun:
+            elapsed = f"elapsed {clock(self.elapsed_s)}"
             eta = f"ETA {clock(self._remaining())}" if self._durations and self._step < self._total else ""
             tail = "  ".join(filter(None, (f"{self._step}/{self._total}", elapsed, eta)))
             room = width - cell_len(tail) - 2
@@ -281,8 +282,7 @@ class Display:
             yield line
         frames = "-\\|/" if self._ascii else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
         frame = frames[int(time.monotonic() * 8) % len(frames)]
-        doing = self._doing() if self._begun else f"{self._doing()}  {elapsed}"
-        for place, line in enumerate(_wrapped(doing, width - 2)):
+        for place, line in enumerate(_wrapped(self._doing(), width - 2)):
             yield Text(f"{frame} " if not place else "  ", "green").append(line, "none")
         figures = step_figures(self._metrics) + held_out_figures(self._evaluation)
         room = max(0, min(FIGURE_LINES, height - PHASE_LINES - 2))
