@@ -51,7 +51,7 @@ class TrackingConfig(Config):
     project: str = "tandem"
     """Weights & Biases project."""
     samples_per_step: int = Field(default=8, ge=0)
-    """Completions a step writes to samples.jsonl."""
+    """Completions a step writes to samples.jsonl, evenly spaced between its best and its worst one."""
 
 
 class ClusterConfig(Config):
