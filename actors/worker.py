@@ -113,6 +113,14 @@ class Worker:
             for index, fields in enumerate(responses)
         }
 
+    def mean_advantages(self, tokens: dict[tuple[int, int], int], fields: TokenFields) -> dict[tuple[int, int], float]:
+        """Mean advantage of the responses with so many `tokens`, by their place, of those that `fields` has."""
+        return {
+            place: float(fields[place]["advantages"].sum()) / max(1, count)
+            for place, count in tokens.items()
+            if place in fields
+        }
+
     def read_rollouts(
         self, forward: Forward, name: str, plan: Plan, keys: list[int], inputs: Seq[Any], *, share_prompts: bool
     ) -> tuple[Metrics, TokenFields]:

@@ -38,7 +38,10 @@ class GRPO(RL):
                 samples, found, metrics = self._advantages(groups, fields)
             with clock("update"):
                 metrics |= self._update(groups, samples, fields + found)
-            self.finish_step(groups, metrics, clock, {(each.group, each.index): each.advantage for each in samples})
+            advantages = {(each.group, each.index): each.advantage for each in samples}
+            if found:
+                advantages = self.mean_advantages(self.policy, groups, found)
+            self.finish_step(groups, metrics, clock, advantages)
 
     def _scored_groups(self, clock: Clock) -> list[ScoredGroup]:
         """The step's groups; with dynamic sampling, those whose rewards differ, sampled until there are enough."""

@@ -66,7 +66,7 @@ class PPO(RL):
                 metrics, found = self.estimate(self.critic, groups, self.shaper(groups), fields)
             with clock("update"):
                 metrics |= self._update(groups, fields + found)
-            self.finish_step(groups, metrics, clock)
+            self.finish_step(groups, metrics, clock, self.mean_advantages(self.critic, groups, found))
 
     def _update(self, groups: list[ScoredGroup], fields: Fields) -> Metrics:
         """Both groups learn at the same time."""

@@ -27,7 +27,14 @@ from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_e
 from algorithms.policy_loss import policy_loss
 from algorithms.reward_models import RewardModelGroup, score_with_models
 from algorithms.rl_evaluation import response_rows, solving_metrics
-from algorithms.rl_metrics import Advantages, reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.rl_metrics import (
+    Advantages,
+    best_to_worst,
+    reward_metrics,
+    rollout_metrics,
+    sample_rows,
+    update_metrics,
+)
 from algorithms.sampler import Sampler, ScoredGroup
 from algorithms.shaper import RewardShaper
 from algorithms.shaping import AdaptiveKL
@@ -189,6 +196,13 @@ class RL:
             self.kl.update(metrics["reward/kl_per_response"], sum(len(each.infos) for each in groups))
         return metrics, [found for _, found in calls]
 
+    def mean_advantages(self, group: ActorGroup[Any], groups: list[ScoredGroup], found: Fields) -> Advantages:
+        """Of the responses that samples.jsonl keeps, where `estimate` has given each token its own advantage."""
+        kept = best_to_worst(groups, self.samples_per_step)
+        tokens = {(number, index): groups[number].infos[index].response_tokens for number, index in kept}
+        told = group.scatter(Worker.mean_advantages, [(tokens, fields) for fields in found])
+        return {place: mean for rank in told for place, mean in rank.items()}
+
     def updates(self, samples: list[Sample]) -> list[list[Sample]]:
         """The samples of each update of the step, epoch by epoch."""
         per_update = self.config.samples_per_update or self.config.samples_per_step
@@ -288,9 +302,7 @@ class RL:
         self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
         return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several else {}) | metrics
 
-    def finish_step(
-        self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock, advantages: Advantages | None = None
-    ) -> None:
+    def finish_step(self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock, advantages: Advantages) -> None:
         """Publish the new weights, evaluate, checkpoint and report."""
         self.step += 1
         with clock("sync"):
@@ -308,5 +320,5 @@ class RL:
         metrics["tokens_per_second"] = metrics["tokens/generated"] / training
         self.reporter.step(self.step, metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
-        self.reporter.samples(self.step, sample_rows(groups, advantages or {}, self.samples_per_step), shown)
+        self.reporter.samples(self.step, sample_rows(groups, advantages, self.samples_per_step), shown)
         self.checkpoint.end_if_asked()

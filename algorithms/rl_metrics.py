@@ -1,6 +1,5 @@
 """What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +88,7 @@ def sample_rows(groups: list[ScoredGroup], advantages: Advantages, count: int) -
             "completion": rollout.text,
             "reward": group.scores[index].reward,
             "rewards": dict(group.scores[index].parts),
-            "advantage": advantages.get((number, index), math.nan),
+            "advantage": advantages[number, index],
             "version": group.infos[index].oldest_version,
             "status": rollout.status,
         }

@@ -142,8 +142,9 @@ def _run(arguments: argparse.Namespace) -> int:
     check_ray_address(os.environ.get("RAY_ADDRESS"))
     from launch.display import Display
     from launch.opening import opening_lines
+    from launch.signals import interruptible
 
-    with Display(started=_STARTED) as display:
+    with interruptible(), Display(started=_STARTED) as display:
         display.open(opening_lines(config))
         display.phase("checking the configuration")
         os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME

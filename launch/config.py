@@ -62,7 +62,7 @@ class TrackingConfig(Config):
     tags: list[str] = []
     """Weights & Biases tags."""
     samples_per_step: int = Field(default=8, ge=0)
-    """Completions a step writes to samples.jsonl."""
+    """Completions a step writes to samples.jsonl, evenly spaced between its best and its worst one."""
     eval_samples: NonNegativeInt | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""

@@ -28,8 +28,6 @@ PLAIN_INTERVAL_S = 5.0
 """Shortest time between two lines of steps when the output is no terminal, in seconds."""
 HEARTBEAT_S, LATER_HEARTBEAT_S = 15.0, 60.0
 """Longest silence there, before the first step and after it, in seconds."""
-HELD_S = 2.0
-"""What a run is, is printed there once its configuration has been checked, or after so long, in seconds."""
 HISTORY_LINES = 10
 """Lines about steps that a run without evaluations leaves on a terminal."""
 DURATIONS_KEPT = 20
@@ -75,12 +73,15 @@ class Display:
         self.close()
 
     def open(self, lines: Sequence[str] = ()) -> None:
-        """Say what is going to run, and begin to show what is being done."""
+        """Say what is going to run, and begin to show what is being done.
+
+        Where there is no panel, the lines come with the next one: a mistake found by then is all that is printed.
+        """
         self._open = True
         if self._lively:
             width = self._console.width
             for line in lines:
-                for part in flowed(line.split("  "), width) if len(line) > width else [line]:
+                for part in flowed(line.split("  "), width, cut=False):
                     self._print(escape(part))
             self._live = Live(_Panel(self), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -236,8 +237,6 @@ class Display:
     def _beat(self) -> None:
         """Where there is no panel: break a silence that lasts."""
         while not self._ended.wait(1.0):
-            if self._held and self.elapsed_s > HELD_S:
-                self._release()
             longest = HEARTBEAT_S if not self._metrics else LATER_HEARTBEAT_S
             if self._phase and max(self._printed_at, self._phase_started) + longest < time.monotonic():
                 self._print(escape(self._doing()))
@@ -264,12 +263,13 @@ class Display:
             name = _BEGINNING.get(name, name)
         detail = f": {visible(self._detail)}" if self._detail else ""
         seconds = time.monotonic() - self._phase_started
-        return f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."
+        told = f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."
+        return told if self._begun else f"{told}  elapsed {clock(self.elapsed_s)}"
 
     def panel_lines(self, width: int, height: int) -> Iterator[Text]:
         """Lines of the panel, none wider than `width`: how far, what is running, the last metrics."""
-        elapsed = f"elapsed {clock(self.elapsed_s)}"
         if self._begun:
+            elapsed = f"elapsed {clock(self.elapsed_s)}"
             eta = f"ETA {clock(self._remaining())}" if self._durations and self._step < self._total else ""
             tail = "  ".join(filter(None, (f"{self._step}/{self._total}", elapsed, eta)))
             room = width - cell_len(tail) - 2
@@ -282,8 +282,7 @@ class Display:
             yield line
         frames = "-\\|/" if self._ascii else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
         frame = frames[int(time.monotonic() * 8) % len(frames)]
-        doing = self._doing() if self._begun else f"{self._doing()}  {elapsed}"
-        for place, line in enumerate(_wrapped(doing, width - 2)):
+        for place, line in enumerate(_wrapped(self._doing(), width - 2)):
             yield Text(f"{frame} " if not place else "  ", "green").append(line, "none")
         figures = step_figures(self._metrics) + held_out_figures(self._evaluation)
         room = max(0, min(FIGURE_LINES, height - PHASE_LINES - 2))

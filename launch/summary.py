@@ -69,7 +69,8 @@ def last_screen(config: RunConfig, display: Display, why: str, *, finished: bool
     if spent := _time(display):
         lines += flowed([f"time:    {spent[0]}", *spent[1:]], width, indent=9)
     lines += _files(config, finished=finished, curves=curves)
-    return lines + [f"{'next:' if not place else '':9}{line}" for place, line in enumerate(_next(config, finished))]
+    commands = _next(config, finished=finished, drawn=curves is not None)
+    return lines + [f"{'next:' if not place else '':9}{line}" for place, line in enumerate(commands)]
 
 
 def _readable(directory: Path) -> Rows:
@@ -165,8 +166,10 @@ def _files(config: RunConfig, *, finished: bool, curves: Path | None) -> list[st
     return [f"{name + ':':9}{path}" for name, path in files if path.exists()]
 
 
-def _next(config: RunConfig, finished: bool) -> Iterable[str]:
+def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
     run = shlex.quote(str(config.directory))
+    if not drawn and any(row["step"] for row in _readable(config.directory)):
+        yield f"tandem curves {run}  # draw the metrics"
     if not finished:
         resumes = "" if config.checkpoint.resume else " checkpoint.resume=true"
         saved = (config.directory / "checkpoints" / "latest").is_file()

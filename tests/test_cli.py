@@ -1,7 +1,10 @@
 """The command line as a user meets it: exit codes, one line per mistake, no traceback, nothing started."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 import time
@@ -327,6 +330,31 @@ def test_chat_is_not_for_reward_models(project: Path) -> None:
         "got Qwen2ForSequenceClassification in causal"
     )
     assert (done.returncode, done.stderr) == (2, f"error: MODEL: {rule}\n")
+
+
+def test_a_terminal_shows_what_is_to_run_at_once_and_a_mistake_last(project: Path) -> None:
+    """Also while the configuration is being checked, which takes time."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TERM": "xterm", "COLUMNS": "80"}
+    environment.pop("RAY_ADDRESS", None)
+    (project / "my_reward.py").write_text("import no_such_module\n")
+    command = [sys.executable, "-m", "launch", "run", "job.yaml", "run.name=first"]
+    process = subprocess.Popen(command, cwd=project, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    parts: list[bytes] = []
+    with contextlib.suppress(OSError):  # how the end of a terminal's output is told
+        while part := os.read(ours, 4096):
+            parts.append(part)
+    os.close(ours)
+    assert process.wait(60) == 2
+    text = b"".join(parts).decode()
+    first, second, *_ = text.splitlines()
+    assert first == "GRPO, 100 steps:  new qwen2 of 37,216 parameters"
+    assert second == "data: rows.jsonl (4 rows)  devices: 4 CPUs, no GPU  into: outputs/first"
+    assert "checking the configuration (0 s)  elapsed 0:0" in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert plain.splitlines()[-1].startswith("error: reward.functions.0.name: importing my_reward.py")
+    assert plain.count("error: ") == 1 and "Traceback" not in plain
 
 
 def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.batch import Experience
-from actors.worker import ScoredGroups
+from actors.worker import ScoredGroups, Worker
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.estimators import Estimator
 
@@ -264,3 +264,10 @@ def test_responses_that_the_loss_leaves_out_do_not_move_the_others() -> None:
 def _estimator(config: Any, coef: float, groups: ScoredGroups) -> Estimator:
     """One that counts every response."""
     return Estimator(config=config, kl_coef=coef, counted=[[True] * len(group) for group in groups])
+
+
+def test_the_mean_advantage_of_a_response_is_over_its_tokens() -> None:
+    """Of those asked for that this rank has."""
+    fields: Any = {(0, 1): {"advantages": np.array([0.0, 0.5, 1.5], np.float32)}, (2, 0): {"advantages": np.ones(3)}}
+    worker: Any = None
+    assert Worker.mean_advantages(worker, {(0, 1): 2, (7, 0): 3}, fields) == {(0, 1): 1.0}

@@ -95,6 +95,18 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     mode = (directory / "config.json").stat().st_mode
     assert [path for path in files if path.stat().st_mode & mode != mode] == [], "as readable as what Python opens"
     _assert_evaluations_are_kept(directory, steps)
+    assert all(sample["answer"] == sample["prompt"][::-1] for sample in samples), "the row's columns"
+    for step in range(1, 31):
+        found = {sample["reward"] for sample in samples if sample["step"] == step}
+        assert found == {0.0, 1.0} if 0 < steps[step]["reward/mean"] < 1 else len(found) == 1, "right and wrong ones"
+    assert all((sample["advantage"] > 0) <= (sample["reward"] == 1) for sample in samples)
+    assert any(sample["advantage"] < 0 for sample in samples)
+    text = uninterrupted.text
+    assert text.index("data: algorithms.tasks:reverse") < text.index("starting Ray ...") < text.index("GRPO: 30 steps")
+    screen = text[text.index("done: all 30 steps") :]
+    assert re.search(r"step 0 +step 30 +best\neval/reward/mean +0\.\d+ +0\.\d+ +0\.\d+ at step [123]0\n", screen)
+    for line in ("time: ", f"curves:  {directory}/curves.png", f"next:    tandem chat {directory}  # talk to it"):
+        assert f"\n{line}" in screen
     assert uninterrupted.left_behind() == []
 
 
@@ -154,6 +166,9 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     assert second.left_behind() == []
     steps = second.steps()
     assert _latest(second) == max(steps), "SIGTERM lets the step finish, and keeps it"
+    assert f"stopped by SIGTERM after step {max(steps)} of 30" in second.text
+    assert f"# goes on from step {max(steps)}\n" in second.text
+    assert (second.directory / "curves.png").is_file(), "also of a run that has not finished"
     assert sorted(steps) == list(range(max(steps) + 1)), "each step once, in order, none missing"
     assert _numbers(steps) == _numbers({step: whole[step] for step in steps})
 
@@ -176,6 +191,7 @@ def test_interrupted_while_starting(tandem: Start, warm_model: Path, reverse: di
     os.killpg(job.process.pid, signal.SIGINT)
     assert job.wait(60) == 130, job.text
     assert "Traceback" not in job.text
+    assert "stopped by you (Ctrl-C) before the first step was done" in job.text
     assert job.left_behind() == []
 
 

@@ -126,6 +126,9 @@ def test_ppo_runs_with_all_groups(ppo: Any) -> None:
     assert steps[6]["reward/kl_coef"] != 0.05, "the controller has moved it"
     assert max(steps[step]["mismatch/kl"] for step in range(2, 7)) < 1e-6
     assert all(math.isfinite(value) for step in steps.values() for value in step.values())
+    samples = [json.loads(line) for line in (ppo.directory / "samples.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(sample["advantage"]) for sample in samples), "means over tokens"
+    assert any(sample["advantage"] for sample in samples)
     assert ppo.left_behind() == []
 
 
