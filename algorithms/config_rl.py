@@ -117,7 +117,9 @@ class RLConfig(Config):
     @model_validator(mode="after")
     def _one_length(self) -> "RLConfig":
         if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"steps must be left out with epochs, which say how many there are, got {self.steps}")
+            raise ValueError(
+                f"steps must be left out, or null, with epochs, which say how many there are, got {self.steps}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import GetTimeoutError
 
+from actors.batch import Rollout
+from actors.group import GroupError
 from algorithms.config_rl import pass_sizes
 from algorithms.loop import Metrics
 from algorithms.sampler import ScoredGroup
@@ -61,10 +64,14 @@ def majority(answers: list[str]) -> int:
 
 
 def response_rows(groups: list[ScoredGroup], pass_reward: float) -> list[Rows]:
-    """Every response of every group, as eval_samples.jsonl has it; reads tokens group by group, and keeps none."""
+    """Every response of every group, as eval_samples.jsonl has it; reads tokens group by group, and keeps none.
+
+    Raises:
+        GroupError: responses do not arrive within the deadline.
+    """
     found = []
     for group in groups:
-        rollouts = ray.get(group.rollouts, timeout=_READ_DEADLINE_S)
+        rollouts = _responses(group)
         columns = {name: value for name, value in group.prompt.row.items() if name != "prompt"}
         found.append(
             [
@@ -83,6 +90,15 @@ def response_rows(groups: list[ScoredGroup], pass_reward: float) -> list[Rows]:
             ]
         )
     return found
+
+
+def _responses(group: ScoredGroup) -> list[Rollout]:
+    try:
+        return ray.get(group.rollouts, timeout=_READ_DEADLINE_S)
+    except GetTimeoutError:
+        raise GroupError(
+            f"rollout: responses to row {group.prompt.index} of data.eval did not arrive within {_READ_DEADLINE_S} s"
+        ) from None
 
 
 def solving_metrics(groups: list[Rows]) -> Metrics:

@@ -60,6 +60,7 @@ def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
         "sampling": Sampling(samples=4, temperature=0.7, max_tokens=24),
         "micro_batch_tokens": dict.fromkeys(("policy", "critic", "reference"), division.micro_batch_tokens),
         "seed": 1,
+        "total_steps": 1,
         **dict.fromkeys(unused),
     }
 

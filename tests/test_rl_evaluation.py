@@ -4,7 +4,9 @@ from itertools import combinations
 
 import pytest
 
+from actors.config import UserError
 from algorithms.config_rl import pass_sizes
+from algorithms.loop import Best
 from algorithms.rl_evaluation import final_answer, majority, pass_at_k, solving_metrics
 
 
@@ -61,3 +63,20 @@ def test_metrics_are_means_over_prompts() -> None:
             "eval/majority": 1 / 3,
         }
     )
+
+
+def test_the_best_is_known_after_a_resume_and_only_by_its_own_metric() -> None:
+    best = Best("eval/reward/mean")
+    values = (0.2, None, 0.5, 0.5, 0.4)
+    evaluations = [{} if value is None else {"eval/reward/mean": value} for value in values]
+    assert [best.improved_by(evaluation) for evaluation in evaluations] == [True, False, True, False, False]
+    resumed, other = Best("eval/reward/mean"), Best("eval/loss")
+    for continued in (resumed, other):
+        continued.load_state_dict(best.state_dict())
+    assert [resumed.improved_by({"eval/reward/mean": value}) for value in (0.5, 0.6)] == [False, True]
+    assert [other.improved_by({"eval/loss": value}) for value in (9.0, 9.5, 8.0)] == [True, False, True]
+    assert not Best(None).improved_by({"eval/loss": 1.0})
+    with pytest.raises(
+        UserError, match=r"^algorithm\.best_by: no such evaluation metric, got eval/x; there are eval/loss$"
+    ):
+        Best("eval/x").improved_by({"eval/loss": 1.0})

@@ -378,7 +378,7 @@ CASES: list[tuple[str, str, str]] = [
     (
         "grpo",
         "algorithm={name: grpo, steps: 5, epochs: 2}",
-        "algorithm.steps must be left out with epochs, which say how many there are, got 5",
+        "algorithm.steps must be left out, or null, with epochs, which say how many there are, got 5",
     ),
     ("ppo", "algorithm.eval_every=5", "algorithm.eval_every needs data.eval or data.eval_fraction, got eval_every 5"),
     (

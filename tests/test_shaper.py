@@ -135,6 +135,7 @@ def test_baselines_compare_shaped_scores(advantage: str) -> None:
         sampling=Sampling(samples=2, temperature=1.0, max_tokens=LIMIT),
         micro_batch_tokens={},
         seed=0,
+        total_steps=1,
         **dict.fromkeys(unused),  # type: ignore[arg-type]
     )
     step: list[list[Response]] = [[(2.0, 10, "ok"), (2.0, 10, "truncated")], [(7.0, 3, "ok"), (3.0, 4, "ok")]]
