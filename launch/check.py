@@ -18,6 +18,7 @@ from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import RLConfig
 from algorithms.reward_endpoint import check_endpoint
 from launch.capacity import check_resources
+from launch.checkpoint import Checkpoints
 from launch.config import RunConfig
 from launch.encoder_inputs import check_encoder_packages, check_encoder_rows, check_held_out
 from launch.estimate import (
@@ -46,6 +47,7 @@ from launch.model_files import (
     is_hub_id,
     model_values,
 )
+from launch.output import check_output
 from launch.placement import reward_model_groups
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -145,7 +147,8 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     findings = Findings(config, elsewhere=elsewhere)
     if not elsewhere:
         with findings.collecting():
-            _check_output(config)
+            check_output(config)
+            Checkpoints(config).latest()
         with findings.collecting():
             findings.warnings += check_resources(config, this_machine())
     with findings.collecting():
@@ -173,21 +176,6 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     if findings.problems:
         raise UserError(*dict.fromkeys(findings.problems))
     return findings
-
-
-def _check_output(config: RunConfig) -> None:
-    existing = config.directory.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    reason = None
-    if not existing.is_dir():
-        reason = f"{existing} is a file"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        reason = f"{existing} is not writable"
-    elif existing.resolve().parts[1:2] in (("proc",), ("sys",)):  # where root may write but cannot make directories
-        reason = f"{existing} belongs to the kernel"
-    if reason:
-        raise UserError(f"run.output: must be a directory that can be written ({reason}), got {config.run.output}")
 
 
 def _check_batches(config: RunConfig) -> None:
