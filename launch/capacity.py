@@ -42,7 +42,8 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
         problems.append(_overbooked("GPUs", parts, gpus, limit) + _for_one_gpu(config, told_gpus))
     elif told_gpus > machine.gpus:
         warnings.append(
-            f"cluster.gpus: {told_gpus} asked for and this machine has {machine.gpus}: `tandem run` would not start on it"
+            f"cluster.gpus: {told_gpus} asked for and this machine has {machine.gpus}: "
+            f"`tandem run` would not start on it"
         )
     elif told_gpus and not gpus:
         warnings.append(_unused(config, told_gpus))
