@@ -42,8 +42,8 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
         problems.append(_overbooked("GPUs", parts, gpus, limit) + _for_one_gpu(config, told_gpus))
     elif told_gpus > machine.gpus:
         warnings.append(
-            f"cluster.gpus: {told_gpus} are told to Ray and this machine has {machine.gpus}: "
-            f"`tandem run` refuses to start on it"
+            f"cluster.gpus: {told_gpus} asked for and this machine has {machine.gpus}: "
+            f"`tandem run` would not start on it"
         )
     elif told_gpus and not gpus:
         warnings.append(_unused(config, told_gpus))
@@ -54,8 +54,8 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
 
 def _limit(kind: str, told: int | None, there: int) -> str:
     if told is None or told == there:
-        return f"{there} {kind} on this machine"
-    return f"{told} {kind} by cluster.{kind.lower()} (this machine has {there})"
+        return f"{there} {kind[: -1 if there == 1 else None]} on this machine"
+    return f"{told} {kind[: -1 if told == 1 else None]} by cluster.{kind.lower()} (this machine has {there})"
 
 
 def _for_one_gpu(config: RunConfig, gpus: int) -> str:

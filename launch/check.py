@@ -5,7 +5,6 @@ Imports neither torch nor ray nor vllm. `check` prints the findings; `run` calls
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import PPOConfig, RLConfig
 from launch.capacity import check_resources
+from launch.checkpoint import Checkpoints
 from launch.config import RunConfig
 from launch.data_checks import check_rewards, check_sets, is_elsewhere, named_sources, read_data
 from launch.encoder_inputs import check_encoder_packages, check_encoder_rows, check_held_out
@@ -49,7 +49,8 @@ from launch.model_files import (
     check_tokenizer,
     read_policy,
 )
-from launch.placement import reward_model_groups
+from launch.output import check_output
+from launch.placement import demands, reward_model_groups
 from launch.reward_checks import RewardProbe
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -162,7 +163,8 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     config, elsewhere = findings.config, findings.elsewhere
     if not elsewhere:
         with findings.collecting():
-            _check_output(config)
+            check_output(config)
+            Checkpoints(config).latest()
         with findings.collecting():
             findings.warnings += check_resources(config, this_machine())
     with findings.collecting():
@@ -178,7 +180,8 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     with findings.collecting():
         _check_steps(findings)
     if not elsewhere:
-        check_room(findings, this_machine(with_gpu_memory=True))
+        on_gpus = any(item.gpus for item in demands(config))
+        check_room(findings, this_machine(with_gpu_memory=on_gpus))
         with findings.collecting():
             _check_tracking(config)
         with findings.collecting():
@@ -196,21 +199,6 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         )
     if isinstance(config.algorithm, DPOConfig) and (warning := averaged_beta_warning(config.algorithm)):
         findings.warnings.append(warning)
-
-
-def _check_output(config: RunConfig) -> None:
-    existing = config.directory.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    reason = None
-    if not existing.is_dir():
-        reason = f"{existing} is a file"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        reason = f"{existing} is not writable"
-    elif existing.resolve().parts[1:2] in (("proc",), ("sys",)):  # where root may write but cannot make directories
-        reason = f"{existing} belongs to the kernel"
-    if reason:
-        raise UserError(f"run.output: must be a directory that can be written ({reason}), got {config.run.output}")
 
 
 def _check_batches(config: RunConfig) -> None:

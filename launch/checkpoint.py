@@ -41,14 +41,26 @@ class Checkpoints:
         Raises:
             UserError: when it is damaged, or of a run that this configuration cannot continue.
         """
-        name = self._pointer()
-        if not self._config.checkpoint.resume or name is None:
+        if not self._config.checkpoint.resume:
+            return None
+        try:
+            name = self._pointer()
+        except NotADirectoryError:
+            raise  # as every other use of the run's directory will
+        except (OSError, UnicodeDecodeError) as error:
+            reason = f"{self._directory / 'latest'} cannot be read ({type(error).__name__})"
+            raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
+        if name is None:
             return None
         directory = self._directory / name
+        if _step(directory) < 0 or directory.parent != self._directory:
+            reason = f"{self._directory / 'latest'} must name a checkpoint such as step-20, got {name[:40]!r}"
+            raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}")
         try:
             manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-            state, files, then = manifest["state"], manifest["files"], manifest["identity"]
-        except (OSError, ValueError, KeyError) as error:
+            state, files, then = manifest["state"], dict(manifest["files"]), dict(manifest["identity"])
+            state.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{directory} has no readable manifest ({type(error).__name__})"
             raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
         if damage := _difference(directory, files):
@@ -90,11 +102,14 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """Directory of the best checkpoint, if one was called so; by another metric it is none."""
-        name = self._pointer("best")
-        if name is None or not (self._directory / name / "manifest.json").is_file():
-            return None
-        manifest = json.loads((self._directory / name / "manifest.json").read_text(encoding="utf-8"))
-        best = manifest["state"].get("best") or {}
+        try:
+            name = self._pointer("best")
+            if name is None or not (self._directory / name / "manifest.json").is_file():
+                return None
+            manifest = json.loads((self._directory / name / "manifest.json").read_text(encoding="utf-8"))
+            best = manifest["state"].get("best") or {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # damaged: the next best one takes its place
         return self._directory / name if best.get("metric") == self._config.best_by else None
 
     def save(

@@ -109,7 +109,7 @@ def _limit(directory: Path, limit_file: str, use_file: str) -> tuple[int, int] |
 def free_disk(directory: Path) -> int | None:
     """Bytes free where a directory is or will be made; None where nobody says."""
     existing = directory.absolute()
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
     return _free_bytes(str(existing))
 

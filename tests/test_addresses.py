@@ -1,5 +1,6 @@
 """Every verb that talks to an address, against what is no cluster: one line, soon, with exit code 2."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from launch.cli import main
 from launch.jobs import client
 from launch.kube import kubeconfig
+from launch.within import TooLate, within
 from tests.bad_servers import ANSWERS, bad_server
 
 KINDS = ["silent", "dripping", *ANSWERS]
@@ -18,6 +20,23 @@ clusters: [{{name: c, cluster: {{server: "{}"}}}}]
 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
 users: [{{name: u, user: {{token: x}}}}]
 """
+
+
+def test_a_deadline_is_that_of_the_whole_call_and_leaves_other_alarms_alone() -> None:
+    rang: list[int] = []
+    handler = signal.signal(signal.SIGALRM, lambda number, _: rang.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(TooLate, match=r"no whole answer within 0.1 s"):
+            within(0.1, lambda: time.sleep(5))
+        assert within(5, lambda: 7) == 7
+        time.sleep(0.4)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert rang == [signal.SIGALRM]
+    with pytest.raises(ValueError, match="mine"):
+        within(5, lambda: int("mine"))
 
 
 @pytest.fixture(autouse=True)

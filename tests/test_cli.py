@@ -78,11 +78,11 @@ MISTAKES = {
     "too many ranks": (
         ["run", "job.yaml", "policy.ranks=8", "cluster.cpus=1"],
         "policy.ranks: needs 2.6 CPUs in all (policy 8 x 0.25 + rollout 1 x 0.5 + reward 1 x 0.1), "
-        f"got 1 CPUs by cluster.cpus (this machine has {machine_cpus()})",
+        f"got 1 CPU by cluster.cpus (this machine has {machine_cpus()})",
     ),
     "too many GPUs": (
         ["check", "job.yaml", "rollout.gpus_per_engine=1", "rollout.engines=3", "cluster.gpus=1"],
-        "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPUs by cluster.gpus "
+        "rollout.engines: needs 3 GPUs in all (rollout 3 x 1), got 1 GPU by cluster.gpus "
         f"(this machine has {machine_gpus()}) (for one GPU: cluster.placement=shared, as in configs/grpo-1gpu.yaml)",
     ),
     "no critic": (

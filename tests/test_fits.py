@@ -215,7 +215,7 @@ def test_gpus_that_are_told_and_not_there(monkeypatch: pytest.MonkeyPatch) -> No
     hint = " (for one GPU: cluster.placement=shared, as in configs/grpo-1gpu.yaml)"
     for gpus in (0, 1):
         assert check_resources(config, a_machine(gpus=gpus)) == [
-            f"cluster.gpus: 2 are told to Ray and this machine has {gpus}: `tandem run` refuses to start on it"
+            f"cluster.gpus: 2 asked for and this machine has {gpus}: `tandem run` would not start on it"
         ]
         with pytest.raises(UserError) as caught:
             check_nodes(config, a_machine(gpus=gpus))
@@ -225,8 +225,8 @@ def test_gpus_that_are_told_and_not_there(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError) as caught:
         check_resources(job("grpo", **(two | {"cluster": {}})), a_machine(gpus=1))
     needs = "needs 2 GPUs in all (policy 1 x 1 + rollout 1 x 1)"
-    assert caught.value.problems == (f"policy.ranks: {needs}, got 1 GPUs on this machine{hint}",)
-    with pytest.raises(UserError, match=r"got 1 GPUs by cluster.gpus \(this machine has 0\)"):
+    assert caught.value.problems == (f"policy.ranks: {needs}, got 1 GPU on this machine{hint}",)
+    with pytest.raises(UserError, match=r"got 1 GPU by cluster.gpus \(this machine has 0\)"):
         check_resources(job("grpo", **(two | {"cluster": {"gpus": 1}})), a_machine())
     told = "this machine has 8 CPUs and 0 GPUs, the run's Ray is told 2 GPUs (cluster)"
     assert machine_line(config, a_machine()) == told

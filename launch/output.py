@@ -1,0 +1,67 @@
+"""Whether a run may have the directory that it asks for: one that can be made, and holds no files but a run's."""
+
+import json
+import os
+from pathlib import Path
+
+from actors.config import UserError
+from launch.config import RunConfig
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes of a file's name and of a path on Linux."""
+_ROOM = 60
+"""Bytes of a path that files in the run's directory need."""
+
+
+def check_output(config: RunConfig) -> None:
+    """Raise UserError when the run's directory cannot be made, or is somebody else's."""
+    directory = config.directory.absolute()
+    if reason := _unusable(directory):
+        got = config.run.output if len(config.run.output) <= 80 else f"{config.run.output[:77]}..."
+        raise UserError(f"run.output: must be a directory that can be written ({reason}), got {got or repr(got)}")
+    if directory.is_dir() and not _is_ours(directory):
+        found = sorted(item.name for item in directory.iterdir())
+        some = ", ".join(found[:3]) + f" and {len(found) - 3} more" * (len(found) > 3)
+        raise UserError(
+            f"run.name: must be a new directory or an earlier run's, and {config.directory} holds other files "
+            f"({some}), got {config.run.name}"
+        )
+
+
+def _unusable(directory: Path) -> str | None:
+    """Why a directory cannot be made or written."""
+    if "\0" in str(directory):
+        return "no path has a null character"
+    longest = max(directory.parts, key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(longest)) > _LONGEST_NAME:
+        return f"a name in it has {len(os.fsencode(longest))} bytes, {_LONGEST_NAME} is the most"
+    if len(os.fsencode(directory)) + _ROOM > _LONGEST_PATH:
+        return f"the path has {len(os.fsencode(directory))} bytes, {_LONGEST_PATH - _ROOM} is the most"
+    existing = directory
+    try:
+        while not existing.exists():
+            if existing.is_symlink():
+                return f"{existing} is a link to nowhere"
+            existing = existing.parent
+    except OSError as error:
+        return error.strerror or str(error)
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"{existing} is not writable"
+    if existing.resolve().parts[1:2] in (("proc",), ("sys",)):  # where root may write but cannot make directories
+        return f"{existing} belongs to the kernel"
+    return None
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether a directory is empty or a run's: a model's has a config.json, too."""
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if isinstance(values, dict) and {"algorithm", "checkpoint", "run"} <= values.keys():
+        return True
+    if any((directory / name).is_file() for name in ("metrics.jsonl", "logs/driver.id")):
+        return True
+    return not any(directory.iterdir())
