@@ -118,13 +118,14 @@ def _marked(mark: str) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of commands: a home of their own, no hub, no network services."""
+    """Environment of commands: a home of their own, no hub, no network services, no C++ compiler."""
     return os.environ | {
         "HOME": str(tmp_path_factory.mktemp("home")),
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "disabled",
         "COLUMNS": "240",
+        "CXX": "/no/compiler",
     }
 
 
