@@ -145,7 +145,8 @@ class _Speaker:
             try:
                 return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
             except Exception as error:  # whatever the template's expressions raise
-                raise UserError(f"conversation: the chat template refuses it ({error}), got {conversation}") from error
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise UserError(f"conversation: must be one that the chat template renders, got {reason}") from error
         return "".join(message["content"] for message in conversation)
 
 

@@ -282,7 +282,8 @@ def test_pickled_weights_are_looked_at_from_outside() -> None:
 
 
 def test_a_sharded_model_of_70_billion_takes_no_time() -> None:
-    sizes = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    sizes: dict[str, Any] = {"hidden_size": 8192, "num_hidden_layers": 80}
+    sizes |= {"num_attention_heads": 64, "num_key_value_heads": 8}
     sizes |= {"intermediate_size": 28672, "vocab_size": 128256, "tie_word_embeddings": False}
     large = fake_model(Path("model"), shards=30, model_type="llama", architectures=["LlamaForCausalLM"], **sizes)
     times = []
@@ -452,7 +453,7 @@ def test_a_model_in_the_hubs_cache_is_checked_as_a_directory_is(monkeypatch: pyt
     """Offline and online, with and without an owner, as policy, critic and reward model."""
     snapshot = cache_model(Path("hub"), "owner/name")
     cache_model(Path("hub"), "short")
-    scores = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    scores: dict[str, Any] = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
     cache_model(Path("hub"), "owner/scores", **scores)
     models = {"reward": {"models": [{"path": "owner/scores"}]}, "algorithm": {"name": "ppo", "steps": 2}}
     for offline in ("1", "0"):
@@ -489,7 +490,7 @@ def test_a_model_that_is_not_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) 
 
 def test_memory_is_known_before_the_weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """From config.json and the index, whose shards are not loaded yet."""
-    sizes = {"hidden_size": 2048, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {"hidden_size": 2048, "num_hidden_layers": 4}
     snapshot = cache_model(Path("hub"), "owner/name", shards=2, **sizes)
     for shard in snapshot.glob("model-*"):
         shard.unlink()
@@ -542,8 +543,9 @@ def test_a_run_loads_what_the_hubs_cache_holds() -> None:
         snapshots[commit].save_pretrained(snapshot)
     name = located("owner/name", "v1")
     policy = load_model(ModelConfig(path="owner/name", revision="v1"), name)
-    weights = policy.get_input_embeddings().weight
-    assert torch.equal(weights, snapshots["a" * 40].get_input_embeddings().weight)
+    weights: Any = policy.get_input_embeddings().weight
+    saved: Any = snapshots["a" * 40].get_input_embeddings().weight
+    assert torch.equal(weights, saved)
     assert load_value_model(ModelConfig(path="owner/name"), name).config.num_labels == 1
     assert "q_proj" in adapted_layer_kinds(name, LoraConfig())
     assert Path(configured_directory(name), "tokenizer.json").is_file()
@@ -553,7 +555,8 @@ def test_a_run_loads_what_the_hubs_cache_holds() -> None:
     write_adapter(Path("peft"), json.dumps(settings), adapter_state(policy, lambda _: nullcontext(), keep=True))
     export("peft", output="merged")
     merged = transformers.AutoModelForCausalLM.from_pretrained("merged")
-    assert torch.equal(merged.get_input_embeddings().weight, weights)
+    loaded: Any = merged.get_input_embeddings().weight
+    assert torch.equal(loaded, weights)
 
 
 def test_an_adapter_without_its_base_names_it() -> None:
