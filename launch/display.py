@@ -57,6 +57,7 @@ class Display:
         self._lock = threading.RLock()
         self._held: list[str] = []
         self._title, self._total, self._step, self._first, self._begun = "", 0, 0, 0, False
+        self._beginning = True
         self._phase, self._detail, self._phase_started = "", "", self._started
         self._spent: dict[tuple[str, str], float] = {}
         self._metrics: Metrics = {}
@@ -107,6 +108,7 @@ class Display:
             if new:
                 self._end_phase()
             self._phase, self._detail = name, detail
+            self._beginning = self._beginning and (not self._begun or name in _BEGINNING)
             if self._step_started is None and self._begun:
                 self._step_started = time.monotonic()
         # Phases of later steps would flood a log file; those of the start, and waits, explain a silence.
@@ -259,7 +261,7 @@ class Display:
     def _doing(self) -> str:
         """Example: starting engines: 1 of 2 ready (12 s)"""
         name = self._phase or ("starting" if not self._begun else "between steps")
-        if self._begun and not self._metrics:
+        if self._begun and self._beginning:
             name = _BEGINNING.get(name, name)
         detail = f": {visible(self._detail)}" if self._detail else ""
         seconds = time.monotonic() - self._phase_started

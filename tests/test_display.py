@@ -134,6 +134,9 @@ def test_how_far_a_phase_is_comes_with_its_time() -> None:
     display.phase("evaluate")
     display.progress(128, 256, "responses")
     assert any("first evaluation: 128 of 256 responses (0 s)" in line.plain for line in display.panel_lines(79, 24))
+    display.phase("rollout")
+    display.phase("sync")
+    assert any("sync (0 s)" in line.plain for line in display.panel_lines(79, 24)), "no longer warming up"
     display.close()
 
 
