@@ -72,6 +72,10 @@ def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub
     """What a source is, by its form and by what is here. Raises UserError for a text that can be none of them."""
     if not source.strip() or "\0" in source:
         raise UserError(f"{field}: must be a file, a generator module:function or a dataset of the hub, got {source!r}")
+    if "://" in source:
+        raise UserError(
+            f"{field}: must be a file here, a generator or a dataset of the hub, got address {_short(source)}"
+        )
     path = Path(source)
     try:
         exists = path.exists()
@@ -227,6 +231,10 @@ def load_function(module: str, name: str, field: str) -> Callable[..., Any]:
     except TooLate as error:
         raise UserError(f"{field}: importing {module} {error}, got {module}:{name}") from None
     except (Exception, SystemExit) as error:  # importing runs someone else's code
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{field}: {module} cannot be imported ({_first_line(error)}), got {module}:{name}"
+            ) from None
         raise UserError(f"{field}: {module} cannot be imported ({cause_of(error)}), got {module}:{name}") from error
     function = getattr(loaded, name, None) if name else None
     if not callable(function):

@@ -128,6 +128,7 @@ def test_what_is_no_file_of_rows() -> None:
         "/dev": "must be a file, got directory /dev",
         "": "must be a file, a generator module:function or a dataset of the hub, got ''",
         "a" * 5000: "File name too long",
+        "s3://bucket/rows.jsonl": "must be a file here, a generator or a dataset of the hub, got address 's3://bucket",
         "empty.jsonl": "must hold at least one row, got none from empty.jsonl",
         "pointer.jsonl": "pointer.jsonl must hold the rows, is a pointer of Git LFS",
         "zeros.jsonl": "line 1, column 1 of zeros.jsonl is not valid JSON",

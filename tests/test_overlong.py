@@ -223,3 +223,22 @@ def test_other_sets_than_the_checkpoints_are_refused() -> None:
         UserError, match=r"^data.train: must draw from the checkpoint.s sets \(a, b\) to resume, got a, c$"
     ):
         other.load_state_dict(state)
+
+
+def test_rewards_are_told_by_set(tmp_path: Path) -> None:
+    from algorithms.rewards import Score
+    from algorithms.rl_metrics import reward_metrics
+    from algorithms.sampler import ScoredGroup
+
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "answer": "x"}\n' * 2)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "b", "answer": "x"}\n')
+    run = config("grpo", tmp_path, train={"a": str(tmp_path / "a.jsonl"), "b": str(tmp_path / "b.jsonl")})
+    found = run_data(run.algorithm, run.data, CHAR, max_prompt_tokens=12)
+    groups = [
+        ScoredGroup(prompt=prompt, rollouts=[], infos=[], scores=[Score(reward=value, parts={}, status="ok")] * 2)
+        for prompt, value in zip(found.train, (1.0, 2.0, 6.0), strict=True)
+    ]
+    metrics = reward_metrics(groups, "reward")
+    assert (metrics["reward/a/mean"], metrics["reward/b/mean"], metrics["reward/mean"]) == (1.5, 6.0, 3.0)
+    [one] = [name for name in reward_metrics(groups[:1], "eval/reward") if name.endswith("/a/mean")]
+    assert one == "eval/reward/a/mean"

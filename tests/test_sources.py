@@ -57,7 +57,7 @@ def test_generators_come_from_files_and_modules(tmp_path: Path, monkeypatch: pyt
     assert "has no function 'cuont' (did you mean count?)" in complaint(read, "my_rows.py:cuont")
     assert "data.arguments: got an unexpected keyword argument 'm'" in complaint(read, "my_rows.py:count", n=1, m=2)
     assert "raised TypeError" in complaint(read, "my_rows.py:count", n="x")
-    assert "cannot be imported (ModuleNotFoundError" in complaint(read, "my_rosw:count")
+    assert "my_rosw cannot be imported (No module named 'my_rosw'), got" in complaint(read, "my_rosw:count")
     assert "(did you mean my_rows.py?)" in complaint(read, "my_rosw.py:count")
 
 
