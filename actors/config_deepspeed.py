@@ -38,6 +38,8 @@ _STAGES_1_2: Spec = {
     "ignore_unused_parameters": bool,
 }
 """Fields of zero_optimization that stages 1 and 2 alone read."""
+_ON_GPU = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
+"""Fields of zero_optimization whose kernels are for GPUs."""
 FIELDS: Spec = {
     "zero_optimization": {
         "contiguous_gradients": bool,
@@ -145,9 +147,34 @@ OURS: dict[str, str] = {
 """Dotted field of DeepSpeed -> why it may not be passed through."""
 
 
-def check_deepspeed(options: Mapping[str, Any], zero_stage: int) -> None:
-    """Raise ValueError for the first of DeepSpeed's settings that is unknown, another's to decide, or of no use."""
+def check_deepspeed(options: Mapping[str, Any], zero_stage: int, *, gpu: bool) -> None:
+    """Raise ValueError for the first of DeepSpeed's settings that is unknown, another's to decide, of no use, or not
+    allowed by DeepSpeed itself with this stage or without a GPU."""
     _check(options, FIELDS, "")
+    _check_zero(options, zero_stage)
+    zero = options.get("zero_optimization", {})
+    for name in _ON_GPU:
+        if zero.get(name) and not gpu:
+            raise ValueError(f"deepspeed.zero_optimization.{name} needs a GPU (gpus_per_rank above 0), got none")
+    scales = {
+        "prescale_gradients": options.get("prescale_gradients", False),
+        "gradient_predivide_factor": options.get("gradient_predivide_factor", 1) != 1,
+    }
+    for name, does in scales.items():
+        if does and zero_stage and zero.get("reduce_scatter", True):
+            raise ValueError(
+                f"deepspeed.{name} needs zero_stage 0, or zero_optimization.reduce_scatter false, got "
+                f"zero_stage {zero_stage}"
+            )
+    if zero.get("reduce_bucket_size") == 0 or zero.get("allgather_bucket_size", 0) % 2:
+        raise ValueError(
+            f"deepspeed.zero_optimization must have a reduce_bucket_size above 0 and an even allgather_bucket_size, "
+            f"got {_shown(zero)}"
+        )
+
+
+def _check_zero(options: Mapping[str, Any], zero_stage: int) -> None:
+    """Whether the stage reads what zero_optimization says."""
     zero = options.get("zero_optimization", {})
     if zero and not zero_stage:
         raise ValueError(f"deepspeed.zero_optimization needs zero_stage 1, 2 or 3, got {', '.join(zero)} with stage 0")

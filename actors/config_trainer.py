@@ -113,7 +113,7 @@ class GroupConfig(PlacedConfig):
 
     @model_validator(mode="after")
     def _deepspeed_knows_its_settings(self) -> "GroupConfig":
-        check_deepspeed(self.deepspeed, self.zero_stage)
+        check_deepspeed(self.deepspeed, self.zero_stage, gpu=self.gpus_per_rank > 0)
         return self
 
 

@@ -15,6 +15,8 @@ from actors.config_deepspeed import FIELDS, OURS
 from actors.engine import TrainingEngine, _schedule, gathered, inference_module, join_process_group
 from actors.group import free_port, rendezvous_environment
 from actors.lora import add_adapters, plain_parameters
+from actors.policy import PolicyWorker
+from actors.reference import ReferenceWorker
 
 STAGES = (0, 1, 2, 3)
 UPDATES = 4
@@ -206,6 +208,39 @@ def test_a_frozen_model_may_be_offloaded() -> None:
     held = inference_module(Net(), FrozenGroupConfig(zero_stage=3, offload_parameters=True), "fp32")
     with torch.no_grad():
         torch.testing.assert_close(held(torch.ones(2, 6)), Net()(torch.ones(2, 6)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"zero_stage": 3, "offload_parameters": True}])
+def test_a_reference_moves_towards_the_policy(settings: dict[str, Any], tmp_path: Path) -> None:
+    """reference <- mix policy + (1 - mix) reference, adapters merged; what is saved is restored."""
+    policy, reference, again = (kind.__new__(kind) for kind in (PolicyWorker, ReferenceWorker, ReferenceWorker))
+    policy.rank, policy.hf_model = 0, Adapted().model
+    with torch.no_grad():
+        for parameter in policy.hf_model.parameters():
+            parameter.add_(0.1)
+    group = FrozenGroupConfig.model_validate(settings)
+    for worker in (reference, again):
+        worker.rank, worker.group, worker.hf_model = 0, group, LlamaForCausalLM(policy.hf_model.config)
+        worker.module = inference_module(worker.hf_model, group, "fp32")
+
+    def own(worker: ReferenceWorker) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, parameter in worker.hf_model.named_parameters():
+            with gathered([parameter]):
+                found[name] = parameter.detach().clone()
+        return found
+
+    before = own(reference)
+    merged = dict(plain_parameters(policy.hf_model, gathered, merged=True))  # type: ignore[arg-type]
+    policy.write_weights(tmp_path / "sent")
+    reference.follow(tmp_path / "sent", 0.25)
+    expected = {name: 0.75 * before[name] + 0.25 * merged[name] for name in before}
+    assert_equal(own(reference), expected, atol=1e-6)
+    assert reference.save(tmp_path / "kept")[0][0] == "weights.safetensors"
+    again.load(tmp_path / "kept")
+    assert_equal(own(again), own(reference))
+    reference.follow(tmp_path / "sent", 1.0)
+    assert_equal(own(reference), {name: merged[name] for name in before})
 
 
 def test_settings_reach_deepspeed() -> None:

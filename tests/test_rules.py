@@ -940,6 +940,23 @@ CASES: list[tuple[str, str, str]] = [
         "policy.deepspeed.zero_optimization.sub_group_size needs zero_stage 3, which alone reads it, got 2",
     ),
     (
+        "sft",
+        "policy.zero_stage=3; policy.deepspeed={zero_optimization: {zero_quantized_weights: true}}",
+        "policy.deepspeed.zero_optimization.zero_quantized_weights needs a GPU (gpus_per_rank above 0), got none",
+    ),
+    (
+        "sft",
+        "policy.zero_stage=2; policy.deepspeed={prescale_gradients: true}",
+        "policy.deepspeed.prescale_gradients needs zero_stage 0, or zero_optimization.reduce_scatter false, got "
+        "zero_stage 2",
+    ),
+    (
+        "sft",
+        "policy.zero_stage=2; policy.deepspeed={zero_optimization: {allgather_bucket_size: 5}}",
+        "policy.deepspeed.zero_optimization must have a reduce_bucket_size above 0 and an even allgather_bucket_size, "
+        "got {'allgather_bucket_size': 5}",
+    ),
+    (
         "dpo",
         "reference.deepspeed={dump_state: true}",
         "reference.deepspeed must be left out for a group without optimizer at zero_stage 0, which uses none of it, "
