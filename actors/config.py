@@ -159,5 +159,3 @@ class CriticConfig(TrainerConfig):
     """Directory of its initial weights: a sequence-classification model, or a causal one that gets a new head."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and the value head instead of all weights."""
-
-
