@@ -29,6 +29,15 @@ def write_skeleton(model: ModelConfig, directory: Path) -> str:
     return str(directory.absolute())
 
 
+def vocabulary_size(init: ModelInit) -> int:
+    """Tokens of the character tokenizer, which need not be built for it: the bytes of all characters, their beginnings,
+    and the special ones."""
+    encoded = [character.encode("utf-8", "surrogatepass") for character in init.alphabet]
+    pieces = {byte.to_bytes() for each in encoded for byte in each}
+    pieces |= {each[:end] for each in encoded for end in range(2, len(each) + 1)}
+    return len(pieces) + (9 if init.family == "bert" else 7)
+
+
 def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:
     """The Hugging Face configuration of a `model.init` model."""
     if init.family == "bert":

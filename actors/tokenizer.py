@@ -58,7 +58,7 @@ def build_char_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    return _fast_tokenizer()(
+    return fast_tokenizer()(
         tokenizer_object=backend,
         pad_token=PAD,
         unk_token=UNKNOWN,
@@ -104,7 +104,7 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         raise UserError(f"model.path: directory holds no tokenizer ({', '.join(TOKENIZER_FILES)}), got {path}")
     try:
         if (directory / "tokenizer.json").is_file():
-            return _fast_tokenizer().from_pretrained(str(directory))
+            return fast_tokenizer().from_pretrained(str(directory))
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(directory))
@@ -125,7 +125,8 @@ def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":
     return load_tokenizer(located(model.path, model.revision) if is_hub_id(model.path) else model.path)
 
 
-def _fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
+def fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
+    """The library's class, whose import takes most of a second."""
     with quick_package_list():
         from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 

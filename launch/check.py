@@ -16,11 +16,11 @@ from actors.hub_cache import cached_snapshot, is_complete, is_hub_id, is_offline
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import PPOConfig, RLConfig
+from launch.aside import Aside
 from launch.capacity import check_resources
 from launch.checkpoint import Checkpoints
 from launch.config import RunConfig
 from launch.data_checks import check_rewards, check_sets, is_elsewhere, named_sources, read_data
-from launch.encoder_inputs import check_encoder_packages, check_encoder_rows, check_held_out
 from launch.engine_options import check_engine_options
 from launch.estimate import (
     GIB,
@@ -78,6 +78,8 @@ class Findings:
     """Of the data: rows that are too long."""
     rewards: list[str] = field(default_factory=list)
     """What each reward function gave when it was called."""
+    aside: Aside = field(default_factory=Aside)
+    """Who makes the calls that need the tokenizers' library."""
     elsewhere: bool = False
     """The run will be on other machines: of paths there, nothing is known here."""
 
@@ -134,7 +136,7 @@ def preflight(config: RunConfig, *, elsewhere: bool = False) -> list[str]:
     return examine(config, elsewhere=elsewhere).warnings
 
 
-def report(config: RunConfig, *, as_json: bool = False) -> None:
+def report(config: RunConfig, aside: Aside | None = None, *, as_json: bool = False) -> None:
     """Check, and print the resolved configuration, placement, batch arithmetic and memory estimate.
 
     Raises:
@@ -142,16 +144,19 @@ def report(config: RunConfig, *, as_json: bool = False) -> None:
     """
     from launch.report import as_object, print_tables
 
-    findings = examine(config)
+    findings = examine(config, aside)
     if as_json:
         print(json.dumps(as_object(findings), ensure_ascii=False))
     else:
         print_tables(findings)
 
 
-def examine(config: RunConfig, *, elsewhere: bool = False) -> Findings:
-    """Run every check (see `preflight`); raises UserError with the problems of all of them."""
-    findings = Findings(config, elsewhere=elsewhere)
+def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = False) -> Findings:
+    """Run every check (see `preflight`); raises UserError with the problems of all of them.
+
+    What needs the tokenizers' library comes last, and only where nothing else is wrong: a mistake is told at once.
+    """
+    findings = Findings(config, aside=aside or Aside(), elsewhere=elsewhere)
     with RewardProbe(config.reward) as rewards:
         _examine(findings, rewards)
     if findings.problems:
@@ -170,15 +175,11 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     with findings.collecting():
         _check_batches(config)
     sets = read_data(findings)
-    readable = False
-    if not findings.problems or config.model.init is None:  # a new model's tokenizer takes longer than all of this
-        with findings.collecting():
-            readable = _check_model(findings)
-    _check_data(findings, readable and not findings.problems, rewards, sets)
+    policy = None
+    with findings.collecting():
+        policy = _check_model(findings)
     with findings.collecting():
         check_bucket(config, findings.shape)
-    with findings.collecting():
-        _check_steps(findings)
     if not elsewhere:
         on_gpus = any(item.gpus for item in demands(config))
         check_room(findings, this_machine(with_gpu_memory=on_gpus))
@@ -187,11 +188,22 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         with findings.collecting():
             if config.run.hub_model_id:
                 check_can_push("run.hub_model_id", config.run.hub_model_id)
-        with findings.collecting():
-            check_encoder_packages(config)
-    findings.warnings.extend(_sampling_warnings(config))
+        if isinstance(config.algorithm, EncoderConfig):
+            from launch.encoder_inputs import check_encoder_packages
+
+            with findings.collecting():
+                check_encoder_packages(config)
     with findings.collecting():
         findings.warnings.extend(check_engine_options(config.rollout))
+    readable = False
+    if policy and not findings.problems:
+        with findings.collecting():
+            findings.aside.call(check_tokenizer, config, policy)
+            readable = policy.tokenizer
+    _check_data(findings, readable, rewards, sets)
+    with findings.collecting():
+        _check_steps(findings)
+    findings.warnings.extend(_sampling_warnings(config))
     if isinstance(config.algorithm, EncoderConfig) and config.policy.optimizer.lr == OptimizerConfig().lr:
         findings.warnings.append(
             f"policy.optimizer.lr: {config.policy.optimizer.lr:g}, the default, is that of reinforcement learning; "
@@ -219,25 +231,24 @@ def _check_steps(findings: Findings) -> None:
         raise UserError(f"algorithm.{problem}")
 
 
-def _check_model(findings: Findings) -> bool:
-    """Learn the model's size; whether its tokenizer can be read without the hub."""
+def _check_model(findings: Findings) -> Policy | None:
+    """Learn the model's size, without its tokenizer; None where nothing of it is on this machine."""
     config = findings.config
     if config.model.path is not None and is_elsewhere(findings, "model.path", config.model.path):
-        return False
+        return None
     policy = read_policy(config)
     directory = policy and policy.directory
     if config.model.init is None and directory is None:
         lacks = "does not hold it" if policy is None else "does not hold its weights"
         _say_it_is_loaded(findings, "model.path", str(config.model.path), config.model.revision, lacks)
     if policy is None:
-        return False
+        return None
     check_names(config, policy)
-    check_tokenizer(config, policy)
     _learn_size(findings, policy)
     _check_stop_tokens(config, policy.values.get("vocab_size"))
     if isinstance(config.algorithm, EncoderConfig) and (directory or config.model.init):
         check_encoder(config, policy.values, directory)
-    return policy.tokenizer
+    return policy
 
 
 def _learn_size(findings: Findings, policy: Policy) -> None:
@@ -297,6 +308,8 @@ def _check_data(findings: Findings, readable: bool, rewards: RewardProbe, sets: 
 
 def _check_encoder_data(findings: Findings, readable: bool) -> None:
     """Check the data sets of an embedding model or reranker, and the guides of its losses."""
+    from launch.encoder_inputs import check_encoder_rows, check_held_out  # numpy, which others need not wait for
+
     data, algorithm = findings.config.data, findings.config.algorithm
     assert isinstance(algorithm, EncoderConfig)
     given = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
@@ -306,11 +319,11 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
     }
     if not elsewhere["data.train"]:
         with findings.collecting():
-            train = check_encoder_rows(findings.config, tokenise=readable)
+            train = findings.aside.call(check_encoder_rows, findings.config, tokenise=readable)
             findings.rows, findings.mean_tokens = train.count, train.mean_tokens
     if data.eval is not None and not elsewhere["data.eval"] and not elsewhere["data.corpus"]:
         with findings.collecting():
-            check_held_out(findings.config)
+            findings.aside.call(check_held_out, findings.config)
     for option, path in algorithm.guides.items():
         _check_other_model(findings, path, f"algorithm.{option}", check_embedding_model)
 
@@ -328,7 +341,7 @@ def _check_other_model(
             if directory is None or not is_complete(directory):
                 _say_it_is_loaded(findings, field, path, None, f"does not hold {'its weights' if directory else 'it'}")
                 return
-        check(findings.config, directory, field)
+        findings.aside.call(check, findings.config, directory, field)
 
 
 def _say_it_is_loaded(findings: Findings, field: str, path: str, revision: str | None, lacks: str) -> None:

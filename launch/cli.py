@@ -20,6 +20,7 @@ from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
 
 if TYPE_CHECKING:
+    from launch.aside import Aside
     from launch.config import RunConfig
     from launch.display import Display
 
@@ -132,14 +133,30 @@ def _overview() -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from launch.aside import Aside
     from launch.capacity import check_nodes
-    from launch.config import load
     from launch.machine import this_machine
     from launch.ray_address import check_ray_address
 
+    with Aside() as aside:
+        config = _loaded(arguments, aside)
+        check_nodes(config, this_machine())
+        check_ray_address(os.environ.get("RAY_ADDRESS"))
+        return _checked_and_run(config, aside)
+
+
+def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
+    """The configuration, whose environment is this process' from now on: it may say where the hub's cache is."""
+    from launch.config import load
+
     config = load(arguments.config, arguments.overrides)
-    check_nodes(config, this_machine())
-    check_ray_address(os.environ.get("RAY_ADDRESS"))
+    if config.cluster.env:
+        aside.close()  # it has imported libraries that read the environment, as the hub's does HF_HOME
+        os.environ.update(config.cluster.env)
+    return config
+
+
+def _checked_and_run(config: "RunConfig", aside: "Aside") -> int:
     from launch.display import Display
     from launch.opening import opening_lines
     from launch.signals import interruptible
@@ -147,8 +164,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with interruptible(), Display(started=_STARTED) as display:
         display.open(opening_lines(config))
         display.phase("checking the configuration")
-        os.environ.update(config.cluster.env)  # before libraries are imported that read it, as the hub's does HF_HOME
-        _preflight(config, display)
+        _preflight(config, aside, display)
+        aside.close()
         display.phase("loading libraries")
         from launch.run import run  # imports ray: only once the mistakes are out
 
@@ -159,12 +176,12 @@ def _run(arguments: argparse.Namespace) -> int:
             gc.freeze()
 
 
-def _preflight(config: "RunConfig", display: "Display") -> None:
+def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
     from actors.config import UserError
     from launch.check import examine
 
     try:
-        findings = examine(config)
+        findings = examine(config, aside)
     except UserError:
         display.discard()
         raise
@@ -175,12 +192,13 @@ def _preflight(config: "RunConfig", display: "Display") -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from launch.check import report
-    from launch.config import load
+    from launch.aside import Aside
 
-    config = load(arguments.config, arguments.overrides)
-    os.environ.update(config.cluster.env)  # as the run would: it may say where the hub's cache is
-    report(config, as_json=arguments.json)
+    with Aside() as aside:
+        config = _loaded(arguments, aside)
+        from launch.check import report
+
+        report(config, aside, as_json=arguments.json)
     return 0
 
 

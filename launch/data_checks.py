@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.config_encoder import EncoderConfig
-from algorithms.reward_endpoint import check_endpoint
 from launch.inputs import Field, Rows, Sets, check_rows, read_sets, same_rows
 from launch.reward_checks import RewardProbe
 
@@ -48,7 +47,7 @@ def _check_set(findings: "Findings", where: Field, sets: dict[Field, Sets], read
     if where not in sets:
         return None
     with findings.collecting():
-        found = check_rows(findings.config, where, tokenise=readable, sets=sets[where])
+        found = findings.aside.call(check_rows, findings.config, where, tokenise=readable, sets=sets[where])
         findings.notes += found.notes
         findings.warnings += found.warnings
         return found
@@ -68,6 +67,8 @@ def check_rewards(findings: "Findings", probe: RewardProbe, train: Rows | None, 
     findings.warnings += called.warnings
     environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
     for index, endpoint in enumerate(config.reward.endpoints):
+        from algorithms.reward_endpoint import check_endpoint  # a tenth of a second, for what few have
+
         with findings.collecting():
             check_endpoint(endpoint, index, environment)
 

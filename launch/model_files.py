@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import UserError
 from actors.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
 from actors.safetensors_header import StoredTensor, parse_json
-from actors.skeleton import hf_config
+from actors.skeleton import hf_config, vocabulary_size
 from actors.tokenizer import load_tokenizer, tokenizer_for
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import RewardModelConfig
@@ -61,7 +61,7 @@ def read_policy(config: RunConfig) -> Policy | None:
     """
     model = config.model
     if model.init is not None:
-        values = hf_config(model.init, model.dtype, len(tokenizer_for(model)), 0, 0)
+        values = hf_config(model.init, model.dtype, vocabulary_size(model.init), 0, 0)
         return Policy(values, parameters=counted_parameters(values))
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
     if model.revision and os.path.exists(model.path):

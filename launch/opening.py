@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.config import ModelInit
-from actors.skeleton import hf_config
+from actors.skeleton import hf_config, vocabulary_size
 from algorithms.config_offline import OfflineConfig
 from launch.capacity import total_gpus
 from launch.config import RunConfig
@@ -46,7 +45,7 @@ def _length(config: RunConfig) -> str:
 def _model(config: RunConfig) -> str:
     if config.model.init is not None:
         family = config.model.init.family
-        values = hf_config(config.model.init, config.model.dtype, _vocabulary(config.model.init), 0, 0)
+        values = hf_config(config.model.init, config.model.dtype, vocabulary_size(config.model.init), 0, 0)
         return f"new {family} of {_count(counted_parameters(values) or 0)} parameters"
     values = _values(Path(str(config.model.path)) / "config.json")
     try:
@@ -66,14 +65,6 @@ def _values(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError):  # what is wrong with it, the checks say
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _vocabulary(init: ModelInit) -> int:
-    """Tokens of the character tokenizer: bytes of all characters, their beginnings, and the special ones."""
-    encoded = [character.encode("utf-8", "surrogatepass") for character in init.alphabet]
-    pieces = {byte.to_bytes() for each in encoded for byte in each}
-    pieces |= {each[:end] for each in encoded for end in range(2, len(each) + 1)}
-    return len(pieces) + (9 if init.family == "bert" else 7)
 
 
 def _count(parameters: int) -> str:
