@@ -62,16 +62,19 @@ def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str,
 def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
     """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`.
 
-    An exchange as the template writes it, twice as long for safety; a normalizer makes at most three bytes of one, a
-    compatibility one (NFKC, NFKD) eighteen characters.
+    An exchange as the template writes it, with special tokens as one byte each, twice as long for safety; a normalizer
+    makes at most three bytes of one, a compatibility one (NFKC, NFKD) eighteen characters.
     """
     if tokenizer is None:
         return {}
-    overhead = 0
+    overhead = 2  # the tokens that begin and end a plain text
     if tokenizer.chat_template is not None:
         exchange = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
         try:
-            overhead = 2 * len(render_messages(exchange, tokenizer).encode())
+            written = render_messages(exchange, tokenizer)
+            for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
+                written = written.replace(token, "x") if token else written
+            overhead = 2 * len(written.encode())
         except RowError:  # a template that refuses this exchange: then every row is looked at
             overhead = 2**31
     normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")

@@ -15,8 +15,9 @@ READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
 TOKENISED_ROWS, TOKENISED_CHARACTERS = 1_000, 200_000
 """Rows of those that are tokenised to learn how long they are on average, and their size: a quarter of a second."""
-_COUNTING_S = 5.0
-"""CPU seconds for counting the rows that are too long; those that come later are not counted here."""
+_COUNTING_S, _EXACT_COUNT_S = 0.7, 5.0
+"""CPU seconds for looking whether rows are too long, and as many more for counting them once one is; rows that come
+later are not counted here."""
 _CHUNK = 128
 """Rows that are tokenised at one time."""
 _EXAMPLES = 4
@@ -142,7 +143,8 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen
-        if time.process_time() > until and seen >= sample:
+        late = time.process_time() > until + (_EXACT_COUNT_S if tally.over else 0)
+        if late and seen >= sample:
             break
     reading.conclude(tally)
     if note := reading.account(tally):
@@ -182,11 +184,13 @@ def _may_be_too_long(reading: Any, index: int) -> bool:
 
 def _bytes_of(example: Any) -> int:
     """Bytes of what is read in a row, of a pair the longer one's; more than that rather than less."""
-    from algorithms.readers import Preference
+    from algorithms.readers import Completion, Preference, Text
 
     if isinstance(example, Preference):
         return max(_bytes_of(example.chosen), _bytes_of(example.rejected))
-    text = str(example)
+    if isinstance(example, Completion):
+        return _bytes_of(example.prompt) + _bytes_of(example.completion)
+    text = example.text if isinstance(example, Text) else str(example)
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
