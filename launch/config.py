@@ -73,7 +73,7 @@ class TrackingConfig(Config):
             refuse_unused(self, "entity", "group", "tags", why="with wandb false, as nothing else has them")
         for name, value in (("entity", self.entity), ("group", self.group), *(("tags", tag) for tag in self.tags)):
             longest = _WANDB_LONGEST[name]
-            if value is not None and not 0 < len(value.strip()) <= longest:
+            if value and not 0 < len(value.strip()) <= longest:
                 raise ValueError(f"{name} must be of 1 to {longest} characters, got {value[:80]!r}")
         return self
 

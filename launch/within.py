@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class TooLate(Exception):
+class DeadlinePassed(Exception):
     """A call took longer than its deadline. No OSError, which libraries would take for one of their sockets'."""
 
 
@@ -20,13 +20,13 @@ def within(deadline_s: float, call: Callable[[], T]) -> T:
     The deadline is that of the main thread alone, where a signal interrupts what waits; elsewhere it is not kept.
 
     Raises:
-        TooLate: the deadline has passed.
+        DeadlinePassed: the deadline has passed.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        raise TooLate(f"no whole answer within {deadline_s:g} s")
+        raise DeadlinePassed(f"no whole answer within {deadline_s:g} s")
 
     began, handler = time.monotonic(), signal.signal(signal.SIGALRM, late)
     left, _ = signal.setitimer(signal.ITIMER_REAL, deadline_s)

@@ -9,7 +9,7 @@ import pytest
 from launch.cli import main
 from launch.jobs import client
 from launch.kube import kubeconfig
-from launch.within import TooLate, within
+from launch.within import DeadlinePassed, within
 from tests.bad_servers import ANSWERS, bad_server
 
 KINDS = ["silent", "dripping", *ANSWERS]
@@ -27,7 +27,7 @@ def test_a_deadline_is_that_of_the_whole_call_and_leaves_other_alarms_alone() ->
     handler = signal.signal(signal.SIGALRM, lambda number, _: rang.append(number))
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
-        with pytest.raises(TooLate, match=r"no whole answer within 0.1 s"):
+        with pytest.raises(DeadlinePassed, match=r"no whole answer within 0.1 s"):
             within(0.1, lambda: time.sleep(5))
         assert within(5, lambda: 7) == 7
         time.sleep(0.4)

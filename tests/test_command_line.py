@@ -65,16 +65,23 @@ MISTAKES = [
     ("k8s job.yaml --kind RayJob", "--kind: must be one of rayjob, raycluster (did you mean rayjob?), got RayJob"),
     ("k8s job.yaml --kind pod", "--kind: must be one of rayjob, raycluster, got pod (see tandem k8s --help)"),
     # Files and directories of the wrong kind.
-    ("run adir", "config file: cannot be read (Is a directory), got adir"),
+    ("run adir", "config file: must be a file, got a directory, adir"),
     ("k8s --check adir", "--check: must be a YAML file that can be read, got adir (Is a directory)"),
-    *[(f"chat {path} --prompt x", f"MODEL: {NOTHING} {path}") for path in ("adir", "afile", "nosuch")],
-    *[(f"export {path}", f"MODEL: {NOTHING} {path}") for path in ("adir", "afile", "nosuch")],
+    *[
+        (command.format(path), f"MODEL: {rule}")
+        for command in ("chat {} --prompt x", "export {}")
+        for path, rule in {
+            "adir": "must be a model directory with a config.json, got the empty directory adir",
+            "afile": "must be a directory with a config.json, not a file, got afile",
+            "nosuch": f"{NOTHING} nosuch",
+        }.items()
+    ],
     # Options that exclude each other.
     ("list --namespace x --address http://a:1", "--namespace: needs --kube, got x"),
     ("list --kube --address http://a:1", "--address: is not for --kube, got http://a:1"),
     # Verbs.
-    ("RUN job.yaml", "verb: must be one of run, "),
-    ("--versio", "verb: must be one of run, "),
+    ("RUN job.yaml", "verb: must be one of init, run, "),
+    ("--versio", "verb: must be one of init, run, "),
 ]
 
 
@@ -103,7 +110,8 @@ def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str], co
 
 @pytest.mark.parametrize(("verb", "needed"), REQUIRED.items())
 def test_a_verb_alone_says_what_it_needs(capsys: pytest.CaptureFixture[str], verb: str, needed: str) -> None:
-    assert line_of(capsys, verb) == f"error: {needed}: required, got nothing (see tandem {verb} --help)"
+    example = " a YAML file, such as configs/own-task.yaml," if needed.startswith("CONFIG") else ""
+    assert line_of(capsys, verb) == f"error: {needed}: required,{example} got nothing (see tandem {verb} --help)"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +133,7 @@ def test_an_empty_argument_is_none(capsys: pytest.CaptureFixture[str], words: li
 
 
 def test_an_empty_instruction_is_one_for_mine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert line_of(capsys, *MINE, "--query-prompt", "") == f"error: MODEL: {NOTHING} adir"
+    assert line_of(capsys, *MINE, "--query-prompt", "").startswith("error: MODEL: must be a model directory")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Where a checkpoint's model is written: on this machine with what it has, or as the run was on a cluster."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from launch import export_step
 from launch.config import validate
 from launch.export_step import _on_this_machine, kept_steps
 
@@ -31,6 +33,7 @@ def test_a_machine_without_room_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_gpus_that_are_there_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_step, "this_machine", lambda: SimpleNamespace(gpus=2))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = _on_this_machine(config_for(ranks=2, ranks_per_node=None))
     assert (found.policy.gpus_per_rank, found.model.attention) == (1, "flash_attention_2")

@@ -83,7 +83,6 @@ TRAPS = [
     *(
         "😀",
         "\U0001f600\nb",
-        "\x00",
         "\x07",
         "\x7f",
         "\x85",
@@ -96,7 +95,8 @@ TRAPS = [
     ),
     *("x" * 5000, "x " * 3000, "😀" * 900),
 ]
-TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(TRAPS)
+# Without NUL, which a configuration may not hold.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.sampled_from(TRAPS)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 VALUES = st.recursive(
     SCALARS,

@@ -436,7 +436,7 @@ def test_a_path_that_is_no_model_directory_is_named_for_what_it_is() -> None:
         "run": "the run has not finished: there is a checkpoint of step 4 of 9, but no model yet",
         "~/model": "~ is not expanded in a configuration (write ",
         "adapter": "must be a whole model, and this is a PEFT adapter (`tandem export adapter --output DIR`",
-        "a\0b": "cannot be read (embedded null byte)",
+        "a\0b": "must be one line without control characters",
     }
     for path, rule in expected.items():
         assert problem(path).startswith(f"model.path: {rule}")

@@ -17,33 +17,6 @@ from launch.peers import tables
 from launch.settings import by_path, jobs, type_text
 
 ROOT = Path(__file__).resolve().parent.parent
-PENDING = (
-    "critic.offload_parameters",
-    "critic.optimizer.warmup_ratio",
-    "data.eval_fraction",
-    "data.overlong",
-    "data.truncation_side",
-    "data.weights",
-    "model.revision",
-    "policy.deepspeed",
-    "policy.ema_decay",
-    "policy.offload_parameters",
-    "policy.optimizer.warmup_ratio",
-    "reference.offload_parameters",
-    "reference.sync_every",
-    "reference.sync_mix",
-    "rollout.min_p",
-    "rollout.presence_penalty",
-    "rollout.repetition_penalty",
-    "rollout.stop_token_ids",
-    "rollout.vllm",
-    "run.hub_model_id",
-    "run.hub_private",
-    "tracking.entity",
-    "tracking.group",
-    "tracking.tags",
-)
-"""Settings that are added beside this table: empty once they are there."""
 SECTIONS = "|".join(name for name in by_path() if "." not in name)
 GRPO: dict[str, Any] = {
     "algorithm": {"name": "grpo"},
@@ -60,7 +33,7 @@ def fields_in(text: str) -> set[str]:
 
 @pytest.mark.parametrize("peer", tables.PEERS)
 def test_every_entry_leads_to_a_setting_that_there_is(peer: str) -> None:
-    known = {*by_path(), *PENDING}
+    known = {*by_path()}
     entries = tables.entries(tables.PEERS[peer])
     assert [entry for entry in entries if not {*entry.ours, *fields_in(entry.note)} <= known] == []
     assert [entry.names for entry in entries if not entry.ours and not entry.note] == [], "none, but not why"
@@ -70,16 +43,8 @@ def test_every_entry_leads_to_a_setting_that_there_is(peer: str) -> None:
     assert len(names) >= 150
 
 
-def test_what_is_pending_is_not_there_yet() -> None:
-    """Else it no longer belongs into PENDING."""
-    used = {path for entry in tables.by_name().values() for path in (*entry.ours, *fields_in(entry.note))}
-    assert [path for path in PENDING if path in by_path() or path not in used] == []
-
-
 def test_every_value_leads_to_one_that_there_is() -> None:
     for (field, name), ours in tables.by_value().items():
-        if field in PENDING:
-            continue
         assert field in by_path(), field
         assert fields_in(ours) <= {*by_path()}, ours
         for given in re.findall(r"algorithm=(\{.*?\})", ours):

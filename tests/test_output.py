@@ -42,8 +42,7 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         "link": f"{tmp_path}/link is a link to nowhere",
         "a" * 256: "a name in it has 256 bytes, 255 is the most",
         "é" * 200: "a name in it has 400 bytes, 255 is the most",
-        "a/" * 2100: f"the path has {len(str(tmp_path)) + 4206} bytes, 4035 is the most",
-        "a\0b": "no path has a null character",
+        ("a/" * 2100)[: 4090 - len(str(tmp_path))]: "the path has 4096 bytes, 4035 is the most",
     }
     for name, reason in reasons.items():
         line = refused(job(f"{tmp_path}/{name}"))

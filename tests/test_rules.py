@@ -337,17 +337,17 @@ CASES: list[tuple[str, str, str]] = [
         "the policy's but that of its distribution under the penalty, a hidden penalty for length",
     ),
     *(
-        ("grpo", f"rollout.{name}={value}", f"rollout.{name}: input should be {rule}, got {value}")
+        ("grpo", f"rollout.{name}={value}", f"rollout.{name}: must be {rule}, got {value}")
         for name, value, rule in (
-            ("min_p", 1.5, "less than or equal to 1"),
-            ("repetition_penalty", 0, "greater than 0"),
-            ("presence_penalty", -3, "greater than or equal to -2"),
+            ("min_p", 1.5, "at most 1"),
+            ("repetition_penalty", 0, "above 0"),
+            ("presence_penalty", -3, "at least -2"),
         )
     ),
     (
         "grpo",
         "rollout.stop_token_ids=[2, -1]",
-        "rollout.stop_token_ids.1: input should be greater than or equal to 0, got -1",
+        "rollout.stop_token_ids.1: must be at least 0, got -1",
     ),
     (
         "grpo",
@@ -391,24 +391,28 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.best_by=eval/reward/mean; data.eval=rows.jsonl",
         "algorithm.best_by needs algorithm.eval_every, got eval/reward/mean without",
     ),
-    ("grpo", "algorithm.best_by=eval/reward/mean", "algorithm.best_by needs data.eval, got eval/reward/mean without"),
+    (
+        "grpo",
+        "algorithm.best_by=eval/reward/mean",
+        "algorithm.best_by needs data.eval or data.eval_fraction, got eval/reward/mean without",
+    ),
     (
         "grpo",
         "algorithm={name: grpo, eval_every: 5, best_by: eval/rewards/mean}; data.eval=rows.jsonl",
-        "algorithm.best_by must be one of eval/reward/mean, got eval/rewards/mean (did you mean eval/reward/mean?)",
+        "algorithm.best_by must be one of eval/reward/mean (did you mean eval/reward/mean?), got eval/rewards/mean",
     ),
     (
         "ppo",
         "algorithm={name: ppo, eval_every: 5, eval_samples_per_prompt: 3, best_by: zzz}; data.eval=rows.jsonl; "
         "reward.functions=[exact_match, math]",
-        "algorithm.best_by must be one of eval/reward/mean, eval/reward/exact_match, eval/reward/math, eval/pass@1, "
-        "eval/pass@2, eval/pass@3, eval/majority, got zzz",
+        "algorithm.best_by must be one of eval/reward/mean, eval/majority, eval/pass@1, eval/pass@2, eval/pass@3, "
+        "eval/reward/exact_match, eval/reward/math, got zzz",
     ),
     (
         "grpo",
         "algorithm={name: grpo, eval_every: 5, stop_when: {metric: reward/mean, at_least: 1}}; data.eval=rows.jsonl",
-        "algorithm.stop_when.metric must be one of eval/reward/mean, eval/reward/std, eval/failed, got reward/mean "
-        "(did you mean eval/reward/mean?)",
+        "algorithm.stop_when.metric must be one of eval/reward/mean, eval/reward/std, eval/failed "
+        "(did you mean eval/reward/mean?), got reward/mean",
     ),
     (
         "reward",
@@ -642,7 +646,7 @@ CASES: list[tuple[str, str, str]] = [
     (
         "grpo",
         "data.train={math: x, code: y}; data.weights={math: -1, code: 2}",
-        "data.weights.math: input should be greater than or equal to 0, got -1",
+        "data.weights.math: must be at least 0, got -1",
     ),
     (
         "sft",
@@ -827,7 +831,7 @@ CASES: list[tuple[str, str, str]] = [
         "policy.optimizer={warmup_updates: 5, warmup_ratio: 0.1}",
         "policy.optimizer.warmup_ratio must be 0 beside warmup_updates (5), got 0.1",
     ),
-    ("sft", "policy.ema_decay=1", "policy.ema_decay: input should be less than 1, got 1"),
+    ("sft", "policy.ema_decay=1", "policy.ema_decay: must be below 1, got 1"),
     ("ppo", "critic.ema_decay=0.9", "critic.ema_decay must be left out as a critic is not exported, got 0.9"),
     (
         "ppo",
@@ -884,7 +888,7 @@ CASES: list[tuple[str, str, str]] = [
         "tracking={wandb: false, tags: [a]}",
         "tracking.tags must be left out with wandb false, as nothing else has them, got ['a']",
     ),
-    ("sft", "tracking.tags=[a, '']", "tracking.tags must be of 1 to 64 characters, got ''"),
+    ("sft", f"tracking.tags=[a, {'b' * 65}]", f"tracking.tags must be of 1 to 64 characters, got '{'b' * 65}'"),
     ("sft", "tracking.entity=' '", "tracking.entity must be of 1 to 128 characters, got ' '"),
     ("sft", "run.hub_private=true", "run.hub_private must be left out without hub_model_id, got true"),
     (

@@ -28,8 +28,6 @@ BASES: dict[str, dict[str, Any]] = {
 """Job -> what it needs, beside a model and data."""
 READ_BY_ALL = ("model.attention", "model.init.max_positions")
 """Settings of which some jobs refuse a value, but not the setting."""
-PENDING = ("data.overlong", "data.truncation_side", "data.eval_fraction", "data.weights")
-"""Settings that are added beside this table: empty once they are there."""
 
 
 def test_page_of_settings_is_current() -> None:
@@ -131,7 +129,7 @@ def test_jobs_read_what_they_do_not_refuse() -> None:
         if taking is not None and taking != {*readers(path)}:
             wrong[path] = f"read by {', '.join(sorted(taking))}"
     assert wrong == {}, "launch/readers.py says otherwise"
-    assert {*READ_BY} <= {*by_path(), *PENDING}
+    assert {*READ_BY} <= {*by_path()}
 
 
 def accepting(setting: Setting) -> set[str] | None:

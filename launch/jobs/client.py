@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from actors.config import UserError
 from launch.jobs.access import TOKEN_PLACES, DashboardAccess
-from launch.within import TooLate, within
+from launch.within import DeadlinePassed, within
 
 CONNECT_S, READ_S, UPLOAD_S = 5.0, 30.0, 600.0
 """Deadlines of a connection, of an answer, and of the answer to an upload, in seconds."""
@@ -157,7 +157,7 @@ class JobsClient:
         call = partial(self._session.request, method, url, timeout=timeout, allow_redirects=False, **body)
         try:
             response = within(read_s + _SLOW_S, call)
-        except (requests.exceptions.RequestException, HTTPError, UnicodeError, TooLate) as error:
+        except (requests.exceptions.RequestException, HTTPError, UnicodeError, DeadlinePassed) as error:
             raise NoAnswer(f"{self.access.source}: {_why(error, read_s)}, got {self.access.address}") from None
         if response.status_code not in accept:
             raise self._refusal(response, job_id)
@@ -252,7 +252,7 @@ def _job(values: dict[str, Any]) -> SubmittedJob:
 
 def _why(error: Exception, read_s: float) -> str:
     """The rule that an address broke when a request failed before an answer."""
-    if isinstance(error, TooLate):
+    if isinstance(error, DeadlinePassed):
         return f"must be a dashboard that answers (no whole answer within {read_s + _SLOW_S:g} s)"
     if isinstance(error, requests.exceptions.SSLError):
         return f"must be https with a certificate that this machine trusts ({_system_error(error)})"

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from actors.config import UserError
-from launch.within import TooLate, within
+from launch.within import DeadlinePassed, within
 
 CONNECT_S, READ_S = 5, 8
 _SLOW_S = 2
@@ -159,7 +159,7 @@ class KubeApi:
             return within(READ_S + _SLOW_S, lambda: call(*arguments, **options).data)
         except ApiException as error:
             return self._absent(error, verb, resource)
-        except TooLate:
+        except DeadlinePassed:
             raise KubeUnreachable(f"{where} must end its answer within {READ_S + _SLOW_S:g} s, got a part") from None
         except ReadTimeoutError:
             raise KubeUnreachable(f"{where} must answer within {READ_S} s, got nothing") from None
