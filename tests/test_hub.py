@@ -57,7 +57,7 @@ def test_a_finished_run_is_uploaded(project: Path, hub: FakeHub) -> None:
     assert done.stdout.splitlines() == ["outputs/first/export", f"{hub.url}/ours/model"]
     assert hub.made[0]["organization"] == "ours"
     assert hub.made[0]["visibility"] == "private"
-    assert hub.files["model.safetensors"][:8] != b""
+    assert hub.files["model.safetensors"] == (project / "outputs/first/export/model.safetensors").read_bytes()
     assert {"config.json", "model.safetensors", "adapter/adapter_config.json"} <= hub.files.keys()
     assert hub.tokens == {f"Bearer {TOKEN}"}
 
