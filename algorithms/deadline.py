@@ -17,6 +17,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _LOOK_EVERY_S = 0.2
+_HARMLESS = ("sleep", "print", "append", "len", "time", "monotonic", "count", "cycle")
+"""Functions that end no loop."""
 _SURELY_STUCK_S = 1.0
 """Seconds after which a call that stands in an endless loop is ended, whatever its limit is."""
 
@@ -68,14 +70,14 @@ class Watch:
         if self._began is None:
             return
         passed = time.monotonic() - self._began
-        if reason := stuck(frame, self._file, passed):
+        if reason := stuck(frame, self._file, passed, self._limit_s):
             raise TooLate(reason)
         if passed > self._limit_s:
             raise TooLate(f"took longer than {self._limit_s:g} s{line_in(frame, self._file)}")
 
 
-def stuck(frame: FrameType | None, file: str | None, passed_s: float) -> str | None:
-    """Why a call that has run for `passed_s` seconds and stands at `frame` will never end, or None."""
+def stuck(frame: FrameType | None, file: str | None, passed_s: float, limit_s: float) -> str | None:
+    """Why a call that has run for `passed_s` seconds and stands at `frame` cannot end within `limit_s`, or None."""
     if passed_s < _SURELY_STUCK_S or file is None:
         return None
     innermost = frame
@@ -83,8 +85,8 @@ def stuck(frame: FrameType | None, file: str | None, passed_s: float) -> str | N
         name = frame.f_code.co_filename
         if name == file and any(first <= frame.f_lineno <= last for first, last in _endless_loops(file)):
             return f"never ends: a loop without an end{line_in(frame, file)}"
-        if name == file and frame is innermost and _sleeps(file, frame.f_lineno):
-            return f"did not end within {_SURELY_STUCK_S:g} s: it sleeps{line_in(frame, file)}"
+        if name == file and frame is innermost and (seconds := _sleep_at(file, frame.f_lineno)) > limit_s:
+            return f"took longer than {limit_s:g} s: it sleeps for {seconds:g} s{line_in(frame, file)}"
         frame = frame.f_back
     return None
 
@@ -98,37 +100,58 @@ def line_in(frame: FrameType | None, file: str | None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _endless_loops(file: str) -> tuple[tuple[int, int], ...]:
-    """First and last line of each loop of a file that has neither a condition nor a way out."""
-    try:
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return ()
-    exits = ast.Break | ast.Return | ast.Raise | ast.Yield | ast.YieldFrom
+    """First and last line of each loop of a file that has neither a condition nor a way out.
+
+    Whatever is called in it may raise, as next() does at the end of a file, and so end it: only loops that call none
+    but a few harmless functions are sure to go on.
+    """
+    exits = ast.Break | ast.Return | ast.Raise | ast.Yield | ast.YieldFrom | ast.Await
     return tuple(
         (node.lineno, node.end_lineno or node.lineno)
-        for node in ast.walk(tree)
+        for node in ast.walk(_tree(file))
         if isinstance(node, ast.While | ast.For)
         and _has_no_condition(node)
-        and not any(isinstance(inner, exits) for inner in ast.walk(node))
+        and not any(
+            isinstance(inner, exits) or (isinstance(inner, ast.Call) and _called(inner) not in _HARMLESS)
+            for inner in ast.walk(node)
+        )
     )
 
 
 def _has_no_condition(node: ast.While | ast.For) -> bool:
     if isinstance(node, ast.While):
         return isinstance(node.test, ast.Constant) and bool(node.test.value)
-    if isinstance(node.iter, ast.Call) and not node.iter.keywords:
-        name = node.iter.func
-        called = name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""
-        return called in ("count", "cycle") and isinstance(name, ast.Name | ast.Attribute)
-    return False
+    return isinstance(node.iter, ast.Call) and not node.iter.keywords and _called(node.iter) in ("count", "cycle")
 
 
-def _sleeps(file: str, line: int) -> bool:
+def _sleep_at(file: str, line: int) -> float:
+    """Seconds that a line of a file sleeps for, where they stand there as a number; else 0."""
+    return max((seconds for number, seconds in _sleeps(file) if number == line), default=0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _sleeps(file: str) -> tuple[tuple[int, float], ...]:
+    return tuple(
+        (node.lineno, float(node.args[0].value))
+        for node in ast.walk(_tree(file))
+        if isinstance(node, ast.Call)
+        and _called(node) == "sleep"
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, int | float)
+    )
+
+
+def _tree(file: str) -> ast.AST:
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return False
-    return line <= len(lines) and "sleep(" in lines[line - 1]
+        return ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return ast.Module(body=[], type_ignores=[])
+
+
+def _called(node: ast.Call) -> str:
+    name = node.func
+    return name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""
 
 
 def stack_of(thread: int) -> FrameType | None:

@@ -32,6 +32,8 @@ class Request:
     index: int
     import_s: float
     call_s: float
+    deadline_s: float
+    """What the run waits for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class _Reporter:
         self._doing = ""
         self._began = self._limit = 0.0
         self.file: str | None = None
+        self.deadline_s = 0.0
 
     def say(self, **event: Any) -> None:
         os.write(self._pipe, json.dumps(event).encode() + b"\n")
@@ -68,7 +71,7 @@ class _Reporter:
             doing, frame, passed = self._doing, stack_of(self._main), time.monotonic() - self._began
             if not doing:
                 continue
-            reason = stuck(frame, self.file, passed)
+            reason = stuck(frame, self.file, passed, self.deadline_s)
             if reason is None and passed < self._limit:
                 continue
             late = f"took longer than {self._limit:g} s{line_in(frame, self.file)}"
@@ -86,6 +89,7 @@ def serve() -> None:
     function = request.function
     path = function.name.rpartition(":")[0]
     reporter.file = os.path.abspath(path if path.endswith(".py") else f"{path.replace('.', '/')}.py")
+    reporter.deadline_s = request.deadline_s
     threading.Thread(target=reporter.watch, daemon=True).start()
     reporter.begin("importing", request.import_s)
     try:

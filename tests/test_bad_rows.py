@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
+from algorithms.config import DataConfig
+from algorithms.data import load_rows
 from launch.config import validate
 from launch.inputs import check_rows
 
@@ -175,15 +177,21 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         "def rows(split):\n    while True:\n        time.sleep(0)\n    yield\n"
         "def number(split):\n    return 5\n"
     )
+    Path("patient.py").write_text(
+        "import time\nrows = iter(range(300))\n"
+        "def convert(row):\n    try:\n        while True:\n            next(rows)\n            time.sleep(0.005)\n"
+        "    except StopIteration:\n        return row\n"
+    )
     Path("stuck.py").write_text("import time\ntime.sleep(99)\ndef convert(row):\n    return row\n")
     expected = {
         "loops.py:slow": "loops.py:slow took longer than 0.5 s (line 9 of loops.py) for row 1 of data.train",
         "loops.py:leaves": "loops.py:leaves raised SystemExit: 0 (loops.py line 11) for row 1 of data.train",
-        "stuck.py:convert": "importing stuck.py did not end within 1 s: it sleeps (line 2 of stuck.py), got",
+        "stuck.py:convert": "importing stuck.py took longer than 60 s: it sleeps for 99 s (line 2 of stuck.py), got",
     }
     for name, message in expected.items():
         assert complaint("grpo", converter=name).startswith(f"data.converter: {message}")
     monkeypatch.setattr("algorithms.sources._CONVERTED_S", 60)
+    assert load_rows(DataConfig(train="rows.jsonl", converter="patient.py:convert"), "data.train"), "next() ends a loop"
     assert "loops.py:forever never ends: a loop without an end (line" in complaint("grpo", converter="loops.py:forever")
     assert "loops.py:number must give rows one after the other, got int 5" in complaint("grpo", train="loops.py:number")
     assert "loops.py:rows never ends: a loop without an end (line" in complaint("grpo", train="loops.py:rows")

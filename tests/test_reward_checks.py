@@ -64,7 +64,7 @@ def called(*names: str, columns: Any = COLUMNS, data: dict[str, Any] | None = No
 def test_every_fault_of_a_function_is_a_line() -> None:
     expected = {
         "loops": "calling r.py:loops never ends: a loop without an end (line",
-        "sleeps": "calling r.py:sleeps did not end within 1 s: it sleeps (line",
+        "sleeps": "calling r.py:sleeps took longer than 30 s: it sleeps for 100 s (line",
         "raises": f"r.py:raises raised KeyError: 'x' (r.py line 15), {BY_ANSWER}",
         "text": f"r.py:text returned str, not a number, {BY_ANSWER}",
         "nan": f"r.py:nan returned nan, not a finite number, {BY_ANSWER}",
