@@ -150,10 +150,17 @@ class EncoderHead(Config):
     """Instructions by the names under which the model keeps them: query, document."""
 
 
+class CriticOptimizerConfig(OptimizerConfig):
+    """As the policy's, with a learning rate for values: it stays where another setting of the optimizer is given."""
+
+    lr: float = Field(default=9e-6, ge=0)
+    """Peak learning rate."""
+
+
 class CriticConfig(TrainerConfig):
     """The group that learns values. Without `path`, it starts from the only reward model, else from the policy."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(lr=9e-6)
+    optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
     """Optimizer, learning rate and schedule."""
     path: str | None = None
     """Directory of its initial weights: a sequence-classification model, or a causal one that gets a new head."""

@@ -27,6 +27,7 @@ _WORDS = {
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "optimizer_offloaded": "optimizer state",
+    "weights_offloaded": "weights",
     "kv_cache": "key-value cache",
 }
 """Part of `Memory` -> what it is called."""
@@ -235,7 +236,7 @@ def _host_parts(config: RunConfig, known: Mapping[str, Memory]) -> list[Part]:
     """What surely lies in the machine's own memory."""
     found = []
     for group, memory in known.items():
-        names = ("optimizer_offloaded",) if _gpus(config, group) else tuple(_WORDS)
+        names = ("optimizer_offloaded", "weights_offloaded") if _gpus(config, group) else tuple(_WORDS)
         count = _count(config, group)
         found += [Part(group, _WORDS[name], getattr(memory, name) * count) for name in names if getattr(memory, name)]
     return found
@@ -243,7 +244,7 @@ def _host_parts(config: RunConfig, known: Mapping[str, Memory]) -> list[Part]:
 
 def _on_host(config: RunConfig, group: str, memory: Memory, filled: float) -> int:
     if _gpus(config, group):
-        return memory.optimizer_offloaded + memory.base
+        return memory.optimizer_offloaded + memory.weights_offloaded + memory.base
     return memory.total - memory.activations + int(memory.activations * filled)
 
 

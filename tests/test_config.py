@@ -155,3 +155,11 @@ def test_several_problems_are_several_lines() -> None:
     with pytest.raises(UserError) as caught:
         validate({**GRPO, "run": {"seed": -1}, "policy": {"ranks": 0}})
     assert [line.partition(":")[0] for line in caught.value.problems] == ["policy.ranks", "run.seed"]
+
+
+def test_the_critics_learning_rate_stays_where_another_setting_of_its_optimizer_is_given() -> None:
+    given = {"algorithm": {"name": "ppo"}, "model": {"init": {}}, "data": {"train": "rows.jsonl"}}
+    given |= {"reward": {"functions": ["exact_match"]}, "critic": {"optimizer": {"warmup_updates": 3}}}
+    config = validate(given)
+    assert config.critic is not None and config.critic.optimizer.lr == 9e-6
+    assert config.policy.optimizer.lr == 1e-6

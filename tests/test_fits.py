@@ -76,6 +76,17 @@ def test_what_is_not_trained_has_neither_gradients_nor_optimizer_state() -> None
     assert warned(evaluated, a_machine(memory=10 * GIB, free=None)) == []
 
 
+def test_parameters_that_are_offloaded_count_in_the_machines_memory_and_not_on_its_gpu() -> None:
+    """1.14 billion parameters in fp32: 4.3 GiB of weights, as much of gradients, 12.7 of optimizer state."""
+    policy = {"gpus_per_rank": 1, "zero_stage": 3, "offload_optimizer": True}
+    there = a_machine(gpus=1, memory=15 * GIB, free=None, gpu_memory=7 * GIB)
+    assert "policy.gpus_per_rank: must leave policy the 8.5 GiB" in refused(job(policy=policy), there)
+    line = refused(job(policy=policy | {"offload_parameters": True}), there)
+    assert "all processes take 17.0 GiB" in line, "the optimizer's state and the weights"
+    there = a_machine(gpus=1, memory=20 * GIB, free=None, gpu_memory=7 * GIB)
+    assert warned(job(policy=policy | {"offload_parameters": True}), there) == []
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_cache_that_no_memory_holds_is_refused_whatever_the_model(known: bool) -> None:
     line = refused(job("grpo", rollout={"memory_gib": 4096}), a_machine(), known=known)

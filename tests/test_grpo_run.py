@@ -210,7 +210,8 @@ def own_task(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathF
     """A user's data and reward function, an epoch at learning rate 0; the reward of one training prompt hangs."""
     directory = tmp_path_factory.mktemp("own")
     # 20 rows: an epoch is four steps of five prompts.
-    train = ["aaaa", *("".join(letters) for letters in islice(permutations("abcdefgh", 4), 0, 19 * 80, 80))]
+    train = ["".join(letters) for letters in islice(permutations("abcdefgh", 4), 0, 19 * 80, 80)]
+    train.insert(1, "aaaa")  # no row that the check calls the function with
     for name, prompts in (("train", train), ("held-out", ["abcd", "bcde", "cdef", "defg", "efgh", "fgha", "habc"])):
         rows = [{"prompt": prompt, "answer": prompt[::-1]} for prompt in prompts]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -271,6 +272,8 @@ def test_learning_rate_0_changes_nothing(own_task: Any, warm_model: Path) -> Non
 
 FAILING_REWARD = """
 def score(completions, prompts, answer):
+    if completions[0] == answer[0]:  # as the check calls it
+        return [1.0] * len(completions)
     if prompts[0] == "raises":
         return {"a": 1}[answer[0]]
     if prompts[0] == "is too short":
