@@ -269,7 +269,10 @@ def test_updates_move_every_tensor(name: str, result: Callable[[Job, Division], 
     """The comparisons above would mean nothing if the updates did nothing."""
     plain = result(JOBS[name], PLAIN)
     moved = {name: float(np.abs(weight - plain.initial[name]).max()) for name, weight in plain.weights.items()}
-    assert min(moved.values()) > 5e-6, f"tensors that hardly moved: {moved}"
+    assert len({name.startswith("average of ") for name in moved}) == 2
+    for name, distance in moved.items():
+        # An average moves by a part of what its tensor does: here by 1 - 0.7.
+        assert distance > (1.5e-6 if name.startswith("average of ") else 5e-6), f"hardly moved: {name} of {moved}"
 
 
 def test_every_setting_has_an_effect(result: Callable[[Job, Division], Result]) -> None:

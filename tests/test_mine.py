@@ -262,7 +262,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "range": (lambda rerankers: ["--range", "5", "5"], "--range: A must be smaller than B, got 5 5"),
     "range of a word": (
         lambda rerankers: ["--range", "5", "all"],
-        "argument --range: must be a whole number from 0, got all (see tandem mine --help)",
+        "--range: must be a whole number from 0, got all (see tandem mine --help)",
     ),
     "range smaller than the negatives": (
         lambda rerankers: ["--range", "2", "5"],
@@ -278,7 +278,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "relative margin in percent": (
         lambda rerankers: ["--relative-margin", "5"],
-        "argument --relative-margin: must be a number from 0 to 1, got 5 (see tandem mine --help)",
+        "--relative-margin: must be a number from 0 to 1, got 5 (see tandem mine --help)",
     ),
     "rescoring with nothing": (lambda rerankers: ["--rescore"], "--rescore: needs --reranker, got none"),
     "ranking with a limit": (
@@ -297,6 +297,17 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
+def _instead(more: list[str]) -> list[str]:
+    """The usual arguments with others in their place: a model, or an option."""
+    if not more[0].startswith("-"):
+        return [more[0], *MINE[2:], "mined.jsonl"]
+    usual = [*MINE[1:], "mined.jsonl"]
+    if more[0] in usual:
+        place = usual.index(more[0])
+        del usual[place : place + 2]
+    return [*usual, *more]
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(
     project: Path, loaded: Any, rerankers: Path, capsys: pytest.CaptureFixture[str], mistake: str
@@ -309,8 +320,7 @@ def test_a_mistake_is_one_line(
     labels = {"0": "a", "1": "b", "2": "c"}
     fake_model(Path("three"), init=small, architectures=["BertForSequenceClassification"], id2label=labels)
     more, expected = MISTAKES[mistake][0](rerankers), MISTAKES[mistake][1]
-    command = [more[0], *MINE[2:]] if not more[0].startswith("-") else MINE[1:]
-    code = main(["mine", *command, "mined.jsonl", *(more if more[0].startswith("-") else [])])
+    code = main(["mine", *_instead(more)])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     line = f"error: {expected.format(rerankers=rerankers)}"
     assert (code, len(lines)) == (2, 1)
