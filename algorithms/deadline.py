@@ -7,6 +7,7 @@ main thread only: in other threads nothing is watched.
 
 import ast
 import functools
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 _LOOK_EVERY_S = 0.2
 _HARMLESS = ("sleep", "print", "append", "len", "time", "monotonic", "count", "cycle")
@@ -60,10 +61,12 @@ class Watch:
         """What `function` returns; raises TooLate."""
         if self._file is None:
             self._file = getattr(getattr(function, "__code__", None), "co_filename", None)
-        self._began = time.monotonic()
+        self._began, ends = time.monotonic(), os._exit
+        os._exit = _raise_exit  # type: ignore[assignment]
         try:
             return function(*args)
         finally:
+            os._exit = ends
             self._began = None
 
     def _look(self, _: int, frame: FrameType | None) -> None:
@@ -76,6 +79,11 @@ class Watch:
             raise TooLate(f"took longer than {self._limit_s:g} s{line_in(frame, self._file)}")
 
 
+def _raise_exit(status: int) -> NoReturn:
+    """Stands for os._exit in users' code, which would end this process without a word."""
+    raise SystemExit(status)
+
+
 def stuck(frame: FrameType | None, file: str | None, passed_s: float, limit_s: float) -> str | None:
     """Why a call that has run for `passed_s` seconds and stands at `frame` cannot end within `limit_s`, or None."""
     if passed_s < _SURELY_STUCK_S or file is None:
@@ -83,19 +91,25 @@ def stuck(frame: FrameType | None, file: str | None, passed_s: float, limit_s: f
     innermost = frame
     while frame is not None:
         name = frame.f_code.co_filename
-        if name == file and any(first <= frame.f_lineno <= last for first, last in _endless_loops(file)):
+        if name == file and any(first <= _line(frame) <= last for first, last in _endless_loops(file)):
             return f"never ends: a loop without an end{line_in(frame, file)}"
-        if name == file and frame is innermost and (seconds := _sleep_at(file, frame.f_lineno)) > limit_s:
+        if name == file and frame is innermost and (seconds := _sleep_at(file, _line(frame))) > limit_s:
             return f"took longer than {limit_s:g} s: it sleeps for {seconds:g} s{line_in(frame, file)}"
         frame = frame.f_back
     return None
+
+
+def _line(frame: FrameType) -> int:
+    """The line that a frame stands at; 0 in the code before a function's first one, where Python 3.11 has none."""
+    line: int | None = frame.f_lineno
+    return line or 0
 
 
 def line_in(frame: FrameType | None, file: str | None) -> str:
     """Where in the user's file a call stands, for messages; nothing when it is not in there."""
     while frame is not None and frame.f_code.co_filename != file:
         frame = frame.f_back
-    return "" if frame is None else f" (line {frame.f_lineno} of {Path(frame.f_code.co_filename).name})"
+    return "" if frame is None else f" (line {_line(frame)} of {Path(frame.f_code.co_filename).name})"
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,6 +15,8 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_UNABLE = 97
+"""Exit code of a process that cannot answer."""
 _ANSWER_S = 600.0
 """Deadline of one call, in seconds; what users' code may take has deadlines of its own."""
 
@@ -22,8 +24,8 @@ _ANSWER_S = 600.0
 class Aside:
     """A process that is ready for calls; a context manager that ends it.
 
-    Without one (it has died, or this process has threads, which a fork would lose) calls are made here: slower, with
-    the same results.
+    Without one (this process has threads, which a fork would lose) and for what cannot be pickled, calls are made here:
+    slower, with the same results.
 
     Example:
         with Aside() as aside:
@@ -61,6 +63,22 @@ class Aside:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
 
+    def _say_why_it_ended(self) -> None:
+        """Raise UserError, unless the process has ended because it could not serve: what ends one process shall not
+        end this one, too."""
+        from actors.config import UserError  # not before the process is there: the import would come before the fork
+
+        _, status = os.waitpid(self._pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._connection.close()
+        self._connection = None
+        if code != _UNABLE:
+            reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise UserError(
+                f"data: must be read without ending the process (is there memory for it? what does a converter or "
+                f"generator do?), got {reason}"
+            )
+
     def call(self, function: Callable[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:
         """What a function of a module returns or raises, in the other process; arguments and answer are pickled."""
         if self._connection is None:
@@ -70,9 +88,12 @@ class Aside:
             if not self._connection.poll(_ANSWER_S):
                 raise TimeoutError(f"{function.__name__}: no answer within {_ANSWER_S:g} s")
             raised, answer = self._connection.recv()
-        except (EOFError, OSError, pickle.PicklingError, TypeError, AttributeError) as error:
-            if isinstance(error, TimeoutError):
-                raise
+        except TimeoutError:
+            raise
+        except (EOFError, OSError):
+            self._say_why_it_ended()
+            return function(*args, **options)
+        except (pickle.PicklingError, TypeError, AttributeError):
             self.close()  # rows may hold what cannot be pickled
             return function(*args, **options)
         if raised:
@@ -96,9 +117,9 @@ def _serve(connection: Any) -> NoReturn:
             try:
                 message = pickle.dumps(answer)
             except (pickle.PicklingError, TypeError, AttributeError):
-                break  # then the call is made there
+                os._exit(_UNABLE)  # then the call is made there
             connection.send_bytes(message)
     except (EOFError, OSError, ImportError):
         pass
-    finally:
-        os._exit(0)  # without the interpreter's end: buffers of the other process are in here, too
+    # Without the interpreter's end: buffers of the other process are in here, too.
+    os._exit(_UNABLE)

@@ -89,9 +89,7 @@ class RewardProbe:
             self._processes.append(_start())
             call_s = min(self._reward.deadline_s, _CALL_S)
             deadline_s = self._reward.deadline_s
-            request = Request(
-                function=function, index=index, import_s=_IMPORT_S, call_s=call_s, deadline_s=deadline_s
-            )
+            request = Request(function=function, index=index, import_s=_IMPORT_S, call_s=call_s, deadline_s=deadline_s)
             _send(self._processes[-1].channel, pickle.dumps(request))
         return self
 

@@ -174,6 +174,7 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         "            pass\n"
         "def slow(row):\n    return sum(x for x in iter(int, 1))\n"
         "def leaves(row):\n    sys.exit(0)\n"
+        "def ends(row):\n    import os; os._exit(0)\n"
         "def rows(split):\n    while True:\n        time.sleep(0)\n    yield\n"
         "def number(split):\n    return 5\n"
     )
@@ -186,6 +187,7 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {
         "loops.py:slow": "loops.py:slow took longer than 0.5 s (line 9 of loops.py) for row 1 of data.train",
         "loops.py:leaves": "loops.py:leaves raised SystemExit: 0 (loops.py line 11) for row 1 of data.train",
+        "loops.py:ends": "loops.py:ends raised SystemExit: 0 (",
         "stuck.py:convert": "importing stuck.py took longer than 60 s: it sleeps for 99 s (line 2 of stuck.py), got",
     }
     for name, message in expected.items():

@@ -145,7 +145,9 @@ def test_a_dead_address_is_one_line(bed: Bed, tandem: Tandem) -> None:
 
 
 def test_a_mistake_that_only_the_cluster_finds(tandem: Tandem) -> None:
-    code, output = tandem("submit", "config.yaml", "data.train=/nowhere/rows.jsonl", "--id", "mistaken", "--wait")
+    code, output = tandem(
+        "submit", "config.yaml", "data.train=/nowhere/rows.jsonl", "data.arguments={}", "--id", "mistaken", "--wait"
+    )
     assert code == 2, output
     cause = "data.train: "
     assert cause in output.splitlines()[-1] and "/nowhere/rows.jsonl" in output.splitlines()[-1]
