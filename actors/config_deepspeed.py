@@ -4,6 +4,7 @@ A table, as importing DeepSpeed takes seconds; a test compares it with the insta
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -220,7 +221,8 @@ def _check_value(field: str, value: Any, kind: Any) -> None:
     elif kind is str:
         fits, rule = isinstance(value, str), "text"
     else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and value >= 0
         fits = fits and (kind is float or value == int(value))
         rule = "a whole number, at least 0" if kind is int else "a number, at least 0"
     if not fits:

@@ -158,7 +158,8 @@ class TrainingEngine:
             raise ValueError(f"{directory}: holds no checkpoint of this group")
         if self.decay:
             # Plain ranks have the same weights, however many there are.
-            found = torch.load(directory / f"average-{0 if self.plain else self.rank}.pt")
+            file = directory / f"average-{0 if self.plain else self.rank}.pt"
+            found = torch.load(file, map_location="cpu")  # it may have been written on a GPU that is not here
             for average, saved in zip(self.averages, found, strict=True):
                 average.copy_(saved)
 

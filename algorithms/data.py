@@ -116,7 +116,7 @@ def prompt_reading(
         encode=encode,
         length=lambda prompt: len(prompt.token_ids),
         cut=cut,
-        **bounds(tokenizer),
+        **bounds(tokenizer, data),
     )
 
 
@@ -163,7 +163,7 @@ def sequence_reading(
         encode=encode,
         length=len,
         cut=lambda sequence: cut_sequence(sequence, limit, data.truncation_side, bos_of(tokenizer)),
-        **bounds(tokenizer),
+        **bounds(tokenizer, data),
     )
 
 

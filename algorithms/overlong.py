@@ -177,14 +177,19 @@ def _joined(prompt: list[int], response: list[int]) -> Sequence:
     return Sequence(token_ids=np.array([*prompt, *response], dtype=np.int64), action_mask=mask)
 
 
+def held_out_count(items: int, fraction: float, field: str) -> int:
+    """How many of so many items are held out; raises UserError when there are not two."""
+    if items < 2:
+        raise UserError(f"data.eval_fraction: needs at least two rows in {field}, got {items}")
+    return min(items - 1, max(1, round(fraction * items)))
+
+
 def divided(items: list[Item], fraction: float, field: str) -> tuple[list[Item], list[Item]]:
     """Items to train on and those held out, `fraction` of them and at least one, in their order; always the same draw.
 
     Raises UserError when there are not two items.
     """
-    if len(items) < 2:
-        raise UserError(f"data.eval_fraction: needs at least two rows in {field}, got {len(items)}")
-    count = min(len(items) - 1, max(1, round(fraction * len(items))))
+    count = held_out_count(len(items), fraction, field)
     held_out = set(np.random.default_rng(len(items)).permutation(len(items))[:count].tolist())
     return (
         [item for index, item in enumerate(items) if index not in held_out],

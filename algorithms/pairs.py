@@ -101,7 +101,7 @@ def pair_reading(
         encode=encode,
         length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
         cut=cut,
-        **bounds(tokenizer),
+        **bounds(tokenizer, data),
     )
 
 
@@ -152,7 +152,7 @@ def judged_reading(
         encode=encode,
         length=lambda item: len(item.sequence),
         cut=cut,
-        **bounds(tokenizer),
+        **bounds(tokenizer, data),
     )
 
 

@@ -1,5 +1,6 @@
 """All data of a run: which reading a job has of its rows, and the rows to train on and to evaluate on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,10 @@ class RunData:
     held_out: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """A line for each set of which rows are too long."""
+
+    def drawn(self, weights: Mapping[str, float]) -> int:
+        """Rows that one pass draws: all but those of sets with weight 0."""
+        return sum(size for name, size in self.sizes.items() if weights.get(name, 1))
 
 
 def reading_of(

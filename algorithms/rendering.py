@@ -59,7 +59,7 @@ def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str,
             raise UserError(f"{field}: row {index + 1}: {what} has no tokens")
 
 
-def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
+def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dict[str, int]:
     """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`.
 
     An exchange as the template writes it, with special tokens as one byte each, twice as long for safety; a normalizer
@@ -78,4 +78,6 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
         except RowError:  # a template that refuses this exchange: then every row is looked at
             overhead = 2**31
     normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")
-    return {"overhead": overhead, "growth": 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1}
+    growth = 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1
+    system = len((data.system_prompt or "").encode(errors="replace"))
+    return {"overhead": overhead + growth * system, "growth": growth}

@@ -60,8 +60,8 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     critic = _spawn_critic(config, directory, placement, groups)
     groups.pool = _reward_pool(config, placement)
     reporter.phase("reading data")
-    data = _rl_data(config, directory, reporter)
-    steps = _total_steps(algorithm, len(data["prompts"]))
+    drawn, data = _rl_data(config, directory, reporter)
+    steps = _total_steps(algorithm, drawn)
     building = start_building(policy, _policy_updates(algorithm, steps))
     rollout.notice(starting, "ready")
     trained: dict[str, Any] = {"policy": policy} | ({"critic": critic} if critic else {})
@@ -250,13 +250,14 @@ def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool | Non
     )
 
 
-def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> dict[str, Any]:
+def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[int, dict[str, Any]]:
+    """Prompts of one pass, and the loop's arguments about data."""
     data, limit = config.data, config.rollout.max_prompt_tokens
     found = run_data(config.algorithm, data, load_tokenizer(directory), max_prompt_tokens=limit)
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
-    return {"prompts": found.train, "evaluation": found.held_out, "batches": batches}
+    return found.drawn(data.weights), {"prompts": found.train, "evaluation": found.held_out, "batches": batches}
 
 
 def _publisher(config: RunConfig, policy: ActorGroup[Any], directory: str) -> Callable[[int], dict[str, float]]:

@@ -33,7 +33,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
         reporter.note(note)
-    updates = algorithm.updates(len(found.train))
+    updates = algorithm.updates(found.drawn(config.data.weights))
     reporter.phase("loading model")
     built(policy, start_building(policy, updates), reporter)
     loop = _loop_class(config)(

@@ -1,6 +1,6 @@
 """What can be known to be wrong before anything starts: model, data, rewards, resources, output directory.
 
-Imports neither torch nor ray nor vllm. `check` prints the findings; `run` calls `preflight` first.
+Imports neither torch nor ray nor vllm. `check` prints the findings; `run`, `submit` and `k8s` look at them first.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ from launch.estimate import (
 )
 from launch.fits import check_bucket, check_room
 from launch.hub import check_can_push
-from launch.inputs import READ_ROWS, Field, Sets
+from launch.inputs import Field, Sets
 from launch.machine import this_machine
 from launch.model_files import (
     Policy,
@@ -71,7 +71,9 @@ class Findings:
     """None when the architecture is unknown or on the hub."""
     parameters: int | None = None
     rows: int | None = None
-    """Training rows read, at most READ_ROWS."""
+    """Training rows read that the run draws, at most READ_ROWS of each set."""
+    complete: bool = True
+    """Whether these are all."""
     mean_tokens: float | None = None
     """Mean length of a training prompt (GRPO) or sequence (SFT)."""
     notes: list[str] = field(default_factory=list)
@@ -227,7 +229,7 @@ def _check_batches(config: RunConfig) -> None:
 def _check_steps(findings: Findings) -> None:
     """Raise UserError when epochs over rows that are all read leave PPO's policy no step to learn in."""
     algorithm, rows = findings.config.algorithm, findings.rows
-    if isinstance(algorithm, PPOConfig) and rows and rows < READ_ROWS and (problem := algorithm.warmup_problem(rows)):
+    if isinstance(algorithm, PPOConfig) and rows and findings.complete and (problem := algorithm.warmup_problem(rows)):
         raise UserError(f"algorithm.{problem}")
 
 
@@ -320,7 +322,7 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
     if not elsewhere["data.train"]:
         with findings.collecting():
             train = findings.aside.call(check_encoder_rows, findings.config, tokenise=readable)
-            findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+            findings.rows, findings.mean_tokens, findings.complete = train.count, train.mean_tokens, train.complete
     if data.eval is not None and not elsewhere["data.eval"] and not elsewhere["data.corpus"]:
         with findings.collecting():
             findings.aside.call(check_held_out, findings.config)

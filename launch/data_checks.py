@@ -36,8 +36,7 @@ def check_sets(findings: "Findings", sets: dict[Field, Sets], readable: bool) ->
     )
     if train is not None:
         findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-        if config.data.eval_fraction is not None:
-            findings.rows -= max(1, round(config.data.eval_fraction * train.count))
+        findings.complete = train.complete
         if held_out is not None:
             findings.warnings += same_rows(config, train, held_out)
     return train, held_out

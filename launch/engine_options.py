@@ -43,7 +43,7 @@ DECIDED = {
     **dict.fromkeys(("enable_lora", "max_loras", "max_lora_rank", "lora_target_modules"), _LORA),
     "logprobs_mode": "as the trainer compares with logprobs after temperature (processed_logprobs)",
     "weight_transfer_config": "as rollout.transfer decides it",
-    **dict.fromkeys(("generation_config", "override_generation_config"), _SAMPLING),
+    **dict.fromkeys(("generation_config", "override_generation_config", "logits_processors"), _SAMPLING),
     **dict.fromkeys(("runner", "convert", "pooler_config"), "as engines generate text"),
 }
 """Argument of vLLM's engine -> why it is not the user's."""

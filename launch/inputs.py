@@ -34,7 +34,9 @@ class Rows:
     """What is known about the training or the evaluation rows."""
 
     count: int = 0
-    """Rows read, at most READ_ROWS of each set, without those that are left out as too long."""
+    """Rows read that the run draws, at most READ_ROWS of each set: without those that are too long or held out."""
+    complete: bool = True
+    """Whether these are all: no set has as many rows as are read here."""
     columns: set[str] = field(default_factory=set)
     """Columns that every row has, under the names rewards see."""
     mean_tokens: float | None = None
@@ -72,6 +74,8 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     Raises:
         UserError: as `read_sets` does, and rows that are too long or cannot be rendered.
     """
+    from algorithms.overlong import held_out_count
+
     found, lengths = Rows(), []
     sets = read_sets(config, where) if sets is None else sets
     columns = []
@@ -80,17 +84,20 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
         found.warnings += _limit_warnings(config, where, label, len(rows))
         reading = _reading(config, rows, label, tokenise=tokenise)
         columns.append(set.intersection(*map(set, reading.rows)))
-        found.count += len(rows)
+        kept = len(rows)
+        found.complete = found.complete and len(rows) < READ_ROWS
         if config.data.eval is not None:
             found.digest = hash((found.digest, *map(repr, rows)))
         if isinstance(config.algorithm, RLConfig):
             found.examples += _examples(reading)
         if tokenise:
-            found.count -= _measure(reading, lengths, found)
+            kept -= _measure(reading, lengths, found)
+        if where == "data.train" and config.data.eval_fraction is not None:
+            kept -= held_out_count(kept, config.data.eval_fraction, label)
+        # Of a set with weight 0 no row is drawn.
+        found.count += kept if where == "data.eval" or config.data.weights.get(name, 1) else 0
     found.columns = set.intersection(*columns)
     found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
-    if where == "data.train" and config.data.eval_fraction is not None and found.count < 2 * len(sets):
-        raise UserError(f"data.eval_fraction: needs at least two rows in {where}, got {found.count}")
     return found
 
 

@@ -24,7 +24,10 @@ def known_metrics(config: "RunConfig") -> list[str]:
     """Every name that an evaluation of the job may write; whether all are there depends on the rows."""
     algorithm = config.algorithm
     if isinstance(algorithm, RLConfig):
-        return [f"eval/{name}" for name in (*RL, *_of_samples(algorithm.eval_samples_per_prompt), *_of_sources(config))]
+        return [
+            f"eval/{name}"
+            for name in (*RL, *_of_samples(algorithm.eval_samples_per_prompt), *_of_sources(config), *_of_sets(config))
+        ]
     if isinstance(algorithm, EncoderConfig):
         sets = [f"{name}/" for name in config.data.eval] if isinstance(config.data.eval, dict) else [""]
         return [f"eval/{name}{metric}" for name in sets for metric in _of_encoder(algorithm)]
@@ -59,6 +62,13 @@ def _of_sources(config: "RunConfig") -> list[str]:
     from algorithms.rewards import sources_labels
 
     return [f"reward/{label}" for labels in sources_labels(config.reward) for label in labels]
+
+
+def _of_sets(config: "RunConfig") -> list[str]:
+    """Mean rewards of each set, where held-out rows are parts of several."""
+    train = config.data.train
+    several = isinstance(train, dict) and len(train) > 1 and config.data.eval_fraction is not None
+    return [f"reward/{name}/mean" for name in train] if several else []
 
 
 def _of_encoder(algorithm: EncoderConfig) -> list[str]:

@@ -103,8 +103,8 @@ def batch_lines(findings: Findings) -> list[str]:
         if isinstance(config.algorithm, RLConfig):
             kind, rest = "prompts", f"; responses count with their limit of {config.rollout.max_response_tokens}"
         lines.append(f"{kind} have {findings.mean_tokens:.0f} tokens on average{rest}")
-    if rows == READ_ROWS:
-        lines.append(f"only the first {READ_ROWS} rows are read here: the run may find more")
+    if not findings.complete:
+        lines.append(f"only the first {READ_ROWS:,} rows of a set are read here: the run may find more")
     return lines
 
 

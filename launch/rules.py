@@ -165,6 +165,8 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
     rows = "data.eval" if isinstance(algorithm, EncoderConfig) else "data.eval or data.eval_fraction"
     if rl and algorithm.eval_every and not evaluates:
         raise ValueError(f"algorithm.eval_every needs {rows}, got eval_every {algorithm.eval_every}")
+    if rl and config.data.eval_fraction is not None and not algorithm.eval_every:
+        raise ValueError(f"data.eval_fraction needs algorithm.eval_every, got {config.data.eval_fraction:g} without")
     if algorithm.stop_when and not evaluates:
         raise ValueError(f"algorithm.stop_when needs {rows}, got none")
     if algorithm.best_by and not evaluates:
@@ -208,6 +210,11 @@ def _reference_fits(config: "RunConfig") -> None:
         raise ValueError(
             f"reference.sync_every must be left out with algorithm.reference precomputed, whose logprobs are those of "
             f"the initial policy, got {reference.sync_every}"
+        )
+    if reference.sync_every and reference.sync_mix < 1 and config.model.dtype == "bf16":
+        raise ValueError(
+            f"reference.sync_mix must be 1 with model.dtype bf16, in which small changes of the reference would be "
+            f"rounded away, got {reference.sync_mix:g}"
         )
     if reference.sync_every and config.model.quantize:
         raise ValueError(

@@ -54,6 +54,8 @@ def config(job: str, tmp_path: Path, rows: list[dict[str, Any]] | None = None, *
     if rows is not None:
         file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     values = JOBS[job] | {"model": {"init": {"hidden_size": 64, "layers": 1, "heads": 2}}}
+    if job == "grpo" and "eval_fraction" in data:
+        values["algorithm"] = values["algorithm"] | {"eval_every": 1}
     return validate(values | {"data": {"train": str(file)} | values.get("data", {}) | data})
 
 

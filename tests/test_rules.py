@@ -50,6 +50,22 @@ JOBS: dict[str, dict[str, Any]] = {
 
 # (job, overrides `a.b=c; d=e`, the line)
 CASES: list[tuple[str, str, str]] = [
+    (
+        "grpo",
+        "data.eval_fraction=0.1",
+        "data.eval_fraction needs algorithm.eval_every, got 0.1 without",
+    ),
+    (
+        "grpo",
+        "algorithm.kl_coef=0.1; model.dtype=bf16; policy.zero_stage=1; reference={sync_every: 2, sync_mix: 0.1}",
+        "reference.sync_mix must be 1 with model.dtype bf16, in which small changes of the reference would be rounded "
+        "away, got 0.1",
+    ),
+    (
+        "grpo",
+        "policy={zero_stage: 2, deepspeed: {zero_optimization: {reduce_bucket_size: .inf}}}",
+        "policy.deepspeed.zero_optimization.reduce_bucket_size must be a whole number, at least 0, got inf",
+    ),
     # The groups that an algorithm needs, and no others.
     ("ppo", "critic=null", "critic: required for ppo (critic={} takes the defaults), got nothing"),
     ("grpo", "critic={}", "critic must be left out for grpo, which learns no values, got one"),
