@@ -40,7 +40,7 @@ class OfflineConfig(Config):
     @model_validator(mode="after")
     def _one_length(self) -> "OfflineConfig":
         if (self.steps is None) == (self.epochs is None):
-            got = "neither" if self.steps is None else "both"
+            got = "neither" if self.steps is None else "both (algorithm.epochs=null drops the epochs)"
             raise ValueError(f"steps must be given, or epochs, but not both, got {got}")
         return self
 

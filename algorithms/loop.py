@@ -61,6 +61,10 @@ class Clock:
         return seconds
 
 
+LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
+"""Last parts of the names of metrics of which the lowest value is the best."""
+
+
 def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
     """Whether an evaluation has reached the value at which training may end."""
     if stop_when is None or not any(name.startswith("eval/") for name in metrics):
@@ -110,7 +114,7 @@ def improves(name: str, value: float, best: float | None) -> bool:
     """Whether a metric has never been better; of a loss or perplexity, less is better."""
     if best is None or not math.isfinite(best):
         return math.isfinite(value)
-    return value < best if name.rpartition("/")[2] in ("loss", "perplexity") else value > best
+    return value < best if name.rpartition("/")[2] in LESS_IS_BETTER else value > best
 
 
 def spread_over(items: Sequence[T], count: int) -> list[T]:

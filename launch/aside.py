@@ -63,6 +63,12 @@ class Aside:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
 
+    def _give_up(self) -> NoReturn:
+        from actors.config import UserError
+
+        self.close()
+        raise UserError(f"data: must be read and tokenised within {_ANSWER_S:g} s, got no answer by then")
+
     def _say_why_it_ended(self) -> None:
         """Raise UserError, unless the process has ended because it could not serve: what ends one process shall not
         end this one, too."""
@@ -86,10 +92,8 @@ class Aside:
         try:
             self._connection.send((function, args, options))
             if not self._connection.poll(_ANSWER_S):
-                raise TimeoutError(f"{function.__name__}: no answer within {_ANSWER_S:g} s")
+                self._give_up()
             raised, answer = self._connection.recv()
-        except TimeoutError:
-            raise
         except (EOFError, OSError):
             self._say_why_it_ended()
             return function(*args, **options)
@@ -104,6 +108,7 @@ class Aside:
 def _serve(connection: Any) -> NoReturn:
     """Answer calls until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks
+    os.dup2(2, 1)  # what users' code prints is no part of the report
     try:
         from actors.tokenizer import fast_tokenizer
 

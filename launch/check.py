@@ -3,8 +3,11 @@
 Imports neither torch nor ray nor vllm. `check` prints the findings; `run`, `submit` and `k8s` look at them first.
 """
 
+import contextlib
 import importlib.util
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -146,7 +149,8 @@ def report(config: RunConfig, aside: Aside | None = None, *, as_json: bool = Fal
     """
     from launch.report import as_object, print_tables
 
-    findings = examine(config, aside)
+    with contextlib.redirect_stdout(sys.stderr):  # what converters and generators print is no part of the report
+        findings = examine(config, aside)
     if as_json:
         print(json.dumps(as_object(findings), ensure_ascii=False))
     else:
@@ -159,7 +163,9 @@ def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = 
     What needs the tokenizers' library comes last, and only where nothing else is wrong: a mistake is told at once.
     """
     findings = Findings(config, aside=aside or Aside(), elsewhere=elsewhere)
-    with RewardProbe(config.reward) as rewards:
+    # Where the cluster is another one, its services and secrets may be out of reach here.
+    apart = elsewhere or bool(os.environ.get("RAY_ADDRESS"))
+    with RewardProbe(config.reward, elsewhere=apart) as rewards:
         _examine(findings, rewards)
     if findings.problems:
         raise UserError(*dict.fromkeys(findings.problems))

@@ -14,7 +14,10 @@ REWARD = ("loss", "accuracy", "margin", "score_mean", "score_std", "calibration_
 KTO = ("loss", "rewards/chosen", "rewards/rejected", "logprobs/chosen")
 DPO = (*KTO, "rewards/margin", "rewards/accuracy", "logprobs/rejected", "logprobs/chosen_per_token")
 RL = ("reward/mean", "reward/std", "failed")
-UNORDERED = ("eval/reward/std", "eval/failed", "eval/reward/zero_variance_fraction")
+UNORDERED = (
+    *("eval/reward/std", "eval/failed", "eval/reward/zero_variance_fraction", "eval/score_mean", "eval/score_std"),
+    *("eval/rewards/rejected", "eval/logprobs/rejected"),
+)
 """Metrics of which a higher value is not a better one."""
 RETRIEVAL = ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@5", "recall@10", "recall@100")
 RERANKING = ("map", "mrr@10", "ndcg@10")

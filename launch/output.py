@@ -13,6 +13,10 @@ _ROOM = 60
 """Bytes of a path that files in the run's directory need."""
 
 
+_BESIDE = (".out", ".err", ".log", ".txt", ".sh", ".md", ".yaml", ".yml")
+"""Files that whoever starts a run may have put there: the output of a batch job, a note, a copy of the configuration."""
+
+
 def check_output(config: RunConfig) -> None:
     """Raise UserError when the run's directory cannot be made, or is somebody else's."""
     directory = config.directory.absolute()
@@ -55,7 +59,7 @@ def _unusable(directory: Path) -> str | None:
 
 
 def _is_ours(directory: Path) -> bool:
-    """Whether a directory is empty or a run's: a model's has a config.json, too."""
+    """Whether a directory is a run's (a model's has a config.json, too), or holds at most what may lie beside one."""
     try:
         values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -64,4 +68,4 @@ def _is_ours(directory: Path) -> bool:
         return True
     if any((directory / name).is_file() for name in ("metrics.jsonl", "logs/driver.id")):
         return True
-    return not any(directory.iterdir())
+    return all(item.is_file() and item.suffix in _BESIDE for item in directory.iterdir())

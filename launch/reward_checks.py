@@ -80,8 +80,10 @@ class RewardProbe:
             called = probe.finish(config.data, columns, examples)
     """
 
-    def __init__(self, reward: RewardConfig) -> None:
+    def __init__(self, reward: RewardConfig, *, elsewhere: bool = False) -> None:
+        """`elsewhere`: the functions will run on other machines; what goes wrong with a call here is a warning."""
         self._reward = reward
+        self._elsewhere = elsewhere
         self._processes: list[_Process] = []
 
     def __enter__(self) -> "RewardProbe":
@@ -128,15 +130,19 @@ class RewardProbe:
         elif event["event"] == "late":
             self._take_late(event, index, found)
         elif event["event"] == "died":
-            found.problems.append(f"{where}: calling {name} ended its process ({event['reason']})")
+            sink = found.warnings if self._elsewhere else found.problems
+            sink.append(f"{where}: calling {name} ended its process ({event['reason']})")
         else:
             example = examples[event["batch"]]
             outcomes = dict(zip(_labels(example), event["outcomes"], strict=True))
             failed = next(((label, value) for label, value in outcomes.items() if isinstance(value, str)), None)
             if failed:
                 raised = "" if failed[1].startswith("returned") else "raised "
-                with_what = f"called by check with {failed[0]} as completion"
-                found.problems.append(f"{where}: {name} {raised}{failed[1]}, {with_what}")
+                line = f"{where}: {name} {raised}{failed[1]}, called by check with {failed[0]} as completion"
+                if self._elsewhere or _is_about_the_text(example, outcomes):
+                    found.warnings.append(f"{line}; in a run such samples count as failed")
+                else:
+                    found.problems.append(line)
             elif all(value is None for value in outcomes.values()):
                 self._take_abstention(where, name, len(examples), found)
             else:
@@ -146,7 +152,8 @@ class RewardProbe:
     def _take_late(self, event: dict[str, Any], index: int, found: Called) -> None:
         name, limit = self._reward.functions[index].name, self._reward.deadline_s
         line = f"reward.functions.{index}.name: {event['doing']} {name} {event['reason']}"
-        if event["stuck"] or (event["doing"] == "calling" and limit <= _CALL_S):
+        late = event["doing"] == "calling" and limit <= _CALL_S and not self._elsewhere
+        if event["stuck"] or late:
             found.problems.append(line)
         elif event["doing"] == "calling":
             found.warnings.append(f"{line}; the run waits for reward.deadline_s {limit:g} s")
@@ -171,6 +178,16 @@ class RewardProbe:
             for new, old in data.columns.items()
             if new not in reads
         ]
+
+
+def _is_about_the_text(example: ProbeRow, outcomes: dict[str, Any]) -> bool:
+    """Whether a function has failed only because of what it was called with: it takes the row's own answer, or there is
+    none and it says that the text's value is wrong."""
+    own, *others = outcomes.values()
+    if example.own_answer:
+        return not isinstance(own, str)
+    kinds = [value.partition(":")[0] for value in (own, *others) if isinstance(value, str)]
+    return all(kind in ("ValueError", "JSONDecodeError") for kind in kinds)
 
 
 def _labels(example: ProbeRow) -> list[str]:

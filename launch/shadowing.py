@@ -42,6 +42,11 @@ def shadowing(directory: str) -> str | None:
         entries = sorted(os.listdir(directory))
     except OSError:
         return None
+    if {*_OURS, "pyproject.toml"} <= {*entries} and not _same(directory, ours):
+        return (
+            f"working directory: must not be a clone of Tandem beside the one that runs, which is in {ours} "
+            f"(pip install -e . installs this one; tandem init makes a directory to work in), got {directory}"
+        )
     for entry in entries:
         name, ending = os.path.splitext(entry)
         package = not ending and os.path.isfile(os.path.join(directory, entry, "__init__.py"))

@@ -10,6 +10,7 @@ from typing import Any
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from algorithms.config_rl import RLConfig
+from algorithms.loop import LESS_IS_BETTER
 from launch.config import RunConfig
 from launch.curves import Rows, read_metrics
 from launch.display import Display
@@ -32,7 +33,7 @@ _HEADLINES = (
     "spearman",
 )
 """Ends of the names of evaluation metrics, the ones that tell most first."""
-_LESS_IS_BETTER = ("loss", "perplexity", "calibration_error", "failed", "kl")
+_LESS_IS_BETTER = (*LESS_IS_BETTER, "failed", "kl")
 _NOT_RESULTS = ("std", "failed", "zero_variance_fraction", "score_mean", "score_std")
 _IN_TRAINING = ("reward/mean", "reward_model/accuracy", "rewards/accuracy", "embedding/accuracy", "reranker/accuracy")
 

@@ -101,3 +101,13 @@ def test_a_damaged_pointer_or_file_is_one_line(tmp_path: Path) -> None:
     assert "step-5 is damaged, rank0.pt is missing; to start anew" in refused(job(tmp_path))
     (checkpoints / "step-5/rank0.pt").write_text("")
     assert "step-5 is damaged, rank0.pt has 0 bytes, not 3; to start anew" in refused(job(tmp_path))
+
+
+def test_what_a_batch_job_puts_there_first_is_no_hindrance(tmp_path: Path) -> None:
+    directory = tmp_path / "outputs/first"
+    directory.mkdir(parents=True)
+    for name in ("123.out", "train.log", "note.md"):
+        (directory / name).write_text("")
+    check_output(job(str(tmp_path / "outputs")))
+    (directory / "thesis.tex").write_text("")
+    assert "holds other files" in refused(job(str(tmp_path / "outputs")))

@@ -36,6 +36,12 @@ def dies(completion):
     os._exit(3)
 def needs(completion, answr):
     return 1
+def strict(completion, answer):
+    if completion not in ("yes", "no"):
+        raise TypeError("not an answer")
+    return 1.0
+def parses(completion):
+    return float(int(completion))
 def later(completion, source):
     return 1.0 if source == "two" else None
 """
@@ -115,3 +121,28 @@ def test_a_late_function_is_an_error_where_the_run_waits_no_longer() -> None:
     assert problem.startswith("reward.functions.0.name: calling r.py:slow took longer than 1.5 s (line")
     [problem] = called("r.py:nothing").problems
     assert problem.endswith("r.py:nothing gave no value (None) for any completion of 2 rows, and it is the only reward")
+
+
+def test_a_text_that_a_function_cannot_read_is_a_warning() -> None:
+    """The own answer is what counts; without one a ValueError is about the text, and all else about the function."""
+    found = called("r.py:strict")
+    assert found.problems == []
+    assert found.warnings == [
+        "reward.functions.0.name: r.py:strict raised TypeError: not an answer (r.py line 30), called by check with "
+        "'A sample completion.' as completion; in a run such samples count as failed"
+    ]
+    config = RewardConfig.model_validate({"functions": ["r.py:parses", "r.py:raises"]})
+    rows = [ProbeRow(number=1, prompt="hi", row={"prompt": "hi"})]
+    with RewardProbe(config) as probe:
+        found = probe.finish(DataConfig(train="rows.jsonl"), {"data.train": ["prompt"]}, rows)
+    assert [line.partition(" raised ")[0] for line in found.warnings] == ["reward.functions.0.name: r.py:parses"]
+    assert [line.partition(" raised ")[0] for line in found.problems] == ["reward.functions.1.name: r.py:raises"]
+
+
+def test_what_goes_wrong_only_here_is_a_warning_for_another_cluster() -> None:
+    """The services and secrets that a function needs may be out of reach."""
+    config = RewardConfig.model_validate({"functions": ["r.py:raises", "r.py:dies", "r.py:needs"]})
+    with RewardProbe(config, elsewhere=True) as probe:
+        found = probe.finish(DataConfig(train="rows.jsonl"), COLUMNS, ROWS)
+    assert len(found.warnings) == 2
+    assert [line.partition(" needs ")[0] for line in found.problems] == ["reward.functions.2.name: r.py:needs"]

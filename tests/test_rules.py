@@ -447,7 +447,11 @@ CASES: list[tuple[str, str, str]] = [
         "time, got 4",
     ),
     # Jobs that learn from given rows.
-    ("reward", "algorithm.epochs=1", "algorithm.steps must be given, or epochs, but not both, got both"),
+    (
+        "reward",
+        "algorithm.epochs=1",
+        "algorithm.steps must be given, or epochs, but not both, got both (algorithm.epochs=null drops the epochs, steps=null the steps)",
+    ),
     ("reward", "algorithm.centering=-1", "algorithm.centering: must be at least 0, got -1"),
     ("dpo", "algorithm.loss=[]", "algorithm.loss must name at least one loss, got []"),
     ("dpo", "algorithm.loss=[hinge, hinge]", "algorithm.loss must name each loss once, got hinge, hinge"),
