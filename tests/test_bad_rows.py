@@ -54,20 +54,20 @@ def complaint(job: str, **data: Any) -> str:
 
 
 WRONG_VALUES = [
-    *[(job, {"prompt": " \n"}, "column prompt must not be empty, got str ' \\n'") for job in GOOD],
-    *[(job, {"prompt": None}, "column prompt must be text or messages, got NoneType None") for job in GOOD],
-    *[(job, {"prompt": []}, "column prompt must be a list of messages, got list []") for job in GOOD],
-    ("grpo", {"answer": ""}, "column answer must not be empty, got ''"),
-    ("grpo", {"answer": None}, "column answer must not be empty, got None"),
-    ("sft", {"completion": ""}, "column completion must not be empty, got str ''"),
-    ("kto", {"completion": "\t"}, "column completion must not be empty, got str '\\t'"),
-    ("dpo", {"chosen": ""}, "column chosen must not be empty, got str ''"),
-    ("reward", {"rejected": "  "}, "column rejected must not be empty, got str '  '"),
+    *[(job, {"prompt": " \n"}, "column prompt must not be empty, got blank text ' \\n'") for job in GOOD],
+    *[(job, {"prompt": None}, "column prompt must be text or messages, got null") for job in GOOD],
+    *[(job, {"prompt": []}, "column prompt must be a list of messages, got an empty list") for job in GOOD],
+    ("grpo", {"answer": ""}, "column answer must not be empty, got empty text"),
+    ("grpo", {"answer": None}, "column answer must not be empty, got null"),
+    ("sft", {"completion": ""}, "column completion must not be empty, got empty text"),
+    ("kto", {"completion": "\t"}, "column completion must not be empty, got blank text '\\t'"),
+    ("dpo", {"chosen": ""}, "column chosen must not be empty, got empty text"),
+    ("reward", {"rejected": "  "}, "column rejected must not be empty, got blank text '  '"),
     ("dpo", {"chosen": "no"}, "chosen and rejected must differ, got the same twice"),
     (
         "grpo",
         {"prompt": [{"role": "user", "content": ""}]},
-        "content of message 1 of column prompt must not be empty, got ''",
+        "content of message 1 of column prompt must not be empty, got empty text",
     ),
     ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must be text"),
     ("sft", {"completion": [{"role": "assistant", "content": " "}]}, "content of message 1 of column completion must"),
@@ -92,7 +92,7 @@ WRONG_LINES = {
         "line 2 of rows.jsonl must hold numbers of at most",
     ),
     "a name twice": ('{"prompt": "hi", "answer": "a", "prompt": "b"}', "line 2 of rows.jsonl must give each name once"),
-    "no object": ("[1]", "row 2 must be an object with named columns, got list [1] in rows.jsonl"),
+    "no object": ("[1]", "row 2 must be an object with named columns, got a list [1] in rows.jsonl"),
     "a word": ("hello", "line 2, column 1 of rows.jsonl is not valid JSON"),
     "half a pair": ('{"prompt": "\\ud83d", "answer": "a"}', "row 2 must be text that UTF-8 can express, got half"),
     "deep": ('{"a": ' * 99_999, "line 2 of rows.jsonl is not valid JSON (nested too deeply)"),
@@ -193,7 +193,9 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("algorithms.sources._CONVERTED_S", 60)
     assert load_rows(DataConfig(train="rows.jsonl", converter="patient.py:convert"), "data.train"), "next() ends a loop"
     assert "loops.py:forever never ends: a loop without an end (line" in complaint("grpo", converter="loops.py:forever")
-    assert "loops.py:number must give rows one after the other, got int 5" in complaint("grpo", train="loops.py:number")
+    assert "loops.py:number must give rows one after the other, got a number 5" in complaint(
+        "grpo", train="loops.py:number"
+    )
     assert "loops.py:rows never ends: a loop without an end (line" in complaint("grpo", train="loops.py:rows")
 
 

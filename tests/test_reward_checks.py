@@ -66,7 +66,7 @@ def test_every_fault_of_a_function_is_a_line() -> None:
         "loops": "calling r.py:loops never ends: a loop without an end (line",
         "sleeps": "calling r.py:sleeps took longer than 30 s: it sleeps for 100 s (line",
         "raises": f"r.py:raises raised KeyError: 'x' (r.py line 15), {BY_ANSWER}",
-        "text": f"r.py:text returned str, not a number, {BY_ANSWER}",
+        "text": f"r.py:text returned text, not a number, {BY_ANSWER}",
         "nan": f"r.py:nan returned nan, not a finite number, {BY_ANSWER}",
         "short": f"r.py:short returned 1 values for 2 completions, {BY_ANSWER}",
         "dies": "calling r.py:dies ended its process (exit code 3)",
