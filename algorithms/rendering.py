@@ -60,7 +60,8 @@ def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str,
 
 
 def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
-    """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`.
+    """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`; and its
+    `unknown_id`.
 
     An exchange as the template writes it, with special tokens as one byte each, twice as long for safety; a normalizer
     makes at most three bytes of one, a compatibility one (NFKC, NFKD) eighteen characters.
@@ -78,4 +79,12 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
         except RowError:  # a template that refuses this exchange: then every row is looked at
             overhead = 2**31
     normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")
-    return {"overhead": overhead, "growth": 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1}
+    return {"overhead": overhead, "growth": 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1} | {
+        "unknown_id": _unknown_id(tokenizer)
+    }
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    shared = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None}
+    unknown: Any = tokenizer.unk_token_id
+    return -1 if unknown in shared else unknown

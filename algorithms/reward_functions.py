@@ -118,10 +118,8 @@ def noun_of(value: Any) -> str:
         list | tuple: "a list",
         dict: "a mapping",
     }
-    return next(
-        (noun for kind, noun in nouns.items() if isinstance(value, kind)),
-        f"an object of the class {type(value).__name__}",
-    )
+    found = (noun for kind, noun in nouns.items() if isinstance(value, kind))
+    return next(found, f"an object of the class {type(value).__name__}")
 
 
 def function_fault(function: Any) -> str | None:

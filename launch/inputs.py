@@ -97,7 +97,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
         if isinstance(config.algorithm, RLConfig):
             found.examples += _examples(reading)
         if tokenise:
-            found.count -= _measure(reading, lengths, found, _unknown_id(config))
+            found.count -= _measure(reading, lengths, found)
     found.columns = set.intersection(*columns)
     found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
     if where == "data.train" and config.data.eval_fraction is not None and found.count < 2 * len(sets):
@@ -155,7 +155,7 @@ def _examples(reading: Any) -> list[ProbeRow]:
     return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
 
-def _measure(reading: Any, lengths: list[int], found: Rows, unknown_id: int) -> int:
+def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
     """Count the rows that are too long, and learn how long the first ones are; returns how many are left out.
 
     A row of fewer bytes than the limit has tokens is not tokenised: no token is shorter than a byte.
@@ -166,7 +166,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows, unknown_id: int) -> 
     until, unknown = time.process_time() + _COUNTING_S, 0
     for seen, wanted in _chunks(reading, sample):
         items = reading.encode(wanted) if wanted else []
-        unknown += sum(int(np.count_nonzero(ids == unknown_id)) for item in items for ids in _ids_of(item))
+        unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for item in items for ids in _ids_of(item))
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen
@@ -238,15 +238,6 @@ def _ids_of(item: Any) -> list[NDArray[np.int64]]:
     if isinstance(item, Prompt):
         return [np.asarray(item.token_ids, dtype=np.int64)]
     return [(item if isinstance(item, Sequence) else item.sequence).token_ids]
-
-
-def _unknown_id(config: RunConfig) -> int:
-    """The token that stands for text which the tokenizer cannot express; -1 where none is for that alone."""
-    from actors.tokenizer import tokenizer_for
-
-    tokenizer: Any = tokenizer_for(config.model)
-    shared = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None}
-    return -1 if tokenizer.unk_token_id in shared else tokenizer.unk_token_id
 
 
 def _affordable(rows: list[Row]) -> int:

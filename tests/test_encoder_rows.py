@@ -196,9 +196,9 @@ def test_every_row_has_the_columns_of_the_first() -> None:
         ({"pos_scores": []}, "pos_scores must have one number for each of the 2 positives, got 0"),
         ({"pos_scores": 1}, "pos_scores must be a list of one number for each of the 2 positives, got a number 1"),
         ({"neg_scores": [1, 2, "3"]}, "neg_scores must be a number, got text '3'"),
-        ({"neg_scores": [1, math.nan, 3]}, "neg_scores must be a finite number, got a number nan"),
+        ({"neg_scores": [1, math.nan, 3]}, "neg_scores must be a finite number, got nan"),
         ({"pos_scores": [1, -math.inf]}, "pos_scores must be a finite number, got -inf"),
-        ({"pos_scores": [1, 10**400]}, "pos_scores must be a finite number, got a number inf"),
+        ({"pos_scores": [1, 10**400]}, "pos_scores must be a finite number, got inf"),
     ],
 )
 def test_bad_values(change: dict[str, Any], problem: str) -> None:
@@ -242,7 +242,7 @@ def test_pairs(first: str, second: str, score: str, value: float) -> None:
         ({"sentence1": "a", "sentence2": "b", "score": 1, "label": 1}, "score and label could both be the score"),
         ({"sentence1": "a", "sentence2": "b", "score": "0.5"}, "score must be a number, got text '0.5'"),
         ({"sentence1": "a", "sentence2": "b", "score": None}, "score must be a number, got null"),
-        ({"sentence1": "a", "sentence2": "b", "score": math.inf}, "score must be a finite number, got a number inf"),
+        ({"sentence1": "a", "sentence2": "b", "score": math.inf}, "score must be a finite number, got inf"),
         ({"sentence1": "a", "sentence2": ["b"], "score": 1}, "sentence2 must be text, got a list ['b']"),
         ({"sentence1": " ", "sentence2": "b", "score": 1}, "sentence1 must not be empty, got blank text ' '"),
     ],

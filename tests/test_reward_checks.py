@@ -115,3 +115,12 @@ def test_a_late_function_is_an_error_where_the_run_waits_no_longer() -> None:
     assert problem.startswith("reward.functions.0.name: calling r.py:slow took longer than 1.5 s (line")
     [problem] = called("r.py:nothing").problems
     assert problem.endswith("r.py:nothing gave no value (None) for any completion of 2 rows, and it is the only reward")
+
+
+def test_a_column_that_hides_behind_what_the_model_wrote_is_told() -> None:
+    rows = {"data.train": ["answer", "completion", "prompt"]}
+    assert called("exact_match", columns=rows).warnings == [
+        "reward.functions.0.name: exact_match gets what the model wrote as completion, not the column completion of "
+        "data.train; data.columns gives that another name"
+    ]
+    assert not called("r.py:batch", columns=rows).warnings
