@@ -85,6 +85,6 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None") -> dict[str, int]:
 
 
 def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:
-    shared = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None}
     unknown: Any = tokenizer.unk_token_id
-    return -1 if unknown in shared else unknown
+    others: list[Any] = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None]
+    return -1 if unknown in others else unknown
