@@ -1303,7 +1303,7 @@ WRONG_ROWS = {
         {"name": "reward", "steps": 5},
         [{"prompt": "ab", "answer": "ba"}],
         "data.train: row 1 has columns prompt, answer, preference pairs need one of: prompt + chosen + rejected; "
-        "chosen + rejected; rename with data.columns, for example {chosen: prompt}",
+        "chosen + rejected; rename with data.columns, for example {chosen: answer}",
     ),
     "pairs that do not differ": (
         "reward",
