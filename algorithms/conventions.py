@@ -217,12 +217,16 @@ def _no_convention(row: Row, conventions: tuple[Convention, ...], use: Use, fiel
             f"(columns {_names(row)}): dpo learns from them with algorithm.loss kto"
         )
     known = [column for convention in conventions for column in convention.columns if column not in row]
-    near = [(column, match[0]) for column in known if (match := difflib.get_close_matches(column, row, 1))]
-    hint = f" (did you mean {near[0][0]} by {near[0][1]}?)" if near else ""
+    spare = [column for column in row if not any(column in convention.columns for convention in conventions)]
+    near = [(column, match[0]) for column in known if (match := difflib.get_close_matches(column, spare, 1))]
+    hint = f" (should {near[0][1]} be {near[0][0]}?)" if near else ""
+    closest = max(conventions, key=lambda convention: len(row.keys() & set(convention.columns)))
+    missing = next(column for column in closest.columns if column not in row)
+    new, old = near[0] if near else (missing, next(iter(spare), "NAME"))
     wanted = "; ".join(" + ".join(convention.columns) for convention in conventions)
     return (
         f"{field}: row 1 has columns {_names(row)}{hint}, {_READS[use]} one of: {wanted}; "
-        f"rename with data.columns, for example {{{known[0]}: {next(iter(row), 'name')}}}"
+        f"rename with data.columns, for example {{{new}: {old}}}"
     )
 
 

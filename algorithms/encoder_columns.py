@@ -14,8 +14,8 @@ from typing import Any, Literal
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.readers import RowError
-from algorithms.reward_functions import nearest
-from algorithms.sources import Row, kind_of
+from algorithms.reward_functions import kind_of, nearest
+from algorithms.sources import Row
 
 RowUse = Literal["ranking", "pair", "graded"]
 Columns = tuple[str, ...]
@@ -236,7 +236,7 @@ def _unfit(row: Row, wanted: str, missing: Iterable[ColumnRole], roles: Iterable
     """Says what would fit, and which column nearly does; `roles`: what else the columns can be."""
     names = [name for role in missing for columns in role.names for name in columns]
     near = [(name, match[0]) for name in names if (match := difflib.get_close_matches(name, map(str, row), 1))]
-    hint = f" (did you mean {near[0][0]} by {near[0][1]}?)" if near else ""
+    hint = f" (should {near[0][1]} be {near[0][0]}?)" if near else ""
     unknown = [str(column) for column in row if not any(role.found([column]) for role in roles)]
     name, given = near[0] if near else (names[0], [*unknown, "name"][0])
     return (

@@ -9,8 +9,8 @@ from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.encoder_columns import FIRST, LABELS, NEGATIVES, PASSAGES, POSITIVES, QUERY, SCORE, SECOND, renamed_row
 from algorithms.encoder_rows import Graded, Ranking, Scored, gradeds, load_named_rows, rankings, scored_pairs
-from algorithms.reward_functions import nearest
-from algorithms.sources import Row, kind_of, read_rows
+from algorithms.reward_functions import kind_of, nearest
+from algorithms.sources import Row, read_rows
 
 _IDS, _DOCUMENTS = "positive_ids", "documents"
 
@@ -229,7 +229,7 @@ def passage_of_row(row: Row, number: int, field: str) -> str:
         raise UserError(f"{field}: row {number}: {wrong[0]} must be text, got {kind_of(wrong[1])}")
     passage = f"{title or ''} {text}".strip()
     if not passage:
-        raise UserError(f"{field}: row {number}: {column} must not be empty, got {text!r}")
+        raise UserError(f"{field}: row {number}: {column} must not be empty, got {kind_of(text)}")
     return passage
 
 
@@ -247,7 +247,7 @@ def _unknown(row: Row, field: str, *, reranker: bool) -> str:
         )
     known = [name for role in roles for columns in role.names for name in columns] + [_IDS]
     near = [(match[0], name) for name in map(str, row) if (match := difflib.get_close_matches(name, known, 1, 0.75))]
-    hint = next((f" (did you mean {name} by {given}?)" for name, given in near if name != given), "")
+    hint = next((f" (should {given} be {name}?)" for name, given in near if name != given), "")
     similarity = "" if reranker else ", or sentence1, sentence2 and score"
     return (
         f"{field}: row 1 has columns {_listed(row)}{hint}, needs query with positives or {_IDS}, "

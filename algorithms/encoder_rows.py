@@ -36,7 +36,8 @@ from algorithms.encoder_columns import (
     texts_of,
 )
 from algorithms.readers import RowError
-from algorithms.sources import Row, check_source_settings, kind_of, read_rows
+from algorithms.reward_functions import kind_of
+from algorithms.sources import Row, check_source_settings, read_rows
 
 Made = TypeVar("Made", "Ranking", "Scored", "Graded")
 

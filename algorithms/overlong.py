@@ -67,6 +67,8 @@ class Reading(Generic[Item]):
     """Bytes that the chat template writes beside the messages."""
     growth: int = 1
     """Times by which the tokenizer's normalizer may lengthen a text, in bytes."""
+    unknown_id: int = -1
+    """The token that stands for text which the tokenizer cannot express, where it stands for that alone."""
 
     def items(self, tally: Tally | None = None) -> list[Item]:
         """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.config import UserError
-from algorithms.reward_functions import nearest
-from algorithms.sources import Row, kind_of
+from algorithms.reward_functions import kind_of, nearest
+from algorithms.sources import Row
 
 Message = dict[str, Any]
 
@@ -92,7 +92,7 @@ def messages_of(value: Any, column: str) -> list[Message]:
             )
         if _says_nothing(message):
             raise RowError(
-                f"content of message {number} of column {column} must not be empty, got {message['content']!r}"
+                f"content of message {number} of column {column} must not be empty, got {kind_of(message['content'])}"
             )
     return value
 
@@ -148,7 +148,7 @@ def read_sharegpt(row: Row) -> Example:
             raise RowError(f"turn {number} of column conversations has unknown from {speaker!r}{near}")
         message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
         if _says_nothing(message):
-            raise RowError(f"turn {number} of column conversations must not be empty, got {turn['value']!r}")
+            raise RowError(f"turn {number} of column conversations must not be empty, got {kind_of(turn['value'])}")
         messages.append(message)
     return Dialogue(messages=messages, given=0)
 
@@ -189,7 +189,7 @@ def check_answer(row: Row) -> None:
     """Raise RowError for a row whose answer, which rewards compare with, is empty."""
     answer = row.get("answer", 0)
     if answer is None or (isinstance(answer, str) and not answer.strip()):
-        raise RowError(f"column answer must not be empty, got {answer!r}")
+        raise RowError(f"column answer must not be empty, got {kind_of(answer)}")
 
 
 def read_prompt(row: Row) -> str | list[Message]:
@@ -256,7 +256,7 @@ def _margin(row: Row) -> float:
 
 def _completion(prompt: str, completion: str, column: str) -> Completion:
     if not completion.strip():
-        raise RowError(f"the response in column {column} is empty, got {completion!r}")
+        raise RowError(f"the response in column {column} is empty, got {kind_of(completion)}")
     return Completion(prompt=prompt, completion=completion)
 
 
@@ -300,5 +300,5 @@ def _last_turn(messages: list[Message], column: str) -> Dialogue:
         got = f"role {messages[-2]['role']!r}" if len(messages) > 1 else "nothing"
         raise RowError(f"the response in column {column} must follow a user turn, got {got} before it")
     if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
-        raise RowError(f"the response in column {column} is empty, got {messages[-1]['content']!r}")
+        raise RowError(f"the response in column {column} is empty, got {kind_of(messages[-1]['content'])}")
     return Dialogue(messages=messages, given=len(messages) - 1)

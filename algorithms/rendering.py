@@ -60,7 +60,8 @@ def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str,
 
 
 def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dict[str, int]:
-    """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`.
+    """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`; and its
+    `unknown_id`.
 
     An exchange as the template writes it, with special tokens as one byte each, twice as long for safety; a normalizer
     makes at most three bytes of one, a compatibility one (NFKC, NFKD) eighteen characters.
@@ -80,4 +81,10 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dic
     normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")
     growth = 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1
     system = len((data.system_prompt or "").encode(errors="replace"))
-    return {"overhead": overhead + growth * system, "growth": growth}
+    return {"overhead": overhead + growth * system, "growth": growth, "unknown_id": _unknown_id(tokenizer)}
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    unknown: Any = tokenizer.unk_token_id
+    others: list[Any] = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None]
+    return -1 if unknown in others else unknown

@@ -12,14 +12,14 @@ It returns a finite number per sample, or None to abstain. Runs without torch an
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from actors.config import UserError
 from algorithms.config import RewardFunction
-from algorithms.reward_functions import cause_of, nearest, resolve
+from algorithms.reward_functions import cause_of, nearest, noun_of, resolve
 
 Outcome = float | str | None
 """Of a source for a sample: a value, the cause of a failure, or None for an abstention."""
@@ -74,7 +74,7 @@ class LoadedFunction:
             return [cause]
         values = returned.tolist() if hasattr(returned, "tolist") else returned
         if not isinstance(values, (list, tuple)):
-            return [f"returned {type(values).__name__}, not a list of {count} numbers"] * count
+            return [f"returned {_returned(values)}, not a list of {count} numbers"] * count
         if len(values) != count:
             return [f"returned {len(values)} values for {count} completions"] * count
         return [checked_number(value) for value in values]
@@ -89,9 +89,15 @@ def load_reward_function(function: RewardFunction, index: int, label: str) -> Lo
 
 
 def check_signature(
-    function: RewardFunction, columns: Collection[str], index: int = 0, where: str = "data.train"
+    function: RewardFunction,
+    columns: Collection[str],
+    index: int = 0,
+    where: str = "data.train",
+    lacking: Mapping[str, str] | None = None,
 ) -> None:
     """Check that the `columns` of the data in `where` and the configured arguments provide what the function needs.
+
+    `lacking`: columns that only some rows have -> the first row without, as data.train: row 11.
 
     Raises what `resolve` raises, and UserError for a required parameter that nobody provides and for an argument that
     the function does not take or that every call fills.
@@ -103,8 +109,10 @@ def check_signature(
     missing = [name for name, item in parameters.items() if _required(item) and name not in offered]
     of = "" if where == "data.train" else f" of {where}"
     problems = [
-        f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column nor "
-        f"in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{of}{nearest(name, offered)}"
+        f"{lacking[name]} lacks the column {name}, which {function.name} takes"
+        if lacking and name in lacking
+        else f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column "
+        f"nor in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{of}{nearest(name, offered)}"
         for name in missing
     ]
     for name in function.arguments:
@@ -164,9 +172,14 @@ def checked_number(value: Any, cause: str | None = None) -> Outcome:
     if getattr(value, "ndim", None) == 0:  # numpy and torch scalars
         value = value.item()
     if not isinstance(value, Real):
-        return f"returned {type(value).__name__}, not a number"
+        return f"returned {_returned(value)}, not a number"
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     return number if math.isfinite(number) else f"returned {number}, not a finite number"
+
+
+def _returned(value: Any) -> str:
+    """What a function gave; without the value, so that causes can be counted."""
+    return "nothing (None)" if value is None else noun_of(value)

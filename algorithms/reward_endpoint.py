@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 from actors.config import UserError
 from algorithms.config import RewardEndpoint
 from algorithms.reward_calls import Outcome, Samples, checked_number
-from algorithms.reward_functions import shorten
+from algorithms.reward_functions import noun_of, shorten
 
 FIRST_PAUSE_S = 0.5
 """Pause before the second attempt; it doubles with each further one."""
@@ -161,7 +161,7 @@ class LoadedEndpoint:
             raise _Failure(f"returned what is not JSON, {text}") from None
         rewards = values.get("rewards") if isinstance(values, dict) else None
         if not isinstance(rewards, list):
-            got = f"a {type(values).__name__}" if not isinstance(values, dict) else "an object without that list"
+            got = noun_of(values) if not isinstance(values, dict) else "an object without that list"
             raise _Failure(f'returned {got}, not {{"rewards": [...]}}')
         return rewards
 

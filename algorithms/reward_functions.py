@@ -76,8 +76,9 @@ def cause_of(error: BaseException, file: str | None = None) -> str:
 
     The line is the last one in `file` if the exception passed through it, else where it was raised.
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = text if len(text) <= 300 else text[:300] + " ..."
+    said = " ".join(str(error)[:10_000].split())
+    said = said if len(said) <= 200 else f"{said[:200]} ..."
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     # The first frame is the one that caught it; the import system's frames tell a user nothing.
     frames = traceback.extract_tb(error.__traceback__)[1:]
     frames = [frame for frame in frames if not frame.filename.startswith(("<frozen", str(importlib.__file__)))]
@@ -93,10 +94,50 @@ def shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}")
 
 
+def kind_of(value: Any) -> str:
+    """What a value is in plain words, and (shortened) itself, for messages."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, str | list | tuple | dict) and not value:
+        return f"{'' if value == '' else 'an '}empty {noun_of(value).removeprefix('a ')}"
+    if isinstance(value, str):
+        return f"{'text' if value.strip() else 'blank text'} {_cut(value)!r}"
+    if isinstance(value, int | float | list | tuple | dict):
+        return f"{noun_of(value)} {_cut(repr(value))}"
+    return noun_of(value)
+
+
+def noun_of(value: Any) -> str:
+    """What kind of value it is, in plain words."""
+    if value is None:
+        return "null"
+    nouns: dict[Any, str] = {
+        bool: "a truth value",
+        str: "text",
+        int | float: "a number",
+        list | tuple: "a list",
+        dict: "a mapping",
+    }
+    found = (noun for kind, noun in nouns.items() if isinstance(value, kind))
+    return next(found, f"an object of the class {type(value).__name__}")
+
+
+def function_fault(function: Any) -> str | None:
+    """What is wrong with a callable that is to return a value at once, whatever it takes."""
+    for item in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(item) or inspect.isasyncgenfunction(item):
+            return "must be a plain function, is async"
+    return None
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint with the valid name most like `name`, or nothing."""
     near = difflib.get_close_matches(name, list(valid), 1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _problem_at(field: str, value: str) -> Callable[[str], UserError]:
@@ -104,6 +145,8 @@ def _problem_at(field: str, value: str) -> Callable[[str], UserError]:
 
 
 def _load_file(path: Path, problem: Callable[[str], UserError]) -> ModuleType:
+    if path.is_dir():
+        raise problem(f"must be a file, {path} is a directory")
     if not path.is_file():
         there = [str(path.with_name(item.name)) for item in path.parent.glob("*.py")]
         raise problem(f"no such file {path}{nearest(str(path), there)}")
@@ -144,10 +187,9 @@ def _importable(directory: str) -> None:
 def _fault(call: Any) -> str | None:
     """What is wrong with `call` as a reward function, whatever the data."""
     if not callable(call):
-        return f"must be a function, is a {type(call).__name__}"
-    for item in (call, type(call).__call__):
-        if inspect.iscoroutinefunction(item) or inspect.isasyncgenfunction(item):
-            return "must be a plain function, is async"
+        return f"must be a function, is {kind_of(call)}"
+    if fault := function_fault(call):
+        return fault
     try:
         parameters = inspect.signature(call).parameters
     except ValueError:

@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors.config import UserError
@@ -44,6 +44,8 @@ class Trial:
     """data.train and data.eval -> the columns that every row has."""
     batches: list[Samples]
     """The first is called; the others only while the function gives no value."""
+    lacking: dict[str, dict[str, str]] = field(default_factory=dict)
+    """data.train and data.eval -> the columns that only some rows have, and the first row without."""
 
 
 class _Reporter:
@@ -100,7 +102,7 @@ def serve() -> None:
         reporter.say(event="imported", takes=[item.name for item in parameters], takes_any=takes_any)
         trial: Trial = pickle.load(source)
         for where, columns in (trial.columns or {}).items():
-            check_signature(function, columns, request.index, where)
+            check_signature(function, columns, request.index, where, trial.lacking.get(where))
         if trial.columns is not None:
             loaded = LoadedFunction(
                 name=function.name, label="probe", weight=1, arguments=function.arguments, call=call

@@ -28,7 +28,8 @@ def rows_of_file(path: Path, field: str) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"{field}: must be a file, got a pipe or device: {path}")
     if not path.name.endswith(FILE_TYPES):
-        raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}, got {path.name}")
+        small = " in small letters" if path.name.lower().endswith(FILE_TYPES) else ""
+        raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}{small}, got {path.name}")
     return _parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
 
 

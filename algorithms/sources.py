@@ -5,9 +5,11 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from typing import Any, Literal
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.deadline import TooLate, Watch
-from algorithms.reward_functions import cause_of, nearest
+from algorithms.reward_functions import cause_of, function_fault, kind_of, nearest
 from algorithms.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
 
 Row = dict[str, Any]
@@ -23,6 +25,8 @@ Row = dict[str, Any]
 _HUB_DEADLINE_S = 5
 _IMPORT_S, _CONVERTED_S, _GENERATED_S = 60.0, 10.0, 60.0
 """Longest time that the import of a file, one call of a converter and the next row of a generator may take."""
+_ENDLESS_ROWS, _ENDLESS_S = 5_000_000, 3600.0
+"""Rows and seconds after which a generator is taken to have no end, where data.limit does not end it."""
 
 
 def read_rows(
@@ -53,6 +57,8 @@ def read_rows(
     if kind == "generator":
         module, _, function = source.rpartition(":")
         rows = _generated(module, function, split, arguments, field)
+        if limit is None or converter:  # one that drops rows may never reach the limit
+            rows = _bounded(rows, source, field)
     elif kind == "file":
         rows = _from_file(Path(source), field)
     else:
@@ -122,22 +128,38 @@ def _objects(rows: Iterable[Any], source: str, field: str) -> Iterator[Row]:
 
 
 def _fault(row: Row) -> str | None:
-    """What is wrong with a row's texts, whatever they say."""
-    unseen: list[Any] = [row]
+    """What is wrong with a row's values, whatever they say."""
+    if not all(isinstance(name, str) for name in row):
+        return f"must have names of columns that are text, got {kind_of(next(n for n in row if type(n) is not str))}"
+    size = 0
+    for name, value in row.items():
+        fault, more = _value_fault(name, value)
+        size += more
+        if fault:
+            return fault
+    return f"must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger one" if size > MAX_ROW_BYTES else None
+
+
+def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
+    """What is wrong with the value of a column, or None, and the size of its texts."""
+    unseen: list[Any] = [name, given]
     size = 0
     while unseen:
         value = unseen.pop()
         if isinstance(value, str):
             size += len(value)
             if not value.isascii() and (at := _surrogate(value)) is not None:
-                return f"must be text that UTF-8 can express, got half a surrogate pair ({value[at]!r})"
+                return f"must be text that UTF-8 can express, got half a surrogate pair ({value[at]!r})", size
         elif isinstance(value, dict):
             unseen += [*value, *value.values()]
         elif isinstance(value, list | tuple):
             unseen += value
-    if not all(isinstance(name, str) for name in row):
-        return f"must have names of columns that are text, got {kind_of(next(n for n in row if type(n) is not str))}"
-    return f"must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger one" if size > MAX_ROW_BYTES else None
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                return f"must hold finite numbers, got {value} in column {name}", size
+        elif callable(value) or isinstance(value, Iterator) or type(value).__repr__ is object.__repr__:
+            return f"must hold data, got {kind_of(value)} in column {name}", size
+    return None, size
 
 
 def _surrogate(text: str) -> int | None:
@@ -153,6 +175,8 @@ def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]
     if not module:
         raise UserError(f"data.converter: must be module:function or path.py:function, got {converter}")
     function = load_function(module, name, "data.converter")
+    if fault := _converter_fault(function):
+        raise UserError(f"data.converter: {name} {fault}, got {converter}")
     number = kept = 0
     for number, row in enumerate(rows, start=1):
         made = _made(function, row, converter, f"row {number} of {field}")
@@ -168,6 +192,28 @@ def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]
             yield made
     if number and not kept:
         raise UserError(f"data.converter: must keep at least one row of {field}, {converter} dropped all {number}")
+
+
+def _converter_fault(function: Callable[..., Any]) -> str | None:
+    if inspect.isgeneratorfunction(function):
+        return "must return a row, is a generator (it has yield)"
+    if fault := function_fault(function):
+        return fault
+    try:
+        inspect.signature(function).bind({})
+    except TypeError:
+        return f"must take one argument, the row, takes {inspect.signature(function)}"
+    except ValueError:  # a built-in without a signature that can be read
+        return None
+    return None
+
+
+def _bounded(rows: Iterator[Any], source: str, field: str) -> Iterator[Any]:
+    until = time.monotonic() + _ENDLESS_S
+    for number, row in enumerate(rows):
+        if number == _ENDLESS_ROWS or time.monotonic() > until:
+            raise UserError(f"{field}: {source} must end, gave {number:,} rows and more; data.limit takes the first")
+        yield row
 
 
 def _made(function: Callable[..., Any], row: Row, converter: str, where: str) -> Any:
@@ -188,12 +234,7 @@ def _from_file(path: Path, field: str) -> Iterator[Any]:
 
 def _generated(module: str, name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
     function = load_function(module, name, field)
-    try:
-        inspect.signature(function).bind(split=split, **arguments)
-    except TypeError as error:
-        raise UserError(
-            f"data.arguments: {error}, {module}:{name} takes {inspect.signature(function)}, got {arguments}"
-        ) from None
+    _check_arguments(function, f"{module}:{name}", arguments, field)
     code = getattr(inspect.unwrap(function), "__code__", None)
     file = code.co_filename if code else None
     try:
@@ -209,6 +250,24 @@ def _generated(module: str, name: str, split: str, arguments: dict[str, Any], fi
         raise UserError(f"{field}: {module}:{name} {error}, and gave no row") from None
     except (Exception, SystemExit) as error:  # someone else's code: any failure of it is reported as theirs
         raise UserError(f"{field}: {module}:{name} raised {cause_of(error)}") from error
+
+
+def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[str, Any], field: str) -> None:
+    if fault := function_fault(function):
+        raise UserError(f"{field}: {name} {fault}")
+    if "split" in arguments:
+        raise UserError(
+            f"data.arguments.split: must be left out, as data.split and data.eval_split give it, "
+            f"got {arguments['split']}"
+        )
+    signature = inspect.signature(function)
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
+    if "split" not in signature.parameters and not takes_any:
+        raise UserError(f"{field}: {name} must take split, takes {signature}")
+    try:
+        signature.bind(split="", **arguments)
+    except TypeError as error:
+        raise UserError(f"data.arguments: {error}, {name} takes {signature}, got {arguments}") from None
 
 
 def _watched(file: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -258,6 +317,8 @@ def _load_module(module: str) -> Any:
 
 
 def _load_path(path: Path, field: str) -> Any:
+    if path.is_dir():
+        raise UserError(f"{field}: must be a file, got directory {path}")
     if not path.is_file():
         raise UserError(f"{field}: no such file{_nearest_file(path)}, got {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -312,12 +373,6 @@ def _nearest_file(path: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def kind_of(value: Any) -> str:
-    """Type and (shortened) value, for messages."""
-    text = _short(value) if isinstance(value, str) else repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def _short(text: str) -> str:

@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from actors.config import UserError
 from algorithms.config_rl import RLConfig
+from algorithms.sources import kind_of_source
 from launch.config import RunConfig
 from launch.reward_checks import ProbeRow
 
@@ -39,6 +43,8 @@ class Rows:
     """Whether these are all: no set has as many rows as are read here."""
     columns: set[str] = field(default_factory=set)
     """Columns that every row has, under the names rewards see."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Columns that only some rows have -> the first row without, as data.train: row 11."""
     mean_tokens: float | None = None
     """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
     examples: list[ProbeRow] = field(default_factory=list)
@@ -82,10 +88,15 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
         found.warnings += _limit_warnings(config, where, label, len(rows))
+        if _may_be_endless(config, where, name, label, len(rows)):
+            found.warnings.append(
+                f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
+            )
         reading = _reading(config, rows, label, tokenise=tokenise)
         columns.append(set.intersection(*map(set, reading.rows)))
         kept = len(rows)
         found.complete = found.complete and len(rows) < READ_ROWS
+        _note_lacking(reading.rows, columns[-1], label, found)
         if config.data.eval is not None:
             found.digest = hash((found.digest, *map(repr, rows)))
         if isinstance(config.algorithm, RLConfig):
@@ -128,6 +139,21 @@ def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> 
     return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
 
 
+def _may_be_endless(config: RunConfig, where: Field, name: str, label: str, count: int) -> bool:
+    """Whether a generator gave as many rows as are read here, and nothing bounds what the run reads."""
+    train = where == "data.train"
+    given, limit = (config.data.train, config.data.limit) if train else (config.data.eval, config.data.eval_limit)
+    source = given[name] if isinstance(given, dict) else given
+    return limit is None and count == READ_ROWS and source is not None and kind_of_source(source, label) == "generator"
+
+
+def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows) -> None:
+    """Note of each column that not all rows have which row is the first without it."""
+    for name in sorted(set().union(*rows) - everywhere):
+        number = next(number for number, row in enumerate(rows, start=1) if name not in row)
+        found.lacking.setdefault(name, f"{label}: row {number}")
+
+
 def _examples(reading: Any) -> list[ProbeRow]:
     from algorithms.data import prompt_text
 
@@ -144,15 +170,18 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
     tally, sample = reading.tally(), _affordable(reading.rows)
     if len(reading.rows) == READ_ROWS:
         tally.total += 1  # there may be more than were read
-    until = time.process_time() + _COUNTING_S
+    until, unknown = time.process_time() + _COUNTING_S, 0
     for seen, wanted in _chunks(reading, sample):
         items = reading.encode(wanted) if wanted else []
+        unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for item in items for ids in _ids_of(item))
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen
         late = time.process_time() > until + (_EXACT_COUNT_S if tally.over else 0)
         if late and seen >= sample:
             break
+    if unknown:
+        found.warnings.append(f"{reading.field}: {unknown:,} unknown tokens (text that the tokenizer cannot express)")
     reading.conclude(tally)
     if note := reading.account(tally):
         found.notes.append(note)
@@ -203,14 +232,19 @@ def _bytes_of(example: Any) -> int:
 
 def _tokens(item: Any) -> int:
     """Tokens of a prompt or sequence, of a pair those of both sequences."""
+    return sum(map(len, _ids_of(item)))
+
+
+def _ids_of(item: Any) -> list[NDArray[np.int64]]:
+    """Token ids of a prompt or sequence, of a pair those of both sequences."""
     from actors.batch import Prompt, Sequence
     from algorithms.pairs import Pair
 
     if isinstance(item, Pair):
-        return len(item.chosen) + len(item.rejected)
+        return [item.chosen.token_ids, item.rejected.token_ids]
     if isinstance(item, Prompt):
-        return len(item.token_ids)
-    return len(item if isinstance(item, Sequence) else item.sequence)
+        return [np.asarray(item.token_ids, dtype=np.int64)]
+    return [(item if isinstance(item, Sequence) else item.sequence).token_ids]
 
 
 def _affordable(rows: list[Row]) -> int:

@@ -14,7 +14,7 @@ _ROOM = 60
 
 
 _BESIDE = (".out", ".err", ".log", ".txt", ".sh", ".md", ".yaml", ".yml")
-"""Files that whoever starts a run may have put there: the output of a batch job, a note, a copy of the configuration."""
+"""Files that whoever starts a run may have put there: the output of a batch job, a note, a configuration."""
 
 
 def check_output(config: RunConfig) -> None:

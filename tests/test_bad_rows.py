@@ -54,20 +54,20 @@ def complaint(job: str, **data: Any) -> str:
 
 
 WRONG_VALUES = [
-    *[(job, {"prompt": " \n"}, "column prompt must not be empty, got str ' \\n'") for job in GOOD],
-    *[(job, {"prompt": None}, "column prompt must be text or messages, got NoneType None") for job in GOOD],
-    *[(job, {"prompt": []}, "column prompt must be a list of messages, got list []") for job in GOOD],
-    ("grpo", {"answer": ""}, "column answer must not be empty, got ''"),
-    ("grpo", {"answer": None}, "column answer must not be empty, got None"),
-    ("sft", {"completion": ""}, "column completion must not be empty, got str ''"),
-    ("kto", {"completion": "\t"}, "column completion must not be empty, got str '\\t'"),
-    ("dpo", {"chosen": ""}, "column chosen must not be empty, got str ''"),
-    ("reward", {"rejected": "  "}, "column rejected must not be empty, got str '  '"),
+    *[(job, {"prompt": " \n"}, "column prompt must not be empty, got blank text ' \\n'") for job in GOOD],
+    *[(job, {"prompt": None}, "column prompt must be text or messages, got null") for job in GOOD],
+    *[(job, {"prompt": []}, "column prompt must be a list of messages, got an empty list") for job in GOOD],
+    ("grpo", {"answer": ""}, "column answer must not be empty, got empty text"),
+    ("grpo", {"answer": None}, "column answer must not be empty, got null"),
+    ("sft", {"completion": ""}, "column completion must not be empty, got empty text"),
+    ("kto", {"completion": "\t"}, "column completion must not be empty, got blank text '\\t'"),
+    ("dpo", {"chosen": ""}, "column chosen must not be empty, got empty text"),
+    ("reward", {"rejected": "  "}, "column rejected must not be empty, got blank text '  '"),
     ("dpo", {"chosen": "no"}, "chosen and rejected must differ, got the same twice"),
     (
         "grpo",
         {"prompt": [{"role": "user", "content": ""}]},
-        "content of message 1 of column prompt must not be empty, got ''",
+        "content of message 1 of column prompt must not be empty, got empty text",
     ),
     ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must be text"),
     ("sft", {"completion": [{"role": "assistant", "content": " "}]}, "content of message 1 of column completion must"),
@@ -92,7 +92,7 @@ WRONG_LINES = {
         "line 2 of rows.jsonl must hold numbers of at most",
     ),
     "a name twice": ('{"prompt": "hi", "answer": "a", "prompt": "b"}', "line 2 of rows.jsonl must give each name once"),
-    "no object": ("[1]", "row 2 must be an object with named columns, got list [1] in rows.jsonl"),
+    "no object": ("[1]", "row 2 must be an object with named columns, got a list [1] in rows.jsonl"),
     "a word": ("hello", "line 2, column 1 of rows.jsonl is not valid JSON"),
     "half a pair": ('{"prompt": "\\ud83d", "answer": "a"}', "row 2 must be text that UTF-8 can express, got half"),
     "deep": ('{"a": ' * 99_999, "line 2 of rows.jsonl is not valid JSON (nested too deeply)"),
@@ -195,7 +195,9 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("algorithms.sources._CONVERTED_S", 60)
     assert load_rows(DataConfig(train="rows.jsonl", converter="patient.py:convert"), "data.train"), "next() ends a loop"
     assert "loops.py:forever never ends: a loop without an end (line" in complaint("grpo", converter="loops.py:forever")
-    assert "loops.py:number must give rows one after the other, got int 5" in complaint("grpo", train="loops.py:number")
+    assert "loops.py:number must give rows one after the other, got a number 5" in complaint(
+        "grpo", train="loops.py:number"
+    )
     assert "loops.py:rows never ends: a loop without an end (line" in complaint("grpo", train="loops.py:rows")
 
 
@@ -214,3 +216,103 @@ def test_a_limit_above_the_rows_and_the_same_rows_twice_are_told() -> None:
     assert "data.limit: 9 is above the 2 rows of data.train, and has no effect" in found.warnings
     assert any(line.startswith("data.eval: copy.jsonl holds rows that are trained on") for line in found.warnings)
     assert found.rewards == ["reward.functions.0 exact_match: 1 for the answer of row 1, 0 for 'A sample completion.'"]
+
+
+def test_no_source_gives_numbers_that_are_none_or_values_that_are_no_data() -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    values = {"prompt": ["hi", "ho"], "answer": [1.0, float("nan")]}
+    pyarrow.parquet.write_table(pyarrow.table(values), "rows.parquet")
+    rows_file(GOOD_LINE)
+    rows_file(GOOD_LINE, "UPPER.JSONL")
+    Path("odd.py").write_text(
+        "def rows(split):\n    yield {'prompt': 'hi', 'answer': [float('inf')]}\n"
+        "def thing(row):\n    return row | {'x': [object()]}\n"
+        "def call(row):\n    return row | {'x': print}\n"
+    )
+    assert complaint("grpo", train="rows.parquet") == (
+        "data.train: row 2 must hold finite numbers, got nan in column answer in rows.parquet"
+    )
+    assert "row 1 must hold finite numbers, got inf in column answer in" in complaint("grpo", train="odd.py:rows")
+    assert complaint("grpo", converter="odd.py:thing") == (
+        "data.converter: row 1 of data.train must hold data, got an object of the class object in column x "
+        "from odd.py:thing"
+    )
+    assert "must hold data, got an object of the class builtin_function_or_method in column x" in complaint(
+        "grpo", converter="odd.py:call"
+    )
+    assert complaint("grpo", train="UPPER.JSONL").endswith(".parquet in small letters, got UPPER.JSONL")
+
+
+def test_functions_of_the_wrong_form_are_told_before_they_are_called(recwarn: pytest.WarningsRecorder) -> None:
+    rows_file(GOOD_LINE)
+    Path("forms.py").write_text(
+        "async def later(row):\n    return row\n"
+        "def many(row):\n    yield row\n"
+        "def two(a, b):\n    return a\n"
+        "def none():\n    return {}\n"
+        "def plain():\n    yield {}\n"
+        "async def slow(split):\n    yield {}\n"
+        "def rows(split, n=1):\n    yield {'prompt': 'hi', 'answer': 'a'}\n"
+        "def fails(row):\n    raise SystemExit\n"
+        "def says(row):\n    raise ValueError('x' * 100_000)\n"
+    )
+    Path("folder.py").mkdir()
+    converters = {
+        "forms.py:later": "later must be a plain function, is async, got forms.py:later",
+        "forms.py:many": "many must return a row, is a generator (it has yield), got forms.py:many",
+        "forms.py:two": "two must take one argument, the row, takes (a, b), got forms.py:two",
+        "forms.py:none": "none must take one argument, the row, takes (), got forms.py:none",
+        "forms.py:fails": "forms.py:fails raised SystemExit (forms.py line 16) for row 1 of data.train",
+        "folder.py:convert": "must be a file, got directory folder.py",
+    }
+    for name, message in converters.items():
+        assert complaint("grpo", converter=name) == f"data.converter: {message}"
+    assert len(complaint("grpo", converter="forms.py:says")) < 400
+    assert complaint("grpo", train="forms.py:plain") == "data.train: forms.py:plain must take split, takes ()"
+    assert complaint("grpo", train="forms.py:slow") == "data.train: forms.py:slow must be a plain function, is async"
+    message = complaint("grpo", train="forms.py:rows", arguments={"split": "dev"})
+    assert message == "data.arguments.split: must be left out, as data.split and data.eval_split give it, got dev"
+    assert not recwarn.list
+
+
+def test_a_generator_without_end_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.inputs.READ_ROWS", 20)
+    Path("endless.py").write_text("def rows(split):\n    while True:\n        yield {'prompt': 'hi', 'answer': 'a'}\n")
+    [warning] = check_rows(config("grpo", train="endless.py:rows"), "data.train", tokenise=True).warnings
+    assert warning == "data.train: gave 20 rows and may give more, of which the run reads all; data.limit ends it"
+    assert not check_rows(config("grpo", train="endless.py:rows", limit=30), "data.train", tokenise=True).warnings
+    monkeypatch.setattr("algorithms.sources._ENDLESS_ROWS", 50)
+    with pytest.raises(UserError, match=r"endless\.py:rows must end, gave 50 rows and more; data.limit takes"):
+        load_rows(DataConfig(train="endless.py:rows"), "data.train")
+    assert len(load_rows(DataConfig(train="endless.py:rows", limit=60), "data.train")) == 60
+
+
+def test_text_that_the_tokenizer_cannot_express_is_told() -> None:
+    rows_file(GOOD_LINE + '{"prompt": "h\\u00e9\\u00e9", "answer": "a"}\n')
+    [warning] = check_rows(config("grpo"), "data.train", tokenise=True).warnings
+    assert warning == "data.train: 2 unknown tokens (text that the tokenizer cannot express)"
+
+
+def test_a_column_that_one_row_lacks_is_named_with_the_row() -> None:
+    from launch.check import examine
+
+    rows_file(GOOD_LINE * 10 + '{"prompt": "hi", "completion": "x"}\n')
+    with pytest.raises(UserError) as error:
+        examine(config("grpo"), elsewhere=True)
+    assert str(error.value) == "data.train: row 11 lacks the column answer, which exact_match takes"
+
+
+def test_examples_of_renaming_are_of_columns_that_are_missing() -> None:
+    cases = [
+        ("sft", {"prompt": "a", "foo": "b"}, "{completion: foo}"),
+        ("dpo", {"prompt": "a", "foo": "b"}, "{chosen: foo}"),
+        ("grpo", {"Prompt": "a"}, "{prompt: Prompt}"),
+        ("sft", {"prompt": "a"}, "{completion: NAME}"),
+    ]
+    for job, row, example in cases:
+        rows_file(json.dumps(row))
+        message = complaint(job)
+        assert message.endswith(f"rename with data.columns, for example {example}"), message
+        assert "did you mean" not in message

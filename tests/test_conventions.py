@@ -99,7 +99,7 @@ def test_missing_columns_name_row_and_nearest() -> None:
         "its columns are prompt, compeltion"
     )
     message = complaint(prompts, [{"promt": "p"}], data(), CHAR, max_prompt_tokens=9)
-    assert "row 1 has columns promt (did you mean prompt by promt?)" in message
+    assert "row 1 has columns promt (should promt be prompt?)" in message
     message = complaint(prompts, [{"question": "p"}], data(columns={"prompt": "qestion"}), CHAR, max_prompt_tokens=9)
     assert message.startswith("data.columns.prompt: data.train row 1 has no column 'qestion' (did you mean question?)")
 
@@ -107,7 +107,7 @@ def test_missing_columns_name_row_and_nearest() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": "hi"}, "column messages must be a list of messages, got str 'hi'"),
+        ({"messages": "hi"}, "column messages must be a list of messages, got text 'hi'"),
         ({"messages": []}, "column messages must be a list"),
         ({"messages": [{"from": "human", "value": "x"}]}, "message 1 of column messages must have role and content"),
         ({"messages": [{"role": "user", "content": None}]}, "content of message 1 of column messages must be text"),
@@ -115,8 +115,8 @@ def test_missing_columns_name_row_and_nearest() -> None:
         ({"messages": TALK[:1]}, "has no token to train on"),
         ({"conversations": [{"from": "humn", "value": "x"}]}, "unknown from 'humn' (did you mean human?)"),
         ({"conversations": TALK}, "set data.columns {messages: conversations}"),
-        ({"prompt": "x", "completion": 3}, "column completion must be text or messages, got int 3"),
-        ({"text": 3}, "column text must be text, got int 3"),
+        ({"prompt": "x", "completion": 3}, "column completion must be text or messages, got a number 3"),
+        ({"text": 3}, "column text must be text, got a number 3"),
     ],
 )
 def test_rows_with_wrong_values_are_named(row: dict[str, Any], message: str) -> None:
@@ -152,6 +152,6 @@ def test_pairs_and_labelled_rows_are_told_apart() -> None:
         "(columns prompt, completion, label): dpo learns from them with algorithm.loss kto"
     )
     message = complaint(pairs, [{"prompt": "a", "chosen": "b", "rejcted": "c"}], data(), CHAR)
-    assert "(did you mean rejected by rejcted?), preference pairs need one of: prompt + chosen + rejected" in message
+    assert "(should rejcted be rejected?), preference pairs need one of: prompt + chosen + rejected" in message
     message = complaint(judged, [{"prompt": "a", "completion": "b", "lable": 1}], data(), CHAR)
-    assert "(did you mean label by lable?), loss kto needs one of: prompt + completion + label" in message
+    assert "(should lable be label?), loss kto needs one of: prompt + completion + label" in message

@@ -255,7 +255,7 @@ def test_guides_are_embedding_models() -> None:
     ("settings", "rows", "line"),
     [
         ({}, [RANKED[0], RANKED[1] | {"pos": []}], "row 2: pos must hold a positive, got an empty list"),
-        ({}, [{"query": "a", "pso": "b"}], "row 1: has columns query, pso (did you mean pos by pso?), needs query "),
+        ({}, [{"query": "a", "pso": "b"}], "row 1: has columns query, pso (should pso be pos?), needs query "),
         (
             {"loss": "distill_kl"},
             [RANKED[0], RANKED[1] | {"neg_scores": [1]}],
@@ -305,7 +305,7 @@ def test_several_sources_by_name() -> None:
     for source, line in {
         "empty.jsonl": "must hold at least one row, got none from empty.jsonl",
         "pair.jsonl": "no such file (did you mean pairs.jsonl?), got pair.jsonl",
-        "lists.jsonl": "row 1: has columns query, documents, labels (did you mean document by documents?), needs ",
+        "lists.jsonl": "row 1: has columns query, documents, labels (should documents be document?), needs ",
     }.items():
         [found] = problems("embedding", data={"train": data["train"] | {"sts": source}}, tasks=tasks)
         assert found.startswith(f"data.train.sts: {line}")

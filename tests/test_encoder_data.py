@@ -117,7 +117,7 @@ EMBEDDING_MISTAKES: list[tuple[dict[str, Any], Rows, str]] = [
     (
         {"loss": "angle"},
         without(pairs(1, 2), 2, score="high"),
-        "data.train: row 2: score must be a number, got str 'high'",
+        "data.train: row 2: score must be a number, got text 'high'",
     ),
 ]
 RERANKER_MISTAKES: list[tuple[dict[str, Any], Rows, str]] = [

@@ -114,7 +114,7 @@ def test_a_prompt_may_be_null_or_empty() -> None:
     """Null is none of its own, an empty one is one."""
     rows = [{"query": "q", "pos": "p", "prompt": prompt} for prompt in ("say: ", None, "")]
     assert [row.prompt for row in rankings(rows, data(), TRAIN)] == ["say: ", None, ""]
-    assert refused(rows[0] | {"prompt": 3}) == "row 1: prompt must be text (or null for none), got int 3"
+    assert refused(rows[0] | {"prompt": 3}) == "row 1: prompt must be text (or null for none), got a number 3"
 
 
 def test_data_columns_rename_and_choose() -> None:
@@ -145,7 +145,7 @@ def test_two_names_of_one_thing_are_ambiguous(row: dict[str, Any], problem: str)
 def test_columns_that_fit_nothing() -> None:
     """The line lists what would fit, and the nearest name."""
     assert refused({"query": "q", "pso": ["p"]}) == (
-        "row 1: has columns query, pso (did you mean pos by pso?), needs query (query, anchor or text1) and "
+        "row 1: has columns query, pso (should pso be pos?), needs query (query, anchor or text1) and "
         "positives (pos, positive, positives or positive_1, positive_2, ...); "
         "rename with data.columns, for example {pos: pso}"
     )
@@ -183,19 +183,19 @@ def test_every_row_has_the_columns_of_the_first() -> None:
     ("change", "problem"),
     [
         ({"pos": []}, "pos must hold a positive, got an empty list"),
-        ({"pos": ""}, "pos must not be empty, got str ''"),
-        ({"pos": ["p", " \n"]}, "pos must not be empty, got str ' \\n' as text 2"),
-        ({"pos": None}, "pos must be text or a list of texts, got NoneType None"),
-        ({"pos": ["p", 3]}, "pos must hold texts only, number 2 is int 3"),
-        ({"query": "\u3000"}, "query must not be empty, got str '\\u3000'"),
-        ({"query": ["q"]}, "query must be text, got list ['q']"),
-        ({"neg": [""]}, "neg must not be empty, got str '' as text 1"),
-        ({"neg": {"a": 1}}, "neg must be text or a list of texts, got dict {'a': 1}"),
-        ({"neg": ["n", "巴黎"]}, "a negative must not be one of the positives, got str '巴黎' as both"),
+        ({"pos": ""}, "pos must not be empty, got empty text"),
+        ({"pos": ["p", " \n"]}, "pos must not be empty, got blank text ' \\n' as text 2"),
+        ({"pos": None}, "pos must be text or a list of texts, got null"),
+        ({"pos": ["p", 3]}, "pos must hold texts only, number 2 is a number 3"),
+        ({"query": "\u3000"}, "query must not be empty, got blank text '\\u3000'"),
+        ({"query": ["q"]}, "query must be text, got a list ['q']"),
+        ({"neg": [""]}, "neg must not be empty, got empty text as text 1"),
+        ({"neg": {"a": 1}}, "neg must be text or a list of texts, got a mapping {'a': 1}"),
+        ({"neg": ["n", "巴黎"]}, "a negative must not be one of the positives, got text '巴黎' as both"),
         ({"neg_scores": [1, 2]}, "neg_scores must have one number for each of the 3 negatives, got 2"),
         ({"pos_scores": []}, "pos_scores must have one number for each of the 2 positives, got 0"),
-        ({"pos_scores": 1}, "pos_scores must be a list of one number for each of the 2 positives, got int 1"),
-        ({"neg_scores": [1, 2, "3"]}, "neg_scores must be a number, got str '3'"),
+        ({"pos_scores": 1}, "pos_scores must be a list of one number for each of the 2 positives, got a number 1"),
+        ({"neg_scores": [1, 2, "3"]}, "neg_scores must be a number, got text '3'"),
         ({"neg_scores": [1, math.nan, 3]}, "neg_scores must be a finite number, got nan"),
         ({"pos_scores": [1, -math.inf]}, "pos_scores must be a finite number, got -inf"),
         ({"pos_scores": [1, 10**400]}, "pos_scores must be a finite number, got inf"),
@@ -238,13 +238,13 @@ def test_pairs(first: str, second: str, score: str, value: float) -> None:
     ("row", "problem"),
     [
         ({"sentence1": "a", "sentence2": "b"}, "score (score or label)"),
-        ({"sentence1": "a", "sentence2": "b", "scores": 1}, "(did you mean score by scores?)"),
+        ({"sentence1": "a", "sentence2": "b", "scores": 1}, "(should scores be score?)"),
         ({"sentence1": "a", "sentence2": "b", "score": 1, "label": 1}, "score and label could both be the score"),
-        ({"sentence1": "a", "sentence2": "b", "score": "0.5"}, "score must be a number, got str '0.5'"),
-        ({"sentence1": "a", "sentence2": "b", "score": None}, "score must be a number, got NoneType None"),
+        ({"sentence1": "a", "sentence2": "b", "score": "0.5"}, "score must be a number, got text '0.5'"),
+        ({"sentence1": "a", "sentence2": "b", "score": None}, "score must be a number, got null"),
         ({"sentence1": "a", "sentence2": "b", "score": math.inf}, "score must be a finite number, got inf"),
-        ({"sentence1": "a", "sentence2": ["b"], "score": 1}, "sentence2 must be text, got list ['b']"),
-        ({"sentence1": " ", "sentence2": "b", "score": 1}, "sentence1 must not be empty, got str ' '"),
+        ({"sentence1": "a", "sentence2": ["b"], "score": 1}, "sentence2 must be text, got a list ['b']"),
+        ({"sentence1": " ", "sentence2": "b", "score": 1}, "sentence1 must not be empty, got blank text ' '"),
     ],
 )
 def test_bad_pairs(row: dict[str, Any], problem: str) -> None:
@@ -296,11 +296,11 @@ def test_targets_choose_between_labels_and_scores() -> None:
     ("row", "problem"),
     [
         ({"query": "q"}, "and either positives (pos, positive"),
-        ({"query": "q", "documents": ["a"], "label5": [1]}, "(did you mean labels by label5?)"),
+        ({"query": "q", "documents": ["a"], "label5": [1]}, "(should label5 be labels?)"),
         ({"query": "q", "documents": ["a", "b"], "labels": [1]}, "one number for each of the 2 passages, got 1"),
         ({"query": "q", "documents": ["a", "b"], "labels": 1}, "must be a list of one number for each of the 2"),
         ({"query": "q", "documents": [], "labels": []}, "documents must hold at least one passage, got an empty list"),
-        ({"query": "q", "document": "a", "label": "yes"}, "label must be a number, got str 'yes'"),
+        ({"query": "q", "document": "a", "label": "yes"}, "label must be a number, got text 'yes'"),
         ({"query": "q", "document": "a", "text": "b", "label": 1}, "document and text could both be the passages"),
         ({"query": "q", "pos": "a", "neg": "b", "text": "c", "label": 1}, "fit both positives with negatives and"),
     ],

@@ -204,19 +204,19 @@ def test_a_template_that_rewrites_prompts_is_refused() -> None:
     [
         ({"rejected": "yes"}, "chosen and rejected must differ, got the same twice"),
         ({"chosen": "é", "rejected": "è"}, "chosen and rejected must differ, both became the same tokens"),
-        ({"rejected": " \n"}, "column rejected must not be empty, got str ' \\n'"),
+        ({"rejected": " \n"}, "column rejected must not be empty, got blank text ' \\n'"),
         ({"chosen": ""}, "column chosen must not be empty"),
         ({"chosen": say("", first="assistant")}, "content of message 1 of column chosen must not be empty"),
-        ({"chosen": 3}, "column chosen must be text or messages, got int 3"),
-        ({"prompt": None}, "column prompt must be text or messages, got NoneType None"),
+        ({"chosen": 3}, "column chosen must be text or messages, got a number 3"),
+        ({"prompt": None}, "column prompt must be text or messages, got null"),
         ({"prompt": say("hi", "yo")}, "column prompt must end with a user turn"),
         ({"chosen": say("yes")}, "column chosen must end with an assistant turn, got a last role 'user'"),
         ({"chosen": say("a", "b", first="assistant") + say("c", first="assistant")}, "they part at message 2"),
         ({"chosen": "yes<|end|>no"}, "a response must not go on after the end-of-sequence token <|end|>"),
-        ({"margin": float("nan")}, "column margin must be a finite number, got float nan"),
-        ({"margin": float("inf")}, "column margin must be a finite number, got float inf"),
-        ({"margin": None}, "column margin must be a finite number, got NoneType None"),
-        ({"margin": True}, "column margin must be a finite number, got bool True"),
+        ({"margin": float("nan")}, "column margin must be a finite number, got a number nan"),
+        ({"margin": float("inf")}, "column margin must be a finite number, got a number inf"),
+        ({"margin": None}, "column margin must be a finite number, got null"),
+        ({"margin": True}, "column margin must be a finite number, got true"),
     ],
 )
 def test_wrong_pairs_are_named(values: dict[str, Any], message: str) -> None:
@@ -275,7 +275,8 @@ def test_labelled_responses_render_as_pairs_do(values: dict[str, Any], label: An
 @pytest.mark.parametrize("label", ["true", 1.0, 2, None, -1])
 def test_labels_of_another_kind_are_named(label: Any) -> None:
     message = complaint(LABELLED | {"label": label}, function=judged)
-    assert message.startswith("column label must be true or false (or 1 or 0), got ") and repr(label) in message
+    assert message.startswith("column label must be true or false (or 1 or 0), got ")
+    assert ("null" if label is None else repr(label)) in message
 
 
 def test_labelled_rows_that_cannot_be_learned_from_are_named() -> None:

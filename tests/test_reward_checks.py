@@ -72,7 +72,7 @@ def test_every_fault_of_a_function_is_a_line() -> None:
         "loops": "calling r.py:loops never ends: a loop without an end (line",
         "sleeps": "calling r.py:sleeps took longer than 30 s: it sleeps for 100 s (line",
         "raises": f"r.py:raises raised KeyError: 'x' (r.py line 15), {BY_ANSWER}",
-        "text": f"r.py:text returned str, not a number, {BY_ANSWER}",
+        "text": f"r.py:text returned text, not a number, {BY_ANSWER}",
         "nan": f"r.py:nan returned nan, not a finite number, {BY_ANSWER}",
         "short": f"r.py:short returned 1 values for 2 completions, {BY_ANSWER}",
         "dies": "calling r.py:dies ended its process (exit code 3)",
@@ -146,3 +146,12 @@ def test_what_goes_wrong_only_here_is_a_warning_for_another_cluster() -> None:
         found = probe.finish(DataConfig(train="rows.jsonl"), COLUMNS, ROWS)
     assert len(found.warnings) == 2
     assert [line.partition(" needs ")[0] for line in found.problems] == ["reward.functions.2.name: r.py:needs"]
+
+
+def test_a_column_that_hides_behind_what_the_model_wrote_is_told() -> None:
+    rows = {"data.train": ["answer", "completion", "prompt"]}
+    assert called("exact_match", columns=rows).warnings == [
+        "reward.functions.0.name: exact_match gets what the model wrote as completion, not the column completion of "
+        "data.train; data.columns gives that another name"
+    ]
+    assert not called("r.py:batch", columns=rows).warnings

@@ -206,8 +206,8 @@ def test_other_refusals_fail_at_once_and_show_what_the_service_says(service, cod
         (b"[" * 200_000, "returned what is not JSON, "),
         (b'{"rewards": [NaN, NaN]}', "returned nan, not a finite number"),
         (b'{"rewards": [1e999, 1e999]}', "returned inf, not a finite number"),
-        (b'{"rewards": ["1", "2"]}', "returned str, not a number"),
-        (b'{"rewards": [[1], [2]]}', "returned list, not a number"),
+        (b'{"rewards": ["1", "2"]}', "returned text, not a number"),
+        (b'{"rewards": [[1], [2]]}', "returned a list, not a number"),
     ],
 )
 def test_answers_of_the_wrong_form_fail_their_samples(service, body, what):

@@ -34,7 +34,9 @@ def test_names_that_do_not_resolve_are_explained_in_one_line(tmp_path, monkeypat
 
     assert "did you mean my_reward.py?" in problem("my_rewrd.py:score", 2)
     assert "did you mean score?" in problem("my_reward.py:scoer")
-    assert "limit must be a function, is a int" in problem("my_reward.py:limit")
+    Path("folder.py").mkdir()
+    assert "must be a file, folder.py is a directory, got" in problem("folder.py:score")
+    assert "limit must be a function, is a number 3" in problem("my_reward.py:limit")
     assert "name the function too, as my_reward.py:function" in problem("my_reward.py")
     assert "did you mean exact_match?" in problem("exact_mach")
     assert "SyntaxError" in problem("broken.py:f") and "broken.py, line 2" in problem("broken.py:f")

@@ -173,9 +173,9 @@ def test_exceptions_that_are_not_exceptions_are_failures_too():
     ("returned", "cause"),
     [
         ([1.0], "returned 1 values for 2 completions"),
-        (None, "returned NoneType, not a list of 2 numbers"),
-        ({"a": 1}, "returned dict, not a list of 2 numbers"),
-        (1.0, "returned float, not a list of 2 numbers"),
+        (None, "returned nothing (None), not a list of 2 numbers"),
+        ({"a": 1}, "returned a mapping, not a list of 2 numbers"),
+        (1.0, "returned a number, not a list of 2 numbers"),
         (np.zeros((1, 2)), "returned 1 values for 2 completions"),
     ],
 )

@@ -450,7 +450,7 @@ CASES: list[tuple[str, str, str]] = [
     (
         "reward",
         "algorithm.epochs=1",
-        "algorithm.steps must be given, or epochs, but not both, got both (algorithm.epochs=null drops the epochs, steps=null the steps)",
+        "algorithm.steps must be given, or epochs, but not both, got both (algorithm.epochs=null drops the epochs)",
     ),
     ("reward", "algorithm.centering=-1", "algorithm.centering: must be at least 0, got -1"),
     ("dpo", "algorithm.loss=[]", "algorithm.loss must name at least one loss, got []"),
@@ -1323,7 +1323,7 @@ WRONG_ROWS = {
         {"name": "reward", "steps": 5},
         [{"prompt": "ab", "answer": "ba"}],
         "data.train: row 1 has columns prompt, answer, preference pairs need one of: prompt + chosen + rejected; "
-        "chosen + rejected; rename with data.columns, for example {chosen: prompt}",
+        "chosen + rejected; rename with data.columns, for example {chosen: answer}",
     ),
     "pairs that do not differ": (
         "reward",

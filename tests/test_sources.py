@@ -85,7 +85,7 @@ def test_a_converter_that_fails_is_one_line_with_row_and_cause(tmp_path: Path, m
     expected = {
         "convert.py:divide": "convert.py:divide raised ZeroDivisionError: integer division or modulo by zero",
         "convert.py:drop": "must keep at least one row of data.eval, convert.py:drop dropped all 3",
-        "convert.py:split": "must return an object with named columns or None, got list [{'n': 5}] for row 3",
+        "convert.py:split": "must return an object with named columns or None, got a list [{'n': 5}] for row 3",
         "convert.py:kep": "convert.py has no function 'kep' (did you mean keep?)",
         "covnert.py:keep": "no such file (did you mean convert.py?)",
         "nowhere.at_all:keep": "nowhere.at_all cannot be imported",
@@ -141,7 +141,7 @@ def test_bad_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.Monke
         "cut.jsonl.gz": "cut.jsonl.gz cannot be read",
         "latin.jsonl": "line 2 of latin.jsonl is not UTF-8 text",
         "cut.parquet": "cut.parquet cannot be read as Parquet",
-        "list.jsonl": "row 2 must be an object with named columns, got list [1]",
+        "list.jsonl": "row 2 must be an object with named columns, got a list [1]",
     }
     for source, message in expected.items():
         assert complaint(read, source).startswith(f"data.train: {message}")
