@@ -139,7 +139,7 @@ def _overbooked(kind: str, parts: list[tuple[Demand, float]], total: float, avai
     knobs = {name: f"{name}.ranks" for name in ("policy", "critic", "reference")} | {"rollout": "rollout.engines"}
     largest = max(parts, key=lambda part: part[0].count * part[1])[0].group
     asked = " + ".join(f"{item.group} {item.count} x {each:g}" for item, each in parts)
-    verb = f"needs {total:g} {kind} in all ({asked})"
+    verb = f"needs {total:g} {kind.removesuffix('s') if total == 1 else kind} in all ({asked})"
     return f"{knobs.get(largest, 'reward')}: {verb}, got {available}"
 
 

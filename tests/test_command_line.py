@@ -81,6 +81,10 @@ MISTAKES = [
     ("list --kube --address http://a:1", "--address: is not for --kube, got http://a:1"),
     # Verbs.
     ("RUN job.yaml", "verb: must be one of init, run, "),
+    (
+        "bogus",
+        "verb: must be one of init, run, check, data, chat, export, curves, mine, search, submit, status, logs, stop, list, k8s, help, got bogus",
+    ),
     ("--versio", "verb: must be one of init, run, "),
 ]
 
