@@ -160,7 +160,6 @@ FILES = {
     "empty": ("", "job.yaml: must hold a mapping of sections, such as algorithm: {name: grpo}, got nothing"),
     "a list": ("- a\n- b\n", "job.yaml: must hold a mapping of sections, such as algorithm: {name: grpo}, got a list"),
     "a word": ("hello", "job.yaml: must hold a mapping of sections, such as algorithm: {name: grpo}, got a text"),
-    "a list": ("- a", "job.yaml: must hold a mapping of sections, such as algorithm: {name: grpo}, got a list"),
     "two documents": (f"{TEXT}---\n{TEXT}", "job.yaml: not valid YAML, but found another document (line 11)"),
     "a section twice": (f"{TEXT}data: {{}}\n", "job.yaml: 'data' must be given once, got it in line 3 too (line 11)"),
     "a field twice": ("data: {train: a,\n train: b}", "job.yaml: 'train' must be given once, got it in line 1 too (line 2)"),
