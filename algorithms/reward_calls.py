@@ -12,7 +12,7 @@ It returns a finite number per sample, or None to abstain. Runs without torch an
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -89,9 +89,15 @@ def load_reward_function(function: RewardFunction, index: int, label: str) -> Lo
 
 
 def check_signature(
-    function: RewardFunction, columns: Collection[str], index: int = 0, where: str = "data.train"
+    function: RewardFunction,
+    columns: Collection[str],
+    index: int = 0,
+    where: str = "data.train",
+    lacking: Mapping[str, str] | None = None,
 ) -> None:
     """Check that the `columns` of the data in `where` and the configured arguments provide what the function needs.
+
+    `lacking`: columns that only some rows have, and the first row without them.
 
     Raises what `resolve` raises, and UserError for a required parameter that nobody provides and for an argument that
     the function does not take or that every call fills.
@@ -102,9 +108,12 @@ def check_signature(
     offered = {*columns, *own, *function.arguments}
     missing = [name for name, item in parameters.items() if _required(item) and name not in offered]
     of = "" if where == "data.train" else f" of {where}"
+    partly = lacking or {}
     problems = [
-        f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column nor "
-        f"in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{of}{nearest(name, offered)}"
+        f"{partly[name]} lacks the column {name}, which {function.name} takes"
+        if name in partly
+        else f"reward.functions.{index}.name: {function.name} needs a parameter {name}, which is neither a data column "
+        f"nor in its arguments, got columns {', '.join(sorted(columns)) or 'none'}{of}{nearest(name, offered)}"
         for name in missing
     ]
     for name in function.arguments:

@@ -42,6 +42,8 @@ class Trial:
 
     columns: dict[str, list[str]] | None
     """data.train and data.eval -> the columns that every row has."""
+    lacking: dict[str, dict[str, str]]
+    """The same -> each column that only some rows have -> the first row without it."""
     batches: list[Samples]
     """The first is called; the others only while the function gives no value."""
 
@@ -100,7 +102,7 @@ def serve() -> None:
         reporter.say(event="imported", takes=[item.name for item in parameters], takes_any=takes_any)
         trial: Trial = pickle.load(source)
         for where, columns in (trial.columns or {}).items():
-            check_signature(function, columns, request.index, where)
+            check_signature(function, columns, request.index, where, trial.lacking.get(where, {}))
         if trial.columns is not None:
             loaded = LoadedFunction(
                 name=function.name, label="probe", weight=1, arguments=function.arguments, call=call

@@ -57,11 +57,12 @@ def _check_set(findings: "Findings", where: Field, sets: dict[Field, Sets], read
 def check_rewards(findings: "Findings", probe: RewardProbe, train: Rows | None, held_out: Rows | None) -> None:
     """Call the reward functions, and check the addresses of endpoints."""
     config = findings.config
-    columns = None
+    columns, lacking = None, {}
     if train is not None:
         known = {"data.train": train, "data.eval": held_out}
         columns = {where: sorted(rows.columns) for where, rows in known.items() if rows is not None}
-    called = probe.finish(config.data, columns, train.examples if train else [])
+        lacking = {where: rows.lacking for where, rows in known.items() if rows is not None}
+    called = probe.finish(config.data, columns, train.examples if train else [], lacking)
     findings.rewards += called.lines
     findings.problems += called.problems
     findings.warnings += called.warnings

@@ -37,6 +37,8 @@ class Rows:
     """Rows read, at most READ_ROWS of each set, without those that are left out as too long."""
     columns: set[str] = field(default_factory=set)
     """Columns that every row has, under the names rewards see."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Columns that only some rows have -> the first row without them, such as `data.train: row 11`."""
     mean_tokens: float | None = None
     """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
     examples: list[ProbeRow] = field(default_factory=list)
@@ -74,12 +76,13 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     """
     found, lengths = Rows(), []
     sets = read_sets(config, where) if sets is None else sets
-    columns = []
+    columns, by_set = [], []
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
         found.warnings += _limit_warnings(config, where, label, len(rows))
         reading = _reading(config, rows, label, tokenise=tokenise)
         columns.append(set.intersection(*map(set, reading.rows)))
+        by_set.append((label, reading.rows, set.union(*map(set, reading.rows))))
         found.count += len(rows)
         if config.data.eval is not None:
             found.digest = hash((found.digest, *map(repr, rows)))
@@ -88,9 +91,24 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
         if tokenise:
             found.count -= _measure(reading, lengths, found)
     found.columns = set.intersection(*columns)
+    found.lacking = _lacking(by_set, found.columns)
     found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
     if where == "data.train" and config.data.eval_fraction is not None and found.count < 2 * len(sets):
         raise UserError(f"data.eval_fraction: needs at least two rows in {where}, got {found.count}")
+    return found
+
+
+def _lacking(sets: list[tuple[str, list[Row], set[str]]], everywhere: set[str]) -> dict[str, str]:
+    """Column that only some rows have -> the first row without it; `sets`: label, rows and all columns of each set."""
+    found = {}
+    for column in set.union(*(columns for _, _, columns in sets)) - everywhere:
+        places = (
+            f"{label}: row {number}"
+            for label, rows, _ in sets
+            for number, row in enumerate(rows, start=1)
+            if column not in row
+        )
+        found[column] = next(places)
     return found
 
 

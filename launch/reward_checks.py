@@ -89,9 +89,7 @@ class RewardProbe:
             self._processes.append(_start())
             call_s = min(self._reward.deadline_s, _CALL_S)
             deadline_s = self._reward.deadline_s
-            request = Request(
-                function=function, index=index, import_s=_IMPORT_S, call_s=call_s, deadline_s=deadline_s
-            )
+            request = Request(function=function, index=index, import_s=_IMPORT_S, call_s=call_s, deadline_s=deadline_s)
             _send(self._processes[-1].channel, pickle.dumps(request))
         return self
 
@@ -102,15 +100,25 @@ class RewardProbe:
             each.channel.close()
             os.close(each.answers)
 
-    def finish(self, data: DataConfig, columns: dict[str, list[str]] | None, examples: list[ProbeRow]) -> Called:
-        """Call every function on the examples, unless nothing is known of the data; what came of it."""
+    def finish(
+        self,
+        data: DataConfig,
+        columns: dict[str, list[str]] | None,
+        examples: list[ProbeRow],
+        lacking: dict[str, dict[str, str]] | None = None,
+    ) -> Called:
+        """Call every function on the examples, unless nothing is known of the data; what came of it.
+
+        `columns` and `lacking` are those of `Trial`.
+        """
         found, known = Called(), None
         try:
-            known = pickle.dumps(Trial(columns=columns, batches=[example.samples() for example in examples]))
+            batches = [example.samples() for example in examples]
+            known = pickle.dumps(Trial(columns=columns, lacking=lacking or {}, batches=batches))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             found.warnings.append(f"reward.functions: not called here, as a row cannot be passed on ({error})")
         imported: list[dict[str, Any]] = []
-        trial = known or pickle.dumps(Trial(columns=None, batches=[]))
+        trial = known or pickle.dumps(Trial(columns=None, lacking={}, batches=[]))
         for each in self._processes:
             _send(each.channel, trial)
         for index, each in enumerate(self._processes):
