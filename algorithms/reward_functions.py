@@ -18,6 +18,9 @@ from algorithms.config import RewardFunction
 
 MATH_TIMEOUT_S = 5
 
+_LONGEST_CAUSE = 200
+"""Characters of an exception that a line shows."""
+
 
 def exact_match(completion: str, answer: object) -> float:
     """1.0 if completion and answer are the same text, white space around them aside; else 0.0."""
@@ -76,8 +79,9 @@ def cause_of(error: BaseException, file: str | None = None) -> str:
 
     The line is the last one in `file` if the exception passed through it, else where it was raised.
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = text if len(text) <= 300 else text[:300] + " ..."
+    said = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    text = text if len(text) <= _LONGEST_CAUSE else text[:_LONGEST_CAUSE] + " ..."
     # The first frame is the one that caught it; the import system's frames tell a user nothing.
     frames = traceback.extract_tb(error.__traceback__)[1:]
     frames = [frame for frame in frames if not frame.filename.startswith(("<frozen", str(importlib.__file__)))]
