@@ -9,6 +9,10 @@ _SECRET = re.compile(
     r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION)(?=_|$)|PASSWORD|PASSWD|PASSPHRASE|APIKEY|SECRET)"
     r"(?!S?_(PATH|FILE|DIR|IDS)$)"
 )
+_SECRET_SETTING = re.compile(
+    r"(^|_)(password|passwd|passphrase|tokens?|secrets?|credentials?"
+    r"|(api|access|secret|private|auth|hub|hf|wandb|openai)_?key)$"
+)
 _PASSWORD_IN_URL = re.compile(r"://[^/\s]*:[^/\s]*@")
 _SET_ELSEWHERE = {
     "OMP_NUM_THREADS": "threads_per_rank and threads_per_engine set it",
@@ -24,6 +28,15 @@ def is_secret(name: str, value: str = "") -> bool:
     """Whether a variable holds a secret: by its name (HF_TOKEN, but not HF_TOKEN_PATH or STOP_TOKEN_IDS), or as a URL
     with a password."""
     return _SECRET.search(name.upper()) is not None or _PASSWORD_IN_URL.search(value) is not None
+
+
+def is_secret_setting(name: str) -> bool:
+    """Whether a part of a setting's dotted name tells of a secret: hub_token and WANDB_API_KEY, but neither prompt_key
+    nor eval_pass_reward; max_response_tokens are none either."""
+    if name.isupper():
+        return is_secret(name)
+    lower = name.lower()
+    return _SECRET_SETTING.search(lower) is not None and not lower.endswith("_tokens")
 
 
 def _check_environment(variables: dict[str, str]) -> dict[str, str]:
@@ -51,7 +64,9 @@ _LABEL_EXPRESSION = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\)")
 def _check_labels(labels: dict[str, str]) -> dict[str, str]:
     for name, value in labels.items():
         if not _LABEL_NAME.fullmatch(name):
-            raise ValueError(f"{name} must be the name of a label: letters, digits, '-', '_' and '.', got {name!r}")
+            # What has no letters to show makes no part of a dotted name.
+            where = f"{name} must" if name.strip().isprintable() and name.strip() else ": names must"
+            raise ValueError(f"{where} be the name of a label: letters, digits, '-', '_' and '.', got {name!r}")
         if not _LABEL_EXPRESSION.fullmatch(value):
             raise ValueError(f"{name} must be a label's value, or !value, in(a, b), !in(a, b), got {value!r}")
     return labels

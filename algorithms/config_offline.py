@@ -175,11 +175,14 @@ class DPOConfig(OfflineConfig):
             if name in names and not self.label_smoothing:
                 raise ValueError(f"label_smoothing must be above 0 for {name}, got 0")
         if self.label_smoothing and not set(names) & set(PER_SAMPLE_SMOOTHED):
+            verb = "does" if len(names) == 1 else "do"
             raise ValueError(
-                f"label_smoothing must be 0 for {', '.join(names)}, which do not read it, got {self.label_smoothing:g}"
+                f"label_smoothing must be 0 for {', '.join(names)}, which {verb} not read it, "
+                f"got {self.label_smoothing:g}"
             )
         if not self.needs_reference and self.reference == "precomputed":
-            raise ValueError(f"reference must be left out for {', '.join(names)}, which have none, got precomputed")
+            verb = "has" if len(names) == 1 else "have"
+            raise ValueError(f"reference must be left out for {', '.join(names)}, which {verb} none, got precomputed")
         if self.unpaired and self.reference == "precomputed":
             raise ValueError(
                 "reference must be live for kto, which also reads responses to other prompts, got precomputed"

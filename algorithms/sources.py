@@ -1,5 +1,6 @@
 """Rows from a file (JSONL, JSON, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -367,8 +368,10 @@ def _is_hub_id(source: str) -> bool:
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
-    names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
-    return nearest(str(path), [str(path.parent / name) for name in names])
+    # A file without an ending is no data that could be meant.
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix and entry.is_file())
+    near = difflib.get_close_matches(path.name, names, 1, 0.7)  # endings are alike anyway
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -54,8 +54,8 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
 
 def _limit(kind: str, told: int | None, there: int) -> str:
     if told is None or told == there:
-        return f"{there} {kind[: -1 if there == 1 else None]} on this machine"
-    return f"{told} {kind[: -1 if told == 1 else None]} by cluster.{kind.lower()} (this machine has {there})"
+        return f"{counted(there, kind)} on this machine"
+    return f"{counted(told, kind)} by cluster.{kind.lower()} (this machine has {there})"
 
 
 def _for_one_gpu(config: RunConfig, gpus: int) -> str:
@@ -96,9 +96,9 @@ def gpu_settings(config: RunConfig, gpus: int) -> list[str]:
 
 def machine_line(config: RunConfig, machine: Machine) -> str:
     """What there is, and what the run's own Ray is told instead."""
-    there = f"this machine has {machine.cpus} CPUs and {machine.gpus} GPUs"
+    there = f"this machine has {counted(machine.cpus, 'CPUs')} and {counted(machine.gpus, 'GPUs')}"
     told = {"CPUs": (config.cluster.cpus, machine.cpus), "GPUs": (config.cluster.gpus, machine.gpus)}
-    other = [f"{number} {kind}" for kind, (number, has) in told.items() if number is not None and number != has]
+    other = [counted(number, kind) for kind, (number, has) in told.items() if number is not None and number != has]
     return there + f", the run's Ray is told {' and '.join(other)} (cluster)" * bool(other)
 
 
@@ -139,8 +139,13 @@ def _overbooked(kind: str, parts: list[tuple[Demand, float]], total: float, avai
     knobs = {name: f"{name}.ranks" for name in ("policy", "critic", "reference")} | {"rollout": "rollout.engines"}
     largest = max(parts, key=lambda part: part[0].count * part[1])[0].group
     asked = " + ".join(f"{item.group} {item.count} x {each:g}" for item, each in parts)
-    verb = f"needs {total:g} {kind} in all ({asked})"
+    verb = f"needs {counted(total, kind)} in all ({asked})"
     return f"{knobs.get(largest, 'reward')}: {verb}, got {available}"
+
+
+def counted(number: float, kind: str) -> str:
+    """A number of CPUs or GPUs: `1 GPU`, `2 GPUs`."""
+    return f"{number:g} {kind.removesuffix('s') if number == 1 else kind}"
 
 
 def total_cpus(wanted: list[Demand]) -> float:

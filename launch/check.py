@@ -174,12 +174,15 @@ def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = 
 
 def _examine(findings: Findings, rewards: RewardProbe) -> None:
     config, elsewhere = findings.config, findings.elsewhere
+    crowded = False
     if not elsewhere:
         with findings.collecting():
             check_output(config)
             Checkpoints(config).latest()
+        told = len(findings.problems)
         with findings.collecting():
             findings.warnings += check_resources(config, this_machine())
+        crowded = len(findings.problems) > told
     with findings.collecting():
         _check_batches(config)
     sets = read_data(findings)
@@ -190,7 +193,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         check_bucket(config, findings.shape)
     if not elsewhere:
         on_gpus = any(item.gpus for item in demands(config))
-        check_room(findings, this_machine(with_gpu_memory=on_gpus))
+        check_room(findings, this_machine(with_gpu_memory=on_gpus), crowded=crowded)
         with findings.collecting():
             _check_tracking(config)
         with findings.collecting():

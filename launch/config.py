@@ -87,7 +87,7 @@ class ClusterConfig(Config):
     cpus: PositiveInt | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""
     gpus: int | None = Field(default=None, ge=0)
-    """GPUs of the local Ray cluster (default: the machine's, of which it must not be more)."""
+    """GPUs of the local Ray cluster (default: the machine's); `check` warns of more than there are, `run` refuses."""
     object_store_mib: int = Field(default=256, ge=75)
     """Shared memory of the local Ray cluster, in MiB, of which Ray needs 75; on Kubernetes, of each pod, which gets
     1 GiB per GPU at least."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from actors.config_nodes import is_secret
+from actors.config_nodes import is_secret_setting
 from launch import names, settings
 from launch.config_values import Odd
 
@@ -44,9 +44,11 @@ def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]
     places = {item.location for item in odd}
     lines = [f"{dotted([*item.location])}: {item.rule}, got {_got([*item.location], item.value)}" for item in odd]
+    told = {dotted([*item.location]) for item in odd}
     for error in _without_branches(errors):
         if error["type"] != "extra_forbidden" and tuple(_location(error)) not in places:
-            lines += _problem(error)
+            # A rule about several fields is no second mistake where the first of them is wrong in itself.
+            lines += [line for line in _problem(error) if line.split(" ", 1)[0].rstrip(":") not in told]
     foreign = []
     for error in unknown:
         foreign += _unknown(_location(error), error["input"], job)
@@ -99,7 +101,7 @@ def _problem(error: Any) -> list[str]:
 
 
 def _got(location: list[str], value: Any) -> str:
-    return "a value (not shown)" if any(is_secret(part) for part in location) else shown(value)
+    return "a value (not shown)" if any(is_secret_setting(part) for part in location) else shown(value)
 
 
 def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: Any) -> str:

@@ -31,6 +31,8 @@ _CORE_SCHEMA = {
     ),
 }
 """Type -> what a plain scalar of that type looks like, and how it may begin (YAML 1.2.2, section 10.3.2)."""
+_KINDS: dict[type, str] = {list: "a list", str: "a text", bool: "true or false"}
+"""What a file holds that is no mapping."""
 _MERGE = "tag:yaml.org,2002:merge"
 _TEXT = "tag:yaml.org,2002:str"
 _PLAIN = frozenset(f"tag:yaml.org,2002:{name}" for name in (*_CORE_SCHEMA, "str", "seq", "map"))
@@ -126,7 +128,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Parse a YAML file into a mapping; raises UserError when it is missing, malformed or no mapping."""
     values = parse(_text_of(path), path)
     if not isinstance(values, dict):
-        got = "nothing" if values is None else f"a {type(values).__name__}"
+        got = "nothing" if values is None else _KINDS.get(type(values), "a number")
         raise UserError(f"{path}: must hold a mapping of sections, such as algorithm: {{name: grpo}}, got {got}")
     return values
 
@@ -188,12 +190,27 @@ def parse(text: str, where: str) -> Any:
     except RecursionError:
         raise UserError(f"{where}: must be nested at most {_DEEPEST} deep, got more") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f" (line {mark.line + 1})" if mark else ""
-        tabs = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
-        raise UserError(f"{where}: not valid YAML, {_one_line(error.problem or error.context)}{line}{tabs}") from None
+        raise UserError(f"{where}: {_malformed(error)}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{where}: text must be without NUL and broken characters, got some (line {line})") from None
     except (yaml.YAMLError, ValueError, KeyError) as error:  # the last two: !!int x, !!bool x
         raise UserError(f"{where}: not valid YAML, {_one_line(error)}") from None
+
+
+def _malformed(error: yaml.MarkedYAMLError) -> str:
+    """What PyYAML found, with the line; in our words where the text most likely is one that needs quotes."""
+    mark, problem = error.problem_mark or error.context_mark, str(error.problem or error.context)
+    line = f" (line {mark.line + 1})" if mark else ""
+    first = {"while scanning an alias": "*", "while scanning an anchor": "&"}.get(str(error.context))
+    if found := re.match(r"found character '(.)' that cannot start any token", problem):
+        first = found[1]
+    if problem.startswith("found undefined alias"):
+        first = "*"
+    if first and first.isprintable():
+        return f"not valid YAML, a text that begins with {first} must be in quotes{line}"
+    tabs = " (indent with spaces, not tabs)" if "'\\t'" in problem else ""
+    return f"not valid YAML, {_one_line(problem)}{line}{tabs}"
 
 
 def _brackets(text: str) -> int:

@@ -56,7 +56,7 @@ def _odd_items(name: str, annotation: Any, value: Any, location: tuple[str, ...]
         for key, item in pairs:
             free = isinstance(value, dict) and isinstance(item, str) and name not in _NAMED
             found += [] if free else _odd(name, inner, item, (*location, str(key)))
-    if isinstance(value, dict) and name in _NAMED and "" in value:
+    if isinstance(value, dict) and "" in value:
         found.append(Odd(location, "must have names that are not empty", value))
     return found
 

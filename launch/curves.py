@@ -56,9 +56,29 @@ def draw_curves(directory: Path) -> Path | None:
 
 
 def read_metrics(directory: Path) -> Rows:
-    """The lines of a run's metrics.jsonl; the last one is left out where it is still being written."""
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a run's metrics.jsonl; the last one is left out where it is still being written.
+
+    Raises:
+        ValueError: naming the first line that is none of a run's.
+    """
+    lines = (directory / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    return [_row(number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _row(number: int, line: bytes) -> dict[str, float | None]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"line {number} must be JSON, and is not") from None
+    if not isinstance(row, dict) or not _is_number(row.get("step")):
+        raise ValueError(f"line {number} must be a mapping with the number of its step, and is not")
+    if wrong := [name for name, value in row.items() if value is not None and not _is_number(value)]:
+        raise ValueError(f"line {number}: {wrong[0][:80]!r} must be a number or null, and is not")
+    return row
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _panels(names: set[str], rows: Rows) -> list[Panel]:

@@ -57,6 +57,16 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
     "set": list,
 }
 """Types by their names in annotations -> what a YAML value of them is."""
+_WORDS = {
+    "bool": ("true", "false"),
+    "int": ("a whole number",),
+    "float": ("a number",),
+    "str": ("text",),
+    "dict": ("a mapping",),
+    "list": ("a list",),
+    "set": ("a list",),
+}
+"""The same in words."""
 
 
 def check_engine_options(rollout: RolloutConfig) -> list[str]:
@@ -93,7 +103,7 @@ def _problems(given: dict[str, Any], vllm: Path) -> list[str]:
             hint = nearest(name, fields.keys() - DECIDED.keys()) or ": EngineArgs in its documentation lists them"
             problems.append(f"rollout.vllm.{name}: vLLM's engine has no such argument{hint}, got {value!r:.80}")
         elif not _fits(value, fields[name], vllm):
-            wanted = ast.unparse(_resolved(fields[name], vllm))
+            wanted = _in_words(_resolved(fields[name], vllm), vllm)
             problems.append(f"rollout.vllm.{name}: must be {wanted}, got {value!r:.80}")
     return problems
 
@@ -127,6 +137,29 @@ def _fits(value: Any, annotation: ast.expr, vllm: Path) -> bool:
         case ast.Name(id=name) if name in _PLAIN:
             return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
     return True
+
+
+def _in_words(annotation: ast.expr, vllm: Path) -> str:
+    """What a YAML value of an annotated type is: `true, false or null` for `bool | None`."""
+    parts, todo = [], [annotation]
+    while todo:
+        part = _resolved(todo.pop(0), vllm)
+        if isinstance(part, ast.BinOp):
+            todo = [part.left, part.right, *todo]
+            continue
+        match part:
+            case ast.Subscript(value=ast.Name(id="Literal")):
+                parts += [str(choice) for choice in _choices(part)]
+            case ast.Subscript(value=ast.Name(id="list" | "set"), slice=item):
+                parts.append(f"a list of items that are each {_in_words(item, vllm)}")
+            case ast.Subscript(value=ast.Name(id=name)) | ast.Name(id=name) if name in _WORDS:
+                parts += _WORDS[name]
+            case ast.Constant(value=None):
+                parts.append("null")
+            case _:
+                parts.append(ast.unparse(part))
+    parts = list(dict.fromkeys(parts))
+    return " or ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _choices(literal: ast.Subscript) -> tuple[Any, ...]:

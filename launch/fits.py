@@ -42,9 +42,16 @@ class Part:
     size: int
 
 
-def check_room(findings: "Findings", machine: Machine) -> None:
-    """Compare memory and disk with what this machine has, where the processes will be here; adds to the findings."""
+def check_room(findings: "Findings", machine: Machine, *, crowded: bool = False) -> None:
+    """Compare memory and disk with what this machine has, where the processes will be here; adds to the findings.
+
+    Args:
+        crowded: more processes than the machine has CPUs or GPUs for have been refused already: that these do not fit
+            its memory is the same mistake, unless one of each group does not fit either.
+    """
     config, processes, problems = findings.config, findings.memory(), len(findings.problems)
+    if crowded:
+        config = _one_of_each(config)
     if not os.environ.get("RAY_ADDRESS") and (config.cluster.gpus or 0) <= machine.gpus:
         with findings.collecting():
             filled = min(1.0, _tokens_per_rank(config, findings.mean_tokens) / config.policy.micro_batch_tokens)
@@ -56,6 +63,14 @@ def check_room(findings: "Findings", machine: Machine) -> None:
             ranks = config.policy.ranks if config.policy.zero_stage else 1
             free = free_disk(config.directory)
             findings.warnings += check_disk(config, findings.parameters, optimizer * ranks, free)
+
+
+def _one_of_each(config: RunConfig) -> RunConfig:
+    """The configuration with one process in each group that has a setting of how many."""
+    groups = {"policy": "ranks", "critic": "ranks", "reference": "ranks", "rollout": "engines"}
+    given = {name: getattr(config, name) for name in groups}
+    fewer = {name: group.model_copy(update={groups[name]: 1}) for name, group in given.items() if group is not None}
+    return config.model_copy(update=fewer)
 
 
 def _tokens_per_rank(config: RunConfig, mean: float | None) -> float:

@@ -49,7 +49,7 @@ def certain_hint(path: str, job: str | None = None) -> str:
     if of_others:
         return of_others
     for ending in (name, parts[-1]):
-        if entry := tables.by_ending().get(ending):
+        if (entry := tables.by_ending().get(ending)) and not (ending == parts[-1] and _beginning_so(path, job)):
             return _of_entry(entry, job)
     return ""
 
@@ -134,11 +134,20 @@ def _near(path: str, job: str | None) -> str:
     word = tables.plain(last)
     if near := nearest_name(word, fields_of(section, job)):
         return near
+    if longer := _beginning_so(path, job):
+        return f" (did you mean {_either(longer[:_MOST])}?)"
     known = {full.rpartition(".")[2]: full for full in by_path() if _of_job(by_path()[full], job)}
     for names in (known, tables.by_name()):
         for name in difflib.get_close_matches(word[:_LONGEST_NAME], names, 1, _MISSPELLED):
             return certain_hint(name, job)
     return ""
+
+
+def _beginning_so(path: str, job: str | None) -> list[str]:
+    """Fields of a section of ours whose names begin with the last part: policy.offload_optimizer of policy.offload."""
+    section, _, last = path.rpartition(".")
+    names = fields_of(section, job) if section else []
+    return [f"{section}.{name}" for name in names if name.startswith(f"{tables.plain(last)}_")]
 
 
 def _fields(path: str, job: str | None) -> str:

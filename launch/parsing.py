@@ -31,6 +31,8 @@ _OTHER_WORDS = {
     "log": "logs",
 }
 """What other programs call a verb."""
+_SPELLED_ALIKE = 0.7
+"""Similarity from which a word may be a misspelt verb: `bogus` is not `logs` (0.67)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +68,7 @@ def parse_verb(name: str, verb: Verb, rest: list[str]) -> argparse.Namespace:
 def unknown_verb(name: str, verbs: Iterable[str]) -> UsageError:
     """The mistake of a first word that is no verb, with the nearest one."""
     known = list(verbs)
-    near = difflib.get_close_matches(name.lower(), [*known, "--help", "--version"], 1) or [
+    near = difflib.get_close_matches(name.lower(), [*known, "--help", "--version"], 1, _SPELLED_ALIKE) or [
         verb for verb in [_OTHER_WORDS.get(name.lower())] if verb in known
     ]
     if name.endswith((".yaml", ".yml", ".json")):

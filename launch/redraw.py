@@ -113,9 +113,11 @@ def curves_of(run: str) -> Path:
         path = draw_curves(directory)
     except OSError as error:
         raise UserError(f"RUN: its curves cannot be drawn ({error.strerror}: {error.filename}), got {run}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"RUN: metrics.jsonl cannot be read ({reason}), got {run}") from None
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"RUN: its curves cannot be drawn ({directory / 'metrics.jsonl'}: {reason}), got {run}"
+        ) from None
     if path is None:
         raise UserError(f"RUN: must have finished a step, and there is none yet, got {run}")
     return path

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from actors.config import GroupConfig
 from algorithms.config_rl import RLConfig
-from launch.capacity import machine_line, total_cpus, total_gpus
+from launch.capacity import counted, machine_line, total_cpus, total_gpus
 from launch.check import Findings
 from launch.config import RunConfig
 from launch.estimate import GIB, ROWS, Memory, kv_bytes_per_token
@@ -117,7 +117,7 @@ def _print_placement(console: Console, config: RunConfig) -> None:
         where = f"{item.per_node} on each node" if item.per_node else config.cluster.placement
         table.add_row(item.group, *numbers, "-" if stage is None else str(stage), where)
     console.print(table)
-    asked = f"{total_cpus(wanted):g} CPUs and {total_gpus(config, wanted):g} GPUs in all"
+    asked = f"{counted(total_cpus(wanted), 'CPUs')} and {counted(total_gpus(config, wanted), 'GPUs')} in all"
     console.print(f"{asked}; {machine_line(config, this_machine())}")
 
 

@@ -120,7 +120,7 @@ class RewardProbe:
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             found.warnings.append(f"reward.functions: not called here, as a row cannot be passed on ({error})")
         imported: list[dict[str, Any]] = []
-        trial = known or pickle.dumps(Trial(columns=None, batches=[]))
+        trial = known or pickle.dumps(Trial(columns=None, lacking={}, batches=[]))
         for each in self._processes:
             _send(each.channel, trial)
         for index, each in enumerate(self._processes):

@@ -11,6 +11,7 @@ import pytest
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.data import load_rows
+from algorithms.reward_calls import check_signature
 from launch.config import validate
 from launch.inputs import check_rows
 
@@ -108,6 +109,15 @@ def test_a_line_that_is_no_row_is_named(case: str) -> None:
     line, message = WRONG_LINES[case]
     rows_file(GOOD_LINE.encode() + (line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")))
     assert complaint("grpo").startswith(f"data.train: {message}")
+
+
+def test_a_row_without_a_column_that_others_have_and_a_reward_takes_is_named() -> None:
+    rows_file(GOOD_LINE * 10 + '{"prompt": "hi"}\n')
+    found = check_rows(config("grpo"), "data.train", tokenise=False)
+    assert (found.columns, found.lacking) == ({"prompt"}, {"answer": "data.train: row 11"})
+    with pytest.raises(UserError) as caught:
+        check_signature(config("grpo").reward.functions[0], found.columns, lacking=found.lacking)
+    assert caught.value.problems == ("data.train: row 11 lacks the column answer, which exact_match takes",)
 
 
 def test_files_are_read_by_what_they_hold() -> None:

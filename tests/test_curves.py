@@ -96,7 +96,9 @@ def test_a_picture_that_fails_is_one_warning_and_one_that_hangs_is_ended(
     drawer = CurveDrawer(tmp_path, warned.append)
     assert drawer.finish() is None and drawer.finish() is None
     (line,) = warned
-    assert line.startswith("curves.png was not drawn, TypeError: ")
+    assert (
+        line == "curves.png was not drawn, ValueError: line 1 must be a mapping with the number of its step, and is not"
+    )
     write(tmp_path, [{"step": 1, **SFT}])
     monkeypatch.setattr(redraw, "DEADLINE_S", 0.01)
     late = CurveDrawer(tmp_path, warned.append)
@@ -116,9 +118,22 @@ def test_the_verb_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             curves_of(str(run))
         assert caught.value.problems == (f"RUN: {rule}, got {run}",)
-    (run / "metrics.jsonl").write_text("no JSON\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read"):
-        curves_of(str(run))
+    step = "must be a mapping with the number of its step, and is not"
+    for content, rule in {
+        b"no JSON\n": "line 1 must be JSON, and is not",
+        b'{"step": 1}\n\n': "line 2 must be JSON, and is not",
+        b'{"step": 1}\n\xff\n': "line 2 must be JSON, and is not",
+        b"[1]\n": f"line 1 {step}",
+        b'{"step": 1}\n{"loss": 1}\n': f"line 2 {step}",
+        b'{"step": "1"}\n': f"line 1 {step}",
+        b'{"step": 1, "loss": "low"}\n': "line 1: 'loss' must be a number or null, and is not",
+    }.items():
+        (run / "metrics.jsonl").write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            curves_of(str(run))
+        assert caught.value.problems == (
+            f"RUN: its curves cannot be drawn ({run / 'metrics.jsonl'}: {rule}), got {run}",
+        )
     with pytest.raises(UserError, match=r"did you mean .*/first"):
         curves_of(str(tmp_path / "frst"))
     write(run, [{"step": 1, **SFT}])

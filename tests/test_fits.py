@@ -12,7 +12,7 @@ from launch.check import Findings
 from launch.config import RunConfig, validate
 from launch.config_file import parse
 from launch.estimate import GIB, DecoderShape, parameter_count
-from launch.fits import check_bucket, check_disk, check_memory
+from launch.fits import check_bucket, check_disk, check_memory, check_room
 from launch.machine import Machine, memory_here
 
 SHAPE = DecoderShape(
@@ -85,6 +85,17 @@ def test_parameters_that_are_offloaded_count_in_the_machines_memory_and_not_on_i
     assert "all processes take 17.0 GiB" in line, "the optimizer's state and the weights"
     there = a_machine(gpus=1, memory=20 * GIB, free=None, gpu_memory=7 * GIB)
     assert warned(job(policy=policy | {"offload_parameters": True}), there) == []
+
+
+@pytest.mark.parametrize(("memory_gib", "fields"), [(1, []), (400, ["rollout.memory_gib"])])
+def test_more_processes_than_cores_are_no_second_mistake_of_memory(memory_gib: int, fields: list[str]) -> None:
+    """Unless one of them does not fit either."""
+    findings = Findings(job("grpo", rollout={"engines": 300, "memory_gib": memory_gib}))
+    check_room(findings, a_machine(), crowded=True)
+    assert [line.partition(":")[0] for line in findings.problems] == fields
+    findings.problems.clear()
+    check_room(findings, a_machine())
+    assert [line.partition(":")[0] for line in findings.problems] == ["rollout.memory_gib"]
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -238,6 +249,10 @@ def test_gpus_that_are_told_and_not_there(monkeypatch: pytest.MonkeyPatch) -> No
         check_resources(job("grpo", **(two | {"cluster": {}})), a_machine(gpus=1))
     needs = "needs 2 GPUs in all (policy 1 x 1 + rollout 1 x 1)"
     assert caught.value.problems == (f"policy.ranks: {needs}, got 1 GPU on this machine{hint}",)
+    with pytest.raises(
+        UserError, match=r"policy.ranks: needs 1 GPU in all \(policy 1 x 1\), got 0 GPUs on this machine"
+    ):
+        check_resources(job(policy={"gpus_per_rank": 1}), a_machine())
     with pytest.raises(UserError, match=r"got 1 GPU by cluster.gpus \(this machine has 0\)"):
         check_resources(job("grpo", **(two | {"cluster": {"gpus": 1}})), a_machine())
     told = "this machine has 8 CPUs and 0 GPUs, the run's Ray is told 2 GPUs (cluster)"

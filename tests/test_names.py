@@ -80,6 +80,13 @@ HINTS = {
     "optimizer": "(here: policy.optimizer.name; adamw, adam or sgd)",
     "actor_rollout_ref.actor.fsdp_config.unheard_of": "(here: policy.zero_stage; and policy.offload_optimizer; DeepSpeed trains)",
     "dataa": "(did you mean data?)",
+    "policy.offload": "(did you mean policy.offload_optimizer or policy.offload_parameters?)",
+    "rollout.max_tokens": "(here: rollout.max_response_tokens)",
+    "rollout.n_samples": "(here: algorithm.samples_per_prompt)",
+    "data.file": "(here: data.train)",
+    "data.path": "(here: data.train)",
+    "model.name_or_path": "(here: model.path)",
+    "adapter": "(here: model.lora; {} takes the defaults; for qlora also model.quantize: nf4)",
     "learning_ratte": "(here: policy.optimizer.lr)",
 }
 

@@ -110,6 +110,10 @@ def test_evaluation_data_without_what_a_reward_takes_and_names_that_nothing_read
         "reward.functions.0.name: exact_match needs a parameter answer, which is neither a data column nor in its "
         "arguments, got columns prompt of data.eval"
     )
+    with RewardProbe(RewardConfig.model_validate({"functions": ["exact_match"]})) as probe:
+        known = DataConfig(train="rows.jsonl"), {"data.train": ["prompt"]}, ROWS
+        [problem] = probe.finish(*known, {"data.train": {"answer": "data.train: row 11"}}).problems
+    assert problem == "data.train: row 11 lacks the column answer, which exact_match takes"
     [problem] = called("exact_match", data={"columns": {"anser": "a"}}).problems
     assert problem.startswith("data.columns.anser: must be a column that is read, prompt, messages or what a reward")
     assert problem.endswith("(did you mean answer?), got anser for a")

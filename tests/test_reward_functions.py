@@ -30,6 +30,8 @@ def test_names_that_do_not_resolve_are_explained_in_one_line(tmp_path, monkeypat
     Path("broken.py").write_text("x = 1\ndef f(:\n")
     Path("raises.py").write_text("\n\nvalue = {}['gone']\n")
     Path("leaves.py").write_text("import sys\nsys.exit(3)\n")
+    Path("ends.py").write_text("import sys\nsys.exit('')\n")
+    Path("long.py").write_text("raise ValueError('x' * 100_000)\n")
     Path("needs.py").write_text("import no_such_package\n")
 
     assert "did you mean my_reward.py?" in problem("my_rewrd.py:score", 2)
@@ -42,6 +44,8 @@ def test_names_that_do_not_resolve_are_explained_in_one_line(tmp_path, monkeypat
     assert "SyntaxError" in problem("broken.py:f") and "broken.py, line 2" in problem("broken.py:f")
     assert "KeyError: 'gone' (raises.py line 3)" in problem("raises.py:f")
     assert "SystemExit: 3 (leaves.py line 2)" in problem("leaves.py:f")
+    assert "failed with SystemExit (ends.py line 2)" in problem("ends.py:f")
+    assert "xxx ... (long.py line 1), got" in problem("long.py:f") and len(problem("long.py:f")) < 400
     assert "No module named 'no_such_package' (needs.py line 1)" in problem("needs.py:f")
     assert "No module named 'no_such_package' (needs.py line 1)" in problem("needs:f")
     assert "no module named my_rewardz (did you mean my_reward?)" in problem("my_rewardz:score")

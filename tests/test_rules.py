@@ -470,7 +470,7 @@ CASES: list[tuple[str, str, str]] = [
     (
         "dpo",
         "algorithm.loss=orpo; algorithm.reference=precomputed",
-        "algorithm.reference must be left out for orpo, which have none, got precomputed",
+        "algorithm.reference must be left out for orpo, which has none, got precomputed",
     ),
     (
         "dpo",

@@ -126,11 +126,13 @@ def test_bad_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n')[:-9])
     (tmp_path / "latin.jsonl").write_bytes('{"a": 1}\n{"a": "é"}'.encode("latin-1"))
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    (tmp_path / "shadow").touch()
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "rows.csv").write_text("a,b")
     lines(tmp_path / "list.jsonl", {"a": 1}, [1])
     expected = {
         "trian.jsonl": "no such file (did you mean train.jsonl?), got trian.jsonl",
+        "shadow.jsonl": "no such file, got shadow.jsonl",
         "rows.cvs": "no such file (did you mean rows.csv?)",
         "nowhere/rows.jsonl": "no such file, got nowhere/rows.jsonl",
         "rows.csv": "file type must be one of .jsonl",
