@@ -78,6 +78,12 @@ class LoraConfig(Config):
     dora: bool = False
     """Decompose weights into magnitude and direction (arXiv 2402.09353); vLLM does not serve such adapters unmerged."""
 
+    @model_validator(mode="after")
+    def _something_is_adapted(self) -> "LoraConfig":
+        if not self.targets:
+            raise ValueError("targets must name at least one linear layer, or be all-linear, got []")
+        return self
+
 
 class ModelConfig(Config):
     """The model that is trained: a Hugging Face directory or id, or a new one."""

@@ -102,6 +102,8 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         directory = _in_the_cache(path)
     if not has_tokenizer(directory):
         raise UserError(f"model.path: directory holds no tokenizer ({', '.join(TOKENIZER_FILES)}), got {path}")
+    if fault := _damaged(directory):
+        raise UserError(f"model.path: {fault}, got {path}")
     try:
         if (directory / "tokenizer.json").is_file():
             return fast_tokenizer().from_pretrained(str(directory))
@@ -110,6 +112,23 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         return AutoTokenizer.from_pretrained(str(directory))
     except Exception as error:  # tokenizers raises plain exceptions, and each file has its own way to be damaged
         raise UserError(f"model.path: tokenizer cannot be read ({_first_line(error)}), got {path}") from error
+
+
+def _damaged(directory: Path) -> str | None:
+    """What is wrong with the first JSON file of a tokenizer that is no JSON object; only its beginning is read."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        with file.open("rb") as stream:
+            begins = stream.read(200).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if begins.startswith(b"version https://git-lfs"):
+            return f"{name} must hold the tokenizer, is a pointer of Git LFS (`git lfs pull` fetches it)"
+        if not begins.startswith(b"{"):
+            return f"{name} must hold a JSON object, {'is empty' if not begins else 'holds something else'}"
+        if name == "tokenizer.json" and begins.rstrip() == b"{}":
+            return "tokenizer.json must hold a tokenizer, holds {}"
+    return None
 
 
 def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":

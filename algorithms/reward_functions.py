@@ -18,8 +18,6 @@ from algorithms.config import RewardFunction
 
 MATH_TIMEOUT_S = 5
 
-"""Characters of an exception that a line shows."""
-
 
 def exact_match(completion: str, answer: object) -> float:
     """1.0 if completion and answer are the same text, white space around them aside; else 0.0."""

@@ -141,6 +141,13 @@ def _fault(row: Row) -> str | None:
     return f"must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger one" if size > MAX_ROW_BYTES else None
 
 
+_READ = (
+    *("prompt", "question", "query", "answer", "solution", "target", "ground_truth", "completion", "response"),
+    *("label", "labels", "score", "scores", "margin"),
+)
+"""Columns that are read as they are: others may have holes, which tables from elsewhere fill with NaN."""
+
+
 def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
     """What is wrong with the value of a column, or None, and the size of its texts."""
     unseen: list[Any] = [name, given]
@@ -156,7 +163,7 @@ def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
         elif isinstance(value, list | tuple):
             unseen += value
         elif isinstance(value, float):
-            if not math.isfinite(value):
+            if not math.isfinite(value) and name in _READ:
                 return f"must hold finite numbers, got {value} in column {name}", size
         elif callable(value) or isinstance(value, Iterator) or type(value).__repr__ is object.__repr__:
             return f"must hold data, got {kind_of(value)} in column {name}", size

@@ -273,6 +273,11 @@ def _learn_size(findings: Findings, policy: Policy) -> None:
     name, longest = _longest(config)
     if positions and longest > positions:
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
+    if grpo and shape and shape.heads % config.rollout.tensor_parallel:
+        raise UserError(
+            f"rollout.tensor_parallel: must divide the model's {shape.heads} attention heads, got "
+            f"{config.rollout.tensor_parallel}"
+        )
     if grpo and shape and not config.rollout.gpus_per_engine:
         if shape.head_dim not in _CPU_HEAD_SIZES:
             field = "model.path" if config.model.path else "model.init.heads"

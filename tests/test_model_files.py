@@ -609,3 +609,23 @@ def test_verbs_refuse_a_damaged_model_before_they_load_it(monkeypatch: pytest.Mo
     for verb in verbs.values():
         with pytest.raises(UserError, match=r"MODEL: run/export/config.json must hold an object, got a list"):
             verb()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "rule"),
+    [
+        ("tokenizer.json", "", "tokenizer.json must hold a JSON object, is empty"),
+        ("tokenizer.json", "[]", "tokenizer.json must hold a JSON object, holds something else"),
+        ("tokenizer.json", "{}", "tokenizer.json must hold a tokenizer, holds {}"),
+        (
+            "tokenizer.json",
+            "version https://git-lfs.github.com/spec/v1",
+            "tokenizer.json must hold the tokenizer, is a",
+        ),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, holds something else"),
+    ],
+)
+def test_a_tokenizers_file_that_is_damaged_is_named(file: str, content: str, rule: str) -> None:
+    fake_model(Path("m"))
+    Path("m", file).write_text(content)
+    assert problem("m").startswith(f"model.path: {rule}")

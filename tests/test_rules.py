@@ -51,6 +51,11 @@ JOBS: dict[str, dict[str, Any]] = {
 # (job, overrides `a.b=c; d=e`, the line)
 CASES: list[tuple[str, str, str]] = [
     (
+        "sft",
+        "model.lora={targets: []}",
+        "model.lora.targets must name at least one linear layer, or be all-linear, got []",
+    ),
+    (
         "grpo",
         "data.eval_fraction=0.1",
         "data.eval_fraction needs algorithm.eval_every, got 0.1 without",
