@@ -67,6 +67,9 @@ class Judgement:
     desirable: bool
 
 
+_WAY_OUT = " (a data.converter that returns None drops such rows)"
+
+
 class RowError(ValueError):
     """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
 
@@ -113,7 +116,7 @@ def _text_of(row: Row, column: str) -> str:
 
 def _filled(value: str, column: str) -> str:
     if not value.strip():
-        raise RowError(f"column {column} must not be empty, got {kind_of(value)}")
+        raise RowError(f"column {column} must not be empty, got {kind_of(value)}{_WAY_OUT}")
     return value
 
 
@@ -189,7 +192,7 @@ def check_answer(row: Row) -> None:
     """Raise RowError for a row whose answer, which rewards compare with, is empty."""
     answer = row.get("answer", 0)
     if answer is None or (isinstance(answer, str) and not answer.strip()):
-        raise RowError(f"column answer must not be empty, got {kind_of(answer)}")
+        raise RowError(f"column answer must not be empty, got {kind_of(answer)}{_WAY_OUT}")
 
 
 def read_prompt(row: Row) -> str | list[Message]:

@@ -116,6 +116,10 @@ MISTAKES = {
         "model.init.heads: heads must be of size 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512 "
         "for rollout on CPU, got 16",
     ),
+    "heads that processes cannot share": (
+        ["check", "job.yaml", "rollout.tensor_parallel=2"],
+        "rollout.tensor_parallel: must divide the model's 1 attention heads, got 2",
+    ),
     "more ranks than samples": (
         ["check", "job.yaml", "policy.ranks=9", "policy.cpus_per_rank=0.1"],
         "policy.ranks: must not exceed the samples of an update (8), got 9",
