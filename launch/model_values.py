@@ -72,6 +72,7 @@ def config_values(directory: Path, field: str) -> dict[str, Any]:
     if "algorithm" not in values or "model_type" in values:
         _check_type(values, path, field)
         _check_counts(values, path, field)
+        _check_kinds(values, path, field)
     return values
 
 
@@ -262,6 +263,31 @@ def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
         raise UserError(
             f"{field}: num_key_value_heads in {path} must divide num_attention_heads ({heads}), got {groups}"
         )
+
+
+_NUMBERS = (
+    *("rms_norm_eps", "layer_norm_eps", "initializer_range", "rope_theta", "attention_dropout"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+)
+_SWITCHES = ("tie_word_embeddings", "use_cache", "attention_bias", "mlp_bias")
+_DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+
+
+def _check_kinds(values: dict[str, Any], path: Path, field: str) -> None:
+    """Fields of config.json that transformers 5 refuses, or cannot compute with, when they are of another kind."""
+    rules = [(name, (int, float), "a number") for name in _NUMBERS]
+    rules += [(name, (bool,), "true or false") for name in _SWITCHES]
+    rules += [(name, (int,), "a whole number") for name in ("sliding_window", "bos_token_id", "pad_token_id")]
+    rules += [("eos_token_id", (int, list), "a whole number or a list of them"), ("layer_types", (list,), "a list")]
+    for name, kinds, rule in rules:
+        value = values.get(name)
+        if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
+            continue
+        raise UserError(f"{field}: {name} in {path} must be {rule}, got {_short(value)}")
+    for name in ("dtype", "torch_dtype"):
+        value = values.get(name)
+        if isinstance(value, str) and value.removeprefix("torch.") not in _DTYPES:
+            raise UserError(f"{field}: {name} in {path} must be one of {', '.join(_DTYPES)}, got {_short(value)}")
 
 
 def _kind(value: Any) -> str:

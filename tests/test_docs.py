@@ -266,3 +266,7 @@ def test_the_example_task_refuses_a_column_that_is_not_there(tmp_path: Path) -> 
     task.write_text('{"prompt": "4", "solution": "even"}\n')
     with pytest.raises(UserError, match=r"needs a parameter answer.*got columns prompt, solution"):
         preflight(load("configs/own-task.yaml", [f"data.train={task}", f"run.output={tmp_path}"]))
+
+
+def test_no_figure_is_left_to_be_filled_in() -> None:
+    assert not re.search(r"^(FIGURES|TODO|TBD)\b", README, re.MULTILINE)

@@ -629,3 +629,26 @@ def test_a_tokenizers_file_that_is_damaged_is_named(file: str, content: str, rul
     fake_model(Path("m"))
     Path("m", file).write_text(content)
     assert problem("m").startswith(f"model.path: {rule}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("rope_theta", "x", "must be a number, got x"),
+        ("rms_norm_eps", True, "must be a number, got True"),
+        ("tie_word_embeddings", "no", "must be true or false, got no"),
+        ("sliding_window", "x", "must be a whole number, got x"),
+        ("eos_token_id", "x", "must be a whole number or a list of them, got x"),
+        ("layer_types", 5, "must be a list, got 5"),
+        ("dtype", "foo", "must be one of auto, float16,"),
+        ("torch_dtype", "int8", "must be one of auto, float16,"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(name: str, value: Any, rule: str) -> None:
+    fake_model(Path("m"), **{name: value})
+    assert problem("m").startswith(f"model.path: {name} in m/config.json {rule}")
+
+
+def test_fields_that_transformers_takes_pass() -> None:
+    fake_model(Path("m"), eos_token_id=[2, 3], rope_theta=10000, torch_dtype="torch.bfloat16", sliding_window=None)
+    check("m")
