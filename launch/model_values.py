@@ -202,6 +202,13 @@ def causal_architectures() -> dict[str, tuple[str, ...]]:
     return found
 
 
+@cache
+def _activations() -> frozenset[str]:
+    """Names that hidden_act may have in the installed transformers; empty as `known_types`."""
+    listed = _source("../../activations.py").partition("\nACT2CLS = {")[2].partition("\n}")[0]
+    return frozenset(re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE))
+
+
 def _section(file: str, start: str) -> str:
     """The literal that begins with the line `start` and ends with a closing bracket at the margin."""
     return _source(file).partition(f"\n{start}")[2].partition("\n)")[0]
@@ -284,6 +291,11 @@ def _check_kinds(values: dict[str, Any], path: Path, field: str) -> None:
         if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
             continue
         raise UserError(f"{field}: {name} in {path} must be {rule}, got {_short(value)}")
+    known, given = _activations(), values.get("hidden_act")
+    if known and given is not None and values["model_type"] in (*DECODERS, *BERTS) and given not in known:
+        near = difflib.get_close_matches(str(given), known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{field}: hidden_act in {path} must be one of transformers' activations{hint}, got {given}")
     for name in ("dtype", "torch_dtype"):
         value = values.get(name)
         if isinstance(value, str) and value.removeprefix("torch.") not in _DTYPES:

@@ -640,6 +640,7 @@ def test_a_tokenizers_file_that_is_damaged_is_named(file: str, content: str, rul
         ("sliding_window", "x", "must be a whole number, got x"),
         ("eos_token_id", "x", "must be a whole number or a list of them, got x"),
         ("layer_types", 5, "must be a list, got 5"),
+        ("hidden_act", "silo", "must be one of transformers' activations (did you mean silu?), got silo"),
         ("dtype", "foo", "must be one of auto, float16,"),
         ("torch_dtype", "int8", "must be one of auto, float16,"),
     ],
