@@ -21,7 +21,7 @@ def test_the_task_of_readme_is_learned(environment: dict[str, str], cluster: str
     blocks = re.findall(r"```(\w*)\n(.*?)```", section(), re.DOTALL)
     [rows] = [text for _, text in blocks if text.startswith('{"prompt"')]
     [function] = [text for language, text in blocks if language == "python"]
-    [commands] = [text for _, text in blocks if "outputs/mine" in text]
+    [commands] = [text for _, text in blocks if text.startswith("tandem run configs/own-task.yaml")]
     (tmp_path / "my_task.jsonl").write_text(rows)
     (tmp_path / "my_reward.py").write_text(function)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
