@@ -127,7 +127,6 @@ class RewardProbe:
             for event in _events(each, _IMPORT_S + min(self._reward.deadline_s, _CALL_S) + _GRACE_S):
                 if event["event"] == "imported":
                     imported.append(event)
-                    found.warnings += self._hidden_columns(event, index, columns or {})
                 else:
                     self._take(event, index, examples, found)
         if len(imported) == len(self._processes):
@@ -177,15 +176,6 @@ class RewardProbe:
             found.problems.append(f"{line}, and it is the only reward")
         else:
             found.warnings.append(line)
-
-    def _hidden_columns(self, event: dict[str, Any], index: int, columns: dict[str, list[str]]) -> list[str]:
-        """A warning where a function is given the model's completion and a column has the same name."""
-        names = {name for name in ("completion", "completions") if name in event["takes"]}
-        return [
-            f"reward.functions.{index}.name: {self._reward.functions[index].name} gets what the model wrote as {name}, "
-            f"not the column {name} of data.train; data.columns gives that another name"
-            for name in sorted(names.intersection(columns.get("data.train", ())))
-        ]
 
     def _unread_names(self, data: DataConfig, imported: list[dict[str, Any]]) -> list[str]:
         """A problem for each name in data.columns that neither a convention nor a reward reads."""

@@ -150,12 +150,3 @@ def test_what_goes_wrong_only_here_is_a_warning_for_another_cluster() -> None:
         found = probe.finish(DataConfig(train="rows.jsonl"), COLUMNS, ROWS)
     assert len(found.warnings) == 2
     assert [line.partition(" needs ")[0] for line in found.problems] == ["reward.functions.2.name: r.py:needs"]
-
-
-def test_a_column_that_hides_behind_what_the_model_wrote_is_told() -> None:
-    rows = {"data.train": ["answer", "completion", "prompt"]}
-    assert called("exact_match", columns=rows).warnings == [
-        "reward.functions.0.name: exact_match gets what the model wrote as completion, not the column completion of "
-        "data.train; data.columns gives that another name"
-    ]
-    assert not called("r.py:batch", columns=rows).warnings
