@@ -13,6 +13,20 @@ ORACLE := .venv-oracle
 SEED ?= 0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# An environment that is there keeps its interpreter: one that is asked for must be that one.
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(MAKECMDGOALS),clean)
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+THERE := $(shell $(BIN)/python -c '$(VERSION)')
+ASKED := $(shell $(PYTHON) -c '$(VERSION)')
+ifneq ($(THERE),$(ASKED))
+$(error PYTHON: must be that of the environment in $(VENV), Python $(THERE) (`make clean` removes it), got $(PYTHON), $(if $(ASKED),Python $(ASKED),which does not run))
+endif
+endif
+endif
+endif
+
 .PHONY: demo demo-rlhf demo-embedding test pytest check oracle setup clean
 
 setup: $(VENV)/.cpu

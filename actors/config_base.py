@@ -1,10 +1,13 @@
 """What every section of the configuration is made of, and how a user's mistake is told."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from actors.config_nodes import Environment, NodeLabels, NodeResources
+
+Seconds = Annotated[float, Field(ge=0.1)]
+"""A deadline: below a tenth of a second even what is ready would be late."""
 
 
 class UserError(Exception):

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from actors.config import Config, PlacedConfig, changed
+from actors.config_base import Config, PlacedConfig, Seconds, changed
 
 
 class TransferConfig(Config):
@@ -20,7 +20,7 @@ class TransferConfig(Config):
     """Compare checksums and a canary prompt's logprobs after every so many transfers."""
     canary_tolerance: PositiveFloat | None = None
     """Largest logprob difference allowed on the canary (default: 1e-3 in fp32, 0.15 in bf16)."""
-    timeout_s: PositiveFloat = 300
+    timeout_s: Seconds = 300
     """Deadline of one transfer, in seconds."""
 
 
@@ -88,9 +88,9 @@ class RolloutConfig(PlacedConfig):
     settings decide are refused."""
     transfer: TransferConfig = TransferConfig()
     """Weight transfer."""
-    timeout_s: PositiveFloat = 600
+    timeout_s: Seconds = 600
     """Deadline of the responses to one prompt, in seconds."""
-    start_timeout_s: PositiveFloat = 600
+    start_timeout_s: Seconds = 600
     """Deadline of an engine's start, in seconds."""
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from actors.config_base import Config, PlacedConfig, changed, refuse_unused
+from actors.config_base import Config, PlacedConfig, Seconds, changed, refuse_unused
 from actors.config_deepspeed import check_deepspeed
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -91,7 +91,7 @@ class GroupConfig(PlacedConfig):
     """Most tokens packed into one forward pass; a single longer sequence still goes alone."""
     logprob_chunk_tokens: PositiveInt = 1024
     """Tokens whose float32 logits exist at one time."""
-    timeout_s: PositiveFloat = 600
+    timeout_s: Seconds = 600
     """Deadline of one call to the group, and of its collectives, in seconds."""
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ and the tensors' bytes (https://github.com/huggingface/safetensors#format). An i
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,17 @@ class StoredTensor(NamedTuple):
     file: str
 
 
+def not_a_file(path: Path) -> str | None:
+    """What stands at `path` instead of a file, in words; None for a file, and where there is nothing."""
+    if path.is_file() or not os.path.lexists(path):
+        return None
+    if path.is_dir():
+        return "a directory"
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which is not there"
+    return "neither file nor directory"
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files that transformers loads a model from; [] when the directory holds no weights.
 
@@ -44,6 +56,9 @@ def weight_files(directory: Path) -> list[Path]:
         ValueError: there are weights, but not all, or none of the names that are looked for.
     """
     for single, index in ((_SINGLE, _INDEX), (_SINGLE_BIN, _INDEX_BIN)):
+        for name in (single, index):
+            if what := not_a_file(directory / name):
+                raise ValueError(f"{name} must be a file, is {what}")
         if (directory / single).is_file():
             return [directory / single]
         if (directory / index).is_file():

@@ -1,7 +1,7 @@
 """Settings of what is learned: data, rewards, and one section per algorithm, tagged by `algorithm.name`."""
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from actors.config import Config, FrozenGroupConfig, refuse_unused
+from actors.config import Config, FrozenGroupConfig, Seconds, refuse_unused
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
@@ -156,7 +156,7 @@ class RewardConfig(Config):
     """Largest absolute reward, after normalisation and before baselines."""
     workers: PositiveInt = 1
     """Processes that run functions and ask endpoints."""
-    deadline_s: PositiveFloat = 30
+    deadline_s: Seconds = 30
     """Longest time a call may take, in seconds; the process is then ended and replaced. Quick groups share a call."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of a step's samples that may fail (and be replaced) before the run stops with the cause."""
@@ -168,6 +168,21 @@ class RewardConfig(Config):
             return value
         key = {"functions": "name", "models": "path", "endpoints": "url"}[str(info.field_name)]
         return [{key: item} if isinstance(item, str) else item for item in value]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name in ("functions", "models", "endpoints"):
+            seen: list[dict[str, Any]] = []
+            for index, source in enumerate(getattr(self, name)):
+                values = source.model_dump(exclude={"weight"})
+                if values in seen:
+                    got = values.get("name") or values.get("path") or values.get("url")
+                    raise ValueError(
+                        f"{name}.{index} must differ from the others (to count one twice give it the weight 2), got "
+                        f"{got} again"
+                    )
+                seen.append(values)
+        return self
 
     @property
     def sources(self) -> int:

@@ -73,7 +73,12 @@ def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
 
 
 def evaluated(metrics: Metrics, name: str, field: str) -> float:
-    """The value of an evaluation metric; raises UserError with `field` when there is none of this name."""
+    """The value of an evaluation metric; NaN where prompts, and with them the metric, are missing from this evaluation.
+
+    Raises UserError with `field` when there is none of this name.
+    """
+    if name not in metrics and metrics.get("eval/failed"):
+        return math.nan
     if name not in metrics:
         known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
         raise UserError(f"{field}: no such evaluation metric, got {name}; there are {known}")

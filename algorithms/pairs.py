@@ -4,7 +4,6 @@ A response ends as a rollout ends, with the end-of-sequence token; what a chat t
 The prompt is what a rollout would start from, so that both responses of a pair begin with the same token ids.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.conventions import read_examples
 from algorithms.overlong import Reading, cut_responses
-from algorithms.readers import Answer, Completion, Judgement, Message, RowError, at_row
+from algorithms.readers import Answer, Completion, Message, RowError, at_row
 from algorithms.rendering import bos_of, bounds, encode_texts, render_messages, with_system_prompt
 from algorithms.sources import Row
 
@@ -154,16 +153,6 @@ def judged_reading(
         cut=cut,
         **bounds(tokenizer, data),
     )
-
-
-def check_both_labels(examples: Iterable[Judgement], field: str) -> None:
-    """Raise UserError unless there are desirable and undesirable responses: KTO learns from their difference."""
-    labels = [example.desirable for example in examples]
-    if len(set(labels)) == 1:
-        raise UserError(
-            f"{field}: loss kto needs rows of both labels, true and false, got {str(labels[0]).lower()} in all "
-            f"{len(labels):,} rows"
-        )
 
 
 def prompt_length(sequence: Sequence) -> int:

@@ -10,7 +10,7 @@ from algorithms.config_offline import DPOConfig, SFTConfig
 from algorithms.config_rl import RLConfig
 from algorithms.data import load_sets, prompt_reading, sequence_reading
 from algorithms.overlong import Reading, divided
-from algorithms.pairs import check_both_labels, judged_reading, pair_reading
+from algorithms.pairs import judged_reading, pair_reading
 from algorithms.sources import Row
 
 if TYPE_CHECKING:
@@ -47,17 +47,14 @@ def reading_of(
 ) -> Reading[Any]:
     """The rows as the algorithm reads them, not yet rendered.
 
-    Raises UserError for rows that fit no convention, are empty, or for KTO are all of one label.
+    Raises UserError for rows that fit no convention or are empty.
     """
     if isinstance(algorithm, RLConfig):
         return prompt_reading(rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=field)
     if isinstance(algorithm, SFTConfig):
         return sequence_reading(rows, data, tokenizer, train_on=algorithm.train_on, field=field)
     if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
-        reading = judged_reading(rows, data, tokenizer, field=field)
-        if field != "data.eval":
-            check_both_labels(reading.examples, field)
-        return reading
+        return judged_reading(rows, data, tokenizer, field=field)
     return pair_reading(rows, data, tokenizer, field=field)
 
 

@@ -55,7 +55,7 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", metavar="T", type=_temperature, default=0.0, help="sampling temperature (default: 0, greedy)"
     )
     parser.add_argument(
-        "--max-tokens", metavar="N", type=_count, default=512, help="longest answer, in tokens (default: 512)"
+        "--max-tokens", metavar="N", type=_count, help="longest answer, in tokens (default: 512, or what the model has)"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from actors.skeleton import write_skeleton
 from actors.tokenizer import load_tokenizer
 from algorithms.batches import row_order
+from algorithms.comparable import require_comparable
 from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig
 from algorithms.reading import run_data
 from launch.config import RunConfig
@@ -33,6 +34,8 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
         reporter.note(note)
+    if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+        require_comparable(found, algorithm, config.data, seed=config.run.seed)
     updates = algorithm.updates(found.drawn(config.data.weights))
     reporter.phase("loading model")
     built(policy, start_building(policy, updates), reporter)

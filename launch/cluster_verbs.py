@@ -25,10 +25,10 @@ def on_submit(arguments: argparse.Namespace) -> int:
         return submit_job(
             config, address=arguments.address, run_id=arguments.id, wait=arguments.wait, as_json=arguments.json
         )
-    _check_for_kubernetes(config)
+    told = _assumed_on_kubernetes(config)
     from launch.kube.client import kube_submit
 
-    return kube_submit(config, **_kube(arguments), wait=arguments.wait, as_json=arguments.json)
+    return kube_submit(config, **_kube(arguments), wait=arguments.wait, as_json=arguments.json, told=told)
 
 
 def on_status(arguments: argparse.Namespace) -> int:
@@ -94,7 +94,8 @@ def on_k8s(arguments: argparse.Namespace) -> int:
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
-    _check_for_kubernetes(config)
+    for line in _assumed_on_kubernetes(config):
+        print(line, file=sys.stderr)
     from launch.kube.render import render
 
     print(render(config, arguments.kind or "rayjob"), end="")
@@ -114,8 +115,8 @@ def _kube(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"namespace": arguments.namespace, "context": arguments.context}
 
 
-def _check_for_kubernetes(config: "RunConfig") -> None:
-    """Print what is assumed about a run on Kubernetes; raises UserError with what is wrong with it."""
+def _assumed_on_kubernetes(config: "RunConfig") -> list[str]:
+    """Warnings of what is assumed about a run on Kubernetes; raises UserError with what is wrong with it."""
     from actors.config import UserError
     from launch.check import preflight
     from launch.jobs.uploadable import secret_problems
@@ -123,5 +124,4 @@ def _check_for_kubernetes(config: "RunConfig") -> None:
 
     if problems := secret_problems(config):
         raise UserError(*problems)
-    for warning in preflight(config, elsewhere=True) + render_warnings(config):
-        print(f"warning: {warning}", file=sys.stderr)
+    return [f"warning: {warning}" for warning in preflight(config, elsewhere=True) + render_warnings(config)]

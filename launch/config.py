@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from actors.config import (
     Config,
     CriticConfig,
     ModelConfig,
     ReferenceConfig,
+    Seconds,
     TrainerConfig,
     UserError,
     refuse_unused,
@@ -91,7 +92,7 @@ class ClusterConfig(Config):
     object_store_mib: int = Field(default=256, ge=75)
     """Shared memory of the local Ray cluster, in MiB, of which Ray needs 75; on Kubernetes, of each pod, which gets
     1 GiB per GPU at least."""
-    wait_s: PositiveFloat = 300
+    wait_s: Seconds = 300
     """Deadline of waiting for resources, in seconds."""
     env: Environment = {}
     """Environment variables of all processes: {HF_HOME: /shared/huggingface}"""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.config_encoder import EncoderConfig
-from launch.inputs import Field, Rows, Sets, check_rows, read_sets, same_rows
+from launch.inputs import Field, Rows, Sets, check_rows, check_unpaired, read_sets, same_rows
 from launch.reward_checks import RewardProbe
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def check_sets(findings: "Findings", sets: dict[Field, Sets], readable: bool) ->
     if train is not None:
         findings.rows, findings.mean_tokens = train.count, train.mean_tokens
         findings.complete = train.complete
+        with findings.collecting():
+            check_unpaired(config, train, held_out)
         if held_out is not None:
             findings.warnings += same_rows(config, train, held_out)
     return train, held_out

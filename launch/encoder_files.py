@@ -17,6 +17,7 @@ from algorithms.sources import read_rows
 from launch.chat import model_directory
 from launch.model_tensors import check_whole
 from launch.model_values import architecture_of, scores_given
+from launch.transformers_source import causal_architectures
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -36,10 +37,7 @@ def encoder_directory(model: str, field: str = "MODEL") -> Path:
             return _whole(candidate, field)
     if is_hub_id(model):
         return _whole(Path(local_directory(model, field)), field)
-    try:
-        return _whole(model_directory(model), field)
-    except UserError as error:
-        raise UserError(*(f"{field}: {problem.partition(': ')[2]}" for problem in error.problems)) from None
+    return _whole(model_directory(model, field), field)
 
 
 def _whole(directory: Path, field: str) -> Path:
@@ -77,6 +75,11 @@ def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
         if labels != 1:
             raise UserError(f"{field}: must give one score, got {architecture} with {labels} in {directory}")
         return "reranker"
+    if architecture in causal_architectures().get(str(values.get("model_type")), ()):
+        raise UserError(
+            f"{field}: must be an embedding model or a reranker, got {architecture}, which generates text (`tandem "
+            f"chat {directory}`), in {directory}"
+        )
     raise UserError(f"{field}: must say how it pools (modules.json), got {directory}")
 
 

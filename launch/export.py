@@ -27,13 +27,13 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     """
     if (Path(run) / _SETTINGS).is_file() and not adapter:
         return _merge(Path(run), output)
-    source = model_directory(run)
+    source = model_directory(run, "RUN")
     if adapter:
         source = source / _ADAPTER
         if not source.is_dir():
             raise UserError(f"--adapter: needs a run with model.lora, got {run}")
     else:
-        check_whole(source, "MODEL")
+        check_whole(source, "RUN")
     if output is None:
         print(source)
         return 0
@@ -62,7 +62,7 @@ def _merge(directory: Path, output: str | None) -> int:
         raise _unwritable(output, error) from None
     except (ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"MODEL: adapters cannot be merged into {base} ({reason}), got {directory}") from error
+        raise UserError(f"RUN: adapters cannot be merged into {base} ({reason}), got {directory}") from error
     print(target)
     return 0
 
@@ -77,31 +77,31 @@ def _base_of(directory: Path) -> Path:
     try:
         settings = parse_json(path.read_bytes(), str(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"MODEL: {error}, got {directory}") from None
+        raise UserError(f"RUN: {error}, got {directory}") from None
     if not isinstance(settings, dict):
-        raise UserError(f"MODEL: {path} must hold an object, got something else")
+        raise UserError(f"RUN: {path} must hold an object, got something else")
     base, task = settings.get("base_model_name_or_path"), settings.get("task_type")
     if task == "FEATURE_EXTRACTION" or (directory.parent / "modules.json").is_file():
         raise UserError(
-            f"MODEL: {path} must be of a language model or classifier; the export of an embedding run has its adapters "
+            f"RUN: {path} must be of a language model or classifier; the export of an embedding run has its adapters "
             f"merged already, got task_type {task}"
         )
     weights = [directory / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
     if not any(file.is_file() for file in weights):
-        raise UserError(f"MODEL: must hold the adapters, {weights[0].name}, got none in {directory}")
+        raise UserError(f"RUN: must hold the adapters, {weights[0].name}, got none in {directory}")
     if not isinstance(base, str) or not base:
-        raise UserError(f"MODEL: base_model_name_or_path in {path} must be a model, got {base or 'nothing'}")
+        raise UserError(f"RUN: base_model_name_or_path in {path} must be a model, got {base or 'nothing'}")
     revision = settings.get("revision")
     named = f"base_model_name_or_path in {path}"
     if is_hub_id(base):
-        return Path(local_directory(f"{base}@{revision}" if revision else base, f"MODEL: {named}"))
+        return Path(local_directory(f"{base}@{revision}" if revision else base, f"RUN: {named}"))
     if not Path(base).is_dir():
         raise UserError(
-            f"MODEL: {named} must be a model, whose weights the adapters change; there is no directory "
+            f"RUN: {named} must be a model, whose weights the adapters change; there is no directory "
             f"{Path(base).absolute()} (put the base there, or change the path in that file), got {base}"
         )
     try:
-        check_whole(Path(base), f"MODEL: {named}")
+        check_whole(Path(base), f"RUN: {named}")
     except UserError as error:
         hint = ". A run keeps no weights of a new model: its export/ is the whole one" * _is_skeleton(Path(base))
         raise UserError(f"{error}{hint}") from None

@@ -4,16 +4,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import UserError
+from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
 from algorithms.sources import kind_of_source
 from launch.config import RunConfig
 from launch.reward_checks import ProbeRow
+
+if TYPE_CHECKING:
+    from algorithms.comparable import Unpaired
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -41,6 +45,10 @@ class Rows:
     """Rows read that the run draws, at most READ_ROWS of each set: without those that are too long or held out."""
     complete: bool = True
     """Whether these are all: no set has as many rows as are read here."""
+    whole: bool = True
+    """Whether none of them is left out for its length."""
+    unpaired: dict[str, list["Unpaired"]] = field(default_factory=dict)
+    """For KTO: what decides whether rows can be compared, of each set."""
     columns: set[str] = field(default_factory=set)
     """Columns that every row has, under the names rewards see."""
     lacking: dict[str, str] = field(default_factory=dict)
@@ -80,6 +88,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     Raises:
         UserError: as `read_sets` does, and rows that are too long or cannot be rendered.
     """
+    from algorithms.comparable import unpaired_text
     from algorithms.overlong import held_out_count
 
     found, lengths = Rows(), []
@@ -101,8 +110,11 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
             found.digest = hash((found.digest, *map(repr, rows)))
         if isinstance(config.algorithm, RLConfig):
             found.examples += _examples(reading)
+        if isinstance(config.algorithm, DPOConfig) and config.algorithm.unpaired:
+            found.unpaired[name] = list(map(unpaired_text, reading.examples))
         if tokenise:
             kept -= _measure(reading, lengths, found)
+        found.whole = found.whole and kept == len(rows)
         if where == "data.train" and config.data.eval_fraction is not None:
             kept -= held_out_count(kept, config.data.eval_fraction, label)
         # Of a set with weight 0 no row is drawn.
@@ -110,6 +122,26 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     found.columns = set.intersection(*columns)
     found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
     return found
+
+
+def check_unpaired(config: RunConfig, train: Rows, held_out: Rows | None) -> None:
+    """For KTO, check that every update and the evaluation can compare, where all rows are known that it will have.
+
+    Raises UserError as `check_comparable` does.
+    """
+    algorithm, fraction = config.algorithm, config.data.eval_fraction
+    if not (isinstance(algorithm, DPOConfig) and algorithm.unpaired and train.complete and train.whole):
+        return
+    from algorithms.comparable import check_comparable
+    from algorithms.overlong import divided
+
+    sets, evaluated = {}, []
+    for name, rows in train.unpaired.items():
+        kept, apart = divided(rows, fraction, "data.train") if fraction is not None else (rows, [])
+        sets[name], evaluated = kept, evaluated + apart
+    if held_out is not None and held_out.complete and held_out.whole:
+        evaluated = [row for rows in held_out.unpaired.values() for row in rows]
+    check_comparable(algorithm, config.data, sets, evaluated, seed=config.run.seed)
 
 
 def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:

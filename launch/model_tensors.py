@@ -14,7 +14,8 @@ from typing import Any
 from actors.config import LoraConfig, UserError
 from actors.safetensors_header import StoredTensor, layer_count, stored_tensors
 from launch.estimate import decoder_shape
-from launch.model_values import BERTS, DECODERS, REQUIRED, Role, architecture_of, causal_architectures, model_values
+from launch.model_values import BERTS, DECODERS, REQUIRED, Role, architecture_of, model_values
+from launch.transformers_source import causal_architectures
 
 Shapes = dict[str, tuple[int, ...]]
 """Name of a parameter -> its shape. Example: {"model.norm.weight": (64,)}."""

@@ -1,20 +1,16 @@
-"""What config.json of a model directory says, checked as far as it can be without loading the model. No torch.
-
-Which types and architectures there are is read from the source of the installed transformers, whose import takes long.
-"""
+"""What config.json of a model directory says, checked as far as it can be without loading the model. No torch."""
 
 import difflib
-import importlib.util
 import json
 import os
-import re
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import UserError
-from actors.safetensors_header import parse_json, weight_files
+from actors.safetensors_header import not_a_file, parse_json, weight_files
+from launch.model_kinds import check_kinds, short
+from launch.transformers_source import causal_architectures, known_types
 
 Role = Literal["causal", "scores", "encoder"]
 """What a model shall become: a language model, one that gives a score (which may start from either), an encoder."""
@@ -72,7 +68,7 @@ def config_values(directory: Path, field: str) -> dict[str, Any]:
     if "algorithm" not in values or "model_type" in values:
         _check_type(values, path, field)
         _check_counts(values, path, field)
-        _check_kinds(values, path, field)
+        check_kinds(values, path, field, strict=values["model_type"] in (*DECODERS, *BERTS))
     return values
 
 
@@ -84,6 +80,8 @@ def require_directory(directory: Path, field: str) -> None:
         entries = [entry.name for entry in directory.iterdir()] if directory.is_dir() else None
         if (directory / "config.json").is_file():
             return
+        if what := not_a_file(directory / "config.json"):
+            raise UserError(f"{field}: {directory / 'config.json'} must be a file, is {what}, got {given}")
     except FileNotFoundError:
         _refuse_missing(directory, field)
         return
@@ -161,7 +159,7 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise UserError(
             f"{field}: must hold plain weights (model.quantize makes 4 bits of them), got weights quantised with "
-            f"{_short(method)} in {directory}"
+            f"{short(method)} in {directory}"
         )
     if role == "encoder":
         return
@@ -183,68 +181,28 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
         raise UserError(f"{field}: {wanted}{wants}, got {shown}")
 
 
-@cache
-def known_types() -> frozenset[str]:
-    """Every model_type of the installed transformers; empty where its source has another form than is known here."""
-    listed = _section("auto_mappings.py", "CONFIG_MAPPING_NAMES = ")
-    further = _source("configuration_auto.py")
-    found = re.findall(r'\(\s*"([\w.-]+)",\s*"\w+"', listed)
-    return frozenset(found + re.findall(r'"([\w.-]+)": "\w+Config"', further)) if found else frozenset()
-
-
-@cache
-def causal_architectures() -> dict[str, tuple[str, ...]]:
-    """model_type -> classes of the installed transformers that are causal language models; empty as `known_types`."""
-    found: dict[str, tuple[str, ...]] = {}
-    listed = _section("modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")
-    for kind, classes in re.findall(r'\(\s*"([\w.-]+)",\s*(\([^)]*\)|"\w+")', listed):
-        found[kind] = tuple(re.findall(r"\w+", classes))
-    return found
-
-
-@cache
-def _activations() -> frozenset[str]:
-    """Names that hidden_act may have in the installed transformers; empty as `known_types`."""
-    listed = _source("../../activations.py").partition("\nACT2CLS = {")[2].partition("\n}")[0]
-    return frozenset(re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE))
-
-
-def _section(file: str, start: str) -> str:
-    """The literal that begins with the line `start` and ends with a closing bracket at the margin."""
-    return _source(file).partition(f"\n{start}")[2].partition("\n)")[0]
-
-
-def _source(file: str) -> str:
-    spec = importlib.util.find_spec("transformers")
-    for place in (spec and spec.submodule_search_locations) or ():
-        path = Path(place) / "models" / "auto" / file
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    return ""
-
-
 def _check_type(values: dict[str, Any], path: Path, field: str) -> None:
     kind, known = values.get("model_type"), known_types()
     if not isinstance(kind, str) or not kind:
-        got = "nothing" if kind is None else _short(kind)
+        got = "nothing" if kind is None else short(kind)
         raise UserError(f"{field}: {path} must say model_type, the name of an architecture, got {got}")
     architectures = values.get("architectures")
     if architectures is not None and not (
         isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
     ):
-        raise UserError(f"{field}: architectures in {path} must be a list of names, got {_short(architectures)}")
+        raise UserError(f"{field}: architectures in {path} must be a list of names, got {short(architectures)}")
     if not known or kind in known:
         return
     if "auto_map" in values:
         raise UserError(
             f"{field}: needs code of its own repository (auto_map in {path}), which Tandem never runs; transformers "
-            f"{version('transformers')} has no model_type {_short(kind)}"
+            f"{version('transformers')} has no model_type {short(kind)}"
         )
     near = difflib.get_close_matches(kind, sorted(known), 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(
         f"{field}: model_type in {path} must be one that transformers {version('transformers')} has{hint}, "
-        f"got {_short(kind)}"
+        f"got {short(kind)}"
     )
 
 
@@ -254,12 +212,13 @@ def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
         if value is None or isinstance(value, list):  # some families give one for each layer
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{field}: {name} in {path} must be a whole number of at least 1, got {_short(value)}")
+            raise UserError(f"{field}: {name} in {path} must be a whole number of at least 1, got {short(value)}")
     kind = values["model_type"]
     if kind in DECODERS or kind in BERTS:
         for name in REQUIRED:
             if not isinstance(values.get(name), int):
-                raise UserError(f"{field}: {path} must say {name} for {kind}, got {_short(values.get(name))}")
+                got = short(values[name]) if name in values else "nothing"
+                raise UserError(f"{field}: {path} must say {name} for {kind}, got {got}")
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if not (isinstance(hidden, int) and isinstance(heads, int)):
         return
@@ -272,42 +231,7 @@ def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
         )
 
 
-_NUMBERS = (
-    *("rms_norm_eps", "layer_norm_eps", "initializer_range", "rope_theta", "attention_dropout"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
-)
-_SWITCHES = ("tie_word_embeddings", "use_cache", "attention_bias", "mlp_bias")
-_DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
-
-
-def _check_kinds(values: dict[str, Any], path: Path, field: str) -> None:
-    """Fields of config.json that transformers 5 refuses, or cannot compute with, when they are of another kind."""
-    rules = [(name, (int, float), "a number") for name in _NUMBERS]
-    rules += [(name, (bool,), "true or false") for name in _SWITCHES]
-    rules += [(name, (int,), "a whole number") for name in ("sliding_window", "bos_token_id", "pad_token_id")]
-    rules += [("eos_token_id", (int, list), "a whole number or a list of them"), ("layer_types", (list,), "a list")]
-    for name, kinds, rule in rules:
-        value = values.get(name)
-        if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
-            continue
-        raise UserError(f"{field}: {name} in {path} must be {rule}, got {_short(value)}")
-    known, given = _activations(), values.get("hidden_act")
-    if known and given is not None and values["model_type"] in (*DECODERS, *BERTS) and given not in known:
-        near = difflib.get_close_matches(str(given), known, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{field}: hidden_act in {path} must be one of transformers' activations{hint}, got {given}")
-    for name in ("dtype", "torch_dtype"):
-        value = values.get(name)
-        if isinstance(value, str) and value.removeprefix("torch.") not in _DTYPES:
-            raise UserError(f"{field}: {name} in {path} must be one of {', '.join(_DTYPES)}, got {_short(value)}")
-
-
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return {list: "list", str: "string"}.get(type(value), "number")
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.isprintable() and value else ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

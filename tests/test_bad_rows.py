@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
+from actors.tokenizer import tokenizer_for
+from algorithms.comparable import require_comparable
 from algorithms.config import DataConfig
 from algorithms.data import load_rows
+from algorithms.reading import run_data
 from algorithms.reward_calls import check_signature
 from launch.config import validate
-from launch.inputs import check_rows
+from launch.inputs import Rows, check_rows, check_unpaired
 
 INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
 JOBS: dict[str, dict[str, Any]] = {
@@ -169,10 +172,55 @@ def test_names_in_columns_that_nothing_reads() -> None:
     assert message.startswith("data.columns.prompt: data.train row 1 has no column 'qq' (did you mean q?)")
 
 
+def judged(*rows: tuple[str, bool], file: str = "rows.jsonl") -> None:
+    lines = [{"prompt": prompt, "completion": f"{n}", "label": label} for n, (prompt, label) in enumerate(rows)]
+    rows_file("\n".join(map(json.dumps, lines)), file)
+
+
+def incomparable(held_out: Rows | None = None, samples: int = 4, **data: Any) -> str:
+    """What is wrong with the rows of a KTO run, which the run itself says in the same words."""
+    job = config("kto", **data)
+    job = job.model_copy(update={"algorithm": job.algorithm.model_copy(update={"samples_per_update": samples})})
+    tokenizer = tokenizer_for(job.model)
+    found = run_data(job.algorithm, job.data, tokenizer, max_prompt_tokens=0)
+    problems = []
+    for check in (
+        lambda: check_unpaired(job, check_rows(job, "data.train", tokenise=True), held_out),
+        lambda: require_comparable(found, job.algorithm, job.data, seed=job.run.seed),
+    ):
+        with pytest.raises(UserError) as error:
+            check()
+        problems += error.value.problems
+    assert problems[0] == problems[1]
+    return problems[0]
+
+
 def test_labels_of_one_kind_teach_kto_nothing() -> None:
-    rows_file(json.dumps(GOOD["kto"]) + "\n" + json.dumps(GOOD["kto"]))
+    judged(("a", True), ("b", True))
     rule = "loss kto needs rows of both labels, true and false"
-    assert complaint("kto") == f"data.train: {rule}, got true in all 2 rows"
+    assert incomparable() == f"data.train: {rule}, got true in all 2 rows"
+    judged(("a", False), ("b", False), file="false.jsonl")
+    two_sets = {"good": "rows.jsonl", "bad": "false.jsonl"}
+    job = config("kto", train=two_sets)
+    check_unpaired(job, check_rows(job, "data.train", tokenise=True), None)
+    assert incomparable(train=two_sets, weights={"bad": 0, "good": 1}) == f"data.train: {rule}, got true in all 2 rows"
+
+
+def test_kto_compares_different_prompts_in_every_update_and_in_what_is_held_out() -> None:
+    judged(("a", True), ("a", False))
+    rule = "kto compares responses to different prompts, so it needs two"
+    assert incomparable() == f"data.train: {rule}, got 2 rows of one"
+    judged(*[(prompt, label) for prompt in "abcdef" for label in (True, False)])
+    assert incomparable(eval_fraction=0.01) == f"data.eval_fraction: {rule}, got 1 row of one"
+    assert incomparable(samples=2, shuffle=False) == (
+        "algorithm.samples_per_update: must give every update of kto two different prompts, got 2, with which update 1 "
+        "has one"
+    )
+    job = config("kto", eval_fraction=0.5)
+    check_unpaired(job, check_rows(job, "data.train", tokenise=True), None)
+    judged(("a", True), ("a", False), file="eval.jsonl")
+    held_out = check_rows(config("kto", train="eval.jsonl"), "data.train", tokenise=True)
+    assert incomparable(held_out, eval="eval.jsonl") == f"data.eval: {rule}, got 2 rows of one"
 
 
 def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

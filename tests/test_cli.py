@@ -274,14 +274,15 @@ def test_a_run_that_has_not_finished_says_what_there_is(project: Path, verb: str
     (run / "config.json").write_text(json.dumps({"algorithm": {"name": "grpo", "steps": 200}}))
     started = tandem(project, verb, "outputs/first", *(["--prompt", "x"] if verb == "chat" else []))
     again = "start it again with `tandem run outputs/first/config.json`"
-    line = f"error: MODEL: the run has not finished and has no checkpoint; {again}, got outputs/first\n"
+    field = "MODEL" if verb == "chat" else "RUN"
+    line = f"error: {field}: the run has not finished and has no checkpoint; {again}, got outputs/first\n"
     assert (started.returncode, started.stderr) == (2, line)
     (run / "checkpoints").mkdir()
     (run / "checkpoints/latest").write_text("step-40")
     stopped = tandem(project, verb, "outputs/first", *(["--prompt", "x"] if verb == "chat" else []))
     resume = "resume it with `tandem run outputs/first/config.json checkpoint.resume=true`"
     rule = "the run has not finished: there is a checkpoint of step 40 of 200, but no model yet"
-    assert (stopped.returncode, stopped.stderr) == (2, f"error: MODEL: {rule}; {resume}, got outputs/first\n")
+    assert (stopped.returncode, stopped.stderr) == (2, f"error: {field}: {rule}; {resume}, got outputs/first\n")
 
 
 def test_export_copies_a_finished_model(project: Path) -> None:

@@ -68,8 +68,8 @@ MISTAKES = [
     ("run adir", "config file: must be a file, got a directory, adir"),
     ("k8s --check adir", "--check: must be a YAML file that can be read, got adir (Is a directory)"),
     *[
-        (command.format(path), f"MODEL: {rule}")
-        for command in ("chat {} --prompt x", "export {}")
+        (command.format(path), f"{field}: {rule}")
+        for command, field in (("chat {} --prompt x", "MODEL"), ("export {}", "RUN"))
         for path, rule in {
             "adir": "must be a model directory with a config.json, got the empty directory adir",
             "afile": "must be a directory with a config.json, not a file, got afile",

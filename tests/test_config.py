@@ -74,6 +74,18 @@ CONTRADICTIONS = {
     "model.attention=flash_attention_2": "model.attention flash_attention_2 needs dtype bf16, got fp32",
     "rollout={tensor_parallel: 2, gpus_per_engine: 1}": "rollout.gpus_per_engine must be 0 or tensor_parallel (2), "
     "got 1",
+    "reward.deadline_s=1e-9": "reward.deadline_s: must be at least 0.1, got 1e-09",
+    "rollout.timeout_s=0.09": "rollout.timeout_s: must be at least 0.1, got 0.09",
+    "rollout.start_timeout_s=0": "rollout.start_timeout_s: must be at least 0.1, got 0",
+    "rollout.transfer.timeout_s=-1": "rollout.transfer.timeout_s: must be at least 0.1, got -1",
+    "policy.timeout_s=0.001": "policy.timeout_s: must be at least 0.1, got 0.001",
+    "cluster.wait_s=0.01": "cluster.wait_s: must be at least 0.1, got 0.01",
+    "reward={functions: [my.py:f, {name: my.py:f, weight: 2}]}": "reward.functions.1 must differ from the others (to "
+    "count one twice give it the weight 2), got my.py:f again",
+    "reward={models: [m, n, m]}": "reward.models.2 must differ from the others (to count one twice give it the weight "
+    "2), got m again",
+    "reward={endpoints: ['http://a', 'http://a']}": "reward.endpoints.1 must differ from the others (to count one "
+    "twice give it the weight 2), got http://a again",
     "run.seed=2147483648": "run.seed: must be below 2147483648, got 2147483648",
     "run.seed=-1": "run.seed: must be at least 0, got -1",
 }

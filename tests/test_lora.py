@@ -286,7 +286,7 @@ def test_merging_needs_the_base(tmp_path: Path) -> None:
     }
     for name, reason in reasons.items():
         adapter = _write(model, str(tmp_path / name) if name else None, tmp_path / "adapter")
-        with pytest.raises(UserError, match=r"MODEL: base_model_name_or_path in \S+adapter_config.json") as caught:
+        with pytest.raises(UserError, match=r"RUN: base_model_name_or_path in \S+adapter_config.json") as caught:
             export(str(adapter), output=str(tmp_path / "whole"))
         assert reason in str(caught.value)
 

@@ -243,6 +243,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "--data: row 2: pos ",
     ),
     "no pooling": (lambda rerankers: ["none"], "MODEL: must say how it pools (modules.json), got none"),
+    "a model that generates": (
+        lambda rerankers: ["causal"],
+        "MODEL: must be an embedding model or a reranker, got Qwen2ForCausalLM, which generates text (`tandem chat "
+        "causal`), in causal",
+    ),
     "a reranker": (
         lambda rerankers: [str(rerankers / "saved")],
         "MODEL: must be an embedding model, a reranker goes to --reranker, got {rerankers}/saved",
@@ -317,6 +322,7 @@ def test_a_mistake_is_one_line(
     write("empty.jsonl", [{"query": "a", "pos": ["b"]}, {"query": "c", "pos": []}])
     small = ModelInit(family="bert", hidden_size=16, heads=2, layers=1, alphabet="ab", max_positions=32)
     fake_model(Path("none"), init=small)
+    fake_model(Path("causal"))
     labels = {"0": "a", "1": "b", "2": "c"}
     fake_model(Path("three"), init=small, architectures=["BertForSequenceClassification"], id2label=labels)
     more, expected = MISTAKES[mistake][0](rerankers), MISTAKES[mistake][1]

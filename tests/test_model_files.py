@@ -125,7 +125,7 @@ CONFIG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"num_attention_heads": 0}, "num_attention_heads in model/config.json must be a whole number"),
     "no words": ({"vocab_size": 0}, "vocab_size in model/config.json must be a whole number"),
     "true": ({"vocab_size": True}, "vocab_size in model/config.json must be a whole number"),
-    "left out": ({"vocab_size": ...}, "model/config.json must say vocab_size for qwen2, got None"),
+    "left out": ({"vocab_size": ...}, "model/config.json must say vocab_size for qwen2, got nothing"),
     "heads that do not divide": ({"num_attention_heads": 3}, "num_attention_heads in model/config.json must divide"),
     "architectures": ({"architectures": "Qwen2ForCausalLM"}, "architectures in model/config.json must be a list"),
     "misspelt type": ({"model_type": "qwen22"}, "(did you mean qwen2?), got qwen22"),
@@ -563,15 +563,15 @@ def test_an_adapter_without_its_base_names_it() -> None:
     Path("adapter").mkdir()
     settings = Path("adapter/adapter_config.json")
     settings.write_text("{}")
-    named = "MODEL: base_model_name_or_path in adapter/adapter_config.json"
+    named = "RUN: base_model_name_or_path in adapter/adapter_config.json"
     expected = {
-        "": "MODEL: must hold the adapters, adapter_model.safetensors, got none in adapter",
+        "": "RUN: must hold the adapters, adapter_model.safetensors, got none in adapter",
         '{"base_model_name_or_path": null}': f"{named} must be a model, got nothing",
         '{"base_model_name_or_path": "owner/name"}': f"{named}: no such directory, and the hub cannot give it (",
         '{"base_model_name_or_path": "./gone"}': f"{named} must be a model, whose weights the adapters change; "
         f"there is no directory {Path('gone').absolute()} ",
-        "[": "MODEL: adapter/adapter_config.json is not JSON",
-        "[]": "MODEL: adapter/adapter_config.json must hold an object, got something else",
+        "[": "RUN: adapter/adapter_config.json is not JSON",
+        "[]": "RUN: adapter/adapter_config.json must hold an object, got something else",
     }
     for text, rule in expected.items():
         if text:
@@ -597,7 +597,7 @@ def test_verbs_refuse_a_damaged_model_before_they_load_it(monkeypatch: pytest.Mo
     for damage in (b"", b"<html>", b"version https://git-lfs"):
         (model / "model.safetensors").write_bytes(damage)
         for verb in verbs.values():
-            with pytest.raises(UserError, match=r"MODEL: weights in run/export cannot be read, model.safetensors is"):
+            with pytest.raises(UserError, match=r"(MODEL|RUN): weights in run/export cannot be read, "):
                 verb()
     fake_model(model)
     for file in model.glob("token*"):
@@ -607,7 +607,7 @@ def test_verbs_refuse_a_damaged_model_before_they_load_it(monkeypatch: pytest.Mo
             verbs[name]()
     (model / "config.json").write_text("[]")
     for verb in verbs.values():
-        with pytest.raises(UserError, match=r"MODEL: run/export/config.json must hold an object, got a list"):
+        with pytest.raises(UserError, match=r"(MODEL|RUN): run/export/config.json must hold an object, got a list"):
             verb()
 
 
@@ -635,7 +635,7 @@ def test_a_tokenizers_file_that_is_damaged_is_named(file: str, content: str, rul
     ("name", "value", "rule"),
     [
         ("rope_theta", "x", "must be a number, got x"),
-        ("rms_norm_eps", True, "must be a number, got True"),
+        ("rms_norm_eps", True, "must be a number, got true"),
         ("tie_word_embeddings", "no", "must be true or false, got no"),
         ("sliding_window", "x", "must be a whole number, got x"),
         ("eos_token_id", "x", "must be a whole number or a list of them, got x"),
@@ -653,3 +653,53 @@ def test_a_field_of_another_kind_is_named(name: str, value: Any, rule: str) -> N
 def test_fields_that_transformers_takes_pass() -> None:
     fake_model(Path("m"), eos_token_id=[2, 3], rope_theta=10000, torch_dtype="torch.bfloat16", sliding_window=None)
     check("m")
+
+
+_ROPE = "must be one of transformers' types of rotary positions"
+
+
+@pytest.mark.parametrize(
+    ("rope", "rule"),
+    [
+        ("linear", "rope_scaling in m/config.json must be an object, got linear"),
+        ({"type": "foo", "factor": 2.0}, f"rope_type of rope_scaling in m/config.json {_ROPE}, got foo"),
+        ({"rope_type": "yarm"}, f"rope_type of rope_scaling in m/config.json {_ROPE} (did you mean yarn?), got yarm"),
+        ({"rope_type": ["yarn"]}, f"rope_type of rope_scaling in m/config.json {_ROPE}"),
+        ({"type": "linear"}, "rope_scaling in m/config.json must say factor for linear, got nothing"),
+        ({"rope_type": "llama3", "factor": 2.0}, "rope_scaling in m/config.json must say low_freq_factor for llama3"),
+    ],
+)
+def test_scaled_positions_that_cannot_be_computed_are_named(rope: Any, rule: str) -> None:
+    fake_model(Path("m"), rope_scaling=rope)
+    assert problem("m").startswith(f"model.path: {rule}")
+
+
+def test_scaled_positions_that_can_be_computed_pass() -> None:
+    for rope in ({"type": "linear", "factor": 2}, {"rope_type": "default"}, {"full": {"rope_type": "default"}}):
+        fake_model(Path("m"), rope_scaling=rope)
+        check("m")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_is_no_file_is_said(name: str) -> None:
+    fake_model(Path("m"))
+    file = Path("m") / name
+    file.unlink()
+    shown = file if name == "config.json" else name
+    file.symlink_to("gone")
+    assert problem("m").startswith(f"model.path: {shown} must be a file, is a link to gone, which is not there, got m")
+    file.unlink()
+    os.mkfifo(file)
+    assert problem("m").startswith(f"model.path: {shown} must be a file, is neither file nor directory, got m")
+    file.unlink()
+    file.mkdir()
+    assert problem("m").startswith(f"model.path: {shown} must be a file, is a directory, got m")
+
+
+def test_chat_counts_tokens_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    fake_model(Path("m"), max_position_embeddings=64)
+    with pytest.raises(UserError, match=r"^conversation: must be shorter than the model's 64 tokens, got 7\d$"):
+        chat("m", prompt="a" * 70, temperature=0, max_tokens=None)
+    with pytest.raises(UserError, match=r"^--max-tokens: must be below the model's 64 positions, got 64$"):
+        chat("m", prompt=None, temperature=0, max_tokens=64)

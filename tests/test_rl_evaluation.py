@@ -5,8 +5,9 @@ from itertools import combinations
 import pytest
 
 from actors.config import UserError
+from algorithms.config_offline import StopWhen
 from algorithms.config_rl import pass_sizes
-from algorithms.loop import Best
+from algorithms.loop import Best, good_enough
 from algorithms.rl_evaluation import final_answer, majority, pass_at_k, solving_metrics
 
 
@@ -80,3 +81,14 @@ def test_the_best_is_known_after_a_resume_and_only_by_its_own_metric() -> None:
         UserError, match=r"^algorithm\.best_by: no such evaluation metric, got eval/x; there are eval/loss$"
     ):
         Best("eval/x").improved_by({"eval/loss": 1.0})
+
+
+def test_an_evaluation_without_its_prompts_decides_nothing() -> None:
+    """Prompts whose responses cannot be scored are left out, all of a set's or all that there are."""
+    stop_when = StopWhen(metric="eval/reward/mean", at_least=-5)
+    for value in (None, 0.2):
+        best = Best("eval/reward/mean", value)
+        assert not best.improved_by({"eval/failed": 3.0}) and best.value == value
+    assert not good_enough(stop_when, {"eval/failed": 3.0})
+    with pytest.raises(UserError, match=r"^algorithm\.stop_when\.metric: no such evaluation metric"):
+        good_enough(stop_when, {"eval/failed": 0.0})

@@ -192,6 +192,30 @@ def test_a_machine_that_lacks_something_is_told_before_the_downloads(tmp_path: P
     assert system.startswith("error: system: must be Linux")
 
 
+def test_an_environment_of_another_python_is_not_kept_in_silence(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for path, version in (("python3.13", "3.13"), (".venv/bin/python", "3.11"), ("same", "3.11")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"#!/bin/sh\necho {version}\n")
+        (tmp_path / path).chmod(0o755)
+
+    def make(*arguments: str) -> tuple[int, str]:
+        command = ["make", "--dry-run", "--no-print-directory", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+        return done.returncode, done.stderr
+
+    rule = "PYTHON: must be that of the environment in .venv, Python 3.11 (`make clean` removes it), got"
+    for target in ("setup", "test", "demo"):
+        code, line = make(target, "PYTHON=./python3.13")
+        assert code == 2 and line.count("\n") == 1 and f"{rule} ./python3.13, Python 3.13" in line
+    code, line = make("setup", "PYTHON=./python4")
+    assert code == 2 and f"{rule} ./python4, which does not run" in line
+    assert make("clean", "PYTHON=./python3.13") == (0, "")
+    # What is there may be used: only what the other targets need is not (their files are not there).
+    for choice in ("PYTHON=./same", "SEED=1"):
+        assert "PYTHON:" not in make("setup", choice)[1]
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of this tree, installed without its dependencies into a directory of its own."""

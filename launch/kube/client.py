@@ -9,7 +9,7 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.config import UserError
@@ -21,11 +21,20 @@ from launch.kube.watch import JobLog, RayJobState, follow_rayjob, state_line
 INTERRUPTED = 130
 
 
-def kube_submit(config: RunConfig, *, namespace: str | None, context: str | None, wait: bool, as_json: bool) -> int:
+def kube_submit(
+    config: RunConfig,
+    *,
+    namespace: str | None,
+    context: str | None,
+    wait: bool,
+    as_json: bool,
+    told: Sequence[str] = (),
+) -> int:
     """Create the run's RayJob, or attach to the one that is there, and with `wait` watch it to its end.
 
-    `namespace` defaults to the configuration's. The exit code is 0, or with `wait` the job's: 0 succeeded, 130 stopped,
-    deleted or detached by Ctrl-C, else the driver's or 1.
+    `namespace` defaults to the configuration's. The lines `told` are printed once a cluster is named.
+    The exit code is 0, or with `wait` the job's: 0 succeeded, 130 stopped, deleted or detached by Ctrl-C, else the
+    driver's or 1.
 
     Raises:
         UserError: another RayJob has the name, the cluster refuses the request, or KubeRay finds the RayJob invalid.
@@ -34,6 +43,8 @@ def kube_submit(config: RunConfig, *, namespace: str | None, context: str | None
 
     documents = manifests(config, "rayjob")
     api = connect_kube(namespace or config.cluster.kubernetes.namespace, context)
+    for line in told:
+        _say(line)
     document, action = submit_documents(api, documents, say=_say)
     name = document["metadata"]["name"]
     answer = {"name": name, "namespace": api.namespace, "context": api.context, "action": action}

@@ -1,0 +1,54 @@
+"""What the installed transformers knows, read from its source: importing it takes seconds."""
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def known_types() -> frozenset[str]:
+    """Every model_type of the installed transformers; empty where its source has another form than is known here."""
+    listed = _section("auto_mappings.py", "CONFIG_MAPPING_NAMES = ")
+    further = _source("configuration_auto.py")
+    found = re.findall(r'\(\s*"([\w.-]+)",\s*"\w+"', listed)
+    return frozenset(found + re.findall(r'"([\w.-]+)": "\w+Config"', further)) if found else frozenset()
+
+
+@cache
+def causal_architectures() -> dict[str, tuple[str, ...]]:
+    """model_type -> classes of the installed transformers that are causal language models; empty as `known_types`."""
+    found: dict[str, tuple[str, ...]] = {}
+    listed = _section("modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")
+    for kind, classes in re.findall(r'\(\s*"([\w.-]+)",\s*(\([^)]*\)|"\w+")', listed):
+        found[kind] = tuple(re.findall(r"\w+", classes))
+    return found
+
+
+@cache
+def activations() -> frozenset[str]:
+    """Names that hidden_act may have in the installed transformers; empty as `known_types`."""
+    listed = _source("../../activations.py").partition("\nACT2CLS = {")[2].partition("\n}")[0]
+    return frozenset(re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE))
+
+
+@cache
+def rope_types() -> frozenset[str]:
+    """Types of rotary positions that the installed transformers computes; empty as `known_types`."""
+    listed = _source("../../modeling_rope_utils.py").partition("\nROPE_INIT_FUNCTIONS: ")[2].partition("\n}")[0]
+    found = re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE)
+    return frozenset(("default", *found)) if found else frozenset()
+
+
+def _section(file: str, start: str) -> str:
+    """The literal that begins with the line `start` and ends with a closing bracket at the margin."""
+    return _source(file).partition(f"\n{start}")[2].partition("\n)")[0]
+
+
+def _source(file: str) -> str:
+    spec = importlib.util.find_spec("transformers")
+    for place in (spec and spec.submodule_search_locations) or ():
+        path = Path(place) / "models" / "auto" / file
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    return ""
