@@ -32,12 +32,17 @@ _MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "
 """Where DeepSpeed keeps a rank's float32 weights: ZeRO 1 and 2, ZeRO 3, and ZeRO 1 with bf16."""
 
 
-def join_process_group(timeout_s: float) -> None:
-    """Join torch.distributed and DeepSpeed's view of it, by the rendezvous variables of the environment."""
+def join_process_group(store: Any, rank: int, world_size: int, timeout_s: float) -> None:
+    """Join torch.distributed and DeepSpeed's view of it, through a store that all ranks share."""
     if not torch.cuda.is_available():
         # The shared-memory all-reduce is compiled at first use with a C++ compiler; gloo needs neither.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    # DeepSpeed reads places from the environment.
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
     deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
 
 

@@ -16,6 +16,7 @@ from actors.batch import Sequence, TokenFields
 from actors.config_rollout import TransferConfig
 from actors.engine import gathered
 from actors.engine_client import EngineClient
+from actors.rendezvous import free_port, node_address
 from actors.trainer import TrainedWorker
 from actors.worker import Metrics, Plan, pack_sequences
 
@@ -87,8 +88,9 @@ class PolicyWorker(TrainedWorker):
         from actors.publisher import Publisher
 
         client = EngineClient(engines, tensor_parallel, config.timeout_s)
+        place = node_address(), free_port()
         self.publisher = Publisher(
-            self.engine, self._canary_logprobs, client, tensor_parallel, backend, config, self.rank, self.address()
+            self.engine, self._canary_logprobs, client, tensor_parallel, backend, config, self.rank, place
         )
 
     def publish(self, version: int, canary: list[int], verify: bool) -> Metrics:

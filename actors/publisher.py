@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from actors.checksum import checksum
 from actors.config import Dtype
 from actors.config_rollout import TransferConfig
 from actors.engine import TrainingEngine, gathered
 from actors.engine_client import EngineClient
+from actors.gloo_sender import GlooSender, Meta, Source, TransferClient
 from actors.lora import (
     adapter_config,
     adapter_state,
@@ -26,7 +26,6 @@ from actors.lora import (
 )
 from actors.probe import differing_tensors, trainer_answers
 from actors.rollout import Account, Adapter
-from actors.transfer import open_transfer
 
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.15}
 _PROBE_SEED = 7
@@ -36,7 +35,7 @@ class WeightSyncError(RuntimeError):
     """The engines do not compute with the weights that were sent; the message names the tensor."""
 
 
-class ParameterSource(WeightSource):
+class ParameterSource:
     """The policy's parameters for a transfer; whole also under ZeRO-3, where every rank helps to gather.
 
     LoRA adapters are merged into them, or with `base_only` left out. With a `canary` prompt, an iteration leaves the
@@ -54,9 +53,9 @@ class ParameterSource(WeightSource):
         self.sent: dict[str, int] = {}
         self.canary_logprobs = np.empty(0, dtype=np.float32)
 
-    def metadata(self) -> list[ParamMeta]:
+    def metadata(self) -> list[Meta]:
         """Name, type and shape of what iteration yields, in its order."""
-        return [ParamMeta(*meta) for meta in parameter_metas(self.model)]
+        return [Meta(*meta) for meta in parameter_metas(self.model)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.sent = {}
@@ -221,3 +220,34 @@ class Publisher:
 def _layer(tensor: str) -> str:
     """The adapted layer of a tensor of a PEFT directory."""
     return tensor.removeprefix("base_model.model.").partition(".lora_")[0]
+
+
+def open_transfer(
+    backend: str,
+    *,
+    rank: int,
+    world_size: int,
+    address: str,
+    port: int,
+    bucket_bytes: int,
+    timeout_s: float,
+    client: TransferClient,
+    source: Source,
+) -> Any:
+    """Meet all vLLM workers and return what makes a transfer with `send_weights`. Called on every policy rank.
+
+    `world_size` counts the sender and every vLLM worker process; `port` is used by nccl only.
+    """
+    shared: dict[str, Any] = {
+        "rank": rank,
+        "world_size": world_size,
+        "address": address,
+        "bucket_bytes": bucket_bytes,
+        "client": client,
+        "source": source,
+    }
+    if backend == "gloo":
+        return GlooSender(timeout_s=timeout_s, **shared)
+    from actors.transfer import open_gpu_transfer
+
+    return open_gpu_transfer(backend, port=port, **shared)

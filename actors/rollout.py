@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+import torch
 
 from actors.batch import Rollout, RolloutStatus, VersionSpan
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
-from actors.group import meet_on_node_address, write_output_to_log
+from actors.group import write_output_to_log
 from actors.hub_cache import configured_directory
+from actors.quick_import import quick_vllm, without_science
+from actors.rendezvous import meet_on_node_address
 from actors.rollout_types import RolloutInfo, Sampling
 from actors.tokenizer import load_tokenizer
 
@@ -56,7 +59,9 @@ class RolloutWorker:
     ) -> None:
         write_output_to_log()
         meet_on_node_address()
-        from actors.rollout_engine import EngineThread, build_llm
+        without_science()
+        with quick_vllm(compiled=config.compile or torch.cuda.is_available()):
+            from actors.rollout_engine import EngineThread, build_llm
 
         self.config = config
         self.version = -1

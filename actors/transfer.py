@@ -8,18 +8,14 @@ worker extension, which vLLM imports in each of its worker processes.
           \\---- control calls (start, update, finish) through the client ----/
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
-    TrainerInitInfo,
     TrainerWeightTransferEngine,
     WeightSource,
     WeightTransferEngine,
@@ -33,7 +29,12 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from actors.binding import bound_checksums
 from actors.checksum import checksum
+from actors.gloo_sender import Meta, Source, TransferClient, buckets, from_sender, gloo_group, size, views
 from actors.probe import engine_answers
+from actors.rendezvous import bind_stores_to_their_address, join_store
+
+# In vLLM's worker processes, before they meet each other.
+bind_stores_to_their_address()
 
 WORKER_BACKENDS = {"gloo": "tandem_gloo", "nccl": "tandem_nccl", "ipc": "tandem_ipc"}
 """Setting of `rollout.transfer.backend` -> name under which the worker side is registered with vLLM."""
@@ -58,45 +59,6 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
-
-
-@dataclass
-class GlooTrainerInitInfo(TrainerInitInfo):
-    """What the trainer side needs to open the transfer group."""
-
-    backend: ClassVar[str] = "tandem_gloo"
-
-    master_address: str
-    world_size: int
-    bucket_bytes: int
-    timeout_s: float
-
-
-def buckets(metas: Sequence[ParamMeta], bucket_bytes: int) -> list[list[ParamMeta]]:
-    """Split tensors, in order, into buckets of at most `bucket_bytes` (a larger tensor is a bucket of its own)."""
-    groups: list[list[ParamMeta]] = []
-    filled = bucket_bytes + 1
-    for meta in metas:
-        if filled + _size(meta) > bucket_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(meta)
-        filled += _size(meta)
-    return groups
-
-
-def _size(meta: ParamMeta) -> int:
-    # Each tensor starts at a multiple of 16 bytes, so that it can be viewed in its own type.
-    raw = meta.dtype.itemsize * torch.Size(meta.shape).numel()
-    return -(-raw // 16) * 16
-
-
-def _views(buffer: torch.Tensor, metas: Sequence[ParamMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    start = 0
-    for meta in metas:
-        raw = meta.dtype.itemsize * torch.Size(meta.shape).numel()
-        yield meta.name, buffer[start : start + raw].view(meta.dtype).view(meta.shape)
-        start += _size(meta)
 
 
 class ChecksumMixin:
@@ -158,10 +120,8 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         rank = init_info.rank_offset + self.parallel_config.rank
-        store = _store(
-            init_info.master_address, init_info.master_port, init_info.world_size, False, init_info.timeout_s
-        )
-        self.group = _gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
+        store = join_store(init_info.master_address, init_info.master_port, init_info.world_size, init_info.timeout_s)
+        self.group = gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
         self.bucket_bytes = init_info.bucket_bytes
 
     def start_weight_update(self) -> None:
@@ -171,14 +131,14 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         if self.group is None:
             raise RuntimeError("weights arrived before the transfer group was opened")
         metas = [
-            ParamMeta(name, getattr(torch, dtype), tuple(shape))
+            Meta(name, getattr(torch, dtype), tuple(shape))
             for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
         for bucket in buckets(metas, self.bucket_bytes):
             # A fresh buffer each time: the loader keeps views until a layer is complete.
-            buffer = torch.empty(sum(map(_size, bucket)), dtype=torch.uint8)
-            self.group.broadcast([buffer], _from_sender()).wait()
-            self.model.load_weights(_views(buffer, bucket))  # type: ignore[operator]
+            buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
+            self.group.broadcast([buffer], from_sender()).wait()
+            self.model.load_weights(views(buffer, bucket))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -197,94 +157,6 @@ class NCCLWorkerEngine(ChecksumMixin, NCCLWeightTransferEngine):
 
 class IPCWorkerEngine(ChecksumMixin, IPCWeightTransferEngine):
     """Worker side of vLLM's ipc backend, with checksums."""
-
-
-def _store(address: str, port: int, world_size: int, master: bool, timeout_s: float) -> Any:
-    make: Any = dist.TCPStore  # type: ignore[attr-defined]
-    timeout = timedelta(seconds=timeout_s)
-    return make(address, port, world_size, is_master=master, timeout=timeout, wait_for_workers=False)
-
-
-def _gloo_group(store: Any, rank: int, world_size: int, timeout_s: float) -> Any:
-    return dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
-
-
-def _from_sender() -> dist.BroadcastOptions:
-    options = dist.BroadcastOptions()
-    options.rootRank = 0
-    return options
-
-
-class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Trainer side of the gloo backend: rank 0 sends, the other ranks help to gather."""
-
-    init_info_cls = GlooTrainerInitInfo
-
-    def __init__(self, *, client: Any, source: WeightSource, init_info: GlooTrainerInitInfo) -> None:
-        super().__init__(client=client, source=source, is_sender=init_info.is_sender)
-        self.init_info = init_info
-        self.group: Any = None
-
-    @classmethod
-    def trainer_init(
-        cls, init_info: GlooTrainerInitInfo, *, client: Any, source: WeightSource | None = None
-    ) -> "GlooTrainerEngine":
-        if source is None:
-            raise ValueError("the gloo backend sends whole models and needs a WeightSource")
-        engine = cls(client=client, source=source, init_info=init_info)
-        if not engine.is_sender:
-            return engine
-        timeout_s, world_size = init_info.timeout_s, init_info.world_size
-        store = _store(init_info.master_address, 0, world_size, True, timeout_s)
-        worker = GlooInitInfo(init_info.master_address, store.port, world_size, 1, init_info.bucket_bytes, timeout_s)
-        # Both sides block until all have met, so the workers' call runs beside ours.
-        with ThreadPoolExecutor(1) as beside:
-            joined = beside.submit(client.init_weight_transfer_engine, asdict(worker))
-            engine.group = _gloo_group(store, 0, world_size, timeout_s)
-            joined.result(timeout=timeout_s)
-        return engine
-
-    def send_weights(self) -> None:
-        assert self.source is not None
-        metas = self.source.metadata()
-        if not self.is_sender:
-            for _ in self.source:
-                pass
-            return
-        info = GlooUpdateInfo(
-            names=[meta.name for meta in metas],
-            dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metas],
-            shapes=[list(meta.shape) for meta in metas],
-        )
-        self.client.start_weight_update()
-        beside = ThreadPoolExecutor(1)
-        received = beside.submit(self.client.update_weights, asdict(info))
-        try:
-            self._broadcast(metas, received)
-            received.result(timeout=self.init_info.timeout_s)
-        except RuntimeError:
-            # What the engines say tells more than a broadcast that nobody answers.
-            if received.done():
-                received.result()
-            raise
-        finally:
-            # Never joined: after a failed broadcast the workers may hang in theirs until its deadline.
-            beside.shutdown(wait=False)
-        self.client.finish_weight_update()
-
-    def _broadcast(self, metas: list[ParamMeta], received: Any) -> None:
-        assert self.source is not None and self.group is not None
-        stream = iter(self.source)
-        for bucket in buckets(metas, self.init_info.bucket_bytes):
-            buffer = torch.empty(sum(map(_size, bucket)), dtype=torch.uint8)
-            for (name, view), (sent, tensor) in zip(_views(buffer, bucket), stream, strict=False):
-                assert name == sent, f"source yields {sent} where its metadata says {name}"
-                view.copy_(tensor)
-            if received.done():
-                received.result()
-            self.group.broadcast([buffer], _from_sender()).wait()
-        # Under ZeRO-3 the generator's last gather ends when it is exhausted, on every rank.
-        assert next(stream, None) is None
 
 
 class WorkerExtension:
@@ -315,16 +187,26 @@ class WorkerExtension:
         return bound_checksums(self.model_runner, directory)
 
 
-class TransferClient(Protocol):
-    """What the trainer side asks of the engines; see `actors.rollout.EngineClient`."""
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
-    def start_weight_update(self) -> None: ...
-    def update_weights(self, update_info: Any) -> None: ...
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+WeightTransferEngineFactory.register_engine("tandem_gloo", GlooWorkerEngine)
+WeightTransferEngineFactory.register_engine("tandem_nccl", NCCLWorkerEngine)
+WeightTransferEngineFactory.register_engine("tandem_ipc", IPCWorkerEngine)
 
 
-def open_transfer(
+class _VllmSource(WeightSource):
+    """The policy's parameters, as vLLM's senders take them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def metadata(self) -> list[ParamMeta]:
+        """Name, type and shape of what iteration yields, in its order."""
+        return [ParamMeta(*meta) for meta in self.source.metadata()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self.source)
+
+
+def open_gpu_transfer(
     backend: str,
     *,
     rank: int,
@@ -332,25 +214,14 @@ def open_transfer(
     address: str,
     port: int,
     bucket_bytes: int,
-    timeout_s: float,
     client: TransferClient,
-    source: WeightSource,
+    source: Source,
 ) -> TrainerWeightTransferEngine:
-    """Meet all vLLM workers and return the engine whose `send_weights` makes a transfer. Called on every policy rank.
-
-    `world_size` counts the sender and every vLLM worker process; `port` is used by nccl only.
-    """
+    """Meet all vLLM workers over nccl or ipc; see `actors.publisher.open_transfer`."""
     infos: dict[str, Any] = {
-        "gloo": lambda: GlooTrainerInitInfo(address, world_size, bucket_bytes, timeout_s, rank=rank),
         "nccl": lambda: NCCLTrainerInitInfo(
             address, port, world_size, packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank
         ),
         "ipc": lambda: IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank),
     }
-    return WeightTransferTrainerFactory.trainer_init(infos[backend](), client=client, source=source)
-
-
-WeightTransferEngineFactory.register_engine("tandem_gloo", GlooWorkerEngine)
-WeightTransferEngineFactory.register_engine("tandem_nccl", NCCLWorkerEngine)
-WeightTransferEngineFactory.register_engine("tandem_ipc", IPCWorkerEngine)
-WeightTransferTrainerFactory.register_engine("tandem_gloo", GlooTrainerEngine)
+    return WeightTransferTrainerFactory.trainer_init(infos[backend](), client=client, source=_VllmSource(source))

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
 from actors.engine import join_process_group
-from actors.group import free_port, meet_on_node_address, node_address, rendezvous_environment, write_output_to_log
+from actors.group import write_output_to_log
 from actors.packed import PackedBatch, Read, pack
+from actors.quick_import import without_science
+from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 
 Metrics = dict[str, float]
 
@@ -59,6 +61,7 @@ class Worker:
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
         write_output_to_log()
         meet_on_node_address()
+        without_science()
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,13 +74,17 @@ class Worker:
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 can be met: address and a free port."""
-        return node_address(), free_port()
+        """Where rank 0, this one, will be met: address and port, at which it listens from now on."""
+        self._listener = listener(node_address())
+        return self._listener.getsockname()[:2]
 
     def join(self, address: str, port: int, timeout_s: float) -> None:
-        """Meet the other ranks."""
-        rendezvous_environment(self.rank, self.world_size, address, port)
-        join_process_group(timeout_s)
+        """Meet the other ranks at what `address` of rank 0 gave."""
+        if self.rank == 0:
+            store = serve_store(self._listener, self.world_size, timeout_s)
+        else:
+            store = join_store(address, port, self.world_size, timeout_s)
+        join_process_group(store, self.rank, self.world_size, timeout_s)
 
     def sum_over_ranks(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Element by element; collective."""

@@ -16,6 +16,7 @@ from ray.exceptions import AuthenticationError
 
 from actors.config import UserError
 from launch.config import RunConfig, machine_cpus
+from launch.local_ray import private_directory, require_token
 from launch.ray_address import check_ray_address
 from launch.signals import arm, hold
 
@@ -27,29 +28,42 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     Raises:
         UserError: a cluster that cannot be joined.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    _set_authentication(joining=bool(address))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    with _runtime_environment(config, joining=bool(address)) as environment:
-        options: dict[str, Any] = {
-            "runtime_env": environment,
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-            "configure_logging": True,
-        }
-        if address:
-            _join(address, options)
-        else:
-            ray.init(address="local", **options, **_local_resources(config))
-    arm()  # Ray has put a handler of its own for SIGTERM.
-    try:
-        _link_logs(log_directory)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    address = os.environ.get("RAY_ADDRESS")
+    with _joined(address, config, options) if address else _started(config, options, log_directory):
+        arm()  # Ray has put a handler of its own for SIGTERM.
+        try:
+            _link_logs(log_directory)
+            yield
+        finally:
+            hold()
+            ray.shutdown()
+
+
+@contextmanager
+def _started(config: RunConfig, options: dict[str, Any], logs: Path) -> Iterator[None]:
+    require_token()
+    with private_directory(logs) as directory:
+        variables = _variables(config) | {"TMPDIR": str(directory / "files")}
+        ray.init(
+            address="local",
+            runtime_env={"env_vars": variables},
+            _temp_dir=str(directory / "ray"),
+            **options,
+            **_local_resources(config),
+        )
         yield
-    finally:
-        hold()
-        ray.shutdown()
+
+
+@contextmanager
+def _joined(address: str, config: RunConfig, options: dict[str, Any]) -> Iterator[None]:
+    _choose_authentication()
+    with _runtime_environment(config) as environment:
+        _join(address, options | {"runtime_env": environment})
+    yield
 
 
 def _join(address: str, options: dict[str, Any]) -> None:
@@ -61,38 +75,40 @@ def _join(address: str, options: dict[str, Any]) -> None:
         raise UserError(f"RAY_ADDRESS: {' '.join(str(error).split())}, got {address}") from None
 
 
-def _set_authentication(*, joining: bool) -> None:
-    """Say whether Ray uses tokens, where the user has not: no on a cluster of our own, else if there is a token."""
+def _choose_authentication() -> None:
+    """Say whether the cluster that is joined wants a token, where the user has not: if there is one."""
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     token = bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if joining and token else "disabled")
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if token else "disabled")
+
+
+def _variables(config: RunConfig) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]), **config.cluster.env}
 
 
 @contextmanager
-def _runtime_environment(config: RunConfig, *, joining: bool) -> Iterator[dict[str, Any]]:
+def _runtime_environment(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Workers import the code from the working directory, which a cluster that is joined must first be sent.
 
     A submitted job has its runtime environment from the submission, and Ray refuses to have a part of it set twice.
     """
-    variables = {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]), **config.cluster.env}
+    variables = _variables(config)
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     if submitted:
         given = (json.loads(submitted).get("runtime_env") or {}).get("env_vars") or {}
         yield {"env_vars": {name: value for name, value in variables.items() if name not in given}}
-    elif joining:
-        from launch.jobs.package import package_files
-        from launch.jobs.selection import select_files
-        from launch.jobs.uploadable import secret_problems
+        return
+    from launch.jobs.package import package_files
+    from launch.jobs.selection import select_files
+    from launch.jobs.uploadable import secret_problems
 
-        if problems := secret_problems(config):
-            raise UserError(*problems)
-        with NamedTemporaryFile(suffix=".zip") as file:
-            with package_files(select_files(Path.cwd(), config.run.output), config).data as data:
-                shutil.copyfileobj(data, file)
-            file.flush()
-            yield {"working_dir": file.name, "env_vars": variables}
-    else:
-        yield {"env_vars": variables}
+    if problems := secret_problems(config):
+        raise UserError(*problems)
+    with NamedTemporaryFile(suffix=".zip") as file:
+        with package_files(select_files(Path.cwd(), config.run.output), config).data as data:
+            shutil.copyfileobj(data, file)
+        file.flush()
+        yield {"working_dir": file.name, "env_vars": variables}
 
 
 def _local_resources(config: RunConfig) -> dict[str, Any]:
@@ -110,7 +126,10 @@ def _link_logs(directory: Path) -> None:
     session = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[union-attr]
     link = directory / "ray"
     directory.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
+    if link.is_symlink() or not link.is_dir():
+        link.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(link)  # An earlier run's, which was the only one of its cluster.
     link.symlink_to(session)
 
 

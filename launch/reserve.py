@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 from ray._private import state as ray_state
@@ -110,6 +110,10 @@ def _placed(
         release(placement)
         raise
     placement.nodes = of_engines | of_others
+    if len(placement.nodes) == 1:
+        placement.slots = {
+            name: [replace(slot, alone=True) for slot in slots] for name, slots in placement.slots.items()
+        }
     return placement
 
 

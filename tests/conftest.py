@@ -7,6 +7,7 @@ environment, which every descendant inherits, finds the processes that it leaves
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -22,7 +23,8 @@ from typing import Any
 
 # Before torch is imported anywhere: a thread that spins while it waits takes the core from another process.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["RAY_AUTH_MODE"] = "disabled"
+# Whatever Ray a test starts or joins in this process, nobody else on this machine can use it.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 import pytest
 import yaml
@@ -78,6 +80,10 @@ class Job:
                 self.end()
                 pytest.fail(f"no {what} (exit code {code}); it printed:\n{self.text}")
             time.sleep(0.02)
+
+    def pids(self) -> list[int]:
+        """Of the processes that carry this command's mark."""
+        return [pid for pid, _ in _marked(self.mark)]
 
     def processes(self) -> list[str]:
         """Command lines of the processes, the first one included, that carry this command's mark."""
@@ -158,6 +164,11 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def _without_token(environment: dict[str, str]) -> dict[str, str]:
+    """As users have it, who choose nothing about Ray."""
+    return {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH_")}
+
+
 @pytest.fixture(scope="session")
 def tandem(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -178,7 +189,7 @@ def tandem(
             process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=environment | {_MARK: mark} | joined,
+                env=(_without_token(environment) if alone else environment) | {_MARK: mark} | joined,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -10,44 +10,99 @@ import pytest
 
 from actors.config import UserError
 from launch import ray_address
-from launch.cluster import _runtime_environment, _set_authentication
+from launch.cluster import _choose_authentication, _runtime_environment
 from launch.config import RunConfig, validate
+from launch.local_ray import private_directory, require_token
 from launch.ray_address import check_ray_address
 from tests.bad_servers import ANSWERS, bad_server
 
 
-@pytest.mark.parametrize(
-    ("joining", "given", "mode"),
-    [
-        (False, {}, "disabled"),
-        (False, {"RAY_AUTH_TOKEN": "x"}, "disabled"),
-        (True, {}, "disabled"),
-        (True, {"RAY_AUTH_TOKEN": "x"}, "token"),
-        (True, {"RAY_AUTH_TOKEN": "x", "RAY_AUTH_MODE": "k8s"}, "k8s"),
-    ],
-)
-def test_authentication_is_decided_only_where_the_user_has_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joining: bool, given: dict[str, str], mode: str
-) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that monkeypatch removes what the function sets
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    _set_authentication(joining=joining)
-    assert os.environ["RAY_AUTH_MODE"] == mode
-
-
-def test_a_token_file_is_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No mode and no token anywhere; what a function sets is gone after the test."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_enable_metrics_collection"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, "disabled"),
+        ({"RAY_AUTH_TOKEN": "x"}, "token"),
+        ({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_MODE": "k8s"}, "k8s"),
+    ],
+)
+@pytest.mark.usefixtures("unset")
+def test_how_a_cluster_is_joined_is_decided_only_where_the_user_has_not(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], mode: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    _choose_authentication()
+    assert os.environ["RAY_AUTH_MODE"] == mode
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_token_file_is_a_token(tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("x")
-    _set_authentication(joining=True)
+    _choose_authentication()
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "mode", "token"),
+    [
+        ({}, False, "token", "new"),
+        ({}, True, "token", "new"),
+        ({"RAY_AUTH_TOKEN": "x"}, False, "token", "x"),
+        ({"RAY_AUTH_TOKEN_PATH": "y"}, False, "token", None),
+        ({"RAY_AUTH_MODE": "token"}, False, "token", "new"),
+        ({"RAY_AUTH_MODE": "token"}, True, "token", None),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "x"}, False, "disabled", "x"),
+    ],
+)
+@pytest.mark.usefixtures("unset")
+def test_a_cluster_of_our_own_has_a_token_unless_the_user_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, str], file: bool, mode: str, token: str | None
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    if file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text("x")
+    require_token()
+    found = os.environ.get("RAY_AUTH_TOKEN")
+    assert os.environ["RAY_AUTH_MODE"] == mode
+    assert len(found or "") == 64 if token == "new" else found == token
+    if not given:
+        del os.environ["RAY_AUTH_TOKEN"], os.environ["RAY_AUTH_MODE"]
+        require_token()
+        assert os.environ["RAY_AUTH_TOKEN"] != found
+
+
+def test_a_session_is_in_a_directory_of_ones_own_that_goes_and_leaves_its_logs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for text in ("first", "second"):  # A run that is resumed has the logs of the one before.
+        with pytest.raises(KeyError), private_directory(logs) as directory:
+            assert (directory.parent, directory.stat().st_mode & 0o777) == (Path("/tmp"), 0o700)
+            session = directory / "ray/session_1/logs"
+            session.mkdir(parents=True)
+            (session / "worker.out").write_text(text)
+            (directory / "ray/session_latest").symlink_to(directory / "ray/session_1")
+            (logs / "ray").is_dir() or (logs / "ray").symlink_to(session)
+            raise KeyError
+        assert not directory.exists()
+        assert not (logs / "ray").is_symlink() and (logs / "ray/worker.out").read_text() == text
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 80)))
+    with private_directory(logs) as directory:
+        assert directory.parent == Path("/tmp"), "Ray's sockets must fit into 107 bytes"
 
 
 @pytest.fixture
@@ -72,19 +127,17 @@ def test_a_cluster_that_is_joined_is_sent_the_code_and_nothing_else(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / ".rayignore").write_text("data/\n")
-    with _runtime_environment(config, joining=True) as joined:
+    with _runtime_environment(config) as joined:
         assert {"rewards.py"} <= set(zipfile.ZipFile(joined["working_dir"]).namelist())
         assert not any("model.pt" in n or "big" in n for n in zipfile.ZipFile(joined["working_dir"]).namelist())
         assert joined["env_vars"]["HF_HOME"] == "/shared"
-    with _runtime_environment(config, joining=False) as alone:
-        assert "working_dir" not in alone
 
 
 def test_a_submitted_job_keeps_its_own_environment(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
     """It has its code from the submission, and Ray refuses to have anything set twice."""
     job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"PYTHONPATH": "/code"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
-    with _runtime_environment(config, joining=True) as submitted:
+    with _runtime_environment(config) as submitted:
         assert submitted == {"env_vars": {"HF_HOME": "/shared"}}
 
 

@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig
 from actors.config_deepspeed import FIELDS, OURS
 from actors.engine import TrainingEngine, _schedule, gathered, inference_module, join_process_group
-from actors.group import free_port, rendezvous_environment
 from actors.lora import add_adapters, plain_parameters
 from actors.policy import PolicyWorker
 from actors.reference import ReferenceWorker
+from actors.rendezvous import listener, serve_store
 
 STAGES = (0, 1, 2, 3)
 UPDATES = 4
@@ -39,10 +39,9 @@ class Net(torch.nn.Module):
 def alone() -> Iterator[None]:
     """A process group of one rank."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             patch.setenv(name, "0")
-        rendezvous_environment(0, 1, "127.0.0.1", free_port())
-        join_process_group(60)
+        join_process_group(serve_store(listener("127.0.0.1"), 1, 60), 0, 1, 60)
         yield
         dist.destroy_process_group()
 

@@ -13,11 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import islice, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.outside import answer, join_without_token, open_server, outside_address, reachable_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"
@@ -54,10 +57,38 @@ def config(model: Path, data: dict[str, Any], **algorithm: Any) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def uninterrupted(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> Any:
-    """A run from start to end: 30 steps of 128 samples."""
+    """A run from start to end, 30 steps of 128 samples, that somebody else on the network tries to use meanwhile."""
     job = tandem(_learning(warm_model, reverse), alone=True)
+    job.wait_until(lambda: 1 in job.steps(), "first step")
+    # /tmp/tandem-x/ray/session_y/logs
+    private = Path(os.readlink(job.directory / "logs/ray")).parents[2]
+    vars(job)["seen"] = seen = SimpleNamespace(directory=private, mode=private.stat().st_mode & 0o777)
+    ports, address = reachable_ports(job.pids()), outside_address()
+    seen.answers = {f"{name} at port {port}": answer(address, port) for port, name in ports.items()}
+    [gcs] = [port for port, name in ports.items() if "gcs_server" in name]
+    seen.joined = join_without_token(f"{address}:{gcs}")
+    assert job.process.poll() is None, "all of this was tried while the run went on"
     assert job.wait() == 0, job.text
     return job
+
+
+def test_nobody_else_can_use_what_a_run_starts(uninterrupted: Any, environment: dict[str, str]) -> None:
+    """Every port that is reachable from outside wants the run's token: Ray's; rendezvous and gloo are on loopback."""
+    seen = uninterrupted.seen
+    assert len(seen.answers) >= 6 and set(seen.answers.values()) == {"refused"}, seen.answers
+    assert "InvalidAuthToken" in seen.joined and "joined" not in seen.joined, seen.joined
+    assert not (Path(environment["HOME"]) / ".ray/auth_token").exists(), "no token outlives its run"
+    assert (seen.mode, seen.directory.exists()) == (0o700, False)
+    logs = uninterrupted.directory / "logs/ray"
+    assert not logs.is_symlink() and list(logs.glob("worker-*")), "the session's logs stay with the run"
+
+
+def test_an_open_port_is_seen() -> None:
+    """What the test above would say of a rendezvous store."""
+    server, port = open_server()
+    assert port in reachable_ports([os.getpid()])
+    assert answer(outside_address(), port).startswith("asks for no token")
+    server.close()
 
 
 def _learning(model: Path, reverse: dict[str, Any]) -> dict[str, Any]:

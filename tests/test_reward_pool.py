@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
-
 import numpy as np
 import pytest
 import ray

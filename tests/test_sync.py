@@ -104,7 +104,7 @@ def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
     """One value of one tensor arrives a little different."""
     from actors import transfer
 
-    views = transfer._views
+    views = transfer.views
 
     def with_change(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
         for found, tensor in views(buffer, metas):
@@ -112,14 +112,14 @@ def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
                 tensor.view(-1)[-1] += 1e-6
             yield found, tensor
 
-    return _replace(transfer, "_views", with_change)
+    return _replace(transfer, "views", with_change)
 
 
 def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
     """The transfer fails in its middle."""
     from actors import transfer
 
-    views = transfer._views
+    views = transfer.views
 
     def until(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
         for found, tensor in views(buffer, metas):
@@ -127,7 +127,7 @@ def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
                 raise RuntimeError(f"lost while receiving {name}")
             yield found, tensor
 
-    return _replace(transfer, "_views", until)
+    return _replace(transfer, "views", until)
 
 
 def misnamed_adapter(model: Any, *layers: str) -> Callable[[], None]:

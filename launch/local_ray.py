@@ -1,0 +1,62 @@
+"""A Ray cluster of a run's own: nobody else's on this machine or network can use it, and nothing of it stays behind."""
+
+import importlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_MOST_BASE_BYTES = 20
+"""Longest directory that Ray's sockets can lie below: the path of a Unix socket has at most 107 bytes."""
+
+
+@contextmanager
+def private_directory(logs: Path) -> Iterator[Path]:
+    """A directory that only this user can enter, for Ray's session and what libraries leave; it goes at the end.
+
+    Ray makes the directory that it is given, and all below, writable by everybody (0777), so it gets one further down.
+
+    Args:
+        logs: where the session's logs are to be found, as `ray`: a link while the run goes on, the files after it.
+    """
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    root = Path(tempfile.mkdtemp(prefix="tandem-", dir=base if len(os.fsencode(base)) <= _MOST_BASE_BYTES else "/tmp"))
+    try:
+        for name in ("ray", "files"):
+            (root / name).mkdir()
+        yield root
+    finally:
+        _keep_logs(root / "ray" / "session_latest" / "logs", logs / "ray")
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def require_token() -> None:
+    """Let the cluster that this process starts next answer only to who knows its token, a new one for every run.
+
+    Where the user has chosen a mode or a token, that holds. Ray 2.60 would do without, or write a lasting token file.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None and mode.lower() != "token":
+        return
+    raylet: Any = importlib.import_module("ray._raylet")
+    os.environ["RAY_AUTH_MODE"] = "token"
+    stored = mode is not None and (Path.home() / ".ray" / "auth_token").is_file()
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or stored):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # This process has read mode and token when it imported Ray, and would be refused by its own cluster.
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    # The only port that answers without a token: Prometheus metrics that nobody collects from such a cluster.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+
+
+def _keep_logs(session: Path, kept: Path) -> None:
+    if kept.is_symlink():
+        kept.unlink()
+    if session.is_dir():
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(session, kept, ignore_dangling_symlinks=True, copy_function=shutil.copyfile)
