@@ -129,6 +129,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "HOME": str(tmp_path_factory.mktemp("home")),
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(tmp_path_factory.mktemp("hub")),
         "WANDB_MODE": "disabled",
         "COLUMNS": "240",
         "CXX": "/no/compiler",
@@ -202,6 +203,21 @@ def tandem(
     yield start
     for job in jobs:
         job.end()
+
+
+@pytest.fixture(scope="session")
+def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, int], Path]:
+    """Writes the model of a run's checkpoint by the command line, on the cluster; returns its directory."""
+
+    def write(run: Path, step: int) -> Path:
+        command = [sys.executable, "-m", "launch", "export", str(run), "--step", str(step)]
+        joined = environment | {"RAY_ADDRESS": cluster}
+        done = subprocess.run(command, env=joined, cwd=run.parent, capture_output=True, text=True, timeout=DEADLINE_S)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(run / f"export-step-{step}")
+        return run / f"export-step-{step}"
+
+    return write
 
 
 @pytest.fixture(scope="session")

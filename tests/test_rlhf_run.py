@@ -183,11 +183,20 @@ def test_ppo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str
     assert evaluations[-1] > evaluations[0] + 0.15, evaluations
 
 
-def test_dapo_samples_until_groups_teach(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """Every group of a step has winners and losers; later updates compare with the step's own policy."""
+def test_dapo_samples_until_groups_teach(
+    tandem: Start, warm_model: Path, reverse: dict[str, Any], environment: dict[str, str]
+) -> None:
+    """Every group of a step has winners and losers; later updates compare with the step's own policy.
+
+    The model is one of the hub's, which this machine holds.
+    """
+    cached = Path(environment["HF_HUB_CACHE"]) / "models--team--warm"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("c" * 40)
+    shutil.copytree(warm_model, cached / "snapshots" / ("c" * 40))
     algorithm = {"dynamic_sampling": True, "clip_high": 0.28, "overlong": {"buffer": 3}, "samples_per_update": 16}
     algorithm |= {"importance_correction": {"level": "token", "cap": 2.0}, "epochs_per_step": 2}
-    job = tandem(online(warm_model, reverse, name="grpo", steps=3, **algorithm))
+    job = tandem(online(warm_model, reverse, name="grpo", steps=3, **algorithm) | {"model": {"path": "team/warm"}})
     assert job.wait() == 0, job.text
     for step in job.metrics():
         assert step["reward/zero_variance_fraction"] == 0
@@ -255,7 +264,7 @@ def test_a_model_without_score_head_is_no_reward_model(
 
 @pytest.mark.skipif(not HH_RLHF.exists(), reason="HH-RLHF is not in the repository")
 @pytest.mark.parametrize("job", ["reward", "dpo"])
-def test_hh_rlhf_pairs(job: str, tandem: Start) -> None:
+def test_hh_rlhf_pairs(job: str, tandem: Start, exported_step: Callable[[Path, int], Path]) -> None:
     """Text of people's conversations, made messages by the user's converter, trains a few steps."""
     settings = {
         "algorithm": {"name": job, "steps": 3, "samples_per_update": 16},
@@ -264,6 +273,16 @@ def test_hh_rlhf_pairs(job: str, tandem: Start) -> None:
         "tracking": {"wandb": False},
     }
     settings["data"] |= {"max_length": 16384, "limit": 64}
+    settings |= {"reference": {"sync_every": 2}} if job == "dpo" else {"checkpoint": {"every": 1, "keep": 3}}
     run = tandem(settings)
     assert run.wait() == 0, run.text
-    assert run.metrics()[0][f"loss/{'reward_model' if job == 'reward' else 'dpo'}"] == pytest.approx(0.69, abs=0.1)
+    losses = [line[f"loss/{'reward_model' if job == 'reward' else 'dpo'}"] for line in run.metrics()]
+    assert losses[0] == pytest.approx(0.69, abs=0.1)
+    if job == "dpo":
+        assert losses[0] == losses[2] == pytest.approx(math.log(2), abs=1e-5), "again the policy is its reference"
+        assert abs(losses[1] - math.log(2)) > 1e-4
+        return
+    exported = {step: load_file(exported_step(run.directory, step) / "model.safetensors") for step in (3, 2)}
+    last = load_file(run.directory / "export/model.safetensors")
+    assert [name for name in last if not torch.equal(last[name], exported[3][name])] == []
+    assert not torch.equal(last["score.weight"], exported[2]["score.weight"])
