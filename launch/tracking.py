@@ -19,6 +19,7 @@ from typing import Any, Protocol, TextIO
 
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
+from launch.literal_secrets import public_values
 
 CLOSE_DEADLINE_S = 60.0
 """Longest time `close` waits for W&B to finish an upload."""
@@ -146,7 +147,7 @@ class _WandbSink:
             "entity": config.tracking.entity,
             "tags": config.tracking.tags,
             "dir": os.environ.get("WANDB_DIR") or str(directory),
-            "config": config.model_dump(mode="json"),
+            "config": public_values(config),
             "mode": os.environ.get("WANDB_MODE"),
         }
         self._write(settings)
