@@ -1,6 +1,7 @@
 """Secrets stay out of what is kept, shown and sent: configurations, messages, uploads, links out of a directory."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from actors.config import UserError
 from actors.secret_text import masked, masked_value
 from launch.cli import main
 from launch.config import RunConfig, load, validate
+from launch.jobs.package import package_warnings
+from launch.jobs.secret_files import docker_lines, holds_secrets
+from launch.jobs.selection import SECRET_FILE, select_files
 from launch.literal_secrets import plain_http_warnings, public_values, secret_problems
 from launch.report import config_lines
 
+ROOT = Path(__file__).parent.parent
 MARK = "hunter2"
 """Stands for a secret: it must not appear anywhere."""
 BASE: dict[str, Any] = {
@@ -152,3 +157,83 @@ def test_a_token_over_plain_http_to_another_machine_is_warned_about() -> None:
     assert plain_http_warnings(validate(BASE)) == []
     with pytest.raises(UserError):
         validate(BASE | {"reward": {"endpoints": [{"url": "scores"}]}})
+
+
+SECRET_FILES = (
+    *(".git-credentials", ".docker/config.json", ".kube/config", ".config/gh/hosts.yml", ".ssh/known_hosts"),
+    *(
+        ".aws/config",
+        ".pgpass",
+        ".htpasswd",
+        "token",
+        "hf_token",
+        "my-token.txt",
+        "a.p12",
+        "a.jks",
+        "terraform.tfstate",
+    ),
+    *("service-account.json", ".env", ".env.local", ".netrc", "a/b/.AWS/config", "ID_RSA", "id_work", "a/tls.KEY"),
+    *(
+        "secrets/x.py",
+        "secrets.yaml",
+        ".gnupg/x",
+        "api_key.txt",
+        "kubeconfig",
+        "prod.kubeconfig",
+        "gcp-credentials.json",
+    ),
+)
+HARMLESS_FILES = (
+    *("tokens.txt", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "id_map.json", "monkey.py"),
+    *("kubeconfig.py", "environment.py", "id_classifier/a.py", "secret_text.py", ".config/matplotlib/x", "keys.jsonl"),
+)
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(MARK)
+    return root
+
+
+def test_files_and_folders_of_secrets_stay(tmp_path: Path) -> None:
+    found = select_files(tree(tmp_path, *SECRET_FILES, *HARMLESS_FILES))
+    assert sorted(found.files) == sorted(HARMLESS_FILES)
+    assert found.left_out[".aws"] == found.left_out["a/b/.AWS"] == SECRET_FILE
+    (tmp_path / ".rayignore").write_text("!/.aws/\n")
+    assert ".aws/config" in select_files(tmp_path).files
+
+
+def test_the_image_leaves_out_what_the_upload_does() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    first, *rest = docker_lines()
+    start = lines.index(first)
+    assert lines[start : start + 1 + len(rest)] == [first, *rest]
+    assert all(line.startswith("#") for line in lines[:start]), "later lines would be undone by those with !"
+    assert not any(line.startswith("!") for line in lines[start + 1 + len(rest) :])
+
+
+def test_no_file_of_this_repository_is_taken_for_a_secret() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [path for path in listed.stdout.split("\0") if path and holds_secrets(path)] == []
+
+
+def test_links_take_along_only_what_is_uploaded_itself(tmp_path: Path) -> None:
+    outside, root = tree(tmp_path / "out", "marker.txt"), tree(tmp_path / "in", "plain.txt", ".env", "ignored.txt")
+    (root / ".gitignore").write_text("ignored.txt\n")
+    targets = {"a": outside / "marker.txt", "b": root / ".env", "c": root / "ignored.txt", "d": Path("plain.txt")}
+    targets |= {"e": Path("a"), "f": Path("d"), "sub": outside}
+    for name, target in targets.items():
+        (root / name).symlink_to(target)
+    found = select_files(root)
+    assert sorted(found.files) == [".gitignore", "d", "f", "plain.txt"]
+    assert package_warnings(found)[1:] == [
+        f"upload: {name} is left out by Tandem, as a link to what is not uploaded ({target})"
+        for name, target in {
+            "a": outside / "marker.txt",
+            "b": ".env",
+            "c": "ignored.txt",
+            "e": outside / "marker.txt",
+        }.items()
+    ]
+    assert "as a link to what is not uploaded" in str(found.why_missing("a"))
