@@ -1,21 +1,28 @@
 """Secrets stay out of what is kept, shown and sent: configurations, messages, uploads, links out of a directory."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors import hub_cache
 from actors.config import UserError
 from actors.secret_text import masked, masked_value
 from launch.cli import main
 from launch.config import RunConfig, load, validate
+from launch.export import export
+from launch.hub import push_export, push_model
 from launch.jobs.package import package_warnings
 from launch.jobs.secret_files import docker_lines, holds_secrets
 from launch.jobs.selection import SECRET_FILE, select_files
 from launch.literal_secrets import plain_http_warnings, public_values, secret_problems
+from launch.opening import opening_lines
 from launch.report import config_lines
+from launch.run import keep_commits
+from tests.fake_models import cache_model, fake_model
 
 ROOT = Path(__file__).parent.parent
 MARK = "hunter2"
@@ -237,3 +244,72 @@ def test_links_take_along_only_what_is_uploaded_itself(tmp_path: Path) -> None:
         }.items()
     ]
     assert "as a link to what is not uploaded" in str(found.why_missing("a"))
+
+
+def run_with_export(root: Path) -> Path:
+    (root / "run").mkdir(parents=True)
+    fake_model(root / "run" / "export")
+    return root / "run"
+
+
+def test_export_copies_no_file_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, outside = run_with_export(tmp_path), tree(tmp_path / "out", "marker.txt")
+    (run / "export" / "same.json").symlink_to("config.json")
+    export(str(run), output=str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "same.json").read_text() == (run / "export" / "config.json").read_text()
+    pushed: list[Any] = []
+    monkeypatch.setattr("launch.hub.push", lambda *given, **_: pushed.append(given))
+    rule = "must hold no link that leads out of it or to a directory, got "
+    link = run / "export" / "vocab.json"
+    for target in (outside / "marker.txt", outside, Path("../../out/marker.txt")):
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=re.escape(f"RUN: {rule}{link} -> {target}")):
+            export(str(run), output=str(tmp_path / "other"))
+        with pytest.raises(UserError, match=re.escape(f"--push: {rule}{link} -> {target}")):
+            push_model(str(run), "ours/model", private=False, adapter=False)
+        assert rule in str(push_export(run, "ours/model", private=False))
+        link.unlink()
+    assert not (tmp_path / "other").exists()
+    (run / "export").rename(tmp_path / "elsewhere")
+    (run / "export").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="the directory itself can be named"):
+        export(str(run), output=str(tmp_path / "other"))
+    assert pushed == []
+
+
+def test_models_of_the_hubs_cache_are_links_and_can_be_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "models--a--b"
+    snapshot = fake_model(folder / "snapshots" / ("c" * 40))
+    (folder / "blobs").mkdir()
+    (snapshot / "config.json").rename(folder / "blobs" / "1234")
+    (snapshot / "config.json").symlink_to("../../blobs/1234")
+    export(str(snapshot), output=str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "config.json").read_text() == (folder / "blobs" / "1234").read_text()
+
+
+def test_nothing_named_like_a_secret_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[Any] = []
+    monkeypatch.setattr("launch.hub.push", lambda *given, **_: pushed.append(given))
+    run = run_with_export(tmp_path)
+    push_model(str(run), "ours/model", private=False, adapter=False)
+    assert len(pushed) == 1
+    tree(run / "export", ".env")
+    with pytest.raises(UserError, match="--push: must hold no file that looks like a secret"):
+        push_model(str(run), "ours/model", private=False, adapter=False)
+    assert len(pushed) == 1
+
+
+def test_the_commit_of_a_model_of_the_hub_is_shown_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_cache, "_LOCATED", {})
+    cache_model(tmp_path / "hub", "ours/model", revision="v1", commit="d" * 40)
+    config = validate(BASE | {"model": {"path": "ours/model", "revision": "v1"}})
+    first = opening_lines(config)[0]
+    assert "ours/model@v1 (" in first
+    assert f"commit {'d' * 40})" in first
+    assert keep_commits(tmp_path) == []
+    hub_cache.located("ours/model", "v1")
+    assert keep_commits(tmp_path) == [f"ours/model@{'d' * 40}"]
+    assert (tmp_path / "models.txt").read_text().endswith(f" ours/model@{'d' * 40}\n")

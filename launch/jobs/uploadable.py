@@ -1,4 +1,4 @@
-"""What a configuration must be like to run on another machine: where it reads and writes, and nothing secret in it."""
+"""What a configuration must be like to run on another machine: what it reads and writes must be there."""
 
 from collections.abc import Iterator
 from pathlib import Path
