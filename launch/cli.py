@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from actors.secret_text import masked
 from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
@@ -103,6 +102,8 @@ def _report(*problems: str) -> int:
 
 def _one_line(problem: str) -> str:
     """A line that any terminal can show: what was given may be of any length, and hold anything."""
+    from actors.secret_text import masked
+
     public = masked(problem[: 2 * _LONGEST_LINE])[:_LONGEST_LINE] + " ..." * (len(problem) > _LONGEST_LINE)
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in public)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
