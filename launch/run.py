@@ -13,6 +13,7 @@ from typing import Any
 from actors.config import UserError
 from actors.group import GroupError, first_line
 from actors.hub_cache import located_models
+from actors.secret_text import masked
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_rl import RLConfig
 from algorithms.encoder_mteb import mteb_tasks, run_mteb
@@ -204,7 +205,7 @@ def _explain(error: Exception, directory: Path) -> None:
     log = directory / "logs" / "driver.log"
     # Storage that is full or gone must not hide why the run has failed.
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
+        file.write(masked("".join(traceback.format_exception(error))))
     if mistake := _users_mistake(error):
         raise UserError(*mistake.problems) from None
     kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "

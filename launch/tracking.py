@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from actors.secret_text import masked
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 from launch.literal_secrets import public_values
@@ -125,7 +126,7 @@ class _Feeder:
             sink.close()
         except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-            self._warn(f"tracking: {kind}{' '.join(str(error).split())}; files are written as before")
+            self._warn(f"tracking: {kind}{masked(' '.join(str(error).split()))}; files are written as before")
 
 
 class _WandbSink:

@@ -10,7 +10,9 @@ import pytest
 
 from actors import hub_cache
 from actors.config import UserError
+from actors.group import first_line
 from actors.secret_text import masked, masked_value
+from algorithms.reward_functions import cause_of
 from launch.cli import main
 from launch.config import RunConfig, load, validate
 from launch.export import export
@@ -313,3 +315,9 @@ def test_the_commit_of_a_model_of_the_hub_is_shown_and_kept(tmp_path: Path, monk
     hub_cache.located("ours/model", "v1")
     assert keep_commits(tmp_path) == [f"ours/model@{'d' * 40}"]
     assert (tmp_path / "models.txt").read_text().endswith(f" ours/model@{'d' * 40}\n")
+
+
+def test_failures_of_users_code_show_no_secret_of_a_url() -> None:
+    error = OSError(f"404 for url: https://me:{MARK}@scores/x?api_key={MARK}&n=1")
+    assert cause_of(error) == "OSError: 404 for url: https://***@scores/x?api_key=***&n=1"
+    assert MARK not in first_line(str(error))
