@@ -28,6 +28,10 @@ _TOKEN = re.compile(
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=_.-]{20,}")
 VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 _HIDDEN = "***"
+ARGUMENTS = ("arguments", "vllm", "deepspeed")
+"""Settings that hold what functions and libraries are given, by names of theirs."""
+FREE = (*ARGUMENTS, "headers")
+"""Settings whose names are not ours."""
 
 
 def names_secret(name: str) -> bool:
@@ -102,14 +106,15 @@ def masked_value(value: object, *, secret: bool = False) -> object:
 
 
 def without_secrets_of(value: object, text: str) -> str:
-    """A message about `value`, without those texts in it that a name above them tells to be secrets."""
-    pairs = [(value, masked_value(value))]
+    """A message about the setting `value`, without those texts in it that stand in headers, or in mappings that others
+    name (see FREE), below a name that tells of a secret."""
+    pairs = [(value, masked_value(value), False)]
     while pairs:
-        given, public = pairs.pop()
+        given, public, free = pairs.pop()
         if isinstance(given, dict) and isinstance(public, dict):
-            pairs += [(item, public[name]) for name, item in given.items()]
+            pairs += [(item, public[name], free or name in FREE) for name, item in given.items()]
         elif isinstance(given, list) and isinstance(public, list):
-            pairs += zip(given, public, strict=True)
-        elif isinstance(given, str) and given and public == _HIDDEN:
+            pairs += [(item, shown, free) for item, shown in zip(given, public, strict=True)]
+        elif free and isinstance(given, str) and given and public == _HIDDEN:
             text = text.replace(given, _HIDDEN)
     return text

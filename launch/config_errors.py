@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.config_nodes import is_secret_setting
-from actors.secret_text import argument_is_secret, masked, masked_value, without_secrets_of
+from actors.secret_text import ARGUMENTS, argument_is_secret, masked, masked_value, without_secrets_of
 from launch import names, settings
 from launch.config_values import Odd
 
@@ -83,7 +83,8 @@ def _problem(error: Any) -> list[str]:
     ctx = error.get("ctx", {})
     field = dotted(location)
     if kind == "value_error":
-        message = _cut(" ".join(without_secrets_of(value, str(ctx["error"])).split()), _LONGEST_LINE)
+        name = location[-1] if location else ""
+        message = _cut(" ".join(without_secrets_of({name: value}, str(ctx["error"])).split()), _LONGEST_LINE)
         if message.startswith(":"):  # about the field itself, not one below it
             return [f"{field}{message}"]
         return [f"{field}.{message}" if field else message]
@@ -104,7 +105,7 @@ def _problem(error: Any) -> list[str]:
 
 def _got(location: list[str], value: Any) -> str:
     hidden = "headers" in location or any(is_secret_setting(part) for part in location)
-    given = [at for at, part in enumerate(location) if part in ("arguments", "vllm", "deepspeed")]
+    given = [at for at, part in enumerate(location) if part in ARGUMENTS]
     hidden |= any(argument_is_secret(part) for at in given[:1] for part in location[at + 1 :])
     return "a value (not shown)" if hidden else shown(value)
 

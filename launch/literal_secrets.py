@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from actors.secret_text import (
+    ARGUMENTS,
     VARIABLE,
     argument_is_secret,
     holds_credentials,
@@ -20,8 +21,6 @@ from actors.secret_text import (
 if TYPE_CHECKING:
     from launch.config import RunConfig
 
-_ARGUMENTS = ("arguments", "vllm", "deepspeed")
-"""Mappings that hold what functions and libraries are given, by names of theirs."""
 _FREE_TEXT = ("alphabet", "system_prompt", "prompts", "stop")
 """Text for the model, which may well speak of addresses."""
 _NUMBER = re.compile(r"passw|passphrase|secret|credential|api_?key", re.IGNORECASE)
@@ -82,13 +81,13 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _secrets(value: Any, path: tuple[str, ...], owner: str, secret: bool = False) -> Iterator[tuple[str, str]]:
-    """Dotted names of secrets with their rules. `owner`: which of _ARGUMENTS the value is part of; `secret`: a name
+    """Dotted names of secrets with their rules. `owner`: which of ARGUMENTS the value is part of; `secret`: a name
     around it says that it is one."""
     if isinstance(value, dict):
         for name, item in value.items():
             text = item if isinstance(item, str) else ""
             told = bool(owner) and (secret or argument_is_secret(name, text))
-            yield from _secrets(item, (*path, name), owner or (name if name in _ARGUMENTS else ""), told)
+            yield from _secrets(item, (*path, name), owner or (name if name in ARGUMENTS else ""), told)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _secrets(item, (*path, str(index)), owner, secret)
@@ -110,7 +109,7 @@ def _endpoint_secrets(config: "RunConfig") -> Iterator[str]:
     for index, endpoint in enumerate(config.reward.endpoints):
         field = f"reward.endpoints.{index}"
         for name, value in endpoint.headers.items():
-            literal = names_secret(name) and "$" not in value
+            literal = names_secret(name) and not VARIABLE.search(value)
             if literal or holds_credentials(value):
                 rule = "must name a variable of the environment, such as $TOKEN, got a literal (not shown)"
                 yield f"{field}.headers.{name}: {rule}"

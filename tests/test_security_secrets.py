@@ -263,7 +263,8 @@ def test_export_copies_no_file_from_elsewhere(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("launch.hub.push", lambda *given, **_: pushed.append(given))
     rule = "must hold no link that leads out of it or to a directory, got "
     link = run / "export" / "vocab.json"
-    for target in (outside / "marker.txt", outside, Path("../../out/marker.txt")):
+    tree(run / "export", ".netrc")
+    for target in (outside / "marker.txt", outside, Path("../../out/marker.txt"), Path(".netrc")):
         link.symlink_to(target)
         with pytest.raises(UserError, match=re.escape(f"RUN: {rule}{link} -> {target}")):
             export(str(run), output=str(tmp_path / "other"))
