@@ -25,7 +25,7 @@ _TOKEN = re.compile(
     r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]*)|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 """How the tokens of well-known services look."""
-_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=_.-]{20,}")
+_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=]{20,}")
 VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 _HIDDEN = "***"
 ARGUMENTS = ("arguments", "vllm", "deepspeed")
@@ -46,7 +46,7 @@ def argument_is_secret(name: str, value: str = "") -> bool:
 
 
 def looks_random(value: str) -> bool:
-    """Whether a text is long and of letters and digits alone, as keys are."""
+    """Whether a text is long, of letters and digits alone, as keys are; names of models have hyphens and dots."""
     return _RANDOM.fullmatch(value) is not None
 
 

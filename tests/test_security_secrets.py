@@ -78,7 +78,9 @@ def test_no_verb_takes_a_literal_secret(
 def test_names_of_variables_and_harmless_names_pass(tmp_path: Path) -> None:
     arguments = {"hf_token": "$HF_TOKEN", "stop_token": "</s>", "answer_key": "solution", "max_tokens": 3}
     data = {"arguments": arguments, "system_prompt": "Say postgres://user:password@host is no address."}
-    reward = endpoint(Authorization="Bearer $TOKEN", Accept="application/json") | {"functions": ["exact_match"]}
+    reward = endpoint(Authorization="Bearer $TOKEN", **{"X-Model": "ours/qwen2.5-7b-instruct-2024"}) | {
+        "functions": ["exact_match"]
+    }
     config = load(written(tmp_path / "a.yaml", data=data, reward=reward), [])
     assert config.reward.endpoints[0].headers["Authorization"] == "Bearer $TOKEN"
 
