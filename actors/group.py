@@ -16,6 +16,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.secret_text import masked
+
 W = TypeVar("W")
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -207,8 +209,8 @@ def _cause(error: RayTaskError) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something, without the traceback that Ray puts before the message."""
+    """The first line that says something, without the traceback that Ray puts before it and the secrets of URLs."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if lines and "ray::" in lines[0]:
-        return lines[-1]
-    return lines[0] if lines else "no message"
+        return masked(lines[-1])
+    return masked(lines[0]) if lines else "no message"

@@ -84,6 +84,11 @@ def located(path: str, revision: str | None = None, field: str = "model.path") -
     return _LOCATED[key]
 
 
+def located_models() -> list[str]:
+    """Models of the hub that `located` has given this process, each as `owner/name@COMMIT`."""
+    return sorted(set(_LOCATED.values()))
+
+
 def split_commit(path: str) -> tuple[str, str | None]:
     """Name and commit of `owner/name@COMMIT`; a path without one has None."""
     name, _, commit = path.rpartition("@")

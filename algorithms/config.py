@@ -135,7 +135,8 @@ class RewardEndpoint(Config):
     weight: float = 1.0
     """Factor in the sum over all reward sources."""
     headers: dict[str, str] = {}
-    """HTTP headers; `$NAME` in a value is read from the environment of the reward processes: no secrets in a file."""
+    """HTTP headers; `$NAME` in a value is read from the environment of the reward processes. Literal secrets are
+    refused, as configurations are kept and shown."""
     retries: int = Field(default=3, ge=0)
     """Attempts after the first one, within `reward.deadline_s`, when the service is not there, is late, or answers 429
     or 5xx."""

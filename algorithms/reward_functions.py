@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from actors.config import UserError
+from actors.secret_text import masked
 from algorithms.config import RewardFunction
 
 MATH_TIMEOUT_S = 5
@@ -72,11 +73,11 @@ def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
 
 
 def cause_of(error: BaseException, file: str | None = None) -> str:
-    """Type, message and line of an exception caught by the caller, on one line.
+    """Type, message and line of an exception caught by the caller, on one line, without the secrets of URLs.
 
     The line is the last one in `file` if the exception passed through it, else where it was raised.
     """
-    said = " ".join(str(error)[:10_000].split())
+    said = masked(" ".join(str(error)[:10_000].split()))
     said = said if len(said) <= 200 else f"{said[:200]} ..."
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     # The first frame is the one that caught it; the import system's frames tell a user nothing.

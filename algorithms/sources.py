@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import UserError
+from actors.secret_text import masked
 from algorithms.config import DataConfig
 from algorithms.deadline import TooLate, Watch
 from algorithms.reward_functions import cause_of, function_fault, kind_of, nearest
@@ -382,7 +383,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return masked(str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def _short(text: str) -> str:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from launch.config import RunConfig
     from launch.display import Display
 
-USER_ERROR = 2
-INTERRUPTED = 130
-BROKEN_PIPE = 141
+USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _LONGEST_LINE = 2000
 _STARTED = time.monotonic()
 
@@ -104,10 +102,12 @@ def _report(*problems: str) -> int:
 
 def _one_line(problem: str) -> str:
     """A line that any terminal can show: what was given may be of any length, and hold anything."""
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in problem[:_LONGEST_LINE])
-    rest = " ..." if len(problem) > _LONGEST_LINE else ""
+    from actors.secret_text import masked
+
+    public = masked(problem[: 2 * _LONGEST_LINE])[:_LONGEST_LINE] + " ..." * (len(problem) > _LONGEST_LINE)
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in public)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding) + rest
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:

@@ -117,11 +117,7 @@ def _kube(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _assumed_on_kubernetes(config: "RunConfig") -> list[str]:
     """Warnings of what is assumed about a run on Kubernetes; raises UserError with what is wrong with it."""
-    from actors.config import UserError
     from launch.check import preflight
-    from launch.jobs.uploadable import secret_problems
     from launch.kube.assumptions import render_warnings
 
-    if problems := secret_problems(config):
-        raise UserError(*problems)
     return [f"warning: {warning}" for warning in preflight(config, elsewhere=True) + render_warnings(config)]

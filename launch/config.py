@@ -28,6 +28,7 @@ from launch.config_file import apply_overrides, read_yaml
 from launch.config_values import odd_values
 from launch.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
+from launch.literal_secrets import secret_problems
 from launch.rules import check_rules
 
 _WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
@@ -189,9 +190,12 @@ def load(path: str, overrides: list[str]) -> RunConfig:
     """Read a YAML file, apply `a.b=c` overrides (values are YAML) and validate.
 
     Raises:
-        UserError: with one line per problem.
+        UserError: with one line per problem; secrets, which would be kept and shown, are some.
     """
-    return validate(apply_overrides(read_yaml(path), overrides))
+    config = validate(apply_overrides(read_yaml(path), overrides))
+    if problems := secret_problems(config):
+        raise UserError(*problems)
+    return config
 
 
 def validate(values: dict[str, Any]) -> RunConfig:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.config_nodes import is_secret_setting
+from actors.secret_text import ARGUMENTS, argument_is_secret, masked, masked_value, without_secrets_of
 from launch import names, settings
 from launch.config_values import Odd
 
@@ -55,11 +56,12 @@ def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[
         if len(foreign) > _MOST_LINES:  # each costs a search by spelling
             foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(unknown)} or more"]
             break
-    return list(dict.fromkeys(foreign + lines))
+    return [masked(line) for line in dict.fromkeys(foreign + lines)]
 
 
 def shown(value: Any) -> str:
-    """A value on one line of sane length, as YAML writes true, false and null."""
+    """A value on one line of sane length, as YAML writes true, false and null, without secrets."""
+    value = masked_value(value)
     if value is None or isinstance(value, bool):
         return settings.value_text(value)
     if isinstance(value, str):
@@ -81,7 +83,8 @@ def _problem(error: Any) -> list[str]:
     ctx = error.get("ctx", {})
     field = dotted(location)
     if kind == "value_error":
-        message = _cut(" ".join(str(ctx["error"]).split()), _LONGEST_LINE)
+        name = location[-1] if location else ""
+        message = _cut(" ".join(without_secrets_of({name: value}, str(ctx["error"])).split()), _LONGEST_LINE)
         if message.startswith(":"):  # about the field itself, not one below it
             return [f"{field}{message}"]
         return [f"{field}.{message}" if field else message]
@@ -101,7 +104,10 @@ def _problem(error: Any) -> list[str]:
 
 
 def _got(location: list[str], value: Any) -> str:
-    return "a value (not shown)" if any(is_secret_setting(part) for part in location) else shown(value)
+    hidden = "headers" in location or any(is_secret_setting(part) for part in location)
+    given = [at for at, part in enumerate(location) if part in ARGUMENTS]
+    hidden |= any(argument_is_secret(part) for at in given[:1] for part in location[at + 1 :])
+    return "a value (not shown)" if hidden else shown(value)
 
 
 def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from actors.config import UserError
+from actors.secret_text import argument_is_secret, masked, names_secret
 
 _MOST_BYTES = 2**16
 """Size of a configuration: one of all fields has some 10 thousand, and PyYAML reads 20 to 100 thousand a second."""
@@ -164,7 +165,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         key, sign, text = override.partition("=")
         *parents, leaf = key.split(".")
         if not sign or not all([*parents, leaf]):
-            raise UserError(f"override: must look like section.field=value, got {_short(override)}")
+            got = "one (not shown)" if names_secret(override) else _short(masked(override))
+            raise UserError(f"override: must look like section.field=value, got {got}")
         section = values
         for depth, name in enumerate(parents):
             if section.get(name) is None:
@@ -174,7 +176,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             if isinstance(section, list):
                 raise UserError(f"override {_short(key)}: {whole} is a list, to be given whole: {whole}=[a, b]")
             if not isinstance(section, dict):
-                raise UserError(f"override {_short(key)}: {whole} holds no fields, got {_short(section)} there")
+                got = "a value (not shown)" if argument_is_secret(key) else _short(masked(str(section)))
+                raise UserError(f"override {_short(key)}: {whole} holds no fields, got {got} there")
         section[leaf] = parse(text, f"override {_short(key)}")
     return values
 

@@ -10,6 +10,7 @@ from actors.config import UserError
 from actors.hub_cache import is_hub_id, local_directory
 from actors.safetensors_header import parse_json
 from launch.chat import model_directory
+from launch.links import check_links
 from launch.model_tensors import check_whole
 
 _ADAPTER = "adapter"
@@ -37,6 +38,7 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     if output is None:
         print(source)
         return 0
+    check_links(source, "RUN", Path(run))
     target = _target(output)
     try:
         # Contents only: the copy is a new file, which others may read as the umask says.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.secret_text import masked
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from launch.config import RunConfig, validate
@@ -144,7 +145,7 @@ def _explain(error: Exception, directory: Path, step: int) -> None:
         raise UserError(f"--step: the run has removed this checkpoint meanwhile, got {step}") from None
     log = directory / "logs" / "export" / "driver.log"
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
+        file.write(masked("".join(traceback.format_exception(error))))
     raise UserError(
         f"--step: this checkpoint gave no model ({first_line(str(error))}; log: {log}), got {step}"
     ) from None

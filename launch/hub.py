@@ -56,20 +56,26 @@ def push(directory: Path, name: str, *, private: bool) -> str:
 def push_model(path: str, name: str, *, private: bool, adapter: bool) -> None:
     """Upload what `export` gives of a run, or a model directory; raises UserError with what has failed."""
     from launch.chat import model_directory
+    from launch.links import check_public
 
     directory = model_directory(path)
+    directory = directory / "adapter" if adapter else directory
+    check_public(directory, "--push", Path(path))
     try:
-        print(push(directory / "adapter" if adapter else directory, name, private=private))
+        print(push(directory, name, private=private))
     except ConnectionError as error:
         raise UserError(f"--push: the model was not uploaded ({error}), got {name}") from None
 
 
 def push_export(directory: Path, name: str, *, private: bool) -> str | None:
     """Upload the model of a run that is done; returns None, or a warning that says how to try again."""
+    from launch.links import check_public
+
     try:
+        check_public(directory / "export", "run.hub_model_id", directory)
         address = push(directory / "export", name, private=private)
-    except (ConnectionError, KeyboardInterrupt) as cause:
-        error = cause if isinstance(cause, ConnectionError) else "interrupted"
+    except (UserError, ConnectionError, KeyboardInterrupt) as cause:
+        error = "interrupted" if isinstance(cause, KeyboardInterrupt) else cause
         again = f"tandem export {directory} --push {name}{' --private' * private}"
         return f"run.hub_model_id: the model was not uploaded ({error}); try again with `{again}`"
     print(f"hub:     {address}")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.hub_cache import cached_snapshot, is_hub_id
+from actors.secret_text import masked
 from actors.skeleton import hf_config, vocabulary_size
 from algorithms.config_offline import OfflineConfig
 from launch.capacity import total_gpus
@@ -47,14 +49,18 @@ def _model(config: RunConfig) -> str:
         family = config.model.init.family
         values = hf_config(config.model.init, config.model.dtype, vocabulary_size(config.model.init), 0, 0)
         return f"new {family} of {_count(counted_parameters(values) or 0)} parameters"
-    values = _values(Path(str(config.model.path)) / "config.json")
+    name = str(config.model.path)
+    snapshot = cached_snapshot(name, config.model.revision) if is_hub_id(name) else None
+    values = _values((snapshot or Path(name)) / "config.json")
     try:
         parameters = counted_parameters(values)
     except (TypeError, ValueError, ZeroDivisionError, KeyError, AttributeError):  # whatever the file holds instead
         parameters = None
     known = [str(values["model_type"])] if values.get("model_type") else []
     known += [f"{_count(parameters)} parameters"] if parameters else []
-    return f"{config.model.path} ({', '.join(known)})" if known else str(config.model.path)
+    known += [f"commit {snapshot.name}"] if snapshot else []
+    name += f"@{config.model.revision}" if config.model.revision else ""
+    return f"{name} ({', '.join(known)})" if known else name
 
 
 def _values(file: Path) -> Mapping[str, Any]:
@@ -95,7 +101,7 @@ def _rows(file: Path) -> int | None:
 
 def _devices(config: RunConfig) -> str:
     if address := os.environ.get("RAY_ADDRESS"):
-        return f"of the Ray cluster at {address}"
+        return f"of the Ray cluster at {masked(address)}"
     machine, cluster = this_machine(), config.cluster
     cpus = machine.cpus if cluster.cpus is None else cluster.cpus
     gpus = machine.gpus if cluster.gpus is None else cluster.gpus

@@ -18,6 +18,7 @@ from launch.check import Findings
 from launch.config import RunConfig
 from launch.estimate import GIB, ROWS, Memory, kv_bytes_per_token
 from launch.inputs import READ_ROWS
+from launch.literal_secrets import public_endpoints, public_values
 from launch.machine import this_machine
 from launch.placement import Demand, demands, reward_model_groups
 
@@ -36,7 +37,7 @@ def as_object(findings: Findings) -> dict[str, Any]:
     ]
     memory = {group: {**asdict(parts), "total": parts.total} for group, parts in findings.memory().items()}
     return {
-        "config": config.model_dump(mode="json"),
+        "config": public_values(config),
         "placement": groups,
         "arithmetic": {**asdict(findings.arithmetic()), "rows": findings.rows, "mean_tokens": findings.mean_tokens},
         "memory": {"parameters": findings.parameters, "processes": memory},
@@ -79,6 +80,7 @@ def config_lines(section: BaseModel, depth: int = 0) -> list[tuple[str, bool]]:
             lines += config_lines(value, depth + 1)
         else:
             plain = section.model_dump(mode="json", include={name})[name]
+            plain = public_endpoints(plain) if name == "endpoints" else plain
             default = about.get_default(call_default_factory=True)
             lines.append((f"{'  ' * depth}{name}: {json.dumps(plain, ensure_ascii=False)}", value != default))
     return lines

@@ -5,12 +5,15 @@ import json
 import os
 import re
 import shutil
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
 from actors.group import GroupError, first_line
+from actors.hub_cache import located_models
+from actors.secret_text import masked
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_rl import RLConfig
 from algorithms.encoder_mteb import mteb_tasks, run_mteb
@@ -113,6 +116,8 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             reporter.note(where)
         try:
             loop = build(config, placement, reporter, groups)
+            for model in keep_commits(config.directory / "logs"):
+                reporter.note(f"from the hub: {model}")
             loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             display.phase("exporting")
@@ -129,6 +134,15 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             display.phase("ending processes")
             groups.shutdown()
             release(placement)
+
+
+def keep_commits(logs: Path) -> list[str]:
+    """Models of the hub that this run has loaded, as `owner/name@COMMIT`: also kept in models.txt, as branches move."""
+    models = located_models()
+    if models:
+        with (logs / "models.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {model}\n" for model in models)
+    return models
 
 
 def _builder(config: RunConfig) -> Any:
@@ -191,7 +205,7 @@ def _explain(error: Exception, directory: Path) -> None:
     log = directory / "logs" / "driver.log"
     # Storage that is full or gone must not hide why the run has failed.
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
+        file.write(masked("".join(traceback.format_exception(error))))
     if mistake := _users_mistake(error):
         raise UserError(*mistake.problems) from None
     kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from actors.secret_text import masked
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
+from launch.literal_secrets import public_values
 
 CLOSE_DEADLINE_S = 60.0
 """Longest time `close` waits for W&B to finish an upload."""
@@ -124,7 +126,7 @@ class _Feeder:
             sink.close()
         except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-            self._warn(f"tracking: {kind}{' '.join(str(error).split())}; files are written as before")
+            self._warn(f"tracking: {kind}{masked(' '.join(str(error).split()))}; files are written as before")
 
 
 class _WandbSink:
@@ -146,7 +148,7 @@ class _WandbSink:
             "entity": config.tracking.entity,
             "tags": config.tracking.tags,
             "dir": os.environ.get("WANDB_DIR") or str(directory),
-            "config": config.model_dump(mode="json"),
+            "config": public_values(config),
             "mode": os.environ.get("WANDB_MODE"),
         }
         self._write(settings)

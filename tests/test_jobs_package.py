@@ -16,7 +16,8 @@ from launch.config import RunConfig, load, validate
 from launch.jobs import package as packaging
 from launch.jobs.package import Package, package_files, package_warnings
 from launch.jobs.selection import select_files
-from launch.jobs.uploadable import secret_problems, upload_problems
+from launch.jobs.uploadable import upload_problems
+from launch.literal_secrets import secret_problems
 
 BASE = {
     "algorithm": {"name": "grpo", "prompts_per_step": 4, "samples_per_prompt": 4},
@@ -200,7 +201,7 @@ def test_secrets_in_the_configuration_are_refused(tmp_path: Path) -> None:
     ]
     problems = upload_problems(config(reward={"endpoints": endpoints}), select_files(tmp_path))
     assert "hunter2" not in str(problems)
-    literal = "must name a variable of the cluster's environment, such as $TOKEN, got a literal (not shown)"
+    literal = "must name a variable of the environment, such as $TOKEN, got a literal (not shown)"
     kept = "(a header with a $NAME keeps it out of the configuration), got https://scores/score"
     assert problems == [
         f"reward.endpoints.0.headers.Authorization: {literal}",
@@ -223,7 +224,7 @@ def test_secrets_in_arguments_are_refused() -> None:
     )
     problems = secret_problems(found)
     assert "hunter2" not in str(problems)
-    rule = "must hold no secret (it can name a variable that the function reads on the cluster, such as $TOKEN)"
+    rule = "must hold no secret (it can name a variable that the function reads from its environment, such as $TOKEN)"
     arguments = ["data.arguments.hf_token", "data.arguments.store.apiKey"]
     arguments += ["reward.functions.1.arguments.passwords.0", "reward.functions.1.arguments.url"]
     assert problems == [f"{field}: {rule}, got a literal (not shown)" for field in arguments]

@@ -696,7 +696,7 @@ def test_secrets_do_not_travel_and_modules_do(tmp_path: Path) -> None:
     (tmp_path / ".rayignore").write_text((ROOT / ".rayignore").read_text())
     assert select_files(tmp_path).files.keys() - {".rayignore"} == set(modules)
     lines = (ROOT / ".dockerignore").read_text().splitlines()
-    anchored = [re.sub(r"^(!?)(?!\*\*|#)", r"\1/", line) for line in lines if line.strip()]
+    anchored = [re.sub(r"^(!?)(?!\*\*|#|!)", r"\1/", line) for line in lines if line.strip()]
     spec = GitIgnoreSpec.from_lines(anchored)
     assert [name for name in SECRETS if not spec.match_file(name)] == []
     assert [name for name in modules if spec.match_file(name)] == []

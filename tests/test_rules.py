@@ -1259,7 +1259,7 @@ def test_a_reward_model_gives_one_score(save: Save) -> None:
 
 
 def test_a_reward_model_reads_the_policys_tokens(save: Save) -> None:
-    reward = {"models": [{"path": save(SCORE, alphabet="abdc", num_labels=1), "weight": 0.5}, "other"]}
+    reward = {"models": [{"path": save(SCORE, alphabet="abdc", num_labels=1), "weight": 0.5}, "./other"]}
     rule = "must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in other"
     expected = (f"reward.models.0.path: {rule}", f"reward.models.1.path: {rule}")
     assert problems_of("grpo", reward=reward) == expected

@@ -15,7 +15,7 @@ from typing import IO
 
 from actors.config import UserError
 from launch.config import RunConfig
-from launch.jobs.selection import SECRET_FILE, Selection
+from launch.jobs.selection import LINK, SECRET_FILE, Selection
 
 CONFIG_FILE = "tandem-run.json"
 """The resolved configuration, at the root of the package."""
@@ -82,7 +82,7 @@ def package_files(selection: Selection, config: RunConfig) -> Package:
 
 
 def package_warnings(selection: Selection) -> list[str]:
-    """Files that one may not want to upload, as they are large, and those that were left out as likely secrets."""
+    """Files that one may not want to upload, as they are large; what was left out as a likely secret or as a link."""
     found = []
     for path, size in selection.files.items():
         if size > LARGEST_QUIET_FILE:
@@ -90,6 +90,8 @@ def package_warnings(selection: Selection) -> list[str]:
             found.append(f"upload: {path} ({shown_size(size)}) {rule}")
     if secret := ", ".join(path for path, rule in selection.left_out.items() if rule == SECRET_FILE):
         found.append(f"upload: left out, as they look like secrets (a ! line of .rayignore brings back): {secret}")
+    links = [(path, rule) for path, rule in selection.left_out.items() if rule.startswith(LINK)]
+    found += [f"upload: {path} is left out by {rule}" for path, rule in links]
     return found
 
 

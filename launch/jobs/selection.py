@@ -1,7 +1,6 @@
 """Which files of the working directory are uploaded: all but likely secrets and what ignore files leave out."""
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +8,15 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from actors.config import UserError
+from launch.jobs.secret_files import holds_secrets
 
 NEVER = (".git", ".venv", "__pycache__")
 """Names that are left out wherever they are; so is every virtual environment."""
 _ALWAYS = "Tandem, always"
 SECRET_FILE = "Tandem, as a likely secret (a ! line of .rayignore brings it back)"
-"""The rule that leaves out files with names of secrets."""
-_SECRET_NAME = re.compile(
-    r"\.env.*|id_[^.]*|id_(rsa|dsa|ecdsa|ed25519).*|(credentials|kubeconfig).*|\.(npmrc|pypirc|netrc)|auth_token|"
-    r".*\.(pem|key)",
-    re.IGNORECASE,
-)
+"""The rule that leaves out what `launch.jobs.secret_files` names."""
+LINK = "Tandem, as a link to what is not uploaded"
+"""The rule that leaves out links to files; their targets stand behind it."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
 
 
@@ -74,9 +71,10 @@ def select_files(root: Path, output: str = "outputs") -> Selection:
     after those of the .gitignore beside it.
 
     So a `!` line of .rayignore brings back what .gitignore leaves out. As in git, nothing below a directory that is
-    left out comes back. Links to files are uploaded as files, links to directories not at all.
+    left out comes back. Links to files that are uploaded are uploaded as files, all others not at all: a link must not
+    take along what lies outside `root`, or what its own name does not tell.
 
-    Files that look like secrets need such a line, too.
+    Files and directories that look like secrets need such a line, too.
 
     Raises:
         UserError: a directory cannot be read; `root` is the home directory or `/`.
@@ -89,8 +87,21 @@ def select_files(root: Path, output: str = "outputs") -> Selection:
         _walk(selection, "", ())
     except OSError as error:
         raise UserError(f"upload: {error.filename} must be readable, or be left out ({error.strerror})") from None
+    _judge_links(selection)
     selection.files = dict(sorted(selection.files.items()))
     return selection
+
+
+def _judge_links(selection: Selection) -> None:
+    """Leave out the links whose targets are not uploaded: outside, likely secrets, left out by an ignore file."""
+    root = os.path.realpath(selection.root)
+    links = [path for path in selection.files if os.path.islink(selection.root / path)]
+    for path in links:
+        target = os.path.realpath(selection.root / path)
+        within = os.path.relpath(target, root).replace(os.sep, "/")
+        if within not in selection.files:
+            selection.left_out[path] = f"{LINK} ({target if within.startswith('../') else within})"
+            del selection.files[path]
 
 
 def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> None:
@@ -101,10 +112,10 @@ def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> 
             folder = entry.is_dir()
             if rule := _always(entry, path, selection.results) or _rule(rules, f"{path}/" if folder else path):
                 selection.left_out[path] = rule
+            elif holds_secrets(named := f"{path}/" if folder else path) and not _asked_for(rules, named):
+                selection.left_out[path] = SECRET_FILE
             elif folder:
                 _walk(selection, f"{path}/", rules)
-            elif entry.is_file() and _SECRET_NAME.fullmatch(entry.name) and not _asked_for(rules, path):
-                selection.left_out[path] = SECRET_FILE
             elif entry.is_file():
                 selection.files[path] = entry.stat().st_size
 

@@ -1,25 +1,12 @@
-"""What a configuration must be like to run on another machine: where it reads and writes, and nothing secret in it."""
+"""What a configuration must be like to run on another machine: what it reads and writes must be there."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
-from actors.config_nodes import is_secret
 from algorithms.config_encoder import EncoderConfig
-from algorithms.reward_endpoint import shown_address
 from launch.config import RunConfig
 from launch.jobs.selection import Selection
-
-_SECRET = re.compile(
-    r"authori[sz]ation|authentication|\bauth\b|_auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE
-)
-_HARMLESS = re.compile(
-    r"tokeni[sz]|token_?id|keyword|(bos|eos|pad|unk|stop|start|end|mask|sep|cls)_token", re.IGNORECASE
-)
-"""Parts of names that are no secrets, although `_SECRET` finds one in them."""
-_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
+from launch.literal_secrets import secret_problems
 
 
 def upload_problems(config: RunConfig, selection: Selection) -> list[str]:
@@ -69,46 +56,6 @@ def _sources(function: str) -> list[str]:
         return []
     dotted = module.replace(".", "/")
     return [module] if module.endswith(".py") else [f"{dotted}.py", dotted]
-
-
-def secret_problems(config: RunConfig) -> list[str]:
-    """One line for each secret that stands in the configuration itself: it would be readable on the cluster."""
-    found = [*_endpoint_secrets(config), *_argument_secrets("data.arguments", config.data.arguments)]
-    for index, function in enumerate(config.reward.functions):
-        found += _argument_secrets(f"reward.functions.{index}.arguments", function.arguments)
-    return found
-
-
-def _argument_secrets(field: str, value: Any, secret: bool = False) -> Iterator[str]:
-    """`secret`: the name of something around it says that `value` is one."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _argument_secrets(f"{field}.{name}", item, secret or _names_secret(str(name)))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _argument_secrets(f"{field}.{index}", item, secret)
-    elif isinstance(value, str) and value and (secret or is_secret("", value)) and not _VARIABLE.fullmatch(value):
-        rule = "must hold no secret (it can name a variable that the function reads on the cluster, such as $TOKEN)"
-        yield f"{field}: {rule}, got a literal (not shown)"
-
-
-def _names_secret(name: str) -> bool:
-    return _SECRET.search(_HARMLESS.sub("", name)) is not None
-
-
-def _endpoint_secrets(config: RunConfig) -> Iterator[str]:
-    for index, endpoint in enumerate(config.reward.endpoints):
-        field = f"reward.endpoints.{index}"
-        for name, value in endpoint.headers.items():
-            if _SECRET.search(name) and not _VARIABLE.search(value):
-                rule = "must name a variable of the cluster's environment, such as $TOKEN, got a literal (not shown)"
-                yield f"{field}.headers.{name}: {rule}"
-        parts = urlsplit(endpoint.url)
-        query = [name for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
-        if "@" in parts.netloc or query:
-            what = f"literal {query[0]}" if query else "user and password"
-            rule = f"must hold no {what} (a header with a $NAME keeps it out of the configuration)"
-            yield f"{field}.url: {rule}, got {shown_address(endpoint.url)}"
 
 
 def _missing(selection: Selection, path: str) -> str | None:
