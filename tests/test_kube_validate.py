@@ -28,11 +28,6 @@ SEEDS_OF = {
     "ConfigMap": CONFIG_MAP_SEEDS,
     "NetworkPolicy": POLICY_SEEDS,
 }
-    "RayJob": JOB_SEEDS,
-    "RayCluster": CLUSTER_SEEDS,
-    "ConfigMap": CONFIG_MAP_SEEDS,
-    "NetworkPolicy": POLICY_SEEDS,
-}
 SEEDS = [
     pytest.param(KINDS[kind], seed, id=f"{kind}-{index}-{seed.path.rpartition('.')[2]}")
     for kind, seeds in SEEDS_OF.items()

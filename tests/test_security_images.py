@@ -1,6 +1,9 @@
 """What confines a run's pods, what an image holds and whose it is, and which packages may be installed."""
 
 import ipaddress
+import re
+import runpy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +172,55 @@ def test_what_the_launcher_may_do_is_what_submitting_takes() -> None:
     assert allowed["networkpolicies"] >= {"create", "get", "patch", "delete"}
     assert not allowed.keys() & {"secrets", "pods/exec", "roles", "rolebindings"}
     assert not any("*" in verbs for verbs in allowed.values())
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
+def test_an_image_has_code_by_name_that_its_user_cannot_change(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    copies = [line.split()[1:] for line in re.findall(r"^COPY .*", text, re.MULTILINE)]
+    assert {"actors", "algorithms", "launch", "configs", "examples"} <= {word for words in copies for word in words}
+    for *sources, _ in copies:
+        assert not [word for word in sources if word.startswith("--chown") or "*" in word or word in (".", "./")]
+        assert all((ROOT / word).exists() for word in sources), sources
+    assert text.index("\nUSER 1000:1000\n") > text.rindex("\nRUN "), "root makes it all"
+    owned = re.findall(r"--owner=tandem --group=tandem ([^\\]*)", text)
+    assert [words.split() for words in owned] == [["/opt/tandem/outputs", "/shared"]]
+    assert re.search(r"^ARG BASE=\S+\nFROM \$\{BASE\}$", text, re.MULTILINE), "a digest can be given"
+
+
+def test_packages_of_gpus_are_exact() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert [pin for pin in extras["gpu"] if "==" not in pin] == []
+    words = re.sub(r"#.*", "", (ROOT / "Dockerfile").read_text(encoding="utf-8")).replace(";", " ").split()
+    assert [word for word in words if word in ("flash-attn", "bitsandbytes", "torch", "vllm")] == []
+
+
+@pytest.mark.parametrize("name", ["cpu", "dev", "oracle"])
+def test_every_package_has_its_hashes(name: str) -> None:
+    """pip refuses a list of which one lacks them, and files with others."""
+    text = (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8")
+    entries = re.sub(r" \\\n +", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    assert len(entries) > 10
+    for entry in entries:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( --hash=sha256:[0-9a-f]{64})+", entry), entry
+
+
+@pytest.mark.parametrize(
+    ("wheel", "ours"),
+    [
+        ("six-1.17.0-py2.py3-none-any.whl", True),
+        ("a-1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl", True),
+        ("a-1-cp38-abi3-manylinux_2_17_aarch64.whl", True),
+        ("a-1-py3-none-manylinux_2_17_x86_64.whl", True),
+        ("a-1-1-cp314-cp314-linux_x86_64.whl", True),
+        ("a-1-cp314-cp314t-manylinux_2_27_x86_64.whl", False),
+        ("a-1-cp310-cp310-manylinux_2_27_x86_64.whl", False),
+        ("a-1-cp315-abi3-manylinux_2_27_x86_64.whl", False),
+        ("a-1-cp311-cp311-musllinux_1_2_x86_64.whl", False),
+        ("a-1-cp311-cp311-macosx_11_0_arm64.whl", False),
+        ("a-1-cp311-cp311-manylinux_2_27_ppc64le.whl", False),
+    ],
+)
+def test_the_files_whose_hashes_are_kept(wheel: str, ours: bool) -> None:
+    fits = runpy.run_path(str(ROOT / "requirements/add_hashes.py"))["fits"]
+    assert fits(wheel) is ours
