@@ -224,3 +224,11 @@ def test_every_package_has_its_hashes(name: str) -> None:
 def test_the_files_whose_hashes_are_kept(wheel: str, ours: bool) -> None:
     fits = runpy.run_path(str(ROOT / "requirements/add_hashes.py"))["fits"]
     assert fits(wheel) is ours
+
+
+def test_the_list_of_torch_may_have_hashes(tmp_path: Path) -> None:
+    """pip gets the list itself, so that it checks those that a user has added."""
+    pinned = runpy.run_path(str(ROOT / "requirements/install_torch.py"))["pinned"]
+    assert pinned(ROOT / "requirements/torch.txt") == "2.13.0+cpu"
+    (tmp_path / "torch.txt").write_text(f"# torch==1+cpu\ntorch==2.13.0+cpu --hash=sha256:{'0' * 64}\n")
+    assert pinned(tmp_path / "torch.txt") == "2.13.0+cpu"
