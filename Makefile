@@ -39,13 +39,12 @@ $(VENV)/.made:
 	@$(BIN)/python -m pip install --help > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.cpu: requirements/cpu.txt requirements/install_torch.py pyproject.toml setup.py | $(VENV)/.made
+$(VENV)/.cpu: requirements/cpu.txt requirements/torch.txt requirements/install_torch.py pyproject.toml setup.py | $(VENV)/.made
 	@echo "set-up 2 of 4: the CPU build of torch"
-	@$(INSTALL) setuptools==78.1.1
-	@$(BIN)/python requirements/install_torch.py requirements/cpu.txt
+	@$(BIN)/python requirements/install_torch.py requirements/torch.txt
 	@echo "set-up 3 of 4: $$(grep -c == requirements/cpu.txt) packages of requirements/cpu.txt, 0.6 GB to load, 2.7 GB on disk: 2 minutes or more"
-	@$(INSTALL) --no-deps -r requirements/cpu.txt
-	@$(BIN)/python requirements/install_torch.py --check requirements/cpu.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements/cpu.txt
+	@$(BIN)/python requirements/install_torch.py --check requirements/torch.txt
 	@echo "set-up 4 of 4: Tandem itself"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
@@ -53,8 +52,8 @@ $(VENV)/.cpu: requirements/cpu.txt requirements/install_torch.py pyproject.toml 
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.cpu
 	@echo "tools for tests and checks, of requirements/dev.txt: 0.5 GB on disk, half a minute"
-	@$(BIN)/python requirements/install_torch.py requirements/cpu.txt
-	@$(INSTALL) --no-deps -r requirements/dev.txt
+	@$(BIN)/python requirements/install_torch.py requirements/torch.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
 demo: $(VENV)/.cpu
@@ -97,13 +96,13 @@ test: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-$(ORACLE)/.ready: requirements/oracle.txt requirements/install_torch.py
+$(ORACLE)/.ready: requirements/oracle.txt requirements/torch.txt requirements/install_torch.py
 	@$(PYTHON) requirements/check_machine.py
 	@echo "an environment of its own for TRL in $(ORACLE): 1.5 GB on disk, 2 minutes"
 	@$(PYTHON) -m venv --clear $(ORACLE)
-	@$(ORACLE)/bin/python requirements/install_torch.py requirements/oracle.txt
-	@$(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/oracle.txt
-	@$(ORACLE)/bin/python requirements/install_torch.py --check requirements/oracle.txt
+	@$(ORACLE)/bin/python requirements/install_torch.py requirements/torch.txt
+	@$(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/oracle.txt
+	@$(ORACLE)/bin/python requirements/install_torch.py --check requirements/torch.txt
 	@touch $@
 
 oracle: $(ORACLE)/.ready

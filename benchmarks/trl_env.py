@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TORCH = (ROOT / "requirements/install_torch.py", ROOT / "requirements/cpu.txt")
+TORCH = (ROOT / "requirements/install_torch.py", ROOT / "requirements/torch.txt")
 """What installs torch, and what pins it."""
 REQUIREMENTS = Path(__file__).with_name("trl_requirements.txt")
 ENVIRONMENT = Path(__file__).parent / ".cache" / "trl"

@@ -41,6 +41,7 @@ from launch.estimate import (
 from launch.fits import check_bucket, check_room
 from launch.hub import check_can_push
 from launch.inputs import Field, Sets
+from launch.kube.config import auth_warnings
 from launch.literal_secrets import plain_http_warnings
 from launch.machine import this_machine
 from launch.model_files import (
@@ -215,7 +216,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     _check_data(findings, readable, rewards, sets)
     with findings.collecting():
         _check_steps(findings)
-    findings.warnings.extend(plain_http_warnings(config) + _sampling_warnings(config))
+    findings.warnings.extend(plain_http_warnings(config) + auth_warnings(config) + _sampling_warnings(config))
     if isinstance(config.algorithm, EncoderConfig) and config.policy.optimizer.lr == OptimizerConfig().lr:
         findings.warnings.append(
             f"policy.optimizer.lr: {config.policy.optimizer.lr:g}, the default, is that of reinforcement learning; "

@@ -1,7 +1,7 @@
-"""Install the CPU build of torch that a list of requirements pins, for the Python that runs this.
+"""Install the CPU build of torch that a list pins, which holds nothing else, for the Python that runs this.
 
-    .venv/bin/python requirements/install_torch.py requirements/cpu.txt            before the list itself
-    .venv/bin/python requirements/install_torch.py --check requirements/cpu.txt    after it: torch imports a part of it
+    .venv/bin/python requirements/install_torch.py requirements/torch.txt            before the other list
+    .venv/bin/python requirements/install_torch.py --check requirements/torch.txt    after it: torch needs a part of it
 
 PyPI's torch for Linux is a CUDA build, which cannot even be imported without NVIDIA's libraries. So pip is asked for
 VERSION+cpu, a name that only CPU builds have: from the indexes that it is configured with, then from PyTorch's own, or
@@ -30,13 +30,14 @@ class Failed(Exception):
 def main() -> int:
     """Install, or check, what the list on the command line pins; the exit code is 2 after one line if that fails."""
     *check, requirements = sys.argv[1:]
-    version = pinned(Path(requirements))
+    pin = Path(requirements)
+    version = pinned(pin)
     try:
         if check != ["--check"]:
             forget_parts()
-            ensure(version)
+            ensure(version, pin)
         elif problem := unusable(version):
-            source = ensure(version, again=True)
+            source = ensure(version, pin, again=True)
             if unusable(version):
                 raise Failed(f"{problem}, also after another installation from {source}")
     except Failed as failure:
@@ -46,13 +47,14 @@ def main() -> int:
 
 
 def pinned(requirements: Path) -> str:
-    """The version of torch in a list of requirements. Example: 2.13.0+cpu."""
-    [version] = re.findall(r"^torch==(\S+\+cpu)$", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    """The version of torch in its list. Example: 2.13.0+cpu."""
+    lines = [line for line in requirements.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    [version] = re.findall(r"^torch==(\S+\+cpu)\b", "\n".join(lines), re.MULTILINE)
     return version
 
 
-def ensure(version: str, *, again: bool = False) -> str:
-    """Let pip install this version unless it is there, with `again` also then.
+def ensure(version: str, pin: Path, *, again: bool = False) -> str:
+    """Let pip install what the list pins, this version, unless it is there, with `again` also then.
 
     Returns:
         Where it came from, in words.
@@ -70,7 +72,7 @@ def ensure(version: str, *, again: bool = False) -> str:
     command += ["--force-reinstall"] if again else []
     refusals = []
     for source, options in (("pip's configured indexes", []), (index, ["--index-url", index])):
-        done = subprocess.run([*command, *options, f"torch=={version}"], stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*command, *options, "--requirement", str(pin)], stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
             return source
         refusals.append(f"{source}: {_cause(done.stderr)}")

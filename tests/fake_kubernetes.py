@@ -53,8 +53,9 @@ class Refused(Exception):
 class FakeKubernetes:
     """A Kubernetes API server on localhost; a context manager.
 
-    Serves RayJobs (if `kuberay`), ConfigMaps, pods with their logs, and events, in `namespaces`, to whoever has `token`
-    and is not `forbidden` the verb and resource. Deletion honours finalizers, and takes along what the deleted owns.
+    Serves RayJobs (if `kuberay`), ConfigMaps, NetworkPolicies, pods with their logs, and events, in `namespaces`, to
+    whoever has `token` and is not `forbidden` the verb and resource. Deletion honours finalizers, and takes along what
+    the deleted owns.
     """
 
     namespaces: set[str] = field(default_factory=lambda: {"default", "tandem", "train"})
@@ -139,7 +140,8 @@ class FakeKubernetes:
             raise Refused(503, "ServiceUnavailable", "the server is currently unable to handle the request")
         if token != self.token:
             raise Refused(401, "Unauthorized", "Unauthorized")
-        if found is None or (found["group"] and not (found["group"] == "ray.io" and self.kuberay)):
+        served = ("networking.k8s.io", *(("ray.io",) if self.kuberay else ()))
+        if found is None or (found["group"] and found["group"] not in served):
             raise Refused(404, "", "404 page not found\n")
         resource, namespace, name = found["resource"], found["namespace"], found["name"]
         self.requests.append(f"{verb} {resource}/{name or ''}")

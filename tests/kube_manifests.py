@@ -109,6 +109,22 @@ def config_map() -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"run.yaml": "run: {name: demo}\n"}}
 
 
+def network_policy() -> dict[str, Any]:
+    """The run's peers, and the world."""
+    peers = [{"podSelector": {"matchLabels": {"app": "tandem"}}}]
+    spec: dict[str, Any] = {
+        "podSelector": {"matchLabels": {"app": "tandem"}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": peers, "ports": [{"protocol": "TCP", "port": 8265}]}],
+        "egress": [
+            {"ports": [{"protocol": "UDP", "port": 53}]},
+            {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}, *peers]},
+        ],
+    }
+    metadata = {"name": "demo-network", "labels": {"app": "tandem"}}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+
+
 def ray_job() -> dict[str, Any]:
     """A RayJob with one worker group and most fields."""
     spec = _parsed(_JOB) | {"submitterPodTemplate": _parsed(_POD), "rayClusterSpec": _cluster()}

@@ -55,7 +55,7 @@ JOB_SEEDS = [
     Seed({f"{WP}.volumes[2].emptyDir.sizelimit": "1Gi"}, f"{WP}.volumes[2].emptyDir.sizelimit", "sizeLimit?"),
     Seed({f"{WC}.livenessProbe.httpget": {}}, f"{WC}.livenessProbe.httpget", "did you mean httpGet?"),
     Seed({f"{H}.rayStartParams.num-cpu": "0"}, f"{H}.rayStartParams.num-cpu", "did you mean num-cpus?"),
-    Seed({"kind": "RayJobs"}, "kind", "must be one of RayJob, RayCluster, ConfigMap (did you mean RayJob?)"),
+    Seed({"kind": "RayJobs"}, "kind", "must be one of RayJob, RayCluster, ConfigMap, NetworkPolicy (did"),
     Seed({"apiVersion": "ray.io/v1alpha1"}, "apiVersion", "must be one of ray.io/v1 (did"),
     # Missing fields and wrong types
     Seed({"metadata.name": DELETE}, "metadata.name", "required, got nothing"),
@@ -395,4 +395,19 @@ CONFIG_MAP_SEEDS = [
     Seed({'data["run.yaml"]': "x" * 2**20}, "data", "must be at most 1048576 bytes in all"),
     Seed({"metadata.name": "A"}, "metadata.name", "lower-case letters"),
     Seed({"apiVersion": "v2"}, "apiVersion", "must be one of v1"),
+]
+
+POLICY_SEEDS = [
+    Seed({"spec.ingres": []}, "spec.ingres", "did you mean ingress?"),
+    Seed({"spec.ingress[0].form": []}, "spec.ingress[0].form", "did you mean from?"),
+    Seed({"spec.egress[1].to[0]": {}}, "spec.egress[1].to[0]", "must have ipBlock, or podSelector"),
+    Seed({"spec.egress[1].to[0].podSelector": {}}, "spec.egress[1].to[0]", "got both"),
+    Seed({"spec.egress[1].to[0].ipBlock.cidr": "10.0.0.1/8"}, "spec.egress[1].to[0].ipBlock.cidr", "must be a network"),
+    Seed(
+        {"spec.egress[1].to[0].ipBlock.except": ["fd00::/8"]},
+        "spec.egress[1].to[0].ipBlock.except",
+        "must lie within 0.0.0.0/0, got fd00::/8",
+    ),
+    Seed({"spec.policyTypes": ["Egres"]}, "spec.policyTypes[0]", "did you mean Egress?"),
+    Seed({"spec.egress[0].ports[0].port": 0}, "spec.egress[0].ports[0].port", "must be from 1 to 65535"),
 ]

@@ -142,10 +142,12 @@ def test_submit_creates_watches_and_reports(server: FakeKubernetes, capsys: pyte
     lines = err.splitlines()
     assert lines.count(f"Initializing; {waits}") == 1
     assert lines[-2:] == ["Running, job RUNNING", "Complete, job SUCCEEDED"]
-    assert server.names("configmaps") == ["grpo-config"]
+    assert (server.names("configmaps"), server.names("networkpolicies")) == (["grpo-config"], ["grpo-network"])
     job = server.objects["rayjobs", "train", NAME]
     owner = server.objects["configmaps", "train", "grpo-config"]["metadata"]["ownerReferences"]
     assert owner == [{"apiVersion": "ray.io/v1", "kind": "RayJob", "name": NAME, "uid": job["metadata"]["uid"]}]
+    policy = server.objects["networkpolicies", "train", "grpo-network"]
+    assert policy["metadata"]["ownerReferences"] == owner
     assert job["spec"]["entrypoint"]
 
 
@@ -505,6 +507,11 @@ def test_refusals_are_one_line_each(server: FakeKubernetes, monkeypatch: pytest.
     line = problem(submit)
     assert line.startswith("kubernetes: the user must be allowed to create rayjobs in namespace train, got 403: ")
     assert server.names("configmaps") == [], "what had been created for it is removed"
+    assert server.names("networkpolicies") == []
+    server.forbidden = {("create", "networkpolicies")}
+    line = problem(submit)
+    assert line.startswith("kubernetes: the user must be allowed to create networkpolicies in namespace train, got 403")
+    assert server.names("configmaps") == server.names("rayjobs") == [], "no pod runs without its policy"
     server.forbidden.clear()
 
     def listing(**where: Any) -> Callable[[], int]:
@@ -528,7 +535,7 @@ def test_what_the_server_finds_wrong(server: FakeKubernetes, monkeypatch: pytest
     documents = render.manifests(config(), "rayjob")
 
     def spoiled(**fields: Any) -> Callable[..., list[Any]]:
-        return lambda *_: [documents[0], {**documents[1], "spec": {**documents[1]["spec"], **fields}}]
+        return lambda *_: [*documents[:-1], {**documents[-1], "spec": {**documents[-1]["spec"], **fields}}]
 
     monkeypatch.setattr(render, "manifests", spoiled(backoffLimits=3))
     assert 'got 400: RayJob in version "v1" cannot be handled: strict decoding error: unknown field ' in problem(submit)
@@ -539,13 +546,13 @@ def test_what_the_server_finds_wrong(server: FakeKubernetes, monkeypatch: pytest
 
 def test_a_race_for_the_name(server: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Created by someone else between looking and creating: 409, in one line, and theirs is left alone."""
-    create = kubeconfig.KubeApi.create_config_map
+    create = kubeconfig.KubeApi.create_part
 
     def late(api: kubeconfig.KubeApi, document: Object) -> None:
         create(api, document)
         server.put("rayjobs", "train", {"metadata": {"name": NAME}, "spec": {}})
 
-    monkeypatch.setattr(kubeconfig.KubeApi, "create_config_map", late)
+    monkeypatch.setattr(kubeconfig.KubeApi, "create_part", late)
     assert 'got 409: rayjobs.ray.io "grpo" already exists' in problem(submit)
     assert server.names("rayjobs") == [NAME]
 

@@ -95,10 +95,10 @@ def test_every_config_renders_and_is_the_same_run(path: Path, kind: Kind) -> Non
     config = load(str(path), [])
     documents = list(yaml.safe_load_all(render(config, kind)))
     if kind == "raycluster":
-        assert [document["kind"] for document in documents] == ["RayCluster"]
+        assert [document["kind"] for document in documents] == ["NetworkPolicy", "RayCluster"]
         assert not any("configMap" in item for item in everywhere(documents)), "nothing is there to be mounted"
         return
-    assert [document["kind"] for document in documents] == ["ConfigMap", "RayJob"]
+    assert [document["kind"] for document in documents] == ["ConfigMap", "NetworkPolicy", "RayJob"]
     assert "immutable" not in documents[0], (
         "the node's agent would serve the old one to the pods of a run started again"
     )
@@ -166,7 +166,11 @@ def test_every_pod_is_confined(golden: str) -> None:
         head = pod["containers"][0]["name"] == "ray-head"
         assert pod["automountServiceAccountToken"] is (head and "autoscaling" in golden)
         for item in pod["containers"]:
-            assert item["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert item["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
             for kind in ("memory", "nvidia.com/gpu"):
                 assert item["resources"]["requests"].get(kind) == item["resources"]["limits"].get(kind)
 

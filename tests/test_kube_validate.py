@@ -16,15 +16,21 @@ from launch.kube.config_parts import image_ray_version
 from launch.kube.dump import dump
 from launch.kube.schema_types import quantity_value
 from launch.kube.validate import manifest_problems
-from tests.kube_manifests import RAY, config_map, edit, ray_cluster, ray_job
-from tests.kube_seeds import CLUSTER_SEEDS, CONFIG_MAP_SEEDS, JOB_SEEDS, Seed
+from tests.kube_manifests import RAY, config_map, edit, network_policy, ray_cluster, ray_job
+from tests.kube_seeds import CLUSTER_SEEDS, CONFIG_MAP_SEEDS, JOB_SEEDS, POLICY_SEEDS, Seed
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKED = [*(ROOT / "launch/kube").glob("schema*.py"), *(ROOT / "launch/kube").glob("rules*.py")]
-KINDS = {"RayJob": ray_job, "RayCluster": ray_cluster, "ConfigMap": config_map}
+KINDS = {"RayJob": ray_job, "RayCluster": ray_cluster, "ConfigMap": config_map, "NetworkPolicy": network_policy}
+SEEDS_OF = {
+    "RayJob": JOB_SEEDS,
+    "RayCluster": CLUSTER_SEEDS,
+    "ConfigMap": CONFIG_MAP_SEEDS,
+    "NetworkPolicy": POLICY_SEEDS,
+}
 SEEDS = [
     pytest.param(KINDS[kind], seed, id=f"{kind}-{index}-{seed.path.rpartition('.')[2]}")
-    for kind, seeds in {"RayJob": JOB_SEEDS, "RayCluster": CLUSTER_SEEDS, "ConfigMap": CONFIG_MAP_SEEDS}.items()
+    for kind, seeds in SEEDS_OF.items()
     for index, seed in enumerate(seeds)
 ]
 FREE = (
@@ -53,7 +59,7 @@ def test_a_good_manifest_has_no_problem(build: Callable[[], dict[str, Any]]) -> 
 
 
 def test_good_documents_have_no_problem_together_and_take_no_time() -> None:
-    documents = [config_map(), ray_job(), ray_cluster()]
+    documents = [config_map(), network_policy(), ray_job(), ray_cluster()]
     started = time.process_time()
     assert manifest_problems(documents, RAY) == []
     assert time.process_time() - started < 0.1

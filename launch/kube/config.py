@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _RESERVED = ("app.kubernetes.io/", "ray.io/", "kueue.x-k8s.io/")
 POD_VARIABLES = {
     "HF_HOME": "it is on the shared volume, and cluster.env can move it",
-    "HOME": "the image sets it",
+    "HOME": "it is a volume of the pod (cluster.kubernetes.read_only_root), or the image's",
     "PATH": "the image sets it",
     "RAY_AUTH_MODE": "ray_auth says it",
     "RAY_AUTH_TOKEN": "ray_auth_secret names its Secret",
@@ -83,6 +83,8 @@ class KubernetesConfig(Config):
     """Secrets of the registry."""
     namespace: str = Field(default="tandem", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """Namespace of everything."""
+    operator_namespace: Name = "kuberay"
+    """Namespace of KubeRay's operator, which alone may talk to the run's pods from outside the run."""
     service_account: Name = "tandem"
     """ServiceAccount of all pods; they get no token of it, but for the head with autoscaling."""
     submission_mode: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = "K8sJobMode"
@@ -136,6 +138,9 @@ class KubernetesConfig(Config):
     """User and group of all processes, one that the image knows (1000 in ours); root is refused."""
     fs_group: PositiveInt = 1000
     """Group that owns the volumes."""
+    read_only_root: bool = True
+    """Whether containers cannot write to their image: what Ray, vLLM, compilers and caches write goes to /tmp and to a
+    home of the pod's own, which end with it."""
     grace_s: PositiveInt | None = None
     """Seconds between a pod's SIGTERM and its end, for a checkpoint (default: cluster.stop_wait_s + 60)."""
     gcs: GcsStorageConfig = GcsStorageConfig()
@@ -230,3 +235,17 @@ def check_kubernetes(config: "RunConfig") -> None:
     plain = {name for variables in (cluster.env, *(demand.env for demand in wanted)) for name in variables}
     for name in sorted(plain & kubernetes.secrets.keys()):
         raise ValueError(f"{section}secrets.{name} must be left out, as an env field sets {name}, got both")
+
+
+UNPROTECTED = "whoever reaches the cluster's ports can run code as its user"
+
+
+def auth_warnings(config: "RunConfig") -> list[str]:
+    """One line for each setting that switches Ray's token off."""
+    from launch.placement import demands, section_of
+
+    given = {"cluster.kubernetes.ray_auth": config.cluster.kubernetes.ray_auth}
+    given["cluster.env.RAY_AUTH_MODE"] = config.cluster.env.get("RAY_AUTH_MODE", "")
+    for demand in demands(config):
+        given[f"{section_of(config, demand.group)}.env.RAY_AUTH_MODE"] = demand.env.get("RAY_AUTH_MODE", "")
+    return [f"{field}: disabled, so {UNPROTECTED}" for field, mode in given.items() if mode == "disabled"]

@@ -50,6 +50,9 @@ class VolumeConfig(Config):
     """PersistentVolumeClaim."""
     mount: str = Field(default="/shared", pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$")
     """Where pods have it; a relative `run.output` is a directory in it."""
+    writable: Literal["run", "all"] = "run"
+    """What a run's pods may write there: its own directory and the hub's cache (HF_HOME), or everything; they may read
+    everything."""
 
     @model_validator(mode="after")
     def _hides_nothing(self) -> "VolumeConfig":

@@ -21,6 +21,8 @@ CONNECT_S, READ_S = 5, 8
 _SLOW_S = 2
 """Time beyond READ_S in which an answer that has begun must end, in seconds."""
 _GROUP, _VERSION, _RAYJOBS = "ray.io", "v1", "rayjobs"
+_PARTS = {"ConfigMap": ("configmaps", "config_map"), "NetworkPolicy": ("networkpolicies", "network_policy")}
+"""Kind -> resource, and its name in the client's methods."""
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _INSTALL_OPERATOR = (
     "helm install kuberay-operator kuberay-operator --version 1.7.0 --repo https://ray-project.github.io/kuberay-helm"
@@ -43,6 +45,8 @@ class KubeApi:
     """The client's CoreV1Api."""
     custom: Any
     """The client's CustomObjectsApi."""
+    networking: Any
+    """The client's NetworkingV1Api."""
     namespace: str
     context: str | None
     """Of the kubeconfig; None inside a pod."""
@@ -68,20 +72,20 @@ class KubeApi:
         """Begin to delete a RayJob; it is there until its cluster's pods have ended."""
         self._custom("delete", "delete_namespaced_custom_object", name, propagation_policy="Foreground")
 
-    def config_map(self, name: str) -> dict[str, Any] | None:
-        """One ConfigMap."""
-        return self._core("get", "configmaps", "read_namespaced_config_map", name, self.namespace)
+    def part(self, document: dict[str, Any]) -> dict[str, Any] | None:
+        """What has the kind and name of a ConfigMap or NetworkPolicy."""
+        return self._part("get", "read", document, document["metadata"]["name"], self.namespace)
 
-    def create_config_map(self, document: dict[str, Any]) -> None:
-        """Create a ConfigMap."""
-        self._core("create", "configmaps", "create_namespaced_config_map", self.namespace, document)
+    def create_part(self, document: dict[str, Any]) -> None:
+        """Create a ConfigMap or NetworkPolicy."""
+        self._part("create", "create", document, self.namespace, document)
 
-    def delete_config_map(self, name: str) -> None:
-        """Delete a ConfigMap, if it is there."""
-        self._core("delete", "configmaps", "delete_namespaced_config_map", name, self.namespace)
+    def delete_part(self, document: dict[str, Any]) -> None:
+        """Delete what has the kind and name of a ConfigMap or NetworkPolicy, if it is there."""
+        self._part("delete", "delete", document, document["metadata"]["name"], self.namespace)
 
-    def own_config_map(self, name: str, owner: dict[str, Any]) -> None:
-        """Let a ConfigMap be deleted with its owner."""
+    def own_part(self, document: dict[str, Any], owner: dict[str, Any]) -> None:
+        """Let a ConfigMap or NetworkPolicy be deleted with its owner."""
         metadata = owner["metadata"]
         reference = {
             "apiVersion": owner["apiVersion"],
@@ -90,7 +94,7 @@ class KubeApi:
             "uid": metadata["uid"],
         }
         change = {"metadata": {"ownerReferences": [reference]}}
-        self._core("patch", "configmaps", "patch_namespaced_config_map", name, self.namespace, change)
+        self._part("patch", "patch", document, document["metadata"]["name"], self.namespace, change)
 
     def pods(self, labels: str) -> list[dict[str, Any]]:
         """Pods with these labels, in the order of their creation."""
@@ -123,6 +127,11 @@ class KubeApi:
 
     def _core(self, verb: str, resource: str, method: str, *arguments: Any, **options: Any) -> dict[str, Any] | None:
         return self._object(self._ask(verb, resource, getattr(self.core, method), *arguments, **options))
+
+    def _part(self, verb: str, method: str, document: dict[str, Any], *arguments: Any) -> dict[str, Any] | None:
+        resource, name = _PARTS[document["kind"]]
+        api = self.networking if document["kind"] == "NetworkPolicy" else self.core
+        return self._object(self._ask(verb, resource, getattr(api, f"{method}_namespaced_{name}"), *arguments))
 
     def _custom(self, verb: str, method: str, *arguments: Any, **options: Any) -> dict[str, Any] | None:
         call = getattr(self.custom, method)
@@ -238,7 +247,8 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
         )
     api = client.ApiClient(settings)
     found = namespace or used.get("namespace") or "default"
-    return KubeApi(client.CoreV1Api(api), client.CustomObjectsApi(api), found, chosen)
+    apis = client.CoreV1Api(api), client.CustomObjectsApi(api), client.NetworkingV1Api(api)
+    return KubeApi(*apis, found, chosen)
 
 
 def _is_server(url: str) -> bool:

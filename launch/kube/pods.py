@@ -14,6 +14,10 @@ from launch.placement import demands, section_of
 
 Manifest = dict[str, Any]
 RUN_FILE = f"{RUN_CONFIG}/run.yaml"
+HOME = "/home/tandem"
+HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+SCRATCH = {"tmp": "/tmp", "home": HOME}
+"""Volumes of a pod's own -> where its containers have them."""
 
 
 def head_pod(config: RunConfig, name: str, size: PodSize, config_map: str | None) -> Manifest:
@@ -49,16 +53,20 @@ def submitter_pod(config: RunConfig, name: str) -> Manifest:
         "image": image(config),
         "imagePullPolicy": config.cluster.kubernetes.image_pull_policy,
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": container_security(),
+        "securityContext": container_security(read_only=config.cluster.kubernetes.read_only_root),
     }
     spec = {"restartPolicy": "Never", "containers": [container], **_pod(config)}
+    if scratch := _scratch(config):
+        container |= {"env": [{"name": "HOME", "value": HOME}], "volumeMounts": scratch}
+        spec["volumes"] = _scratch_volumes(config)
     del spec["terminationGracePeriodSeconds"]
     return {"metadata": _metadata(config, name), "spec": spec}
 
 
-def container_security() -> Manifest:
+def container_security(*, read_only: bool = False) -> Manifest:
     """What no container may do."""
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    more = {"readOnlyRootFilesystem": True} if read_only else {}
+    return {"allowPrivilegeEscalation": False, **more, "capabilities": {"drop": ["ALL"]}}
 
 
 def image(config: RunConfig) -> str:
@@ -139,7 +147,7 @@ def _ray_container(config: RunConfig, role: str, size: PodSize, config_map: str 
         "env": _environment(config),
         "resources": {"requests": {"cpu": str(size.cpus), **memory, **gpus}, "limits": {**memory, **gpus}},
         "volumeMounts": _mounts(config, config_map),
-        "securityContext": container_security(),
+        "securityContext": container_security(read_only=config.cluster.kubernetes.read_only_root),
     }
 
 
@@ -159,7 +167,8 @@ def environment_problems(config: RunConfig) -> Iterator[str]:
 def _environment(config: RunConfig) -> list[Manifest]:
     kubernetes, cluster = config.cluster.kubernetes, config.cluster
     plain = {
-        "HF_HOME": f"{kubernetes.volume.mount}/huggingface",
+        "HF_HOME": _default_cache(config),
+        **({"HOME": HOME} if kubernetes.read_only_root else {}),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_s(config) - DRAIN_MARGIN_S),
         "RAY_JOB_STOP_WAIT_TIME_S": str(cluster.stop_wait_s),
         "RAY_worker_niceness": "0",
@@ -180,14 +189,55 @@ def secret_source(reference: SecretReference) -> Manifest:
 
 
 def _mounts(config: RunConfig, config_map: str | None) -> list[Manifest]:
-    volume, below = config.cluster.kubernetes.volume, relative_output(config)
-    mounts: list[Manifest] = [{"name": "shared", "mountPath": volume.mount}]
-    if below:
-        # What configurations call outputs/... is then on the volume, in every pod.
-        mounts.append({"name": "shared", "mountPath": f"{CODE}/{below}", "subPath": below})
+    mounts = _shared(config, of_a_run=config_map is not None)
     if config_map:
         mounts.append({"name": "config", "mountPath": RUN_CONFIG, "readOnly": True})
-    return [*mounts, {"name": "shm", "mountPath": "/dev/shm"}]
+    return [*mounts, {"name": "shm", "mountPath": "/dev/shm"}, *_scratch(config)]
+
+
+def _shared(config: RunConfig, *, of_a_run: bool) -> list[Manifest]:
+    """The volume. A run reads all of it and writes what is its own, so that none alters another's checkpoints; a
+    cluster to work on has runs of any name."""
+    volume, below = config.cluster.kubernetes.volume, relative_output(config)
+    confined = of_a_run and volume.writable == "run"
+    whole: Manifest = {"readOnly": True} if confined else {}
+    mounts: list[Manifest] = [{"name": "shared", "mountPath": volume.mount, **whole}]
+    if below:
+        # What configurations call outputs/... is then on the volume, in every pod.
+        mounts.append({"name": "shared", "mountPath": f"{CODE}/{below}", "subPath": below, **whole})
+    if not confined:
+        return mounts
+    output = f"{CODE}/{below}" if below else posixpath.normpath(config.run.output)
+    inside = below or posixpath.relpath(output, volume.mount)
+    own = {f"{output}/{config.run.name}": posixpath.normpath(f"{inside}/{config.run.name}")}
+    for cache in _caches(config):
+        if cache.startswith(f"{volume.mount}/"):
+            own[cache] = posixpath.relpath(cache, volume.mount)
+    return mounts + [{"name": "shared", "mountPath": path, "subPath": own[path]} for path in own]
+
+
+def _caches(config: RunConfig) -> list[str]:
+    """Where the processes keep what they take from the hub."""
+    given = [config.cluster.env, *(demand.env for demand in demands(config))]
+    found = {variables[name] for variables in given for name in HUB_CACHES if name in variables}
+    if "HF_HOME" not in config.cluster.env:
+        found.add(_default_cache(config))
+    return sorted(map(posixpath.normpath, found))
+
+
+def _default_cache(config: RunConfig) -> str:
+    return f"{config.cluster.kubernetes.volume.mount}/huggingface"
+
+
+def _scratch(config: RunConfig) -> list[Manifest]:
+    """What a container writes to where its image is read-only: Ray's sessions, compilers' and libraries' caches."""
+    if not config.cluster.kubernetes.read_only_root:
+        return []
+    return [{"name": name, "mountPath": path} for name, path in SCRATCH.items()]
+
+
+def _scratch_volumes(config: RunConfig) -> list[Manifest]:
+    return [{"name": mount["name"], "emptyDir": {}} for mount in _scratch(config)]
 
 
 def relative_output(config: RunConfig) -> str | None:
@@ -220,4 +270,4 @@ def _volumes(config: RunConfig, size: PodSize, config_map: str | None) -> Manife
     if config_map:
         volumes.append({"name": "config", "configMap": {"name": config_map}})
     memory = {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}
-    return {"volumes": [*volumes, {"name": "shm", "emptyDir": memory}]}
+    return {"volumes": [*volumes, {"name": "shm", "emptyDir": memory}, *_scratch_volumes(config)]}

@@ -1,4 +1,5 @@
-"""A run as manifests: a ConfigMap with its configuration and a RayJob, or a RayCluster of its size (KubeRay 1.7)."""
+"""A run as manifests: a ConfigMap with its configuration and a RayJob, or a RayCluster of its size (KubeRay 1.7); each
+with a network policy."""
 
 import hashlib
 import json
@@ -12,6 +13,7 @@ from launch.config import RunConfig
 from launch.kube.config import ray_version
 from launch.kube.config_parts import CODE, GcsStorageConfig
 from launch.kube.dump import dump
+from launch.kube.network import network_policy
 from launch.kube.packing import DRIVER_RESOURCE, ROLE, PodGroup, pod_groups
 from launch.kube.pods import (
     RUN_FILE,
@@ -40,7 +42,7 @@ def render(config: RunConfig, kind: Kind = "rayjob") -> str:
 
 
 def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
-    """The ConfigMap `<name>-config` and the RayJob that mounts it; or the RayCluster alone.
+    """The ConfigMap `<name>-config`, the NetworkPolicy `<name>-network` and the RayJob; or policy and RayCluster.
 
     Raises:
         UserError: what cannot be on Kubernetes, or a manifest that breaks a rule of Kubernetes, KubeRay or Kueue.
@@ -63,7 +65,7 @@ def build_manifests(config: RunConfig, kind: Kind) -> list[Manifest]:
     metadata |= {"labels": metadata["labels"] | _queue_labels(config), "annotations": annotations}
     owner = {"apiVersion": "ray.io/v1", "kind": {"rayjob": "RayJob", "raycluster": "RayCluster"}[kind]}
     if kind == "raycluster":
-        return [{**owner, "metadata": metadata, "spec": _cluster(config, name, None)}]
+        return [network_policy(config, name), {**owner, "metadata": metadata, "spec": _cluster(config, name, None)}]
     # Not immutable: the node's agent would keep serving the old one to the pods of a run that is started again.
     config_map = {
         "apiVersion": "v1",
@@ -72,7 +74,7 @@ def build_manifests(config: RunConfig, kind: Kind) -> list[Manifest]:
         "data": {"run.yaml": dump([run_values(config)])},
     }
     spec = _job(config, name) | {"rayClusterSpec": _cluster(config, name, f"{name}-config")}
-    return [config_map, {**owner, "metadata": metadata, "spec": spec}]
+    return [config_map, network_policy(config, name), {**owner, "metadata": metadata, "spec": spec}]
 
 
 def kube_name(run: str, longest: int) -> str:

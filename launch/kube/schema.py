@@ -1,4 +1,4 @@
-"""Documents: RayJob and RayCluster (`ray.io/v1`, KubeRay 1.7) without alpha features, and ConfigMap.
+"""Documents: RayJob and RayCluster (`ray.io/v1`, KubeRay 1.7) without alpha features, ConfigMap and NetworkPolicy.
 
 Fields bear the names of the API. What a part alone can tell is checked here, too; rules across parts are in
 `launch/kube/rules*.py`.
@@ -17,6 +17,7 @@ from launch.kube.schema_container import (
     SecurityContext,
     VolumeMount,
 )
+from launch.kube.schema_network import NetworkPolicyManifest
 from launch.kube.schema_pod import PodTemplate
 from launch.kube.schema_types import (
     Count,
@@ -29,6 +30,7 @@ from launch.kube.schema_types import (
     LabelKey,
     Labels,
     LabelValue,
+    ManifestMetadata,
     ManifestPart,
     Positive,
     Quantity,
@@ -233,15 +235,6 @@ class RayJobSpec(ManifestPart):
     submitterConfig: SubmitterConfig | None = None
 
 
-class ManifestMetadata(ManifestPart):
-    """Identity of a document."""
-
-    name: DnsName
-    namespace: DnsLabel | None = None
-    labels: Labels = {}
-    annotations: dict[LabelKey, str] = {}
-
-
 class RayJobMetadata(ManifestMetadata):
     """Identity of a RayJob, from whose name those of pods are made."""
 
@@ -282,7 +275,7 @@ class ConfigMapManifest(ManifestPart):
     immutable: bool | None = None
 
 
-ParsedManifest = RayJobManifest | RayClusterManifest | ConfigMapManifest
+ParsedManifest = RayJobManifest | RayClusterManifest | ConfigMapManifest | NetworkPolicyManifest
 
 
 def cluster_of(manifest: ParsedManifest) -> tuple[str, RayClusterSpec] | None:

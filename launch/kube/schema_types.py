@@ -151,3 +151,12 @@ EnvName = Annotated[
 FileKey = Annotated[str, _words(r"(?!\.\.?$)[-._A-Za-z0-9]+", 253, "letters, digits, '-', '_' and '.'")]
 Text = Annotated[str, Field(min_length=1)]
 ImageName = Annotated[Text, AfterValidator(_image)]
+
+
+class ManifestMetadata(ManifestPart):
+    """Identity of a document."""
+
+    name: DnsName
+    namespace: DnsLabel | None = None
+    labels: Labels = {}
+    annotations: dict[LabelKey, str] = {}

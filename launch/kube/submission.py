@@ -22,7 +22,10 @@ _DEFAULT_GRACE_S = 30
 def submit_documents(
     api: KubeApi, documents: list[dict[str, Any]], *, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], str]:
-    """Create ConfigMaps and the RayJob, which comes last, or find it running; returns it and what was done for it.
+    """Create ConfigMap, NetworkPolicy and the RayJob, which comes last, or find it running.
+
+    Returns:
+        The RayJob, and what was done for it.
 
     Raises:
         UserError: another RayJob has its name and is not finished or not Tandem's; the cluster refuses the request.
@@ -30,12 +33,12 @@ def submit_documents(
     digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
     for document in documents:
         document["metadata"]["namespace"] = api.namespace
-    *maps, job = documents
+    *parts, job = documents
     name = job["metadata"]["name"]
     job["metadata"].setdefault("annotations", {})[DIGEST] = digest
     before = api.rayjob(name)
     if before is not None and _is_in_use(api, before, digest):
-        _own(api, maps, before)  # An earlier submission may have ended before it came to this.
+        _own(api, parts, before)  # An earlier submission may have ended before it came to this.
         return before, "was there already, with this configuration: attached"
     if before is not None:
         say(f"RayJob {name} of an earlier submission is deleted: {RayJobState.of(before).line}")
@@ -44,18 +47,20 @@ def submit_documents(
             raise UserError(
                 f"run.name: RayJob {name} must be gone within {limit_s} s of its deletion, got it still there"
             )
-    for document in maps:
-        _replace(api, document)
+    made: list[dict[str, Any]] = []
     try:
+        for document in parts:
+            _replace(api, document)
+            made.append(document)
         created = api.create_rayjob(job)
     except KubeUnreachable:
         raise  # It may have been created: submitted again, the same configuration finds out.
     except UserError:
         if api.rayjob(name) is None:
-            for document in maps:
-                api.delete_config_map(document["metadata"]["name"])
+            for document in made:
+                api.delete_part(document)
         raise
-    _own(api, maps, created)
+    _own(api, parts, created)
     return created, "created" if before is None else "created again"
 
 
@@ -77,17 +82,18 @@ def _is_in_use(api: KubeApi, document: dict[str, Any], digest: str) -> bool:
 
 def _replace(api: KubeApi, document: dict[str, Any]) -> None:
     name = document["metadata"]["name"]
-    before = api.config_map(name)
+    before = api.part(document)
     if before is not None and not _is_ours(before):
-        raise UserError(f"run.name: must be free in namespace {api.namespace}, got a ConfigMap {name} not of Tandem's")
+        what = f"a {document['kind']} {name}"
+        raise UserError(f"run.name: must be free in namespace {api.namespace}, got {what} not of Tandem's")
     if before is not None:
-        api.delete_config_map(name)
-    api.create_config_map(document)
+        api.delete_part(document)
+    api.create_part(document)
 
 
-def _own(api: KubeApi, maps: list[dict[str, Any]], job: dict[str, Any]) -> None:
-    for document in maps:
-        api.own_config_map(document["metadata"]["name"], job)
+def _own(api: KubeApi, parts: list[dict[str, Any]], job: dict[str, Any]) -> None:
+    for document in parts:
+        api.own_part(document, job)
 
 
 def delete_in_full(api: KubeApi, document: dict[str, Any], limit_s: float) -> bool:

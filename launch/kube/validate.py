@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from actors.config import UserError
 from actors.config_nodes import is_secret
+from launch.kube.config import UNPROTECTED
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_job import job_problems
 from launch.kube.rules_kueue import kueue_problems
 from launch.kube.schema import ConfigMapManifest, ParsedManifest, RayClusterManifest, RayJobManifest, cluster_of
+from launch.kube.schema_network import NetworkPolicyManifest
 from launch.kube.schema_pod import PodSpec
 from launch.kube.schema_types import ManifestPart
 
@@ -26,6 +28,7 @@ _KINDS: dict[str, type[ParsedManifest]] = {
     "RayJob": RayJobManifest,
     "RayCluster": RayClusterManifest,
     "ConfigMap": ConfigMapManifest,
+    "NetworkPolicy": NetworkPolicyManifest,
 }
 _LARGEST_CONFIG_MAP = 2**20
 _TYPES = {
@@ -43,6 +46,8 @@ _TYPES = {
 def check_manifest_file(path: str, ray_version: str) -> str:
     """Validate all documents of a file as `manifest_problems` does, and say in a line which they are.
 
+    What is allowed and unwise is a warning, in a line of its own after it.
+
     Raises:
         UserError: the file cannot be read or holds no manifest; or what is wrong with them, one line for each problem.
     """
@@ -57,11 +62,23 @@ def check_manifest_file(path: str, ray_version: str) -> str:
     if problems := manifest_problems(documents, ray_version):
         raise UserError(*problems)
     names = [f"{document['kind']} {document['metadata']['name']}" for document in documents]
-    return f"{path}: ok ({', '.join(names)})"
+    return "\n".join([f"{path}: ok ({', '.join(names)})", *_warnings(documents)])
+
+
+def _warnings(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for document in documents:
+        found = cluster_of(_KINDS[document["kind"]].model_validate(dict(document)))
+        if found is None:
+            continue
+        place, name = found[0], f"{document['kind']}/{document['metadata']['name']}"
+        auth = found[1].authOptions
+        if auth is None or auth.mode != "token":
+            mode = "no mode" if auth is None else auth.mode
+            yield f"warning: {name}/{place}.authOptions: {mode}, so {UNPROTECTED}"
 
 
 def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) -> list[str]:
-    """What is wrong with RayJobs, RayClusters and ConfigMaps as loaded from YAML; empty if nothing is.
+    """What is wrong with RayJobs, RayClusters, ConfigMaps and NetworkPolicies as loaded from YAML; empty if nothing is.
 
     Each problem is a line, `RayJob/spec.backoffLimit: must be at least 0, got -1`; with several documents the name
     stands after the kind. `ray_version`: the Ray that runs (2.60.0), which manifests and images must name.
@@ -179,6 +196,8 @@ def _rules(manifest: ParsedManifest, ray_version: str) -> Iterator[str]:
         size = sum(len(key) + len(text.encode()) for key, text in manifest.data.items())
         if size > _LARGEST_CONFIG_MAP:
             yield f"data: must be at most {_LARGEST_CONFIG_MAP} bytes in all, got {size}"
+        return
+    if isinstance(manifest, NetworkPolicyManifest):
         return
     if isinstance(manifest, RayJobManifest):
         yield from job_problems(manifest, ray_version)

@@ -1,0 +1,59 @@
+"""The network policy of a run: who may talk to its pods, and where these may talk to."""
+
+from typing import Any
+
+from launch.config import RunConfig
+from launch.kube.pods import Manifest, object_labels
+
+METADATA = ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32")
+"""Where clouds give a node's credentials to whoever asks from it: link-local addresses, Alibaba's, and Azure's."""
+METADATA_V6 = ("fd00:ec2::254/128", "fd20:ce::254/128")
+"""The same of AWS and of Google."""
+_DASHBOARD_PORTS = (8265, 52365)
+"""Of the dashboard and of each node's agent: what KubeRay's operator asks."""
+
+
+def network_policy(config: RunConfig, name: str) -> Manifest:
+    """Pods of the run talk to each other; the operator to their dashboard; they to DNS and the world, less METADATA.
+
+    No policy can name the pods of the same run in general, so each run has one of its own.
+    """
+    labels = object_labels(config, name)
+    ours = {"matchLabels": {key: labels[key] for key in ("app.kubernetes.io/part-of", "app.kubernetes.io/instance")}}
+    operator = {
+        "namespaceSelector": {
+            "matchLabels": {"kubernetes.io/metadata.name": config.cluster.kubernetes.operator_namespace}
+        },
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": f"{name}-network",
+            "namespace": config.cluster.kubernetes.namespace,
+            "labels": labels,
+        },
+        "spec": {
+            "podSelector": ours,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": [{"podSelector": ours}]},
+                {"from": [operator], "ports": [{"protocol": "TCP", "port": port} for port in _DASHBOARD_PORTS]},
+            ],
+            "egress": [{"to": [{"podSelector": ours}]}, *outward()],
+        },
+    }
+
+
+def outward() -> list[dict[str, Any]]:
+    """Egress rules: DNS, wherever the cluster has it (a node's cache is at a link-local address), and the world."""
+    return [
+        {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]},
+        {
+            "to": [
+                {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(METADATA)}},
+                {"ipBlock": {"cidr": "::/0", "except": list(METADATA_V6)}},
+            ]
+        },
+    ]
