@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from actors import stored
 from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
-from actors.engine import join_process_group
+from actors.engine import CHECKPOINT_TYPES, join_process_group
 from actors.group import free_port, meet_on_node_address, node_address, rendezvous_environment, write_output_to_log
 from actors.packed import PackedBatch, Read, pack
 
@@ -69,6 +70,10 @@ class Worker:
     def text_of(self, path: Path) -> str | None:
         """Text of a file as this rank's node sees it; None when it is not there."""
         return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[str]:
+        """What is wrong with files of a checkpoint (name -> SHA-256), one line each; nothing of them is loaded."""
+        return stored.faults(directory, hashes, CHECKPOINT_TYPES)
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: address and a free port."""
