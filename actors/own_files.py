@@ -42,6 +42,13 @@ def stranger_by(status: os.stat_result) -> str | None:
     return None
 
 
+def load_data_only() -> None:
+    """From here on `torch.load` makes data only in this process and its children, also where a library asks for more
+    or the environment does."""
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
 def create(path: Path) -> int:
     """Open a file for writing, emptied if it was there, that no others may write; returns the descriptor."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

@@ -19,6 +19,7 @@ from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.group import meet_on_node_address, write_output_to_log
 from actors.hub_cache import configured_directory
+from actors.own_files import load_data_only
 from actors.rollout_types import RolloutInfo, Sampling
 from actors.tokenizer import load_tokenizer
 
@@ -55,6 +56,7 @@ class RolloutWorker:
         seed: int,
     ) -> None:
         write_output_to_log()
+        load_data_only()
         meet_on_node_address()
         from actors.rollout_engine import EngineThread, build_llm
 

@@ -8,8 +8,9 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +48,18 @@ def read(path: Path, types: Sequence[type] = (), map_location: Any = "cpu") -> A
     raise UserError(f"checkpoint.resume: {path} {why}; it was not loaded")
 
 
+@contextmanager
+def only_data(directory: str) -> Iterator[None]:
+    """Within it, a model is loaded; raises UserError where its *.bin files name more than tensors."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        named = _NAMED.search(str(error))
+        why = _names([named[1]]) if named else "are no plain data"
+        why = f"weights in {directory} {why.replace('holds', 'hold', 1)}"
+        raise UserError(f"model.path: {why}; they were not loaded") from None
+
+
 def fault(path: Path, sha256: str | None, types: Sequence[type] = ()) -> str | None:
     """What is wrong with a file that is to be loaded, in words that follow its name; None when nothing is.
 
@@ -74,7 +87,7 @@ def faults(directory: Path, hashes: Mapping[str, str | None], types: Sequence[ty
 
 def _names(types: Sequence[str]) -> str:
     named = ", ".join(sorted(types)[:3])
-    return f"holds more than data: it names {named if named.isprintable() else ascii(named)}"
+    return f"holds more than data: {named if named.isprintable() else ascii(named)}"
 
 
 class _Hashing:

@@ -16,6 +16,7 @@ from actors import stored
 from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
 from actors.engine import CHECKPOINT_TYPES, join_process_group
 from actors.group import free_port, meet_on_node_address, node_address, rendezvous_environment, write_output_to_log
+from actors.own_files import load_data_only
 from actors.packed import PackedBatch, Read, pack
 
 Metrics = dict[str, float]
@@ -59,6 +60,7 @@ class Worker:
 
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
         write_output_to_log()
+        load_data_only()
         meet_on_node_address()
         self.rank = rank
         self.world_size = world_size

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -11,16 +12,21 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from actors import own_files, stored
-from actors.config import OptimizerConfig, TrainerConfig, UserError
+from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.engine import CHECKPOINT_TYPES, TrainingEngine, join_process_group
 from actors.group import free_port, rendezvous_environment
-from actors.own_files import sha256_of, stranger
+from actors.models import load_model, load_value_model
+from actors.own_files import load_data_only, sha256_of, stranger
+from actors.pickled import foreign_names
 from launch.checkpoint import Checkpoints
 from launch.config import validate
 from launch.export_step import export_step
 from launch.groups import require_as_saved
+from launch.model_tensors import check_whole
+from tests.fake_models import fake_model
 
 STAGES = (0, 1, 2, 3)
 
@@ -107,9 +113,9 @@ def test_a_file_that_names_code_is_refused_and_runs_none(stage: int, dtype: str,
         value = torch.load(bad / file, weights_only=False)
         torch.save([*value, Mark(marker)] if isinstance(value, list) else value | {"further": Mark(marker)}, bad / file)
         (found,) = stored.faults(bad, {str(file): None}, CHECKPOINT_TYPES)
-        assert found == f"{bad / file} holds more than data: it names posix.mkdir"
+        assert found == f"{bad / file} holds more than data: posix.mkdir"
         line = problems(lambda bad=bad: trained.load(bad))
-        assert line == f"checkpoint.resume: {bad / file} holds more than data: it names posix.mkdir; it was not loaded"
+        assert line == f"checkpoint.resume: {bad / file} holds more than data: posix.mkdir; it was not loaded"
     assert not marker.exists()
 
 
@@ -167,6 +173,52 @@ def test_what_is_saved_cannot_be_written_by_a_group(tmp_path: Path) -> None:
         os.umask(before)
     for file in (tmp_path / "a.pt", directory / "manifest.json", directory / "policy/random-0.pt"):
         assert file.stat().st_mode & 0o022 == 0, file
+
+
+def with_pickled_weights(directory: Path, *further: Any, zipped: bool = True) -> Path:
+    """A model whose weights are in pytorch_model.bin, with something beside them."""
+    found = fake_model(directory)
+    weights: dict[str, Any] = load_file(found / "model.safetensors")
+    (found / "model.safetensors").unlink()
+    weights |= {f"further {number}": value for number, value in enumerate(further)}
+    torch.save(weights, found / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    return found
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_that_name_code_are_refused(zipped: bool, tmp_path: Path) -> None:
+    """By the check, and by loading itself, as a policy and as a reward model or critic; plain ones are loaded."""
+    good, marker = with_pickled_weights(tmp_path / "good", zipped=zipped), tmp_path / "marker"
+    check_whole(good, "model.path")
+    load_model(ModelConfig(path=str(good)), str(good))
+    bad = with_pickled_weights(tmp_path / "bad", Mark(marker), zipped=zipped)
+    line = problems(lambda: check_whole(bad, "model.path"))
+    assert line.startswith(f"model.path: weights in {bad} cannot be read, pytorch_model.bin holds more than data: it ")
+    assert "posix.mkdir" in line
+    for load in (load_model, load_value_model):
+        line = problems(lambda load=load: load(ModelConfig(path=str(bad)), str(bad)))
+        assert line == f"model.path: weights in {bad} hold more than data: posix.mkdir; they were not loaded"
+    assert not marker.exists()
+
+
+def test_what_weights_name_is_read_without_loading(tmp_path: Path) -> None:
+    """Tensors of every kind, and what does not belong to them, also by the newer opcodes of pickle."""
+    torch.save({"a": torch.nn.Parameter(torch.ones(2)), "b": torch.ones(2).bfloat16().to_sparse()}, tmp_path / "a.bin")
+    assert foreign_names(tmp_path / "a.bin") == []
+    (tmp_path / "b.bin").write_bytes(pickle.dumps([Mark(tmp_path / "marker")], protocol=4))
+    assert foreign_names(tmp_path / "b.bin") == ["posix.mkdir"]
+    (tmp_path / "c.bin").write_bytes(pickle.dumps(torch.load, protocol=2))
+    assert foreign_names(tmp_path / "c.bin") == ["torch.serialization.load"]
+
+
+def test_ranks_make_data_only_whoever_asks_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    load_data_only()
+    torch.save([Mark(tmp_path / "marker")], tmp_path / "a.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "a.pt", weights_only=False)
+    assert not (tmp_path / "marker").exists()
 
 
 def _status(uid: int, mode: int = 0o100644, gid: int = 0) -> os.stat_result:
