@@ -26,8 +26,6 @@ class Checkpoint:
     directory: Path
     state: dict[str, Any]
     """What the loop keeps, as its `state()` gave it."""
-    hashes: dict[str, str | None]
-    """Its files and their SHA-256; None of all, where it is of a version that kept none."""
 
 
 class Checkpoints:
@@ -60,7 +58,7 @@ class Checkpoints:
             reason = f"{self._directory / 'latest'} must name a checkpoint such as step-20, got {name[:40]!r}"
             raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}")
         try:
-            manifest, files, hashes = read_manifest(directory)
+            manifest, files, _ = read_manifest(directory)
             state, then = manifest["state"], dict(manifest["identity"])
             state.keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,10 +66,10 @@ class Checkpoints:
             raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
         if why := stranger(directory / "manifest.json"):
             raise self.refused(f"{directory / 'manifest.json'} {why}")
-        if damage := _difference(directory, files) or _surplus(directory, files):
+        if damage := damage_of(directory, files):
             raise self.refused(f"{directory} is damaged, {damage}")
         self._require_same(then, directory)
-        return Checkpoint(directory, state, hashes)
+        return Checkpoint(directory, state)
 
     def refused(self, problem: str) -> UserError:
         """That the latest checkpoint is not resumed from, and what to do."""
@@ -237,6 +235,16 @@ def identity(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def damage_of(directory: Path, files: dict[str, int]) -> str | None:
+    """What distinguishes a checkpoint from what its manifest says, without reading its files; None when nothing does.
+
+    A file of torch.save that is none of `files` does too, as DeepSpeed might load it all the same.
+    """
+    found = (str(path.relative_to(directory)) for path in sorted(directory.rglob("*.pt")))
+    surplus = next((f"its manifest does not have {name}" for name in found if name not in files), None)
+    return _difference(directory, files) or surplus
+
+
 def _difference(directory: Path, files: dict[str, int]) -> str | None:
     """What distinguishes the directory from the files (name -> bytes) it should hold; None when nothing does."""
     for name, size in files.items():
@@ -246,12 +254,6 @@ def _difference(directory: Path, files: dict[str, int]) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
     return None
-
-
-def _surplus(directory: Path, files: dict[str, int]) -> str | None:
-    """A file of torch.save that is none of those, which DeepSpeed might load all the same."""
-    found = (str(path.relative_to(directory)) for path in sorted(directory.rglob("*.pt")))
-    return next((f"its manifest does not have {name}" for name in found if name not in files), None)
 
 
 def _anew(config: RunConfig) -> str:

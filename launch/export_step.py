@@ -98,7 +98,6 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
 
 def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     """Start a cluster, or join one, and let the policy's ranks load the checkpoint and write the model."""
-    from launch.checkpoint import read_manifest
     from launch.cluster import ray_cluster
     from launch.groups import Groups, require_as_saved, start_building
     from launch.reserve import place_policy, release
@@ -120,8 +119,7 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             policy.gather(start_building(policy, 1), "build")
             _say(f"loading step-{step}")
             checkpoint = directory / "checkpoints" / f"step-{step}"
-            hashes = read_manifest(checkpoint)[2]
-            require_as_saved(checkpoint, hashes, {"policy": policy}, lambda problem: _refused(problem, step))
+            require_as_saved(checkpoint, {"policy": policy}, lambda problem: _refused(problem, step))
             policy.call(TrainedWorker.load_model, checkpoint / "policy")
             decay = config.policy.ema_decay
             _say(

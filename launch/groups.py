@@ -8,7 +8,7 @@ from typing import Any
 from actors.config import UserError
 from actors.group import ActorGroup
 from algorithms.reward_pool import RewardPool
-from launch.checkpoint import Checkpoints, Files, read_manifest
+from launch.checkpoint import Checkpoints, Files, damage_of, read_manifest
 from launch.config import RunConfig
 from launch.ending import Ending, reason_to_end
 from launch.reporter import RunReporter
@@ -139,8 +139,7 @@ def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, re
     if found is None:
         return
     reporter.phase("verifying the checkpoint")
-    require_as_saved(found.directory, found.hashes, trained, checkpoints.refused)
-    if None in found.hashes.values():
+    if not require_as_saved(found.directory, trained, checkpoints.refused):
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.state['step']}")
     reporter.phase("loading the checkpoint")
@@ -150,12 +149,12 @@ def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, re
 
 
 def require_as_saved(
-    directory: Path,
-    hashes: Mapping[str, str | None],
-    groups: Mapping[str, ActorGroup[Any]],
-    refused: Callable[[str], UserError],
-) -> None:
+    directory: Path, groups: Mapping[str, ActorGroup[Any]], refused: Callable[[str], UserError]
+) -> bool:
     """Let the ranks look at the files of a checkpoint before any of it is loaded, each at a part of them.
+
+    Returns:
+        Whether it has hashes to compare with; those of older versions have none.
 
     Raises:
         UserError: `refused` of what is wrong: a file that is not what was saved, not the user's own, or that holds
@@ -163,17 +162,20 @@ def require_as_saved(
     """
     from actors.worker import Worker
 
+    _, sizes, hashes = read_manifest(directory)
+    if damage := damage_of(directory, sizes):
+        raise refused(f"{directory} is damaged, {damage}")
     looking = {}
     for name, group in groups.items():
-        own = {file.removeprefix(f"{name}/"): hashes[file] for file in hashes if file.startswith(f"{name}/")}
-        place = directory.absolute() / name
-        largest_first = sorted(own, key=lambda file: -(place / file).stat().st_size)
-        shares = [{file: own[file] for file in largest_first[rank :: len(group)]} for rank in range(len(group))]
-        looking[name] = [group.submit(rank, Worker.faults, place, share) for rank, share in enumerate(shares)]
-    found = [line for name, refs in looking.items() for rank in groups[name].gather(refs, "faults") for line in rank]
+        own = [file for file in sorted(sizes, key=lambda file: -sizes[file]) if file.startswith(f"{name}/")]
+        shares = [{file: hashes[file] for file in own[rank :: len(group)]} for rank in range(len(group))]
+        looking[name] = [
+            group.submit(rank, Worker.faults, directory.absolute(), shares[rank]) for rank in range(len(group))
+        ]
+    found = [line for name, refs in looking.items() for lines in groups[name].gather(refs, "faults") for line in lines]
     if found:
-        further = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise refused(f"{found[0]}{further}")
+        raise refused(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
+    return None not in hashes.values()
 
 
 def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | None:
@@ -183,8 +185,7 @@ def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | N
     directory = Checkpoints(config).best()
     if directory is None:
         return None
-    hashes = read_manifest(directory)[2]
-    require_as_saved(directory, hashes, trained, lambda problem: UserError(f"algorithm.best_by: {problem}"))
+    require_as_saved(directory, trained, lambda problem: UserError(f"algorithm.best_by: {problem}"))
     for name, group in trained.items():
         group.call(TrainedWorker.load, directory.absolute() / name)
     return int(directory.name.removeprefix("step-"))
