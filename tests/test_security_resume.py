@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -196,7 +197,7 @@ def with_pickled_weights(directory: Path, *further: Any, zipped: bool = True) ->
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_weights_that_name_code_are_refused(zipped: bool, tmp_path: Path) -> None:
-    """By the check, and by loading itself, as a policy, reward model, critic or embedding model; plain ones are loaded."""
+    """By the check, and by loading itself, as a policy, critic, reward or embedding model; plain ones are loaded."""
     good, marker = with_pickled_weights(tmp_path / "good", zipped=zipped), tmp_path / "marker"
     check_whole(good, "model.path")
     load_model(ModelConfig(path=str(good)), str(good))
@@ -333,3 +334,19 @@ def test_the_configuration_of_a_strangers_run_is_not_followed(tmp_path: Path) ->
     config.chmod(0o646)
     line = problems(lambda: export_step(str(tmp_path / "first"), 1))
     assert line == f"--step: {config} can be written by everybody (if you trust what it holds: chmod go-w), got 1"
+
+
+def test_files_are_unpickled_in_one_place_only() -> None:
+    """Elsewhere, pickles come over pipes from processes of the run's own; arrays and YAML are read as data."""
+    root = Path(__file__).resolve().parent.parent
+    careless = re.compile(
+        r"torch\.load\(|pickle\.loads?\(|Unpickler\(|allow_pickle|weights_only=False|joblib|\b(shelve|marshal)\.|"
+        r"trust_remote_code=|(unsafe|full)_load|\b(?<![.\w])(eval|exec)\("
+    )
+    found = {
+        str(path.relative_to(root))
+        for package in ("actors", "algorithms", "launch")
+        for path in (root / package).rglob("*.py")
+        if careless.search(path.read_text())
+    }
+    assert found == {"actors/stored.py", "algorithms/reward_probe.py"}
