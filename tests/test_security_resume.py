@@ -4,8 +4,7 @@ import json
 import os
 import pickle
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from actors import own_files, stored
-from actors.config import EncoderHead, ModelConfig, OptimizerConfig, TrainerConfig, UserError
+from actors.config import EncoderHead, ModelConfig, UserError
 from actors.encoder_models import load_encoder
-from actors.engine import CHECKPOINT_TYPES, TrainingEngine, join_process_group
-from actors.group import free_port, rendezvous_environment
 from actors.models import load_model, load_value_model
 from actors.own_files import load_data_only, sha256_of, stranger
 from actors.pickled import foreign_names
@@ -31,8 +27,6 @@ from launch.groups import require_as_saved
 from launch.model_tensors import check_whole
 from tests.fake_models import fake_model
 
-STAGES = (0, 1, 2, 3)
-
 
 class Mark:
     """Unpickled without care, it makes a directory."""
@@ -42,17 +36,6 @@ class Mark:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.directory),)
-
-
-class Net(torch.nn.Module):
-    """Two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3))
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.model(batch)
 
 
 class OneRank:
@@ -70,68 +53,12 @@ class OneRank:
         return [ref.result() for ref in refs]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of one rank."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "0")
-        rendezvous_environment(0, 1, "127.0.0.1", free_port())
-        join_process_group(60)
-        yield
-        dist.destroy_process_group()
-
-
-def engine(stage: Any, dtype: Any = "fp32") -> TrainingEngine:
-    torch.manual_seed(0)
-    group = TrainerConfig(zero_stage=stage, optimizer=OptimizerConfig(lr=0.05), ema_decay=0.5)
-    module = Net() if dtype == "fp32" else Net().bfloat16()
-    made = TrainingEngine(module, group, dtype, 4)
-    made.backward(made.forward(torch.ones(2, 6, dtype=next(module.parameters()).dtype)).float().sum(), last=True)
-    made.step()
-    return made
-
-
 def problems(act: Callable[[], object]) -> str:
     with pytest.raises(UserError) as caught:
         act()
     (line,) = caught.value.problems
     assert "\n" not in line
     return line
-
-
-@pytest.mark.parametrize(("stage", "dtype"), [*((stage, "fp32") for stage in STAGES), (1, "bf16"), (3, "bf16")])
-def test_a_file_that_names_code_is_refused_and_runs_none(stage: int, dtype: str, tmp_path: Path) -> None:
-    """Each file of a real checkpoint in turn: by the look before loading, and by loading itself."""
-    trained = engine(stage, dtype)
-    hashes = trained.save(tmp_path / "good")
-    files = sorted(path.relative_to(tmp_path / "good") for path in (tmp_path / "good").rglob("*.pt"))
-    assert {str(file) for file in files} == hashes.keys()
-    assert stored.faults(tmp_path / "good", hashes, CHECKPOINT_TYPES) == []
-    trained.load(tmp_path / "good")
-    marker = tmp_path / "marker"
-    for number, file in enumerate(files):
-        bad = tmp_path / f"bad-{number}"
-        shutil.copytree(tmp_path / "good", bad)
-        value = torch.load(bad / file, weights_only=False)
-        torch.save([*value, Mark(marker)] if isinstance(value, list) else value | {"further": Mark(marker)}, bad / file)
-        (found,) = stored.faults(bad, {str(file): None}, CHECKPOINT_TYPES)
-        assert found == f"{bad / file} holds more than data: posix.mkdir"
-        line = problems(lambda bad=bad: trained.load(bad))
-        assert line == f"checkpoint.resume: {bad / file} holds more than data: posix.mkdir; it was not loaded"
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_types_of_deepspeed_are_all_and_needed(stage: int, tmp_path: Path) -> None:
-    """At no stage does a checkpoint name more than the list, and beside stage 0 not less than two of it."""
-    engine(stage).save(tmp_path)
-    named = {
-        name for path in tmp_path.rglob("*.pt") for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    }
-    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in CHECKPOINT_TYPES}
-    assert named <= known
-    assert len(named) == {0: 0, 1: 3, 2: 3, 3: 2}[stage]
 
 
 def test_what_is_written_is_hashed_as_it_is_on_disk(tmp_path: Path) -> None:
