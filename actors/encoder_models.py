@@ -19,6 +19,7 @@ from actors.config import EncoderHead, ModelConfig, UserError
 from actors.hub_cache import local_directory
 from actors.models import TORCH_DTYPES
 from actors.readable import make_readable
+from actors.stored import only_data
 
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
@@ -46,7 +47,10 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
 
 
 def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
-    loaded = _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
+    with only_data(directory):
+        loaded = (
+            _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
+        )
     if loaded.transformers_model is None:
         raise UserError(f"model.path: must have a transformer, which this job trains, got none in {directory}")
     _limit_length(loaded, head)
@@ -215,4 +219,5 @@ def load_guide(path: str, device: torch.device) -> Any:
     directory = local_directory(path, "algorithm.guide")
     if not _describes_itself(directory):
         raise UserError(f"algorithm.guide: must be an embedding model (with modules.json), got {path}")
-    return SentenceTransformer(directory, device=str(device)).requires_grad_(False).eval()
+    with only_data(directory):
+        return SentenceTransformer(directory, device=str(device)).requires_grad_(False).eval()

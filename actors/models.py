@@ -20,6 +20,7 @@ from actors.logprobs import LogprobHead
 from actors.lora import quantization_config
 from actors.packed import PackedBatch
 from actors.readable import make_readable
+from actors.stored import only_data
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,7 +37,8 @@ def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
         torch.manual_seed(model.init.seed)
         built = AutoModelForCausalLM.from_config(config, **options)
     else:
-        built = AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
+        with only_data(directory):
+            built = AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
     _refuse_unsupported(built)
     return _ready_to_train(built, model)
 
@@ -59,7 +61,8 @@ def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = F
         getattr(built, built.base_model_prefix).load_state_dict(body)
     else:
         loader: Any = AutoModelForSequenceClassification
-        built, loaded = loader.from_pretrained(directory, config=config, output_loading_info=True, **options)
+        with only_data(directory):
+            built, loaded = loader.from_pretrained(directory, config=config, output_loading_info=True, **options)
         if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
             raise UserError(
                 f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"

@@ -11,6 +11,7 @@ import torch
 from actors.batch import Sequence, TokenFields, experience
 from actors.config import GroupConfig, ModelConfig
 from actors.engine import gathered, inference_module
+from actors.own_files import StoredFile, sha256_of
 from actors.packed import PackedBatch
 from actors.worker import Metrics, Plan, Worker, pack_sequences
 
@@ -84,8 +85,8 @@ class ReferenceWorker(FrozenWorker):
                         other = others.get_tensor(name).to(parameter.device)
                         parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
 
-    def save(self, directory: Path) -> list[tuple[str, int]]:
-        """Write the weights of a reference that follows the policy; returns (name, bytes) of the file."""
+    def save(self, directory: Path) -> list[StoredFile]:
+        """Write the weights of a reference that follows the policy; returns the file."""
         from safetensors.torch import save_file
 
         state = {}
@@ -97,7 +98,8 @@ class ReferenceWorker(FrozenWorker):
             return []
         directory.mkdir(parents=True, exist_ok=True)
         save_file(state, directory / _WEIGHTS)
-        return [(_WEIGHTS, (directory / _WEIGHTS).stat().st_size)]
+        file = directory / _WEIGHTS
+        return [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote."""

@@ -20,6 +20,7 @@ from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.group import write_output_to_log
 from actors.hub_cache import configured_directory
+from actors.own_files import load_data_only
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
 from actors.rollout_types import RolloutInfo, Sampling
@@ -58,6 +59,7 @@ class RolloutWorker:
         seed: int,
     ) -> None:
         write_output_to_log()
+        load_data_only()
         meet_on_node_address()
         without_science()
         with quick_vllm(compiled=config.compile or torch.cuda.is_available()):

@@ -189,7 +189,8 @@ def _kind(start: bytes, size: int) -> str | None:
 
 
 def _require_pickle(path: Path) -> None:
-    """Raise ValueError for a *.bin that torch cannot read: neither a zip nor a pickle."""
+    """Raise ValueError for a *.bin that torch cannot read, neither a zip nor a pickle, and for one that names more than
+    tensors."""
     with path.open("rb") as stream:
         start = stream.read(200)
     if what := _kind(start, len(start)):
@@ -201,6 +202,10 @@ def _require_pickle(path: Path) -> None:
 
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path.name} is cut off")
+    from actors.pickled import foreign_names
+
+    if names := foreign_names(path):
+        raise ValueError(f"{path.name} holds more than data: {_short(', '.join(names[:3]))}")
 
 
 def layer_count(names: Iterable[str]) -> int | None:

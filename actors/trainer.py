@@ -14,10 +14,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from actors import stored
 from actors.batch import Sequence, experience
 from actors.checksum import checksum
 from actors.config import ModelConfig, TrainerConfig
 from actors.engine import TrainingEngine, gathered
+from actors.own_files import StoredFile
 from actors.packed import PackedBatch, Read
 from actors.worker import LossFunction, Metrics, Totals, Worker, pack_experiences, pack_sequences, read_inputs
 
@@ -163,19 +165,21 @@ class TrainedWorker(Worker):
 
         return {name: checksum(tensor) for name, tensor in plain_parameters(self.hf_model, gathered, merged=True)}
 
-    def save(self, directory: Path) -> list[tuple[str, int]]:
-        """Write this rank's share of a checkpoint; returns (name, bytes) of every file that this rank then sees."""
-        self.engine.save(directory)
-        torch.save(self._random_state(), directory / f"random-{self.rank}.pt")
-        files = [path for path in directory.rglob("*") if path.is_file()]
-        return [(str(path.relative_to(directory)), path.stat().st_size) for path in files]
+    def save(self, directory: Path) -> list[StoredFile]:
+        """Write this rank's share of a checkpoint; returns every file that this rank then sees, with the hashes of its
+        own."""
+        hashes = self.engine.save(directory)
+        random = f"random-{self.rank}.pt"
+        hashes[random] = stored.write(self._random_state(), directory / random)
+        files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+        return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
 
     def load(self, directory: Path) -> None:
         """Restore this rank's share of a checkpoint."""
         self.load_model(directory)
         path = directory / f"random-{self.rank}.pt"
         if path.exists():  # A run may go on with more ranks than it had.
-            self._set_random_state(torch.load(path))
+            self._set_random_state(stored.read(path))
 
     def load_model(self, directory: Path) -> None:
         """Restore the model and its optimizer only, also on another device than that of the run."""

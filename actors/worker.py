@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from actors import stored
 from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
-from actors.engine import join_process_group
+from actors.engine import CHECKPOINT_TYPES, join_process_group
 from actors.group import write_output_to_log
+from actors.own_files import load_data_only
 from actors.packed import PackedBatch, Read, pack
 from actors.quick_import import without_science
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
@@ -60,6 +62,7 @@ class Worker:
 
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
         write_output_to_log()
+        load_data_only()
         meet_on_node_address()
         without_science()
         self.rank = rank
@@ -72,6 +75,10 @@ class Worker:
     def text_of(self, path: Path) -> str | None:
         """Text of a file as this rank's node sees it; None when it is not there."""
         return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[str]:
+        """What is wrong with files of a checkpoint (name -> SHA-256), one line each; nothing of them is loaded."""
+        return stored.faults(directory, hashes, CHECKPOINT_TYPES)
 
     def address(self) -> tuple[str, int]:
         """Where rank 0, this one, will be met: address and port, at which it listens from now on."""

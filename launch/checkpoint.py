@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.own_files import StoredFile, create, sha256_of, stranger
 from launch.config import RunConfig
 
 _THIS_DRIVER = uuid.uuid4().hex
 
-Files = Iterable[tuple[str, int]]
-"""(name relative to the checkpoint, bytes) of files that a rank has written or sees."""
+Files = Iterable[StoredFile]
+"""Files that a rank has written or sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,22 @@ class Checkpoints:
             reason = f"{self._directory / 'latest'} must name a checkpoint such as step-20, got {name[:40]!r}"
             raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}")
         try:
-            manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-            state, files, then = manifest["state"], dict(manifest["files"]), dict(manifest["identity"])
+            manifest, files, _ = read_manifest(directory)
+            state, then = manifest["state"], dict(manifest["identity"])
             state.keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{directory} has no readable manifest ({type(error).__name__})"
             raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
-        if damage := _difference(directory, files):
-            raise UserError(f"checkpoint.resume: {directory} is damaged, {damage}; {_anew(self._config)}")
+        if why := stranger(directory / "manifest.json"):
+            raise self.refused(f"{directory / 'manifest.json'} {why}")
+        if damage := damage_of(directory, files):
+            raise self.refused(f"{directory} is damaged, {damage}")
         self._require_same(then, directory)
         return Checkpoint(directory, state)
+
+    def refused(self, problem: str) -> UserError:
+        """That the latest checkpoint is not resumed from, and what to do."""
+        return UserError(f"checkpoint.resume: {problem}; {_anew(self._config)}")
 
     def prepare(self) -> None:
         """Remove what a starting run must not find: half-written checkpoints, those that are newer than the one it
@@ -131,16 +138,22 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files: dict[str, int] = {}
-        for name, size in (file for rank in write(partial.absolute()) for file in rank):
+        hashes: dict[str, str] = {}
+        for name, size, sha256 in (file for rank in write(partial.absolute()) for file in rank):
             # A rank may have seen a file that another one was still writing: the largest size is the final one.
             files[name] = max(size, files.get(name, 0))
+            if sha256:
+                hashes[name] = sha256
         if missing := _difference(partial, files):
             raise UserError(
                 f"run.output: must be on storage that all nodes share ({missing} after the ranks wrote {partial}), "
                 f"got {self._config.run.output}"
             )
-        manifest = {"step": step, "identity": identity(self._config), "state": state, "files": files}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        # What no rank has hashed are DeepSpeed's notes of a few lines.
+        hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
+        manifest = {"step": step, "identity": identity(self._config), "state": state, "files": files, "sha256": hashes}
+        with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=2)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         if best:  # first: a run that is killed in between takes this step again
@@ -189,6 +202,17 @@ class Checkpoints:
             raise UserError(*problems)
 
 
+def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict[str, str | None]]:
+    """The manifest of a checkpoint, bytes of its files, and their SHA-256, None of all where it has none.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: there is none, or it is none.
+    """
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    files = dict(manifest["files"])
+    return manifest, files, {name: manifest["sha256"][name] if "sha256" in manifest else None for name in files}
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
     """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
 
@@ -209,6 +233,16 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return {
         section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
     }
+
+
+def damage_of(directory: Path, files: dict[str, int]) -> str | None:
+    """What distinguishes a checkpoint from what its manifest says, without reading its files; None when nothing does.
+
+    A file of torch.save that is none of `files` does too, as DeepSpeed might load it all the same.
+    """
+    found = (str(path.relative_to(directory)) for path in sorted(directory.rglob("*.pt")))
+    surplus = next((f"its manifest does not have {name}" for name in found if name not in files), None)
+    return _difference(directory, files) or surplus
 
 
 def _difference(directory: Path, files: dict[str, int]) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.own_files import stranger
 from actors.secret_text import masked
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
@@ -33,6 +34,8 @@ def export_step(run: str, step: int) -> str:
         UserError: no run, no such checkpoint, or one that the run has removed meanwhile.
     """
     directory = Path(run)
+    for file in (directory / "config.json", directory / f"checkpoints/step-{step}/manifest.json"):
+        _require_own(file, step)
     config = _config_of(directory)
     kept = kept_steps(directory)
     if step not in kept:
@@ -52,6 +55,21 @@ def export_step(run: str, step: int) -> str:
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     return str(final)
+
+
+def _require_own(file: Path, step: int) -> None:
+    """Raise UserError for a file of somebody else's: what this run's configuration says is done, such as setting
+    environment variables, and its manifest says what is loaded."""
+    try:
+        why = stranger(file)
+    except OSError:
+        return  # what is missing is told where it is read
+    if why:
+        raise _refused(f"{file} {why}", step)
+
+
+def _refused(problem: str, step: int) -> UserError:
+    return UserError(f"--step: {problem}, got {step}")
 
 
 def _config_of(directory: Path) -> RunConfig:
@@ -82,7 +100,7 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
 def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     """Start a cluster, or join one, and let the policy's ranks load the checkpoint and write the model."""
     from launch.cluster import ray_cluster
-    from launch.groups import Groups, start_building
+    from launch.groups import Groups, require_as_saved, start_building
     from launch.reserve import place_policy, release
     from launch.signals import hold, interruptible
 
@@ -101,7 +119,9 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             _say("loading the model")
             policy.gather(start_building(policy, 1), "build")
             _say(f"loading step-{step}")
-            policy.call(TrainedWorker.load_model, directory / "checkpoints" / f"step-{step}" / "policy")
+            checkpoint = directory / "checkpoints" / f"step-{step}"
+            require_as_saved(checkpoint, {"policy": policy}, lambda problem: _refused(problem, step))
+            policy.call(TrainedWorker.load_model, checkpoint / "policy")
             decay = config.policy.ema_decay
             _say(
                 f"writing {output.stem}"

@@ -1,13 +1,14 @@
 """What every job does with its actor groups: start, meet, checkpoint, resume, and end them whatever happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.config import UserError
 from actors.group import ActorGroup
 from algorithms.reward_pool import RewardPool
-from launch.checkpoint import Checkpoints, Files
+from launch.checkpoint import Checkpoints, Files, damage_of, read_manifest
 from launch.config import RunConfig
 from launch.ending import Ending, reason_to_end
 from launch.reporter import RunReporter
@@ -99,7 +100,7 @@ class RunCheckpointer:
         from actors.trainer import TrainedWorker
 
         return [
-            [(f"{name}/{file}", size) for file, size in rank]
+            [(f"{name}/{file}", size, sha256) for file, size, sha256 in rank]
             for name, group in self._trained.items()
             for rank in group.call(TrainedWorker.save, directory / name)
         ]
@@ -137,11 +138,44 @@ def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, re
     found = checkpoints.latest()
     if found is None:
         return
+    reporter.phase("verifying the checkpoint")
+    if not require_as_saved(found.directory, trained, checkpoints.refused):
+        reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.state['step']}")
     reporter.phase("loading the checkpoint")
     loop.restore(found.state)
     for name, group in trained.items():
         group.call(TrainedWorker.load, found.directory.absolute() / name)
+
+
+def require_as_saved(
+    directory: Path, groups: Mapping[str, ActorGroup[Any]], refused: Callable[[str], UserError]
+) -> bool:
+    """Let the ranks look at the files of a checkpoint before any of it is loaded, each at a part of them.
+
+    Returns:
+        Whether it has hashes to compare with; those of older versions have none.
+
+    Raises:
+        UserError: `refused` of what is wrong: a file that is not what was saved, not the user's own, or that holds
+            more than data.
+    """
+    from actors.worker import Worker
+
+    _, sizes, hashes = read_manifest(directory)
+    if damage := damage_of(directory, sizes):
+        raise refused(f"{directory} is damaged, {damage}")
+    looking = {}
+    for name, group in groups.items():
+        own = [file for file in sorted(sizes, key=lambda file: -sizes[file]) if file.startswith(f"{name}/")]
+        shares = [{file: hashes[file] for file in own[rank :: len(group)]} for rank in range(len(group))]
+        looking[name] = [
+            group.submit(rank, Worker.faults, directory.absolute(), shares[rank]) for rank in range(len(group))
+        ]
+    found = [line for name, refs in looking.items() for lines in groups[name].gather(refs, "faults") for line in lines]
+    if found:
+        raise refused(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
+    return None not in hashes.values()
 
 
 def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | None:
@@ -151,6 +185,7 @@ def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | N
     directory = Checkpoints(config).best()
     if directory is None:
         return None
+    require_as_saved(directory, trained, lambda problem: UserError(f"algorithm.best_by: {problem}"))
     for name, group in trained.items():
         group.call(TrainedWorker.load, directory.absolute() / name)
     return int(directory.name.removeprefix("step-"))

@@ -33,7 +33,7 @@ def writer(content: str = "weights", claimed: int | None = None) -> Callable[[Pa
         (directory / "state").mkdir()
         (directory / "state/rank0.pt").write_text(content)
         size = len(content) if claimed is None else claimed
-        return [[("state/rank0.pt", size)], [("state/rank0.pt", size // 2)]]
+        return [[("state/rank0.pt", size, None)], [("state/rank0.pt", size // 2, None)]]
 
     return write
 
@@ -114,7 +114,7 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path) -> No
 def test_files_written_on_another_disk_are_noticed(tmp_path: Path, claimed: int | None, missing: str) -> None:
     def write(directory: Path) -> Iterable[Files]:
         found = [*writer(claimed=claimed)(directory)]
-        return found if claimed else [*found, [("state/rank1.pt", 5)]]
+        return found if claimed else [*found, [("state/rank1.pt", 5, None)]]
 
     checkpoints = Checkpoints(config_for(tmp_path))
     line = complaint(lambda: checkpoints.save(1, {"step": 1}, write))

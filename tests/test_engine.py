@@ -1,6 +1,8 @@
 """The DeepSpeed engine on one rank, at every ZeRO stage: clipping, warm-up, averages, and settings passed through."""
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig
+from actors import stored
+from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.config_deepspeed import FIELDS, OURS
-from actors.engine import TrainingEngine, _schedule, gathered, inference_module, join_process_group
+from actors.engine import CHECKPOINT_TYPES, TrainingEngine, _schedule, gathered, inference_module, join_process_group
 from actors.lora import add_adapters, plain_parameters
 from actors.policy import PolicyWorker
 from actors.reference import ReferenceWorker
@@ -131,6 +134,54 @@ def test_the_average_is_that_of_the_definition_and_is_resumed(stage: int, tmp_pa
         assert_equal(weights(again), averaged)
     assert_equal(weights(again), own)
     train(again, 9)  # training goes on after an export
+
+
+class Mark:
+    """Unpickled without care, it makes a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.directory),)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [*((stage, "fp32") for stage in STAGES), (1, "bf16"), (3, "bf16")])
+def test_a_file_that_names_code_is_refused_and_runs_none(stage: int, dtype: str, tmp_path: Path) -> None:
+    """Each file of a real checkpoint in turn: by the look before loading, and by loading itself."""
+    trained = engine(stage, dtype=dtype, ema_decay=0.5)
+    train(trained, 0)
+    hashes = trained.save(tmp_path / "good")
+    files = sorted(path.relative_to(tmp_path / "good") for path in (tmp_path / "good").rglob("*.pt"))
+    assert {str(file) for file in files} == hashes.keys()
+    assert stored.faults(tmp_path / "good", hashes, CHECKPOINT_TYPES) == []
+    trained.load(tmp_path / "good")
+    marker = tmp_path / "marker"
+    for number, file in enumerate(files):
+        bad = tmp_path / f"bad-{number}"
+        shutil.copytree(tmp_path / "good", bad)
+        value = torch.load(bad / file, weights_only=False)
+        torch.save([*value, Mark(marker)] if isinstance(value, list) else value | {"further": Mark(marker)}, bad / file)
+        (found,) = stored.faults(bad, {str(file): None}, CHECKPOINT_TYPES)
+        assert found == f"{bad / file} holds more than data: posix.mkdir"
+        with pytest.raises(UserError) as caught:
+            trained.load(bad)
+        assert caught.value.problems == (f"checkpoint.resume: {found}; it was not loaded",)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_types_of_deepspeed_are_all_and_needed(stage: int, tmp_path: Path) -> None:
+    """At no stage does a checkpoint name more than the list, and beside stage 0 not less than two of it."""
+    trained = engine(stage, optimizer=SMALL, ema_decay=0.5)
+    train(trained, 0)
+    trained.save(tmp_path)
+    named = {
+        name for path in tmp_path.rglob("*.pt") for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    }
+    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in CHECKPOINT_TYPES}
+    assert named <= known
+    assert len(named) == {0: 0, 1: 3, 2: 3, 3: 2}[stage]
 
 
 @pytest.mark.parametrize("stage", (1, 2, 3))

@@ -3,8 +3,10 @@
 Few short runs of the warmed model, each read by several tests.
 """
 
+import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +90,43 @@ def test_a_reward_model_learns_and_loads_as_a_plain_classifier(reward_model: Any
     words = ["abcd", "hgfe", "bead", "face", "cage", "deaf", "head", "fade"]
     right, wrong = scores({word: word[::-1] for word in words}), scores({word: word[:1] for word in words})
     assert sum(r > w for r, w in zip(right, wrong, strict=True)) >= 7
+
+
+class Mark:
+    """Unpickled without care, it makes a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.directory),)
+
+
+def test_resuming_runs_no_code_of_the_checkpoint(
+    reward_model: Any, tandem: Start, warm_model: Path, tmp_path: Path
+) -> None:
+    """A file that names code is refused, even where the manifest has its hash; the same run resumes without it."""
+    shutil.copytree(reward_model.directory, tmp_path / "run", ignore=shutil.ignore_patterns("logs", "export"))
+    checkpoint = tmp_path / "run/checkpoints/step-60"
+    state = checkpoint / "policy/state/mp_rank_00_model_states.pt"
+    good, manifest = state.read_bytes(), (checkpoint / "manifest.json").read_text()
+    torch.save(torch.load(state) | {"further": Mark(tmp_path / "marker")}, state)
+    changed = json.loads(manifest)
+    changed["files"][str(state.relative_to(checkpoint))] = state.stat().st_size
+    changed["sha256"][str(state.relative_to(checkpoint))] = hashlib.sha256(state.read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(changed))
+    settings = offline(warm_model, PAIRS, name="reward", steps=62, centering=0.01)
+    refused = tandem(settings, "policy.ema_decay=0.5", directory=tmp_path)
+    assert refused.wait() == 2, refused.text
+    place = tmp_path / "run/checkpoints/step-60/policy/state/mp_rank_00_model_states.pt"
+    expected = f"error: checkpoint.resume: {place} holds more than data: posix.mkdir; to start anew: "
+    assert expected in refused.text.splitlines()[-1]
+    assert not (tmp_path / "marker").exists()
+    state.write_bytes(good)
+    (checkpoint / "manifest.json").write_text(manifest)
+    resumed = tandem(settings, "policy.ema_decay=0.5", directory=tmp_path)
+    assert resumed.wait() == 0, resumed.text
+    assert "resuming from step 60" in resumed.text
 
 
 @pytest.fixture(scope="module")
