@@ -18,6 +18,7 @@ from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
+from launch.shadowing import make_importable
 
 if TYPE_CHECKING:
     from launch.aside import Aside
@@ -61,10 +62,7 @@ def _main(argv: list[str]) -> int:
     if name not in VERBS:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
-    # The console script does not put the working directory on the path, but rewards and generators live there. None of
-    # its files hides a module that is needed: `launch.shadowing` has been asked.
-    if (directory := _working_directory()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, directory)
+    make_importable(_working_directory(), code=not getattr(arguments, "no_code", False))
     from actors.config import UserError
 
     try:
@@ -198,7 +196,7 @@ def _check(arguments: argparse.Namespace) -> int:
         config = _loaded(arguments, aside)
         from launch.check import report
 
-        report(config, aside, as_json=arguments.json)
+        report(config, aside, as_json=arguments.json, code=not arguments.no_code)
     return 0
 
 
@@ -206,7 +204,7 @@ def _data(arguments: argparse.Namespace) -> int:
     from launch.config import load
     from launch.preview import preview
 
-    preview(load(arguments.config, arguments.overrides), arguments.rows)
+    preview(load(arguments.config, arguments.overrides), arguments.rows, code=not arguments.no_code)
     return 0
 
 
