@@ -18,6 +18,7 @@ from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
+from launch.reports import switch_off
 from launch.shadowing import make_importable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _main(argv: list[str]) -> int:
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USER_ERROR
     name, *rest = argv
+    switch_off()
     _escape_what_cannot_be_written()
     if name in ("--version", "-V"):
         print(f"tandem {_version()}")

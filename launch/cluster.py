@@ -15,6 +15,7 @@ from ray._private import state as ray_state
 from ray.exceptions import AuthenticationError
 
 from actors.config import UserError
+from launch import reports
 from launch.config import RunConfig, machine_cpus
 from launch.ray_address import check_ray_address
 from launch.signals import arm, hold
@@ -30,6 +31,7 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     _set_authentication(joining=bool(address))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    reports.switch_off()
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with _runtime_environment(config, joining=bool(address)) as environment:
@@ -74,7 +76,8 @@ def _runtime_environment(config: RunConfig, *, joining: bool) -> Iterator[dict[s
 
     A submitted job has its runtime environment from the submission, and Ray refuses to have a part of it set twice.
     """
-    variables = {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]), **config.cluster.env}
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    variables = {"PYTHONPATH": path, **reports.chosen(), **config.cluster.env}
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     if submitted:
         given = (json.loads(submitted).get("runtime_env") or {}).get("env_vars") or {}
