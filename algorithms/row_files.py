@@ -21,7 +21,7 @@ _EXPANDS, _EXPANDED_BYTES = 200, 2**28
 """How many times its size a compressed file may hold, and the bytes up to which it may hold any number of times more:
 text is some ten times smaller, and what says little in gigabytes is a mistake or a trap."""
 _BATCH_ROWS, _PARQUET_FACTOR = 256, 8
-"""Rows of Parquet that are made at one time; a value that many rows share is stored once there, so more may come out."""
+"""Rows of Parquet that are made at one time; a value that rows share is stored once there, so more may come out."""
 _GZIP = b"\x1f\x8b"
 _EXPANDS_TOO_FAR = f"must hold at most {_EXPANDS} times its size, got a file that expands to more"
 _LFS_POINTER = "version https://git-lfs"

@@ -165,6 +165,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         *parents, leaf = key.split(".")
         if not sign or not all([*parents, leaf]):
             raise UserError(f"override: must look like section.field=value, got {_short(override)}")
+        if len(parents) >= _DEEPEST:
+            raise UserError(f"override: must have at most {_DEEPEST} names before =, got {_short(override)}")
         section = values
         for depth, name in enumerate(parents):
             if section.get(name) is None:

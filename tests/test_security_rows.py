@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from actors.config import UserError
 from algorithms import row_files
 from algorithms.row_files import rows_of_file
+from algorithms.sources import read_rows
+from launch.config_file import apply_overrides, parse
 
 TOO_FAR = "must hold at most 200 times its size, got a file that expands to more"
 
@@ -67,3 +70,45 @@ def test_rows_that_are_nested_deeply_are_one_line(row: str) -> None:
     started = time.monotonic()
     assert problem("deep.jsonl").endswith("line 1 of deep.jsonl is not valid JSON (nested too deeply)")
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("value", ["[" * 500 + "]" * 500, '{"a":' * 101 + "1" + "}" * 101])
+def test_so_are_values_that_only_others_could_not_follow(value: str) -> None:
+    Path("deep.jsonl").write_text(f'{{"prompt": "a", "x": {value}}}\n')
+    rule = "must hold values nested at most 100 deep, got more in column x in deep.jsonl"
+    with pytest.raises(UserError, match=f"^data.train: row 1 {rule}$"):
+        read_rows("deep.jsonl", split="train", arguments={}, limit=None, field="data.train")
+
+
+MAPPINGS = {
+    "deep": ("x: " + "[" * 5000 + "]" * 5000, "must be nested at most 40 deep, got more"),
+    "lines": (
+        "\n".join(" " * depth + "a:" for depth in range(300)),
+        "must be nested at most 40 deep, got more (line 42)",
+    ),
+    "digits": (f"x: {'9' * 5000}", "a number must have at most 40 digits, got 5000 (line 1)"),
+    "hex": (f"x: 0x{'f' * 5000}", "a number must have at most 40 digits, got 5002 (line 1)"),
+    "aliases": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghi")),
+        "must hold at most 20000 values, aliases counted with what they stand for (line 5)",
+    ),
+    "itself": ("a: &a [*a]", "an alias must not stand for what it is part of (line 1)"),
+}
+
+
+@pytest.mark.parametrize("kind", MAPPINGS)
+def test_yaml_that_stands_for_more_than_it_says_is_one_line(kind: str) -> None:
+    text, rule = MAPPINGS[kind]
+    started = time.monotonic()
+    with pytest.raises(UserError, match="job") as caught:
+        parse(text, "job.yaml")
+    assert [*caught.value.problems] == [f"job.yaml: {rule}"]
+    assert time.monotonic() - started < 2
+
+
+def test_so_is_an_override() -> None:
+    with pytest.raises(UserError, match=r"^override: must have at most 40 names before =, got a\.a\."):
+        apply_overrides({}, ["a." * 5000 + "b=1"])
+    with pytest.raises(UserError, match=r"^override x: must be nested at most 40 deep, got more"):
+        apply_overrides({}, ["x=" + "{a: " * 100 + "1" + "}" * 100])
