@@ -6,7 +6,8 @@ away none. This confines mistakes, not malice: such a function runs as the user,
 
 import os
 import resource
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from actors.config_nodes import is_secret
 
@@ -40,6 +41,19 @@ def confine(kept: Collection[str], memory_mib: int | None) -> None:
     if memory_mib is not None:
         limit = _allocated() + memory_mib * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+@contextmanager
+def at_most(memory_mib: int) -> Iterator[None]:
+    """Let this process allocate no more than `memory_mib` while the block runs; what is beyond is a MemoryError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _allocated() + memory_mib * 2**20
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def limits_memory() -> bool:
