@@ -6,7 +6,6 @@ Imports only the standard library at the top: help must appear at once, so each 
 import argparse
 import contextlib
 import gc
-import io
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
 from launch.reports import switch_off
+from launch.screen import show_what_acts
 from launch.shadowing import make_importable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _main(argv: list[str]) -> int:
         return 0 if argv else USER_ERROR
     name, *rest = argv
     switch_off()
-    _escape_what_cannot_be_written()
+    show_what_acts()
     if name in ("--version", "-V"):
         print(f"tandem {_version()}")
         return 0
@@ -71,13 +71,6 @@ def _main(argv: list[str]) -> int:
         return VERBS[name].handle(arguments)
     except UserError as error:
         return _report(*error.problems)
-
-
-def _escape_what_cannot_be_written() -> None:
-    """Let both streams write letters that their encoding lacks as escapes, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _version() -> str:

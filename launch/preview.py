@@ -22,6 +22,7 @@ from algorithms.overlong import Reading, divided
 from algorithms.pairs import Judged, Pair, prompt_length
 from algorithms.reading import reading_of
 from launch.config import RunConfig
+from launch.console import VisibleConsole
 from launch.named_code import refuse_code
 from launch.shown import visible
 
@@ -44,7 +45,7 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None, *,
     """
     if not code:
         refuse_code(config)
-    console = console or Console(emoji=False)
+    console = console or VisibleConsole(emoji=False)
     if isinstance(config.algorithm, EncoderConfig):
         from launch.encoder_preview import preview_encoder_rows
 
