@@ -13,6 +13,7 @@ from algorithms import row_files
 from algorithms.row_files import rows_of_file
 from algorithms.sources import read_rows
 from launch.config_file import apply_overrides, parse
+from launch.kube.validate import check_manifest_file
 
 TOO_FAR = "must hold at most 200 times its size, got a file that expands to more"
 
@@ -112,3 +113,15 @@ def test_so_is_an_override() -> None:
         apply_overrides({}, ["a." * 5000 + "b=1"])
     with pytest.raises(UserError, match=r"^override x: must be nested at most 40 deep, got more"):
         apply_overrides({}, ["x=" + "{a: " * 100 + "1" + "}" * 100])
+
+
+@pytest.mark.parametrize("kind", [name for name in MAPPINGS if name != "hex"])
+def test_manifests_are_bounded_too(kind: str) -> None:
+    text, rule = MAPPINGS[kind]
+    Path("manifest.yaml").write_text(f"kind: RayJob\n{text}\n")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="^--check: must be a YAML file") as caught:
+        check_manifest_file("manifest.yaml", "2.60.0")
+    [line] = caught.value.problems
+    assert rule.partition(" (line")[0] in line or "nested too deeply" in line
+    assert time.monotonic() - started < 5
