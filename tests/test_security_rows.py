@@ -120,7 +120,7 @@ def test_manifests_are_bounded_too(kind: str) -> None:
     text, rule = MAPPINGS[kind]
     Path("manifest.yaml").write_text(f"kind: RayJob\n{text}\n")
     started = time.monotonic()
-    with pytest.raises(UserError, match="^--check: must be a YAML file") as caught:
+    with pytest.raises(UserError, match=r"^--check: must be a YAML file") as caught:
         check_manifest_file("manifest.yaml", "2.60.0")
     [line] = caught.value.problems
     assert rule.partition(" (line")[0] in line or "nested too deeply" in line
