@@ -18,6 +18,8 @@ RUN (userdel --remove ubuntu || true) \
 
 # Some versions of KubeRay start Ray from a login shell, which sets PATH anew: hence the profile.
 ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1
+# No reports about their use, also of Ray's own processes.
+ENV RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_ERROR_REPORTING=false DO_NOT_TRACK=1
 WORKDIR /opt/tandem
 
 # The versions of pyproject.toml's extras `gpu` and `embedding`; setuptools and what follows it build flash-attn and Tandem.

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 
 _SECRET = re.compile(
     r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION)(?=_|$)|PASSWORD|PASSWD|PASSPHRASE|APIKEY|SECRET)"
@@ -52,6 +52,8 @@ def _check_environment(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Name of an environment variable."""
 Environment = Annotated[dict[str, str], AfterValidator(_check_environment)]
 """Environment variables; secrets are refused."""
 

@@ -3,10 +3,11 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from actors.batch import Prompt, Rollout
+from actors.confined import confine
 
 Scorer = Callable[[Prompt, list[Rollout], float], list[Any]]
 """Scores of a prompt's rollouts, in their order, by a time on time.monotonic() if it can."""
@@ -22,9 +23,20 @@ class RewardWorker:
     Example: RewardWorker(functools.partial(load_scorer, config.reward), os.getcwd())
     """
 
-    def __init__(self, load: Callable[[], Scorer], directory: str) -> None:
-        """`load` makes the scorer, inside this process; `directory` is the driver's working directory."""
+    def __init__(
+        self,
+        load: Callable[[], Scorer],
+        directory: str,
+        kept: Collection[str] = (),
+        memory_mib: int | None = None,
+    ) -> None:
+        """`load` makes the scorer, inside this process; `directory` is the driver's working directory.
+
+        Variables that hold secrets are gone before, without those `kept`; the functions may allocate `memory_mib`.
+        """
         self._load = load
+        self._kept = kept
+        self._memory_mib = memory_mib
         self._directory = directory
         self._scorer: Scorer | None = None
 
@@ -36,6 +48,7 @@ class RewardWorker:
                 os.chdir(self._directory)
             if os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())
+            confine(self._kept, self._memory_mib)
             self._scorer = self._load()
         return os.getpid()
 

@@ -1,6 +1,7 @@
 """Settings of what is learned: data, rewards, and one section per algorithm, tagged by `algorithm.name`."""
 
 import difflib
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
 )
 
 from actors.config import Config, FrozenGroupConfig, Seconds, refuse_unused
+from actors.config_nodes import VariableName
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
@@ -127,6 +129,10 @@ class RewardModelSource(Config):
     """Ranks and resources of the group that holds it."""
 
 
+HEADER_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+"""How a header names a variable of the environment."""
+
+
 class RewardEndpoint(Config):
     """An HTTP service that scores batches of responses, and its weight in the sum."""
 
@@ -159,6 +165,13 @@ class RewardConfig(Config):
     """Processes that run functions and ask endpoints."""
     deadline_s: Seconds = 30
     """Longest time a call may take, in seconds; the process is then ended and replaced. Quick groups share a call."""
+    memory_mib: PositiveInt | None = None
+    """Most that functions of one process may allocate, their imports included; a call beyond it has failed. null: no
+    limit."""
+    pass_env: list[VariableName] = []
+    """Variables that functions may read although they look like secrets, such as OPENAI_API_KEY. All others that hold a
+    key, token or password, by name or in a URL, are taken out of the environment of reward processes, except those that
+    `headers` of endpoints name."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of a step's samples that may fail (and be replaced) before the run stops with the cause."""
 
@@ -189,6 +202,12 @@ class RewardConfig(Config):
     def sources(self) -> int:
         """Number of functions, models and endpoints."""
         return len(self.functions) + len(self.models) + len(self.endpoints)
+
+    @property
+    def kept_variables(self) -> set[str]:
+        """Variables that reward processes keep, also when they look like secrets."""
+        templates = [template for endpoint in self.endpoints for template in endpoint.headers.values()]
+        return {*self.pass_env, *(name for template in templates for name in HEADER_VARIABLE.findall(template))}
 
 
 _OnSequences = SFTConfig | RewardModelConfig | DPOConfig

@@ -14,7 +14,15 @@ from algorithms.config import DataConfig
 from algorithms.conventions import read_examples
 from algorithms.overlong import Reading, cut_sequence, shortened
 from algorithms.readers import Completion, Dialogue, Example, Message, RowError, Text, at_row
-from algorithms.rendering import bos_of, bounds, check_some_tokens, encode_texts, render_messages, with_system_prompt
+from algorithms.rendering import (
+    bos_of,
+    bounds,
+    check_some_tokens,
+    encode_texts,
+    render_messages,
+    template_of,
+    with_system_prompt,
+)
 from algorithms.sources import Row, check_source_settings, read_rows
 
 if TYPE_CHECKING:
@@ -225,7 +233,7 @@ def _dialogue(
     if train_on == "all":
         token_ids = encode_texts([render_messages(messages, tokenizer)], tokenizer, plain=False)[0]
         return token_ids, np.ones(len(token_ids), dtype=np.bool_)
-    template = tokenizer.get_chat_template() if tokenizer.chat_template is not None else ""
+    template = template_of(tokenizer)
     if not _GENERATION.search(template):
         return _mask_by_prefixes(messages, given, tokenizer)
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}

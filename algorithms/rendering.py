@@ -1,14 +1,20 @@
 """From messages to text by the chat template, and from text to token ids: what all jobs share."""
 
+import functools
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
+from actors.confined import at_most
 from algorithms.config import DataConfig
+from algorithms.deadline import TooLate, Watch
 from algorithms.readers import Message, RowError
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+_TEMPLATE_S, _TEMPLATE_MIB = 5.0, 1024
+"""What the chat template may take for one conversation: a row of 4 MiB takes it hundredths of that."""
 
 
 def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Message]:
@@ -22,15 +28,42 @@ def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Messag
 
 def render_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast", **options: Any) -> Any:
     """apply_chat_template to text, or with return_dict=True to ids; raises RowError with the template's complaint."""
-    from jinja2 import TemplateError
-
     if tokenizer.chat_template is None:
         raise RowError("messages need a tokenizer with a chat template, got one without")
     options = {"tokenize": False, **options}
     try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except (TemplateError, TypeError) as error:
-        raise RowError(f"the chat template refuses it ({error})") from error
+        return run_template(tokenizer, messages, **options)
+    except Exception as error:  # a template comes with the model, and its expressions raise anything
+        raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
+
+
+def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+    """apply_chat_template with a deadline and a limit of memory: a template is a program of whoever made the model.
+
+    Raises what it raises, also TimeoutError and MemoryError.
+    """
+    try:
+        with at_most(_TEMPLATE_MIB), Watch(_TEMPLATE_S, file="") as watch:
+            return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
+    except TooLate as error:
+        raise TimeoutError(str(error)) from None
+
+
+def template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The chat template's text, empty without one; raises RowError where there are several and none is the default."""
+    if tokenizer.chat_template is None:
+        return ""
+    try:
+        return tokenizer.get_chat_template()
+    except Exception as error:  # as for rendering
+        raise RowError(f"the chat template cannot be used ({template_complaint(error)})") from error
+
+
+def template_complaint(error: Exception) -> str:
+    """What is wrong, in a line."""
+    if isinstance(error, MemoryError):
+        return f"it needs more than {_TEMPLATE_MIB} MiB of memory"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plain: bool) -> list[list[int]]:

@@ -18,6 +18,7 @@ from numbers import Real
 from typing import Any
 
 from actors.config import UserError
+from actors.confined import limits_memory
 from algorithms.config import RewardFunction
 from algorithms.reward_functions import cause_of, nearest, noun_of, resolve
 
@@ -162,7 +163,9 @@ def _call(function: LoadedFunction, keywords: dict[str, Any]) -> tuple[Any, str 
         raise
     except BaseException as error:  # users' code may raise anything: sys.exit(), math-verify's BaseException timeouts
         code = getattr(inspect.unwrap(function.call), "__code__", None)
-        return None, cause_of(error, code.co_filename if code else None)
+        cause = cause_of(error, code.co_filename if code else None)
+        limited = isinstance(error, MemoryError) and limits_memory()
+        return None, f"{cause}: more than reward.memory_mib allows" if limited else cause
 
 
 def checked_number(value: Any, cause: str | None = None) -> Outcome:

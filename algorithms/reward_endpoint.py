@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from actors.config import UserError
+from algorithms.config import HEADER_VARIABLE as _VARIABLE
 from algorithms.config import RewardEndpoint
 from algorithms.reward_calls import Outcome, Samples, checked_number
 from algorithms.reward_functions import noun_of, shorten
@@ -29,7 +30,6 @@ FIRST_PAUSE_S = 0.5
 DEADLINE_SHARE = 0.9
 """Share of reward.deadline_s after which no answer is awaited: at its end the process would be killed."""
 MAX_ANSWER_BYTES = 2**24
-_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
 
 

@@ -16,8 +16,11 @@ from typing import Any
 from actors.config import UserError
 from actors.secret_text import masked
 from algorithms.config import RewardFunction
+from algorithms.math_size import is_too_large
 
 MATH_TIMEOUT_S = 5
+MATH_CHARACTERS = 50_000
+"""Longest text that is searched for an answer; of a longer one, what follows the last \\boxed."""
 
 
 def exact_match(completion: str, answer: object) -> float:
@@ -30,16 +33,34 @@ def math_answer(completion: str, answer: object) -> float:
 
     On both sides, what follows the last `####` counts when there is one (GSM8K, arXiv 2110.14168). In that, math-verify
     looks for "the answer is N" and \boxed{}, and else takes the last expression. A completion that cannot be evaluated
-    within MATH_TIMEOUT_S is wrong. Raises ValueError when the gold answer holds no expression.
+    within MATH_TIMEOUT_S is wrong, and so is at once one whose answer is a number of more than 100,000 digits, or text
+    of more than MATH_CHARACTERS. Raises ValueError when the gold answer holds no expression, or one so large.
     """
+    expected = str(answer).rpartition("####")[2].strip()
+    if _final_part(expected) != expected:
+        raise ValueError(f"a number too large to compare in the gold answer {shorten(str(answer))}")
+    part = _final_part(completion.rpartition("####")[2].strip())
+    if part is None:
+        return 0.0
     math_verify = importlib.import_module("math_verify")  # imports sympy, which `check` should not wait for
     # math-verify measures time by signals, which only the main thread receives; elsewhere the caller's deadline holds.
     limit = MATH_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
-    gold = math_verify.parse(str(answer).rpartition("####")[2].strip(), parsing_timeout=limit)
+    gold = math_verify.parse(expected, parsing_timeout=limit)
     if not gold:
         raise ValueError(f"no mathematical expression in the gold answer {shorten(str(answer))}")
-    given = math_verify.parse(completion.rpartition("####")[2].strip(), parsing_timeout=limit)
+    given = math_verify.parse(part, parsing_timeout=limit)
+    # Parsing computes nothing yet.
+    if any(is_too_large(str(expression)) for expression in given):
+        return 0.0
     return float(math_verify.verify(gold, given, timeout_seconds=limit))
+
+
+def _final_part(text: str) -> str | None:
+    r"""The text, if its numbers can be evaluated; else what follows the last \boxed, if that can; else None."""
+    for part in (text, text[max(0, text.rfind("\\boxed")) :]):
+        if len(part) <= MATH_CHARACTERS and not is_too_large(part):
+            return part
+    return None
 
 
 BUILT_IN: dict[str, Callable[..., Any]] = {"exact_match": exact_match, "math": math_answer}

@@ -169,7 +169,8 @@ class RewardPool:
 
     def _start(self, index: int) -> _Worker:
         options = {"num_cpus": self._cpus, "scheduling_strategy": self._places[index]}
-        actor = ray.remote(RewardWorker).options(**options).remote(self._load, os.getcwd())
+        kept, memory_mib = sorted(self._config.kept_variables), self._config.memory_mib
+        actor = ray.remote(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
         now = time.monotonic()
         return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
 
@@ -195,7 +196,8 @@ class RewardPool:
         except RayActorError as error:
             if error.actor_id != worker.actor._actor_id.hex():
                 raise  # not this worker died but the actor that holds the rollouts
-            self._lost(worker, "the process died")
+            limit = self._config.memory_mib
+            self._lost(worker, f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}")
             return
         except RayTaskError as error:
             if isinstance(error.cause, UserError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.config import UserError
+from actors.confined import confine
 from algorithms.config import RewardFunction
 from algorithms.deadline import line_in, stack_of, stuck
 from algorithms.reward_calls import LoadedFunction, Samples, check_signature
@@ -34,6 +35,8 @@ class Request:
     call_s: float
     deadline_s: float
     """What the run waits for."""
+    memory_mib: int | None
+    """What it may allocate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ def serve() -> None:
     reporter.file = os.path.abspath(path if path.endswith(".py") else f"{path.replace('.', '/')}.py")
     reporter.deadline_s = request.deadline_s
     threading.Thread(target=reporter.watch, daemon=True).start()
+    confine(os.environ, request.memory_mib)  # whoever started this process has left the secrets out
     reporter.begin("importing", request.import_s)
     try:
         call = resolve(function, request.index)

@@ -17,7 +17,13 @@ MAX_ROW_BYTES = 2**22
 """Largest row that is read, about a million tokens: a larger one would take seconds to tokenise, and is a mistake."""
 _MAX_LIST_BYTES = 2**30
 """Largest file that is one JSON list, which must be read whole."""
+_EXPANDS, _EXPANDED_BYTES = 200, 2**28
+"""How many times its size a compressed file may hold, and the bytes up to which it may hold any number of times more:
+text is some ten times smaller, and what says little in gigabytes is a mistake or a trap."""
+_BATCH_ROWS, _PARQUET_FACTOR = 256, 8
+"""Rows of Parquet that are made at one time; a value that rows share is stored once there, so more may come out."""
 _GZIP = b"\x1f\x8b"
+_EXPANDS_TOO_FAR = f"must hold at most {_EXPANDS} times its size, got a file that expands to more"
 _LFS_POINTER = "version https://git-lfs"
 
 
@@ -40,7 +46,7 @@ def _json(path: Path, field: str) -> Iterator[Any]:
     """
     try:
         with path.open("rb") as raw:
-            stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP else raw
+            stream: Any = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
             if path.name.removesuffix(".gz").endswith(".json"):
                 content = stream.read(_MAX_LIST_BYTES + 1)
                 if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
@@ -51,6 +57,38 @@ def _json(path: Path, field: str) -> Iterator[Any]:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{field}: {path} cannot be read ({reason})") from None
+
+
+class _Expanding:
+    """A gzipped file as it is read; raises UserError when it holds far more than its size tells."""
+
+    def __init__(self, raw: Any, path: Path, field: str) -> None:
+        self._stream = gzip.GzipFile(fileobj=raw)
+        self._most = _most_bytes(path)
+        self._told = f"{field}: {path} {_EXPANDS_TOO_FAR}"
+        self._read = 0
+
+    def readline(self, size: int) -> bytes:
+        """Up to the line's end, at most `size` bytes."""
+        return self._counted(self._stream.readline(size))
+
+    def read(self, size: int) -> bytes:
+        """All there is, at most `size` bytes."""
+        parts = []
+        while size > 0 and (part := self._counted(self._stream.read(min(size, 2**20)))):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _counted(self, part: bytes) -> bytes:
+        self._read += len(part)
+        if self._read > self._most:
+            raise UserError(self._told)
+        return part
+
+
+def _most_bytes(path: Path) -> int:
+    return max(_EXPANDED_BYTES, _EXPANDS * path.stat().st_size)
 
 
 def _lines(stream: Any, path: Path, field: str) -> Iterator[Any]:
@@ -136,7 +174,14 @@ def _parquet(path: Path, field: str) -> Iterator[Any]:
             for name in names:
                 if names.count(name) > 1:
                     raise UserError(f"{field}: {path} must have each column once, got {_short(name)} twice")
-            for batch in file.iter_batches(batch_size=1024):
+            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+            most, expanded = _most_bytes(path), 0
+            if sum(group.total_byte_size for group in groups) > most:
+                raise UserError(f"{field}: {path} {_EXPANDS_TOO_FAR}")
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                expanded += batch.nbytes
+                if expanded > _PARQUET_FACTOR * most:
+                    raise UserError(f"{field}: {path} {_EXPANDS_TOO_FAR}")
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -142,6 +142,8 @@ def _fault(row: Row) -> str | None:
     return f"must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger one" if size > MAX_ROW_BYTES else None
 
 
+_DEEPEST = 100
+"""Lists and mappings of a row that may stand in each other."""
 _READ = (
     *("prompt", "question", "query", "answer", "solution", "target", "ground_truth", "completion", "response"),
     *("label", "labels", "score", "scores", "margin"),
@@ -151,18 +153,19 @@ _READ = (
 
 def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
     """What is wrong with the value of a column, or None, and the size of its texts."""
-    unseen: list[Any] = [name, given]
+    unseen: list[tuple[Any, int]] = [(name, 0), (given, 0)]
     size = 0
     while unseen:
-        value = unseen.pop()
+        value, depth = unseen.pop()
         if isinstance(value, str):
             size += len(value)
             if not value.isascii() and (at := _surrogate(value)) is not None:
                 return f"must be text that UTF-8 can express, got half a surrogate pair ({value[at]!r})", size
-        elif isinstance(value, dict):
-            unseen += [*value, *value.values()]
-        elif isinstance(value, list | tuple):
-            unseen += value
+        elif isinstance(value, dict | list | tuple):
+            if depth == _DEEPEST:  # what copies, shows or sends a row calls itself for each level
+                return f"must hold values nested at most {_DEEPEST} deep, got more in column {name}", size
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            unseen += [(part, depth + 1) for part in parts]
         elif isinstance(value, float):
             if not math.isfinite(value) and name in _READ:
                 return f"must hold finite numbers, got {value} in column {name}", size

@@ -38,6 +38,7 @@ def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False)
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `check`."""
     config_arguments(parser)
+    _code_argument(parser, "nothing is called")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -45,6 +46,7 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `data`."""
     config_arguments(parser)
     parser.add_argument("--rows", metavar="N", type=_count, default=3, help="rows to show (default: 3)")
+    _code_argument(parser, "converters and generators are refused")
 
 
 def chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +145,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 def submit_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `submit`."""
     config_arguments(parser)
+    _code_argument(parser, "nothing is called here")
     _cluster_arguments(parser, namespace="cluster.kubernetes.namespace")
     parser.add_argument(
         "--id", metavar="ID", help="id of the job (default: name, time and a random part); one that failed is resumed"
@@ -187,6 +190,7 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
 def k8s_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `k8s`."""
     config_arguments(parser, optional=True)
+    _code_argument(parser, "nothing is called here")
     parser.add_argument(
         "--kind",
         choices=("rayjob", "raycluster"),
@@ -200,6 +204,14 @@ def help_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", metavar="NAME", nargs="?", help="policy.optimizer.lr, rollout, learning_rate, check")
     parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # makes docs/settings.md
     parser.add_argument("--migrating", action="store_true", help=argparse.SUPPRESS)  # makes docs/migrating.md
+
+
+def _code_argument(parser: argparse.ArgumentParser, then: str) -> None:
+    parser.add_argument(
+        "--no-code",
+        action="store_true",
+        help=f"import no reward function, converter or generator that the configuration names: {then}",
+    )
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:

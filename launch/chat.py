@@ -8,6 +8,7 @@ from typing import Any
 from actors.config import UserError
 from actors.hub_cache import cached_snapshot, is_hub_id
 from actors.tokenizer import load_tokenizer
+from algorithms.rendering import run_template, template_complaint
 from launch.model_files import template_fault
 from launch.model_tensors import check_whole
 from launch.model_values import READ_BOTH_WAYS, architecture_of, model_values, unfinished
@@ -176,9 +177,9 @@ def _render(tokenizer: Any, conversation: list[Message]) -> str:
     """The chat template's text; a base model without one reads the turns one after the other."""
     if tokenizer.chat_template:
         try:
-            return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            return run_template(tokenizer, conversation, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # whatever the template's expressions raise
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = template_complaint(error)
             raise UserError(f"conversation: must be one that the chat template renders, got {reason}") from error
     return "".join(message["content"] for message in conversation)
 

@@ -23,7 +23,7 @@ from launch.aside import Aside
 from launch.capacity import check_resources
 from launch.checkpoint import Checkpoints
 from launch.config import RunConfig
-from launch.data_checks import check_rewards, check_sets, is_elsewhere, named_sources, read_data
+from launch.data_checks import check_rewards, check_sets, is_elsewhere, is_unread, named_sources, read_data
 from launch.engine_options import check_engine_options
 from launch.estimate import (
     GIB,
@@ -54,6 +54,7 @@ from launch.model_files import (
     check_tokenizer,
     read_policy,
 )
+from launch.named_code import check_code_is_there
 from launch.output import check_output
 from launch.placement import demands, reward_model_groups
 from launch.reward_checks import RewardProbe
@@ -89,6 +90,8 @@ class Findings:
     """Who makes the calls that need the tokenizers' library."""
     elsewhere: bool = False
     """The run will be on other machines: of paths there, nothing is known here."""
+    code: bool = True
+    """Whether code that the configuration names may run here."""
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -131,19 +134,20 @@ class Findings:
         return found
 
 
-def preflight(config: RunConfig, *, elsewhere: bool = False) -> list[str]:
+def preflight(config: RunConfig, *, elsewhere: bool = False, code: bool = True) -> list[str]:
     """Check everything that needs no cluster; returns warnings.
 
     `elsewhere`: the run will be on other machines, so absolute paths that are not here are only warned about, and
-    neither this machine's resources nor its directories matter.
+    neither this machine's resources nor its directories matter. Without `code`, nothing that the configuration names
+    is imported: it must only be there.
 
     Raises:
         UserError: with one line per problem found.
     """
-    return examine(config, elsewhere=elsewhere).warnings
+    return examine(config, elsewhere=elsewhere, code=code).warnings
 
 
-def report(config: RunConfig, aside: Aside | None = None, *, as_json: bool = False) -> None:
+def report(config: RunConfig, aside: Aside | None = None, *, as_json: bool = False, code: bool = True) -> None:
     """Check, and print the resolved configuration, placement, batch arithmetic and memory estimate.
 
     Raises:
@@ -152,22 +156,22 @@ def report(config: RunConfig, aside: Aside | None = None, *, as_json: bool = Fal
     from launch.report import as_object, print_tables
 
     with contextlib.redirect_stdout(sys.stderr):  # what converters and generators print is no part of the report
-        findings = examine(config, aside)
+        findings = examine(config, aside, code=code)
     if as_json:
         print(json.dumps(as_object(findings), ensure_ascii=False))
     else:
         print_tables(findings)
 
 
-def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = False) -> Findings:
+def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = False, code: bool = True) -> Findings:
     """Run every check (see `preflight`); raises UserError with the problems of all of them.
 
     What needs the tokenizers' library comes last, and only where nothing else is wrong: a mistake is told at once.
     """
-    findings = Findings(config, aside=aside or Aside(), elsewhere=elsewhere)
+    findings = Findings(config, aside=aside or Aside(), elsewhere=elsewhere, code=code)
     # Where the cluster is another one, its services and secrets may be out of reach here.
     apart = elsewhere or bool(os.environ.get("RAY_ADDRESS"))
-    with RewardProbe(config.reward, elsewhere=apart) as rewards:
+    with RewardProbe(config.reward, elsewhere=apart, code=code) as rewards:
         _examine(findings, rewards)
     if findings.problems:
         raise UserError(*dict.fromkeys(findings.problems))
@@ -187,6 +191,9 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         crowded = len(findings.problems) > told
     with findings.collecting():
         _check_batches(config)
+    if not findings.code:
+        with findings.collecting():
+            findings.warnings += check_code_is_there(config)
     sets = read_data(findings)
     policy = None
     with findings.collecting():
@@ -332,7 +339,7 @@ def _check_encoder_data(findings: Findings, readable: bool) -> None:
     assert isinstance(algorithm, EncoderConfig)
     given = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
     elsewhere = {
-        field: [name for name, path in named_sources(field, value).items() if is_elsewhere(findings, name, path)]
+        field: [name for name, path in named_sources(field, value).items() if is_unread(findings, name, path)]
         for field, value in given.items()
     }
     if not elsewhere["data.train"]:

@@ -6,7 +6,6 @@ Imports only the standard library at the top: help must appear at once, so each 
 import argparse
 import contextlib
 import gc
-import io
 import os
 import socket
 import sys
@@ -18,6 +17,9 @@ from launch import arguments as takes
 from launch import cluster_verbs
 from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
+from launch.reports import switch_off
+from launch.screen import show_what_acts
+from launch.shadowing import make_importable
 
 if TYPE_CHECKING:
     from launch.aside import Aside
@@ -52,30 +54,21 @@ def _main(argv: list[str]) -> int:
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USER_ERROR
     name, *rest = argv
-    _escape_what_cannot_be_written()
+    switch_off()
+    show_what_acts()
     if name in ("--version", "-V"):
         print(f"tandem {_version()}")
         return 0
     if name not in VERBS:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
-    # The console script does not put the working directory on the path, but rewards and generators live there. None of
-    # its files hides a module that is needed: `launch.shadowing` has been asked.
-    if (directory := _working_directory()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, directory)
+    make_importable(_working_directory(), code=not getattr(arguments, "no_code", False))
     from actors.config import UserError
 
     try:
         return VERBS[name].handle(arguments)
     except UserError as error:
         return _report(*error.problems)
-
-
-def _escape_what_cannot_be_written() -> None:
-    """Let both streams write letters that their encoding lacks as escapes, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _version() -> str:
@@ -198,7 +191,7 @@ def _check(arguments: argparse.Namespace) -> int:
         config = _loaded(arguments, aside)
         from launch.check import report
 
-        report(config, aside, as_json=arguments.json)
+        report(config, aside, as_json=arguments.json, code=not arguments.no_code)
     return 0
 
 
@@ -206,7 +199,7 @@ def _data(arguments: argparse.Namespace) -> int:
     from launch.config import load
     from launch.preview import preview
 
-    preview(load(arguments.config, arguments.overrides), arguments.rows)
+    preview(load(arguments.config, arguments.overrides), arguments.rows, code=not arguments.no_code)
     return 0
 
 

@@ -15,6 +15,7 @@ from ray._private import state as ray_state
 from ray.exceptions import AuthenticationError
 
 from actors.config import UserError
+from launch import reports
 from launch.config import RunConfig, machine_cpus
 from launch.local_ray import private_directory, require_token
 from launch.ray_address import check_ray_address
@@ -29,6 +30,7 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
         UserError: a cluster that cannot be joined.
     """
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    reports.switch_off()
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -83,7 +85,8 @@ def _choose_authentication() -> None:
 
 
 def _variables(config: RunConfig) -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]), **config.cluster.env}
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, **reports.chosen(), **config.cluster.env}
 
 
 @contextmanager

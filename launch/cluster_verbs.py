@@ -23,9 +23,14 @@ def on_submit(arguments: argparse.Namespace) -> int:
         from launch.jobs.submit import submit_job
 
         return submit_job(
-            config, address=arguments.address, run_id=arguments.id, wait=arguments.wait, as_json=arguments.json
+            config,
+            address=arguments.address,
+            run_id=arguments.id,
+            wait=arguments.wait,
+            as_json=arguments.json,
+            code=not arguments.no_code,
         )
-    told = _assumed_on_kubernetes(config)
+    told = _assumed_on_kubernetes(config, code=not arguments.no_code)
     from launch.kube.client import kube_submit
 
     return kube_submit(config, **_kube(arguments), wait=arguments.wait, as_json=arguments.json, told=told)
@@ -82,7 +87,7 @@ def on_list(arguments: argparse.Namespace) -> int:
 def on_k8s(arguments: argparse.Namespace) -> int:
     """Print manifests, or validate those of a file. Raises UserError, UsageError."""
     if arguments.check is not None:
-        if given := arguments.config or arguments.kind:
+        if given := arguments.config or arguments.kind or ("--no-code" if arguments.no_code else None):
             raise UsageError(f"--check: must stand alone, without CONFIG and --kind, got {given}")
         from launch.kube.config import ray_version
         from launch.kube.validate import check_manifest_file
@@ -94,7 +99,7 @@ def on_k8s(arguments: argparse.Namespace) -> int:
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
-    for line in _assumed_on_kubernetes(config):
+    for line in _assumed_on_kubernetes(config, code=not arguments.no_code):
         print(line, file=sys.stderr)
     from launch.kube.render import render
 
@@ -115,9 +120,10 @@ def _kube(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"namespace": arguments.namespace, "context": arguments.context}
 
 
-def _assumed_on_kubernetes(config: "RunConfig") -> list[str]:
+def _assumed_on_kubernetes(config: "RunConfig", *, code: bool) -> list[str]:
     """Warnings of what is assumed about a run on Kubernetes; raises UserError with what is wrong with it."""
     from launch.check import preflight
     from launch.kube.assumptions import render_warnings
 
-    return [f"warning: {warning}" for warning in preflight(config, elsewhere=True) + render_warnings(config)]
+    found = preflight(config, elsewhere=True, code=code) + render_warnings(config)
+    return [f"warning: {warning}" for warning in found]

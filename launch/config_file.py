@@ -67,7 +67,7 @@ _Loader.add_implicit_resolver(_MERGE, re.compile("^<<$"), ["<"])
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
-class _Refused(Exception):
+class _Refused(yaml.YAMLError):
     """What YAML allows and a configuration does not, with the node that shows where."""
 
     def __init__(self, rule: str, node: yaml.Node) -> None:
@@ -125,6 +125,41 @@ def _require_text(text: str, node: yaml.Node) -> None:
         raise _Refused("text must be without NUL and broken characters, got some", node)
 
 
+class BoundedLoader(yaml.SafeLoader):
+    """PyYAML's own types, as Kubernetes reads them, of documents as small and as flat as a configuration must be.
+
+    Loading raises YAMLError for others, or RecursionError where they are nested too deeply to be told.
+    """
+
+    def compose_document(self) -> Any:
+        """A document's nodes."""
+        node = super().compose_document()
+        if node is not None:
+            _require_small(node, {}, 0)
+        return node
+
+
+def _require_small(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
+    """As `_require_plain`, of whatever types."""
+    if depth > _DEEPEST:
+        raise _Refused(f"must be nested at most {_DEEPEST} deep, got more", node)
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise _Refused("an alias must not stand for what it is part of", node)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
+        raise _Refused(f"a number must have at most {_MOST_DIGITS} digits, got {len(node.value)}", node)
+    size = 1 + sum(_require_small(part, sizes, depth + 1) for part in parts)
+    if size > _MOST_VALUES:
+        raise _Refused(f"must hold at most {_MOST_VALUES} values, aliases counted with what they stand for", node)
+    sizes[id(node)] = size
+    return size
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """Parse a YAML file into a mapping; raises UserError when it is missing, malformed or no mapping."""
     values = parse(_text_of(path), path)
@@ -167,6 +202,9 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if not sign or not all([*parents, leaf]):
             got = "one (not shown)" if names_secret(override) else _short(masked(override))
             raise UserError(f"override: must look like section.field=value, got {got}")
+        if len(parents) >= _DEEPEST:
+            got = "one (not shown)" if names_secret(override) else _short(masked(override))
+            raise UserError(f"override: must have at most {_DEEPEST} names before =, got {got}")
         section = values
         for depth, name in enumerate(parents):
             if section.get(name) is None:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.config_encoder import EncoderConfig
-from launch.inputs import Field, Rows, Sets, check_rows, check_unpaired, read_sets, same_rows
+from algorithms.sources import read_rows
+from launch.inputs import READ_ROWS, Field, Rows, Sets, check_rows, check_unpaired, read_sets, same_rows
+from launch.named_code import names_code
 from launch.reward_checks import RewardProbe
 
 if TYPE_CHECKING:
@@ -20,8 +22,10 @@ def read_data(findings: "Findings") -> dict[Field, Sets]:
     given: dict[Field, Any] = {"data.train": data.train, "data.eval": data.eval}
     for where, value in given.items():
         sources = named_sources(where, value)
-        elsewhere = [name for name, source in sources.items() if is_elsewhere(findings, name, source)]
-        if sources and not elsewhere:
+        unread = []
+        with findings.collecting():
+            unread = [name for name, source in sources.items() if is_unread(findings, name, source)]
+        if sources and not unread:
             with findings.collecting():
                 found[where] = read_sets(findings.config, where, findings.notes)
     return found
@@ -80,6 +84,23 @@ def named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, s
     if isinstance(value, dict):
         return {f"{field}.{name}": source for name, source in value.items()}
     return {} if value is None else {field: value}
+
+
+def is_unread(findings: "Findings", field: str, source: str) -> bool:
+    """Whether rows cannot be looked at: they are on other machines, or code would run that must not.
+
+    A file whose rows a converter changes is read as it is, so that it is known to hold rows.
+    """
+    if is_elsewhere(findings, field, source):
+        return True
+    if findings.code:
+        return False
+    converted = findings.config.data.converter is not None and not field.startswith("data.corpus")
+    if names_code(source, field):
+        return True
+    if converted:
+        read_rows(source, split="train", arguments={}, limit=READ_ROWS, field=field)
+    return converted
 
 
 def is_elsewhere(findings: "Findings", field: str, path: str) -> bool:

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from launch.console import VisibleConsole
 from launch.figures import held_out_figures, step_figures
 from launch.screen import lasting_stdout
 from launch.shown import clock, fitted, flowed, visible
@@ -48,7 +49,7 @@ class Display:
     """Progress of one run. Methods may be called from any thread; `close` must be called in the end."""
 
     def __init__(self, console: Console | None = None, started: float | None = None) -> None:
-        self._console = console or Console(file=lasting_stdout(), soft_wrap=True, highlight=False)
+        self._console = console or VisibleConsole(file=lasting_stdout(), soft_wrap=True, highlight=False)
         self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
         self._ascii = not self._console.encoding.lower().startswith("utf")
         self._started = time.monotonic() if started is None else started

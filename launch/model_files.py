@@ -152,14 +152,16 @@ def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
 
     if not tokenizer.chat_template:
         return None
+    from algorithms.rendering import run_template, template_complaint
+
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+        run_template(tokenizer, [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {str(error).partition(chr(10))[0]}"
     except TemplateError:  # it may want another conversation: the rows show it
         return None
     except Exception as error:  # whatever its expressions can raise
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {template_complaint(error)}"
     return None
 
 

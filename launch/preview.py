@@ -22,6 +22,8 @@ from algorithms.overlong import Reading, divided
 from algorithms.pairs import Judged, Pair, prompt_length
 from algorithms.reading import reading_of
 from launch.config import RunConfig
+from launch.console import VisibleConsole
+from launch.named_code import refuse_code
 from launch.shown import visible
 
 if TYPE_CHECKING:
@@ -30,17 +32,20 @@ if TYPE_CHECKING:
 Field = Literal["data.train", "data.eval"]
 
 
-def preview(config: RunConfig, rows: int = 3, console: Console | None = None) -> None:
+def preview(config: RunConfig, rows: int = 3, console: Console | None = None, *, code: bool = True) -> None:
     """Print the detected convention, the first `rows` rendered training rows and length statistics.
 
     Trained tokens are highlighted and masked ones dim; without colours, trained tokens stand between « and ». The
-    prompt of a pair is shown once, above its two responses.
+    prompt of a pair is shown once, above its two responses. Without `code`, rows that come from code that the
+    configuration names are refused.
 
     Raises:
         UserError: when data or tokenizer cannot be read. Rows over the length limit are counted, with what becomes of
             them; where that is an error it is told, not raised.
     """
-    console = console or Console(emoji=False)
+    if not code:
+        refuse_code(config)
+    console = console or VisibleConsole(emoji=False)
     if isinstance(config.algorithm, EncoderConfig):
         from launch.encoder_preview import preview_encoder_rows
 

@@ -16,6 +16,7 @@ from algorithms.config_rl import RLConfig
 from launch.capacity import counted, machine_line, total_cpus, total_gpus
 from launch.check import Findings
 from launch.config import RunConfig
+from launch.console import VisibleConsole
 from launch.estimate import GIB, ROWS, Memory, kv_bytes_per_token
 from launch.inputs import READ_ROWS
 from launch.literal_secrets import public_endpoints, public_values
@@ -49,7 +50,8 @@ def as_object(findings: Findings) -> dict[str, Any]:
 
 def print_tables(findings: Findings) -> None:
     """Print the report: coloured tables on a terminal, plain text elsewhere."""
-    console = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    console = VisibleConsole(soft_wrap=True, highlight=False, emoji=False, width=width)
     console.print("[bold]configuration[/] (# set: differs from the default)")
     for line, is_set in config_lines(findings.config):
         console.print(f"[bold]{escape(line)}[/]  # set" if is_set else escape(line))

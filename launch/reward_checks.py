@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import select
 import socket
 import subprocess
@@ -17,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.confined import hidden, without_secrets
 from algorithms.config import DataConfig, RewardConfig
 from algorithms.reward_calls import Samples
-from algorithms.reward_functions import nearest
+from algorithms.reward_functions import BUILT_IN, nearest
 from algorithms.reward_probe import Request, Trial
 
 NEUTRAL = "A sample completion."
@@ -80,23 +82,33 @@ class RewardProbe:
             called = probe.finish(config.data, columns, examples)
     """
 
-    def __init__(self, reward: RewardConfig, *, elsewhere: bool = False) -> None:
-        """`elsewhere`: the functions will run on other machines; what goes wrong with a call here is a warning."""
+    def __init__(self, reward: RewardConfig, *, elsewhere: bool = False, code: bool = True) -> None:
+        """`elsewhere`: the functions will run on other machines; what goes wrong with a call here is a warning.
+        Without `code`, only functions that come with Tandem are called."""
         self._reward = reward
         self._elsewhere = elsewhere
-        self._processes: list[_Process] = []
+        self._code = code
+        self._processes: dict[int, _Process] = {}
 
     def __enter__(self) -> "RewardProbe":
+        environment = without_secrets(os.environ, self._reward.kept_variables)
         for index, function in enumerate(self._reward.functions):
-            self._processes.append(_start())
-            call_s = min(self._reward.deadline_s, _CALL_S)
-            deadline_s = self._reward.deadline_s
-            request = Request(function=function, index=index, import_s=_IMPORT_S, call_s=call_s, deadline_s=deadline_s)
-            _send(self._processes[-1].channel, pickle.dumps(request))
+            if not (self._code or function.name in BUILT_IN):
+                continue
+            self._processes[index] = _start(environment)
+            request = Request(
+                function=function,
+                index=index,
+                import_s=_IMPORT_S,
+                call_s=min(self._reward.deadline_s, _CALL_S),
+                deadline_s=self._reward.deadline_s,
+                memory_mib=self._reward.memory_mib,
+            )
+            _send(self._processes[index].channel, pickle.dumps(request))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._processes:
+        for each in self._processes.values():
             each.process.kill()
             each.process.wait()
             each.channel.close()
@@ -121,22 +133,22 @@ class RewardProbe:
             found.warnings.append(f"reward.functions: not called here, as a row cannot be passed on ({error})")
         imported: list[dict[str, Any]] = []
         trial = known or pickle.dumps(Trial(columns=None, lacking={}, batches=[]))
-        for each in self._processes:
+        for each in self._processes.values():
             _send(each.channel, trial)
-        for index, each in enumerate(self._processes):
+        for index, each in self._processes.items():
             for event in _events(each, _IMPORT_S + min(self._reward.deadline_s, _CALL_S) + _GRACE_S):
                 if event["event"] == "imported":
                     imported.append(event)
                 else:
                     self._take(event, index, examples, found)
-        if len(imported) == len(self._processes):
+        if len(imported) == len(self._reward.functions):
             found.problems += self._unread_names(data, imported)
         return found
 
     def _take(self, event: dict[str, Any], index: int, examples: list[ProbeRow], found: Called) -> None:
         name, where = self._reward.functions[index].name, f"reward.functions.{index}.name"
         if event["event"] == "problems":
-            found.problems += event["problems"]
+            found.problems += [problem + self._hint(problem) for problem in event["problems"]]
         elif event["event"] == "late":
             self._take_late(event, index, found)
         elif event["event"] == "died":
@@ -149,6 +161,7 @@ class RewardProbe:
             if failed:
                 raised = "" if failed[1].startswith("returned") else "raised "
                 line = f"{where}: {name} {raised}{failed[1]}, called by check with {failed[0]} as completion"
+                line += self._hint(failed[1])
                 if self._elsewhere or _is_about_the_text(example, outcomes):
                     found.warnings.append(f"{line}; in a run such samples count as failed")
                 else:
@@ -158,6 +171,12 @@ class RewardProbe:
             else:
                 values = ", ".join(f"{_shown(value)} for {label}" for label, value in outcomes.items())
                 found.lines.append(f"reward.functions.{index} {name}: {values}")
+
+    def _hint(self, text: str) -> str:
+        """What to do where a failure is about a variable that reward processes do not see."""
+        names = hidden(os.environ, self._reward.kept_variables)
+        missed = next((name for name in names if re.search(rf"\b{name}\b", text)), None)
+        return f" (reward.pass_env=[{missed}] lets functions read it)" if missed else ""
 
     def _take_late(self, event: dict[str, Any], index: int, found: Called) -> None:
         name, limit = self._reward.functions[index].name, self._reward.deadline_s
@@ -209,7 +228,7 @@ def _shown(value: float | None) -> str:
     return "nothing" if value is None else f"{value:.6g}"
 
 
-def _start() -> _Process:
+def _start(environment: dict[str, str]) -> _Process:
     ours, theirs = socket.socketpair()
     # What it reads may be more than fits on the way, and it may be busy until it is ended for being late.
     ours.settimeout(_IMPORT_S + _GRACE_S)
@@ -223,6 +242,7 @@ def _start() -> _Process:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=[writing],
+        env=environment,
     )
     theirs.close()
     os.close(writing)

@@ -121,7 +121,7 @@ def _rewards_are_given(config: "RunConfig") -> None:
         raise ValueError("reward must have a source with a weight other than 0, got weight 0 for all of them")
     if not reward.functions and not reward.endpoints:
         why = "with reward.models alone, which are groups of their own"
-        refuse_unused(reward, "workers", "deadline_s", why=why, section="reward.")
+        refuse_unused(reward, "workers", "deadline_s", "memory_mib", "pass_env", why=why, section="reward.")
 
 
 def _nothing_is_sampled(config: "RunConfig") -> None:

@@ -59,5 +59,18 @@ def shadowing(directory: str) -> str | None:
     return None
 
 
+def make_importable(directory: str, *, code: bool) -> None:
+    """Put the working directory on Python's path, as the console script does not, for the rewards and generators there.
+
+    None of its files hides a module that is needed: `shadowing` has been asked. Without `code` it is taken off,
+    unless it is Tandem's own.
+    """
+    if code:
+        if directory not in sys.path and "" not in sys.path:
+            sys.path.insert(0, directory)
+    elif not _same(directory, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
+        sys.path[:] = [place for place in sys.path if place and not _same(directory, place)]
+
+
 def _same(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from launch import ray_address
+from launch import ray_address, reports
 from launch.cluster import _choose_authentication, _runtime_environment
 from launch.config import RunConfig, validate
 from launch.local_ray import private_directory, require_token
@@ -138,7 +138,7 @@ def test_a_submitted_job_keeps_its_own_environment(monkeypatch: pytest.MonkeyPat
     job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"PYTHONPATH": "/code"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with _runtime_environment(config) as submitted:
-        assert submitted == {"env_vars": {"HF_HOME": "/shared"}}
+        assert submitted == {"env_vars": {"HF_HOME": "/shared", **reports.chosen()}}
 
 
 NO_HEAD = "RAY_ADDRESS: must be host:port of a Ray head that can be reached"

@@ -218,8 +218,8 @@ def test_the_first_words_say_what_where_and_on_what(tmp_path: Path, monkeypatch:
 
 PROGRAM = """
 import sys, time
-from launch.cli import _escape_what_cannot_be_written
-_escape_what_cannot_be_written()
+from launch.screen import show_what_acts
+show_what_acts()
 from launch.display import Display
 with Display() as display:
     display.open(["first words"])

@@ -33,6 +33,12 @@ def score(completions, answer):
             re.match(r"(a+)+$", "a" * 60 + "b")  # holds the interpreter lock for ages
         if completion == "die":
             os._exit(1)
+        if completion == "memory":
+            values.append(float(len(bytearray(2**29))))
+            continue
+        if completion == "secrets":
+            values.append(float(len([name for name in os.environ if name.startswith("TANDEM_TEST_TOKEN")])))
+            continue
         if completion == "slow":
             time.sleep(0.15)
         special = {"nan": float("nan"), "none": None, "process": os.getpid()}
@@ -142,6 +148,19 @@ def test_mistakes_fail_their_samples_only(make_pool):
     assert "KeyError" in message and "completion 'raise'" in message and "and 1 more causes" in message
     pool.begin_step()
     pool.check_failures(samples_per_step=1)
+
+
+def test_functions_have_so_much_memory_and_no_secrets(make_pool):
+    pool = make_pool(memory_mib=300)
+    ticket = submit(pool, "yes", "memory", "secrets", "no")
+    first, memory, secrets, last = gather(pool, 1)[ticket]
+    assert (first, secrets, last) == (1.0, 0.0, 0.0)
+    assert memory.startswith(
+        "my_reward.py:score: MemoryError (my_reward.py line 19): more than reward.memory_mib allows"
+    )
+    named = make_pool(pass_env=["TANDEM_TEST_TOKEN"])
+    ticket = submit(named, "secrets", "memory")
+    assert gather(named, 1)[ticket] == [1.0, 2.0**29]
 
 
 @pytest.mark.parametrize(("end", "what"), [("regex", "no answer within 2 s"), ("die", "the process died")])

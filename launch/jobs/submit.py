@@ -55,8 +55,11 @@ class _Submission:
         return {"working_dir": self.package.uri, "env_vars": variables}
 
 
-def submit_job(config: RunConfig, *, address: str | None, run_id: str | None, wait: bool, as_json: bool) -> int:
+def submit_job(
+    config: RunConfig, *, address: str | None, run_id: str | None, wait: bool, as_json: bool, code: bool = True
+) -> int:
     """Submit the working directory and `config` to the cluster at `address` under `run_id` (default: a new one).
+    Without `code`, nothing that the configuration names is imported here.
 
     An id that is there already: the same job is not started again unless it failed or was stopped; see `_settle`.
 
@@ -69,7 +72,7 @@ def submit_job(config: RunConfig, *, address: str | None, run_id: str | None, wa
     note = _notes(as_json)
     access = dashboard_access(address)
     job_id = _checked_id(run_id, config)
-    package = _checked_package(config)
+    package = _checked_package(config, code=code)
     with package.data:
         client = JobsClient(access, warn)
         submission = _Submission(job_id, config, package)
@@ -106,7 +109,7 @@ def _checked_id(given: str | None, config: RunConfig) -> str:
     return job_id
 
 
-def _checked_package(config: RunConfig) -> Package:
+def _checked_package(config: RunConfig, *, code: bool) -> Package:
     """The package, once configuration and files are known to be sound; prints warnings."""
     selection = select_files(Path.cwd(), config.run.output)
     problems, warnings = upload_problems(config, selection), package_warnings(selection)
@@ -114,7 +117,7 @@ def _checked_package(config: RunConfig) -> Package:
         rule = "must be another directory than the working directory, whose files are uploaded"
         problems.append(f"run.output: {rule}, got {config.run.output}")
     try:
-        warnings += preflight(config, elsewhere=True)
+        warnings += preflight(config, elsewhere=True, code=code)
     except UserError as error:
         problems += error.problems
     if problems:

@@ -265,6 +265,10 @@ def _context(config: Any, path: str, wanted: str | None) -> tuple[str, dict[str,
 
     try:
         known, current = config.list_kube_config_contexts(path)
+    except RecursionError:
+        raise UserError(
+            f"kubeconfig: {path} must be valid, with a current context, got one nested too deeply"
+        ) from None
     except (config.ConfigException, YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"kubeconfig: {path} must be valid, with a current context, got {_cause(error)}") from None
     contexts = {item["name"]: item.get("context") or {} for item in known}

@@ -7,6 +7,7 @@ from itertools import pairwise
 import yaml
 
 from actors.config_nodes import is_secret
+from launch.config_file import BoundedLoader
 from launch.kube.config_parts import RUN_CONFIG, image_ray_version
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_pod import pod_problems
@@ -57,8 +58,8 @@ def _entrypoint(spec: RayJobSpec) -> Iterator[str]:
 
 def _runtime_env(text: str) -> Iterator[str]:
     try:
-        values = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError as error:
+        values = yaml.load(text, BoundedLoader) if text else {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         yield f"spec.runtimeEnvYAML: must be YAML, got {str(error).splitlines()[0]}"
         return
     if not isinstance(values, dict):

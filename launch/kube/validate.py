@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from actors.config import UserError
 from actors.config_nodes import is_secret
+from launch.config_file import BoundedLoader
 from launch.kube.config import UNPROTECTED
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_job import job_problems
@@ -53,7 +54,9 @@ def check_manifest_file(path: str, ray_version: str) -> str:
     """
     try:
         with Path(path).open(encoding="utf-8") as file:  # From a file, YAML's errors quote nothing.
-            documents = [document for document in yaml.safe_load_all(file) if document is not None]
+            documents = [document for document in yaml.load_all(file, BoundedLoader) if document is not None]
+    except RecursionError:
+        raise UserError(f"--check: must be a YAML file that can be read, got {path} (nested too deeply)") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no date
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"--check: must be a YAML file that can be read, got {path} ({reason})") from None

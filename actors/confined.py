@@ -1,0 +1,68 @@
+"""What a process that runs functions of the user's may see of the environment, and how much memory it may take.
+
+Secrets are for the hub and the trackers; a reward function that prints its environment, or sends it to a service, gives
+away none. This confines mistakes, not malice: such a function runs as the user, and reads what the user can.
+"""
+
+import os
+import resource
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from actors.config_nodes import is_secret
+
+_AGENTS = ("SSH_AUTH_SOCK", "GPG_AGENT_INFO")
+"""Ways to whoever keeps keys, named like no secret."""
+_STATUS = "/proc/self/status"
+
+
+def hidden(environment: Mapping[str, str], kept: Collection[str]) -> list[str]:
+    """Names of the variables that hold secrets, by their names or as URLs with passwords, without those `kept`."""
+    return [
+        name
+        for name, value in environment.items()
+        if name not in kept and value and (name in _AGENTS or is_secret(name, value))
+    ]
+
+
+def without_secrets(environment: Mapping[str, str], kept: Collection[str]) -> dict[str, str]:
+    """The environment without what is `hidden`."""
+    secrets = {*hidden(environment, kept)}
+    return {name: value for name, value in environment.items() if name not in secrets}
+
+
+def confine(kept: Collection[str], memory_mib: int | None) -> None:
+    """Take secrets out of this process's environment, and let it allocate no more than `memory_mib` from now on.
+
+    What is allocated counts, not what is shared with other processes or read from files.
+    """
+    for name in hidden(os.environ, kept):
+        del os.environ[name]
+    if memory_mib is not None:
+        limit = _allocated() + memory_mib * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+@contextmanager
+def at_most(memory_mib: int) -> Iterator[None]:
+    """Let this process allocate no more than `memory_mib` while the block runs; what is beyond is a MemoryError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _allocated() + memory_mib * 2**20
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def limits_memory() -> bool:
+    """Whether this process may allocate only so much."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+
+
+def _allocated() -> int:
+    """Bytes that count against the limit, as Linux counts them."""
+    with open(_STATUS, encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("VmData:"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,203 @@
+"""What configurations name does not run with --no-code; reward functions see no secrets and have their memory."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.confined import hidden, without_secrets
+from actors.reward_worker import RewardWorker
+from algorithms.config import RewardConfig
+from launch.cli import main
+from launch.reward_checks import ProbeRow, RewardProbe
+
+CODE = """
+open("ran", "w").write("imported")
+def score(completion, answer):
+    return 1.0
+def rows(split):
+    return [{"prompt": "a", "answer": "b"}]
+def same(row):
+    return row
+"""
+JOB = """
+algorithm: {name: grpo, steps: 1, prompts_per_step: 1, samples_per_prompt: 2}
+model: {init: {}}
+data: {train: rows.jsonl}
+reward: {functions: [exact_match]}
+run: {name: x}
+"""
+NOT_IMPORTED = "was not imported (--no-code), so nothing is known of what it gives"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("others.py").write_text(CODE)
+    Path("job.yaml").write_text(JOB)
+    Path("rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("reward.functions=[exact_match, others:score]", "reward.functions.1.name: others:score"),
+        ("data.train=others.py:rows", "data.train: others.py:rows"),
+        ("data.converter=others.py:same", "data.converter: others.py:same"),
+    ],
+)
+def test_check_without_code_imports_nothing_and_says_so(
+    setting: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = said(capsys, "check", "job.yaml", "--no-code", setting)
+    assert code == 0
+    assert f"warning: {named} {NOT_IMPORTED}" in text
+    assert not Path("ran").exists()
+    assert str(Path.cwd()) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("reward.functions=[others:scor]", "others has no function scor (did you mean score?), got others:scor"),
+        ("reward.functions=[exact_mtch]", "must be exact_match, math, path.py:function or module:function"),
+        ("data.train=no_such:rows", "data.train: no module named no_such, got no_such:rows"),
+        ("reward.functions=[broken.py:x]", "broken.py cannot be read as Python"),
+        # What else lies beside generators of ours would run what its arguments say.
+        ("data.train=algorithms.sources:_generated", "data.train: algorithms.sources:_generated was not imported"),
+    ],
+)
+def test_code_that_is_named_must_be_there(setting: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.py").write_text("def (")
+    code, text = said(capsys, "check", "job.yaml", "--no-code", setting)
+    assert problem in text
+    assert code == (0 if "was not imported" in problem else 2)
+    assert not Path("ran").exists()
+
+
+def test_without_code_all_else_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    others = "reward.functions=[others.py:score, exact_match]"
+    code, text = said(capsys, "check", "job.yaml", "--no-code", others)
+    assert (code, "reward.functions.1 exact_match: 1 for the answer of row 1" in text) == (0, True)
+    code, text = said(capsys, "check", "job.yaml", "--no-code", others, "policy.ranks=99")
+    assert code == 2
+    assert "policy.ranks" in text
+    Path("rows.jsonl").write_text("{broken\n")
+    code, text = said(capsys, "check", "job.yaml", "--no-code", "data.converter=others.py:same")
+    assert (code, "line 1, column 2 of rows.jsonl is not valid JSON" in text) == (2, True)
+    own = ("data.train=algorithms.tasks:reverse", "data.arguments={count: 9}")
+    code, text = said(capsys, "check", "job.yaml", "--no-code", *own)
+    assert (code, "passes over 9 prompts" in text) == (0, True), "generators of ours run"
+
+
+def test_the_other_verbs_without_code(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, "data", "job.yaml", "--no-code", "data.train=others.py:rows")
+    assert (code, "data.train: must be left out with --no-code" in text) == (2, True)
+    assert said(capsys, "data", "job.yaml", "--no-code")[0] == 0
+    code, text = said(
+        capsys, "k8s", "job.yaml", "--no-code", "run.output=/shared/o", "reward.functions=[others.py:score]"
+    )
+    assert (code, NOT_IMPORTED in text) == (0, True)
+    code, text = said(
+        capsys, "submit", "job.yaml", "--no-code", "--address", "http://127.0.0.1:9", "data.converter=no:x"
+    )
+    assert (code, "data.converter: no module named no, got no:x" in text) == (2, True)
+    assert not Path("ran").exists()
+
+
+# What reward functions see
+
+
+SECRETS = {
+    "HF_TOKEN": "1",
+    "WANDB_API_KEY": "2",
+    "AWS_ACCESS_KEY_ID": "3",
+    "AWS_SECRET_ACCESS_KEY": "4",
+    "AWS_SESSION_TOKEN": "5",
+    "GITHUB_PAT": "6",
+    "DATABASE_URL": "postgres://user:word@host/name",
+    "RAY_AUTH_TOKEN": "7",
+    "SSH_AUTH_SOCK": "/run/agent",
+    "JUDGE_TOKEN": "8",
+}
+HARMLESS = {
+    "PATH": "/bin",
+    "HF_TOKEN_PATH": "/file",
+    "TOKENIZERS_PARALLELISM": "0",
+    "HOME": "/root",
+    "X_URL": "http://x",
+}
+SEES = """
+import os
+def seen(completion):
+    import json, pathlib
+    pathlib.Path("seen.json").write_text(json.dumps(dict(os.environ)))
+    return 1.0
+def judges(completion):
+    return float(len(os.environ["JUDGE_TOKEN"]))
+def takes(completion):
+    return float(len(bytearray(2**29)))
+"""
+ROW = [ProbeRow(number=1, prompt="hi", row={"prompt": "hi"})]
+
+
+def probed(reward: RewardConfig) -> tuple[list[str], list[str]]:
+    from algorithms.config import DataConfig
+
+    with RewardProbe(reward) as probe:
+        called = probe.finish(DataConfig(train="rows.jsonl"), {"data.train": ["prompt"]}, ROW)
+    return called.lines, called.problems + called.warnings
+
+
+def test_what_a_secret_is() -> None:
+    environment = SECRETS | HARMLESS
+    assert set(hidden(environment, [])) == set(SECRETS)
+    assert without_secrets(environment, ["JUDGE_TOKEN"]) == HARMLESS | {"JUDGE_TOKEN": "8"}
+
+
+def test_the_check_calls_functions_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("sees.py").write_text(SEES)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    lines, said = probed(RewardConfig.model_validate({"functions": ["sees.py:seen"]}))
+    assert (len(lines), said) == (1, [])
+    seen = Path("seen.json").read_text()
+    assert "PATH" in seen
+    assert not [name for name in SECRETS if f'"{name}"' in seen]
+    _, said = probed(RewardConfig.model_validate({"functions": ["sees.py:judges"]}))
+    assert "(reward.pass_env=[JUDGE_TOKEN] lets functions read it)" in said[0]
+    named = RewardConfig.model_validate({"functions": ["sees.py:judges"], "pass_env": ["JUDGE_TOKEN"]})
+    assert probed(named)[1] == []
+    endpoint = {"url": "http://h/x", "headers": {"Authorization": "Bearer $JUDGE_TOKEN"}}
+    assert RewardConfig.model_validate({"endpoints": [endpoint]}).kept_variables == {"JUDGE_TOKEN"}
+
+
+def test_a_reward_worker_keeps_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    seen: dict[str, str] = {}
+
+    def load() -> object:
+        seen.update(os.environ)
+        return lambda *_: []
+
+    RewardWorker(load, os.getcwd(), ["JUDGE_TOKEN"]).ping()  # type: ignore[arg-type]
+    assert [name for name in SECRETS if name in seen] == ["JUDGE_TOKEN"]
+
+
+def test_a_function_that_takes_too_much_memory_has_failed() -> None:
+    Path("sees.py").write_text(SEES)
+    reward = {"functions": ["sees.py:takes"]}
+    assert probed(RewardConfig.model_validate(reward))[1] == []
+    _, said = probed(RewardConfig.model_validate(reward | {"memory_mib": 200}))
+    assert "raised MemoryError (sees.py line 10): more than reward.memory_mib allows" in said[0]
+    _, said = probed(RewardConfig.model_validate(reward | {"memory_mib": 1000}))
+    assert said == []

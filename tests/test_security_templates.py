@@ -1,0 +1,122 @@
+"""A chat template is a program of whoever made the model: whatever it does is one line, and takes neither time nor
+memory without bound."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import UserError
+from actors.tokenizer import build_char_tokenizer
+from algorithms import rendering
+from algorithms.config import DataConfig
+from algorithms.data import prompts, sequences
+from launch.chat import _render
+from launch.model_files import template_fault
+
+ROWS = [{"prompt": "ab", "answer": "b"}]
+SAYS_NOTHING = "{{ messages[0].content }}"
+RAISES = {
+    "zero": ("{{ 1 / 0 }}", "division by zero"),
+    "none": ("{{ messages[0].nothing.nothing }}", "has no attribute 'nothing'"),
+    "index": ("{{ messages[7].content }}", "has no element 7"),
+    "text": ("{{ 'a' + 1 }}", 'can only concatenate str (not "int") to str'),
+    "value": ("{{ '%d' % 'a' }}", "%d format"),
+    "itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
+    "range": ("{% for i in range(10**9) %}a{% endfor %}", "Range too big"),
+    "sandbox": ("{{ messages.__class__.__base__ }}", "access to attribute '__class__' of 'list' object is unsafe"),
+    "digits": ("{{ 10 ** 5000 }}", "Exceeds the limit (4300 digits)"),
+    "own": ("{{ raise_exception('no\\nsuch turn') }}", "no"),
+    "syntax": ("{% for %}", "Expected"),
+    "brackets": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "recursion"),
+}
+TAKES = {
+    "loops": (
+        "{% for i in range(5000) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "took longer than 0.5 s",
+    ),
+    "power": ("{{ 7 ** (7 ** 9) }}", "took longer than 0.5 s"),
+    "product": ("{{ 'a' * 4 * 10**8 }}", "it needs more than 200 MiB of memory"),
+    "format": ("{{ '%400000000d' % 1 }}", "it needs more than 200 MiB of memory"),
+    "centre": ("{{ 'a' | center(400000000) }}", "it needs more than 200 MiB of memory"),
+    "double": (
+        "{% set n = namespace(s='a' * 1000) %}{% for i in range(19) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "it needs more than 200 MiB of memory",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits so small that templates show them which are harmless without."""
+    monkeypatch.setattr(rendering, "_TEMPLATE_S", 0.5)
+    monkeypatch.setattr(rendering, "_TEMPLATE_MIB", 200)
+
+
+def tokenizer_with(template: Any) -> Any:
+    tokenizer = build_char_tokenizer("abcdefgh")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def problem(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    [line] = caught.value.problems
+    return line
+
+
+@pytest.mark.parametrize("kind", [*RAISES, *TAKES])
+def test_whatever_a_template_does_is_one_line(kind: str) -> None:
+    template, says = (RAISES | TAKES)[kind]
+    tokenizer, data = tokenizer_with(template), DataConfig(train="rows.jsonl")
+    started = time.monotonic()
+    line = problem(lambda: prompts(ROWS, data, tokenizer, max_prompt_tokens=99))
+    assert line.startswith("data.train: row 1: the chat template refuses it (")
+    assert says in line
+    assert "\n" not in line
+    assert says in problem(lambda: _render(tokenizer, [{"role": "user", "content": "a"}]))
+    if kind in TAKES:
+        assert says in (template_fault(tokenizer) or "")
+    assert time.monotonic() - started < 6
+
+
+def test_of_several_templates_one_must_be_the_default() -> None:
+    tokenizer, data = tokenizer_with({"rag": SAYS_NOTHING, "tool": SAYS_NOTHING}), DataConfig(train="rows.jsonl")
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    make = functools.partial(sequences, rows, data, tokenizer, train_on="completions")
+    assert problem(make).startswith("data.train: row 1: the chat template ")
+
+
+def test_usual_templates_are_quick_and_limits_are_gone_afterwards() -> None:
+    import resource
+
+    tokenizer = build_char_tokenizer("abcdefgh")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    started = time.process_time()
+    for _ in range(1000):
+        rendering.render_messages([{"role": "user", "content": "ab"}], tokenizer)
+    assert time.process_time() - started < 3
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_check_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from launch.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer_with("{{ messages[0].content.nothing() }}").save_pretrained("model")
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 20}
+    Path("model/config.json").write_text(json.dumps(config))
+    Path("rows.jsonl").write_text(json.dumps(ROWS[0]))
+    Path("job.yaml").write_text(
+        "algorithm: {name: grpo, steps: 1}\nmodel: {path: model}\ndata: {train: rows.jsonl}\n"
+        "reward: {functions: [exact_match]}\n"
+    )
+    assert main(["data", "job.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: data.train: row 1: the chat template refuses it ('str object' has no attribute")
+    assert said.count("\n") == 1
