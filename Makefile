@@ -89,12 +89,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# The checks and the tests at one time: each has moments that need one core only.
+# The checks and the tests at one time, and the tests in two processes: each has moments that need one core only. The
+# tests of a file stay together, as they share what they start.
 test: $(VENV)/.dev
 	+$(MAKE) --jobs=2 check pytest
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 $(ORACLE)/.ready: requirements/oracle.txt requirements/torch.txt requirements/install_torch.py
 	@$(PYTHON) requirements/check_machine.py

@@ -33,10 +33,18 @@ import yaml
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Comparisons with TRL need an environment of their own: make oracle.
 collect_ignore = ["oracle"]
+LONGEST = ("cluster_jobs", "grpo_run", "rlhf_run", "sync", "encoder_run", "own_task", "encoder_update", "reward_pool")
+"""Files of a minute and more, which start first: of two processes, whichever is done early takes the short ones."""
 ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefgh"
 DEADLINE_S = 240
 _MARK = "TANDEM_TEST_RUN"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @dataclass
