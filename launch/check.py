@@ -57,6 +57,7 @@ from launch.model_files import (
 from launch.named_code import check_code_is_there
 from launch.output import check_output
 from launch.placement import demands, reward_model_groups
+from launch.ray_address import open_warnings
 from launch.reward_checks import RewardProbe
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -223,7 +224,8 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     _check_data(findings, readable, rewards, sets)
     with findings.collecting():
         _check_steps(findings)
-    findings.warnings.extend(plain_http_warnings(config) + auth_warnings(config) + _sampling_warnings(config))
+    open_to_all = auth_warnings(config) + ([] if findings.elsewhere else open_warnings())
+    findings.warnings.extend(plain_http_warnings(config) + open_to_all + _sampling_warnings(config))
     if isinstance(config.algorithm, EncoderConfig) and config.policy.optimizer.lr == OptimizerConfig().lr:
         findings.warnings.append(
             f"policy.optimizer.lr: {config.policy.optimizer.lr:g}, the default, is that of reinforcement learning; "

@@ -18,7 +18,7 @@ from actors.config import UserError
 from launch import reports
 from launch.config import RunConfig, machine_cpus
 from launch.local_ray import private_directory, require_token
-from launch.ray_address import check_ray_address
+from launch.ray_address import auth_mode, check_ray_address
 from launch.signals import arm, hold
 
 
@@ -62,7 +62,7 @@ def _started(config: RunConfig, options: dict[str, Any], logs: Path) -> Iterator
 
 @contextmanager
 def _joined(address: str, config: RunConfig, options: dict[str, Any]) -> Iterator[None]:
-    _choose_authentication()
+    os.environ["RAY_AUTH_MODE"] = auth_mode()
     with _runtime_environment(config) as environment:
         _join(address, options | {"runtime_env": environment})
     yield
@@ -75,13 +75,6 @@ def _join(address: str, options: dict[str, Any]) -> None:
     except (RuntimeError, ConnectionError, ValueError, AuthenticationError) as error:
         # Versions that differ, a wrong token, nothing that is Ray: it is told over several lines.
         raise UserError(f"RAY_ADDRESS: {' '.join(str(error).split())}, got {address}") from None
-
-
-def _choose_authentication() -> None:
-    """Say whether the cluster that is joined wants a token, where the user has not: if there is one."""
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    token = bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if token else "disabled")
 
 
 def _variables(config: RunConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from pathlib import Path
 
 from actors.config import UserError
 
@@ -12,6 +13,23 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """How a client of HTTP/2 begins, on which gRPC rests: preface and an empty SETTINGS frame (RFC 9113, section 3.4)."""
 _FRAME_HEADER, _SETTINGS = 9, 4
 """Bytes of a frame's header, and the type of the frame that a server must begin with; the fourth byte is the type."""
+
+
+def auth_mode() -> str:
+    """How a cluster is joined: as RAY_AUTH_MODE says, else with a token if there is one."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
+    return os.environ.get("RAY_AUTH_MODE") or ("token" if token else "disabled")
+
+
+def open_warnings() -> list[str]:
+    """A warning where the Ray that a run starts or joins here answers to everybody."""
+    means = "whoever reaches its ports can run code as its user"
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return [f"RAY_AUTH_MODE: disabled, so Ray asks nobody for a token: {means}"]
+    if os.environ.get("RAY_ADDRESS") and auth_mode() == "disabled":
+        return [f"RAY_AUTH_TOKEN: there is none, so the cluster that is joined can ask for none: {means}"]
+    return []
 
 
 def check_ray_address(address: str | None) -> None:

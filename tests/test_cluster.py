@@ -10,10 +10,10 @@ import pytest
 
 from actors.config import UserError
 from launch import ray_address, reports
-from launch.cluster import _choose_authentication, _runtime_environment
+from launch.cluster import _runtime_environment
 from launch.config import RunConfig, validate
 from launch.local_ray import private_directory, require_token
-from launch.ray_address import check_ray_address
+from launch.ray_address import auth_mode, check_ray_address, open_warnings
 from tests.bad_servers import ANSWERS, bad_server
 
 
@@ -40,16 +40,26 @@ def test_how_a_cluster_is_joined_is_decided_only_where_the_user_has_not(
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    _choose_authentication()
-    assert os.environ["RAY_AUTH_MODE"] == mode
+    assert auth_mode() == mode
 
 
 @pytest.mark.usefixtures("unset")
 def test_a_token_file_is_a_token(tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("x")
-    _choose_authentication()
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert auth_mode() == "token"
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_ray_that_answers_to_everybody_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert open_warnings() == [], "one of our own has a token"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert [line.partition(":")[0] for line in open_warnings()] == ["RAY_AUTH_TOKEN"]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    assert open_warnings() == []
+    monkeypatch.setenv("RAY_AUTH_MODE", "Disabled")
+    assert [line.partition(":")[0] for line in open_warnings()] == ["RAY_AUTH_MODE"]
 
 
 @pytest.mark.parametrize(
