@@ -1,6 +1,7 @@
 """From messages to text by the chat template, and from text to token ids: what all jobs share."""
 
 import functools
+import time
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any
     Raises what it raises, also TimeoutError and MemoryError.
     """
     try:
-        with at_most(_TEMPLATE_MIB), Watch(_TEMPLATE_S, file="") as watch:
+        with at_most(_TEMPLATE_MIB), Watch(_TEMPLATE_S, file="", clock=time.thread_time) as watch:
             return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
     except TooLate as error:
         raise TimeoutError(str(error)) from None

@@ -3,12 +3,13 @@
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import grpc
 import psutil
@@ -36,6 +37,24 @@ def outside_address() -> str:
         return probe.getsockname()[0]
 
 
+def process_name(pid: int) -> str:
+    """What a process is called; empty when it has ended."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline())[:80]
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Within the block, a process stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def reachable_ports(pids: Iterable[int]) -> dict[int, str]:
     """TCP ports of these processes that listen on more than a loopback address -> what the process is called."""
     found: dict[int, str] = {}
@@ -44,7 +63,7 @@ def reachable_ports(pids: Iterable[int]) -> dict[int, str]:
             process = psutil.Process(pid)
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.startswith(("127.", "::1")):
-                    found[connection.laddr.port] = " ".join(process.cmdline())[:80] or process.name()
+                    found[connection.laddr.port] = process_name(pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

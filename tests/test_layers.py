@@ -27,7 +27,7 @@ AT_HOME = {
         "launch/encoder_files.py",
         "launch/miner.py",
     },
-    "vllm": {"actors/rollout_engine.py", "actors/transfer.py", "actors/publisher.py", "actors/binding.py"},
+    "vllm": {"actors/rollout_engine.py", "actors/transfer.py", "actors/binding.py"},
 }
 """Library -> the only files that may import it."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "wandb", "sentence_transformers")

@@ -12,7 +12,7 @@ import pytest
 
 from actors.config import UserError
 from actors.tokenizer import build_char_tokenizer
-from algorithms import rendering
+from algorithms import deadline, rendering
 from algorithms.config import DataConfig
 from algorithms.data import prompts, sequences
 from launch.chat import _render
@@ -120,3 +120,16 @@ def test_check_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     said = capsys.readouterr().err
     assert said.startswith("error: data.train: row 1: the chat template refuses it ('str object' has no attribute")
     assert said.count("\n") == 1
+
+
+def test_a_template_that_has_to_wait_for_the_machine_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template only computes: it is given its time, however long others have the cores."""
+    monkeypatch.setattr(rendering, "_TEMPLATE_S", 0.5)
+    monkeypatch.setattr(deadline, "_LOOK_EVERY_S", 0.05)
+
+    class Slow:
+        def apply_chat_template(self, messages: list[Any], **options: Any) -> str:
+            time.sleep(0.8)  # as seen by who waits for a core
+            return "done"
+
+    assert rendering.run_template(Slow(), []) == "done"

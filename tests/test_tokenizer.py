@@ -1,7 +1,10 @@
 """Tokenizers: exact text, ids that survive saving and AutoTokenizer, and clear errors."""
 
 import importlib.metadata
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +138,31 @@ print(len(asked), metadata.packages_distributions is own)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "True"]
+
+
+def test_a_policy_starts_without_what_it_does_not_need() -> None:
+    """On CPU neither vLLM nor, through transformers 5, scikit-learn and SciPy's optimizers: 5 of 12 s of CPU."""
+    code = """
+import sys
+from actors.quick_import import without_science
+without_science()
+import actors.policy, actors.models, actors.publisher
+print(*sorted({"vllm", "sklearn", "scipy.optimize"} & sys.modules.keys()), "transformers" in sys.modules)
+"""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.split()[-1:] == ["True"] and found.stdout.split()[:-1] == []
+
+
+def test_all_that_vllm_takes_from_the_module_that_is_left_out_is_a_patch_of_the_compiler() -> None:
+    """vLLM 0.32 imports env_override for what it does, and one function of it: more, and quick_vllm would break it."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec and spec.submodule_search_locations
+    root = Path(spec.submodule_search_locations[0])
+    taken = {
+        name
+        for path in root.rglob("*.py")
+        if b"env_override" in (content := path.read_bytes())
+        for name in re.findall(r"from vllm\.env_override import \(?\s*([\w, ]+)", content.decode())
+    }
+    assert taken == {"_apply_constrain_to_fx_strides_patch"}
