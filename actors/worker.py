@@ -86,7 +86,9 @@ class Worker:
         return self._listener.getsockname()[:2]
 
     def join(self, address: str, port: int, timeout_s: float) -> None:
-        """Meet the other ranks at what `address` of rank 0 gave."""
+        """Meet the other ranks at what `address` of rank 0 gave; a rank that builds its model anew has met them."""
+        if dist.is_initialized():
+            return
         if self.rank == 0:
             store = serve_store(self._listener, self.world_size, timeout_s)
         else:

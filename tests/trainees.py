@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.batch import Prompt, Rollout, Sequence, VersionSpan
@@ -55,11 +54,6 @@ class Trainee(CriticWorker, PolicyWorker):
         torch.manual_seed(0)
         self.build(address, port, UPDATES)
         self.shares_prompts = self.shares_prompts and share_prompts
-
-    def join(self, address: str, port: int, timeout_s: float) -> None:
-        """Meet the other ranks, once."""
-        if not dist.is_initialized():
-            super().join(address, port, timeout_s)
 
     def load_module(self) -> torch.nn.Module:
         """The module of `kind`."""
