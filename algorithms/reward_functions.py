@@ -82,6 +82,8 @@ def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
             raise problem(f"must name the function too, as {function.name}:function")
         known = ", ".join(BUILT_IN)
         raise problem(f"must be {known}, path.py:function or module:function{nearest(function.name, BUILT_IN)}")
+    if not (source and attribute):
+        raise problem("must have a file or module before the colon and a function behind it")
     module = _load_file(Path(source), problem) if source.endswith(".py") else _load_module(source, problem)
     if not hasattr(module, attribute):
         defined = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

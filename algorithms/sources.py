@@ -309,6 +309,10 @@ def load_function(module: str, name: str, field: str) -> Callable[..., Any]:
         raise UserError(f"{field}: {module} cannot be imported ({cause_of(error)}), got {module}:{name}") from error
     function = getattr(loaded, name, None) if name else None
     if not callable(function):
+        if name and hasattr(loaded, name):
+            raise UserError(
+                f"{field}: {name} in {module} must be a function, is {kind_of(function)}, got {module}:{name}"
+            )
         names = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{field}: {module} has no function {name!r}{nearest(name, names)}, got {module}:{name}")
     return function

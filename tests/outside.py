@@ -38,9 +38,9 @@ def outside_address() -> str:
 
 
 def process_name(pid: int) -> str:
-    """What a process is called; empty when it has ended."""
+    """What a process is called, without the directory of its program; empty when it has ended."""
     try:
-        return " ".join(psutil.Process(pid).cmdline())[:80]
+        return " ".join(psutil.Process(pid).cmdline()).split(" -")[0].rpartition("/")[2]
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
 

@@ -383,7 +383,11 @@ def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:
 def test_k8s_prints_manifests_and_checks_those_edited_by_hand(project: Path) -> None:
     done = tandem(project, "k8s", "job.yaml")
     assert done.returncode == 0, done.stderr
-    assert [document["kind"] for document in yaml.safe_load_all(done.stdout)] == ["ConfigMap", "RayJob"]
+    assert [document["kind"] for document in yaml.safe_load_all(done.stdout)] == [
+        "ConfigMap",
+        "NetworkPolicy",
+        "RayJob",
+    ]
     (project / "run.yaml").write_text(done.stdout)
     assert tandem(project, "k8s", "--check", "run.yaml").returncode == 0
     (project / "run.yaml").write_text(done.stdout.replace("submissionMode:", "submisionMode:"))

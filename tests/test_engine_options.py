@@ -1,5 +1,6 @@
 """rollout.vllm: arguments that vLLM's engine has, of its types, and none that other settings decide."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from actors.config import UserError
 from actors.config_rollout import RolloutConfig
 from launch.engine_options import DECIDED, _fields, check_engine_options
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def problems(**options: Any) -> tuple[str, ...]:
@@ -71,7 +74,10 @@ def test_every_mistake_is_told_at_once_and_quickly() -> None:
         "rollout.vllm.seed", "rollout.vllm.blocksize", "rollout.vllm.enable_prefix_caching",
     ]  # fmt: skip
     assert time.monotonic() - started < 1  # 0.1 s on an idle machine
-    assert "vllm" not in sys.modules
+    program = (
+        "import sys; from tests.test_engine_options import problems; problems(seed=1); sys.exit('vllm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 def test_the_fields_are_those_of_the_class() -> None:

@@ -30,10 +30,10 @@ def config(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def test_workers_get_the_switches(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _runtime_environment(config, joining=False) as environment:
+    with _runtime_environment(config) as environment:
         assert environment["env_vars"].items() >= reports.OFF.items()
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
-    with _runtime_environment(config, joining=False) as environment:
+    with _runtime_environment(config) as environment:
         assert environment["env_vars"]["VLLM_NO_USAGE_STATS"] == "0", "the user's choice goes along"
 
 
