@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
@@ -198,6 +198,9 @@ class RewardPool:
                 raise  # not this worker died but the actor that holds the rollouts
             limit = self._config.memory_mib
             self._lost(worker, f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}")
+            return
+        except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt, which a function's thread can cause any time
+            self._lost(worker, "the call was interrupted (KeyboardInterrupt)")
             return
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
