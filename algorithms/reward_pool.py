@@ -199,7 +199,7 @@ class RewardPool:
             limit = self._config.memory_mib
             self._lost(worker, f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}")
             return
-        except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt, which a function's thread can cause any time
+        except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt: a timer of a function may be late
             self._lost(worker, "the call was interrupted (KeyboardInterrupt)")
             return
         except RayTaskError as error:

@@ -38,6 +38,26 @@ class ScoredGroup:
         """float64 [N]"""
         return np.array([score.reward for score in self.scores])
 
+    @property
+    def compared(self) -> np.ndarray:
+        """What says whether the responses differ: the rewards as they are, float64 [N]."""
+        return self.rewards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapedGroup(ScoredGroup):
+    """A group with what advantages are computed from: what decides about it is what trains."""
+
+    shaped: np.ndarray
+    """Rewards normalised, clipped and less penalties for length, float64 [N]."""
+    counted: np.ndarray
+    """Whether the loss counts the response, bool [N]."""
+
+    @property
+    def compared(self) -> np.ndarray:
+        """The scores that are compared with each other: of the responses that the loss counts, float64 [up to N]."""
+        return self.shaped[self.counted]
+
 
 @dataclass(slots=True)
 class _Running:

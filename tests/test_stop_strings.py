@@ -57,7 +57,9 @@ def test_the_text_ends_where_the_engines_does_and_tokens_stay(stop: list[str]) -
 
 def test_42_is_42() -> None:
     assert rollout([0, 1, 2], ";", "42", stop=[";"]).text == "42"
-    assert rollout([0, 1, 3], ";", "42", stop=[";"], keep=True).text == "42;", "what follows the string is no part of it"
+    assert rollout([0, 1, 3], ";", "42", stop=[";"], keep=True).text == "42;", (
+        "what follows the string is no part of it"
+    )
     assert rollout([0, 1, 2], 2, "42", stop=["x"]).text == "42", "nor is a token of rollout.stop_token_ids"
     assert rollout([0, 1, 2], None, "42;", stop=["x"]).text == "42;", "another end takes nothing away"
 
