@@ -228,6 +228,7 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm={name: grpo, advantage: leave_one_out, normalize_std: false}",
         "algorithm.normalize_std must be left out with advantage leave_one_out, which does not read it, got false",
     ),
+    ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
     (
         "grpo",
         "algorithm.dynamic_sampling_rounds=3",
@@ -236,11 +237,11 @@ CASES: list[tuple[str, str, str]] = [
     *(
         (
             job,
-            f"algorithm={{name: {job}, {more}mask_truncated: true, missing_eos_penalty: 1}}",
+            f"algorithm={{name: {job}, mask_truncated: true, missing_eos_penalty: 1}}",
             "algorithm.missing_eos_penalty must be left out with mask_truncated, which leaves the responses that it "
-            "punishes out of the loss, got 1",
+            "punishes out of loss and baselines, got 1",
         )
-        for job, more in {"ppo": "", "grpo": "advantage: reinforce_pp, "}.items()
+        for job in ("ppo", "grpo")
     ),
     (
         "ppo",
@@ -1126,7 +1127,8 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
     ("job", "overrides"),
     [
         ("grpo", "algorithm={name: grpo, importance_correction: {}, samples_per_update: 64, clip_high: 0.28}"),
-        ("grpo", "algorithm={name: grpo, mask_truncated: true, missing_eos_penalty: 1}"),
+        ("grpo", "algorithm={name: grpo, mask_truncated: true, overlong: {buffer: 8}}"),
+        ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
         ("grpo", "algorithm={name: grpo, kl_coef: 0.1}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, epochs: 2, steps: null}"),
         (
