@@ -11,6 +11,7 @@ from actors.config_rollout import RESHAPING
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import PPOConfig, RLConfig
+from algorithms.loop import less_is_better
 from launch.kube.config import check_kubernetes
 from launch.metric_names import UNORDERED, require_metric
 
@@ -177,6 +178,11 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
         raise ValueError(f"algorithm.best_by needs algorithm.eval_every, got {algorithm.best_by} without")
     if algorithm.stop_when:
         require_metric(config, "algorithm.stop_when.metric", algorithm.stop_when.metric)
+        if algorithm.stop_when.at_least is not None and less_is_better(algorithm.stop_when.metric):
+            raise ValueError(
+                f"algorithm.stop_when.at_least must be at_most for {algorithm.stop_when.metric}, of which less is "
+                f"better (best_by takes the lowest), got {algorithm.stop_when.at_least:g}"
+            )
     if algorithm.best_by:
         require_metric(config, "algorithm.best_by", algorithm.best_by, UNORDERED)
 

@@ -228,6 +228,20 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm={name: grpo, advantage: leave_one_out, normalize_std: false}",
         "algorithm.normalize_std must be left out with advantage leave_one_out, which does not read it, got false",
     ),
+    (
+        "sft",
+        "algorithm.stop_when={metric: eval/loss, at_least: 0.5}; data.eval=rows.jsonl",
+        "algorithm.stop_when.at_least must be at_most for eval/loss, of which less is better (best_by takes the "
+        "lowest), got 0.5",
+    ),
+    *(
+        (
+            "sft",
+            f"algorithm.stop_when={{metric: eval/loss{more}}}; data.eval=rows.jsonl",
+            f"algorithm.stop_when.at_least or at_most must be given, one of the two, got {got}",
+        )
+        for more, got in {"": "neither", ", at_most: 0.5, at_least: 0.5": "both"}.items()
+    ),
     ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
     (
         "grpo",
