@@ -10,6 +10,7 @@ from actors.config import UserError
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.reward_calls import LoadedFunction, Samples, check_signature
 from algorithms.rewards import (
+    Score,
     add_scores,
     empty_scores,
     failed_score,
@@ -281,6 +282,24 @@ def test_abstaining_is_no_failure_while_reward_models_are_to_come():
     assert given.parts == {"score": 2.0}
     closed = add_scores(open_, {}, weights, "1+1=", "a")
     assert closed.error == "every reward source abstained (gave no value); prompt '1+1=', completion 'a'"
+
+
+def test_a_source_that_is_only_reported_makes_no_reward():
+    """Where all that count abstain, the weight 0 of another source would make a reward of 0."""
+    judge = loaded(lambda completion: None if completion == "a" else 2.0, label="judge", weight=0.5)
+    shown = loaded(lambda completion: 7.0, label="shown", weight=0.0)
+    for sources in ([judge, shown], [shown, judge]):
+        failed, scored = score_batch(sources, samples("a", "b"))
+        assert failed.status == "failed"
+        assert failed.cause == "every reward source with a weight abstained (gave no value)"
+        assert (scored.reward, scored.parts) == (1.0, {"judge": 2.0, "shown": 7.0})
+    open_, given = score_batch([judge, shown], samples("a", "b"), models=True)
+    assert (open_.status, open_.parts) == ("abstained", {"shown": 7.0})
+    assert add_scores(open_, {"rm": 0.25}, {"rm": 2.0}) == Score(
+        reward=0.5, parts={"shown": 7.0, "rm": 0.25}, status="ok"
+    )
+    assert add_scores(open_, {"rm": 0.25}, {"rm": 0.0}).status == "failed"
+    assert add_scores(given, {"rm": 0.25}, {"rm": 0.0}).reward == 1.0
 
 
 def test_scores_of_models_alone_are_added_to_empty_ones():

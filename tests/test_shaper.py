@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from actors.batch import Prompt, RolloutStatus
+from actors.group import GroupError
 from actors.rollout_types import RolloutInfo, Sampling
+from algorithms.config import RewardConfig
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
 from algorithms.grpo import GRPO
 from algorithms.loop import Clock, spread_over
+from algorithms.reward_pool import RewardFailure, RewardPool
 from algorithms.rewards import Score
 from algorithms.rl_metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
-from algorithms.sampler import ScoredGroup
+from algorithms.sampler import Sampler, ScoredGroup
 from algorithms.shaper import RewardShaper
 
 Response = tuple[float, int, RolloutStatus]
@@ -213,7 +216,7 @@ def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any])
             cut = draw.random(3) < 0.3
             step.append(
                 [
-                    (float(reward), LIMIT if ended else int(length), "truncated" if ended else "ok")
+                    (float(reward), LIMIT, "truncated") if ended else (float(reward), int(length), "ok")
                     for reward, length, ended in zip(rewards, tokens, cut, strict=True)
                 ]
             )
@@ -277,3 +280,21 @@ def test_a_resumed_run_gives_the_same_numbers(cut: int) -> None:
             assert np.array_equal(scores, values)
     anew = _shaper(**settings)(_groups(STEPS[cut]))
     assert not np.array_equal(anew[0], uninterrupted[cut][0]), "the state makes a difference"
+
+
+def test_one_share_of_failures_for_engines_and_rewards() -> None:
+    """max_failed_fraction is one limit, whichever of the two fails first: 3 and 3 of 50 are more than 5."""
+    pool: Any = object.__new__(RewardPool)
+    pool._config = RewardConfig(max_failed_fraction=0.1)
+    pool.begin_step()
+    sampler = Sampler([None], None, None, pool, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
+    sampler._count_failed(3, 50)
+    pool.failed = 3
+    sampler.failed += 3
+    pool.check_failures(50)
+    with pytest.raises(
+        RewardFailure, match=r"^3 samples could not be scored .* allows 5; 3 more failed in the engines"
+    ):
+        pool.check_failures(50, beside=sampler._unfinished)
+    with pytest.raises(GroupError, match=r"^4 of 50 rollouts of a step failed in the engines, and 3 more could not be"):
+        sampler._count_failed(1, 50)
