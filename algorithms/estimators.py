@@ -127,7 +127,8 @@ class Estimator:
         found: list[list[dict[str, NDArray[np.float64]]]],
         add: AddOverRanks,
     ) -> Metrics:
-        """Means over all ranks: KL per response and token; for a critic, how much of the returns it explains."""
+        """Means over all ranks: KL per response and token; for a critic, how much it explains of the returns that it
+        learns."""
         items = [
             (item, fields)
             for group, each in zip(groups, found, strict=True)
@@ -137,7 +138,8 @@ class Estimator:
         kl = sum(float(each.sum()) for group in penalties for each in group)
         sums = [np.array([len(items), tokens, kl], dtype=np.float64)]
         if isinstance(self.config, PPOConfig):
-            sums.append(_moments_of_returns(items))
+            counted = [kept for group in self.counted for kept in group]
+            sums.append(_moments_of_returns([item for item, kept in zip(items, counted, strict=True) if kept]))
         responses, tokens, kl, *rest = add(np.concatenate(sums)).tolist()
         metrics = {}
         if self.kl_coef:
@@ -147,7 +149,8 @@ class Estimator:
                 "reward/kl_coef": self.kl_coef,
             }
         if rest:
-            returns, squares, errors, error_squares, values = rest
+            tokens, returns, squares, errors, error_squares, values = rest
+            tokens = max(1.0, tokens)
             variance = squares / tokens - (returns / tokens) ** 2
             unexplained = error_squares / tokens - (errors / tokens) ** 2
             metrics |= {"critic/returns_mean": returns / tokens, "critic/values_mean": values / tokens}
@@ -172,11 +175,11 @@ class Estimator:
 
 
 def _moments_of_returns(items: list[tuple[Experience, dict[str, NDArray[np.float64]]]]) -> NDArray[np.float64]:
-    """Sums over tokens of returns, their squares, returns - values, its square, values."""
-    sums = np.zeros(5)
+    """Number of tokens, and sums over them of returns, their squares, returns - values, its square, values."""
+    sums = np.zeros(6)
     for item, fields in items:
         mask = item.action_mask
         returns, values = fields["returns"][mask], item.fields["values"][mask].astype(np.float64)
         errors = returns - values
-        sums += [returns.sum(), (returns**2).sum(), errors.sum(), (errors**2).sum(), values.sum()]
+        sums += [len(returns), returns.sum(), (returns**2).sum(), errors.sum(), (errors**2).sum(), values.sum()]
     return sums
