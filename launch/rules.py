@@ -25,6 +25,7 @@ def check_rules(config: "RunConfig") -> None:
     if isinstance(config.algorithm, RLConfig):
         _rewards_are_given(config)
         _whole_distribution_is_sampled(config)
+        _responses_can_differ(config)
         _overlong_fits(config)
         _transfer_fits_devices(config)
     else:
@@ -148,6 +149,18 @@ def _whole_distribution_is_sampled(config: "RunConfig") -> None:
                 f"algorithm.kl_in must be loss, or kl_coef 0, with rollout.{name} {value:g}: the reward's KL would be "
                 f"not the policy's but that of {RESHAPING[name]}, a hidden penalty for length"
             )
+
+
+def _responses_can_differ(config: "RunConfig") -> None:
+    algorithm, rollout = config.algorithm, config.rollout
+    assert isinstance(algorithm, RLConfig)
+    for name in ("samples_per_prompt", "eval_samples_per_prompt"):
+        for greedy in ("top_k", "min_p"):
+            if getattr(algorithm, name) > 1 and getattr(rollout, greedy) == 1:
+                raise ValueError(
+                    f"rollout.{greedy} must not be 1 with algorithm.{name} {getattr(algorithm, name)}: only the "
+                    f"likeliest token is left, so all responses to a prompt would be the same, got 1"
+                )
 
 
 def _overlong_fits(config: "RunConfig") -> None:

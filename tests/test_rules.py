@@ -242,6 +242,24 @@ CASES: list[tuple[str, str, str]] = [
         )
         for more, got in {"": "neither", ", at_most: 0.5, at_least: 0.5": "both"}.items()
     ),
+    *(
+        (
+            job,
+            f"rollout.{greedy}=1; {more}",
+            f"rollout.{greedy} must not be 1 with algorithm.{what}: only the likeliest token is left, so all responses "
+            "to a prompt would be the same, got 1",
+        )
+        for greedy in ("top_k", "min_p")
+        for job, more, what in (
+            ("grpo", "algorithm={name: grpo, samples_per_prompt: 4}", "samples_per_prompt 4"),
+            (
+                "ppo",
+                "algorithm={name: ppo, kl_in: loss, kl_estimator: k3, eval_every: 5, eval_samples_per_prompt: 2}; "
+                "data.eval=rows.jsonl",
+                "eval_samples_per_prompt 2",
+            ),
+        )
+    ),
     ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
     (
         "grpo",
