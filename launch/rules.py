@@ -12,6 +12,7 @@ from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.loop import less_is_better
+from algorithms.reward_functions import BUILT_IN
 from launch.kube.config import check_kubernetes
 from launch.metric_names import UNORDERED, require_metric
 
@@ -26,6 +27,7 @@ def check_rules(config: "RunConfig") -> None:
         _rewards_are_given(config)
         _whole_distribution_is_sampled(config)
         _responses_can_differ(config)
+        _a_response_can_be_solved(config)
         _overlong_fits(config)
         _transfer_fits_devices(config)
     else:
@@ -149,6 +151,21 @@ def _whole_distribution_is_sampled(config: "RunConfig") -> None:
                 f"algorithm.kl_in must be loss, or kl_coef 0, with rollout.{name} {value:g}: the reward's KL would be "
                 f"not the policy's but that of {RESHAPING[name]}, a hidden penalty for length"
             )
+
+
+def _a_response_can_be_solved(config: "RunConfig") -> None:
+    algorithm, reward = config.algorithm, config.reward
+    assert isinstance(algorithm, RLConfig)
+    if not algorithm.eval_every or algorithm.eval_samples_per_prompt < 2:
+        return
+    if reward.models or reward.endpoints or any(each.name not in BUILT_IN for each in reward.functions):
+        return
+    most = sum(max(0.0, each.weight) for each in reward.functions)  # each of them gives from 0 to 1
+    if most < algorithm.eval_pass_reward - 1e-9:
+        raise ValueError(
+            f"algorithm.eval_pass_reward must be at most {most:g}, the most that reward.functions with their weights "
+            f"give, or no response is ever solved, got {algorithm.eval_pass_reward:g}"
+        )
 
 
 def _responses_can_differ(config: "RunConfig") -> None:

@@ -260,6 +260,13 @@ CASES: list[tuple[str, str, str]] = [
             ),
         )
     ),
+    (
+        "grpo",
+        "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 4}; data.eval=rows.jsonl; "
+        "reward.functions=[{name: math, weight: 0.5}, {name: exact_match, weight: 0.25}]",
+        "algorithm.eval_pass_reward must be at most 0.75, the most that reward.functions with their weights give, or "
+        "no response is ever solved, got 1",
+    ),
     ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
     (
         "grpo",
@@ -1161,6 +1168,12 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("grpo", "algorithm={name: grpo, importance_correction: {}, samples_per_update: 64, clip_high: 0.28}"),
         ("grpo", "algorithm={name: grpo, mask_truncated: true, overlong: {buffer: 8}}"),
         ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
+        (
+            "grpo",
+            "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 4, eval_pass_reward: 0.75}; "
+            "data.eval=rows.jsonl; "
+            "reward.functions=[{name: math, weight: 0.5}, {name: exact_match, weight: 0.25}]",
+        ),
         ("grpo", "algorithm={name: grpo, kl_coef: 0.1}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, epochs: 2, steps: null}"),
         (
