@@ -295,3 +295,18 @@ def test_one_share_of_failures_for_engines_and_rewards() -> None:
         pool.check_failures(50, beside=sampler._unfinished)
     with pytest.raises(GroupError, match=r"^4 of 50 rollouts of a step failed in the engines, and 3 more could not be"):
         sampler._count_failed(1, 50)
+
+
+def test_the_share_of_failures_is_one_of_all_rounds_of_a_step() -> None:
+    """Rounds of dynamic sampling add to the samples as they add to the failures."""
+    sampler = Sampler([None], None, None, None, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
+    sampling = Sampling(samples=5, temperature=1.0, max_tokens=LIMIT)
+    nothing = iter(list[Prompt]())
+    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
+    sampler._count_failed(5, sampler._asked)
+    sampler.collect(nothing, 2, sampling, 0, step_samples=50, goes_on=True)
+    sampler._count_failed(1, sampler._asked)
+    with pytest.raises(GroupError, match=r"^7 of 60 rollouts of a step failed in the engines \(reward\.max_failed"):
+        sampler._count_failed(1, sampler._asked)
+    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
+    assert (sampler.failed, sampler._unfinished, sampler._asked) == (0, 0, 50)
