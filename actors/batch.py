@@ -74,7 +74,7 @@ class Rollout:
     status: RolloutStatus
     """ok: ended by itself; truncated: cut at the length limit; failed: anything else."""
     text: str
-    """Response without special tokens, and without the token that ended it."""
+    """Response without special tokens, and without the token or (see rollout.keep_stop_string) string that ended it."""
 
     @property
     def tokens(self) -> int:

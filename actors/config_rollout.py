@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from actors.config_base import Config, PlacedConfig, Seconds, changed
+from actors.config_base import Config, PlacedConfig, Seconds, changed, refuse_unused
 
 
 class TransferConfig(Config):
@@ -72,6 +72,10 @@ class RolloutConfig(PlacedConfig):
     """Longest response, in tokens; a longer one is cut and counted as truncated."""
     stop: list[str] = []
     """Strings that end a response, beside the end-of-sequence token."""
+    keep_stop_string: bool = False
+    """Whether the string of `stop` that has ended a response is part of its text, which reward functions, endpoints and
+    samples.jsonl see; what the same token says beyond it never is. Token ids and logprobs are whole either way: the
+    tokens are trained on, and reward models read them."""
     stop_token_ids: list[NonNegativeInt] = []
     """Token ids that end a response like the end-of-sequence token: the token is kept and trained on, and is no part of
     the text that rewards see."""
@@ -92,6 +96,12 @@ class RolloutConfig(PlacedConfig):
     """Deadline of the responses to one prompt, in seconds."""
     start_timeout_s: Seconds = 600
     """Deadline of an engine's start, in seconds."""
+
+    @model_validator(mode="after")
+    def _stop_strings(self) -> "RolloutConfig":
+        if not self.stop:
+            refuse_unused(self, "keep_stop_string", why="without stop")
+        return self
 
     @model_validator(mode="after")
     def _one_gpu_per_process(self) -> "RolloutConfig":

@@ -104,10 +104,13 @@ class RolloutWorker:
         return [_info(rollout) for rollout in rollouts], rollouts
 
     def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
-        tokens = list(completion.token_ids)
+        tokens, ended_by = list(completion.token_ids), completion.stop_reason
         assert completion.logprobs.token_ids == tokens, "one logprob per sampled token"
         # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
-        spoken = tokens[:-1] if isinstance(completion.stop_reason, int) else tokens
+        spoken = tokens[:-1] if isinstance(ended_by, int) else tokens
+        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)  # type: ignore[assignment]
+        if isinstance(ended_by, str):
+            text = up_to_stop(text, ended_by, completion.text, keep=self.config.keep_stop_string)
         status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
         return Rollout(
             prompt_token_ids=prompt,
@@ -116,7 +119,7 @@ class RolloutWorker:
             versions=_spans(completion, len(tokens), self.version),
             finish_reason=completion.finish_reason or "none",
             status=status,
-            text=self.tokenizer.decode(spoken, skip_special_tokens=True),  # type: ignore[arg-type]
+            text=text,
         )
 
     @ray.method(concurrency_group="control")
@@ -192,6 +195,17 @@ class RolloutWorker:
 
     async def _between_steps(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self.engine.call(function))
+
+
+def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
+    """The text of a response that the string `stop` has ended, without it, or with `keep` up to its end.
+
+    `text` is that of all tokens; the last one may go on behind `stop`. `engine_text` is the engine's own, which lacks
+    `stop`: it counts where the tokens, decoded together, give other characters than one after the other.
+    """
+    # The first one is the one that ended it: an earlier one would have done so earlier.
+    before, found, _ = text.partition(stop)
+    return (before if found else engine_text) + (stop if keep else "")
 
 
 def _spans(completion: Any, length: int, version: int) -> list[VersionSpan]:

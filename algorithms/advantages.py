@@ -1,9 +1,12 @@
 """Advantages: how much better a sample is than what was to be expected."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Advantages = NDArray[np.float64]
 
 
 def group_relative(rewards: ArrayLike, *, normalize_std: bool) -> NDArray[np.float64]:
@@ -49,6 +52,37 @@ def leave_one_out(rewards: ArrayLike) -> NDArray[np.float64]:
     """
     centred = group_relative(rewards, normalize_std=False)
     return centred * (len(centred) / (len(centred) - 1))
+
+
+def among_counted(rewards: ArrayLike, counted: ArrayLike, compare: Callable[[ArrayLike], ArrayLike]) -> Advantages:
+    """Advantages of one prompt's samples where the loss leaves some of them out (`mask_truncated`).
+
+    Only those that it counts are compared with each other: one that is not trained on must not be the baseline of
+    those that are. Fewer than two have nothing to compare with.
+
+    Args:
+        rewards: [N].
+        counted: whether the loss counts the sample, bool [N].
+        compare: rewards of several samples to their advantages, such as `leave_one_out`.
+
+    Returns:
+        Advantages, 0 of the samples left out, [N].
+
+    Raises:
+        ValueError: as in `group_relative`, and for vectors of different lengths.
+    """
+    values, chosen = np.asarray(rewards, dtype=np.float64), np.asarray(counted, dtype=bool)
+    if values.shape != chosen.shape:
+        raise ValueError(f"rewards and counted must be of one length, got shapes {values.shape} and {chosen.shape}")
+    advantages = np.zeros_like(values)
+    if chosen.sum() > 1:
+        advantages[chosen] = compare(values[chosen])
+    return advantages
+
+
+def differ(rewards: ArrayLike) -> bool:
+    """Whether rewards that are compared with each other give any of them an advantage, by `group_relative`'s rule."""
+    return len(np.atleast_1d(rewards)) > 1 and bool(group_relative(rewards, normalize_std=False).any())
 
 
 def token_rewards(score: float, kl: ArrayLike, mask: ArrayLike, *, kl_coef: float) -> NDArray[np.float64]:

@@ -158,9 +158,11 @@ class RewardConfig(Config):
     endpoints: list[RewardEndpoint] = []
     """HTTP services; a plain string stands for the address of one with weight 1."""
     normalize: bool = False
-    """Subtract the mean of all rewards so far and divide by their standard deviation, before baselines."""
+    """Subtract the mean of all rewards so far and divide by their standard deviation, before baselines. Those of groups
+    that dynamic_sampling drops are among them, those that mask_truncated leaves out are not, nor those of evaluations,
+    which are reported as they are."""
     clip: PositiveFloat | None = None
-    """Largest absolute reward, after normalisation and before baselines."""
+    """Largest absolute reward, after normalisation and before baselines; penalties for length come on top of it."""
     workers: PositiveInt = 1
     """Processes that run functions and ask endpoints."""
     deadline_s: Seconds = 30
@@ -173,7 +175,8 @@ class RewardConfig(Config):
     key, token or password, by name or in a URL, are taken out of the environment of reward processes, except those that
     `headers` of endpoints name."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Share of a step's samples that may fail (and be replaced) before the run stops with the cause."""
+    """Share of a step's samples, of all rounds of dynamic_sampling, that may fail (and be replaced), in engines and
+    rewards together, before the run stops with the cause."""
 
     @field_validator("functions", "models", "endpoints", mode="before")
     @classmethod

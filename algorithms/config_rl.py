@@ -72,7 +72,8 @@ class RLConfig(Config):
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus in the loss."""
     mask_truncated: bool = False
-    """Leave responses that were cut at the length limit out of the loss."""
+    """Leave responses that were cut at the length limit out of the loss, and with it out of everything that the others
+    are compared with: baselines, whitening, the mean of reward.normalize, and whether a group teaches anything."""
     missing_eos_penalty: NonNegativeFloat = 0.0
     """Subtracted from the reward of a response that was cut at the length limit."""
     overlong: OverlongPenalty | None = None
@@ -162,6 +163,9 @@ class RLConfig(Config):
             refuse_unused(self, "kl_in", "kl_estimator", why="with kl_coef 0")
         if not self.kl_target:
             refuse_unused(self, "kl_horizon", why="without kl_target")
+        if self.mask_truncated:
+            why = "with mask_truncated, which leaves the responses that it punishes out of loss and baselines"
+            refuse_unused(self, "missing_eos_penalty", why=why)
         if self.importance_correction and self.updates_per_step == 1:
             why = "with importance_correction and one update a step, where the importance ratio is 1"
             refuse_unused(self, "clip_low", "clip_high", "dual_clip", why=why)
@@ -223,7 +227,6 @@ class PPOConfig(RLConfig):
     def _the_policy_learns(self) -> "PPOConfig":
         if problem := self.warmup_problem(None):
             raise ValueError(problem)
-        _penalties_are_learned_from(self)
         return self
 
 
@@ -255,7 +258,9 @@ class GRPOConfig(RLConfig):
     sapo_temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.05)
     """Steepness of sapo's gate for positive and for negative advantages."""
     dynamic_sampling: bool = False
-    """Replace groups of equal rewards, which teach nothing, by those of further prompts (DAPO, arXiv 2503.14476)."""
+    """Replace groups of equal scores, which teach nothing, by those of further prompts (DAPO, arXiv 2503.14476). Scores
+    are rewards after normalisation, clip and penalties for length, of the responses that the loss counts; a KL penalty
+    in the reward, by which all responses differ, comes later."""
     dynamic_sampling_rounds: PositiveInt = 10
     """Rounds of sampling after which a step with too few such groups ends the run, saying so."""
 
@@ -275,8 +280,6 @@ class GRPOConfig(RLConfig):
             refuse_unused(self, "dynamic_sampling_rounds", why="without dynamic_sampling")
         if self.advantage != "group":
             refuse_unused(self, "normalize_std", why=f"with advantage {self.advantage}, which does not read it")
-        if self.advantage == "reinforce_pp":
-            _penalties_are_learned_from(self)
         return self
 
     @model_validator(mode="after")
@@ -291,10 +294,3 @@ class GRPOConfig(RLConfig):
                 f"aggregation must be sequence with loss gspo, whose ratio is one of a sequence, got {self.aggregation}"
             )
         return self
-
-
-def _penalties_are_learned_from(config: PPOConfig | GRPOConfig) -> None:
-    """For algorithms that compare a response with no other, whose baseline its penalty could change."""
-    if config.mask_truncated:
-        why = "with mask_truncated, which leaves the responses that it punishes out of the loss"
-        refuse_unused(config, "missing_eos_penalty", why=why)

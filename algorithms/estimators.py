@@ -8,6 +8,7 @@ reinforce_pp_baseline: the score minus its group's mean, less the KL from the to
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 
 from actors.batch import Experience
 from actors.worker import Metrics, ScoredGroups
-from algorithms.advantages import Moments, gae, group_relative, leave_one_out, rewards_to_go, token_rewards, whiten
+from algorithms.advantages import (
+    Moments,
+    among_counted,
+    gae,
+    group_relative,
+    leave_one_out,
+    rewards_to_go,
+    token_rewards,
+    whiten,
+)
 from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
 from algorithms.losses import kl_penalty
 
@@ -31,14 +41,17 @@ class Estimator:
     kl_coef: float
     """0 unless kl_in is reward."""
     counted: list[list[bool]]
-    """Per group and response of this rank: whether the loss counts it, and so whitening."""
+    """Per group and response of this rank: whether the loss counts it, and so baselines and whitening. Advantages of
+    the others are 0."""
 
     def __call__(self, groups: ScoredGroups, add: AddOverRanks) -> tuple[list[list[Fields]], Metrics]:
         """Fields of every response, and metrics over all ranks; `add` sums a vector over ranks."""
         penalties = [[self._penalties(item) for _, item in group] for group in groups]
         ppo = isinstance(self.config, PPOConfig)
         estimate = self._values if ppo else self._group
-        found = [estimate(group, kl) for group, kl in zip(groups, penalties, strict=True)]
+        found = [
+            estimate(group, kl, counted) for group, kl, counted in zip(groups, penalties, self.counted, strict=True)
+        ]
         metrics = self._metrics(groups, penalties, found, add)
         if self._whitens:
             found = self._whitened(groups, found, add)
@@ -65,12 +78,12 @@ class Estimator:
         return np.where(item.action_mask, kl_penalty(rollout, reference, self.config.kl_estimator).numpy(), 0.0)
 
     def _values(
-        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]]
+        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
     ) -> list[dict[str, NDArray[np.float64]]]:
         """Generalized advantage estimation."""
         assert isinstance(self.config, PPOConfig)
         found = []
-        for (score, item), kl in zip(group, penalties, strict=True):
+        for (score, item), kl, kept in zip(group, penalties, counted, strict=True):
             advantages, returns = gae(
                 token_rewards(score, kl, item.action_mask, kl_coef=self.kl_coef),
                 item.fields["values"].astype(np.float64),
@@ -78,11 +91,11 @@ class Estimator:
                 gamma=self.config.gamma,
                 gae_lambda=self.config.gae_lambda,
             )
-            found.append({"advantages": advantages, "returns": returns})
+            found.append({"advantages": advantages * kept, "returns": returns})
         return found
 
     def _group(
-        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]]
+        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
     ) -> list[dict[str, NDArray[np.float64]]]:
         """Comparison within the group, or nothing to compare with."""
         config = self.config
@@ -91,19 +104,21 @@ class Estimator:
         masks = [item.action_mask for _, item in group]
         if config.advantage in ("group", "leave_one_out"):
             rewards = scores - self.kl_coef * np.array([kl.sum() for kl in penalties])
-            whole = (
-                leave_one_out(rewards)
-                if config.advantage == "leave_one_out"
-                else group_relative(rewards, normalize_std=config.normalize_std)
-            )
+            compare = leave_one_out
+            if config.advantage == "group":
+                compare = partial(group_relative, normalize_std=config.normalize_std)
+            whole = among_counted(rewards, counted, compare)
             return [{"advantages": value * mask} for value, mask in zip(whole, masks, strict=True)]
         if config.advantage == "reinforce_pp_baseline":
-            scores = group_relative(scores, normalize_std=False)
+            scores = among_counted(scores, counted, partial(group_relative, normalize_std=False))
         rewards = [
             token_rewards(score, kl, mask, kl_coef=self.kl_coef)
             for score, kl, mask in zip(scores, penalties, masks, strict=True)
         ]
-        return [{"advantages": rewards_to_go(each, mask, gamma=1.0)} for each, mask in zip(rewards, masks, strict=True)]
+        return [
+            {"advantages": rewards_to_go(each, mask, gamma=1.0) * kept}
+            for each, mask, kept in zip(rewards, masks, counted, strict=True)
+        ]
 
     def _metrics(
         self,
@@ -112,7 +127,8 @@ class Estimator:
         found: list[list[dict[str, NDArray[np.float64]]]],
         add: AddOverRanks,
     ) -> Metrics:
-        """Means over all ranks: KL per response and token; for a critic, how much of the returns it explains."""
+        """Means over all ranks: KL per response and token; for a critic, how much it explains of the returns that it
+        learns."""
         items = [
             (item, fields)
             for group, each in zip(groups, found, strict=True)
@@ -122,7 +138,8 @@ class Estimator:
         kl = sum(float(each.sum()) for group in penalties for each in group)
         sums = [np.array([len(items), tokens, kl], dtype=np.float64)]
         if isinstance(self.config, PPOConfig):
-            sums.append(_moments_of_returns(items))
+            counted = [kept for group in self.counted for kept in group]
+            sums.append(_moments_of_returns([item for item, kept in zip(items, counted, strict=True) if kept]))
         responses, tokens, kl, *rest = add(np.concatenate(sums)).tolist()
         metrics = {}
         if self.kl_coef:
@@ -132,7 +149,8 @@ class Estimator:
                 "reward/kl_coef": self.kl_coef,
             }
         if rest:
-            returns, squares, errors, error_squares, values = rest
+            tokens, returns, squares, errors, error_squares, values = rest
+            tokens = max(1.0, tokens)
             variance = squares / tokens - (returns / tokens) ** 2
             unexplained = error_squares / tokens - (errors / tokens) ** 2
             metrics |= {"critic/returns_mean": returns / tokens, "critic/values_mean": values / tokens}
@@ -151,17 +169,17 @@ class Estimator:
         moments = sum((Moments.of(fields["advantages"], mask) for mask, fields, counted in rows if counted), Moments())
         sums = add(np.array([moments.count, moments.total, moments.squares], dtype=np.float64)).tolist()
         whole = Moments(int(sums[0]), sums[1], sums[2])
-        for mask, fields, _ in rows:
-            fields["advantages"] = whiten(fields["advantages"], mask, whole)
+        for mask, fields, counted in rows:
+            fields["advantages"] = whiten(fields["advantages"], mask, whole) * counted
         return found
 
 
 def _moments_of_returns(items: list[tuple[Experience, dict[str, NDArray[np.float64]]]]) -> NDArray[np.float64]:
-    """Sums over tokens of returns, their squares, returns - values, its square, values."""
-    sums = np.zeros(5)
+    """Number of tokens, and sums over them of returns, their squares, returns - values, its square, values."""
+    sums = np.zeros(6)
     for item, fields in items:
         mask = item.action_mask
         returns, values = fields["returns"][mask], item.fields["values"][mask].astype(np.float64)
         errors = returns - values
-        sums += [returns.sum(), (returns**2).sum(), errors.sum(), (errors**2).sum(), values.sum()]
+        sums += [len(returns), returns.sum(), (returns**2).sum(), errors.sum(), (errors**2).sum(), values.sum()]
     return sums

@@ -1,5 +1,6 @@
 """From scored groups to the work of each rank: which sample, in which update and micro-batch, with which advantage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class RankWork:
     """Per update, per micro-batch: (number of the group, response, advantage)."""
 
 
-def samples_of(groups: list[ScoredGroup], advantages: list[np.ndarray]) -> list[Sample]:
+def samples_of(groups: Sequence[ScoredGroup], advantages: list[np.ndarray]) -> list[Sample]:
     """All samples of a step, group by group."""
     return [
         Sample(
@@ -73,7 +74,7 @@ def totals_of(update: list[Sample], trained: list[Sample]) -> Totals:
     )
 
 
-def divide(groups: list[ScoredGroup], updates: list[list[Sample]], ranks: int, token_budget: int) -> list[RankWork]:
+def divide(groups: Sequence[ScoredGroup], updates: list[list[Sample]], ranks: int, token_budget: int) -> list[RankWork]:
     """Give every rank its share of every update: balanced in tokens, equal in the number of micro-batches.
 
     Samples of a group stay together where that keeps the balance, so that they can share their prompt.
@@ -87,14 +88,14 @@ def divide(groups: list[ScoredGroup], updates: list[list[Sample]], ranks: int, t
     return work
 
 
-def _place(rank: RankWork, groups: list[ScoredGroup], sample: Sample) -> tuple[int, int, float]:
+def _place(rank: RankWork, groups: Sequence[ScoredGroup], sample: Sample) -> tuple[int, int, float]:
     if sample.group not in rank.keys:
         rank.keys.append(sample.group)
         rank.groups.append(groups[sample.group].rollouts)
     return sample.group, sample.index, sample.advantage
 
 
-def deal_groups(groups: list[ScoredGroup], ranks: int) -> list[list[int]]:
+def deal_groups(groups: Sequence[ScoredGroup], ranks: int) -> list[list[int]]:
     """Numbers of the groups that each rank gets: whole groups, about as many tokens for every rank."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks

@@ -69,7 +69,7 @@ def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
     """Whether an evaluation has reached the value at which training may end."""
     if stop_when is None or not any(name.startswith("eval/") for name in metrics):
         return False
-    return evaluated(metrics, stop_when.metric, "algorithm.stop_when.metric") >= stop_when.at_least
+    return stop_when.met_by(evaluated(metrics, stop_when.metric, "algorithm.stop_when.metric"))
 
 
 def evaluated(metrics: Metrics, name: str, field: str) -> float:
@@ -119,7 +119,12 @@ def improves(name: str, value: float, best: float | None) -> bool:
     """Whether a metric has never been better; of a loss or perplexity, less is better."""
     if best is None or not math.isfinite(best):
         return math.isfinite(value)
-    return value < best if name.rpartition("/")[2] in LESS_IS_BETTER else value > best
+    return value < best if less_is_better(name) else value > best
+
+
+def less_is_better(name: str) -> bool:
+    """Whether the lowest value of a metric is the best."""
+    return name.rpartition("/")[2] in LESS_IS_BETTER
 
 
 def spread_over(items: Sequence[T], count: int) -> list[T]:

@@ -8,6 +8,7 @@ The policy's loss is that of `algorithms.policy_loss`; the critic's is the mean 
 1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2), R = A + V_old before whitening.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,18 +58,18 @@ class PPO(RL):
             with clock("rollout"):
                 groups = self.sample(self.config.prompts_per_step)
             with clock("score"):
-                groups = self.score(groups)
+                groups = self.shape(self.score(groups))
             with clock("reference"):
                 fields = self.read_frozen(groups) + self.read_old(groups)
             with clock("values"):
                 fields += self.read(self.critic, CriticWorker.values, groups, "critic")
             with clock("advantages"):
-                metrics, found = self.estimate(self.critic, groups, self.shaper(groups), fields)
+                metrics, found = self.estimate(self.critic, groups, [each.shaped for each in groups], fields)
             with clock("update"):
                 metrics |= self._update(groups, fields + found)
             self.finish_step(groups, metrics, clock, self.mean_advantages(self.critic, groups, found))
 
-    def _update(self, groups: list[ScoredGroup], fields: Fields) -> Metrics:
+    def _update(self, groups: Sequence[ScoredGroup], fields: Fields) -> Metrics:
         """Both groups learn at the same time."""
         samples = samples_of(groups, [np.full(len(group.infos), np.nan) for group in groups])
         updates = [self.counted(update) for update in self.updates(samples)]

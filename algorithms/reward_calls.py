@@ -65,15 +65,15 @@ class LoadedFunction:
         """
         keywords = _keywords(self, samples)
         count = len(samples.completions)
-        if "completion" in keywords:
+        # By its signature alone: data may have a column completion, and a batched function take any column.
+        if not _batched(self.call):
             rows = [{name: values[index] for name, values in keywords.items()} for index in range(count)]
             return [checked_number(*_call(self, row)) for row in rows]
-        returned, cause = _call(self, keywords)
+        values, cause = _call(self, keywords)
         if cause and count > 1:
             return [self.evaluate(samples.only(index))[0] for index in range(count)]
         if cause:
             return [cause]
-        values = returned.tolist() if hasattr(returned, "tolist") else returned
         if not isinstance(values, (list, tuple)):
             return [f"returned {_returned(values)}, not a list of {count} numbers"] * count
         if len(values) != count:
@@ -126,9 +126,13 @@ def check_signature(
         raise UserError(*problems)
 
 
+def _batched(call: Callable[..., Any]) -> bool:
+    """Whether a function is called with all samples of a batch, rather than with each alone."""
+    return "completions" in inspect.signature(call).parameters
+
+
 def _own_names(call: Callable[..., Any]) -> tuple[str, str]:
-    batched = "completions" in inspect.signature(call).parameters
-    return ("completions", "prompts") if batched else ("completion", "prompt")
+    return ("completions", "prompts") if _batched(call) else ("completion", "prompt")
 
 
 def _required(parameter: inspect.Parameter) -> bool:
@@ -156,30 +160,38 @@ def _keywords(function: LoadedFunction, samples: Samples) -> dict[str, list[Any]
 
 
 def _call(function: LoadedFunction, keywords: dict[str, Any]) -> tuple[Any, str | None]:
-    """What the function returns, or the cause of its failure."""
+    """What the function returns, of plain values where it is an array, or the cause of its failure."""
     try:
-        return function.call(**keywords, **function.arguments), None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # users' code may raise anything: sys.exit(), math-verify's BaseException timeouts
+        return _plain(function.call(**keywords, **function.arguments)), None
+    # Users' code may raise anything: sys.exit(), KeyboardInterrupt, math-verify's BaseException timeouts. The signal
+    # of Ctrl-C is none of this process's: the run that started it ends it.
+    except BaseException as error:
         code = getattr(inspect.unwrap(function.call), "__code__", None)
         cause = cause_of(error, code.co_filename if code else None)
         limited = isinstance(error, MemoryError) and limits_memory()
         return None, f"{cause}: more than reward.memory_mib allows" if limited else cause
 
 
+def _plain(returned: Any) -> Any:
+    """Numbers instead of arrays, tensors and their scalars, a plain list instead of one of the user's classes."""
+    found = returned.tolist() if hasattr(returned, "tolist") else returned
+    return list(found) if isinstance(found, (list, tuple)) else found
+
+
 def checked_number(value: Any, cause: str | None = None) -> Outcome:
     """What a source gave for a sample as an outcome, or `cause` when there is one."""
     if cause or value is None:
         return cause
-    if getattr(value, "ndim", None) == 0:  # numpy and torch scalars
-        value = value.item()
-    if not isinstance(value, Real):
-        return f"returned {_returned(value)}, not a number"
     try:
+        if getattr(value, "ndim", None) == 0:  # numpy and torch scalars
+            value = value.item()
+        if not isinstance(value, Real):
+            return f"returned {_returned(value)}, not a number"
         number = float(value)
     except OverflowError:
         number = math.inf
+    except BaseException as error:  # an object of the user's: reading it is calling its code
+        return f"returned {noun_of(value)}, which cannot be read as a number: {cause_of(error)}"
     return number if math.isfinite(number) else f"returned {number}, not a finite number"
 
 

@@ -100,7 +100,7 @@ def cause_of(error: BaseException, file: str | None = None) -> str:
 
     The line is the last one in `file` if the exception passed through it, else where it was raised.
     """
-    said = masked(" ".join(str(error)[:10_000].split()))
+    said = masked(" ".join(_message(error)[:10_000].split()))
     said = said if len(said) <= 200 else f"{said[:200]} ..."
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     # The first frame is the one that caught it; the import system's frames tell a user nothing.
@@ -110,6 +110,14 @@ def cause_of(error: BaseException, file: str | None = None) -> str:
     if isinstance(error, SyntaxError) or not at:
         return text
     return f"{text} ({Path(at[0].filename).name} line {at[0].lineno})"
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, if it can: its __str__ may be anybody's code."""
+    try:
+        return str(error)
+    except BaseException as another:  # a fault of the message must not hide the fault itself
+        return f"its message cannot be read, as that raises {type(another).__name__}"
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -185,7 +193,8 @@ def _load_file(path: Path, problem: Callable[[str], UserError]) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    # The process is there for such code alone: what it raises is its fault, KeyboardInterrupt too.
+    except BaseException as error:
         del sys.modules[name]
         raise problem(f"importing {path.name} failed with {cause_of(error, str(path))}") from None
     return module
@@ -195,7 +204,7 @@ def _load_module(name: str, problem: Callable[[str], UserError]) -> ModuleType:
     _importable(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # as in _load_file
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             here = [item.stem for item in Path.cwd().glob("*.py")]
             raise problem(f"no module named {error.name}{nearest(name, here)}") from None

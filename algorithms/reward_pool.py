@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
@@ -147,15 +147,20 @@ class RewardPool:
         """The first few distinct causes of the step's failures, a line each, with the first sample that it befell."""
         return list(self._causes.values())[:CAUSES_SHOWN]
 
-    def check_failures(self, samples_per_step: int) -> None:
-        """Raise RewardFailure once more than max_failed_fraction x samples_per_step samples of this step failed."""
+    def check_failures(self, samples_per_step: int, beside: int = 0) -> None:
+        """Raise RewardFailure once more than max_failed_fraction x samples_per_step samples of this step failed.
+
+        `beside`: samples that failed before they came here, of which the same share may.
+        """
         allowed = self._config.max_failed_fraction * samples_per_step
-        if self.failed > allowed:
+        if self.failed + beside > allowed:
             shown = self.errors
             more = len(self._causes) - len(shown)
             raise RewardFailure(
                 f"{self.failed} samples could not be scored in a step of {samples_per_step} "
-                f"(reward.max_failed_fraction {self._config.max_failed_fraction:g} allows {int(allowed)}): "
+                f"(reward.max_failed_fraction {self._config.max_failed_fraction:g} allows {int(allowed)}"
+                + (f"; {beside} more failed in the engines" if beside else "")
+                + "): "
                 + " | ".join(shown)
                 + (f" | and {more} more causes" if more else "")
             )
@@ -198,6 +203,9 @@ class RewardPool:
                 raise  # not this worker died but the actor that holds the rollouts
             limit = self._config.memory_mib
             self._lost(worker, f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}")
+            return
+        except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt: a timer of a function may be late
+            self._lost(worker, "the call was interrupted (KeyboardInterrupt)")
             return
         except RayTaskError as error:
             if isinstance(error.cause, UserError):

@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
@@ -33,11 +33,11 @@ class Score:
     """
 
     reward: float
-    """Weighted sum over the sources that did not abstain; NaN unless ok."""
+    """Weighted sum over the sources that did not abstain; NaN unless ok, for which one must have a weight."""
     parts: dict[str, float]
     """Unweighted value of each source that gave one, by its label."""
     status: Literal["ok", "abstained", "failed"]
-    """abstained: no source has given a value yet, and reward models are still to come (`add_scores`)."""
+    """abstained: no source with a weight has given a value yet, and reward models are still to come (`add_scores`)."""
     error: str | None = None
     """When failed, one line: source, cause, sample."""
     cause: str | None = None
@@ -87,7 +87,7 @@ def load_scorer(config: RewardConfig) -> Callable[[Prompt, list[Rollout], float]
 
     Its third argument is the time, on time.monotonic(), at which endpoints must have answered.
     """
-    return functools.partial(score_rollouts, load_sources(config), models=bool(config.models))
+    return functools.partial(score_rollouts, load_sources(config), models=any(model.weight for model in config.models))
 
 
 def score_rollouts(
@@ -119,8 +119,8 @@ def score_batch(
 ) -> list[Score]:
     """Score every sample with every source; a source's mistakes end up in the Score, never as an exception.
 
-    Endpoints must answer by `until` (on time.monotonic()). A sample on which all sources abstain has failed, unless
-    reward models score it later (`models`).
+    Endpoints must answer by `until` (on time.monotonic()). A sample on which all sources with a weight abstain has
+    failed, unless reward models that have one score it later (`models`).
     """
     if not samples.completions:
         return []
@@ -149,16 +149,17 @@ def add_scores(
 ) -> Score:
     """`score` with the values of further sources in `parts`, by label, each times its entry of `weights`.
 
-    A failed score stays as it is. Failed is also the result of a value or sum that is not finite, and of no value at
-    all; `prompt` and `completion`, when given, are named in the error.
+    A failed score stays as it is. Failed is also the result of a value or sum that is not finite, and of no value with
+    a weight: what is only reported makes no reward. `prompt` and `completion`, when given, are named in the error.
     """
     if score.status == "failed":
         return score
     for label, value in parts.items():
         if not math.isfinite(value):
             return failed_score(f"{label}: returned {value}, not a finite number", prompt, completion)
-    if score.status == "abstained" and not parts:
-        return failed_score("every reward source abstained (gave no value)", prompt, completion)
+    if score.status == "abstained" and not any(weights[label] for label in parts):
+        which = "every reward source with a weight" if parts or score.parts else "every reward source"
+        return failed_score(f"{which} abstained (gave no value)", prompt, completion)
     before = score.reward if score.status == "ok" else 0.0
     reward = before + sum(weights[label] * value for label, value in parts.items())
     if not math.isfinite(reward):
@@ -206,7 +207,8 @@ def _combine(
         if isinstance(value, str):
             return failed_score(f"{source.name}: {value}", prompt, completion)
     given = {source.label: value for source, value in zip(sources, values, strict=True) if isinstance(value, float)}
+    weights = {source.label: source.weight for source in sources}
     [score] = empty_scores(1)
-    if models and not given:
-        return score
-    return add_scores(score, given, {source.label: source.weight for source in sources}, prompt, completion)
+    if models and not any(weights[label] for label in given):
+        return replace(score, parts=given)
+    return add_scores(score, given, weights, prompt, completion)

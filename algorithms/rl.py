@@ -6,7 +6,7 @@ A stage that computes per token leaves its results with the ranks, as references
 lengths, scores and metrics.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -35,7 +35,7 @@ from algorithms.rl_metrics import (
     sample_rows,
     update_metrics,
 )
-from algorithms.sampler import Sampler, ScoredGroup
+from algorithms.sampler import Sampler, ScoredGroup, ShapedGroup
 from algorithms.shaper import RewardShaper
 from algorithms.shaping import AdaptiveKL
 
@@ -131,6 +131,10 @@ class RL:
         """Add what the reward models say."""
         return score_with_models(groups, self.models)
 
+    def shape(self, groups: Sequence[ScoredGroup]) -> list[ShapedGroup]:
+        """Scored groups with the scores that decide whether they teach something, and that train."""
+        return self.shaper.shape(groups, self._counted(groups))
+
     def _collect(
         self,
         prompts: Iterator[Prompt],
@@ -152,21 +156,26 @@ class RL:
             self.reporter.note(f"not scored: {error}")
         return groups
 
-    def read_frozen(self, groups: list[ScoredGroup]) -> Fields:
+    def read_frozen(self, groups: Sequence[ScoredGroup]) -> Fields:
         """Reference logprobs, where the algorithm has a reference."""
         if self.reference is None:
             return []
         assert self.read_reference is not None
         return self.read(self.reference, self.read_reference, groups, "reference", self.sampling.temperature)
 
-    def read_old(self, groups: list[ScoredGroup]) -> Fields:
+    def read_old(self, groups: Sequence[ScoredGroup]) -> Fields:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""
         if self.config.importance_correction is None or self.config.updates_per_step == 1:
             return []
         return self.read(self.policy, PolicyWorker.logprobs, groups, "policy", self.sampling.temperature)
 
     def read(
-        self, group: ActorGroup[Any], method: Callable[..., Any], groups: list[ScoredGroup], budget: str, *options: Any
+        self,
+        group: ActorGroup[Any],
+        method: Callable[..., Any],
+        groups: Sequence[ScoredGroup],
+        budget: str,
+        *options: Any,
     ) -> Fields:
         """Let the ranks of a group read all rollouts; each keeps what it found."""
         everything = samples_of(groups, [np.zeros(len(each.infos)) for each in groups])
@@ -179,15 +188,15 @@ class RL:
         return [fields for _, fields in calls]
 
     def estimate(
-        self, group: ActorGroup[Any], groups: list[ScoredGroup], scores: list[np.ndarray], fields: Fields
+        self, group: ActorGroup[Any], groups: Sequence[ScoredGroup], scores: list[np.ndarray], fields: Fields
     ) -> tuple[Metrics, Fields]:
         """Advantages token by token, computed by the ranks of `group`."""
         kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
-        calls = []
+        calls, whole = [], self._counted(groups)
         for rank, numbers in enumerate(deal_groups(groups, len(group))):
             own = {number: scores[number].tolist() for number in numbers}
             rollouts = [groups[number].rollouts for number in numbers]
-            counted = [[not self._left_out(info.status == "truncated") for info in groups[n].infos] for n in numbers]
+            counted = [whole[number].tolist() for number in numbers]
             estimator = Estimator(config=self.config, kl_coef=kl_coef, counted=counted)
             arguments = (own, numbers, estimator, *rollouts, *fields)
             calls.append(group.submit(rank, Worker.advantages, *arguments, num_returns=2))
@@ -196,7 +205,7 @@ class RL:
             self.kl.update(metrics["reward/kl_per_response"], sum(len(each.infos) for each in groups))
         return metrics, [found for _, found in calls]
 
-    def mean_advantages(self, group: ActorGroup[Any], groups: list[ScoredGroup], found: Fields) -> Advantages:
+    def mean_advantages(self, group: ActorGroup[Any], groups: Sequence[ScoredGroup], found: Fields) -> Advantages:
         """Of the responses that samples.jsonl keeps, where `estimate` has given each token its own advantage."""
         kept = best_to_worst(groups, self.samples_per_step)
         tokens = {(number, index): groups[number].infos[index].response_tokens for number, index in kept}
@@ -216,6 +225,10 @@ class RL:
         """Samples that the loss is a mean of."""
         return [sample for sample in update if not self._left_out(sample.truncated)]
 
+    def _counted(self, groups: Sequence[ScoredGroup]) -> list[np.ndarray]:
+        """Whether the loss counts each response of each group, bool [N]."""
+        return [np.array([not self._left_out(info.status == "truncated") for info in each.infos]) for each in groups]
+
     def _left_out(self, truncated: bool) -> bool:
         return self.config.mask_truncated and truncated
 
@@ -231,7 +244,7 @@ class RL:
         group: ActorGroup[Any],
         name: str,
         loss: LossFunction,
-        groups: list[ScoredGroup],
+        groups: Sequence[ScoredGroup],
         updates: list[list[Sample]],
         trained: list[list[Sample]],
         fields: Fields,
@@ -302,14 +315,16 @@ class RL:
         self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
         return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several else {}) | metrics
 
-    def finish_step(self, groups: list[ScoredGroup], metrics: Metrics, clock: Clock, advantages: Advantages) -> None:
+    def finish_step(
+        self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: Advantages
+    ) -> None:
         """Publish the new weights, evaluate, checkpoint and report."""
         self.step += 1
         with clock("sync"):
             metrics |= self.publish(self.step)
             if self.sync_reference:
                 self.sync_reference(self.step)
-        metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics
+        metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics(groups)
         evaluation = self.evaluate(clock)
         metrics |= evaluation
         best = self.best.improved_by(evaluation)

@@ -1,12 +1,12 @@
 """What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from algorithms.advantages import group_relative
+from algorithms.advantages import differ
 from algorithms.loop import Metrics, spread_over
 from algorithms.sampler import ScoredGroup
 
@@ -14,8 +14,8 @@ Advantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own."""
 
 
-def reward_metrics(groups: list[ScoredGroup], prefix: str) -> Metrics:
-    """Mean and spread of rewards, each source by its label, and the share of groups that teach nothing."""
+def reward_metrics(groups: Sequence[ScoredGroup], prefix: str) -> Metrics:
+    """Mean and spread of rewards, each source by its label, and the share of groups whose responses do not differ."""
     rewards = np.concatenate([group.rewards for group in groups])
     metrics = {f"{prefix}/mean": float(rewards.mean()), f"{prefix}/std": float(rewards.std())}
     if len(groups[0].scores) > 1:
@@ -27,7 +27,7 @@ def reward_metrics(groups: list[ScoredGroup], prefix: str) -> Metrics:
     return metrics | _by_set(groups, prefix)
 
 
-def _by_set(groups: list[ScoredGroup], prefix: str) -> Metrics:
+def _by_set(groups: Sequence[ScoredGroup], prefix: str) -> Metrics:
     """Mean reward of the prompts of each set, where the data has several."""
     by_set: dict[str, list[np.ndarray]] = {}
     for group in groups:
@@ -37,11 +37,11 @@ def _by_set(groups: list[ScoredGroup], prefix: str) -> Metrics:
 
 
 def teaches(group: ScoredGroup) -> bool:
-    """Whether the rewards of a group of two or more differ: otherwise they have no advantage over each other."""
-    return bool(group_relative(group.rewards, normalize_std=False).any())
+    """Whether the responses of a group differ in what they are compared by: shaped scores, in an evaluation rewards."""
+    return differ(group.compared)
 
 
-def rollout_metrics(groups: list[ScoredGroup], version: int, failed: int) -> Metrics:
+def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) -> Metrics:
     """Lengths, statuses and ages of a step's rollouts; `version` is that of the weights they should be of."""
     infos = [info for group in groups for info in group.infos]
     staleness = [version - info.oldest_version for info in infos]
@@ -76,7 +76,7 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
     return means
 
 
-def sample_rows(groups: list[ScoredGroup], advantages: Advantages, count: int) -> list[dict[str, Any]]:
+def sample_rows(groups: Sequence[ScoredGroup], advantages: Advantages, count: int) -> list[dict[str, Any]]:
     """`count` of a step's responses, from the best to the worst, with the columns of their data rows."""
     chosen = best_to_worst(groups, count)
     rollouts = {number: ray.get(groups[number].rollouts, timeout=60) for number in {place[0] for place in chosen}}
@@ -97,7 +97,7 @@ def sample_rows(groups: list[ScoredGroup], advantages: Advantages, count: int) -
     return rows
 
 
-def best_to_worst(groups: list[ScoredGroup], count: int) -> list[tuple[int, int]]:
+def best_to_worst(groups: Sequence[ScoredGroup], count: int) -> list[tuple[int, int]]:
     """(number of the group, of the response) of `count` responses, evenly spaced between the best and the worst, so
     that wrong ones are there where there are any; of equal ones, those of different prompts come first."""
     order = sorted(

@@ -38,6 +38,26 @@ class ScoredGroup:
         """float64 [N]"""
         return np.array([score.reward for score in self.scores])
 
+    @property
+    def compared(self) -> np.ndarray:
+        """What says whether the responses differ: the rewards as they are, float64 [N]."""
+        return self.rewards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapedGroup(ScoredGroup):
+    """A group with what advantages are computed from: what decides about it is what trains."""
+
+    shaped: np.ndarray
+    """Rewards normalised, clipped and less penalties for length, float64 [N]."""
+    counted: np.ndarray
+    """Whether the loss counts the response, bool [N]."""
+
+    @property
+    def compared(self) -> np.ndarray:
+        """The scores that are compared with each other: of the responses that the loss counts, float64 [up to N]."""
+        return self.shaped[self.counted]
+
 
 @dataclass(slots=True)
 class _Running:
@@ -77,6 +97,10 @@ class Sampler:
         self.max_failed = max_failed
         self.max_staleness = max_staleness
         self.failed = 0
+        self._unfinished = 0
+        """Of `failed`, those that the engines did not finish."""
+        self._asked = 0
+        """Samples of the step that failures are a share of."""
         self._load = [0] * len(rollout)
         self._starting: dict[Any, int] = {}
         self._heard = [0.0] * len(rollout)
@@ -94,15 +118,17 @@ class Sampler:
     ) -> list[ScoredGroup]:
         """Complete groups, in the order in which their prompts were drawn; `seed` decides what is sampled.
 
-        Failures are compared with `step_samples` (default: the samples asked for); `goes_on` says that this is a
-        further part of the same step, whose failures so far count; `told` hears how many groups are complete.
+        Failures, of engines and rewards together, are compared with `step_samples` (default: the samples asked for);
+        `goes_on` says that this is a further part of the same step, whose failures so far count, and its samples too;
+        `told` hears how many groups are complete.
         A group with a failed rollout or reward is replaced by that of the next prompt, so there are `count` groups
         unless the prompts end first. Raises RewardFailure when too many samples fail, GroupError when an engine dies or
         is silent beyond its deadline.
         """
-        samples = step_samples or count * sampling.samples
+        self._asked = self._asked + count * sampling.samples if goes_on else step_samples or count * sampling.samples
+        samples = self._asked
         if not goes_on:
-            self.failed = 0
+            self.failed = self._unfinished = 0
             if self.pool:
                 self.pool.begin_step()
         self._heard = [time.monotonic()] * len(self.rollout)
@@ -125,7 +151,7 @@ class Sampler:
                     done[group.number] = _scored(group, scores)
                 elif self.pool:
                     self.failed += sum(score.status == "failed" for score in scores)
-                    self.pool.check_failures(samples)
+                    self.pool.check_failures(samples, beside=self._unfinished)
 
     @property
     def errors(self) -> list[str]:
@@ -187,8 +213,14 @@ class Sampler:
 
     def _count_failed(self, failed: int, samples: int) -> None:
         self.failed += failed
+        self._unfinished += failed
         if self.failed > self.max_failed * samples:
-            raise GroupError(f"{self.failed} of {samples} rollouts of a step failed in the engines")
+            scoring = self.failed - self._unfinished
+            raise GroupError(
+                f"{self._unfinished} of {samples} rollouts of a step failed in the engines"
+                + (f", and {scoring} more could not be scored" if scoring else "")
+                + f" (reward.max_failed_fraction {self.max_failed:g} allows {int(self.max_failed * samples)})"
+            )
 
     def _check_deadlines(self, running: dict[Any, _Running]) -> None:
         # An engine may have many groups queued: late is one that has finished none of them for so long.

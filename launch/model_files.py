@@ -127,8 +127,11 @@ def check_tokenizer(config: RunConfig, policy: Policy) -> None:
     """Check that the policy's tokenizer can be read, and gives no tokens that the model does not know.
 
     Raises:
-        UserError: without tokens, with more than the model's embedding has rows, or a chat template that is broken.
+        UserError: without tokens, with more than the model's embedding has rows, or a chat template that is broken; a
+            string of rollout.stop that no text contains.
     """
+    if config.rollout.stop:
+        _check_stop_strings(config.rollout.stop, tokenizer_for(config.model))
     if config.model.init is not None or not policy.tokenizer:
         return
     tokenizer, rows = tokenizer_for(config.model), policy.values.get("vocab_size")
@@ -144,6 +147,18 @@ def check_tokenizer(config: RunConfig, policy: Policy) -> None:
         )
     if not isinstance(config.algorithm, EncoderConfig) and (reason := template_fault(tokenizer)):
         raise UserError(f"model.path: the tokenizer's chat template is broken ({reason}), got {config.model.path}")
+
+
+def _check_stop_strings(stop: list[str], tokenizer: "PreTrainedTokenizerFast") -> None:
+    """The engine looks for them in text without special tokens."""
+    special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for place, string in enumerate(stop):
+        if token := next((each for each in special if each in string), None):
+            raise UserError(
+                f"rollout.stop.{place}: must hold no special token, as the text that is searched has none "
+                f"(rollout.stop_token_ids=[{special[token]}] stops at it, the end-of-sequence token always does), "
+                f"got {string!r}"
+            )
 
 
 def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:

@@ -11,6 +11,8 @@ from actors.config_rollout import RESHAPING
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import PPOConfig, RLConfig
+from algorithms.loop import less_is_better
+from algorithms.reward_functions import BUILT_IN
 from launch.kube.config import check_kubernetes
 from launch.metric_names import UNORDERED, require_metric
 
@@ -24,6 +26,8 @@ def check_rules(config: "RunConfig") -> None:
     if isinstance(config.algorithm, RLConfig):
         _rewards_are_given(config)
         _whole_distribution_is_sampled(config)
+        _responses_can_differ(config)
+        _a_response_can_be_solved(config)
         _overlong_fits(config)
         _transfer_fits_devices(config)
     else:
@@ -149,6 +153,33 @@ def _whole_distribution_is_sampled(config: "RunConfig") -> None:
             )
 
 
+def _a_response_can_be_solved(config: "RunConfig") -> None:
+    algorithm, reward = config.algorithm, config.reward
+    assert isinstance(algorithm, RLConfig)
+    if not algorithm.eval_every or algorithm.eval_samples_per_prompt < 2:
+        return
+    if reward.models or reward.endpoints or any(each.name not in BUILT_IN for each in reward.functions):
+        return
+    most = sum(max(0.0, each.weight) for each in reward.functions)  # each of them gives from 0 to 1
+    if most < algorithm.eval_pass_reward - 1e-9:
+        raise ValueError(
+            f"algorithm.eval_pass_reward must be at most {most:g}, the most that reward.functions with their weights "
+            f"give, or no response is ever solved, got {algorithm.eval_pass_reward:g}"
+        )
+
+
+def _responses_can_differ(config: "RunConfig") -> None:
+    algorithm, rollout = config.algorithm, config.rollout
+    assert isinstance(algorithm, RLConfig)
+    for name in ("samples_per_prompt", "eval_samples_per_prompt"):
+        for greedy in ("top_k", "min_p"):
+            if getattr(algorithm, name) > 1 and getattr(rollout, greedy) == 1:
+                raise ValueError(
+                    f"rollout.{greedy} must not be 1 with algorithm.{name} {getattr(algorithm, name)}: only the "
+                    f"likeliest token is left, so all responses to a prompt would be the same, got 1"
+                )
+
+
 def _overlong_fits(config: "RunConfig") -> None:
     algorithm, longest = config.algorithm, config.rollout.max_response_tokens
     if isinstance(algorithm, RLConfig) and algorithm.overlong and algorithm.overlong.buffer > longest:
@@ -177,6 +208,11 @@ def _evaluation_is_possible(config: "RunConfig") -> None:
         raise ValueError(f"algorithm.best_by needs algorithm.eval_every, got {algorithm.best_by} without")
     if algorithm.stop_when:
         require_metric(config, "algorithm.stop_when.metric", algorithm.stop_when.metric)
+        if algorithm.stop_when.at_least is not None and less_is_better(algorithm.stop_when.metric):
+            raise ValueError(
+                f"algorithm.stop_when.at_least must be at_most for {algorithm.stop_when.metric}, of which less is "
+                f"better (best_by takes the lowest), got {algorithm.stop_when.at_least:g}"
+            )
     if algorithm.best_by:
         require_metric(config, "algorithm.best_by", algorithm.best_by, UNORDERED)
 

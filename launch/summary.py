@@ -45,7 +45,7 @@ def how_it_ended(config: RunConfig, display: Display, ended_by: BaseException | 
         where = f"after step {done} of {total}" if done else "before the first step was done"
         return f"{_cause(ended_by)} {where}"
     stop = config.algorithm.stop_when
-    short = f"stop_when ({stop.metric} at least {stop.at_least:g}) met at step {done} of {total}" if stop else ""
+    short = f"stop_when ({stop.metric} {stop.bound}) met at step {done} of {total}" if stop else ""
     if display.began and not total:
         return "done: the model was evaluated and not trained, as algorithm.steps is 0"
     if before and before == done:

@@ -135,6 +135,18 @@ def test_what_ends_a_response_is_in_the_vocabulary(tmp_path: Path) -> None:
     )
 
 
+def test_a_stop_string_is_one_that_texts_contain(tmp_path: Path) -> None:
+    """The engine's text has no special tokens: a response would never be ended by one."""
+    quiet = ["data.arguments={count: 8, eval_count: 8}", f"run.output={tmp_path}"]
+    assert preflight(config_with(tmp_path, *quiet, "rollout.stop=['ab', '<|end']")) == []
+    with pytest.raises(UserError) as caught:
+        preflight(config_with(tmp_path, *quiet, "rollout.stop=['ab', 'a<|end|>']"))
+    assert str(caught.value) == (
+        "rollout.stop.1: must hold no special token, as the text that is searched has none "
+        "(rollout.stop_token_ids=[2] stops at it, the end-of-sequence token always does), got 'a<|end|>'"
+    )
+
+
 @pytest.mark.parametrize(
     ("epochs", "sequences", "per_update", "updates"), [(2, 100, 30, 7), (1, 90, 30, 3), (3, 1, 8, 1)]
 )

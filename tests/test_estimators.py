@@ -1,5 +1,6 @@
 """Advantages of a step against loops over tokens, and the same numbers when its groups are divided over two ranks."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any, Literal
@@ -259,6 +260,31 @@ def test_responses_that_the_loss_leaves_out_do_not_move_the_others() -> None:
     alone, _ = _estimator(config, 0.0, [kept])([kept], _alone)
     for expected, fields in zip(alone[0], found[0], strict=True):
         np.testing.assert_allclose(fields["advantages"], expected["advantages"])
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+@pytest.mark.parametrize("advantage", ["group", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline", "ppo"])
+def test_responses_left_out_are_as_if_they_had_not_been_sampled(advantage: str, kl_coef: float) -> None:
+    """In baselines, in whitening, and in what is said of the critic; their own advantages are 0."""
+    counted = [[True, False, True], [True, True, False], [True] * 3, [False, True, True], [True, True, True]]
+    kl = {"kl_in": "reward", "kl_coef": kl_coef} if kl_coef else {}
+    config: Any = (
+        PPOConfig.model_validate({"name": "ppo"} | kl | SIZES)
+        if advantage == "ppo"
+        else GRPOConfig.model_validate({"name": "grpo", "advantage": advantage} | kl | SIZES)
+    )
+    found, said = Estimator(config=config, kl_coef=kl_coef, counted=counted)(STEP, _alone)
+    rest = [list(itertools.compress(group, flags)) for group, flags in zip(STEP, counted, strict=True)]
+    expected, told = _estimator(config, kl_coef, rest)(rest, _alone)
+    for group, flags, others in zip(found, counted, expected, strict=True):
+        left = iter(others)
+        for fields, kept in zip(group, flags, strict=True):
+            if kept:
+                np.testing.assert_allclose(fields["advantages"], next(left)["advantages"], rtol=1e-6, atol=1e-7)
+            else:
+                assert not fields["advantages"].any()
+    for name in (name for name in said if name.startswith("critic/")):
+        assert said[name] == pytest.approx(told[name])
 
 
 def _estimator(config: Any, coef: float, groups: ScoredGroups) -> Estimator:

@@ -17,7 +17,16 @@ from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.reward_pool import RewardFailure, RewardPool
 
 REWARD = '''
-import os, re, time
+import os, re, signal, time
+
+class Mute(Exception):
+    def __str__(self):
+        raise OSError
+
+def alarm(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, alarm)
 
 def score(completions, answer):
     """Does what the completions say."""
@@ -27,6 +36,14 @@ def score(completions, answer):
     for completion in completions:
         if completion == "raise":
             raise KeyError("lost")
+        if completion == "interrupt":
+            raise KeyboardInterrupt
+        if completion == "exit":
+            raise SystemExit
+        if completion == "mute":
+            raise Mute
+        if completion == "alarm":
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
         if completion == "hang":
             time.sleep(600)
         if completion == "regex":
@@ -148,6 +165,26 @@ def test_mistakes_fail_their_samples_only(make_pool):
     assert "KeyError" in message and "completion 'raise'" in message and "and 1 more causes" in message
     pool.begin_step()
     pool.check_failures(samples_per_step=1)
+
+
+def test_what_ends_a_program_fails_its_sample_only(make_pool):
+    """A KeyboardInterrupt, sys.exit(), and an exception whose message raises."""
+    pool = make_pool()
+    ticket = submit(pool, "yes", "interrupt", "exit", "mute")
+    found = gather(pool, 1)[ticket]
+    assert found[0] == 1.0
+    for error, cause in zip(found[1:], ["KeyboardInterrupt", "SystemExit", "Mute: its message cannot be"], strict=True):
+        assert error.startswith(f"my_reward.py:score: {cause}"), error
+
+
+def test_an_interrupt_outside_of_the_function_costs_the_process_not_the_run(make_pool):
+    """A timer of the function's that goes off too late."""
+    pool = make_pool()
+    first = submit(pool, "alarm")
+    gather(pool, 1)
+    time.sleep(0.6)
+    second = submit(pool, "yes")
+    assert gather(pool, 1)[second] == [1.0], first
 
 
 def test_functions_have_so_much_memory_and_no_secrets(make_pool):

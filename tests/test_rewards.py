@@ -10,6 +10,7 @@ from actors.config import UserError
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.reward_calls import LoadedFunction, Samples, check_signature
 from algorithms.rewards import (
+    Score,
     add_scores,
     empty_scores,
     failed_score,
@@ -164,9 +165,73 @@ def test_exceptions_that_are_not_exceptions_are_failures_too():
             raise SystemExit(1)
         if completion == "timeout":
             raise Timeout("5 s")
+        if completion == "interrupt":
+            raise KeyboardInterrupt("by a timer")
         return 1.0
 
-    assert rewards([loaded(score)], samples("exit", "fine", "timeout")) == [None, 1.0, None]
+    batch = samples("exit", "fine", "timeout", "interrupt")
+    assert rewards([loaded(score)], batch) == [None, 1.0, None, None]
+    assert rewards([loaded(lambda completions: [score(each) for each in completions])], batch) == [None, 1, None, None]
+    cause = str(score_batch([loaded(score)], batch)[3].cause)
+    assert cause.startswith("mine.py:score: KeyboardInterrupt: by a timer (test_rewards.py line")
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class Hostile:
+    """A value that cannot be looked at."""
+
+    ndim = 0
+
+    def item(self) -> float:
+        raise Mute
+
+    def __len__(self) -> int:
+        raise SystemExit
+
+
+class HostileList(list[float]):
+    def __iter__(self):
+        raise Mute
+
+
+def test_an_exception_without_a_readable_message_and_values_that_cannot_be_read_fail_their_samples():
+    def raises(completion):
+        raise Mute
+
+    def returns(completion):
+        return Hostile()
+
+    for call, cause in {
+        raises: "Mute: its message cannot be read, as that raises KeyboardInterrupt (test_rewards.py line",
+        returns: "returned an object of the class Hostile, which cannot be read as a number: Mute: its message",
+        (lambda completions: HostileList([1.0] * len(completions))): "Mute: its message cannot be read",
+        (lambda completions: [Hostile()] * len(completions)): "returned an object of the class Hostile",
+    }.items():
+        scores = score_batch([loaded(call)], samples("a", "b"))
+        assert [score.status for score in scores] == ["failed", "failed"]
+        assert all(str(score.cause).startswith(f"mine.py:score: {cause}") for score in scores), scores
+
+
+@pytest.mark.parametrize("column", ["completion", "completions", "prompt", "prompts"])
+def test_how_a_function_is_called_is_told_by_its_signature_alone(column):
+    """Data may have a column of any name: it neither changes the form of a call nor what its own parameters hold."""
+    seen = []
+
+    def every(completions, **columns):
+        seen.append((completions, columns["prompts"]))
+        return [1.0] * len(completions)
+
+    def one(completion, **columns):
+        seen.append((completion, columns["prompt"]))
+        return 2.0
+
+    batch = Samples(prompts=["p", "p"], completions=["a", "b"], columns={column: ["x", "y"]})
+    assert rewards([loaded(every), loaded(one, label="one")], batch) == [3.0, 3.0]
+    assert seen == [(["a", "b"], ["p", "p"]), ("a", "p"), ("b", "p")]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +282,24 @@ def test_abstaining_is_no_failure_while_reward_models_are_to_come():
     assert given.parts == {"score": 2.0}
     closed = add_scores(open_, {}, weights, "1+1=", "a")
     assert closed.error == "every reward source abstained (gave no value); prompt '1+1=', completion 'a'"
+
+
+def test_a_source_that_is_only_reported_makes_no_reward():
+    """Where all that count abstain, the weight 0 of another source would make a reward of 0."""
+    judge = loaded(lambda completion: None if completion == "a" else 2.0, label="judge", weight=0.5)
+    shown = loaded(lambda completion: 7.0, label="shown", weight=0.0)
+    for sources in ([judge, shown], [shown, judge]):
+        failed, scored = score_batch(sources, samples("a", "b"))
+        assert failed.status == "failed"
+        assert failed.cause == "every reward source with a weight abstained (gave no value)"
+        assert (scored.reward, scored.parts) == (1.0, {"judge": 2.0, "shown": 7.0})
+    open_, given = score_batch([judge, shown], samples("a", "b"), models=True)
+    assert (open_.status, open_.parts) == ("abstained", {"shown": 7.0})
+    assert add_scores(open_, {"rm": 0.25}, {"rm": 2.0}) == Score(
+        reward=0.5, parts={"shown": 7.0, "rm": 0.25}, status="ok"
+    )
+    assert add_scores(open_, {"rm": 0.25}, {"rm": 0.0}).status == "failed"
+    assert add_scores(given, {"rm": 0.25}, {"rm": 0.0}).reward == 1.0
 
 
 def test_scores_of_models_alone_are_added_to_empty_ones():

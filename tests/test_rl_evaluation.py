@@ -85,6 +85,10 @@ def test_the_best_is_known_after_a_resume_and_only_by_its_own_metric() -> None:
 
 def test_an_evaluation_without_its_prompts_decides_nothing() -> None:
     """Prompts whose responses cannot be scored are left out, all of a set's or all that there are."""
+    for bound in ({"at_least": -5}, {"at_most": 5}):
+        assert not good_enough(StopWhen(metric="eval/reward/mean", **bound), {"eval/failed": 3.0})
+    assert good_enough(StopWhen(metric="eval/loss", at_most=0.5), {"eval/loss": 0.5})
+    assert not good_enough(StopWhen(metric="eval/loss", at_most=0.5), {"eval/loss": 0.6})
     stop_when = StopWhen(metric="eval/reward/mean", at_least=-5)
     for value in (None, 0.2):
         best = Best("eval/reward/mean", value)

@@ -229,6 +229,46 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.normalize_std must be left out with advantage leave_one_out, which does not read it, got false",
     ),
     (
+        "sft",
+        "algorithm.stop_when={metric: eval/loss, at_least: 0.5}; data.eval=rows.jsonl",
+        "algorithm.stop_when.at_least must be at_most for eval/loss, of which less is better (best_by takes the "
+        "lowest), got 0.5",
+    ),
+    *(
+        (
+            "sft",
+            f"algorithm.stop_when={{metric: eval/loss{more}}}; data.eval=rows.jsonl",
+            f"algorithm.stop_when.at_least or at_most must be given, one of the two, got {got}",
+        )
+        for more, got in {"": "neither", ", at_most: 0.5, at_least: 0.5": "both"}.items()
+    ),
+    *(
+        (
+            job,
+            f"rollout.{greedy}=1; {more}",
+            f"rollout.{greedy} must not be 1 with algorithm.{what}: only the likeliest token is left, so all responses "
+            "to a prompt would be the same, got 1",
+        )
+        for greedy in ("top_k", "min_p")
+        for job, more, what in (
+            ("grpo", "algorithm={name: grpo, samples_per_prompt: 4}", "samples_per_prompt 4"),
+            (
+                "ppo",
+                "algorithm={name: ppo, kl_in: loss, kl_estimator: k3, eval_every: 5, eval_samples_per_prompt: 2}; "
+                "data.eval=rows.jsonl",
+                "eval_samples_per_prompt 2",
+            ),
+        )
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 4}; data.eval=rows.jsonl; "
+        "reward.functions=[{name: math, weight: 0.5}, {name: exact_match, weight: 0.25}]",
+        "algorithm.eval_pass_reward must be at most 0.75, the most that reward.functions with their weights give, or "
+        "no response is ever solved, got 1",
+    ),
+    ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
+    (
         "grpo",
         "algorithm.dynamic_sampling_rounds=3",
         "algorithm.dynamic_sampling_rounds must be left out without dynamic_sampling, got 3",
@@ -236,11 +276,11 @@ CASES: list[tuple[str, str, str]] = [
     *(
         (
             job,
-            f"algorithm={{name: {job}, {more}mask_truncated: true, missing_eos_penalty: 1}}",
+            f"algorithm={{name: {job}, mask_truncated: true, missing_eos_penalty: 1}}",
             "algorithm.missing_eos_penalty must be left out with mask_truncated, which leaves the responses that it "
-            "punishes out of the loss, got 1",
+            "punishes out of loss and baselines, got 1",
         )
-        for job, more in {"ppo": "", "grpo": "advantage: reinforce_pp, "}.items()
+        for job in ("ppo", "grpo")
     ),
     (
         "ppo",
@@ -1126,7 +1166,14 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
     ("job", "overrides"),
     [
         ("grpo", "algorithm={name: grpo, importance_correction: {}, samples_per_update: 64, clip_high: 0.28}"),
-        ("grpo", "algorithm={name: grpo, mask_truncated: true, missing_eos_penalty: 1}"),
+        ("grpo", "algorithm={name: grpo, mask_truncated: true, overlong: {buffer: 8}}"),
+        ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
+        (
+            "grpo",
+            "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 4, eval_pass_reward: 0.75}; "
+            "data.eval=rows.jsonl; "
+            "reward.functions=[{name: math, weight: 0.5}, {name: exact_match, weight: 0.25}]",
+        ),
         ("grpo", "algorithm={name: grpo, kl_coef: 0.1}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, epochs: 2, steps: null}"),
         (

@@ -83,7 +83,7 @@ def test_a_users_mistake_found_in_an_actor_is_reported_as_one(tmp_path: Path, lo
     assert caught.value.problems == cause.problems
 
 
-STOP = {"metric": "eval/loss", "at_least": 0.5}
+STOP = {"metric": "eval/loss", "at_most": 0.5}
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def _signals() -> Iterator[None]:
     ("done", "before", "ended_by", "algorithm", "code", "why", "said"),
     [
         (3, 0, None, {}, 0, "done: all 3 steps", ""),
-        (2, 0, None, {"stop_when": STOP}, 0, "done: stop_when (eval/loss at least 0.5) met at step 2 of 3", ""),
+        (2, 0, None, {"stop_when": STOP}, 0, "done: stop_when (eval/loss at most 0.5) met at step 2 of 3", ""),
         (3, 3, None, {}, 0, "done: an earlier start had finished already (all 3 steps), so nothing was trained", ""),
         (2, 0, KeyboardInterrupt(), {}, 130, "stopped by you (Ctrl-C) after step 2 of 3", "interrupted; continue with"),
         (2, 0, Ending("stopped", STOPPED), {}, 130, "stopped by SIGTERM after step 2 of 3", "stopped; a checkpoint is"),

@@ -1,20 +1,26 @@
 """Rewards on their way to baselines: normalised over the run, clipped, then penalised for length."""
 
+import itertools
 import json
+import math
 import statistics
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from actors.batch import Prompt, RolloutStatus
+from actors.group import GroupError
 from actors.rollout_types import RolloutInfo, Sampling
+from algorithms.config import RewardConfig
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
 from algorithms.grpo import GRPO
-from algorithms.loop import spread_over
+from algorithms.loop import Clock, spread_over
+from algorithms.reward_pool import RewardFailure, RewardPool
 from algorithms.rewards import Score
-from algorithms.rl_metrics import best_to_worst
-from algorithms.sampler import ScoredGroup
+from algorithms.rl_metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
+from algorithms.sampler import Sampler, ScoredGroup
 from algorithms.shaper import RewardShaper
 
 Response = tuple[float, int, RolloutStatus]
@@ -112,23 +118,18 @@ def test_penalties_do_not_enter_the_moments() -> None:
 
 
 def test_rewards_themselves_stay_as_they_are() -> None:
-    """They are what is reported, and what says which groups teach something."""
+    """They are what is reported."""
     groups = _groups(STEPS[0])
     _shaper(normalize=True, clip=0.1, overlong=OVERLONG, missing_eos_penalty=3.0)(groups)
     assert [group.rewards.tolist() for group in groups] == [[3.0, -1.0], [0.5, 9.0]]
 
 
-@pytest.mark.parametrize("advantage", ["group", "leave_one_out"])
-def test_baselines_compare_shaped_scores(advantage: str) -> None:
-    """Two equal rewards differ by their penalties; two rewards that the clip makes equal teach nothing."""
-    config = GRPOConfig.model_validate(
-        {"name": "grpo", "advantage": advantage, "samples_per_prompt": 2, "prompts_per_step": 2}
-        | ({"normalize_std": False} if advantage == "group" else {})
-    )
+def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
+    """One whose stages are called one by one: nothing samples, trains or reports."""
     unused = ("policy", "reference", "read_reference", "sampler", "batches", "publish", "checkpoint", "reporter")
-    loop = GRPO(
-        config=config,
-        shaper=_shaper(clip=1.0, missing_eos_penalty=0.5),
+    return GRPO(
+        config=GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 2} | algorithm),
+        shaper=shaper,
         models=[],
         prompts=[],
         evaluation=[],
@@ -138,11 +139,129 @@ def test_baselines_compare_shaped_scores(advantage: str) -> None:
         total_steps=1,
         **dict.fromkeys(unused),  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize("advantage", ["group", "leave_one_out"])
+def test_baselines_compare_shaped_scores(advantage: str) -> None:
+    """Two equal rewards differ by their penalties; two rewards that the clip makes equal teach nothing."""
+    more = {"normalize_std": False} if advantage == "group" else {}
+    loop = _loop(_shaper(clip=1.0, missing_eos_penalty=0.5), advantage=advantage, **more)
     step: list[list[Response]] = [[(2.0, 10, "ok"), (2.0, 10, "truncated")], [(7.0, 3, "ok"), (3.0, 4, "ok")]]
     samples, fields, _ = loop._advantages(_groups(step), [])
     scale = {"group": 1.0, "leave_one_out": 2.0}[advantage]
     assert fields == []
     assert [sample.advantage for sample in samples] == [0.25 * scale, -0.25 * scale, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("advantage", ["group", "leave_one_out"])
+def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
+    """Right answers beside a truncated one that is not trained on are no better than each other."""
+    loop = _loop(_shaper(), advantage=advantage, mask_truncated=True, samples_per_prompt=4)
+    step: list[list[Response]] = [
+        [(1.0, 5, "ok"), (1.0, 5, "ok"), (1.0, 5, "ok"), (0.0, 10, "truncated")],
+        [(1.0, 5, "ok"), (0.0, 5, "ok"), (1.0, 10, "truncated"), (1.0, 10, "truncated")],
+        [(1.0, 5, "ok"), (0.0, 10, "truncated"), (0.0, 10, "truncated"), (0.0, 10, "truncated")],
+        [(1.0, 10, "truncated"), (0.0, 10, "truncated"), (0.0, 10, "truncated"), (1.0, 10, "truncated")],
+    ]
+    groups = loop.shape(_groups(step))
+    samples, _, _ = loop._advantages(groups, [])
+    one = {"group": 0.5 / (math.sqrt(0.5) + 1e-4), "leave_one_out": 1.0}[advantage]
+    assert [sample.advantage for sample in samples] == pytest.approx([0, 0, 0, 0, one, -one, *[0] * 10])
+    assert [teaches(group) for group in groups] == [False, True, False, False]
+    assert rollout_metrics(groups, 0, 0)["reward/zero_variance_fraction"] == 0.75
+
+
+def _naive_scores(step: list[list[Response]], seen: list[float], mask: bool, **shaping: Any) -> list[list[float]]:
+    """Scores of a step, those left out as NaN, with every reward of the run so far in `seen`."""
+    flat = [each for group in step for each in group if not (mask and each[2] == "truncated")]
+    seen += [reward for reward, _, _ in flat]
+    found = []
+    for group in step:
+        scores = []
+        for reward, tokens, status in group:
+            if shaping["normalize"]:
+                reward = (reward - statistics.mean(seen)) / statistics.stdev(seen)
+            if shaping["clip"]:
+                reward = max(-shaping["clip"], min(shaping["clip"], reward))
+            if shaping["overlong"] and tokens > LIMIT - OVERLONG.buffer:
+                reward -= OVERLONG.penalty * (tokens - LIMIT + OVERLONG.buffer) / OVERLONG.buffer
+            if status == "truncated":
+                reward -= shaping["missing_eos_penalty"]
+            scores.append(math.nan if mask and status == "truncated" else reward)
+        found.append(scores)
+    return found
+
+
+def _combinations() -> list[dict[str, Any]]:
+    shapings = itertools.product([False, True], [None, 0.5], [None, OVERLONG], [0.0, 0.25], [False, True])
+    names = ("normalize", "clip", "overlong", "missing_eos_penalty", "mask_truncated")
+    return [dict(zip(names, values, strict=True)) for values in shapings if not (values[3] and values[4])]
+
+
+@pytest.mark.parametrize(
+    "settings", _combinations(), ids=lambda settings: ",".join(k for k, v in settings.items() if v)
+)
+def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any]) -> None:
+    """Of every two of normalize, clip, penalties for length and mask_truncated, dynamic sampling, the share of equal
+    groups, the mean and the advantages read the same scores; also of groups that an earlier round has kept."""
+    mask = settings["mask_truncated"]
+    shaping = {name: value for name, value in settings.items() if name != "mask_truncated"}
+    loop = _loop(_shaper(**shaping), advantage="leave_one_out", mask_truncated=mask)
+    draw, seen = np.random.default_rng(1), list[float]()
+    kept, expected = [], []
+    for _ in range(4):
+        step: list[list[Response]] = []
+        for _ in range(30):
+            rewards, tokens = draw.integers(-1, 3, 3), draw.integers(4, LIMIT + 1, 3)
+            cut = draw.random(3) < 0.3
+            group: list[Response] = [
+                (float(reward), LIMIT, "truncated") if ended else (float(reward), int(length), "ok")
+                for reward, length, ended in zip(rewards, tokens, cut, strict=True)
+            ]
+            step.append(group)
+        for shaped, scores in zip(loop.shape(_groups(step)), _naive_scores(step, seen, mask, **shaping), strict=True):
+            counted = [score for score in scores if not math.isnan(score)]
+            differs = len(counted) > 1 and max(counted) - min(counted) > 1e-9
+            assert teaches(shaped) == differs
+            if differs:
+                kept.append(shaped)
+                expected.append(scores)
+    samples, _, _ = loop._advantages(kept, [])
+    naive = []
+    for scores in expected:
+        counted = [score for score in scores if not math.isnan(score)]
+        mean = sum(counted) / len(counted)
+        scale = len(counted) / (len(counted) - 1)
+        naive += [0.0 if math.isnan(score) else (score - mean) * scale for score in scores]
+    np.testing.assert_allclose([sample.advantage for sample in samples], naive, rtol=1e-9, atol=1e-9)
+    assert rollout_metrics(kept, 0, 0)["reward/zero_variance_fraction"] == 0
+    shown = loop.shaper.metrics(kept)
+    assert set(shown) == ({"reward/shaped_mean"} if any(shaping.values()) else set())
+    for value in shown.values():
+        assert value == pytest.approx(np.nanmean([score for scores in expected for score in scores]))
+
+
+def test_dynamic_sampling_drops_what_the_clip_makes_equal() -> None:
+    """3 5 4 6 clipped at 1 are four times 1: no advantage, so none of them fills the step."""
+    loop = _loop(_shaper(clip=1.0), dynamic_sampling=True, samples_per_prompt=4)
+    equal: list[Response] = [(3.0, 5, "ok"), (5.0, 5, "ok"), (4.0, 5, "ok"), (6.0, 5, "ok")]
+    mixed: list[Response] = [(0.0, 5, "ok"), *equal[1:]]
+    rounds = [[equal, mixed], [equal], [mixed]]
+    asked = []
+
+    def sample(wanted: int, attempt: int = 0) -> list[ScoredGroup]:
+        asked.append(wanted)
+        return _groups(rounds[attempt])
+
+    loop.sample = sample  # type: ignore[method-assign]
+    reporter: Any = SimpleNamespace(phase=lambda name: None)
+    groups = loop._scored_groups(Clock(reporter))
+    assert [group.rewards.tolist() for group in groups] == [[0, 5, 4, 6]] * 2
+    assert asked == [2, 1, 1]
+    samples, _, metrics = loop._advantages(groups, [])
+    assert all(sample.advantage for sample in samples)
+    assert metrics["rollout/dynamic_sampling_kept"] == 2 / 4
+    assert reward_metrics(_groups([equal]), "eval/reward")["eval/reward/zero_variance_fraction"] == 0, "not shaped"
 
 
 @pytest.mark.parametrize("cut", [1, 2])
@@ -160,3 +279,34 @@ def test_a_resumed_run_gives_the_same_numbers(cut: int) -> None:
             assert np.array_equal(scores, values)
     anew = _shaper(**settings)(_groups(STEPS[cut]))
     assert not np.array_equal(anew[0], uninterrupted[cut][0]), "the state makes a difference"
+
+
+def test_one_share_of_failures_for_engines_and_rewards() -> None:
+    """max_failed_fraction is one limit, whichever of the two fails first: 3 and 3 of 50 are more than 5."""
+    pool: Any = object.__new__(RewardPool)
+    pool._config = RewardConfig(max_failed_fraction=0.1)
+    pool.begin_step()
+    sampler = Sampler([None], None, None, pool, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
+    sampler._count_failed(3, 50)
+    pool.failed = 3
+    sampler.failed += 3
+    pool.check_failures(50)
+    with pytest.raises(RewardFailure, match=r"^3 samples .* allows 5; 3 more failed in the engines"):
+        pool.check_failures(50, beside=sampler._unfinished)
+    with pytest.raises(GroupError, match=r"^4 of 50 rollouts of a step failed in the engines, and 3 more could not be"):
+        sampler._count_failed(1, 50)
+
+
+def test_the_share_of_failures_is_one_of_all_rounds_of_a_step() -> None:
+    """Rounds of dynamic sampling add to the samples as they add to the failures."""
+    sampler = Sampler([None], None, None, None, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
+    sampling = Sampling(samples=5, temperature=1.0, max_tokens=LIMIT)
+    nothing = iter(list[Prompt]())
+    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
+    sampler._count_failed(5, sampler._asked)
+    sampler.collect(nothing, 2, sampling, 0, step_samples=50, goes_on=True)
+    sampler._count_failed(1, sampler._asked)
+    with pytest.raises(GroupError, match=r"^7 of 60 rollouts of a step failed in the engines \(reward\.max_failed"):
+        sampler._count_failed(1, sampler._asked)
+    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
+    assert (sampler.failed, sampler._unfinished, sampler._asked) == (0, 0, 50)

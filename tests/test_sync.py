@@ -385,6 +385,14 @@ def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
     assert (stopped.finish_reason, stopped.status, len(stopped.rollout_logprobs)) == ("stop", "ok", last + 1)
     assert stopped.text == greedy.text[: len(stopped.text)] and len(stopped.text) < len(greedy.text)
 
+    said = greedy.text[4:6]
+    before = greedy.text.partition(said)[0]
+    ended = sampled(stop=[said])
+    assert (ended.text, ended.finish_reason, ended.status) == (before, "stop", "ok")
+    assert ended.response_token_ids == tokens[: len(ended.response_token_ids)], "the string's tokens are trained on"
+    assert len(ended.rollout_logprobs) == len(ended.response_token_ids) > len(before)
+    assert sampled(stop=[said], keep_stop_string=True).text == before + said
+
     likeliest = sampled(1.0, min_p=1.0)
     assert likeliest.response_token_ids == tokens != sampled(1.0).response_token_ids
     assert likeliest.rollout_logprobs.tolist() == pytest.approx([0] * 24), "of the one token that is left"
