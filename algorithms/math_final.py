@@ -1,7 +1,8 @@
 r"""Where a completion states its final answer.
 
-The content of the last \boxed{}; else the line after the last ####; else of the last sentence that holds a number, what stands
-after "is" or "=" when it is an expression as a whole, or the last number. A text that offers alternatives ("18 or 20") has none.
+The content of the last \boxed{}; else the line after the last ####; else of the last sentence that holds a number, what
+stands after "is" or "=" when it is an expression as a whole, or the last number. A text that offers alternatives ("18
+or 20") has none.
 """
 
 import re
@@ -12,9 +13,12 @@ _BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|([{}])", re.DOTALL)
 _SENTENCES = re.compile(r"(?<=[.!?])[\"')\]*]{0,4}\s+|\n+")
 _STATES = re.compile(r"\b(?:is|are|be|equals|equal to|gives|get|answer)\b:?|=|:(?=\s)|≈|\\approx", re.IGNORECASE)
 _AMOUNT = (
-    r"(?:(?<![\w)}\]])[-−–])?(?:\\?\$|€|£)?\s?(?<![\w.])(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!|[\u00a0\u2009\u202f~])\d{3})+|\d+)?"
-    r"(?:(?<=\d)\.\d+|(?<![\d.])\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:\s?\\?%|\s(?:percent|thousand|million|billion|trillion)\b)?"
+    r"(?:(?<![\w)}\]])[-\u2212\u2013])?(?:\\?\$|€|£)?\s?(?<![\w.])"
+    r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!|[\u00a0\u2009\u202f~])\d{3})+|\d+)?"
+    r"(?:(?<=\d)\.\d+|(?<![\d.])\.\d+|(?<=\d))(?:[eE][+-]?\d+)?"
+    r"(?:\s?\\?%|\s(?:percent|thousand|million|billion|trillion)\b)?"
 )
+"""Sign, currency, digits, decimals and exponent, percent or scale."""
 _VALUE = re.compile(
     rf"(?:{_AMOUNT})(?:\s?/\s?\d+(?![\d.,]*\d))?|-?\\[dt]?frac\{{[^{{}}]{{1,50}}\}}\{{[^{{}}]{{1,50}}\}}"
 )
@@ -41,7 +45,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def final_answer(text: str) -> str | None:
+def stated_answer(text: str) -> str | None:
     """The normalised answer that a completion states; None when there is none, or several."""
     if boxed := boxes(text):
         begin, end, content = boxed[-1]
@@ -63,7 +67,7 @@ def final_answer(text: str) -> str | None:
 
 
 def gold_text(text: str) -> str:
-    r"""The normalised gold answer in a solution: of the last \boxed{}, else the line after the last ####, else the text."""
+    r"""The normalised gold answer: in the last \boxed{}, else the line after the last ####, else the text."""
     if boxed := boxes(text):
         return normalised(boxed[-1][2])
     _, marked, after = text.rpartition("####")
@@ -88,7 +92,7 @@ def _of_sentence(sentence: str) -> str | None:
         if re.search(r"\d.{0,30}(?<![A-Za-z])or\W{0,3}\w{0,8}\W{0,3}$", sentence[: found.end()][-60:]):
             return None
         answer = whole(rest)
-        if answer and (not is_name(answer) or len(rest) == 1 and rest.isupper() or rest.startswith(("(", "\\", "$"))):
+        if answer and (not is_name(answer) or (len(rest) == 1 and rest.isupper()) or rest.startswith(("(", "\\", "$"))):
             return answer
     numbers = list(_VALUE.finditer(sentence))
     maths = [found for found in _MATHS.finditer(sentence) if whole(found[1] or found[2] or found[3])]

@@ -1,7 +1,7 @@
 r"""The text of a mathematical answer: written in one way, and read whole or not at all.
 
-math-verify takes what it finds in a text, which may be a part of it: of `2\sqrt{3}` the 2, of `1\,200` the sum of 1 and 200. So an
-answer is first written as LaTeX without what does not count (dollars, spaces, units), and is then parsed whole.
+math-verify takes what it finds in a text, which may be a part of it: of `2\sqrt{3}` the 2, of `1\,200` the sum of 1 and
+200. So an answer is first written as LaTeX without what does not count (dollars, spaces, units), and parsed whole.
 """
 
 import re
@@ -11,9 +11,18 @@ from fractions import Fraction
 LONGEST = 2_000
 """Characters of the longest answer that is read: longer ones are wrong, and no gold answers."""
 _UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le "}
+    {
+        "\u2212": "-",
+        "\u2013": "-",
+        "\u00d7": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+    }
     | {"≥": r"\ge ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "²": "^{2}", "³": "^{3}"}
-    | {"°": "", "∪": r"\cup ", "∅": r"\emptyset ", "\u00a0": "~", "\u2009": "~", "\u202f": "~", "€": "", "£": ""}
+    | {"°": "", "\u222a": r"\cup ", "∅": r"\emptyset ", "\u00a0": "~", "\u2009": "~", "\u202f": "~", "€": "", "£": ""}
     | {"¥": ""}
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -35,9 +44,10 @@ _WRAPPED = re.compile(
 )
 _PERCENT = re.compile(r"(?<=\d)\s*(?:\\%|%|\s(?:percent|pct|per cent)\b|\\text\{\s*(?:percent|%|\\%)\s*\})")
 _FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi|infty)(?![A-Za-z])")
-_WORDS = frozenset(
-    "a an and are as at be both but by do each else for he if in is it its me my no not of on or per she so than that the "
-    "them then they this to up us was we who yes yet you one two six ten all any few new off old out own too via".split()
+_WORDS = re.compile(
+    r"\b(?:an|and|are|as|at|be|both|but|by|do|each|else|for|he|if|in|is|it|its|me|my|no|not|of|on|or|per|she|so|than|that"
+    r"|the|them|then|they|this|to|up|us|was|we|who|yes|yet|you|one|two|six|ten|all|any|few|new|off|old|out|own|too|via)\b",
+    re.IGNORECASE,
 )
 _UNIT = re.compile(
     r"(?<=[\d}%)])(?:\\,|\\;|\\ |~|\s)*(?:\\(?:text|mathrm|textrm|mbox)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?"
@@ -105,7 +115,7 @@ def fault_in(text: str) -> str | None:
     if re.search(r"\\(?:text|mathrm|mbox)", bare):
         return "holds words"
     bare = re.sub(r"\\[A-Za-z]+", "#", re.sub(r"\\[{}|%]", "", bare))
-    if any(len(word) > 3 or word.lower() in _WORDS and len(word) > 1 for word in re.findall(r"[A-Za-z]+", bare)):
+    if re.search(r"[A-Za-z]{4}", bare) or _WORDS.search(bare):
         return "holds words"
     if "#" not in bare and re.fullmatch(r"[A-Za-z]{3,}", bare):
         return "holds words"

@@ -16,7 +16,7 @@ from typing import Any
 from actors.config import UserError
 from actors.secret_text import masked
 from algorithms.config import RewardFunction
-from algorithms.math_final import final_answer, gold_text
+from algorithms.math_final import gold_text, stated_answer
 from algorithms.math_size import is_too_large
 from algorithms.math_text import fault_in
 
@@ -39,7 +39,7 @@ def math_answer(completion: str, answer: object) -> float:
     """
     math_verify = importlib.import_module("math_verify")  # imports sympy, which `check` should not wait for
     gold = parsed_gold(answer)
-    given = final_answer(completion)
+    given = stated_answer(completion)
     if given is None or is_too_large(given):
         return 0.0
     expressions = _parsed(given)

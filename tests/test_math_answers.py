@@ -39,7 +39,7 @@ GOLDS = [
     ("18 apples", "18", "19"),
     (r"10\sqrt{5}\text{ cm}", r"10\sqrt{5}", "10"),
     (r"5\text{ m}^2", "5", "25"),
-    ("-5", "−5", "5"),
+    ("-5", "\u22125", "5"),
     (r"-\frac{7}{8}", "-7/8", "7/8"),
     (r"11\frac{1}{4}", "45/4", "11"),
     ("3 1/2", "7/2", "1/2"),
@@ -164,13 +164,13 @@ def test_a_gold_that_cannot_be_read_whole_is_a_mistake_with_its_row(gold: object
     with pytest.raises(UserError) as caught:
         check_golds([{"answer": "18"}, {"answer": gold}], "data.train")
     assert str(caught.value).startswith(
-        f"data.train: row 2: answer must be a mathematical expression for the reward math, "
+        "data.train: row 2: answer must be a mathematical expression for the reward math, "
     )
     assert fault in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_gold_that_only_the_parser_refuses_is_found_too() -> None:
-    with pytest.raises(UserError, match="row 1: .* is no mathematical expression as a whole, got 'C. 5'"):
+    with pytest.raises(UserError, match=r"row 1: .* is no mathematical expression as a whole, got 'C. 5'"):
         check_golds([{"answer": "C. 5"}], "data.train")
     check_golds([{"answer": gold} for gold, _, _ in GOLDS] + [{"question": "no gold"}], "data.train")
 
