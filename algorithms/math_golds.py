@@ -8,7 +8,7 @@ from algorithms.math_final import gold_text
 from algorithms.math_text import is_plain_number
 from algorithms.reward_functions import gold_fault, parsed_gold, shorten
 
-_PARSE_S = 1.0
+_PARSE_S = 0.5
 """Longest time that golds are parsed for; the characters of all of them are looked at in any case."""
 
 
