@@ -65,6 +65,9 @@ class RLConfig(Config):
     """Where the penalty goes: a term of the loss, or subtracted from the rewards."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimate of KL(policy || reference), by http://joschu.net/blog/kl-approx.html."""
+    kl_importance_ratio: bool = False
+    """With kl_in loss, multiply the penalty of each token by its importance ratio pi / pi_old: the KL and its gradient
+    are then unbiased, also where the policy has moved since it sampled (with k1 or k3)."""
     kl_target: PositiveFloat | None = None
     """KL per response that an adaptive kl_coef aims at (arXiv 1909.08593), with kl_in reward; fixed without it."""
     kl_horizon: PositiveInt = 10_000
@@ -153,14 +156,13 @@ class RLConfig(Config):
                 f"kl_horizon must be above a fifth of the {self.samples_per_step} samples of a step, "
                 f"got {self.kl_horizon}"
             )
-        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError(
-                "kl_estimator must be k2 or k3 with kl_in loss, where the gradient of k1 has mean 0, got k1"
-            )
+        self._check_kl_in_loss()
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             raise ValueError(f"dual_clip must be above 1 + clip_high = {1 + self.clip_high:g}, got {self.dual_clip:g}")
         if not self.kl_coef:
-            refuse_unused(self, "kl_in", "kl_estimator", why="with kl_coef 0")
+            refuse_unused(self, "kl_in", "kl_estimator", "kl_importance_ratio", why="with kl_coef 0")
+        elif self.kl_in == "reward":
+            refuse_unused(self, "kl_importance_ratio", why="with kl_in reward")
         if not self.kl_target:
             refuse_unused(self, "kl_horizon", why="without kl_target")
         if self.mask_truncated:
@@ -170,6 +172,17 @@ class RLConfig(Config):
             why = "with importance_correction and one update a step, where the importance ratio is 1"
             refuse_unused(self, "clip_low", "clip_high", "dual_clip", why=why)
         return self
+
+    def _check_kl_in_loss(self) -> None:
+        if not (self.kl_coef and self.kl_in == "loss"):
+            return
+        if self.kl_estimator == "k1" and not self.kl_importance_ratio:
+            raise ValueError(
+                "kl_estimator must be k2 or k3 with kl_in loss, where the gradient of k1 has mean 0 without "
+                "kl_importance_ratio, got k1"
+            )
+        if self.kl_estimator == "k2" and self.kl_importance_ratio:
+            raise ValueError("kl_estimator must be k1 or k3 with kl_importance_ratio, as k2 is biased with it, got k2")
 
     @model_validator(mode="after")
     def _evaluations_take_place(self) -> "RLConfig":

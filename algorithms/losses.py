@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-_LARGEST_LOG_RATIO = 40.0
+LARGEST_LOG_RATIO = 40.0
+"""Nats. Beyond 88 its exponential overflows float32; one thing that is e^40 times likelier says nothing more."""
+
+
+def bounded(log_ratio: Tensor) -> Tensor:
+    """`log_ratio` cut from above to LARGEST_LOG_RATIO, but with its gradient: beyond, a loss keeps its direction."""
+    cut = log_ratio - (log_ratio.detach() - LARGEST_LOG_RATIO).clamp(min=0)
+    return torch.where(log_ratio.isposinf(), LARGEST_LOG_RATIO, cut)
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -99,7 +106,7 @@ def cispo_policy_loss(
         loss of each token, 0 outside `mask`, [T]; tokens whose ratio was capped, bool [T].
     """
     policy = torch.where(mask, policy_logprobs, 0)
-    ratio = torch.exp(torch.where(mask, policy_logprobs - old_logprobs, 0)).detach()
+    ratio = torch.exp(bounded(torch.where(mask, policy_logprobs - old_logprobs, 0))).detach()
     losses = -ratio.clamp(max=max_ratio) * advantages * policy
     return torch.where(mask, losses, 0), mask & (ratio > max_ratio)
 
@@ -123,7 +130,7 @@ def sapo_policy_loss(
     Returns:
         loss of each token, 0 outside `mask`, [T]; bool [T] that is false everywhere: nothing is cut off.
     """
-    ratio = torch.exp(torch.where(mask, policy_logprobs - old_logprobs, 0))
+    ratio = torch.exp(bounded(torch.where(mask, policy_logprobs - old_logprobs, 0)))
     positive, negative = (torch.full_like(ratio, tau) for tau in temperatures)
     tau = torch.where(advantages > 0, positive, negative)
     losses = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
@@ -151,9 +158,33 @@ def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: L
     if estimator == "k2":
         return difference.square() / 2
     if estimator == "k3":
-        # Beyond, float32 overflows; a token that the policy found e^-40 times likelier says nothing more.
-        return torch.expm1(difference.clamp(max=_LARGEST_LOG_RATIO)) - difference
+        # In both terms: with the second alone, the gradient would lead away from the reference.
+        difference = bounded(difference)
+        return torch.expm1(difference) - difference
     raise ValueError(f"estimator must be k1, k2 or k3, got {estimator!r}")
+
+
+def weighted_kl_penalty(
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    reference_logprobs: Tensor,
+    mask: Tensor,
+    estimator: Literal["k1", "k2", "k3"],
+) -> Tensor:
+    """`kl_penalty` times the importance ratio rho = exp(policy - old), for tokens that an older policy sampled, [T].
+
+    The mean of rho k1 and of rho k3 over the old policy's tokens is KL(policy || reference), and so is that of their
+    gradients, as the ratio has its own (DeepSeek-V3.2, arXiv 2512.02556). NeMo-RL's use_on_policy_kl_approximation is
+    the same value. Where the estimate is below 0, as k1 may be, the ratio lowers the loss of likelier tokens.
+
+    Args:
+        policy_logprobs, old_logprobs, reference_logprobs: of the sampled tokens, [T].
+        mask: action tokens, bool [T]; elsewhere the result is 0.
+        estimator: as in `kl_penalty`.
+    """
+    policy = torch.where(mask, policy_logprobs, 0)
+    ratio = torch.exp(bounded(policy - torch.where(mask, old_logprobs, 0)))
+    return torch.where(mask, ratio * kl_penalty(policy, torch.where(mask, reference_logprobs, 0), estimator), 0)
 
 
 @torch.no_grad()
@@ -193,7 +224,7 @@ def importance_weights(
     log_ratio = torch.where(mask, old_logprobs - rollout_logprobs, 0)
     if level == "sequence":
         log_ratio = _sequence_sums(log_ratio, sequence_ids)[sequence_ids]
-    weights = torch.exp(log_ratio)
+    weights = torch.exp(bounded(log_ratio))
     kept = mask if mode == "truncate" else mask & (weights <= cap)
     return torch.where(kept, weights.clamp(max=cap), 0)
 
@@ -225,7 +256,7 @@ def _clipped_surrogate(
     log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
     """Loss of each token and whether the clip cuts off its gradient; `log_ratio` must be finite everywhere."""
-    ratio, advantages = torch.exp(log_ratio), torch.where(mask, advantages, 0)
+    ratio, advantages = torch.exp(bounded(log_ratio)), torch.where(mask, advantages, 0)
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     return torch.maximum(unclipped, clipped), clipped > unclipped

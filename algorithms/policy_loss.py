@@ -1,7 +1,8 @@
 """The policy's loss in PPO and the GRPO family, from the token maths of `algorithms.losses`.
 
 With the importance ratio rho = pi / pi_old of each token, the loss is the aggregate over tokens of the surrogate that
-`algorithm.loss` names, + kl_coef KL(pi || reference) where kl_in is loss, - entropy_coef entropy. pi_old is the
+`algorithm.loss` names, + kl_coef KL(pi || reference) where kl_in is loss (times rho with kl_importance_ratio),
+- entropy_coef entropy. pi_old is the
 sampler's, or with `importance_correction` the trainer's at the start of the step: the surrogate is then weighted by the
 truncated pi_old / pi_sampler.
 """
@@ -13,6 +14,7 @@ from actors.worker import Totals
 from algorithms.config_rl import GRPOConfig, RLConfig
 from algorithms.losses import (
     aggregate,
+    bounded,
     cispo_policy_loss,
     clipped_policy_loss,
     gspo_policy_loss,
@@ -21,6 +23,7 @@ from algorithms.losses import (
     masked_sum,
     mismatch,
     sapo_policy_loss,
+    weighted_kl_penalty,
 )
 
 Metrics = dict[str, torch.Tensor]
@@ -50,7 +53,7 @@ def policy_loss(
         "mismatch/kl": differences["kl_sum"] / per_token,
     }
     if kl_coef and config.kl_in == "loss":
-        penalties = kl_penalty(policy_logprobs, batch.fields["reference_logprobs"], config.kl_estimator)
+        penalties = _penalties(batch, policy_logprobs, config)
         losses = losses + kl_coef * penalties
         metrics["policy/kl"] = masked_sum(penalties, mask) / per_token
     if config.entropy_coef:
@@ -89,7 +92,7 @@ def _surrogate(
     losses, clipped = found
     metrics = {
         "policy/clip_fraction": masked_sum(clipped.float(), mask) / per_token,
-        "policy/ratio_mean": masked_sum(torch.exp(policy_logprobs.detach() - old_logprobs), mask) / per_token,
+        "policy/ratio_mean": masked_sum(torch.exp(bounded(policy_logprobs.detach() - old_logprobs)), mask) / per_token,
     }
     if correction := config.importance_correction:
         weights = importance_weights(
@@ -104,6 +107,17 @@ def _surrogate(
         losses = losses * weights
         metrics["policy/importance_weight_mean"] = masked_sum(weights, mask) / per_token
     return losses, metrics
+
+
+def _penalties(batch: PackedBatch, policy_logprobs: torch.Tensor, config: RLConfig) -> torch.Tensor:
+    """The KL to the reference that the loss takes for each token, [T]."""
+    reference_logprobs = batch.fields["reference_logprobs"]
+    if not config.kl_importance_ratio:
+        return kl_penalty(policy_logprobs, reference_logprobs, config.kl_estimator)
+    old_logprobs = _old_logprobs(batch, policy_logprobs, config)
+    return weighted_kl_penalty(
+        policy_logprobs, old_logprobs, reference_logprobs, batch.action_mask, config.kl_estimator
+    )
 
 
 def _old_logprobs(batch: PackedBatch, policy_logprobs: torch.Tensor, config: RLConfig) -> torch.Tensor:

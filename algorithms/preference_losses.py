@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from algorithms.config_offline import LENGTH_AVERAGED, DPOConfig, PreferenceLossName
+from algorithms.losses import bounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def _exo(margin: Tensor, label_smoothing: float) -> Tensor:
 def _discopop(margin: Tensor, tau: float) -> Tensor:
     """Logistic and exponential loss, mixed by the sigmoid of margin / tau."""
     # The exponential loss times its share is one exponent: the first alone overflows float32 at margins below -88.
-    exponential = torch.exp(logsigmoid(margin / tau) - margin)
+    exponential = torch.exp(bounded(logsigmoid(margin / tau) - margin))
     return exponential - logsigmoid(margin) * torch.sigmoid(-margin / tau)
 
 

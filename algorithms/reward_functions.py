@@ -16,11 +16,11 @@ from typing import Any
 from actors.config import UserError
 from actors.secret_text import masked
 from algorithms.config import RewardFunction
+from algorithms.math_final import gold_text, stated_answer
 from algorithms.math_size import is_too_large
+from algorithms.math_text import fault_in
 
 MATH_TIMEOUT_S = 5
-MATH_CHARACTERS = 50_000
-"""Longest text that is searched for an answer; of a longer one, what follows the last \\boxed."""
 
 
 def exact_match(completion: str, answer: object) -> float:
@@ -31,36 +31,61 @@ def exact_match(completion: str, answer: object) -> float:
 def math_answer(completion: str, answer: object) -> float:
     r"""1.0 if the completion's final answer equals the gold answer as a mathematical expression; else 0.0.
 
-    On both sides, what follows the last `####` counts when there is one (GSM8K, arXiv 2110.14168). In that, math-verify
-    looks for "the answer is N" and \boxed{}, and else takes the last expression. A completion that cannot be evaluated
+    What a completion answers with is the content of its last \boxed{}; else the line after its last ####; else the
+    last number or formula of its last sentence with one (`algorithms.math_final`). "18 or 20" answers nothing. A
+    percentage is equal to its hundredth, and to the number before the sign. A completion that cannot be evaluated
     within MATH_TIMEOUT_S is wrong, and so is at once one whose answer is a number of more than 100,000 digits, or text
-    of more than MATH_CHARACTERS. Raises ValueError when the gold answer holds no expression, or one so large.
+    of more than 2,000 characters. Raises ValueError where `parsed_gold` does.
     """
-    expected = str(answer).rpartition("####")[2].strip()
-    if _final_part(expected) != expected:
-        raise ValueError(f"a number too large to compare in the gold answer {shorten(str(answer))}")
-    part = _final_part(completion.rpartition("####")[2].strip())
-    if part is None:
-        return 0.0
     math_verify = importlib.import_module("math_verify")  # imports sympy, which `check` should not wait for
-    # math-verify measures time by signals, which only the main thread receives; elsewhere the caller's deadline holds.
-    limit = MATH_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
-    gold = math_verify.parse(expected, parsing_timeout=limit)
-    if not gold:
-        raise ValueError(f"no mathematical expression in the gold answer {shorten(str(answer))}")
-    given = math_verify.parse(part, parsing_timeout=limit)
-    # Parsing computes nothing yet.
-    if any(is_too_large(str(expression)) for expression in given):
+    gold = parsed_gold(answer)
+    given = stated_answer(completion)
+    if given is None or is_too_large(given):
         return 0.0
-    return float(math_verify.verify(gold, given, timeout_seconds=limit))
+    expressions = _parsed(given)
+    # Parsing computes nothing yet.
+    if not expressions or any(is_too_large(str(expression)) for expression in expressions):
+        return 0.0
+    return float(math_verify.verify(gold, expressions, timeout_seconds=_time_limit()))
 
 
-def _final_part(text: str) -> str | None:
-    r"""The text, if its numbers can be evaluated; else what follows the last \boxed, if that can; else None."""
-    for part in (text, text[max(0, text.rfind("\\boxed")) :]):
-        if len(part) <= MATH_CHARACTERS and not is_too_large(part):
-            return part
-    return None
+def gold_fault(answer: object) -> str | None:
+    """Why a gold answer cannot be read whole, as far as its characters tell; None if it may be."""
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return f"is {noun_of(answer)}"
+    text = gold_text(str(answer))
+    if is_too_large(text):
+        return "is a number too large to compare"
+    return fault_in(text)
+
+
+def parsed_gold(answer: object) -> list[Any]:
+    """A gold answer as math-verify's expressions, parsed whole.
+
+    Raises ValueError: it holds no expression, more than one expression, or a number too large to compare.
+    """
+    fault = gold_fault(answer)
+    expressions = [] if fault else _parsed(gold_text(str(answer)))
+    if fault or not expressions:
+        fault = fault or "is no mathematical expression as a whole"
+        raise ValueError(f"the gold answer {fault}, got {shorten(str(answer))}")
+    return expressions
+
+
+def _parsed(text: str) -> list[Any]:
+    """A normalised answer as expressions; none if it is not an expression from its first to its last character."""
+    math_verify = importlib.import_module("math_verify")
+    return math_verify.parse(
+        rf"\boxed{{{text}}}",
+        extraction_config=[math_verify.LatexExtractionConfig(boxed_match_priority=0)],
+        fallback_mode="no_fallback",
+        parsing_timeout=_time_limit(),
+    )
+
+
+def _time_limit() -> int | None:
+    # math-verify measures time by signals, which only the main thread receives; elsewhere the caller's deadline holds.
+    return MATH_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
 
 
 BUILT_IN: dict[str, Callable[..., Any]] = {"exact_match": exact_match, "math": math_answer}

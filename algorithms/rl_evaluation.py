@@ -1,8 +1,8 @@
 r"""What an evaluation tells beside rewards: how often k responses hold a right one, what most of them say, and the
 responses themselves.
 
-A response is solved when its reward is at least `algorithm.eval_pass_reward`. Its answer is what follows the last ####,
-else what the last \boxed{} holds, else all of it.
+A response is solved when its reward is at least `algorithm.eval_pass_reward`. Its answer is what the last \boxed{}
+holds, else the line after the last ####, else all of it.
 """
 
 import math
@@ -18,6 +18,7 @@ from actors.batch import Rollout
 from actors.group import GroupError
 from algorithms.config_rl import pass_sizes
 from algorithms.loop import Metrics
+from algorithms.math_final import boxes
 from algorithms.sampler import ScoredGroup
 
 Rows = list[dict[str, Any]]
@@ -39,22 +40,14 @@ def final_answer(text: str) -> str:
 
     Example: "6 x 7 = 42, so\n#### 42." and "It is \boxed{42}" both give "42".
     """
-    before, marked, after = text.rpartition("####")
-    found = after if marked else _boxed(before + after)
-    if found is None:
+    _, marked, after = text.rpartition("####")
+    if boxed := boxes(text):
+        found = boxed[-1][2]
+    elif marked:
+        found = next(iter(after.strip().splitlines()), "")
+    else:
         return text.strip()
     return _THOUSANDS.sub("", "".join(found.replace("$", "").split())).rstrip(".")
-
-
-def _boxed(text: str) -> str | None:
-    r"""What the last \boxed{} holds, whose braces may hold further ones; None where there is none, or no end of it."""
-    _, mark, rest = text.rpartition(r"\boxed{")
-    depth = 1
-    for index, character in enumerate(rest if mark else ""):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return rest[:index]
-    return None
 
 
 def majority(answers: list[str]) -> int:

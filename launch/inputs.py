@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import UserError
+from algorithms.config import RewardFunction
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
 from algorithms.sources import kind_of_source
@@ -76,8 +77,18 @@ def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) ->
 
     sets = load_sets(config.data, where, at_most=READ_ROWS, told=told)
     for name, rows in sets.items():
-        _reading(config, rows, f"{where}.{name}" if name else where, tokenise=False)
+        label = f"{where}.{name}" if name else where
+        reading = _reading(config, rows, label, tokenise=False)
+        if isinstance(config.algorithm, RLConfig) and any(_is_math(function) for function in config.reward.functions):
+            from algorithms.math_golds import check_golds
+
+            check_golds(reading.rows, label)
     return sets
+
+
+def _is_math(function: RewardFunction) -> bool:
+    """Whether it is the built-in reward that reads the column answer as mathematics."""
+    return function.name == "math" and "answer" not in function.arguments
 
 
 def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | None = None) -> Rows:

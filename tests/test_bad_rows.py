@@ -374,3 +374,16 @@ def test_examples_of_renaming_are_of_columns_that_are_missing() -> None:
         message = complaint(job)
         assert message.endswith(f"rename with data.columns, for example {example}"), message
         assert "did you mean" not in message
+
+
+def test_golds_that_the_reward_math_cannot_read_are_found_with_their_row() -> None:
+    rows = [{"prompt": "hi", "answer": answer} for answer in ("so\n#### 1,800", r"2\sqrt{3}", "18 or 20", "nothing")]
+    rows_file("\n".join(map(json.dumps, rows)))
+    settings = {**JOBS["grpo"], "model": {"init": INIT}, "data": {"train": "rows.jsonl"}}
+    check_rows(validate(settings), "data.train", tokenise=False)
+    with pytest.raises(UserError) as error:
+        check_rows(validate(settings | {"reward": {"functions": ["math"]}}), "data.train", tokenise=False)
+    assert str(error.value) == (
+        "data.train: row 3: answer must be a mathematical expression for the reward math, and holds alternatives, "
+        "got '18 or 20'"
+    )

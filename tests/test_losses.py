@@ -21,6 +21,7 @@ from algorithms.losses import (
     mismatch,
     nll_loss,
     sapo_policy_loss,
+    weighted_kl_penalty,
 )
 
 POLICY = [
@@ -242,6 +243,76 @@ def test_estimators_and_their_gradients_in_expectation() -> None:
     torch.testing.assert_close(gradients["k1"], torch.zeros(7, dtype=torch.float64))
     torch.testing.assert_close(gradients["k2"], torch.autograd.grad(kl, logits, retain_graph=True)[0])
     torch.testing.assert_close(gradients["k3"], torch.autograd.grad(reverse, logits)[0])
+
+
+EXTREMES = [-1e4, -100.0, -88.8, -41.0, -3.0, 3.0, 41.0, 88.8, 100.0, 1e4]
+
+
+@pytest.mark.parametrize("difference", EXTREMES)
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_leads_to_the_reference_at_any_distance(estimator, difference: float) -> None:
+    policy = torch.tensor([-5.0], requires_grad=True)
+    value = kl_penalty(policy, policy.detach() - difference, estimator)
+    (gradient,) = torch.autograd.grad(value.sum(), policy)
+    assert value.isfinite() and value > 0 and gradient.isfinite()
+    assert gradient.sign() == math.copysign(1, difference)  # descent moves the policy to the reference
+    if estimator == "k3" and difference < -40:
+        assert gradient < -2e17
+
+
+@pytest.mark.parametrize("difference", EXTREMES)
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_are_finite_and_rightly_directed_at_any_ratio(
+    name: str, advantage: float, difference: float
+) -> None:
+    policy = torch.tensor([-5.0], requires_grad=True)
+    old, mask = policy.detach() - difference, torch.ones(1, dtype=torch.bool)
+    losses, cut = SURROGATES[name](policy, old, torch.tensor([advantage]), mask, torch.zeros(1, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    assert losses.isfinite().all() and gradient.isfinite().all()
+    assert gradient * advantage <= 0  # descent makes what has a positive advantage likelier
+    if advantage and name != "sapo" and difference > -88:  # below, nothing is left of the ratio; SAPO's gate is closed
+        assert bool(gradient != 0) == (name.startswith("cispo") or not cut)
+
+
+@pytest.mark.parametrize("difference", EXTREMES)
+def test_the_weighted_kl_and_importance_weights_are_finite_at_any_ratio(difference: float) -> None:
+    mask, ids = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+    for other in EXTREMES:
+        policy = torch.tensor([-5.0], requires_grad=True)
+        start = policy.detach()
+        value = weighted_kl_penalty(policy, start - other, start - difference, mask, "k3")
+        (gradient,) = torch.autograd.grad(value.sum(), policy)
+        assert value.isfinite() and gradient.isfinite()
+    weights = importance_weights(start, start - difference, mask, ids, level="sequence", mode="truncate", cap=2.0)
+    assert weights == pytest.approx(min(2.0, math.exp(min(difference, 50))))
+
+
+def test_the_weighted_kl_and_its_gradient_are_unbiased_off_policy() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    policy = logits.log_softmax(0)
+    old, reference = (torch.randn(7, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    kl = (policy.exp() * (policy - reference)).sum()
+    exact = torch.autograd.grad(kl, logits, retain_graph=True)[0]
+    mask = torch.ones(7, dtype=torch.bool)
+    for estimator in ("k1", "k3"):
+        mean = (old.exp() * weighted_kl_penalty(policy, old, reference, mask, estimator)).sum()
+        torch.testing.assert_close(mean, kl)
+        torch.testing.assert_close(torch.autograd.grad(mean, logits, retain_graph=True)[0], exact)
+        plain = (old.exp() * kl_penalty(policy, reference, estimator)).sum()
+        assert abs((plain - kl).item()) > 0.01
+
+
+def test_the_weighted_kl_is_a_loop_over_action_tokens() -> None:
+    policy, old, reference = _flat(POLICY), _flat(OLD), _flat(REFERENCE)
+    unread = torch.where(MASK, 0.0, math.inf)
+    found = weighted_kl_penalty(policy + unread, old - unread, reference + unread, MASK, "k3")
+    for i in range(12):
+        d = (reference - policy)[i].item()
+        expected = math.exp((policy - old)[i].item()) * (math.exp(d) - 1 - d) if MASK[i] else 0.0
+        assert found[i].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_kl_penalty_refuses_an_unknown_estimator() -> None:

@@ -218,6 +218,20 @@ def test_losses_and_gradients_are_finite_at_extreme_logprobs(name) -> None:
         assert gradient.isfinite().all() and gradient.any()
 
 
+@pytest.mark.parametrize("distance", [10.0, 100.0, 1e3, 1e4])
+@pytest.mark.parametrize(("name", "settings"), [*[(name, {}) for name in PAIRED], ("discopop", {"discopop_tau": 2.0})])
+def test_a_pair_in_the_wrong_order_is_put_right_at_any_log_ratio(name, settings, distance: float) -> None:
+    pairs = _pairs([-1.0 - distance], [-1.0], [-1.0], [-1.0])
+    pairs.policy_chosen.requires_grad_()
+    pairs.policy_rejected.requires_grad_()
+    loss = preference_loss(name, _matched(name, pairs), _config(name, **settings))
+    chosen, rejected = torch.autograd.grad(loss.sum(), (pairs.policy_chosen, pairs.policy_rejected))
+    assert loss.isfinite() and chosen.isfinite() and rejected.isfinite()
+    assert chosen <= 1e-8 and rejected >= 0
+    # The losses of bounded value have no gradient left so far away.
+    assert rejected > 0 or (name in ("exo", "apo_down") and distance > 100)
+
+
 def test_losses_are_accurate_where_the_sigmoid_saturates() -> None:
     pairs = _pairs([0.0, -80.0, -60.0], [-80.0, 0.0, 0.0])
     torch.testing.assert_close(

@@ -180,7 +180,18 @@ CASES: list[tuple[str, str, str]] = [
     (
         "grpo",
         "algorithm={name: grpo, kl_coef: 0.01, kl_estimator: k1}",
-        "algorithm.kl_estimator must be k2 or k3 with kl_in loss, where the gradient of k1 has mean 0, got k1",
+        "algorithm.kl_estimator must be k2 or k3 with kl_in loss, where the gradient of k1 has mean 0 "
+        "without kl_importance_ratio, got k1",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, kl_coef: 0.01, kl_estimator: k2, kl_importance_ratio: true}",
+        "algorithm.kl_estimator must be k1 or k3 with kl_importance_ratio, as k2 is biased with it, got k2",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, kl_importance_ratio: true}",
+        "algorithm.kl_importance_ratio must be left out with kl_in reward, got true",
     ),
     (
         "ppo",
