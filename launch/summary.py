@@ -189,6 +189,6 @@ def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
 def _checkpoint(config: RunConfig) -> str:
     try:
         name = (config.directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return "the checkpoint"
     return f"step {name.removeprefix('step-')}"
