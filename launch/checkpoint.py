@@ -88,8 +88,8 @@ class Checkpoints:
         for other in reversed(finished(self._directory)):
             if other.name != pointed and is_whole(other):
                 command = f"echo {other.name} > {shlex.quote(str(pointer))}"
-                if pointer.is_dir():
-                    command = f"rmdir {shlex.quote(str(pointer))} && {command}"
+                if pointer.is_dir() or pointer.is_symlink():  # which has to go first
+                    command = f"rm -d {shlex.quote(str(pointer))} && {command}"
                 offer = f"to go on from {other.name}, which is whole: {command}; "
                 break
         return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
