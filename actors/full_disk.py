@@ -14,16 +14,23 @@ _SAID = tuple(os.strerror(number) for number in _FULL)
 
 
 def disk_problem(error: BaseException, path: Path) -> UserError | None:
-    """The user's mistake that an error is when a disk was full while `path`, or a file below it, was written."""
-    met: BaseException | None = error
-    while met is not None:
+    """The user's mistake that an error is when a disk was full while `path`, or a file below it, was written.
+
+    None also where it is told as one already, by a process whose disk it was.
+    """
+    chain, met = [], error
+    while met is not None and met not in chain:
+        chain.append(met)
+        met = met.__cause__ or met.__context__
+    if any(isinstance(found, UserError) for met in chain for found in (met, getattr(met, "cause", None))):
+        return None
+    for met in chain:
         if isinstance(met, OSError) and met.errno in _FULL:
             named = isinstance(met.filename, str | Path)
             return _full(os.strerror(met.errno or 0), Path(met.filename) if named else path)
         said = next((words for words in _SAID if words in str(met)), None)
-        if said and not isinstance(met, OSError | UserError):
+        if said and not isinstance(met, OSError):
             return _full(said, path)
-        met = met.__cause__ or met.__context__
     return None
 
 
@@ -33,10 +40,9 @@ def told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a library's own kind, with the system's words in it, may be the one that tells
-        problem = disk_problem(error, path)
-        if problem is None or isinstance(error, UserError):
-            raise
-        raise problem from error
+        if problem := disk_problem(error, path):
+            raise problem from error
+        raise
 
 
 def _full(why: str, path: Path) -> UserError:

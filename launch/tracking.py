@@ -243,9 +243,7 @@ class _Lines:
             pass
         os.close(self._file)
         self._file = self._open()
-        self._warn(
-            f"{self._path} was removed or replaced while the run goes on: this and later steps go to the new one"
-        )
+        self._warn(f"{self._path} was removed or replaced while the run goes on: the next lines go to the new one")
 
     def _open(self, flags: int = 0) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)

@@ -325,6 +325,10 @@ def test_what_is_missing_is_told_and_what_is_whole_is_kept(run: Path, name: str)
     assert start(job(run.parent))[0] == reached, "the next start finds it as this one left it"
 
 
+class Killed(BaseException):
+    """In place of a signal that nothing catches."""
+
+
 @pytest.mark.parametrize("what", ["checkpoints", "metrics.jsonl"])
 def test_a_file_or_directory_in_the_wrong_place_is_one_line(run: Path, what: str) -> None:
     removed(what)(run)
@@ -378,12 +382,9 @@ def test_a_kill_between_best_and_latest_keeps_both(run: Path, monkeypatch: pytes
         config = job(directory.parent, eval_every=5, best_by="eval/reward/mean")
         left = iter(range(allowed))
 
-        class Killed(BaseException):
-            pass
-
-        def replace(source: Path, target: Path, left: Any = left, killed: type = Killed) -> None:
+        def replace(source: Path, target: Path, left: Any = left) -> None:
             if next(left, None) is None:
-                raise killed
+                raise Killed
             Path(source).rename(target)
 
         monkeypatch.setattr(checkpoint.os, "replace", replace)
