@@ -32,7 +32,7 @@ def set_results_aside(directory: Path) -> str | None:
     for path in found:
         move(path, directory, aside)
     _copy(directory, aside, ["config.json"])
-    return f"no checkpoint to go on from: {_named(found)} of an earlier start are kept in {aside}"
+    return f"no checkpoint to go on from: what an earlier start left is kept in {aside} ({_named(found)})"
 
 
 def set_newer_aside(directory: Path, newer: list[Path], reached: str) -> str | None:

@@ -299,14 +299,14 @@ GOES_ON: dict[str, tuple[Damage, int | None, list[str]]] = {
         [f"samples.jsonl had 1 broken line, the first is line 1; as it was, it is kept in {ASIDE}"]),
     "checkpoints gone": (
         removed("checkpoints"), None,
-        [f"no checkpoint to go on from: metrics.jsonl, samples.jsonl of an earlier start are kept in {ASIDE}"]),
+        [f"no checkpoint to go on from: what an earlier start left is kept in {ASIDE} (metrics.jsonl, samples.jsonl)"]),
     "killed in the first checkpoint": (
         both(removed("checkpoints"), lambda run: (run / "checkpoints/step-5.partial").mkdir(parents=True)), None,
-        [f"no checkpoint to go on from: metrics.jsonl, samples.jsonl of an earlier start are kept in {ASIDE}"]),
+        [f"no checkpoint to go on from: what an earlier start left is kept in {ASIDE} (metrics.jsonl, samples.jsonl)"]),
     "only a model left": (
         both(*map(removed, ("checkpoints", "metrics.jsonl", "samples.jsonl")), lambda run: (run / "export").mkdir(),
              written("export/weights.pt", "trained")), None,
-        [f"no checkpoint to go on from: export of an earlier start are kept in {ASIDE}"]),
+        [f"no checkpoint to go on from: what an earlier start left is kept in {ASIDE} (export)"]),
     "nothing but empty files": (
         both(removed("checkpoints"), written("metrics.jsonl", ""), written("samples.jsonl", "")), None, []),
 }  # fmt: skip
@@ -354,7 +354,7 @@ def test_a_second_start_aside_does_not_write_over_the_first_one(run: Path) -> No
     first = contents(run)
     start(job(run.parent))
     (run / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 7}\n')
-    assert start(job(run.parent))[1][0].endswith(f"are kept in {run}/set-aside-2")
+    assert start(job(run.parent))[1][0].endswith(f"is kept in {run}/set-aside-2 (metrics.jsonl)")
     assert contents(run) == first | {b'{"step": 1, "reward/mean": 7}'}
     assert json.loads((run / "set-aside-1/config.json").read_text())["run"]["name"] == "first"
 
