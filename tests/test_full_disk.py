@@ -40,6 +40,7 @@ from algorithms.config_offline import SFTConfig
 from algorithms.offline import Offline
 from launch.checkpoint import Checkpoints
 from launch.tracking import Tracker
+from safetensors.torch import save_file
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from test_full_disk import job
 
@@ -60,6 +61,12 @@ try:
 except UserError as error:
     print(*error.problems)
 print(sorted(path.name for path in (config.directory / "checkpoints").iterdir()), checkpoints.latest().state)
+try:
+    with told_when_full(config.directory / "export"):
+        (config.directory / "export").mkdir()
+        save_file({{"a": torch.ones(400_000)}}, config.directory / "export/model.safetensors")
+except UserError as error:
+    print(*error.problems)
 step = 0
 try:
     while True:
@@ -104,11 +111,12 @@ def test_on_a_disk_that_fills_up_nothing_whole_is_lost(tmp_path: Path) -> None:
     if process.returncode == 77:
         pytest.skip(f"cannot mount a disk here: {process.stderr.strip()}")
     assert process.returncode == 0, process.stderr
-    checkpoint, kept, metrics, whole = process.stdout.splitlines()
+    checkpoint, kept, export, metrics, whole = process.stdout.splitlines()
     file = f"{disk}/first/checkpoints/step-2.partial/policy/rank0.pt"
     assert checkpoint.startswith(f"run.output: must be on a disk with room: {file} (") and " KiB so far" in checkpoint
     assert f"did not fit on {disk}, 1.0 MiB with 0 bytes free, got 'No space left on device'" in checkpoint
     assert kept == "['latest', 'step-1'] {'step': 1}"
+    assert export.startswith(f"run.output: must be on a disk with room: {disk}/first/export (")
     assert metrics.startswith(f"run.output: must be on a disk with room: {disk}/first/metrics.jsonl (")
     assert whole == "True"
 
