@@ -16,6 +16,7 @@ from actors.batch import Sequence, TokenFields
 from actors.config_rollout import TransferConfig
 from actors.engine import gathered
 from actors.engine_client import EngineClient
+from actors.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.trainer import TrainedWorker
 from actors.worker import Metrics, Plan, pack_sequences
@@ -77,7 +78,8 @@ class PolicyWorker(TrainedWorker):
             if self.rank == 0:
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
-            save_file(state, file)
+            with told_when_full(file):
+                save_file(state, file)
 
     def prepare_to_connect(self) -> None:
         """Import what `connect` needs: seconds of work, best done while the engines are still starting."""

@@ -29,9 +29,17 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, AssertionE
 
 def write(value: Any, path: Path) -> str:
     """Write with `torch.save`; returns the file's SHA-256, of which the hashing and the writing go on side by side."""
-    with ThreadPoolExecutor(1) as hasher, os.fdopen(create(path), "wb") as file:
-        hashing: Any = _Hashing(file, hasher)  # all of a file that torch asks for
-        torch.save(value, hashing)
+    hashing: Any = None
+    try:
+        with ThreadPoolExecutor(1) as hasher, os.fdopen(create(path), "wb") as file:
+            hashing = _Hashing(file, hasher)  # all of a file that torch asks for
+            torch.save(value, hashing)
+    except (OSError, RuntimeError) as error:
+        # Of a write that failed, torch says only where in its own code it noticed.
+        failed = error if isinstance(error, OSError) else hashing and hashing.failed
+        if not failed:
+            raise
+        raise OSError(failed.errno, failed.strerror, str(path)) from error
     return hashing.sha256.hexdigest()
 
 
@@ -95,18 +103,26 @@ class _Hashing:
 
     def __init__(self, file: BinaryIO, hasher: ThreadPoolExecutor) -> None:
         self.sha256 = hashlib.sha256()
+        self.failed: OSError | None = None
         self._file = file
         self._hasher = hasher
 
     def write(self, content: Any) -> int:
         if len(content) < _PIECE:
             self.sha256.update(content)
-            return self._file.write(content)
+            return self._written(content)
         hashed = self._hasher.submit(self.sha256.update, content)
         try:
-            return self._file.write(content)
+            return self._written(content)
         finally:
             hashed.result()  # the content is torch's, and gone afterwards
 
     def flush(self) -> None:
         self._file.flush()
+
+    def _written(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failed = error
+            raise

@@ -19,6 +19,7 @@ from actors.batch import Sequence, experience
 from actors.checksum import checksum
 from actors.config import ModelConfig, TrainerConfig
 from actors.engine import TrainingEngine, gathered
+from actors.full_disk import told_when_full
 from actors.own_files import StoredFile
 from actors.packed import PackedBatch, Read
 from actors.worker import LossFunction, Metrics, Totals, Worker, pack_experiences, pack_sequences, read_inputs
@@ -168,9 +169,10 @@ class TrainedWorker(Worker):
     def save(self, directory: Path) -> list[StoredFile]:
         """Write this rank's share of a checkpoint; returns every file that this rank then sees, with the hashes of its
         own."""
-        hashes = self.engine.save(directory)
-        random = f"random-{self.rank}.pt"
-        hashes[random] = stored.write(self._random_state(), directory / random)
+        with told_when_full(directory):
+            hashes = self.engine.save(directory)
+            random = f"random-{self.rank}.pt"
+            hashes[random] = stored.write(self._random_state(), directory / random)
         files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
         return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
 
@@ -196,7 +198,7 @@ class TrainedWorker(Worker):
 
     def export(self, directory: Path) -> None:
         """Write the model as it is to be used: with the average of its weights, where the group keeps one."""
-        with self.engine.averaged():
+        with self.engine.averaged(), told_when_full(directory):
             self.write_model(directory)
 
     def write_model(self, directory: Path) -> None:

@@ -30,11 +30,16 @@ class Checkpointer(Protocol):
     """What a run needs to go on later."""
 
     def save(self, step: int, state: dict[str, Any], last: bool, best: bool = False) -> None:
-        """Keep models and the loop's state after this step, when it is time, and when it is the best so far."""
+        """Write models and the loop's state after this step, when it is time, and when it is the best so far."""
+        ...
+
+    def keep(self) -> None:
+        """From here on, a run that is killed goes on from what `save` has written. The step is reported before, so that
+        its metrics are never missing."""
         ...
 
     def end_if_asked(self) -> None:
-        """Raise what ends the run, when it should make no further step; `save` has kept this one."""
+        """Raise what ends the run, when it should make no further step; `keep` has kept this one."""
         ...
 
 

@@ -69,7 +69,10 @@ class Offline(ABC, Generic[Row]):
                 self.checkpoint.save(self.step, self.state(), self.done, best)
             seconds = clock.lap()
             metrics["tokens_per_second"] = metrics["tokens/trained"] / seconds["time/step"]
-            self.reporter.step(self.step, metrics | seconds)
+            try:
+                self.reporter.step(self.step, metrics | seconds)
+            finally:
+                self.checkpoint.keep()
             self.checkpoint.end_if_asked()
 
     def prepare(self) -> None:

@@ -333,7 +333,10 @@ class RL:
         metrics |= clock.lap()
         training = metrics["time/step"] - metrics.get("time/evaluate", 0.0)
         metrics["tokens_per_second"] = metrics["tokens/generated"] / training
-        self.reporter.step(self.step, metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
-        self.reporter.samples(self.step, sample_rows(groups, advantages, self.samples_per_step), shown)
+        try:
+            self.reporter.step(self.step, metrics)
+            self.reporter.samples(self.step, sample_rows(groups, advantages, self.samples_per_step), shown)
+        finally:
+            self.checkpoint.keep()
         self.checkpoint.end_if_asked()

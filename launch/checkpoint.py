@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.full_disk import told_when_full
 from actors.own_files import StoredFile, create, sha256_of, stranger
 from launch.config import RunConfig
+from launch.earlier import remove, remove_results, set_newer_aside, set_results_aside
+from launch.manifest import UNREADABLE, damage_of, difference, finished, is_whole, read_manifest, step_of
 
 _THIS_DRIVER = uuid.uuid4().hex
 
@@ -42,53 +46,83 @@ class Checkpoints:
         Raises:
             UserError: when it is damaged, or of a run that this configuration cannot continue.
         """
+        if self._directory.is_file():
+            rule = f"must be a directory whose checkpoints are one, and {self._directory} is a file"
+            raise UserError(f"run.output: {rule}, got {self._config.run.output}")
         if not self._config.checkpoint.resume:
             return None
         try:
-            name = self._pointer()
+            name = self._reached()
         except NotADirectoryError:
             raise  # as every other use of the run's directory will
         except (OSError, UnicodeDecodeError) as error:
-            reason = f"{self._directory / 'latest'} cannot be read ({type(error).__name__})"
-            raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
+            raise self.refused(f"{self._directory / 'latest'} cannot be read ({type(error).__name__})") from None
         if name is None:
+            if found := finished(self._directory):
+                names = ", ".join(path.name for path in found)
+                raise self.refused(f"{self._directory} holds {names}, and latest, which says where to go on, is gone")
             return None
         directory = self._directory / name
-        if _step(directory) < 0 or directory.parent != self._directory:
-            reason = f"{self._directory / 'latest'} must name a checkpoint such as step-20, got {name[:40]!r}"
-            raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}")
+        if step_of(directory) < 0 or directory.parent != self._directory:
+            rule = f"{self._directory / 'latest'} must name a checkpoint such as step-20"
+            raise self.refused(f"{rule}, got {name[:40]!a}")
         try:
             manifest, files, _ = read_manifest(directory)
-            state, then = manifest["state"], dict(manifest["identity"])
-            state.keys()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{directory} has no readable manifest ({type(error).__name__})"
-            raise UserError(f"checkpoint.resume: {reason}; {_anew(self._config)}") from None
+        except UNREADABLE as error:
+            raise self.refused(f"{directory} has no readable manifest ({type(error).__name__})") from None
         if why := stranger(directory / "manifest.json"):
             raise self.refused(f"{directory / 'manifest.json'} {why}")
         if damage := damage_of(directory, files):
             raise self.refused(f"{directory} is damaged, {damage}")
-        self._require_same(then, directory)
-        return Checkpoint(directory, state)
+        self._require_same(manifest["identity"], directory)
+        return Checkpoint(directory, manifest["state"])
 
     def refused(self, problem: str) -> UserError:
-        """That the latest checkpoint is not resumed from, and what to do."""
-        return UserError(f"checkpoint.resume: {problem}; {_anew(self._config)}")
+        """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
+        command that changes nothing but where the next start goes on, or start anew."""
+        try:
+            pointed = self._reached()
+        except (OSError, UnicodeDecodeError):
+            pointed = None
+        pointer, offer = self._directory / "latest", ""
+        for other in reversed(finished(self._directory)):
+            if other.name != pointed and is_whole(other):
+                command = f"echo {other.name} > {shlex.quote(str(pointer))}"
+                if pointer.is_dir() or pointer.is_symlink():  # which has to go first
+                    command = f"rm -d {shlex.quote(str(pointer))} && {command}"
+                offer = f"to go on from {other.name}, which is whole: {command}; "
+                break
+        return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
 
-    def prepare(self) -> None:
-        """Remove what a starting run must not find: half-written checkpoints, those that are newer than the one it
-        continues from, and without `checkpoint.resume` all of them."""
-        name = self._pointer() if self._config.checkpoint.resume else None
-        reached = _step(Path(name)) if name else -1
-        for path in self._directory.glob("step-*"):
-            if _step(path) < 0 or _step(path) > reached:
-                shutil.rmtree(path)
+    def prepare(self) -> list[str]:
+        """Make way for a run that starts; returns what was moved or removed, a line each.
+
+        Half-written checkpoints go silently. Finished ones and results go only where `checkpoint.resume` is false;
+        those that a resumed run would write over, and results without a checkpoint, are kept aside.
+        """
+        run, lines = self._config.directory, []
+        name = self._reached() if self._config.checkpoint.resume else None
+        if name:
+            if self._cut_short() == name:
+                for pointer in ("best", "latest"):
+                    if self._pointer(f"{pointer}.partial") == name:
+                        os.replace(self._directory / f"{pointer}.partial", self._directory / pointer)
+                lines.append(f"{name} was saved as the last start ended: latest names it now")
+            newer = [path for path in finished(self._directory) if step_of(path) > step_of(Path(name))]
+            lines += [set_newer_aside(run, newer, name), self._best_lost(self._directory / name)]
+        elif self._config.checkpoint.resume:
+            lines.append(set_results_aside(run))
+        else:
+            lines.append(remove_results(run, finished(self._directory)))
+        for path in self._directory.glob("step-*.partial"):
+            shutil.rmtree(path)
         for pointer in ("latest.partial", "best.partial", *(() if name else ("latest", "best"))):
-            (self._directory / pointer).unlink(missing_ok=True)
+            remove(self._directory / pointer)
         if self.best() is None:
-            (self._directory / "best").unlink(missing_ok=True)
+            remove(self._directory / "best")
         self._driver.parent.mkdir(parents=True, exist_ok=True)
         self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
+        return [line for line in lines if line]
 
     def require_shared(self, read: Callable[[Path], list[str | None]]) -> None:
         """Raise UserError unless all ranks see this run's directory; `read` reads a file on each of them."""
@@ -101,7 +135,7 @@ class Checkpoints:
     def require_ours(self) -> None:
         """Raise UserError when another driver has begun this run anew, on this machine or another one: two drivers
         would write each other's checkpoints and metrics."""
-        if self._driver.exists() and self._driver.read_text(encoding="utf-8") != _THIS_DRIVER:
+        if self._driver.exists() and self._driver.read_bytes() != _THIS_DRIVER.encode():
             raise UserError(
                 f"run.name: another driver has taken over {self._config.directory}, so this one ends, "
                 f"got {self._config.run.name}"
@@ -122,19 +156,30 @@ class Checkpoints:
     def save(
         self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]], *, best: bool = False
     ) -> Path:
-        """Let `write` fill a directory, then make it the latest checkpoint and remove the oldest ones.
+        """Write a checkpoint and make it the latest one: `write` and `keep`."""
+        self.write(step, state, write)
+        return self.keep(step, best=best)
+
+    def write(self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
+        """Let `write` fill a directory aside, which counts for nothing before `keep`.
 
         Args:
             step: steps done.
             state: of the loop, JSON values.
             write: fills the (absolute) directory from all ranks, and returns the files of each rank.
-            best: it is to be kept until a better one comes.
 
         Raises:
-            UserError: when a file that a rank has written is not there.
+            UserError: when a file that a rank has written is not there, or the disk is full.
         """
-        final = self._directory / f"step-{step}"
         partial = self._directory / f"step-{step}.partial"
+        try:
+            with told_when_full(partial):
+                self._fill(partial, step, state, write)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)  # of a full disk, the next try needs the room
+            raise
+
+    def _fill(self, partial: Path, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files: dict[str, int] = {}
@@ -144,7 +189,7 @@ class Checkpoints:
             files[name] = max(size, files.get(name, 0))
             if sha256:
                 hashes[name] = sha256
-        if missing := _difference(partial, files):
+        if missing := difference(partial, files):
             raise UserError(
                 f"run.output: must be on storage that all nodes share ({missing} after the ranks wrote {partial}), "
                 f"got {self._config.run.output}"
@@ -154,11 +199,22 @@ class Checkpoints:
         manifest = {"step": step, "identity": identity(self._config), "state": state, "files": files, "sha256": hashes}
         with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        if best:  # first: a run that is killed in between takes this step again
-            self._point_to(final, "best")
-        self._point_to(final, "latest")
+
+    def keep(self, step: int, *, best: bool = False) -> Path:
+        """Make what was written at this step the latest checkpoint, and remove the oldest ones.
+
+        Args:
+            step: steps done.
+            best: it is to be kept until a better one comes.
+        """
+        final = self._directory / f"step-{step}"
+        with told_when_full(final):
+            shutil.rmtree(final, ignore_errors=True)
+            # Said before it is in place: a run that is killed in between goes on from it all the same.
+            said = [self._say(final, name) for name in (["best"] if best else []) + ["latest"]]
+            os.replace(self._directory / f"{final.name}.partial", final)
+            for partial in said:
+                os.replace(partial, partial.with_suffix(""))
         self._prune(final)
         return final
 
@@ -173,16 +229,42 @@ class Checkpoints:
         except FileNotFoundError:
             return None
 
-    def _point_to(self, directory: Path, pointer: str) -> None:
+    def _reached(self) -> str | None:
+        """Name of the checkpoint to go on from."""
+        return self._cut_short() or self._pointer()
+
+    def _cut_short(self) -> str | None:
+        """The checkpoint that was in place when a run was killed, before `latest` named it."""
+        said, latest = self._directory / "latest.partial", self._directory / "latest"
+        try:
+            name = said.read_text(encoding="utf-8")
+            # Whoever has written `latest` since then has decided otherwise.
+            decided = latest.exists() and latest.stat().st_mtime_ns > said.stat().st_mtime_ns
+        except (OSError, UnicodeDecodeError):
+            return None
+        there = step_of(Path(name)) >= 0 and (self._directory / name / "manifest.json").is_file()
+        return name if there and not decided else None
+
+    def _best_lost(self, reached: Path) -> str | None:
+        """That the checkpoint which was the best one so far is not there any more."""
+        best = read_manifest(reached)[0]["state"].get("best") or {}
+        metric = self._config.best_by
+        if metric is None or best.get("metric") != metric or best.get("value") is None or self.best():
+            return None
+        then = f"the best checkpoint so far, with {metric} {best['value']:g}, is gone"
+        return f"{then}: of the next ones one that is better is exported, else the last one"
+
+    def _say(self, directory: Path, pointer: str) -> Path:
         partial = self._directory / f"{pointer}.partial"
-        partial.write_text(directory.name, encoding="utf-8")
-        os.replace(partial, self._directory / pointer)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(directory.name)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave a name of NUL bytes
+        return partial
 
     def _prune(self, latest: Path) -> None:
         spared = (latest, self.best())
-        others = sorted(
-            (path for path in self._directory.glob("step-*") if path not in spared and _step(path) >= 0), key=_step
-        )
+        others = [path for path in finished(self._directory) if path not in spared]
         kept = self._config.checkpoint.keep - 1  # the best one comes on top
         for old in others[: max(0, len(others) - kept)]:
             shutil.rmtree(old)
@@ -200,17 +282,6 @@ class Checkpoints:
         ]
         if problems:
             raise UserError(*problems)
-
-
-def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict[str, str | None]]:
-    """The manifest of a checkpoint, bytes of its files, and their SHA-256, None of all where it has none.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError: there is none, or it is none.
-    """
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    files = dict(manifest["files"])
-    return manifest, files, {name: manifest["sha256"][name] if "sha256" in manifest else None for name in files}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -235,27 +306,6 @@ def identity(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def damage_of(directory: Path, files: dict[str, int]) -> str | None:
-    """What distinguishes a checkpoint from what its manifest says, without reading its files; None when nothing does.
-
-    A file of torch.save that is none of `files` does too, as DeepSpeed might load it all the same.
-    """
-    found = (str(path.relative_to(directory)) for path in sorted(directory.rglob("*.pt")))
-    surplus = next((f"its manifest does not have {name}" for name in found if name not in files), None)
-    return _difference(directory, files) or surplus
-
-
-def _difference(directory: Path, files: dict[str, int]) -> str | None:
-    """What distinguishes the directory from the files (name -> bytes) it should hold; None when nothing does."""
-    for name, size in files.items():
-        path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-    return None
-
-
 def _anew(config: RunConfig) -> str:
     return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
 
@@ -268,9 +318,3 @@ def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
                 yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
     elif then != now:
         yield field, then, now
-
-
-def _step(path: Path) -> int:
-    """The number in `step-N`, -1 for a directory that is no finished checkpoint."""
-    number = path.name.removeprefix("step-")
-    return int(number) if number.isdigit() else -1

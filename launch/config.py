@@ -44,8 +44,8 @@ class CheckpointConfig(Config):
     """Checkpoints kept, the latest and those before it, each with all that resuming takes, and beside them the best one
     of `algorithm.best_by`; older ones are removed. `tandem export RUN --step N` makes a model of any that is kept."""
     resume: bool = True
-    """Continue from the run directory's latest checkpoint, if there is one; false removes what an earlier run of the
-    same name left."""
+    """Continue from the run directory's latest checkpoint, if there is one; results without a checkpoint are kept
+    aside, in `set-aside-N`. false removes what an earlier run of the same name left, its checkpoints too."""
 
 
 class TrackingConfig(Config):

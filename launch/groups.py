@@ -8,9 +8,11 @@ from typing import Any
 from actors.config import UserError
 from actors.group import ActorGroup
 from algorithms.reward_pool import RewardPool
-from launch.checkpoint import Checkpoints, Files, damage_of, read_manifest
+from launch.checkpoint import Checkpoints, Files
 from launch.config import RunConfig
 from launch.ending import Ending, reason_to_end
+from launch.manifest import damage_of, read_manifest
+from launch.output import require_there
 from launch.reporter import RunReporter
 from launch.reserve import Placement
 from launch.signals import finish_steps
@@ -82,13 +84,25 @@ class RunCheckpointer:
         self._trained = trained
         self._nodes = nodes
         self._ending: Ending | None = None
+        self._written: tuple[int, bool] | None = None
+        self._directory = config.directory
 
     def save(self, step: int, state: dict[str, Any], last: bool, best: bool = False) -> None:
-        """Write a checkpoint, when it is time; raises UserError when storage is not shared, or the run another's."""
+        """Write a checkpoint, when it is time; raises UserError when storage is not shared or full, the directory gone,
+        or the run another's."""
+        require_there(self._directory)
         self._checkpoints.require_ours()
         self._ending = None if last else reason_to_end(self._nodes)
         if self._ending or best or self._checkpoints.due(step, last):
-            self._checkpoints.save(step, state, self._write, best=best)
+            self._checkpoints.write(step, state, self._write)
+            self._written = step, best
+
+    def keep(self) -> None:
+        """Make what `save` has written, if anything, the latest checkpoint."""
+        if self._written:
+            step, best = self._written
+            self._written = None
+            self._checkpoints.keep(step, best=best)
 
     def end_if_asked(self) -> None:
         """Raise Ending when the run should make no further step."""
@@ -143,7 +157,11 @@ def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, re
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.state['step']}")
     reporter.phase("loading the checkpoint")
-    loop.restore(found.state)
+    try:
+        loop.restore(found.state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an edited manifest, or of an older version
+        why = f"{type(error).__name__}: {error}"
+        raise checkpoints.refused(f"{found.directory} has a state that this loop cannot take ({why})") from None
     for name, group in trained.items():
         group.call(TrainedWorker.load, found.directory.absolute() / name)
 
@@ -185,7 +203,8 @@ def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | N
     directory = Checkpoints(config).best()
     if directory is None:
         return None
-    require_as_saved(directory, trained, lambda problem: UserError(f"algorithm.best_by: {problem}"))
+    otherwise = "to export the latest one: the same command with algorithm.best_by=null"
+    require_as_saved(directory, trained, lambda problem: UserError(f"algorithm.best_by: {problem}; {otherwise}"))
     for name, group in trained.items():
         group.call(TrainedWorker.load, directory.absolute() / name)
     return int(directory.name.removeprefix("step-"))

@@ -32,6 +32,15 @@ def check_output(config: RunConfig) -> None:
         )
 
 
+def require_there(directory: Path) -> None:
+    """Raise UserError when the directory of a run that goes on has been removed or moved."""
+    if not any((directory / name).exists() for name in ("config.json", "logs/driver.id")):
+        raise UserError(
+            f"run.output: must stay while the run goes on, and {directory} was removed or moved: the run ends, as what "
+            f"it writes would be lost, got {directory.absolute().parent}"
+        )
+
+
 def _unusable(directory: Path) -> str | None:
     """Why a directory cannot be made or written."""
     if "\0" in str(directory):

@@ -7,10 +7,12 @@ import re
 import shutil
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.full_disk import disk_problem
 from actors.group import GroupError, first_line
 from actors.hub_cache import located_models
 from actors.secret_text import masked
@@ -24,6 +26,7 @@ from launch.display import Display
 from launch.ending import STOPPED, Ending
 from launch.hub import push_export
 from launch.model_card import write_model_card
+from launch.output import require_there
 from launch.redraw import CurveDrawer
 from launch.reporter import RunReporter
 from launch.reserve import place, release
@@ -48,7 +51,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         display.phase("preparing")
         if _benchmark_tasks(config):
             mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
-        found = _prepare(config)
+        found = _prepare(config, display.note)
         tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
         curves = CurveDrawer(config.directory, display.warning)
         ended_by: BaseException | None = None
@@ -80,22 +83,21 @@ def _close(display: Display, tracker: Tracker, curves: CurveDrawer) -> Path | No
     return picture
 
 
-def _prepare(config: RunConfig) -> Checkpoint | None:
-    """Make the run directory ready and return the checkpoint to continue from; without one, what an earlier run left
-    there goes. Raises UserError."""
+def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | None:
+    """Make the run directory ready and return the checkpoint to continue from; what an earlier run left and does not
+    go on is moved aside, or removed where `checkpoint.resume` is false, and told. Raises UserError."""
     directory, checkpoints = config.directory, Checkpoints(config)
     try:
         found = checkpoints.latest()
         (directory / "logs").mkdir(parents=True, exist_ok=True)
-        checkpoints.prepare()
-        if found is None:
-            for path in (directory / "mteb", directory / "export", *directory.glob("export-step-*")):
-                shutil.rmtree(path, ignore_errors=True)
-            (directory / "curves.png").unlink(missing_ok=True)
+        for line in checkpoints.prepare():
+            tell_of(line)
         (directory / "config.json").write_text(
             json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
         )
     except OSError as error:
+        if problem := disk_problem(error, directory):
+            raise problem from None
         raise UserError(
             f"run.output: must be a directory that can be written ({error.strerror}: {error.filename}), "
             f"got {config.run.output}"
@@ -121,9 +123,12 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             display.phase("exporting")
+            require_there(config.directory)
             best = load_best(config, {"policy": loop.policy}) if config.best_by else None
             if best:
                 reporter.note(f"best by {config.best_by}: step {best}")
+            elif config.best_by:
+                reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
             if config.policy.ema_decay:
                 reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
             _export(loop.policy, config)
@@ -166,7 +171,11 @@ def _export(policy: Any, config: RunConfig) -> None:
 
     final, partial = config.directory / "export", config.directory / "export.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    policy.call(TrainedWorker.export, partial.absolute())
+    try:
+        policy.call(TrainedWorker.export, partial.absolute())
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # of a full disk, others need the room
+        raise
     if not (partial / "config.json").is_file():
         raise UserError(
             f"run.output: must be on storage that all nodes share (rank 0 of the policy wrote {partial} elsewhere), "
@@ -208,6 +217,8 @@ def _explain(error: Exception, directory: Path) -> None:
         file.write(masked("".join(traceback.format_exception(error))))
     if mistake := _users_mistake(error):
         raise UserError(*mistake.problems) from None
+    if isinstance(error, OSError) and (full := disk_problem(error, directory)):
+        raise full from None
     kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "
     tell(f"run failed: {kind}{first_line(str(error))}")
     tell(f"full log: {(_worker_log(error, directory / 'logs') or log)}")
@@ -241,6 +252,8 @@ def _farewell(config: RunConfig, display: Display, ended_by: BaseException | Non
         tell(f"{ended_by}; a checkpoint is in {directory}, {goes_on}")
         return ended_by.code
     if isinstance(ended_by, Exception):
+        if not _users_mistake(ended_by):
+            require_there(directory)  # else that is the cause, whoever met it first
         _explain(ended_by, directory)
         return 1
     return 0

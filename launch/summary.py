@@ -172,6 +172,8 @@ def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
     if not drawn and any(row["step"] for row in _readable(config.directory)):
         yield f"tandem curves {run}  # draw the metrics"
     if not finished:
+        if not (config.directory / "config.json").exists():  # the directory was removed: its command would fail
+            return
         resumes = "" if config.checkpoint.resume else " checkpoint.resume=true"
         saved = (config.directory / "checkpoints" / "latest").is_file()
         goes_on = f"goes on from {_checkpoint(config)}" if saved else "starts again, as there is no checkpoint yet"
@@ -189,6 +191,6 @@ def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
 def _checkpoint(config: RunConfig) -> str:
     try:
         name = (config.directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return "the checkpoint"
     return f"step {name.removeprefix('step-')}"

@@ -13,13 +13,16 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
+from actors.config_base import UserError
+from actors.full_disk import disk_problem
 from actors.secret_text import masked
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
+from launch.history import History, cut, gaps, steps_in_words
 from launch.literal_secrets import public_values
 
 CLOSE_DEADLINE_S = 60.0
@@ -49,16 +52,26 @@ class Tracker:
         config: of the run; W&B shows it.
         resumed_step: last step whose results are kept; later lines are cut off, as they will be written again.
             0 starts both files anew.
-        warn: called, perhaps from another thread, with one line when W&B or TensorBoard fails.
+        warn: called, perhaps from another thread, with one line when W&B or TensorBoard fails, and with what is missing
+            of the steps that are done.
+
+    Raises:
+        UserError: a file cannot be opened, or, later, written: the disk is full, or gone.
     """
 
     def __init__(self, directory: Path, config: RunConfig, resumed_step: int = 0, warn: Warn | None = None) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = _reopen(directory / "metrics.jsonl", resumed_step)
-        self._samples = _reopen(directory / "samples.jsonl", resumed_step)
-        self._evaluations = (
-            _reopen(directory / "eval_samples.jsonl", resumed_step) if _samples_held_out(config) else None
-        )
+        warn = warn or _to_stderr
+        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * _samples_held_out(config)
+        files: list[_Lines] = []
+        for name in names:
+            with _unwritable(directory / name):
+                directory.mkdir(parents=True, exist_ok=True)
+                if resumed_step:
+                    for line in _told(name, config, resumed_step, cut(directory / name, resumed_step)):
+                        warn(line)
+                files.append(_Lines(directory / name, anew=not resumed_step, warn=warn))
+        self._metrics, self._samples = files[:2]
+        self._evaluations = files[2] if len(files) > 2 else None
         if self._evaluations is None and not resumed_step:
             (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
@@ -66,24 +79,24 @@ class Tracker:
             makers.append(lambda: _WandbSink(directory, config))
         if config.tracking.tensorboard:
             makers.append(lambda: _TensorboardSink(directory / "tensorboard"))
-        self._feeders = [_Feeder(maker, warn or _to_stderr) for maker in makers]
+        self._feeders = [_Feeder(maker, warn) for maker in makers]
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Write one line: `step` and the metrics; NaN and infinities become null."""
-        _write_line(self._metrics, {"step": step, **metrics})
+        self._metrics.write({"step": step, **metrics})
         for feeder in self._feeders:
             feeder.log(step, metrics)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write one line per sample: `step` and the columns of the row."""
         for row in rows:
-            _write_line(self._samples, {"step": step, **row})
+            self._samples.write({"step": step, **row})
 
     def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write one line per completion of an evaluation: `step` and the columns of the row."""
         assert self._evaluations is not None, "only jobs that sample responses to held-out prompts have any"
         for row in rows:
-            _write_line(self._evaluations, {"step": step, **row})
+            self._evaluations.write({"step": step, **row})
 
     def close(self) -> None:
         """Close the files and wait, up to a deadline, until the services have everything."""
@@ -191,27 +204,73 @@ def _samples_held_out(config: RunConfig) -> bool:
     return isinstance(config.algorithm, RLConfig) and config.algorithm.eval_every is not None
 
 
-def _reopen(path: Path, resumed_step: int) -> TextIO:
-    """Keep the lines up to `resumed_step` (none for 0), drop the rest, and open for appending line by line."""
-    if resumed_step and path.exists():
-        kept = path.with_suffix(".jsonl.new")
-        with path.open(encoding="utf-8") as old, kept.open("w", encoding="utf-8") as new:
-            new.writelines(line for line in old if _belongs(line, resumed_step))
-        os.replace(kept, path)
-    # A lone surrogate, which UTF-8 lacks, is written as the escape that JSON has for it.
-    return path.open("a" if resumed_step else "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+class _Lines:
+    """A file that gets one line of JSON at a time, each of them whole or not at all."""
+
+    def __init__(self, path: Path, *, anew: bool, warn: Warn) -> None:
+        self._path, self._warn = path, warn
+        self._file = self._open(os.O_TRUNC if anew else 0)
+
+    def write(self, row: dict[str, Any]) -> None:
+        # Columns of a generator's rows may hold anything: what JSON lacks is written as text. A lone surrogate, which
+        # UTF-8 lacks, is written as the escape that JSON has for it.
+        text = json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        with _unwritable(self._path):
+            self._go_on_where_it_should_be()
+            self._append(text.encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # nothing waits to be written
+            os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        end, written = os.fstat(self._file).st_size, 0
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, end)
+            raise
+
+    def _go_on_where_it_should_be(self) -> None:
+        """Open the file again when it was removed, or an editor has put another one in its place."""
+        try:
+            found, ours = self._path.stat(), os.fstat(self._file)
+            if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+                return
+        except FileNotFoundError:
+            pass
+        os.close(self._file)
+        self._file = self._open()
+        self._warn(f"{self._path} was removed or replaced while the run goes on: the next lines go to the new one")
+
+    def _open(self, flags: int = 0) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
 
 
-def _belongs(line: str, resumed_step: int) -> bool:
+def _told(name: str, config: RunConfig, reached: int, found: History) -> list[str]:
+    """What a file lacks of the steps that are done, and which of its steps are done again."""
+    wanted = range(1, reached + 1)
+    sampled = isinstance(config.algorithm, RLConfig) and config.tracking.samples_per_step
+    expected = {"metrics.jsonl": wanted, "samples.jsonl": wanted if sampled else ()}
+    lines = [gaps(name, found, expected.get(name, ()))]
+    if found.again and name == "metrics.jsonl":
+        those = "it is" if len(found.again) == 1 else "they are"
+        lines.append(f"{steps_in_words(found.again)} came after the checkpoint of step {reached}: {those} done again")
+    return [line for line in lines if line]
+
+
+@contextlib.contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
     try:
-        return line.endswith("\n") and json.loads(line)["step"] <= resumed_step
-    except json.JSONDecodeError:
-        return False  # the line a killed run was writing
-
-
-def _write_line(file: TextIO, row: dict[str, Any]) -> None:
-    # Columns of a generator's rows may hold anything: what JSON lacks is written as text.
-    file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str) + "\n")
+        yield
+    except OSError as error:
+        if problem := disk_problem(error, path):
+            raise problem from None
+        why = error.strerror or type(error).__name__
+        rule = f"must be a directory whose files can be written ({why}: {path})"
+        raise UserError(f"run.output: {rule}, got {path.parent.parent}") from None
 
 
 def _strict(value: Any) -> Any:

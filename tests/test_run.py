@@ -43,14 +43,17 @@ def test_a_new_run_starts_without_the_model_of_an_earlier_one(tmp_path: Path) ->
     export = tmp_path / "first/export"
     export.mkdir(parents=True)
     (tmp_path / "first/curves.png").write_bytes(b"")
-    assert _prepare(config_for(tmp_path, resume=False)) is None
+    told: list[str] = []
+    assert _prepare(config_for(tmp_path, resume=False), told.append) is None
+    directory = tmp_path / "first"
+    assert told == [f"checkpoint.resume is false: removed curves.png, export of an earlier run in {directory}"]
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["config.json", "logs"]
 
 
 def test_an_output_that_cannot_be_made_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as caught:
-        _prepare(config_for(tmp_path / "file"))
+        _prepare(config_for(tmp_path / "file"), print)
     (line,) = caught.value.problems
     assert line.startswith("run.output: must be a directory that can be written (Not a directory: ")
     assert line.endswith(f"got {tmp_path}/file")
@@ -115,7 +118,7 @@ def test_the_last_screen_says_why_what_and_where(
     """However a run has ended, the curves are drawn and the next command is there."""
     monkeypatch.setattr(signals, "_interrupted_by", "Ctrl-C")
     config = config_for(tmp_path, **algorithm)
-    _prepare(config)
+    _prepare(config, print)
     tracker, display = Tracker(config.directory, config), Display()
     display.phase("starting Ray")
     display.start("SFT", 3, before)
