@@ -12,6 +12,7 @@ from typing import Any
 from actors.config import UserError
 from actors.own_files import StoredFile, create, sha256_of, stranger
 from launch.config import RunConfig
+from launch.contents import changed_contents, keep_contents, kept_contents
 
 _THIS_DRIVER = uuid.uuid4().hex
 
@@ -68,7 +69,7 @@ class Checkpoints:
             raise self.refused(f"{directory / 'manifest.json'} {why}")
         if damage := damage_of(directory, files):
             raise self.refused(f"{directory} is damaged, {damage}")
-        self._require_same(then, directory)
+        self._require_same(then, directory, manifest.get("contents"))
         return Checkpoint(directory, state)
 
     def refused(self, problem: str) -> UserError:
@@ -78,6 +79,7 @@ class Checkpoints:
     def prepare(self) -> None:
         """Remove what a starting run must not find: half-written checkpoints, those that are newer than the one it
         continues from, and without `checkpoint.resume` all of them."""
+        keep_contents(self._config)
         name = self._pointer() if self._config.checkpoint.resume else None
         reached = _step(Path(name)) if name else -1
         for path in self._directory.glob("step-*"):
@@ -151,7 +153,8 @@ class Checkpoints:
             )
         # What no rank has hashed are DeepSpeed's notes of a few lines.
         hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
-        manifest = {"step": step, "identity": identity(self._config), "state": state, "files": files, "sha256": hashes}
+        manifest = {"step": step, "identity": identity(self._config), "contents": kept_contents(self._config)}
+        manifest |= {"state": state, "files": files, "sha256": hashes}
         with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
         shutil.rmtree(final, ignore_errors=True)
@@ -187,8 +190,9 @@ class Checkpoints:
         for old in others[: max(0, len(others) - kept)]:
             shutil.rmtree(old)
 
-    def _require_same(self, then: dict[str, Any], directory: Path) -> None:
-        """Raise UserError unless this configuration describes the run that wrote the checkpoint."""
+    def _require_same(self, then: dict[str, Any], directory: Path, contents: Any) -> None:
+        """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
+        names are those of then (`contents`)."""
         now = identity(self._config)
         sharded = " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"
         reasons = {"policy.ranks": sharded, "critic.ranks": sharded}
@@ -198,6 +202,9 @@ class Checkpoints:
             for field, old, new in _changes("", then, now)
             if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
         ]
+        if not problems:  # of other paths, the contents are others as well
+            changed = changed_contents(self._config, contents, directory)
+            problems = [f"{line}; {_anew(self._config)}" for line in changed]
         if problems:
             raise UserError(*problems)
 
