@@ -63,7 +63,7 @@ class EngineClient:
 
         Engines that do not answer soon are not waited for: that one is gone, or stands still, may be why it has failed.
         """
-        references = [handle.resume.remote() for handle in self.handles]
+        references: list[Any] = [handle.resume.remote() for handle in self.handles]
         ray.wait(references, num_returns=len(references), timeout=min(self.timeout_s, _MOMENT_S))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

@@ -195,6 +195,6 @@ def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokeniz
         # transformers refuses to write what many models come with, such as a temperature without sampling.
         model.generation_config = GenerationConfig()
     model.save_pretrained(directory, state_dict=state)
-    restore_settings(directory, model.config.name_or_path, scores=scores)
+    restore_settings(directory, model.config.name_or_path or "", scores=scores)
     tokenizer.save_pretrained(directory)
     make_readable(directory)

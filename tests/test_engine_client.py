@@ -74,22 +74,26 @@ class Policy:
 Pair = tuple[ActorGroup[Policy], ActorGroup[Engine]]
 
 
-@pytest.fixture
-def pair(tmp_path: Path, local_ray: None) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def policy(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorGroup[Policy]]:
     placement = placement_group([{"CPU": 1.0}])
     assert placement.wait(30)
     slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
-    options: dict[str, Any] = {"timeout_s": 60, "log_directory": str(tmp_path)}
-    policy, rollout = (
-        ActorGroup("policy", Policy, [slot], **options),
-        ActorGroup("rollout", Engine, [slot] * 2, **options),
-    )
-    for group in (policy, rollout):
-        group.spawn()
-    yield policy, rollout
-    for group in (policy, rollout):
-        group.shutdown()
+    group = ActorGroup("policy", Policy, [slot], timeout_s=60, log_directory=str(tmp_path_factory.mktemp("logs")))
+    group.slot = slot  # type: ignore[attr-defined]
+    group.spawn()
+    yield group
+    group.shutdown()
     remove_placement_group(placement)
+
+
+@pytest.fixture
+def pair(policy: ActorGroup[Policy], tmp_path: Path) -> Iterator[Pair]:
+    slots = [policy.slot] * 2  # type: ignore[attr-defined]
+    rollout = ActorGroup("rollout", Engine, slots, timeout_s=60, log_directory=str(tmp_path))
+    rollout.spawn()
+    yield policy, rollout
+    rollout.shutdown()
 
 
 @pytest.mark.parametrize(
