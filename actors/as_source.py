@@ -5,7 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from actors.hub_cache import TOKENIZER_FILES, has_tokenizer
+
 CONFIG, GENERATION = "config.json", "generation_config.json"
+_TOKENIZER = (
+    *TOKENIZER_FILES,
+    *("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _DTYPES = ("dtype", "torch_dtype")
 
@@ -32,6 +38,19 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
         (directory / GENERATION).unlink()
         if (origin / GENERATION).is_file():
             shutil.copyfile(origin / GENERATION, directory / GENERATION)
+
+
+def copy_tokenizer(tokenizer: Any, directory: Path, source: str) -> None:
+    """Put a tokenizer beside a model: the files that it was loaded from, where that was `source`.
+
+    Written anew they would differ: transformers names another class, and leaves out what it does not need itself.
+    """
+    if not source or Path(tokenizer.name_or_path or "/") != Path(source) or not has_tokenizer(Path(source)):
+        tokenizer.save_pretrained(directory)
+        return
+    for file in (Path(source) / name for name in _TOKENIZER):
+        if file.is_file():
+            shutil.copyfile(file, directory / file.name)
 
 
 def without_dropout(settings: dict[str, Any]) -> list[str]:

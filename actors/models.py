@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from actors.as_source import restore_settings, without_dropout
+from actors.as_source import copy_tokenizer, restore_settings, without_dropout
 from actors.attention import PACKED_SDPA, register_packed_sdpa
 from actors.config import ModelConfig, UserError
 from actors.hub_cache import local_directory
@@ -195,6 +195,7 @@ def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokeniz
         # transformers refuses to write what many models come with, such as a temperature without sampling.
         model.generation_config = GenerationConfig()
     model.save_pretrained(directory, state_dict=state)
-    restore_settings(directory, model.config.name_or_path or "", scores=scores)
-    tokenizer.save_pretrained(directory)
+    source = model.config.name_or_path or ""
+    restore_settings(directory, source, scores=scores)
+    copy_tokenizer(tokenizer, directory, source)
     make_readable(directory)

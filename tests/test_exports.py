@@ -69,6 +69,20 @@ def test_the_export_of_a_policy_has_the_settings_of_its_source(tmp_path: Path, g
     assert again.config.attention_dropout == 0.1
 
 
+def test_the_tokenizer_of_an_export_is_that_of_its_source(tmp_path: Path) -> None:
+    """File by file; what transformers would leave out or call otherwise is still there."""
+    source = _source(tmp_path / "source")
+    file = source / "tokenizer_config.json"
+    file.write_text(json.dumps(_read(file) | {"tokenizer_class": "Qwen2TokenizerFast", "ours": 1}))
+    (source / "merges.txt").write_text("#version: 0.2\n")
+    model = load_model(ModelConfig(path=str(source)), str(source))
+    export_model(model, dict(model.state_dict()), load_tokenizer(str(source)), tmp_path / "export")
+    names = {path.name for path in source.iterdir()}
+    assert {path.name for path in (tmp_path / "export").iterdir()} == names
+    for name in names - {"config.json", "model.safetensors"}:
+        assert (tmp_path / "export" / name).read_bytes() == (source / name).read_bytes(), name
+
+
 def test_a_new_model_has_the_settings_that_it_was_made_of(tmp_path: Path) -> None:
     init = ModelConfig(init=ModelInit(hidden_size=16, heads=2, layers=1))
     skeleton = write_skeleton(init, tmp_path / "model")
