@@ -36,8 +36,14 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (directory / GENERATION).is_file():
         (directory / GENERATION).unlink()
-        if (origin / GENERATION).is_file():
+        if _is_part(origin / GENERATION):
             shutil.copyfile(origin / GENERATION, directory / GENERATION)
+        elif found := _read(origin / GENERATION):
+            from transformers import GenerationConfig
+
+            known = GenerationConfig().to_dict()
+            settings = {name: value for name, value in found.items() if name in known}
+            (directory / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(tokenizer: Any, directory: Path, source: str) -> None:
@@ -45,12 +51,13 @@ def copy_tokenizer(tokenizer: Any, directory: Path, source: str) -> None:
 
     Written anew they would differ: transformers names another class, and leaves out what it does not need itself.
     """
-    if not source or Path(tokenizer.name_or_path or "/") != Path(source) or not has_tokenizer(Path(source)):
+    files = [file for name in _TOKENIZER if (file := Path(source, name)).is_file()]
+    known = source and Path(tokenizer.name_or_path or "/") == Path(source) and has_tokenizer(Path(source))
+    if not known or not all(map(_is_part, files)):
         tokenizer.save_pretrained(directory)
         return
-    for file in (Path(source) / name for name in _TOKENIZER):
-        if file.is_file():
-            shutil.copyfile(file, directory / file.name)
+    for file in files:
+        shutil.copyfile(file, directory / file.name)
 
 
 def without_dropout(settings: dict[str, Any]) -> list[str]:
@@ -60,6 +67,17 @@ def without_dropout(settings: dict[str, Any]) -> list[str]:
 
 def _is_dropout(name: str) -> bool:
     return "dropout" in name or "pdrop" in name
+
+
+def _is_part(file: Path) -> bool:
+    """Whether a file may be copied as it is: an export can be uploaded, and a link could lead to anything. In the hub's
+    cache, files are links to blobs beside the snapshot."""
+    if not file.is_file():
+        return False
+    root, target = file.parent.resolve(), file.resolve()
+    if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
+        return True
+    return target.parent == root and target.name in (*_TOKENIZER, GENERATION)
 
 
 def _merged(given: dict[str, Any], written: dict[str, Any], *, scores: bool) -> dict[str, Any]:

@@ -83,6 +83,21 @@ def test_the_tokenizer_of_an_export_is_that_of_its_source(tmp_path: Path) -> Non
         assert (tmp_path / "export" / name).read_bytes() == (source / name).read_bytes(), name
 
 
+def test_links_out_of_a_source_are_not_copied(tmp_path: Path) -> None:
+    """Exports can be uploaded: what such links lead to is read as what it should be, and the rest of it left."""
+    source = _source(tmp_path / "source")
+    secrets = {"vocab.json": {"token": "SECRET"}, "generation_config.json": GENERATION | {"token": "SECRET"}}
+    for name, content in secrets.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        (source / name).unlink(missing_ok=True)
+        (source / name).symlink_to(tmp_path / name)
+    model = load_model(ModelConfig(path=str(source)), str(source))
+    export_model(model, dict(model.state_dict()), load_tokenizer(str(source)), tmp_path / "export")
+    assert _read(tmp_path / "export/generation_config.json") == GENERATION
+    assert [path.name for path in (tmp_path / "export").iterdir() if b"SECRET" in path.read_bytes()] == []
+    assert len(load_tokenizer(str(tmp_path / "export"))) == len(load_tokenizer(str(source)))
+
+
 def test_a_new_model_has_the_settings_that_it_was_made_of(tmp_path: Path) -> None:
     init = ModelConfig(init=ModelInit(hidden_size=16, heads=2, layers=1))
     skeleton = write_skeleton(init, tmp_path / "model")
