@@ -71,7 +71,8 @@ class LoraConfig(Config):
     alpha: PositiveFloat = 32
     """The adapters' output is scaled by alpha / rank (rslora: alpha / sqrt(rank))."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before the adapters; not in reinforcement learning, where the sampler drops nothing."""
+    """Dropout before the adapters; not in reinforcement learning, where the sampler drops nothing, nor in DPO with a
+    reference, which drops nothing either."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get adapters, or all of them but the output embedding."""
     rslora: bool = False

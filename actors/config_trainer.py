@@ -29,7 +29,7 @@ class OptimizerConfig(Config):
     )
     """Schedule after warm-up, by the name transformers gives it; constant has no warm-up."""
     warmup_updates: int = Field(default=0, ge=0)
-    """Optimizer updates over which the rate grows from 0 to `lr`."""
+    """Optimizer updates n over which the rate grows to `lr`: the first has lr / n, the n-th `lr`."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """The same as a share of all updates of the run, rounded up; instead of `warmup_updates`."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -62,6 +62,23 @@ class OptimizerConfig(Config):
     def warmup(self, updates: int) -> int:
         """Updates of warm-up in a run of so many (rounded up, as transformers does)."""
         return self.warmup_updates or math.ceil(self.warmup_ratio * updates)
+
+    def rate(self, update: int, updates: int) -> float:
+        """Learning rate over `lr` of one update, counted from 0, in a run of so many.
+
+        The schedules are those of transformers (optimization.py, get_scheduler), but for the warm-up, which there
+        begins with an update of rate 0: here the first of n has 1/n.
+        """
+        warmup = self.warmup(updates)
+        if update < warmup:
+            return (update + 1) / warmup
+        if self.schedule.startswith("constant"):
+            return 1.0
+        done = min((update - warmup) / max(1, updates - warmup), 1.0)
+        if self.schedule == "linear":
+            return 1 - done
+        lowest = self.min_lr_ratio if self.schedule == "cosine_with_min_lr" else 0.0
+        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class GroupConfig(PlacedConfig):

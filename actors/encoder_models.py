@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from actors.as_source import restore_settings
 from actors.config import EncoderHead, ModelConfig, UserError
 from actors.hub_cache import local_directory
 from actors.models import TORCH_DTYPES
@@ -207,7 +208,9 @@ def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead,
     named = {name for name, _ in model.named_parameters()}
     assert not unexpected and not named & set(missing), (unexpected, missing)
     model.model_card_data.local_files_only = True
+    body = model.transformers_model.config.name_or_path
     model.save(str(directory))
+    restore_settings(directory, body, scores=head.kind == "reranker")
     make_readable(directory)
     AutoTokenizer.from_pretrained(directory)  # what cannot be read back is noticed here, not by the user
 

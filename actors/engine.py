@@ -224,16 +224,7 @@ def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_updates: int) -> Any:
-    from transformers import get_scheduler  # Takes a second; the driver imports this module, but builds no schedule.
-
-    specific = {"min_lr_rate": config.min_lr_ratio} if config.schedule == "cosine_with_min_lr" else None
-    return get_scheduler(
-        config.schedule,
-        optimizer,
-        num_warmup_steps=config.warmup(total_updates),
-        num_training_steps=total_updates,
-        scheduler_specific_kwargs=specific,
-    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(config.rate, updates=total_updates))
 
 
 def _deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:

@@ -1,13 +1,20 @@
 """How the policy's sender reaches all rollout engines: each call goes to every engine and has a deadline."""
 
+import time
 from typing import Any
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import RayActorError, RayTaskError
 
+from actors.group import GroupError, answers_of, no_answer
 from actors.rollout import Account, Adapter
+
+_GROUP = "rollout"
+"""What the driver calls the engines' group, and their logs."""
+_MOMENT_S = 5.0
+"""Longest wait for what the other engines say, where one has failed."""
 
 
 class EngineClient:
@@ -27,18 +34,37 @@ class EngineClient:
         return self._wait(method, references)
 
     def _wait(self, method: str, references: list[Any]) -> list[Any]:
+        """Answers of all engines within the deadline. Raises GroupError, which names the engine."""
+        deadline = time.monotonic() + self.timeout_s
         try:
-            return ray.get(references, timeout=self.timeout_s)
-        except GetTimeoutError:
-            done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-            late = [index for index, reference in enumerate(references) if reference not in done]
-            raise TimeoutError(
-                f"rollout engine(s) {late} did not answer {method} within {self.timeout_s:g} s"
-            ) from None
+            return answers_of(_GROUP, range(len(references)), references, method, self.timeout_s)
+        except GroupError as error:
+            if isinstance(error.__cause__, RayTaskError):
+                self._tell_of_others(method, references, deadline)
+            raise
+
+    def _tell_of_others(self, method: str, references: list[Any], deadline: float) -> None:
+        """Raise GroupError of an engine that has died, or does not answer: in a transfer that all share, others fail
+        because of it."""
+        done, late = ray.wait(references, num_returns=len(references), timeout=_MOMENT_S)
+        for reference in done:
+            try:
+                ray.get(reference, timeout=self.timeout_s)
+            except RayActorError:
+                answers_of(_GROUP, [references.index(reference)], [reference], method, self.timeout_s)
+            except RayTaskError:
+                continue
+        if late and time.monotonic() >= deadline:
+            silent = [references.index(reference) for reference in late]
+            raise GroupError(no_answer(_GROUP, silent, method, self.timeout_s))
 
     def resume(self) -> None:
-        """Let every engine go on, after a transfer that failed."""
-        self._all("resume")
+        """Let every engine go on, after a transfer that failed.
+
+        Engines that do not answer soon are not waited for: that one is gone, or stands still, may be why it has failed.
+        """
+        references: list[Any] = [handle.resume.remote() for handle in self.handles]
+        ray.wait(references, num_returns=len(references), timeout=min(self.timeout_s, _MOMENT_S))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Let every engine join the transfer group; each has its own ranks in it, after the sender's 0."""

@@ -4,7 +4,7 @@ vLLM takes four seconds to import, which the policy needs on GPUs only (see `tra
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 
 from actors.rendezvous import listener, serve_store
+
+_MOMENT_S = 10.0
+"""Longest wait for what the engines say of a transfer that has failed."""
 
 
 class Meta(NamedTuple):
@@ -116,7 +119,11 @@ class GlooSender:
         # Both sides block until all have met, so the workers' call runs beside ours.
         with ThreadPoolExecutor(1) as beside:
             joined = beside.submit(self.client.init_weight_transfer_engine, info)
-            self.group = gloo_group(store, 0, world_size, self.timeout_s)
+            try:
+                self.group = gloo_group(store, 0, world_size, self.timeout_s)
+            except RuntimeError:
+                joined.result(timeout=_MOMENT_S)  # what the engines say tells more than that they did not come
+                raise
             joined.result(timeout=self.timeout_s)
 
     def send_weights(self) -> None:
@@ -138,7 +145,8 @@ class GlooSender:
             self._broadcast(metas, received)
             received.result(timeout=self.timeout_s)
         except RuntimeError:
-            # What the engines say tells more than a broadcast that nobody answers.
+            # What the engines say tells more than a broadcast that nobody answers, and may come a moment later.
+            wait([received], timeout=_MOMENT_S)
             if received.done():
                 received.result()
             raise

@@ -126,27 +126,7 @@ class ActorGroup(Generic[W]):
         `ranks` says whose they are (default: one of each rank, in order); `told` hears how many of them have answered.
         """
         owners = ranks or range(len(refs))
-        deadline = time.monotonic() + (timeout_s or self.timeout_s)
-        pending, answers = list(refs), {}
-        if told:
-            told(0, len(refs))
-        while pending:
-            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
-                late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
-                where = ", ".join(dict.fromkeys(filter(None, (self.nodes[rank] for rank in late))))
-                raise GroupError(
-                    f"{self.name}.{what}: no answer from rank(s) {late} within {timeout_s or self.timeout_s:g} s"
-                    + f" (on {where})" * bool(where)
-                )
-            if pending:
-                more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
-                ready += more
-            for ref in ready:
-                answers[ref] = self._answer(owners[refs.index(ref)], ref, what)
-            if told:
-                told(len(answers), len(refs))
-        return [answers[ref] for ref in refs]
+        return answers_of(self.name, owners, refs, what, timeout_s or self.timeout_s, self.nodes, told)
 
     def notice(self, refs: Sequence[Any], what: str) -> None:
         """Raise GroupError if a call, one of each rank, has failed already; does not wait for the others."""
@@ -155,20 +135,65 @@ class ActorGroup(Generic[W]):
             self._answer(refs.index(ref), ref, what)
 
     def _answer(self, rank: int, ref: Any, what: str) -> Any:
-        where = f" (on {self.nodes[rank]})" if self.nodes[rank] else ""
-        try:
-            return ray.get(ref, timeout=self.timeout_s)
-        except RayTaskError as error:
-            raise GroupError(f"{self.name}[{rank}].{what}: {_cause(error)}{where}") from error
-        except RayActorError as error:
-            cause = f"the process died ({first_line(str(error))})"
-            raise GroupError(f"{self.name}[{rank}].{what}: {cause}{where}") from error
+        return _answer(self.name, rank, ref, what, self.timeout_s, self.nodes[rank])
 
     def shutdown(self) -> None:
         """End every actor, by handle."""
         for handle in self.handles:
             ray.kill(handle)
         self.handles = []
+
+
+def answers_of(
+    name: str,
+    owners: Sequence[int],
+    refs: Sequence[Any],
+    what: str,
+    timeout_s: float,
+    nodes: Sequence[str] = (),
+    told: Callable[[int, int], None] | None = None,
+) -> list[Any]:
+    """What a group's ranks answer to a call, in order; `owners` says whose the references are.
+
+    The first failure ends the wait, whichever rank it is on. Raises GroupError.
+    """
+    deadline = time.monotonic() + timeout_s
+    pending, answers = list(refs), {}
+    if told:
+        told(0, len(refs))
+    while pending:
+        ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
+            raise GroupError(no_answer(name, late, what, timeout_s, nodes))
+        if pending:
+            more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+            ready += more
+        for ref in ready:
+            rank = owners[refs.index(ref)]
+            answers[ref] = _answer(name, rank, ref, what, timeout_s, nodes[rank] if nodes else "")
+        if told:
+            told(len(answers), len(refs))
+    return [answers[ref] for ref in refs]
+
+
+def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Sequence[str] = ()) -> str:
+    """What a GroupError says of ranks that have missed a deadline."""
+    where = ", ".join(dict.fromkeys(filter(None, (nodes[rank] for rank in late)))) if nodes else ""
+    return f"{name}.{what}: no answer from rank(s) {late} within {timeout_s:g} s" + f" (on {where})" * bool(where)
+
+
+def _answer(name: str, rank: int, ref: Any, what: str, timeout_s: float, node: str) -> Any:
+    where = f" (on {node})" if node else ""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, GroupError):
+            raise GroupError(str(error.cause)) from error  # of a group that this one has called: the fault is there
+        raise GroupError(f"{name}[{rank}].{what}: {_cause(error)}{where}") from error
+    except RayActorError as error:
+        cause = f"the process died ({first_line(str(error))})"
+        raise GroupError(f"{name}[{rank}].{what}: {cause}{where}") from error
 
 
 def _options(slot: Slot, log: str) -> dict[str, Any]:

@@ -27,10 +27,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
 
+from actors.as_source import restore_settings
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.hub_cache import configured_directory, split_commit
 from actors.readable import make_readable
@@ -282,7 +284,10 @@ def merge_adapter(directory: Path, base: str, output: Path) -> None:
     loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
     options = {"num_labels": 1} if task == "SEQ_CLS" else {}
     model: Any = loader.from_pretrained(base, dtype="auto", **options)
+    if task != "SEQ_CLS":
+        model.generation_config = GenerationConfig()  # the base's own is copied; some of those cannot be written
     PeftModel.from_pretrained(model, str(directory)).merge_and_unload().save_pretrained(output)
+    restore_settings(output, base, scores=task == "SEQ_CLS")
     tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
     make_readable(output)
@@ -320,5 +325,6 @@ def unquantized_shell(model: PreTrainedModel) -> PreTrainedModel:
         return model
     settings = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
     config = type(model.config).from_dict(settings)
+    config.name_or_path = model.config.name_or_path
     with torch.device("meta"):
         return type(model)(config)

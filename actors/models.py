@@ -9,10 +9,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 
+from actors.as_source import copy_tokenizer, restore_settings, without_dropout
 from actors.attention import PACKED_SDPA, register_packed_sdpa
 from actors.config import ModelConfig, UserError
 from actors.hub_cache import local_directory
@@ -92,9 +94,8 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     """The importance ratio compares the policy with the sampler, which drops nothing: so the trainer may not either."""
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
-            setattr(config, name, 0.0)
+    for name in without_dropout(config.to_dict()):
+        setattr(config, name, 0.0)
     return config
 
 
@@ -187,7 +188,14 @@ def _at(indices: torch.Tensor, values: torch.Tensor, batch: PackedBatch) -> torc
 
 
 def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
-    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads."""
+    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads: the new weights, with the
+    settings of the directory that the model was loaded from."""
+    scores = model.get_output_embeddings() is None
+    if model.can_generate():
+        # transformers refuses to write what many models come with, such as a temperature without sampling.
+        model.generation_config = GenerationConfig()
     model.save_pretrained(directory, state_dict=state)
-    tokenizer.save_pretrained(directory)
+    source = model.config.name_or_path or ""
+    restore_settings(directory, source, scores=scores)
+    copy_tokenizer(tokenizer, directory, source)
     make_readable(directory)

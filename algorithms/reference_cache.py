@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.batch import Sequence
+from actors.model_identity import model_identity
 
 
 class ReferenceCache:
@@ -45,8 +46,10 @@ class ReferenceCache:
 def model_content(directory: Path, settings: str) -> str:
     """A name for what a model directory holds, from its files' names, sizes and times, and from `settings`.
 
-    A directory that is no local one, such as a hub id, is its own name.
+    A model of the hub is named by its commit, as branches move.
     """
+    if not directory.is_dir() and (commit := model_identity(str(directory))):
+        return "\n".join([str(directory), settings, commit])
     files = sorted(directory.glob("*")) if directory.is_dir() else []
     parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files if path.is_file()]
     return "\n".join([str(directory), settings, *parts])

@@ -14,6 +14,7 @@ from actors.config import UserError
 from actors.full_disk import told_when_full
 from actors.own_files import StoredFile, create, sha256_of, stranger
 from launch.config import RunConfig
+from launch.contents import changed_contents, keep_contents, kept_contents
 from launch.earlier import remove, remove_results, set_newer_aside, set_results_aside
 from launch.manifest import UNREADABLE, damage_of, difference, finished, is_whole, read_manifest, step_of
 
@@ -74,7 +75,7 @@ class Checkpoints:
             raise self.refused(f"{directory / 'manifest.json'} {why}")
         if damage := damage_of(directory, files):
             raise self.refused(f"{directory} is damaged, {damage}")
-        self._require_same(manifest["identity"], directory)
+        self._require_same(manifest["identity"], directory, manifest.get("contents"))
         return Checkpoint(directory, manifest["state"])
 
     def refused(self, problem: str) -> UserError:
@@ -100,6 +101,7 @@ class Checkpoints:
         Half-written checkpoints go silently. Finished ones and results go only where `checkpoint.resume` is false;
         those that a resumed run would write over, and results without a checkpoint, are kept aside.
         """
+        keep_contents(self._config)
         run, lines = self._config.directory, []
         name = self._reached() if self._config.checkpoint.resume else None
         if name:
@@ -196,7 +198,8 @@ class Checkpoints:
             )
         # What no rank has hashed are DeepSpeed's notes of a few lines.
         hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
-        manifest = {"step": step, "identity": identity(self._config), "state": state, "files": files, "sha256": hashes}
+        manifest = {"step": step, "identity": identity(self._config), "contents": kept_contents(self._config)}
+        manifest |= {"state": state, "files": files, "sha256": hashes}
         with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
 
@@ -269,8 +272,9 @@ class Checkpoints:
         for old in others[: max(0, len(others) - kept)]:
             shutil.rmtree(old)
 
-    def _require_same(self, then: dict[str, Any], directory: Path) -> None:
-        """Raise UserError unless this configuration describes the run that wrote the checkpoint."""
+    def _require_same(self, then: dict[str, Any], directory: Path, contents: Any) -> None:
+        """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
+        names are those of then (`contents`)."""
         now = identity(self._config)
         sharded = " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"
         reasons = {"policy.ranks": sharded, "critic.ranks": sharded}
@@ -280,6 +284,9 @@ class Checkpoints:
             for field, old, new in _changes("", then, now)
             if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
         ]
+        if not problems:  # of other paths, the contents are others as well
+            changed = changed_contents(self._config, contents, directory)
+            problems = [f"{line}; {_anew(self._config)}" for line in changed]
         if problems:
             raise UserError(*problems)
 

@@ -1,5 +1,6 @@
 """The cluster a run lives on: start or join Ray, and see which nodes are about to leave it."""
 
+import contextlib
 import json
 import logging
 import os
@@ -12,9 +13,11 @@ from typing import Any
 
 import ray
 from ray._private import state as ray_state
+from ray._private import worker as ray_worker
 from ray.exceptions import AuthenticationError
 
 from actors.config import UserError
+from actors.secret_text import masked
 from launch import reports
 from launch.config import RunConfig, machine_cpus
 from launch.local_ray import private_directory, require_token
@@ -31,6 +34,7 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     reports.switch_off()
+    _keep_messages(log_directory)
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -115,6 +119,18 @@ def _local_resources(config: RunConfig) -> dict[str, Any]:
         "include_dashboard": False,
         **gpus,
     }
+
+
+def _keep_messages(directory: Path) -> None:
+    """Let what Ray tells the driver of processes that have died go to `driver.log`, not to the screen: it takes 700
+    characters, and the run says what has happened, and where, in one line."""
+
+    def keep(data: dict[str, Any], ignore_prefix: bool) -> None:
+        with contextlib.suppress(OSError), (directory / "driver.log").open("a", encoding="utf-8") as file:
+            file.writelines(f"Ray: {masked(line)}\n" for line in data.get("lines", ()))
+
+    directory.mkdir(parents=True, exist_ok=True)
+    ray_worker.print_to_stdstream = keep
 
 
 def _link_logs(directory: Path) -> None:

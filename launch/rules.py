@@ -266,6 +266,11 @@ def _adapters_fit(config: "RunConfig") -> None:
             f"model.lora.dropout must be 0 for {config.algorithm.name}, whose importance ratio compares with the "
             f"sampler, which drops nothing, got {lora.dropout:g}"
         )
+    if lora and lora.dropout and isinstance(config.algorithm, DPOConfig) and config.reference_needed:
+        raise ValueError(
+            f"model.lora.dropout must be 0 for dpo, which compares with a reference that drops nothing, "
+            f"got {lora.dropout:g}"
+        )
     if config.critic and config.critic.lora and config.critic.lora.dropout:
         raise ValueError(
             f"critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, "

@@ -24,6 +24,7 @@ from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 from launch.history import History, cut, gaps, steps_in_words
 from launch.literal_secrets import public_values
+from launch.wandb_run import known_run
 
 CLOSE_DEADLINE_S = 60.0
 """Longest time `close` waits for W&B to finish an upload."""
@@ -76,9 +77,9 @@ class Tracker:
             (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
         if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
-            makers.append(lambda: _WandbSink(directory, config))
+            makers.append(lambda: _WandbSink(directory, config, goes_on=resumed_step > 0))
         if config.tracking.tensorboard:
-            makers.append(lambda: _TensorboardSink(directory / "tensorboard"))
+            makers.append(lambda: _TensorboardSink(directory / "tensorboard", resumed_step))
         self._feeders = [_Feeder(maker, warn) for maker in makers]
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -143,9 +144,13 @@ class _Feeder:
 
 
 class _WandbSink:
-    """The driver's end of `launch.wandb_feeder`."""
+    """The driver's end of `launch.wandb_feeder`.
 
-    def __init__(self, directory: Path, config: RunConfig) -> None:
+    The run there is that of the run directory: a resumed one `goes_on`, and so does one that begins anew as it was
+    configured, because its first try has ended before its first checkpoint.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, *, goes_on: bool = False) -> None:
         # -P: the file's directory, whose modules have names like those of libraries, is no place to import from.
         self._feeder = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("wandb_feeder.py"))],
@@ -154,14 +159,16 @@ class _WandbSink:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        public = public_values(config)
         settings = {
+            **known_run(directory, public, same=goes_on, may_be=config.checkpoint.resume),
             "project": config.tracking.project,
             "name": config.run.name,
             "group": config.tracking.group or config.run.name,
             "entity": config.tracking.entity,
             "tags": config.tracking.tags,
             "dir": os.environ.get("WANDB_DIR") or str(directory),
-            "config": public_values(config),
+            "config": public,
             "mode": os.environ.get("WANDB_MODE"),
         }
         self._write(settings)
@@ -187,10 +194,11 @@ class _WandbSink:
 
 
 class _TensorboardSink:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory))
+        # What an earlier try has written of the steps that come again is not shown.
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_step + 1 if resumed_step else 0)
 
     def log(self, step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():

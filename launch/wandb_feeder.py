@@ -3,12 +3,13 @@
 It is no child of the driver: a job that is stopped signals those, and W&B would lose what it has not written yet. It
 ends by itself, with everything delivered, also when the driver is killed. What fails is one line on standard output.
 
-    first line: keyword arguments of wandb.init; then one [step, metrics] a line
+    first line: keyword arguments of wandb.init, and the file of `launch.wandb_run`; then one [step, metrics] a line
 """
 
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -30,11 +31,28 @@ def _deliver() -> None:
     if settings["mode"] is None:
         known = bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False)
         settings["mode"] = "online" if known else "offline"
+    file = Path(settings.pop("file"))
     run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off"))
+    known = json.loads(file.read_text(encoding="utf-8"))
+    reached = _reached(known["step"], run)
     for line in sys.stdin:
         step, metrics = json.loads(line)
-        run.log(metrics, step=step)
+        if step > reached:  # a step that is taken again after a resume is there already
+            run.log(metrics, step=step)
+            _keep(file, known | {"step": step})
     run.finish()
+
+
+def _reached(kept: int, run: Any) -> int:
+    """The last step that the run at Weights & Biases has: of those given, a lost node may not have delivered all."""
+    there = getattr(run, "step", None) if getattr(run, "resumed", False) is True else None
+    return min(kept, there - 1) if isinstance(there, int) else kept
+
+
+def _keep(file: Path, known: dict[str, Any]) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(known), encoding="utf-8")
+    os.replace(partial, file)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Checkpoints: never half-written, never of another run, and the latest one is never pruned."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from actors.config import UserError
 from launch.checkpoint import Checkpoints, Files
@@ -210,3 +213,75 @@ def test_a_driver_ends_when_another_one_has_begun_the_run_anew(tmp_path: Path) -
     subprocess.run([sys.executable, "-c", program], input=values, text=True, check=True, cwd=ROOT, timeout=60)
     line = complaint(checkpoints.require_ours)
     assert line == f"run.name: another driver has taken over {tmp_path}/first, so this one ends, got first"
+
+
+def _exported(directory: Path, seed: int, numbers: int = 64) -> Path:
+    """A model's directory as an export of a run would leave it; `seed` decides its numbers, and nothing else."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text('{"model_type": "qwen2"}')
+    tensors = {name: np.random.default_rng(seed).normal(size=numbers) for name in ("a", "b")}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def _job(directory: Path, *, model: Path, reward: Path | None = None) -> RunConfig:
+    algorithm = {"name": "grpo", "steps": 30} if reward else {"name": "sft", "steps": 30}
+    changes: dict[str, Any] = {"algorithm": algorithm, "model": {"path": str(model), "init": None}}
+    return config_for(directory, **changes, **({"reward": {"models": [{"path": str(reward)}]}} if reward else {}))
+
+
+@pytest.mark.parametrize("numbers", [64, 3 << 20])
+def test_a_model_exported_anew_under_the_same_path_is_refused(tmp_path: Path, numbers: int) -> None:
+    """Small ones are read whole, of large ones a part; a copy, which has other times, is the same model."""
+    model, reward = _exported(tmp_path / "sft", 1, numbers), _exported(tmp_path / "rm", 2)
+    config = _job(tmp_path, model=model, reward=reward)
+    Checkpoints(config).save(3, {"step": 3}, writer())
+    _exported(model, 1, numbers)
+    os.utime(model / "model.safetensors", ns=(0, 0))
+    assert Checkpoints(config).latest() is not None
+    _exported(model, 7, numbers)
+    anew = "; to start anew: checkpoint.resume=false, or another run.name than first"
+    trained = f"{tmp_path}/first/checkpoints/step-3 was trained with (its files have changed since)"
+    same = f"must hold the model that {trained}"
+    assert complaint(Checkpoints(config).latest) == f"model.path: {same}, got {model}{anew}"
+    _exported(model, 1, numbers)
+    _exported(reward, 3)
+    assert complaint(Checkpoints(config).latest) == f"reward.models[0].path: {same}, got {reward}{anew}"
+    other = _exported(tmp_path / "other-rm", 3)
+    assert Checkpoints(_job(tmp_path, model=model, reward=other)).latest() is not None, "which is said"
+
+
+def test_what_is_exported_while_a_run_goes_on_is_not_what_it_has_read(tmp_path: Path) -> None:
+    model = _exported(tmp_path / "sft", 1)
+    config = _job(tmp_path, model=model)
+    Checkpoints(config).prepare()
+    _exported(model, 2)
+    Checkpoints(config).save(3, {"step": 3}, writer())
+    assert "its files have changed since" in complaint(Checkpoints(config).latest)
+    _exported(model, 1)
+    assert Checkpoints(config).latest() is not None
+
+
+def test_a_branch_of_the_hub_that_has_moved_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub/models--ours--model"
+    (cached / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        _exported(cached / "snapshots" / commit, 1)
+    (cached / "refs/main").write_text("a" * 40)
+    config = config_for(tmp_path, model={"path": "ours/model", "init": None})
+    Checkpoints(config).save(3, {"step": 3}, writer())
+    assert Checkpoints(config).latest() is not None
+    (cached / "refs/main").write_text("b" * 40)
+    line = complaint(Checkpoints(config).latest)
+    assert f"(commit {'a' * 40}; it is commit {'b' * 40} now), got ours/model; to start anew" in line
+
+
+def test_a_checkpoint_that_does_not_know_its_models_is_resumed(tmp_path: Path) -> None:
+    config = _job(tmp_path, model=_exported(tmp_path / "sft", 1))
+    directory = Checkpoints(config).save(3, {"step": 3}, writer())
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["contents"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    _exported(tmp_path / "sft", 2)
+    assert Checkpoints(config).latest() is not None

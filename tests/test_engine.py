@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 
 from actors import stored
 from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig, UserError
@@ -91,19 +91,63 @@ def test_only_max_grad_norm_clips(stage: int) -> None:
     assert_equal(weights(trained), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_warmup_is_a_share_of_all_updates_rounded_up() -> None:
-    def rates(updates: int, **settings: Any) -> list[float]:
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        schedule = _schedule(optimizer, OptimizerConfig(name="sgd", lr=1.0, **settings), updates)
-        found = []
-        for _ in range(updates):
-            found.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        return found
+def rates(updates: int, **settings: Any) -> list[float]:
+    """Learning rates of all updates, of a peak of 1, as the optimizer gets them."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = _schedule(optimizer, OptimizerConfig(name="sgd", lr=1.0, **settings), updates)
+    found = []
+    for _ in range(updates):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
 
+
+def test_warmup_is_a_share_of_all_updates_rounded_up() -> None:
     assert rates(35, warmup_ratio=0.1) == rates(35, warmup_updates=4) != rates(35, warmup_updates=3)
-    assert rates(8, warmup_ratio=0.5, schedule="linear")[:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert rates(8, warmup_ratio=0.5, schedule="linear")[:5] == [0.25, 0.5, 0.75, 1, 1]
+
+
+HALF = math.sqrt(0.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "expected"),
+    [
+        ("constant", {}, [1] * 6),
+        ("constant_with_warmup", {}, [1] * 6),
+        ("constant_with_warmup", {"warmup_updates": 1}, [1] * 6),
+        ("constant_with_warmup", {"warmup_updates": 4}, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ("constant_with_warmup", {"warmup_updates": 8}, [0.125, 0.25, 0.375, 0.5, 0.625, 0.75]),
+        ("constant_with_warmup", {"warmup_ratio": 1}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
+        ("linear", {}, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("linear", {"warmup_updates": 2}, [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", {"warmup_updates": 2}, [0.5, 1, 1, 0.5 + HALF / 2, 0.5, 0.5 - HALF / 2]),
+        (
+            "cosine_with_min_lr",
+            {"warmup_updates": 2, "min_lr_ratio": 0.2},
+            [0.5, 1, 1, 0.6 + 0.4 * HALF, 0.6, 0.6 - 0.4 * HALF],
+        ),
+    ],
+)
+def test_schedules_have_these_values(schedule: str, settings: dict[str, Any], expected: list[float]) -> None:
+    """No update is made with rate 0: the first of a warm-up of n has 1/n of the peak, the n-th all of it."""
+    assert rates(6, schedule=schedule, **settings) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"])
+def test_after_the_warmup_schedules_are_those_of_transformers(schedule: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    specific = {"min_lr_rate": 0.1} if schedule == "cosine_with_min_lr" else None
+    theirs = get_scheduler(
+        schedule, optimizer, num_warmup_steps=3, num_training_steps=17, scheduler_specific_kwargs=specific
+    )
+    ours = rates(17, schedule=schedule, warmup_updates=3)
+    for update in range(17):
+        if update >= 3:
+            assert ours[update] == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        theirs.step()
 
 
 SMALL = OptimizerConfig(lr=0.05)

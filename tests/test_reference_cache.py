@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actors.batch import Sequence
+from actors.hub_cache import _LOCATED, located
 from algorithms.reference_cache import ReferenceCache, model_content
 
 
@@ -98,3 +99,20 @@ def test_a_model_is_named_by_what_its_directory_holds(tmp_path: Path) -> None:
     file.write_text("abcd")
     assert model_content(tmp_path, "fp32") not in (before, changed)
     assert model_content(Path("organisation/model"), "fp32") != model_content(Path("organisation/other"), "fp32")
+
+
+def test_a_model_of_the_hub_is_named_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cached = tmp_path / "models--ours--model"
+    (cached / "refs").mkdir(parents=True)
+    names = {}
+    for commit in ("a" * 40, "b" * 40):
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+        (cached / "refs/main").write_text(commit)
+        names[commit] = model_content(Path("ours/model"), "fp32")
+        assert commit in model_content(Path(located("ours/model")), "fp32")
+        assert commit in names[commit]
+        _LOCATED.clear()
+    assert len(set(names.values())) == 2

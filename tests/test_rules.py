@@ -824,6 +824,11 @@ CASES: list[tuple[str, str, str]] = [
         "got 0.1",
     ),
     (
+        "dpo",
+        "model.lora={dropout: 0.1}",
+        "model.lora.dropout must be 0 for dpo, which compares with a reference that drops nothing, got 0.1",
+    ),
+    (
         "ppo",
         "critic.lora={dropout: 0.1}",
         "critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, got 0.1",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -151,3 +152,111 @@ def test_wandb_survives_a_signal_to_all_children_of_the_driver(tmp_path: Path, m
     assert warned == []
     [written] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert written.stat().st_size > 99 * 20, "the last step is there as well"
+
+
+FAKE_WANDB = """
+import json, os
+class Settings:
+    def __init__(self, **settings): pass
+class Run:
+    def __init__(self, file, key):
+        self.file, self.key = file, key
+        there = [json.loads(line) for line in open(file)] if os.path.exists(file) else []
+        mine = [line[1] for line in there if line[0] == key]
+        self.resumed, self.step = bool(mine), max(mine, default=-1) + 1
+    def log(self, metrics, step):
+        with open(self.file, "a") as file:
+            print(json.dumps([self.key, step, metrics]), file=file)
+    def finish(self): pass
+def login(prompt): return True
+def init(*, id, resume, mode, settings, **others):
+    assert resume == "allow" and "file" not in others, others
+    run = Run(os.environ["FAKE_WANDB"], id)
+    run.resumed = run.resumed and mode == "online"
+    return run
+"""
+"""A module `wandb` that keeps what is logged, [id, step, metrics] a line, and knows a run's last step when online."""
+
+
+class Service:
+    """Weights & Biases, as the feeder's process finds it."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+        (directory / "fake").mkdir()
+        (directory / "fake/wandb.py").write_text(FAKE_WANDB)
+        self.file = directory / "service.jsonl"
+        monkeypatch.setenv("PYTHONPATH", str(directory / "fake"))
+        monkeypatch.setenv("FAKE_WANDB", str(self.file))
+        monkeypatch.setenv("WANDB_MODE", mode)
+
+    def runs(self) -> list[list[int]]:
+        """Steps of each run, in the order they came."""
+        found: dict[str, list[int]] = {}
+        for key, step, _ in lines(self.file):
+            found.setdefault(key, []).append(step)
+        return list(found.values())
+
+
+def track(directory: Path, config: RunConfig, steps: range, resumed_step: int = 0) -> None:
+    warned: list[str] = []
+    tracker = Tracker(directory, config, resumed_step, warned.append)
+    for step in steps:
+        tracker.log(step, {"reward/mean": step / 7})
+    tracker.close()
+    assert warned == []
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_resumed_run_goes_on_in_wandb_with_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Killed at step 5, continued twice from checkpoints of step 2 and 4, as retries of KubeRay do."""
+    service, config = Service(tmp_path, monkeypatch, mode), config_for(tmp_path, wandb=True)
+    track(tmp_path / "run", config, range(6))
+    track(tmp_path / "run", config, range(3, 8), resumed_step=2)
+    longer = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"steps": 10})})
+    track(tmp_path / "run", longer, range(5, 11), resumed_step=4)
+    assert service.runs() == [list(range(11))]
+    track(tmp_path / "another", config, range(3))
+    assert service.runs()[1:] == [[0, 1, 2]]
+
+
+def test_a_try_before_the_first_checkpoint_is_the_same_run_unless_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, config = Service(tmp_path, monkeypatch, "online"), config_for(tmp_path, wandb=True)
+    track(tmp_path / "run", config, range(3))
+    track(tmp_path / "run", config, range(6))
+    assert service.runs() == [[0, 1, 2, 3, 4, 5]]
+    other = config.model_copy(update={"policy": config.policy.model_copy(update={"micro_batch_tokens": 77})})
+    track(tmp_path / "run", other, range(3))
+    anew = other.model_copy(update={"checkpoint": other.checkpoint.model_copy(update={"resume": False})})
+    track(tmp_path / "run", anew, range(2))
+    (tmp_path / "run/wandb/run.json").write_text("[]")
+    track(tmp_path / "run", other, range(2))
+    assert service.runs()[1:] == [[0, 1, 2], [0, 1], [0, 1]]
+
+
+def test_steps_that_a_lost_node_has_not_delivered_are_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, config = Service(tmp_path, monkeypatch, "online"), config_for(tmp_path, wandb=True)
+    track(tmp_path / "run", config, range(6))
+    service.file.write_text("".join(service.file.read_text().splitlines(keepends=True)[:4]))
+    track(tmp_path / "run", config, range(3, 8), resumed_step=2)
+    assert service.runs() == [list(range(8))]
+
+
+def test_tensorboard_shows_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer hides what is there from `purge_step` on."""
+    purged: list[int] = []
+
+    def writer(_: str, *, purge_step: int) -> SimpleNamespace:
+        purged.append(purge_step)
+        return SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer))
+    config = config_for(tmp_path, tensorboard=True)
+    track(tmp_path / "run", config, range(6))
+    track(tmp_path / "run", config, range(3, 8), resumed_step=2)
+    assert purged == [0, 3]

@@ -1,0 +1,158 @@
+"""Whose fault a failed transfer is: that of the engine that died, failed or stands still, told after one deadline."""
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray._private import worker as ray_worker
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from actors.engine_client import EngineClient
+from actors.gloo_sender import GlooSender
+from actors.group import ActorGroup, GroupError, Slot
+from actors.publisher import Publisher
+from launch.cluster import _keep_messages
+from launch.run import _worker_log
+
+DEADLINE_S = 4.0
+
+
+class Engine:
+    """An engine that takes weights as it is told to."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.does = "answer"
+
+    def will(self, what: str) -> None:
+        self.does = what
+
+    def update_weights(self, *_: Any) -> None:
+        if self.does == "die":
+            os._exit(1)
+        if self.does == "freeze":
+            time.sleep(3600)
+        if self.does == "fail":
+            raise ValueError("no room for layer 3")
+        if self.does == "lose the others":
+            raise RuntimeError("Connection closed by peer")
+
+    def resume(self) -> None:
+        self.does = "resumed"
+
+    def state(self) -> str:
+        return self.does
+
+
+class Transfer:
+    """Of a rank that asks the engines to receive, and sends nothing."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+
+    def send_weights(self) -> None:
+        self.client.update_weights(None)
+
+
+class Policy:
+    """A rank that publishes."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        pass
+
+    def publish(self, engines: list[Any]) -> None:
+        client = EngineClient(engines, 1, DEADLINE_S)
+        publisher: Any = object.__new__(Publisher)
+        publisher.client, publisher.rank, publisher.transfer = client, 0, Transfer(client)
+        publisher._send_weights(None)
+
+
+Pair = tuple[ActorGroup[Policy], ActorGroup[Engine]]
+
+
+@pytest.fixture(scope="module")
+def policy(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorGroup[Policy]]:
+    placement = placement_group([{"CPU": 1.0}])
+    assert placement.wait(30)
+    slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
+    group = ActorGroup("policy", Policy, [slot], timeout_s=60, log_directory=str(tmp_path_factory.mktemp("logs")))
+    group.slot = slot  # type: ignore[attr-defined]
+    group.spawn()
+    yield group
+    group.shutdown()
+    remove_placement_group(placement)
+
+
+@pytest.fixture
+def pair(policy: ActorGroup[Policy], tmp_path: Path) -> Iterator[Pair]:
+    slots = [policy.slot] * 2  # type: ignore[attr-defined]
+    rollout = ActorGroup("rollout", Engine, slots, timeout_s=60, log_directory=str(tmp_path))
+    rollout.spawn()
+    yield policy, rollout
+    rollout.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told", "log"),
+    [
+        ("answer", "die", "rollout[1].update_weights: the process died (", 1),
+        ("lose the others", "die", "rollout[1].update_weights: the process died (", 1),
+        ("answer", "freeze", f"rollout.update_weights: no answer from rank(s) [1] within {DEADLINE_S:g} s", 1),
+        ("fail", "answer", "rollout[0].update_weights: ValueError: no room for layer 3", 0),
+    ],
+)
+def test_a_failed_transfer_is_told_of_the_engine(
+    pair: Pair, tmp_path: Path, first: str, second: str, told: str, log: int
+) -> None:
+    policy, rollout = pair
+    rollout.scatter(Engine.will, [(first,), (second,)])
+    for name in ("policy-0", "rollout-0", "rollout-1"):
+        (tmp_path / f"{name}.log").touch()
+    began = time.monotonic()
+    with pytest.raises(GroupError) as caught:
+        policy.call(Policy.publish, rollout.handles)
+    assert str(caught.value).startswith(told)
+    assert _worker_log(caught.value, tmp_path) == tmp_path / f"rollout-{log}.log"
+    assert time.monotonic() - began < DEADLINE_S + 7, "one deadline, and a moment for the others to go on"
+    healthy = 0 if second in ("die", "freeze") else 1
+    assert rollout.gather([rollout.submit(healthy, Engine.state)], "state", ranks=[healthy]) == ["resumed"]
+
+
+class Deaf:
+    """The client of engines of which one has died: it says so later than the broadcast breaks."""
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def update_weights(self, _: Any) -> None:
+        time.sleep(0.5)
+        raise GroupError("rollout[1].update_weights: the process died (of age)")
+
+
+def test_a_broken_broadcast_waits_for_what_the_engines_say() -> None:
+    sender: Any = object.__new__(GlooSender)
+    sender.is_sender, sender.timeout_s, sender.client = True, 60.0, Deaf()
+    sender.source = type("Source", (), {"metadata": lambda _: []})()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:3412")
+
+    sender._broadcast = broken
+    with pytest.raises(GroupError, match="the process died"):
+        sender.send_weights()
+
+
+def test_what_ray_says_of_deaths_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its listener does, which prints what the driver is told."""
+    monkeypatch.setattr(ray_worker, "print_to_stdstream", ray_worker.print_to_stdstream)
+    _keep_messages(tmp_path)
+    said = "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot ..."
+    screen = io.StringIO()
+    with redirect_stdout(screen):
+        ray_worker.print_to_stdstream({"lines": [said], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert screen.getvalue() == ""
+    assert (tmp_path / "driver.log").read_text() == f"Ray: {said}\n"
