@@ -203,7 +203,7 @@ def track(directory: Path, config: RunConfig, steps: range, resumed_step: int = 
     for step in steps:
         tracker.log(step, {"reward/mean": step / 7})
     tracker.close()
-    assert warned == []
+    assert [line for line in warned if not line.endswith("they are done again")] == []
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
