@@ -29,6 +29,9 @@ DEADLINE_S = 60
 _PARENT_DEATH_SIGNAL = 1
 
 
+_TOO_SLOW = "The current node timed out during startup"
+
+
 class BedError(RuntimeError):
     """A command of the bed failed, or something did not come in time."""
 
@@ -116,12 +119,24 @@ class Bed:
         (self.directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         for node in self.nodes:
             self._connect(node)
-        self.start_node(self.nodes[0])
-        self._wait_for_port(self.nodes[0].address, 6379)
-        for node in self.nodes[1:]:
-            self.start_node(node)
+        for node in self.nodes:  # One after the other: Ray gives a node 30 s, of which others on the cores take some.
+            self._start_in_time(node)
         self._wait_for_port(self.nodes[0].address, 8265)
         self.wait_for_nodes(len(self.nodes))
+
+    def _start_in_time(self, node: Node) -> None:
+        """Start a node's Ray and wait for it; once more, should it be one of those that were too slow for Ray."""
+        self.start_node(node)
+        for _ in _until(2 * DEADLINE_S, f"Ray on {node.namespace}"):
+            said = node.log.read_text(errors="replace")
+            if said.rpartition(_TOO_SLOW)[2].count("Ray runtime started"):
+                return
+            if node.process.poll() is not None:
+                if said.count(_TOO_SLOW) != 1:
+                    raise BedError(f"Ray on {node.namespace} ended:\n{said[-1500:]}")
+                with node.log.open("a") as log:
+                    log.write("once more\n")
+                self.start_node(node)
 
     def start_node(self, node: Node) -> None:
         """Start a node's Ray, without waiting for it."""
