@@ -26,7 +26,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # Whatever Ray a test starts or joins in this process, nobody else on this machine can use it.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 # Ray runs workers at low priority (nice 15) by default: they would wait for all that runs beside.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ |= {"RAY_worker_niceness": "0"}
 
 import pytest
 import yaml
