@@ -126,7 +126,9 @@ def test_jobs_read_what_they_do_not_refuse() -> None:
         if path.split(".")[0] == "algorithm" or {"N", "NAME"} & {*path.split(".")} or path in READ_BY_ALL:
             continue
         taking = accepting(setting)
-        if taking is not None and taking != {*readers(path)}:
+        # DPO takes dropout only in a loss without a reference, which is not tried here.
+        read = {*readers(path)} - ({"dpo"} if path == "model.lora.dropout" else set())
+        if taking is not None and taking != read:
             wrong[path] = f"read by {', '.join(sorted(taking))}"
     assert wrong == {}, "launch/readers.py says otherwise"
     assert {*READ_BY} <= {*by_path()}
