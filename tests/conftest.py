@@ -35,7 +35,17 @@ import yaml
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Comparisons with TRL need an environment of their own: make oracle.
 collect_ignore = ["oracle"]
-LONGEST = ("cluster_jobs", "grpo_run", "rlhf_run", "sync", "encoder_run", "own_task", "encoder_update", "reward_pool")
+LONGEST = (
+    "cluster_jobs",
+    "grpo_run",
+    "rlhf_run",
+    "sync",
+    "encoder_run",
+    "own_task",
+    "encoder_update",
+    "invariance",
+    "reward_pool",
+)
 """Files of a minute and more, which start first: of two processes, whichever is done early takes the short ones."""
 ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefgh"
