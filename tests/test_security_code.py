@@ -132,7 +132,7 @@ HARMLESS = {
     "PATH": "/bin",
     "HF_TOKEN_PATH": "/file",
     "TOKENIZERS_PARALLELISM": "0",
-    "HOME": "/root",
+    "HOME": "/home/somebody",
     "X_URL": "http://x",
 }
 SEES = """
