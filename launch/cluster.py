@@ -20,7 +20,7 @@ from actors.config import UserError
 from actors.secret_text import masked
 from launch import reports
 from launch.config import RunConfig, machine_cpus
-from launch.local_ray import private_directory, require_token
+from launch.local_ray import private_directories, require_token
 from launch.ray_address import auth_mode, check_ray_address
 from launch.signals import arm, hold
 
@@ -52,12 +52,12 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
 @contextmanager
 def _started(config: RunConfig, options: dict[str, Any], logs: Path) -> Iterator[None]:
     require_token()
-    with private_directory(logs) as directory:
-        variables = _variables(config) | {"TMPDIR": str(directory / "files")}
+    with private_directories(logs) as (session, files):
+        variables = {"TMPDIR": str(files)} | _variables(config)
         ray.init(
             address="local",
             runtime_env={"env_vars": variables},
-            _temp_dir=str(directory / "ray"),
+            _temp_dir=str(session),
             **options,
             **_local_resources(config),
         )

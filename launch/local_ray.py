@@ -15,23 +15,27 @@ _MOST_BASE_BYTES = 20
 
 
 @contextmanager
-def private_directory(logs: Path) -> Iterator[Path]:
-    """A directory that only this user can enter, for Ray's session and what libraries leave; it goes at the end.
+def private_directories(logs: Path) -> Iterator[tuple[Path, Path]]:
+    """Two directories that only this user can enter: for Ray's session, and for what libraries leave in TMPDIR.
 
-    Ray makes the directory that it is given, and all below, writable by everybody (0777), so it gets one further down.
+    Both go at the end. Ray makes the directory that it is given, and all below, writable by everybody (0777), so it
+    gets one further down. What libraries leave may be large, and stays on the disk that the user has chosen for it.
 
     Args:
         logs: where the session's logs are to be found, as `ray`: a link while the run goes on, the files after it.
     """
-    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    root = Path(tempfile.mkdtemp(prefix="tandem-", dir=base if len(os.fsencode(base)) <= _MOST_BASE_BYTES else "/tmp"))
+    chosen = tempfile.gettempdir()
+    base = os.environ.get("RAY_TMPDIR") or chosen
+    short = base if len(os.fsencode(base)) <= _MOST_BASE_BYTES else "/tmp"
+    root, files = (Path(tempfile.mkdtemp(prefix="tandem-", dir=place)) for place in (short, chosen))
+    session = root / "ray"
     try:
-        for name in ("ray", "files"):
-            (root / name).mkdir()
-        yield root
+        session.mkdir()
+        yield session, files
     finally:
-        _keep_logs(root / "ray" / "session_latest" / "logs", logs / "ray")
-        shutil.rmtree(root, ignore_errors=True)
+        _keep_logs(session / "session_latest" / "logs", logs / "ray")
+        for directory in (root, files):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def require_token() -> None:

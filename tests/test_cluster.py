@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from actors.config import UserError
 from launch import ray_address, reports
 from launch.cluster import _runtime_environment
 from launch.config import RunConfig, validate
-from launch.local_ray import private_directory, require_token
+from launch.local_ray import private_directories, require_token
 from launch.ray_address import auth_mode, check_ray_address, open_warnings
 from tests.bad_servers import ANSWERS, bad_server
 
@@ -100,19 +101,24 @@ def test_a_session_is_in_a_directory_of_ones_own_that_goes_and_leaves_its_logs(
     logs = tmp_path / "logs"
     logs.mkdir()
     for text in ("first", "second"):  # A run that is resumed has the logs of the one before.
-        with pytest.raises(KeyError), private_directory(logs) as directory:
-            assert (directory.parent, directory.stat().st_mode & 0o777) == (Path("/tmp"), 0o700)
-            session = directory / "ray/session_1/logs"
+        with pytest.raises(KeyError), private_directories(logs) as (ray, files):
+            assert (ray.parent.parent, ray.parent.stat().st_mode & 0o777) == (Path("/tmp"), 0o700)
+            assert files.stat().st_mode & 0o777 == 0o700
+            session = ray / "session_1/logs"
             session.mkdir(parents=True)
             (session / "worker.out").write_text(text)
-            (directory / "ray/session_latest").symlink_to(directory / "ray/session_1")
+            (ray / "session_latest").symlink_to(ray / "session_1")
             (logs / "ray").is_dir() or (logs / "ray").symlink_to(session)
             raise KeyError
-        assert not directory.exists()
+        assert not ray.parent.exists() and not files.exists()
         assert not (logs / "ray").is_symlink() and (logs / "ray/worker.out").read_text() == text
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 80)))
-    with private_directory(logs) as directory:
-        assert directory.parent == Path("/tmp"), "Ray's sockets must fit into 107 bytes"
+    monkeypatch.delenv("RAY_TMPDIR")
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with private_directories(logs) as (ray, files):
+        assert ray.parent.parent == Path("/tmp"), "Ray's sockets must fit into 107 bytes"
+        assert files.parent == long, "large files stay where the user wants them"
 
 
 @pytest.fixture
