@@ -6,6 +6,7 @@ away none. This confines mistakes, not malice: such a function runs as the user,
 
 import os
 import resource
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from actors.config_nodes import is_secret
 _AGENTS = ("SSH_AUTH_SOCK", "GPG_AGENT_INFO")
 """Ways to whoever keeps keys, named like no secret."""
 _STATUS = "/proc/self/status"
+_ONE = threading.RLock()
 
 
 def hidden(environment: Mapping[str, str], kept: Collection[str]) -> list[str]:
@@ -46,14 +48,15 @@ def confine(kept: Collection[str], memory_mib: int | None) -> None:
 @contextmanager
 def at_most(memory_mib: int) -> Iterator[None]:
     """Let this process allocate no more than `memory_mib` while the block runs; what is beyond is a MemoryError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _allocated() + memory_mib * 2**20
-    if soft == resource.RLIM_INFINITY or limit < soft:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    with _ONE:  # The limit is the process's: of two threads, one would put back what the other had set.
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = _allocated() + memory_mib * 2**20
+        if soft == resource.RLIM_INFINITY or limit < soft:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def limits_memory() -> bool:
