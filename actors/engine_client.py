@@ -102,4 +102,8 @@ class EngineClient:
 
     def probe(self, seed: int) -> list[tuple[dict[str, np.ndarray], dict[str, list[str]]]]:
         """Per engine: what its layers answer to a fixed input, and which tensors they hold; see `actors.probe`."""
-        return [engine[0] for engine in self._all("worker_call", "probe", seed)]
+        found = []
+        for engine in self._all("worker_call", "probe", seed):
+            answers, packed = engine[0]  # of the first worker process
+            found.append(({name: np.frombuffer(answer, np.float32) for name, answer in answers.items()}, packed))
+        return found

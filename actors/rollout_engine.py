@@ -200,7 +200,7 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         distributed_executor_backend=executor,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_concurrent,
-        gpu_memory_utilization=config.gpu_memory_utilization,
+        gpu_memory_utilization=config.gpu_share(shared=backend == "ipc"),
         enforce_eager=not compiled,
         logprobs_mode="processed_logprobs",
         generation_config="vllm",

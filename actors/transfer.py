@@ -165,10 +165,14 @@ class WorkerExtension:
     weight_transfer_engine: Any
     model_runner: Any
 
-    def probe(self, seed: int) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-        """What this worker's layers answer to a fixed input, and which of the trainer's tensors they hold."""
+    def probe(self, seed: int) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+        """What this worker's layers answer to a fixed input, float32, and which of the trainer's tensors they hold.
+
+        As bytes: an array would come back from a worker process of vLLM's as a list of type, shape and memory.
+        """
         model = self.model_runner.get_model()
-        return engine_answers(model, seed), dict(getattr(model, "packed_modules_mapping", {}))
+        answers = {name: answer.astype(np.float32).tobytes() for name, answer in engine_answers(model, seed).items()}
+        return answers, dict(getattr(model, "packed_modules_mapping", {}))
 
     def reseed(self, seed: int) -> None:
         """Start this worker's sampling anew."""

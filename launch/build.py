@@ -1,8 +1,10 @@
 """From a RunConfig to running groups and the loop of a reinforcement job: the engines first, as they take longest to
 start, then the rest beside them."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 from actors.config import ModelConfig, UserError
@@ -28,6 +30,11 @@ _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
 
 
+def on_one_gpu(config: RunConfig) -> bool:
+    """Whether engines and other groups are on the same GPUs."""
+    return bool(config.cluster.placement == "shared" and config.rollout.gpus_per_engine)
+
+
 def transfer_backend(config: RunConfig) -> str:
     """`rollout.transfer.backend`, with auto decided by where policy and engines live."""
     chosen = config.rollout.transfer.backend
@@ -45,7 +52,9 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("starting engines")
     rollout = groups.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
-    rollout.spawn(directory, config.rollout, config.model, backend, config.run.seed)
+    share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
+    engines = config.rollout.model_copy(update={"gpu_memory_utilization": share})
+    rollout.spawn(directory, engines, config.model, backend, config.run.seed)
     starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
@@ -62,6 +71,12 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     reporter.phase("reading data")
     drawn, data = _rl_data(config, directory, reporter)
     steps = _total_steps(algorithm, drawn)
+    waits = partial(reporter.progress, what="ready")
+    engines_ready = partial(rollout.gather, starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
+    if on_one_gpu(config):
+        # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
+        reporter.phase("starting engines")
+        engines_ready()
     building = start_building(policy, _policy_updates(algorithm, steps))
     rollout.notice(starting, "ready")
     trained: dict[str, Any] = {"policy": policy} | ({"critic": critic} if critic else {})
@@ -94,8 +109,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     reporter.phase("preparing to send weights")
     policy.call(PolicyWorker.prepare_to_connect)
     reporter.phase("starting engines")
-    waits = partial(reporter.progress, what="ready")
-    rollout.gather(starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
+    engines_ready()
     reporter.phase("connecting engines")
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
     resume(config, trained, loop, reporter)
@@ -260,13 +274,18 @@ def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[
     return found.drawn(data.weights), {"prompts": found.train, "evaluation": found.held_out, "batches": batches}
 
 
+def canary_tokens(vocabulary: int, length: int) -> list[int]:
+    """Tokens from all over a vocabulary, the same ones all run long; each comes again only when there are no more."""
+    stride = next(step for step in count(31) if math.gcd(step, vocabulary) == 1)
+    return [(7 + stride * position) % vocabulary for position in range(length)]
+
+
 def _publisher(config: RunConfig, policy: ActorGroup[Any], directory: str) -> Callable[[int], dict[str, float]]:
     from actors.policy import PolicyWorker
 
     vocabulary = len(load_tokenizer(directory))
     length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
-    # Tokens from all over the vocabulary, the same ones all run long.
-    canary = [(7 + 31 * position) % vocabulary for position in range(length)]
+    canary = canary_tokens(vocabulary, length)
     every = config.rollout.transfer.verify_every
 
     def publish(version: int) -> dict[str, float]:

@@ -87,10 +87,9 @@ def gpu_settings(config: RunConfig, gpus: int) -> list[str]:
         if ranks > 1:
             found.append(f"{group}.ranks={ranks}")
     if rl:
-        engines = gpus if shared else gpus - ranks
+        engines = ranks if shared else gpus - ranks
         found.append("rollout.gpus_per_engine=1")
         found += [f"rollout.engines={engines}"] * (engines > 1)
-        found += ["rollout.gpu_memory_utilization=0.4"] * shared  # the rest is the other groups'
     return found
 
 

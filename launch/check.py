@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actors.config import OptimizerConfig, UserError
-from actors.config_rollout import RESHAPING
 from actors.hub_cache import cached_snapshot, is_complete, is_hub_id, is_offline, not_cached
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import DPOConfig, averaged_beta_warning
@@ -24,7 +23,7 @@ from launch.capacity import check_resources
 from launch.checkpoint import Checkpoints
 from launch.config import RunConfig
 from launch.data_checks import check_rewards, check_sets, is_elsewhere, is_unread, named_sources, read_data
-from launch.engine_options import check_engine_options
+from launch.engine_options import check_engine_options, sampling_warnings
 from launch.estimate import (
     GIB,
     Arithmetic,
@@ -225,7 +224,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     with findings.collecting():
         _check_steps(findings)
     open_to_all = auth_warnings(config) + ([] if findings.elsewhere else open_warnings())
-    findings.warnings.extend(plain_http_warnings(config) + open_to_all + _sampling_warnings(config))
+    findings.warnings.extend(plain_http_warnings(config) + open_to_all + sampling_warnings(config))
     if isinstance(config.algorithm, EncoderConfig) and config.policy.optimizer.lr == OptimizerConfig().lr:
         findings.warnings.append(
             f"policy.optimizer.lr: {config.policy.optimizer.lr:g}, the default, is that of reinforcement learning; "
@@ -376,16 +375,6 @@ def _say_it_is_loaded(findings: Findings, field: str, path: str, revision: str |
     if is_offline() and not findings.elsewhere:
         raise not_cached(path, revision, field, lacks)
     findings.warnings.append(f"{field}: {path} is read from the hub when the run starts, not checked here")
-
-
-def _sampling_warnings(config: RunConfig) -> list[str]:
-    if not isinstance(config.algorithm, RLConfig):
-        return []
-    return [
-        f"rollout.{name} {value:g}: responses are sampled not from the policy but from {RESHAPING[name]}, so "
-        f"importance ratios, and mismatch/*, compare two different distributions"
-        for name, value in config.rollout.reshaped_by.items()
-    ]
 
 
 def _check_tracking(config: RunConfig) -> None:

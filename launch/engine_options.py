@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
-from actors.config_rollout import RolloutConfig
+from actors.config_rollout import RESHAPING, RolloutConfig
+from algorithms.config_rl import RLConfig
 from algorithms.reward_functions import nearest
+from launch.config import RunConfig
 
 _MODEL, _PROCESSES = (
     "as model.path says what is loaded",
@@ -86,6 +88,23 @@ def check_engine_options(rollout: RolloutConfig) -> list[str]:
     return [f"rollout.vllm: vllm is not installed here, so {', '.join(others)} is not checked"] * (
         bool(others) and found is None
     )
+
+
+def sampling_warnings(config: RunConfig) -> list[str]:
+    """What is allowed, and makes the sampler another than the policy, or slow."""
+    if not isinstance(config.algorithm, RLConfig):
+        return []
+    found = [
+        f"rollout.{name} {value:g}: responses are sampled not from the policy but from {RESHAPING[name]}, so "
+        f"importance ratios, and mismatch/*, compare two different distributions"
+        for name, value in config.rollout.reshaped_by.items()
+    ]
+    if config.rollout.gpus_per_engine and config.model.dtype == "fp32":
+        found.append(
+            "model.dtype fp32: on a GPU there is no flash attention in it, neither in vLLM nor in training; bf16 has "
+            "it, and takes half the memory"
+        )
+    return found
 
 
 def _refused(name: str, value: Any) -> str:

@@ -157,12 +157,7 @@ def check_bucket(config: RunConfig, shape: DecoderShape | None) -> None:
     vLLM's ipc backend cuts no tensor; its others do.
     """
     on_gpus = config.policy.gpus_per_rank and config.rollout.gpus_per_engine
-    if (
-        shape is None
-        or not on_gpus
-        or config.cluster.placement != "shared"
-        or config.rollout.transfer.lora == "adapter"
-    ):
+    if shape is None or not on_gpus or config.cluster.placement != "shared":
         return
     numbers = shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
     needed = -(-numbers * DTYPE_BYTES[config.model.dtype] // 2**20)
@@ -215,21 +210,31 @@ def _setting(config: RunConfig, part: Part, parameters: int | None) -> tuple[str
 def _check_gpus(config: RunConfig, known: Mapping[str, Memory], memory: int) -> None:
     """Raise UserError when a process does not fit on its GPU, alone or beside the engine that shares it."""
     shared = config.cluster.placement == "shared"
-    engine = config.rollout.gpu_memory_utilization * memory if config.rollout.gpus_per_engine else 0.0
+    share = config.rollout.gpu_share(shared=shared)
+    engine = share * memory if config.rollout.gpus_per_engine else 0.0
     rl = isinstance(config.algorithm, RLConfig)
-    for group, parts in known.items():
-        if not _gpus(config, group):
-            continue
-        needed = parts.weights + parts.gradients + parts.optimizer
+    needs = {
+        group: parts.weights + parts.gradients + parts.optimizer
+        for group, parts in known.items()
+        if _gpus(config, group)
+    }
+    for group, needed in needs.items():
         room = engine if group == "rollout" else memory - (engine if shared and rl else 0)
         if needed > room:
             beside = " beside the engine's share" if group != "rollout" and room < memory else ""
             field = "rollout.gpu_memory_utilization" if beside or group == "rollout" else f"{group}.gpus_per_rank"
-            value = config.rollout.gpu_memory_utilization if field.startswith("rollout") else _gpus(config, group)
+            value = share if field.startswith("rollout") else _gpus(config, group)
             raise UserError(
                 f"{field}: must leave {group} the {_gib(needed)} that its weights, gradients and optimizer state take, "
                 f"and a GPU of {_gib(memory)} has {_gib(int(room))}{beside}, got {value:g}"
             )
+    together = {group: needed for group, needed in needs.items() if group != "rollout"}
+    if shared and rl and sum(together.values()) > memory - engine:
+        raise UserError(
+            f"rollout.gpu_memory_utilization: must leave {', '.join(together)}, which share a GPU, the "
+            f"{_gib(sum(together.values()))} that their weights, gradients and optimizer state take, and a GPU of "
+            f"{_gib(memory)} has {_gib(int(memory - engine))} beside the engine's share, got {share:g}"
+        )
 
 
 def _trained_part(config: RunConfig, group: str, memory: Memory) -> Memory:

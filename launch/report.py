@@ -158,7 +158,8 @@ def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[st
         if parts.weights_offloaded:
             lines.append(f"{group}: {_size(parts.weights_offloaded)} of the total is parameters in host memory")
     if "rollout" in memory and rollout.gpus_per_engine:
-        lines.append(f"rollout: an engine's cache takes the rest of {rollout.gpu_memory_utilization:.0%} of its GPUs")
+        share = rollout.gpu_share(shared=config.cluster.placement == "shared")
+        lines.append(f"rollout: an engine's cache takes the rest of {share:.0%} of its GPUs")
     elif "rollout" in memory and findings.shape:
         tokens = memory["rollout"].kv_cache // kv_bytes_per_token(findings.shape, config.model.dtype)
         lines.append(

@@ -134,7 +134,18 @@ def test_groups_on_gpus_take_the_gpus_memory() -> None:
     line = refused(job("grpo", **shared), a_machine(gpus=1, gpu_memory=24 * GIB))
     assert line == (
         "rollout.gpu_memory_utilization: must leave policy the 17.0 GiB that its weights, gradients and optimizer "
-        "state take, and a GPU of 24.0 GiB has 3.6 GiB beside the engine's share, got 0.85"
+        "state take, and a GPU of 24.0 GiB has 14.4 GiB beside the engine's share, got 0.4"
+    )
+    shared["rollout"]["gpu_memory_utilization"] = 0.85
+    assert refused(job("grpo", **shared), a_machine(gpus=1, gpu_memory=24 * GIB)).endswith(
+        "has 3.6 GiB beside the engine's share, got 0.85"
+    )
+    del shared["rollout"]["gpu_memory_utilization"]
+    both = shared | {"algorithm": {"name": "grpo", "steps": 2, "kl_coef": 0.1}, "reference": {"gpus_per_rank": 1}}
+    assert refused(job("grpo", **both), a_machine(gpus=1, gpu_memory=34 * GIB)) == (
+        "rollout.gpu_memory_utilization: must leave policy, reference, which share a GPU, the 21.2 GiB that their "
+        "weights, gradients and optimizer state take, and a GPU of 34.0 GiB has 20.4 GiB beside the engine's share, "
+        "got 0.4"
     )
     assert warned(job("grpo", **shared), a_machine(gpus=1, gpu_memory=141 * GIB)) == []
 
@@ -147,6 +158,9 @@ def test_the_largest_tensor_fits_the_transfer_on_a_shared_gpu() -> None:
         check_bucket(job("grpo", **shared, rollout=rollout), SHAPE)
     rule = "must hold the model's largest tensor (250 MiB) on a shared GPU"
     assert caught.value.problems == (f"rollout.transfer.bucket_mib: {rule}, got 249",)
+    adapters = {"model": {"init": None, "path": "m", "lora": {}}} | shared  # the base goes whole, once
+    with pytest.raises(UserError, match=rule.replace("(", r"\(").replace(")", r"\)")):
+        check_bucket(job("grpo", **adapters, rollout=rollout), SHAPE)
     check_bucket(job("grpo", **shared, rollout={"gpus_per_engine": 1}), SHAPE)
 
 
@@ -206,12 +220,7 @@ def test_devices_that_are_hidden_are_not_there(monkeypatch: pytest.MonkeyPatch) 
             "reference.gpus_per_rank=1 reference.ranks=2",
         ),
         ("grpo", 4, "policy.gpus_per_rank=1 policy.ranks=2 rollout.gpus_per_engine=1 rollout.engines=2"),
-        (
-            "grpo",
-            1,
-            "cluster.placement=shared policy.gpus_per_rank=1 rollout.gpus_per_engine=1 "
-            "rollout.gpu_memory_utilization=0.4",
-        ),
+        ("grpo", 1, "cluster.placement=shared policy.gpus_per_rank=1 rollout.gpus_per_engine=1"),
     ],
 )
 def test_gpus_that_a_run_leaves_alone_are_said_with_what_would_use_them(
