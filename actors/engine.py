@@ -1,5 +1,10 @@
-"""The only file that knows DeepSpeed: initialise, accumulate, step, gather, save and load a trained model."""
+"""The only file that knows DeepSpeed: initialise, accumulate, step, gather, save and load a trained model.
 
+DeepSpeed takes seconds to import, and the driver imports this module for what workers do: so only functions do, and
+`load_library` for those who will need it.
+"""
+
+import importlib
 import json
 import math
 import os
@@ -12,15 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
-if not torch.cuda.is_available():
-    # Otherwise DeepSpeed guesses, and says so on the screen.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-import deepspeed
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 
 from actors import stored
 from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
@@ -35,36 +31,66 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
 """Where DeepSpeed keeps a rank's float32 weights: ZeRO 1 and 2, ZeRO 3, and ZeRO 1 with bf16."""
-CHECKPOINT_TYPES = (ZeroStageEnum, LossScaler, fragment_address)
-"""All that DeepSpeed's checkpoints hold beside plain data, at any ZeRO stage; none of them does anything when made."""
+
+
+def load_library() -> Any:
+    """DeepSpeed, imported."""
+    if not torch.cuda.is_available():
+        # Otherwise DeepSpeed guesses, and says so on the screen.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return importlib.import_module("deepspeed")
+
+
+def checkpoint_types() -> tuple[type, ...]:
+    """All that DeepSpeed's checkpoints hold beside plain data, at any ZeRO stage; none does anything when made."""
+    load_library()
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return ZeroStageEnum, LossScaler, fragment_address
 
 
 def join_process_group(store: Any, rank: int, world_size: int, timeout_s: float) -> None:
-    """Join torch.distributed and DeepSpeed's view of it, through a store that all ranks share."""
-    if not torch.cuda.is_available():
-        # The shared-memory all-reduce is compiled at first use with a C++ compiler; gloo needs neither.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    """Join torch.distributed, through a store that all ranks share."""
     # DeepSpeed reads places from the environment.
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
     dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+        _backend(), store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
-    deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
 
 
-class _CheckpointFiles(TorchCheckpointEngine):
+def _backend() -> str:
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _joined_library(timeout_s: float) -> Any:
+    """DeepSpeed, with the process group that this process has joined as its own."""
+    deepspeed = load_library()
+    if not torch.cuda.is_available():
+        # The shared-memory all-reduce is compiled at first use with a C++ compiler; gloo needs neither.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = timedelta(seconds=timeout_s)
+    deepspeed.init_distributed(_backend(), timeout=timeout, auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _checkpoint_files() -> Any:
     """How DeepSpeed writes and reads its files: hashed, and as data only; its own way would run what they name."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hashes: dict[Path, str] = {}
+    class CheckpointFiles(TorchCheckpointEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hashes: dict[Path, str] = {}
 
-    def save(self, state_dict: Any, path: str) -> None:
-        self.hashes[Path(path)] = stored.write(state_dict, Path(path))
+        def save(self, state_dict: Any, path: str) -> None:
+            self.hashes[Path(path)] = stored.write(state_dict, Path(path))
 
-    def load(self, path: str, map_location: Any = None) -> Any:
-        return stored.read(Path(path), CHECKPOINT_TYPES, map_location)
+        def load(self, path: str, map_location: Any = None) -> Any:
+            return stored.read(Path(path), checkpoint_types(), map_location)
+
+    return CheckpointFiles()
 
 
 class TrainingEngine:
@@ -79,10 +105,10 @@ class TrainingEngine:
         # Left out, DeepSpeed's default would clip plain gradients to 1 behind our own clipping; 0 is never.
         config = _deepspeed_config(group, dtype) | {"gradient_clipping": 0.0 if self.plain else self.max_grad_norm}
         self.module = module
-        self.engine, *_ = deepspeed.initialize(
+        self.engine, *_ = _joined_library(group.timeout_s).initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )
-        self.files = self.engine.checkpoint_engine = _CheckpointFiles()
+        self.files = self.engine.checkpoint_engine = _checkpoint_files()
         self.decay = group.ema_decay
         self.averages = [weights.detach().clone() for weights in self._masters()] if self.decay else []
 
@@ -114,16 +140,19 @@ class TrainingEngine:
         norm = None
         if self.plain:
             parameters = self.module.parameters()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, error_if_nonfinite=True)
+            norm = _finite(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         self.engine.step()
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
-        assert norm is not None
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of an update is {float(norm)}: the model is lost, see the log")
+        norm = _finite(self.engine.get_global_grad_norm()) if norm is None else norm
         if self.decay:
             for average, weights in zip(self.averages, self._masters(), strict=True):
                 average.lerp_(weights.detach(), 1 - self.decay)
-        return float(norm)
+        return norm
+
+    def skip(self) -> float:
+        """Advance the schedule as `step` does, and leave weights and moments as they are; returns 0, the norm."""
+        assert self.engine.lr_scheduler is not None
+        self.engine.lr_scheduler.step()
+        return 0.0
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -199,7 +228,8 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     module.eval()
     if group.zero_stage < 3:
         return module
-    engine, *_ = deepspeed.initialize(model=module, config=_deepspeed_config(group, dtype), dist_init_required=False)
+    library = _joined_library(group.timeout_s)
+    engine, *_ = library.initialize(model=module, config=_deepspeed_config(group, dtype), dist_init_required=False)
     engine.eval()
     return engine
 
@@ -210,7 +240,16 @@ def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False)
     `changed`: all ranks then get what rank 0 has made of them.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    return deepspeed.zero.GatheredParameters(sharded, 0 if changed else None) if sharded else nullcontext()
+    if not sharded:
+        return nullcontext()
+    return load_library().zero.GatheredParameters(sharded, 0 if changed else None)
+
+
+def _finite(norm: Any) -> float:
+    """The norm, or FloatingPointError; DeepSpeed 0.19.8 says inf also where it is NaN."""
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm of an update is {float(norm)}: the model is lost, see the log")
+    return float(norm)
 
 
 def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import torch
 
 from actors.batch import Sequence, TokenFields, experience
 from actors.config import GroupConfig, ModelConfig
-from actors.engine import gathered, inference_module
+from actors.engine import gathered, inference_module, load_library
 from actors.own_files import StoredFile, sha256_of
 from actors.packed import PackedBatch
 from actors.worker import Metrics, Plan, Worker, pack_sequences
@@ -27,6 +27,8 @@ class FrozenWorker(Worker):
         self, rank: int, world_size: int, model: ModelConfig, directory: str, group: GroupConfig, seed: int
     ) -> None:
         super().__init__(rank, world_size, seed)
+        if group.zero_stage == 3:
+            load_library()  # seconds in which the driver has other things to do
         self.model_config = model
         self.directory = directory
         self.group = group

@@ -18,7 +18,7 @@ from actors import stored
 from actors.batch import Sequence, experience
 from actors.checksum import checksum
 from actors.config import ModelConfig, TrainerConfig
-from actors.engine import TrainingEngine, gathered
+from actors.engine import TrainingEngine, gathered, load_library
 from actors.full_disk import told_when_full
 from actors.own_files import StoredFile
 from actors.packed import PackedBatch, Read
@@ -39,6 +39,7 @@ class TrainedWorker(Worker):
         self, rank: int, world_size: int, model: ModelConfig, directory: str, group: TrainerConfig, seed: int
     ) -> None:
         super().__init__(rank, world_size, seed)
+        load_library()  # seconds in which the driver has other things to do
         self.seed = seed
         self.model_config = model
         self.directory = directory
@@ -137,12 +138,16 @@ class TrainedWorker(Worker):
         started = time.perf_counter()
         self.sums = {}
         rate = self.engine.learning_rate
+        # Without a token to learn from, a step would still go where the moments and the weight decay lead.
+        learns = totals.trained_tokens > 0
         for index, batch in enumerate(batches):
-            read, other = self.engine.forward(batch, temperature, self.group.logprob_chunk_tokens)
+            run = self.engine.forward if learns else self.engine.evaluate
+            read, other = run(batch, temperature, self.group.logprob_chunk_tokens)
             value, metrics = loss(batch, read, other, totals)
-            self.engine.backward(value, last=index == count - 1)
+            if learns:
+                self.engine.backward(value, last=index == count - 1)
             self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
-        norm = self.engine.step()
+        norm = self.engine.step() if learns else self.engine.skip()
         seconds = time.perf_counter() - started
         metrics = self._reduced()
         if not math.isfinite(metrics["loss"]):
@@ -196,27 +201,35 @@ class TrainedWorker(Worker):
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self.device)
 
-    def export(self, directory: Path) -> None:
-        """Write the model as it is to be used: with the average of its weights, where the group keeps one."""
-        with self.engine.averaged(), told_when_full(directory):
-            self.write_model(directory)
+    def export(self, directory: Path) -> float | None:
+        """Write the model as it is to be used: with the average of its weights, where the group keeps one.
 
-    def write_model(self, directory: Path) -> None:
-        """Write a Hugging Face directory, with adapters merged and alone below it; all ranks gather, rank 0 writes."""
+        Returns, with adapters, the share of what they change that rounding took from the merged weights.
+        """
+        with self.engine.averaged(), told_when_full(directory):
+            return self.write_model(directory)
+
+    def write_model(self, directory: Path) -> float | None:
+        """Write a Hugging Face directory, with adapters merged and alone below it; see `export`.
+
+        All ranks gather, rank 0 writes.
+        """
         from actors import lora
         from actors.models import export_model
         from actors.tokenizer import load_tokenizer
 
-        state = {}
-        for name, tensor in lora.plain_parameters(self.hf_model, gathered, merged=True):
+        state, error = {}, lora.MergeError()
+        for name, tensor in lora.plain_parameters(self.hf_model, gathered, merged=True, error=error):
             if self.rank == 0:
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
             export_model(lora.unquantized_shell(self.hf_model), state, load_tokenizer(self.directory), directory)
-        if lora.has_adapters(self.hf_model):
-            adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
-            if self.rank == 0:
-                lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        if not lora.has_adapters(self.hf_model):
+            return None
+        adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
+        if self.rank == 0:
+            lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        return error.value
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from actors import stored
 from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
-from actors.engine import CHECKPOINT_TYPES, join_process_group
+from actors.engine import checkpoint_types, join_process_group
 from actors.group import write_output_to_log
 from actors.own_files import load_data_only
 from actors.packed import PackedBatch, Read, pack
@@ -78,7 +78,7 @@ class Worker:
 
     def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[str]:
         """What is wrong with files of a checkpoint (name -> SHA-256), one line each; nothing of them is loaded."""
-        return stored.faults(directory, hashes, CHECKPOINT_TYPES)
+        return stored.faults(directory, hashes, checkpoint_types())
 
     def address(self) -> tuple[str, int]:
         """Where rank 0, this one, will be met: address and port, at which it listens from now on."""

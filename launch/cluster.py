@@ -20,7 +20,7 @@ from actors.config import UserError
 from actors.secret_text import masked
 from launch import reports
 from launch.config import RunConfig, machine_cpus
-from launch.local_ray import private_directories, require_token
+from launch.local_ray import only_what_is_used, private_directories, require_token
 from launch.ray_address import auth_mode, check_ray_address
 from launch.signals import arm, hold
 
@@ -54,13 +54,14 @@ def _started(config: RunConfig, options: dict[str, Any], logs: Path) -> Iterator
     require_token()
     with private_directories(logs) as (session, files):
         variables = {"TMPDIR": str(files)} | _variables(config)
-        ray.init(
-            address="local",
-            runtime_env={"env_vars": variables},
-            _temp_dir=str(session),
-            **options,
-            **_local_resources(config),
-        )
+        with only_what_is_used():
+            ray.init(
+                address="local",
+                runtime_env={"env_vars": variables},
+                _temp_dir=str(session),
+                **options,
+                **_local_resources(config),
+            )
         yield
 
 
