@@ -12,8 +12,13 @@ class TransferConfig(Config):
 
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
     """vLLM weight-transfer backend; auto: nccl between GPUs, gloo on CPU."""
-    lora: Literal["merged", "adapter"] = "merged"
-    """With model.lora: send whole weights with the adapters merged into them, or the adapters alone."""
+    lora: Literal["adapter", "merged"] = "adapter"
+    """With model.lora: send the adapters, with which vLLM computes as the trainer does, or whole weights with the
+    adapters merged into them, rounded to model.dtype."""
+    max_merge_error: float | None = Field(default=None, gt=0, le=1)
+    """Needed to merge in bf16: the largest weights/merge_error that is allowed, the share of the adapters' change that
+    rounding loses. Little is left of small changes: of adapters that change a weight by less than a 512th of it, as
+    all do in the first steps, most."""
     bucket_mib: PositiveInt = 256
     """Size of the packed buffers."""
     verify_every: PositiveInt = 1
@@ -83,8 +88,8 @@ class RolloutConfig(PlacedConfig):
     """Sequences an engine decodes at one time."""
     memory_gib: PositiveInt = 1
     """Key-value cache of an engine on CPU, in GiB."""
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of GPU memory an engine may use."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of GPU memory an engine may use (default: 0.85, with cluster.placement shared 0.4)."""
     compile: bool | None = None
     """torch.compile and CUDA graphs (default: on GPU yes, on CPU no, where it costs more than it gives)."""
     vllm: dict[str, Any] = {}
@@ -112,6 +117,10 @@ class RolloutConfig(PlacedConfig):
                 f"gpus_per_engine must be 0 or tensor_parallel ({self.tensor_parallel}), got {self.gpus_per_engine:g}"
             )
         return self
+
+    def gpu_share(self, *, shared: bool) -> float:
+        """`gpu_memory_utilization`, or its default on a GPU that an engine has alone, or `shared` with other groups."""
+        return self.gpu_memory_utilization or (0.4 if shared else 0.85)
 
     @property
     def reshaped_by(self) -> dict[str, float]:

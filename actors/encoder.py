@@ -157,21 +157,24 @@ class EncoderWorker(TrainedWorker):
         found = [self.engine.evaluate(self._on_device(batch.features)) for batch in batches]
         return self._in_order(batches, found, len(texts)).cpu().numpy()
 
-    def write_model(self, directory: Path) -> None:
-        """Write a sentence-transformers directory, with adapters merged and alone below it; rank 0 writes."""
+    def write_model(self, directory: Path) -> float | None:
+        """Write a sentence-transformers directory, with adapters merged and alone below it; see `export`. Rank 0
+        writes."""
         from actors import lora
         from actors.encoder_models import load_encoder, write_encoder
 
-        state = {}
-        for name, tensor in lora.plain_parameters(self.model, gathered, merged=True):
+        state, error = {}, lora.MergeError()
+        for name, tensor in lora.plain_parameters(self.model, gathered, merged=True, error=error):
             if self.rank == 0:
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
             write_encoder(load_encoder(self.model_config, self.head, self.directory), state, self.head, directory)
-        if lora.has_adapters(self.hf_model):
-            adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
-            if self.rank == 0:
-                lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        if not lora.has_adapters(self.hf_model):
+            return None
+        adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
+        if self.rank == 0:
+            lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        return error.value
 
     def _first_pass(
         self, batches: list[TextBatch], count: int, keep: bool

@@ -7,6 +7,7 @@ the configuration names, and for a reranker a head with one score.
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from actors.as_source import restore_settings
 from actors.config import EncoderHead, ModelConfig, UserError
 from actors.hub_cache import local_directory
-from actors.models import TORCH_DTYPES
+from actors.models import TORCH_DTYPES, linear_in_float32
 from actors.readable import make_readable
 from actors.stored import only_data
 
@@ -59,11 +60,30 @@ def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
     pooler = getattr(loaded.transformers_model, "pooler", None)
     if head.kind == "embedding" and isinstance(pooler, torch.nn.Module):
         pooler.requires_grad_(False)  # never read: weight decay would move it where ranks share gradients
+    if model.dtype != "fp32":
+        _read_out_in_float32(loaded)
     loaded.transformers_model.config.use_cache = False
     if model.gradient_checkpointing:
         loaded.transformers_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Loaded models are in evaluation mode, in which dropout and gradient checkpointing do nothing.
     return loaded.train()
+
+
+def _read_out_in_float32(loaded: Any) -> None:
+    """Compute what is left after the transformer's layers in float32: bf16 would make different scores, or vectors,
+    equal. A dense layer behind the pooling stays in the model's dtype, and what comes before it."""
+    for layer in loaded.transformers_model.modules():
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == 1:
+            layer.forward = partial(linear_in_float32, layer)  # type: ignore[method-assign]
+    behind = [parameter for module in list(loaded)[1:] for parameter in module.parameters()]
+    if not behind:
+        loaded[0].register_forward_hook(_tokens_in_float32)
+
+
+def _tokens_in_float32(module: Any, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    if "token_embeddings" in features:
+        features["token_embeddings"] = features["token_embeddings"].float()
+    return features
 
 
 def _limit_length(loaded: Any, head: EncoderHead) -> None:

@@ -1,6 +1,5 @@
 """Causal language models: built tiny from numbers or loaded from a directory, and wrapped to yield token logprobs."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from actors.as_source import copy_tokenizer, restore_settings, without_dropout
 from actors.attention import PACKED_SDPA, register_packed_sdpa
@@ -100,7 +100,7 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _attention(model: ModelConfig) -> str:
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    flash = torch.cuda.is_available() and is_flash_attn_2_available()  # a module flash_attn may be another package's
     if model.attention == "flash_attention_2" and not flash:
         raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
     # Its kernels read half precision only.
@@ -145,12 +145,36 @@ class TokenLogprobs(torch.nn.Module):
         return _at(actions, logprobs, batch), _at(actions, entropies, batch)
 
 
+def linear_in_float32(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What a layer with `weight` and `bias` (or None) makes of [..., D], computed and answered at least in float32."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return torch.nn.functional.linear(hidden.to(dtype), layer.weight.to(dtype), bias)
+
+
+class ScoreHead(torch.nn.Module):
+    """A linear layer's very parameters, used in float32: of 64 scores in bf16, 20 equal another one.
+
+    They are its own direct parameters, as those of `LogprobHead` are, for ZeRO-3 to find. vLLM, too, computes the
+    scores of bf16 models in float32.
+    """
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., scores], at least in float32."""
+        return linear_in_float32(self, hidden)
+
+
 class TokenValues(torch.nn.Module):
     """A sequence-classification model that answers with its score at each action token of a packed batch."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.head = ScoreHead(model.score)  # type: ignore[arg-type]
         self.attention = str(model.config._attn_implementation)
 
     @property
@@ -165,7 +189,7 @@ class TokenValues(torch.nn.Module):
         """
         model: Any = self.model
         read = _hidden_states(getattr(model, model.base_model_prefix), batch, self.attention)
-        scores = _at(batch.action_indices, model.score(read)[:, 0].float(), batch)
+        scores = _at(batch.action_indices, self.head(read)[:, 0], batch)
         return scores, torch.zeros_like(scores)
 
 

@@ -102,6 +102,8 @@ class PolicyWorker(TrainedWorker):
         """
         seconds = self.publisher.send(version, canary if verify else None)
         metrics = {"weights/version": float(version), "weights/sync_seconds": seconds}
+        if (error := self.publisher.merge_error()) is not None:
+            metrics["weights/merge_error"] = error
         if verify:
             metrics["weights/canary_difference"] = self._verify()
         return metrics

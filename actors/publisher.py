@@ -1,7 +1,7 @@
 """Publishing weights: pause, send, finish, resume; then prove that the engines hold and use what was sent."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from actors.engine import TrainingEngine, gathered
 from actors.engine_client import EngineClient
 from actors.gloo_sender import GlooSender, Meta, Source, TransferClient
 from actors.lora import (
+    MergeError,
     adapter_config,
     adapter_state,
     adapters_disabled,
@@ -38,8 +39,9 @@ class WeightSyncError(RuntimeError):
 class ParameterSource:
     """The policy's parameters for a transfer; whole also under ZeRO-3, where every rank helps to gather.
 
-    LoRA adapters are merged into them, or with `base_only` left out. With a `canary` prompt, an iteration leaves the
-    trainer's account of what it yielded: checksums `sent`, on the rank that sends, and `canary_logprobs`.
+    LoRA adapters are merged into them, or with `base_only` left out. An iteration leaves the `merge_error`, and with a
+    `canary` prompt the trainer's account of what it yielded: checksums `sent`, on the rank that sends, and
+    `canary_logprobs`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ParameterSource:
         self.base_only = base_only
         self.canary: list[int] | None = None
         self.sent: dict[str, int] = {}
+        self.merge_error = MergeError()
         self.canary_logprobs = np.empty(0, dtype=np.float32)
 
     def metadata(self) -> list[Meta]:
@@ -58,8 +61,9 @@ class ParameterSource:
         return [Meta(*meta) for meta in parameter_metas(self.model)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self.sent = {}
-        for name, tensor in plain_parameters(self.model, gathered, merged=not self.base_only):
+        self.sent, self.merge_error = {}, MergeError()
+        merged = not self.base_only
+        for name, tensor in plain_parameters(self.model, gathered, merged=merged, error=self.merge_error):
             if self.sends and self.canary is not None:
                 self.sent[name] = checksum(tensor)
             yield name, tensor
@@ -70,7 +74,7 @@ class ParameterSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Comparison:
+class Comparison:
     """What the trainer and the engines say about one transfer."""
 
     accounts: list[Account | None]
@@ -101,7 +105,7 @@ class Publisher:
         self.sends_adapter = config.lora == "adapter" and has_adapters(self.model)
         self.source = ParameterSource(engine, logprobs, sends=rank == 0, base_only=self.sends_adapter)
         self.sent_weights = False
-        self.comparisons: list[_Comparison] = []
+        self.comparisons: list[Comparison] = []
         self.transfer = open_transfer(
             backend,
             rank=rank,
@@ -143,7 +147,7 @@ class Publisher:
             if not finished:
                 self.client.resume()
         if canary is not None:
-            self.comparisons.append(_Comparison(self.client.accounts, self.source.sent, self.source.canary_logprobs))
+            self.comparisons.append(Comparison(self.client.accounts, self.source.sent, self.source.canary_logprobs))
 
     def _send_adapter(self, canary: list[int] | None) -> None:
         state = adapter_state(self.model, gathered, keep=self.rank == 0)
@@ -154,27 +158,34 @@ class Publisher:
         if self.rank > 0:
             return
         self.client.loaded(loading)
-        comparison = _Comparison(self.client.accounts, {n: checksum(tensor) for n, tensor in state.items()}, logprobs)
+        comparison = Comparison(self.client.accounts, {n: checksum(tensor) for n, tensor in state.items()}, logprobs)
         self._check_bound(comparison)
         if canary is not None:
             self.comparisons.append(comparison)
+
+    def merge_error(self) -> float | None:
+        """Share of the adapters' change that rounding took from the weights sent last; None where none are merged.
+
+        Raises WeightSyncError when that is more than allowed.
+        """
+        if self.sends_adapter or not has_adapters(self.model):
+            return None
+        error, allowed = self.source.merge_error.value, self.config.max_merge_error
+        if allowed is not None and not error <= allowed:
+            raise WeightSyncError(
+                f"after version {self.client.version} the engines lack {error:.3g} of what the adapters change, which "
+                f"rounding took from the merged weights (rollout.transfer.max_merge_error {allowed:g}): set "
+                f"rollout.transfer.lora=adapter, or model.dtype=fp32"
+            )
+        return error
 
     def tolerance(self, dtype: Dtype) -> float:
         """Largest difference in logprob that the canary may show."""
         return self.config.canary_tolerance or _TOLERANCES[dtype]
 
     def compare(self) -> float:
-        """Compare the engines' accounts of what was sent last with the trainer's.
-
-        Returns the largest difference in a logprob of the canary, 0 on ranks above 0, which have no engines' account.
-        Raises WeightSyncError when a tensor arrived changed.
-        """
-        differences = [0.0]
-        for comparison in self.comparisons:
-            for workers, logprobs in (account for account in comparison.accounts if account is not None):
-                self._compare_checksums(workers, comparison.sent)
-                differences.append(float(np.abs(comparison.canary_logprobs - logprobs).max()))
-        return max(differences)
+        """Compare the engines' accounts of what was sent last with the trainer's; see `largest_difference`."""
+        return largest_difference(self.comparisons, self.client.version)
 
     def explain(self, difference: float, tolerance: float) -> None:
         """Find the tensor behind a failed canary. Collective; raises WeightSyncError on rank 0."""
@@ -186,7 +197,7 @@ class Publisher:
                 f"{difference:.3g} (allowed {tolerance:g}) on the canary; {self._culprits(answers)}"
             )
 
-    def _check_bound(self, comparison: _Comparison) -> None:
+    def _check_bound(self, comparison: Comparison) -> None:
         workers = [worker for account in comparison.accounts if account is not None for worker in account[0]]
         layers = list(dict.fromkeys(_layer(name) for name in comparison.sent))
         for worker, bound in enumerate(workers):
@@ -198,15 +209,6 @@ class Publisher:
                     f"{', '.join(name for name in layers if name in without) or 'any'}"
                 )
 
-    def _compare_checksums(self, workers: list[dict[str, int]], sent: dict[str, int]) -> None:
-        for worker, received in enumerate(workers):
-            wrong = [name for name, value in sent.items() if received.get(name) != value]
-            if wrong:
-                raise WeightSyncError(
-                    f"version {self.client.version}: {len(wrong)} tensor(s) arrived changed or not at all at vLLM "
-                    f"worker {worker}: {', '.join(wrong[:5])}"
-                )
-
     def _culprits(self, answers: dict[str, np.ndarray]) -> str:
         if self.tensor_parallel > 1:
             return "every tensor arrived intact; with tensor_parallel > 1 single layers are not probed"
@@ -215,6 +217,31 @@ class Publisher:
         if wrong:
             return f"every tensor arrived intact, but these layers compute with other values: {', '.join(wrong[:5])}"
         return "every tensor arrived intact and every layer answers alike: the models differ in something else"
+
+
+def largest_difference(comparisons: Sequence[Comparison], version: int) -> float:
+    """Compare what the engines account for with what was sent.
+
+    Returns the largest difference in a logprob of the canary: NaN where one is, and 0 on ranks above 0, which have no
+    engines' account. Raises WeightSyncError when a tensor arrived changed.
+    """
+    differences = [0.0]
+    for comparison in comparisons:
+        for workers, logprobs in (account for account in comparison.accounts if account is not None):
+            _compare_checksums(workers, comparison.sent, version)
+            differences.append(float(np.abs(comparison.canary_logprobs - logprobs).max()))
+    # Python's max would lose a NaN that is not the first.
+    return float(np.max(differences))
+
+
+def _compare_checksums(workers: list[dict[str, int]], sent: dict[str, int], version: int) -> None:
+    for worker, received in enumerate(workers):
+        wrong = [name for name, value in sent.items() if received.get(name) != value]
+        if wrong:
+            raise WeightSyncError(
+                f"version {version}: {len(wrong)} tensor(s) arrived changed or not at all at vLLM worker {worker}: "
+                f"{', '.join(wrong[:5])}"
+            )
 
 
 def _layer(tensor: str) -> str:

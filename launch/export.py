@@ -4,6 +4,7 @@ A run with LoRA leaves the whole model, adapters merged into it, in export/, and
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 from actors.config import UserError
@@ -11,6 +12,7 @@ from actors.hub_cache import is_hub_id, local_directory
 from actors.safetensors_header import parse_json
 from launch.chat import model_directory
 from launch.links import check_links
+from launch.merging import merging_lost
 from launch.model_tensors import check_whole
 
 _ADAPTER = "adapter"
@@ -59,12 +61,14 @@ def _merge(directory: Path, output: str | None) -> int:
     from actors.lora import merge_adapter
 
     try:
-        merge_adapter(directory, str(base), target)
+        lost = merge_adapter(directory, str(base), target)
     except OSError as error:
         raise _unwritable(output, error) from None
     except (ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"RUN: adapters cannot be merged into {base} ({reason}), got {directory}") from error
+    for line in merging_lost(lost, directory):
+        print(line, file=sys.stderr)
     print(target)
     return 0
 

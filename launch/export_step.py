@@ -16,6 +16,7 @@ from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from launch.config import RunConfig, validate
 from launch.machine import this_machine
+from launch.merging import merging_lost
 
 
 def kept_steps(run: Path) -> list[int]:
@@ -127,7 +128,9 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
                 f"writing {output.stem}"
                 + (f", the average of the weights (policy.ema_decay {decay:g})" if decay else "")
             )
-            policy.call(TrainedWorker.export, output)
+            error = policy.call(TrainedWorker.export, output)[0]
+            for line in merging_lost(error, f"{output.stem}/adapter"):
+                _say(line)
         finally:
             hold()
             groups.shutdown()

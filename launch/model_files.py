@@ -16,6 +16,7 @@ from actors.skeleton import hf_config, vocabulary_size
 from actors.tokenizer import load_tokenizer, tokenizer_for
 from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from algorithms.config_offline import RewardModelConfig
+from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 from launch.estimate import counted_parameters
 from launch.model_tensors import check_patterns, check_targets, check_tensors, trained_parameters
@@ -27,6 +28,7 @@ from launch.model_values import (
     model_values,
     scores_given,
 )
+from launch.vllm_source import serves_adapters
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -111,8 +113,10 @@ def check_names(config: RunConfig, policy: Policy) -> None:
     """Check that the parameters and layers that the configuration names are some of the model's, where they are known.
 
     Raises:
-        UserError: a pattern of model.freeze or a target of model.lora that matches nothing.
+        UserError: a pattern of model.freeze or a target of model.lora that matches nothing; adapters for vLLM where it
+            serves none for this kind of model.
     """
+    _check_served(config, policy)
     names = trained_parameters(policy.values, role_of(config), rerank=config.algorithm.name == "reranker")
     if names is None:
         return
@@ -121,6 +125,17 @@ def check_names(config: RunConfig, policy: Policy) -> None:
         check_targets(config.model.lora, names, "model.lora.targets")
     if config.critic and config.critic.lora and config.critic.path is None and len(config.reward.models) != 1:
         check_targets(config.critic.lora, names, "critic.lora.targets")
+
+
+def _check_served(config: RunConfig, policy: Policy) -> None:
+    """Raise UserError when the engines are to compute with adapters and the installed vLLM knows none for the model."""
+    sends = isinstance(config.algorithm, RLConfig) and config.model.lora and config.rollout.transfer.lora == "adapter"
+    for architecture in (policy.values.get("architectures") or []) if sends else []:
+        if serves_adapters(architecture) is False:
+            raise UserError(
+                f"rollout.transfer.lora: must be merged for {architecture}, for which vLLM serves no adapters (in bf16 "
+                f"with max_merge_error), got adapter"
+            )
 
 
 def check_tokenizer(config: RunConfig, policy: Policy) -> None:

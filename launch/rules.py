@@ -15,6 +15,7 @@ from algorithms.loop import less_is_better
 from algorithms.reward_functions import BUILT_IN
 from launch.kube.config import check_kubernetes
 from launch.metric_names import UNORDERED, require_metric
+from launch.rules_adapters import check_adapters
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -36,7 +37,7 @@ def check_rules(config: "RunConfig") -> None:
     _evaluation_is_possible(config)
     _critic_fits(config)
     _reference_fits(config)
-    _adapters_fit(config)
+    check_adapters(config)
     _precision_is_kept(config)
     _groups_can_share(config)
     check_kubernetes(config)
@@ -259,59 +260,6 @@ def _reference_fits(config: "RunConfig") -> None:
         )
 
 
-def _adapters_fit(config: "RunConfig") -> None:
-    lora, rl = config.model.lora, isinstance(config.algorithm, RLConfig)
-    if lora and lora.dropout and rl:
-        raise ValueError(
-            f"model.lora.dropout must be 0 for {config.algorithm.name}, whose importance ratio compares with the "
-            f"sampler, which drops nothing, got {lora.dropout:g}"
-        )
-    if lora and lora.dropout and isinstance(config.algorithm, DPOConfig) and config.reference_needed:
-        raise ValueError(
-            f"model.lora.dropout must be 0 for dpo, which compares with a reference that drops nothing, "
-            f"got {lora.dropout:g}"
-        )
-    if config.critic and config.critic.lora and config.critic.lora.dropout:
-        raise ValueError(
-            f"critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, "
-            f"got {config.critic.lora.dropout:g}"
-        )
-    if config.rollout.transfer.lora == "adapter":
-        if lora is None:
-            raise ValueError("rollout.transfer.lora adapter needs model.lora, got none")
-        if lora.dora:
-            raise ValueError(
-                "rollout.transfer.lora must be merged with model.lora.dora, which vLLM does not serve, got adapter"
-            )
-        if lora.rank > 512:
-            raise ValueError(
-                f"model.lora.rank must be at most 512 with rollout.transfer.lora adapter (merged has no limit), "
-                f"got {lora.rank}"
-            )
-    _quantized_weights_fit(config)
-
-
-def _quantized_weights_fit(config: "RunConfig") -> None:
-    if config.model.quantize and config.model.init:
-        raise ValueError(f"model.quantize needs model.path, whose weights it quantises, got {config.model.quantize}")
-    if config.model.quantize and config.policy.zero_stage == 3:
-        raise ValueError(
-            "policy.zero_stage must be 0, 1 or 2 with model.quantize, whose weights it cannot shard, got 3"
-        )
-    if config.model.quantize and not config.policy.gpus_per_rank:
-        raise ValueError(
-            f"model.quantize {config.model.quantize} needs a GPU (policy.gpus_per_rank above 0), "
-            f"got {config.policy.gpus_per_rank:g}"
-        )
-    if config.model.quantize and config.reference_group and config.reference.zero_stage == 3:
-        raise ValueError("reference.zero_stage must be 0 with model.quantize, whose weights it cannot shard, got 3")
-    if config.model.quantize and config.reference_group and not config.reference.gpus_per_rank:
-        raise ValueError(
-            f"model.quantize {config.model.quantize} needs a GPU (reference.gpus_per_rank above 0), "
-            f"got {config.reference.gpus_per_rank:g}"
-        )
-
-
 def _precision_is_kept(config: "RunConfig") -> None:
     groups = {"policy": config.policy} | ({"critic": config.critic} if config.critic else {})
     for name, group in groups.items():
@@ -384,6 +332,12 @@ def _transfer_fits_devices(config: "RunConfig") -> None:
         raise ValueError(
             "rollout.transfer.backend must be ipc with cluster.placement shared, as NCCL refuses two processes on one "
             "GPU, got nccl"
+        )
+    on_gpu = config.rollout.gpus_per_engine and config.policy.gpus_per_rank
+    if on_gpu and config.cluster.placement == "shared" and config.rollout.engines > config.policy.ranks:
+        raise ValueError(
+            f"rollout.engines must be at most policy.ranks ({config.policy.ranks}) with cluster.placement shared, as "
+            f"an engine takes its weights from the policy's rank on its GPU, got {config.rollout.engines}"
         )
     if backend == "ipc" and config.cluster.placement != "shared":
         raise ValueError(f"rollout.transfer.backend ipc needs cluster.placement shared, got {config.cluster.placement}")

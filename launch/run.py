@@ -25,6 +25,7 @@ from launch.config import RunConfig
 from launch.display import Display
 from launch.ending import STOPPED, Ending
 from launch.hub import push_export
+from launch.merging import merging_lost
 from launch.model_card import write_model_card
 from launch.output import require_there
 from launch.redraw import CurveDrawer
@@ -131,7 +132,8 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
                 reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
             if config.policy.ema_decay:
                 reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
-            _export(loop.policy, config)
+            for line in merging_lost(_export(loop.policy, config), "export/adapter"):
+                reporter.note(line)
             if isinstance(config.algorithm, EncoderConfig):
                 write_model_card(config, best or loop.step)
         finally:
@@ -165,14 +167,14 @@ def _builder(config: RunConfig) -> Any:
     return build_offline
 
 
-def _export(policy: Any, config: RunConfig) -> None:
-    """Put the model into `export/`, all of it or nothing."""
+def _export(policy: Any, config: RunConfig) -> float | None:
+    """Put the model into `export/`, all of it or nothing; returns what `TrainedWorker.export` does."""
     from actors.trainer import TrainedWorker
 
     final, partial = config.directory / "export", config.directory / "export.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        policy.call(TrainedWorker.export, partial.absolute())
+        error = policy.call(TrainedWorker.export, partial.absolute())[0]
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # of a full disk, others need the room
         raise
@@ -183,6 +185,7 @@ def _export(policy: Any, config: RunConfig) -> None:
         )
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
+    return error
 
 
 def _benchmark_tasks(config: RunConfig) -> list[str]:

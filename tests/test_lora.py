@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from transformers import (
 
 from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
 from actors.lora import (
+    MergeError,
     adapted_layer_kinds,
     adapter_config,
     adapter_state,
@@ -50,6 +52,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 TOKENS = torch.arange(1, 13)[None]
+KINDS_CHOSEN = ("self_attn.q_proj", "mlp.down_proj")
 KINDS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
@@ -170,6 +173,26 @@ def test_merged_parameters_are_those_of_the_plain_model(options: dict[str, Any],
     assert all(torch.equal(base[name], p) for name, p in causal(family, tied=tied).named_parameters())
 
 
+def test_settings_become_these_of_peft() -> None:
+    """Away from their defaults, and PEFT 0.21.2's own decide nothing else: no dropout, biases or initial values of
+    another kind."""
+    model = causal()
+    config = LoraConfig(rank=3, alpha=7, dropout=0.25, rslora=True, dora=True, targets=["q_proj", "down_proj"])
+    add_adapters(model, config, seed=1)
+    given, plain = (each.to_dict() for each in (model.peft_config["default"], PeftLoraConfig()))
+    assert {name: value for name, value in given.items() if value != plain[name]} == {
+        "r": 3,
+        "lora_alpha": 7,
+        "lora_dropout": 0.25,
+        "use_rslora": True,
+        "use_dora": True,
+        "target_modules": {f"model.layers.{index}.{name}" for index in (0, 1) for name in KINDS_CHOSEN},
+        "task_type": "CAUSAL_LM",
+    }
+    expected = {"bias": "none", "init_lora_weights": True, "modules_to_save": None, "layers_to_transform": None}
+    assert {name: given[name] for name in expected} == expected
+
+
 @pytest.mark.parametrize(("rslora", "scaling"), [(False, 8 / 4), (True, 8 / 4**0.5)])
 def test_a_merged_weight_is_the_formula(rslora: bool, scaling: float) -> None:
     """W + scaling B A, entry by entry."""
@@ -183,6 +206,63 @@ def test_a_merged_weight_is_the_formula(rslora: bool, scaling: float) -> None:
         for j in (0, 31):
             expected = float(w[i, j]) + scaling * sum(float(b[i, r]) * float(a[r, j]) for r in range(4))
             assert float(found[i, j]) == pytest.approx(expected, abs=1e-6)
+
+
+def small(model: Any, size: float) -> Any:
+    """The model with some B of the given size: adapters that have learned little."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-1])
+def test_bf16_weights_are_merged_in_float32_and_rounded_once(options: dict[str, Any], size: float) -> None:
+    """Every weight is the nearest bf16 to its formula in double precision, and the error is that of its definition."""
+    model = causal(dtype=torch.bfloat16)
+    add_adapters(model, LoraConfig(rank=4, alpha=8, **options), seed=1)
+    small(model, size)
+    error = MergeError()
+    state = {n: t.clone() for n, t in plain_parameters(model, not_sharded, merged=True, error=error)}
+    change = lost = 0.0
+    for name, layer in ((n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")):
+        w, a, b = (p.weight.detach().double() for p in (layer.base_layer, layer.lora_A.default, layer.lora_B.default))
+        exact = w + layer.scaling["default"] * b @ a
+        if options.get("dora"):
+            exact *= (layer.lora_magnitude_vector.default.weight.double() / exact.norm(dim=1))[:, None]
+        rounded = state[f"{name}.weight"].double()
+        spacing = 2.0 ** (torch.frexp(exact)[1].double() - 8)
+        assert ((rounded - exact).abs() <= 0.5001 * spacing).all()
+        change, lost = change + float((exact - w).square().sum()), lost + float((exact - rounded).square().sum())
+    assert error.value == pytest.approx((lost / change) ** 0.5, rel=1e-3)
+    assert 0 < error.value < 1
+
+
+def test_most_of_a_small_change_does_not_survive_bf16() -> None:
+    """With B of about 1e-4 many weights are what they were: the reason why adapters are sent as they are."""
+    model = causal(dtype=torch.bfloat16)
+    add_adapters(model, LoraConfig(rank=16, alpha=32), seed=1)
+    small(model, 1e-4)
+    adapted = {f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    base = dict(plain_parameters(model, not_sharded, merged=False))
+    same = [(tensor == base[name]).float().mean() for name, tensor in merged(model).items() if name in adapted]
+    assert 0.3 < torch.stack(same).mean() < 0.95
+
+
+def test_new_adapters_lose_nothing_and_float32_loses_nothing() -> None:
+    model = causal(dtype=torch.bfloat16)
+    add_adapters(model, LoraConfig(rank=4), seed=1)
+    error = MergeError()
+    dict(plain_parameters(model, not_sharded, merged=True, error=error))
+    assert error.value == 0
+    whole = causal()
+    add_adapters(whole, LoraConfig(rank=4), seed=1)
+    dict(plain_parameters(small(whole, 1e-4), not_sharded, merged=True, error=error))
+    assert error.change > 0 == error.lost, "float32 is what is computed in"
+    assert not MergeError(change=float("nan"), lost=1.0).value <= 1
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -272,6 +352,27 @@ def test_merging_a_peft_directory(make: Callable[[], Any], loader: Any, tmp_path
     assert (logits(whole) - logits(model)).abs().max() < 1e-5
     assert (tmp_path / "whole" / "tokenizer_config.json").is_file()
     assert readable_by(tmp_path / "whole") == readable_by(tmp_path / "adapter") == {0o644}
+
+
+def test_merging_a_peft_directory_rounds_once_and_says_what_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's weights in bf16 are those of an export, and its error is told; PEFT's own merge rounds twice."""
+    base = tmp_path / "base"
+    causal(dtype=torch.bfloat16).save_pretrained(base)
+    tokenizer_for(ModelConfig(init=ModelInit())).save_pretrained(base)
+    model = causal(dtype=torch.bfloat16)
+    add_adapters(model, LoraConfig(rank=4, alpha=8), seed=1)
+    error, expected = MergeError(), {}
+    for name, tensor in plain_parameters(small(model, 1e-3), not_sharded, merged=True, error=error):
+        expected[name] = tensor.clone()
+    adapter = _write(model, str(base), tmp_path / "adapter")
+    assert export(str(adapter), output=str(tmp_path / "whole")) == 0
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype="auto")
+    for name, parameter in whole.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, expected[name]), name
+    told = f"merged: rounding lost {error.value:.1%} of what the adapters change; all of it is in {adapter}"
+    assert told in capsys.readouterr().err.splitlines()
 
 
 def test_merging_needs_the_base(tmp_path: Path) -> None:

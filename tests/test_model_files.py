@@ -703,3 +703,24 @@ def test_chat_counts_tokens_before_torch_is_imported(monkeypatch: pytest.MonkeyP
         chat("m", prompt="a" * 70, temperature=0, max_tokens=None)
     with pytest.raises(UserError, match=r"^--max-tokens: must be below the model's 64 positions, got 64$"):
         chat("m", prompt=None, temperature=0, max_tokens=64)
+
+
+@pytest.mark.parametrize(("kind", "served"), [("gpt2", False), ("qwen2", True), ("mistral", True)])
+def test_adapters_for_a_model_that_vllm_serves_none_for(kind: str, served: bool) -> None:
+    """Told before anything starts; merged weights are served for all."""
+    transformers = __import__("transformers")
+    tokenizer = build_char_tokenizer("".join(map(chr, range(32, 127))))
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes |= {"num_key_value_heads": 2} if kind != "gpt2" else {}
+    settings = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes)
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    merged = {"max_prompt_tokens": 16, "max_response_tokens": 16, "transfer": {"lora": "merged"}}
+    check("model", job="grpo", model={"lora": {}}, rollout=merged)
+    if served:
+        check("model", job="grpo", model={"lora": {}})
+    else:
+        assert problem("model", job="grpo", model={"lora": {}}) == (
+            "rollout.transfer.lora: must be merged for GPT2LMHeadModel, for which vLLM serves no adapters (in bf16 "
+            "with max_merge_error), got adapter"
+        )

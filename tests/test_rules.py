@@ -833,7 +833,33 @@ CASES: list[tuple[str, str, str]] = [
         "critic.lora={dropout: 0.1}",
         "critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, got 0.1",
     ),
-    ("grpo", "rollout.transfer.lora=adapter", "rollout.transfer.lora adapter needs model.lora, got none"),
+    (
+        "grpo",
+        "rollout.transfer.lora=merged",
+        "rollout.transfer.lora must be left out without model.lora, got merged",
+    ),
+    (
+        "ppo",
+        "rollout.transfer.max_merge_error=0.1",
+        "rollout.transfer.max_merge_error must be left out without model.lora, got 0.1",
+    ),
+    (
+        "grpo",
+        "model.lora={}; rollout.transfer.max_merge_error=0.1",
+        "rollout.transfer.max_merge_error must be left out where adapters are not merged, got 0.1",
+    ),
+    (
+        "grpo",
+        "model.lora={}; model.dtype=bf16; policy.zero_stage=1; rollout.transfer.lora=merged",
+        "rollout.transfer.max_merge_error must be given with rollout.transfer.lora merged in model.dtype bf16, where "
+        "rounding takes most of small changes: the share that may be lost (adapter and fp32 lose none), got none",
+    ),
+    (
+        "dpo",
+        "model.lora={}; model.dtype=bf16; policy.zero_stage=1; reference.sync_every=2",
+        "reference.sync_every must be left out with model.lora in model.dtype bf16, as rounding would take from the "
+        "reference most of what the adapters change, got 2",
+    ),
     (
         "grpo",
         "rollout.transfer.lora=adapter; model.lora={dora: true}",
@@ -1096,6 +1122,12 @@ CASES: list[tuple[str, str, str]] = [
         "rollout.transfer.backend=nccl; rollout.gpus_per_engine=1; policy.gpus_per_rank=1; cluster.placement=shared",
         "rollout.transfer.backend must be ipc with cluster.placement shared, as NCCL refuses two processes on one GPU, "
         "got nccl",
+    ),
+    (
+        "grpo",
+        "rollout={gpus_per_engine: 1, engines: 2}; policy.gpus_per_rank=1; cluster.placement=shared",
+        "rollout.engines must be at most policy.ranks (1) with cluster.placement shared, as an engine takes its "
+        "weights from the policy's rank on its GPU, got 2",
     ),
     # Nodes and environment.
     ("grpo", "policy={ranks: 4, ranks_per_node: 3}", "policy.ranks_per_node must divide ranks (4), got 3"),

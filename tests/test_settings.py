@@ -119,6 +119,13 @@ def test_a_line_is_one_line_for_any_terminal(capsys: pytest.CaptureFixture[str])
     assert len(capsys.readouterr().err) < 2100
 
 
+ONLY_WITH_ANOTHER = {
+    "model.lora.dropout": {"dpo"},  # in a loss without a reference
+    "model.lora.dora": {"grpo", "ppo"},  # with rollout.transfer.lora merged
+}
+"""Setting -> jobs that take it only with another setting, which is not tried here."""
+
+
 def test_jobs_read_what_they_do_not_refuse() -> None:
     """Every setting is tried in every job with a value that is not its default."""
     wrong = {}
@@ -126,8 +133,7 @@ def test_jobs_read_what_they_do_not_refuse() -> None:
         if path.split(".")[0] == "algorithm" or {"N", "NAME"} & {*path.split(".")} or path in READ_BY_ALL:
             continue
         taking = accepting(setting)
-        # DPO takes dropout only in a loss without a reference, which is not tried here.
-        read = {*readers(path)} - ({"dpo"} if path == "model.lora.dropout" else set())
+        read = {*readers(path)} - ONLY_WITH_ANOTHER.get(path, set())
         if taking is not None and taking != read:
             wrong[path] = f"read by {', '.join(sorted(taking))}"
     assert wrong == {}, "launch/readers.py says otherwise"
