@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 # Ray runs workers at low priority (nice 15) by default: they would wait for all that runs beside.
 os.environ |= {"RAY_worker_niceness": "0"}
+# Nor shall it start what nothing here uses.
+os.environ |= {"RAY_prestart_worker_first_driver": "0"}
 
 import pytest
 import yaml
@@ -164,11 +167,13 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = [f"--port={port}", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={directory}"]
+    options += ["--no-monitor", "--include-log-monitor=false"]
     program = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
+    mark = uuid.uuid4().hex
     with (directory / "log").open("w") as log:
         head = subprocess.Popen(
             [*program, "--disable-usage-stats", *options],
-            env=environment | {"RAY_worker_niceness": "0"},
+            env=environment | {"RAY_worker_niceness": "0", _MARK: mark},
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -180,7 +185,10 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
             pytest.fail(f"Ray did not start:\n{(directory / 'log').read_text()}")
         time.sleep(0.1)
     yield f"127.0.0.1:{port}"
-    head.terminate()
+    # Told to end, it may wait half a minute for one of its processes.
+    for pid, _ in _marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     head.wait(60)
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -225,9 +233,22 @@ def tandem(
         job.end()
 
 
+def _saved_tensors(checkpoint: Path) -> set[int]:
+    """Checksums of the trained model in a checkpoint of ZeRO stage 0."""
+    import torch
+
+    from actors.checksum import checksum
+
+    state = torch.load(checkpoint / "policy/state/mp_rank_00_model_states.pt", weights_only=False)
+    return {checksum(tensor) for tensor in state["module"].values()}
+
+
 @pytest.fixture(scope="session")
 def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, int], Path]:
-    """Writes the model of a run's checkpoint by the command line, on the cluster; returns its directory."""
+    """Writes the model of a run's checkpoint by the command line, on the cluster; returns its directory.
+
+    The model has the tensors of that checkpoint, and of none other that is kept.
+    """
 
     def write(run: Path, step: int) -> Path:
         command = [sys.executable, "-m", "launch", "export", str(run), "--step", str(step)]
@@ -235,6 +256,13 @@ def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, 
         done = subprocess.run(command, env=joined, cwd=run.parent, capture_output=True, text=True, timeout=DEADLINE_S)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(run / f"export-step-{step}")
+        from safetensors.torch import load_file
+
+        from actors.checksum import checksum
+
+        found = {checksum(tensor) for tensor in load_file(run / f"export-step-{step}/model.safetensors").values()}
+        having = {path.name for path in (run / "checkpoints").glob("step-*") if found <= _saved_tensors(path)}
+        assert having == {f"step-{step}"}
         return run / f"export-step-{step}"
 
     return write

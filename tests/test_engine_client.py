@@ -1,7 +1,6 @@
 """Whose fault a failed transfer is: that of the engine that died, failed or stands still, told after one deadline."""
 
 import io
-import os
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -18,34 +17,9 @@ from actors.group import ActorGroup, GroupError, Slot
 from actors.publisher import Publisher
 from launch.cluster import _keep_messages
 from launch.run import _worker_log
+from tests.fake_engines import Engine
 
 DEADLINE_S = 4.0
-
-
-class Engine:
-    """An engine that takes weights as it is told to."""
-
-    def __init__(self, rank: int, ranks: int) -> None:
-        self.does = "answer"
-
-    def will(self, what: str) -> None:
-        self.does = what
-
-    def update_weights(self, *_: Any) -> None:
-        if self.does == "die":
-            os._exit(1)
-        if self.does == "freeze":
-            time.sleep(3600)
-        if self.does == "fail":
-            raise ValueError("no room for layer 3")
-        if self.does == "lose the others":
-            raise RuntimeError("Connection closed by peer")
-
-    def resume(self) -> None:
-        self.does = "resumed"
-
-    def state(self) -> str:
-        return self.does
 
 
 class Transfer:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,9 @@ from actors.full_disk import disk_problem, told_when_full
 from actors.group import GroupError
 from algorithms.batches import Batches
 from algorithms.config_offline import SFTConfig
+from algorithms.config_rl import GRPOConfig
+from algorithms.grpo import GRPO
+from algorithms.loop import Clock
 from algorithms.offline import Offline
 from launch.checkpoint import Checkpoints
 from launch.config import validate
@@ -230,6 +234,29 @@ def test_a_step_is_reported_before_its_checkpoint_counts(tmp_path: Path, fails_a
         loop.train()
     seen = [what for what in record.happened if what.split()[0] in ("save", "report", "keep", "end_if_asked")]
     expected = ["save 1", "report 1", "keep", "end_if_asked", "save 2", "report 2", "keep", "end_if_asked"]
+    assert seen == expected[: len(expected) - (fails_at is not None)]
+
+
+@pytest.mark.parametrize("fails_at", [None, 1])
+def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
+    monkeypatch: pytest.MonkeyPatch, fails_at: int | None
+) -> None:
+    """As in jobs on given rows; the new weights go to the engines before either."""
+    monkeypatch.setattr("algorithms.rl.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
+    monkeypatch.setattr("algorithms.rl.sample_rows", lambda *_: [])
+    record: Any = Recorder(fails_at)
+    empty: Any = SimpleNamespace(metrics=lambda _: {}, state_dict=dict, failed=0)
+    loop = GRPO(
+        config=GRPOConfig(name="grpo", steps=1), policy=empty, reference=None, read_reference=None, models=[],
+        sampler=empty, shaper=empty, prompts=[], batches=Batches(1, seed=0, shuffle=False), evaluation=[],
+        publish=lambda version: record.publish(version) or {}, checkpoint=record, reporter=record, sampling=empty,
+        micro_batch_tokens={}, seed=0, total_steps=1,
+    )  # fmt: skip
+    with pytest.raises(UserError) if fails_at else nullcontext():
+        loop.finish_step([], {}, Clock(record), {})
+    steps = ("publish", "save", "report", "keep", "end_if_asked")
+    seen = [what for what in record.happened if what.split()[0] in steps]
+    expected = ["publish 1", "save 1", "report 1", "keep", "end_if_asked"]
     assert seen == expected[: len(expected) - (fails_at is not None)]
 
 

@@ -321,7 +321,6 @@ def test_hh_rlhf_pairs(job: str, tandem: Start, exported_step: Callable[[Path, i
         assert losses[0] == losses[2] == pytest.approx(math.log(2), abs=1e-5), "again the policy is its reference"
         assert abs(losses[1] - math.log(2)) > 1e-4
         return
-    exported = {step: load_file(exported_step(run.directory, step) / "model.safetensors") for step in (3, 2)}
+    exported = load_file(exported_step(run.directory, 2) / "model.safetensors")
     last = load_file(run.directory / "export/model.safetensors")
-    assert [name for name in last if not torch.equal(last[name], exported[3][name])] == []
-    assert not torch.equal(last["score.weight"], exported[2]["score.weight"])
+    assert not torch.equal(last["score.weight"], exported["score.weight"])
