@@ -25,12 +25,13 @@ from launch.config import RunConfig
 from launch.display import Display
 from launch.ending import STOPPED, Ending
 from launch.hub import push_export
+from launch.lost import RayLost, told_of_ray
 from launch.merging import merging_lost
 from launch.model_card import write_model_card
 from launch.output import require_there
 from launch.redraw import CurveDrawer
 from launch.reporter import RunReporter
-from launch.reserve import place, release
+from launch.reserve import Placement, place, release
 from launch.screen import tell
 from launch.signals import arm, hold, interruptible
 from launch.summary import how_it_ended, last_screen
@@ -109,38 +110,46 @@ def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | 
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
-        from launch.groups import Groups, load_best
+        from launch.groups import Groups
 
-        build = _builder(config)
         groups = Groups(str((config.directory / "logs").absolute()))
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
         try:
-            loop = build(config, placement, reporter, groups)
-            for model in keep_commits(config.directory / "logs"):
-                reporter.note(f"from the hub: {model}")
-            loop.train()
-            arm()  # The last step is saved: nothing is lost by ending at once.
-            display.phase("exporting")
-            require_there(config.directory)
-            best = load_best(config, {"policy": loop.policy}) if config.best_by else None
-            if best:
-                reporter.note(f"best by {config.best_by}: step {best}")
-            elif config.best_by:
-                reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
-            if config.policy.ema_decay:
-                reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
-            for line in merging_lost(_export(loop.policy, config), "export/adapter"):
-                reporter.note(line)
-            if isinstance(config.algorithm, EncoderConfig):
-                write_model_card(config, best or loop.step)
+            with told_of_ray(placement.nodes):
+                _learn_and_export(config, placement, reporter, groups, display)
         finally:
             hold()
             display.phase("ending processes")
             groups.shutdown()
             release(placement)
+
+
+def _learn_and_export(
+    config: RunConfig, placement: Placement, reporter: RunReporter, groups: Any, display: Display
+) -> None:
+    from launch.groups import load_best
+
+    loop = _builder(config)(config, placement, reporter, groups)
+    for model in keep_commits(config.directory / "logs"):
+        reporter.note(f"from the hub: {model}")
+    loop.train()
+    arm()  # The last step is saved: nothing is lost by ending at once.
+    display.phase("exporting")
+    require_there(config.directory)
+    best = load_best(config, {"policy": loop.policy}) if config.best_by else None
+    if best:
+        reporter.note(f"best by {config.best_by}: step {best}")
+    elif config.best_by:
+        reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
+    if config.policy.ema_decay:
+        reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
+    for line in merging_lost(_export(loop.policy, config), "export/adapter"):
+        reporter.note(line)
+    if isinstance(config.algorithm, EncoderConfig):
+        write_model_card(config, best or loop.step)
 
 
 def keep_commits(logs: Path) -> list[str]:
@@ -222,7 +231,7 @@ def _explain(error: Exception, directory: Path) -> None:
         raise UserError(*mistake.problems) from None
     if isinstance(error, OSError) and (full := disk_problem(error, directory)):
         raise full from None
-    kind = "" if isinstance(error, GroupError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, GroupError | RayLost) else f"{type(error).__name__}: "
     tell(f"run failed: {kind}{first_line(str(error))}")
     tell(f"full log: {(_worker_log(error, directory / 'logs') or log)}")
 

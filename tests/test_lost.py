@@ -1,0 +1,96 @@
+"""A run whose Ray dies says so, instead of the process that it took along."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.group import GroupError
+from launch import lost
+from launch.lost import RayLost, told_of_ray
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = """
+import os, signal, sys
+import ray
+from ray._private import worker as ray_worker
+from ray.util.placement_group import placement_group
+from actors.group import ActorGroup, Slot
+from launch.lost import RayLost, told_of_ray
+from tests.fake_engines import Engine
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+placement = placement_group([{"CPU": 1.0}])
+assert placement.wait(60)
+slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
+group = ActorGroup("rollout", Engine, [slot], timeout_s=60, log_directory=sys.argv[1])
+group.spawn()
+group.call(Engine.state)
+[raylet] = [process for kind, [process] in ray_worker._global_node.all_processes.items() if kind == "raylet"]
+os.kill(raylet.process.pid, signal.SIGKILL)
+try:
+    with told_of_ray({ray.get_runtime_context().get_node_id()}):
+        group.call(Engine.will, "freeze")
+        group.call(Engine.update_weights)
+except RayLost as error:
+    print("told:", raylet.process.pid, error)
+"""
+
+
+def test_a_killed_raylet_is_what_is_told_of(tmp_path: Path) -> None:
+    """Ray 2.60: the driver lives on, and its actors have died for no reason that it is told of."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("told:")] or [done.stderr[-2000:]]
+    _, pid, told = line.split(" ", 2)
+    assert told.startswith(
+        f"of Ray's own processes on this machine died raylet (process {pid}, killed by signal 9), and the run's "
+        f"processes with it; first told of: rollout[0]."
+    ), line
+
+
+NODES = [
+    {"NodeID": "a", "Alive": True, "NodeManagerAddress": "10.0.0.1"},
+    {"NodeID": "b", "Alive": False, "NodeManagerAddress": "10.0.0.2", "DeathReasonMessage": "health check failed"},
+    {"NodeID": "c", "Alive": False, "NodeManagerAddress": "10.0.0.3"},
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ({"a"}, None),
+        ({"a", "b"}, "node 10.0.0.2 (health check failed) died, and the run's processes with it; first told of: x"),
+        ({"c"}, "node 10.0.0.3 (no reason given) died, and the run's processes with it; first told of: x"),
+    ],
+)
+def test_a_dead_node_is_told_of_where_the_run_lived_on_it(
+    nodes: set[str], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost, "_dead_processes", str)
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    with pytest.raises(RayLost if told else GroupError) as caught, told_of_ray(nodes):
+        raise GroupError("x")
+    assert str(caught.value) == (told or "x")
+    with pytest.raises(ValueError, match=r"^y$"), told_of_ray(nodes):
+        raise ValueError("y")
+
+
+def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost, "_dead_processes", str)
+    monkeypatch.setattr(lost, "_PATIENCE_S", 0.2)
+
+    def silent() -> Any:
+        time.sleep(30)
+
+    monkeypatch.setattr(ray, "nodes", silent)
+    began = time.monotonic()
+    with pytest.raises(GroupError, match=r"^x$"), told_of_ray({"a"}):
+        raise GroupError("x")
+    assert time.monotonic() - began < 5
