@@ -35,17 +35,15 @@ setup: $(VENV)/.cpu
 $(VENV)/.made:
 	@command -v $(PYTHON) > /dev/null || { echo "error: PYTHON: must be a Python 3.11 or later, got $(PYTHON), which is not on the PATH" >&2; exit 2; }
 	@$(PYTHON) requirements/check_machine.py --engine
-	@echo "set-up 1 of 4: a virtual environment in $(VENV)"
+	@echo "set-up 1 of 3: a virtual environment in $(VENV)"
 	@$(BIN)/python -m pip install --help > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.cpu: requirements/cpu.txt requirements/torch.txt requirements/install_torch.py pyproject.toml setup.py | $(VENV)/.made
-	@echo "set-up 2 of 4: the CPU build of torch"
-	@$(BIN)/python requirements/install_torch.py requirements/torch.txt
-	@echo "set-up 3 of 4: $$(grep -c == requirements/cpu.txt) packages of requirements/cpu.txt, 0.6 GB to load, 2.7 GB on disk: 2 minutes or more"
-	@$(INSTALL) --no-deps --require-hashes -r requirements/cpu.txt
+$(VENV)/.cpu: requirements/cpu.txt requirements/torch.txt requirements/install_torch.py requirements/install_parts.py pyproject.toml setup.py | $(VENV)/.made
+	@echo "set-up 2 of 3: the CPU build of torch and $$(grep -c == requirements/cpu.txt) packages of requirements/cpu.txt, 0.8 GB to load, 2.7 GB on disk: 2 minutes or more"
+	@$(BIN)/python requirements/install_parts.py requirements/cpu.txt --torch requirements/torch.txt
 	@$(BIN)/python requirements/install_torch.py --check requirements/torch.txt
-	@echo "set-up 4 of 4: Tandem itself"
+	@echo "set-up 3 of 3: Tandem itself"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "set-up is complete: $(BIN)/tandem, or after \`. $(BIN)/activate\` tandem"
@@ -53,7 +51,7 @@ $(VENV)/.cpu: requirements/cpu.txt requirements/torch.txt requirements/install_t
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.cpu
 	@echo "tools for tests and checks, of requirements/dev.txt: 0.5 GB on disk, half a minute"
 	@$(BIN)/python requirements/install_torch.py requirements/torch.txt
-	@$(INSTALL) --no-deps --require-hashes -r requirements/dev.txt
+	@$(BIN)/python requirements/install_parts.py requirements/dev.txt
 	@touch $@
 
 demo: $(VENV)/.cpu

@@ -2,6 +2,7 @@
 
     .venv/bin/python requirements/install_torch.py requirements/torch.txt            before the other list
     .venv/bin/python requirements/install_torch.py --check requirements/torch.txt    after it: torch needs a part of it
+    .venv/bin/python requirements/install_torch.py --beside requirements/torch.txt   while others are being installed
 
 PyPI's torch for Linux is a CUDA build, which cannot even be imported without NVIDIA's libraries. So pip is asked for
 VERSION+cpu, a name that only CPU builds have: from the indexes that it is configured with, then from PyTorch's own, or
@@ -34,7 +35,8 @@ def main() -> int:
     version = pinned(pin)
     try:
         if check != ["--check"]:
-            forget_parts()
+            if check != ["--beside"]:  # else others are being installed, and their parts are no leftovers
+                forget_parts()
             ensure(version, pin)
         elif problem := unusable(version):
             source = ensure(version, pin, again=True)

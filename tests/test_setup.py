@@ -12,6 +12,7 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,40 @@ def test_what_cannot_be_imported_is_installed_once_more_and_else_one_line(tmp_pa
     (machine.packages / "torch/__init__.py").write_text("__version__ = '2.9.0'")
     machine.offer({})
     assert machine.install("--check")[0] == 2
+
+
+def parts_module() -> Any:
+    """requirements/install_parts.py, which is no module of a package."""
+    import importlib.util
+
+    sys.path.insert(0, str(ROOT / "requirements"))
+    try:
+        spec = importlib.util.spec_from_file_location("install_parts", ROOT / "requirements/install_parts.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(ROOT / "requirements"))
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "dev.txt"])
+def test_every_package_is_in_one_part_with_its_hashes(name: str) -> None:
+    text = (ROOT / "requirements" / name).read_text()
+    given = parts_module().parts(text, 2)
+    entries = [set(re.findall(r"^\S+==\S+(?: \\\n +--hash=\S+)+", part, re.MULTILINE)) for part in given]
+    whole = set(re.findall(r"^\S+==\S+(?: \\\n +--hash=\S+)+", text, re.MULTILINE))
+    assert len(given) == 2 and entries[0] | entries[1] == whole and not entries[0] & entries[1]
+    assert len(whole) == len(re.findall(r"^\S+==", text, re.MULTILINE))
+    assert abs(len(entries[0]) - len(entries[1])) <= 1
+
+
+def test_a_pip_that_fails_fails_the_set_up_when_all_have_ended(tmp_path: Path) -> None:
+    slow = f"import pathlib, time; time.sleep(1); pathlib.Path({str(tmp_path / 'done')!r}).touch()"
+    commands = [[sys.executable, "-c", program] for program in ("raise SystemExit(3)", slow)]
+    assert parts_module().together(commands) == 3
+    assert (tmp_path / "done").exists()
+    assert parts_module().together(commands[1:]) == 0
 
 
 def test_one_script_decides_for_every_environment() -> None:
