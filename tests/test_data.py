@@ -211,7 +211,8 @@ def test_training_and_evaluation_read_their_splits(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text("def rows(split, **more):\n    yield {'prompt': split, **more}\n")
     source = f"{tmp_path}/made.py:rows"
     fields: tuple[Any, ...] = ("data.train", "data.eval")
-    for names, splits in (({}, ["train", "test"]), ({"split": "a", "eval_split": "b"}, ["a", "b"])):
+    named: Any = {"split": "a", "eval_split": "b"}
+    for names, splits in (({}, ["train", "test"]), (named, ["a", "b"])):
         config = DataConfig(train=source, eval=source, arguments={"answer": "x"}, **names)
         assert [load_rows(config, field) for field in fields] == [[{"prompt": s, "answer": "x"}] for s in splits]
 

@@ -142,3 +142,14 @@ def test_advice_that_no_longer_helps_is_kept_back_where_the_task_is_solved() -> 
     solved = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0}
     told = {ceiling.metric for ceiling in CEILINGS if Health().warnings(solved | {ceiling.metric: 1.0})}
     assert told == {"policy/kl", "texts/at_limit_fraction", "mismatch/logprob_abs_mean"}
+
+
+def test_the_ranges_are_those_that_are_published() -> None:
+    assert {ceiling.metric: ceiling.limit for ceiling in CEILINGS} == {
+        "reward/zero_variance_fraction": 0.8,
+        "policy/kl": 0.5,
+        "policy/clip_fraction": 0.1,
+        "rollout/truncated_fraction": 0.3,
+        "texts/at_limit_fraction": 0.3,
+        "mismatch/logprob_abs_mean": 0.1,
+    }
