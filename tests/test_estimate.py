@@ -10,7 +10,7 @@ from actors.config import FrozenGroupConfig, ModelInit, OptimizerConfig, Trainer
 from actors.config_rollout import RolloutConfig
 from actors.safetensors_header import stored_tensors
 from actors.skeleton import hf_config
-from algorithms.config_offline import DPOConfig, SFTConfig
+from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig
 from launch.estimate import (
     ENGINE_BASE,
@@ -253,3 +253,17 @@ def test_pairs_are_called_pairs() -> None:
     found = offline_arithmetic(dpo, TrainerConfig(ranks=2, micro_batch_tokens=1000), 300, sequences=40)
     assert found.equation == "3 updates x 20 pairs = 1.5 epochs of 40 pairs"
     assert (found.steps, found.micro_batches) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("sft", "sequences"), ("reward", "pairs"), ("dpo", "pairs"), ("embedding", "rows"), ("reranker", "rows")],
+)
+def test_what_an_update_is_made_of(name: str, rows: str) -> None:
+    found = offline_arithmetic(OfflineConfig(name=name, steps=2, samples_per_update=5), TrainerConfig(), 9, 10)
+    assert found.equation == f"2 updates x 5 {rows} = 1 epochs of 10 {rows}"
+
+
+def test_processes_take_what_was_measured_before_they_hold_anything() -> None:
+    assert pytest.approx(0.38, abs=0.02) == TRAINER_BASE / GIB
+    assert pytest.approx(0.52, abs=0.02) == ENGINE_BASE / GIB

@@ -70,8 +70,8 @@ def test_a_templates_complaint_is_one_line(error: Exception, line: str) -> None:
     assert template_complaint(error) == line
 
 
-@pytest.mark.parametrize("automatic", [True, False])
-def test_a_plain_text_gets_the_bos_token_that_the_tokenizer_adds_by_itself(tokenizer: Any, automatic: bool) -> None:
+@pytest.mark.parametrize("automatic", ["<|system|> $A", "<|system|> $A <|end|>", "$A <|end|>", ""])
+def test_a_plain_text_gets_the_bos_token_that_the_tokenizer_adds_by_itself(tokenizer: Any, automatic: str) -> None:
     assert bos_of(tokenizer) is None
     first, second = tokenizer("ab")["input_ids"]
     assert encode_texts(["ab", "b"], tokenizer, plain=True) == [[first, second], [second]]
@@ -79,9 +79,12 @@ def test_a_plain_text_gets_the_bos_token_that_the_tokenizer_adds_by_itself(token
     bos = bos_of(tokenizer)
     assert bos is not None
     if automatic:
-        post = TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", bos)])
+        special: list[Any] = [("<|system|>", bos), ("<|end|>", tokenizer.eos_token_id)]
+        post: Any = TemplateProcessing(single=automatic, special_tokens=special)
         tokenizer.backend_tokenizer.post_processor = post
-    found = [[bos, first, second], [bos, first], [bos]] if automatic else [[first, second], [bos, first], []]
+    found = (
+        [[bos, first, second], [bos, first], [bos]] if "system" in automatic else [[first, second], [bos, first], []]
+    )
     assert encode_texts(["ab", "<|system|>a", ""], tokenizer, plain=True) == found
     assert encode_texts(["ab", "<|system|>a"], tokenizer, plain=False) == [[first, second], [bos, first]]
 
