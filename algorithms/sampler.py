@@ -144,14 +144,14 @@ class Sampler:
             if not running and not scoring:
                 return [done[number] for number in sorted(done)]
             self._receive(running, scoring, samples)
-            if told:
-                told(len(done))
             for group, scores in self._answers(scoring):
                 if all(score.status != "failed" for score in scores):
                     done[group.number] = _scored(group, scores)
                 elif self.pool:
                     self.failed += sum(score.status == "failed" for score in scores)
                     self.pool.check_failures(samples, beside=self._unfinished)
+            if told:
+                told(len(done))
 
     @property
     def errors(self) -> list[str]:

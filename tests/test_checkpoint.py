@@ -77,6 +77,44 @@ def test_the_newest_are_kept_even_beside_higher_numbers(tmp_path: Path) -> None:
     assert found.state == {"step": 6}
 
 
+def measured(directory: Path, by: str = "eval/loss", **checkpoint: Any) -> Checkpoints:
+    """Of a run whose best checkpoint is the one by this metric."""
+    changes: dict[str, Any] = {"algorithm": {"best_by": by}, "data": {"eval": "rows.jsonl"}, "checkpoint": checkpoint}
+    return Checkpoints(config_for(directory, **changes))
+
+
+def best(step: int) -> dict[str, Any]:
+    return {"step": step, "best": {"metric": "eval/loss", "value": 1 / step}}
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_one_is_kept_on_top_of_the_newest(tmp_path: Path, keep: int) -> None:
+    checkpoints = measured(tmp_path, keep=keep)
+    assert checkpoints.best() is None
+    checkpoints.save(1, best(1), writer(), best=True)
+    for step in (2, 3, 4):
+        checkpoints.save(step, best(1) | {"step": step}, writer())
+    newest = [f"step-{step}" for step in (3, 4)][-keep:]
+    assert steps(tmp_path) == ["best", "latest", "step-1", *newest]
+    assert checkpoints.best() == tmp_path / "first/checkpoints/step-1"
+    found = checkpoints.latest()
+    assert found is not None and found.state["step"] == 4
+    for step in (5, 6):
+        checkpoints.save(step, best(5) | {"step": step}, writer(), best=step == 5)
+    assert steps(tmp_path) == ["best", "latest", *["step-4"][: keep - 1], "step-5", "step-6"], "no longer the first one"
+    assert checkpoints.best() == tmp_path / "first/checkpoints/step-5"
+
+
+def test_the_best_by_another_metric_is_none(tmp_path: Path) -> None:
+    measured(tmp_path).save(1, best(1), writer(), best=True)
+    other = measured(tmp_path, "eval/sequence_probability", keep=1)
+    assert measured(tmp_path).best() is not None and other.best() is None
+    assert Checkpoints(config_for(tmp_path)).best() is None
+    other.save(2, {"step": 2, "best": {"metric": "eval/sequence_probability"}}, writer())
+    assert steps(tmp_path) == ["best", "latest", "step-2"]
+    assert measured(tmp_path).best() is None, "it has gone"
+
+
 def test_a_new_run_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
     Checkpoints(config_for(tmp_path)).save(30, {"step": 30}, writer())
     anew = Checkpoints(config_for(tmp_path, checkpoint={"resume": False}))
@@ -112,7 +150,12 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("claimed", "missing"), [(8, "state/rank0.pt has 7 bytes, not 8"), (None, "state/rank1.pt is missing")]
+    ("claimed", "missing"),
+    [
+        (8, "state/rank0.pt has 7 bytes, not 8"),
+        (6, "state/rank0.pt has 7 bytes, not 6"),
+        (None, "state/rank1.pt is missing"),
+    ],
 )
 def test_files_written_on_another_disk_are_noticed(tmp_path: Path, claimed: int | None, missing: str) -> None:
     def write(directory: Path) -> Iterable[Files]:
@@ -126,12 +169,22 @@ def test_files_written_on_another_disk_are_noticed(tmp_path: Path, claimed: int 
     assert checkpoints.latest() is None
 
 
+def test_whichever_rank_has_seen_a_file_first_its_largest_size_counts(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path))
+    for step, order in ((1, 1), (2, -1)):
+        checkpoints.save(step, {"step": step}, lambda directory, order=order: [*writer()(directory)][::order])
+        found = checkpoints.latest()
+        assert found is not None and found.state == {"step": step}
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path))
     directory = checkpoints.save(1, {"step": 1}, writer())
-    (directory / "state/rank0.pt").write_text("weig")
-    expected = "is damaged, state/rank0.pt has 4 bytes, not 7; to start anew: checkpoint.resume=false"
-    assert expected in complaint(checkpoints.latest)
+    for content in ("weig", "weights and more"):
+        (directory / "state/rank0.pt").write_text(content)
+        size = len(content)
+        expected = f"is damaged, state/rank0.pt has {size} bytes, not 7; to start anew: checkpoint.resume=false"
+        assert expected in complaint(checkpoints.latest)
     (directory / "manifest.json").write_text("{}")
     assert "has no readable manifest (KeyError)" in complaint(checkpoints.latest)
 
@@ -213,6 +266,15 @@ def test_a_driver_ends_when_another_one_has_begun_the_run_anew(tmp_path: Path) -
     subprocess.run([sys.executable, "-c", program], input=values, text=True, check=True, cwd=ROOT, timeout=60)
     line = complaint(checkpoints.require_ours)
     assert line == f"run.name: another driver has taken over {tmp_path}/first, so this one ends, got first"
+
+
+def test_all_ranks_must_see_the_drivers_directory(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path))
+    checkpoints.prepare()
+    checkpoints.require_shared(lambda path: [path.read_text()] * 2)
+    for other in (None, "of another driver"):
+        line = complaint(lambda other=other: checkpoints.require_shared(lambda path: [path.read_text(), other]))
+        assert line.startswith("run.output: must be an absolute path on storage that all nodes share ")
 
 
 def _exported(directory: Path, seed: int, numbers: int = 64) -> Path:

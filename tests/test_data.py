@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
@@ -15,7 +15,7 @@ from actors.config import ModelInit, UserError
 from actors.tokenizer import build_char_tokenizer
 from algorithms.batches import Batches
 from algorithms.config import DataConfig
-from algorithms.data import load_rows, prompts, sequences
+from algorithms.data import load_rows, load_sets, prompts, sequences
 from algorithms.pairs import pairs, prompt_length
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
@@ -207,6 +207,30 @@ def test_load_rows_takes_the_fewer_of_limit_and_at_most(tmp_path: Path) -> None:
     assert "data.eval: required" in complaint(load_rows, data(), "data.eval")
 
 
+def test_training_and_evaluation_read_their_splits(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text("def rows(split, **more):\n    yield {'prompt': split, **more}\n")
+    source = f"{tmp_path}/made.py:rows"
+    fields: tuple[Any, ...] = ("data.train", "data.eval")
+    named: Any = {"split": "a", "eval_split": "b"}
+    for names, splits in (({}, ["train", "test"]), (named, ["a", "b"])):
+        config = DataConfig(train=source, eval=source, arguments={"answer": "x"}, **names)
+        assert [load_rows(config, field) for field in fields] == [[{"prompt": s, "answer": "x"}] for s in splits]
+
+
+def test_rows_of_several_sets_say_which_they_are_from(tmp_path: Path) -> None:
+    for name, rows in (("a", [{"n": 1}, {"n": 2}, {"n": 3}]), ("b", [{"n": 4, "source": "own"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in "ab"}
+    config = DataConfig(train=files, eval=files["a"], limit=2, eval_limit=1)
+    assert load_sets(config, "data.train") == {
+        "a": [{"source": "a", "n": 1}, {"source": "a", "n": 2}],
+        "b": [{"source": "own", "n": 4}],
+    }
+    assert load_sets(config, "data.eval") == {"": [{"n": 1}]}
+    (tmp_path / "b.jsonl").write_text("")
+    assert complaint(load_sets, DataConfig(train=files), "data.train").startswith("data.train.b: ")
+
+
 def test_a_converter_comes_before_renames_and_limits(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"q": "x" * n}) + "\n" for n in range(9)))
@@ -247,6 +271,8 @@ def test_hh_rlhf_becomes_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
             assert response == f"{content}<|end|>" or not content.isascii()
 
 
+@example(rows=10, takes=[15, 5], seed=1, shuffle=True, cut=1)
+@example(rows=10, takes=[10, 10], seed=1, shuffle=True, cut=1)
 @given(
     rows=st.integers(1, 12),
     takes=st.lists(st.integers(0, 9), max_size=12),

@@ -17,7 +17,7 @@ from actors.group import ActorGroup, GroupError, Slot
 from actors.publisher import Publisher
 from launch.cluster import _keep_messages
 from launch.run import _worker_log
-from tests.fake_engines import Engine
+from tests.fake_receivers import Engine
 
 DEADLINE_S = 4.0
 

@@ -1,5 +1,6 @@
 """Sizes of launch/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from actors.config import FrozenGroupConfig, ModelInit, OptimizerConfig, Trainer
 from actors.config_rollout import RolloutConfig
 from actors.safetensors_header import stored_tensors
 from actors.skeleton import hf_config
-from algorithms.config_offline import SFTConfig
+from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig
 from launch.estimate import (
+    ENGINE_BASE,
     FLOAT32,
     GIB,
+    TRAINER_BASE,
     DecoderShape,
     Memory,
     decoder_shape,
@@ -166,3 +169,101 @@ def test_offline_arithmetic_counts_updates_of_epochs() -> None:
     assert found.steps == 7
     assert found.equation == "7 updates x 30 sequences = 2.1 epochs of 100 sequences"
     assert found.micro_batches == 1
+
+
+def test_memory_of_a_trainer_worked_by_hand() -> None:
+    """Per token, a layer keeps 10 x 64 + 3 x 64 queries + 3 x 32 keys + 4 x 128 = 1440 numbers."""
+    group = TrainerConfig(ranks=3, micro_batch_tokens=10, logprob_chunk_tokens=7)
+    whole = trainer_memory(SHAPE, 1001, group, "bf16", gradient_checkpointing=False)
+    assert whole == Memory(
+        weights=2002,
+        gradients=2002,
+        optimizer=12 * 1001,
+        logits=3 * 7 * 100 * 4,
+        activations=10 * 2 * 1440 * 2,
+        base=TRAINER_BASE,
+    )
+    recomputed = trainer_memory(SHAPE, 1001, group, "bf16", gradient_checkpointing=True)
+    assert recomputed.activations == 10 * (1440 + 2 * 64) * 2, "one layer, and what goes into each"
+    assert replace(recomputed, activations=whole.activations) == whole
+
+
+def test_memory_of_a_reference_worked_by_hand() -> None:
+    """Logits and their softmax, without a gradient; one layer's activations at a time."""
+    group = FrozenGroupConfig(ranks=2, zero_stage=3, micro_batch_tokens=10, logprob_chunk_tokens=7)
+    assert reference_memory(SHAPE, 1000, group, "fp32") == Memory(
+        weights=2000, logits=2 * 7 * 100 * 4, activations=10 * 1440 * 4, base=TRAINER_BASE
+    )
+
+
+def test_the_cache_of_an_engine_on_a_gpu_is_not_in_host_memory() -> None:
+    rollout = RolloutConfig(tensor_parallel=2, gpus_per_engine=2, memory_gib=5)
+    assert engine_memory(1000, rollout, "bf16") == Memory(weights=1000, base=ENGINE_BASE)
+    assert engine_memory(1000, RolloutConfig(memory_gib=5), "bf16") == Memory(
+        weights=2000, kv_cache=5 * GIB, base=ENGINE_BASE
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "stage", "average", "copies"),
+    [("adamw", "fp32", 0, None, 2), ("adam", "fp32", 1, None, 3), ("adamw", "bf16", 0, None, 3), ("adamw", "bf16", 2,
+     None, 3), ("sgd", "fp32", 0, None, 0), ("sgd", "bf16", 1, None, 1), ("sgd", "fp32", 0, 0.9, 1)],
+)  # fmt: skip
+def test_copies_that_an_optimizer_keeps(name: Any, dtype: Any, stage: Any, average: float | None, copies: int) -> None:
+    group = TrainerConfig(optimizer=OptimizerConfig(name=name), zero_stage=stage, ema_decay=average)
+    memory = trainer_memory(SHAPE, 1000, group, dtype, gradient_checkpointing=False)
+    assert (memory.optimizer, memory.optimizer_offloaded) == (copies * 4000, 0)
+
+
+def test_a_total_has_every_part() -> None:
+    parts = {field.name: 2**place for place, field in enumerate(fields(Memory))}
+    assert Memory(**parts).total == 2 ** len(parts) - 1
+
+
+def test_what_a_configuration_leaves_out_is_what_transformers_takes() -> None:
+    config = {name: value for name, value in NUMBERS.items() if not name.endswith("_token_id")}
+    shape = decoder_shape(config | {"model_type": "llama", "num_key_value_heads": None})
+    assert shape is not None
+    assert (shape.kv_heads, shape.head_dim, shape.tie_embeddings) == (6, 8, False)
+    assert not (shape.qkv_bias or shape.output_bias or shape.mlp_bias or shape.qk_norm)
+
+
+@pytest.mark.parametrize(
+    ("samples", "tokens", "expected"),
+    [(33, 250, 5), (32, 250, 4), (34, 250, 5), (16, 251, 3), (2, 3000, 1), (9, 3000, 5), (9, 0, 1)],
+)
+def test_micro_batches_of_the_fullest_rank(samples: int, tokens: float, expected: int) -> None:
+    """Of two ranks, with whole sequences in at most 1000 tokens; one longer than that is alone."""
+    algorithm = GRPOConfig(name="grpo", prompts_per_step=1, samples_per_prompt=samples)
+    policy = TrainerConfig(ranks=2, micro_batch_tokens=1000)
+    assert rl_arithmetic(algorithm, policy, tokens, None).micro_batches == expected
+
+
+def test_an_equation_of_one_update_or_of_several_epochs() -> None:
+    algorithm = GRPOConfig(name="grpo", prompts_per_step=4, samples_per_prompt=8)
+    one = rl_arithmetic(algorithm, TrainerConfig(), 10, None).equation
+    assert one == "4 prompts x 8 samples = 32 samples a step = 1 update x 32 samples"
+    twice = algorithm.model_copy(update={"epochs_per_step": 2, "samples_per_update": 16})
+    several = rl_arithmetic(twice, TrainerConfig(), 10, None).equation
+    assert several == "4 prompts x 8 samples = 32 samples a step = 4 updates x 16 samples in 2 epochs"
+
+
+def test_pairs_are_called_pairs() -> None:
+    dpo = DPOConfig(name="dpo", steps=3, samples_per_update=20)
+    found = offline_arithmetic(dpo, TrainerConfig(ranks=2, micro_batch_tokens=1000), 300, sequences=40)
+    assert found.equation == "3 updates x 20 pairs = 1.5 epochs of 40 pairs"
+    assert (found.steps, found.micro_batches) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("sft", "sequences"), ("reward", "pairs"), ("dpo", "pairs"), ("embedding", "rows"), ("reranker", "rows")],
+)
+def test_what_an_update_is_made_of(name: str, rows: str) -> None:
+    found = offline_arithmetic(OfflineConfig(name=name, steps=2, samples_per_update=5), TrainerConfig(), 9, 10)
+    assert found.equation == f"2 updates x 5 {rows} = 1 epochs of 10 {rows}"
+
+
+def test_processes_take_what_was_measured_before_they_hold_anything() -> None:
+    assert pytest.approx(0.38, abs=0.02) == TRAINER_BASE / GIB
+    assert pytest.approx(0.52, abs=0.02) == ENGINE_BASE / GIB

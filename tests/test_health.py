@@ -74,3 +74,82 @@ def test_a_solved_task_may_still_run_away_from_its_reference() -> None:
     solved = {"reward/mean": 1.0, "reward/min": 1.0, "reward/max": 1.0, "policy/kl": 0.9}
     (line,) = Health().warnings(solved)
     assert line.startswith("policy/kl")
+
+
+@pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda ceiling: ceiling.metric)
+def test_the_limit_itself_is_out_of_range(ceiling) -> None:
+    (line,) = Health().warnings({ceiling.metric: ceiling.limit})
+    assert line == f"{ceiling.metric} is {ceiling.limit:.3g}, usually below {ceiling.limit:g}; {ceiling.advice}"
+
+
+@pytest.mark.parametrize(("good", "warned"), [(9, [0]), (RECOVERY_STEPS - 1, [0]), (RECOVERY_STEPS, [0, 51])])
+def test_a_metric_has_recovered_after_so_many_good_steps_in_a_row(good: int, warned: list[int]) -> None:
+    assert warned_steps([0.6, *[0.1] * good, 0.6], "policy/kl") == warned
+    interrupted = [0.6, *[0.1] * (RECOVERY_STEPS - 1), 0.6, *[0.1] * (RECOVERY_STEPS - 1), 0.6]
+    assert warned_steps(interrupted, "policy/kl") == [0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "flat"),
+    [(0.0, 0.05, True), (0.0, 0.06, False), (0.15, 0.15, True), (0.16, 0.16, False), (-0.15, -0.1, True),
+     (-0.16, -0.16, False), (-0.02, 0.02, True)],
+)  # fmt: skip
+def test_a_reward_is_flat_that_neither_moves_nor_is_given(low: float, high: float, flat: bool) -> None:
+    values = [low, high] * (REWARD_WINDOW // 2)
+    assert warned_steps(values, "reward/mean") == ([REWARD_WINDOW - 1] if flat else [])
+
+
+def test_only_the_last_rewards_say_whether_they_move() -> None:
+    assert warned_steps([0.1] + [0.01] * REWARD_WINDOW, "reward/mean") == [REWARD_WINDOW]
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [([0.4, 0.05], []), ([0.4, 0.0499], [1]), ([0.08, 0.04], [1]), ([0.08, 0.041], []), ([0.03, 0.4, 0.04], [2])],
+)
+def test_entropy_has_fallen_below_the_floor_and_to_half_its_highest(values: list[float], steps: list[int]) -> None:
+    assert warned_steps(values, "policy/entropy") == steps
+
+
+@pytest.mark.parametrize(
+    ("mean", "least", "most", "solved"),
+    [(0.9, 0.0, 1.0, True), (0.89, 0.0, 1.0, False), (0.8, -1.0, 1.0, True), (0.79, -1.0, 1.0, False),
+     (0.9, 0.5, 1.0, True), (0.0, 0.0, 0.0, False)],
+)  # fmt: skip
+def test_a_task_is_solved_near_the_highest_of_all_rewards(mean: float, least: float, most: float, solved: bool) -> None:
+    """The lowest is 0 at most: a reward that always lies between 0.5 and 1 has not begun at 0.5."""
+    metrics = {"reward/mean": mean, "reward/min": least, "reward/max": most, "reward/zero_variance_fraction": 0.8}
+    health = Health()
+    lines = health.warnings(metrics)
+    assert bool(lines) is not solved
+    assert (health.good_news(metrics) is not None) is solved
+
+
+def test_what_was_the_highest_reward_stays_so() -> None:
+    health = Health()
+    health.warnings({"reward/mean": 0.5, "reward/min": 0.0, "reward/max": 1.0})
+    later = {"reward/mean": 0.5, "reward/min": 0.5, "reward/max": 0.5, "reward/zero_variance_fraction": 1.0}
+    assert len(health.warnings(later)) == 1 and health.good_news(later) is None
+
+
+def test_few_equal_groups_are_no_news() -> None:
+    health = Health()
+    metrics = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0, "reward/zero_variance_fraction": 0.79}
+    assert health.warnings(metrics) == [] and health.good_news(metrics) is None
+
+
+def test_advice_that_no_longer_helps_is_kept_back_where_the_task_is_solved() -> None:
+    solved = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0}
+    told = {ceiling.metric for ceiling in CEILINGS if Health().warnings(solved | {ceiling.metric: 1.0})}
+    assert told == {"policy/kl", "texts/at_limit_fraction", "mismatch/logprob_abs_mean"}
+
+
+def test_the_ranges_are_those_that_are_published() -> None:
+    assert {ceiling.metric: ceiling.limit for ceiling in CEILINGS} == {
+        "reward/zero_variance_fraction": 0.8,
+        "policy/kl": 0.5,
+        "policy/clip_fraction": 0.1,
+        "rollout/truncated_fraction": 0.3,
+        "texts/at_limit_fraction": 0.3,
+        "mismatch/logprob_abs_mean": 0.1,
+    }

@@ -14,7 +14,7 @@ from ray._private import ray_constants
 from actors.config import UserError
 from launch.config import RunConfig, load, validate
 from launch.jobs import package as packaging
-from launch.jobs.package import Package, package_files, package_warnings
+from launch.jobs.package import Package, package_files, package_warnings, shown_size
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
 from launch.literal_secrets import secret_problems
@@ -124,6 +124,55 @@ def test_what_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "upload: must be a zip of at most 2.9 KiB, as Ray's dashboard takes no more (.rayignore leaves files out), got "
         "more in 4 files, the largest: small.py 8.8 KiB, model.bin 2.9 KiB, data/a.bin 0.7 KiB, data/b.bin 0.5 KiB"
     )
+
+
+def test_the_limits_themselves_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, **{"a.py": "a" * 700})
+    size = packed(tmp_path).size
+    monkeypatch.setattr(packaging, "LARGEST_PACKAGE", size)
+    monkeypatch.setattr(packaging, "LARGEST_QUIET_FILE", 700)
+    assert packed(tmp_path).size == size and package_warnings(select_files(tmp_path)) == []
+    monkeypatch.setattr(packaging, "LARGEST_PACKAGE", size - 1)
+    monkeypatch.setattr(packaging, "LARGEST_QUIET_FILE", 699)
+    assert len(package_warnings(select_files(tmp_path))) == 1
+    with pytest.raises(UserError, match="upload: must be a zip of at most"):
+        packed(tmp_path)
+
+
+def test_what_is_too_large_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what comes after it."""
+    tree(tmp_path, "a.bin", "b.bin")
+    (tmp_path / "a.bin").write_bytes(random.Random(0).randbytes(4 << 20))
+    found = select_files(tmp_path)
+    (tmp_path / "b.bin").unlink()
+    monkeypatch.setattr(packaging, "LARGEST_PACKAGE", 2 << 20)
+    checked: list[int] = []
+    check = packaging._check_size
+    monkeypatch.setattr(packaging, "_check_size", lambda zipped, sizes: (checked.append(zipped), check(zipped, sizes)))
+    with pytest.raises(UserError, match=r"upload: must be a zip of at most 2.0 MiB"):
+        package_files(found, config())
+    assert len(checked) == 3, "after as many MiB"
+
+
+def test_a_file_that_is_gone_or_has_no_name_in_a_zip_is_one_line(tmp_path: Path) -> None:
+    tree(tmp_path, "a.py")
+    found = select_files(tmp_path)
+    (tmp_path / "a.py").unlink()
+    with pytest.raises(UserError) as caught:
+        package_files(found, config())
+    assert str(caught.value) == "upload: a.py must be a file that can be read (No such file or directory)"
+    (tmp_path / os.fsdecode(b"b\xff.py")).touch()
+    with pytest.raises(UserError) as caught:
+        packed(tmp_path)
+    assert str(caught.value) == r"upload: a file's name must be UTF-8, got b'b\xff.py'"
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(0, "0.0 KiB"), (512, "0.5 KiB"), (104_857, "102.4 KiB"), (104_858, "0.1 MiB"), (1_363_149, "1.3 MiB")],
+)
+def test_sizes_are_shown_in_the_larger_unit_from_a_tenth_of_it(size: int, shown: str) -> None:
+    assert shown_size(size) == shown
 
 
 def test_the_limit_is_that_of_rays_dashboard() -> None:

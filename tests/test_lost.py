@@ -22,7 +22,7 @@ from ray._private import worker as ray_worker
 from ray.util.placement_group import placement_group
 from actors.group import ActorGroup, Slot
 from launch.lost import RayLost, told_of_ray
-from tests.fake_engines import Engine
+from tests.fake_receivers import Engine
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
 placement = placement_group([{"CPU": 1.0}])

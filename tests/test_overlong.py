@@ -94,6 +94,28 @@ def test_check_data_and_run_count_the_same(job: str, tmp_path: Path) -> None:
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("overlong", ["error", "drop", "truncate"])
+def test_a_row_of_exactly_the_limit_is_whole(job: str, overlong: str, tmp_path: Path) -> None:
+    """The template writes three tokens, and one that ends a response."""
+    prompt = 9 if job == "grpo" else 5
+    rows = [row(job, prompt, 3, number) for number in range(2)]
+    run = config(job, tmp_path, rows, overlong=overlong)
+    assert check_rows(run, "data.train", tokenise=True).notes == []
+    found = run_data(run.algorithm, run.data, tokenizer_for(run.model), max_prompt_tokens=12)
+    assert (found.notes, len(found.train)) == ([], 2)
+    item = getattr(found.train[0], {"dpo": "chosen", "kto": "sequence"}.get(job, ""), found.train[0])
+    assert len(item.token_ids) == 12
+    over = config(job, tmp_path, [*rows, row(job, prompt + 1, 3, 1)], overlong=overlong)
+    if overlong == "error":
+        with pytest.raises(
+            UserError, match=r"1 of 3 rows is longer than .* 12 \(first row 3, the longest has 13 tokens"
+        ):
+            check_rows(over, "data.train", tokenise=True)
+    else:
+        assert len(check_rows(over, "data.train", tokenise=True).notes) == 1
+
+
 def test_rows_beyond_the_tokenised_ones_are_counted_too(tmp_path: Path) -> None:
     short, long = {"prompt": "ab", "answer": "a"}, {"prompt": "a" * 30, "answer": "a"}
     run = config("grpo", tmp_path, [short] * 896)  # a multiple of the rows that are tokenised at one time

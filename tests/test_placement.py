@@ -6,10 +6,11 @@ import pytest
 from ray.util.placement_group import PlacementGroup
 
 from actors.config import UserError
+from launch import placement
 from launch.capacity import check_nodes
 from launch.config import RunConfig, validate
 from launch.machine import Machine
-from launch.placement import Reservation, demands, reservations
+from launch.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
 from launch.reserve import Placement, _by_node, _slots
 from launch.shortage import Node, matches, shortage
 
@@ -192,3 +193,100 @@ def test_a_shortage_says_what_is_missing(
         name="policy", bundles=[{"CPU": 1.0, "GPU": 4.0}] * count, ranks={"policy": list(range(count))}, **wanted
     )
     assert shortage(item, nodes, avoided) == line
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threads"),
+    [
+        ({"ranks": 8, "ranks_per_node": 2}, 8),
+        ({"ranks": 8}, 2),
+        ({"ranks": 5}, 3),
+        ({"ranks": 17}, 1),
+        ({"ranks": 8, "ranks_per_node": 2, "threads_per_rank": 3}, 3),
+    ],
+)
+def test_ranks_divide_the_cores_of_their_node(
+    sizes: dict[str, int], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "machine_cpus", lambda: 16)
+    engines = {name.replace("ranks", "engines").replace("rank", "engine"): value for name, value in sizes.items()}
+    config = config_for(policy=sizes, rollout=engines)
+    assert [demand.threads for demand in demands(config) if demand.group in ("policy", "rollout")] == [threads] * 2
+
+
+FULL: dict[str, Any] = {
+    "algorithm": {"name": "ppo", "steps": 1, "kl_coef": 0.1},
+    "policy": {"ranks": 2, "cpus_per_rank": 0.5, "gpus_per_rank": 0.25, "threads_per_rank": 1},
+    "critic": {"cpus_per_rank": 3, "threads_per_rank": 2},
+    "reference": {"cpus_per_rank": 4, "threads_per_rank": 3},
+    "rollout": {"engines": 3, "cpus_per_engine": 2, "gpus_per_engine": 1, "threads_per_engine": 4},
+    "reward": {
+        "functions": ["exact_match"],
+        "workers": 6,
+        "models": [
+            {"path": "a", "group": {"threads_per_rank": 5}},
+            {"path": "b", "group": {"cpus_per_rank": 7, "threads_per_rank": 6}},
+        ],
+    },
+}
+
+
+def test_every_group_asks_for_its_own() -> None:
+    found = [(d.group, d.count, d.cpus, d.gpus, d.threads) for d in demands(config_for(**FULL))]
+    assert found == [
+        ("policy", 2, 0.5, 0.25, 1), ("rollout", 3, 2, 1, 4), ("critic", 1, 3, 0, 2), ("reference", 1, 4, 0, 3),
+        ("reward_model", 1, 0.25, 0, 5), ("reward_model_2", 1, 7, 0, 6), ("reward", 6, 0.1, 0, 1),
+    ]  # fmt: skip
+
+
+def test_groups_that_a_job_has_not_ask_for_nothing() -> None:
+    only = config_for(algorithm={"name": "grpo", "steps": 1}, reward={"models": ["rm"]})
+    assert [demand.group for demand in demands(only)] == ["policy", "rollout", "reward_model"]
+    assert reward_processes(only) is None
+    asked = config_for(reward={"endpoints": ["http://scores"]})
+    assert reward_processes(asked) == reward_processes(config_for())
+    rows = {"algorithm": {"name": "sft", "steps": 1}, "model": {"init": {}}, "data": {"train": "rows.jsonl"}}
+    assert [demand.group for demand in demands(validate(rows))] == ["policy"]
+
+
+def test_reward_processes_are_reserved_apart_from_the_groups() -> None:
+    config = config_for(**FULL)
+    assert "reward" not in reserved(config)
+    found = reward_processes(config)
+    assert found is not None and found.bundles == [{"CPU": 0.1}] * 6
+    assert (found.ranks, found.apart, found.nodes) == ({"reward": [0, 1, 2, 3, 4, 5]}, False, 1)
+
+
+def test_the_policy_alone_is_reserved_as_in_the_run() -> None:
+    config = config_for(**FULL)
+    assert policy_alone(config) == reserved(config)["policy"]
+
+
+def test_each_groups_section() -> None:
+    config = config_for(**FULL)
+    assert [section_of(config, demand.group) for demand in demands(config)] == [
+        "policy", "rollout", "critic", "reference", "reward.models.0.group", "reward.models.1.group", "reward",
+    ]  # fmt: skip
+
+
+def test_bundles_with_gpus_come_before_those_with_more_cpus() -> None:
+    assert list(reserved(config_for(**FULL))) == [
+        "rollout", "policy", "reward_model_2", "reference", "critic", "reward_model",
+    ]  # fmt: skip
+
+
+def test_groups_that_share_add_their_cpus_and_resources_and_take_turns_on_a_gpu() -> None:
+    config = config_for(
+        policy={"ranks": 2, "cpus_per_rank": 0.5, "gpus_per_rank": 0.5, "resources": {"fabric": 1}},
+        reference={"cpus_per_rank": 2, "resources": {"fabric": 0.5, "disk": 1}, "node_labels": {"a": "b"}},
+        rollout={"engines": 3, "cpus_per_engine": 1, "node_labels": {"c": "d"}},
+        cluster={"placement": "shared"},
+    )
+    (shared,) = reservations(config)
+    assert shared.bundles == [
+        {"CPU": 3.5, "GPU": 0.5, "fabric": 1.5, "disk": 1},
+        {"CPU": 1.5, "GPU": 0.5, "fabric": 1},
+        {"CPU": 1},
+    ]
+    assert shared.ranks == {"policy": [0, 1], "rollout": [0, 1, 2], "reference": [0]}
+    assert (shared.labels, shared.apart, shared.nodes) == ({"a": "b", "c": "d"}, False, 1)

@@ -11,7 +11,7 @@ import pytest
 
 from actors.config import UserError
 from algorithms.config import RewardFunction
-from algorithms.reward_functions import exact_match, math_answer, resolve
+from algorithms.reward_functions import exact_match, kind_of, math_answer, resolve, shorten
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -131,3 +131,29 @@ def test_exact_match_ignores_only_surrounding_space():
     assert exact_match(" abc\n", "abc") == 1.0
     assert exact_match("a bc", "abc") == 0.0
     assert exact_match("42", 42) == 1.0
+    assert exact_match("abc", " abc\n") == exact_match(" a bc ", "a bc") == 1.0
+    assert exact_match("abc", "ABC") == exact_match("abc", "a bc") == 0.0
+
+
+def test_a_gold_answer_may_have_space_around_it():
+    assert math_answer("18", " 18\n") == math_answer("so 18.", "steps\n####  18 ") == 1.0
+
+
+@pytest.mark.parametrize(("length", "cut"), [(80, False), (81, True)])
+def test_long_texts_lose_their_middle(length, cut):
+    text = "a" * 40 + "b" * (length - 80) + "c" * 40
+    assert shorten(text) == (f"'{'a' * 40} ... {'c' * 40}'" if cut else repr(text))
+    assert shorten("two\nlines") == r"'two\nlines'" and shorten("abcdefg", 6) == "'abc ... efg'"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"), (True, "true"), (False, "false"), ("", "empty text"), ([], "an empty list"),
+        ({}, "an empty mapping"), (" ", "blank text ' '"), ("x", "text 'x'"), (0, "a number 0"), (2.5, "a number 2.5"),
+        ((1,), "a list (1,)"), ({"a": 1}, "a mapping {'a': 1}"), (object(), "an object of the class object"),
+        ("x" * 60, f"text '{'x' * 60}'"), ("x" * 61, f"text '{'x' * 57}...'"),
+    ],
+)  # fmt: skip
+def test_values_in_plain_words(value, words):
+    assert kind_of(value) == words

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -78,6 +79,88 @@ def test_resume_cuts_later_and_broken_lines_and_a_new_run_starts_anew(tmp_path: 
 
     Tracker(tmp_path, config, resumed_step=0).close()
     assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_last_line_that_lacks_only_its_end_stays_whole(tmp_path: Path) -> None:
+    """As a power cut may leave it: the next line is one of its own."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 1.0}\n{"step": 2, "reward/mean": 2.0}')
+    resumed = Tracker(tmp_path, config_for(tmp_path), resumed_step=2)
+    resumed.log(3, {"reward/mean": 3.0})
+    resumed.close()
+    assert [(line["step"], line["reward/mean"]) for line in lines(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0), (2, 2.0), (3, 3.0),
+    ]  # fmt: skip
+
+
+class FakeSink:
+    """A service that keeps what it is given, or hangs."""
+
+    def __init__(self, *arguments: object, hangs: threading.Event | None = None) -> None:
+        self.arguments, self.hangs = arguments, hangs
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.closed = False
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.hangs:
+            self.hangs.wait()
+        self.logged.append((step, metrics))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_service_gets_every_step_as_it_was_before_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    made: list[FakeSink] = []
+
+    def make(directory: Path, config: RunConfig, *, goes_on: bool) -> FakeSink:
+        made.append(FakeSink(directory, config, goes_on))
+        return made[-1]
+
+    monkeypatch.setattr(tracking, "_WandbSink", make)
+    config = config_for(tmp_path, wandb=True)
+    for resumed_step in (0, 2):
+        tracker = Tracker(tmp_path, config, resumed_step, warn=print)
+        metrics = {"reward/mean": math.nan}
+        tracker.log(3, metrics)
+        metrics["reward/mean"] = 7.0
+        tracker.log(4, metrics)
+        tracker.close()
+        sink = made[-1]
+        assert sink.arguments == (tmp_path, config, resumed_step > 0) and sink.closed
+        assert [step for step, _ in sink.logged] == [3, 4]
+        assert math.isnan(sink.logged[0][1]["reward/mean"]) and sink.logged[1][1] == {"reward/mean": 7.0}
+
+
+def test_a_service_that_hangs_is_not_awaited_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = threading.Event()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(tracking, "CLOSE_DEADLINE_S", 0.05)
+    monkeypatch.setattr(tracking, "_WandbSink", lambda *_, **options: FakeSink(hangs=hangs))
+    warned: list[str] = []
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True), warn=warned.append)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.close()
+    hangs.set()
+    assert warned == ["tracking: metrics were not all delivered within 0.05 s; files are complete"]
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "wandb", "made"), [("disabled", True, 0), ("offline", True, 1), ("offline", False, 0)]
+)
+def test_a_service_that_is_not_wanted_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, wandb: bool, made: int
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    found: list[FakeSink] = []
+    monkeypatch.setattr(tracking, "_WandbSink", lambda *_, **options: found.append(FakeSink()) or found[-1])
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=wandb), warn=print)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.close()
+    assert len(found) == made
 
 
 def test_completions_of_evaluations_have_a_file_where_there_are_any(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def package_files(selection: Selection, config: RunConfig) -> Package:
     """Zip the files and the configuration; a `tandem-run.json` of the working directory is not among them.
 
     Raises:
-        UserError: more than Ray accepts, with the largest files; a file that cannot be read or named in a zip.
+        UserError: more than Ray accepts, with the largest files; a file that cannot be read.
     """
     sizes = {path: size for path, size in selection.files.items() if path != CONFIG_FILE}
     digest = hashlib.sha256()
@@ -67,14 +67,11 @@ def package_files(selection: Selection, config: RunConfig) -> Package:
         _add(archive, digest, CONFIG_FILE, 0o644, iter([_resolved(config)]))
         for path in sizes:
             try:
-                path.encode()
                 source = selection.root / path
                 mode = 0o755 if source.stat().st_mode & 0o100 else 0o644
                 _add(archive, digest, path, mode, _chunks(source, check))
             except OSError as error:
                 raise UserError(f"upload: {path} must be a file that can be read ({error.strerror})") from None
-            except UnicodeEncodeError:
-                raise UserError(f"upload: a file's name must be UTF-8, got {os.fsencode(path)!r}") from None
     check()
     size = file.tell()
     file.seek(0)

@@ -77,7 +77,7 @@ def select_files(root: Path, output: str = "outputs") -> Selection:
     Files and directories that look like secrets need such a line, too.
 
     Raises:
-        UserError: a directory cannot be read; `root` is the home directory or `/`.
+        UserError: a directory cannot be read, or holds a name that is not UTF-8; `root` is the home directory or `/`.
     """
     if root.resolve() in (Path(os.path.expanduser("~")).resolve(), Path("/")):
         raise UserError(f"upload: must be a project's directory, not your home or /, as all of it goes, got {root}")
@@ -109,6 +109,10 @@ def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> 
     with os.scandir(selection.root / prefix) as entries:
         for entry in sorted(entries, key=lambda item: item.name):
             path = prefix + entry.name
+            try:
+                path.encode()
+            except UnicodeEncodeError:  # no rule could be asked about it, and no zip could name it
+                raise UserError(f"upload: a file's name must be UTF-8, got {os.fsencode(path)!r}") from None
             folder = entry.is_dir()
             if rule := _always(entry, path, selection.results) or _rule(rules, f"{path}/" if folder else path):
                 selection.left_out[path] = rule
