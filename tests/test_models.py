@@ -131,11 +131,8 @@ def test_gradient_checkpointing_is_on_where_it_is_set(tmp_path: Path) -> None:
     assert not loaded(directory).is_gradient_checkpointing
     model = loaded(directory, gradient_checkpointing=True)
     assert model.is_gradient_checkpointing
-    model.get_input_embeddings().weight.requires_grad_(False)
-    logits = model(input_ids=torch.tensor([[1, 2, 3]]), cu_seq_lens_q=torch.tensor([0, 3])).logits
-    logits.square().sum().backward()
-    weight = model.model.layers[0].self_attn.q_proj.weight
-    assert weight.grad is not None and weight.grad.any()
+    functions = [getattr(module, "_gradient_checkpointing_func", None) for module in model.modules()]
+    assert {each.keywords["use_reentrant"] for each in functions if each} == {False}
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
