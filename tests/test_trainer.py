@@ -43,6 +43,10 @@ def alone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             patch.setenv(name, "0")
+        # DeepSpeed keeps to the first process group of a process; another file may have had one.
+        patch.setattr("deepspeed.comm.comm.cdb", None)
+        for name in ("_WORLD_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):
+            patch.setattr(f"deepspeed.utils.groups.{name}", None)
         join_process_group(serve_store(listener("127.0.0.1"), 1, 60), 0, 1, 60)
         yield
         dist.destroy_process_group()
