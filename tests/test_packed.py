@@ -76,3 +76,91 @@ def test_each_sequence_ends_before_its_last_action_token(masks: list[list[int]],
     # Every action token is predicted at the position before it.
     actions = batch.position_ids[batch.action_indices]
     assert torch.equal(inputs.position_ids[inputs.read], actions - 1)
+
+
+def _spoken(prompt: list[int], *response: int) -> Sequence:
+    """A prompt with a response, as tokens."""
+    tokens = [*prompt, *response]
+    return Sequence(token_ids=np.array(tokens), action_mask=np.arange(len(tokens)) >= len(prompt))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([5, 6, 7], [5, 6, 8]), ([5, 6, 7], [4, 6, 7]), ([5], [6]), ([5, 6], [5, 6, 7]), ([5, 6, 7], [5, 6])],
+)
+def test_prompts_that_differ_in_one_token_are_not_shared(first: list[int], second: list[int]) -> None:
+    """The last one and the only one included: a response would be read behind the other's prompt."""
+    batch = pack([_spoken(first, 1, 2), _spoken(second, 1, 2)], {}, CPU, share_prompts=True)
+    assert batch.sources is None and batch.inputs.sources is None
+    assert batch.token_ids.tolist() == [*first, 1, 2, *second, 1, 2]
+
+
+def test_a_packed_batch_is_what_its_definition_says() -> None:
+    """Token by token, without and with a shared prompt; the fields of a shared prompt are the first one's."""
+    sequences = [_spoken([5, 6], 1, 2), _spoken([7], 3), _spoken([5, 6], 4)]
+    fields = {"advantages": [np.arange(len(each)) + 10.0 * i for i, each in enumerate(sequences)]}
+    labels = {"margin": [0.5, 1.5, 2.5]}
+    plain = pack(sequences, fields, CPU, labels=labels)
+    assert plain.token_ids.tolist() == [5, 6, 1, 2, 7, 3, 5, 6, 4]
+    assert plain.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2]
+    assert plain.sequence_ids.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert plain.action_indices.tolist() == [2, 3, 5, 8]
+    assert plain.fields["advantages"].tolist() == [0, 1, 2, 3, 10, 11, 20, 21, 22]
+    assert plain.sources is None and not plain.idle
+    shared = pack(sequences, fields, CPU, labels=labels, share_prompts=True)
+    assert shared.token_ids.tolist() == [5, 6, 1, 2, 7, 3, 4]
+    assert shared.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert shared.sequence_ids.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert shared.action_indices.tolist() == [2, 3, 5, 6]
+    assert shared.fields["advantages"].tolist() == [0, 1, 2, 3, 10, 11, 22]
+    assert shared.sources is not None and shared.sources.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 6]
+    for batch in (plain, shared):
+        assert batch.lengths == [4, 2, 3] and batch.action_counts.tolist() == [2, 1, 1]
+        assert batch.labels["margin"].tolist() == [0.5, 1.5, 2.5]
+        assert batch.sequence_sums(torch.ones(len(batch.token_ids)) * 3).tolist() == [6, 3, 3]
+        assert {name: value.dtype for name, value in batch.fields.items()} == {"advantages": torch.float32}
+
+
+def test_the_model_reads_what_its_definition_says() -> None:
+    """Up to the token before the last action, of which each is read before; to the end, at the last action itself."""
+    sequences = [_spoken([5, 6], 1, 2), _spoken([7], 3), _spoken([5, 6], 4)]
+    before = pack(sequences, {}, CPU, share_prompts=True).inputs
+    assert before.token_ids.tolist() == [5, 6, 1, 7]
+    assert before.position_ids.tolist() == [0, 1, 2, 0]
+    assert before.lengths == [3, 1, 2]
+    assert before.sources is not None and before.sources.tolist() == [0, 1, 2, 3, 0, 1]
+    assert before.read.tolist() == [1, 2, 3, 1]
+    end = pack(sequences, {}, CPU, share_prompts=True, read="end")
+    assert end.action_indices.tolist() == [3, 5, 6]
+    assert end.inputs.token_ids.tolist() == [5, 6, 1, 2, 7, 3, 4]
+    assert end.inputs.lengths == [4, 2, 3]
+    assert end.inputs.read.tolist() == [3, 5, 6]
+
+
+def test_at_the_end_is_read_the_last_action_token_whatever_follows() -> None:
+    """Of several turns the last one's; a sequence without an action has none."""
+    batch = pack([_sequence([0, 1, 0, 1, 1, 0]), _sequence([0, 0]), _sequence([0, 1])], {}, CPU, read="end")
+    assert batch.action_indices.tolist() == [4, 9]
+    assert batch.inputs.lengths == [5, 1, 2]
+    assert batch.inputs.token_ids[batch.inputs.read].tolist() == batch.token_ids[batch.action_indices].tolist()
+
+
+@pytest.mark.parametrize("read", ["before", "end"])
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_an_idle_batch_is_one_token_that_nothing_is_asked_of(share_prompts: bool, read) -> None:
+    """Whatever fields and labels a loss asks for, there is one 0 a token and none a sequence."""
+    batch = pack([], {}, CPU, share_prompts=share_prompts, read=read)
+    assert batch.idle and batch.token_ids.tolist() == [0] and not batch.action_mask.any()
+    assert batch.fields["any"].tolist() == [0] and batch.labels["any"].tolist() == []
+    assert batch.sequence_sums(torch.ones(1)).shape == batch.action_counts.shape == (0,)
+    assert batch.inputs.lengths == [1] and batch.inputs.read.tolist() == []
+
+
+def test_without_sharing_other_attention_learns_the_borders() -> None:
+    """Those of the tokens that the model computes, not of all."""
+    inputs = pack([_spoken([5, 6], 1, 2), _spoken([7], 3, 4, 8, 9)], {}, CPU).inputs
+    found = inputs.attention_arguments("flash_attention_2")
+    assert found.keys() == {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 3, 7]
+    assert found["cu_seq_lens_q"].dtype == torch.int32
+    assert found["max_length_q"] == found["max_length_k"] == 4

@@ -1,0 +1,115 @@
+"""What the thread of a rollout engine asks of vLLM, in which order, and what it tells those who wait.
+
+The engine is `tests/fake_llm.py`, in a process of its own that has imported vLLM once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What happened in each scene."""
+    command = [sys.executable, "-m", "tests.fake_llm"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("told ")]
+    assert lines, done.stderr[-3000:]
+    return json.loads(lines[-1].removeprefix("told "))
+
+
+def added(request: int, tokens: list[int], salt: str, adapter: Any = None, params: Any = "params") -> list[Any]:
+    return ["add", str(request), tokens, salt, params, adapter]
+
+
+def test_a_seed_starts_the_sampler_anew_and_a_cache_of_its_own(told: dict[str, Any]) -> None:
+    """Prompts go in as given, whatever their numbers; without a seed, all goes on as it was. A cached prefix of other
+    weights, or of another seed, is none."""
+    assert told["seeded"] == [
+        ["rpc", "reseed", 11],
+        added(0, [1, 2], "11 v5"),
+        added(1, [3], "11 v5"),
+        added(2, [4], "11 v5"),
+        added(3, [1, 2], "11 v5"),
+        ["rpc", "reseed", 12],
+        added(4, [1, 2], "12 v5"),
+    ]
+
+
+def test_an_output_is_told_once_it_is_finished(told: dict[str, Any]) -> None:
+    assert told["finished"] == {"steps": [3, 6], "same": True, "waits": True, "left": 0}
+
+
+def test_a_refused_prompt_is_its_callers_alone(told: dict[str, Any]) -> None:
+    assert told["refused"] == [True, "ValueError: the prompt is too long", True]
+
+
+def test_all_who_wait_for_a_lost_engine_are_told_what_ended_it(told: dict[str, Any]) -> None:
+    """Those of a prompt that is running or not yet started, and whoever calls or asks later."""
+    assert told["lost"] == ["RuntimeError: a kernel failed"] * 6
+    assert told["unbuilt"] == ["ValueError: no memory"] * 3
+
+
+def test_a_call_that_fails_does_not_end_the_thread(told: dict[str, Any]) -> None:
+    assert told["failing_call"] == ["IndexError: list index out of range", "next"]
+
+
+def test_a_paused_engine_steps_not_but_answers_calls(told: dict[str, Any]) -> None:
+    """It keeps what is running, and forgets its keys and values before it goes on."""
+    assert told["paused"] == {
+        "steps": 0,
+        "answer": "answered",
+        "done": True,
+        "asked": [
+            ["sleep", {"level": 0, "mode": "keep"}],
+            ["reset_prefix_cache", {"reset_running_requests": True}],
+            ["wake_up", {"tags": ["scheduling"]}],
+        ],
+    }
+
+
+def test_calls_run_between_two_steps(told: dict[str, Any]) -> None:
+    assert told["between_steps"]["at"] < told["between_steps"]["end"] == 3
+
+
+def test_logprobs_of_a_prompt_are_those_of_its_own_tokens_at_temperature_1(told: dict[str, Any]) -> None:
+    """Other requests take part in the steps that this takes."""
+    params = {"temperature": 1.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "logprobs": None}
+    assert told["canary"] == {
+        "logprobs": [-2.5, -3.0],
+        "dtype": "float32",
+        "asked": added(1, [4, 5, 6], " v5", params=params),
+        "other": 3,
+    }
+
+
+def test_an_adapter_is_loaded_once_and_used_by_all_that_follow(told: dict[str, Any]) -> None:
+    """In place of the one before; requests name it without loading it again, and its files are gone."""
+    shown = {"name": "policy", "number": 1}
+    files = {"adapter_config.json": "{}", "adapter_model.safetensors": "weights"}
+    assert told["adapter"] == {
+        "bound": [{"q_proj": 7}],
+        "asked": [
+            added(0, [1], " v5"),
+            ["add_lora", shown | {"again": True}, files],
+            ["rpc", "bound_checksums"],
+            added(1, [1], " v5", adapter=shown | {"again": False}),
+        ],
+        "left": [False],
+    }
+
+
+def test_room_for_an_adapter_is_the_least_that_vllm_has(told: dict[str, Any]) -> None:
+    """Exactly where there is one of its rank."""
+    assert told["ranks"] == {
+        "rank": [1, 8, 16, 512],
+        "others": {"enable_lora": True, "max_loras": 1, "lora_target_modules": ["model", "q"]},
+    }

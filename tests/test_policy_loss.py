@@ -1,0 +1,334 @@
+"""The policy's loss against a loop over tokens: value, gradient and every metric, each setting away from its default.
+
+Current, old, rollout and reference logprobs all differ, and so do the counts that are divided by; outside of the action
+tokens stands what must not be read.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise, product
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from actors.batch import Experience
+from actors.packed import PackedBatch
+from actors.rollout_types import Sampling
+from actors.worker import Totals, pack_experiences
+from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
+from algorithms.grpo import GRPO
+from algorithms.policy_loss import policy_loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence by its mask, x where a token is an action, and the numbers of its action tokens."""
+
+    mask: str
+    policy: list[float]
+    rollout: list[float]
+    old: list[float]
+    reference: list[float]
+    advantages: list[float]
+    entropies: list[float]
+
+
+ROWS = [
+    Row(
+        mask="..xxxx",
+        policy=[-1.0, -0.75, -2.0, -0.5],
+        rollout=[-1.5, -0.25, -2.0625, -0.75],
+        old=[-1.25, -0.5, -2.25, -0.375],
+        reference=[-1.75, -0.25, -1.5, -0.625],
+        advantages=[1.0, 1.5, -0.5, 0.75],
+        entropies=[0.5, 0.25, 1.5, 1.0],
+    ),
+    Row(mask="..", policy=[], rollout=[], old=[], reference=[], advantages=[], entropies=[]),
+    Row(
+        mask=".xxx",
+        policy=[-0.25, -1.5, -0.75],
+        rollout=[-1.0, -1.25, -1.5],
+        old=[-0.75, -1.0, -1.0],
+        reference=[-0.5, -2.5, -1.25],
+        advantages=[-1.0, -2.0, -0.25],
+        entropies=[2.0, 0.75, 0.125],
+    ),
+    Row(
+        mask="..xx.x",
+        policy=[-0.125, -3.0, -1.125],
+        rollout=[-0.375, -2.5, -1.125],
+        old=[-0.25, -2.75, -1.5],
+        reference=[-0.25, -2.0, -3.0],
+        advantages=[-0.75, 0.0, 2.0],
+        entropies=[0.0, 1.25, 0.625],
+    ),
+]
+FIELDS = ("rollout", "old", "reference", "advantages")
+UNREAD = {"policy": 5.0, "rollout": -7.0, "old": 3.0, "reference": 11.0, "advantages": 13.0, "entropies": 17.0}
+"""What stands outside of the action tokens."""
+TOTALS = Totals(tokens=23, sequences=7, trained_tokens=17)
+"""Of an update over several micro-batches, in which some samples are not trained on."""
+CONSTANT, KL_COEF = 11, 0.3
+TWO_UPDATES = {"samples_per_update": 2}
+
+
+def grpo(**settings: Any) -> GRPOConfig:
+    return GRPOConfig(name="grpo", prompts_per_step=2, samples_per_prompt=2, **settings)
+
+
+def ppo(**settings: Any) -> PPOConfig:
+    return PPOConfig(name="ppo", prompts_per_step=4, **settings)
+
+
+def correction(level: str = "token", mode: str = "truncate", cap: float = 1.25) -> dict[str, Any]:
+    return {"importance_correction": {"level": level, "mode": mode, "cap": cap}}
+
+
+def kl(estimator: str, **settings: Any) -> dict[str, Any]:
+    """The coefficient is the one that the loss is given, which adapts, not this one."""
+    return {"kl_coef": 0.1, "kl_estimator": estimator} | settings
+
+
+CASES: dict[str, RLConfig] = {
+    "defaults": grpo(),
+    "clip_low": grpo(clip_low=0.05),
+    "clip_high": grpo(clip_high=0.5),
+    "dual_clip": grpo(dual_clip=1.5),
+    "dual_clip of ppo": ppo(dual_clip=1.3),
+    "entropy_coef": grpo(entropy_coef=0.25),
+    "k2": grpo(**kl("k2")),
+    "k3": grpo(**kl("k3")),
+    "k3 with the ratio": grpo(**kl("k3", kl_importance_ratio=True)),
+    "k1 with the ratio": grpo(**kl("k1", kl_importance_ratio=True)),
+    "the ratio of old logprobs": grpo(**kl("k3", kl_importance_ratio=True), **correction(), **TWO_UPDATES),
+    "the ratio in the only update": grpo(**kl("k1", kl_importance_ratio=True), **correction()),
+    "sequence": grpo(aggregation="sequence"),
+    "constant": grpo(aggregation="constant"),
+    "gspo": grpo(loss="gspo", aggregation="sequence", clip_low=0.05, clip_high=0.04),
+    "gspo's other bounds": grpo(loss="gspo", aggregation="sequence", clip_low=0.01, clip_high=0.1),
+    "cispo": grpo(loss="cispo", cispo_max_ratio=1.2),
+    "cispo without a cap": grpo(loss="cispo", cispo_max_ratio=9),
+    "sapo": grpo(loss="sapo", sapo_temperatures=(0.7, 2.5)),
+    "sapo's defaults": grpo(loss="sapo"),
+    **{
+        f"{level}, {mode}, {updates}": grpo(**correction(level, mode), **(TWO_UPDATES if updates == "two" else {}))
+        for level, mode, updates in product(("token", "sequence"), ("truncate", "mask"), ("one", "two"))
+    },
+    "correction with another cap": grpo(**correction(cap=1.3), **TWO_UPDATES),
+    "corrected gspo": grpo(loss="gspo", aggregation="sequence", clip_high=0.1, **correction(), **TWO_UPDATES),
+    "corrected cispo": grpo(loss="cispo", cispo_max_ratio=1.2, **correction(), **TWO_UPDATES),
+    "corrected sapo": grpo(loss="sapo", **correction(), **TWO_UPDATES),
+    "all terms": grpo(
+        **kl("k3"), **correction(), **TWO_UPDATES, entropy_coef=0.5, aggregation="constant", dual_clip=1.5
+    ),
+}
+
+
+def places() -> list[list[int]]:
+    """Positions, in the packed row, of each sequence's action tokens."""
+    starts = np.cumsum([0, *(len(row.mask) for row in ROWS)])
+    return [
+        [int(start) + i for i, at in enumerate(row.mask) if at == "x"]
+        for start, row in zip(starts[:-1], ROWS, strict=True)
+    ]
+
+
+def spread(name: str) -> list[float]:
+    """The numbers of this name over the packed row."""
+    found = [UNREAD[name]] * sum(len(row.mask) for row in ROWS)
+    for row, at in zip(ROWS, places(), strict=True):
+        for place, value in zip(at, getattr(row, name), strict=True):
+            found[place] = value
+    return found
+
+
+def packed(config: RLConfig, rows: slice = slice(None)) -> PackedBatch:
+    """The sequences with the fields that the loop reads for these settings: others are not there."""
+    unread = set()
+    if config.importance_correction is None or config.updates_per_step == 1:
+        unread.add("old")
+    if not (config.kl_coef and config.kl_in == "loss"):
+        unread.add("reference")
+    borders = list(pairwise(np.cumsum([0, *(len(row.mask) for row in ROWS)])))
+    experiences = [
+        Experience(
+            token_ids=np.arange(len(row.mask)),
+            action_mask=np.array([at == "x" for at in row.mask]),
+            fields={
+                name if name == "advantages" else f"{name}_logprobs": np.array(spread(name)[start:end], np.float32)
+                for name in FIELDS
+                if name not in unread
+            },
+        )
+        for row, (start, end) in list(zip(ROWS, borders, strict=True))[rows]
+    ]
+    return pack_experiences(experiences, torch.device("cpu"), share_prompts=False)
+
+
+def leaves() -> tuple[Tensor, Tensor]:
+    """Current logprobs and entropies, in float64."""
+    policy, entropies = (torch.tensor(spread(name), dtype=torch.float64) for name in ("policy", "entropies"))
+    return policy.requires_grad_(), entropies.requires_grad_()
+
+
+def surrogate(config: Any, policy: Tensor, ratio: Tensor, whole: Tensor, advantage: float) -> tuple[Tensor, bool]:
+    """Of one token, and whether its ratio is cut; `whole` is the ratio of its sequence."""
+    name = config.loss if isinstance(config, GRPOConfig) else "clip"
+    if name == "cispo":
+        cap: Any = config.cispo_max_ratio
+        return -min(ratio.item(), cap) * advantage * policy, ratio.item() > cap
+    if name == "sapo":
+        tau = config.sapo_temperatures[0 if advantage > 0 else 1]
+        return -4 / tau / (1 + torch.exp(-tau * (ratio - 1))) * advantage, False
+    rho = whole if name == "gspo" else ratio
+    bounded = min(max(rho.item(), 1 - config.clip_low), 1 + config.clip_high)
+    cut = bounded * advantage < rho.item() * advantage
+    loss = torch.tensor(-bounded * advantage, dtype=torch.float64) if cut else -rho * advantage
+    if config.dual_clip and advantage < 0 and loss.item() > -config.dual_clip * advantage:
+        return torch.tensor(-config.dual_clip * advantage, dtype=torch.float64), True
+    return loss, cut
+
+
+def penalty(config: RLConfig, policy: Tensor, reference: float, ratio: Tensor) -> Tensor:
+    """The KL to the reference at one token."""
+    ahead = policy - reference
+    found = {"k1": ahead, "k2": ahead**2 / 2, "k3": torch.exp(-ahead) - 1 + ahead}[config.kl_estimator]
+    return ratio * found if config.kl_importance_ratio else found
+
+
+def weight(config: Any, differences: list[float], index: int) -> float:
+    """Of one token, by old - rollout of all tokens of its sequence."""
+    correction = config.importance_correction
+    found = math.exp(math.fsum(differences) if correction.level == "sequence" else differences[index])
+    beyond = correction.cap if correction.mode == "truncate" else 0.0
+    return found if found <= correction.cap else beyond
+
+
+def token_by_token(config: RLConfig, policy: Tensor, entropies: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The loss, and the metrics, by the definition in the module and its papers."""
+    sums: dict[str, float] = defaultdict(float)
+    total = torch.zeros((), dtype=torch.float64)
+    for row, at in zip(ROWS, places(), strict=True):
+        old = row.rollout
+        if config.importance_correction:
+            old = row.policy if config.updates_per_step == 1 else row.old
+        logs = [policy[place] - before for place, before in zip(at, old, strict=True)]
+        of_sequence = torch.zeros((), dtype=torch.float64)
+        for i, place in enumerate(at):
+            ratio, whole = torch.exp(logs[i]), torch.exp(sum(logs[1:], logs[0]) / len(logs))
+            loss, cut = surrogate(config, policy[place], ratio, whole, row.advantages[i])
+            behind = row.policy[i] - row.rollout[i]
+            sums["policy/clip_fraction"] += cut
+            sums["policy/ratio_mean"] += ratio.item()
+            sums["policy/entropy"] += row.entropies[i]
+            sums["mismatch/logprob_abs_mean"] += abs(behind)
+            sums["mismatch/kl"] += math.exp(behind) - 1 - behind
+            if config.importance_correction:
+                factor = weight(config, [a - b for a, b in zip(old, row.rollout, strict=True)], i)
+                sums["policy/importance_weight_mean"] += factor
+                loss = factor * loss
+            if config.kl_coef and config.kl_in == "loss":
+                found = penalty(config, policy[place], row.reference[i], ratio)
+                sums["policy/kl"] += found.item()
+                loss = loss + KL_COEF * found
+            loss = loss - config.entropy_coef * entropies[place]
+            of_sequence = of_sequence + (loss / len(at) if config.aggregation == "sequence" else loss)
+        total = total + of_sequence
+    counts = {"token": TOTALS.tokens, "sequence": TOTALS.sequences, "constant": TOTALS.sequences * CONSTANT}
+    return total / counts[config.aggregation], {name: value / TOTALS.trained_tokens for name, value in sums.items()}
+
+
+def computed(config: RLConfig, batch: PackedBatch, policy: Tensor, entropies: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    coef = KL_COEF if config.kl_in == "loss" and config.kl_coef else 0.0
+    return policy_loss(batch, policy, entropies, TOTALS, config=config, kl_coef=coef, constant=CONSTANT)
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> list[list[float]]:
+    return [found.tolist() for found in torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_is_a_loop_over_tokens(name: str) -> None:
+    policy, entropies = leaves()
+    loss, metrics = computed(CASES[name], packed(CASES[name]), policy, entropies)
+    expected, told = token_by_token(CASES[name], policy, entropies)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert {each: value.item() for each, value in metrics.items()} == pytest.approx(told, rel=1e-6)
+    for found, wanted in zip(gradients(loss, policy, entropies), gradients(expected, policy, entropies), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_every_case_is_another_loss() -> None:
+    """Otherwise one of them would not see its setting."""
+    found = defaultdict(list)
+    for name, config in CASES.items():
+        policy, entropies = leaves()
+        loss, metrics = computed(config, packed(config), policy, entropies)
+        numbers = [loss.item(), *(value.item() for value in metrics.values()), *gradients(loss, policy)[0]]
+        found[tuple(round(number, 9) for number in numbers)].append(name)
+    assert [names for names in found.values() if len(names) > 1] == []
+
+
+@pytest.mark.parametrize("name", ["all terms", "sequence, mask, two", "gspo"])
+def test_shares_of_micro_batches_add_up(name: str) -> None:
+    policy, entropies = leaves()
+    whole, told = computed(CASES[name], packed(CASES[name]), policy, entropies)
+    cut = len(ROWS[0].mask) + len(ROWS[1].mask)
+    parts = [
+        computed(CASES[name], packed(CASES[name], rows), policy[at], entropies[at])
+        for rows, at in ((slice(2), slice(cut)), (slice(2, None), slice(cut, None)))
+    ]
+    assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-6)
+    for each, metric in told.items():
+        assert sum(metrics[each].item() for _, metrics in parts) == pytest.approx(metric.item(), rel=1e-6), each
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rank_without_work_adds_nothing_but_has_all_metrics(name: str) -> None:
+    """Also in an update of which nothing is left, whose counts are 0."""
+    policy, entropies = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    batch = pack_experiences([], torch.device("cpu"), share_prompts=False)
+    coef = KL_COEF if CASES[name].kl_in == "loss" and CASES[name].kl_coef else 0.0
+    for totals in (TOTALS, Totals(tokens=0, sequences=0, trained_tokens=0)):
+        options: Any = {"config": CASES[name], "kl_coef": coef, "constant": CONSTANT}
+        loss, metrics = policy_loss(batch, policy, entropies, totals, **options)
+        assert loss.item() == 0 and gradients(loss, policy) == [[0]]
+        assert dict.fromkeys(computed(CASES[name], packed(CASES[name]), *leaves())[1], 0) == metrics
+
+
+def test_a_penalty_in_the_reward_is_no_term_of_the_loss() -> None:
+    """Whatever the coefficient is then; and without one, there is no penalty."""
+    for config, coef in ((ppo(kl_coef=0.5, kl_in="reward"), 0.5), (grpo(**kl("k3")), 0.0)):
+        policy, entropies = leaves()
+        plain, _ = computed(grpo(), packed(grpo()), policy, entropies)
+        loss, metrics = policy_loss(
+            packed(config), policy, entropies, TOTALS, config=config, kl_coef=coef, constant=CONSTANT
+        )
+        assert loss.item() == plain.item() and "policy/kl" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "coef", "constant"),
+    [
+        ({}, 0.0, 24),
+        ({"kl_coef": 0.1}, 0.7, 24),
+        ({"kl_coef": 0.1, "kl_in": "reward"}, 0.0, 24),
+        ({"aggregation": "constant", "aggregation_constant": 9}, 0.0, 9),
+    ],
+)
+def test_the_loop_gives_the_coefficient_of_now_and_a_length(
+    settings: dict[str, Any], coef: float, constant: int
+) -> None:
+    """An adaptive coefficient has moved to 0.7; the length is that of the longest response, unless it is set."""
+    loop = object.__new__(GRPO)
+    loop.config = grpo(**settings)
+    loop.sampling = Sampling(samples=2, temperature=1.0, max_tokens=24)
+    loop.kl = SimpleNamespace(coef=0.7 if loop.config.kl_coef else 0.0)  # type: ignore[assignment]
+    found: Any = loop.policy_loss()
+    assert found.func is policy_loss
+    assert found.keywords == {"config": loop.config, "kl_coef": coef, "constant": constant}

@@ -1,0 +1,254 @@
+"""What a rollout worker makes of the engine's completions, and in which order it puts weights into service.
+
+The engine and its completions are made by hand; `tests/test_stop_strings.py` has the texts, `tests/test_sync.py` real
+engines.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.batch import Rollout, VersionSpan
+from actors.config_rollout import RolloutConfig
+from actors.rollout import Adapter, RolloutWorker, _info
+from actors.rollout_types import RolloutInfo, Sampling
+
+
+class FakeEngine:
+    """Runs calls at once, and notes what is asked of it; `outputs` are those of prompts that are done."""
+
+    def __init__(self, outputs: dict[int, Any] | None = None) -> None:
+        self.asked: list[Any] = []
+        self.outputs = outputs or {}
+        self.broken = False
+        self.llm = SimpleNamespace(
+            collective_rpc=self._told("collective_rpc", ["account"]),
+            **{
+                name: self._told(name)
+                for name in (
+                    "init_weight_transfer_engine",
+                    "start_weight_update",
+                    "update_weights",
+                    "finish_weight_update",
+                    "update_weight_version",
+                )
+            },
+        )
+        self.pause, self.resume, self.start, self.forget = map(self._told, ("pause", "resume", "start", "forget"))
+
+    def _told(self, name: str, answer: Any = None) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            self.asked.append((name, *args, *options.items()))
+            return answer
+
+        return called
+
+    def call(self, function: Callable[[], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def output(self, number: int) -> "Future[Any]":
+        future: Future[Any] = Future()
+        if isinstance(output := self.outputs[number], Exception):
+            future.set_exception(output)
+        else:
+            future.set_result(output)
+        return future
+
+    def logprobs(self, token_ids: list[int]) -> np.ndarray:
+        self.asked.append(("logprobs", token_ids))
+        return np.full(len(token_ids) - 1, -0.5, np.float32)
+
+    def load_adapter(self, adapter: Adapter) -> list[dict[str, int]]:
+        self.asked.append(("load_adapter", adapter))
+        if self.broken:
+            raise OSError("no memory left")
+        return [{"q_proj": 7}]
+
+
+def worker(engine: FakeEngine | None = None, *, version: int = 3, **settings: Any) -> Any:
+    """A rollout worker around an engine that is not there."""
+    found: Any = object.__new__(RolloutWorker)
+    found.config, found.version, found.engine = RolloutConfig(**settings), version, engine
+    found.tokenizer = SimpleNamespace(decode=lambda ids, **options: f"{ids} {options}")
+    return found
+
+
+def completion(
+    tokens: list[int], *, reason: str | None = "stop", spans: list[tuple[int, int, int]] | None = None
+) -> Any:
+    """As vLLM gives them; `spans` are (version, start, end)."""
+    found = SimpleNamespace(
+        token_ids=tuple(tokens),
+        logprobs=SimpleNamespace(token_ids=list(tokens), logprobs=[-0.25 * token for token in tokens]),
+        finish_reason=reason,
+        stop_reason=None,
+        text="",
+    )
+    if spans is not None:
+        # vLLM's versions are the strings that they were finished with.
+        found.weight_versions = [SimpleNamespace(version=str(v), start=start, end=end) for v, start, end in spans]
+    return found
+
+
+def run(call: Any) -> Any:
+    return asyncio.run(call)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "told"),
+    [
+        ("stop", "ok", "stop"),
+        ("length", "truncated", "length"),
+        ("abort", "failed", "abort"),
+        ("error", "failed", "error"),
+        (None, "failed", "none"),
+    ],
+)
+def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(reason: str | None, status: str, told: str) -> None:
+    """An aborted request has said nothing of use: it is neither a short answer nor a long one."""
+    rollout = worker()._rollout([5, 6], completion([1, 2, 3], reason=reason))
+    assert (rollout.status, rollout.finish_reason) == (status, told)
+    assert _info(rollout).status == status
+
+
+def test_a_rollout_has_the_tokens_and_logprobs_of_its_completion() -> None:
+    rollout = worker()._rollout([5, 6], completion([1, 2, 3]))
+    assert (rollout.prompt_token_ids, rollout.response_token_ids, rollout.tokens) == ([5, 6], [1, 2, 3], 5)
+    assert rollout.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
+    assert rollout.rollout_logprobs.dtype == np.float32
+    assert rollout.text == "[1, 2, 3] {'skip_special_tokens': True}"
+    wrong = completion([1, 2, 3])
+    wrong.logprobs.token_ids = [1, 2, 4]
+    with pytest.raises(AssertionError, match="one logprob per sampled token"):
+        worker()._rollout([5, 6], wrong)
+
+
+def test_versions_are_those_that_sampled_each_token() -> None:
+    """A response that went on with new weights has two; one of an engine that does not say has the worker's own."""
+    rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(2, 0, 1), (3, 1, 3)]))
+    assert rollout.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
+    for spans in (None, []):
+        rollout = worker()._rollout([5], completion([1, 2, 3], spans=spans))
+        assert rollout.versions == [VersionSpan(version=3, start=0, end=3)]
+
+
+def test_the_driver_is_told_of_the_oldest_version() -> None:
+    """Staleness is that of the oldest token, wherever it stands."""
+    rollouts: list[Rollout] = [
+        worker()._rollout([5, 6, 7], completion([1, 2, 3, 4], reason="length", spans=spans))
+        for spans in ([(2, 0, 1), (3, 1, 4)], [(4, 0, 2), (1, 2, 3), (3, 3, 4)])
+    ]
+    assert [_info(rollout) for rollout in rollouts] == [
+        RolloutInfo(prompt_tokens=3, response_tokens=4, status="truncated", oldest_version=version)
+        for version in (2, 1)
+    ]
+
+
+def test_nothing_is_generated_before_the_first_weights() -> None:
+    """Until then an engine has random ones; version 0 is a version."""
+    output = SimpleNamespace(prompt_token_ids=[5, 6], outputs=[completion([1]), completion([2, 3], reason="length")])
+    engine = FakeEngine({7: output})
+    with pytest.raises(RuntimeError, match="asked to generate before the first weights arrived"):
+        run(worker(engine, version=-1).generated(7))
+    infos, rollouts = run(worker(engine, version=0).generated(7))
+    assert [rollout.response_token_ids for rollout in rollouts] == [[1], [2, 3]]
+    assert [rollout.prompt_token_ids for rollout in rollouts] == [[5, 6]] * 2
+    assert [(info.response_tokens, info.status, info.oldest_version) for info in infos] == [
+        (1, "ok", 0),
+        (2, "truncated", 0),
+    ]
+
+
+def test_a_number_may_be_used_again_also_after_a_refused_prompt() -> None:
+    engine = FakeEngine({7: ValueError("prompt of 4000 tokens"), 8: SimpleNamespace(prompt_token_ids=[5], outputs=[])})
+    with pytest.raises(ValueError, match="prompt of 4000 tokens"):
+        run(worker(engine).generated(7))
+    run(worker(engine).generated(8))
+    assert engine.asked == [("forget", 7), ("forget", 8)]
+
+
+def test_prompts_go_to_the_engine_with_their_parameters_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of `actors.rollout_engine`, which is of vLLM, stand for themselves."""
+    made = SimpleNamespace(sampling_params=lambda config, sampling: (config.top_p, sampling.samples))
+    monkeypatch.setitem(sys.modules, "actors.rollout_engine", made)
+    engine = FakeEngine()
+    sampling = Sampling(samples=4, temperature=0.7, max_tokens=40)
+    for seed in (11, None):
+        run(worker(engine, top_p=0.9).start([(1, [5, 6])], sampling, seed))
+    assert engine.asked == [("start", [(1, [5, 6])], (0.9, 4), 11), ("start", [(1, [5, 6])], (0.9, 4), None)]
+
+
+@pytest.mark.parametrize("remember", [False, True])
+def test_the_first_weights_of_a_transfer_pause_the_engine_and_the_others_do_not(remember: bool) -> None:
+    engine = FakeEngine()
+    for first in (True, False):
+        run(worker(engine).update_weights(f"part {first}", first, remember))
+    assert engine.asked == [
+        ("pause",),
+        ("collective_rpc", "remember_checksums", ("args", (remember,))),
+        ("start_weight_update",),
+        ("update_weights", {"update_info": "part True"}),
+        ("update_weights", {"update_info": "part False"}),
+    ]
+
+
+@pytest.mark.parametrize("canary", [None, [5, 6, 7]])
+def test_received_weights_are_in_service_as_their_version_before_the_engine_goes_on(canary: list[int] | None) -> None:
+    """The canary is read with the new ones: after the engine has forgotten the keys and values of the old."""
+    engine = FakeEngine()
+    found = worker(engine, version=3)
+    account = run(found.finish_weight_update(4, canary))
+    assert found.version == 4
+    asked = [("finish_weight_update", "4"), ("resume",)]
+    if canary is None:
+        assert account is None
+    else:
+        checksums, logprobs = account
+        assert checksums == ["account"] and logprobs.tolist() == [-0.5, -0.5]
+        asked += [("collective_rpc", "received_checksums"), ("logprobs", canary)]
+    assert engine.asked == asked
+
+
+@pytest.mark.parametrize("canary", [None, [5, 6, 7]])
+def test_an_adapter_is_loaded_while_the_engine_pauses(canary: list[int] | None) -> None:
+    engine, adapter = FakeEngine(), Adapter(config="{}", weights=b"w")
+    found = worker(engine, version=3)
+    checksums, logprobs = run(found.load_adapter(adapter, 4, canary))
+    asked = [("pause",), ("load_adapter", adapter), ("update_weight_version", "4"), ("resume",)]
+    assert engine.asked == asked + ([("logprobs", canary)] if canary else [])
+    assert (found.version, checksums) == (4, [{"q_proj": 7}])
+    assert logprobs.tolist() == ([-0.5, -0.5] if canary else []) and logprobs.dtype == np.float32
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_the_old_version_in_service() -> None:
+    engine = FakeEngine()
+    engine.broken = True
+    found = worker(engine, version=3)
+    with pytest.raises(OSError, match="no memory left"):
+        run(found.load_adapter(Adapter(config="{}", weights=b"w"), 4, [5, 6]))
+    assert found.version == 3
+    assert [each[0] for each in engine.asked] == ["pause", "load_adapter", "resume"]
+
+
+def test_calls_of_the_control_group_reach_the_engine() -> None:
+    engine = FakeEngine()
+    assert run(worker(engine).worker_call("reseed", 5)) == ["account"]
+    for call in (worker(engine).pause(), worker(engine).resume(), worker(engine).init_weight_transfer_engine({"a": 1})):
+        run(call)
+    assert engine.asked == [
+        ("collective_rpc", "reseed", ("args", (5,))),
+        ("pause",),
+        ("resume",),
+        ("init_weight_transfer_engine", {"init_info": {"a": 1}}),
+    ]
