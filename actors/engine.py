@@ -283,7 +283,8 @@ def _deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == "bf16"},
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if dtype == "bf16" else {}),
+        # Left to itself, DeepSpeed sums micro-batches, and stage 1 also ranks, in bf16.
+        **({"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if dtype == "bf16" else {}),
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

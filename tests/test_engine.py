@@ -3,84 +3,33 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, get_scheduler
+from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 
 from actors import stored
 from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.config_deepspeed import FIELDS, OURS
-from actors.engine import TrainingEngine, _schedule, checkpoint_types, gathered, inference_module, join_process_group
+from actors.engine import TrainingEngine, _schedule, checkpoint_types, gathered, inference_module
 from actors.lora import add_adapters, plain_parameters
-from actors.models import ScoreHead
 from actors.policy import PolicyWorker
 from actors.reference import ReferenceWorker
-from actors.rendezvous import listener, serve_store
-from actors.worker import Totals, pack_sequences
+from tests.one_rank import (
+    SMALL,
+    STAGES,
+    UPDATES,
+    Net,
+    alone,  # noqa: F401
+    assert_equal,
+    engine,
+    train,
+    weights,
+)
 
-STAGES = (0, 1, 2, 3)
-UPDATES = 4
-STAGES_AND_DTYPES = [*((stage, "fp32") for stage in STAGES), *((stage, "bf16") for stage in STAGES[1:])]
-"""All that a configuration may have."""
-
-
-class Net(torch.nn.Module):
-    """Two layers, a frozen one between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Linear(5, 3))
-        self.model[1].requires_grad_(False)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.model(batch)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of one rank."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            patch.setenv(name, "0")
-        join_process_group(serve_store(listener("127.0.0.1"), 1, 60), 0, 1, 60)
-        yield
-        dist.destroy_process_group()
-
-
-def engine(stage: int, *, dtype: Any = "fp32", **settings: Any) -> TrainingEngine:
-    given: dict[str, Any] = {"optimizer": OptimizerConfig(name="sgd", lr=0.5, max_grad_norm=1e6)} | settings
-    if stage:
-        # DeepSpeed 0.19.8 sets 2 GB of addresses aside for each engine by default, and engines are never freed: beyond
-        # the machine's memory this process could not fork (ENOMEM), as later tests do.
-        given["deepspeed"] = {"zero_optimization": {"reduce_bucket_size": 1_000_000}} | given.get("deepspeed", {})
-    module = Net() if dtype == "fp32" else Net().bfloat16()
-    return TrainingEngine(module, TrainerConfig(zero_stage=stage, **given), dtype, UPDATES)
-
-
-def train(trained: TrainingEngine, update: int) -> None:
-    torch.manual_seed(100 + update)
-    batch = torch.randn(7, 6)
-    dtype = next(trained.module.parameters()).dtype
-    trained.backward((trained.forward(batch.to(dtype)).float() ** 2).sum() * 30, last=True)
-    trained.step()
-
-
-def weights(trained: TrainingEngine) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trained.parameters("model")}
-
-
-def assert_equal(
-    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, rtol: float = 0, atol: float = 0
-) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: name + text)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -97,64 +46,6 @@ def test_only_max_grad_norm_clips(stage: int) -> None:
             parameter.data -= 0.5 * parameter.grad
     expected = {name: parameter.detach() for name, parameter in net.model.named_parameters()}
     assert_equal(weights(trained), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("stage", "dtype"), STAGES_AND_DTYPES)
-def test_what_deepspeed_decides_itself_changes_no_gradient(stage: int, dtype: str) -> None:
-    """DeepSpeed 0.19.8: settings of its own that scale, clip, cast or drop gradients are off, or as ours say."""
-    trained = engine(stage, dtype=dtype, optimizer=OptimizerConfig(lr=0.5, max_grad_norm=0.7))
-    config = trained.engine._config
-    plain = stage == 0 and dtype == "fp32"
-    found = {
-        "clipping": config.gradient_clipping,
-        "accumulation": config.gradient_accumulation_steps,
-        "micro batch": config.train_micro_batch_size_per_gpu,
-        "prescaled": (config.prescale_gradients, config.gradient_predivide_factor),
-        "half": (config.float16_config.enabled, config.bfloat16_config.enabled),
-        "autocast": config.torch_autocast_enabled,
-        "gradients kept in": config.grad_accum_dtype,
-        "stage": config.zero_config.stage,
-        "loss scale": getattr(trained.engine.optimizer, "cur_scale", 1.0),
-        "compiled": trained.engine.is_compiled,
-    }
-    assert found == {
-        "clipping": 0.0 if plain else 0.7,
-        "accumulation": 1,
-        "micro batch": 1,
-        "prescaled": (False, 1.0),
-        "half": (False, dtype == "bf16"),
-        "autocast": False,
-        "gradients kept in": "fp32" if dtype == "bf16" else None,
-        "stage": stage,
-        "loss scale": 1.0,
-        "compiled": False,
-    }
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_the_optimizer_is_that_of_the_settings(stage: int) -> None:
-    """Away from torch's defaults; matrices decay and vectors do not."""
-    settings = OptimizerConfig(name="adamw", lr=0.3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.2)
-    groups = engine(stage, optimizer=settings).engine.optimizer.param_groups
-    wanted = {"lr": 0.3, "betas": (0.8, 0.95), "eps": 1e-6, "amsgrad": False, "maximize": False}
-    assert [{name: group[name] for name in wanted} for group in groups] == [wanted] * 2
-    assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
-    assert all(group["decoupled_weight_decay"] for group in groups)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize(("stage", "dtype"), STAGES_AND_DTYPES)
-def test_a_gradient_that_is_no_number_ends_the_run_alike_at_every_stage(stage: int, dtype: str, value: float) -> None:
-    """DeepSpeed 0.19.8 writes it into all weights, skips the update, or calls it inf; ours is one error, before the
-    weights are lost where that can be known."""
-    trained = engine(stage, dtype=dtype, optimizer=SMALL)
-    before = weights(trained)
-    batch = torch.full((7, 6), value, dtype=next(trained.module.parameters()).dtype)
-    trained.backward((trained.forward(batch).float() ** 2).sum(), last=True)
-    with pytest.raises(FloatingPointError, match=r"^the gradient norm of an update is (nan|inf): the model is lost"):
-        trained.step()
-    if stage == 0 and dtype == "fp32":
-        assert_equal(weights(trained), before)
 
 
 def rates(updates: int, **settings: Any) -> list[float]:
@@ -214,10 +105,6 @@ def test_after_the_warmup_schedules_are_those_of_transformers(schedule: str) -> 
             assert ours[update] == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         theirs.step()
-
-
-SMALL = OptimizerConfig(lr=0.05)
-DECAYING = OptimizerConfig(lr=0.05, weight_decay=0.1, schedule="linear")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -455,70 +342,3 @@ def test_the_table_is_that_of_the_installed_deepspeed() -> None:
         and f"param_dict, {name}," in text.replace("\n", " ").replace("(param_dict, ", "param_dict, ")
     }
     assert top - FIELDS.keys() - OURS.keys() == set()
-
-
-class Values(torch.nn.Module):
-    """A critic with adapters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = LlamaConfig(vocab_size=20, num_labels=1, pad_token_id=0, **sizes)
-        self.model: Any = LlamaForSequenceClassification(config)
-        add_adapters(self.model, LoraConfig(rank=2), seed=0)
-        self.head = ScoreHead(self.model.score)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.head(self.model.model(batch).last_hidden_state)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_critics_adapters_and_its_head_are_resumed(stage: int, tmp_path: Path) -> None:
-    """The head has no adapter and is trained whole: after a resume it is what was saved, and goes on alike."""
-    group = TrainerConfig.model_validate(
-        {"zero_stage": stage, "optimizer": SMALL}
-        | ({"deepspeed": {"zero_optimization": {"reduce_bucket_size": 1_000_000}}} if stage else {})
-    )
-    first, again = (TrainingEngine(Values(), group, "fp32", UPDATES) for _ in range(2))
-
-    def update(trained: TrainingEngine, number: int) -> None:
-        trained.backward((trained.forward(torch.arange(12).reshape(2, 6) + number) ** 2).sum(), last=True)
-        trained.step()
-
-    initial = weights(first)
-    for number in range(2):
-        update(first, number)
-    first.save(tmp_path)
-    saved = weights(first)
-    assert not torch.equal(saved["score.weight"], initial["score.weight"])
-    again.load(tmp_path)
-    assert_equal(weights(again), saved)
-    for trained in (first, again):
-        update(trained, 2)
-    assert_equal(weights(again), weights(first))
-    assert not torch.equal(weights(again)["score.weight"], saved["score.weight"])
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_update_with_nothing_to_learn_from_moves_nothing(stage: int) -> None:
-    """Neither Adam's moments nor weight decay do; the schedule goes on, and so does what is learned afterwards."""
-    skipping, plain = (engine(stage, optimizer=DECAYING, ema_decay=0.75) for _ in range(2))
-    for trained in (skipping, plain):
-        train(trained, 0)
-    before, rate = weights(skipping), skipping.learning_rate
-    worker = PolicyWorker.__new__(PolicyWorker)
-    worker.engine, worker.group, worker.world_size = skipping, TrainerConfig(), 1
-    skipping.evaluate = lambda *_: (torch.zeros(1), torch.zeros(1))  # type: ignore[method-assign]
-    batch = pack_sequences([], torch.device("cpu"))
-    nothing = Totals(tokens=5, sequences=1, trained_tokens=0)
-    told = worker._update(1, iter([batch]), nothing, lambda *_: (torch.zeros(()), {}), 1.0)
-    assert_equal(weights(skipping), before)
-    assert (told["grad_norm"], told["learning_rate"]) == (0.0, rate)
-    assert skipping.learning_rate < rate
-    plain.engine.lr_scheduler.step()
-    for trained in (skipping, plain):
-        train(trained, 1)
-    assert_equal(weights(skipping), weights(plain))
-    with skipping.averaged(), plain.averaged():
-        assert_equal(weights(skipping), weights(plain))
