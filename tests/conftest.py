@@ -33,6 +33,7 @@ os.environ |= {"RAY_prestart_worker_first_driver": "0"}
 
 import pytest
 import yaml
+from filelock import FileLock
 
 # A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -276,8 +277,21 @@ def reverse() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def warm_model(tandem: Callable[..., Job], reverse: dict[str, Any]) -> Path:
-    """A tiny model that the SFT job has taught to reverse strings about half of the time: its exported directory."""
+def warm_model(tandem: Callable[..., Job], reverse: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that the SFT job has taught to reverse strings about half of the time: its exported directory.
+
+    The process of the tests that needs it first trains it for all.
+    """
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    together = tmp_path_factory.getbasetemp().parent if several else tmp_path_factory.getbasetemp()
+    with FileLock(together / "warm.lock", timeout=DEADLINE_S):
+        pointer = together / "warm"
+        if not pointer.exists():
+            pointer.write_text(str(_warm_model(tandem, reverse)))
+        return Path(pointer.read_text())
+
+
+def _warm_model(tandem: Callable[..., Job], reverse: dict[str, Any]) -> Path:
     config = {
         "algorithm": {
             "name": "sft",
