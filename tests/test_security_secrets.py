@@ -282,6 +282,16 @@ def test_export_copies_no_file_from_elsewhere(tmp_path: Path, monkeypatch: pytes
     assert pushed == []
 
 
+def test_export_copies_nothing_named_like_a_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with_export(tmp_path)
+    tree(run / "export", ".env", "sub/id_rsa", ".aws/config", "sub/kept.json")
+    export(str(run), output=str(tmp_path / "copy"))
+    copied = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*")}
+    assert {".env", "sub/id_rsa", ".aws"} & copied == set()
+    assert {"config.json", "model.safetensors", "tokenizer.json", "sub/kept.json"} <= copied
+    assert f"{run}/export/.env is left out, as it is named like a secret" in capsys.readouterr().err
+
+
 def test_models_of_the_hubs_cache_are_links_and_can_be_copied(tmp_path: Path) -> None:
     folder = tmp_path / "models--a--b"
     snapshot = fake_model(folder / "snapshots" / ("c" * 40))
