@@ -144,8 +144,11 @@ def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
 
     config = load(arguments.config, arguments.overrides)
     if config.cluster.env:
+        from launch.environment import taken_here
+
         aside.close()  # it has imported libraries that read the environment, as the hub's does HF_HOME
-        os.environ.update(config.cluster.env)
+        code = not getattr(arguments, "no_code", False)
+        os.environ.update(taken_here(config.cluster.env, os.environ, code=code))
     return config
 
 

@@ -15,6 +15,7 @@ from actors.secret_text import masked
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from launch.config import RunConfig, validate
+from launch.environment import taken_here
 from launch.machine import this_machine
 from launch.merging import merging_lost
 
@@ -42,7 +43,7 @@ def export_step(run: str, step: int) -> str:
     if step not in kept:
         there = ", ".join(map(str, kept)) or "none"
         raise UserError(f"--step: must be a step whose checkpoint is kept in {directory} ({there}), got {step}")
-    os.environ.update(config.cluster.env)
+    os.environ.update(taken_here(config.cluster.env, os.environ, code=True))
     final, partial = directory / f"export-step-{step}", directory / f"export-step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
