@@ -1,5 +1,6 @@
 """What configurations name does not run with --no-code; reward functions see no secrets and have their memory."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from actors.confined import hidden, without_secrets
 from actors.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
+from algorithms.rewards import load_scorer
 from launch.cli import main
 from launch.reward_checks import ProbeRow, RewardProbe
 
@@ -28,6 +30,7 @@ data: {train: rows.jsonl}
 reward: {functions: [exact_match]}
 run: {name: x}
 """
+MARK = "hunter2"
 NOT_IMPORTED = "was not imported (--no-code), so nothing is known of what it gives"
 
 
@@ -127,12 +130,20 @@ SECRETS = {
     "RAY_AUTH_TOKEN": "7",
     "SSH_AUTH_SOCK": "/run/agent",
     "JUDGE_TOKEN": "8",
+    "AZURE_STORAGE_CONNECTION_STRING": "9",
+    "SENTRY_DSN": "10",
+    "SLACK_WEBHOOK_URL": "11",
+    "HTTP_AUTH": "12",
+    "JUDGE": "hf_" + "a1" * 17,
+    "MIRROR": "https://files/x?access_token=13",
 }
 HARMLESS = {
     "PATH": "/bin",
     "HF_TOKEN_PATH": "/file",
     "TOKENIZERS_PARALLELISM": "0",
     "HOME": "/home/somebody",
+    "RAY_AUTH_MODE": "token",
+    "AUTHOR": "me",
     "X_URL": "http://x",
 }
 SEES = """
@@ -191,6 +202,25 @@ def test_a_reward_worker_keeps_no_secrets(monkeypatch: pytest.MonkeyPatch) -> No
 
     RewardWorker(load, os.getcwd(), ["JUDGE_TOKEN"]).ping()  # type: ignore[arg-type]
     assert [name for name in SECRETS if name in seen] == ["JUDGE_TOKEN"]
+
+
+def test_headers_of_endpoints_are_filled_before_functions_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("sees.py").write_text(SEES + "at_import = dict(os.environ)\n")
+    for name in ("JUDGE_TOKEN", "SCORES_TOKEN", "OTHER_TOKEN"):
+        monkeypatch.setenv(name, MARK)
+    headers = {"Authorization": "Bearer $SCORES_TOKEN", "X-Judge": "$JUDGE_TOKEN"}
+    values = {"functions": ["sees.py:seen"], "endpoints": [{"url": "http://h/x", "headers": headers}]}
+    reward = RewardConfig.model_validate(values | {"pass_env": ["JUDGE_TOKEN"]})
+    worker = RewardWorker(lambda: load_scorer(reward), os.getcwd(), reward.kept_variables)  # type: ignore[arg-type]
+    worker.ping()
+    function, endpoint = worker._scorer.args[0]  # type: ignore[union-attr]
+    assert endpoint.headers == {"Authorization": f"Bearer {MARK}", "X-Judge": MARK}
+    assert [name for name, value in function.call.__globals__["at_import"].items() if value == MARK] == ["JUDGE_TOKEN"]
+    lines, said = probed(reward)
+    assert (len(lines), said) == (1, [])
+    assert [name for name, value in json.loads(Path("seen.json").read_text()).items() if value == MARK] == [
+        "JUDGE_TOKEN"
+    ]
 
 
 def test_a_function_that_takes_too_much_memory_has_failed() -> None:
