@@ -115,7 +115,9 @@ def _base_of(directory: Path) -> Path:
     revision = settings.get("revision")
     named = f"base_model_name_or_path in {path}"
     if is_hub_id(base):
-        return Path(local_directory(f"{base}@{revision}" if revision else base, f"RUN: {named}"))
+        found = Path(local_directory(f"{base}@{revision}" if revision else base, f"RUN: {named}"))
+        check_whole(found, f"RUN: {named}")
+        return found
     if not Path(base).is_dir():
         raise UserError(
             f"RUN: {named} must be a model, whose weights the adapters change; there is no directory "
