@@ -2,18 +2,24 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from actors.config import UserError
 from actors.confined import hidden, without_secrets
 from actors.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
 from algorithms.rewards import load_scorer
 from launch.cli import main
+from launch.mine import MineOptions, _own_rows
 from launch.reward_checks import ProbeRow, RewardProbe
+from launch.search import own_passages
+from launch.shadowing import make_importable
 
+ROOT = Path(__file__).resolve().parent.parent
 CODE = """
 open("ran", "w").write("imported")
 def score(completion, answer):
@@ -113,6 +119,47 @@ def test_the_other_verbs_without_code(capsys: pytest.CaptureFixture[str]) -> Non
         capsys, "submit", "job.yaml", "--no-code", "--address", "http://127.0.0.1:9", "data.converter=no:x"
     )
     assert (code, "data.converter: no module named no, got no:x" in text) == (2, True)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("verb", ["chat", "export", "curves", "search", "check --no-code"])
+def test_verbs_that_load_no_code_import_nothing_from_the_working_directory(verb: str) -> None:
+    for name in ("annotated_types", "httpx", "fsspec", "markupsafe", "yaml", "socket", "sitecustomize"):
+        if verb != "check --no-code":  # it says what `check` would stumble over
+            Path(f"{name}.py").write_text("open('ran', 'w')")
+    Path("orjson.py").write_text("open('ran', 'w')")  # some packages import it where there is one
+    words = [*verb.split(), "job.yaml" if "check" in verb else "."]
+    code = "import sys; from launch.__main__ import main; code = main(); import orjson"
+    there = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = ["-c", code] if verb in ("chat", "search") else ["-m", "launch"]
+    done = subprocess.run([sys.executable, *start, *words], env=there, capture_output=True, text=True, timeout=120)
+    assert not Path("ran").exists(), done.stderr
+    assert ("No module named 'orjson'" in done.stderr) == (start[0] == "-c")
+
+
+def test_code_of_the_working_directory_hides_nothing_that_is_installed() -> None:
+    make_importable(str(Path.cwd()), code=True)
+    assert sys.path[-1] == str(Path.cwd())
+    assert sys.path.count(str(Path.cwd())) == 1
+
+
+def test_search_runs_no_code_that_a_run_names(tmp_path: Path) -> None:
+    values = {
+        "algorithm": {"name": "embedding", "steps": 1},
+        "model": {"path": "m"},
+        "data": {"train": "others.py:rows"},
+    }
+    (tmp_path / "run/export").mkdir(parents=True)
+    config = tmp_path / "run/config.json"
+    config.write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match=r"^--corpus: required for a run whose passages come from code, .*others.py:rows"
+    ):
+        own_passages(tmp_path / "run")
+    config.chmod(0o666)
+    for read in (own_passages, lambda run: _own_rows(MineOptions(model=str(run), data="data.train", output="o.jsonl"))):
+        with pytest.raises(UserError, match=r"of somebody else's, as .* can be written by everybody"):
+            read(tmp_path / "run")
     assert not Path("ran").exists()
 
 
