@@ -4,9 +4,11 @@ Secrets are for the hub and the trackers; a reward function that prints its envi
 away none. This confines mistakes, not malice: such a function runs as the user, and reads what the user can.
 """
 
+import math
 import os
 import resource
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -57,16 +59,25 @@ def confine(kept: Collection[str], memory_mib: int | None) -> None:
 
 
 @contextmanager
-def at_most(memory_mib: int) -> Iterator[None]:
-    """Let this process allocate no more than `memory_mib` while the block runs; what is beyond is a MemoryError."""
+def at_most(memory_mib: int, cpu_s: float) -> Iterator[None]:
+    """Let this process allocate no more than `memory_mib` while the block runs; what is beyond is a MemoryError.
+
+    After `cpu_s` seconds of computing the kernel ends it (SIGXCPU): no signal's handler runs while a single operation
+    of Python's, such as the hash of nested tuples, takes for ever.
+    """
     with _ONE:  # The limit is the process's: of two threads, one would put back what the other had set.
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         limit = _allocated() + memory_mib * 2**20
         if soft == resource.RLIM_INFINITY or limit < soft:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        soft_s, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+        ends = math.ceil(time.process_time() + cpu_s)
+        if soft_s == resource.RLIM_INFINITY or ends < soft_s:
+            resource.setrlimit(resource.RLIMIT_CPU, (ends, hard_s))
         try:
             yield
         finally:
+            resource.setrlimit(resource.RLIMIT_CPU, (soft_s, hard_s))
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
