@@ -101,13 +101,14 @@ def _expanded(array: Any) -> int:
     import pyarrow
     import pyarrow.compute
 
+    compute: Any = pyarrow.compute
     kind = array.type
     if pyarrow.types.is_dictionary(kind):
         values = array.dictionary
         if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_binary(values.type)):
             return array.nbytes
-        lengths = pyarrow.compute.binary_length(values).cast(pyarrow.int64()).take(array.indices)
-        return (pyarrow.compute.sum(lengths).as_py() or 0) + 4 * len(array)
+        lengths = compute.binary_length(values).cast(pyarrow.int64()).take(array.indices)
+        return (compute.sum(lengths).as_py() or 0) + 4 * len(array)
     if pyarrow.types.is_struct(kind):
         return 4 * len(array) + sum(map(_expanded, array.flatten()))
     if pyarrow.types.is_map(kind):

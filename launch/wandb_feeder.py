@@ -53,7 +53,9 @@ def _reached(kept: int, run: Any) -> int:
 
 def _keep(file: Path, known: dict[str, Any]) -> None:
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(known), encoding="utf-8")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8") as there:  # "x" follows no link that somebody has put there
+        there.write(json.dumps(known))
     os.replace(partial, file)
 
 
