@@ -140,7 +140,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"must give each name once, got {short(twice)} twice")
+        raise ValueError(f"must give each name once, got {abbreviated(twice)} twice")
     return made
 
 
@@ -151,7 +151,7 @@ def _no_constant(name: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"must hold numbers of at most 1.8e308, got {short(text)}")
+        raise ValueError(f"must hold numbers of at most 1.8e308, got {abbreviated(text)}")
     return number
 
 
@@ -161,5 +161,5 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def short(text: str) -> str:
+def abbreviated(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
-from algorithms.row_files import EXPANDS_TOO_FAR, most_bytes, short
+from algorithms.row_files import EXPANDS_TOO_FAR, abbreviated, most_bytes
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 2**26
 """Rows that are read at one time, and bytes of those that are made at one time where rows share large values."""
@@ -32,7 +32,7 @@ def rows_of_parquet(path: Path, field: str) -> Iterator[Any]:
             names = file.schema_arrow.names
             for name in names:
                 if names.count(name) > 1:
-                    raise UserError(f"{field}: {path} must have each column once, got {short(name)} twice")
+                    raise UserError(f"{field}: {path} must have each column once, got {abbreviated(name)} twice")
             if _stored(file) > most or _least(file) > _FACTOR * most:
                 raise too_far
             shared = _shared(file)

@@ -19,7 +19,7 @@ from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
 from launch.reports import switch_off
 from launch.screen import show_what_acts
-from launch.shadowing import make_importable, shadowing
+from launch.shadowing import reach_code
 
 if TYPE_CHECKING:
     from launch.aside import Aside
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _LONGEST_LINE = 2000
-_LOADING_CODE = ("run", "check", "data", "mine", "submit", "k8s")
-"""Verbs that may import what a configuration names; `export --step` starts processes that have the directory too."""
 _STARTED = time.monotonic()
 
 
@@ -64,22 +62,16 @@ def _main(argv: list[str]) -> int:
     if name not in VERBS:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
-    _reach_code(name, arguments)
+    code = not getattr(arguments, "no_code", False)
+    workers = getattr(arguments, "step", None) is not None
+    if problem := reach_code(_working_directory(), name, code=code, workers=workers):
+        raise UsageError(problem)
     from actors.config import UserError
 
     try:
         return VERBS[name].handle(arguments)
     except UserError as error:
         return _report(*error.problems)
-
-
-def _reach_code(name: str, arguments: argparse.Namespace) -> None:
-    """Let verbs that load code of the user's import it from the working directory, and no others."""
-    directory = _working_directory()
-    loads = name in _LOADING_CODE or getattr(arguments, "step", None) is not None
-    if loads and (problem := shadowing(directory)):
-        raise UsageError(problem)
-    make_importable(directory, code=loads and not getattr(arguments, "no_code", False))
 
 
 def _version() -> str:

@@ -37,6 +37,10 @@ _MODULES = (".py", ".pyc", ".so")
 """What the name of a module's file ends in."""
 
 
+_LOADING_CODE = ("run", "check", "data", "mine", "submit", "k8s")
+"""Verbs that may import what a configuration or a row's source names."""
+
+
 def shadowing(directory: str) -> str | None:
     """One line about the first file or package of `directory` that would be imported by mistake; None without one."""
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -65,6 +69,16 @@ def shadowing(directory: str) -> str | None:
                 f"(rename it, or start elsewhere), got {directory}"
             )
     return None
+
+
+def reach_code(directory: str, verb: str, *, code: bool, workers: bool) -> str | None:
+    """Let verbs that load code of the user's import it from the working directory, and no others; with `code` False
+    none does. `workers`: the verb starts processes that have the directory too. Returns what `shadowing` says.
+    """
+    loads = verb in _LOADING_CODE or workers
+    problem = shadowing(directory) if loads else None
+    make_importable(directory, code=loads and code and problem is None)
+    return problem
 
 
 def leave_out_working_directory() -> None:
