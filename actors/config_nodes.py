@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, PositiveFloat
 
 _SECRET = re.compile(
-    r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION)(?=_|$)|PASSWORD|PASSWD|PASSPHRASE|APIKEY|SECRET)"
+    r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION|WEBHOOK|COOKIE)(?=_|$)|(^|_)(AUTH|AUTHENTICATION|DSN)$"
+    r"|PASSWORD|PASSWD|PASSPHRASE|APIKEY|SECRET|CONN(ECTION)?_?STR(ING)?(?=_|$))"
     r"(?!S?_(PATH|FILE|DIR|IDS)$)"
 )
 _SECRET_SETTING = re.compile(
@@ -21,7 +22,17 @@ _SET_ELSEWHERE = {
     "RAY_JOB_STOP_WAIT_TIME_S": "cluster.stop_wait_s sets it",
     "CUDA_VISIBLE_DEVICES": "Ray sets it",
     "TANDEM_LOG": "it is Tandem's own",
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "weights are data, and no code is loaded with them",
 }
+_RUNS_CODE = re.compile(
+    r"LD_(?!LIBRARY_PATH$)\w+|DYLD_\w+|GCONV_PATH|LOCPATH|GLIBC_TUNABLES|CUDA_INJECTION\w+|OMPT?_TOOL_LIBRARIES"
+    r"|PYTHON(?!(HASHSEED|UNBUFFERED|FAULTHANDLER|DONTWRITEBYTECODE|UTF8|IOENCODING|MALLOC|TRACEMALLOC)$)\w*"
+    r"|PATH|SHELL|ENV|BASH_ENV|BASHOPTS|SHELLOPTS|PROMPT_COMMAND|IFS|BROWSER|EDITOR|VISUAL|\w*PAGER|LESS(OPEN|CLOSE)"
+    r"|PERL\w+|RUBY(OPT|LIB)|NODE_(OPTIONS|PATH)|_?JAVA_(TOOL_)?OPTIONS|JDK_JAVA_OPTIONS|CLASSPATH"
+    r"|GIT_\w+|\w+_ASKPASS|OPENSSL_(CONF|MODULES|ENGINES)|MPLBACKEND|MATPLOTLIBRC|IPYTHONDIR|COVERAGE_PROCESS_START"
+    r"|WANDB__?EXECUTABLE|RAY_\w*_HOOK|HF_DATASETS_TRUST_REMOTE_CODE"
+)
+"""Names by which programs and libraries run other code than their own."""
 
 
 def is_secret(name: str, value: str = "") -> bool:
@@ -45,6 +56,8 @@ def _check_environment(variables: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{name} must be a name of letters, digits and _, got {name!r}")
         if name in _SET_ELSEWHERE:
             raise ValueError(f"{name} must be left out, as {_SET_ELSEWHERE[name]}, got {variables[name]!r}")
+        if _RUNS_CODE.fullmatch(name):
+            raise ValueError(f"{name} must be left out, as programs run other code by it, got {variables[name]!r}")
         if is_secret(name):
             raise ValueError(f"{name} must come from the environment of the nodes: configurations are kept and shown")
         if _PASSWORD_IN_URL.search(variables[name]):

@@ -23,6 +23,7 @@ from actors.models import TORCH_DTYPES, linear_in_float32
 from actors.readable import make_readable
 from actors.stored import only_data
 
+_NO_CODE = {"trust_remote_code": False}
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
 
@@ -42,7 +43,8 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
         with torch.random.fork_rng():
             torch.manual_seed(model.init.seed)
-            body = AutoModel.from_config(AutoConfig.from_pretrained(directory))
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            body = AutoModel.from_config(config, trust_remote_code=False)
         # save_pretrained would write on rank 0 only.
         save_file(body.state_dict(), Path(scratch) / "model.safetensors", metadata={"format": "pt"})
         return _load(model, head, scratch)
@@ -108,7 +110,10 @@ def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> An
     if _saved_as(directory) == "CrossEncoder":
         raise UserError(f"model.path: must be an embedding model or a plain one, got a reranker in {directory}")
     if _describes_itself(directory):
-        loaded: Any = SentenceTransformer(directory, device="cpu", model_kwargs=_options(model))
+        loaded: Any = SentenceTransformer(
+            directory, device="cpu", model_kwargs=_options(model), trust_remote_code=False
+        )
+        keep_texts(loaded, directory, "model.path")
         _require_same_head(loaded, head, directory)
         return loaded
     if head.pooling is None:
@@ -118,7 +123,9 @@ def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> An
         )
     transformer = Transformer(
         directory,
-        model_kwargs=_options(model),
+        model_kwargs=_options(model) | _NO_CODE,
+        processor_kwargs=_NO_CODE,
+        config_kwargs=_NO_CODE,
         # Texts stay texts, also where the tokenizer has a chat template.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
@@ -135,17 +142,19 @@ def _load_reranker(model: ModelConfig, directory: str) -> Any:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     if _saved_as(directory) == "CrossEncoder":
-        loaded: Any = CrossEncoder(directory, device="cpu", model_kwargs=_options(model))
+        loaded: Any = CrossEncoder(directory, device="cpu", model_kwargs=_options(model), trust_remote_code=False)
+        keep_texts(loaded, directory, "model.path")
     else:
-        settings = AutoConfig.from_pretrained(directory)
+        settings = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         classifies = str((settings.architectures or [""])[0]).endswith("ForSequenceClassification")
         if classifies and settings.num_labels != 1:
             raise UserError(f"model.path: must give one score, got {settings.num_labels} classes in {directory}")
         transformer = Transformer(
             directory,
             transformer_task="sequence-classification",
-            model_kwargs=_options(model),
-            config_kwargs={"num_labels": 1},
+            model_kwargs=_options(model) | _NO_CODE,
+            processor_kwargs=_NO_CODE,
+            config_kwargs={"num_labels": 1} | _NO_CODE,
             # Two texts stay two texts, also where the tokenizer has a chat template, which knows no such roles.
             modality_config={"text": {"method": "forward", "method_output_name": "logits"}},
             module_output_name="scores",
@@ -158,6 +167,23 @@ def _load_reranker(model: ModelConfig, directory: str) -> Any:
     if loaded.num_labels != 1:
         raise UserError(f"model.path: must be a reranker with one score, got {loaded.num_labels} in {directory}")
     return loaded
+
+
+def keep_texts(loaded: Any, directory: str, field: str) -> None:
+    """Let a sentence-transformers model take texts as they are, also where its tokenizer has a chat template.
+
+    Raises UserError for one that is saved to write them by its template: that is a program, and would run without
+    limits.
+    """
+    saved = [json.loads(file.read_text(encoding="utf-8")) for file in Path(directory).rglob("sentence_*_config.json")]
+    told = any(isinstance(values, dict) and "message" in (values.get("modality_config") or {}) for values in saved)
+    for module in loaded.modules():
+        modalities = getattr(module, "modality_config", None)
+        if isinstance(modalities, dict) and modalities.pop("message", None) and (told or "text" not in modalities):
+            raise UserError(
+                f"{field}: must take texts as they are, got a model that writes them by its chat template (message in "
+                f"modality_config of its sentence-transformers settings) in {directory}"
+            )
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:
@@ -232,7 +258,9 @@ def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead,
     model.save(str(directory))
     restore_settings(directory, body, scores=head.kind == "reranker")
     make_readable(directory)
-    AutoTokenizer.from_pretrained(directory)  # what cannot be read back is noticed here, not by the user
+    AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False
+    )  # what cannot be read back is noticed here, not by the user
 
 
 def load_guide(path: str, device: torch.device) -> Any:
@@ -243,4 +271,6 @@ def load_guide(path: str, device: torch.device) -> Any:
     if not _describes_itself(directory):
         raise UserError(f"algorithm.guide: must be an embedding model (with modules.json), got {path}")
     with only_data(directory):
-        return SentenceTransformer(directory, device=str(device)).requires_grad_(False).eval()
+        loaded = SentenceTransformer(directory, device=str(device), trust_remote_code=False)
+        keep_texts(loaded, directory, "algorithm.guide")
+        return loaded.requires_grad_(False).eval()

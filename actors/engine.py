@@ -295,5 +295,7 @@ def _deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2))
+    partial.unlink(missing_ok=True)
+    with partial.open("x") as file:  # "x" follows no link that somebody has put there
+        file.write(json.dumps(value, indent=2))
     os.replace(partial, path)

@@ -102,7 +102,8 @@ def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
     if config.targets != "all-linear":
         return sorted({target.rpartition(".")[2] for target in config.targets})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(configured_directory(directory)))
+        config_of_model = AutoConfig.from_pretrained(configured_directory(directory), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config_of_model, trust_remote_code=False)
     return sorted({name.rpartition(".")[2] for name in linear_layers(model)})
 
 
@@ -316,7 +317,7 @@ def merge_adapter(directory: Path, base: str, output: Path) -> float:
     task = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
     loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
     options = {"num_labels": 1} if task == "SEQ_CLS" else {}
-    model: Any = loader.from_pretrained(base, dtype="auto", **options)
+    model: Any = loader.from_pretrained(base, dtype="auto", trust_remote_code=False, **options)
     if task != "SEQ_CLS":
         model.generation_config = GenerationConfig()  # the base's own is copied; some of those cannot be written
     adapted: Any = PeftModel.from_pretrained(model, str(directory))
@@ -324,7 +325,7 @@ def merge_adapter(directory: Path, base: str, output: Path) -> float:
     adapted.unload().save_pretrained(output)
     restore_settings(output, base, scores=task == "SEQ_CLS")
     tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(output)
     make_readable(output)
     return error.value
 

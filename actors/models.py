@@ -34,13 +34,13 @@ def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
     the hub as `located` names it.
     """
     options, directory = _options(model), local_directory(directory)
-    config = _without_dropout(AutoConfig.from_pretrained(directory))
+    config = _without_dropout(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     if model.init:
         torch.manual_seed(model.init.seed)
-        built = AutoModelForCausalLM.from_config(config, **options)
+        built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
         with only_data(directory):
-            built = AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
+            built = AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, **options)
     _refuse_unsupported(built)
     return _ready_to_train(built, model)
 
@@ -52,19 +52,21 @@ def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = F
     `needs_head` when the directory holds no trained head.
     """
     options, directory = _options(model), local_directory(directory)
-    config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1))
+    config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id in ends:
         config.pad_token_id = None
     if model.init:
         body = load_model(model, directory).get_decoder().state_dict()
-        built: Any = AutoModelForSequenceClassification.from_config(config, **options)
+        built: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, **options)
         getattr(built, built.base_model_prefix).load_state_dict(body)
     else:
         loader: Any = AutoModelForSequenceClassification
         with only_data(directory):
-            built, loaded = loader.from_pretrained(directory, config=config, output_loading_info=True, **options)
+            built, loaded = loader.from_pretrained(
+                directory, config=config, output_loading_info=True, trust_remote_code=False, **options
+            )
         if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
             raise UserError(
                 f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"

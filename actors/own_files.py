@@ -50,8 +50,10 @@ def load_data_only() -> None:
 
 
 def create(path: Path) -> int:
-    """Open a file for writing, emptied if it was there, that no others may write; returns the descriptor."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    """Open a new file for writing, in place of one or a link that was there, that no others may write; returns the
+    descriptor."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
 
 def sha256_of(path: Path) -> str:

@@ -20,9 +20,13 @@ _QUERY = re.compile(r"([?&;#])([^?&;#=\s]+)=([^&;#\s'\"]+)")
 _SCHEME = re.compile(r"\b([Bb]earer|Basic|ApiKey)(\s+)(?!\$|\*\*\*)[^\s'\",}\]]+")
 _CREDENTIALS = re.compile(r"\s*(bearer|basic|token|digest|apikey)\s+(?!\$)\S", re.IGNORECASE)
 _TOKEN = re.compile(
-    r"\b(hf_[A-Za-z0-9]{30,}|sk-(?:[a-z0-9]{1,12}-){0,3}[A-Za-z0-9_]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}"
-    r"|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|A[KS]IA[0-9A-Z]{16}|AIza[\w-]{35}"
-    r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]*)|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}|wandb_v1_\w{20,}"
+    r"|npm_[A-Za-z0-9]{30,}|glpat-[\w-]{20,}|(?:xox[abeprs]|xapp)-[\w-]{10,}|A[KS]IA[0-9A-Z]{16}|AIza[\w-]{35}"
+    r"|(?:nvapi|xai)-[\w-]{20,}|gsk_[A-Za-z0-9]{30,}|[rs]k_(?:live|test)_\w{20,}|pypi-[\w-]{40,}|dapi[0-9a-f]{32}"
+    r"|(?:Account|SharedAccess)Key=[A-Za-z0-9+/=]{20,}|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]*)"
+    # A key up to its end, or to that of a text that was cut.
+    r"|-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.)*?"
+    r"(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)"
 )
 """How the tokens of well-known services look."""
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=]{20,}")

@@ -106,10 +106,10 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         raise UserError(f"model.path: {fault}, got {path}")
     try:
         if (directory / "tokenizer.json").is_file():
-            return fast_tokenizer().from_pretrained(str(directory))
+            return fast_tokenizer().from_pretrained(str(directory), trust_remote_code=False)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(directory))
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain exceptions, and each file has its own way to be damaged
         raise UserError(f"model.path: tokenizer cannot be read ({_first_line(error)}), got {path}") from error
 

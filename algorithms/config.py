@@ -172,8 +172,8 @@ class RewardConfig(Config):
     limit."""
     pass_env: list[VariableName] = []
     """Variables that functions may read although they look like secrets, such as OPENAI_API_KEY. All others that hold a
-    key, token or password, by name or in a URL, are taken out of the environment of reward processes, except those that
-    `headers` of endpoints name."""
+    key, token or password, by name, in a URL or as the tokens of known services look, are taken out of the environment
+    of reward processes; those that `headers` of endpoints name, before a function is imported."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of a step's samples, of all rounds of dynamic_sampling, that may fail (and be replaced), in engines and
     rewards together, before the run stops with the cause."""
@@ -208,7 +208,7 @@ class RewardConfig(Config):
 
     @property
     def kept_variables(self) -> set[str]:
-        """Variables that reward processes keep, also when they look like secrets."""
+        """Variables that reward processes start with, also when they look like secrets."""
         templates = [template for endpoint in self.endpoints for template in endpoint.headers.values()]
         return {*self.pass_env, *(name for template in templates for name in HEADER_VARIABLE.findall(template))}
 

@@ -50,7 +50,8 @@ def run_mteb(path: Path, tasks: list[str], output: Path, kind: Literal["embeddin
     mteb: Any = importlib.import_module("mteb")
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-    model = SentenceTransformer(str(path)) if kind == "embedding" else CrossEncoder(str(path))
+    loader = SentenceTransformer if kind == "embedding" else CrossEncoder
+    model = loader(str(path), trust_remote_code=False)
     output.mkdir(parents=True, exist_ok=True)
     scores = {}
     for task in found:

@@ -34,7 +34,8 @@ class ReferenceCache:
         self._values |= {_key(item): float(value) for item, value in zip(sequences, values, strict=True)}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as stream:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as stream:  # "x" follows no link that somebody has put there
             np.savez(stream, keys=np.array(list(self._values)), values=np.array(list(self._values.values())))
         os.replace(partial, self._file)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _TEMPLATE_S, _TEMPLATE_MIB = 5.0, 1024
 """What the chat template may take for one conversation: a row of 4 MiB takes it hundredths of that."""
+_ENDED_AFTER = 4
+"""How many times as long it may take where nothing can interrupt it: then the process is ended."""
 
 
 def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Message]:
@@ -41,10 +43,14 @@ def render_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast
 def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
     """apply_chat_template with a deadline and a limit of memory: a template is a program of whoever made the model.
 
-    Raises what it raises, also TimeoutError and MemoryError.
+    Raises what it raises, also TimeoutError and MemoryError. One that is late within a single operation of Python's
+    ends this process by SIGXCPU.
     """
     try:
-        with at_most(_TEMPLATE_MIB), Watch(_TEMPLATE_S, file="", clock=time.thread_time) as watch:
+        with (
+            at_most(_TEMPLATE_MIB, _ENDED_AFTER * _TEMPLATE_S),
+            Watch(_TEMPLATE_S, file="", clock=time.thread_time) as watch,
+        ):
             return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
     except TooLate as error:
         raise TimeoutError(str(error)) from None

@@ -57,8 +57,7 @@ class _Reporter:
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._main = threading.get_ident()
-        self._doing = ""
-        self._began = self._limit = 0.0
+        self._now = ("", 0.0, 0.0)
         self.file: str | None = None
         self.deadline_s = 0.0
 
@@ -67,19 +66,20 @@ class _Reporter:
 
     def begin(self, doing: str, limit_s: float) -> None:
         """From now on the main thread is doing this, for so long at most; nothing ends the watch."""
-        self._began, self._limit, self._doing = time.monotonic(), limit_s, doing
+        self._now = (doing, time.monotonic(), limit_s)  # one value: the other thread sees none that is half changed
 
     def watch(self) -> None:
         """Look at the main thread until the process ends."""
         while True:
             time.sleep(_LOOK_EVERY_S)
-            doing, frame, passed = self._doing, stack_of(self._main), time.monotonic() - self._began
+            (doing, began, limit_s), frame = self._now, stack_of(self._main)
             if not doing:
                 continue
+            passed = time.monotonic() - began
             reason = stuck(frame, self.file, passed, self.deadline_s)
-            if reason is None and passed < self._limit:
+            if reason is None and passed < limit_s:
                 continue
-            late = f"took longer than {self._limit:g} s{line_in(frame, self.file)}"
+            late = f"took longer than {limit_s:g} s{line_in(frame, self.file)}"
             self.say(event="late", doing=doing, reason=reason or late, stuck=reason is not None)
             os._exit(0)
 

@@ -7,7 +7,7 @@ training loop adds. Runs without torch and ray.
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
+from actors.confined import forget
 from algorithms.config import RewardConfig
 from algorithms.reward_calls import LoadedFunction, Outcome, Samples, load_reward_function
 from algorithms.reward_endpoint import LoadedEndpoint, load_endpoint
@@ -44,20 +45,32 @@ class Score:
     """When failed, `error` without the sample, to count distinct causes."""
 
 
-def load_sources(config: RewardConfig) -> list[LoadedSource]:
+def load_sources(config: RewardConfig, *, confined: bool = False) -> list[LoadedSource]:
     """The functions, then the endpoints: what a reward process calls.
+
+    `confined`: once the endpoints have read their headers' variables, these leave this process's environment, except
+    those of reward.pass_env, before a function is imported.
 
     Raises UserError like `resolve` and `load_endpoint`, with the problems of all of them.
     """
     functions, _, endpoints = sources_labels(config)
-    loads: list[Callable[[], LoadedSource]] = [
-        functools.partial(load_reward_function, function, index, label)
-        for index, (function, label) in enumerate(zip(config.functions, functions, strict=True))
-    ]
-    loads += [
+    services, faults = _loaded(
         functools.partial(load_endpoint, endpoint, index, label, config.deadline_s)
         for index, (endpoint, label) in enumerate(zip(config.endpoints, endpoints, strict=True))
-    ]
+    )
+    if confined:
+        forget(config.kept_variables - {*config.pass_env})
+    sources, problems = _loaded(
+        functools.partial(load_reward_function, function, index, label)
+        for index, (function, label) in enumerate(zip(config.functions, functions, strict=True))
+    )
+    if problems or faults:
+        raise UserError(*problems, *faults)
+    return [*sources, *services]
+
+
+def _loaded(loads: Iterable[Callable[[], LoadedSource]]) -> tuple[list[LoadedSource], list[str]]:
+    """What can be loaded, and what is wrong with the rest."""
     sources: list[LoadedSource] = []
     problems: list[str] = []
     for load in loads:
@@ -65,9 +78,7 @@ def load_sources(config: RewardConfig) -> list[LoadedSource]:
             sources.append(load())
         except UserError as error:
             problems += error.problems
-    if problems:
-        raise UserError(*problems)
-    return sources
+    return sources, problems
 
 
 def sources_labels(config: RewardConfig) -> tuple[list[str], list[str], list[str]]:
@@ -87,7 +98,8 @@ def load_scorer(config: RewardConfig) -> Callable[[Prompt, list[Rollout], float]
 
     Its third argument is the time, on time.monotonic(), at which endpoints must have answered.
     """
-    return functools.partial(score_rollouts, load_sources(config), models=any(model.weight for model in config.models))
+    sources = load_sources(config, confined=True)
+    return functools.partial(score_rollouts, sources, models=any(model.weight for model in config.models))
 
 
 def score_rollouts(

@@ -20,10 +20,8 @@ _MAX_LIST_BYTES = 2**30
 _EXPANDS, _EXPANDED_BYTES = 200, 2**28
 """How many times its size a compressed file may hold, and the bytes up to which it may hold any number of times more:
 text is some ten times smaller, and what says little in gigabytes is a mistake or a trap."""
-_BATCH_ROWS, _PARQUET_FACTOR = 256, 8
-"""Rows of Parquet that are made at one time; a value that rows share is stored once there, so more may come out."""
 _GZIP = b"\x1f\x8b"
-_EXPANDS_TOO_FAR = f"must hold at most {_EXPANDS} times its size, got a file that expands to more"
+EXPANDS_TOO_FAR = f"must hold at most {_EXPANDS} times its size, got a file that expands to more"
 _LFS_POINTER = "version https://git-lfs"
 
 
@@ -36,7 +34,9 @@ def rows_of_file(path: Path, field: str) -> Iterator[Any]:
     if not path.name.endswith(FILE_TYPES):
         small = " in small letters" if path.name.lower().endswith(FILE_TYPES) else ""
         raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}{small}, got {path.name}")
-    return _parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
+    from algorithms.row_parquet import rows_of_parquet
+
+    return rows_of_parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
 
 
 def _json(path: Path, field: str) -> Iterator[Any]:
@@ -64,8 +64,8 @@ class _Expanding:
 
     def __init__(self, raw: Any, path: Path, field: str) -> None:
         self._stream = gzip.GzipFile(fileobj=raw)
-        self._most = _most_bytes(path)
-        self._told = f"{field}: {path} {_EXPANDS_TOO_FAR}"
+        self._most = most_bytes(path)
+        self._told = f"{field}: {path} {EXPANDS_TOO_FAR}"
         self._read = 0
 
     def readline(self, size: int) -> bytes:
@@ -87,7 +87,8 @@ class _Expanding:
         return part
 
 
-def _most_bytes(path: Path) -> int:
+def most_bytes(path: Path) -> int:
+    """Most that a compressed file may hold."""
     return max(_EXPANDED_BYTES, _EXPANDS * path.stat().st_size)
 
 
@@ -139,7 +140,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"must give each name once, got {_short(twice)} twice")
+        raise ValueError(f"must give each name once, got {abbreviated(twice)} twice")
     return made
 
 
@@ -150,7 +151,7 @@ def _no_constant(name: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"must hold numbers of at most 1.8e308, got {_short(text)}")
+        raise ValueError(f"must hold numbers of at most 1.8e308, got {abbreviated(text)}")
     return number
 
 
@@ -160,29 +161,5 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _short(text: str) -> str:
+def abbreviated(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _parquet(path: Path, field: str) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for name in names:
-                if names.count(name) > 1:
-                    raise UserError(f"{field}: {path} must have each column once, got {_short(name)} twice")
-            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-            most, expanded = _most_bytes(path), 0
-            if sum(group.total_byte_size for group in groups) > most:
-                raise UserError(f"{field}: {path} {_EXPANDS_TOO_FAR}")
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                expanded += batch.nbytes
-                if expanded > _PARQUET_FACTOR * most:
-                    raise UserError(f"{field}: {path} {_EXPANDS_TOO_FAR}")
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: {path} cannot be read as Parquet ({reason})") from None

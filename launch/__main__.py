@@ -1,16 +1,13 @@
 """`python -m launch` and the console script `tandem`."""
 
-import os
 import sys
 
-from launch.shadowing import shadowing
+from launch.shadowing import leave_out_working_directory
 
 # Before any other import: with `python -m` the working directory is the first place where modules are looked for.
-if problem := shadowing(os.getcwd()):
-    print(f"error: {problem}", file=sys.stderr)
-    sys.exit(2)
+leave_out_working_directory()
 
-from launch.cli import main
+from launch.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

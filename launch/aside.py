@@ -79,6 +79,8 @@ class Aside:
         self._connection.close()
         self._connection = None
         if code != _UNABLE:
+            if code == -signal.SIGXCPU:
+                raise UserError("data: must be rendered by the chat template in seconds, got one that never ends")
             reason = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise UserError(
                 f"data: must be read without ending the process (is there memory for it? what does a converter or "

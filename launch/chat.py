@@ -130,8 +130,9 @@ class _Speaker:
         transformers.utils.logging.disable_progress_bar()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            loader = transformers.AutoModelForCausalLM
+            model: Any = loader.from_pretrained(directory, dtype="auto", trust_remote_code=False)
             self._model = model.to(self._device)
         except Exception as error:  # each architecture has its own way not to load
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

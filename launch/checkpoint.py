@@ -178,11 +178,11 @@ class Checkpoints:
             with told_when_full(partial):
                 self._fill(partial, step, state, write)
         except Exception:
-            shutil.rmtree(partial, ignore_errors=True)  # of a full disk, the next try needs the room
+            remove(partial)  # of a full disk, the next try needs the room
             raise
 
     def _fill(self, partial: Path, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
         files: dict[str, int] = {}
         hashes: dict[str, str] = {}
@@ -212,7 +212,7 @@ class Checkpoints:
         """
         final = self._directory / f"step-{step}"
         with told_when_full(final):
-            shutil.rmtree(final, ignore_errors=True)
+            remove(final)
             # Said before it is in place: a run that is killed in between goes on from it all the same.
             said = [self._say(final, name) for name in (["best"] if best else []) + ["latest"]]
             os.replace(self._directory / f"{final.name}.partial", final)
@@ -259,7 +259,8 @@ class Checkpoints:
 
     def _say(self, directory: Path, pointer: str) -> Path:
         partial = self._directory / f"{pointer}.partial"
-        with partial.open("w", encoding="utf-8") as file:
+        partial.unlink(missing_ok=True)
+        with partial.open("x", encoding="utf-8") as file:  # "x" follows no link that somebody has put there
             file.write(directory.name)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave a name of NUL bytes

@@ -19,7 +19,7 @@ from launch.arguments import UsageError, Verb
 from launch.parsing import parse_verb, unknown_verb
 from launch.reports import switch_off
 from launch.screen import show_what_acts
-from launch.shadowing import make_importable
+from launch.shadowing import reach_code
 
 if TYPE_CHECKING:
     from launch.aside import Aside
@@ -62,7 +62,10 @@ def _main(argv: list[str]) -> int:
     if name not in VERBS:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
-    make_importable(_working_directory(), code=not getattr(arguments, "no_code", False))
+    code = not getattr(arguments, "no_code", False)
+    workers = getattr(arguments, "step", None) is not None
+    if problem := reach_code(_working_directory(), name, code=code, workers=workers):
+        raise UsageError(problem)
     from actors.config import UserError
 
     try:
@@ -144,8 +147,11 @@ def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
 
     config = load(arguments.config, arguments.overrides)
     if config.cluster.env:
+        from launch.environment import taken_here
+
         aside.close()  # it has imported libraries that read the environment, as the hub's does HF_HOME
-        os.environ.update(config.cluster.env)
+        code = not getattr(arguments, "no_code", False)
+        os.environ.update(taken_here(config.cluster.env, os.environ, code=code))
     return config
 
 

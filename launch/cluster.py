@@ -20,6 +20,7 @@ from actors.config import UserError
 from actors.secret_text import masked
 from launch import reports
 from launch.config import RunConfig, machine_cpus
+from launch.environment import NO_TOKEN
 from launch.local_ray import only_what_is_used, private_directories, require_token
 from launch.ray_address import auth_mode, check_ray_address
 from launch.signals import arm, hold
@@ -84,7 +85,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
 
 def _variables(config: RunConfig) -> dict[str, str]:
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path, **reports.chosen(), **config.cluster.env}
+    kept = {NO_TOKEN: os.environ[NO_TOKEN]} if NO_TOKEN in os.environ else {}
+    return {"PYTHONPATH": path, **reports.chosen(), **config.cluster.env, **kept}
 
 
 @contextmanager

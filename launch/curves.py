@@ -3,6 +3,7 @@
 As a program of its own (`curves.py DIRECTORY`), it draws without disturbing the run: see `launch.redraw`.
 """
 
+import io
 import json
 import os
 import sys
@@ -50,7 +51,11 @@ def draw_curves(directory: Path) -> Path | None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     path, partial = directory / "curves.png", directory / "curves.png.partial"
-    figure.savefig(partial, dpi=_DPI, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=_DPI, format="png")
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # "x" follows no link that somebody has put there
+        file.write(picture.getvalue())
     os.replace(partial, path)  # whoever looks meanwhile sees the old one or the new one
     return path
 

@@ -119,9 +119,15 @@ def load_reranker(directory: Path, field: str) -> "CrossEncoder":
     return model
 
 
-def _loaded(load: Any, directory: Path, field: str) -> Any:
+def _loaded(loader: Any, directory: Path, field: str) -> Any:
+    from actors.encoder_models import keep_texts  # imports torch
+
     try:
-        return load(str(directory))
+        model = loader(str(directory), trust_remote_code=False)
+        keep_texts(model, str(directory), field)
+        return model
+    except UserError:
+        raise
     except Exception as error:  # each module has its own way not to load
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{field}: cannot be loaded ({reason}), got {directory}") from error

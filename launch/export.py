@@ -3,6 +3,7 @@
 A run with LoRA leaves the whole model, adapters merged into it, in export/, and the adapters alone in export/adapter/.
 """
 
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from actors.config import UserError
 from actors.hub_cache import is_hub_id, local_directory
 from actors.safetensors_header import parse_json
 from launch.chat import model_directory
+from launch.jobs.secret_files import holds_secrets
 from launch.links import check_links
 from launch.merging import merging_lost
 from launch.model_tensors import check_whole
@@ -44,12 +46,25 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     target = _target(output)
     try:
         # Contents only: the copy is a new file, which others may read as the umask says.
-        ignored = shutil.ignore_patterns(_ADAPTER)
+        ignored = functools.partial(_left_out, source)
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored, copy_function=shutil.copyfile)
     except OSError as error:
         raise _unwritable(output, error) from None
     print(target)
     return 0
+
+
+def _left_out(source: Path, folder: str, names: list[str]) -> set[str]:
+    """What the copy does not get of a folder: the adapters, and what is named like a secret, which is told."""
+    places = {name: Path(folder, name) for name in names}
+    secret = {
+        name
+        for name, place in places.items()
+        if holds_secrets(f"{place.relative_to(source).as_posix()}{'/' * place.is_dir()}")
+    }
+    for name in sorted(secret):
+        print(f"warning: {places[name]} is left out, as it is named like a secret", file=sys.stderr)
+    return secret | ({_ADAPTER} & {*names})
 
 
 def _merge(directory: Path, output: str | None) -> int:
@@ -100,7 +115,9 @@ def _base_of(directory: Path) -> Path:
     revision = settings.get("revision")
     named = f"base_model_name_or_path in {path}"
     if is_hub_id(base):
-        return Path(local_directory(f"{base}@{revision}" if revision else base, f"RUN: {named}"))
+        found = Path(local_directory(f"{base}@{revision}" if revision else base, f"RUN: {named}"))
+        check_whole(found, f"RUN: {named}")
+        return found
     if not Path(base).is_dir():
         raise UserError(
             f"RUN: {named} must be a model, whose weights the adapters change; there is no directory "

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +14,8 @@ from actors.secret_text import masked
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from launch.config import RunConfig, validate
+from launch.earlier import remove
+from launch.environment import taken_here
 from launch.machine import this_machine
 from launch.merging import merging_lost
 
@@ -42,9 +43,9 @@ def export_step(run: str, step: int) -> str:
     if step not in kept:
         there = ", ".join(map(str, kept)) or "none"
         raise UserError(f"--step: must be a step whose checkpoint is kept in {directory} ({there}), got {step}")
-    os.environ.update(config.cluster.env)
+    os.environ.update(taken_here(config.cluster.env, os.environ, code=True))
     final, partial = directory / f"export-step-{step}", directory / f"export-step-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     try:
         _write(_on_this_machine(config), directory.absolute(), step, partial.absolute())
     except UserError:
@@ -53,7 +54,7 @@ def export_step(run: str, step: int) -> str:
         _explain(error, directory, step)
     if not (partial / "config.json").is_file():
         raise UserError(f"RUN: must be on storage that all nodes share (rank 0 wrote {partial} elsewhere), got {run}")
-    shutil.rmtree(final, ignore_errors=True)
+    remove(final)
     os.replace(partial, final)
     return str(final)
 

@@ -37,7 +37,8 @@ def cut(path: Path, reached: int) -> History:
         return found
     partial = path.with_suffix(".jsonl.new")
     changed = False
-    with path.open("rb") as old, partial.open("wb") as new:
+    partial.unlink(missing_ok=True)
+    with path.open("rb") as old, partial.open("xb") as new:  # "x" follows no link that somebody has put there
         for number, line in enumerate(old, start=1):
             content = line.strip(b"\0\r\n ")
             step = _step(content)

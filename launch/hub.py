@@ -35,7 +35,8 @@ def push(directory: Path, name: str, *, private: bool) -> str:
     """Upload a model directory, into a repository that is made when there is none; returns its address.
 
     Raises:
-        ConnectionError: whatever has failed, in one line without the token.
+        ConnectionError: whatever has failed, in one line without the token; also a repository that is there already and
+            public where a private one is wanted, of which nothing is uploaded.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.utils import disable_progress_bars
@@ -44,6 +45,8 @@ def push(directory: Path, name: str, *, private: bool) -> str:
     try:
         api = HfApi()
         api.create_repo(name, private=private or None, exist_ok=True)
+        if private and api.repo_info(name).private is not True:  # what is there already keeps what it is
+            raise ValueError("the repository is there already, and it is public: make it private, or take another name")
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by Tandem")
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
         text = " ".join(str(error).split()) or type(error).__name__

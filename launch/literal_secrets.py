@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _FREE_TEXT = ("alphabet", "system_prompt", "prompts", "stop")
 """Text for the model, which may well speak of addresses."""
+_LABELS = ("labels", "annotations", "node_labels", "driver_labels", "node_selector")
+"""What Kubernetes and Ray are given by names of others, and show to whoever may look at pods and nodes."""
+_LABEL = re.compile(r"(password|passwd|passphrase|token|secret|credentials?|(api|access|private|auth)[-_.]?key)$")
 _NUMBER = re.compile(r"passw|passphrase|secret|credential|api_?key", re.IGNORECASE)
 """Names of what is a secret even if it is a number."""
 _ADVICE = {
@@ -87,6 +90,7 @@ def _secrets(value: Any, path: tuple[str, ...], owner: str, secret: bool = False
         for name, item in value.items():
             text = item if isinstance(item, str) else ""
             told = bool(owner) and (secret or argument_is_secret(name, text))
+            told = told or (path[-1:] != () and path[-1] in _LABELS and _label_is_secret(name))
             yield from _secrets(item, (*path, name), owner or (name if name in ARGUMENTS else ""), told)
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -94,6 +98,11 @@ def _secrets(value: Any, path: tuple[str, ...], owner: str, secret: bool = False
     elif _is_secret(value, path, secret):
         advice = _ADVICE.get(owner, "configurations are kept and shown; programs read theirs from the environment")
         yield ".".join(path), f"must hold no secret ({advice})"
+
+
+def _label_is_secret(name: str) -> bool:
+    """Whether a label or annotation holds a secret, as its last word says; agent-inject-secret-x says where one is."""
+    return _LABEL.search(name.lower()) is not None
 
 
 def _is_secret(value: Any, path: tuple[str, ...], secret: bool) -> bool:

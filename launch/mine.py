@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from actors.config import UserError
+from actors.own_files import stranger
 from algorithms.config import DataConfig
 from algorithms.config_encoder import EmbeddingConfig
 from algorithms.sources import read_rows
@@ -160,6 +161,8 @@ def _own_rows(options: MineOptions) -> tuple[list["Ranking"], list[str]]:
     from algorithms.encoder_rows import Ranking
 
     path = Path(options.model) / "config.json"
+    if path.is_file() and (why := stranger(path)):
+        raise UserError(f"--data: must be a file for a run of somebody else's, as {path} {why}, got {options.data}")
     config = load(str(path), []) if (Path(options.model) / "export").is_dir() and path.is_file() else None
     if config is None or not isinstance(config.algorithm, EmbeddingConfig):
         raise UserError(

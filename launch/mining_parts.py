@@ -137,6 +137,7 @@ def _replaced(path: Path) -> Iterator[Path]:
     """A path to write to; what is there at the end takes the place of `path`, at once and durably."""
     partial = path.with_name(path.name + ".tmp")
     try:
+        partial.unlink(missing_ok=True)  # a link that somebody has put there is not followed
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """Reserve bundles for every group of a run: wait for them with a deadline, and say what is missing meanwhile."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig
+from launch.environment import with_token_kept
 from launch.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
 from launch.shortage import Node, lacking, shortage
 
@@ -200,6 +202,6 @@ def _slot(demand: Demand, group: PlacementGroup, bundle: int, sharing: int, node
         gpus=demand.gpus / sharing,
         threads=demand.threads,
         resources=dict(demand.resources),
-        env=dict(demand.env),
+        env=with_token_kept(demand.env, os.environ),
         node=node,
     )

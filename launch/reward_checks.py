@@ -91,7 +91,7 @@ class RewardProbe:
         self._processes: dict[int, _Process] = {}
 
     def __enter__(self) -> "RewardProbe":
-        environment = without_secrets(os.environ, self._reward.kept_variables)
+        environment = without_secrets(os.environ, self._reward.pass_env)
         for index, function in enumerate(self._reward.functions):
             if not (self._code or function.name in BUILT_IN):
                 continue
@@ -174,7 +174,7 @@ class RewardProbe:
 
     def _hint(self, text: str) -> str:
         """What to do where a failure is about a variable that reward processes do not see."""
-        names = hidden(os.environ, self._reward.kept_variables)
+        names = hidden(os.environ, self._reward.pass_env)
         missed = next((name for name in names if re.search(rf"\b{name}\b", text)), None)
         return f" (reward.pass_env=[{missed}] lets functions read it)" if missed else ""
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from launch.checkpoint import Checkpoint, Checkpoints
 from launch.cluster import ray_cluster
 from launch.config import RunConfig
 from launch.display import Display
+from launch.earlier import remove
 from launch.ending import STOPPED, Ending
 from launch.hub import push_export
 from launch.lost import RayLost, told_of_ray
@@ -181,18 +181,18 @@ def _export(policy: Any, config: RunConfig) -> float | None:
     from actors.trainer import TrainedWorker
 
     final, partial = config.directory / "export", config.directory / "export.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     try:
         error = policy.call(TrainedWorker.export, partial.absolute())[0]
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)  # of a full disk, others need the room
+        remove(partial)  # of a full disk, others need the room
         raise
     if not (partial / "config.json").is_file():
         raise UserError(
             f"run.output: must be on storage that all nodes share (rank 0 of the policy wrote {partial} elsewhere), "
             f"got {config.run.output}"
         )
-    shutil.rmtree(final, ignore_errors=True)
+    remove(final)
     os.replace(partial, final)
     return error
 

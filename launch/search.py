@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
+from actors.own_files import stranger
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from launch.config import RunConfig, load
 from launch.encoder_files import (
@@ -17,6 +18,7 @@ from launch.encoder_files import (
     read_passages,
     say,
 )
+from launch.named_code import code_of
 from launch.shown import visible
 
 if TYPE_CHECKING:
@@ -109,7 +111,15 @@ def own_passages(run: Path) -> list[str]:
     path = run / "config.json"
     if not (run / "export").is_dir() or not path.is_file():
         raise UserError(f"--corpus: required for a model that is no run directory, got {run}")
+    if why := stranger(path):
+        raise UserError(f"--corpus: required for a run of somebody else's, as {path} {why}, got {run}")
     config, found = load(str(path), []), dict[str, None]()
+    if code := [(field, name) for field, name in code_of(config) if field.startswith("data.")]:
+        field, name = code[0]
+        raise UserError(
+            f"--corpus: required for a run whose passages come from code, which is not run for a search ({field}: "
+            f"{name}), got {run}"
+        )
     for text in _texts(config, run):
         found[text] = None
         if len(found) == _MOST_OWN:

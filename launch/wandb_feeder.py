@@ -32,7 +32,9 @@ def _deliver() -> None:
         known = bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False)
         settings["mode"] = "online" if known else "offline"
     file = Path(settings.pop("file"))
-    run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off"))
+    # save_code: else WANDB_SAVE_CODE lets it send files and diffs of the repository, which may hold anything.
+    options = wandb.Settings(silent=True, console="off", save_code=False)
+    run = wandb.init(**settings, settings=options)
     known = json.loads(file.read_text(encoding="utf-8"))
     reached = _reached(known["step"], run)
     for line in sys.stdin:
@@ -51,7 +53,9 @@ def _reached(kept: int, run: Any) -> int:
 
 def _keep(file: Path, known: dict[str, Any]) -> None:
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(known), encoding="utf-8")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8") as there:  # "x" follows no link that somebody has put there
+        there.write(json.dumps(known))
     os.replace(partial, file)
 
 

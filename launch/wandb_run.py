@@ -26,6 +26,7 @@ def known_run(directory: Path, config: dict[str, Any], *, same: bool, may_be: bo
     if not (known and (same or (may_be and known["config"] == digest))):
         known = {"id": secrets.token_hex(6), "step": -1}
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)  # a link that somebody has put there is not followed
     file.write_text(json.dumps(known | {"config": digest}), encoding="utf-8")
     return {"id": known["id"], "resume": "allow", "file": str(file)}
 

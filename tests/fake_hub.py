@@ -16,6 +16,8 @@ class FakeHub:
         self.url = ""
         self.refuses = False
         """Whether it forbids commits."""
+        self.private = True
+        """Whether its repository is."""
         self.tokens: set[str | None] = set()
         self.made: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
@@ -51,7 +53,10 @@ def fake_hub() -> Iterator[FakeHub]:
                 self._answer(404, {"error": f"not faked: {self.path}"})
 
         def do_GET(self) -> None:
-            self._answer(404, {"error": f"not faked: {self.path}"})
+            if self.path.startswith("/api/models/ours/model"):
+                self._answer(200, {"id": "ours/model", "private": hub.private, "siblings": []})
+            else:
+                self._answer(404, {"error": f"not faked: {self.path}"})
 
         def log_message(self, format: str, *args: Any) -> None:
             """Be quiet."""

@@ -229,8 +229,12 @@ def test_an_override_may_begin_a_section_that_is_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "whose"),
-    [("actors.py", "Tandem's actors"), ("random.py", "Python's random"), ("torch/__init__.py", "the package torch")],
-)
+    [("actors.py", "Tandem's actors"), ("random.py", "Python's random"), ("torch/__init__.py", "the package torch"),
+     ("annotated_types.py", "the package annotated_types"), ("markupsafe.so", "the package markupsafe"),
+     ("fsspec.cpython-311-x86_64-linux-gnu.so", "the package fsspec"), ("httpx.pyc", "the package httpx"),
+     ("yaml/__init__.pyc", "the package yaml"), ("google/protobuf.py", "the package google"),
+     ("sitecustomize.py", "Python's sitecustomize")],
+)  # fmt: skip
 def test_a_file_that_hides_a_module_is_refused(tmp_path: Path, name: str, whose: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("raise RuntimeError('imported')\n")

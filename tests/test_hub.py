@@ -62,6 +62,20 @@ def test_a_finished_run_is_uploaded(project: Path, hub: FakeHub) -> None:
     assert hub.tokens == {f"Bearer {TOKEN}"}
 
 
+def test_nothing_private_goes_to_a_repository_that_is_public_already(project: Path, hub: FakeHub) -> None:
+    hub.private = False
+    done = tandem(project, hub, "export", "outputs/first", "--push", "ours/model", "--private")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line == (
+        "error: --push: the model was not uploaded (the repository is there already, and it is public: make it "
+        "private, or take another name), got ours/model"
+    )
+    assert hub.files == {}
+    done = tandem(project, hub, "export", "outputs/first", "--push", "ours/model")
+    assert (done.returncode, "config.json" in hub.files) == (0, True), "one that may be public"
+
+
 def test_a_refusal_is_one_line_without_the_token(project: Path, hub: FakeHub) -> None:
     hub.refuses = True
     done = tandem(project, hub, "export", "outputs/first", "--push", "ours/model")

@@ -549,7 +549,7 @@ AT_RENDERING = [
         "cluster.driver_labels: must be left out on Kubernetes, where the driver is on the head "
         "(cluster.kubernetes.gcs.storage puts it on a worker), got {'role': 'driver'}",
     ),
-    ("cluster.env={PATH: /x}", "cluster.env.PATH: must be left out on Kubernetes, as the image sets it, got '/x'"),
+    ("cluster.env={HOME: /x}", "cluster.env.HOME: must be left out on Kubernetes, as it is a volume of the pod"),
     (
         "rollout.env={RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}",
         "rollout.env.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: must be left out on Kubernetes, as ",
@@ -585,7 +585,7 @@ def test_defaults_contradict_nothing() -> None:
         ["checkpoint.resume=false"],
         ["run.output=/data"],
         ["cluster.stop_wait_s=5000"],
-        ["cluster.env={PATH: /x, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}"],
+        ["cluster.env={HOME: /x, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S: '3'}"],
     ):
         config = configured(*overrides)
         assert validate(config.model_dump(mode="json")) == config

@@ -1,17 +1,25 @@
 """What configurations name does not run with --no-code; reward functions see no secrets and have their memory."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from actors.config import UserError
 from actors.confined import hidden, without_secrets
 from actors.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
+from algorithms.rewards import load_scorer
 from launch.cli import main
+from launch.mine import MineOptions, _own_rows
 from launch.reward_checks import ProbeRow, RewardProbe
+from launch.search import own_passages
+from launch.shadowing import make_importable
 
+ROOT = Path(__file__).resolve().parent.parent
 CODE = """
 open("ran", "w").write("imported")
 def score(completion, answer):
@@ -28,6 +36,7 @@ data: {train: rows.jsonl}
 reward: {functions: [exact_match]}
 run: {name: x}
 """
+MARK = "hunter2"
 NOT_IMPORTED = "was not imported (--no-code), so nothing is known of what it gives"
 
 
@@ -113,6 +122,47 @@ def test_the_other_verbs_without_code(capsys: pytest.CaptureFixture[str]) -> Non
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("verb", ["chat", "export", "curves", "search", "check --no-code"])
+def test_verbs_that_load_no_code_import_nothing_from_the_working_directory(verb: str) -> None:
+    for name in ("annotated_types", "httpx", "fsspec", "markupsafe", "yaml", "socket", "sitecustomize"):
+        if verb != "check --no-code":  # it says what `check` would stumble over
+            Path(f"{name}.py").write_text("open('ran', 'w')")
+    Path("orjson.py").write_text("open('ran', 'w')")  # some packages import it where there is one
+    words = [*verb.split(), "job.yaml" if "check" in verb else "."]
+    code = "import sys; from launch.__main__ import main; code = main(); import orjson"
+    there = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = ["-c", code] if verb in ("chat", "search") else ["-m", "launch"]
+    done = subprocess.run([sys.executable, *start, *words], env=there, capture_output=True, text=True, timeout=120)
+    assert not Path("ran").exists(), done.stderr
+    assert ("No module named 'orjson'" in done.stderr) == (start[0] == "-c")
+
+
+def test_code_of_the_working_directory_hides_nothing_that_is_installed() -> None:
+    make_importable(str(Path.cwd()), code=True)
+    assert sys.path[-1] == str(Path.cwd())
+    assert sys.path.count(str(Path.cwd())) == 1
+
+
+def test_search_runs_no_code_that_a_run_names(tmp_path: Path) -> None:
+    values = {
+        "algorithm": {"name": "embedding", "steps": 1},
+        "model": {"path": "m"},
+        "data": {"train": "others.py:rows"},
+    }
+    (tmp_path / "run/export").mkdir(parents=True)
+    config = tmp_path / "run/config.json"
+    config.write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match=r"^--corpus: required for a run whose passages come from code, .*others.py:rows"
+    ):
+        own_passages(tmp_path / "run")
+    config.chmod(0o666)
+    for read in (own_passages, lambda run: _own_rows(MineOptions(model=str(run), data="data.train", output="o.jsonl"))):
+        with pytest.raises(UserError, match=r"of somebody else's, as .* can be written by everybody"):
+            read(tmp_path / "run")
+    assert not Path("ran").exists()
+
+
 # What reward functions see
 
 
@@ -127,12 +177,20 @@ SECRETS = {
     "RAY_AUTH_TOKEN": "7",
     "SSH_AUTH_SOCK": "/run/agent",
     "JUDGE_TOKEN": "8",
+    "AZURE_STORAGE_CONNECTION_STRING": "9",
+    "SENTRY_DSN": "10",
+    "SLACK_WEBHOOK_URL": "11",
+    "HTTP_AUTH": "12",
+    "JUDGE": "hf_" + "a1" * 17,
+    "MIRROR": "https://files/x?access_token=13",
 }
 HARMLESS = {
     "PATH": "/bin",
     "HF_TOKEN_PATH": "/file",
     "TOKENIZERS_PARALLELISM": "0",
     "HOME": "/home/somebody",
+    "RAY_AUTH_MODE": "token",
+    "AUTHOR": "me",
     "X_URL": "http://x",
 }
 SEES = """
@@ -191,6 +249,25 @@ def test_a_reward_worker_keeps_no_secrets(monkeypatch: pytest.MonkeyPatch) -> No
 
     RewardWorker(load, os.getcwd(), ["JUDGE_TOKEN"]).ping()  # type: ignore[arg-type]
     assert [name for name in SECRETS if name in seen] == ["JUDGE_TOKEN"]
+
+
+def test_headers_of_endpoints_are_filled_before_functions_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("sees.py").write_text(SEES + "at_import = dict(os.environ)\n")
+    for name in ("JUDGE_TOKEN", "SCORES_TOKEN", "OTHER_TOKEN"):
+        monkeypatch.setenv(name, MARK)
+    headers = {"Authorization": "Bearer $SCORES_TOKEN", "X-Judge": "$JUDGE_TOKEN"}
+    values = {"functions": ["sees.py:seen"], "endpoints": [{"url": "http://h/x", "headers": headers}]}
+    reward = RewardConfig.model_validate(values | {"pass_env": ["JUDGE_TOKEN"]})
+    worker = RewardWorker(lambda: load_scorer(reward), os.getcwd(), reward.kept_variables)  # type: ignore[arg-type]
+    worker.ping()
+    function, endpoint = worker._scorer.args[0]  # type: ignore[union-attr]
+    assert endpoint.headers == {"Authorization": f"Bearer {MARK}", "X-Judge": MARK}
+    assert [name for name, value in function.call.__globals__["at_import"].items() if value == MARK] == ["JUDGE_TOKEN"]
+    lines, said = probed(reward)
+    assert (len(lines), said) == (1, [])
+    assert [name for name, value in json.loads(Path("seen.json").read_text()).items() if value == MARK] == [
+        "JUDGE_TOKEN"
+    ]
 
 
 def test_a_function_that_takes_too_much_memory_has_failed() -> None:

@@ -61,7 +61,9 @@ def base_policy() -> dict[str, Any]:
 def test_pods_do_not_reach_the_metadata_services(of_the_run: bool) -> None:
     policy = rendered()["NetworkPolicy"] if of_the_run else base_policy()
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    for address in ("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "100.100.100.200"):
+    four = ("169.254.169.254", "169.254.170.2", "100.100.100.200")
+    six = ("fe80::a9fe:a9fe", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42")
+    for address in (*four, *six, "64:ff9b::a9fe:a9fe", "64:ff9b::6464:64c8", "64:ff9b::a83f:8110"):
         assert not reaches(policy, address, 80), address
     for address, port in (("93.184.215.14", 443), ("10.0.0.7", 8000), ("2001:db8::1", 443), ("169.254.20.10", 53)):
         assert reaches(policy, address, port), f"the hub, reward endpoints and DNS: {address}"

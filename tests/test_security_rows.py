@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from algorithms import row_files
+from algorithms import row_files, row_parquet
 from algorithms.row_files import rows_of_file
 from algorithms.sources import read_rows
 from launch.config_file import apply_overrides, parse
@@ -63,6 +63,55 @@ def test_so_is_a_parquet() -> None:
     assert problem("shared.parquet") == f"data.train: shared.parquet {TOO_FAR}"
     pyarrow.parquet.write_table(pyarrow.table({"prompt": list(map(str, range(10_000)))}), "usual.parquet")
     assert len(list(rows_of_file(Path("usual.parquet"), "data.train"))) == 10_000
+
+
+def test_a_parquet_is_measured_before_its_values_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these would take gigabytes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    text = "x" * 2**20
+    shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 9000, pyarrow.int32()), [text])
+    tables = {
+        "rows": {"a": shared.slice(0, 250)},
+        "list": {"a": pyarrow.ListArray.from_arrays([0, 9000], shared)},
+        "struct": {"a": pyarrow.StructArray.from_arrays([shared.slice(0, 250)], ["b"])},
+        "map": {"a": pyarrow.MapArray.from_arrays([0, 9000], pyarrow.array(list(map(str, range(9000)))), shared)},
+        "numbers": {"a": pyarrow.array([0] * 2_000_000)},
+    }
+    made: list[int] = []
+    monkeypatch.setattr(row_parquet, "_BATCH_BYTES", 2**20)
+    monkeypatch.setattr(
+        row_parquet, "_expanded", lambda array, of=row_parquet._expanded: made.append(of(array)) or made[-1]
+    )
+    before = pyarrow.total_allocated_bytes()
+    for name, columns in tables.items():
+        pyarrow.parquet.write_table(pyarrow.table(columns), f"{name}.parquet", compression="zstd")
+        assert problem(f"{name}.parquet") == f"data.train: {name}.parquet {TOO_FAR}"
+        assert pyarrow.total_allocated_bytes() - before < 2**26
+    assert max(made) > 2**33
+
+
+def test_values_of_parquet_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"a": ["x", None, "y"][number % 3], "b": ["z", str(number)], "c": {"d": "e", "f": number}, "g": [("h", "i")]}
+        for number in range(1000)
+    ]
+    kinds = {
+        "a": pyarrow.string(),
+        "b": pyarrow.list_(pyarrow.string()),
+        "c": pyarrow.struct({"d": pyarrow.string(), "f": pyarrow.int64()}),
+        "g": pyarrow.map_(pyarrow.string(), pyarrow.string()),
+    }
+    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds))
+    pyarrow.parquet.write_table(table, "usual.parquet", row_group_size=300)
+    assert list(rows_of_file(Path("usual.parquet"), "data.train")) == rows
+    monkeypatch.setattr(row_parquet, "_BATCH_BYTES", 2**10)
+    monkeypatch.setattr(row_parquet, "_USUAL", 0)
+    assert list(rows_of_file(Path("usual.parquet"), "data.train")) == rows
 
 
 @pytest.mark.parametrize("row", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])

@@ -117,6 +117,45 @@ def test_weights_and_biases_is_sent_no_literal_header(monkeypatch: pytest.Monkey
     assert MARK not in str(sent)
 
 
+@pytest.mark.parametrize("section", ["labels", "annotations", "node_selector"])
+def test_labels_hold_no_secret(section: str) -> None:
+    def found(name: str) -> list[str]:
+        config = {"cluster": {"kubernetes": {section: {name: MARK}}}}
+        return secret_problems(validate(BASE | config))
+
+    [line] = found("example.com/api-token")
+    assert line.startswith(f"cluster.kubernetes.{section}.example.com/api-token: must hold no secret (")
+    assert MARK not in line
+    assert found("vault.hashicorp.com/agent-inject-secret-hub") == []
+
+
+KEY = "-----BEGIN {} KEY-----\nMIIEow\nhunter2\n-----END {} KEY-----"
+TOKENS = {
+    "sk-abc-" + "d-1" * 12,
+    "wandb_v1_" + "a1" * 20,
+    "npm_" + "a1" * 18,
+    "xapp-1-" + "A1" * 10,
+    "AccountKey=" + "a1" * 20 + "==",
+    "nvapi-" + "a1-" * 12,
+    KEY.format("OPENSSH PRIVATE", "OPENSSH PRIVATE"),
+    KEY.format("PGP PRIVATE", "PGP PRIVATE").replace("KEY-----", "KEY BLOCK-----"),
+    KEY.format("RSA PRIVATE", "RSA PRIVATE").partition("-----END")[0],
+}
+
+
+@pytest.mark.parametrize("token", sorted(TOKENS))
+def test_tokens_are_refused_and_masked_whole(token: str) -> None:
+    assert masked(f"it said {token}") == "it said ***"
+    [line] = secret_problems(validate(BASE | {"data": {**BASE["data"], "arguments": {"text": token}}}))
+    assert line.startswith("data.arguments.text: must hold no secret (")
+
+
+def test_what_looks_a_little_like_a_token_is_none() -> None:
+    text = "risk-of-something-very-long-words npm_config_registry xapp-1 AccountKey=$KEY -----BEGIN CERTIFICATE-----"
+    assert masked(text) == text
+    assert masked(f"{KEY.format('EC PRIVATE', 'EC PRIVATE')} and more") == "*** and more"
+
+
 MISTAKES = {
     "reward.endpoints": [{"url": f"ftp://me:{MARK}@h/x"}],
     "data.unknown": f"https://h/x?api_key={MARK}",
@@ -193,10 +232,23 @@ SECRET_FILES = (
         "prod.kubeconfig",
         "gcp-credentials.json",
     ),
+    *("prod.env", "secret-hf.txt", ".secret", ".secrets.toml", "secrets.cfg", "passwords.csv", "passwd", "token.json"),
+    *("token.pickle", "hub_token.json", "me_accessKeys.csv", "rootkey.csv", "new_user_credentials.csv", "key.json"),
+    *("gcp-key.json", "gcp_key.json", "openai_api_key", "apikey", "apikeys.txt", ".databrickscfg", "pip.conf"),
+    *(".authinfo", ".authinfo.gpg", ".vault_pass", ".snowflake/config.toml", ".ngc/config"),
 )
 HARMLESS_FILES = (
     *("tokens.txt", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "id_map.json", "monkey.py"),
-    *("kubeconfig.py", "environment.py", "id_classifier/a.py", "secret_text.py", ".config/matplotlib/x", "keys.jsonl"),
+    *("my_tokenizer.json", "pkg/secrets.py", "password_rules.py", "monkey.json", "keys.json", "passed.csv"),
+    *(
+        "environment.yaml",
+        "kubeconfig.py",
+        "environment.py",
+        "id_classifier/a.py",
+        "secret_text.py",
+        ".config/matplotlib/x",
+        "keys.jsonl",
+    ),
 )
 
 
@@ -280,6 +332,16 @@ def test_export_copies_no_file_from_elsewhere(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match="the directory itself can be named"):
         export(str(run), output=str(tmp_path / "other"))
     assert pushed == []
+
+
+def test_export_copies_nothing_named_like_a_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with_export(tmp_path)
+    tree(run / "export", ".env", "sub/id_rsa", ".aws/config", "sub/kept.json")
+    export(str(run), output=str(tmp_path / "copy"))
+    copied = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*")}
+    assert {".env", "sub/id_rsa", ".aws"} & copied == set()
+    assert {"config.json", "model.safetensors", "tokenizer.json", "sub/kept.json"} <= copied
+    assert f"{run}/export/.env is left out, as it is named like a secret" in capsys.readouterr().err
 
 
 def test_models_of_the_hubs_cache_are_links_and_can_be_copied(tmp_path: Path) -> None:

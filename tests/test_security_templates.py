@@ -3,6 +3,9 @@ memory without bound."""
 
 import functools
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ from algorithms.data import prompts, sequences
 from launch.chat import _render
 from launch.model_files import template_fault
 
+ROOT = Path(__file__).resolve().parent.parent
 ROWS = [{"prompt": "ab", "answer": "b"}]
 SAYS_NOTHING = "{{ messages[0].content }}"
 RAISES = {
@@ -83,6 +87,31 @@ def test_whatever_a_template_does_is_one_line(kind: str) -> None:
     if kind in TAKES:
         assert says in (template_fault(tokenizer) or "")
     assert time.monotonic() - started < 6
+
+
+HASHES = "{% set n = namespace(t=(1, 2)) %}{% for i in range(99) %}{% set n.t = (n.t, n.t) %}{% endfor %}{{ {n.t: 1} }}"
+"""The hash of a tuple is that of its parts, and is kept nowhere: this one takes 2**99 steps, all within one call."""
+
+
+def hash_long() -> None:
+    """For a process of its own, which this ends."""
+    rendering._TEMPLATE_S = 0.5
+    rendering.run_template(tokenizer_with(HASHES), ROWS)
+
+
+ASIDE = """
+from launch.aside import Aside
+with Aside() as aside:
+    from tests.test_security_templates import hash_long
+    assert aside._connection is not None
+    aside.call(hash_long)
+"""
+
+
+def test_what_nothing_interrupts_is_ended() -> None:
+    there = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", ASIDE], env=there, capture_output=True, text=True, timeout=120)
+    assert "UserError: data: must be rendered by the chat template in seconds, got one that never" in done.stderr
 
 
 def test_of_several_templates_one_must_be_the_default() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 import threading
 import time
@@ -197,6 +198,23 @@ def test_wandb_is_offline_without_a_login(tmp_path: Path, monkeypatch: pytest.Mo
     assert b"R\x09first-tagR\x0asecond-tag" in written.read_bytes()
 
 
+def test_wandb_is_sent_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SAVE_CODE": "true", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=me", "-c", "user.email=me@example.com"]
+    for words in (["init", "--quiet"], ["add", "notes.txt"], ["commit", "--quiet", "--message", "notes"]):
+        (tmp_path / "notes.txt").write_text("before")
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "notes.txt").write_text("hunter2")
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True))
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    sent = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
+    assert [path.name for path in sent if path.name == "diff.patch" or b"hunter2" in path.read_bytes()] == []
+
+
 def test_without_a_group_the_run_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict] = []
     monkeypatch.setattr(tracking._WandbSink, "_write", lambda self, value: given.append(value))
@@ -240,7 +258,7 @@ def test_wandb_survives_a_signal_to_all_children_of_the_driver(tmp_path: Path, m
 FAKE_WANDB = """
 import json, os
 class Settings:
-    def __init__(self, **settings): pass
+    def __init__(self, **settings): assert settings["save_code"] is False
 class Run:
     def __init__(self, file, key):
         self.file, self.key = file, key

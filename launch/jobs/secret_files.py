@@ -12,7 +12,20 @@ FILES = (
     *("id_*", "!id_*.*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
     *("kubeconfig*", "*.kubeconfig", "!kubeconfig.py"),
     *("*.pem", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.p8", "*.tfstate", "*.tfstate.*"),
-    *(".env*", ".netrc", "_netrc", ".npmrc", ".yarnrc.yml", ".pypirc", ".git-credentials", ".dockercfg", "*.tfvars"),
+    # Code of such a name is none, as `passwords.py`.
+    *("secrets.*", "passw*", "apikey*", "!secrets.py", "!passw*.py", "!apikey*.py"),
+    *(
+        ".env*",
+        "*.env",
+        ".netrc",
+        "_netrc",
+        ".npmrc",
+        ".yarnrc.yml",
+        ".pypirc",
+        ".git-credentials",
+        ".dockercfg",
+        "*.tfvars",
+    ),
     *(
         ".pgpass",
         ".my.cnf",
@@ -24,15 +37,19 @@ FILES = (
         ".vault-token",
         ".*_history",
     ),
-    *("credentials*", "*credentials.json", "client_secret*.json", "kaggle.json"),
-    *("secret.y*ml", "secret.json", "secret.toml", "secrets.y*ml", "secrets.json", "secrets.toml", "secrets.ini"),
+    *(".databrickscfg", "pip.conf", ".authinfo*", ".vault_pass*"),
+    *("credentials*", "*credentials.json", "*credentials.csv", "client_secret*.json", "kaggle.json"),
+    *("*accesskey*.csv", "rootkey.csv"),
+    *("secret.y*ml", "secret.json", "secret.toml", "secret*.txt", ".secret*"),
     *("service-account*.json", "service_account*.json", "serviceaccount*.json"),
     *("token", "*_token", "*-token", ".token*", "*.token", "*token.txt", "stored_tokens"),
-    *("*-key.txt", "*_key.txt", "*apikey*.txt", "api_keys.*"),
+    *("token.json", "token.pickle", "*_token.json", "*-token.json"),
+    *("key.json", "*-key.json", "*_key.json", "*api_key", "*-key.txt", "*_key.txt", "*apikey*.txt", "api_keys.*"),
 )
 """Names of files, in lower case, as lines of an ignore file."""
 FOLDERS = (
     *(".ssh", ".aws", ".azure", ".gnupg", ".docker", ".kube", ".oci", ".kaggle", ".terraform", ".terraform.d"),
+    *(".snowflake", ".ngc"),
     *(".config/gcloud", ".config/gh", ".config/hub", ".config/rclone"),
     *(".secrets", "secrets", "credentials", ".password-store", ".1password"),
 )

@@ -7,8 +7,11 @@ from launch.kube.pods import Manifest, object_labels
 
 METADATA = ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32")
 """Where clouds give a node's credentials to whoever asks from it: link-local addresses, Alibaba's, and Azure's."""
-METADATA_V6 = ("fd00:ec2::254/128", "fd20:ce::254/128")
-"""The same of AWS and of Google."""
+METADATA_V6 = (
+    *("fe80::/10", "fd00:ec2::/32", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:42::42/128"),
+    *("64:ff9b::a9fe:0/112", "64:ff9b::6464:64c8/128", "64:ff9b::a83f:8110/128"),
+)
+"""The same: link-local addresses, those of AWS, Google, Oracle and Scaleway, and METADATA behind a NAT64."""
 _DASHBOARD_PORTS = (8265, 52365)
 """Of the dashboard and of each node's agent: what KubeRay's operator asks."""
 
