@@ -29,7 +29,7 @@ class ModelInit(Config):
     """Architecture of the new model; bert, which reads in both directions, for embedding and reranker."""
     hidden_size: PositiveInt = 192
     """Width of the residual stream."""
-    layers: PositiveInt = 4
+    layers: int = Field(default=4, gt=0, le=10_000)
     """Number of decoder layers."""
     heads: PositiveInt = 4
     """Number of attention heads; `hidden_size` is a multiple of it."""
@@ -66,7 +66,7 @@ class ModelInit(Config):
 class LoraConfig(Config):
     """Low-rank adapters (arXiv 2106.09685) by PEFT: the model is frozen, and adapters are trained instead."""
 
-    rank: PositiveInt = 16
+    rank: int = Field(default=16, gt=0, le=16_384)
     """Rank of the adapters."""
     alpha: PositiveFloat = 32
     """The adapters' output is scaled by alpha / rank (rslora: alpha / sqrt(rank))."""

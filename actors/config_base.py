@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.config_nodes import Environment, NodeLabels, NodeResources
 
-Seconds = Annotated[float, Field(ge=0.1)]
-"""A deadline: below a tenth of a second even what is ready would be late."""
+Seconds = Annotated[float, Field(ge=0.1, le=1e9)]
+"""A deadline: below a tenth of a second even what is ready would be late; 1e9 are 30 years."""
 
 
 class UserError(Exception):

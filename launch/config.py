@@ -73,6 +73,8 @@ class TrackingConfig(Config):
     def _names_are_names(self) -> "TrackingConfig":
         if not self.wandb:
             refuse_unused(self, "entity", "group", "tags", why="with wandb false, as nothing else has them")
+        if len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
+            raise ValueError(f"project must be of 1 to 128 characters, without / \\ # ? % :, got {self.project[:80]!r}")
         for name, value in (("entity", self.entity), ("group", self.group), *(("tags", tag) for tag in self.tags)):
             longest = _WANDB_LONGEST[name]
             if value and not 0 < len(value.strip()) <= longest:
@@ -119,6 +121,15 @@ class Run(Config):
     none; needs a token (HF_TOKEN, or `hf auth login`). What fails is a warning."""
     hub_private: bool = False
     """Make that repository a private one."""
+
+    @model_validator(mode="after")
+    def _output_is_a_path(self) -> "Run":
+        if self.output.startswith("~") or "$" in self.output:
+            raise ValueError(
+                f"output must be a path as it is, without ~ and $, which a shell replaces only where they are not "
+                f"quoted, got {self.output}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _uploads_have_a_place(self) -> "Run":

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms.config_encoder import EncoderConfig
 from algorithms.sources import read_rows
-from launch.inputs import READ_ROWS, Field, Rows, Sets, check_rows, check_unpaired, read_sets, same_rows
+from launch.inputs import (
+    READ_ROWS,
+    Field,
+    Rows,
+    Sets,
+    check_rows,
+    check_unpaired,
+    read_sets,
+    same_rows,
+    sets_and_notes,
+)
 from launch.named_code import names_code
 from launch.reward_checks import RewardProbe
 
@@ -27,7 +37,12 @@ def read_data(findings: "Findings") -> dict[Field, Sets]:
             unread = [name for name, source in sources.items() if is_unread(findings, name, source)]
         if sources and not unread:
             with findings.collecting():
-                found[where] = read_sets(findings.config, where, findings.notes)
+                if data.converter or any(names_code(source, where) for source in sources.values()):
+                    # What ends the process that it runs in, shall not end this one.
+                    found[where], notes = findings.aside.call(sets_and_notes, findings.config, where)
+                    findings.notes += notes
+                else:
+                    found[where] = read_sets(findings.config, where, findings.notes)
     return found
 
 

@@ -86,6 +86,12 @@ def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) ->
     return sets
 
 
+def sets_and_notes(config: RunConfig, where: Field) -> tuple[Sets, list[str]]:
+    """What `read_sets` gives, and the lines that it tells, as another process hands them over."""
+    told: list[str] = []
+    return read_sets(config, where, told), told
+
+
 def _is_math(function: RewardFunction) -> bool:
     """Whether it is the built-in reward that reads the column answer as mathematics."""
     return function.name == "math" and "answer" not in function.arguments

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from actors.secret_text import (
     ARGUMENTS,
@@ -72,11 +72,19 @@ def plain_http_warnings(config: "RunConfig") -> list[str]:
     found = []
     for index, endpoint in enumerate(config.reward.endpoints):
         used = sorted({name for value in endpoint.headers.values() for name in VARIABLE.findall(value)})
-        parts = urlsplit(endpoint.url)
-        if used and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+        parts = _address(endpoint.url)
+        if used and parts and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
             rule = f"sends {', '.join(used)} unencrypted to another machine (https keeps it secret on the way)"
             found.append(f"reward.endpoints.{index}.url: {rule}, got {masked(endpoint.url)}")
     return found
+
+
+def _address(url: str) -> SplitResult | None:
+    """Its parts; None of what is no address, which is told where addresses are checked."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
 
 
 def _is_this_machine(host: str) -> bool:
@@ -122,7 +130,8 @@ def _endpoint_secrets(config: "RunConfig") -> Iterator[str]:
             if literal or holds_credentials(value):
                 rule = "must name a variable of the environment, such as $TOKEN, got a literal (not shown)"
                 yield f"{field}.headers.{name}: {rule}"
-        parts = urlsplit(endpoint.url)
+        if not (parts := _address(endpoint.url)):
+            continue
         query = [name for name, value in parse_qsl(parts.query) if names_secret(name)]
         if "@" in parts.netloc or query or holds_token(endpoint.url):
             from algorithms.reward_endpoint import shown_address  # takes time, which only a mistake needs

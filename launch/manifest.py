@@ -29,7 +29,10 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict
     Raises:
         UNREADABLE: there is none, or it is none.
     """
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    file = directory / "manifest.json"
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+        raise ValueError("it is no file")
+    manifest = json.loads(file.read_text(encoding="utf-8"))
     files = dict(manifest["files"])
     hashes = {name: manifest["sha256"][name] if "sha256" in manifest else None for name in files}
     state, _ = manifest["state"], dict(manifest["identity"])

@@ -120,7 +120,8 @@ def check_names(config: RunConfig, policy: Policy) -> None:
     names = trained_parameters(policy.values, role_of(config), rerank=config.algorithm.name == "reranker")
     if names is None:
         return
-    check_patterns(config.model.freeze, names, "model.freeze")
+    tied = bool(policy.values.get("tie_word_embeddings"))
+    check_patterns(config.model.freeze, names, "model.freeze", tied=tied)
     if config.model.lora:
         check_targets(config.model.lora, names, "model.lora.targets")
     if config.critic and config.critic.lora and config.critic.path is None and len(config.reward.models) != 1:

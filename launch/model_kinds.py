@@ -12,7 +12,7 @@ _NUMBERS = (
     *("rms_norm_eps", "layer_norm_eps", "initializer_range", "rope_theta", "attention_dropout"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
 )
-_SWITCHES = ("tie_word_embeddings", "use_cache", "attention_bias", "mlp_bias")
+_SWITCHES = ("tie_word_embeddings", "use_cache", "attention_bias", "mlp_bias", "use_sliding_window")
 _ROPE_NEEDS = {
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -43,10 +43,30 @@ def check_kinds(values: dict[str, Any], path: Path, field: str, *, strict: bool)
         _require_known(values["hidden_act"], activations(), f"{field}: hidden_act in {path}", "activations")
     if strict:
         _check_rope(values, path, field)
+        _check_layers(values, path, field)
+    for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
+        if values.get(name) is not None and not values[name] >= 0:
+            raise UserError(f"{field}: {name} in {path} must be at least 0, got {short(values[name])}")
+    quantization = values.get("quantization_config")
+    if quantization is not None and not (isinstance(quantization, dict) and quantization.get("quant_method")):
+        got = short(quantization)
+        raise UserError(f"{field}: quantization_config in {path} must say its quant_method, or be left out, got {got}")
     for name in ("dtype", "torch_dtype"):
         value = values.get(name)
         if isinstance(value, str) and value.removeprefix("torch.") not in _DTYPES:
             raise UserError(f"{field}: {name} in {path} must be one of {', '.join(_DTYPES)}, got {short(value)}")
+
+
+def _check_layers(values: dict[str, Any], path: Path, field: str) -> None:
+    kinds, layers = values.get("layer_types"), values.get("num_hidden_layers")
+    if kinds is None:
+        return
+    if odd := [kind for kind in kinds if not isinstance(kind, str)]:
+        raise UserError(f"{field}: layer_types in {path} must be names of kinds of layers, got {short(odd[0])}")
+    if isinstance(layers, int) and len(kinds) != layers:
+        raise UserError(
+            f"{field}: layer_types in {path} must name num_hidden_layers ({layers}) layers, got {len(kinds)}"
+        )
 
 
 def _check_rope(values: dict[str, Any], path: Path, field: str) -> None:

@@ -199,15 +199,19 @@ def _modern(name: str) -> str:
 _RENAMED = {"gamma": "weight", "beta": "bias"}
 
 
-def check_patterns(patterns: list[str], names: Iterable[str], field: str) -> None:
-    """Raise UserError for a pattern of names that matches no parameter; its rule is that of `freeze_parameters`."""
+def check_patterns(patterns: list[str], names: Iterable[str], field: str, *, tied: bool = False) -> None:
+    """Raise UserError for a pattern of names that matches no parameter; its rule is that of `freeze_parameters`.
+
+    `tied`: lm_head.weight is the input embedding, by a second name.
+    """
     known = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             near = difflib.get_close_matches(pattern, known, 1, cutoff=0.4)
             hint = f" (for example {near[0]})" if near else ""
             raise UserError(f"{field}: each pattern must match a parameter{hint}, got {pattern}")
-    if patterns and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in known):
+    own = [name for name in known if not (tied and name == "lm_head.weight")]
+    if patterns and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in own):
         raise UserError(f"{field}: must leave something to train, got {patterns}")
 
 

@@ -4,6 +4,7 @@ Every failure is a ValueError whose text begins with the field.
 """
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from actors.config import FrozenGroupConfig, PlacedConfig, ReferenceConfig, changed, refuse_unused
@@ -68,6 +69,8 @@ def _encoders_fit(config: "RunConfig") -> None:
     if isinstance(data.train, dict) and not (isinstance(algorithm, EmbeddingConfig) and algorithm.tasks):
         where = "without algorithm.tasks" if isinstance(algorithm, EmbeddingConfig) else f"for {name}"
         raise ValueError(f"data.train must be one source {where}, got {', '.join(data.train) or 'none'}")
+    if isinstance(data.eval, dict):
+        _sets_are_named(data.eval, "data.eval")
     if data.corpus is not None and data.eval is None:
         raise ValueError(f"data.corpus needs data.eval, which searches it or names its ids, got {data.corpus} without")
     if model.quantize:
@@ -83,13 +86,13 @@ def _encoders_fit(config: "RunConfig") -> None:
         )
 
 
-def _sets_are_named(train: dict[str, str]) -> None:
-    if not train:
-        raise ValueError("data.train must name at least one set, got {}")
-    for name in train:
+def _sets_are_named(sets: Iterable[str], field: str = "data.train") -> None:
+    if not sets:
+        raise ValueError(f"{field} must name at least one set, got {{}}")
+    for name in sets:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(
-                f"data.train must have names of letters, digits, _, . and - (they are parts of metrics' names), "
+                f"{field} must have names of letters, digits, _, . and - (they are parts of metrics' names), "
                 f"got {name!r}"
             )
 

@@ -37,8 +37,8 @@ def check_adapters(config: "RunConfig") -> None:
             f"the reference most of what the adapters change, got {config.reference.sync_every}"
         )
     if lora is None:
-        why = "without model.lora"
-        refuse_unused(config.rollout.transfer, "lora", "max_merge_error", why=why, section="rollout.transfer.")
+        # `lora` is read nowhere then, and was merged by default in configurations that runs have kept.
+        refuse_unused(config.rollout.transfer, "max_merge_error", why="without model.lora", section="rollout.transfer.")
     elif rl:
         _transfer_fits(config, lora)
     _quantized_weights_fit(config)

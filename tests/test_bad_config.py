@@ -52,6 +52,10 @@ OVERRIDES = {
     "algorithm.max_staleness=2": "algorithm.max_staleness: must be 0, got 2",
     "checkpoint.resume=maybe": "checkpoint.resume: must be true or false, got 'maybe'",
     "checkpoint.resume=[]": "checkpoint.resume: must be true or false, got []",
+    "model.init.layers=1000000": "model.init.layers: must be at most 10000, got 1000000",
+    "model.lora={rank: 1000000000000}": "model.lora.rank: must be at most 16384, got 1000000000000",
+    "policy.timeout_s=1e15": "policy.timeout_s: must be at most 1e+09, got 1000000000000000.0",
+    "reward.deadline_s=1e15": "reward.deadline_s: must be at most 1e+09, got 1000000000000000.0",
     # lists and mappings
     "policy.optimizer.betas=[0.9]": "policy.optimizer.betas: must be a list of 2 numbers, got [0.9]",
     "policy.optimizer.betas=[0.9, 0.9, 0.9]": "policy.optimizer.betas: must be a list of 2 numbers, got [0.9, 0.9, 0.9]",
@@ -79,6 +83,9 @@ OVERRIDES = {
     # text
     "tracking.project=''": "tracking.project: must not be empty, got ''",
     "tracking.project=": "tracking.project: must be text, got null",
+    "tracking.project=a/b": "tracking.project must be of 1 to 128 characters, without / \\ # ? % :, got 'a/b'",
+    "run.output=~/x": "run.output must be a path as it is, without ~ and $, which a shell replaces only where they are not quoted, got ~/x",
+    "run.output='$HOME/x'": "run.output must be a path as it is, without ~ and $, which a shell replaces only where they are not quoted, got $HOME/x",
     "run.output=''": "run.output: must not be empty, got ''",
     "model.path=''": "model.path: must not be empty, got ''",
     "model={path: ''}": "model.path: must not be empty, got ''",

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,23 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         "grpo", train="loops.py:number"
     )
     assert "loops.py:rows never ends: a loop without an end (line" in complaint("grpo", train="loops.py:rows")
+
+
+@pytest.mark.parametrize("data", ["data.converter=ends.py:converter", "data.train=ends.py:rows"])
+def test_code_that_kills_its_process_does_not_kill_the_check(data: str) -> None:
+    rows_file(GOOD_LINE * 2)
+    Path("ends.py").write_text(
+        "import os, signal\n"
+        "def converter(row):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def rows(split):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    job = {"algorithm": {"name": "sft", "steps": 1}, "model": {"init": {}}, "data": {"train": "rows.jsonl"}}
+    Path("job.yaml").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "launch", "check", "job.yaml", data]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    line = "error: data: must be read without ending the process (is there memory for it? what does a converter or "
+    assert (done.returncode, done.stderr) == (2, f"{line}generator do?), got signal 9\n")
 
 
 def test_a_limit_above_the_rows_and_the_same_rows_twice_are_told() -> None:

@@ -395,6 +395,9 @@ def test_names_that_match_nothing_are_refused() -> None:
     )
     assert problem(model={"freeze": ["*"]}) == "model.freeze: must leave something to train, got ['*']"
     new = {"init": INIT.model_dump()}
+    assert problem(None, model=new | {"freeze": ["model.*"]}) == (
+        "model.freeze: must leave something to train, got ['model.*']"  # its lm_head is the embedding
+    )
     assert (
         problem(None, model=new | {"freeze": ["nothing"]})
         == "model.freeze: each pattern must match a parameter, got nothing"
@@ -636,6 +639,11 @@ def test_a_tokenizers_file_that_is_damaged_is_named(file: str, content: str, rul
     [
         ("rope_theta", "x", "must be a number, got x"),
         ("rms_norm_eps", True, "must be a number, got true"),
+        ("rms_norm_eps", -1, "must be at least 0, got -1"),
+        ("use_sliding_window", "x", "must be true or false, got x"),
+        ("layer_types", ["full_attention"], "must name num_hidden_layers (2) layers, got 1"),
+        ("layer_types", [1, 2], "must be names of kinds of layers, got 1"),
+        ("quantization_config", {}, "must say its quant_method, or be left out, got {}"),
         ("tie_word_embeddings", "no", "must be true or false, got no"),
         ("sliding_window", "x", "must be a whole number, got x"),
         ("eos_token_id", "x", "must be a whole number or a list of them, got x"),

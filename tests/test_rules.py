@@ -700,6 +700,11 @@ CASES: list[tuple[str, str, str]] = [
         "data.train must have names of letters, digits, _, . and - (they are parts of metrics' names), got 'a/b'",
     ),
     (
+        "embedding",
+        "data.eval={a/b: x}",
+        "data.eval must have names of letters, digits, _, . and - (they are parts of metrics' names), got 'a/b'",
+    ),
+    (
         "grpo",
         "data.weights={a: 1}",
         "data.weights needs several sets in data.train, {name: source}, got one, rows.jsonl",
@@ -832,11 +837,6 @@ CASES: list[tuple[str, str, str]] = [
         "ppo",
         "critic.lora={dropout: 0.1}",
         "critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, got 0.1",
-    ),
-    (
-        "grpo",
-        "rollout.transfer.lora=merged",
-        "rollout.transfer.lora must be left out without model.lora, got merged",
     ),
     (
         "ppo",
@@ -1170,6 +1170,11 @@ CASES: list[tuple[str, str, str]] = [
         "grpo",
         "rollout.env={HTTPS_PROXY: 'http://me:hush@proxy:3128'}",
         "rollout.env.HTTPS_PROXY must hold no URL with a password: configurations are kept and shown",
+    ),
+    (
+        "sft",
+        "cluster.env={LD_PRELOAD: x.so}",
+        "cluster.env.LD_PRELOAD must be left out, as programs run other code by it, got 'x.so'",
     ),
     (
         "grpo",

@@ -201,7 +201,7 @@ def test_a_token_over_plain_http_to_another_machine_is_warned_about() -> None:
 
     rule = "sends $SCORES_TOKEN unencrypted to another machine (https keeps it secret on the way)"
     assert warned("http://scores:8000/x") == [f"reward.endpoints.0.url: {rule}, got http://scores:8000/x"]
-    for url in ("https://scores/x", "http://localhost:1/x", "http://127.0.0.1:1/x", "http://[::1]:1/x"):
+    for url in ("https://scores/x", "http://localhost:1/x", "http://127.0.0.1:1/x", "http://[::1]:1/x", "http://[::1"):
         assert warned(url) == []
     assert isinstance(validate(BASE), RunConfig)
     assert plain_http_warnings(validate(BASE)) == []
