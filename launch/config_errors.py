@@ -1,5 +1,6 @@
 """What is wrong with a configuration, from pydantic's errors: one line each, of field, rule and value, in our words."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -150,9 +151,14 @@ def _example(location: list[str], value: Any) -> str:
     fields = names.fields_of(".".join(location))
     below = [items[0] for name in fields for items in [settings.by_path()[_join(location, name)]]]
     required = [item.path.rpartition(".")[2] for item in below if item.required]
+    text = isinstance(value, str)
+    takes = [
+        item.path.rpartition(".")[2] for item in below if text and value in settings.choices_of(item.field.annotation)
+    ]
     usual = [name for name in ("path", "ranks", "lr", "engines") if name in fields]
-    first = (required or usual or fields or ["field"])[0]
-    return f"{{{first}: {shown(value).strip(chr(39)) if isinstance(value, str) and value else '...'}}}"
+    first = (takes or required or usual or fields or ["field"])[0]
+    plain = text and re.fullmatch(r"[\w./@:-]+", value)
+    return f"{{{first}: {shown(value).strip(chr(39)) if plain else '...'}}}"
 
 
 def _join(location: list[str], name: str) -> str:

@@ -223,3 +223,11 @@ def _bounds(field: FieldInfo) -> list[str]:
 def _metadata(part: Any) -> list[Any]:
     own = list(getattr(part, "__metadata__", ()))
     return own + [more for item in get_args(part) for more in _metadata(item)]
+
+
+def choices_of(annotation: Any) -> list[Any]:
+    """The values of the Literals in a type; none of a type without any."""
+    annotation = getattr(annotation, "__value__", annotation)
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in choices_of(part)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from launch.cli import main
 from launch.config import RunConfig
 from launch.help import help_text, settings_markdown
 from launch.readers import READ_BY, readers
-from launch.settings import Setting, by_path, generic, jobs, range_text, settings, type_text
+from launch.settings import Setting, by_path, choices_of, generic, jobs, range_text, settings, type_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLED: dict[str, Any] = {"reward": {"functions": ["exact_match"]}}
@@ -163,13 +163,6 @@ def values_for(setting: Setting) -> Iterator[Any]:
         yield ["x"] if words.startswith("list") else "x"
     elif words.startswith("mapping"):
         yield from ({"x": "y"}, {"x": 1})
-
-
-def choices_of(annotation: Any) -> list[Any]:
-    annotation = getattr(annotation, "__value__", annotation)
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [choice for part in get_args(annotation) for choice in choices_of(part)]
 
 
 def refuses(job: str, path: str, value: Any) -> bool | None:
