@@ -169,12 +169,7 @@ class EncoderWorker(TrainedWorker):
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
             write_encoder(load_encoder(self.model_config, self.head, self.directory), state, self.head, directory)
-        if not lora.has_adapters(self.hf_model):
-            return None
-        adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
-        if self.rank == 0:
-            lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
-        return error.value
+        return self.write_adapter(directory, error)
 
     def _first_pass(
         self, batches: list[TextBatch], count: int, keep: bool

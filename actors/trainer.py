@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from actors.full_disk import told_when_full
 from actors.own_files import StoredFile
 from actors.packed import PackedBatch, Read
 from actors.worker import LossFunction, Metrics, Totals, Worker, pack_experiences, pack_sequences, read_inputs
+
+if TYPE_CHECKING:
+    from actors.lora import MergeError
 
 
 class TrainedWorker(Worker):
@@ -224,6 +227,15 @@ class TrainedWorker(Worker):
                 state[name] = tensor.cpu().clone()
         if self.rank == 0:
             export_model(lora.unquantized_shell(self.hf_model), state, load_tokenizer(self.directory), directory)
+        return self.write_adapter(directory, error)
+
+    def write_adapter(self, directory: Path, error: "MergeError") -> float | None:
+        """Write the adapters, if the model has any, alone below an export in which they are merged; all ranks gather.
+
+        Returns what merging has lost, as `export` does; None without adapters.
+        """
+        from actors import lora
+
         if not lora.has_adapters(self.hf_model):
             return None
         adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)

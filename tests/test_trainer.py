@@ -1,7 +1,6 @@
 """A rank that learns, in this process: its randomness, what it reports of an update, and what it gives to the loss."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,19 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from actors.batch import Rollout, Sequence, VersionSpan
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.critic import RewardModelWorker
-from actors.engine import join_process_group
 from actors.policy import PolicyWorker
-from actors.rendezvous import listener, serve_store
 from actors.skeleton import write_skeleton
 from actors.trainer import TrainedWorker
 from actors.worker import Totals
 from algorithms.sft import sft_loss
+from tests.one_rank import alone  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("alone")
 CPU = torch.device("cpu")
 INIT = ModelInit(hidden_size=16, layers=1, heads=2, max_positions=32, alphabet="abc")
 DROPPING = ModelConfig(init=INIT, lora=LoraConfig(rank=4, dropout=0.5))
@@ -35,21 +33,6 @@ def sequence(*tokens: int, prompt: int = 1) -> Sequence:
 SEQUENCES = [sequence(1, 2, 3, 4, 5, 6), sequence(4, 4, 2, prompt=2)]
 PLAN = [[SEQUENCES[0]], [SEQUENCES[1]]]
 TOTALS = Totals(tokens=6, sequences=2, trained_tokens=6)
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """A process group of one rank, which workers find there."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            patch.setenv(name, "0")
-        # DeepSpeed keeps to the first process group of a process; another file may have had one.
-        patch.setattr("deepspeed.comm.comm.cdb", None)
-        for name in ("_WORLD_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):
-            patch.setattr(f"deepspeed.utils.groups.{name}", None)
-        join_process_group(serve_store(listener("127.0.0.1"), 1, 60), 0, 1, 60)
-        yield
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +62,7 @@ def learn(worker: Any) -> tuple[float, float]:
     return metrics["loss"], metrics["grad_norm"]
 
 
-def test_what_is_random_differs_between_ranks_and_seeds(directory: str, alone: None) -> None:
+def test_what_is_random_differs_between_ranks_and_seeds(directory: str) -> None:
     """Equal dropout on all ranks would drop the same of every sample; the weights they start from are equal."""
     drawn, weights = {}, []
     for rank, seed in ((0, 5), (1, 5), (0, 7), (0, 5)):
@@ -92,7 +75,7 @@ def test_what_is_random_differs_between_ranks_and_seeds(directory: str, alone: N
     assert all(torch.equal(each, weights[0]) for each in weights)
 
 
-def test_dropout_is_of_training_only(directory: str, alone: None) -> None:
+def test_dropout_is_of_training_only(directory: str) -> None:
     """An evaluation and the logprobs that are read are those of the model as it is exported, again and again."""
     worker = trainee(directory)
     learn(worker)  # until then, adapters change nothing, whatever is dropped of them
@@ -106,7 +89,7 @@ def test_dropout_is_of_training_only(directory: str, alone: None) -> None:
     assert learn(worker)[0] != pytest.approx(evaluated[0], rel=1e-6)
 
 
-def test_a_resumed_rank_drops_what_it_would_have_dropped(directory: str, alone: None, tmp_path: Path) -> None:
+def test_a_resumed_rank_drops_what_it_would_have_dropped(directory: str, tmp_path: Path) -> None:
     """Its random state is saved with it: without it, the update after a resume is another one."""
     worker = trainee(directory)
     learn(worker)
@@ -124,7 +107,7 @@ def test_a_resumed_rank_drops_what_it_would_have_dropped(directory: str, alone: 
         assert (digest is not None) == name.endswith(".pt"), name
 
 
-def test_each_rank_has_a_random_state_of_its_own(alone: None, tmp_path: Path) -> None:
+def test_each_rank_has_a_random_state_of_its_own(tmp_path: Path) -> None:
     """A rank that the saved run did not have keeps the one that it was born with."""
     ranks = [unborn(PolicyWorker, rank) for rank in range(3)]
     drawn = []
