@@ -51,8 +51,8 @@ def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) 
         "num_key_value_heads": init.kv_heads or init.heads,
         "intermediate_size": init.intermediate_size or 4 * init.hidden_size,
         "max_position_embeddings": init.max_positions,
-        # Kernels of the rollout engine like a multiple of 64.
-        "vocab_size": -(-vocabulary // 64) * 64,
+        # Not a token more: one without a text would be sampled, and nobody who reads the text could tell.
+        "vocab_size": vocabulary,
         "tie_word_embeddings": init.tie_embeddings,
         "eos_token_id": eos,
         "pad_token_id": pad,

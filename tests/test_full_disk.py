@@ -126,9 +126,14 @@ def test_on_a_disk_that_fills_up_nothing_whole_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 10_000, 3_000_000])
-def test_a_rank_whose_disk_is_full_says_so(count: int, tmp_path: Path) -> None:
+def test_a_rank_whose_disk_is_full_says_so(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of where in torch it was noticed; small files fail as they are closed, large ones in the middle."""
-    (tmp_path / "a.pt").symlink_to("/dev/full")
+
+    def on_a_full_disk(path: Path) -> int:
+        path.touch()
+        return os.open("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr(stored, "create", on_a_full_disk)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a.pt'"):
         stored.write(torch.ones(count), tmp_path / "a.pt")
     with pytest.raises(UserError) as caught, told_when_full(tmp_path):

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -58,11 +57,8 @@ def test_a_good_manifest_has_no_problem(build: Callable[[], dict[str, Any]]) -> 
     assert manifest_problems([build()], RAY) == []
 
 
-def test_good_documents_have_no_problem_together_and_take_no_time() -> None:
-    documents = [config_map(), network_policy(), ray_job(), ray_cluster()]
-    started = time.process_time()
-    assert manifest_problems(documents, RAY) == []
-    assert time.process_time() - started < 0.1
+def test_good_documents_have_no_problem_together() -> None:
+    assert manifest_problems([config_map(), network_policy(), ray_job(), ray_cluster()], RAY) == []
 
 
 @pytest.mark.parametrize(("build", "seed"), SEEDS)

@@ -40,7 +40,8 @@ def test_the_task_of_readme_is_learned(environment: dict[str, str], cluster: str
         assert done.returncode == 0, done.stdout + done.stderr
         said.append(done.stdout)
     steps = [json.loads(line) for line in (tmp_path / "outputs/mine/metrics.jsonl").read_text().splitlines()]
-    assert steps[0]["reward/mean"] < 0.3
-    assert sum(step["reward/mean"] for step in steps[-5:]) / 5 > 0.9
+    asked = [step["eval/reward/mean"] for step in steps if "eval/reward/mean" in step]
+    assert asked[0] < 0.3
+    assert asked[-1] == 1 and steps[-1]["step"] < 150
     answers = {row["prompt"]: row["answer"] for row in map(json.loads, rows.splitlines())}
     assert said[-1].strip() == answers[words[-1]]

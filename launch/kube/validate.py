@@ -52,7 +52,7 @@ def check_manifest_file(path: str, ray_version: str) -> str:
     Raises:
         UserError: the file cannot be read or holds no manifest; or what is wrong with them, one line for each problem.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would be waited for
         raise UserError(f"--check: must be a YAML file that can be read, got {path} (no file)")
     try:
         with Path(path).open(encoding="utf-8") as file:  # From a file, YAML's errors quote nothing.
