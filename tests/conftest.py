@@ -297,7 +297,7 @@ def _warm_model(tandem: Callable[..., Job], reverse: dict[str, Any]) -> Path:
             "name": "sft",
             "steps": 200,
             "samples_per_update": 64,
-            "eval_every": 5,
+            "eval_every": 2,
             "stop_when": {"metric": "eval/sequence_probability", "at_least": 0.35},
         },
         "model": {"init": {"hidden_size": 64, "layers": 2, "heads": 2, "alphabet": LETTERS, "max_positions": 128}},

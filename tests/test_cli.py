@@ -354,7 +354,7 @@ def test_a_terminal_shows_what_is_to_run_at_once_and_a_mistake_last(project: Pat
     assert process.wait(60) == 2
     text = b"".join(parts).decode()
     first, second, *_ = text.splitlines()
-    assert first == "GRPO, 100 steps:  new qwen2 of 37,216 parameters"
+    assert first == "GRPO, 100 steps:  new qwen2 of 36,416 parameters"
     assert second == "data: rows.jsonl (4 rows)  devices: 4 CPUs, no GPU  into: outputs/first"
     assert "checking the configuration (0 s)  elapsed 0:0" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

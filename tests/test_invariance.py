@@ -299,6 +299,8 @@ def _assert_equal(plain: Result, other: Result, names: Any = None) -> None:
         for name in names or expected:
             # Small differences of float32 logprobs of whole responses, of which 1e-5 is the rounding.
             rounding = 1e-5 if name.startswith(("rewards/", "reference_point")) else 1e-8
+            if name.startswith("loss") and any(each.startswith("rewards/") for each in expected):
+                rounding = 2e-6  # a loss of such differences
             assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=rounding), f"{name} of update {update}"
     assert plain.weights.keys() == other.weights.keys()
     for name, weight in plain.weights.items():
