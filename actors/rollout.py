@@ -66,7 +66,6 @@ class RolloutWorker:
             from actors.rollout_engine import EngineThread, build_llm
 
         self.config = config
-        self.version = -1
         self.tokenizer = load_tokenizer(directory)
         directory = configured_directory(directory)
         self.engine = EngineThread(lambda: build_llm(directory, config, model, backend, seed + rank))
@@ -93,7 +92,7 @@ class RolloutWorker:
 
         May be asked for, once, before or after the prompt is started.
         """
-        if self.version < 0:
+        if self.engine.version < 0:
             raise RuntimeError("asked to generate before the first weights arrived")
         try:
             output = await asyncio.wrap_future(self.engine.output(number))
@@ -116,7 +115,7 @@ class RolloutWorker:
             prompt_token_ids=prompt,
             response_token_ids=tokens,
             rollout_logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
-            versions=_spans(completion, len(tokens), self.version),
+            versions=_spans(completion, len(tokens)),
             finish_reason=completion.finish_reason or "none",
             status=status,
             text=text,
@@ -159,7 +158,7 @@ class RolloutWorker:
 
         def finish() -> Account | None:
             self.engine.llm.finish_weight_update(str(version))
-            self.version = version
+            self.engine.version = version
             self.engine.resume()
             if canary is None:
                 return None
@@ -180,7 +179,7 @@ class RolloutWorker:
             try:
                 bound = self.engine.load_adapter(adapter)
                 self.engine.llm.update_weight_version(str(version))
-                self.version = version
+                self.engine.version = version
             finally:
                 self.engine.resume()
             logprobs = np.empty(0, dtype=np.float32) if canary is None else self.engine.logprobs(canary)
@@ -208,10 +207,15 @@ def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
     return (before if found else engine_text) + (stop if keep else "")
 
 
-def _spans(completion: Any, length: int, version: int) -> list[VersionSpan]:
-    spans = getattr(completion, "weight_versions", None) or []
-    found = [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
-    return found or [VersionSpan(version=version, start=0, end=length)]
+def _spans(completion: Any, length: int) -> list[VersionSpan]:
+    """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
+    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
+    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
+        raise RuntimeError(
+            f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
+            f"it of {[(span.start, span.end) for span in spans]}"
+        )
+    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
 
 
 def _info(rollout: Rollout) -> RolloutInfo:
@@ -219,5 +223,5 @@ def _info(rollout: Rollout) -> RolloutInfo:
         prompt_tokens=len(rollout.prompt_token_ids),
         response_tokens=len(rollout.response_token_ids),
         status=rollout.status,
-        oldest_version=min(span.version for span in rollout.versions),
+        oldest_version=min((span.version for span in rollout.versions), default=-1),
     )

@@ -49,6 +49,8 @@ class EngineThread:
         self._paused = False
         self._lost: Exception | None = None
         self._adapter: LoRARequest | None = None
+        self.version = -1
+        """Of the weights in service; -1 before the first."""
         self.ready: Future[None] = Future()
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
@@ -98,7 +100,7 @@ class EngineThread:
 
     def _add(self, token_ids: list[int], params: SamplingParams, output: "Future[RequestOutput]") -> None:
         request_id = str(next(self._ids))
-        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.llm.get_weight_version()}"}
+        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
         self.llm.llm_engine.add_request(request_id, prompt, params, lora_request=self._adapter)
         self._running[request_id] = output
 
@@ -140,10 +142,16 @@ class EngineThread:
         else:
             self.ready.set_result(None)
         while True:
-            busy = self._lost is None and not self._paused and self.llm.llm_engine.has_unfinished_requests()
-            self._run_calls(wait=not busy)
-            if self._lost is None and not self._paused and self.llm.llm_engine.has_unfinished_requests():
+            self._run_calls(wait=not self._busy())
+            if self._busy():
                 self._step()
+
+    def _busy(self) -> bool:
+        try:
+            return self._lost is None and not self._paused and self.llm.llm_engine.has_unfinished_requests()
+        except Exception as error:  # As in a step.
+            self._lose(error)
+            return False
 
     def _run_calls(self, wait: bool) -> None:
         """Run queued calls; with `wait`, sleep until there is one. A lost engine answers each with what ended it."""
@@ -151,30 +159,43 @@ class EngineThread:
             function, future = self._calls.get()
             wait = False
             if self._lost is not None:
-                future.set_exception(self._lost)
+                _fail(future, self._lost)
                 continue
             try:
-                future.set_result(function())
+                answer = function()
             except Exception as error:  # Belongs to the caller, who holds the future.
-                future.set_exception(error)
+                _fail(future, error)
+            else:
+                _fulfil(future, answer)
 
     def _step(self) -> None:
         try:
-            outputs = self.llm.llm_engine.step()
-        except Exception as error:  # The engine is lost: tell everybody who waits for it.
-            self._lost = error
-            for output in [*self._running.values(), *self._outputs.values()]:
-                _fail(output, error)
-            self._running.clear()
-            return
-        for output in outputs:
-            if output.finished:
-                self._running.pop(output.request_id).set_result(output)  # type: ignore[arg-type]
+            for output in self.llm.llm_engine.step():
+                if output.finished:
+                    _fulfil(self._running.pop(output.request_id), output)  # type: ignore[arg-type]
+        except Exception as error:
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        """The engine is lost: tell everybody who waits for it, now and from now on."""
+        self._lost = error
+        for output in [*self._running.values(), *self._outputs.values()]:
+            _fail(output, error)
+        self._running.clear()
 
 
-def _fail(output: "Future[RequestOutput]", error: Exception) -> None:
-    with suppress(InvalidStateError):  # It has its result, or was failed already.
-        output.set_exception(error)
+# Nobody may hear an answer: a caller that was cancelled has cancelled its future. That is no reason for the thread, and
+# with it everybody else's answers, to end.
+
+
+def _fulfil(future: "Future[T]", answer: T) -> None:
+    with suppress(InvalidStateError):
+        future.set_result(answer)
+
+
+def _fail(future: "Future[Any]", error: Exception) -> None:
+    with suppress(InvalidStateError):
+        future.set_exception(error)
 
 
 def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend: str, seed: int) -> LLM:

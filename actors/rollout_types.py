@@ -22,3 +22,4 @@ class RolloutInfo:
     response_tokens: int
     status: RolloutStatus
     oldest_version: int
+    """Of the weights that sampled any of its tokens; -1 without a token."""

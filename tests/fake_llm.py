@@ -70,9 +70,6 @@ class FakeLLM:
                 del self.left[request]
         return found
 
-    def get_weight_version(self) -> str:
-        return "v5"
-
     def collective_rpc(self, method: str, *, args: Any = ()) -> Any:
         self.asked.append(["rpc", method, *args] if method == "reseed" else ["rpc", method])
         return [{"q_proj": 7}]
@@ -108,6 +105,7 @@ def engine() -> tuple[Any, FakeLLM]:
     llm: Any = FakeLLM()
     thread = EngineThread(lambda: llm)
     thread.ready.result(DEADLINE_S)
+    thread.version = 5
     return thread, llm
 
 
@@ -183,6 +181,35 @@ def failing_call() -> Any:
     return [first, call(thread, lambda: "next")]
 
 
+def left() -> Any:
+    """Callers who have gone, of a call, of an output and of a refused prompt: the thread goes on for the others."""
+    thread, llm = engine()
+    llm.gate.clear()
+    output, refusal = thread.output(1), thread.output(2)
+    call(thread, lambda: thread.start([(1, [1]), (3, [3])], "params", None))
+    asked, failing = thread.call(lambda: "an answer"), thread.call(lambda: [][0])
+    gone = [future.cancel() for future in (output, refusal, asked, failing)]
+    llm.gate.set()
+    call(thread, lambda: thread.start([(2, [REFUSED])], "params", None))
+    return {"gone": gone, "other": told(thread.output(3)).finished, "call": call(thread, lambda: "still there")}
+
+
+def strange() -> Any:
+    """An engine that answers what nobody asked, or cannot say whether it works, is lost; all who wait are told."""
+    found = []
+    for name, answer in (
+        ("step", lambda: [SimpleNamespace(request_id="other", finished=True)]),
+        ("has_unfinished_requests", lambda: [][0]),
+    ):
+        thread, llm = engine()
+        llm.gate.clear()
+        call(thread, lambda thread=thread: thread.start([(1, [1])], "params", None))
+        setattr(llm, name, answer)
+        llm.gate.set()
+        found += [told(thread.output(1)), told(thread.output(2)), call(thread, lambda: "there")]
+    return found
+
+
 def paused() -> Any:
     """Nothing is stepped between pause and resume, though a request is running; calls are answered."""
     thread, llm = engine()
@@ -249,6 +276,8 @@ SCENES: list[Scene] = [
     lost,
     unbuilt,
     failing_call,
+    left,
+    strange,
     paused,
     between_steps,
     canary,

@@ -35,12 +35,12 @@ def test_a_seed_starts_the_sampler_anew_and_a_cache_of_its_own(told: dict[str, A
     weights, or of another seed, is none."""
     assert told["seeded"] == [
         ["rpc", "reseed", 11],
-        added(0, [1, 2], "11 v5"),
-        added(1, [3], "11 v5"),
-        added(2, [4], "11 v5"),
-        added(3, [1, 2], "11 v5"),
+        added(0, [1, 2], "11 5"),
+        added(1, [3], "11 5"),
+        added(2, [4], "11 5"),
+        added(3, [1, 2], "11 5"),
         ["rpc", "reseed", 12],
-        added(4, [1, 2], "12 v5"),
+        added(4, [1, 2], "12 5"),
     ]
 
 
@@ -60,6 +60,15 @@ def test_all_who_wait_for_a_lost_engine_are_told_what_ended_it(told: dict[str, A
 
 def test_a_call_that_fails_does_not_end_the_thread(told: dict[str, Any]) -> None:
     assert told["failing_call"] == ["IndexError: list index out of range", "next"]
+
+
+def test_callers_who_have_gone_do_not_end_the_thread(told: dict[str, Any]) -> None:
+    """Their futures, cancelled, take no answer; without care that would be the thread's end, unheard by all others."""
+    assert told["left"] == {"gone": [True] * 4, "other": True, "call": "still there"}
+
+
+def test_an_engine_that_answers_what_was_not_asked_is_lost(told: dict[str, Any]) -> None:
+    assert told["strange"] == ["KeyError: 'other'"] * 3 + ["IndexError: list index out of range"] * 3
 
 
 def test_a_paused_engine_steps_not_but_answers_calls(told: dict[str, Any]) -> None:
@@ -86,7 +95,7 @@ def test_logprobs_of_a_prompt_are_those_of_its_own_tokens_at_temperature_1(told:
     assert told["canary"] == {
         "logprobs": [-2.5, -3.0],
         "dtype": "float32",
-        "asked": added(1, [4, 5, 6], " v5", params=params),
+        "asked": added(1, [4, 5, 6], " 5", params=params),
         "other": 3,
     }
 
@@ -98,10 +107,10 @@ def test_an_adapter_is_loaded_once_and_used_by_all_that_follow(told: dict[str, A
     assert told["adapter"] == {
         "bound": [{"q_proj": 7}],
         "asked": [
-            added(0, [1], " v5"),
+            added(0, [1], " 5"),
             ["add_lora", shown | {"again": True}, files],
             ["rpc", "bound_checksums"],
-            added(1, [1], " v5", adapter=shown | {"again": False}),
+            added(1, [1], " 5", adapter=shown | {"again": False}),
         ],
         "left": [False],
     }

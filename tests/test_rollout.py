@@ -27,6 +27,7 @@ class FakeEngine:
         self.asked: list[Any] = []
         self.outputs = outputs or {}
         self.broken = False
+        self.version = 3
         self.llm = SimpleNamespace(
             collective_rpc=self._told("collective_rpc", ["account"]),
             **{
@@ -79,7 +80,8 @@ class FakeEngine:
 def worker(engine: FakeEngine | None = None, *, version: int = 3, **settings: Any) -> Any:
     """A rollout worker around an engine that is not there."""
     found: Any = object.__new__(RolloutWorker)
-    found.config, found.version, found.engine = RolloutConfig(**settings), version, engine
+    found.config, found.engine = RolloutConfig(**settings), engine or FakeEngine()
+    found.engine.version = version
     found.tokenizer = SimpleNamespace(decode=lambda ids, **options: f"{ids} {options}")
     return found
 
@@ -95,9 +97,10 @@ def completion(
         stop_reason=None,
         text="",
     )
-    if spans is not None:
-        # vLLM's versions are the strings that they were finished with.
-        found.weight_versions = [SimpleNamespace(version=str(v), start=start, end=end) for v, start, end in spans]
+    if spans is None:
+        spans = [(3, 0, len(tokens))]
+    # vLLM's versions are the strings that they were finished with.
+    found.weight_versions = [SimpleNamespace(version=str(v), start=start, end=end) for v, start, end in spans]
     return found
 
 
@@ -135,12 +138,26 @@ def test_a_rollout_has_the_tokens_and_logprobs_of_its_completion() -> None:
 
 
 def test_versions_are_those_that_sampled_each_token() -> None:
-    """A response that went on with new weights has two; one of an engine that does not say has the worker's own."""
+    """A response that went on with new weights has two; weights that sampled nothing of it have no part in it."""
     rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(2, 0, 1), (3, 1, 3)]))
     assert rollout.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
-    for spans in (None, []):
-        rollout = worker()._rollout([5], completion([1, 2, 3], spans=spans))
-        assert rollout.versions == [VersionSpan(version=3, start=0, end=3)]
+    rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(1, 0, 0), (3, 0, 3)]))
+    assert rollout.versions == [VersionSpan(version=3, start=0, end=3)]
+    rollout = worker()._rollout([5], completion([], reason="abort", spans=[]))
+    assert rollout.versions == [] and _info(rollout).oldest_version == -1
+
+
+@pytest.mark.parametrize("spans", [[], [(3, 0, 2)], [(3, 1, 3)], [(2, 0, 1), (3, 2, 3)], [(2, 0, 2), (3, 1, 3)]])
+def test_an_engine_that_does_not_say_which_weights_sampled_a_token_is_not_believed(
+    spans: list[tuple[int, int, int]],
+) -> None:
+    """The newest ones would be the wrong ones for just the tokens that matter."""
+    with pytest.raises(RuntimeError, match=r"must say of each of the 3 tokens of a response which weights"):
+        worker()._rollout([5], completion([1, 2, 3], spans=spans))
+    found = completion([1, 2, 3])
+    found.weight_versions = None
+    with pytest.raises(RuntimeError, match=r"and says it of \[\]$"):
+        worker()._rollout([5], found)
 
 
 def test_the_driver_is_told_of_the_oldest_version() -> None:
@@ -157,7 +174,8 @@ def test_the_driver_is_told_of_the_oldest_version() -> None:
 
 def test_nothing_is_generated_before_the_first_weights() -> None:
     """Until then an engine has random ones; version 0 is a version."""
-    output = SimpleNamespace(prompt_token_ids=[5, 6], outputs=[completion([1]), completion([2, 3], reason="length")])
+    outputs = [completion([1], spans=[(0, 0, 1)]), completion([2, 3], reason="length", spans=[(0, 0, 2)])]
+    output = SimpleNamespace(prompt_token_ids=[5, 6], outputs=outputs)
     engine = FakeEngine({7: output})
     with pytest.raises(RuntimeError, match="asked to generate before the first weights arrived"):
         run(worker(engine, version=-1).generated(7))
@@ -209,7 +227,7 @@ def test_received_weights_are_in_service_as_their_version_before_the_engine_goes
     engine = FakeEngine()
     found = worker(engine, version=3)
     account = run(found.finish_weight_update(4, canary))
-    assert found.version == 4
+    assert found.engine.version == 4
     asked = [("finish_weight_update", "4"), ("resume",)]
     if canary is None:
         assert account is None
@@ -227,7 +245,7 @@ def test_an_adapter_is_loaded_while_the_engine_pauses(canary: list[int] | None) 
     checksums, logprobs = run(found.load_adapter(adapter, 4, canary))
     asked = [("pause",), ("load_adapter", adapter), ("update_weight_version", "4"), ("resume",)]
     assert engine.asked == asked + ([("logprobs", canary)] if canary else [])
-    assert (found.version, checksums) == (4, [{"q_proj": 7}])
+    assert (found.engine.version, checksums) == (4, [{"q_proj": 7}])
     assert logprobs.tolist() == ([-0.5, -0.5] if canary else []) and logprobs.dtype == np.float32
 
 
@@ -237,7 +255,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_old_version_in_service() ->
     found = worker(engine, version=3)
     with pytest.raises(OSError, match="no memory left"):
         run(found.load_adapter(Adapter(config="{}", weights=b"w"), 4, [5, 6]))
-    assert found.version == 3
+    assert found.engine.version == 3
     assert [each[0] for each in engine.asked] == ["pause", "load_adapter", "resume"]
 
 
