@@ -101,7 +101,7 @@ class PolicyWorker(TrainedWorker):
         Raises WeightSyncError when they disagree, naming the tensor.
         """
         seconds = self.publisher.send(version, canary if verify else None)
-        metrics = {"weights/version": float(version), "weights/sync_seconds": seconds}
+        metrics = {"weights/sync_seconds": seconds}
         if (error := self.publisher.merge_error()) is not None:
             metrics["weights/merge_error"] = error
         if verify:

@@ -70,7 +70,11 @@ class RL:
     seed: int
     total_steps: int
     step: int = 0
-    """Steps done; also the version of the weights."""
+    """Steps done."""
+    version: int = 0
+    """Of the weights that the engines have: how often others than the first were published."""
+    moved: bool = False
+    """Whether the policy has learned since it was published."""
     samples_per_step: int = 8
     eval_samples: int | None = 64
     """Completions that an evaluation reports, or all of them."""
@@ -96,6 +100,7 @@ class RL:
         """What a checkpoint keeps of the loop."""
         return {
             "step": self.step,
+            "version": self.version,
             "batches": self.batches.state_dict(),
             "last_evaluation": self.last_evaluation,
             "rewards": self.shaper.state_dict(),
@@ -106,6 +111,7 @@ class RL:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.step = state["step"]
+        self.version = state.get("version", self.step)  # older checkpoints: after every step
         self.batches.load_state_dict(state["batches"])
         self.last_evaluation = state["last_evaluation"]
         self.shaper.load_state_dict(state["rewards"])
@@ -116,7 +122,7 @@ class RL:
         """Give the engines their first weights, and evaluate before the first step."""
         self.reporter.start(title, self.total_steps, self.step)
         with clock("sync"):
-            self.publish(self.step)
+            self.publish(self.version)
         if self.step == 0:
             self.evaluate(clock)
         clock.lap()
@@ -255,6 +261,8 @@ class RL:
         """
         totals = [totals_of(update, kept) for update, kept in zip(updates, trained, strict=True)]
         work = divide(groups, trained, len(group), self.micro_batch_tokens[name])
+        if group is self.policy:
+            self.moved = any(trained)
         method: Any = PolicyWorker.update
         calls = [
             group.submit(
@@ -315,16 +323,25 @@ class RL:
         self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
         return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several else {}) | metrics
 
+    def _publish_moved(self) -> Metrics:
+        """Send the engines what the policy has learned; nothing in a step in which only the critic learns, or nobody."""
+        found: Metrics = {}
+        if self.moved:
+            self.version += 1
+            found = self.publish(self.version)
+            self.moved = False
+        return found | {"weights/version": float(self.version)}
+
     def finish_step(
         self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: Advantages
     ) -> None:
-        """Publish the new weights, evaluate, checkpoint and report."""
+        """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
+        metrics |= rollout_metrics(groups, self.version, self.sampler.failed) | self.shaper.metrics(groups)
         with clock("sync"):
-            metrics |= self.publish(self.step)
+            metrics |= self._publish_moved()
             if self.sync_reference:
                 self.sync_reference(self.step)
-        metrics |= rollout_metrics(groups, self.step - 1, self.sampler.failed) | self.shaper.metrics(groups)
         evaluation = self.evaluate(clock)
         metrics |= evaluation
         best = self.best.improved_by(evaluation)

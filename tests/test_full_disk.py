@@ -257,6 +257,7 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
         publish=lambda version: record.publish(version) or {}, checkpoint=record, reporter=record, sampling=empty,
         micro_batch_tokens={}, seed=0, total_steps=1,
     )  # fmt: skip
+    loop.moved = True
     with pytest.raises(UserError) if fails_at else nullcontext():
         loop.finish_step([], {}, Clock(record), {})
     steps = ("publish", "save", "report", "keep", "end_if_asked")

@@ -300,7 +300,6 @@ def test_every_tensor_changes_reaches_the_engine_and_is_used(pair: Pair) -> None
     metrics = pair.publish()
     assert pair.received() == after
     assert max(first["weights/canary_difference"], metrics["weights/canary_difference"]) < 1e-4
-    assert metrics["weights/version"] == pair.version
     assert ("lm_head.weight" in after) == (len(pair.policy) == 1), "only the untied model has a head of its own"
 
 
@@ -502,7 +501,7 @@ def test_after_the_first_time_only_adapters_travel(pairs: dict[str, Pair]) -> No
     pair.publish()
     pair.train()
     with pair.broken(lost_in_transit, "model.norm.weight"):
-        assert pair.publish()["weights/version"] == pair.version
+        pair.publish()
     rollouts = pair.generate([5, 6, 7])
     assert {span.version for rollout in rollouts for span in rollout.versions} == {pair.version}
 

@@ -1,0 +1,141 @@
+"""Steps of PPO and GRPO around groups that are not there: what goes to the engines, and when."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.batch import Prompt
+from actors.rollout_types import RolloutInfo, Sampling
+from algorithms.batches import Batches
+from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.experience import samples_of
+from algorithms.grpo import GRPO
+from algorithms.loop import Clock
+from algorithms.ppo import PPO
+from algorithms.rewards import Score
+from algorithms.sampler import ShapedGroup
+
+UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
+
+
+class FakeGroup:
+    """One rank, which answers every call at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    def submit(self, rank: int, method: Any, *arguments: Any, num_returns: int = 1) -> Any:
+        self.asked.append(method.__name__)
+        return (method.__name__, None) if num_returns == 2 else method.__name__
+
+    def gather(self, calls: list[Any], what: str) -> list[Any]:
+        return [[UPDATE]]
+
+    def scatter(self, method: Any, arguments: list[Any]) -> list[Any]:
+        return [{}]
+
+
+def group(*rewards: float, version: int = 0) -> ShapedGroup:
+    """Responses of two tokens."""
+    infos = [RolloutInfo(prompt_tokens=2, response_tokens=2, status="ok", oldest_version=version) for _ in rewards]
+    return ShapedGroup(
+        prompt=Prompt(index=0, token_ids=[1, 2], text="x", row={}),
+        rollouts=None,
+        infos=infos,
+        scores=[Score(reward=reward, status="ok", parts={}) for reward in rewards],
+        shaped=np.array(rewards),
+        counted=np.ones(len(rewards), dtype=np.bool_),
+    )
+
+
+class Loop:
+    """What PPO and GRPO are made of, and what they sent and reported."""
+
+    def __init__(self) -> None:
+        self.published: list[int] = []
+        self.reported: list[dict[str, float]] = []
+        self.policy, self.critic = FakeGroup(), FakeGroup()
+        nothing = SimpleNamespace(
+            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, failed=0, temperature=1.0,
+            save=lambda *_: None, keep=lambda: None, end_if_asked=lambda: None, samples=lambda *_: None,
+            step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
+        )  # fmt: skip
+        self.arguments: dict[str, Any] = {
+            "policy": self.policy,
+            "prompts": [],
+            "batches": Batches(1, seed=0, shuffle=False),
+            "evaluation": [],
+            "publish": self.publish,
+            "sampling": Sampling(samples=2, temperature=1.0, max_tokens=4),
+            "micro_batch_tokens": {"policy": 64, "critic": 64},
+            "seed": 0,
+            "total_steps": 9,
+            "samples_per_step": 0,
+            "models": [],
+            **dict.fromkeys(("reference", "read_reference")),
+            **dict.fromkeys(("sampler", "shaper", "checkpoint", "reporter"), nothing),
+        }
+
+    def publish(self, version: int) -> dict[str, float]:
+        self.published.append(version)
+        return {"weights/sync_seconds": 0.1}
+
+    def grpo(self) -> GRPO:
+        config = GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 1})
+        return GRPO(config=config, **self.arguments)
+
+    def ppo(self, **algorithm: Any) -> PPO:
+        config = PPOConfig.model_validate(
+            {"name": "ppo", "samples_per_prompt": 2, "prompts_per_step": 1, "steps": 9} | algorithm
+        )
+        return PPO(config=config, critic=self.critic, **self.arguments)  # type: ignore[arg-type]
+
+
+def finish(loop: Any, groups: list[ShapedGroup], metrics: dict[str, float]) -> None:
+    loop.finish_step(groups, metrics, Clock(loop.reporter), {})
+
+
+@pytest.mark.parametrize("rewards", [(1.0, 0.0), (1.0, 1.0)])
+def test_weights_are_published_when_something_was_learned(rewards: tuple[float, float]) -> None:
+    """A step whose groups teach nothing leaves the policy, and so the engines' weights, as they are."""
+    made = Loop()
+    loop, taught = made.grpo(), rewards[0] != rewards[1]
+    for step in range(2):
+        groups = [group(*rewards, version=loop.version)]
+        samples = samples_of(groups, [np.array(rewards) - np.mean(rewards)])
+        finish(loop, groups, loop._update(groups, samples, []))
+        assert loop.step == step + 1
+    assert made.published == ([1, 2] if taught else [])
+    assert [metrics["weights/version"] for metrics in made.reported] == ([1, 2] if taught else [0, 0])
+    assert [metrics["staleness/max"] for metrics in made.reported] == [0, 0]
+    assert ["weights/sync_seconds" in metrics for metrics in made.reported] == [taught, taught]
+
+
+def test_nothing_is_published_while_only_the_critic_learns() -> None:
+    made = Loop()
+    loop = made.ppo(critic_warmup_steps=2)
+    for _ in range(4):
+        groups = [group(1.0, 0.0, version=loop.version)]
+        finish(loop, groups, loop._update(groups, []))
+    assert made.critic.asked == ["update"] * 4 and made.policy.asked == ["update"] * 2
+    assert made.published == [1, 2]
+    assert [metrics["weights/version"] for metrics in made.reported] == [0, 0, 1, 2]
+    assert [metrics["staleness/max"] for metrics in made.reported] == [0] * 4
+
+
+def test_a_resumed_loop_publishes_the_version_that_it_had() -> None:
+    """An older checkpoint has none: there every step was published."""
+    made = Loop()
+    loop = made.ppo(critic_warmup_steps=2)
+    loop.step, loop.version = 5, 3
+    state = loop.state()
+    for saved, version in ((state, 3), ({name: state[name] for name in state if name != "version"}, 5)):
+        resumed = made.ppo(critic_warmup_steps=2)
+        resumed.restore(saved)
+        resumed.begin("PPO", Clock(resumed.reporter))
+        assert (resumed.step, made.published.pop()) == (5, version)
