@@ -36,7 +36,8 @@ class GRPO(RL):
         while not self.done:
             groups = self._scored_groups(clock)
             with clock("reference"):
-                fields = self.read_frozen(groups) + self.read_old(groups)
+                reference, old = self.read_frozen(groups), self.read_old(groups)
+                fields = reference() + old()
             with clock("advantages"):
                 samples, found, metrics = self._advantages(groups, fields)
             with clock("update"):

@@ -1,6 +1,6 @@
 """Proximal Policy Optimization (arXiv 1707.06347) with a critic, for language models (arXiv 2203.02155).
 
-    prompts -> rollout (vLLM) -> reward -> reference -> values -> advantages -> update (policy and critic) -> sync
+    prompts -> rollout (vLLM) -> reward -> reference, values -> advantages -> update (policy and critic) -> sync
 
 The reward of a token is -kl_coef KL(pi || reference) there, and the response's score is added at its last token.
 Advantages are generalized advantage estimates (arXiv 1506.02438) against the critic's values, whitened over the step.
@@ -60,9 +60,12 @@ class PPO(RL):
             with clock("score"):
                 groups = self.shape(self.score(groups))
             with clock("reference"):
-                fields = self.read_frozen(groups) + self.read_old(groups)
+                # Each group has its own ranks: what all of them read takes as long as the slowest.
+                values = self.read(self.critic, CriticWorker.values, groups, "critic")
+                reference, old = self.read_frozen(groups), self.read_old(groups)
+                fields = reference() + old()
             with clock("values"):
-                fields += self.read(self.critic, CriticWorker.values, groups, "critic")
+                fields += values()
             with clock("advantages"):
                 metrics, found = self.estimate(self.critic, groups, [each.shaped for each in groups], fields)
             with clock("update"):

@@ -42,6 +42,12 @@ from algorithms.shaping import AdaptiveKL
 _EVALUATION_SEED = 1_000_003
 Fields = list[Any]
 """References to TokenFields, one per rank that computed them."""
+Reading = Callable[[], Fields]
+"""Waits for groups that read, and gives what they have found."""
+
+
+def _nothing() -> Fields:
+    return []
 
 
 @dataclass(kw_only=True)
@@ -162,17 +168,17 @@ class RL:
             self.reporter.note(f"not scored: {error}")
         return groups
 
-    def read_frozen(self, groups: Sequence[ScoredGroup]) -> Fields:
+    def read_frozen(self, groups: Sequence[ScoredGroup]) -> Reading:
         """Reference logprobs, where the algorithm has a reference."""
         if self.reference is None:
-            return []
+            return _nothing
         assert self.read_reference is not None
         return self.read(self.reference, self.read_reference, groups, "reference", self.sampling.temperature)
 
-    def read_old(self, groups: Sequence[ScoredGroup]) -> Fields:
+    def read_old(self, groups: Sequence[ScoredGroup]) -> Reading:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""
         if self.config.importance_correction is None or self.config.updates_per_step == 1:
-            return []
+            return _nothing
         return self.read(self.policy, PolicyWorker.logprobs, groups, "policy", self.sampling.temperature)
 
     def read(
@@ -182,16 +188,23 @@ class RL:
         groups: Sequence[ScoredGroup],
         budget: str,
         *options: Any,
-    ) -> Fields:
-        """Let the ranks of a group read all rollouts; each keeps what it found."""
+    ) -> Reading:
+        """Let the ranks of a group begin to read all rollouts; each keeps what it finds.
+
+        Returns what waits for them, so that other groups can read at the same time.
+        """
         everything = samples_of(groups, [np.zeros(len(each.infos)) for each in groups])
         work = divide(groups, [everything], len(group), self.micro_batch_tokens[budget])
         calls = []
         for rank, share in enumerate(work):
             plan = [[(number, index) for number, index, _ in batch] for batch in share.plans[0]]
             calls.append(group.submit(rank, method, plan, share.keys, *options, *share.groups, num_returns=2))
-        group.gather([told for told, _ in calls], method.__name__)
-        return [fields for _, fields in calls]
+
+        def finish() -> Fields:
+            group.gather([told for told, _ in calls], method.__name__)
+            return [fields for _, fields in calls]
+
+        return finish
 
     def estimate(
         self, group: ActorGroup[Any], groups: Sequence[ScoredGroup], scores: list[np.ndarray], fields: Fields
@@ -324,7 +337,7 @@ class RL:
         return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several else {}) | metrics
 
     def _publish_moved(self) -> Metrics:
-        """Send the engines what the policy has learned; nothing in a step in which only the critic learns, or nobody."""
+        """Send the engines what the policy has learned: nothing where only the critic does, or nobody."""
         found: Metrics = {}
         if self.moved:
             self.version += 1

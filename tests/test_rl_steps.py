@@ -21,10 +21,11 @@ UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained":
 
 
 class FakeGroup:
-    """One rank, which answers every call at once."""
+    """One rank, which answers every call at once; groups may share a list of what was asked and waited for."""
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
+    def __init__(self, asked: list[str] | None = None) -> None:
+        self.asked: list[str] = [] if asked is None else asked
+        self.updates = 1
 
     def __len__(self) -> int:
         return 1
@@ -34,7 +35,8 @@ class FakeGroup:
         return (method.__name__, None) if num_returns == 2 else method.__name__
 
     def gather(self, calls: list[Any], what: str) -> list[Any]:
-        return [[UPDATE]]
+        self.asked.append(f"wait for {what}")
+        return [[UPDATE] * self.updates if what == "update" else {}]
 
     def scatter(self, method: Any, arguments: list[Any]) -> list[Any]:
         return [{}]
@@ -85,8 +87,8 @@ class Loop:
         self.published.append(version)
         return {"weights/sync_seconds": 0.1}
 
-    def grpo(self) -> GRPO:
-        config = GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 1})
+    def grpo(self, **algorithm: Any) -> GRPO:
+        config = GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 1} | algorithm)
         return GRPO(config=config, **self.arguments)
 
     def ppo(self, **algorithm: Any) -> PPO:
@@ -122,7 +124,7 @@ def test_nothing_is_published_while_only_the_critic_learns() -> None:
     for _ in range(4):
         groups = [group(1.0, 0.0, version=loop.version)]
         finish(loop, groups, loop._update(groups, []))
-    assert made.critic.asked == ["update"] * 4 and made.policy.asked == ["update"] * 2
+    assert made.critic.asked.count("update") == 4 and made.policy.asked.count("update") == 2
     assert made.published == [1, 2]
     assert [metrics["weights/version"] for metrics in made.reported] == [0, 0, 1, 2]
     assert [metrics["staleness/max"] for metrics in made.reported] == [0] * 4
@@ -139,3 +141,25 @@ def test_a_resumed_loop_publishes_the_version_that_it_had() -> None:
         resumed.restore(saved)
         resumed.begin("PPO", Clock(resumed.reporter))
         assert (resumed.step, made.published.pop()) == (5, version)
+
+
+def reference_logprobs() -> None:
+    """The reference's method of that name."""
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_groups_read_at_the_same_time(name: str) -> None:
+    """Reference, policy and critic have ranks of their own: none waits for what another one reads."""
+    made, asked = Loop(), list[str]()
+    made.policy.asked = made.critic.asked = asked
+    made.policy.updates = made.critic.updates = 2
+    options = {"samples_per_update": 1, "importance_correction": {}}
+    loop: Any = made.ppo(**options) if name == "ppo" else made.grpo(**options)
+    loop.reference, loop.read_reference, loop.total_steps = FakeGroup(asked), reference_logprobs, 1
+    loop.micro_batch_tokens["reference"] = 64
+    groups = [group(1.0, 0.0)]
+    loop.sample, loop.score, loop.shape = lambda *_: groups, lambda _: groups, lambda _: groups
+    loop.train()
+    first_wait = next(index for index, each in enumerate(asked) if each.startswith("wait"))
+    reads = {"reference_logprobs", "logprobs"} | ({"values"} if name == "ppo" else set())
+    assert set(asked[:first_wait]) == reads
