@@ -19,7 +19,7 @@ from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.reading import run_data
 from algorithms.reward_pool import RewardPool
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, built, meet, reference_sync, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, reference_sync, resume, start_building, start_loading
 from launch.model_files import require_same_tokens
 from launch.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.reporter import RunReporter
@@ -101,11 +101,10 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     }
     loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
     reporter.phase("loading models")
-    if critic is not None:
-        built(critic, start_building(critic, steps * algorithm.updates_per_step), reporter)
-    for worker, group in frozen.values():
-        meet(group, worker.build, reporter)
-    built(policy, building, reporter)
+    loading = [(critic, start_building(critic, steps * algorithm.updates_per_step))] if critic else []
+    loading += [(group, start_loading(group, worker.build)) for worker, group in frozen.values()]
+    for group, models in [*loading, (policy, building)]:
+        built(group, models, reporter)
     reporter.phase("preparing to send weights")
     policy.call(PolicyWorker.prepare_to_connect)
     reporter.phase("starting engines")

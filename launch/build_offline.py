@@ -10,7 +10,7 @@ from algorithms.comparable import require_comparable
 from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfig
 from algorithms.reading import run_data
 from launch.config import RunConfig
-from launch.groups import Groups, RunCheckpointer, built, meet, reference_sync, resume, start_building
+from launch.groups import Groups, RunCheckpointer, built, reference_sync, resume, start_building, start_loading
 from launch.reporter import RunReporter
 from launch.reserve import Placement
 
@@ -20,6 +20,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     reporter.phase("loading libraries")
     from actors.critic import RewardModelWorker
     from actors.policy import PolicyWorker
+    from actors.reference import ReferenceWorker
 
     algorithm = config.algorithm
     assert isinstance(algorithm, OfflineConfig)
@@ -28,7 +29,9 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     reporter.phase("loading model")
     policy = groups.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
-    extra = _reference(config, directory, placement, groups, policy, reporter)
+    extra = _reference(config, directory, placement, groups, policy)
+    reference = extra["reference"] if config.reference_group else None
+    loading = start_loading(reference, ReferenceWorker.build) if reference else []
     kept = {"policy": policy} | ({"reference": extra["reference"]} if config.reference.sync_every else {})
     reporter.phase("reading data")
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
@@ -39,6 +42,8 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     updates = algorithm.updates(found.drawn(config.data.weights))
     reporter.phase("loading model")
     built(policy, start_building(policy, updates), reporter)
+    if reference:
+        built(reference, loading, reporter)
     loop = _loop_class(config)(
         config=algorithm,
         policy=policy,
@@ -63,9 +68,7 @@ def _loop_class(config: RunConfig) -> Any:
     return {"sft": SFT, "reward": RewardModel, "dpo": DPO}[config.algorithm.name]
 
 
-def _reference(
-    config: RunConfig, directory: str, placement: Placement, groups: Groups, policy: Any, reporter: RunReporter
-) -> dict[str, Any]:
+def _reference(config: RunConfig, directory: str, placement: Placement, groups: Groups, policy: Any) -> dict[str, Any]:
     """For preference losses: who gives reference logprobs, and how."""
     if not isinstance(config.algorithm, DPOConfig):
         return {}
@@ -77,7 +80,6 @@ def _reference(
         reference = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
         plain = config.model.model_copy(update={"lora": None, "freeze": []})
         reference.spawn(plain, directory, config.reference, config.run.seed)
-        meet(reference, ReferenceWorker.build, reporter)
         method = ReferenceWorker.outputs
         sync = reference_sync(config, policy, reference) if config.reference.sync_every else None
     elif config.reference_needed:

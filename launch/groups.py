@@ -64,12 +64,12 @@ def built(group: ActorGroup[Any], building: list[Any], reporter: RunReporter) ->
     group.gather(building, "build", told=lambda done, ranks: reporter.progress(done, ranks, f"{group.name} ranks"))
 
 
-def meet(group: ActorGroup[Any], build: Callable[..., Any], reporter: RunReporter) -> None:
-    """Let the ranks of a frozen group meet and load their model."""
+def start_loading(group: ActorGroup[Any], build: Callable[..., Any]) -> list[Any]:
+    """Let the ranks of a frozen group meet and load their model; returns references to wait for."""
     from actors.worker import Worker
 
     address, port = group.gather([group.submit(0, Worker.address)], "address")[0]
-    built(group, [group.submit(rank, build, address, port) for rank in range(len(group))], reporter)
+    return [group.submit(rank, build, address, port) for rank in range(len(group))]
 
 
 class RunCheckpointer:
