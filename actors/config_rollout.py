@@ -98,7 +98,10 @@ class RolloutConfig(PlacedConfig):
     transfer: TransferConfig = TransferConfig()
     """Weight transfer."""
     timeout_s: Seconds = 600
-    """Deadline of the responses to one prompt, in seconds."""
+    """Longest silence of an engine: seconds in which it finishes the responses to none of the prompts that it has."""
+    prompt_timeout_s: Seconds | None = None
+    """Deadline of the responses to one prompt, in seconds since it was given to an engine, where it waits for those
+    before it (default: none)."""
     start_timeout_s: Seconds = 600
     """Deadline of an engine's start, in seconds."""
 

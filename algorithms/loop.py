@@ -70,6 +70,11 @@ LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
 """Last parts of the names of metrics of which the lowest value is the best."""
 
 
+def tokens_per_second(tokens: float, seconds: Metrics) -> float:
+    """Of a step, whatever its job: `tokens` by the step's `time/*` without evaluation."""
+    return tokens / (seconds["time/step"] - seconds.get("time/evaluate", 0.0))
+
+
 def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
     """Whether an evaluation has reached the value at which training may end."""
     if stop_when is None or not any(name.startswith("eval/") for name in metrics):

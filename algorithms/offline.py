@@ -17,7 +17,7 @@ from actors.group import ActorGroup
 from actors.packing import plan_micro_batches
 from actors.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
-from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough
+from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
 
 Row = TypeVar("Row")
 Plans = list[list[list[Sequence]]]
@@ -68,7 +68,7 @@ class Offline(ABC, Generic[Row]):
             with clock("checkpoint"):
                 self.checkpoint.save(self.step, self.state(), self.done, best)
             seconds = clock.lap()
-            metrics["tokens_per_second"] = metrics["tokens/trained"] / seconds["time/step"]
+            metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/trained"], seconds)
             try:
                 self.reporter.step(self.step, metrics | seconds)
             finally:

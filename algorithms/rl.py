@@ -23,7 +23,7 @@ from algorithms.batches import Batches
 from algorithms.config_rl import RLConfig
 from algorithms.estimators import Estimator
 from algorithms.experience import Sample, count_micro_batches, deal_groups, divide, samples_of, split_updates, totals_of
-from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough
+from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
 from algorithms.policy_loss import policy_loss
 from algorithms.reward_models import RewardModelGroup, score_with_models
 from algorithms.rl_evaluation import response_rows, solving_metrics
@@ -361,8 +361,7 @@ class RL:
         with clock("checkpoint"):
             self.checkpoint.save(self.step, self.state(), self.done, best)
         metrics |= clock.lap()
-        training = metrics["time/step"] - metrics.get("time/evaluate", 0.0)
-        metrics["tokens_per_second"] = metrics["tokens/generated"] / training
+        metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
             self.reporter.step(self.step, metrics)

@@ -66,6 +66,8 @@ class _Running:
     engine: int
     rollouts: Any
     infos: list[RolloutInfo]
+    given: float
+    """When its engine got the prompt, by `time.monotonic`."""
 
 
 def capacity(max_staleness: int, version: int, groups_per_step: int, accepted: int, running: int) -> int:
@@ -89,6 +91,7 @@ class Sampler:
         *,
         max_failed: float,
         max_staleness: int,
+        prompt_timeout_s: float | None = None,
     ) -> None:
         self.rollout = rollout
         self.start = start
@@ -96,6 +99,7 @@ class Sampler:
         self.pool = pool
         self.max_failed = max_failed
         self.max_staleness = max_staleness
+        self.prompt_timeout_s = prompt_timeout_s
         self.failed = 0
         self._unfinished = 0
         """Of `failed`, those that the engines did not finish."""
@@ -185,7 +189,9 @@ class Sampler:
             self._starting[self.rollout.submit(engine, self.start, tokens, sampling, own_seed)] = engine
             for number, prompt in share:
                 infos, rollouts = self.rollout.submit(engine, self.generated, number, num_returns=2)
-                running[infos] = _Running(number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[])
+                running[infos] = _Running(
+                    number=number, prompt=prompt, engine=engine, rollouts=rollouts, infos=[], given=time.monotonic()
+                )
 
     def _receive(self, running: dict[Any, _Running], scoring: dict[int, _Running], wanted: int) -> None:
         """Wait for the next event, and hand finished rollouts to the reward pool."""
@@ -230,6 +236,11 @@ class Sampler:
                 raise GroupError(
                     f"rollout[{group.engine}].generated: nothing heard, while data row {group.prompt.index} waits, "
                     f"for {self.rollout.timeout_s:g} s (rollout.timeout_s)"
+                )
+            if self.prompt_timeout_s is not None and now > group.given + self.prompt_timeout_s:
+                raise GroupError(
+                    f"rollout[{group.engine}].generated: the responses to data row {group.prompt.index} took more than "
+                    f"{self.prompt_timeout_s:g} s (rollout.prompt_timeout_s)"
                 )
 
 

@@ -260,6 +260,7 @@ def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool | Non
         pool,
         max_failed=config.reward.max_failed_fraction,
         max_staleness=config.algorithm.max_staleness,
+        prompt_timeout_s=config.rollout.prompt_timeout_s,
     )
 
 

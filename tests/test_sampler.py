@@ -31,11 +31,11 @@ def prompts(most: int | None = None) -> Iterator[Prompt]:
 def made(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a sampler over engines, whose clock and `wait` are its own."""
 
-    def make(engines: FakeEngines, pool: FakePool | None = None, max_failed: float = 0.25) -> Sampler:
+    def make(engines: FakeEngines, pool: FakePool | None = None, max_failed: float = 0.25, **more: Any) -> Sampler:
         monkeypatch.setattr(sampler, "ray", engines)
         monkeypatch.setattr(sampler, "time", engines)
         group: Any = engines
-        return Sampler(group, start, generated, pool, max_failed=max_failed, max_staleness=0)
+        return Sampler(group, start, generated, pool, max_failed=max_failed, max_staleness=0, **more)
 
     return make
 
@@ -162,6 +162,21 @@ def test_silence_is_counted_from_the_last_sign_of_life(made: Any) -> None:
     assert len(driver.collect(prompts(), 4, PAIR, 0)) == 4
     engines.now += 500
     assert len(driver.collect(prompts(), 4, PAIR, 0)) == 4
+
+
+@pytest.mark.parametrize("deadline", [57, 59, None])
+def test_a_prompt_has_a_deadline_of_its_own_where_one_is_set(made: Any, deadline: float | None) -> None:
+    """Counted from when its engine got it, whatever else that finishes; none is late at its deadline."""
+    script = [After(29, {0: OK}), After(29, {1: OK}), After(0, {2: OK})]
+    driver = made(FakeEngines(*script, engines=1), prompt_timeout_s=deadline)
+    if deadline == 57:
+        line = (
+            r"^rollout\[0\].generated: the responses to data row 102 took more than 57 s \(rollout.prompt_timeout_s\)$"
+        )
+        with pytest.raises(GroupError, match=line):
+            driver.collect(prompts(), 3, PAIR, 0)
+    else:
+        assert rows(driver.collect(prompts(), 3, PAIR, 0)) == [0, 1, 2]
 
 
 def test_an_engine_that_failed_all_it_had_is_heard_all_the_same(made: Any) -> None:
