@@ -332,9 +332,10 @@ class RL:
         if not groups:
             return metrics
         several = self.config.eval_samples_per_prompt > 1
-        rows = response_rows(groups if several else groups[: self.eval_samples], self.config.eval_pass_reward)
+        shown = groups if several else groups[: self.eval_samples]
+        rows = response_rows(shown, self.config.eval_pass_reward, self.reporter.note)
         self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
-        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several else {}) | metrics
+        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several and rows else {}) | metrics
 
     def _publish_moved(self) -> Metrics:
         """Send the engines what the policy has learned: nothing where only the critic does, or nobody."""
@@ -365,7 +366,8 @@ class RL:
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
             self.reporter.step(self.step, metrics)
-            self.reporter.samples(self.step, sample_rows(groups, advantages, self.samples_per_step), shown)
+            rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
+            self.reporter.samples(self.step, rows, shown)
         finally:
             self.checkpoint.keep()
         self.checkpoint.end_if_asked()

@@ -8,21 +8,18 @@ holds, else the line after the last ####, else all of it.
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import GetTimeoutError
 
-from actors.batch import Rollout
-from actors.group import GroupError
 from algorithms.config_rl import pass_sizes
 from algorithms.loop import Metrics
 from algorithms.math_final import boxes
+from algorithms.responses import responses_of
 from algorithms.sampler import ScoredGroup
 
 Rows = list[dict[str, Any]]
-_READ_DEADLINE_S = 60
 _ROUNDING = 1e-9
 """Weighted sums of rewards that make 1 on paper."""
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -56,15 +53,15 @@ def majority(answers: list[str]) -> int:
     return max(range(len(answers)), key=lambda index: counts[answers[index]])
 
 
-def response_rows(groups: list[ScoredGroup], pass_reward: float) -> list[Rows]:
+def response_rows(groups: list[ScoredGroup], pass_reward: float, note: Callable[[str], None]) -> list[Rows]:
     """Every response of every group, as eval_samples.jsonl has it; reads tokens group by group, and keeps none.
 
-    Raises:
-        GroupError: responses do not arrive within the deadline.
+    A group whose responses cannot be read is left out, with a note.
     """
     found = []
     for group in groups:
-        rollouts = _responses(group)
+        if not (rollouts := responses_of(group, note)):
+            continue
         columns = {name: value for name, value in group.prompt.row.items() if name != "prompt"}
         found.append(
             [
@@ -83,15 +80,6 @@ def response_rows(groups: list[ScoredGroup], pass_reward: float) -> list[Rows]:
             ]
         )
     return found
-
-
-def _responses(group: ScoredGroup) -> list[Rollout]:
-    try:
-        return ray.get(group.rollouts, timeout=_READ_DEADLINE_S)
-    except GetTimeoutError:
-        raise GroupError(
-            f"rollout: responses to row {group.prompt.index} of data.eval did not arrive within {_READ_DEADLINE_S} s"
-        ) from None
 
 
 def solving_metrics(groups: list[Rows]) -> Metrics:

@@ -1,13 +1,13 @@
 """What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 
 from algorithms.advantages import differ
 from algorithms.loop import Metrics, spread_over
+from algorithms.responses import responses_of
 from algorithms.sampler import ScoredGroup
 
 Advantages = Mapping[tuple[int, int], float]
@@ -76,12 +76,17 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
     return means
 
 
-def sample_rows(groups: Sequence[ScoredGroup], advantages: Advantages, count: int) -> list[dict[str, Any]]:
-    """`count` of a step's responses, from the best to the worst, with the columns of their data rows."""
+def sample_rows(
+    groups: Sequence[ScoredGroup], advantages: Advantages, count: int, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """`count` of a step's responses, from the best to the worst, with the columns of their data rows; fewer, with a
+    note, where some cannot be read."""
     chosen = best_to_worst(groups, count)
-    rollouts = {number: ray.get(groups[number].rollouts, timeout=60) for number in {place[0] for place in chosen}}
+    rollouts = {number: responses_of(groups[number], note) for number in {place[0] for place in chosen}}
     rows = []
     for number, index in chosen:
+        if not rollouts[number]:
+            continue
         group, rollout = groups[number], rollouts[number][index]
         own = {
             "prompt": group.prompt.text,

@@ -1,10 +1,12 @@
 """Steps of PPO and GRPO around groups that are not there: what goes to the engines, and when."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ObjectLostError
 
 from actors.batch import Prompt
 from actors.rollout_types import RolloutInfo, Sampling
@@ -15,6 +17,8 @@ from algorithms.grpo import GRPO
 from algorithms.loop import Clock
 from algorithms.ppo import PPO
 from algorithms.rewards import Score
+from algorithms.rl_evaluation import response_rows
+from algorithms.rl_metrics import sample_rows
 from algorithms.sampler import ShapedGroup
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
@@ -64,7 +68,8 @@ class Loop:
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
             metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, failed=0, temperature=1.0,
-            save=lambda *_: None, keep=lambda: None, end_if_asked=lambda: None, samples=lambda *_: None,
+            save=lambda *_: None, keep=lambda: None, note=lambda _: None,
+            end_if_asked=lambda: None, samples=lambda *_: None,
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
@@ -141,6 +146,34 @@ def test_a_resumed_loop_publishes_the_version_that_it_had() -> None:
         resumed.restore(saved)
         resumed.begin("PPO", Clock(resumed.reporter))
         assert (resumed.step, made.published.pop()) == (5, version)
+
+
+class FakeRay:
+    """Group 7's responses were on a node that is gone."""
+
+    def get(self, reference: Any, timeout: float) -> Any:
+        if reference == 7:
+            raise ObjectLostError("7", None, "")
+        return [SimpleNamespace(text=f"text {index}", status="ok") for index in range(2)]
+
+
+def test_responses_that_cannot_be_read_are_left_out_of_reports_and_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a note, in training and in an evaluation; metrics that need no text are those of all groups."""
+    monkeypatch.setattr("algorithms.responses.ray", FakeRay())
+    groups = [replace(group(1.0, 0.0), rollouts=reference) for reference in (5, 7)]
+    notes: list[str] = []
+    advantages = {(number, index): 0.5 for number in range(2) for index in range(2)}
+    rows = sample_rows(groups, advantages, 4, notes.append)
+    assert [row["completion"] for row in rows] == ["text 0", "text 1"]
+    assert [len(rows) for rows in response_rows([*groups], 1.0, notes.append)] == [2]
+    line = "the responses to data row 0 could not be read (ObjectLostError): they are in no samples file"
+    assert notes == [line, line]
+    made = Loop()
+    loop: Any = made.grpo(eval_samples_per_prompt=2, eval_every=1)
+    loop.reporter.note, loop.reporter.evaluation = notes.append, lambda *_: None
+    assert loop._judge([groups[1]]) == {
+        "eval/reward/mean": 0.5, "eval/reward/std": 0.5, "eval/reward/zero_variance_fraction": 0.0, "eval/failed": 0.0
+    }  # fmt: skip
 
 
 def reference_logprobs() -> None:
