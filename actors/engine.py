@@ -75,8 +75,9 @@ def _joined_library(timeout_s: float) -> Any:
     return deepspeed
 
 
-def _checkpoint_files() -> Any:
-    """How DeepSpeed writes and reads its files: hashed, and as data only; its own way would run what they name."""
+def _checkpoint_files(frozen: set[str]) -> Any:
+    """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
+    starts from; hashed, and as data only, as its own way would run what they name."""
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
     class CheckpointFiles(TorchCheckpointEngine):
@@ -85,12 +86,22 @@ def _checkpoint_files() -> Any:
             self.hashes: dict[Path, str] = {}
 
         def save(self, state_dict: Any, path: str) -> None:
+            if isinstance(state_dict, dict) and state_dict.get("module"):
+                # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
+                module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
+                state_dict = state_dict | {"module": module}
             self.hashes[Path(path)] = stored.write(state_dict, Path(path))
 
         def load(self, path: str, map_location: Any = None) -> Any:
             return stored.read(Path(path), checkpoint_types(), map_location)
 
     return CheckpointFiles()
+
+
+def is_or_within(name: str, parameters: set[str]) -> bool:
+    """Whether an entry of a state dict is one of these parameters, or a part of one (weight.absmax of weight)."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in parameters for count in range(1, len(parts) + 1))
 
 
 class TrainingEngine:
@@ -108,7 +119,9 @@ class TrainingEngine:
         self.engine, *_ = _joined_library(group.timeout_s).initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )
-        self.files = self.engine.checkpoint_engine = _checkpoint_files()
+        named = module.named_parameters(remove_duplicate=False)
+        self.frozen = {name for name, parameter in named if not parameter.requires_grad}
+        self.files = self.engine.checkpoint_engine = _checkpoint_files(self.frozen)
         self.decay = group.ema_decay
         self.averages = [weights.detach().clone() for weights in self._masters()] if self.decay else []
 
@@ -202,16 +215,17 @@ class TrainingEngine:
                 yield name, parameter.detach()
 
     def save(self, directory: Path) -> dict[str, str]:
-        """Write model, optimizer and schedule; every rank writes its share, and returns its files' SHA-256."""
+        """Write what is trained, optimizer and schedule: every rank its share; returns its files' SHA-256."""
         self.files.hashes.clear()
-        self.engine.save_checkpoint(str(directory), tag="state", exclude_frozen_parameters=False)
+        self.engine.save_checkpoint(str(directory), tag="state", exclude_frozen_parameters=True)
         if self.decay and (self.rank == 0 or not self.plain):
             self.files.save(self.averages, str(directory / f"average-{self.rank}.pt"))
         return {str(path.relative_to(directory)): sha256 for path, sha256 in self.files.hashes.items()}
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote; raises ValueError when it is not there, UserError when it is more than data."""
-        path, _ = self.engine.load_checkpoint(str(directory), tag="state")
+        """Restore what `save` wrote; raises ValueError when it is not there, or of another model, UserError when it is
+        more than data."""
+        path, _ = self.engine.load_checkpoint(str(directory), tag="state", custom_load_fn=self._load_trained)
         if path is None:
             raise ValueError(f"{directory}: holds no checkpoint of this group")
         if self.decay:
@@ -220,6 +234,14 @@ class TrainingEngine:
             found = stored.read(file)  # on CPU: it may have been written on a GPU that is not here
             for average, saved in zip(self.averages, found, strict=True):
                 average.copy_(saved)
+
+    def _load_trained(self, src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
+        """Load the model's part of a checkpoint, `src`: all that is trained; older ones have what is frozen, too."""
+        result = dst.load_state_dict(src, strict=False)
+        missing = [name for name in result.missing_keys if not is_or_within(name, self.frozen)]
+        if missing or result.unexpected_keys:
+            lacks = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(result.unexpected_keys[:3])}"
+            raise ValueError(f"the checkpoint is of another model: it {lacks}")
 
 
 def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) -> torch.nn.Module:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 from actors import stored
 from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.config_deepspeed import FIELDS, OURS
-from actors.engine import TrainingEngine, _schedule, checkpoint_types, gathered, inference_module
+from actors.engine import TrainingEngine, _checkpoint_files, _schedule, checkpoint_types, gathered, inference_module
 from actors.lora import add_adapters, plain_parameters
 from actors.policy import PolicyWorker
 from actors.reference import ReferenceWorker
@@ -213,6 +213,18 @@ class Adapted(torch.nn.Module):
         return self.model(batch).logits
 
 
+class Shared(Adapted):
+    """With more in its base than in its adapters, and a frozen tensor that has two names, as a head has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+        torch.manual_seed(0)
+        self.model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes))
+        add_adapters(self.model, LoraConfig(rank=2), seed=0)
+        self.head = torch.nn.ParameterList([self.model.get_output_embeddings().weight])
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_of_adapters_the_factors_are_averaged(stage: int) -> None:
     group = TrainerConfig(zero_stage=stage, optimizer=SMALL, ema_decay=0.75)
@@ -232,6 +244,57 @@ def test_of_adapters_the_factors_are_averaged(stage: int) -> None:
             name: tensor.clone() for name, tensor in plain_parameters(trained.module.model, gathered, merged=True)
         }
     assert_equal(merged, dict(plain_parameters(plain.model, gathered, merged=True)), atol=1e-6)
+
+
+def written(directory: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(path.stat().st_size for path in directory.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_holds_what_is_trained_and_not_the_frozen_base(stage: int, tmp_path: Path) -> None:
+    """Under none of a tensor's names; what it is loaded into has the base from where training began."""
+    group = TrainerConfig(zero_stage=stage, optimizer=SMALL)
+    trained, again = (TrainingEngine(Shared(), group, "fp32", UPDATES) for _ in range(2))
+    base = {name: weight for name, weight in weights(trained).items() if "lora" not in name}
+    for update in range(UPDATES):
+        trained.backward((trained.forward(torch.arange(12).reshape(2, 6) + update) ** 2).sum(), last=True)
+        trained.step()
+    trained.save(tmp_path)
+    files = tmp_path.rglob("*model_states.pt")
+    names = {name for file in files for name in stored.read(file, checkpoint_types())["module"]}
+    assert names and all("lora" in name for name in names)
+    assert written(tmp_path) < sum(weight.nbytes for weight in base.values()) / 3
+    assert any(not torch.equal(weight, weights(again)[name]) for name, weight in weights(trained).items())
+    again.load(tmp_path)
+    assert_equal(weights(again), weights(trained))
+    assert_equal({name: weight for name, weight in weights(again).items() if name in base}, base)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_that_holds_the_frozen_base_too_is_loaded(stage: int, tmp_path: Path) -> None:
+    """As older ones do."""
+    trained, again = engine(stage), engine(stage)
+    train(trained, 0)
+    trained.frozen.clear()
+    trained.files = trained.engine.checkpoint_engine = _checkpoint_files(set())
+    trained.engine.save_checkpoint(str(tmp_path), tag="state", exclude_frozen_parameters=False)
+    again.load(tmp_path)
+    assert_equal(weights(again), weights(trained))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    trained, other = engine(0), engine(0)
+    trained.save(tmp_path)
+    for name, line in (("0.bias", "it has model.0.bias"), ("9.bias", "it lacks model.9.weight, model.9.bias")):
+        changed = engine(0)
+        if name == "0.bias":
+            changed.module.model[0].bias = None
+        else:
+            changed.module.model.add_module("9", torch.nn.Linear(3, 3))
+        with pytest.raises(ValueError, match=f"the checkpoint is of another model: {line}"):
+            changed.load(tmp_path)
+    other.load(tmp_path)
 
 
 @pytest.mark.parametrize("offload_optimizer", [False, True])
