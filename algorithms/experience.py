@@ -58,11 +58,16 @@ def samples_of(groups: Sequence[ScoredGroup], advantages: list[np.ndarray]) -> l
 
 
 def split_updates(samples: list[Sample], per_update: int, seed: int) -> list[list[Sample]]:
-    """Divide a step's samples into updates: all of them in order for one update, else shuffled by `seed`."""
+    """Divide a step's samples into updates: all of them in order for one update, else whole groups in an order drawn by
+    `seed`, of which one is divided where an update is full: an update reads few prompts, whose responses share them."""
     if per_update >= len(samples):
         return [samples]
-    order = np.random.default_rng(seed).permutation(len(samples))
-    return [[samples[i] for i in order[start : start + per_update]] for start in range(0, len(order), per_update)]
+    groups: dict[int, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group, []).append(sample)
+    drawn = np.random.default_rng(seed).permutation(list(groups)).tolist()
+    order = [sample for number in drawn for sample in groups[number]]
+    return [order[start : start + per_update] for start in range(0, len(order), per_update)]
 
 
 def totals_of(update: list[Sample], trained: list[Sample]) -> Totals:

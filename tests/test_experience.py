@@ -1,7 +1,7 @@
 """From scored groups to the work of each rank: samples, updates by seed, and who gets which group."""
 
 from collections import Counter
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,23 @@ def test_several_updates_are_drawn_by_the_seed() -> None:
         visited, [all_of_them] = list(chain(*updates)), named([found])
         assert sorted(visited) == all_of_them != visited, "each once, and not in the order of the groups"
     assert [len(update) for update in split_updates(found, 31, 1)] == [31, 1]
+
+
+@pytest.mark.parametrize(("sizes", "per_update"), [([4] * 16, 8), ([4] * 16, 6), ([4] * 16, 3), ([1, 5, 2, 7, 4], 5)])
+def test_updates_are_of_whole_groups(sizes: list[int], per_update: int) -> None:
+    """Of which one at most is begun in an update before, and one at most goes on in the next; in their order."""
+    found = samples([group(number, 5, *range(1, size + 1)) for number, size in enumerate(sizes)])
+    updates = named(split_updates(found, per_update, 3))
+    assert [len(update) for update in updates[:-1]] == [per_update] * (len(updates) - 1)
+    for update in updates:
+        whole = Counter(number for number, _ in update)
+        parts = [number for number, count in whole.items() if count < sizes[number]]
+        assert set(parts) <= {update[0][0], update[-1][0]}
+        assert not parts or per_update % 4 or set(sizes) != {4}
+    visited = list(chain(*updates))
+    assert len(list(groupby(number for number, _ in visited))) == len(sizes), "one group after the other"
+    for number, size in enumerate(sizes):
+        assert [index for of, index in visited if of == number] == list(range(size))
 
 
 def test_an_update_is_divided_by_all_its_samples_and_metrics_by_those_trained_on() -> None:
