@@ -308,6 +308,7 @@ def test_hh_rlhf_pairs(job: str, tandem: Start, exported_step: Callable[[Path, i
     settings = {
         "algorithm": {"name": job, "steps": 3, "samples_per_update": 16},
         "model": {"init": {"hidden_size": 64, "layers": 2, "heads": 2, "max_positions": 16384}},
+        "policy": {"optimizer": {"lr": 5e-6}},
         "data": {"train": str(HH_RLHF), "converter": f"{ROOT}/examples/hh_rlhf.py:to_messages"},
         "tracking": {"wandb": False},
     }
