@@ -54,8 +54,8 @@ OVERRIDES = {
     "checkpoint.resume=[]": "checkpoint.resume: must be true or false, got []",
     "model.init.layers=1000000": "model.init.layers: must be at most 10000, got 1000000",
     "model.lora={rank: 1000000000000}": "model.lora.rank: must be at most 16384, got 1000000000000",
-    "policy.timeout_s=1e15": "policy.timeout_s: must be at most 1e+09, got 1000000000000000.0",
-    "reward.deadline_s=1e15": "reward.deadline_s: must be at most 1e+09, got 1000000000000000.0",
+    "policy.timeout_s=1e15": "policy.timeout_s: must be at most 1e9, got 1000000000000000.0",
+    "reward.deadline_s=1e15": "reward.deadline_s: must be at most 1e9, got 1000000000000000.0",
     # lists and mappings
     "policy.optimizer.betas=[0.9]": "policy.optimizer.betas: must be a list of 2 numbers, got [0.9]",
     "policy.optimizer.betas=[0.9, 0.9, 0.9]": "policy.optimizer.betas: must be a list of 2 numbers, got [0.9, 0.9, 0.9]",

@@ -127,11 +127,11 @@ def test_a_truncated_distribution_is_a_warning(tmp_path: Path) -> None:
 
 def test_what_ends_a_response_is_in_the_vocabulary(tmp_path: Path) -> None:
     quiet = ["data.arguments={count: 8, eval_count: 8}", f"run.output={tmp_path}"]
-    assert preflight(config_with(tmp_path, *quiet, "rollout.stop_token_ids=[5, 127]")) == []
+    assert preflight(config_with(tmp_path, *quiet, "rollout.stop_token_ids=[5, 102]")) == []
     with pytest.raises(UserError) as caught:
-        preflight(config_with(tmp_path, *quiet, "rollout.stop_token_ids=[5, 128]"))
+        preflight(config_with(tmp_path, *quiet, "rollout.stop_token_ids=[5, 103]"))
     assert (
-        str(caught.value) == "rollout.stop_token_ids: must be below the size of the model's vocabulary (128), got 128"
+        str(caught.value) == "rollout.stop_token_ids: must be below the size of the model's vocabulary (103), got 103"
     )
 
 
