@@ -92,6 +92,9 @@ def check_rewards(findings: "Findings", probe: RewardProbe, train: Rows | None, 
 
         with findings.collecting():
             check_endpoint(endpoint, index, environment)
+            findings.rewards.append(
+                f"reward.endpoints.{index}: a check asks it nothing, so whether it answers shows in the first step"
+            )
 
 
 def named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, str]:
