@@ -69,7 +69,9 @@ class DataConfig(Config):
         named = isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
         if isinstance(value, str) or named or (value is None and info.field_name == "eval"):
             return value
-        raise ValueError(f": must be a source, or sources by name, got {value!r}")
+        got = "null" if value is None else repr(value)
+        rule = "a file, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl})"
+        raise ValueError(f": must be {rule}, got {got}")
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,8 +177,19 @@ def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = 
     with RewardProbe(config.reward, elsewhere=apart, code=code) as rewards:
         _examine(findings, rewards)
     if findings.problems:
-        raise UserError(*dict.fromkeys(findings.problems))
+        raise UserError(*_one_per_column(dict.fromkeys(findings.problems)))
     return findings
+
+
+def _one_per_column(problems: Iterable[str]) -> list[str]:
+    """The problems, of each name in data.columns one: both sets lack the column, or nothing reads what it is named."""
+    kept: dict[str, str] = {}
+    for problem in problems:
+        field, _, rule = problem.partition(": ")
+        key = field if field.startswith("data.columns.") else problem
+        if key not in kept or rule.startswith("must be a column that is read"):
+            kept[key] = problem
+    return list(kept.values())
 
 
 def _examine(findings: Findings, rewards: RewardProbe) -> None:

@@ -273,3 +273,18 @@ def test_the_command_line_refuses_them(tmp_path: Path, name: str) -> None:
     [line] = done.stderr.splitlines()
     assert line.startswith(f"error: working directory: must hold no {name}, ")
     assert (done.returncode, done.stdout) == (2, "")
+
+
+FURTHER = {
+    "policy.optimizer.lr=0.1.2": "policy.optimizer.lr: must be a number, got '0.1.2'",
+    "policy.optimizer.name=AdamW": "policy.optimizer.name: must be one of 'adamw', 'adam' or 'sgd', got 'AdamW' (did you mean adamw?)",
+    "data.train=": "data.train: must be a file, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl}), got null",
+}
+
+
+@pytest.mark.parametrize("given", FURTHER)
+def test_a_hint_is_the_right_one(given: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
+    with pytest.raises(UserError) as caught:
+        load(str(tmp_path / "job.yaml"), [given])
+    assert caught.value.problems == (FURTHER[given],)

@@ -450,3 +450,24 @@ def test_a_row_of_megabytes_can_be_cut() -> None:
     assert [note.partition(": 1 of them")[0] for note in found.notes] == [
         "data.train: 1 of 1 rows longer than rollout.max_prompt_tokens 512"
     ]
+
+
+def test_a_column_that_both_sets_lack_is_one_line() -> None:
+    """And where nothing reads what it is renamed to, this is what is told."""
+    from launch.check import examine
+
+    rows_file('{"prompt": "hi", "answer": "yes"}\n')
+    rows_file('{"prompt": "ha", "answer": "yes"}\n', "other.jsonl")
+    for columns, says in {"prompt": "train row 1 has no column 'q'", "promt": "(did you mean prompt?)"}.items():
+        with pytest.raises(UserError) as caught:
+            examine(config("grpo", eval="other.jsonl", columns={columns: "q"}))
+        [line] = caught.value.problems
+        assert line.startswith(f"data.columns.{columns}: ") and says in line
+
+
+def test_what_is_no_file_of_rows_is_named() -> None:
+    rows_file("<!DOCTYPE html><html></html>")
+    assert complaint("sft") == "data.train: rows.jsonl must hold the rows, is a web page, not the file itself"
+    assert complaint("sft", train="~/rows.jsonl").startswith(
+        f"data.train: no such file (~ is not expanded in a configuration: write {Path.home()}/rows.jsonl), got ~/"
+    )
