@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,15 @@ from launch.aside import Aside
 from launch.capacity import check_resources
 from launch.checkpoint import Checkpoint, Checkpoints
 from launch.config import RunConfig
-from launch.data_checks import check_rewards, check_sets, is_elsewhere, is_unread, named_sources, read_data
+from launch.data_checks import (
+    check_rewards,
+    check_sets,
+    is_elsewhere,
+    is_unread,
+    named_sources,
+    one_per_column,
+    read_data,
+)
 from launch.engine_options import check_engine_options, sampling_warnings
 from launch.estimate import (
     GIB,
@@ -177,19 +185,8 @@ def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = 
     with RewardProbe(config.reward, elsewhere=apart, code=code) as rewards:
         _examine(findings, rewards)
     if findings.problems:
-        raise UserError(*_one_per_column(dict.fromkeys(findings.problems)))
+        raise UserError(*one_per_column(findings.problems))
     return findings
-
-
-def _one_per_column(problems: Iterable[str]) -> list[str]:
-    """The problems, of each name in data.columns one: both sets lack the column, or nothing reads what it is named."""
-    kept: dict[str, str] = {}
-    for problem in problems:
-        field, _, rule = problem.partition(": ")
-        key = field if field.startswith("data.columns.") else problem
-        if key not in kept or rule.startswith("must be a column that is read"):
-            kept[key] = problem
-    return list(kept.values())
 
 
 def _examine(findings: Findings, rewards: RewardProbe) -> None:

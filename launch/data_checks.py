@@ -1,6 +1,7 @@
 """The part of `check` that looks at data and rewards. Imports neither torch nor ray nor vllm."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +128,14 @@ def is_elsewhere(findings: "Findings", field: str, path: str) -> bool:
         return False
     findings.warnings.append(f"{field}: {path} is read on the cluster when the run starts, not checked here")
     return True
+
+
+def one_per_column(problems: Iterable[str]) -> list[str]:
+    """The problems, each once, and of each name in data.columns one: both sets lack the column, or nothing reads what it is named."""
+    kept: dict[str, str] = {}
+    for problem in problems:
+        field, _, rule = problem.partition(": ")
+        key = field if field.startswith("data.columns.") else problem
+        if key not in kept or rule.startswith("must be a column that is read"):
+            kept[key] = problem
+    return list(kept.values())
