@@ -131,7 +131,7 @@ def is_elsewhere(findings: "Findings", field: str, path: str) -> bool:
 
 
 def one_per_column(problems: Iterable[str]) -> list[str]:
-    """The problems, each once, and of each name in data.columns one: both sets lack the column, or nothing reads what it is named."""
+    """The problems, each once; of a name in data.columns one, though both sets may lack it, and nothing read it."""
     kept: dict[str, str] = {}
     for problem in problems:
         field, _, rule = problem.partition(": ")
