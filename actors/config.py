@@ -5,7 +5,7 @@ Imports neither torch nor ray nor vllm, so that a configuration can be checked i
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from actors.config_base import Config as Config
 from actors.config_base import PlacedConfig as PlacedConfig
@@ -13,6 +13,7 @@ from actors.config_base import Seconds as Seconds
 from actors.config_base import UserError as UserError
 from actors.config_base import changed as changed
 from actors.config_base import refuse_unused as refuse_unused
+from actors.config_numbers import PositiveFactor, Rate, Tokens, Width
 from actors.config_trainer import FrozenGroupConfig as FrozenGroupConfig
 from actors.config_trainer import GroupConfig as GroupConfig
 from actors.config_trainer import OptimizerConfig as OptimizerConfig
@@ -27,17 +28,17 @@ class ModelInit(Config):
 
     family: Literal["qwen2", "llama", "bert"] = "qwen2"
     """Architecture of the new model; bert, which reads in both directions, for embedding and reranker."""
-    hidden_size: PositiveInt = 192
+    hidden_size: Width = 192
     """Width of the residual stream."""
     layers: int = Field(default=4, gt=0, le=10_000)
     """Number of decoder layers."""
-    heads: PositiveInt = 4
+    heads: Width = 4
     """Number of attention heads; `hidden_size` is a multiple of it."""
-    kv_heads: PositiveInt | None = None
+    kv_heads: Width | None = None
     """Number of key-value heads (default: `heads`); `heads` is a multiple of it."""
-    intermediate_size: PositiveInt | None = None
+    intermediate_size: Width | None = None
     """Width of the feed-forward layer (default: 4 x `hidden_size`)."""
-    max_positions: PositiveInt = 1024
+    max_positions: Tokens = 1024
     """Longest sequence, in tokens, that the model can read."""
     tie_embeddings: bool = True
     """Whether input and output embeddings are one tensor."""
@@ -68,7 +69,7 @@ class LoraConfig(Config):
 
     rank: int = Field(default=16, gt=0, le=16_384)
     """Rank of the adapters."""
-    alpha: PositiveFloat = 32
+    alpha: PositiveFactor = 32
     """The adapters' output is scaled by alpha / rank (rslora: alpha / sqrt(rank))."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the adapters; not in reinforcement learning, where the sampler drops nothing, nor in DPO with a
@@ -161,7 +162,7 @@ class EncoderHead(Config):
 class CriticOptimizerConfig(OptimizerConfig):
     """As the policy's, with a learning rate for values: it stays where another setting of the optimizer is given."""
 
-    lr: float = Field(default=9e-6, ge=0)
+    lr: Rate = 9e-6
     """Peak learning rate."""
 
 

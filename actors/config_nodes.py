@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, Field
 
 _SECRET = re.compile(
     r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION|WEBHOOK|COOKIE)(?=_|$)|(^|_)(AUTH|AUTHENTICATION|DSN)$"
@@ -98,5 +98,5 @@ def _check_resources(resources: dict[str, float]) -> dict[str, float]:
     return resources
 
 
-NodeResources = Annotated[dict[str, PositiveFloat], AfterValidator(_check_resources)]
+NodeResources = Annotated[dict[str, Annotated[float, Field(gt=0, le=10**12)]], AfterValidator(_check_resources)]
 """Custom Ray resources, by name."""

@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from actors.config_base import Config, PlacedConfig, Seconds, changed, refuse_unused
+from actors.config_numbers import Batch, Cores, Count, Cpus, Gib, Gpus, Mib, PositiveFactor, Processes, Steps, Tokens
 
 
 class TransferConfig(Config):
@@ -19,11 +20,11 @@ class TransferConfig(Config):
     """Needed to merge in bf16: the largest weights/merge_error that is allowed, the share of the adapters' change that
     rounding loses. Little is left of small changes: of adapters that change a weight by less than a 512th of it, as
     all do in the first steps, most."""
-    bucket_mib: PositiveInt = 256
+    bucket_mib: Mib = 256
     """Size of the packed buffers."""
-    verify_every: PositiveInt = 1
+    verify_every: Steps = 1
     """Compare checksums and a canary prompt's logprobs after every so many transfers."""
-    canary_tolerance: PositiveFloat | None = None
+    canary_tolerance: PositiveFactor | None = None
     """Largest logprob difference allowed on the canary (default: 1e-3 in fp32, 0.15 in bf16)."""
     timeout_s: Seconds = 300
     """Deadline of one transfer, in seconds."""
@@ -42,38 +43,38 @@ RESHAPING = {
 class RolloutConfig(PlacedConfig):
     """vLLM engines and how they sample."""
 
-    engines: PositiveInt = 1
+    engines: Processes = 1
     """Number of independent engines."""
-    engines_per_node: PositiveInt | None = None
+    engines_per_node: Processes | None = None
     """Engines on each node, on as many nodes as that takes (default: packed on as few nodes as have room). The
     processes of one engine are always on one node."""
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: Gpus = 1
     """Processes that share one engine's model."""
-    cpus_per_engine: PositiveFloat = 0.5
+    cpus_per_engine: Cpus = 0.5
     """Ray CPUs reserved per engine."""
-    gpus_per_engine: float = Field(default=0, ge=0)
+    gpus_per_engine: float = Field(default=0, ge=0, le=10_000)
     """GPUs reserved per engine: 0 on CPU, else the tensor-parallel size."""
-    threads_per_engine: PositiveInt | None = None
+    threads_per_engine: Cores | None = None
     """Compute threads per engine process on CPU (default: the cores of the machine that starts the run, divided by
     the engines)."""
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFactor = 1.0
     """Sampling temperature; the trainer's logprobs use the same."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling threshold; 1 samples from the whole distribution."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: Count = 0
     """Sample among the k likeliest tokens; 0 means all."""
     min_p: float = Field(default=0.0, ge=0, le=1)
     """Sample among tokens at least min_p times as likely as the likeliest one; 0 means all."""
-    repetition_penalty: PositiveFloat = 1.0
+    repetition_penalty: PositiveFactor = 1.0
     """Divides positive logits (and multiplies negative ones) of tokens that prompt or response contain; 1 is none.
     Like top_p, top_k, min_p and presence_penalty it also holds in evaluation, and makes the sampler's distribution
     another one than the policy's, whose logprobs the trainer computes with temperature alone: importance ratios and
     mismatch/* then contain this difference."""
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Subtracted from the logits of tokens that the response contains; 0 is none, below 0 favours repetition."""
-    max_prompt_tokens: PositiveInt = 512
+    max_prompt_tokens: Tokens = 512
     """Longest prompt, in tokens; a longer one is an error."""
-    max_response_tokens: PositiveInt = 512
+    max_response_tokens: Tokens = 512
     """Longest response, in tokens; a longer one is cut and counted as truncated."""
     stop: list[str] = []
     """Strings that end a response, beside the end-of-sequence token."""
@@ -81,12 +82,12 @@ class RolloutConfig(PlacedConfig):
     """Whether the string of `stop` that has ended a response is part of its text, which reward functions, endpoints and
     samples.jsonl see; what the same token says beyond it never is. Token ids and logprobs are whole either way: the
     tokens are trained on, and reward models read them."""
-    stop_token_ids: list[NonNegativeInt] = []
+    stop_token_ids: list[Count] = []
     """Token ids that end a response like the end-of-sequence token: the token is kept and trained on, and is no part of
     the text that rewards see."""
-    max_concurrent: PositiveInt = 256
+    max_concurrent: Batch = 256
     """Sequences an engine decodes at one time."""
-    memory_gib: PositiveInt = 1
+    memory_gib: Gib = 1
     """Key-value cache of an engine on CPU, in GiB."""
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     """Share of GPU memory an engine may use (default: 0.85, with cluster.placement shared 0.4)."""

@@ -3,10 +3,22 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from actors.config_base import Config, PlacedConfig, Seconds, changed, refuse_unused
 from actors.config_deepspeed import check_deepspeed
+from actors.config_numbers import (
+    Cores,
+    Cpus,
+    Factor,
+    PositiveFactor,
+    PositiveThreshold,
+    Processes,
+    Rate,
+    Steps,
+    StepsOrNone,
+    Tokens,
+)
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -16,25 +28,25 @@ class OptimizerConfig(Config):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     """torch.optim class; sgd is plain: without momentum, its step is the gradient's."""
-    lr: float = Field(default=1e-6, ge=0)
+    lr: Rate = 1e-6
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of Adam's first and second moments."""
-    eps: PositiveFloat = 1e-8
+    eps: PositiveFactor = 1e-8
     """Adam's denominator constant."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Factor = 0.0
     """Decoupled weight decay of matrices (norms and biases are exempt); not for adam, which would not decouple it."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
         "constant_with_warmup"
     )
     """Schedule after warm-up, by the name transformers gives it; constant has no warm-up."""
-    warmup_updates: int = Field(default=0, ge=0)
+    warmup_updates: StepsOrNone = 0
     """Optimizer updates n over which the rate grows to `lr`: the first has lr / n, the n-th `lr`."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """The same as a share of all updates of the run, rounded up; instead of `warmup_updates`."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final rate over `lr`, for cosine_with_min_lr."""
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: PositiveThreshold = 1.0
     """Global gradient norm above which gradients are scaled down."""
 
     @model_validator(mode="after")
@@ -84,15 +96,15 @@ class OptimizerConfig(Config):
 class GroupConfig(PlacedConfig):
     """A group of ranks that hold one model with DeepSpeed."""
 
-    ranks: PositiveInt = 1
+    ranks: Processes = 1
     """Processes (data-parallel ranks) in the group."""
-    ranks_per_node: PositiveInt | None = None
+    ranks_per_node: Processes | None = None
     """Ranks on each node, on as many nodes as that takes (default: packed on as few nodes as have room)."""
-    cpus_per_rank: PositiveFloat = 0.25
+    cpus_per_rank: Cpus = 0.25
     """Ray CPUs reserved per rank; a fraction lets several groups share a small machine."""
     gpus_per_rank: float = Field(default=0, ge=0, le=1)
     """GPUs reserved per rank, which uses one; a fraction leaves room for another group on it."""
-    threads_per_rank: PositiveInt | None = None
+    threads_per_rank: Cores | None = None
     """Compute threads per rank (default: the cores of the machine that starts the run, divided by the ranks, or by
     those on each node)."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -104,9 +116,9 @@ class GroupConfig(PlacedConfig):
     deepspeed: dict[str, Any] = {}
     """More settings of DeepSpeed, by its own names: {zero_optimization: {reduce_bucket_size: 50000000}}. Those that
     other settings decide are refused."""
-    micro_batch_tokens: PositiveInt = 8192
+    micro_batch_tokens: Tokens = 8192
     """Most tokens packed into one forward pass; a single longer sequence still goes alone."""
-    logprob_chunk_tokens: PositiveInt = 1024
+    logprob_chunk_tokens: Tokens = 1024
     """Tokens whose float32 logits exist at one time."""
     timeout_s: Seconds = 600
     """Deadline of one call to the group, and of its collectives, in seconds."""
@@ -166,7 +178,7 @@ class ReferenceConfig(FrozenGroupConfig):
 
     from_policy: bool = False
     """With model.lora: no group of its own, but the policy with its adapters disabled."""
-    sync_every: PositiveInt | None = None
+    sync_every: Steps | None = None
     """Steps after which the reference follows the policy (arXiv 2404.09656): reference <- mix x policy + (1 - mix) x
     reference (default: never)."""
     sync_mix: float = Field(default=1.0, gt=0, le=1)

@@ -23,6 +23,9 @@ _WITHOUT_OWNER = re.compile(
 )
 """Models from before the hub had owners. Any other single word is a misspelt directory, unless it is in the cache."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_FURTHER_VOCABULARIES = ("*.model", "vocab*.*", "*.tiktoken", "tekken.json", "bpe.codes", "*.vocab")
+"""Patterns of what older and rarer tokenizers keep theirs in."""
 _NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
 _OTHER_FORMATS = ["original/*", "*.pth", "consolidated*", "metal/*"]
 _SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -109,6 +112,11 @@ def small_files(name: str, revision: str | None, field: str) -> Path:
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory holds a file of a tokenizer."""
     return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
+def has_vocabulary(directory: Path) -> bool:
+    """Whether a directory holds the tokens of a tokenizer, of whatever kind."""
+    return any(next(directory.glob(pattern), None) for pattern in (*VOCABULARIES, *_FURTHER_VOCABULARIES))
 
 
 def local_directory(path: str, field: str = "model.path") -> str:

@@ -8,6 +8,7 @@ import contextlib
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,10 @@ _DATA = re.compile(
     """,
     re.VERBOSE,
 )
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error)
+"""What reading a zip raises beside ValueError where it is damaged, encrypted, or packed in an unknown way."""
+_MAGIC = 0x1950A86A20F9469CFC6C
+"""What a file of torch.save without a zip begins with."""
 _PICKLES = 5
 """In a file without a zip: a magic number, version, machine, the data, and the names of the tensors that follow."""
 
@@ -28,32 +33,58 @@ _PICKLES = 5
 def foreign_names(path: Path) -> list[str]:
     """What a file names that no weights need, such as "posix.system", as far as it can be read."""
     found: set[str] = set()
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        for name in _names(path):
-            found.add(name)
+    with contextlib.suppress(OSError, ValueError, *_DAMAGED):
+        for code, text in _named(path):
+            if code:
+                found.add(text)
     return sorted(name for name in found if not _DATA.fullmatch(name))
 
 
-def _names(path: Path) -> Iterator[str]:
+def texts_in(path: Path) -> set[str]:
+    """Every text among a file's data, and so the names of its tensors.
+
+    Raises:
+        ValueError: it is no whole file of torch.save; what is wrong, without the file's name.
+    """
+    try:
+        return {text for code, text in _named(path, strict=True) if not code}
+    except _DAMAGED as error:
+        raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from None
+
+
+def _named(path: Path, *, strict: bool = False) -> Iterator[tuple[bool, str]]:
+    """(True, `module.name` of code) and (False, text), in the order of the file; `strict`: raise ValueError for what
+    torch.save does not write."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if member.endswith("/data.pkl"):
-                    with archive.open(member) as pickle:
-                        yield from _names_in(pickle)
-    else:
-        with path.open("rb") as file:
-            for _ in range(_PICKLES):
-                yield from _names_in(file)
+            members = [member for member in archive.namelist() if member.endswith("/data.pkl")]
+            if strict and len(members) != 1:
+                raise ValueError("is a zip, but not one of torch.save (which has one data.pkl)")
+            for member in members:
+                with archive.open(member) as pickle:
+                    yield from _named_in(pickle)
+        return
+    with path.open("rb") as file:
+        if strict and _first_number(file) != _MAGIC:
+            raise ValueError("is a pickle, but not one of torch.save")
+        for _ in range(_PICKLES - strict):
+            yield from _named_in(file)
 
 
-def _names_in(pickle: IO[bytes]) -> Iterator[str]:
-    """What the next pickle of a stream names, `module.name` each."""
+def _first_number(file: IO[bytes]) -> int | None:
+    """What the first pickle of a stream holds, if it is a number."""
+    numbers = [argument for code, argument, _ in pickletools.genops(file) if code.name.startswith("LONG")]
+    return numbers[0] if numbers else None
+
+
+def _named_in(pickle: IO[bytes]) -> Iterator[tuple[bool, str]]:
+    """As `_named`, of the next pickle of a stream."""
     texts: list[str] = []
     for code, argument, _ in pickletools.genops(pickle):
         if code.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".", 1)
+            yield True, str(argument).replace(" ", ".", 1)
         elif code.name == "STACK_GLOBAL":  # of the two texts that came last, unless they were remembered from before
-            yield ".".join(texts[-2:])
+            yield True, ".".join(texts[-2:])
         elif isinstance(argument, str):
             texts = [*texts[-1:], argument]
+            yield False, argument

@@ -96,7 +96,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor] | None:
     files = weight_files(directory)
     if files and files[0].suffix == ".bin":
         for file in files:
-            _require_pickle(file)
+            _texts_of_pickle(file)
         return None
     for file in files:
         for name, tensor in read_header(file).items():
@@ -110,6 +110,12 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor] | None:
             if name not in found or found[name].file != place:
                 raise ValueError(f"{place} does not hold the tensor {name}, as {_INDEX} says")
     return found
+
+
+def pickled_names(directory: Path) -> set[str]:
+    """What the tensors of *.bin files are called, among other texts that these hold; raises ValueError as
+    `stored_tensors`."""
+    return {text for file in weight_files(directory) if file.suffix == ".bin" for text in _texts_of_pickle(file)}
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -168,14 +174,15 @@ def _require_cover(path: Path, spans: list[list[int]], data: int) -> None:
 
 def _not_safetensors(path: Path, start: bytes, size: int, length: int) -> str:
     """What a file is that is no whole safetensors file."""
-    if what := _kind(start, size):
+    if what := what_instead(start, size):
         return f"{path.name} {what}"
     if 0 < length <= _MOST_HEADER_BYTES and start[8:9] == b"{":
         return f"{path.name} is cut off: it ends within its header"
     return f"{path.name} is no safetensors file (its header would have {length} bytes, the file has {size})"
 
 
-def _kind(start: bytes, size: int) -> str | None:
+def what_instead(start: bytes, size: int) -> str | None:
+    """What a file of this beginning and size is instead of what its name says; None where that does not show."""
     text = start.lstrip().lower()
     if not size:
         return "is empty"
@@ -188,12 +195,12 @@ def _kind(start: bytes, size: int) -> str | None:
     return None
 
 
-def _require_pickle(path: Path) -> None:
-    """Raise ValueError for a *.bin that torch cannot read, neither a zip nor a pickle, and for one that names more than
-    tensors."""
+def _texts_of_pickle(path: Path) -> set[str]:
+    """The names of the tensors of a *.bin, and all other texts in it; raises ValueError for one that torch cannot read,
+    and for one that names more than tensors."""
     with path.open("rb") as stream:
         start = stream.read(200)
-    if what := _kind(start, len(start)):
+    if what := what_instead(start, len(start)):
         raise ValueError(f"{path.name} {what}")
     if not start.startswith((b"PK\x03\x04", b"\x80")):
         raise ValueError(f"{path.name} is no file of torch.save")
@@ -202,10 +209,14 @@ def _require_pickle(path: Path) -> None:
 
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path.name} is cut off")
-    from actors.pickled import foreign_names
+    from actors.pickled import foreign_names, texts_in
 
     if names := foreign_names(path):
         raise ValueError(f"{path.name} holds more than data: {_short(', '.join(names[:3]))}")
+    try:
+        return texts_in(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name} {_short(str(error))}") from None
 
 
 def layer_count(names: Iterable[str]) -> int | None:
@@ -228,7 +239,7 @@ def _read(path: Path) -> bytes:
 
 def parse_json(content: bytes, what: str) -> Any:
     """JSON without names given twice; raises ValueError with `what`, in one line."""
-    if kind := _kind(content[:200], len(content)):
+    if kind := what_instead(content[:200], len(content)):
         raise ValueError(f"{what} {kind}")
     try:
         return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)

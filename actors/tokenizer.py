@@ -1,13 +1,24 @@
 """Tokenizers: a character tokenizer built from an alphabet, or one loaded from a Hugging Face directory. No torch."""
 
 import difflib
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import ModelConfig, UserError
-from actors.hub_cache import TOKENIZER_FILES, has_tokenizer, is_hub_id, located, small_files, split_commit
+from actors.hub_cache import (
+    TOKENIZER_FILES,
+    VOCABULARIES,
+    has_tokenizer,
+    has_vocabulary,
+    is_hub_id,
+    located,
+    small_files,
+    split_commit,
+)
 from actors.quick_import import quick_package_list
+from actors.safetensors_header import not_a_file, what_instead
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -115,20 +126,53 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
 
 
 def _damaged(directory: Path) -> str | None:
-    """What is wrong with the first JSON file of a tokenizer that is no JSON object; only its beginning is read."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    """What is wrong with a tokenizer's files, as far as their beginnings show; AutoTokenizer would take seconds."""
+    whole = (directory / "tokenizer.json").is_file()  # other vocabularies are not read then
+    for name in ("tokenizer_config.json", "tokenizer.json", *(() if whole else VOCABULARIES[1:])):
         file = directory / name
+        if what := not_a_file(file):
+            return f"{name} must be a file of the tokenizer, is {what}"
         if not file.is_file():
             continue
         with file.open("rb") as stream:
-            begins = stream.read(200).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if begins.startswith(b"version https://git-lfs"):
-            return f"{name} must hold the tokenizer, is a pointer of Git LFS (`git lfs pull` fetches it)"
-        if not begins.startswith(b"{"):
-            return f"{name} must hold a JSON object, {'is empty' if not begins else 'holds something else'}"
-        if name == "tokenizer.json" and begins.rstrip() == b"{}":
-            return "tokenizer.json must hold a tokenizer, holds {}"
+            begins = stream.read(200)
+        if fault := _beginning_fault(name, begins, file.stat().st_size):
+            return fault
+    if whole or _of_bytes(directory):
+        return None
+    if not has_vocabulary(directory):
+        there = "tokenizer_config.json alone holds no tokens"
+        return f"directory must hold a tokenizer's vocabulary ({', '.join(VOCABULARIES)}), {there}"
+    held = [name for name in VOCABULARIES if (directory / name).is_file()]
+    if held == ["vocab.json"] and not (directory / "merges.txt").is_file():
+        return "directory must hold a whole tokenizer, vocab.json needs merges.txt beside it, which is not there"
     return None
+
+
+def _beginning_fault(name: str, begins: bytes, size: int) -> str | None:
+    """What is wrong with a file that begins so."""
+    if what := what_instead(begins, size):
+        return f"{name} must hold the tokenizer, {what}"
+    start = begins.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if name.endswith(".json") and not start.startswith(b"{"):
+        return f"{name} must hold a JSON object, {'is empty' if not start else 'holds something else'}"
+    if name in VOCABULARIES and start.rstrip() == b"{}":
+        return f"{name} must hold a tokenizer, holds {{}}"
+    if name == "vocab.txt" and not start:
+        return "vocab.txt must hold a token on each line, holds none"
+    # A model of SentencePiece begins with the field of its pieces, one of tiktoken is lines of base64.
+    if name == "tokenizer.model" and not begins.startswith(b"\x0a") and not begins.isascii():
+        return "tokenizer.model must be of SentencePiece or tiktoken, holds something else"
+    return None
+
+
+def _of_bytes(directory: Path) -> bool:
+    """Whether the tokenizer is of a kind that reads bytes or characters, which needs no vocabulary."""
+    try:
+        named = (directory / "tokenizer_config.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return bool(re.search(r'"tokenizer_class":\s*"(ByT5|Canine|Perceiver)Tokenizer', named))
 
 
 def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":

@@ -6,9 +6,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -16,6 +13,7 @@ from pydantic import (
 
 from actors.config import Config, FrozenGroupConfig, Seconds, refuse_unused
 from actors.config_nodes import VariableName
+from actors.config_numbers import Mib, PositiveThreshold, Processes, Retries, Rows, Share, Tokens, Weight
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
@@ -27,7 +25,7 @@ class DataConfig(Config):
     train: str | dict[str, str]
     """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; or several of them by
     name: {math: math.jsonl, code: code.jsonl}. The row's set is then its column `source`, unless it has one."""
-    weights: dict[str, NonNegativeFloat] = {}
+    weights: dict[str, Share] = {}
     """Share of each of several sets among the rows that are drawn, by their names: {math: 2, code: 1}. Without, each
     set is drawn in proportion to its rows. Not for embedding and reranker."""
     eval: str | dict[str, str] | None = None
@@ -46,7 +44,7 @@ class DataConfig(Config):
     """System message put before every conversational prompt."""
     converter: str | None = None
     """`module:function` or `file.py:function` that makes a row of a known convention of each raw row; None drops it."""
-    max_length: PositiveInt = 1024
+    max_length: Tokens = 1024
     """Longest sequence of the sft, reward and dpo jobs, in tokens; `overlong` says what becomes of a longer one."""
     overlong: Literal["error", "drop", "truncate"] = "error"
     """What a row is that is longer than `max_length`, in reinforcement learning than `rollout.max_prompt_tokens`: an
@@ -57,9 +55,9 @@ class DataConfig(Config):
     only. A first BOS token stays."""
     shuffle: bool = True
     """Visit rows in an order drawn anew each epoch from `run.seed`."""
-    limit: PositiveInt | None = None
+    limit: Rows | None = None
     """Use only the first so many training rows that the converter keeps."""
-    eval_limit: PositiveInt | None = None
+    eval_limit: Rows | None = None
     """Use only the first so many evaluation rows."""
     eval_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Without `eval`: the share of the training rows that is held out for evaluation, at least one row. The draw is the
@@ -71,7 +69,9 @@ class DataConfig(Config):
         named = isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
         if isinstance(value, str) or named or (value is None and info.field_name == "eval"):
             return value
-        raise ValueError(f": must be a source, or sources by name, got {value!r}")
+        got = "null" if value is None else repr(value)
+        rule = "a file, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl})"
+        raise ValueError(f": must be {rule}, got {got}")
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
@@ -112,7 +112,7 @@ class RewardFunction(Config):
 
     name: str
     """Built-in name, `path.py:function` or `module:function`."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor in the sum over all reward sources."""
     arguments: dict[str, Any] = {}
     """Keyword arguments passed to the function with every call."""
@@ -123,7 +123,7 @@ class RewardModelSource(Config):
 
     path: str
     """Directory of a sequence-classification model with one score, such as the export of the `reward` job."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor in the sum over all reward sources."""
     group: FrozenGroupConfig = FrozenGroupConfig()
     """Ranks and resources of the group that holds it."""
@@ -138,12 +138,12 @@ class RewardEndpoint(Config):
 
     url: str = Field(pattern=r"^https?://")
     """Receives POST {"prompts": [...], "completions": [...], "rows": [...]}; answers {"rewards": [...]}."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor in the sum over all reward sources."""
     headers: dict[str, str] = {}
     """HTTP headers; `$NAME` in a value is read from the environment of the reward processes. Literal secrets are
     refused, as configurations are kept and shown."""
-    retries: int = Field(default=3, ge=0)
+    retries: Retries = 3
     """Attempts after the first one, within `reward.deadline_s`, when the service is not there, is late, or answers 429
     or 5xx."""
 
@@ -161,13 +161,13 @@ class RewardConfig(Config):
     """Subtract the mean of all rewards so far and divide by their standard deviation, before baselines. Those of groups
     that dynamic_sampling drops are among them, those that mask_truncated leaves out are not, nor those of evaluations,
     which are reported as they are."""
-    clip: PositiveFloat | None = None
+    clip: PositiveThreshold | None = None
     """Largest absolute reward, after normalisation and before baselines; penalties for length come on top of it."""
-    workers: PositiveInt = 1
+    workers: Processes = 1
     """Processes that run functions and ask endpoints."""
     deadline_s: Seconds = 30
     """Longest time a call may take, in seconds; the process is then ended and replaced. Quick groups share a call."""
-    memory_mib: PositiveInt | None = None
+    memory_mib: Mib | None = None
     """Most that functions of one process may allocate, their imports included; a call beyond it has failed. null: no
     limit."""
     pass_env: list[VariableName] = []

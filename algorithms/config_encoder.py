@@ -3,9 +3,10 @@
 import json
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from actors.config import Config, changed, refuse_unused
+from actors.config_numbers import Batch, BatchOrNone, Factor, PositiveFactor, PositiveThreshold, Tokens, Width
 from algorithms.config_offline import OfflineConfig
 
 EmbeddingLossName = Literal[
@@ -81,7 +82,7 @@ class EmbeddingLoss(Config):
 
     name: EmbeddingLossName
     """Which one; docs/embedding.md has the formulas."""
-    weight: PositiveFloat = 1.0
+    weight: PositiveFactor = 1.0
     """Factor in the sum of losses."""
 
 
@@ -92,25 +93,25 @@ class EmbeddingTask(Config):
     """A name, or a list of {name, weight} whose weighted sum is minimised."""
     prompts: Prompts = Prompts()
     """Instructions put before texts."""
-    negatives: int | None = Field(default=None, ge=0)
+    negatives: BatchOrNone | None = None
     """Negatives drawn for a query in an update (default: all, where every row has as many)."""
-    temperature: PositiveFloat = 0.05
+    temperature: PositiveFactor = 0.05
     """Divisor of similarities (of infonce, gist, distill_kl, cosent, angle)."""
     symmetric: bool = False
     """Of infonce: also tell a passage's query from the other queries."""
-    margin: PositiveFloat = 0.5
+    margin: PositiveFactor = 0.5
     """Distance that triplet, contrastive and online_contrastive want between what does not belong together."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """Distance of triplet."""
-    teacher_temperature: PositiveFloat = 1.0
+    teacher_temperature: PositiveFactor = 1.0
     """Divisor of the teacher's scores in distill_kl."""
     guide: str | None = None
     """Of gist: directory of an embedding model that tells which other passages are no negatives."""
-    guide_margin: NonNegativeFloat = 0.0
+    guide_margin: Factor = 0.0
     """Of gist: passages count as negatives only if the guide finds them worse than the positive by this much."""
     guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
     """Of gist: whether guide_margin is a difference of similarities or a share of the positive's."""
-    matryoshka: list[PositiveInt] = []
+    matryoshka: list[Width] = []
     """Sizes to which embeddings are cut for the loss, which is the sum over them (arXiv 2205.13147)."""
 
     @field_validator("loss", mode="before")
@@ -172,16 +173,16 @@ class EmbeddingTask(Config):
 class MixedTask(EmbeddingTask):
     """One of several data sets, and how often it has its turn."""
 
-    weight: PositiveFloat | None = None
+    weight: PositiveThreshold | None = None
     """Share of the updates, relative to those of the other tasks (default: its number of rows)."""
 
 
 class EncoderConfig(OfflineConfig):
     """What embedding models and rerankers share."""
 
-    samples_per_update: PositiveInt = 128
+    samples_per_update: Batch = 128
     """Rows in one optimizer update, over all ranks: the batch whose passages are each other's negatives."""
-    max_tokens: PositiveInt | None = None
+    max_tokens: Tokens | None = None
     """Tokens of a text (of query and passage together, for a reranker) that are read; the rest is cut off and counted
     (default: the model's own limit)."""
     eval_at_start: bool = True
@@ -243,7 +244,7 @@ class RerankerLoss(Config):
 
     name: RerankerLossName
     """Which one; docs/embedding.md has the formulas."""
-    weight: PositiveFloat = 1.0
+    weight: PositiveFactor = 1.0
     """Factor in the sum of losses."""
 
 
@@ -257,7 +258,7 @@ class RerankerConfig(EncoderConfig):
     cross_entropy of one positive among negatives, ranknet, lambda, listnet and listmle of lists."""
     targets: Literal["labels", "scores"] = "labels"
     """What is learned: that positives are 1 and negatives 0, or a teacher's scores (distillation)."""
-    negatives: int | None = Field(default=None, ge=0)
+    negatives: BatchOrNone | None = None
     """Negatives drawn for a query in an update (default: all that the row has)."""
     prompt: str | None = None
     """Instruction put before queries, kept in the model (default: the model's own, if it keeps one)."""

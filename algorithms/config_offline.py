@@ -3,9 +3,10 @@
 import math
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actors.config import Config, refuse_unused
+from actors.config_numbers import Batch, Epochs, Factor, PositiveFactor, Steps, Threshold
 
 
 class StopWhen(Config):
@@ -13,9 +14,9 @@ class StopWhen(Config):
 
     metric: str
     """Name in metrics.jsonl, for example eval/sequence_probability."""
-    at_least: float | None = None
+    at_least: Threshold | None = None
     """Value from which on training stops, of a metric of which more is better."""
-    at_most: float | None = None
+    at_most: Threshold | None = None
     """Value down from which training stops, of one of which less is better, such as eval/loss."""
 
     @model_validator(mode="after")
@@ -43,13 +44,13 @@ class OfflineConfig(Config):
     name: str
     """Algorithm."""
 
-    steps: PositiveInt | None = None
+    steps: Steps | None = None
     """Optimizer updates; give this or `epochs`."""
-    epochs: PositiveInt | None = None
+    epochs: Epochs | None = None
     """Passes over the data; give this or `steps`."""
-    samples_per_update: PositiveInt = 128
+    samples_per_update: Batch = 128
     """Rows in one optimizer update: sequences, or pairs of chosen and rejected."""
-    eval_every: PositiveInt = 50
+    eval_every: Steps = 50
     """Updates between evaluations (when data.eval is given)."""
     stop_when: StopWhen | None = None
     """End training early, once an evaluation metric is good enough."""
@@ -86,7 +87,7 @@ class RewardModelConfig(OfflineConfig):
 
     name: Literal["reward"]
     """Algorithm."""
-    centering: NonNegativeFloat = 0.0
+    centering: Factor = 0.0
     """Weight of the squared sum of a pair's two scores, which keeps their mean near 0 (arXiv 2312.09244)."""
 
 
@@ -132,7 +133,7 @@ class PreferenceLoss(Config):
 
     name: PreferenceLossName
     """Which one; docs/algorithms.md has the formulas."""
-    weight: PositiveFloat = 1.0
+    weight: PositiveFactor = 1.0
     """Factor in the sum of losses."""
 
 
@@ -143,20 +144,20 @@ class DPOConfig(OfflineConfig):
     """Algorithm."""
     loss: list[PreferenceLoss] = [PreferenceLoss(name="sigmoid")]
     """A name, or a list of {name, weight} whose weighted sum is minimised."""
-    beta: PositiveFloat = 0.1
+    beta: PositiveFactor = 0.1
     """Strength of the tie to the reference: the implicit reward is beta x log-ratio (simpo: factor of mean
     logprobs; orpo: weight of its odds-ratio term)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed share of pairs whose labels are swapped: with sigmoid this is cDPO; robust and exo need it above 0."""
-    simpo_gamma: NonNegativeFloat = 0.5
+    simpo_gamma: Factor = 0.5
     """Target margin of simpo, in units of its reward beta x mean logprob."""
-    cpo_alpha: NonNegativeFloat = 1.0
+    cpo_alpha: Factor = 1.0
     """Weight of the chosen response's negative log-likelihood in cpo."""
-    discopop_tau: PositiveFloat = 0.05
+    discopop_tau: PositiveFactor = 0.05
     """Temperature of discopop's modulation."""
-    desirable_weight: PositiveFloat = 1.0
+    desirable_weight: PositiveFactor = 1.0
     """Weight of desirable rows in kto."""
-    undesirable_weight: PositiveFloat = 1.0
+    undesirable_weight: PositiveFactor = 1.0
     """Weight of undesirable rows in kto."""
     reference: Literal["live", "precomputed"] = "live"
     """Reference logprobs: computed with every batch, or once before training and kept on disk by content."""

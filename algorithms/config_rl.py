@@ -3,9 +3,21 @@
 import math
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from actors.config import Config, refuse_unused
+from actors.config_numbers import (
+    Batch,
+    Epochs,
+    Factor,
+    PositiveFactor,
+    PositiveThreshold,
+    Rows,
+    Steps,
+    StepsOrNone,
+    Threshold,
+    Tokens,
+)
 from algorithms.config_offline import StopWhen
 
 
@@ -16,16 +28,16 @@ class ImportanceCorrection(Config):
     """One weight per token, or the product over a response."""
     mode: Literal["truncate", "mask"] = "truncate"
     """What happens above `cap`: the weight is cut to it, or the token (response) is left out of the loss."""
-    cap: PositiveFloat = 2.0
+    cap: PositiveFactor = 2.0
     """Largest weight pi_trainer / pi_sampler."""
 
 
 class OverlongPenalty(Config):
     """DAPO's soft penalty (arXiv 2503.14476): 0 until `buffer` tokens before the limit, then falling to -`penalty`."""
 
-    buffer: PositiveInt
+    buffer: Tokens
     """Tokens before rollout.max_response_tokens over which the penalty grows."""
-    penalty: PositiveFloat = 1.0
+    penalty: PositiveFactor = 1.0
     """Penalty at the limit."""
 
 
@@ -35,31 +47,31 @@ _DEFAULT_STEPS = 100
 class RLConfig(Config):
     """What PPO and the GRPO family share."""
 
-    steps: NonNegativeInt | None = None
+    steps: StepsOrNone | None = None
     """Rollout-and-update rounds (default: 100, or as many as `epochs` take); 0 only evaluates."""
-    epochs: PositiveInt | None = None
+    epochs: Epochs | None = None
     """Instead of `steps`, passes over the prompts of data.train: epochs x prompts / prompts_per_step steps, rounded up.
     Prompts that replace failed groups, or those that dynamic_sampling drops, come on top and are not counted."""
-    prompts_per_step: PositiveInt = 16
+    prompts_per_step: Batch = 16
     """Prompts sampled in a step."""
-    samples_per_prompt: PositiveInt = 8
+    samples_per_prompt: Batch = 8
     """Responses to each prompt."""
-    samples_per_update: PositiveInt | None = None
+    samples_per_update: Batch | None = None
     """Samples in one optimizer update (default: all samples of the step, one update)."""
-    epochs_per_step: PositiveInt = 1
+    epochs_per_step: Epochs = 1
     """Passes over a step's samples."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
     """The importance ratio is clipped from below at 1 - clip_low."""
-    clip_high: NonNegativeFloat = 0.2
+    clip_high: Factor = 0.2
     """The importance ratio is clipped from above at 1 + clip_high."""
-    dual_clip: float | None = Field(default=None, gt=1)
+    dual_clip: float | None = Field(default=None, gt=1, le=10**6)
     """Bound on ratio x |advantage| where the advantage is negative (arXiv 1912.09729); none by default."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens of the update; over sequences of their token means; or the sum over tokens, divided by
     sequences x `aggregation_constant`."""
-    aggregation_constant: PositiveInt | None = None
+    aggregation_constant: Tokens | None = None
     """Tokens that stand for a sequence's length in aggregation constant (default: rollout.max_response_tokens)."""
-    kl_coef: NonNegativeFloat = 0.0
+    kl_coef: Factor = 0.0
     """Weight of the KL penalty to the reference; 0 starts no reference group."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the penalty goes: a term of the loss, or subtracted from the rewards."""
@@ -68,16 +80,16 @@ class RLConfig(Config):
     kl_importance_ratio: bool = False
     """With kl_in loss, multiply the penalty of each token by its importance ratio pi / pi_old: the KL and its gradient
     are then unbiased, also where the policy has moved since it sampled (with k1 or k3)."""
-    kl_target: PositiveFloat | None = None
+    kl_target: PositiveFactor | None = None
     """KL per response that an adaptive kl_coef aims at (arXiv 1909.08593), with kl_in reward; fixed without it."""
-    kl_horizon: PositiveInt = 10_000
+    kl_horizon: Rows = 10_000
     """Samples over which the adaptive kl_coef reacts."""
-    entropy_coef: NonNegativeFloat = 0.0
+    entropy_coef: Factor = 0.0
     """Weight of the entropy bonus in the loss."""
     mask_truncated: bool = False
     """Leave responses that were cut at the length limit out of the loss, and with it out of everything that the others
     are compared with: baselines, whitening, the mean of reward.normalize, and whether a group teaches anything."""
-    missing_eos_penalty: NonNegativeFloat = 0.0
+    missing_eos_penalty: Factor = 0.0
     """Subtracted from the reward of a response that was cut at the length limit."""
     overlong: OverlongPenalty | None = None
     """Penalty for responses that come close to the length limit."""
@@ -85,14 +97,14 @@ class RLConfig(Config):
     """Correct for the difference between trainer and sampler."""
     max_staleness: Literal[0] = 0
     """Versions by which a rollout may lag behind the policy; 0 is exactly on-policy."""
-    eval_every: PositiveInt | None = None
+    eval_every: Steps | None = None
     """Steps between evaluations on data.eval (also before the first and after the last step)."""
-    eval_samples_per_prompt: PositiveInt = 1
+    eval_samples_per_prompt: Batch = 1
     """Responses to each evaluation prompt."""
-    eval_temperature: NonNegativeFloat | None = None
+    eval_temperature: Factor | None = None
     """Sampling temperature of evaluation (default: rollout.temperature; 0 is greedy); its other settings are those of
     rollout, such as top_p and penalties."""
-    eval_pass_reward: float = 1.0
+    eval_pass_reward: Threshold = 1.0
     """Reward from which a response of an evaluation is solved: in eval/pass@k and eval/majority, which there are with
     eval_samples_per_prompt above 1, and in eval_samples.jsonl."""
     stop_when: StopWhen | None = None
@@ -204,11 +216,11 @@ class PPOConfig(RLConfig):
 
     name: Literal["ppo"]
     """Algorithm."""
-    prompts_per_step: PositiveInt = 128
+    prompts_per_step: Batch = 128
     """Prompts sampled in a step."""
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: Batch = 1
     """Responses to each prompt."""
-    kl_coef: NonNegativeFloat = 0.01
+    kl_coef: Factor = 0.01
     """Weight of the KL penalty to the reference; 0 starts no reference group."""
     kl_in: Literal["loss", "reward"] = "reward"
     """Where the penalty goes: a term of the loss, or subtracted from the rewards."""
@@ -220,9 +232,9 @@ class PPOConfig(RLConfig):
     """Lambda of generalized advantage estimation (arXiv 1506.02438): 1 least biased, 0 least noisy."""
     whiten_advantages: bool = True
     """Give the advantages of a step's tokens mean 0 and variance 1, over all ranks."""
-    value_clip: PositiveFloat | None = 0.5
+    value_clip: PositiveThreshold | None = 0.5
     """Largest change of a value, from that before the update, that the value loss rewards; none: no clip."""
-    critic_warmup_steps: int = Field(default=0, ge=0)
+    critic_warmup_steps: StepsOrNone = 0
     """First steps in which only the critic learns."""
 
     def warmup_problem(self, prompts: int | None) -> str | None:
@@ -266,15 +278,15 @@ class GRPOConfig(RLConfig):
     loss: Literal["clip", "gspo", "cispo", "sapo"] = "clip"
     """Surrogate: clipped token ratios (PPO); clipped sequence ratios (GSPO, arXiv 2507.18071); clipped and detached
     ratios as weights (CISPO, arXiv 2506.13585); a soft gate instead of a clip (SAPO, arXiv 2511.20347)."""
-    cispo_max_ratio: PositiveFloat | None = None
+    cispo_max_ratio: PositiveFactor | None = None
     """Largest importance ratio in loss cispo, which needs it."""
-    sapo_temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.05)
+    sapo_temperatures: tuple[PositiveFactor, PositiveFactor] = (1.0, 1.05)
     """Steepness of sapo's gate for positive and for negative advantages."""
     dynamic_sampling: bool = False
     """Replace groups of equal scores, which teach nothing, by those of further prompts (DAPO, arXiv 2503.14476). Scores
     are rewards after normalisation, clip and penalties for length, of the responses that the loss counts; a KL penalty
     in the reward, by which all responses differ, comes later."""
-    dynamic_sampling_rounds: PositiveInt = 10
+    dynamic_sampling_rounds: Epochs = 10
     """Rounds of sampling after which a step with too few such groups ends the run, saying so."""
 
     @model_validator(mode="after")

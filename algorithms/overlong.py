@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +16,8 @@ from algorithms.sources import Row
 
 Item = TypeVar("Item")
 Side = Literal["left", "right"]
+_HUGE, _PART = 500_000, 50_000
+"""Characters of a text of which only a part is tokenised at first, and of this part."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class Tally:
     longest: int = 0
     first: int = 0
     """Number of the first row that is too long."""
+    huge: bool = False
+    """Whether the tokens of one are not all counted, so that `longest` may be more."""
 
     @property
     def dropped(self) -> int:
@@ -69,6 +73,8 @@ class Reading(Generic[Item]):
     """Times by which the tokenizer's normalizer may lengthen a text, in bytes."""
     unknown_id: int = -1
     """The token that stands for text which the tokenizer cannot express, where it stands for that alone."""
+    count: Callable[[str], int] | None = None
+    """Tokens of a text."""
 
     def items(self, tally: Tally | None = None) -> list[Item]:
         """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.
@@ -77,13 +83,35 @@ class Reading(Generic[Item]):
             UserError: rows that are too long where that is an error, or when no row is left; or as `encode` does.
         """
         tally = tally or self.tally()
-        kept = self.limited(self.encode(range(len(self.rows))), range(len(self.rows)), tally)
+        indices = self.without_huge(range(len(self.rows)), tally)
+        kept = self.limited(self.encode(indices), indices, tally)
         self.conclude(tally)
         return kept
 
     def tally(self) -> Tally:
         """Counts of nothing yet."""
         return Tally(total=len(self.rows))
+
+    def without_huge(self, indices: Items[int], tally: Tally) -> list[int]:
+        """Those of the rows that must be tokenised as a whole; of the others a part is longer than the limit already.
+
+        A text of megabytes takes seconds and gigabytes, so such rows are counted here where they need not be cut.
+        """
+        if self.data.overlong == "truncate" or self.count is None:
+            return list(indices)
+        kept = []
+        for index in indices:
+            text = max(_texts(self.examples[index]), key=len, default="")
+            length = self.count(text[:_PART]) if len(text) > _HUGE else 0
+            # A few tokens of the part's end may be others in the whole text.
+            if length <= max(self.limit, 100) * 1.1:
+                kept.append(index)
+                continue
+            tally.looked_at += 1
+            tally.over += 1
+            tally.longest, tally.huge = max(tally.longest, length), True
+            tally.first = min(tally.first or index + 1, index + 1)
+        return kept
 
     def limited(self, found: Iterable[Item], indices: Items[int], tally: Tally) -> list[Item]:
         """Those of the items that are short enough, or are once they were cut."""
@@ -96,7 +124,7 @@ class Reading(Generic[Item]):
                 continue
             tally.over += 1
             tally.longest = max(tally.longest, length)
-            tally.first = tally.first or index + 1
+            tally.first = min(tally.first or index + 1, index + 1)
             shorter = self.cut(item) if self.data.overlong == "truncate" else None
             if shorter is not None:
                 tally.truncated += 1
@@ -112,7 +140,8 @@ class Reading(Generic[Item]):
         )
         if self.data.overlong == "error":
             raise UserError(
-                f"{self.field}: {longer} (first row {tally.first}, the longest has {tally.longest:,} tokens); "
+                f"{self.field}: {longer} (first row {tally.first}, the longest has {'over ' * tally.huge}"
+                f"{tally.longest:,} tokens); "
                 f"data.overlong=drop leaves them out, data.overlong=truncate cuts them"
             )
         if tally.dropped == tally.looked_at:
@@ -129,6 +158,19 @@ class Reading(Generic[Item]):
             side = f"cut at the {self.data.truncation_side}"
             how = f"{tally.truncated:,} of them {side}, {tally.dropped:,} left out (data.overlong truncate)"
         return f"{self.field}: {tally.over:,} of {tally.of} longer than {self.rule} {self.limit}: {how}"
+
+
+def _texts(example: Any) -> list[str]:
+    """The texts in what a convention reads in a row."""
+    if isinstance(example, str):
+        return [example]
+    if isinstance(example, dict):
+        return [text for value in example.values() for text in _texts(value)]
+    if isinstance(example, list | tuple):
+        return [text for value in example for text in _texts(value)]
+    if is_dataclass(example):
+        return [text for item in fields(example) for text in _texts(getattr(example, item.name))]
+    return []
 
 
 def shortened(ids: list[int], limit: int, bos: int | None) -> list[int]:

@@ -14,9 +14,11 @@ from algorithms.readers import Message, RowError
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-_TEMPLATE_S, _TEMPLATE_MIB = 5.0, 1024
-"""What the chat template may take for one conversation: a row of 4 MiB takes it hundredths of that."""
-_ENDED_AFTER = 4
+_TEMPLATE_S, _TEMPLATE_MIB = 1.0, 1024
+"""What the chat template may take for one conversation: a usual one takes it a thousandth of that."""
+_CHARACTERS_S, _CHARACTERS_MIB = 50_000, 1_000
+"""For so many characters of it, a second and a MiB more: their tokens are made in the same call."""
+_ENDED_AFTER = 3
 """How many times as long it may take where nothing can interrupt it: then the process is ended."""
 
 
@@ -46,10 +48,12 @@ def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any
     Raises what it raises, also TimeoutError and MemoryError. One that is late within a single operation of Python's
     ends this process by SIGXCPU.
     """
+    size = sum(len(text) for message in messages for text in message.values())
+    limit_s, mib = _TEMPLATE_S + size // _CHARACTERS_S, _TEMPLATE_MIB + size // _CHARACTERS_MIB
     try:
         with (
-            at_most(_TEMPLATE_MIB, _ENDED_AFTER * _TEMPLATE_S),
-            Watch(_TEMPLATE_S, file="", clock=time.thread_time) as watch,
+            at_most(mib, _ENDED_AFTER * limit_s),
+            Watch(limit_s, file="", clock=time.thread_time) as watch,
         ):
             return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
     except TooLate as error:
@@ -99,9 +103,9 @@ def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str,
             raise UserError(f"{field}: row {index + 1}: {what} has no tokens")
 
 
-def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dict[str, int]:
+def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dict[str, Any]:
     """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`; and its
-    `unknown_id`.
+    `unknown_id` and `count`.
 
     An exchange as the template writes it, with special tokens as one byte each, twice as long for safety; a normalizer
     makes at most three bytes of one, a compatibility one (NFKC, NFKD) eighteen characters.
@@ -121,7 +125,16 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dic
     normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")
     growth = 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1
     system = len((data.system_prompt or "").encode(errors="replace"))
-    return {"overhead": overhead + growth * system, "growth": growth, "unknown_id": _unknown_id(tokenizer)}
+    return {
+        "overhead": overhead + growth * system,
+        "growth": growth,
+        "unknown_id": _unknown_id(tokenizer),
+        "count": functools.partial(_count, tokenizer),
+    }
+
+
+def _count(tokenizer: "PreTrainedTokenizerFast", text: str) -> int:
+    return len(encode_texts([text], tokenizer, plain=False)[0])
 
 
 def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:

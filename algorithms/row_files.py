@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _EXPANDS, _EXPANDED_BYTES = 200, 2**28
 text is some ten times smaller, and what says little in gigabytes is a mistake or a trap."""
 _GZIP = b"\x1f\x8b"
 EXPANDS_TOO_FAR = f"must hold at most {_EXPANDS} times its size, got a file that expands to more"
+_WEB_PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _LFS_POINTER = "version https://git-lfs"
 
 
@@ -124,6 +126,8 @@ def _parse(text: str, line: int, path: Path, field: str) -> Any:
     except json.JSONDecodeError as error:
         if text.startswith(_LFS_POINTER):
             raise UserError(f"{field}: {path} must hold the rows, is a pointer of Git LFS (git lfs pull)") from None
+        if _WEB_PAGE.match(text):
+            raise UserError(f"{field}: {path} must hold the rows, is a web page, not the file itself") from None
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(
             f"{field}: {where} of {path} is not valid JSON ({error.msg[0].lower()}{error.msg[1:]})"

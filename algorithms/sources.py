@@ -381,6 +381,8 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _nearest_file(path: Path) -> str:
+    if str(path).startswith("~"):
+        return f" (~ is not expanded in a configuration: write {path.expanduser()})"
     if not path.parent.is_dir():
         return ""
     # A file without an ending is no data that could be meant.

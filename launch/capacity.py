@@ -48,7 +48,8 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
     elif told_gpus and not gpus:
         warnings.append(_unused(config, told_gpus))
     if problems:
-        raise UserError(*problems)
+        fields = [problem.partition(":")[0] for problem in problems]
+        raise UserError(*(problems[-1:] if len(set(fields)) == 1 else problems))  # one number is one mistake
     return warnings
 
 

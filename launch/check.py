@@ -20,9 +20,17 @@ from algorithms.config_offline import DPOConfig, averaged_beta_warning
 from algorithms.config_rl import PPOConfig, RLConfig
 from launch.aside import Aside
 from launch.capacity import check_resources
-from launch.checkpoint import Checkpoints
+from launch.checkpoint import Checkpoint, Checkpoints
 from launch.config import RunConfig
-from launch.data_checks import check_rewards, check_sets, is_elsewhere, is_unread, named_sources, read_data
+from launch.data_checks import (
+    check_rewards,
+    check_sets,
+    is_elsewhere,
+    is_unread,
+    named_sources,
+    one_per_column,
+    read_data,
+)
 from launch.engine_options import check_engine_options, sampling_warnings
 from launch.estimate import (
     GIB,
@@ -57,6 +65,7 @@ from launch.named_code import check_code_is_there
 from launch.output import check_output
 from launch.placement import demands, reward_model_groups
 from launch.ray_address import open_warnings
+from launch.resumed_data import data_warnings, rows_problem
 from launch.reward_checks import RewardProbe
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -92,6 +101,8 @@ class Findings:
     """The run will be on other machines: of paths there, nothing is known here."""
     code: bool = True
     """Whether code that the configuration names may run here."""
+    checkpoint: Checkpoint | None = None
+    """Where the run would go on."""
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -174,7 +185,7 @@ def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = 
     with RewardProbe(config.reward, elsewhere=apart, code=code) as rewards:
         _examine(findings, rewards)
     if findings.problems:
-        raise UserError(*dict.fromkeys(findings.problems))
+        raise UserError(*one_per_column(findings.problems))
     return findings
 
 
@@ -184,7 +195,9 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     if not elsewhere:
         with findings.collecting():
             check_output(config)
-            Checkpoints(config).latest()
+            findings.checkpoint = Checkpoints(config).latest()
+            if findings.checkpoint:
+                findings.warnings += data_warnings(config, findings.checkpoint)
         told = len(findings.problems)
         with findings.collecting():
             findings.warnings += check_resources(config, this_machine())
@@ -324,6 +337,9 @@ def _check_data(findings: Findings, readable: bool, rewards: RewardProbe, sets: 
         _check_encoder_data(findings, readable)
         return
     train, held_out = check_sets(findings, sets, readable)
+    if findings.checkpoint and train and train.complete and train.whole:
+        problem = rows_problem(config, findings.checkpoint, train.count)
+        findings.problems += [problem] if problem else []
     if isinstance(config.algorithm, RLConfig):
         check_rewards(findings, rewards, train, held_out)
         for index, model in enumerate(config.reward.models):

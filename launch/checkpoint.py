@@ -6,7 +6,7 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from launch.config import RunConfig
 from launch.contents import changed_contents, keep_contents, kept_contents
 from launch.earlier import remove, remove_results, set_newer_aside, set_results_aside
 from launch.manifest import UNREADABLE, damage_of, difference, finished, is_whole, read_manifest, step_of
+from launch.resumed_data import data_settings
 
 _THIS_DRIVER = uuid.uuid4().hex
 
@@ -31,6 +32,8 @@ class Checkpoint:
     directory: Path
     state: dict[str, Any]
     """What the loop keeps, as its `state()` gave it."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Settings of data when it was saved; empty where that was not kept."""
 
 
 class Checkpoints:
@@ -76,7 +79,8 @@ class Checkpoints:
         if damage := damage_of(directory, files):
             raise self.refused(f"{directory} is damaged, {damage}")
         self._require_same(manifest["identity"], directory, manifest.get("contents"))
-        return Checkpoint(directory, manifest["state"])
+        kept = manifest.get("data")
+        return Checkpoint(directory, manifest["state"], kept if isinstance(kept, dict) else {})
 
     def refused(self, problem: str) -> UserError:
         """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
@@ -199,7 +203,7 @@ class Checkpoints:
         # What no rank has hashed are DeepSpeed's notes of a few lines.
         hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
         manifest = {"step": step, "identity": identity(self._config), "contents": kept_contents(self._config)}
-        manifest |= {"state": state, "files": files, "sha256": hashes}
+        manifest |= {"data": data_settings(self._config), "state": state, "files": files, "sha256": hashes}
         with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
 

@@ -99,11 +99,13 @@ def on_k8s(arguments: argparse.Namespace) -> int:
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
-    for line in _assumed_on_kubernetes(config, code=not arguments.no_code):
-        print(line, file=sys.stderr)
+    told = _assumed_on_kubernetes(config, code=not arguments.no_code)
     from launch.kube.render import render
 
-    print(render(config, arguments.kind or "rayjob"), end="")
+    manifests = render(config, arguments.kind or "rayjob")  # what is wrong is told alone
+    for line in told:
+        print(line, file=sys.stderr)
+    print(manifests, end="")
     return 0
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from actors.config import (
     Config,
@@ -20,6 +20,7 @@ from actors.config import (
     refuse_unused,
 )
 from actors.config_nodes import Environment, NodeLabels
+from actors.config_numbers import Cores, Count, Steps, WholeSeconds
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig
@@ -38,9 +39,9 @@ _WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
 class CheckpointConfig(Config):
     """What is saved, and when."""
 
-    every: PositiveInt | None = None
+    every: Steps | None = None
     """Steps between checkpoints (default: only at the end)."""
-    keep: PositiveInt = 2
+    keep: Steps = 2
     """Checkpoints kept, the latest and those before it, each with all that resuming takes, and beside them the best one
     of `algorithm.best_by`; older ones are removed. `tandem export RUN --step N` makes a model of any that is kept."""
     resume: bool = True
@@ -63,9 +64,9 @@ class TrackingConfig(Config):
     """Weights & Biases group (default: the run's name)."""
     tags: list[str] = []
     """Weights & Biases tags."""
-    samples_per_step: int = Field(default=8, ge=0)
+    samples_per_step: Count = 8
     """Completions a step writes to samples.jsonl, evenly spaced between its best and its worst one."""
-    eval_samples: NonNegativeInt | None = 64
+    eval_samples: Count | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""
 
@@ -88,11 +89,11 @@ class ClusterConfig(Config):
     placement: Literal["split", "shared", "separate"] = "split"
     """split: every group has its own bundles; shared: rank i of all groups share bundle i and take turns on its GPU;
     separate: split, with the rollout engines on nodes that no other group uses."""
-    cpus: PositiveInt | None = None
+    cpus: Cores | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""
-    gpus: int | None = Field(default=None, ge=0)
+    gpus: int | None = Field(default=None, ge=0, le=10**6)
     """GPUs of the local Ray cluster (default: the machine's); `check` warns of more than there are, `run` refuses."""
-    object_store_mib: int = Field(default=256, ge=75)
+    object_store_mib: int = Field(default=256, ge=75, le=10**8)
     """Shared memory of the local Ray cluster, in MiB, of which Ray needs 75; on Kubernetes, of each pod, which gets
     1 GiB per GPU at least."""
     wait_s: Seconds = 300
@@ -101,7 +102,7 @@ class ClusterConfig(Config):
     """Environment variables of all processes: {HF_HOME: /shared/huggingface}"""
     driver_labels: NodeLabels = {}
     """Ray labels of the node that `tandem submit` places the driver on (default: the head)."""
-    stop_wait_s: PositiveInt = 300
+    stop_wait_s: WholeSeconds = 300
     """Time that a job has, once it is told to stop, to finish its step and save a checkpoint, in seconds."""
     kubernetes: KubernetesConfig = KubernetesConfig()
     """How `tandem k8s` renders the run."""

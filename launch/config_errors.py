@@ -27,10 +27,10 @@ _PATTERNS = {
 }
 """Dotted name, or pattern of several fields -> the pattern in words."""
 _NUMBERS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "greater_than": lambda ctx: f"must be above {ctx['gt']:g}",
-    "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:g}",
-    "less_than": lambda ctx: f"must be below {ctx['lt']:.12g}",
-    "less_than_equal": lambda ctx: f"must be at most {ctx['le']:g}",
+    "greater_than": lambda ctx: f"must be above {settings.limit_text(ctx['gt'])}",
+    "greater_than_equal": lambda ctx: f"must be at least {settings.limit_text(ctx['ge'])}",
+    "less_than": lambda ctx: f"must be below {settings.limit_text(ctx['lt'])}",
+    "less_than_equal": lambda ctx: f"must be at most {settings.limit_text(ctx['le'])}",
     "multiple_of": lambda ctx: f"must be a multiple of {ctx['multiple_of']}",
     "finite_number": lambda ctx: "must be a finite number",
     "string_too_long": lambda ctx: f"must be at most {ctx['max_length']} characters",

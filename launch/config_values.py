@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 
 _MOST = 2**63
-_NUMBER = re.compile(r"\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*")
+_NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
 _LONGEST = 4096
 """Characters of a name, path or address."""
 _FREE_TEXT = frozenset({"alphabet", "system_prompt", "query", "passage", "prompt", "stop"})

@@ -1,6 +1,7 @@
 """The part of `check` that looks at data and rewards. Imports neither torch nor ray nor vllm."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,9 @@ def check_rewards(findings: "Findings", probe: RewardProbe, train: Rows | None, 
 
         with findings.collecting():
             check_endpoint(endpoint, index, environment)
+            findings.rewards.append(
+                f"reward.endpoints.{index}: a check asks it nothing, so whether it answers shows in the first step"
+            )
 
 
 def named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, str]:
@@ -124,3 +128,14 @@ def is_elsewhere(findings: "Findings", field: str, path: str) -> bool:
         return False
     findings.warnings.append(f"{field}: {path} is read on the cluster when the run starts, not checked here")
     return True
+
+
+def one_per_column(problems: Iterable[str]) -> list[str]:
+    """The problems, each once; of a name in data.columns one, though both sets may lack it, and nothing read it."""
+    kept: dict[str, str] = {}
+    for problem in problems:
+        field, _, rule = problem.partition(": ")
+        key = field if field.startswith("data.columns.") else problem
+        if key not in kept or rule.startswith("must be a column that is read"):
+            kept[key] = problem
+    return list(kept.values())

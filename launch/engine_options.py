@@ -5,7 +5,9 @@ The engine's arguments are read from vLLM's source, as importing vLLM would take
 
 import ast
 import importlib.util
+import operator
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,13 @@ _WORDS = {
 }
 """The same in words."""
 
+_BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+
 
 def check_engine_options(rollout: RolloutConfig) -> list[str]:
     """Warnings about `rollout.vllm`: that it could not be checked, where vLLM is not installed.
@@ -124,6 +133,8 @@ def _problems(given: dict[str, Any], vllm: Path) -> list[str]:
         elif not _fits(value, fields[name], vllm):
             wanted = _in_words(_resolved(fields[name], vllm), vllm)
             problems.append(f"rollout.vllm.{name}: must be {wanted}, got {value!r:.80}")
+        elif bound := _outside(name, value, vllm):
+            problems.append(f"rollout.vllm.{name}: must be {bound}, got {value!r:.80}")
     return problems
 
 
@@ -149,12 +160,20 @@ def _fits(value: Any, annotation: ast.expr, vllm: Path) -> bool:
             return value in _choices(annotation)
         case ast.Subscript(value=ast.Name(id="list" | "set"), slice=item):
             return isinstance(value, list) and all(_fits(each, item, vllm) for each in value)
-        case ast.Subscript(value=ast.Name(id="dict")):
-            return isinstance(value, dict)
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
+            return isinstance(value, dict) and all(_fits(each, item, vllm) for each in value.values())
         case ast.Subscript(value=ast.Name(id="type")):
             return False
         case ast.Name(id=name) if name in _PLAIN:
             return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
+        case ast.Name(id=name) if name.endswith("Config"):
+            return isinstance(value, dict)
+        case ast.Name(id=name) if members := _members(name, vllm):
+            if isinstance(value, str):  # "auto" is what some of them are without a choice
+                return value.upper() in members or value == "auto"
+            return not isinstance(value, bool) and value in members
+        case ast.Attribute():  # torch.dtype, which no YAML value is
+            return False
     return True
 
 
@@ -171,14 +190,58 @@ def _in_words(annotation: ast.expr, vllm: Path) -> str:
                 parts += [str(choice) for choice in _choices(part)]
             case ast.Subscript(value=ast.Name(id="list" | "set"), slice=item):
                 parts.append(f"a list of items that are each {_in_words(item, vllm)}")
+            case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])) if not _is_any(item):
+                parts.append(f"a mapping to items that are each {_in_words(item, vllm)}")
             case ast.Subscript(value=ast.Name(id=name)) | ast.Name(id=name) if name in _WORDS:
                 parts += _WORDS[name]
             case ast.Constant(value=None):
                 parts.append("null")
+            case ast.Name(id=name) if name.endswith("Config"):
+                parts += _WORDS["dict"]
+            case ast.Name(id=name) if members := _members(name, vllm):
+                parts += [str(member) for member in members]
+            case ast.Attribute():
+                pass
             case _:
                 parts.append(ast.unparse(part))
     parts = list(dict.fromkeys(parts))
     return " or ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+
+
+@cache
+def _members(name: str, vllm: Path) -> tuple[Any, ...]:
+    """What a YAML value of an enumeration of vLLM's is: its numbers, or its members' names; () for any other type.
+
+    vLLM takes names in lower-case letters, too.
+    """
+    for file in (*sorted((vllm / "config").glob("*.py")), vllm / "v1/attention/backends/registry.py"):
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        body = text.partition(f"\nclass {name}(")[2]
+        if not body or "Enum" not in body.partition("\n")[0]:
+            continue
+        members = re.findall(r"^    (\w+) = (\d+)?", re.split(r"\n(?=\S)", body, maxsplit=1)[0], re.MULTILINE)
+        if all(number for _, number in members):
+            return tuple(int(number) for _, number in members)
+        return tuple(member for member, _ in members)
+    return ()
+
+
+def _outside(name: str, value: Any, vllm: Path) -> str | None:
+    """The bound that a number breaks, where vLLM's configuration has a field of this name with bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    declared = re.compile(rf"^    {name}: [^\n=]*= Field\(((?:[^()]|\([^()]*\))*)\)", re.MULTILINE)
+    for file in sorted((vllm / "config").glob("*.py")):
+        if match := declared.search(file.read_text(encoding="utf-8")):
+            for kind, limit in re.findall(r"\b(ge|gt|le|lt)=(-?[\d.]+)", match[1]):
+                holds, words = _BOUNDS[kind]
+                if not holds(value, float(limit)):
+                    return f"{words} {limit}"
+    return None
+
+
+def _is_any(annotation: ast.expr) -> bool:
+    return isinstance(annotation, ast.Name) and annotation.id == "Any"
 
 
 def _choices(literal: ast.Subscript) -> tuple[Any, ...]:

@@ -27,8 +27,8 @@ TOKENISED_ROWS, TOKENISED_CHARACTERS = 1_000, 200_000
 _COUNTING_S, _EXACT_COUNT_S = 0.7, 5.0
 """CPU seconds for looking whether rows are too long, and as many more for counting them once one is; rows that come
 later are not counted here."""
-_CHUNK = 128
-"""Rows that are tokenised at one time."""
+_CHUNK, _CHUNK_BYTES = 128, 2**20
+"""Rows that are tokenised at one time, and their size."""
 _EXAMPLES = 4
 """Rows of each set that rewards may be called with."""
 
@@ -221,6 +221,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
         tally.total += 1  # there may be more than were read
     until, unknown = time.process_time() + _COUNTING_S, 0
     for seen, wanted in _chunks(reading, sample):
+        wanted = reading.without_huge(wanted, tally)
         items = reading.encode(wanted) if wanted else []
         unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for item in items for ids in _ids_of(item))
         lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
@@ -242,12 +243,14 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
 def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
     """Rows to tokenise, a few at a time, after how many rows they were found."""
     wanted: list[int] = []
+    size = 0
     for index in range(len(reading.rows)):
         if index < sample or _may_be_too_long(reading, index):
             wanted.append(index)
-        if len(wanted) == _CHUNK:
+            size += _bytes_of(reading.examples[index])
+        if len(wanted) == _CHUNK or size > _CHUNK_BYTES:
             yield index + 1, wanted
-            wanted = []
+            wanted, size = [], 0
     yield len(reading.rows), wanted
 
 
@@ -255,11 +258,13 @@ def _check_longest(reading: Any, start: int) -> None:
     """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
     index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
     tally = reading.tally()
-    reading.limited(reading.encode([index]), [index], tally)
+    indices = reading.without_huge([index], tally)
+    reading.limited(reading.encode(indices) if indices else [], indices, tally)
     if tally.over and reading.data.overlong == "error":
         raise UserError(
-            f"{reading.field}: row {index + 1} has {tally.longest:,} tokens, {reading.rule} is {reading.limit}, and "
-            f"others may be longer too; data.overlong=drop leaves them out, data.overlong=truncate cuts them"
+            f"{reading.field}: row {index + 1} has {'over ' * tally.huge}{tally.longest:,} tokens, {reading.rule} is "
+            f"{reading.limit}, and others may be longer too; data.overlong=drop leaves them out, "
+            f"data.overlong=truncate cuts them"
         )
 
 

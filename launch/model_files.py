@@ -192,7 +192,8 @@ def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
     except TemplateError:  # it may want another conversation: the rows show it
         return None
     except Exception as error:  # whatever its expressions can raise
-        return f"{type(error).__name__}: {template_complaint(error)}"
+        complaint = template_complaint(error)
+        return complaint if isinstance(error, TimeoutError | MemoryError) else f"{type(error).__name__}: {complaint}"
     return None
 
 

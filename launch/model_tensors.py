@@ -1,19 +1,20 @@
 """Whether the tensors of a model directory are those that its config.json means, by names and shapes. No torch.
 
-Of the Llama, Mistral, Qwen2, Qwen3 and BERT families every tensor is known; of others the embedding and the number of
-layers are compared.
+Of the Llama, Mistral, Qwen2, Qwen3 and BERT families every tensor is known; of others the names in layers, the
+embedding and the number of layers are compared.
 """
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from actors.config import LoraConfig, UserError
-from actors.safetensors_header import StoredTensor, layer_count, stored_tensors
+from actors.safetensors_header import StoredTensor, layer_count, pickled_names, stored_tensors
 from launch.estimate import decoder_shape
+from launch.model_families import check_family
 from launch.model_values import BERTS, DECODERS, REQUIRED, Role, architecture_of, model_values
 from launch.transformers_source import causal_architectures
 
@@ -50,14 +51,34 @@ def check_tensors(values: Mapping[str, Any], directory: Path, field: str, role: 
     except ValueError as error:
         raise UserError(f"{field}: weights in {directory} cannot be read, {error}") from None
     if stored is None:
+        _check_names(values, directory, field, role)
         return None
-    _check_layers(values, stored, directory, field)
     expected = expected_tensors(values, role, set(stored))
+    if expected is None:
+        check_family(values, stored, directory, field, causal=role != "encoder")
+    _check_layers(values, stored, directory, field)
     if expected is None:
         _check_embedding(values, stored, directory, field)
     else:
         _compare(expected, stored, directory, field)
     return stored
+
+
+def _check_names(values: Mapping[str, Any], directory: Path, field: str, role: Role) -> None:
+    """For weights of which only the names are known, among other texts: *.bin."""
+    try:
+        names = {_modern(text) for text in pickled_names(directory)}
+    except ValueError as error:
+        raise UserError(f"{field}: weights in {directory} cannot be read, {error}") from None
+    expected = expected_tensors(values, role, names)
+    if expected is not None:
+        _require_all(expected, names, directory, field)
+    else:
+        check_family(values, _like_tensors(names), directory, field, causal=role != "encoder")
+
+
+def _like_tensors(texts: Iterable[str]) -> list[str]:
+    return [text for text in texts if re.fullmatch(r"\w+(\.\w+)+", text)]
 
 
 def expected_tensors(values: Mapping[str, Any], role: Role, stored: Iterable[str] = ()) -> Shapes | None:
@@ -173,10 +194,7 @@ def _check_embedding(
 
 def _compare(expected: Shapes, stored: Mapping[str, StoredTensor], directory: Path, field: str) -> None:
     found = {_modern(name): tensor for name, tensor in stored.items()}
-    missing = [name for name in expected if name not in found]
-    if missing:
-        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise UserError(f"{field}: weights must hold {missing[0]}{more}, as config.json says, got none in {directory}")
+    _require_all(expected, found, directory, field)
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise UserError(
@@ -189,6 +207,13 @@ def _compare(expected: Shapes, stored: Mapping[str, StoredTensor], directory: Pa
             f"{field}: config.json describes no model with {further[0]}, which would be left out, got it in "
             f"{directory}/{found[further[0]].file}"
         )
+
+
+def _require_all(expected: Shapes, found: Collection[str], directory: Path, field: str) -> None:
+    missing = [name for name in expected if name not in found]
+    if missing:
+        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(f"{field}: weights must hold {missing[0]}{more}, as config.json says, got none in {directory}")
 
 
 def _modern(name: str) -> str:

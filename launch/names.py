@@ -79,7 +79,8 @@ def fields_of(path: str, job: str | None = None) -> list[str]:
 
 def nearest_name(word: str, names: list[str], alike: float = _ALIKE) -> str:
     """`(did you mean ...?)` for the one of `names` that is spelled like `word`; empty where none is."""
-    near = difflib.get_close_matches(word[:_LONGEST_NAME], names, 1, alike)
+    same = [name for name in names if name.lower() == word.lower()]
+    near = same or difflib.get_close_matches(word[:_LONGEST_NAME], names, 1, alike)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -67,7 +67,11 @@ def _preview(
 ) -> None:
     """One set of rows, and what becomes of those that are too long."""
     algorithm = config.algorithm
-    items = reading.encode(range(len(reading.rows)))
+    tally = reading.tally()
+    indices = reading.without_huge(range(len(reading.rows)), tally)
+    if not indices:
+        reading.conclude(tally)
+    items = reading.encode(indices)
     kinds: dict[Use, Callable[..., None]] = {
         "sft": _preview_sequences,
         "unpaired": _preview_judged,
@@ -83,8 +87,7 @@ def _preview(
         use = "unpaired"
     _print_convention(config, reading, console)
     kinds[use](config, items, tokenizer, shown, reading.field, console)
-    tally = reading.tally()
-    reading.limited(items, range(len(items)), tally)
+    reading.limited(items, indices, tally)
     if line := reading.account(tally):
         console.print(f"  {line}", style="bold", highlight=False, markup=False)
     if config.data.eval_fraction is not None:

@@ -3,6 +3,7 @@
 Items of lists and of sections with free names are N and NAME: reward.models.N.path, algorithm.tasks.NAME.weight.
 """
 
+import re
 import types
 from dataclasses import dataclass
 from functools import cache
@@ -127,6 +128,12 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) and len(value) <= 60 else f"{value!s:.60}"
 
 
+def limit_text(limit: float) -> str:
+    """A bound as one would write it: 1000, 1e9, 2147483648."""
+    short = f"{limit:g}"
+    return re.sub(r"e\+0*", "e", short) if float(short) == limit else f"{limit:.12g}"
+
+
 def _of_algorithms() -> list[Setting]:
     """Fields of all algorithms; those that share type, default and text are one setting."""
     found: dict[tuple[Any, ...], Setting] = {}
@@ -214,14 +221,15 @@ def _bounds(field: FieldInfo) -> list[str]:
     for item in (*field.metadata, *(more for part in get_args(field.annotation) for more in _metadata(part))):
         for name, words in {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}.items():
             if (limit := getattr(item, name, None)) is not None:
-                found.append(f"{words} {limit:g}")
+                found.append(f"{words} {limit_text(limit)}")
         if (longest := getattr(item, "max_length", None)) is not None:
             found.append(f"at most {longest} characters")
     return list(dict.fromkeys(found))
 
 
 def _metadata(part: Any) -> list[Any]:
-    own = list(getattr(part, "__metadata__", ()))
+    given = getattr(part, "__metadata__", ())
+    own = [limit for item in given for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     return own + [more for item in get_args(part) for more in _metadata(item)]
 
 

@@ -40,15 +40,33 @@ def rope_types() -> frozenset[str]:
     return frozenset(("default", *found)) if found else frozenset()
 
 
+@cache
+def converted_types() -> frozenset[str]:
+    """Every model_type whose tensors the installed transformers renames or joins when it loads them."""
+    source = _source("../../conversion_mapping.py")
+    return frozenset(re.findall(r'^(?: {4}| {8})"([\w-]+)": (?:"|\[)', source, re.MULTILINE))
+
+
+def source_directory(kind: str) -> Path | None:
+    """Where the installed transformers has the source of a model_type; None where it is not found."""
+    listed = _section("auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME = ")
+    special = dict(re.findall(r'"([\w.-]+)",\s*"(\w+)"', listed))
+    file = _file(f"../{special.get(kind, kind).replace('-', '_')}/__init__.py")
+    return file and file.parent
+
+
 def _section(file: str, start: str) -> str:
     """The literal that begins with the line `start` and ends with a closing bracket at the margin."""
     return _source(file).partition(f"\n{start}")[2].partition("\n)")[0]
 
 
 def _source(file: str) -> str:
+    path = _file(file)
+    return path.read_text(encoding="utf-8") if path else ""
+
+
+def _file(name: str) -> Path | None:
+    """A file of the installed transformers, named from models/auto."""
     spec = importlib.util.find_spec("transformers")
-    for place in (spec and spec.submodule_search_locations) or ():
-        path = Path(place) / "models" / "auto" / file
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    return ""
+    places = (spec and spec.submodule_search_locations) or ()
+    return next((path for place in places if (path := Path(place) / "models" / "auto" / name).is_file()), None)

@@ -54,8 +54,8 @@ OVERRIDES = {
     "checkpoint.resume=[]": "checkpoint.resume: must be true or false, got []",
     "model.init.layers=1000000": "model.init.layers: must be at most 10000, got 1000000",
     "model.lora={rank: 1000000000000}": "model.lora.rank: must be at most 16384, got 1000000000000",
-    "policy.timeout_s=1e15": "policy.timeout_s: must be at most 1e+09, got 1000000000000000.0",
-    "reward.deadline_s=1e15": "reward.deadline_s: must be at most 1e+09, got 1000000000000000.0",
+    "policy.timeout_s=1e15": "policy.timeout_s: must be at most 1e9, got 1000000000000000.0",
+    "reward.deadline_s=1e15": "reward.deadline_s: must be at most 1e9, got 1000000000000000.0",
     # lists and mappings
     "policy.optimizer.betas=[0.9]": "policy.optimizer.betas: must be a list of 2 numbers, got [0.9]",
     "policy.optimizer.betas=[0.9, 0.9, 0.9]": "policy.optimizer.betas: must be a list of 2 numbers, got [0.9, 0.9, 0.9]",
@@ -273,3 +273,18 @@ def test_the_command_line_refuses_them(tmp_path: Path, name: str) -> None:
     [line] = done.stderr.splitlines()
     assert line.startswith(f"error: working directory: must hold no {name}, ")
     assert (done.returncode, done.stdout) == (2, "")
+
+
+FURTHER = {
+    "policy.optimizer.lr=0.1.2": "policy.optimizer.lr: must be a number, got '0.1.2'",
+    "policy.optimizer.name=AdamW": "policy.optimizer.name: must be one of 'adamw', 'adam' or 'sgd', got 'AdamW' (did you mean adamw?)",
+    "data.train=": "data.train: must be a file, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl}), got null",
+}
+
+
+@pytest.mark.parametrize("given", FURTHER)
+def test_a_hint_is_the_right_one(given: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
+    with pytest.raises(UserError) as caught:
+        load(str(tmp_path / "job.yaml"), [given])
+    assert caught.value.problems == (FURTHER[given],)

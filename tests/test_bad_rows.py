@@ -406,3 +406,68 @@ def test_golds_that_the_reward_math_cannot_read_are_found_with_their_row() -> No
         "data.train: row 3: answer must be a mathematical expression for the reward math, and holds alternatives, "
         "got '18 or 20'"
     )
+
+
+HUGE = "b" * 3_000_000
+HUGE_ROWS: dict[str, dict[str, Any]] = {
+    "sft": {"prompt": "hi", "completion": HUGE},
+    "grpo": {"prompt": HUGE, "answer": "yes"},
+    "dpo": {"prompt": "hi", "chosen": HUGE, "rejected": "no"},
+    "kto": {"prompt": "hi", "completion": HUGE, "label": True},
+}
+
+
+@pytest.mark.parametrize("job", HUGE_ROWS)
+def test_a_row_of_megabytes_is_one_line_and_not_tokenised_as_a_whole(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens would take seconds and gigabytes; of a part of it enough is known."""
+    from algorithms import data, pairs, rendering
+
+    tokenised: list[int] = []
+    whole = rendering.encode_texts
+
+    def encode(texts: list[str], *args: Any, **options: Any) -> Any:
+        tokenised.extend(map(len, texts))
+        return whole(texts, *args, **options)
+
+    for module in (rendering, data, pairs):
+        monkeypatch.setattr(module, "encode_texts", encode, raising=False)
+    rows_file("".join(json.dumps(row) + "\n" for row in (GOOD[job], HUGE_ROWS[job], GOOD[job])))
+    limit = "rollout.max_prompt_tokens 512" if job == "grpo" else "data.max_length 1024"
+    assert complaint(job) == (
+        f"data.train: 1 of 3 rows is longer than {limit} (first row 2, the longest has over 50,000 tokens); "
+        f"data.overlong=drop leaves them out, data.overlong=truncate cuts them"
+    )
+    assert max(tokenised) <= 50_000
+    if job != "kto":
+        assert check_rows(config(job, overlong="drop"), "data.train", tokenise=True).count == 2
+
+
+def test_a_row_of_megabytes_can_be_cut() -> None:
+    """Which takes as much memory and time as its tokens need."""
+    rows_file(json.dumps({"messages": [{"role": "user", "content": "b" * 2_000_000}]}) + "\n")
+    found = check_rows(config("grpo", overlong="truncate"), "data.train", tokenise=True)
+    assert found.count == 1
+    assert [note.partition(": 1 of them")[0] for note in found.notes] == [
+        "data.train: 1 of 1 rows longer than rollout.max_prompt_tokens 512"
+    ]
+
+
+def test_a_column_that_both_sets_lack_is_one_line() -> None:
+    """And where nothing reads what it is renamed to, this is what is told."""
+    from launch.check import examine
+
+    rows_file('{"prompt": "hi", "answer": "yes"}\n')
+    rows_file('{"prompt": "ha", "answer": "yes"}\n', "other.jsonl")
+    for columns, says in {"prompt": "train row 1 has no column 'q'", "promt": "(did you mean prompt?)"}.items():
+        with pytest.raises(UserError) as caught:
+            examine(config("grpo", eval="other.jsonl", columns={columns: "q"}))
+        [line] = caught.value.problems
+        assert line.startswith(f"data.columns.{columns}: ") and says in line
+
+
+def test_what_is_no_file_of_rows_is_named() -> None:
+    rows_file("<!DOCTYPE html><html></html>")
+    assert complaint("sft") == "data.train: rows.jsonl must hold the rows, is a web page, not the file itself"
+    assert complaint("sft", train="~/rows.jsonl").startswith(
+        f"data.train: no such file (~ is not expanded in a configuration: write {Path.home()}/rows.jsonl), got ~/"
+    )

@@ -130,3 +130,42 @@ def test_every_field_of_the_identity_has_a_case(tmp_path: Path) -> None:
 def test_other_settings_may_change(saved: Any, tmp_path: Path, then: Sections, section: str, now: Sections) -> None:
     saved(then)
     assert Checkpoints(job(tmp_path, then | {section: now})).latest() is not None
+
+
+def test_data_that_changed_since_the_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows are refused by `check` already, with the setting that makes them fewer; the rest is a warning."""
+    from launch.check import examine
+
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 6)
+    Path("same.jsonl").write_text(Path("rows.jsonl").read_text())
+
+    def job(**data: Any) -> RunConfig:
+        values = {
+            "algorithm": {"name": "grpo", "prompts_per_step": 2},
+            "model": {"init": {"hidden_size": 64, "heads": 2, "layers": 1}},
+            "data": {"train": "rows.jsonl"} | data,
+            "reward": {"functions": ["exact_match"]},
+            "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 16},
+        }
+        return validate(values)
+
+    def write(directory: Path) -> Iterable[Files]:
+        (directory / "rank0.pt").write_text("weights")
+        return [[("rank0.pt", 7, None)]]
+
+    job().directory.mkdir(parents=True)
+    (job().directory / "config.json").write_text(job().model_dump_json())
+    Checkpoints(job()).save(1, {"step": 1, "batches": {"epoch": 0, "position": 2, "rows": 6}}, write)
+    assert not [line for line in examine(job()).warnings if line.startswith("data.")]
+    with pytest.raises(UserError) as caught:
+        examine(job(limit=4))
+    assert caught.value.problems == (
+        "data.train: must hold the 6 rows of the checkpoint to resume from outputs/run/checkpoints/step-1 (data.limit "
+        "was null, and is 4), got 4; to start anew: checkpoint.resume=false, or another run.name than run",
+    )
+    told = [line for line in examine(job(train="same.jsonl")).warnings if line.startswith("data.train: was")]
+    assert told == [
+        'data.train: was "rows.jsonl" when step-1 was saved, and is "same.jsonl" now: what follows is learned, or '
+        "evaluated, from other rows than what came before"
+    ]

@@ -103,7 +103,7 @@ def test_a_cache_that_no_memory_holds_is_refused_whatever_the_model(known: bool)
     line = refused(job("grpo", rollout={"memory_gib": 4096}), a_machine(), known=known)
     assert line.startswith("rollout.memory_gib: must fit this machine's memory of 64.0 GiB, and all processes take 4,")
     assert line.endswith("most of it the key-value cache of rollout (4,096 GiB), got 4096")
-    line = refused(job("grpo", rollout={"memory_gib": 10**18}), a_machine(), known=known)
+    line = refused(job("grpo", rollout={"memory_gib": 10**6}), a_machine(), known=known)
     assert len(line) < 250
 
 

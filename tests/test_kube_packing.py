@@ -1,5 +1,6 @@
 """Packing on nodes, GPU by GPU: shares that fill one, whole ones, nodes of their own."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +116,22 @@ def test_pods_get_the_plain_labels_that_groups_ask_for() -> None:
         cluster={"placement": "separate"},
     )
     assert [group.labels["acme/zone"] for group in pod_groups(separate)] == ["a", "b"]
+
+
+def test_an_error_of_rendering_is_the_only_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings are for manifests that are printed."""
+    from launch.cli import main
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    Path("job.yaml").write_text(
+        "{algorithm: {name: grpo}, model: {path: /shared/model}, data: {train: rows.jsonl}, run: {output: /shared/o},"
+        " reward: {functions: [exact_match]}, rollout: {tensor_parallel: 4, gpus_per_engine: 4},"
+        " policy: {gpus_per_rank: 1}, cluster: {kubernetes: {gpus_per_node: 2}}}"
+    )
+    assert main(["k8s", "job.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cluster.kubernetes.gpus_per_node: must hold what is on one node")

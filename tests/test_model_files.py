@@ -2,14 +2,18 @@
 
 import json
 import os
+import pickle
 import struct
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.hub_cache import cached_snapshot, configured_directory, is_hub_id, located
@@ -164,7 +168,7 @@ CONFIG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
         "q_proj.bias, which would be",
     ),
     "other family": (
-        {"model_type": "granite", "architectures": [], "vocab_size": 65},
+        {"model_type": "stablelm", "architectures": [], "vocab_size": 65},
         "(vocab_size 65, width 64), got [15",
     ),
 }
@@ -277,8 +281,88 @@ def test_pickled_weights_are_looked_at_from_outside() -> None:
     assert "pytorch_model.bin is no file of torch.save" in problem()
     pickled.write_bytes(b"PK\x03\x04 and then nothing")
     assert "pytorch_model.bin is cut off" in problem()
-    pickled.write_bytes(b"\x80\x02")
+    torch.save(load_file(Path(fake_model(Path("whole")), "model.safetensors")), pickled)
     assert check().parameters == 124_416  # counted from config.json
+
+
+def _zip(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+NO_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    # name: (what is written instead of the weights, what the line says of it)
+    "web page": (lambda file: file.write_text("<!DOCTYPE html><html></html>"), "is a web page, not the file itself"),
+    "pointer": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git-LFS pointer"),
+    "empty": (Path.touch, "is empty"),
+    "text": (lambda file: file.write_text("weights"), "is no file of torch.save"),
+    "another zip": (lambda file: _zip(file, a=b"b"), "is a zip, but not one of torch.save"),
+    "broken pickle in a zip": (lambda file: _zip(file, **{"archive/data.pkl": b"x"}), "at position 0"),
+    "another pickle": (lambda file: file.write_bytes(pickle.dumps({"a": 1})), "but not one of torch.save"),
+    "half a pickle": (lambda file: file.write_bytes(b"\x80\x02"), "pickle exhausted before seeing STOP"),
+    "other tensors": (lambda file: torch.save({"a.weight": torch.zeros(1)}, file), "must hold model.embed_tokens."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+def test_what_is_no_pickled_weights_is_refused(name: str) -> None:
+    (fake_model(Path("model")) / "model.safetensors").unlink()
+    write, expected = NO_WEIGHTS[name]
+    write(Path("model/pytorch_model.bin"))
+    line = problem()
+    assert line.startswith("model.path: ") and expected in line
+
+
+OTHER_FAMILIES = {
+    # model_type over the tensors of a new model, which is qwen2: what it lacks or has
+    "gpt2": "got gpt2, which has no down_proj, and weights with model.layers.1.mlp.down_proj.weight",
+    "opt": "got opt, which has no down_proj",
+    "phi3": "got phi3, which has no gate_proj",
+    "gpt_neox": "got gpt_neox, which has no down_proj",
+    "gemma2": "got gemma2, which has post_feedforward_layernorm in its layers, and weights without them",
+    "mixtral": "got mixtral, which has experts in its layers, and weights without them",
+    "gemma": "got gemma, whose q_proj has no bias without attention_bias",
+}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("kind", OTHER_FAMILIES)
+def test_weights_of_another_family_are_refused(kind: str, pickled: bool) -> None:
+    file = fake_model(Path("model")) / "model.safetensors"
+    if pickled:
+        torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+        file.unlink()
+    change_config(model_type=kind, architectures=...)
+    line = problem()
+    assert line.startswith("model.path: model_type in model/config.json must be that of the weights, got ")
+    assert OTHER_FAMILIES[kind] in line
+
+
+GENUINE: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 15},
+    "gemma2": {"hidden_size": 16, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 15},
+    "phi3": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 15, "pad_token_id": 0},
+    "olmo": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 15},
+    "apertus": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 15},
+    "qwen3_moe": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 15},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENUINE)
+def test_weights_as_transformers_saves_them_pass(kind: str) -> None:
+    """Also those of families that are known from its source alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"intermediate_size": 16, "num_experts": 2, "moe_intermediate_size": 16, "num_key_value_heads": 1}
+    fake_model(Path("model"))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small | GENUINE[kind]))
+    model.save_pretrained("model")
+    check_whole(Path("model"), "model.path")
+    state = {name: value.clone() for name, value in load_file(Path("model/model.safetensors")).items()}
+    torch.save(state, "model/pytorch_model.bin")
+    Path("model/model.safetensors").unlink()
+    check_whole(Path("model"), "model.path")
 
 
 def test_a_sharded_model_of_70_billion_takes_no_time() -> None:
@@ -617,7 +701,7 @@ def test_verbs_refuse_a_damaged_model_before_they_load_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("file", "content", "rule"),
     [
-        ("tokenizer.json", "", "tokenizer.json must hold a JSON object, is empty"),
+        ("tokenizer.json", "", "tokenizer.json must hold the tokenizer, is empty"),
         ("tokenizer.json", "[]", "tokenizer.json must hold a JSON object, holds something else"),
         ("tokenizer.json", "{}", "tokenizer.json must hold a tokenizer, holds {}"),
         (
@@ -632,6 +716,32 @@ def test_a_tokenizers_file_that_is_damaged_is_named(file: str, content: str, rul
     fake_model(Path("m"))
     Path("m", file).write_text(content)
     assert problem("m").startswith(f"model.path: {rule}")
+
+
+INCOMPLETE = {
+    # files of the tokenizer, and nothing else of it: part of the line
+    "settings alone": ({"tokenizer_config.json": "{}"}, "must hold a tokenizer's vocabulary ("),
+    "no merges": ({"vocab.json": '{"a": 0}'}, "vocab.json needs merges.txt beside it"),
+    "empty object": ({"vocab.json": "{}"}, "vocab.json must hold a tokenizer, holds {}"),
+    "no tokens": ({"vocab.txt": "\n"}, "vocab.txt must hold a token on each line, holds none"),
+    "empty": ({"tokenizer.model": ""}, "tokenizer.model must hold the tokenizer, is empty"),
+    "web page": ({"tokenizer.model": "<html>"}, "tokenizer.model must hold the tokenizer, is a web page"),
+    "something else": ({"tokenizer.model": "\u00e9"}, "tokenizer.model must be of SentencePiece or tiktoken"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_a_tokenizer_that_is_not_whole_is_refused_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AutoTokenizer, which takes seconds."""
+    fake_model(Path("model"))
+    for path in Path("model").glob("tokenizer*"):
+        path.unlink()
+    files, expected = INCOMPLETE[name]
+    for file, content in files.items():
+        Path("model", file).write_text(content)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("was asked"))
+    line = problem()
+    assert line.startswith("model.path: ") and line.endswith(", got model") and expected in line
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_items_of_lists_and_mappings_have_names() -> None:
     assert generic("reward.models.0.group.ranks") == "reward.models.N.group.ranks"
     assert generic("algorithm.tasks.nli.weight") == "algorithm.tasks.NAME.weight"
     [ranks] = by_path()["reward.models.N.group.ranks"]
-    assert (type_text(ranks), range_text(ranks)) == ("whole number", "above 0")
+    assert (type_text(ranks), range_text(ranks)) == ("whole number", "above 0, at most 100000")
 
 
 def test_help_says_what_a_field_takes_and_who_reads_it() -> None:
@@ -52,7 +52,7 @@ def test_help_says_what_a_field_takes_and_who_reads_it() -> None:
         "policy.optimizer.lr",
         "  Peak learning rate.",
         "  type     number",
-        "  range    at least 0",
+        "  range    at least 0, at most 100",
         "  default  1e-06",
         "  read by  all jobs",
     ]

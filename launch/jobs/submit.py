@@ -72,7 +72,7 @@ def submit_job(
     note = _notes(as_json)
     access = dashboard_access(address)
     job_id = _checked_id(run_id, config)
-    package = _checked_package(config, code=code)
+    package, warnings = _checked_package(config, code=code)
     with package.data:
         client = JobsClient(access, warn)
         submission = _Submission(job_id, config, package)
@@ -82,6 +82,9 @@ def submit_job(
         started = old is None or again
         if started:
             _check_directory(client, submission)
+        for warning in warnings:  # only now: an error is told alone
+            warn(warning)
+        if started:
             _upload(client, package, note)
             _start(client, submission, replaced=old)
     values = {"submitted": started, "package": package.uri, "files": package.files, "bytes": package.size}
@@ -109,8 +112,8 @@ def _checked_id(given: str | None, config: RunConfig) -> str:
     return job_id
 
 
-def _checked_package(config: RunConfig, *, code: bool) -> Package:
-    """The package, once configuration and files are known to be sound; prints warnings."""
+def _checked_package(config: RunConfig, *, code: bool) -> tuple[Package, list[str]]:
+    """The package, once configuration and files are known to be sound, and warnings."""
     selection = select_files(Path.cwd(), config.run.output)
     problems, warnings = upload_problems(config, selection), package_warnings(selection)
     if Path(config.run.output).resolve() == selection.root.resolve():
@@ -122,9 +125,7 @@ def _checked_package(config: RunConfig, *, code: bool) -> Package:
         problems += error.problems
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    for warning in warnings:
-        warn(warning)
-    return package_files(selection, config)
+    return package_files(selection, config), warnings
 
 
 def _settle(client: JobsClient, old: SubmittedJob, submission: _Submission, note: Callable[[str], None]) -> bool:

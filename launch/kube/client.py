@@ -32,7 +32,7 @@ def kube_submit(
 ) -> int:
     """Create the run's RayJob, or attach to the one that is there, and with `wait` watch it to its end.
 
-    `namespace` defaults to the configuration's. The lines `told` are printed once a cluster is named.
+    `namespace` defaults to the configuration's. The lines `told` are printed once it is there.
     The exit code is 0, or with `wait` the job's: 0 succeeded, 130 stopped, deleted or detached by Ctrl-C, else the
     driver's or 1.
 
@@ -43,9 +43,9 @@ def kube_submit(
 
     documents = manifests(config, "rayjob")
     api = connect_kube(namespace or config.cluster.kubernetes.namespace, context)
-    for line in told:
-        _say(line)
     document, action = submit_documents(api, documents, say=_say)
+    for line in told:  # only now: an error is told alone
+        _say(line)
     name = document["metadata"]["name"]
     answer = {"name": name, "namespace": api.namespace, "context": api.context, "action": action}
     if not as_json:

@@ -4,9 +4,10 @@ import importlib.metadata
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from actors.config import Config, refuse_unused
+from actors.config_numbers import Cores, Gib, Gpus, Identity, Retries, WholeSeconds, WholeSecondsOrNone
 from launch.kube.config_parts import (
     DRAIN_MARGIN_S,
     LABEL_KEY,
@@ -89,31 +90,31 @@ class KubernetesConfig(Config):
     """ServiceAccount of all pods; they get no token of it, but for the head with autoscaling."""
     submission_mode: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = "K8sJobMode"
     """Who starts the driver: a pod of its own, the operator, or a container beside the head."""
-    retries: NonNegativeInt | None = None
+    retries: Retries | None = None
     """New clusters after a failed one, each resuming from the latest checkpoint (default: 2; 0 with
     checkpoint.resume false)."""
-    deadline_s: PositiveInt | None = None
+    deadline_s: WholeSeconds | None = None
     """Longest time of each attempt, in seconds (default: none); after it nothing is retried."""
-    start_deadline_s: PositiveInt | None = 1800
+    start_deadline_s: WholeSeconds | None = 1800
     """Longest time of each attempt until it runs, in seconds: images that cannot be pulled, GPUs that do not come."""
     shutdown: bool = True
     """Delete the cluster when the job has ended."""
-    ttl_s: NonNegativeInt | None = None
+    ttl_s: WholeSecondsOrNone | None = None
     """Seconds that an ended job's cluster is kept (default: 60 with shutdown)."""
     deletion_rules: list[DeletionRuleConfig] = []
     """What is deleted after which end, instead of shutdown."""
     queue: QueueConfig | None = None
     """Kueue."""
-    gpus_per_node: PositiveInt = 8
+    gpus_per_node: Gpus = 8
     """GPUs of a node: groups are packed on nodes of so many."""
-    cpus_per_gpu: PositiveInt = 8
+    cpus_per_gpu: Cores = 8
     """CPUs that a pod requests for each of its GPUs."""
-    memory_gib: PositiveInt | None = None
+    memory_gib: Gib | None = None
     """Memory of a worker pod, shared memory included, in GiB (default: from the estimate that `check` prints)."""
-    memory_gib_per_gpu: PositiveInt = 64
+    memory_gib_per_gpu: Gib = 64
     """Memory of a worker pod for each of its GPUs, beside shared memory, in GiB, where the model is not on this machine
     and its size is unknown."""
-    shm_gib: PositiveInt | None = None
+    shm_gib: Gib | None = None
     """/dev/shm of a worker pod, in GiB (default: its object store, and 1 GiB for each GPU)."""
     volume: VolumeConfig = VolumeConfig()
     """The shared volume."""
@@ -134,14 +135,14 @@ class KubernetesConfig(Config):
     """Taints of nodes that worker pods may live on."""
     priority_class: Name | None = None
     """PriorityClass of all pods."""
-    run_as_user: PositiveInt = 1000
+    run_as_user: Identity = 1000
     """User and group of all processes, one that the image knows (1000 in ours); root is refused."""
-    fs_group: PositiveInt = 1000
+    fs_group: Identity = 1000
     """Group that owns the volumes."""
     read_only_root: bool = True
     """Whether containers cannot write to their image: what Ray, vLLM, compilers and caches write goes to /tmp and to a
     home of the pod's own, which end with it."""
-    grace_s: PositiveInt | None = None
+    grace_s: WholeSeconds | None = None
     """Seconds between a pod's SIGTERM and its end, for a checkpoint (default: cluster.stop_wait_s + 60)."""
     gcs: GcsStorageConfig = GcsStorageConfig()
     """What survives a lost head."""

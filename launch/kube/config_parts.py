@@ -3,9 +3,10 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from actors.config import Config, refuse_unused
+from actors.config_numbers import Cores, Gib, WholeSeconds, WholeSecondsOrNone
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 """Name of a Kubernetes object."""
@@ -65,9 +66,9 @@ class VolumeConfig(Config):
 class HeadConfig(Config):
     """The head's pod: Ray's control processes and the run's driver, no groups."""
 
-    cpus: PositiveInt = 2
+    cpus: Cores = 2
     """CPUs it requests."""
-    memory_gib: PositiveInt = 8
+    memory_gib: Gib = 8
     """Its memory, shared memory included, in GiB."""
 
 
@@ -103,7 +104,7 @@ class DeletionRuleConfig(Config):
     """How the job ended; deployment_failed: it never ran, or missed a deadline."""
     policy: Literal["DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone"]
     """What is deleted; DeleteSelf: the RayJob with all it made."""
-    after_s: NonNegativeInt = 0
+    after_s: WholeSecondsOrNone = 0
     """Seconds between the end and the deletion."""
 
 
@@ -121,7 +122,7 @@ class GcsStorageConfig(Config):
     """Password of the Redis server."""
     claim: Name | None = None
     """PersistentVolumeClaim of the RocksDB files."""
-    size_gib: PositiveInt | None = None
+    size_gib: Gib | None = None
     """Size of a claim that KubeRay makes for the RocksDB files."""
 
     @model_validator(mode="after")
@@ -144,7 +145,7 @@ class GcsStorageConfig(Config):
 class AutoscalingConfig(Config):
     """Rollout pods come when engines ask for them, and go when they have none."""
 
-    idle_timeout_s: PositiveInt = 60
+    idle_timeout_s: WholeSeconds = 60
     """Seconds after which an idle rollout pod goes."""
 
 

@@ -99,17 +99,22 @@ def pack_nodes(wanted: list[Reservation], gpus_per_node: int) -> list[PackedNode
         UserError: a bundle needs more GPUs than a node has.
     """
     nodes: list[PackedNode] = []
+    full: defaultdict[float, int] = defaultdict(int)
+    """GPUs of a bundle -> nodes, from the first on, that have no room for it: as none is ever freed, they stay full."""
     for reservation in wanted:
-        used: list[PackedNode] = []
+        used: set[int] = set()
+        passed = full.copy() if reservation.apart else full
         processes = [Counter[str]() for _ in reservation.bundles]
         for group, bundles in reservation.ranks.items():
             for bundle in bundles:
                 processes[bundle][group] += 1
         for bundle, inside in zip(reservation.bundles, processes, strict=True):
-            open_to = [node for node in nodes if not reservation.apart or all(node is not other for other in used)]
             gpus = bundle.get("GPU", 0.0)
-            node = next((node for node in open_to if node.take(gpus)), None)
-            if node is None:
+            while passed[gpus] < len(nodes) and (passed[gpus] in used or not nodes[passed[gpus]].take(gpus)):
+                passed[gpus] += 1
+            if passed[gpus] < len(nodes):
+                node = nodes[passed[gpus]]
+            else:
                 node = PackedNode([1.0] * gpus_per_node)
                 if not node.take(gpus):
                     raise UserError(
@@ -117,7 +122,8 @@ def pack_nodes(wanted: list[Reservation], gpus_per_node: int) -> list[PackedNode
                         f"{gpus:g} GPUs, got {gpus_per_node}"
                     )
                 nodes.append(node)
-            used.append(node)
+            if reservation.apart:
+                used.add(passed[gpus])
             node.processes.update(inside)
             for name, amount in bundle.items():
                 node.reserved[name] += amount
