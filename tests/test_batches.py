@@ -61,5 +61,5 @@ def test_several_sets_do_not_go_on_from_one() -> None:
 
 
 def test_there_are_rows() -> None:
-    with pytest.raises(ValueError, match="^rows must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^rows must be at least 1, got 0$"):
         Batches(0, seed=0, shuffle=False)

@@ -165,8 +165,3 @@ def test_rewards_below_zero_are_far_from_it_too() -> None:
     """The farthest decides, not the highest."""
     assert warned_steps([-0.14, -0.16] * (REWARD_WINDOW // 2), "reward/mean") == []
     assert warned_steps([-0.12, -0.14] * (REWARD_WINDOW // 2), "reward/mean") == [REWARD_WINDOW - 1]
-
-
-@pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda ceiling: ceiling.metric)
-def test_the_limit_itself_is_out_of_range(ceiling) -> None:
-    assert len(Health().warnings({ceiling.metric: ceiling.limit})) == 1

@@ -158,7 +158,7 @@ def test_engines_go_on_after_a_transfer_that_failed_and_whole_weights_go_again(
 ) -> None:
     made = Made(monkeypatch, lora="adapter", rank=rank)
     made.transfer.fails = True
-    with pytest.raises(RuntimeError, match="^lost$"):
+    with pytest.raises(RuntimeError, match=r"^lost$"):
         made.publisher.send(4, CANARY)
     assert made.client.asked == (["resume"] if rank == 0 else [])
     assert made.publisher.comparisons == [] and made.publisher.sent_weights is False
@@ -249,7 +249,7 @@ def test_the_canary_may_differ_by_so_much(
     publisher.comparisons = [Comparison([([{"a": 1}], np.full(2, 0.25))], {"a": 1}, np.full(2, -0.5))]
     assert publisher.compare() == 0.75
     publisher.comparisons = [Comparison([([{"a": 1}], np.zeros(2))], {"a": 2}, np.zeros(2))]
-    with pytest.raises(WeightSyncError, match="^version 3: 1 tensor"):
+    with pytest.raises(WeightSyncError, match=r"^version 3: 1 tensor"):
         publisher.compare()
 
 
@@ -274,7 +274,7 @@ def test_the_layers_behind_a_failed_canary_are_named(monkeypatch: pytest.MonkeyP
         assert str(caught.value) == told + words and made.client.asked == [7]
         made.client.asked.clear()
     made.publisher.tensor_parallel = 2
-    with pytest.raises(WeightSyncError, match="arrived intact; with tensor_parallel > 1 single layers are not probed$"):
+    with pytest.raises(WeightSyncError, match=r"; with tensor_parallel > 1 single layers are not probed$"):
         made.publisher.explain(0.12345, 0.5)
     made.publisher.rank = 1
     made.publisher.explain(0.12345, 0.5)

@@ -75,14 +75,14 @@ def test_rows_of_samples_are_the_chosen_responses_with_their_columns(monkeypatch
 
     monkeypatch.setattr(rl_metrics.ray, "get", get)
     rows = {"answer": "7", "prompt": "ask 0", "status": "new"}, {"prompt": "another"}
-    groups = [group(0, 1.0, 0.0, row=rows[0]), group(1, 0.5, row=rows[1]), group(2, 0.4)]
-    advantages = {(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (2, 0): 0.4}
+    groups = [group(0, 1.0, row=rows[0]), group(1, 0.4), group(2, 0.5, 0.0, row=rows[1])]
+    advantages = {(0, 0): 0.1, (1, 0): 0.4, (2, 0): 0.3, (2, 1): 0.2}
     told = sample_rows(groups, advantages, 3)
-    assert sorted(asked) == [(["0:0", "0:1"], 60), (["1:0"], 60)]
+    assert sorted(asked) == [(["0:0"], 60), (["2:0", "2:1"], 60)]
     assert told == [
         _row("ask 0", "0:0", 1.0, 0.1, 3) | {"answer": "7", "row.status": "new"},
-        _row("ask 1", "1:0", 0.5, 0.3, 3) | {"row.prompt": "another"},
-        _row("ask 0", "0:1", 0.0, 0.2, 4) | {"answer": "7", "row.status": "new"},
+        _row("ask 2", "2:0", 0.5, 0.3, 3) | {"row.prompt": "another"},
+        _row("ask 2", "2:1", 0.0, 0.2, 4) | {"row.prompt": "another"},
     ]
 
 
