@@ -48,7 +48,7 @@ def test_a_tensor_that_arrived_changed_or_not_at_all_is_named(received: dict[str
 
 
 def test_of_many_tensors_that_arrived_changed_five_are_named() -> None:
-    sent = {name: 1 for name in "abcdefg"}
+    sent = dict.fromkeys("abcdefg", 1)
     made = Comparison([([sent, sent | dict.fromkeys("bcdefg", 2)], np.zeros(1))], sent, np.zeros(1))
     with pytest.raises(WeightSyncError) as caught:
         largest_difference([made], 7)
