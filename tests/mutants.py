@@ -11,6 +11,7 @@ import fnmatch
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_UNEXPLAINED = 0.1
 """Of all mutations."""
 _STATUSES = {1: "seen", 3: "seen", 0: "survived", 5: "no tests", 33: "no tests", None: "not run", 2: "not run"}
-_TIMEOUTS = (36, 24, -24, 152, -9)
-# Two processes on two cores; the same examples of Hypothesis and the same order of sets each time; no hub.
+_STATUSES |= dict.fromkeys((36, 24, -24, 152, -9), "timeout")
+# One thread for each of two processes; the same examples of Hypothesis and the same order of sets each time; no hub.
 _SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "CI": "true", "HF_HUB_OFFLINE": "1"}
 
 
@@ -52,8 +53,7 @@ class Entry:
     def covers(self, mutant: Mutant) -> bool:
         if not fnmatch.fnmatchcase(mutant.function, self.where):
             return False
-        by_pattern = self.pattern is not None and re.search(self.pattern, mutant.change) is not None
-        return by_pattern or mutant.change in self.changes
+        return mutant.change in self.changes or bool(self.pattern and re.search(self.pattern, mutant.change))
 
     def stale(self, unseen: Iterable[Mutant]) -> list[str]:
         """What of it fits no mutation that is unseen: the tests see it now, or the code is another."""
@@ -72,7 +72,7 @@ def entries_of(path: Path) -> list[Entry]:
 
 def status_of(exit_code: int | None) -> str:
     """In words, of pytest's exit code with a mutation: seen, survived, no tests, timeout, not run or suspicious."""
-    return "timeout" if exit_code in _TIMEOUTS else _STATUSES.get(exit_code, "suspicious")
+    return _STATUSES.get(exit_code, "suspicious")
 
 
 def change_of(diff: str) -> str:
@@ -88,7 +88,7 @@ def function_of(name: str) -> str:
     return f"{module}.{mangled.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 
 
-def report(mutants: Sequence[Mutant], entries: Sequence[Entry], modules: Sequence[str], seconds: float) -> int:
+def report(mutants: Sequence[Mutant], entries: Sequence[Entry], modules: Sequence[str], took: str) -> int:
     """Print the table, and what is wrong; the exit code is 1 if anything is."""
     unseen = [mutant for mutant in mutants if mutant.status not in ("seen", "timeout")]
     open_ = [mutant for mutant in unseen if not any(entry.covers(mutant) for entry in entries)]
@@ -98,15 +98,14 @@ def report(mutants: Sequence[Mutant], entries: Sequence[Entry], modules: Sequenc
         late = sum(mutant.status == "timeout" for mutant in mine)
         left, missed = (sum(module in (mutant.module, "all") for mutant in each) for each in (open_, unseen))
         print(f"{module:<34}{len(mine):>9}{len(mine) - missed:>9}{late:>9}{missed - left:>11}{left:>13}")
-    print(f"{seconds:.0f} s; seen: a test fails, or (of time) never ends")
-    for mutant in open_:
-        print(f"unexplained, {mutant.status}: {mutant.function}: {mutant.change}")
-    problems = [f"{module}: no mutation" for module in modules if all(mutant.module != module for mutant in mutants)]
+    print(f"seen: a test fails, or (of time) does not end; {took}")
+    for mutant in [*(mutant for mutant in mutants if mutant.status == "timeout"), *open_]:
+        print(f"{mutant.status}: {mutant.function}: {mutant.change}")
+    made = {mutant.module for mutant in mutants}
+    problems = [f"{module}: no mutation was made" for module in modules or ["all"] if module not in made]
     problems += [f"{entry.where}: no longer unseen: {change}" for entry in entries for change in entry.stale(unseen)]
     if unfinished := sum(mutant.status == "not run" for mutant in mutants):
         problems.append(f"{unfinished} mutations were not run")
-    if not mutants:
-        problems.append("mutmut made no mutation")
     if len(open_) > MOST_UNEXPLAINED * len(mutants):
         problems.append(f"unexplained: at most {MOST_UNEXPLAINED:.0%} of {len(mutants)} mutations, got {len(open_)}")
     for problem in problems:
@@ -123,18 +122,14 @@ def results(files: Sequence[str]) -> list[Mutant]:
         written = json.loads(Path("mutants", f"{file}.meta").read_text(encoding="utf-8"))
         for name, exit_code in written["exit_code_by_key"].items():
             change = change_of(get_diff_for_mutant(name, path=file))
-            found.append(Mutant(module_of(file), function_of(name), change, status_of(exit_code)))
+            found.append(Mutant(name.rpartition(".")[0], function_of(name), change, status_of(exit_code)))
     return found
-
-
-def module_of(file: str) -> str:
-    return file.removesuffix(".py").replace("/", ".")
 
 
 def main() -> int:
     os.chdir(ROOT)
     settings: dict[str, Any] = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
-    started = time.monotonic()
+    started, took = time.monotonic(), "an earlier run"
     if sys.argv[1:] != ["--report"]:
         # mutmut keeps what it found of a function that is as it was, also when the tests are others.
         shutil.rmtree("mutants", ignore_errors=True)
@@ -142,9 +137,11 @@ def main() -> int:
         if code := subprocess.run(command, env=os.environ | _SETTINGS).returncode:
             print(f"error: mutmut failed with exit code {code}, its words are above", file=sys.stderr)
             return 1
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took = f"{time.monotonic() - started:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU"
     files = settings["only_mutate"]
-    entries = entries_of(ROOT / "tests/mutants.toml")
-    return report(results(files), entries, [module_of(file) for file in files], time.monotonic() - started)
+    modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+    return report(results(files), entries_of(ROOT / "tests/mutants.toml"), modules, took)
 
 
 if __name__ == "__main__":

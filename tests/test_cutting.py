@@ -53,6 +53,7 @@ def test_responses_are_cut_with_their_prompt_or_at_their_ends() -> None:
     assert cut(2, "left", BOS) is None
     assert cut(4, "right", BOS) == [[9, 1, 2, 5], [9, 1, 2, 7]]
     assert cut(3, "right", BOS) is None
+    assert cut_responses(pair[:1], 3, "right", BOS) is None, "nothing is left of the only one"
     alike = [sequence([9, 1, 5, 6], [0, 0, 1, 1]), sequence([9, 1, 5, 7], [0, 0, 1, 1])]
     assert cut_responses(alike, 3, "right", BOS) is None
     assert cut_responses(alike, 4, "right", BOS) is not None

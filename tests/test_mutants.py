@@ -26,7 +26,7 @@ def mutant(status: str, change: str = "a => b", function: str = "actors.a.f") ->
 
 
 def reported(mutants: list[Mutant], *entries: Entry, modules: tuple[str, ...] = ("actors.a",)) -> int:
-    return report(mutants, entries, modules, 12.3)
+    return report(mutants, entries, modules, "12 s")
 
 
 def test_the_table_counts_what_is_seen_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,8 +42,8 @@ def test_the_table_counts_what_is_seen_and_explained(capsys: pytest.CaptureFixtu
         ["actors.b", "1", "0", "0", "0", "1"],
         ["all", "10", "7", "1", "2", "1"],
     ]
-    assert lines[4].startswith("12 s") and errors == ""
-    assert lines[5:] == ["unexplained, suspicious: actors.b.g: e => f"]
+    assert lines[4].endswith("; 12 s") and errors == ""
+    assert lines[5:] == ["timeout: actors.a.f: a => b", "suspicious: actors.b.g: e => f"]
     assert reported(mutants[1:], *entries, modules=("actors.a", "actors.b")) == 1
     assert capsys.readouterr().err == "error: unexplained: at most 10% of 9 mutations, got 1\n"
 
@@ -66,12 +66,14 @@ def test_a_reason_that_fits_nothing_is_told(entry: Entry, stale: str, capsys: py
 
 
 def test_nothing_run_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported([], modules=()) == 1
+    assert capsys.readouterr().err == "error: all: no mutation was made\n"
     assert reported([]) == 1
-    assert capsys.readouterr().err == "error: actors.a: no mutation\nerror: mutmut made no mutation\n"
+    assert capsys.readouterr().err == "error: actors.a: no mutation was made\n"
     assert reported([mutant("seen")] * 50 + [mutant("not run")]) == 1
     assert capsys.readouterr().err == "error: 1 mutations were not run\n"
     assert reported([mutant("seen")], modules=("actors.a", "actors.b")) == 1
-    assert capsys.readouterr().err == "error: actors.b: no mutation\n"
+    assert capsys.readouterr().err == "error: actors.b: no mutation was made\n"
 
 
 @pytest.mark.parametrize(
