@@ -63,3 +63,23 @@ def test_several_sets_do_not_go_on_from_one() -> None:
 def test_there_are_rows() -> None:
     with pytest.raises(ValueError, match=r"^rows must be at least 1, got 0$"):
         Batches(0, seed=0, shuffle=False)
+
+
+def test_seeds_are_told_apart_and_a_negative_one_is_its_twos_complement() -> None:
+    orders = [tuple(Batches(50, seed=seed, shuffle=True).next(50)) for seed in (0, 1, 2, 3, 2**64 - 1)]
+    assert len(set(orders)) == 5
+    assert tuple(Batches(50, seed=-1, shuffle=True).next(50)) == orders[-1]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_each_set_has_the_next_seed_and_each_draw_goes_to_the_one_furthest_behind(seed: int) -> None:
+    """By plain counting, until every set has been through several epochs."""
+    sizes, weights = {"a": 3, "b": 7, "c": 5}, {"a": 5.0, "b": 1.0, "c": 2.5}
+    order = {name: Batches(size, seed=seed + i, shuffle=True) for i, (name, size) in enumerate(sizes.items())}
+    starts, drawn, expected = {"a": 0, "b": 3, "c": 10}, dict.fromkeys(sizes, 0), []
+    for draws in range(1, 120):
+        behind = {name: weights[name] / 8.5 * draws - drawn[name] for name in sizes}
+        name = max(behind, key=lambda name: behind[name])
+        drawn[name] += 1
+        expected.append(starts[name] + order[name].next(1)[0])
+    assert WeightedBatches(sizes, weights, seed=seed, shuffle=True).next(119) == expected

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from actors.config import UserError
+from launch import checkpoint
 from launch.checkpoint import Checkpoints, Files
 from launch.config import RunConfig, validate
 
@@ -347,3 +348,34 @@ def test_a_checkpoint_that_does_not_know_its_models_is_resumed(tmp_path: Path) -
     (directory / "manifest.json").write_text(json.dumps(manifest))
     _exported(tmp_path / "sft", 2)
     assert Checkpoints(config).latest() is not None
+
+
+def test_the_refused_one_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is whole: as where its manifest belongs to somebody else."""
+    checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2}))
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step}, writer())
+    monkeypatch.setattr(checkpoint, "stranger", lambda path: "is somebody else's")
+    line = complaint(checkpoints.latest)
+    directory = tmp_path / "first/checkpoints"
+    told = (
+        f"checkpoint.resume: {directory}/step-2/manifest.json is somebody else's; to go on from step-1, which is whole"
+    )
+    assert line.startswith(f"{told}: echo step-1 > {directory}/latest; to start anew: ")
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"metric": "eval/loss", "value": 0.25}, "the best checkpoint so far, with eval/loss 0.25, is gone"),
+        ({"metric": "eval/x", "value": 0.25}, None),
+        ({"metric": "eval/x", "value": None}, None),
+        ({"metric": "eval/loss", "value": None}, None),
+        (None, None),
+    ],
+)
+def test_a_best_one_that_is_gone_is_told_by_its_own_metric(tmp_path: Path, state: Any, told: str | None) -> None:
+    measured(tmp_path).save(1, {"step": 1, "best": state}, writer())
+    lines = measured(tmp_path).prepare()
+    rest = ": of the next ones one that is better is exported, else the last one"
+    assert lines == ([] if told is None else [told + rest])

@@ -151,6 +151,7 @@ def test_an_idle_batch_is_one_token_that_nothing_is_asked_of(share_prompts: bool
     """Whatever fields and labels a loss asks for, there is one 0 a token and none a sequence."""
     batch = pack([], {}, CPU, share_prompts=share_prompts, read=read)
     assert batch.idle and batch.token_ids.tolist() == [0] and not batch.action_mask.any()
+    assert batch.token_ids.dtype == batch.inputs.token_ids.dtype == torch.int64
     assert batch.fields["any"].tolist() == [0] and batch.labels["any"].tolist() == []
     assert batch.sequence_sums(torch.ones(1)).shape == batch.action_counts.shape == (0,)
     assert batch.inputs.lengths == [1] and batch.inputs.read.tolist() == []

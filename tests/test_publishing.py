@@ -121,7 +121,10 @@ def test_a_transfer_is_opened_with_all_its_settings(monkeypatch: pytest.MonkeyPa
     assert made.publisher.source.metadata() == [
         Meta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in made.plain.items()
     ]
-    assert made.publisher.sent_weights is False and made.publisher.source.canary_logprobs.dtype == np.float32
+    assert made.publisher.sent_weights is False and made.publisher.compare() == 0.0
+    assert made.publisher.source.canary is None and made.publisher.source.sent == {}
+    assert made.publisher.source.canary_logprobs.dtype == np.float32 and len(made.publisher.source.canary_logprobs) == 0
+    assert made.publisher.source.merge_error.value == 0.0
 
 
 def test_whole_weights_go_each_time_and_both_sides_account_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
