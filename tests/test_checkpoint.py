@@ -379,3 +379,12 @@ def test_a_best_one_that_is_gone_is_told_by_its_own_metric(tmp_path: Path, state
     lines = measured(tmp_path).prepare()
     rest = ": of the next ones one that is better is exported, else the last one"
     assert lines == ([] if told is None else [told + rest])
+
+
+def test_a_pointer_that_was_half_written_goes(tmp_path: Path) -> None:
+    checkpoints = measured(tmp_path, keep=2)
+    checkpoints.save(1, best(1), writer(), best=True)
+    for name in ("latest.partial", "best.partial"):
+        (tmp_path / "first/checkpoints" / name).write_text("step-")
+    checkpoints.prepare()
+    assert steps(tmp_path) == ["best", "latest", "step-1"]

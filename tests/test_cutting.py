@@ -1,11 +1,14 @@
 """Sequences cut at the left and the right, with and without a BOS token, against lists cut by hand."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from actors.batch import Sequence
 from actors.config import UserError
-from algorithms.overlong import cut_responses, cut_sequence, divided, held_out_count
+from algorithms.overlong import Reading, Tally, cut_responses, cut_sequence, divided, held_out_count
 
 BOS = 9
 
@@ -73,3 +76,20 @@ def test_one_row_cannot_be_divided() -> None:
     with pytest.raises(UserError) as caught:
         held_out_count(1, 0.5, "data.train")
     assert str(caught.value) == "data.eval_fraction: needs at least two rows in data.train, got 1"
+
+
+@pytest.mark.parametrize(
+    ("overlong", "told"),
+    [
+        ("error", "an error, data.overlong=drop leaves them out"),
+        ("drop", "left out (data.overlong drop)"),
+        ("truncate", "3 of them cut at the left, 2 left out (data.overlong truncate)"),
+    ],
+)
+def test_one_line_accounts_for_rows_that_are_too_long(overlong: str, told: str) -> None:
+    unread: dict[str, Any] = dict.fromkeys(("convention", "rows", "examples", "encode", "length", "cut"))
+    data: Any = SimpleNamespace(overlong=overlong, truncation_side="left")
+    reading = Reading[Any](data=data, field="data.train", limit=12, rule="data.max_length", **unread)
+    tally = Tally(total=2000, looked_at=1500, over=5, truncated=3)
+    assert reading.account(tally) == f"data.train: 5 of the first 1,500 rows longer than data.max_length 12: {told}"
+    assert reading.account(Tally(total=2000, looked_at=1500)) is None
