@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algorithms.advantages import Moments, gae, group_relative, leave_one_out, rewards_to_go, token_rewards, whiten
+from algorithms.advantages import (
+    Moments,
+    among_counted,
+    gae,
+    group_relative,
+    leave_one_out,
+    rewards_to_go,
+    token_rewards,
+    whiten,
+)
 
 
 def _naive(rewards: list[float], normalize_std: bool) -> list[float]:
@@ -201,3 +210,9 @@ def test_numbers_of_any_type_are_computed_with_in_float64() -> None:
     assert (moments.total, moments.count) == (float(values[1]) + float(values[2]), 2)
     assert moments.squares == float(values[1]) ** 2 + float(values[2]) ** 2
     assert Moments.of([1, 2, 3], np.array([2, 0, 1])).count == 2
+
+
+def test_a_flag_for_each_reward() -> None:
+    with pytest.raises(ValueError) as caught:
+        among_counted([1.0, 2.0], [True], leave_one_out)
+    assert str(caught.value) == "rewards and counted must be of one length, got shapes (2,) and (1,)"

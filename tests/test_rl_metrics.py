@@ -129,6 +129,9 @@ def test_rewards_are_told_whole_by_source_and_by_set() -> None:
         }
     )
     assert set(reward_metrics([group(0, 1.0)], "x")) == {"x/mean", "x/std", "x/math", "x/length"}
+    alone = group(0, 1.0)
+    alone.scores[0].parts.pop("length")
+    assert set(reward_metrics([alone], "x")) == {"x/mean", "x/std"}, "the only source is the reward"
 
 
 def test_lengths_statuses_and_ages_of_a_step() -> None:
