@@ -27,18 +27,13 @@ _ABSENT = -1e16
 
 
 class KnownVectors(torch.nn.Sequential):
-    """Stands where a loss expects an embedding model: passes on the vectors that it is given as features."""
+    """Stands where a loss expects an embedding model, which is not called: its vectors are known."""
 
     max_seq_length = 1
 
-    def __init__(self, name: str = "sentence_embedding") -> None:
-        super().__init__(torch.nn.Identity())
-        self.name = name
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Identity())  # a loss looks at what kind of module comes first
         self.tokenizer = _no_tokenizer()
-
-    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{sentence_embedding: [B, D]}."""
-        return {"sentence_embedding": features[self.name]}
 
 
 class KnownScores(CrossEncoder):

@@ -89,6 +89,7 @@ class FakeEngines:
     def wait(self, refs: Sequence[Call], *, num_returns: int, timeout: float) -> tuple[list[Call], list[Call]]:
         """As Ray's; with a timeout, the next line of the script comes true."""
         assert 0 < num_returns <= len(refs) and len({id(ref) for ref in refs}) == len(refs)
+        assert timeout is not None, "a wait without an end"
         if timeout:
             assert self.script, "the driver would wait for ever"
             self._happen(self.script.popleft())

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algorithms.advantages import Moments, gae, group_relative, leave_one_out, rewards_to_go, token_rewards, whiten
+from algorithms.advantages import (
+    Moments,
+    among_counted,
+    gae,
+    group_relative,
+    leave_one_out,
+    rewards_to_go,
+    token_rewards,
+    whiten,
+)
 
 
 def _naive(rewards: list[float], normalize_std: bool) -> list[float]:
@@ -186,3 +195,24 @@ def test_token_arrays_must_fit_and_be_finite_where_they_count() -> None:
             token_rewards(1.0, [bad], [True], kl_coef=0.1)
         with pytest.raises(ValueError, match="values must be finite at action tokens"):
             whiten([bad], [True], Moments(2, 1.0, 1.0))
+
+
+def test_numbers_of_any_type_are_computed_with_in_float64() -> None:
+    """Rewards and values in float32, a mask of zeros and ones."""
+    rewards, values = np.float32([0.1, 0.2, 0.3]), np.float32([0.7, 0.1, 0.9])
+    mask = [0, 1, 1]
+    found = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
+    same = gae(
+        rewards.astype(np.float64), values.astype(np.float64), np.array(mask, dtype=bool), gamma=0.9, gae_lambda=0.8
+    )
+    assert [each.tolist() for each in found] == [each.tolist() for each in same]
+    moments = Moments.of(values, mask)
+    assert (moments.total, moments.count) == (float(values[1]) + float(values[2]), 2)
+    assert moments.squares == float(values[1]) ** 2 + float(values[2]) ** 2
+    assert Moments.of([1, 2, 3], np.array([2, 0, 1])).count == 2
+
+
+def test_a_flag_for_each_reward() -> None:
+    with pytest.raises(ValueError) as caught:
+        among_counted([1.0, 2.0], [True], leave_one_out)
+    assert str(caught.value) == "rewards and counted must be of one length, got shapes (2,) and (1,)"

@@ -1,5 +1,6 @@
 """Checkpoints: never half-written, never of another run, and the latest one is never pruned."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from actors.config import UserError
+from launch import checkpoint
 from launch.checkpoint import Checkpoints, Files
 from launch.config import RunConfig, validate
 
@@ -347,3 +349,92 @@ def test_a_checkpoint_that_does_not_know_its_models_is_resumed(tmp_path: Path) -
     (directory / "manifest.json").write_text(json.dumps(manifest))
     _exported(tmp_path / "sft", 2)
     assert Checkpoints(config).latest() is not None
+
+
+def test_the_refused_one_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is whole: as where its manifest belongs to somebody else."""
+    checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2}))
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step}, writer())
+    monkeypatch.setattr(checkpoint, "stranger", lambda path: "is somebody else's")
+    line = complaint(checkpoints.latest)
+    directory = tmp_path / "first/checkpoints"
+    told = (
+        f"checkpoint.resume: {directory}/step-2/manifest.json is somebody else's; to go on from step-1, which is whole"
+    )
+    assert line.startswith(f"{told}: echo step-1 > {directory}/latest; to start anew: ")
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"metric": "eval/loss", "value": 0.25}, "the best checkpoint so far, with eval/loss 0.25, is gone"),
+        ({"metric": "eval/x", "value": 0.25}, None),
+        ({"metric": "eval/x", "value": None}, None),
+        ({"metric": "eval/loss", "value": None}, None),
+        (None, None),
+    ],
+)
+def test_a_best_one_that_is_gone_is_told_by_its_own_metric(tmp_path: Path, state: Any, told: str | None) -> None:
+    measured(tmp_path).save(1, {"step": 1, "best": state}, writer())
+    lines = measured(tmp_path).prepare()
+    rest = ": of the next ones one that is better is exported, else the last one"
+    assert lines == ([] if told is None else [told + rest])
+
+
+def test_a_pointer_that_was_half_written_goes(tmp_path: Path) -> None:
+    checkpoints = measured(tmp_path, keep=2)
+    checkpoints.save(1, best(1), writer(), best=True)
+    for name in ("latest.partial", "best.partial"):
+        (tmp_path / "first/checkpoints" / name).write_text("step-")
+    checkpoints.prepare()
+    assert steps(tmp_path) == ["best", "latest", "step-1"]
+
+
+def test_a_manifest_has_the_step_the_files_and_their_hashes(tmp_path: Path) -> None:
+    """A hash that a rank has taken is not taken again; a file may be empty, and the step 0."""
+
+    def write(directory: Path) -> Iterable[Files]:
+        (directory / "empty").touch()
+        (directory / "hashed").write_text("x")
+        return [[("empty", 0, None), ("hashed", 1, "taken by a rank")]]
+
+    checkpoints = Checkpoints(config_for(tmp_path))
+    checkpoints.write(0, {"step": 0}, write)
+    text = (checkpoints.keep(0) / "manifest.json").read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    assert manifest.keys() == {"step", "identity", "contents", "state", "files", "sha256"}
+    assert (manifest["step"], manifest["files"]) == (0, {"empty": 0, "hashed": 1})
+    assert manifest["sha256"] == {"empty": hashlib.sha256().hexdigest(), "hashed": "taken by a rank"}
+    assert text.startswith('{\n  "step": 0,\n  "identity": {\n'), "for people to read"
+    assert steps(tmp_path) == ["latest", "step-0"]
+
+
+def test_step_0_is_gone_on_from(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(config_for(tmp_path))
+    checkpoints.save(0, {"step": 0}, writer())
+    found = checkpoints.latest()
+    assert found is not None and found.directory.name == "step-0"
+    (tmp_path / "first/checkpoints/latest").write_text("x" * 60)
+    assert f"must name a checkpoint such as step-20, got {'x' * 40!r}; " in complaint(checkpoints.latest)
+
+
+@pytest.mark.parametrize(("later", "step"), [(-1, 0), (0, 0), (1, 5)])
+def test_a_checkpoint_in_place_that_latest_does_not_name_yet_is_gone_on_from(
+    tmp_path: Path, later: int, step: int
+) -> None:
+    """Unless whoever has written `latest` since then has decided otherwise."""
+    checkpoints, directory = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2})), tmp_path / "first/checkpoints"
+    for each in (0, 5):
+        checkpoints.save(each, {"step": each}, writer())
+    (directory / "latest.partial").write_text("step-0")
+    os.utime(directory / "latest.partial", ns=(10**9, 10**9))
+    os.utime(directory / "latest", ns=(10**9 + later, 10**9 + later))
+    found = checkpoints.latest()
+    assert found is not None and found.state == {"step": step}
+
+
+def test_a_best_one_by_another_metric_is_no_longer_pointed_at(tmp_path: Path) -> None:
+    measured(tmp_path).save(1, best(1), writer(), best=True)
+    measured(tmp_path, "eval/sequence_probability").prepare()
+    assert steps(tmp_path) == ["latest", "step-1"]

@@ -297,3 +297,21 @@ def test_the_mean_advantage_of_a_response_is_over_its_tokens() -> None:
     fields: Any = {(0, 1): {"advantages": np.array([0.0, 0.5, 1.5], np.float32)}, (2, 0): {"advantages": np.ones(3)}}
     worker: Any = None
     assert Worker.mean_advantages(worker, {(0, 1): 2, (7, 0): 3}, fields) == {(0, 1): 1.0}
+
+
+def test_a_critic_explains_nothing_of_returns_that_do_not_differ() -> None:
+    """One token alone is divided by one, and its KL is told beside it."""
+    fields = {
+        name: np.array([9.0, 0.5], dtype=np.float32) for name in ("rollout_logprobs", "reference_logprobs", "values")
+    }
+    item = Experience(token_ids=np.array([1, 2]), action_mask=np.array([False, True]), fields=fields)
+    groups = [[(2.0, item)]]
+    _, metrics = _estimator(PPOConfig(name="ppo", **SIZES), 0.3, groups)(groups, _alone)
+    assert metrics == {
+        "reward/kl_per_response": 0.0,
+        "policy/kl": 0.0,
+        "reward/kl_coef": 0.3,
+        "critic/returns_mean": 2.0,
+        "critic/values_mean": 0.5,
+        "critic/explained_variance": 0.0,
+    }

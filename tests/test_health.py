@@ -153,3 +153,15 @@ def test_the_ranges_are_those_that_are_published() -> None:
         "texts/at_limit_fraction": 0.3,
         "mismatch/logprob_abs_mean": 0.1,
     }
+
+
+def test_a_solved_task_is_no_news_where_groups_are_not_compared() -> None:
+    health = Health()
+    metrics = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0}
+    assert health.warnings(metrics) == [] and health.good_news(metrics) is None
+
+
+def test_rewards_below_zero_are_far_from_it_too() -> None:
+    """The farthest decides, not the highest."""
+    assert warned_steps([-0.14, -0.16] * (REWARD_WINDOW // 2), "reward/mean") == []
+    assert warned_steps([-0.12, -0.14] * (REWARD_WINDOW // 2), "reward/mean") == [REWARD_WINDOW - 1]

@@ -484,3 +484,31 @@ def test_mismatch_sums_over_action_tokens() -> None:
     )
     empty = torch.empty(0)
     assert mismatch(empty, empty, empty.bool())["logprob_abs_max"].item() == 0
+
+
+def test_a_sequence_of_one_token_has_the_ratio_of_its_token() -> None:
+    policy, old = torch.tensor([-1.0, -0.5]), torch.tensor([-1.25, -1.5])
+    advantages, mask, bounds = (
+        torch.tensor([1.0, -2.0]),
+        torch.tensor([True, True]),
+        {"clip_low": 0.9, "clip_high": 9.0},
+    )
+    by_token = clipped_policy_loss(policy, old, advantages, mask, **bounds)
+    by_sequence = gspo_policy_loss(policy, old, advantages, mask, torch.tensor([0, 1]), **bounds)
+    for one, other in zip(by_token, by_sequence, strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_a_ratio_at_its_cap_is_not_cut() -> None:
+    logprobs, mask = torch.tensor([-1.0, -2.0]), torch.tensor([True, True])
+    losses, cut = cispo_policy_loss(logprobs, logprobs, torch.tensor([1.0, -1.0]), mask, max_ratio=1.0)
+    assert losses.tolist() == [1.0, -2.0] and cut.tolist() == [False, False]
+
+
+def test_a_loss_at_the_bound_of_the_dual_clip_is_not_cut() -> None:
+    policy, old, mask = torch.tensor([0.5]), torch.tensor([-0.25]), torch.tensor([True])
+    ratio = torch.exp(policy - old).item()
+    losses, cut = clipped_policy_loss(
+        policy, old, torch.tensor([-1.0]), mask, clip_low=0.2, clip_high=0.2, dual_clip=ratio
+    )
+    assert losses.tolist() == [ratio] and cut.tolist() == [False]

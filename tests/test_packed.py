@@ -151,6 +151,7 @@ def test_an_idle_batch_is_one_token_that_nothing_is_asked_of(share_prompts: bool
     """Whatever fields and labels a loss asks for, there is one 0 a token and none a sequence."""
     batch = pack([], {}, CPU, share_prompts=share_prompts, read=read)
     assert batch.idle and batch.token_ids.tolist() == [0] and not batch.action_mask.any()
+    assert batch.token_ids.dtype == batch.inputs.token_ids.dtype == torch.int64
     assert batch.fields["any"].tolist() == [0] and batch.labels["any"].tolist() == []
     assert batch.sequence_sums(torch.ones(1)).shape == batch.action_counts.shape == (0,)
     assert batch.inputs.lengths == [1] and batch.inputs.read.tolist() == []
@@ -164,3 +165,17 @@ def test_without_sharing_other_attention_learns_the_borders() -> None:
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 3, 7]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 4
+
+
+def test_only_gathering_attention_reads_shared_prompts() -> None:
+    inputs = pack([_spoken([5, 6], 1, 2), _spoken([5, 6], 3)], {}, CPU, share_prompts=True).inputs
+    layout = inputs.attention_arguments(PACKED_SDPA)["packed_layout"]
+    assert layout.tokens == len(inputs.token_ids) == 3 < sum(inputs.lengths)
+    told = "^flash_attention_2 cannot read sequences that share their prompts, only packed_sdpa can$"
+    with pytest.raises(ValueError, match=told):
+        inputs.attention_arguments("flash_attention_2")
+
+
+def test_a_shared_prompt_is_in_the_part_of_each_of_its_sequences() -> None:
+    batch = pack([_spoken([5, 6], 1, 2), _spoken([7], 3), _spoken([5, 6], 4)], {}, CPU, share_prompts=True)
+    assert [part.tolist() for part in batch.split(batch.token_ids)] == [[5, 6, 1, 2], [7, 3], [5, 6, 4]]

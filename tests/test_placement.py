@@ -75,6 +75,7 @@ def test_groups_divide_the_gpu_of_the_bundles_they_share() -> None:
         cluster={"placement": "shared"},
     )
     (shared,) = reservations(config)
+    assert shared.name == "all groups"
     assert [bundle["GPU"] for bundle in shared.bundles] == [1, 1, 1]
     wanted = {demand.group: demand for demand in demands(config)}
     slots = _slots(shared, wanted, PlacementGroup.empty(), {0: "x", 1: "x", 2: "x"}, {})
@@ -188,9 +189,10 @@ BIG, SMALL = {"CPU": 8.0, "GPU": 8.0}, {"CPU": 2.0}
 def test_a_shortage_says_what_is_missing(
     wanted: dict[str, Any], nodes: list[Node], avoided: set[str], line: str
 ) -> None:
-    count = wanted.pop("count", 1)
+    count = wanted.get("count", 1)
+    others = {name: value for name, value in wanted.items() if name != "count"}
     item = Reservation(
-        name="policy", bundles=[{"CPU": 1.0, "GPU": 4.0}] * count, ranks={"policy": list(range(count))}, **wanted
+        name="policy", bundles=[{"CPU": 1.0, "GPU": 4.0}] * count, ranks={"policy": list(range(count))}, **others
     )
     assert shortage(item, nodes, avoided) == line
 

@@ -332,3 +332,16 @@ def test_the_loop_gives_the_coefficient_of_now_and_a_length(
     found: Any = loop.policy_loss()
     assert found.func is policy_loss
     assert found.keywords == {"config": loop.config, "kl_coef": coef, "constant": constant}
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_an_update_may_be_one_token_of_one_sequence(aggregation: str) -> None:
+    """Divided by 1, as an update that has nothing to learn from is."""
+    config, one = grpo(aggregation=aggregation), Totals(tokens=1, sequences=1, trained_tokens=1)
+    policy, entropies = leaves()
+    whole, told = computed(config, packed(config), policy, entropies)
+    loss, metrics = policy_loss(packed(config), policy, entropies, one, config=config, kl_coef=0.0, constant=CONSTANT)
+    count = TOTALS.tokens if aggregation == "token" else TOTALS.sequences
+    assert loss.item() == pytest.approx(whole.item() * count)
+    for name, value in metrics.items():
+        assert value.item() == pytest.approx(told[name].item() * TOTALS.trained_tokens), name

@@ -295,6 +295,25 @@ def test_aot_and_its_unpaired_form_differ_from_each_other_and_from_dpo() -> None
     assert min(abs(losses[0] - losses[1]), abs(losses[0] - losses[2]), abs(losses[1] - losses[2])) > 1e-3
 
 
+def test_equal_values_keep_their_order_among_many() -> None:
+    """numpy's default sort keeps it only among few."""
+    policy, reference = (np.random.default_rng(seed).integers(3, size=200).astype(np.float64) for seed in (0, 1))
+    order = {value: iter(np.flatnonzero(reference == value)) for value in range(3)}
+    ranked = [int(next(order[value])) for value in np.sort(reference)]
+    partner = np.empty(200, dtype=int)
+    for rank, pair in enumerate(sorted(range(200), key=lambda pair: policy[pair])):
+        partner[pair] = ranked[rank]
+    numbers = np.arange(200.0)
+    chosen, rejected = matched_references(
+        "aot",
+        policy_chosen=policy,
+        policy_rejected=np.zeros(200),
+        reference_chosen=reference + numbers,
+        reference_rejected=numbers,
+    )
+    assert rejected.tolist() == partner.tolist() and (chosen - rejected).tolist() == reference[partner].tolist()
+
+
 def test_matched_references_refuse_other_losses_and_unequal_lengths() -> None:
     sums = {key: np.zeros(2) for key in SUMS}
     with pytest.raises(ValueError, match="only aot and aot_unpaired match references, got sigmoid"):
@@ -322,7 +341,7 @@ def test_losses_that_compare_no_pairs_are_refused(name) -> None:
 def test_nll_weight_is_that_of_the_loss() -> None:
     own = {"cpo": {"cpo_alpha": 0.3}}
     weights = {name: nll_weight(name, _config(name, **own.get(name, {}))) for name in get_args(PreferenceLossName)}
-    assert {name: weight for name, weight in weights.items() if weight} == {"cpo": 0.3, "orpo": 1, "sft": 1}
+    assert weights == dict.fromkeys(weights, 0.0) | {"cpo": 0.3, "orpo": 1.0, "sft": 1.0}
 
 
 def test_beta_of_summed_logprobs_is_warned_about_where_they_are_averaged() -> None:

@@ -75,3 +75,26 @@ def test_calibration_error_of_true_probabilities_is_small() -> None:
 def test_calibration_error_refuses_what_is_no_probability(values: list[float], bins: int) -> None:
     with pytest.raises(ValueError, match="needs probabilities between 0 and 1"):
         expected_calibration_error(np.array(values), bins)
+
+
+def naive_calibration_error(probabilities: list[float], bins: int) -> float:
+    """Pair by pair: the size, the confidences and the hits of each interval."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for p in probabilities:
+        confidence = max(p, 1 - p)
+        hit = 0.5 if p == 0.5 else float(p > 0.5)
+        found.setdefault(min(int((confidence - 0.5) / 0.5 * bins), bins - 1), []).append((confidence, hit))
+    gaps = [abs(sum(hit - confidence for confidence, hit in pairs)) for pairs in found.values()]
+    return sum(gaps) / len(probabilities)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 7, 10])
+def test_calibration_error_is_a_loop_over_bins(bins: int) -> None:
+    probabilities = np.random.default_rng(bins).uniform(size=40)
+    expected = naive_calibration_error(probabilities.tolist(), bins)
+    assert expected_calibration_error(probabilities, bins) == pytest.approx(expected, rel=1e-12)
+    if bins == 10:
+        assert expected_calibration_error(probabilities) == expected_calibration_error(probabilities, 10)
+        assert expected_calibration_error(probabilities, 11) != pytest.approx(expected)
+    half = probabilities.astype(np.float32)
+    assert expected_calibration_error(half, bins) == expected_calibration_error(half.astype(np.float64), bins)

@@ -47,6 +47,15 @@ def test_a_tensor_that_arrived_changed_or_not_at_all_is_named(received: dict[str
         largest_difference([Comparison([intact, changed], SENT, np.zeros(1, dtype=np.float32))], 7)
 
 
+def test_of_many_tensors_that_arrived_changed_five_are_named() -> None:
+    sent = dict.fromkeys("abcdefg", 1)
+    made = Comparison([([sent, sent | dict.fromkeys("bcdefg", 2)], np.zeros(1))], sent, np.zeros(1))
+    with pytest.raises(WeightSyncError) as caught:
+        largest_difference([made], 7)
+    told = "version 7: 6 tensor(s) arrived changed or not at all at vLLM worker 1: b, c, d, e, f"
+    assert str(caught.value) == told
+
+
 @pytest.mark.parametrize(
     ("error", "allowed", "refused"),
     [(0.1, 0.1, False), (0.11, 0.1, True), (math.nan, 0.1, True), (0.9, None, False), (0.0, 0.1, False)],
@@ -61,10 +70,13 @@ def test_merged_weights_may_lose_so_much(error: float, allowed: float | None, re
     publisher.sends_adapter, publisher.model = False, torch.nn.Sequential(_Adapted())
     publisher.source = SimpleNamespace(merge_error=SimpleNamespace(value=error))
     if refused:
-        with pytest.raises(
-            WeightSyncError, match=r"^after version 4 the engines lack .* set rollout.transfer.lora=adapter"
-        ):
+        with pytest.raises(WeightSyncError) as caught:
             publisher.merge_error()
+        assert str(caught.value) == (
+            f"after version 4 the engines lack {error:.3g} of what the adapters change, which rounding took from the "
+            f"merged weights (rollout.transfer.max_merge_error {allowed:g}): set rollout.transfer.lora=adapter, "
+            f"or model.dtype=fp32"
+        )
     else:
         assert publisher.merge_error() == error
     publisher.sends_adapter = True

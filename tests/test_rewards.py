@@ -268,7 +268,8 @@ def test_abstaining_leaves_the_sum_and_the_parts_and_all_abstaining_fails():
     scores = score_batch([loaded(short), loaded(long, label="long", weight=0.5)], samples("a", "bb", "ccc"))
     assert [score.parts for score in scores] == [{"score": 1.0}, {}, {"long": 4.0}]
     assert [scores[0].reward, scores[2].reward] == [1.0, 2.0]
-    assert scores[1].status == "failed" and "abstained" in str(scores[1].error)
+    assert scores[1].status == "failed"
+    assert scores[1].error == "every reward source abstained (gave no value); prompt '1+1=', completion 'bb'"
 
 
 def test_abstaining_is_no_failure_while_reward_models_are_to_come():
@@ -315,18 +316,23 @@ def test_scores_of_models_alone_are_added_to_empty_ones():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_model_score_that_is_no_finite_number_is_a_failure(value):
     [empty] = empty_scores(1)
-    score = add_scores(empty, {"judge": 1.0, "rm": value}, {"judge": 1.0, "rm": 1.0}, "1+1=")
+    weights = {"judge": 1.0, "rm": 1.0}
+    score = add_scores(empty, {"judge": 1.0, "rm": value}, weights, "1+1=")
     assert score.status == "failed" and math.isnan(score.reward) and score.parts == {}
     assert score.cause == f"rm: returned {value}, not a finite number"
     assert score.error == f"{score.cause}; prompt '1+1='"
+    answered = add_scores(empty, {"rm": value}, weights, None, "2")
+    assert answered.error == f"{answered.cause}; completion '2'"
 
 
 def test_a_failed_score_stays_failed_and_a_sum_that_overflows_fails():
     failed = failed_score("mine.py:score: no", "p", "c")
+    assert failed_score("no", None, None).error == "no"
     assert add_scores(failed, {"rm": 1.0}, {"rm": 1.0}) is failed
     huge = [loaded(lambda completion: 1e308, weight=10.0)]
     [score] = score_batch(huge, samples("a"))
     assert score.cause == "the weighted sum of the rewards is inf, not a finite number"
+    assert score.error == f"{score.cause}; prompt '1+1=', completion 'a'"
 
 
 def test_a_failed_rollout_is_seen_by_no_function():

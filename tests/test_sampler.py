@@ -217,6 +217,8 @@ def test_groups_are_scored_while_others_are_generated_and_awaited_to_the_last(ma
     assert rows(groups) == [0, 1, 2]
     assert [group.rewards.tolist() for group in groups] == [[100, 100.1], [101, 101.1], [102, 102.1]]
     assert pool.submitted == [100, 102, 101]
+    jobs = [pool.jobs[100 + number][0] for number in range(3)]
+    assert [(job.rollouts, job.samples) for job in jobs] == [(f"rollouts {number}", 2) for number in range(3)]
     assert told == [0, 1, 1, 2, 3]
 
 

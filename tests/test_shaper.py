@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -310,3 +311,15 @@ def test_the_share_of_failures_is_one_of_all_rounds_of_a_step() -> None:
         sampler._count_failed(1, sampler._asked)
     sampler.collect(nothing, 10, sampling, 0, step_samples=50)
     assert (sampler.failed, sampler._unfinished, sampler._asked) == (0, 0, 50)
+
+
+def test_a_shaped_group_keeps_all_of_its_group() -> None:
+    [group] = (replace(group, rollouts="of the engine") for group in _groups([STEPS[0][0]]))
+    [shaped] = _shaper().shape([group], [np.array([True, False])])
+    assert (shaped.prompt, shaped.rollouts, shaped.infos, shaped.scores) == (
+        group.prompt,
+        "of the engine",
+        group.infos,
+        group.scores,
+    )
+    assert shaped.counted.tolist() == [True, False] and shaped.shaped.tolist() == [3.0, -1.0]

@@ -21,6 +21,7 @@ def test_overlong_penalty_falls_over_the_buffer(tokens: int, expected: float) ->
 
 def test_overlong_penalty_over_the_whole_response() -> None:
     assert [overlong_penalty(n, 4, buffer=4, penalty=1.0) for n in range(6)] == [0, -0.25, -0.5, -0.75, -1, -1]
+    assert [overlong_penalty(n, 4, buffer=1, penalty=1.0) for n in range(2, 6)] == [0, 0, -1, -1]
 
 
 @pytest.mark.parametrize("buffer", [0, 101])

@@ -67,3 +67,10 @@ def test_42_is_42() -> None:
 def test_where_decoding_gives_other_characters_the_engines_text_counts() -> None:
     assert up_to_stop("It is 42.", " .", "It is 42", keep=False) == "It is 42"
     assert up_to_stop("It is 42.", " .", "It is 42", keep=True) == "It is 42 ."
+
+
+def test_where_the_tokens_hold_the_string_their_text_counts() -> None:
+    """The engine's own, decoded one token after the other, may have characters that belong to none."""
+    assert up_to_stop("é;", ";", "\ufffd\ufffd", keep=False) == "é"
+    assert up_to_stop("é; and on", ";", "\ufffd\ufffd", keep=True) == "é;"
+    assert rollout([9, 0], "2", "as the engine has it", stop=["2"]).text == "as the engine has it"

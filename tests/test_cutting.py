@@ -1,0 +1,95 @@
+"""Sequences cut at the left and the right, with and without a BOS token, against lists cut by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.batch import Sequence
+from actors.config import UserError
+from algorithms.overlong import Reading, Tally, cut_responses, cut_sequence, divided, held_out_count
+
+BOS = 9
+
+
+def sequence(ids: list[int], trained: list[int]) -> Sequence:
+    return Sequence(token_ids=np.array(ids), action_mask=np.array(trained, dtype=np.bool_))
+
+
+@pytest.mark.parametrize(
+    ("ids", "trained", "limit", "side", "bos", "expected"),
+    [
+        ([9, 1, 2, 3], [0, 0, 1, 1], 3, "left", BOS, ([9, 2, 3], [0, 1, 1])),
+        ([9, 1, 2, 3], [0, 0, 1, 1], 3, "left", None, ([1, 2, 3], [0, 1, 1])),
+        ([9, 1, 2, 3], [0, 0, 1, 1], 3, "left", 8, ([1, 2, 3], [0, 1, 1])),
+        ([1, 9, 2, 3], [0, 0, 1, 1], 3, "left", BOS, ([9, 2, 3], [0, 1, 1])),
+        ([9, 1, 2, 3, 4], [0, 0, 1, 1, 1], 2, "left", BOS, ([9, 4], [0, 1])),
+        ([9, 1, 2, 3], [0, 1, 1, 1], 3, "left", None, ([1, 2, 3], [0, 1, 1])),
+        ([9, 1, 2, 3], [0, 0, 1, 1], 1, "left", BOS, None),
+        ([1, 2, 3], [0, 1, 1], 3, "left", BOS, ([1, 2, 3], [0, 1, 1])),
+        ([9, 1, 2, 3], [0, 1, 1, 1], 2, "left", 8, ([2, 3], [0, 1])),
+        ([9, 1, 2, 3], [0, 1, 1, 1], 2, "right", BOS, ([9, 1], [0, 1])),
+        ([9, 1, 2, 3], [0, 0, 1, 1], 2, "right", BOS, None),
+        ([9, 1, 2, 3], [0, 0, 1, 1], 3, "right", None, ([9, 1, 2], [0, 0, 1])),
+    ],
+)
+def test_what_is_left_of_a_sequence(ids, trained, limit, side, bos, expected) -> None:
+    """The BOS token stays where it is the first one and another has room; nothing predicts the first token."""
+    whole = sequence(ids, trained)
+    found = cut_sequence(whole, limit, side, bos)
+    told = None if found is None else (found.token_ids.tolist(), found.action_mask.tolist())
+    assert told == expected
+    assert whole.action_mask.tolist() == trained, "the whole one is as it was"
+
+
+def test_responses_are_cut_with_their_prompt_or_at_their_ends() -> None:
+    pair = [sequence([9, 1, 2, 5, 6], [0, 0, 0, 1, 1]), sequence([9, 1, 2, 7], [0, 0, 0, 1])]
+
+    def cut(limit: int, side: str, bos: int | None) -> list[list[int]] | None:
+        found = cut_responses(pair, limit, side, bos)  # type: ignore[arg-type]
+        return None if found is None else [each.token_ids.tolist() for each in found]
+
+    assert cut(4, "left", BOS) == [[9, 2, 5, 6], [9, 2, 7]]
+    assert cut(4, "left", None) == [[1, 2, 5, 6], [1, 2, 7]]
+    assert cut(3, "left", BOS) == [[2, 5, 6], [2, 7]]
+    assert cut(2, "left", BOS) is None
+    assert cut(4, "right", BOS) == [[9, 1, 2, 5], [9, 1, 2, 7]]
+    assert cut(3, "right", BOS) is None
+    assert cut_responses(pair[:1], 3, "right", BOS) is None, "nothing is left of the only one"
+    alike = [sequence([9, 1, 5, 6], [0, 0, 1, 1]), sequence([9, 1, 5, 7], [0, 0, 1, 1])]
+    assert cut_responses(alike, 3, "right", BOS) is None
+    assert cut_responses(alike, 4, "right", BOS) is not None
+
+
+@pytest.mark.parametrize(
+    ("items", "fraction", "count"), [(2, 0.01, 1), (10, 0.01, 1), (10, 0.14, 1), (10, 0.3, 3), (4, 0.99, 3)]
+)
+def test_at_least_one_is_held_out_and_one_is_left(items: int, fraction: float, count: int) -> None:
+    assert held_out_count(items, fraction, "data.train") == count
+    kept, held_out = divided(list(range(items)), fraction, "data.train")
+    assert len(held_out) == count and sorted(kept + held_out) == list(range(items))
+    assert kept == sorted(kept) and held_out == sorted(held_out)
+
+
+def test_one_row_cannot_be_divided() -> None:
+    with pytest.raises(UserError) as caught:
+        held_out_count(1, 0.5, "data.train")
+    assert str(caught.value) == "data.eval_fraction: needs at least two rows in data.train, got 1"
+
+
+@pytest.mark.parametrize(
+    ("overlong", "told"),
+    [
+        ("error", "an error, data.overlong=drop leaves them out"),
+        ("drop", "left out (data.overlong drop)"),
+        ("truncate", "3 of them cut at the left, 2 left out (data.overlong truncate)"),
+    ],
+)
+def test_one_line_accounts_for_rows_that_are_too_long(overlong: str, told: str) -> None:
+    unread: dict[str, Any] = dict.fromkeys(("convention", "rows", "examples", "encode", "length", "cut"))
+    data: Any = SimpleNamespace(overlong=overlong, truncation_side="left")
+    reading = Reading[Any](data=data, field="data.train", limit=12, rule="data.max_length", **unread)
+    tally = Tally(total=2000, looked_at=1500, over=5, truncated=3)
+    assert reading.account(tally) == f"data.train: 5 of the first 1,500 rows longer than data.max_length 12: {told}"
+    assert reading.account(Tally(total=2000, looked_at=1500)) is None

@@ -1,0 +1,151 @@
+"""What a step reports of its updates and samples, against values written out by hand; no Ray."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.batch import Prompt, Rollout, RolloutStatus
+from actors.rollout_types import RolloutInfo
+from algorithms import rl_metrics
+from algorithms.rewards import Score
+from algorithms.rl_metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.sampler import ScoredGroup
+
+UPDATES = [
+    {"loss": 1.0, "grad_norm": 4.0, "learning_rate": 0.5, "policy/kl": 3.0, "critic/error": 8.0, "mismatch/kl": 7.0},
+    {"loss": 2.0, "grad_norm": 6.0, "learning_rate": 0.25, "policy/kl": 5.0, "critic/error": 2.0, "mismatch/kl": 9.0},
+    {"loss": 6.0, "grad_norm": 2.0, "learning_rate": 0.0, "policy/kl": 100.0, "critic/error": 50.0, "mismatch/kl": 1.0},
+]
+
+
+def group(
+    number: int, *rewards: float, row: dict[str, Any] | None = None, of_set: str = "", **info: Any
+) -> ScoredGroup:
+    prompt = Prompt(index=number, token_ids=[1], text=f"ask {number}", row=row or {}, of_set=of_set)
+    statuses: list[RolloutStatus] = ["ok", "truncated"]
+    infos = [
+        RolloutInfo(
+            prompt_tokens=1,
+            response_tokens=10 * number + index,
+            status=statuses[index % 2],
+            oldest_version=info.get("version", 3) + index,
+        )
+        for index in range(len(rewards))
+    ]
+    scores = [Score(reward=reward, parts={"math": reward, "length": 2.0 * reward}, status="ok") for reward in rewards]
+    return ScoredGroup(
+        prompt=prompt, rollouts=[f"{number}:{i}" for i in range(len(rewards))], infos=infos, scores=scores
+    )
+
+
+def test_metrics_of_updates_are_means_over_those_that_trained() -> None:
+    """The mismatch is the first update's alone; what the last one, without tokens, says of the policy is left out."""
+    always = {"loss/policy": 3.0, "grad_norm": 4.0, "learning_rate": 0.25}
+    assert update_metrics(UPDATES, [5, 7, 0], "policy") == always | {"policy/kl": 4.0, "mismatch/kl": 7.0}
+    assert update_metrics(UPDATES, [0, 7, 0], "policy") == always | {"policy/kl": 5.0}
+    assert update_metrics(UPDATES, [0, 0, 0], "policy") == always
+    assert update_metrics(UPDATES[:1], [5], "policy") == {
+        "loss/policy": 1.0, "grad_norm": 4.0, "learning_rate": 0.5, "policy/kl": 3.0, "mismatch/kl": 7.0,
+    }  # fmt: skip
+
+
+def test_metrics_of_a_critic_have_its_name() -> None:
+    assert update_metrics(UPDATES[:2], [5, 7], "critic") == {
+        "loss/critic": 1.5,
+        "critic/grad_norm": 5.0,
+        "critic/learning_rate": 0.375,
+        "critic/error": 5.0,
+        "mismatch/kl": 7.0,
+    }
+
+
+def test_each_update_has_its_count() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        update_metrics(UPDATES, [5, 7], "policy")
+
+
+def test_rows_of_samples_are_the_chosen_responses_with_their_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt column that is the prompt's text is not repeated; one that differs, or is named as a field, is told."""
+    asked: list[tuple[Any, float]] = []
+
+    def get(rollouts: list[str], timeout: float) -> list[Rollout]:
+        asked.append((rollouts, timeout))
+        return [_rollout(text) for text in rollouts]
+
+    monkeypatch.setattr(rl_metrics.ray, "get", get)
+    rows = {"answer": "7", "prompt": "ask 0", "status": "new"}, {"prompt": "another"}
+    groups = [group(0, 1.0, row=rows[0]), group(1, 0.4), group(2, 0.5, 0.0, row=rows[1])]
+    advantages = {(0, 0): 0.1, (1, 0): 0.4, (2, 0): 0.3, (2, 1): 0.2}
+    told = sample_rows(groups, advantages, 3)
+    assert sorted(asked) == [(["0:0"], 60), (["2:0", "2:1"], 60)]
+    assert told == [
+        _row("ask 0", "0:0", 1.0, 0.1, 3) | {"answer": "7", "row.status": "new"},
+        _row("ask 2", "2:0", 0.5, 0.3, 3) | {"row.prompt": "another"},
+        _row("ask 2", "2:1", 0.0, 0.2, 4) | {"row.prompt": "another"},
+    ]
+
+
+def _row(prompt: str, completion: str, reward: float, advantage: float, version: int) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "reward": reward,
+        "rewards": {"math": reward, "length": 2 * reward},
+        "advantage": advantage,
+        "version": version,
+        "status": "ok",
+    }
+
+
+def _rollout(text: str) -> Rollout:
+    return Rollout(
+        prompt_token_ids=[1],
+        response_token_ids=[2],
+        rollout_logprobs=np.zeros(1, dtype=np.float32),
+        versions=[],
+        finish_reason="stop",
+        status="ok",
+        text=text,
+    )
+
+
+def test_of_equal_rewards_those_of_other_prompts_come_first_in_the_order_of_the_groups() -> None:
+    groups = [group(0, 1.0, 1.0), group(1, 2.0, 1.0), group(2, 1.0)]
+    assert best_to_worst(groups, 9) == [(1, 0), (0, 0), (2, 0), (0, 1), (1, 1)]
+
+
+def test_rewards_are_told_whole_by_source_and_by_set() -> None:
+    groups = [group(0, 1.0, 3.0, of_set="a"), group(1, 2.0, 2.0), group(2, 0.0, 4.0, of_set="a")]
+    told = reward_metrics(groups, "eval/reward")
+    assert told == pytest.approx(
+        {
+            "eval/reward/mean": 2.0,
+            "eval/reward/std": np.std([1, 3, 2, 2, 0, 4]),
+            "eval/reward/zero_variance_fraction": 1 / 3,
+            "eval/reward/math": 2.0,
+            "eval/reward/length": 4.0,
+            "eval/reward/a/mean": 2.0,
+        }
+    )
+    assert set(reward_metrics([group(0, 1.0)], "x")) == {"x/mean", "x/std", "x/math", "x/length"}
+    alone = group(0, 1.0)
+    alone.scores[0].parts.pop("length")
+    assert set(reward_metrics([alone], "x")) == {"x/mean", "x/std"}, "the only source is the reward"
+
+
+def test_lengths_statuses_and_ages_of_a_step() -> None:
+    groups = [group(1, 1.0, 3.0, version=2), group(2, -2.0, 2.0, 0.5, version=5)]
+    told = rollout_metrics(groups, 7, 4)
+    rest = {name: value for name, value in told.items() if not name.startswith("reward/")}
+    assert rest == pytest.approx(
+        {
+            "tokens/generated": 10 + 11 + 20 + 21 + 22,
+            "rollout/response_tokens_mean": 84 / 5,
+            "rollout/truncated_fraction": 2 / 5,
+            "rollout/failed": 4.0,
+            "staleness/mean": (5 + 4 + 2 + 1 + 0) / 5,
+            "staleness/max": 5.0,
+        }
+    )
+    assert (told["reward/min"], told["reward/max"]) == (-2.0, 3.0)
