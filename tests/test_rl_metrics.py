@@ -7,7 +7,7 @@ import pytest
 
 from actors.batch import Prompt, Rollout, RolloutStatus
 from actors.rollout_types import RolloutInfo
-from algorithms import rl_metrics
+from algorithms import responses
 from algorithms.rewards import Score
 from algorithms.rl_metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
 from algorithms.sampler import ScoredGroup
@@ -73,11 +73,11 @@ def test_rows_of_samples_are_the_chosen_responses_with_their_columns(monkeypatch
         asked.append((rollouts, timeout))
         return [_rollout(text) for text in rollouts]
 
-    monkeypatch.setattr(rl_metrics.ray, "get", get)
+    monkeypatch.setattr(responses.ray, "get", get)
     rows = {"answer": "7", "prompt": "ask 0", "status": "new"}, {"prompt": "another"}
     groups = [group(0, 1.0, row=rows[0]), group(1, 0.4), group(2, 0.5, 0.0, row=rows[1])]
     advantages = {(0, 0): 0.1, (1, 0): 0.4, (2, 0): 0.3, (2, 1): 0.2}
-    told = sample_rows(groups, advantages, 3)
+    told = sample_rows(groups, advantages, 3, pytest.fail)
     assert sorted(asked) == [(["0:0"], 60), (["2:0", "2:1"], 60)]
     assert told == [
         _row("ask 0", "0:0", 1.0, 0.1, 3) | {"answer": "7", "row.status": "new"},

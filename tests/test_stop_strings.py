@@ -29,12 +29,12 @@ def generated(tokens: list[int], stop: list[str]) -> tuple[list[int], str, str] 
 def rollout(tokens: list[int], reason: str | int | None, text: str, *, stop: list[str], keep: bool = False) -> Any:
     worker = object.__new__(RolloutWorker)
     worker.config = RolloutConfig(stop=stop, keep_stop_string=keep)
-    worker.version = 3
     worker.tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(TOKENS[token] for token in ids))  # type: ignore[assignment]
     logprobs = SimpleNamespace(token_ids=tokens, logprobs=[-0.5] * len(tokens))
     completion = SimpleNamespace(
-        token_ids=tokens, logprobs=logprobs, stop_reason=reason, finish_reason="stop", text=text
-    )
+        token_ids=tokens, logprobs=logprobs, stop_reason=reason, finish_reason="stop", text=text,
+        weight_versions=[SimpleNamespace(version="3", start=0, end=len(tokens))],
+    )  # fmt: skip
     return worker._rollout([0], completion)
 
 
