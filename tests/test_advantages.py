@@ -216,3 +216,18 @@ def test_a_flag_for_each_reward() -> None:
     with pytest.raises(ValueError) as caught:
         among_counted([1.0, 2.0], [True], leave_one_out)
     assert str(caught.value) == "rewards and counted must be of one length, got shapes (2,) and (1,)"
+
+
+def test_how_near_rewards_are_equal_is_a_share_of_their_size() -> None:
+    """A millionth of the largest, itself included; computed in float64."""
+    for rewards, equal in (
+        ([1e6, 1e6 - 1], True),
+        ([1e6, 1e6 - 2], False),
+        ([1e3, 1e3 + 5e-4], True),
+        ([0, 1e-9], False),
+    ):
+        assert (not group_relative(rewards, normalize_std=False).any()) is equal
+    single = np.float32([0.1, 0.7, 0.2])
+    assert group_relative(single, normalize_std=True).tolist() == (
+        group_relative(single.astype(np.float64), normalize_std=True).tolist()
+    )

@@ -512,3 +512,8 @@ def test_a_loss_at_the_bound_of_the_dual_clip_is_not_cut() -> None:
         policy, old, torch.tensor([-1.0]), mask, clip_low=0.2, clip_high=0.2, dual_clip=ratio
     )
     assert losses.tolist() == [ratio] and cut.tolist() == [False]
+
+
+def test_a_sequence_may_stand_for_one_token() -> None:
+    losses, mask, ids = torch.tensor([1.0, 2.0]), torch.tensor([True, True]), torch.tensor([0, 0])
+    assert aggregate(losses, mask, ids, mode="constant", tokens=2, sequences=2, constant=1).item() == 1.5

@@ -95,3 +95,18 @@ def test_packs_tightly() -> None:
 def test_refuses_nonsense(lengths: list[int], ranks: int, budget: int, field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
         plan_micro_batches(lengths, ranks, budget)
+
+
+def test_groups_that_fit_stay_whole_the_longest_first() -> None:
+    """In another order the last one would have to be divided."""
+    [[first], [second]] = plan_micro_batches([1, 1, 2, 2, 3, 3], 2, 100, [0, 0, 1, 1, 2, 2])
+    assert sorted(map(sorted, (first, second))) == [[0, 1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ranks", "budget", "name"), [([1], 0, 1, "ranks"), ([1], 1, 0, "token_budget"), ([0], 1, 1, "lengths")]
+)
+def test_what_is_below_1_is_named(lengths: list[int], ranks: int, budget: int, name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        plan_micro_batches(lengths, ranks, budget)
+    assert str(caught.value) == f"{name} must be at least 1, got 0"
