@@ -241,14 +241,16 @@ def _saved_tensors(checkpoint: Path) -> set[int]:
     from actors.checksum import checksum
 
     state = torch.load(checkpoint / "policy/state/mp_rank_00_model_states.pt", weights_only=False)
-    return {checksum(tensor) for tensor in state["module"].values()}
+    found = {checksum(tensor) for tensor in state["module"].values()}
+    assert found
+    return found
 
 
 @pytest.fixture(scope="session")
 def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, int], Path]:
     """Writes the model of a run's checkpoint by the command line, on the cluster; returns its directory.
 
-    The model has the tensors of that checkpoint, and of none other that is kept.
+    The model has the tensors of that checkpoint, which are those that are trained, and of none other that is kept.
     """
 
     def write(run: Path, step: int) -> Path:
@@ -262,7 +264,7 @@ def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, 
         from actors.checksum import checksum
 
         found = {checksum(tensor) for tensor in load_file(run / f"export-step-{step}/model.safetensors").values()}
-        having = {path.name for path in (run / "checkpoints").glob("step-*") if found <= _saved_tensors(path)}
+        having = {path.name for path in (run / "checkpoints").glob("step-*") if _saved_tensors(path) <= found}
         assert having == {f"step-{step}"}
         return run / f"export-step-{step}"
 

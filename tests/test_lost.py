@@ -86,8 +86,9 @@ def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monke
     monkeypatch.setattr(lost, "_dead_processes", str)
     monkeypatch.setattr(lost, "_PATIENCE_S", 0.2)
 
-    def silent() -> Any:
+    def silent() -> list[Any]:
         time.sleep(30)
+        return []
 
     monkeypatch.setattr(ray, "nodes", silent)
     began = time.monotonic()
