@@ -144,7 +144,8 @@ def _damaged(directory: Path) -> str | None:
         there = "tokenizer_config.json alone holds no tokens"
         return f"directory must hold a tokenizer's vocabulary ({', '.join(VOCABULARIES)}), {there}"
     held = [name for name in VOCABULARIES if (directory / name).is_file()]
-    if held == ["vocab.json"] and not (directory / "merges.txt").is_file():
+    others = any(next(directory.glob(pattern), None) for pattern in ("*merges*", "*.spm", "*.model"))
+    if held == ["vocab.json"] and not others:
         return "directory must hold a whole tokenizer, vocab.json needs merges.txt beside it, which is not there"
     return None
 
@@ -172,7 +173,7 @@ def _of_bytes(directory: Path) -> bool:
         named = (directory / "tokenizer_config.json").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
-    return bool(re.search(r'"tokenizer_class":\s*"(ByT5|Canine|Perceiver)Tokenizer', named))
+    return bool(re.search(r'"tokenizer_class":\s*"(ByT5|Canine|Perceiver|Wav2Vec2\w*)Tokenizer', named))
 
 
 def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":

@@ -164,8 +164,8 @@ def _texts(example: Any) -> list[str]:
     """The texts in what a convention reads in a row."""
     if isinstance(example, str):
         return [example]
-    if isinstance(example, dict):
-        return [text for value in example.values() for text in _texts(value)]
+    if isinstance(example, dict):  # a message, which may have keys that no template reads
+        return _texts(example.get("content"))
     if isinstance(example, list | tuple):
         return [text for value in example for text in _texts(value)]
     if is_dataclass(example):

@@ -18,8 +18,9 @@ _TEMPLATE_S, _TEMPLATE_MIB = 1.0, 1024
 """What the chat template may take for one conversation: a usual one takes it a thousandth of that."""
 _CHARACTERS_S, _CHARACTERS_MIB = 50_000, 1_000
 """For so many characters of it, a second and a MiB more: their tokens are made in the same call."""
-_ENDED_AFTER = 3
-"""How many times as long it may take where nothing can interrupt it: then the process is ended."""
+_ENDED_AFTER = 10
+"""How many times as long it may take where nothing can interrupt it: then the process is ended. Other threads of the
+process count, too."""
 
 
 def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Message]:
@@ -48,7 +49,8 @@ def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any
     Raises what it raises, also TimeoutError and MemoryError. One that is late within a single operation of Python's
     ends this process by SIGXCPU.
     """
-    size = sum(len(text) for message in messages for text in message.values())
+    # A message has more than its text: names, calls of tools, and keys that are null.
+    size = sum(len(str(value)) for message in messages for value in message.values())
     limit_s, mib = _TEMPLATE_S + size // _CHARACTERS_S, _TEMPLATE_MIB + size // _CHARACTERS_MIB
     try:
         with (
@@ -58,6 +60,8 @@ def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any
             return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
     except TooLate as error:
         raise TimeoutError(str(error)) from None
+    except MemoryError:
+        raise MemoryError(f"it needs more than {mib} MiB of memory") from None
 
 
 def template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -72,8 +76,6 @@ def template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 def template_complaint(error: Exception) -> str:
     """What is wrong, in a line."""
-    if isinstance(error, MemoryError):
-        return f"it needs more than {_TEMPLATE_MIB} MiB of memory"
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

@@ -154,7 +154,7 @@ def total_cpus(wanted: list[Demand]) -> float:
 
 
 def total_gpus(config: RunConfig, wanted: list[Demand]) -> float:
-    """GPUs of all groups; groups that share a bundle take turns on its GPU."""
+    """GPUs of all groups; groups that share a bundle share its GPU."""
     if config.cluster.placement != "shared":
         return sum(item.count * item.gpus for item in wanted)
     bundles = max(item.count for item in wanted)

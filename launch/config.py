@@ -87,7 +87,7 @@ class ClusterConfig(Config):
     """Where the run's processes live."""
 
     placement: Literal["split", "shared", "separate"] = "split"
-    """split: every group has its own bundles; shared: rank i of all groups share bundle i and take turns on its GPU;
+    """split: every group has its own bundles; shared: rank i of all groups share bundle i and its GPU;
     separate: split, with the rollout engines on nodes that no other group uses."""
     cpus: Cores | None = None
     """CPUs of the local Ray cluster (default: the machine's cores)."""

@@ -167,7 +167,8 @@ def _fits(value: Any, annotation: ast.expr, vllm: Path) -> bool:
         case ast.Name(id=name) if name in _PLAIN:
             return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
         case ast.Name(id=name) if name.endswith("Config"):
-            return isinstance(value, dict)
+            # vLLM's `LLM` takes a level of compilation for the whole section.
+            return isinstance(value, dict) or (name == "CompilationConfig" and type(value) is int)
         case ast.Name(id=name) if members := _members(name, vllm):
             if isinstance(value, str):  # "auto" is what some of them are without a choice
                 return value.upper() in members or value == "auto"

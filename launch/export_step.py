@@ -14,9 +14,11 @@ from actors.secret_text import masked
 from algorithms.config_encoder import EncoderConfig
 from algorithms.config_offline import RewardModelConfig
 from launch.config import RunConfig, validate
+from launch.contents import changed_contents
 from launch.earlier import remove
 from launch.environment import taken_here
 from launch.machine import this_machine
+from launch.manifest import UNREADABLE, read_manifest
 from launch.merging import merging_lost
 
 
@@ -46,6 +48,7 @@ def export_step(run: str, step: int) -> str:
     os.environ.update(taken_here(config.cluster.env, os.environ, code=True))
     final, partial = directory / f"export-step-{step}", directory / f"export-step-{step}.partial"
     remove(partial)
+    _require_base(config, directory / "checkpoints" / f"step-{step}", step)
     try:
         _write(_on_this_machine(config), directory.absolute(), step, partial.absolute())
     except UserError:
@@ -68,6 +71,19 @@ def _require_own(file: Path, step: int) -> None:
         return  # what is missing is told where it is read
     if why:
         raise _refused(f"{file} {why}", step)
+
+
+def _require_base(config: RunConfig, checkpoint: Path, step: int) -> None:
+    """Raise UserError where what is not trained, which a checkpoint does not hold, is not what it was in the run."""
+    if not (config.model.lora or config.model.freeze or isinstance(config.algorithm, EncoderConfig)):
+        return
+    try:
+        then = read_manifest(checkpoint)[0].get("contents")
+    except UNREADABLE:
+        return  # told where the files are verified
+    for line in changed_contents(config, then, checkpoint):
+        if line.startswith("model.path:"):
+            raise _refused(line, step)
 
 
 def _refused(problem: str, step: int) -> UserError:

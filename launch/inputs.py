@@ -129,9 +129,12 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
             found.examples += _examples(reading)
         if isinstance(config.algorithm, DPOConfig) and config.algorithm.unpaired:
             found.unpaired[name] = list(map(unpaired_text, reading.examples))
+        counted = config.data.overlong == "error"  # else it is not known how many are left out
         if tokenise:
-            kept -= _measure(reading, lengths, found)
-        found.whole = found.whole and kept == len(rows)
+            dropped, looked_at = _measure(reading, lengths, found)
+            kept -= dropped
+            counted = counted or looked_at == len(rows)
+        found.whole = found.whole and kept == len(rows) and counted
         if where == "data.train" and config.data.eval_fraction is not None:
             kept -= held_out_count(kept, config.data.eval_fraction, label)
         # Of a set with weight 0 no row is drawn.
@@ -211,8 +214,9 @@ def _examples(reading: Any) -> list[ProbeRow]:
     return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
 
-def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
-    """Count the rows that are too long, and learn how long the first ones are; returns how many are left out.
+def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
+    """Count the rows that are too long, and learn how long the first ones are; returns how many are left out, of how
+    many that were looked at.
 
     A row of fewer bytes than the limit has tokens is not tokenised: no token is shorter than a byte.
     """
@@ -237,7 +241,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> int:
         found.notes.append(note)
     elif tally.looked_at < len(reading.rows):
         _check_longest(reading, tally.looked_at)
-    return tally.dropped
+    return tally.dropped, tally.looked_at
 
 
 def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:

@@ -16,7 +16,7 @@ from launch.transformers_source import converted_types, source_directory
 
 _GIVEN = re.compile(r"\bself\.(\w+)\s*(?::[^=\n]+)?=|(?:register_parameter|register_buffer|add_module)\(\s*[\"'](\w+)")
 _TABLES = frozenset({"inv_freq", "masked_bias", "attn_mask", "position_ids", "rotary_emb"}) | frozenset(
-    {"num_batches_tracked", "running_mean", "running_var"}
+    {"num_batches_tracked", "running_mean", "running_var", "causal_mask", "scale_attn", "embed_positions"}
 )
 """What files hold beside parameters."""
 _PARTS_OF_OTHERS = re.compile(r"\bAuto(Model\w*|Backbone)\b|^from \.\.\w+(\.\w+)? import", re.MULTILINE)
@@ -25,7 +25,7 @@ _LEAF = re.compile(r"(Linear|Embedding|Norm|Conv1D)$")
 _LAYER = re.compile(r"\.\d+\.")
 _FOREIGN = 0.1
 """Share of the names in layers that may be unknown: a file may hold something of its maker's beside the model."""
-_FOREIGN_CONVERTED = 0.34
+_FOREIGN_CONVERTED = 0.5
 """The same for families whose tensors transformers renames when it loads them, such as mixtures of experts."""
 
 
@@ -55,7 +55,7 @@ def check_family(values: Mapping[str, Any], names: Iterable[str], directory: Pat
     foreign = sorted(inner.keys() - family.known)
     biases = [name for name in found if name.endswith(".q_proj.bias")]
     differs = None
-    if len(foreign) > family.foreign * len(inner):
+    if len(foreign) > max(1, family.foreign * len(inner)):
         differs = f"which has no {foreign[0]}, and weights with {inner[foreign[0]]}"
     elif causal and (lacking := _lacking(family, values, found)):
         differs = f"which has {lacking} in its layers, and weights without them"
@@ -70,9 +70,17 @@ def _lacking(family: _Family, values: Mapping[str, Any], found: Mapping[str, str
     """What every layer of the family has, and none of the tensors is of."""
     if lacking := sorted(family.required - set(found.values())):
         return lacking[0]
-    without = any("expert" in name and not value for name, value in values.items())
-    mixed = without or any(re.search("expert|moe", name) for name in found)
-    return "experts" if family.experts and not mixed else None
+    mixed = any(re.search("expert|moe", name) for name in found)
+    return "experts" if family.experts and not mixed and not _may_be_dense(values) else None
+
+
+def _may_be_dense(values: Mapping[str, Any]) -> bool:
+    """Whether a model of a family with experts has none by its config.json, or none in some layers."""
+    few = any("expert" in name and value in (None, 0, 1, False) for name, value in values.items())
+    layers = values.get("num_hidden_layers")
+    dense = values.get("first_k_dense_replace"), len(values.get("mlp_only_layers") or [])
+    hybrid = any(re.search("hybrid|layers_block_type|layer_types", name) for name in values)
+    return few or hybrid or (isinstance(layers, int) and any(isinstance(n, int) and n >= layers for n in dense))
 
 
 def _last(name: str) -> str:

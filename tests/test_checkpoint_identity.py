@@ -169,3 +169,28 @@ def test_data_that_changed_since_the_checkpoint_is_told(tmp_path: Path, monkeypa
         'data.train: was "rows.jsonl" when step-1 was saved, and is "same.jsonl" now: what follows is learned, or '
         "evaluated, from other rows than what came before"
     ]
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_rows_that_check_did_not_count_refuse_no_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlong: str
+) -> None:
+    """Of many rows `check` tokenises the first; the run leaves out those beyond that are too long."""
+    from launch import inputs
+    from launch.inputs import check_rows
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inputs, "_COUNTING_S", 0.0)
+    rows = ['{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "' + "b" * size + '"}]}'
+            for size in [40] * 3000 + [400] * 20]  # fmt: skip
+    Path("rows.jsonl").write_text("\n".join(rows))
+    values = {
+        "algorithm": {"name": "sft", "steps": 1},
+        "model": {"init": {"hidden_size": 64, "heads": 2, "layers": 1}},
+        "data": {"train": "rows.jsonl", "max_length": 60, "overlong": overlong},
+    }
+    found = check_rows(validate(values), "data.train", tokenise=True)
+    assert found.complete and not found.whole
+    assert not check_rows(validate(values), "data.train", tokenise=False).whole
+    values["data"]["overlong"] = "error"
+    assert check_rows(validate(values), "data.train", tokenise=False).whole

@@ -1,5 +1,6 @@
 """Sequences cut at the left and the right, with and without a BOS token, against lists cut by hand."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,3 +94,74 @@ def test_one_line_accounts_for_rows_that_are_too_long(overlong: str, told: str) 
     tally = Tally(total=2000, looked_at=1500, over=5, truncated=3)
     assert reading.account(tally) == f"data.train: 5 of the first 1,500 rows longer than data.max_length 12: {told}"
     assert reading.account(Tally(total=2000, looked_at=1500)) is None
+
+
+@dataclass
+class Exchange:
+    prompt: Any
+    answer: str
+
+
+def huge_reading(examples: list[Any], overlong: str, limit: int, count: Any) -> Reading[int]:
+    """Items are the numbers of rows, of a length of 1."""
+    return Reading[int](
+        data=SimpleNamespace(overlong=overlong, truncation_side="left"),  # type: ignore[arg-type]
+        field="data.train", limit=limit, rule="data.max_length", convention="c", rows=[{}] * len(examples),
+        examples=examples, encode=list, length=lambda _: 1, cut=lambda _: None, count=count,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("algorithms.overlong._HUGE", 300)
+    monkeypatch.setattr("algorithms.overlong._PART", 200)
+
+
+@pytest.mark.usefixtures("_small")
+def test_of_a_huge_text_a_part_is_tokenised_and_tells_that_it_is_too_long() -> None:
+    """The longest of a row's texts, wherever it is; what is not read by anybody is none of them."""
+    long, short = "a" * 301, "b" * 300
+    examples = [
+        short, long, ["x", long], {"role": "user", "content": long}, {"role": "user", "content": "x", "image": long},
+        Exchange([{"role": "user", "content": "x"}], long), Exchange([{"role": "user", "content": long}], "x"), 7,
+    ]  # fmt: skip
+    asked: list[str] = []
+
+    def count(text: str) -> int:
+        asked.append(text)
+        return len(text)
+
+    reading, tally = (
+        huge_reading(examples, "drop", 100, count),
+        Tally(total=8, looked_at=1, over=1, longest=50, first=9),
+    )
+    assert reading.without_huge(range(8), tally) == [0, 4, 7]
+    assert asked == ["a" * 200] * 5
+    assert tally == Tally(total=8, looked_at=6, over=6, longest=200, first=2, huge=True)
+    assert reading.without_huge([6, 5], longest := Tally(total=8, longest=999, first=3)) == []
+    assert (longest.longest, longest.first) == (999, 3)
+    assert reading.items() == [0, 4, 7]
+    told = (
+        r"^data.train: 5 of 8 rows are longer than data.max_length 100 \(first row 2, the longest has over 200 tokens\)"
+    )
+    with pytest.raises(UserError, match=told):
+        huge_reading(examples, "error", 100, count).items(Tally(total=8))
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize(
+    ("limit", "tokens", "huge"),
+    [(100, 110, False), (100, 111, True), (10, 110, False), (10, 111, True), (1000, 1100, False), (1000, 1101, True)],
+)
+def test_a_part_that_is_hardly_longer_than_the_limit_does_not_decide(limit: int, tokens: int, huge: bool) -> None:
+    """Its last tokens may be others in the whole text."""
+    reading = huge_reading(["a" * 301], "drop", limit, lambda _: tokens)
+    assert reading.without_huge([0], Tally(total=1)) == ([] if huge else [0])
+
+
+@pytest.mark.usefixtures("_small")
+def test_rows_that_are_cut_or_cannot_be_counted_are_tokenised_whole() -> None:
+    for overlong, count in (("truncate", len), ("drop", None), ("error", None)):
+        tally = Tally(total=1)
+        assert huge_reading(["a" * 301], overlong, 100, count).without_huge([0], tally) == [0]
+        assert tally == Tally(total=1)

@@ -29,6 +29,7 @@ def problems(**options: Any) -> tuple[str, ...]:
         {"cpu_offload_gb": 2, "scheduling_policy": "priority", "kv_cache_dtype": "fp8"},
         {"mamba_backend": "triton", "optimization_level": 2, "lora_dtype": "auto", "max_logprobs": -1},
         {"attention_backend": "FLASH_ATTN", "limit_mm_per_prompt": {"image": 1, "video": {"count": 1}}},
+        {"compilation_config": 3},
         {"compilation_config": {"level": 0}, "cudagraph_capture_sizes": [1, 2, 4], "kv_cache_dtype_skip_layers": ["0"]},
     ],
 )
@@ -53,7 +54,8 @@ def test_arguments_of_the_engine_are_taken(options: dict[str, Any]) -> None:
             [1, "two"],
             "must be a list of items that are each a whole number or null, got [1, 'two']",
         ),
-        ("compilation_config", 3, "must be a mapping, got 3"),
+        ("compilation_config", "3", "must be a mapping, got '3'"),
+        ("compilation_config", True, "must be a mapping, got True"),
         ("attention_config", "fast", "must be a mapping, got 'fast'"),
         ("kv_transfer_config", [1], "must be a mapping or null, got [1]"),
         ("optimization_level", "high", "must be 0, 1, 2 or 3, got 'high'"),

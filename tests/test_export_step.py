@@ -1,14 +1,19 @@
 """Where a checkpoint's model is written: on this machine with what it has, or as the run was on a cluster."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.config import UserError
 from launch import export_step
 from launch.config import validate
-from launch.export_step import _on_this_machine, kept_steps
+from launch.contents import model_contents
+from launch.export_step import _on_this_machine, _require_base, kept_steps
+from tests.fake_models import fake_model
 
 
 def config_for(**policy: Any) -> Any:
@@ -51,3 +56,26 @@ def test_only_complete_checkpoints_are_kept_ones(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-3/manifest.json").unlink()
     assert kept_steps(tmp_path) == [20, 100]
     assert kept_steps(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("kind", ["lora", "freeze", "all of it", "older"])
+def test_a_base_that_has_changed_since_gives_no_model(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint holds what is trained: with adapters, another base would give a model that nobody has trained."""
+    monkeypatch.chdir(tmp_path)
+    fake_model(tmp_path / "model")
+    model = {"path": "model"} | {"lora": {"lora": {"rank": 2}}, "freeze": {"freeze": ["model.norm*"]}}.get(kind, {})
+    config = validate({"algorithm": {"name": "sft", "steps": 3}, "model": model, "data": {"train": "rows.jsonl"}})
+    checkpoint = tmp_path / "outputs/run/checkpoints/step-2"
+    checkpoint.mkdir(parents=True)
+    contents = {} if kind == "older" else {"contents": model_contents(config)}
+    manifest = {"step": 2, "identity": {}, "state": {"step": 2}, "files": {}} | contents
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    _require_base(config, checkpoint, 2)
+    fake_model(tmp_path / "model", hidden_size=128)
+    with pytest.raises(UserError) if kind in ("lora", "freeze") else nullcontext() as caught:
+        _require_base(config, checkpoint, 2)
+    if caught:
+        line = "--step: model.path: must hold the model that "
+        assert str(caught.value).startswith(line) and str(caught.value).endswith(", got model, got 2")

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.hub_cache import cached_snapshot, configured_directory, is_hub_id, located
 from actors.safetensors_header import StoredTensor, read_header
-from actors.tokenizer import build_char_tokenizer, load_tokenizer, tokenizer_for
+from actors.tokenizer import _damaged, build_char_tokenizer, load_tokenizer, tokenizer_for
 from launch.chat import chat
 from launch.check import Findings, examine
 from launch.config import validate
 from launch.export import export
 from launch.kube.sizes import sized
+from launch.model_families import check_family
 from launch.model_tensors import check_whole, expected_tensors
 from launch.search import search
 from tests.fake_models import INIT, cache_model, fake_model, header, write_safetensors, write_weights
@@ -363,6 +364,38 @@ def test_weights_as_transformers_saves_them_pass(kind: str) -> None:
     torch.save(state, "model/pytorch_model.bin")
     Path("model/model.safetensors").unlink()
     check_whole(Path("model"), "model.path")
+
+
+ATTENTION = ("input_layernorm", "post_attention_layernorm", *(f"self_attn.{part}_proj" for part in "qkvo"))
+DENSE = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+FOUND: dict[str, tuple[dict[str, Any], tuple[str, ...], str | None]] = {
+    # values of config.json; what each layer of the weights has, by the names of their makers; what the line says
+    "renamed experts": (
+        {"model_type": "phimoe"},
+        (*ATTENTION, "block_sparse_moe.gate", *(f"block_sparse_moe.experts.1.w{number}" for number in (1, 2, 3))),
+        None,
+    ),
+    "one expert": ({"model_type": "qwen3_moe", "num_experts": 1}, DENSE, None),
+    "no experts": ({"model_type": "qwen3_moe", "num_experts": 0}, DENSE, None),
+    "dense layers": ({"model_type": "deepseek_v3", "num_hidden_layers": 2, "first_k_dense_replace": 2}, DENSE, None),
+    "dense by name": ({"model_type": "qwen3_moe", "num_hidden_layers": 2, "mlp_only_layers": [0, 1]}, DENSE, None),
+    "hybrid": ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-"}, ("norm", "mixer.A_log"), None),
+    "one foreign": ({"model_type": "llama"}, (*DENSE, "self_attn.makers_own"), None),
+    "lost experts": ({"model_type": "qwen3_moe", "num_experts": 8}, DENSE, "which has experts in its layers"),
+    "experts by default": ({"model_type": "qwen3_moe"}, DENSE, "which has experts in its layers"),
+    "some dense layers": (
+        {"model_type": "deepseek_v3", "num_hidden_layers": 3, "first_k_dense_replace": 2}, DENSE, "experts",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_families_may_be_saved_under_other_names_and_without_their_experts(name: str) -> None:
+    values, layer, says = FOUND[name]
+    names = [f"model.layers.{index}.{part}.weight" for index in range(2) for part in layer]
+    with pytest.raises(UserError) if says else nullcontext() as caught:
+        check_family(values, names, Path("model"), "model.path", causal=True)
+    assert says is None or says in str(caught.value)  # type: ignore[union-attr]
 
 
 def test_a_sharded_model_of_70_billion_takes_no_time() -> None:
@@ -842,3 +875,19 @@ def test_adapters_for_a_model_that_vllm_serves_none_for(kind: str, served: bool)
             "rollout.transfer.lora: must be merged for GPT2LMHeadModel, for which vLLM serves no adapters (in bf16 "
             "with max_merge_error), got adapter"
         )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"vocab.json": '{"a": 0}', "source.spm": "\n"},
+        {"vocab.json": '{"a": 0}', "sentencepiece.bpe.model": "\n"},
+        {"vocab.json": '{"a": 0}', "tokenizer_config.json": '{"tokenizer_class": "Wav2Vec2CTCTokenizer"}'},
+        {"rwkv_vocab_v20230424.txt": "1 'a' 1"},
+    ],
+)
+def test_rarer_tokenizers_are_left_to_transformers(files: dict[str, str]) -> None:
+    Path("model").mkdir()
+    for file, content in ({"tokenizer_config.json": "{}"} | files).items():
+        Path("model", file).write_text(content)
+    assert _damaged(Path("model")) is None

@@ -90,6 +90,16 @@ def test_whatever_a_template_does_is_one_line(kind: str) -> None:
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.parametrize("key", ["name", "tool_calls", "weight"])
+@pytest.mark.parametrize("value", [None, 1, [], {"a": [1, "b"]}])
+def test_a_message_may_have_keys_of_any_kind(key: str, value: Any) -> None:
+    """Tables fill keys that other rows have with null; OpenAI's messages have a weight and calls of tools."""
+    tokenizer, data = tokenizer_with(build_char_tokenizer("a").chat_template), DataConfig(train="rows.jsonl")
+    rows = [{"messages": [{"role": "user", "content": "ab", key: value}]}]
+    [prompt] = prompts(rows, data, tokenizer, max_prompt_tokens=99)
+    assert prompt.text == "ab"
+
+
 HASHES = "{% set n = namespace(t=(1, 2)) %}{% for i in range(99) %}{% set n.t = (n.t, n.t) %}{% endfor %}{{ {n.t: 1} }}"
 """The hash of a tuple is that of its parts, and is kept nowhere: this one takes 2**99 steps, all within one call."""
 
