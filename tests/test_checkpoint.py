@@ -346,9 +346,11 @@ def test_a_checkpoint_that_does_not_know_its_models_is_resumed(tmp_path: Path) -
     directory = Checkpoints(config).save(3, {"step": 3}, writer())
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["contents"]
+    manifest["data"] = None
     (directory / "manifest.json").write_text(json.dumps(manifest))
     _exported(tmp_path / "sft", 2)
-    assert Checkpoints(config).latest() is not None
+    found = Checkpoints(config).latest()
+    assert found is not None and found.data == {}
 
 
 def test_the_refused_one_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

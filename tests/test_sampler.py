@@ -164,10 +164,10 @@ def test_silence_is_counted_from_the_last_sign_of_life(made: Any) -> None:
     assert len(driver.collect(prompts(), 4, PAIR, 0)) == 4
 
 
-@pytest.mark.parametrize("deadline", [57, 59, None])
+@pytest.mark.parametrize("deadline", [57, 58, None])
 def test_a_prompt_has_a_deadline_of_its_own_where_one_is_set(made: Any, deadline: float | None) -> None:
     """Counted from when its engine got it, whatever else that finishes; none is late at its deadline."""
-    script = [After(29, {0: OK}), After(29, {1: OK}), After(0, {2: OK})]
+    script = [After(29, {0: OK}), After(29, {1: OK}), After(0, {2: OK})]  # at 58 the last one still runs
     driver = made(FakeEngines(*script, engines=1), prompt_timeout_s=deadline)
     if deadline == 57:
         line = (
