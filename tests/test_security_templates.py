@@ -90,6 +90,12 @@ def test_whatever_a_template_does_is_one_line(kind: str) -> None:
     assert time.monotonic() - started < 60
 
 
+def test_a_long_conversation_may_need_more_memory_and_the_line_says_how_much() -> None:
+    tokenizer, rows = tokenizer_with(TAKES["product"][0]), [{"messages": [{"role": "user", "content": "a" * 100_000}]}]
+    line = problem(lambda: prompts(rows, DataConfig(train="rows.jsonl"), tokenizer, max_prompt_tokens=99))
+    assert "it needs more than 300 MiB of memory" in line
+
+
 @pytest.mark.parametrize("key", ["name", "tool_calls", "weight"])
 @pytest.mark.parametrize("value", [None, 1, [], {"a": [1, "b"]}])
 def test_a_message_may_have_keys_of_any_kind(key: str, value: Any) -> None:
