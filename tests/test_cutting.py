@@ -159,6 +159,14 @@ def test_a_part_that_is_hardly_longer_than_the_limit_does_not_decide(limit: int,
     assert reading.without_huge([0], Tally(total=1)) == ([] if huge else [0])
 
 
+def test_the_first_row_that_is_too_long_is_told_whichever_was_counted_first() -> None:
+    reading = huge_reading(["a"] * 9, "drop", 0, len)
+    for first, expected in ((0, 4), (5, 4), (6, 4), (3, 3)):
+        tally = Tally(total=9, first=first)
+        assert reading.limited([3], [3], tally) == []
+        assert tally.first == expected
+
+
 @pytest.mark.usefixtures("_small")
 def test_rows_that_are_cut_or_cannot_be_counted_are_tokenised_whole() -> None:
     for overlong, count in (("truncate", len), ("drop", None), ("error", None)):
