@@ -42,7 +42,7 @@ from algorithms.shaping import AdaptiveKL
 _EVALUATION_SEED = 1_000_003
 Fields = list[Any]
 """References to TokenFields, one per rank that computed them."""
-Reading = Callable[[], Fields]
+Pending = Callable[[], Fields]
 """Waits for groups that read, and gives what they have found."""
 
 
@@ -168,14 +168,14 @@ class RL:
             self.reporter.note(f"not scored: {error}")
         return groups
 
-    def read_frozen(self, groups: Sequence[ScoredGroup]) -> Reading:
+    def read_frozen(self, groups: Sequence[ScoredGroup]) -> Pending:
         """Reference logprobs, where the algorithm has a reference."""
         if self.reference is None:
             return _nothing
         assert self.read_reference is not None
         return self.read(self.reference, self.read_reference, groups, "reference", self.sampling.temperature)
 
-    def read_old(self, groups: Sequence[ScoredGroup]) -> Reading:
+    def read_old(self, groups: Sequence[ScoredGroup]) -> Pending:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""
         if self.config.importance_correction is None or self.config.updates_per_step == 1:
             return _nothing
@@ -188,7 +188,7 @@ class RL:
         groups: Sequence[ScoredGroup],
         budget: str,
         *options: Any,
-    ) -> Reading:
+    ) -> Pending:
         """Let the ranks of a group begin to read all rollouts; each keeps what it finds.
 
         Returns what waits for them, so that other groups can read at the same time.
