@@ -306,7 +306,7 @@ def test_no_source_gives_numbers_that_are_none_or_values_that_are_no_data() -> N
     Path("odd.py").write_text(
         "def rows(split):\n    yield {'prompt': 'hi', 'answer': [float('inf')]}\n"
         "def thing(row):\n    return row | {'x': [object()]}\n"
-        "def call(row):\n    return row | {'x': print}\n"
+        "def call(row):\n    return row | {'x': len}\n"
     )
     assert complaint("grpo", train="rows.parquet") == (
         "data.train: row 2 must hold finite numbers, got nan in column answer in rows.parquet"
