@@ -23,7 +23,7 @@ from algorithms.rl.experience import (
     split_updates,
     totals_of,
 )
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 def group(number: int, prompt: int, *responses: int, statuses: str = "") -> ScoredGroup:

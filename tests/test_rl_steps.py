@@ -19,7 +19,7 @@ from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
 from algorithms.rl.ppo import PPO
-from algorithms.rollouts.sampler import ShapedGroup
+from algorithms.rollouts.groups import ShapedGroup
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from algorithms.rollouts.sampler import Sampler, ScoredGroup
 
 from actors.batch import Prompt, RolloutStatus
 from actors.group import GroupError
@@ -22,7 +23,6 @@ from algorithms.rewards.scores import Score
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
-from algorithms.rollouts.sampler import Sampler, ScoredGroup
 
 Response = tuple[float, int, RolloutStatus]
 """Reward, tokens, status."""

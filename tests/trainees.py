@@ -21,7 +21,7 @@ from actors.train.reference import ReferenceWorker
 from actors.train.trainer import TrainedWorker
 from algorithms.data.pairs import Judged, Pair
 from algorithms.rewards.scores import Score
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 UPDATES = 3
 INIT = ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64)

@@ -1,13 +1,13 @@
-"""One rollout engine as a Ray actor: generation and control calls, each in its own concurrency group.
+"""One rollout engine as a Ray actor: requests, weights and control calls, never queued behind generation.
 
-    start() --prompts--> [engine thread: add requests, step, collect] --generated()--> Rollouts
-    pause / weights / canary --call--^    (never queued behind generation)
+    submit(requests) --> [engine] --poll()--> which requests have ended, collect(id) --> their Rollouts
+    pause / weights / canary --call--^        abort(ids), stats(): beside the engine's own thread
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.batch import Rollout, RolloutStatus, VersionSpan
+from actors.batch import Rollout, RolloutStatus
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.files.own_files import load_data_only
@@ -24,15 +24,17 @@ from actors.models.hub_cache import configured_directory
 from actors.models.tokenizer import load_tokenizer
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
-from actors.rollout.types import RolloutInfo, Sampling
+from actors.rollout.types import Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
 
 T = TypeVar("T")
 
-CONCURRENCY = {"generate": 4096, "control": 16}
-"""Calls that run at one time in each concurrency group of a RolloutWorker."""
+CONCURRENCY = {"requests": 64, "control": 16}
+"""Calls that run at one time in each concurrency group of an engine's actor."""
 
 Account = tuple[list[dict[str, int]], np.ndarray]
 """Of a transfer: checksums as received by each worker process, and the canary's logprobs [L-1] at temperature 1."""
+
+_STATUSES: dict[Finish, RolloutStatus] = {"stop": "ok", "length": "truncated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,89 @@ class Adapter:
     """adapter_model.safetensors"""
 
 
-class RolloutWorker:
-    """One engine of the rollout group."""
+class EngineHost:
+    """The half of an engine's actor that serves requests, whichever engine is behind it.
+
+    What is sampled stays here, until somebody collects it, as an object on this node that the driver only refers to.
+    """
+
+    engine: Engine
+
+    def __init__(self, decode: Callable[[Segment], str]) -> None:
+        """`decode` gives the text of a response."""
+        self._decode = decode
+        self._open: dict[int, tuple[Request, list[Segment]]] = {}
+        """Requests of which samples are still to end, and those that have ended."""
+        self._ended: dict[int, list[Rollout]] = {}
+        """Of requests that nobody has collected yet."""
+
+    @ray.method(concurrency_group="requests")
+    async def submit(self, requests: list[Request], seed: int | None) -> None:
+        """Start sampling responses to prompts; see `Engine.submit`, and `poll`."""
+        if self.engine.stats().version < 0:
+            raise RuntimeError("asked to generate before the first weights arrived")
+        for request in requests:
+            self._open[request.id] = request, []
+        self.engine.submit(requests, seed)
+
+    @ray.method(concurrency_group="requests")
+    async def poll(self, wait_s: float) -> list[Finished]:
+        """Requests all of whose samples have ended since the last poll; waits up to `wait_s` seconds for the first.
+
+        To be asked again whenever it has answered; raises what has ended the engine.
+        """
+        # In a thread: the engine's news are waited for without holding up who submits, collects or aborts.
+        segments = await asyncio.to_thread(self.engine.poll, wait_s)
+        return [self._finish(request) for request in self._completed(segments)]
+
+    @ray.method(concurrency_group="requests")
+    async def collect(self, request: int) -> list[Rollout]:
+        """The responses to a request that `poll` has told of, once."""
+        return self._ended.pop(request)
+
+    @ray.method(concurrency_group="requests")
+    async def abort(self, requests: list[int]) -> None:
+        """End these requests; `poll` tells of each, and what they have so far can be collected."""
+        self.engine.abort([request for request in requests if request in self._open])
+
+    @ray.method(concurrency_group="control")
+    async def stats(self) -> EngineStats:
+        """How the engine is, whatever its thread is doing."""
+        return self.engine.stats()
+
+    def _completed(self, segments: Sequence[Segment]) -> list[int]:
+        """Ids of the requests that these segments complete, in the order in which they did."""
+        completed = []
+        for segment in segments:
+            request, ended = self._open[segment.request]
+            ended.append(segment)
+            if len(ended) == request.sampling.samples:
+                completed.append(request.id)
+        return completed
+
+    def _finish(self, number: int) -> Finished:
+        request, segments = self._open.pop(number)
+        if refused := [segment.error for segment in segments if segment.finish == "refused"]:
+            return Finished(request=number, infos=[], error=refused[0])
+        segments.sort(key=lambda segment: segment.index)
+        rollouts = [self._rollout(request, segment) for segment in segments]
+        self._ended[number] = rollouts
+        return Finished(request=number, infos=[_info(rollout) for rollout in rollouts])
+
+    def _rollout(self, request: Request, segment: Segment) -> Rollout:
+        return Rollout(
+            prompt_token_ids=request.token_ids,
+            response_token_ids=segment.token_ids,
+            rollout_logprobs=segment.logprobs,
+            versions=segment.versions,
+            finish_reason=segment.finish,
+            status=_STATUSES.get(segment.finish, "failed"),
+            text=self._decode(segment),
+        )
+
+
+class RolloutWorker(EngineHost):
+    """One vLLM engine of the rollout group."""
 
     def __init__(
         self,
@@ -58,68 +141,37 @@ class RolloutWorker:
         backend: str,
         seed: int,
     ) -> None:
+        super().__init__(self._text)
         write_output_to_log()
         load_data_only()
         meet_on_node_address()
         without_science()
         with quick_vllm(compiled=config.compile or torch.cuda.is_available()):
-            from actors.rollout.engine import EngineThread, build_llm
+            from actors.rollout.engine import EngineThread
+            from actors.rollout.vllm_options import build_llm, sampling_params
 
         self.config = config
         self.tokenizer = load_tokenizer(directory)
         directory = configured_directory(directory)
-        self.engine = EngineThread(lambda: build_llm(directory, config, model, backend, seed + rank))
+        self.engine: EngineThread = EngineThread(
+            lambda: build_llm(directory, config, model, backend, seed + rank),
+            lambda sampling: sampling_params(config, sampling),
+            config.max_concurrent,
+        )
 
     @ray.method(concurrency_group="control")
     async def ready(self) -> None:
         """Returns once the engine can generate."""
         await asyncio.wrap_future(self.engine.ready)
 
-    @ray.method(concurrency_group="control")
-    async def start(self, prompts: list[tuple[int, list[int]]], sampling: Sampling, seed: int | None) -> None:
-        """Start sampling responses to prompts, given as (number, token ids), together and in this order.
-
-        With a `seed`, what is sampled depends on it, the prompts and their order alone. See `generated`.
-        """
-        from actors.rollout.engine import sampling_params
-
-        params = sampling_params(self.config, sampling)
-        await self._between_steps(lambda: self.engine.start(prompts, params, seed))
-
-    @ray.method(concurrency_group="generate")
-    async def generated(self, number: int) -> tuple[list[RolloutInfo], list[Rollout]]:
-        """Responses to the prompt of this number, once all are finished: what the driver sees, and the rollouts.
-
-        May be asked for, once, before or after the prompt is started.
-        """
-        if self.engine.version < 0:
-            raise RuntimeError("asked to generate before the first weights arrived")
-        try:
-            output = await asyncio.wrap_future(self.engine.output(number))
-        finally:
-            self.engine.forget(number)
-        prompt = list(output.prompt_token_ids or [])
-        rollouts = [self._rollout(prompt, completion) for completion in output.outputs]
-        return [_info(rollout) for rollout in rollouts], rollouts
-
-    def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
-        tokens, ended_by = list(completion.token_ids), completion.stop_reason
-        assert completion.logprobs.token_ids == tokens, "one logprob per sampled token"
+    def _text(self, segment: Segment) -> str:
+        tokens, ended_by = segment.token_ids, segment.ended_by
         # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
         spoken = tokens[:-1] if isinstance(ended_by, int) else tokens
         text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)  # type: ignore[assignment]
         if isinstance(ended_by, str):
-            text = up_to_stop(text, ended_by, completion.text, keep=self.config.keep_stop_string)
-        status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
-        return Rollout(
-            prompt_token_ids=prompt,
-            response_token_ids=tokens,
-            rollout_logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
-            versions=_spans(completion, len(tokens)),
-            finish_reason=completion.finish_reason or "none",
-            status=status,
-            text=text,
-        )
+            text = up_to_stop(text, ended_by, segment.text, keep=self.config.keep_stop_string)
+        return text
 
     @ray.method(concurrency_group="control")
     async def pause(self) -> None:
@@ -205,17 +257,6 @@ def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
     # The first one is the one that ended it: an earlier one would have done so earlier.
     before, found, _ = text.partition(stop)
     return (before if found else engine_text) + (stop if keep else "")
-
-
-def _spans(completion: Any, length: int) -> list[VersionSpan]:
-    """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
-    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
-    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
-        raise RuntimeError(
-            f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
-            f"it of {[(span.start, span.end) for span in spans]}"
-        )
-    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
 
 
 def _info(rollout: Rollout) -> RolloutInfo:

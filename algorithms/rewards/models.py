@@ -9,7 +9,7 @@ from actors.train.reference import ScoringWorker
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score, add_scores
 from algorithms.rl.experience import divide, samples_of
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True)

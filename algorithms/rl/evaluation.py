@@ -17,7 +17,7 @@ from algorithms.config_rl import pass_sizes
 from algorithms.loop import Metrics
 from algorithms.rewards.math_final import boxes
 from algorithms.rl.responses import responses_of
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 Rows = list[dict[str, Any]]
 _ROUNDING = 1e-9

@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.train.worker import Totals
 from algorithms.packing import plan_micro_batches
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

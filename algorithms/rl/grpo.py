@@ -20,7 +20,7 @@ from algorithms.rl.advantages import among_counted, group_relative, leave_one_ou
 from algorithms.rl.experience import Sample, samples_of
 from algorithms.rl.metrics import teaches
 from algorithms.rl.stages import RL, Fields
-from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
 
 @dataclass(kw_only=True)

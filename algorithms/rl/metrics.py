@@ -8,7 +8,7 @@ import numpy as np
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
 from algorithms.rl.responses import responses_of
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 Advantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own."""

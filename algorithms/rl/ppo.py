@@ -24,7 +24,7 @@ from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, clipped_value_loss, masked_sum
 from algorithms.rl.experience import samples_of
 from algorithms.rl.stages import RL, Fields
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 def critic_loss(

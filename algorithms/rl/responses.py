@@ -6,7 +6,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.batch import Rollout
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 _DEADLINE_S = 60
 

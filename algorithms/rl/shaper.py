@@ -8,7 +8,7 @@ import numpy as np
 
 from algorithms.config_rl import OverlongPenalty
 from algorithms.rl.shaping import RunningMoments, overlong_penalty
-from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
 
 @dataclass(kw_only=True)

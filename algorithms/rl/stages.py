@@ -6,10 +6,9 @@ A stage that computes per token leaves its results with the ranks, as references
 lengths, scores and metrics.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,9 @@ from algorithms.rl.metrics import (
 from algorithms.rl.policy_loss import policy_loss
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
-from algorithms.rollouts.sampler import Sampler, ScoredGroup, ShapedGroup
+from algorithms.rollouts.failures import Failures
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
+from algorithms.rollouts.rollouts import Rollouts
 
 _EVALUATION_SEED = 1_000_003
 Fields = list[Any]
@@ -68,10 +69,10 @@ class RL:
     read_reference: Callable[..., Any] | None
     """The method of `reference` that gives reference logprobs."""
     models: list[RewardModelGroup]
-    sampler: Sampler
+    rollouts: Rollouts
     shaper: RewardShaper
-    prompts: list[Prompt]
     batches: Batches
+    """Which prompts come next: `rollouts` draws from it."""
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]
     """Send the weights as this version."""
@@ -143,9 +144,16 @@ class RL:
 
     def sample(self, wanted: int, attempt: int = 0) -> list[ScoredGroup]:
         """Responses to the next prompts, scored by functions and endpoints; `attempt` numbers the parts of a step."""
-        prompts = (self.prompts[self.batches.next(1)[0]] for _ in count())
-        seed = (self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31
-        return self._collect(prompts, wanted, self.sampling, seed, self.config.samples_per_step, goes_on=attempt > 0)
+        groups = self.rollouts.take(
+            wanted,
+            self.version,
+            seed=(self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31,
+            step_samples=self.config.samples_per_step,
+            goes_on=attempt > 0,
+            told=self._told(wanted, self.sampling),
+        )
+        self._note(self.rollouts.failures)
+        return groups
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""
@@ -155,26 +163,15 @@ class RL:
         """Scored groups with the scores that decide whether they teach something, and that train."""
         return self.shaper.shape(groups, self._counted(groups))
 
-    def _collect(
-        self,
-        prompts: Iterator[Prompt],
-        wanted: int,
-        sampling: Sampling,
-        seed: int,
-        step_samples: int,
-        *,
-        goes_on: bool = False,
-    ) -> list[ScoredGroup]:
+    def _told(self, wanted: int, sampling: Sampling) -> Callable[[int], None]:
+        def told(ready: int) -> None:
+            self.reporter.progress(ready * sampling.samples, wanted * sampling.samples, "responses")
 
-        def told(done: int) -> None:
-            self.reporter.progress(done * sampling.samples, wanted * sampling.samples, "responses")
+        return told
 
-        groups = self.sampler.collect(
-            prompts, wanted, sampling, seed, step_samples=step_samples, goes_on=goes_on, told=told
-        )
-        for error in self.sampler.errors:
+    def _note(self, failures: Failures) -> None:
+        for error in failures.errors:
             self.reporter.note(f"not scored: {error}")
-        return groups
 
     def read_frozen(self, groups: Sequence[ScoredGroup]) -> Pending:
         """Reference logprobs, where the algorithm has a reference."""
@@ -325,18 +322,18 @@ class RL:
             samples=config.eval_samples_per_prompt, temperature=temperature, max_tokens=self.sampling.max_tokens
         )
         with clock("evaluate"):
-            prompts = iter(self.evaluation)
-            count = len(self.evaluation)
-            groups = self.score(self._collect(prompts, count, sampling, _EVALUATION_SEED, count * sampling.samples))
-            self.last_evaluation = self._judge(groups)
+            told = self._told(len(self.evaluation), sampling)
+            groups, failures = self.rollouts.evaluate(self.evaluation, sampling, seed=_EVALUATION_SEED, told=told)
+            self._note(failures)
+            self.last_evaluation = self._judge(self.score(groups), failures)
         if self.step == 0:
             self.reporter.step(0, self.last_evaluation | clock.lap())
         return self.last_evaluation
 
-    def _judge(self, groups: list[ScoredGroup]) -> Metrics:
+    def _judge(self, groups: list[ScoredGroup], failures: Failures) -> Metrics:
         """Metrics of an evaluation, whose completions are reported."""
         # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
-        metrics = {"eval/failed": float(self.sampler.failed)}
+        metrics = {"eval/failed": float(failures.samples)}
         if not groups:
             return metrics
         several = self.config.eval_samples_per_prompt > 1
@@ -351,6 +348,7 @@ class RL:
         if self.moved:
             self.version += 1
             found = self.publish(self.version)
+            self.rollouts.published(self.version)
             self.moved = False
         return found | {"weights/version": float(self.version)}
 
@@ -359,7 +357,7 @@ class RL:
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
-        metrics |= rollout_metrics(groups, self.version, self.sampler.failed) | self.shaper.metrics(groups)
+        metrics |= rollout_metrics(groups, self.version, self.rollouts.failures.samples) | self.shaper.metrics(groups)
         with clock("sync"):
             metrics |= self._publish_moved()
             if self.sync_reference:
