@@ -49,13 +49,12 @@ SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "sample
 def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
     """What the loops' stages read; they are called one by one, so nothing here samples, publishes or reports."""
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=24)
-    unused = ("sampler", "batches", "publish", "checkpoint", "reporter")
+    unused = ("rollouts", "batches", "publish", "checkpoint", "reporter")
     return {
         "reference": reference,
         "read_reference": ReferenceWorker.logprobs,
         "models": [],
         "shaper": shaper,
-        "prompts": [],
         "evaluation": [],
         "sampling": Sampling(samples=4, temperature=0.7, max_tokens=24),
         "micro_batch_tokens": dict.fromkeys(("policy", "critic", "reference"), division.micro_batch_tokens),

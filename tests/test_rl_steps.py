@@ -19,6 +19,7 @@ from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
 from algorithms.rl.ppo import PPO
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ShapedGroup
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
@@ -67,14 +68,14 @@ class Loop:
         self.reported: list[dict[str, float]] = []
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
-            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, failed=0, temperature=1.0,
+            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, temperature=1.0,
+            failures=SimpleNamespace(samples=0), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
             "policy": self.policy,
-            "prompts": [],
             "batches": Batches(1, seed=0, shuffle=False),
             "evaluation": [],
             "publish": self.publish,
@@ -85,7 +86,7 @@ class Loop:
             "samples_per_step": 0,
             "models": [],
             **dict.fromkeys(("reference", "read_reference")),
-            **dict.fromkeys(("sampler", "shaper", "checkpoint", "reporter"), nothing),
+            **dict.fromkeys(("rollouts", "shaper", "checkpoint", "reporter"), nothing),
         }
 
     def publish(self, version: int) -> dict[str, float]:
@@ -171,7 +172,7 @@ def test_responses_that_cannot_be_read_are_left_out_of_reports_and_end_nothing(m
     made = Loop()
     loop: Any = made.grpo(eval_samples_per_prompt=2, eval_every=1)
     loop.reporter.note, loop.reporter.evaluation = notes.append, lambda *_: None
-    assert loop._judge([groups[1]]) == {
+    assert loop._judge([groups[1]], Failures(0.0)) == {
         "eval/reward/mean": 0.5, "eval/reward/std": 0.5, "eval/reward/zero_variance_fraction": 0.0, "eval/failed": 0.0
     }  # fmt: skip
 

@@ -10,19 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algorithms.rollouts.sampler import Sampler, ScoredGroup
 
 from actors.batch import Prompt, RolloutStatus
-from actors.group import GroupError
 from actors.rollout.types import RolloutInfo, Sampling
-from algorithms.config import RewardConfig
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
 from algorithms.loop import Clock, spread_over
-from algorithms.rewards.pool import RewardFailure, RewardPool
 from algorithms.rewards.scores import Score
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
+from algorithms.rollouts.groups import ScoredGroup
 
 Response = tuple[float, int, RolloutStatus]
 """Reward, tokens, status."""
@@ -127,12 +124,11 @@ def test_rewards_themselves_stay_as_they_are() -> None:
 
 def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
     """One whose stages are called one by one: nothing samples, trains or reports."""
-    unused = ("policy", "reference", "read_reference", "sampler", "batches", "publish", "checkpoint", "reporter")
+    unused = ("policy", "reference", "read_reference", "rollouts", "batches", "publish", "checkpoint", "reporter")
     return GRPO(
         config=GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 2} | algorithm),
         shaper=shaper,
         models=[],
-        prompts=[],
         evaluation=[],
         sampling=Sampling(samples=2, temperature=1.0, max_tokens=LIMIT),
         micro_batch_tokens={},
@@ -280,37 +276,6 @@ def test_a_resumed_run_gives_the_same_numbers(cut: int) -> None:
             assert np.array_equal(scores, values)
     anew = _shaper(**settings)(_groups(STEPS[cut]))
     assert not np.array_equal(anew[0], uninterrupted[cut][0]), "the state makes a difference"
-
-
-def test_one_share_of_failures_for_engines_and_rewards() -> None:
-    """max_failed_fraction is one limit, whichever of the two fails first: 3 and 3 of 50 are more than 5."""
-    pool: Any = object.__new__(RewardPool)
-    pool._config = RewardConfig(max_failed_fraction=0.1)
-    pool.begin_step()
-    sampler = Sampler([None], None, None, pool, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
-    sampler._count_failed(3, 50)
-    pool.failed = 3
-    sampler.failed += 3
-    pool.check_failures(50)
-    with pytest.raises(RewardFailure, match=r"^3 samples .* allows 5; 3 more failed in the engines"):
-        pool.check_failures(50, beside=sampler._unfinished)
-    with pytest.raises(GroupError, match=r"^4 of 50 rollouts of a step failed in the engines, and 3 more could not be"):
-        sampler._count_failed(1, 50)
-
-
-def test_the_share_of_failures_is_one_of_all_rounds_of_a_step() -> None:
-    """Rounds of dynamic sampling add to the samples as they add to the failures."""
-    sampler = Sampler([None], None, None, None, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
-    sampling = Sampling(samples=5, temperature=1.0, max_tokens=LIMIT)
-    nothing = iter(list[Prompt]())
-    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
-    sampler._count_failed(5, sampler._asked)
-    sampler.collect(nothing, 2, sampling, 0, step_samples=50, goes_on=True)
-    sampler._count_failed(1, sampler._asked)
-    with pytest.raises(GroupError, match=r"^7 of 60 rollouts of a step failed in the engines \(reward\.max_failed"):
-        sampler._count_failed(1, sampler._asked)
-    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
-    assert (sampler.failed, sampler._unfinished, sampler._asked) == (0, 0, 50)
 
 
 def test_a_shaped_group_keeps_all_of_its_group() -> None:

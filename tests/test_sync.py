@@ -6,10 +6,12 @@ Faults are put into the engine's own process, at the places where they would ari
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, T
 from actors.config_rollout import RolloutConfig, TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
-from actors.rollout.types import Sampling
+from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY, Adapter, RolloutWorker
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
@@ -41,6 +43,9 @@ ROLLOUT = RolloutConfig(
     transfer=TransferConfig(bucket_mib=1, timeout_s=60),
     vllm={"max_num_batched_tokens": 777},
 )
+
+IDS = count()
+"""Of requests."""
 
 
 class Engine(RolloutWorker):
@@ -65,9 +70,17 @@ class Engine(RolloutWorker):
     @ray.method(concurrency_group="control")
     async def sample_with(self, settings: dict[str, Any]) -> tuple[int, int]:
         """Sample with other settings of `rollout` from now on; (most tokens of a pass, end-of-sequence token)."""
+        from actors.rollout.vllm_options import sampling_params
+
         self.config = ROLLOUT.model_copy(update=settings)
+        self.engine._params = lambda sampling: sampling_params(self.config, sampling)
         scheduler = self.engine.llm.llm_engine.vllm_config.scheduler_config
         return scheduler.max_num_batched_tokens, self.tokenizer.eos_token_id
+
+    @ray.method(concurrency_group="control")
+    async def hang(self, seconds: float) -> None:
+        """The engine's thread does nothing for so long."""
+        await self._between_steps(lambda: time.sleep(seconds))
 
     @ray.method(concurrency_group="control")
     async def running(self) -> int:
@@ -173,6 +186,8 @@ class Pair:
     rollout: ActorGroup[Engine]
     transfer: TransferConfig
     version: int = 0
+    ended: dict[int, str] = field(default_factory=dict)
+    """Requests that have ended, and why they were refused."""
 
     def publish(self, *, verify: bool = True) -> dict[str, float]:
         """Send the weights as the next version."""
@@ -213,15 +228,31 @@ class Pair:
         finally:
             self.engine(Engine.repair)
 
-    def start(self, prompt: list[int], samples: int, max_tokens: int) -> Any:
-        """Start generating; returns a reference to the rollouts."""
+    def ask(self, prompts: list[list[int]], sampling: Sampling, seed: int | None) -> list[int]:
+        """Start sampling responses to prompts; returns the ids of the requests."""
+        requests = [Request(id=next(IDS), token_ids=prompt, sampling=sampling) for prompt in prompts]
+        self.engine(Engine.submit, requests, seed)
+        return [request.id for request in requests]
+
+    def answers(self, requests: list[int]) -> list[list[Rollout]]:
+        """The responses to each of them, once all have ended; raises RuntimeError for one that is refused."""
+        until = time.monotonic() + 60
+        while set(requests) - self.ended.keys():
+            assert time.monotonic() < until, "the requests do not end"
+            self.ended |= {finished.request: finished.error for finished in self.engine(Engine.poll, 1.0)}
+        for request in requests:
+            if self.ended[request]:
+                raise RuntimeError(self.ended[request])
+        return [self.engine(Engine.collect, request) for request in requests]
+
+    def start(self, prompt: list[int], samples: int, max_tokens: int) -> list[int]:
+        """Start sampling; see `answers`."""
         sampling = Sampling(samples=samples, temperature=ROLLOUT.temperature, max_tokens=max_tokens)
-        self.rollout.submit(0, Engine.start, [(0, prompt)], sampling, None)
-        return self.rollout.submit(0, Engine.generated, 0, num_returns=2)[1]
+        return self.ask([prompt], sampling, None)
 
     def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Rollout]:
         """Responses to a prompt."""
-        return ray.get(self.start(prompt, samples, max_tokens), timeout=60)
+        return self.answers(self.start(prompt, samples, max_tokens))[0]
 
 
 @pytest.fixture(scope="module")
@@ -344,20 +375,18 @@ def test_a_tensor_changed_in_transit_is_named(pairs: dict[str, Pair]) -> None:
 
 
 def test_the_seed_decides_what_is_sampled(pairs: dict[str, Pair]) -> None:
-    """The same prompts under the same seed give the same tokens, whether they are asked for before or after."""
+    """The same prompts under the same seed give the same tokens."""
     pair = pairs["untied"]
     pair.publish()
     sampling = Sampling(samples=4, temperature=1.0, max_tokens=12)
 
-    def tokens(seed: int, *, ask_first: bool = False) -> list[list[int]]:
-        asked = [pair.rollout.submit(0, Engine.generated, n, num_returns=2)[1] for n in (0, 1) if ask_first]
-        pair.engine(Engine.start, [(0, [5, 6, 7]), (1, [8, 9])], sampling, seed)
-        asked = asked or [pair.rollout.submit(0, Engine.generated, n, num_returns=2)[1] for n in (0, 1)]
-        return [rollout.response_token_ids for group in ray.get(asked, timeout=60) for rollout in group]
+    def tokens(seed: int) -> list[list[int]]:
+        groups = pair.answers(pair.ask([[5, 6, 7], [8, 9]], sampling, seed))
+        return [rollout.response_token_ids for group in groups for rollout in group]
 
     first = tokens(3)
     assert len(first) == 8
-    assert tokens(3, ask_first=True) == first != tokens(4)
+    assert tokens(3) == first != tokens(4)
 
 
 def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
@@ -369,8 +398,8 @@ def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
     def sampled(temperature: float = 0, **settings: Any) -> Rollout:
         budget, end = pair.engine(Engine.sample_with, settings)
         assert budget == 777
-        pair.engine(Engine.start, [(0, prompt)], Sampling(samples=1, temperature=temperature, max_tokens=24), 0)
-        [rollout] = ray.get(pair.rollout.submit(0, Engine.generated, 0, num_returns=2)[1], timeout=60)
+        sampling = Sampling(samples=1, temperature=temperature, max_tokens=24)
+        [[rollout]] = pair.answers(pair.ask([prompt], sampling, 0))
         assert end not in rollout.response_token_ids
         return rollout
 
@@ -404,24 +433,69 @@ def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
 
 
 def test_a_refused_prompt_fails_alone(pairs: dict[str, Pair]) -> None:
-    """A prompt that the engine cannot take is refused where its output is asked for; its neighbour is answered."""
+    """A prompt that the engine cannot take is refused; its neighbour is answered."""
     pair = pairs["untied"]
     sampling = Sampling(samples=1, temperature=1.0, max_tokens=4)
-    pair.engine(Engine.start, [(0, [5] * 600), (1, [8, 9])], sampling, 0)
-    asked = [pair.rollout.submit(0, Engine.generated, number, num_returns=2)[1] for number in (0, 1)]
-    assert len(ray.get(asked[1], timeout=60)) == 1
-    with pytest.raises(ray.exceptions.RayTaskError, match="600"):
-        ray.get(asked[0], timeout=60)
+    too_long, good = pair.ask([[5] * 600, [8, 9]], sampling, 0)
+    assert [len(group) for group in pair.answers([good])] == [1]
+    with pytest.raises(RuntimeError, match="600"):
+        pair.answers([too_long])
+
+
+def test_an_aborted_request_gives_what_it_has(pairs: dict[str, Pair]) -> None:
+    """Tokens so far, each with its logprob and version, as a request that is let be goes on; what has ended, or is not
+    known, is not aborted."""
+    pair = pairs["untied"]
+    pair.publish()
+    sampling = Sampling(samples=3, temperature=1.0, max_tokens=400)
+    cut, whole = pair.ask([[5, 6, 7], [8, 9]], sampling, 5)
+    _let_run(pair)
+    pair.engine(Engine.abort, [cut, 10**9])
+    [part] = pair.answers([cut])
+    stats = pair.engine(Engine.stats)
+    assert (stats.running, stats.waiting, stats.version, stats.lost) == (3, 0, pair.version, "")
+    [rest] = pair.answers([whole])
+    pair.engine(Engine.abort, [whole])
+    assert any(rollout.finish_reason == "abort" for rollout in part)
+    for rollout in part:
+        tokens = len(rollout.response_token_ids)
+        assert 0 < tokens < 400 and len(rollout.rollout_logprobs) == tokens
+        assert [(span.version, span.start, span.end) for span in rollout.versions] == [(pair.version, 0, tokens)]
+        assert rollout.status == ("failed" if rollout.finish_reason == "abort" else "ok")
+    assert {rollout.status for rollout in rest} <= {"ok", "truncated"}
+    [again] = pair.answers(pair.ask([[5, 6, 7], [8, 9]], sampling, 5)[:1])
+    for before, after in zip(part, again, strict=True):
+        assert after.response_token_ids[: len(before.response_token_ids)] == before.response_token_ids
+
+
+def test_an_engine_tells_how_it_is_while_its_thread_works(pairs: dict[str, Pair]) -> None:
+    """Beside the thread: also while a step hangs, and then it says for how long."""
+    pair = pairs["untied"]
+    pair.publish()
+    before = pair.engine(Engine.stats)
+    assert (before.running, before.slots, before.silent_s) == (0, ROLLOUT.max_concurrent, 0)
+    assert before.cache_used is not None and before.preemptions is not None
+    asked = pair.start([5, 6, 7], samples=4, max_tokens=300)
+    _let_run(pair)
+    hanging = pair.rollout.submit(0, Engine.hang, 1.5)
+    time.sleep(0.7)
+    during = pair.engine(Engine.stats)
+    assert during.running == 4 and 0 < during.cache_used <= 1 and 0.3 < during.silent_s < 1.6
+    assert not ray.wait([hanging], timeout=0)[0], "it was hanging all the time"
+    generated = sum(len(rollout.response_token_ids) for rollout in pair.answers(asked)[0])
+    after = pair.engine(Engine.stats)
+    assert after.generated_tokens == before.generated_tokens + generated and after.running == 0
+    ray.get(hanging, timeout=60)
 
 
 def test_paused_requests_are_kept(pair: Pair) -> None:
     """Nothing is generated during a pause, and everything that was running ends after it."""
-    reference = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
     _let_run(pair)
     pair.engine(Engine.pause)
-    assert ray.wait([reference], timeout=1)[1] == [reference]
+    assert pair.engine(Engine.poll, 1.0) == []
     pair.engine(Engine.resume)
-    rollouts = ray.get(reference, timeout=60)
+    [rollouts] = pair.answers(asked)
     assert len(rollouts) == 16
     assert {rollout.status for rollout in rollouts} <= {"ok", "truncated"}
     assert {span.version for rollout in rollouts for span in rollout.versions} == {pair.version}
@@ -437,11 +511,11 @@ def _assert_continued(pair: Pair, tmp_path: Path) -> None:
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     pair.train()
-    reference = pair.start([5, 6, 7], samples=32, max_tokens=400)
+    asked = pair.start([5, 6, 7], samples=32, max_tokens=400)
     _let_run(pair)
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
-    rollouts = ray.get(reference, timeout=60)
+    [rollouts] = pair.answers(asked)
     crossing = [rollout for rollout in rollouts if len(rollout.versions) == 2]
     assert crossing, "the publish came before or after all of the generation"
     for rollout in rollouts:
