@@ -75,6 +75,8 @@ class Rollouts:
         self._loads = Loads(len(engines))
         self._heard = [0.0] * len(engines)
         """When an engine last ended something, or got something to do after nothing."""
+        self._wanted: tuple[Lane, int] | None = None
+        """What somebody waits for."""
         self._changed = Condition()
         self._error: BaseException | None = None
         self._closed = False
@@ -163,7 +165,7 @@ class Rollouts:
 
     def _wait_for(self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None) -> None:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
-        known = -1
+        known, self._wanted = -1, (lane, groups)
         while True:
             if version is not None:
                 lane.drop_older_than(version - self.max_staleness)
@@ -174,6 +176,7 @@ class Rollouts:
             if self._error:
                 raise self._error
             if lane.can_give(groups):
+                self._wanted = None
                 return
             self._changed.wait(_LOOK_S)
 
