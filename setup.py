@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 
 
 class BuildWithStarters(build_py):
-    """Copies them where `launch/init.py` finds them; an editable installation has them in the clone."""
+    """Copies them where `launch/verbs/init.py` finds them; an editable installation has them in the clone."""
 
     def run(self) -> None:
         super().run()

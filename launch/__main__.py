@@ -2,7 +2,7 @@
 
 import sys
 
-from launch.shadowing import leave_out_working_directory
+from launch.checks.shadowing import leave_out_working_directory
 
 # Before any other import: with `python -m` the working directory is the first place where modules are looked for.
 leave_out_working_directory()

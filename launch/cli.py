@@ -13,18 +13,18 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launch import arguments as takes
-from launch import cluster_verbs
-from launch.arguments import UsageError, Verb
-from launch.parsing import parse_verb, unknown_verb
-from launch.reports import switch_off
-from launch.screen import show_what_acts
-from launch.shadowing import reach_code
+from launch.checks.shadowing import reach_code
+from launch.jobs import cluster_verbs
+from launch.screen.stdout import show_what_acts
+from launch.tracking.reports import switch_off
+from launch.verbs import arguments as takes
+from launch.verbs.arguments import UsageError, Verb
+from launch.verbs.parsing import parse_verb, unknown_verb
 
 if TYPE_CHECKING:
-    from launch.aside import Aside
+    from launch.checks.aside import Aside
     from launch.config import RunConfig
-    from launch.display import Display
+    from launch.screen.display import Display
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _LONGEST_LINE = 2000
@@ -129,10 +129,10 @@ def _overview() -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.aside import Aside
-    from launch.capacity import check_nodes
-    from launch.machine import this_machine
-    from launch.ray_address import check_ray_address
+    from launch.checks.aside import Aside
+    from launch.checks.capacity import check_nodes
+    from launch.checks.machine import this_machine
+    from launch.run.ray_address import check_ray_address
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
@@ -147,7 +147,7 @@ def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
 
     config = load(arguments.config, arguments.overrides)
     if config.cluster.env:
-        from launch.environment import taken_here
+        from launch.settings.environment import taken_here
 
         aside.close()  # it has imported libraries that read the environment, as the hub's does HF_HOME
         code = not getattr(arguments, "no_code", False)
@@ -156,9 +156,9 @@ def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
 
 
 def _checked_and_run(config: "RunConfig", aside: "Aside") -> int:
-    from launch.display import Display
-    from launch.opening import opening_lines
-    from launch.signals import interruptible
+    from launch.run.signals import interruptible
+    from launch.screen.display import Display
+    from launch.screen.opening import opening_lines
 
     with interruptible(), Display(started=_STARTED) as display:
         display.open(opening_lines(config))
@@ -166,7 +166,7 @@ def _checked_and_run(config: "RunConfig", aside: "Aside") -> int:
         _preflight(config, aside, display)
         aside.close()
         display.phase("loading libraries")
-        from launch.run import run  # imports ray: only once the mistakes are out
+        from launch.run.run import run  # imports ray: only once the mistakes are out
 
         try:
             return run(config, display)
@@ -177,7 +177,7 @@ def _checked_and_run(config: "RunConfig", aside: "Aside") -> int:
 
 def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
     from actors.config import UserError
-    from launch.check import examine
+    from launch.checks.check import examine
 
     try:
         findings = examine(config, aside)
@@ -191,11 +191,11 @@ def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from launch.aside import Aside
+    from launch.checks.aside import Aside
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
-        from launch.check import report
+        from launch.checks.check import report
 
         report(config, aside, as_json=arguments.json, code=not arguments.no_code)
     return 0
@@ -203,14 +203,14 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _data(arguments: argparse.Namespace) -> int:
     from launch.config import load
-    from launch.preview import preview
+    from launch.verbs.preview import preview
 
     preview(load(arguments.config, arguments.overrides), arguments.rows, code=not arguments.no_code)
     return 0
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from launch.chat import chat
+    from launch.verbs.chat import chat
 
     return chat(
         arguments.model,
@@ -221,15 +221,15 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 
 def _curves(arguments: argparse.Namespace) -> int:
-    from launch.redraw import curves_of
+    from launch.tracking.redraw import curves_of
 
     print(curves_of(arguments.run))
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from launch.export import export
-    from launch.hub import check_can_push, push_model
+    from launch.verbs.export import export
+    from launch.verbs.hub import check_can_push, push_model
 
     if arguments.private and not arguments.push:
         raise UsageError("--private: needs --push, got none")
@@ -237,7 +237,7 @@ def _export(arguments: argparse.Namespace) -> int:
         check_can_push("--push", arguments.push)
     source = arguments.run
     if arguments.step is not None:
-        from launch.export_step import export_step
+        from launch.verbs.export_step import export_step
 
         source = export_step(arguments.run, arguments.step)
     code = export(source, output=arguments.output, adapter=arguments.adapter)
@@ -247,19 +247,19 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from launch.init import init
+    from launch.verbs.init import init
 
     return init(arguments.directory)
 
 
 def _mine(arguments: argparse.Namespace) -> int:
-    from launch.mine import MineOptions, mine
+    from launch.verbs.mine import MineOptions, mine
 
     return mine(MineOptions(**vars(arguments)))
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from launch.search import search
+    from launch.verbs.search import search
 
     return search(
         arguments.model,
@@ -274,8 +274,8 @@ def _search(arguments: argparse.Namespace) -> int:
 def _help(arguments: argparse.Namespace) -> int:
     topic = arguments.topic
     if arguments.markdown or arguments.migrating:
-        from launch.help import settings_markdown
         from launch.peers.tables import migrating_markdown
+        from launch.verbs.help import settings_markdown
 
         print(settings_markdown() if arguments.markdown else migrating_markdown(), end="")
     elif topic is None:
@@ -283,7 +283,7 @@ def _help(arguments: argparse.Namespace) -> int:
     elif topic in VERBS:
         _help_of_verb(topic)
     else:
-        from launch.help import help_text
+        from launch.verbs.help import help_text
 
         print(help_text(topic))
     return 0
@@ -293,7 +293,7 @@ def _help_of_verb(name: str) -> None:
     """The verb's own help, and that of the section of this name (`data`, `run`), if there is one."""
     with contextlib.suppress(SystemExit):
         parse_verb(name, VERBS[name], ["--help"])
-    from launch.help import help_text, is_setting
+    from launch.verbs.help import help_text, is_setting
 
     if is_setting(name):
         print(f"\n{help_text(name)}")

@@ -25,12 +25,12 @@ from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.config_rl import RLConfig
-from launch.config_file import apply_overrides, read_yaml
-from launch.config_values import odd_values
-from launch.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
-from launch.literal_secrets import secret_problems
-from launch.rules import check_rules
+from launch.settings.file import apply_overrides, read_yaml
+from launch.settings.literal_secrets import secret_problems
+from launch.settings.rules import check_rules
+from launch.settings.values import odd_values
+from launch.verbs.hub import hub_id_problem
 
 _WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
 """Characters that Weights & Biases takes."""
@@ -219,7 +219,7 @@ def validate(values: dict[str, Any]) -> RunConfig:
             return config
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    from launch.config_errors import problems  # with the tables of names, which only a mistake needs
+    from launch.settings.errors import problems  # with the tables of names, which only a mistake needs
 
     raise UserError(*problems(errors, odd, values))
 

@@ -238,7 +238,7 @@ def _saved_tensors(checkpoint: Path) -> set[int]:
     """Checksums of the trained model in a checkpoint of ZeRO stage 0."""
     import torch
 
-    from actors.checksum import checksum
+    from actors.weights.checksum import checksum
 
     state = torch.load(checkpoint / "policy/state/mp_rank_00_model_states.pt", weights_only=False)
     found = {checksum(tensor) for tensor in state["module"].values()}
@@ -261,7 +261,7 @@ def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, 
         assert done.stdout.strip() == str(run / f"export-step-{step}")
         from safetensors.torch import load_file
 
-        from actors.checksum import checksum
+        from actors.weights.checksum import checksum
 
         found = {checksum(tensor) for tensor in load_file(run / f"export-step-{step}/model.safetensors").values()}
         having = {path.name for path in (run / "checkpoints").glob("step-*") if _saved_tensors(path) <= found}

@@ -1,6 +1,7 @@
 """FakeEngines and FakePool: a group of rollout engines and the reward pool, without Ray and without waiting.
 
-They are the group, `ray.wait` and the clock of `algorithms.sampler` in one, so that a script says what ends and when.
+They are the group, `ray.wait` and the clock of `algorithms.rollouts.sampler` in one, so that a script says what ends
+and when.
 """
 
 from collections import deque
@@ -10,10 +11,10 @@ from typing import Any, get_args
 
 from actors.batch import Prompt, RolloutStatus
 from actors.group import GroupError
-from actors.rollout_types import RolloutInfo
+from actors.rollout.types import RolloutInfo
 from algorithms.config import RewardConfig
-from algorithms.reward_pool import RewardPool, _Job
-from algorithms.rewards import Score, failed_score
+from algorithms.rewards.pool import RewardPool, _Job
+from algorithms.rewards.scores import Score, failed_score
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from actors.quick_import import quick_vllm, without_science
 
 without_science()
 with quick_vllm(compiled=False):
-    from actors import rollout_engine
     from actors.config import LoraConfig
-    from actors.rollout import Adapter
-    from actors.rollout_engine import EngineThread
+    from actors.rollout import engine as rollout_engine
+    from actors.rollout.engine import EngineThread
+    from actors.rollout.worker import Adapter
 
 REFUSED = 666
 """A prompt of this token is too long."""
@@ -260,9 +260,9 @@ def adapter() -> Any:
 
 def ranks() -> Any:
     """vLLM has room for adapters of some ranks: the smallest that is enough."""
-    import actors.lora
+    import actors.models.lora
 
-    actors.lora.adapted_layer_kinds = lambda directory, lora: [directory, *lora.targets]  # type: ignore[assignment]
+    actors.models.lora.adapted_layer_kinds = lambda directory, lora: [directory, *lora.targets]  # type: ignore[assignment]
     options = [
         rollout_engine._adapter_options("model", LoraConfig(rank=rank, targets=["q"])) for rank in (1, 8, 9, 512)
     ]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import ModelInit
-from actors.skeleton import hf_config
-from actors.tokenizer import build_char_tokenizer
-from launch.model_tensors import Shapes, expected_tensors
+from actors.models.skeleton import hf_config
+from actors.models.tokenizer import build_char_tokenizer
+from launch.models.tensors import Shapes, expected_tensors
 
 INIT = ModelInit(hidden_size=64, layers=2, heads=2, kv_heads=1, alphabet="abcdefgh", max_positions=128)
 

@@ -33,7 +33,8 @@ _SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "CI": "true", "HF_HU
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mutation and what became of it. Example: actors.packing, actors.packing.plan, "a < b => a <= b", survived."""
+    """A mutation and what became of it. Example: algorithms.packing, algorithms.packing.plan, "a < b => a <= b",
+    survived."""
 
     module: str
     function: str
@@ -83,7 +84,7 @@ def change_of(diff: str) -> str:
 
 
 def function_of(name: str) -> str:
-    """Of mutmut's name of a mutation. Example: actors.packed.xǁPackedǁsums__mutmut_3 is actors.packed.Packed.sums."""
+    """Of mutmut's name of a mutation. Example: algorithms.packing.xǁPǁsums__mutmut_3 is algorithms.packing.P.sums."""
     module, _, mangled = name.partition("__mutmut_")[0].rpartition(".")
     return f"{module}.{mangled.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from actors.config import OptimizerConfig, TrainerConfig
-from actors.engine import TrainingEngine, join_process_group
 from actors.rendezvous import listener, serve_store
+from actors.train.engine import TrainingEngine, join_process_group
 
 SMALL = OptimizerConfig(lr=0.05)
 STAGES = (0, 1, 2, 3)

@@ -74,7 +74,12 @@ def test_the_example_has_all_its_parts() -> None:
 
 
 def test_the_example_follows_the_style(copy: Path, environment: dict[str, str]) -> None:
-    files = ["algorithms/slic.py", "algorithms/config_offline.py", "algorithms/config.py", "launch/build_offline.py"]
+    files = [
+        "algorithms/slic.py",
+        "algorithms/config_offline.py",
+        "algorithms/config.py",
+        "launch/run/build_offline.py",
+    ]
     run(copy, environment, "ruff", "check", *files)
     run(copy, environment, "ruff", "format", "--check", *files)
 

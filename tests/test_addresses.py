@@ -8,8 +8,8 @@ import pytest
 
 from launch.cli import main
 from launch.jobs import client
+from launch.jobs.within import DeadlinePassed, within
 from launch.kube import kubeconfig
-from launch.within import DeadlinePassed, within
 from tests.bad_servers import ANSWERS, bad_server
 
 KINDS = ["silent", "dripping", *ANSWERS]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algorithms.advantages import (
+from algorithms.rl.advantages import (
     Moments,
     among_counted,
     gae,

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from actors.attention import PackedLayout, packed_sdpa, register_packed_sdpa
+from actors.models.attention import PackedLayout, packed_sdpa, register_packed_sdpa
 
 FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),

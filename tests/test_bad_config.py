@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from actors.config import UserError
+from launch.checks.shadowing import shadowing
 from launch.config import load
-from launch.shadowing import shadowing
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = {

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from actors.tokenizer import tokenizer_for
-from algorithms.comparable import require_comparable
+from actors.models.tokenizer import tokenizer_for
 from algorithms.config import DataConfig
-from algorithms.data import load_rows
-from algorithms.reading import run_data
-from algorithms.reward_calls import check_signature
+from algorithms.data.reading import run_data
+from algorithms.data.tokens import load_rows
+from algorithms.offline.comparable import require_comparable
+from algorithms.rewards.calls import check_signature
+from launch.checks.inputs import Rows, check_rows, check_unpaired
 from launch.config import validate
-from launch.inputs import Rows, check_rows, check_unpaired
 
 INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
 JOBS: dict[str, dict[str, Any]] = {
@@ -227,7 +227,7 @@ def test_kto_compares_different_prompts_in_every_update_and_in_what_is_held_out(
 
 def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     rows_file(GOOD_LINE * 2)
-    monkeypatch.setattr("algorithms.sources._CONVERTED_S", 0.5)
+    monkeypatch.setattr("algorithms.data.sources._CONVERTED_S", 0.5)
     Path("loops.py").write_text(
         "import time, sys\n"
         "def forever(row):\n    while True:\n        try:\n            pass\n        except Exception:\n"
@@ -252,7 +252,7 @@ def test_code_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, message in expected.items():
         assert complaint("grpo", converter=name).startswith(f"data.converter: {message}")
-    monkeypatch.setattr("algorithms.sources._CONVERTED_S", 60)
+    monkeypatch.setattr("algorithms.data.sources._CONVERTED_S", 60)
     assert load_rows(DataConfig(train="rows.jsonl", converter="patient.py:convert"), "data.train"), "next() ends a loop"
     assert "loops.py:forever never ends: a loop without an end (line" in complaint("grpo", converter="loops.py:forever")
     assert "loops.py:number must give rows one after the other, got a number 5" in complaint(
@@ -279,7 +279,7 @@ def test_code_that_kills_its_process_does_not_kill_the_check(data: str) -> None:
 
 
 def test_a_limit_above_the_rows_and_the_same_rows_twice_are_told() -> None:
-    from launch.check import examine
+    from launch.checks.check import examine
 
     rows_file(GOOD_LINE * 2)
     Path("copy.jsonl").write_text(GOOD_LINE * 2)
@@ -355,12 +355,12 @@ def test_functions_of_the_wrong_form_are_told_before_they_are_called(recwarn: py
 
 
 def test_a_generator_without_end_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.inputs.READ_ROWS", 20)
+    monkeypatch.setattr("launch.checks.inputs.READ_ROWS", 20)
     Path("endless.py").write_text("def rows(split):\n    while True:\n        yield {'prompt': 'hi', 'answer': 'a'}\n")
     [warning] = check_rows(config("grpo", train="endless.py:rows"), "data.train", tokenise=True).warnings
     assert warning == "data.train: gave 20 rows and may give more, of which the run reads all; data.limit ends it"
     assert not check_rows(config("grpo", train="endless.py:rows", limit=30), "data.train", tokenise=True).warnings
-    monkeypatch.setattr("algorithms.sources._ENDLESS_ROWS", 50)
+    monkeypatch.setattr("algorithms.data.sources._ENDLESS_ROWS", 50)
     with pytest.raises(UserError, match=r"endless\.py:rows must end, gave 50 rows and more; data.limit takes"):
         load_rows(DataConfig(train="endless.py:rows"), "data.train")
     assert len(load_rows(DataConfig(train="endless.py:rows", limit=60), "data.train")) == 60
@@ -373,7 +373,7 @@ def test_text_that_the_tokenizer_cannot_express_is_told() -> None:
 
 
 def test_a_column_that_one_row_lacks_is_named_with_the_row() -> None:
-    from launch.check import examine
+    from launch.checks.check import examine
 
     rows_file(GOOD_LINE * 10 + '{"prompt": "hi", "completion": "x"}\n')
     with pytest.raises(UserError) as error:
@@ -420,7 +420,8 @@ HUGE_ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("job", HUGE_ROWS)
 def test_a_row_of_megabytes_is_one_line_and_not_tokenised_as_a_whole(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tokens would take seconds and gigabytes; of a part of it enough is known."""
-    from algorithms import data, pairs, rendering
+    from algorithms.data import pairs, rendering
+    from algorithms.data import tokens as data
 
     tokenised: list[int] = []
     whole = rendering.encode_texts
@@ -454,7 +455,7 @@ def test_a_row_of_megabytes_can_be_cut() -> None:
 
 def test_a_column_that_both_sets_lack_is_one_line() -> None:
     """And where nothing reads what it is renamed to, this is what is told."""
-    from launch.check import examine
+    from launch.checks.check import examine
 
     rows_file('{"prompt": "hi", "answer": "yes"}\n')
     rows_file('{"prompt": "ha", "answer": "yes"}\n', "other.jsonl")

@@ -7,7 +7,7 @@ import pytest
 
 from actors.config import UserError
 from launch.config import load, validate
-from launch.settings import range_text, settings, type_text
+from launch.settings.tree import range_text, settings, type_text
 
 NUMBERS = [item for item in settings() if re.search("number", type_text(item)) and not item.sections]
 ANY = {"model.init.seed"}
@@ -77,7 +77,7 @@ def test_what_a_large_laboratory_has_passes() -> None:
 def test_pods_of_the_largest_run_are_packed_at_once() -> None:
     """Each bundle looks only at nodes that may have room: 100,000 engines beside as many ranks."""
     from launch.kube.packing import pack_nodes
-    from launch.placement import reservations
+    from launch.run.placement import reservations
 
     values = job()
     values["algorithm"] |= {"prompts_per_step": 100_000}

@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from actors.config import UserError
-from launch import checkpoint
-from launch.checkpoint import Checkpoints, Files
 from launch.config import RunConfig, validate
+from launch.run import checkpoint
+from launch.run.checkpoint import Checkpoints, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -261,7 +261,7 @@ def test_a_driver_ends_when_another_one_has_begun_the_run_anew(tmp_path: Path) -
     checkpoints.prepare()
     checkpoints.require_ours()
     program = (
-        "import json, sys; from launch.checkpoint import Checkpoints; from launch.config import validate\n"
+        "import json, sys; from launch.run.checkpoint import Checkpoints; from launch.config import validate\n"
         "Checkpoints(validate(json.load(sys.stdin))).prepare()"
     )
     values = config_for(tmp_path).model_dump_json()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch.checkpoint import Checkpoints, Files, identity
 from launch.config import RunConfig, validate
+from launch.run.checkpoint import Checkpoints, Files, identity
 
 Sections = dict[str, Any]
 INIT: Sections = {"model": {"init": {"hidden_size": 32}}}
@@ -134,7 +134,7 @@ def test_other_settings_may_change(saved: Any, tmp_path: Path, then: Sections, s
 
 def test_data_that_changed_since_the_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rows are refused by `check` already, with the setting that makes them fewer; the rest is a warning."""
-    from launch.check import examine
+    from launch.checks.check import examine
 
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 6)
@@ -176,8 +176,8 @@ def test_rows_that_check_did_not_count_refuse_no_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlong: str
 ) -> None:
     """Of many rows `check` tokenises the first; the run leaves out those beyond that are too long."""
-    from launch import inputs
-    from launch.inputs import check_rows
+    from launch.checks import inputs
+    from launch.checks.inputs import check_rows
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inputs, "_COUNTING_S", 0.0)

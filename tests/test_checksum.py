@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors import checksum as module
-from actors.checksum import checksum
+from actors.weights import checksum as module
+from actors.weights.checksum import checksum
 
 SIZES = (10, 5000, 70_000)
 """Words: a part of a row, of two rows, more than are summed by numpy."""

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from actors.config import UserError
-from launch.chat import chat
+from launch.checks.machine import machine_gpus
 from launch.config import machine_cpus
-from launch.machine import machine_gpus
+from launch.verbs.chat import chat
 from tests.fake_models import fake_model
 
 ROOT = Path(__file__).parent.parent
@@ -237,8 +237,8 @@ def test_chat_answers_from_a_run_directory(project: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from actors.config import ModelInit
-    from actors.skeleton import hf_config
-    from actors.tokenizer import build_char_tokenizer
+    from actors.models.skeleton import hf_config
+    from actors.models.tokenizer import build_char_tokenizer
 
     init = ModelInit(hidden_size=32, layers=1, heads=4, max_positions=32, tie_embeddings=False)
     tokenizer = build_char_tokenizer(init.alphabet)
@@ -365,7 +365,7 @@ def test_a_terminal_shows_what_is_to_run_at_once_and_a_mistake_last(project: Pat
 def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:
     program = (
         "import os, signal, time\n"
-        "from launch.signals import interruptible\n"
+        "from launch.run.signals import interruptible\n"
         "with interruptible():\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

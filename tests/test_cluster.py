@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from launch import ray_address, reports
-from launch.cluster import _runtime_environment
 from launch.config import RunConfig, validate
-from launch.local_ray import private_directories, require_token
-from launch.ray_address import auth_mode, check_ray_address, open_warnings
+from launch.run import ray_address
+from launch.run.cluster import _runtime_environment
+from launch.run.local_ray import private_directories, require_token
+from launch.run.ray_address import auth_mode, check_ray_address, open_warnings
+from launch.tracking import reports
 from tests.bad_servers import ANSWERS, bad_server
 
 

@@ -10,10 +10,10 @@ import yaml
 
 from actors.config import UserError
 from algorithms.config import SFTConfig
-from launch.check import examine, preflight
+from launch.checks.check import examine, preflight
+from launch.checks.report import batch_lines
 from launch.config import RunConfig, load, validate
-from launch.config_file import parse
-from launch.report import batch_lines
+from launch.settings.file import parse
 
 GRPO: dict[str, Any] = {
     "algorithm": {"name": "grpo"},

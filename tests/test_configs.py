@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from actors.config import ModelConfig
-from actors.skeleton import write_skeleton
-from launch import machine
-from launch.check import preflight
+from actors.models.skeleton import write_skeleton
+from launch.checks import machine
+from launch.checks.check import preflight
 from launch.config import RunConfig, load
-from launch.model_files import role_of
-from launch.model_tensors import expected_tensors
+from launch.models.files import role_of
+from launch.models.tensors import expected_tensors
 from tests.fake_models import write_weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,11 +7,11 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from actors.batch import Sequence
 from actors.config import ModelInit, UserError
-from actors.tokenizer import build_char_tokenizer
+from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.conventions import detect
-from algorithms.data import prompts, sequences
-from algorithms.pairs import judged, pairs
+from algorithms.data.conventions import detect
+from algorithms.data.pairs import judged, pairs
+from algorithms.data.tokens import prompts, sequences
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
 TALK = [

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from launch import redraw
-from launch.curves import draw_curves
-from launch.redraw import CurveDrawer, curves_of
+from launch.tracking import redraw
+from launch.tracking.curves import draw_curves
+from launch.tracking.redraw import CurveDrawer, curves_of
 
 GRPO = {
     "reward/mean": 0.5,
@@ -52,8 +52,8 @@ def test_a_run_without_steps_has_no_curves(tmp_path: Path) -> None:
 
 def panels_of(rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     titles: list[str] = []
-    monkeypatch.setattr("launch.curves._lines", lambda title, metrics, log: titles.append(title))
-    from launch.curves import _panels
+    monkeypatch.setattr("launch.tracking.curves._lines", lambda title, metrics, log: titles.append(title))
+    from launch.tracking.curves import _panels
 
     _panels({name for row in rows for name in row}, rows)
     return titles

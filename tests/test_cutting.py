@@ -9,7 +9,7 @@ import pytest
 
 from actors.batch import Sequence
 from actors.config import UserError
-from algorithms.overlong import Reading, Tally, cut_responses, cut_sequence, divided, held_out_count
+from algorithms.data.overlong import Reading, Tally, cut_responses, cut_sequence, divided, held_out_count
 
 BOS = 9
 
@@ -113,8 +113,8 @@ def huge_reading(examples: list[Any], overlong: str, limit: int, count: Any) -> 
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("algorithms.overlong._HUGE", 300)
-    monkeypatch.setattr("algorithms.overlong._PART", 200)
+    monkeypatch.setattr("algorithms.data.overlong._HUGE", 300)
+    monkeypatch.setattr("algorithms.data.overlong._PART", 200)
 
 
 @pytest.mark.usefixtures("_small")

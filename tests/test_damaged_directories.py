@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch.checkpoint import Checkpoints, Files
 from launch.config import RunConfig, validate
-from launch.history import steps_in_words
-from launch.tracking import Tracker
+from launch.run.checkpoint import Checkpoints, Files
+from launch.tracking.history import steps_in_words
+from launch.tracking.tracker import Tracker
 
 Damage = Callable[[Path], object]
 ANEW = "to start anew: checkpoint.resume=false, or another run.name than first"
@@ -372,7 +372,7 @@ def test_a_best_checkpoint_that_is_gone_is_told(run: Path) -> None:
 
 def test_a_kill_between_best_and_latest_keeps_both(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each of the renames that make a checkpoint count."""
-    from launch import checkpoint
+    from launch.run import checkpoint
 
     best = {"metric": "eval/reward/mean", "value": 0.75}
     config = job(run.parent, eval_every=5, best_by="eval/reward/mean")

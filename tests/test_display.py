@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from launch.config import validate
-from launch.display import Display
-from launch.opening import opening_lines
-from launch.shown import fitted, flowed, visible
+from launch.screen.display import Display
+from launch.screen.opening import opening_lines
+from launch.screen.shown import fitted, flowed, visible
 
 ROOT = Path(__file__).parent.parent
 METRICS = {
@@ -200,9 +200,9 @@ def test_the_first_words_say_what_where_and_on_what(tmp_path: Path, monkeypatch:
         "run": {"output": str(tmp_path), "name": "first"},
     }
     config = validate(settings)
-    from actors.tokenizer import tokenizer_for
-    from launch.estimate import counted_parameters
-    from launch.opening import hf_config
+    from actors.models.tokenizer import tokenizer_for
+    from launch.checks.estimate import counted_parameters
+    from launch.screen.opening import hf_config
 
     assert config.model.init is not None
     values = hf_config(config.model.init, "fp32", len(tokenizer_for(config.model)), 0, 0)
@@ -218,9 +218,9 @@ def test_the_first_words_say_what_where_and_on_what(tmp_path: Path, monkeypatch:
 
 PROGRAM = """
 import sys, time
-from launch.screen import show_what_acts
+from launch.screen.stdout import show_what_acts
 show_what_acts()
-from launch.display import Display
+from launch.screen.display import Display
 with Display() as display:
     display.open(["first words"])
     for step in range(1, 2000):

@@ -14,7 +14,6 @@ from pydantic_core import PydanticUndefined
 
 from actors.config import LoraConfig, UserError
 from actors.config_rollout import TransferConfig
-from algorithms import encoder_columns
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.config_encoder import (
     EmbeddingConfig,
@@ -28,13 +27,14 @@ from algorithms.config_encoder import (
 )
 from algorithms.config_offline import DPOConfig, PreferenceLoss, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, ImportanceCorrection, PPOConfig, RLConfig
-from algorithms.reward_calls import Samples
-from algorithms.rewards import load_sources, score_batch
+from algorithms.encoder import columns as encoder_columns
+from algorithms.rewards.calls import Samples
+from algorithms.rewards.scores import load_sources, score_batch
 from benchmarks.demo_picture import draw
-from launch.check import preflight
+from launch.checks.check import preflight
 from launch.cli import VERBS
 from launch.config import RunConfig, load, validate
-from launch.config_file import parse
+from launch.settings.file import parse
 from tests import tree
 
 ROOT = Path(__file__).resolve().parent.parent

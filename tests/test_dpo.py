@@ -5,7 +5,7 @@ import pytest
 
 from actors.batch import Sequence
 from actors.config import UserError
-from algorithms.dpo import strangers
+from algorithms.offline.dpo import strangers
 
 
 def sequence(prompt: list[int], response: list[int]) -> Sequence:

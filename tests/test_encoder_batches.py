@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.config import UserError
-from algorithms.encoder_batches import (
+from algorithms.encoder.batches import (
     Example,
     TaskBatches,
     TaskRows,
@@ -19,7 +19,7 @@ from algorithms.encoder_batches import (
     draw_ranking,
     require_negatives,
 )
-from algorithms.encoder_rows import Graded, Ranking
+from algorithms.encoder.rows import Graded, Ranking
 
 RANKING = Ranking(
     query="首都",

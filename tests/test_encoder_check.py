@@ -13,14 +13,14 @@ import torch
 from rich.console import Console
 
 from actors.config import EncoderHead, ModelConfig, ModelInit, UserError
-from actors.skeleton import hf_config, write_skeleton
-from launch.check import Findings, examine
+from actors.models.skeleton import hf_config, write_skeleton
+from launch.checks.check import Findings, examine
+from launch.checks.estimate import encoder_parameters
 from launch.config import validate
-from launch.estimate import encoder_parameters
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
-from launch.model_tensors import expected_tensors
-from launch.preview import preview
+from launch.models.tensors import expected_tensors
+from launch.verbs.preview import preview
 from tests.fake_models import write_weights
 
 Rows = list[dict[str, Any]]
@@ -186,7 +186,7 @@ def test_check_agrees_with_what_loads() -> None:
     from sentence_transformers import CrossEncoder
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from actors.encoder_models import load_encoder
+    from actors.models.encoders import load_encoder
 
     for name, classes in {"one": 1, "two": 2}.items():
         write_skeleton(BODY, Path(name))

@@ -11,8 +11,8 @@ import pytest
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
-from algorithms.encoder_batches import Example, TaskRows
-from algorithms.encoder_data import training_tasks
+from algorithms.encoder.batches import Example, TaskRows
+from algorithms.encoder.data import training_tasks
 
 Rows = list[dict[str, Any]]
 TRAIN = "data.train"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from algorithms import encoder_evaluation
 from algorithms.config import DataConfig
-from algorithms.encoder_evaluation import measure_embeddings, measure_scores
-from algorithms.encoder_held_out import HeldOut, RankedSet, SimilaritySet, held_out
-from algorithms.encoder_rows import Ranking
+from algorithms.encoder import evaluation as encoder_evaluation
+from algorithms.encoder.evaluation import measure_embeddings, measure_scores
+from algorithms.encoder.held_out import HeldOut, RankedSet, SimilaritySet, held_out
+from algorithms.encoder.rows import Ranking
 
 Rows = list[dict[str, Any]]
 Sets = Callable[..., list[HeldOut]]

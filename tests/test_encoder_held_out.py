@@ -10,8 +10,8 @@ import pytest
 
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.encoder_held_out import HeldOut, RankedSet, held_out
-from algorithms.encoder_mteb import mteb_tasks, run_mteb
+from algorithms.encoder.held_out import HeldOut, RankedSet, held_out
+from algorithms.encoder.mteb import mteb_tasks, run_mteb
 
 Rows = list[dict[str, Any]]
 CORPUS = [
@@ -166,7 +166,7 @@ def test_a_named_set_is_named_in_its_mistakes(tmp_path: Path) -> None:
 
 def test_reading_needs_no_heavy_library() -> None:
     """`tandem check` reads evaluation data too."""
-    program = "import sys, algorithms.encoder_held_out, algorithms.encoder_evaluation, algorithms.encoder_mteb\n"
+    program = "import sys, algorithms.encoder.held_out, algorithms.encoder.evaluation, algorithms.encoder.mteb\n"
     program += "print({'torch', 'sentence_transformers', 'transformers', 'datasets', 'mteb'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from algorithms.config_encoder import EmbeddingTask, RerankerConfig
-from algorithms.encoder_losses import embedding_loss, reranker_loss
+from algorithms.encoder.losses import embedding_loss, reranker_loss
 
 ROWS, WIDTH = 5, 8
 GENERATOR = torch.Generator().manual_seed(4)

@@ -9,7 +9,7 @@ import pytest
 
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.encoder_rows import (
+from algorithms.encoder.rows import (
     Graded,
     Ranking,
     Scored,

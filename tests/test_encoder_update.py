@@ -21,16 +21,16 @@ from hypothesis import strategies as st
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.encoder import EncoderText, EncoderWorker, cut_lengths
-from actors.encoder_models import load_encoder
-from actors.engine import gathered
 from actors.group import ActorGroup, Slot
-from actors.lora import adapter_state, add_adapters
-from actors.skeleton import write_skeleton
+from actors.models.encoders import load_encoder
+from actors.models.lora import adapter_state, add_adapters
+from actors.models.skeleton import write_skeleton
+from actors.train.encoder import EncoderText, EncoderWorker, cut_lengths
+from actors.train.engine import gathered
 from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
-from algorithms.embedding import Embedding
-from algorithms.encoder_batches import Example
-from algorithms.reranker import Reranker
+from algorithms.encoder.batches import Example
+from algorithms.encoder.embedding import Embedding
+from algorithms.encoder.reranker import Reranker
 
 UPDATES, ROWS = 2, 7
 ALPHABET = "abcdefghijklmnop 红狐狸在北京卖灯"

@@ -10,13 +10,20 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 
-from actors import stored
 from actors.config import FrozenGroupConfig, LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.config_deepspeed import FIELDS, OURS
-from actors.engine import TrainingEngine, _checkpoint_files, _schedule, checkpoint_types, gathered, inference_module
-from actors.lora import add_adapters, plain_parameters
-from actors.policy import PolicyWorker
-from actors.reference import ReferenceWorker
+from actors.files import stored
+from actors.models.lora import add_adapters, plain_parameters
+from actors.train.engine import (
+    TrainingEngine,
+    _checkpoint_files,
+    _schedule,
+    checkpoint_types,
+    gathered,
+    inference_module,
+)
+from actors.train.policy import PolicyWorker
+from actors.train.reference import ReferenceWorker
 from tests.one_rank import (
     SMALL,
     STAGES,

@@ -11,12 +11,12 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.engine_client import EngineClient
-from actors.gloo_sender import GlooSender
 from actors.group import ActorGroup, GroupError, Slot
-from actors.publisher import Publisher
-from launch.cluster import _keep_messages
-from launch.run import _worker_log
+from actors.weights.engine_client import EngineClient
+from actors.weights.gloo_sender import GlooSender
+from actors.weights.publisher import Publisher
+from launch.run.cluster import _keep_messages
+from launch.run.run import _worker_log
 from tests.fake_receivers import Engine
 
 DEADLINE_S = 4.0

@@ -10,7 +10,7 @@ import pytest
 
 from actors.config import UserError
 from actors.config_rollout import RolloutConfig
-from launch.engine_options import DECIDED, _fields, check_engine_options
+from launch.checks.engine_options import DECIDED, _fields, check_engine_options
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""Sizes of launch/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
+"""Sizes of launch/checks/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 
 from actors.config import FrozenGroupConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig
-from actors.safetensors_header import stored_tensors
-from actors.skeleton import hf_config
+from actors.models.safetensors_header import stored_tensors
+from actors.models.skeleton import hf_config
 from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig
-from launch.estimate import (
+from launch.checks.estimate import (
     ENGINE_BASE,
     FLOAT32,
     GIB,
@@ -28,7 +28,7 @@ from launch.estimate import (
     rl_arithmetic,
     trainer_memory,
 )
-from launch.model_files import stored_parameters
+from launch.models.files import stored_parameters
 
 NUMBERS = {
     "vocab_size": 101,

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.batch import Experience
-from actors.worker import ScoredGroups, Worker
+from actors.train.worker import ScoredGroups, Worker
 from algorithms.config_rl import GRPOConfig, PPOConfig
-from algorithms.estimators import Estimator
+from algorithms.rl.estimators import Estimator
 
 Array = NDArray[np.float64]
 SIZES: dict[str, Any] = {"prompts_per_step": 5, "samples_per_prompt": 3}

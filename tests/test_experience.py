@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.batch import Prompt
-from actors.rollout_types import RolloutInfo
-from actors.worker import Totals
-from algorithms.experience import (
+from actors.rollout.types import RolloutInfo
+from actors.train.worker import Totals
+from algorithms.rewards.scores import empty_scores
+from algorithms.rl.experience import (
     RankWork,
     Sample,
     count_micro_batches,
@@ -22,8 +23,7 @@ from algorithms.experience import (
     split_updates,
     totals_of,
 )
-from algorithms.rewards import empty_scores
-from algorithms.sampler import ScoredGroup
+from algorithms.rollouts.sampler import ScoredGroup
 
 
 def group(number: int, prompt: int, *responses: int, statuses: str = "") -> ScoredGroup:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch import export_step
+from launch.checks.contents import model_contents
 from launch.config import validate
-from launch.contents import model_contents
-from launch.export_step import _on_this_machine, _require_base, kept_steps
+from launch.verbs import export_step
+from launch.verbs.export_step import _on_this_machine, _require_base, kept_steps
 from tests.fake_models import fake_model
 
 

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit
-from actors.encoder_models import load_encoder, write_encoder
-from actors.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
-from actors.models import export_model, load_model, load_value_model
-from actors.skeleton import write_skeleton
-from actors.tokenizer import load_tokenizer
+from actors.models.encoders import load_encoder, write_encoder
+from actors.models.load import export_model, load_model, load_value_model
+from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
+from actors.models.skeleton import write_skeleton
+from actors.models.tokenizer import load_tokenizer
 
 SETTINGS = {"attention_dropout": 0.1, "use_cache": True, "rope_theta": 5000.0, "torch_dtype": "bfloat16", "ours": [1]}
 GENERATION = {"eos_token_id": [2, 5], "temperature": 0.6, "do_sample": False}

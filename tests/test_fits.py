@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch import check, machine
-from launch.capacity import check_nodes, check_resources, gpu_settings, machine_line
-from launch.check import Findings
+from launch.checks import check, machine
+from launch.checks.capacity import check_nodes, check_resources, gpu_settings, machine_line
+from launch.checks.check import Findings
+from launch.checks.estimate import GIB, DecoderShape, parameter_count
+from launch.checks.fits import check_bucket, check_disk, check_memory, check_room
+from launch.checks.machine import Machine, memory_here
 from launch.config import RunConfig, validate
-from launch.config_file import parse
-from launch.estimate import GIB, DecoderShape, parameter_count
-from launch.fits import check_bucket, check_disk, check_memory, check_room
-from launch.machine import Machine, memory_here
+from launch.settings.file import parse
 
 SHAPE = DecoderShape(
     hidden_size=2048, layers=16, heads=16, kv_heads=16, head_dim=128, intermediate_size=8192, vocab_size=32000,

@@ -13,37 +13,37 @@ from typing import Any
 import pytest
 import torch
 
-from actors import stored
 from actors.config import UserError
-from actors.full_disk import disk_problem, told_when_full
+from actors.files import stored
+from actors.files.full_disk import disk_problem, told_when_full
 from actors.group import GroupError
 from algorithms.batches import Batches
 from algorithms.config_offline import SFTConfig
 from algorithms.config_rl import GRPOConfig
-from algorithms.grpo import GRPO
 from algorithms.loop import Clock
-from algorithms.offline import Offline
-from launch.checkpoint import Checkpoints
+from algorithms.offline.loop import Offline
+from algorithms.rl.grpo import GRPO
+from launch.checks.output import require_there
 from launch.config import validate
-from launch.display import Display
-from launch.groups import RunCheckpointer
-from launch.output import require_there
-from launch.run import _farewell, _prepare
-from launch.tracking import Tracker
+from launch.run.checkpoint import Checkpoints
+from launch.run.groups import RunCheckpointer
+from launch.run.run import _farewell, _prepare
+from launch.screen.display import Display
+from launch.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_A_SMALL_DISK = f"""
 import os, sys
 from pathlib import Path
 import torch
-from actors import stored
+from actors.files import stored
 from actors.config import UserError
-from actors.full_disk import told_when_full
+from actors.files.full_disk import told_when_full
 from algorithms.batches import Batches
 from algorithms.config_offline import SFTConfig
-from algorithms.offline import Offline
-from launch.checkpoint import Checkpoints
-from launch.tracking import Tracker
+from algorithms.offline.loop import Offline
+from launch.run.checkpoint import Checkpoints
+from launch.tracking.tracker import Tracker
 from safetensors.torch import save_file
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from test_full_disk import job
@@ -247,8 +247,8 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
     monkeypatch: pytest.MonkeyPatch, fails_at: int | None
 ) -> None:
     """As in jobs on given rows; the new weights go to the engines before either."""
-    monkeypatch.setattr("algorithms.rl.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
-    monkeypatch.setattr("algorithms.rl.sample_rows", lambda *_: [])
+    monkeypatch.setattr("algorithms.rl.stages.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
+    monkeypatch.setattr("algorithms.rl.stages.sample_rows", lambda *_: [])
     record: Any = Recorder(fails_at)
     empty: Any = SimpleNamespace(metrics=lambda _: {}, state_dict=dict, failed=0)
     loop = GRPO(

@@ -295,7 +295,7 @@ def test_the_best_checkpoint_is_the_first_of_equal_ones(own_task: Any) -> None:
 
 def test_learning_rate_0_changes_nothing(own_task: Any, warm_model: Path) -> None:
     """Weights keep their checksums, trainer and sampler agree at every step, the reward distribution is constant."""
-    from actors.checksum import checksum
+    from actors.weights.checksum import checksum
 
     initial = {name: checksum(tensor) for name, tensor in load_file(warm_model / "model.safetensors").items()}
     assert len(initial) > 20

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from launch.health import CEILINGS, RECOVERY_STEPS, REWARD_WINDOW, Health
+from launch.screen.health import CEILINGS, RECOVERY_STEPS, REWARD_WINDOW, Health
 
 
 @pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda ceiling: ceiling.metric)

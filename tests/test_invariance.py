@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.critic import CriticWorker, RewardModelWorker
 from actors.group import ActorGroup
-from actors.policy import PolicyWorker
-from actors.reference import ReferenceWorker
-from actors.rollout_types import Sampling
+from actors.rollout.types import Sampling
+from actors.train.critic import CriticWorker, RewardModelWorker
+from actors.train.policy import PolicyWorker
+from actors.train.reference import ReferenceWorker
 from algorithms.config_offline import DPOConfig, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
-from algorithms.dpo import DPO
-from algorithms.experience import divide, samples_of, totals_of
-from algorithms.grpo import GRPO
-from algorithms.ppo import PPO, critic_loss
-from algorithms.reward_model import RewardModel
-from algorithms.rl import RL
-from algorithms.shaper import RewardShaper
+from algorithms.offline.dpo import DPO
+from algorithms.offline.reward_model import RewardModel
+from algorithms.rl.experience import divide, samples_of, totals_of
+from algorithms.rl.grpo import GRPO
+from algorithms.rl.ppo import PPO, critic_loss
+from algorithms.rl.shaper import RewardShaper
+from algorithms.rl.stages import RL
 from tests.trainees import (
     GROUP,
     Division,

@@ -17,7 +17,7 @@ from launch.jobs import package as packaging
 from launch.jobs.package import Package, package_files, package_warnings, shown_size
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
-from launch.literal_secrets import secret_problems
+from launch.settings.literal_secrets import secret_problems
 
 BASE = {
     "algorithm": {"name": "grpo", "prompts_per_step": 4, "samples_per_prompt": 4},

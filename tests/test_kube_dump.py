@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.config_file import parse
 from launch.kube.dump import dump
+from launch.settings.file import parse
 
 TRAPS = [
     *(

@@ -18,16 +18,16 @@ MAY_IMPORT = {
     "launch": {"actors", "algorithms", "launch"},
 }
 AT_HOME = {
-    "deepspeed": {"actors/engine.py"},
+    "deepspeed": {"actors/train/engine.py"},
     "sentence_transformers": {
-        "actors/encoder_models.py",
-        "algorithms/encoder_evaluation.py",
-        "algorithms/encoder_losses.py",
-        "algorithms/encoder_mteb.py",
-        "launch/encoder_files.py",
-        "launch/miner.py",
+        "actors/models/encoders.py",
+        "algorithms/encoder/evaluation.py",
+        "algorithms/encoder/losses.py",
+        "algorithms/encoder/mteb.py",
+        "launch/verbs/encoder_files.py",
+        "launch/verbs/miner.py",
     },
-    "vllm": {"actors/rollout_engine.py", "actors/transfer.py", "actors/binding.py"},
+    "vllm": {"actors/rollout/engine.py", "actors/weights/transfer.py", "actors/weights/binding.py"},
 }
 """Library -> the only files that may import it."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "wandb", "sentence_transformers")
@@ -100,8 +100,8 @@ def _own(node: ast.stmt, modules: dict[str, Path]) -> set[str]:
         "algorithms.config_offline",
         "algorithms.config_rl",
         "launch.config",
-        "launch.rules",
-        "launch.check",
+        "launch.settings.rules",
+        "launch.checks.check",
         "launch.cli",
         "launch.jobs.submit",
         "launch.kube.client",

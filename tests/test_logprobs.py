@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actors.logprobs import LogprobHead
+from actors.models.logprobs import LogprobHead
 
 TOKENS, SIZE, VOCABULARY = 13, 8, 31
 

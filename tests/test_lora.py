@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
-from actors.lora import (
+from actors.models.load import export_model
+from actors.models.lora import (
     MergeError,
     adapted_layer_kinds,
     adapter_config,
@@ -38,9 +39,8 @@ from actors.lora import (
     unquantized_shell,
     write_adapter,
 )
-from actors.models import export_model
-from actors.tokenizer import tokenizer_for
-from launch.export import export
+from actors.models.tokenizer import tokenizer_for
+from launch.verbs.export import export
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from actors.group import GroupError
-from launch import lost
-from launch.lost import RayLost, told_of_ray
+from launch.run import lost
+from launch.run.lost import RayLost, told_of_ray
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -21,7 +21,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray.util.placement_group import placement_group
 from actors.group import ActorGroup, Slot
-from launch.lost import RayLost, told_of_ray
+from launch.run.lost import RayLost, told_of_ray
 from tests.fake_receivers import Engine
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from actors.config import UserError
-from algorithms.math_golds import check_golds
-from algorithms.reward_functions import math_answer, parsed_gold
+from algorithms.rewards.functions import math_answer, parsed_gold
+from algorithms.rewards.math_golds import check_golds
 
 GOLDS = [
     (r"2\sqrt{3}", r"\sqrt{12}", "2"),

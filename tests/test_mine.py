@@ -15,9 +15,9 @@ import pytest
 
 from actors.config import ModelInit
 from algorithms.config import DataConfig
-from algorithms.encoder_rows import rankings
-from launch import mine, mining_parts
+from algorithms.encoder.rows import rankings
 from launch.cli import main
+from launch.verbs import mine, mining_parts
 from tests.encoder_models import CORPUS, MODEL, PAIRS, load_model, needs_model, save_reranker
 from tests.fake_models import fake_model
 
@@ -109,7 +109,7 @@ def test_an_interruption_anywhere_changes_nothing(
     """Ctrl-C at each of the moments when a file is put in place, and before it; then the same command again."""
     command = ["--batch-size", "1", "--sampling", "random", "--range", "0", "20"]
     assert main([*MINE, "whole.jsonl", *command]) == 0
-    monkeypatch.setattr("launch.miner._SHARD_BATCHES", 12)
+    monkeypatch.setattr("launch.verbs.miner._SHARD_BATCHES", 12)
     moments = 0
     replace = os.replace
 

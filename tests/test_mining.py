@@ -10,11 +10,11 @@ import torch
 
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.encoder_rows import Ranking, rankings
-from algorithms.mining import EXCLUSIONS, MiningRules, choose_negatives, mining_task, top_passages
-from launch.mine import MineOptions, mining_rules
-from launch.miner import Mined, Miner
-from launch.mining_parts import mining_parts
+from algorithms.encoder.mining import EXCLUSIONS, MiningRules, choose_negatives, mining_task, top_passages
+from algorithms.encoder.rows import Ranking, rankings
+from launch.verbs.mine import MineOptions, mining_rules
+from launch.verbs.miner import Mined, Miner
+from launch.verbs.mining_parts import mining_parts
 from tests.encoder_models import CAPITALS, CORPUS, MODEL, PAIRS, load_model, needs_model, save_reranker
 
 pytestmark = needs_model
@@ -208,7 +208,7 @@ def test_choosing_on_hand_made_scores() -> None:
 
 def test_search_in_blocks_is_one_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the blocks, and however the passages are spread over files."""
-    monkeypatch.setattr("algorithms.mining._SCORES_AT_ONCE", 100)
+    monkeypatch.setattr("algorithms.encoder.mining._SCORES_AT_ONCE", 100)
     generator = np.random.default_rng(0)
     passages, queries = (generator.normal(size=(count, 8)).astype(np.float32) for count in (50, 13))
     scores = queries @ passages.T

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 from actors.config import LoraConfig, ModelConfig, UserError
-from actors.hub_cache import cached_snapshot, configured_directory, is_hub_id, located
-from actors.safetensors_header import StoredTensor, read_header
-from actors.tokenizer import _damaged, build_char_tokenizer, load_tokenizer, tokenizer_for
-from launch.chat import chat
-from launch.check import Findings, examine
+from actors.models.hub_cache import cached_snapshot, configured_directory, is_hub_id, located
+from actors.models.safetensors_header import StoredTensor, read_header
+from actors.models.tokenizer import _damaged, build_char_tokenizer, load_tokenizer, tokenizer_for
+from launch.checks.check import Findings, examine
 from launch.config import validate
-from launch.export import export
 from launch.kube.sizes import sized
-from launch.model_families import check_family
-from launch.model_tensors import check_whole, expected_tensors
-from launch.search import search
+from launch.models.families import check_family
+from launch.models.tensors import check_whole, expected_tensors
+from launch.verbs.chat import chat
+from launch.verbs.export import export
+from launch.verbs.search import search
 from tests.fake_models import INIT, cache_model, fake_model, header, write_safetensors, write_weights
 
 ROWS = "".join(json.dumps({"prompt": "ab", "completion": text}) + "\n" for text in ("ba", "cd", "abc", "d"))
@@ -650,8 +650,8 @@ def test_a_run_loads_what_the_hubs_cache_holds() -> None:
     import torch
     import transformers
 
-    from actors.lora import adapted_layer_kinds, adapter_config, adapter_state, add_adapters, write_adapter
-    from actors.models import load_model, load_value_model
+    from actors.models.load import load_model, load_value_model
+    from actors.models.lora import adapted_layer_kinds, adapter_config, adapter_state, add_adapters, write_adapter
 
     snapshots = {}
     for seed, (revision, commit) in enumerate({"main": "c" * 40, "v1": "a" * 40}.items()):

@@ -21,11 +21,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from actors.attention import PACKED_SDPA
 from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
-from actors.lora import quantization_config
-from actors.models import load_model, load_value_model
-from actors.skeleton import write_skeleton
+from actors.models.attention import PACKED_SDPA
+from actors.models.load import load_model, load_value_model
+from actors.models.lora import quantization_config
+from actors.models.skeleton import write_skeleton
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -207,11 +207,11 @@ def test_quantised_weights_are_nf4_and_compute_in_the_models_precision(
     """As QLoRA has them, twice quantised; a GPU without the package is refused."""
     model = ModelConfig(path="x", lora=LoraConfig(), quantize="nf4", dtype=dtype)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("actors.lora.BitsAndBytesConfig", dict)
-    monkeypatch.setattr("actors.lora.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("actors.models.lora.BitsAndBytesConfig", dict)
+    monkeypatch.setattr("actors.models.lora.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"the bitsandbytes package, got no bitsandbytes$"):
         quantization_config(model)
-    monkeypatch.setattr("actors.lora.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("actors.models.lora.importlib.util.find_spec", lambda name: name)
     assert quantization_config(model) == {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",

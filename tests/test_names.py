@@ -12,9 +12,9 @@ import yaml
 
 from actors.config import UserError
 from launch.config import validate
-from launch.names import hint, value_hint
 from launch.peers import tables
-from launch.settings import by_path, jobs, type_text
+from launch.settings.names import hint, value_hint
+from launch.settings.tree import by_path, jobs, type_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = "|".join(name for name in by_path() if "." not in name)
@@ -155,7 +155,7 @@ def test_the_page_for_migrating_is_that_of_the_table() -> None:
 def test_the_tables_are_read_only_where_there_is_a_mistake() -> None:
     code = (
         "import sys; from launch.config import validate; "
-        f"validate({GRPO!r}); print([m for m in sys.modules if m.startswith(('launch.peers', 'launch.names'))])"
+        f"validate({GRPO!r}); print([m for m in sys.modules if m.startswith(('launch.peers', 'launch.settings.names'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.config import FrozenGroupConfig, OptimizerConfig, TrainerConfig
-from actors.engine import (
+from actors.train.engine import (
     TrainingEngine,
     _deepspeed_config,
     _optimizer,

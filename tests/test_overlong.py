@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from actors.config import ModelInit, UserError
-from actors.tokenizer import build_char_tokenizer, tokenizer_for
+from actors.models.tokenizer import build_char_tokenizer, tokenizer_for
 from algorithms.batches import Batches, WeightedBatches, row_order
-from algorithms.data import prompts, sequences
-from algorithms.overlong import divided, shortened
-from algorithms.pairs import judged, pairs
-from algorithms.reading import run_data
+from algorithms.data.overlong import divided, shortened
+from algorithms.data.pairs import judged, pairs
+from algorithms.data.reading import run_data
+from algorithms.data.tokens import prompts, sequences
+from launch.checks.inputs import check_rows
 from launch.config import validate
-from launch.inputs import check_rows
-from launch.preview import preview
+from launch.verbs.preview import preview
 
 ROOT = Path(__file__).resolve().parent.parent
 HH_RLHF = ROOT.parent / "shared" / "data" / "hh_harmless_test.jsonl.gz"
@@ -250,9 +250,9 @@ def test_other_sets_than_the_checkpoints_are_refused() -> None:
 
 
 def test_rewards_are_told_by_set(tmp_path: Path) -> None:
-    from algorithms.rewards import Score
-    from algorithms.rl_metrics import reward_metrics
-    from algorithms.sampler import ScoredGroup
+    from algorithms.rewards.scores import Score
+    from algorithms.rl.metrics import reward_metrics
+    from algorithms.rollouts.sampler import ScoredGroup
 
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "answer": "x"}\n' * 2)
     (tmp_path / "b.jsonl").write_text('{"prompt": "b", "answer": "x"}\n')

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from actors.attention import PACKED_SDPA, register_packed_sdpa
 from actors.batch import Sequence
-from actors.models import TokenLogprobs
-from actors.packed import pack
-from actors.worker import pack_sequences
+from actors.models.attention import PACKED_SDPA, register_packed_sdpa
+from actors.models.load import TokenLogprobs
+from actors.models.packed import pack
+from actors.train.worker import pack_sequences
 
 VOCABULARY = 40
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from actors.batch import Sequence
 from actors.config import ModelInit, UserError
-from actors.tokenizer import build_char_tokenizer
+from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data import prompts, sequences
-from algorithms.pairs import Pair, judged, pairs, prompt_length
+from algorithms.data.pairs import Pair, judged, pairs, prompt_length
+from algorithms.data.tokens import prompts, sequences
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
 CHATML = (

@@ -6,13 +6,13 @@ import pytest
 from ray.util.placement_group import PlacementGroup
 
 from actors.config import UserError
-from launch import placement
-from launch.capacity import check_nodes
+from launch.checks.capacity import check_nodes
+from launch.checks.machine import Machine
 from launch.config import RunConfig, validate
-from launch.machine import Machine
-from launch.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
-from launch.reserve import Placement, _by_node, _slots
-from launch.shortage import Node, matches, shortage
+from launch.run import placement
+from launch.run.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
+from launch.run.reserve import Placement, _by_node, _slots
+from launch.run.shortage import Node, matches, shortage
 
 MACHINE = Machine(cpus=2, gpus=0, memory=None)
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from actors.batch import Experience
-from actors.packed import PackedBatch
-from actors.rollout_types import Sampling
-from actors.worker import Totals, pack_experiences
+from actors.models.packed import PackedBatch
+from actors.rollout.types import Sampling
+from actors.train.worker import Totals, pack_experiences
 from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
-from algorithms.grpo import GRPO
-from algorithms.policy_loss import policy_loss
+from algorithms.rl.grpo import GRPO
+from algorithms.rl.policy_loss import policy_loss
 
 
 @dataclass(frozen=True)

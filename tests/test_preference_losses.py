@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from algorithms.config_offline import REFERENCE_FREE, DPOConfig, PreferenceLossName, averaged_beta_warning
-from algorithms.preference_losses import (
+from algorithms.offline.preference_losses import (
     PairLogprobs,
     matched_references,
     nll_weight,

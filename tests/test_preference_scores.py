@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.preference_losses import bradley_terry_loss, centering_penalty, expected_calibration_error, kto_loss
+from algorithms.offline.preference_losses import (
+    bradley_terry_loss,
+    centering_penalty,
+    expected_calibration_error,
+    kto_loss,
+)
 
 
 def test_kto_equals_the_naive_formula_and_its_gradient() -> None:

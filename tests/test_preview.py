@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.tokenizer import build_char_tokenizer
+from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data import sequences
+from algorithms.data.tokens import sequences
 from launch.config import validate
-from launch.preview import marked, preview
+from launch.verbs.preview import marked, preview
 
 
 def test_preview_shows_what_is_trained_on_and_counts_long_rows(tmp_path: Path) -> None:

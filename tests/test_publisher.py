@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from actors.config_rollout import TransferConfig
-from actors.publisher import Comparison, Publisher, WeightSyncError, largest_difference
-from launch.build import canary_tokens
+from actors.weights.publisher import Comparison, Publisher, WeightSyncError, largest_difference
+from launch.run.build import canary_tokens
 
 SENT = {"embed": 1, "head": 2}
 

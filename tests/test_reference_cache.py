@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from actors.batch import Sequence
-from actors.hub_cache import _LOCATED, located
-from algorithms.reference_cache import ReferenceCache, model_content
+from actors.models.hub_cache import _LOCATED, located
+from algorithms.offline.reference_cache import ReferenceCache, model_content
 
 
 def _sequence(tokens: list[int], prompt: int = 1) -> Sequence:

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from algorithms.config_offline import DPOConfig
-from algorithms.dpo import DPO
 from algorithms.loop import Clock
+from algorithms.offline.dpo import DPO
 from launch.config import validate
-from launch.groups import reference_sync
+from launch.run.groups import reference_sync
 
 
 def recorder(calls: list[tuple[Any, ...]]) -> Any:

@@ -8,10 +8,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from actors.config import ModelInit, UserError
-from actors.tokenizer import build_char_tokenizer
+from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.readers import RowError
-from algorithms.rendering import (
+from algorithms.data.readers import RowError
+from algorithms.data.rendering import (
     bos_of,
     bounds,
     check_some_tokens,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from actors.tokenizer import build_char_tokenizer
+from actors.models.tokenizer import build_char_tokenizer
 from algorithms.retrieval_tasks import cross_lingual, cross_lingual_alphabet, cross_lingual_corpus
 
 # What the words mean, written down again: (English, Chinese) by kind of fact, to read texts without the generator.

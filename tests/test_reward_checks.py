@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from algorithms.config import DataConfig, RewardConfig
-from launch.reward_checks import Called, ProbeRow, RewardProbe
+from launch.checks.reward_checks import Called, ProbeRow, RewardProbe
 
 REWARDS = """
 import os, sys, time

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from algorithms import reward_endpoint
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
-from algorithms.reward_calls import LoadedFunction, Samples
-from algorithms.reward_endpoint import LoadedEndpoint, check_endpoint, load_endpoint, shown_address
-from algorithms.rewards import load_sources, score_batch
+from algorithms.rewards import endpoint as reward_endpoint
+from algorithms.rewards.calls import LoadedFunction, Samples
+from algorithms.rewards.endpoint import LoadedEndpoint, check_endpoint, load_endpoint, shown_address
+from algorithms.rewards.scores import load_sources, score_batch
 
 SECRET = "s3cr3t-t0ken"
 

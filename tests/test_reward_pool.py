@@ -15,7 +15,7 @@ import ray
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
-from algorithms.reward_pool import RewardFailure, RewardPool
+from algorithms.rewards.pool import RewardFailure, RewardPool
 
 REWARD = '''
 import os, re, signal, time

@@ -10,9 +10,9 @@ import pytest
 
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
-from algorithms import rewards
 from algorithms.config import RewardConfig
-from algorithms.rewards import Score, load_scorer, load_sources, score_batch, score_rollouts, sources_labels
+from algorithms.rewards import scores as rewards
+from algorithms.rewards.scores import Score, load_scorer, load_sources, score_batch, score_rollouts, sources_labels
 
 FUNCTIONS = """
 import os

@@ -8,8 +8,8 @@ import pytest
 from actors.batch import Prompt, Rollout
 from actors.config import UserError
 from algorithms.config import RewardConfig, RewardFunction
-from algorithms.reward_calls import LoadedFunction, Samples, check_signature
-from algorithms.rewards import (
+from algorithms.rewards.calls import LoadedFunction, Samples, check_signature
+from algorithms.rewards.scores import (
     Score,
     add_scores,
     empty_scores,

@@ -8,7 +8,7 @@ from actors.config import UserError
 from algorithms.config_offline import StopWhen
 from algorithms.config_rl import pass_sizes
 from algorithms.loop import Best, good_enough
-from algorithms.rl_evaluation import final_answer, majority, pass_at_k, solving_metrics
+from algorithms.rl.evaluation import final_answer, majority, pass_at_k, solving_metrics
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from actors.batch import Prompt, Rollout, RolloutStatus
-from actors.rollout_types import RolloutInfo
-from algorithms import responses
-from algorithms.rewards import Score
-from algorithms.rl_metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
-from algorithms.sampler import ScoredGroup
+from actors.rollout.types import RolloutInfo
+from algorithms.rewards.scores import Score
+from algorithms.rl import responses
+from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.rollouts.sampler import ScoredGroup
 
 UPDATES = [
     {"loss": 1.0, "grad_norm": 4.0, "learning_rate": 0.5, "policy/kl": 3.0, "critic/error": 8.0, "mismatch/kl": 7.0},

@@ -9,17 +9,17 @@ import pytest
 from ray.exceptions import ObjectLostError
 
 from actors.batch import Prompt
-from actors.rollout_types import RolloutInfo, Sampling
+from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig
-from algorithms.experience import samples_of
-from algorithms.grpo import GRPO
 from algorithms.loop import Clock
-from algorithms.ppo import PPO
-from algorithms.rewards import Score
-from algorithms.rl_evaluation import response_rows
-from algorithms.rl_metrics import sample_rows
-from algorithms.sampler import ShapedGroup
+from algorithms.rewards.scores import Score
+from algorithms.rl.evaluation import response_rows
+from algorithms.rl.experience import samples_of
+from algorithms.rl.grpo import GRPO
+from algorithms.rl.metrics import sample_rows
+from algorithms.rl.ppo import PPO
+from algorithms.rollouts.sampler import ShapedGroup
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
 
@@ -159,7 +159,7 @@ class FakeRay:
 
 def test_responses_that_cannot_be_read_are_left_out_of_reports_and_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a note, in training and in an evaluation; metrics that need no text are those of all groups."""
-    monkeypatch.setattr("algorithms.responses.ray", FakeRay())
+    monkeypatch.setattr("algorithms.rl.responses.ray", FakeRay())
     groups = [replace(group(1.0, 0.0), rollouts=reference) for reference in (5, 7)]
     notes: list[str] = []
     advantages = {(number, index): 0.5 for number in range(2) for index in range(2)}

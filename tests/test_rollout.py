@@ -16,8 +16,8 @@ import pytest
 
 from actors.batch import Rollout, VersionSpan
 from actors.config_rollout import RolloutConfig
-from actors.rollout import Adapter, RolloutWorker, _info
-from actors.rollout_types import RolloutInfo, Sampling
+from actors.rollout.types import RolloutInfo, Sampling
+from actors.rollout.worker import Adapter, RolloutWorker, _info
 
 
 class FakeEngine:
@@ -197,9 +197,9 @@ def test_a_number_may_be_used_again_also_after_a_refused_prompt() -> None:
 
 
 def test_prompts_go_to_the_engine_with_their_parameters_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of `actors.rollout_engine`, which is of vLLM, stand for themselves."""
+    """Those of `actors.rollout.engine`, which is of vLLM, stand for themselves."""
     made = SimpleNamespace(sampling_params=lambda config, sampling: (config.top_p, sampling.samples))
-    monkeypatch.setitem(sys.modules, "actors.rollout_engine", made)
+    monkeypatch.setitem(sys.modules, "actors.rollout.engine", made)
     engine = FakeEngine()
     sampling = Sampling(samples=4, temperature=0.7, max_tokens=40)
     for seed in (11, None):

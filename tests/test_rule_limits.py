@@ -7,7 +7,7 @@ import pytest
 
 from actors.config import UserError
 from launch.config import RunConfig, validate
-from launch.config_file import apply_overrides
+from launch.settings.file import apply_overrides
 
 ROWS: dict[str, Any] = {"model": {"init": {"max_positions": 64}}, "data": {"train": "rows.jsonl", "eval": "held.jsonl"}}
 SAMPLED = ROWS | {

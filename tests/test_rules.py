@@ -14,15 +14,15 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import ModelInit, UserError
-from actors.skeleton import hf_config
-from actors.tokenizer import build_char_tokenizer
-from launch.check import preflight
+from actors.models.skeleton import hf_config
+from actors.models.tokenizer import build_char_tokenizer
+from launch.checks.check import preflight
 from launch.config import RunConfig, validate
-from launch.config_file import apply_overrides
+from launch.settings.file import apply_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 RULE_FILES = (
-    "launch/rules.py",
+    "launch/settings/rules.py",
     "algorithms/config_rl.py",
     "algorithms/config_offline.py",
     "algorithms/config_encoder.py",

@@ -10,13 +10,13 @@ from ray.exceptions import RayTaskError
 
 from actors.config import UserError
 from actors.group import GroupError
-from launch import signals
 from launch.config import RunConfig, validate
-from launch.display import Display
-from launch.ending import PREEMPTED, STOPPED, Ending
-from launch.redraw import CurveDrawer
-from launch.run import _close, _explain, _farewell, _prepare
-from launch.tracking import Tracker
+from launch.run import signals
+from launch.run.ending import PREEMPTED, STOPPED, Ending
+from launch.run.run import _close, _explain, _farewell, _prepare
+from launch.screen.display import Display
+from launch.tracking.redraw import CurveDrawer
+from launch.tracking.tracker import Tracker
 
 
 def config_for(output: Path, resume: bool = True, **algorithm: Any) -> RunConfig:

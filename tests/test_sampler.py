@@ -9,11 +9,11 @@ import pytest
 
 from actors.batch import Prompt
 from actors.group import GroupError
-from actors.rollout_types import Sampling
-from algorithms import sampler
-from algorithms.reward_pool import RewardFailure
-from algorithms.rewards import Score
-from algorithms.sampler import Sampler, ScoredGroup, ShapedGroup, capacity
+from actors.rollout.types import Sampling
+from algorithms.rewards.pool import RewardFailure
+from algorithms.rewards.scores import Score
+from algorithms.rollouts import sampler
+from algorithms.rollouts.sampler import Sampler, ScoredGroup, ShapedGroup, capacity
 from tests.fake_engines import After, FakeEngines, FakePool, generated, start
 
 PAIR = Sampling(samples=2, temperature=0.7, max_tokens=9)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launch import search
 from launch.cli import main
+from launch.verbs import search
 from tests.encoder_models import CORPUS, MODEL, PAIRS, load_model, needs_model, save_reranker
 
 pytestmark = needs_model

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from actors.confined import hidden, without_secrets
-from actors.reward_worker import RewardWorker
+from actors.user.confined import hidden, without_secrets
+from actors.user.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
-from algorithms.rewards import load_scorer
+from algorithms.rewards.scores import load_scorer
+from launch.checks.reward_checks import ProbeRow, RewardProbe
+from launch.checks.shadowing import make_importable
 from launch.cli import main
-from launch.mine import MineOptions, _own_rows
-from launch.reward_checks import ProbeRow, RewardProbe
-from launch.search import own_passages
-from launch.shadowing import make_importable
+from launch.verbs.mine import MineOptions, _own_rows
+from launch.verbs.search import own_passages
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = """
@@ -81,7 +81,10 @@ def test_check_without_code_imports_nothing_and_says_so(
         ("data.train=no_such:rows", "data.train: no module named no_such, got no_such:rows"),
         ("reward.functions=[broken.py:x]", "broken.py cannot be read as Python"),
         # What else lies beside generators of ours would run what its arguments say.
-        ("data.train=algorithms.sources:_generated", "data.train: algorithms.sources:_generated was not imported"),
+        (
+            "data.train=algorithms.data.sources:_generated",
+            "data.train: algorithms.data.sources:_generated was not imported",
+        ),
     ],
 )
 def test_code_that_is_named_must_be_there(setting: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 from actors.config import UserError
 from launch.cli import main
 from launch.config import validate
-from launch.environment import NO_TOKEN, taken_here, with_token_kept
-from launch.reports import switch_off
+from launch.settings.environment import NO_TOKEN, taken_here, with_token_kept
+from launch.tracking.reports import switch_off
 
 JOB = """
 algorithm: {name: grpo, steps: 1, prompts_per_step: 1, samples_per_prompt: 2}
@@ -85,7 +85,7 @@ GIVEN = {
 
 def test_what_check_takes_over(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
-    monkeypatch.setattr("launch.check.report", lambda *_, **__: seen.append(dict(os.environ)))
+    monkeypatch.setattr("launch.checks.check.report", lambda *_, **__: seen.append(dict(os.environ)))
     before = dict(os.environ)
     variables = ", ".join(f"{name}: '{value}'" for name, value in GIVEN.items())
     assert main(["check", job, "--no-code", f"cluster.env={{{variables}}}"]) == 0

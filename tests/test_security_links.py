@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from actors.engine import write_json
-from actors.own_files import create
-from launch import run, wandb_feeder
+from actors.files.own_files import create
+from actors.train.engine import write_json
 from launch.config import validate
-from launch.curves import draw_curves
-from launch.history import cut
-from launch.mining_parts import _replaced
-from launch.wandb_run import known_run
+from launch.run import run
+from launch.tracking import wandb_feeder
+from launch.tracking.curves import draw_curves
+from launch.tracking.history import cut
+from launch.tracking.wandb_run import known_run
+from launch.verbs.mining_parts import _replaced
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from algorithms.math_size import is_too_large
-from algorithms.reward_functions import math_answer
+from algorithms.rewards.functions import math_answer
+from algorithms.rewards.math_size import is_too_large
 
 LARGE = [
     "9**9**9**9",

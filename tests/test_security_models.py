@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from actors.tokenizer import load_tokenizer
-from launch.encoder_files import load_embedding_model, load_reranker
+from actors.models.tokenizer import load_tokenizer
+from launch.verbs.encoder_files import load_embedding_model, load_reranker
 from tests.encoder_models import MODEL, needs_model, save_reranker
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import reports
 from launch.cli import main
-from launch.cluster import _runtime_environment
 from launch.config import RunConfig, validate
+from launch.run.cluster import _runtime_environment
+from launch.tracking import reports
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKS = """

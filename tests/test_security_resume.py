@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors import own_files, stored
 from actors.config import EncoderHead, ModelConfig, UserError
-from actors.encoder_models import load_encoder
-from actors.models import load_model, load_value_model
-from actors.own_files import load_data_only, sha256_of, stranger
-from actors.pickled import foreign_names
-from launch.checkpoint import Checkpoints
+from actors.files import own_files, stored
+from actors.files.own_files import load_data_only, sha256_of, stranger
+from actors.files.pickled import foreign_names
+from actors.models.encoders import load_encoder
+from actors.models.load import load_model, load_value_model
 from launch.config import validate
-from launch.export_step import export_step
-from launch.groups import require_as_saved
-from launch.model_tensors import check_whole
+from launch.models.tensors import check_whole
+from launch.run.checkpoint import Checkpoints
+from launch.run.groups import require_as_saved
+from launch.verbs.export_step import export_step
 from tests.fake_models import fake_model
 
 
@@ -276,4 +276,4 @@ def test_files_are_unpickled_in_one_place_only() -> None:
         for path in (root / package).rglob("*.py")
         if careless.search(path.read_text())
     }
-    assert found == {"actors/stored.py", "algorithms/reward_probe.py"}
+    assert found == {"actors/files/stored.py", "algorithms/rewards/probe.py"}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from algorithms import row_files, row_parquet
-from algorithms.row_files import rows_of_file
-from algorithms.sources import read_rows
-from launch.config_file import apply_overrides, parse
+from algorithms.data import row_files, row_parquet
+from algorithms.data.row_files import rows_of_file
+from algorithms.data.sources import read_rows
 from launch.kube.validate import check_manifest_file
+from launch.settings.file import apply_overrides, parse
 
 TOO_FAR = "must hold at most 200 times its size, got a file that expands to more"
 

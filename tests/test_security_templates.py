@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from actors.tokenizer import build_char_tokenizer
-from algorithms import deadline, rendering
+from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data import prompts, sequences
-from launch.chat import _render
-from launch.model_files import template_fault
+from algorithms.data import deadline, rendering
+from algorithms.data.tokens import prompts, sequences
+from launch.models.files import template_fault
+from launch.verbs.chat import _render
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [{"prompt": "ab", "answer": "b"}]
@@ -117,7 +117,7 @@ def hash_long() -> None:
 
 
 ASIDE = """
-from launch.aside import Aside
+from launch.checks.aside import Aside
 with Aside() as aside:
     from tests.test_security_templates import hash_long
     assert aside._connection is not None

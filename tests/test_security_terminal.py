@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.cli import main
-from launch.console import VisibleConsole
-from launch.display import Display
-from launch.screen import VisibleOutput, tell
+from launch.screen.console import VisibleConsole
+from launch.screen.display import Display
+from launch.screen.stdout import VisibleOutput, tell
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE, CLEAR, C1, BIDI, RETURN, BACK = "\x1b]0;mine\x07", "\x1b[2J", "\x9b31m", "\u202e", "\rover", "\x08"
@@ -121,7 +121,7 @@ def test_verbs(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_even_a_traceback() -> None:
-    code = f"from launch.screen import show_what_acts; show_what_acts(); raise ValueError({ACTS!r})"
+    code = f"from launch.screen.stdout import show_what_acts; show_what_acts(); raise ValueError({ACTS!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert not UNSEEN.search(done.stderr.decode())
     assert "\\u202e" in done.stderr.decode()

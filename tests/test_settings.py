@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from actors.config import UserError
 from launch.cli import main
 from launch.config import RunConfig
-from launch.help import help_text, settings_markdown
-from launch.readers import READ_BY, readers
-from launch.settings import Setting, by_path, choices_of, generic, jobs, range_text, settings, type_text
+from launch.settings.readers import READ_BY, readers
+from launch.settings.tree import Setting, by_path, choices_of, generic, jobs, range_text, settings, type_text
+from launch.verbs.help import help_text, settings_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLED: dict[str, Any] = {"reward": {"functions": ["exact_match"]}}
@@ -136,7 +136,7 @@ def test_jobs_read_what_they_do_not_refuse() -> None:
         read = {*readers(path)} - ONLY_WITH_ANOTHER.get(path, set())
         if taking is not None and taking != read:
             wrong[path] = f"read by {', '.join(sorted(taking))}"
-    assert wrong == {}, "launch/readers.py says otherwise"
+    assert wrong == {}, "launch/settings/readers.py says otherwise"
     assert {*READ_BY} <= {*by_path()}
 
 

@@ -13,16 +13,16 @@ import pytest
 
 from actors.batch import Prompt, RolloutStatus
 from actors.group import GroupError
-from actors.rollout_types import RolloutInfo, Sampling
+from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.config import RewardConfig
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
-from algorithms.grpo import GRPO
 from algorithms.loop import Clock, spread_over
-from algorithms.reward_pool import RewardFailure, RewardPool
-from algorithms.rewards import Score
-from algorithms.rl_metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
-from algorithms.sampler import Sampler, ScoredGroup
-from algorithms.shaper import RewardShaper
+from algorithms.rewards.pool import RewardFailure, RewardPool
+from algorithms.rewards.scores import Score
+from algorithms.rl.grpo import GRPO
+from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
+from algorithms.rl.shaper import RewardShaper
+from algorithms.rollouts.sampler import Sampler, ScoredGroup
 
 Response = tuple[float, int, RolloutStatus]
 """Reward, tokens, status."""

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algorithms.advantages import group_relative
-from algorithms.shaping import AdaptiveKL, RunningMoments, overlong_penalty
+from algorithms.rl.advantages import group_relative
+from algorithms.rl.shaping import AdaptiveKL, RunningMoments, overlong_penalty
 
 
 @pytest.mark.parametrize(

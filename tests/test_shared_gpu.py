@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from actors.config import ModelConfig, UserError
-from actors.models import PACKED_SDPA, _attention
-from launch.build import build_rl
+from actors.models.load import PACKED_SDPA, _attention
+from launch.checks.engine_options import sampling_warnings
 from launch.config import RunConfig, validate
-from launch.engine_options import sampling_warnings
-from launch.groups import Groups
+from launch.run.build import build_rl
+from launch.run.groups import Groups
 
 ROWS = '{"prompt": "ab", "answer": "b"}\n'
 
@@ -79,7 +79,7 @@ def started(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(RecordingGroup, "calls", calls, raising=False)
     monkeypatch.setattr(RecordingGroup, "spawned", {}, raising=False)
     monkeypatch.setattr(Groups, "add", lambda self, name, *arguments: RecordingGroup(name))
-    monkeypatch.setattr("launch.build._reward_pool", lambda config, placement: None)
+    monkeypatch.setattr("launch.run.build._reward_pool", lambda config, placement: None)
     placement: Any = SimpleNamespace(nodes=set(), slots={})
     reporter: Any = SimpleNamespace(phase=_nothing, note=_nothing, progress=_nothing)
     with pytest.raises(_Stop):

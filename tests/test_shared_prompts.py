@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from actors.attention import PACKED_SDPA, PackedLayout, packed_sdpa, register_packed_sdpa
 from actors.batch import Experience, Rollout, experience
-from actors.models import TokenLogprobs
-from actors.packed import PackedBatch
-from actors.worker import Totals, pack_experiences, pack_sequences
+from actors.models.attention import PACKED_SDPA, PackedLayout, packed_sdpa, register_packed_sdpa
+from actors.models.load import TokenLogprobs
+from actors.models.packed import PackedBatch
+from actors.train.worker import Totals, pack_experiences, pack_sequences
 from algorithms.config_rl import GRPOConfig
-from algorithms.policy_loss import policy_loss
+from algorithms.rl.policy_loss import policy_loss
 
 FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 VOCABULARY = 40

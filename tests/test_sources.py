@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from algorithms.sources import load_function, read_rows
+from algorithms.data.sources import load_function, read_rows
 
 ROWS = [{"prompt": "é\u2028", "n": 1}, {"prompt": "b", "n": None}]
 

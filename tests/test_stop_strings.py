@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.config_rollout import RolloutConfig
-from actors.rollout import RolloutWorker, up_to_stop
+from actors.rollout.worker import RolloutWorker, up_to_stop
 
 TOKENS = ["4", "2", ";", ";\n", "b;", "ab", "a", "\n\n", "2;2", "é"]
 

@@ -22,12 +22,12 @@ from actors.batch import Rollout, Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig, TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
-from actors.policy import PolicyWorker
-from actors.rollout import CONCURRENCY, Adapter, RolloutWorker
-from actors.rollout_types import Sampling
-from actors.skeleton import write_skeleton
-from actors.worker import Totals
-from algorithms.sft import sft_loss
+from actors.models.skeleton import write_skeleton
+from actors.rollout.types import Sampling
+from actors.rollout.worker import CONCURRENCY, Adapter, RolloutWorker
+from actors.train.policy import PolicyWorker
+from actors.train.worker import Totals
+from algorithms.offline.sft import sft_loss
 
 # Actors get the classes and functions of this file with the call, as they cannot import it.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -81,7 +81,7 @@ def _with_model(function: Callable[..., Any], arguments: tuple[Any, ...], worker
 
 def stale_layer(model: Any, name: str) -> Callable[[], None]:
     """After the next transfer, one linear layer computes with its old packed weights, whatever arrived."""
-    from actors import transfer
+    from actors.weights import transfer
 
     layer = model.get_submodule(name)
     stale, finish = layer.cpu_linear, transfer.ChecksumMixin.finish_weight_update
@@ -95,14 +95,14 @@ def stale_layer(model: Any, name: str) -> Callable[[], None]:
 
 def stale_head(model: Any) -> Callable[[], None]:
     """The packed copy of a tied output embedding is not renewed: what vLLM does on CPU when left alone."""
-    from actors import transfer
+    from actors.weights import transfer
 
     return _replace(transfer, "_repack_output_embeddings", lambda model: None)
 
 
 def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
     """One value of one tensor arrives a little different."""
-    from actors import transfer
+    from actors.weights import transfer
 
     views = transfer.views
 
@@ -117,7 +117,7 @@ def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
 
 def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
     """The transfer fails in its middle."""
-    from actors import transfer
+    from actors.weights import transfer
 
     views = transfer.views
 
@@ -134,7 +134,7 @@ def misnamed_adapter(model: Any, *layers: str) -> Callable[[], None]:
     """Layers of an adapter arrive under names for which the engine has none, about which vLLM says nothing."""
     from safetensors.torch import load, save
 
-    from actors import rollout_engine
+    from actors.rollout import engine as rollout_engine
 
     healthy = rollout_engine.EngineThread.load_adapter
 

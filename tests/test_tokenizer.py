@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from actors import quick_import
 from actors.config import ModelConfig, ModelInit, UserError
-from actors.tokenizer import build_char_tokenizer, load_tokenizer, tokenizer_for
+from actors.models.tokenizer import build_char_tokenizer, load_tokenizer, tokenizer_for
 
 ALPHABET = ModelInit().alphabet
 CHARACTERS = build_char_tokenizer(ALPHABET)
@@ -86,7 +86,7 @@ def test_tokenizer_for_follows_the_configuration(tmp_path: Path) -> None:
 
 def test_building_and_loading_import_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from actors.tokenizer import build_char_tokenizer, load_tokenizer\n"
+        "import sys; from actors.models.tokenizer import build_char_tokenizer, load_tokenizer\n"
         f"build_char_tokenizer('ab').save_pretrained({str(tmp_path)!r}); load_tokenizer({str(tmp_path)!r})\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -132,7 +132,7 @@ import importlib.metadata as metadata
 from actors import quick_import
 asked, own = [], metadata.packages_distributions
 quick_import.packages_distributions = lambda ours=quick_import.packages_distributions: asked.append(1) or ours()
-from actors.tokenizer import build_char_tokenizer
+from actors.models.tokenizer import build_char_tokenizer
 build_char_tokenizer("ab")
 print(len(asked), metadata.packages_distributions is own)
 """
@@ -146,7 +146,7 @@ def test_a_policy_starts_without_what_it_does_not_need() -> None:
 import sys
 from actors.quick_import import without_science
 without_science()
-import actors.policy, actors.models, actors.publisher
+import actors.train.policy, actors.models.load, actors.weights.publisher
 print(*sorted({"vllm", "sklearn", "scipy.optimize"} & sys.modules.keys()), "transformers" in sys.modules)
 """
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}

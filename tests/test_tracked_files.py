@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch import tracking
 from launch.config import RunConfig, validate
-from launch.tracking import Tracker
+from launch.tracking import tracker as tracking
+from launch.tracking.tracker import Tracker
 
 
 def job(directory: Path, name: str = "grpo", **tracking: Any) -> RunConfig:

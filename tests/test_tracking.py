@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch import tracking
 from launch.config import RunConfig, validate
-from launch.tracking import Tracker
+from launch.tracking import tracker as tracking
+from launch.tracking.tracker import Tracker
 
 
 def config_for(directory: Path, **tracking: object) -> RunConfig:

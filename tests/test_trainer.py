@@ -11,12 +11,12 @@ import torch
 
 from actors.batch import Rollout, Sequence, VersionSpan
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.critic import RewardModelWorker
-from actors.policy import PolicyWorker
-from actors.skeleton import write_skeleton
-from actors.trainer import TrainedWorker
-from actors.worker import Totals
-from algorithms.sft import sft_loss
+from actors.models.skeleton import write_skeleton
+from actors.train.critic import RewardModelWorker
+from actors.train.policy import PolicyWorker
+from actors.train.trainer import TrainedWorker
+from actors.train.worker import Totals
+from algorithms.offline.sft import sft_loss
 from tests.one_rank import alone  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -10,11 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from actors.config import LoraConfig, OptimizerConfig, TrainerConfig
-from actors.engine import TrainingEngine
-from actors.lora import add_adapters
-from actors.models import ScoreHead
-from actors.policy import PolicyWorker
-from actors.worker import Totals, pack_sequences
+from actors.models.load import ScoreHead
+from actors.models.lora import add_adapters
+from actors.train.engine import TrainingEngine
+from actors.train.policy import PolicyWorker
+from actors.train.worker import Totals, pack_sequences
 from tests.one_rank import (
     SMALL,
     STAGES,

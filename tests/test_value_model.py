@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.batch import Sequence
 from actors.config import ModelConfig, ModelInit, UserError
-from actors.models import TokenValues, export_model, load_model, load_value_model
-from actors.skeleton import write_skeleton
-from actors.tokenizer import load_tokenizer
-from actors.worker import pack_sequences
+from actors.models.load import TokenValues, export_model, load_model, load_value_model
+from actors.models.skeleton import write_skeleton
+from actors.models.tokenizer import load_tokenizer
+from actors.train.worker import pack_sequences
 
 CPU = torch.device("cpu")
 Family = Literal["qwen2", "llama"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.vllm_source import serves_adapters
+from launch.models.vllm_source import serves_adapters
 
 SERVED = {
     "Qwen2ForCausalLM": True,
@@ -20,11 +20,11 @@ PROGRAM = """
 import json, os, sys
 from types import SimpleNamespace
 import numpy as np, torch
-from actors import rollout_engine
+from actors.rollout import engine as rollout_engine
 from actors.config import LoraConfig, ModelConfig, ModelInit
 from actors.config_rollout import RolloutConfig
-from actors.rollout_types import Sampling
-from actors.transfer import WorkerExtension
+from actors.rollout.types import Sampling
+from actors.weights.transfer import WorkerExtension
 from vllm import SamplingParams
 from vllm.model_executor.models import ModelRegistry, supports_lora
 from vllm.v1.engine import UtilityOutput
@@ -142,7 +142,7 @@ def test_settings_become_these_arguments_of_the_engine(told: dict[str, Any]) -> 
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "weight_transfer_config": "tandem_gloo",
-        "worker_extension_cls": "actors.transfer.WorkerExtension",
+        "worker_extension_cls": "actors.weights.transfer.WorkerExtension",
         "disable_log_stats": True,
     }
     assert told["arguments"] == always | {

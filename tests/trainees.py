@@ -12,16 +12,16 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.batch import Prompt, Rollout, Sequence, VersionSpan
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.critic import CriticWorker
 from actors.group import ActorGroup, Slot
-from actors.policy import PolicyWorker
-from actors.reference import ReferenceWorker
-from actors.rollout_types import RolloutInfo
-from actors.skeleton import write_skeleton
-from actors.trainer import TrainedWorker
-from algorithms.pairs import Judged, Pair
-from algorithms.rewards import Score
-from algorithms.sampler import ScoredGroup
+from actors.models.skeleton import write_skeleton
+from actors.rollout.types import RolloutInfo
+from actors.train.critic import CriticWorker
+from actors.train.policy import PolicyWorker
+from actors.train.reference import ReferenceWorker
+from actors.train.trainer import TrainedWorker
+from algorithms.data.pairs import Judged, Pair
+from algorithms.rewards.scores import Score
+from algorithms.rollouts.sampler import ScoredGroup
 
 UPDATES = 3
 INIT = ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
-from launch.check import preflight
+from launch.checks.check import preflight
 from launch.config import RunConfig
 from launch.jobs.access import dashboard_access
 from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob

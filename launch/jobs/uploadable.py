@@ -6,7 +6,7 @@ from pathlib import Path
 from algorithms.config_encoder import EncoderConfig
 from launch.config import RunConfig
 from launch.jobs.selection import Selection
-from launch.literal_secrets import secret_problems
+from launch.settings.literal_secrets import secret_problems
 
 
 def upload_problems(config: RunConfig, selection: Selection) -> list[str]:

@@ -21,7 +21,7 @@ STOP_MARGIN_S = 30
 """Time beyond the job's own for its last checkpoint after which `stop` gives up, in seconds."""
 _POLL_S = 1.0
 _SAVED = re.compile(r"^(.+; a checkpoint is in |model:   )", re.MULTILINE)
-"""What a driver prints in the end (`launch/run.py`) that was stopped, or is done."""
+"""What a driver prints in the end (`launch/run/run.py`) that was stopped, or is done."""
 _STEP, _INTERRUPTED = re.compile(r"^step [1-9]", re.MULTILINE), re.compile(r"^interrupted", re.MULTILINE)
 
 

@@ -3,8 +3,8 @@
 import posixpath
 from pathlib import Path
 
+from launch.checks.estimate import GIB
 from launch.config import RunConfig
-from launch.estimate import GIB
 from launch.jobs.uploadable import existing_paths
 from launch.kube.config_parts import CODE
 from launch.kube.pods import image

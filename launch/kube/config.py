@@ -209,7 +209,7 @@ class KubernetesConfig(Config):
 
 def check_kubernetes(config: "RunConfig") -> None:
     """Raise ValueError for the first rule between `cluster.kubernetes` and the other sections that is broken."""
-    from launch.placement import demands  # which imports launch.config, from where this is called
+    from launch.run.placement import demands  # which imports launch.config, from where this is called
 
     cluster, kubernetes, section = config.cluster, config.cluster.kubernetes, "cluster.kubernetes."
     if kubernetes.retries and not config.checkpoint.resume:
@@ -243,7 +243,7 @@ UNPROTECTED = "whoever reaches the cluster's ports can run code as its user"
 
 def auth_warnings(config: "RunConfig") -> list[str]:
     """One line for each setting that switches Ray's token off."""
-    from launch.placement import demands, section_of
+    from launch.run.placement import demands, section_of
 
     given = {"cluster.kubernetes.ray_auth": config.cluster.kubernetes.ray_auth}
     given["cluster.env.RAY_AUTH_MODE"] = config.cluster.env.get("RAY_AUTH_MODE", "")

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from actors.config import UserError
-from launch.within import DeadlinePassed, within
+from launch.jobs.within import DeadlinePassed, within
 
 CONNECT_S, READ_S = 5, 8
 _SLOW_S = 2

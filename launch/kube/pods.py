@@ -10,7 +10,7 @@ from launch.config import RunConfig
 from launch.kube.config import MOVABLE, POD_VARIABLES, ray_version
 from launch.kube.config_parts import CODE, DRAIN_MARGIN_S, RUN_CONFIG, SecretReference
 from launch.kube.sizes import PodSize
-from launch.placement import demands, section_of
+from launch.run.placement import demands, section_of
 
 Manifest = dict[str, Any]
 RUN_FILE = f"{RUN_CONFIG}/run.yaml"

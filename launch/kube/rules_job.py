@@ -7,11 +7,11 @@ from itertools import pairwise
 import yaml
 
 from actors.config_nodes import is_secret
-from launch.config_file import BoundedLoader
 from launch.kube.config_parts import RUN_CONFIG, image_ray_version
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_pod import pod_problems
 from launch.kube.schema import RayJobManifest, RayJobSpec
+from launch.settings.file import BoundedLoader
 
 _ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 """What is deleted first has the shorter time to live."""

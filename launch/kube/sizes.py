@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import UserError
-from actors.hub_cache import is_hub_id
-from launch.check import Findings
+from actors.models.hub_cache import is_hub_id
+from launch.checks.check import Findings
+from launch.checks.estimate import DTYPE_BYTES, GIB, decoder_shape
 from launch.config import RunConfig
-from launch.estimate import DTYPE_BYTES, GIB, decoder_shape
 from launch.kube.packing import PackedNode, PodGroup
-from launch.model_files import read_policy
-from launch.placement import demands
+from launch.models.files import read_policy
+from launch.run.placement import demands
 
 GPU_CONTEXT = 3 * GIB
 """Host memory of a process for its CUDA context, libraries and pinned buffers: an allowance, not measured."""

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from actors.config import UserError
 from actors.config_nodes import is_secret
-from launch.config_file import BoundedLoader
 from launch.kube.config import UNPROTECTED
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_job import job_problems
@@ -24,6 +23,7 @@ from launch.kube.schema import ConfigMapManifest, ParsedManifest, RayClusterMani
 from launch.kube.schema_network import NetworkPolicyManifest
 from launch.kube.schema_pod import PodSpec
 from launch.kube.schema_types import ManifestPart
+from launch.settings.file import BoundedLoader
 
 _KINDS: dict[str, type[ParsedManifest]] = {
     "RayJob": RayJobManifest,

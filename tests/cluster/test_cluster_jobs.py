@@ -167,7 +167,7 @@ def test_engines_make_room_for_groups_that_fit_nowhere_else(bed: Bed, project: P
     program = """
 import ray
 from launch.config import load
-from launch.reserve import place
+from launch.run.reserve import place
 changes = ["policy={ranks: 1, cpus_per_rank: 2.5}", "rollout.node_labels={}", "cluster.wait_s=20"]
 config = load("config.yaml", changes)
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")

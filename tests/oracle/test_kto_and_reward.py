@@ -8,7 +8,7 @@ from torch import Tensor
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 
-from algorithms.preference_losses import bradley_terry_loss, centering_penalty, kto_loss
+from algorithms.offline.preference_losses import bradley_terry_loss, centering_penalty, kto_loss
 from tests.oracle.difference import assert_same
 from tests.oracle.peer import model, trainer
 

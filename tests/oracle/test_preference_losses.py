@@ -12,7 +12,7 @@ from trl.experimental.orpo import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from algorithms.config_offline import DPOConfig
-from algorithms.preference_losses import PairLogprobs, matched_references, nll_weight, preference_loss
+from algorithms.offline.preference_losses import PairLogprobs, matched_references, nll_weight, preference_loss
 from tests.oracle.difference import assert_same
 from tests.oracle.peer import model, trainer
 

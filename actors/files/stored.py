@@ -1,0 +1,128 @@
+"""A checkpoint's files: written with their SHA-256, and read only where they are the user's own and hold plain data.
+
+`torch.load` can run code that a file names. Here it may make tensors, numbers, texts, lists and dictionaries, and the
+few `types` that the caller knows; whatever else a file names is refused before it is imported.
+"""
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from actors.config_base import UserError
+from actors.files.own_files import create, sha256_of, stranger, stranger_by
+
+_PIECE = 2**16
+"""Bytes from which hashing and writing at one time is worth a thread."""
+_NAMED = re.compile(r"GLOBAL (\S+)")
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, AssertionError, pickle.UnpicklingError)
+"""What torch raises for a file that `torch.save` did not write."""
+
+
+def write(value: Any, path: Path) -> str:
+    """Write with `torch.save`; returns the file's SHA-256, of which the hashing and the writing go on side by side."""
+    hashing: Any = None
+    try:
+        with ThreadPoolExecutor(1) as hasher, os.fdopen(create(path), "wb") as file:
+            hashing = _Hashing(file, hasher)  # all of a file that torch asks for
+            torch.save(value, hashing)
+    except (OSError, RuntimeError) as error:
+        # Of a write that failed, torch says only where in its own code it noticed.
+        failed = error if isinstance(error, OSError) else hashing and hashing.failed
+        if not failed:
+            raise
+        raise OSError(failed.errno, failed.strerror, str(path)) from error
+    return hashing.sha256.hexdigest()
+
+
+def read(path: Path, types: Sequence[type] = (), map_location: Any = "cpu") -> Any:
+    """What `write` wrote; raises UserError for a file of somebody else's, or that names another type."""
+    with path.open("rb") as file, safe_globals(list(types)):
+        why = stranger_by(os.fstat(file.fileno())) and stranger(path)
+        if why is None:
+            try:
+                return torch.load(file, map_location=map_location, weights_only=True)
+            except pickle.UnpicklingError as error:
+                named = _NAMED.search(str(error))
+                why = _names([named[1]]) if named else "is no plain data"
+    raise UserError(f"checkpoint.resume: {path} {why}; it was not loaded")
+
+
+@contextmanager
+def only_data(directory: str) -> Iterator[None]:
+    """Within it, a model is loaded; raises UserError where its *.bin files name more than tensors."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        named = _NAMED.search(str(error))
+        why = _names([named[1]]) if named else "are no plain data"
+        why = f"weights in {directory} {why.replace('holds', 'hold', 1)}"
+        raise UserError(f"model.path: {why}; they were not loaded") from None
+
+
+def fault(path: Path, sha256: str | None, types: Sequence[type] = ()) -> str | None:
+    """What is wrong with a file that is to be loaded, in words that follow its name; None when nothing is.
+
+    Nothing in it is run or made. Without a hash, its content is not compared.
+    """
+    try:
+        if why := stranger(path):
+            return why
+        if sha256 is not None and sha256_of(path) != sha256:
+            return "is not what was saved: its SHA-256 is another one than the manifest's"
+        if path.suffix != ".pt":
+            return None
+        with safe_globals(list(types)):
+            others = get_unsafe_globals_in_checkpoint(str(path))
+    except _UNREADABLE as error:
+        return f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+    return _names(others) if others else None
+
+
+def faults(directory: Path, hashes: Mapping[str, str | None], types: Sequence[type] = ()) -> list[str]:
+    """What is wrong with files of a directory (name -> SHA-256), one line each."""
+    found = {name: fault(directory / name, sha256, types) for name, sha256 in hashes.items()}
+    return [f"{directory / name} {why}" for name, why in found.items() if why]
+
+
+def _names(types: Sequence[str]) -> str:
+    named = ", ".join(sorted(types)[:3])
+    return f"holds more than data: {named if named.isprintable() else ascii(named)}"
+
+
+class _Hashing:
+    """A file that is hashed as it is written."""
+
+    def __init__(self, file: BinaryIO, hasher: ThreadPoolExecutor) -> None:
+        self.sha256 = hashlib.sha256()
+        self.failed: OSError | None = None
+        self._file = file
+        self._hasher = hasher
+
+    def write(self, content: Any) -> int:
+        if len(content) < _PIECE:
+            self.sha256.update(content)
+            return self._written(content)
+        hashed = self._hasher.submit(self.sha256.update, content)
+        try:
+            return self._written(content)
+        finally:
+            hashed.result()  # the content is torch's, and gone afterwards
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def _written(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failed = error
+            raise

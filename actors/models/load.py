@@ -1,0 +1,227 @@
+"""Causal language models: built tiny from numbers or loaded from a directory, and wrapped to yield token logprobs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from actors.config import ModelConfig, UserError
+from actors.files.readable import make_readable
+from actors.files.stored import only_data
+from actors.models.as_source import copy_tokenizer, restore_settings, without_dropout
+from actors.models.attention import PACKED_SDPA, register_packed_sdpa
+from actors.models.hub_cache import local_directory
+from actors.models.logprobs import LogprobHead
+from actors.models.lora import quantization_config
+from actors.models.packed import PackedBatch
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
+    """The policy's initial model: random weights for `model.init`, else the weights of `model.path`.
+
+    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given), or is a model of
+    the hub as `located` names it.
+    """
+    options, directory = _options(model), local_directory(directory)
+    config = _without_dropout(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    if model.init:
+        torch.manual_seed(model.init.seed)
+        built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    else:
+        with only_data(directory):
+            built = AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, **options)
+    _refuse_unsupported(built)
+    return _ready_to_train(built, model)
+
+
+def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = False) -> PreTrainedModel:
+    """A sequence-classification model with one score; a causal model's directory gives its body a new head.
+
+    For `model.init` it has the policy's initial body. `directory` is as for `load_model`. Raises UserError with
+    `needs_head` when the directory holds no trained head.
+    """
+    options, directory = _options(model), local_directory(directory)
+    config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    # Positions are read by our own index; a padding token would only mislead whoever loads the export.
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id in ends:
+        config.pad_token_id = None
+    if model.init:
+        body = load_model(model, directory).get_decoder().state_dict()
+        built: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, **options)
+        getattr(built, built.base_model_prefix).load_state_dict(body)
+    else:
+        loader: Any = AutoModelForSequenceClassification
+        with only_data(directory):
+            built, loaded = loader.from_pretrained(
+                directory, config=config, output_loading_info=True, trust_remote_code=False, **options
+            )
+        if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
+            raise UserError(
+                f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"
+            )
+    if not isinstance(getattr(built, "score", None), torch.nn.Linear):
+        raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
+    return _ready_to_train(built, model)
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    """How a model is made or loaded: precision, attention, quantisation."""
+    options: dict[str, Any] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model)}
+    if model.quantize:
+        device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
+        options |= {"quantization_config": quantization_config(model), "device_map": device}
+    return options
+
+
+def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    built.config.use_cache = False
+    # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
+    built.train()
+    if model.gradient_checkpointing:
+        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return built
+
+
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """The importance ratio compares the policy with the sampler, which drops nothing: so the trainer may not either."""
+    for name in without_dropout(config.to_dict()):
+        setattr(config, name, 0.0)
+    return config
+
+
+def _attention(model: ModelConfig) -> str:
+    flash = torch.cuda.is_available() and is_flash_attn_2_available()  # a module flash_attn may be another package's
+    if model.attention == "flash_attention_2" and not flash:
+        raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
+    # Its kernels read half precision only.
+    if flash and model.attention != PACKED_SDPA and model.dtype == "bf16":
+        return "flash_attention_2"
+    register_packed_sdpa()
+    return PACKED_SDPA
+
+
+def _refuse_unsupported(model: PreTrainedModel) -> None:
+    """Models whose logits are more than `lm_head(hidden)` would train on wrong logprobs: refuse them."""
+    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model.config, field, None)
+        if value not in (None, 1, 1.0):
+            raise UserError(f"model.path: models with {field} are not supported, got {field}={value}")
+
+
+class TokenLogprobs(torch.nn.Module):
+    """A causal language model that answers with the logprob of each action token of a packed batch."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = str(model.config._attn_implementation)
+        head: Any = model.get_output_embeddings()
+        self.head = LogprobHead(head.weight, getattr(head, "bias", None))
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether batches may hold a prompt once for all its responses; flash attention reads whole sequences only."""
+        return self.attention == PACKED_SDPA
+
+    def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropies of the tokens where `batch.action_mask` is True, both float32 [T], else 0.
+
+        `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
+        whose float32 logits exist at one time.
+        """
+        read = _hidden_states(self.model.get_decoder(), batch, self.attention)
+        actions = batch.action_indices
+        logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
+        return _at(actions, logprobs, batch), _at(actions, entropies, batch)
+
+
+def linear_in_float32(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What a layer with `weight` and `bias` (or None) makes of [..., D], computed and answered at least in float32."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return torch.nn.functional.linear(hidden.to(dtype), layer.weight.to(dtype), bias)
+
+
+class ScoreHead(torch.nn.Module):
+    """A linear layer's very parameters, used in float32: of 64 scores in bf16, 20 equal another one.
+
+    They are its own direct parameters, as those of `LogprobHead` are, for ZeRO-3 to find. vLLM, too, computes the
+    scores of bf16 models in float32.
+    """
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., scores], at least in float32."""
+        return linear_in_float32(self, hidden)
+
+
+class TokenValues(torch.nn.Module):
+    """A sequence-classification model that answers with its score at each action token of a packed batch."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.head = ScoreHead(model.score)  # type: ignore[arg-type]
+        self.attention = str(model.config._attn_implementation)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """See TokenLogprobs."""
+        return self.attention == PACKED_SDPA
+
+    def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores at the tokens where `batch.action_mask` is True, float32 [T], else 0; and zeros [T].
+
+        `temperature` and `chunk` are those of TokenLogprobs, for a common signature; nothing here depends on them.
+        """
+        model: Any = self.model
+        read = _hidden_states(getattr(model, model.base_model_prefix), batch, self.attention)
+        scores = _at(batch.action_indices, self.head(read)[:, 0], batch)
+        return scores, torch.zeros_like(scores)
+
+
+def _hidden_states(decoder: Any, batch: PackedBatch, attention: str) -> torch.Tensor:
+    """Last hidden state that is read for each action token, [A, D]."""
+    hidden = decoder(
+        input_ids=batch.inputs.token_ids[None],
+        position_ids=batch.inputs.position_ids[None],
+        use_cache=False,
+        **batch.inputs.attention_arguments(attention),
+    ).last_hidden_state[0]
+    # Responses share their prompt's last token. The backward pass of hidden[read] adds up such gradients in any order;
+    # this one, on CPU, always in the same, without which runs would not resume bit for bit.
+    return hidden.index_select(0, batch.inputs.read)
+
+
+def _at(indices: torch.Tensor, values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """[A] values at their tokens, 0 elsewhere, [T]."""
+    return torch.zeros(len(batch.token_ids), dtype=values.dtype, device=values.device).index_copy(0, indices, values)
+
+
+def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
+    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads: the new weights, with the
+    settings of the directory that the model was loaded from."""
+    scores = model.get_output_embeddings() is None
+    if model.can_generate():
+        # transformers refuses to write what many models come with, such as a temperature without sampling.
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(directory, state_dict=state)
+    source = model.config.name_or_path or ""
+    restore_settings(directory, source, scores=scores)
+    copy_tokenizer(tokenizer, directory, source)
+    make_readable(directory)

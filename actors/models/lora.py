@@ -1,0 +1,383 @@
+"""Low-rank adapters inside a Hugging Face model (arXiv 2106.09685), by PEFT: add, merge, disable, write, read.
+
+Adapters are injected in place: the model keeps its class and its methods, every adapted layer W becomes
+
+    W.base_layer  (frozen)      lora_A [r, in], lora_B [out, r]  (trained)      y = W x + scaling B A x
+
+A parameter's plain name is the one it has in the model without adapters: what the engines and an export know.
+
+PEFT takes seconds to import, so only functions that need it do.
+"""
+
+import difflib
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import Parameter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from actors.config import LoraConfig, ModelConfig, UserError
+from actors.files.readable import make_readable
+from actors.models.as_source import restore_settings
+from actors.models.hub_cache import configured_directory, split_commit
+
+Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
+"""A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
+
+_NAME = "default"
+
+
+def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
+    """Leave to the optimizer what the configuration trains: adapters, or all but what `freeze` names. In place.
+
+    Raises:
+        UserError: see `add_adapters` and `freeze_parameters`.
+    """
+    if config.lora:
+        add_adapters(model, config.lora, seed)
+    elif config.freeze:
+        freeze_parameters(model, config.freeze)
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+    """Freeze the model and give its linear layers adapters that change nothing yet; a score head stays trainable.
+
+    Adapters have the dtype of the layer they adapt; `seed` decides their initial values.
+
+    Raises:
+        UserError: when a target is no linear layer of the model, or one that cannot have an adapter.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        target_modules=_targets(model, config.targets),
+        task_type=_task_type(model),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model, adapter_name=_NAME)
+    for head in _heads(model):
+        model.get_submodule(head).requires_grad_(True)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that can have adapters: all but the output embedding, score heads, and the pooler of
+    a bare encoder, which is not read."""
+    output: Any = model.get_output_embeddings()
+    heads = _heads(model)
+    apart = tuple(f"{name}." for name in (heads or ["pooler"]))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(apart)
+    ]
+
+
+def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
+    """Last parts of the names of the layers that get adapters, such as q_proj, in the causal model of `directory`."""
+    if config.targets != "all-linear":
+        return sorted({target.rpartition(".")[2] for target in config.targets})
+    with torch.device("meta"):
+        config_of_model = AutoConfig.from_pretrained(configured_directory(directory), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config_of_model, trust_remote_code=False)
+    return sorted({name.rpartition(".")[2] for name in linear_layers(model)})
+
+
+def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
+    layers = linear_layers(model)
+    if isinstance(targets, str):
+        return layers
+    found = []
+    for target in targets:
+        matching = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not matching:
+            kinds = sorted({name.rpartition(".")[2] for name in layers})
+            near = difflib.get_close_matches(target.rpartition(".")[2], kinds, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+            raise UserError(
+                f"model.lora.targets: must be linear layers other than the output embedding or a score head ({hint}), "
+                f"got {target}"
+            )
+        found += matching
+    return sorted(set(found))
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """Names of the modules between a classifier's body and its scores: what a new head has no trained weights for."""
+    body = model.base_model_prefix
+    if model.get_output_embeddings() is not None or not isinstance(getattr(model, body, None), torch.nn.Module):
+        return []
+    behind = [name for name, module in model.named_children() if name != body and list(module.parameters())]
+    pooler = getattr(getattr(model, body), "pooler", None)
+    return behind + [f"{body}.pooler"] * isinstance(pooler, torch.nn.Module)
+
+
+def _task_type(model: PreTrainedModel) -> str:
+    if model.get_output_embeddings() is not None:
+        return "CAUSAL_LM"
+    return "SEQ_CLS" if _heads(model) else "FEATURE_EXTRACTION"
+
+
+def freeze_parameters(model: PreTrainedModel, patterns: list[str]) -> None:
+    """Stop training the parameters whose names match a pattern; `*` stands for anything.
+
+    Raises:
+        UserError: when a pattern matches no parameter, or nothing is left to train.
+    """
+    # Tied parameters are known by both of their names.
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        matching = [name for name in named if fnmatchcase(name, pattern)]
+        if not matching:
+            near = difflib.get_close_matches(pattern, named, 1, cutoff=0.4)
+            hint = f" (for example {near[0]})" if near else ""
+            raise UserError(f"model.freeze: each pattern must match a parameter{hint}, got {pattern}")
+        for name in matching:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UserError(f"model.freeze: must leave something to train, got {patterns}")
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether `add_adapters` was applied."""
+    return bool(_adapted_layers(model))
+
+
+@contextmanager
+def adapters_disabled(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, the model is the one that the adapters were added to: the reference of a policy."""
+    layers = list(_adapted_layers(model).values())
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
+    """Name -> peft.tuners.lora.LoraLayer, told by what it holds."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, Any]]:
+    """(plain name, parameter, the adapted layer whose weight it is), in the order of the model without adapters."""
+    layers = list(_adapted_layers(model).values())
+    adapted: dict[int, Any] = {id(layer.get_base_layer().weight): layer for layer in layers}
+    added = {id(parameter) for layer in layers for parameter in _adapter_of(layer).values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in added:
+            yield name.replace(".base_layer.", "."), parameter, adapted.get(id(parameter))
+
+
+def _adapter_of(layer: Any) -> dict[str, Parameter]:
+    return {name: value for name, value in layer.named_parameters() if not name.startswith("base_layer.")}
+
+
+def parameter_metas(model: PreTrainedModel) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Plain name, dtype and whole shape of what `plain_parameters` yields, in its order."""
+    metas = []
+    for name, parameter, _ in _plain(model):
+        packed: Any = getattr(parameter, "quant_state", None)  # Of a weight in 4 bits.
+        whole = packed or parameter
+        metas.append((name, whole.dtype, tuple(getattr(parameter, "ds_shape", whole.shape))))
+    return metas
+
+
+@dataclass
+class MergeError:
+    """What rounding takes from the change that adapters make, over all weights that they were merged into."""
+
+    change: float = 0.0
+    """Sum of squares of the change."""
+    lost: float = 0.0
+    """Sum of squares of what of it is not in the rounded weights."""
+
+    @property
+    def value(self) -> float:
+        """Norm of what is lost as a share of the norm of the change: 0 none, 1 all; 0 where nothing changes."""
+        return math.sqrt(self.lost / self.change) if self.change else 0.0
+
+    def add(self, weight: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Count a layer: its weight without adapters, the merged one in float32, and that in the weight's dtype."""
+        self.change += float((exact - weight).double().square().sum())
+        self.lost += float((exact - rounded).double().square().sum())
+
+
+def plain_parameters(
+    model: PreTrainedModel, gather: Gather, *, merged: bool, error: MergeError | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Whole parameters under their plain names, one at a time: with the adapters merged into them, or without.
+
+    Merged: W + scaling B A; for DoRA (arXiv 2402.09353) m (W + scaling B A) / |W + scaling B A|; computed in float32
+    and rounded once to the weight's dtype, which `error` counts. The model is not altered. Collective under ZeRO-3:
+    every rank iterates to the end.
+    """
+    for name, parameter, layer in _plain(model):
+        adapter = _adapter_of(layer) if merged and layer is not None else {}
+        with gather([parameter, *adapter.values()]):
+            with torch.no_grad():
+                tensor = _merged(layer, error) if adapter else _dequantized(parameter)
+            yield name, tensor
+
+
+def _merged(layer: Any, error: MergeError | None) -> torch.Tensor:
+    weight = _dequantized(layer.get_base_layer().weight)
+    transposed = isinstance(layer.get_base_layer(), Conv1D)
+    change = layer.scaling[_NAME] * layer.lora_B[_NAME].weight.float() @ layer.lora_A[_NAME].weight.float()
+    exact = weight.float() + (change.T if transposed else change)
+    if _NAME in layer.lora_magnitude_vector:
+        lengths = exact.norm(dim=0 if transposed else 1)  # of an output's weights
+        factors = layer.lora_magnitude_vector[_NAME].weight.float() / lengths
+        exact = exact * (factors if transposed else factors[:, None])
+    rounded = exact.to(weight.dtype)
+    if error is not None:
+        error.add(weight, exact, rounded)
+    return rounded
+
+
+def _dequantized(parameter: Parameter) -> torch.Tensor:
+    if not hasattr(parameter, "quant_state"):
+        return parameter.detach()
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(parameter)
+
+
+def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict[str, torch.Tensor]:
+    """The trained tensors, a score head included, on CPU under the names of a PEFT directory; empty without `keep`.
+
+    Collective under ZeRO-3.
+    """
+    from peft import get_peft_model_state_dict
+
+    layers = {f"{name}.": layer for name, layer in _adapted_layers(model).items()}
+    named = {prefix + name: value for prefix, layer in layers.items() for name, value in _adapter_of(layer).items()}
+    inside = tuple(f"{head}." for head in _heads(model))
+    heads = {name: value for name, value in model.named_parameters() if name.startswith(inside)}
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in (named | heads).items():
+        with gather([parameter]):
+            if keep:
+                found[name] = parameter.detach().cpu().clone()
+    if not keep:
+        return {}
+    adapters = {name: found[name] for name in named}
+    trained = get_peft_model_state_dict(model, adapters, _NAME, save_embedding_layers=False)
+    return {f"base_model.model.{name}": tensor for name, tensor in (trained | {n: found[n] for n in heads}).items()}
+
+
+def adapter_config(model: PreTrainedModel, base: str | None) -> str:
+    """adapter_config.json of a PEFT directory whose adapters belong to the model in the directory `base`."""
+    settings: dict[str, Any] = model.peft_config[_NAME].to_dict()  # type: ignore[index, union-attr, operator]
+    name, commit = split_commit(base) if base else (None, None)
+    settings |= {"base_model_name_or_path": name, "revision": commit}
+    settings |= {"inference_mode": True, "modules_to_save": _heads(model) or None}
+    return json.dumps(settings, indent=2, sort_keys=True, default=sorted)
+
+
+def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) -> None:
+    """Write a PEFT directory, which `PeftModel.from_pretrained(base, directory)` loads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").write_text(config)
+    save_file(state, directory / "adapter_model.safetensors")
+    make_readable(directory)
+
+
+def merge_adapter(directory: Path, base: str, output: Path) -> float:
+    """Merge a PEFT directory into its base model, which is in the directory `base`, and write the whole model, with its
+    tokenizer, to `output`; returns the `MergeError.value`."""
+    from peft import PeftModel
+
+    task = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+    loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
+    options = {"num_labels": 1} if task == "SEQ_CLS" else {}
+    model: Any = loader.from_pretrained(base, dtype="auto", trust_remote_code=False, **options)
+    if task != "SEQ_CLS":
+        model.generation_config = GenerationConfig()  # the base's own is copied; some of those cannot be written
+    adapted: Any = PeftModel.from_pretrained(model, str(directory))
+    error = _merge_layers(adapted)
+    adapted.unload().save_pretrained(output)
+    restore_settings(output, base, scores=task == "SEQ_CLS")
+    tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(output)
+    make_readable(output)
+    return error.value
+
+
+def _merge_layers(model: Any) -> MergeError:
+    """Merge in place, layer by layer in float32 and rounded once; PEFT's own way rounds the change before it adds."""
+    error = MergeError()
+    for layer in model.modules():
+        if not hasattr(layer, "get_base_layer") or not hasattr(layer, "merge"):
+            continue
+        weight: torch.Tensor = layer.get_base_layer().weight
+        before, dtype = weight.detach().clone(), weight.dtype
+        layer.float()
+        layer.merge()
+        exact = layer.get_base_layer().weight.detach().clone()
+        layer.to(dtype)
+        error.add(before, exact, layer.get_base_layer().weight.detach())
+    return error
+
+
+def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
+    """`quantization_config` of `from_pretrained` for QLoRA (arXiv 2305.14314); None without `model.quantize`.
+
+    Raises:
+        UserError: without a GPU, or without bitsandbytes.
+    """
+    if model.quantize is None:
+        return None
+    lacking = [
+        what
+        for what, there in (
+            ("no GPU", torch.cuda.is_available()),
+            ("no bitsandbytes", importlib.util.find_spec("bitsandbytes")),
+        )
+        if not there
+    ]
+    if lacking:
+        raise UserError(f"model.quantize: nf4 needs a GPU and the bitsandbytes package, got {' and '.join(lacking)}")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[model.dtype],
+    )
+
+
+def unquantized_shell(model: PreTrainedModel) -> PreTrainedModel:
+    """A model to write the merged weights of `model` with: itself, or for QLoRA its like without quantisation."""
+    if not hasattr(model.config, "quantization_config"):
+        return model
+    settings = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    config = type(model.config).from_dict(settings)
+    config.name_or_path = model.config.name_or_path
+    with torch.device("meta"):
+        return type(model)(config)

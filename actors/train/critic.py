@@ -1,0 +1,38 @@
+"""The rank that learns values: of every action token of a rollout, what reward is to be expected before it is sampled.
+
+The driver imports this module for its method names; models are imported only where a worker needs them.
+"""
+
+from typing import Any
+
+import torch
+
+from actors.batch import TokenFields
+from actors.train.trainer import TrainedWorker
+from actors.train.worker import Metrics, Plan
+
+
+class ValueWorker(TrainedWorker):
+    """One data-parallel rank of a model with a score head."""
+
+    def load_module(self) -> torch.nn.Module:
+        from actors.models.load import TokenValues, load_value_model
+
+        self.hf_model = load_value_model(self.model_config, self.directory).to(self.device)  # type: ignore[arg-type]
+        module = TokenValues(self.hf_model)
+        self.shares_prompts = module.shares_prompts
+        return module
+
+
+class CriticWorker(ValueWorker):
+    """One data-parallel rank of the critic."""
+
+    def values(self, plan: Plan, keys: list[int], *inputs: Any) -> tuple[Metrics, TokenFields]:
+        """`values` of rollouts; `plan` holds, per micro-batch, (key, response), `inputs` are the groups of `keys`."""
+        return self.read_rollouts(self.read, "values", plan, keys, inputs, share_prompts=self.shares_prompts)
+
+
+class RewardModelWorker(ValueWorker):
+    """One data-parallel rank of a reward model in training: its score is read at a response's last token."""
+
+    reads = "end"

@@ -1,0 +1,384 @@
+"""A rank that learns to compare texts: each becomes a vector (embedding model), or two of them a score (reranker).
+
+    texts -> outputs -> outputs of all ranks -> loss of the whole update -> gradients of own outputs -> model
+
+Every rank computes the loss of the whole update from the outputs of all ranks, and takes the gradients of its own: the
+sum over ranks is the gradient of one rank that has all texts, whatever the loss. Texts that together exceed
+`micro_batch_tokens` are read twice, first without keeping activations and then, micro-batch by micro-batch, with the
+gradients of their outputs at hand (GradCache, arXiv 2101.06983): the same gradient in the memory of one micro-batch.
+
+The driver imports this module for its method names; models are imported only where a worker needs them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from actors.config import EncoderHead, ModelConfig, TrainerConfig
+from actors.train.engine import gathered
+from actors.train.trainer import TrainedWorker
+from actors.train.worker import Metrics
+
+OutputLoss = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(outputs of all ranks' texts [N, D] or scores [N], the guide's vectors [N, D] or None) -> (loss, metrics)."""
+
+_TOKENISED_TOGETHER = 512
+"""Texts that are padded to one length before they are cut into micro-batches."""
+_PASS_OVERHEAD = {"cpu": 128, "cuda": 1024}
+"""Tokens that take as long as what a forward pass takes beside its tokens, roughly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderText:
+    """What becomes one output.
+
+    Example: EncoderText(kind="query", text="red fox", prompt="query: ")
+    """
+
+    kind: Literal["query", "passage"]
+    text: str
+    """Of a reranker, the query."""
+    prompt: str | None = None
+    """Instruction put before the text; None: the one that the model keeps for this kind of text, if any."""
+    passage: str | None = None
+    """Of a reranker, the second text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Texts of one forward pass."""
+
+    places: list[int]
+    """Of the texts among those given; none for a pass that only keeps step with other ranks."""
+    features: dict[str, Any]
+    """Padded inputs of the model."""
+    tokens: int
+    """Without padding."""
+    padded: int
+    """With padding."""
+
+
+class TextModule(torch.nn.Module):
+    """A sentence-transformers model that answers with one output of each text."""
+
+    def __init__(self, model: Any, output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+
+    def forward(self, features: dict[str, Any]) -> torch.Tensor:
+        """Vectors [B, D] or scores [B], float32."""
+        found = self.model(dict(features))[self.output].float()
+        return found.squeeze(1) if self.output == "scores" else found
+
+
+class EncoderWorker(TrainedWorker):
+    """One data-parallel rank of an embedding model or a reranker."""
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        model: ModelConfig,
+        directory: str,
+        group: TrainerConfig,
+        seed: int,
+        head: EncoderHead,
+        guides: list[str],
+    ) -> None:
+        super().__init__(rank, world_size, model, directory, group, seed)
+        self.head = head
+        self.guide_paths = guides
+
+    @property
+    def _reranks(self) -> bool:
+        return self.head.kind == "reranker"
+
+    def load_module(self) -> torch.nn.Module:
+        from actors.models.encoders import load_encoder, load_guide
+
+        self.shares_prompts = False
+        self.model = load_encoder(self.model_config, self.head, self.directory).to(self.device)
+        self.hf_model = self.model.transformers_model
+        if self.model_config.lora:
+            for module in list(self.model)[1:]:
+                module.requires_grad_(False)  # adapters are all that is trained, and saved as such
+        self.guides = {path: load_guide(path, self.device) for path in self.guide_paths}
+        return TextModule(self.model, "scores" if self._reranks else "sentence_embedding")
+
+    def dimension(self) -> int:
+        """Size of the model's vectors; 1 for a reranker."""
+        return 1 if self._reranks else self.model.get_embedding_dimension()
+
+    def learn_texts(
+        self, texts: list[EncoderText], counts: list[int], loss: OutputLoss, guide: str | None = None
+    ) -> Metrics:
+        """One optimizer update; collective.
+
+        Args:
+            texts: this rank's.
+            counts: number of texts of each rank.
+            loss: of the outputs of all texts, those of rank 0 first.
+            guide: directory of the model whose vectors the loss reads too.
+
+        Returns:
+            metrics of the update, the same on every rank.
+        """
+        started = time.perf_counter()
+        batches = self._batches(texts)
+        rate = self.engine.learning_rate
+        keep = self._most(sum(batch.padded for batch in batches)) <= self.group.micro_batch_tokens
+        known = self._gather(self._guided(texts, guide), counts) if guide else None
+        graphs, states, outputs = self._first_pass(batches, len(texts), keep)
+        value, metrics, gradients = self._loss(outputs, known, counts, loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss of an update is {value}")
+        if keep:
+            self._backward(batches, graphs, gradients)
+        else:
+            self._read_again(batches, states, gradients)
+        norm = self.engine.step()
+        seconds = time.perf_counter() - started
+        metrics |= self._counted(batches, len(texts)) | {"loss": value, "grad_norm": norm, "learning_rate": rate}
+        return metrics | {"micro_batches": float(1 if keep else len(batches)), "time/update_rank": seconds}
+
+    def encode(self, texts: list[EncoderText]) -> NDArray[np.float32]:
+        """Outputs of this rank's texts, [texts, D] or [texts], without dropout; collective under ZeRO-3."""
+        batches = self._batches(texts)
+        found = [self.engine.evaluate(self._on_device(batch.features)) for batch in batches]
+        return self._in_order(batches, found, len(texts)).cpu().numpy()
+
+    def write_model(self, directory: Path) -> float | None:
+        """Write a sentence-transformers directory, with adapters merged and alone below it; see `export`. Rank 0
+        writes."""
+        from actors.models import lora
+        from actors.models.encoders import load_encoder, write_encoder
+
+        state, error = {}, lora.MergeError()
+        for name, tensor in lora.plain_parameters(self.model, gathered, merged=True, error=error):
+            if self.rank == 0:
+                state[name] = tensor.cpu().clone()
+        if self.rank == 0:
+            write_encoder(load_encoder(self.model_config, self.head, self.directory), state, self.head, directory)
+        return self.write_adapter(directory, error)
+
+    def _first_pass(
+        self, batches: list[TextBatch], count: int, keep: bool
+    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]], torch.Tensor]:
+        """Outputs by batch, with their graphs if `keep`; random states before each batch; all outputs in order."""
+        found, states = [], []
+        with torch.set_grad_enabled(keep):
+            for batch in batches:
+                states.append(self._random_state())
+                found.append(self._forward(batch))
+        return found, states, self._in_order(batches, [each.detach() for each in found], count)
+
+    def _backward(self, batches: list[TextBatch], graphs: list[torch.Tensor], gradients: torch.Tensor) -> None:
+        """Carry the gradients of the outputs into the model, through the graphs of the first pass."""
+        shares = [(found * _at(gradients, batch)).sum() for batch, found in zip(batches, graphs, strict=True)]
+        self.engine.backward(torch.stack(shares).sum(), last=True)
+
+    def _read_again(self, batches: list[TextBatch], states: list[list[torch.Tensor]], gradients: torch.Tensor) -> None:
+        """Carry the gradients of the outputs into the model, batch by batch, each read once more."""
+        for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
+            with self._replayed(state):
+                found = self._forward(batch)
+            self.engine.backward((found * _at(gradients, batch)).sum(), last=index == len(batches) - 1)
+
+    def _loss(
+        self, own: torch.Tensor, guide: torch.Tensor | None, counts: list[int], loss: OutputLoss
+    ) -> tuple[float, Metrics, torch.Tensor]:
+        """Loss of the whole update, its metrics, and its gradients with respect to this rank's outputs."""
+        outputs = self._gather(own, counts).requires_grad_()
+        value, metrics = loss(outputs, guide)
+        value.backward()
+        assert outputs.grad is not None
+        start = sum(counts[: self.rank])
+        return (
+            float(value.detach()),
+            {name: float(metric) for name, metric in metrics.items()},
+            outputs.grad[start : start + counts[self.rank]],
+        )
+
+    def _gather(self, own: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Rows of all ranks, without gradients."""
+        if self.world_size == 1:
+            return own.detach().clone()
+        longest = max(counts)
+        padded = own.new_zeros((longest, *own.shape[1:]))
+        padded[: len(own)] = own
+        found = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(found, padded)
+        return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
+
+    def _guided(self, texts: list[EncoderText], guide: str) -> torch.Tensor:
+        """The guide's vectors of the texts, [texts, D]; it puts its own instructions before them."""
+        model = self.guides[guide]
+        found: list[Any] = [None] * len(texts)
+        for kind, encode in (("query", model.encode_query), ("passage", model.encode_document)):
+            places = [place for place, text in enumerate(texts) if text.kind == kind]
+            if places:
+                rows = encode([texts[place].text for place in places], convert_to_tensor=True, show_progress_bar=False)
+                for place, row in zip(places, rows, strict=True):
+                    found[place] = row
+        size = model.get_embedding_dimension()
+        return torch.stack(found).clone().float() if texts else torch.zeros((0, size), device=self.device)
+
+    def _batches(self, texts: list[EncoderText]) -> list[TextBatch]:
+        """The texts in as many forward passes on every rank, texts of like lengths together."""
+        texts = [replace(text, prompt=self._instruction(text)) for text in texts]
+        batches = [
+            batch
+            for group in self._by_prompt(texts)
+            for start in range(0, len(group), _TOKENISED_TOGETHER)
+            for batch in self._of_like_lengths(texts, group[start : start + _TOKENISED_TOGETHER])
+        ]
+        missing = self._most(len(batches)) - len(batches)
+        if missing:
+            idle = EncoderText(kind="query", text="a", prompt="", passage="a" if self._reranks else None)
+            batches += [TextBatch([], self._features([idle]), 0, 0)] * missing
+        return batches
+
+    def _instruction(self, text: EncoderText) -> str:
+        """What is put before a text: its own instruction, or the one that encode_query, encode_document or predict of
+        this model would use."""
+        if text.prompt is not None:
+            return text.prompt
+        kept = self.model.prompts
+        if self._reranks:
+            return kept.get(self.model.default_prompt_name, "")
+        names = ("query",) if text.kind == "query" else ("document", "passage", "corpus")
+        return next((kept[name] for name in names if name in kept), "")
+
+    def _by_prompt(self, texts: list[EncoderText]) -> list[list[int]]:
+        """Places of texts that can share a forward pass, longest texts first: all of them, unless pooling leaves out
+        the instruction's tokens, or a chat template has a place of its own for it."""
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place].text) - len(texts[place].passage or ""))
+        pooled = all(getattr(module, "include_prompt", True) for module in self.model)
+        if pooled and "message" not in self.model.modalities:
+            return [order]
+        groups: dict[str | None, list[int]] = {}
+        for place in order:
+            groups.setdefault(texts[place].prompt, []).append(place)
+        return list(groups.values())
+
+    def _of_like_lengths(self, texts: list[EncoderText], places: list[int]) -> Iterator[TextBatch]:
+        features = self._features([texts[place] for place in places])
+        lengths = features["attention_mask"].sum(1).tolist()
+        left = self.model.tokenizer.padding_side == "left"
+        order = sorted(range(len(places)), key=lambda index: -lengths[index])
+        overhead = _PASS_OVERHEAD[self.device.type]
+        for rows in cut_lengths([lengths[index] for index in order], self.group.micro_batch_tokens, overhead):
+            chosen = order[rows.start : rows.stop]
+            longest = lengths[chosen[0]]
+            part = slice(-longest, None) if left else slice(longest)
+            taken = {name: _rows(value, chosen, part) for name, value in features.items()}
+            tokens = sum(lengths[index] for index in chosen)
+            yield TextBatch([places[index] for index in chosen], taken, tokens, longest * len(chosen))
+
+    def _features(self, texts: list[EncoderText]) -> dict[str, Any]:
+        prompts = {text.prompt for text in texts}
+        one = prompts.pop() if len(prompts) == 1 else None
+        # The prompt is given apart where all texts have the same, as pooling may have to leave it out.
+        before = ["" if one is not None else text.prompt or "" for text in texts]
+        inputs = [
+            prefix + text.text if text.passage is None else (prefix + text.text, text.passage)
+            for prefix, text in zip(before, texts, strict=True)
+        ]
+        features = self.model.preprocess(inputs, prompt=one or None)
+        return features
+
+    def _forward(self, batch: TextBatch) -> torch.Tensor:
+        return self.engine.forward(self._on_device(batch.features))
+
+    def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(self.device) if isinstance(value, torch.Tensor) else value
+            for name, value in features.items()
+        }
+
+    def _in_order(self, batches: list[TextBatch], found: list[torch.Tensor], count: int) -> torch.Tensor:
+        shape = (count, *found[0].shape[1:])
+        outputs = torch.zeros(shape, dtype=found[0].dtype, device=self.device)
+        for batch, rows in zip(batches, found, strict=True):
+            if batch.places:
+                outputs[batch.places] = rows
+        return outputs
+
+    def _counted(self, batches: list[TextBatch], texts: int) -> Metrics:
+        limit = self.model.max_seq_length or 0
+        full = sum(
+            int((batch.features["attention_mask"].sum(1) >= limit).sum()) for batch in batches if batch.places and limit
+        )
+        sums = [sum(batch.tokens for batch in batches), sum(batch.padded for batch in batches), full, texts]
+        tokens, padded, full, texts = self.sum_over_ranks(np.array(sums, dtype=np.float64)).tolist()
+        return {
+            "tokens/trained": tokens,
+            "tokens/padding_fraction": 1 - tokens / padded,
+            "texts/at_limit_fraction": full / texts,
+        }
+
+    def _most(self, value: int) -> int:
+        """The largest value of all ranks."""
+        if self.world_size == 1:
+            return value
+        most = torch.tensor(value, device=self.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return int(most)
+
+    @contextmanager
+    def _replayed(self, state: list[torch.Tensor]) -> Iterator[None]:
+        """Within it, dropout draws what it drew in the first pass."""
+        now = self._random_state()
+        self._set_random_state(state)
+        try:
+            yield
+        finally:
+            self._set_random_state(now)
+
+
+def _at(gradients: torch.Tensor, batch: TextBatch) -> torch.Tensor:
+    """Gradients of the batch's outputs; those of an idle pass are 0."""
+    return gradients[batch.places] if batch.places else gradients.new_zeros(())
+
+
+def _rows(value: Any, chosen: list[int], part: slice) -> Any:
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return value
+    return value[chosen][:, part] if value.ndim > 1 else value[chosen]
+
+
+def cut_lengths(lengths: list[int], budget: int, overhead: int) -> list[range]:
+    """Ranges of texts for one forward pass each: of all ways to cut them, one that costs least.
+
+    Args:
+        lengths: of the texts, longest first.
+        budget: padded tokens of a pass, at most; a single longer text goes alone.
+        overhead: tokens that cost as much as a further pass.
+
+    Example: cut_lengths([9, 8, 2, 2], budget=100, overhead=5) gives [range(0, 2), range(2, 4)].
+    """
+    sizes = np.array(lengths, dtype=np.int64)
+    least = np.zeros(len(lengths) + 1, dtype=np.int64)
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    for end in range(1, len(lengths) + 1):
+        padded = sizes[:end] * np.arange(end, 0, -1)
+        allowed = padded <= budget
+        allowed[end - 1] = True
+        costs = np.where(allowed, least[:end] + padded + overhead, np.iinfo(np.int64).max)
+        starts[end] = costs.argmin()
+        least[end] = costs[starts[end]]
+    ranges, end = [], len(lengths)
+    while end:
+        ranges.append(range(int(starts[end]), end))
+        end = int(starts[end])
+    return ranges[::-1]

@@ -1,0 +1,130 @@
+"""Frozen groups: the reference gives logprobs of rollouts, a reward model gives scores.
+
+The driver imports this module for its method names; models are imported only where a worker needs them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.batch import Sequence, TokenFields, experience
+from actors.config import GroupConfig, ModelConfig
+from actors.files.own_files import StoredFile, sha256_of
+from actors.models.packed import PackedBatch
+from actors.train.engine import gathered, inference_module, load_library
+from actors.train.worker import Metrics, Plan, Worker, pack_sequences
+
+_WEIGHTS = "weights.safetensors"
+
+
+class FrozenWorker(Worker):
+    """One data-parallel rank of a group that only reads."""
+
+    shares_prompts: bool
+
+    def __init__(
+        self, rank: int, world_size: int, model: ModelConfig, directory: str, group: GroupConfig, seed: int
+    ) -> None:
+        super().__init__(rank, world_size, seed)
+        if group.zero_stage == 3:
+            load_library()  # seconds in which the driver has other things to do
+        self.model_config = model
+        self.directory = directory
+        self.group = group
+
+    def hold(self, module: torch.nn.Module, address: str, port: int) -> None:
+        """Meet the other ranks and hold the module, frozen."""
+        self.join(address, port, self.group.timeout_s)
+        self.module = inference_module(module.to(self.device), self.group, self.model_config.dtype)
+
+    def read(self, batch: PackedBatch, temperature: float = 1.0) -> torch.Tensor:
+        """What the model reads out of a batch, [T]."""
+        with torch.no_grad():
+            return self.module(batch, temperature, self.group.logprob_chunk_tokens)[0]
+
+
+class ReferenceWorker(FrozenWorker):
+    """One data-parallel rank of the reference."""
+
+    def build(self, address: str, port: int) -> None:
+        """Meet the other ranks and load the frozen model."""
+        from actors.models.load import TokenLogprobs, load_model
+
+        self.hf_model = load_model(self.model_config, self.directory)
+        module = TokenLogprobs(self.hf_model)
+        self.shares_prompts = module.shares_prompts
+        self.hold(module, address, port)
+
+    def logprobs(self, plan: Plan, keys: list[int], temperature: float, *inputs: Any) -> tuple[Metrics, TokenFields]:
+        """`reference_logprobs` of rollouts.
+
+        `plan` holds, per micro-batch, (key of the group, response in the group); `inputs` are the groups of `keys`.
+        """
+        return self.read_rollouts(
+            lambda batch: self.read(batch, temperature),
+            "reference_logprobs",
+            plan,
+            keys,
+            inputs,
+            share_prompts=self.shares_prompts,
+        )
+
+    def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
+        """Sum of logprobs over the action tokens of every sequence of the plan."""
+        return self.read_sequences(self.read, plan, share_prompts=share_prompts and self.shares_prompts)
+
+    @torch.no_grad()
+    def follow(self, file: Path, mix: float) -> None:
+        """Become mix x the weights in a file of `PolicyWorker.write_weights` + (1 - mix) x its own; collective."""
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as others:
+            for name, parameter in self.hf_model.named_parameters():
+                with gathered([parameter], changed=True):
+                    # Under ZeRO-3 the other ranks get what rank 0 writes.
+                    if self.rank == 0 or self.group.zero_stage < 3:
+                        other = others.get_tensor(name).to(parameter.device)
+                        parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
+
+    def save(self, directory: Path) -> list[StoredFile]:
+        """Write the weights of a reference that follows the policy; returns the file."""
+        from safetensors.torch import save_file
+
+        state = {}
+        for name, parameter in self.hf_model.named_parameters():
+            with gathered([parameter]):
+                if self.rank == 0:
+                    state[name] = parameter.detach().cpu().clone()
+        if self.rank != 0:
+            return []
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(state, directory / _WEIGHTS)
+        file = directory / _WEIGHTS
+        return [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote."""
+        self.follow(directory / _WEIGHTS, 1.0)
+
+
+class ScoringWorker(FrozenWorker):
+    """One data-parallel rank of a frozen reward model."""
+
+    def build(self, address: str, port: int) -> None:
+        """Meet the other ranks and load the frozen model."""
+        from actors.models.load import TokenValues, load_value_model
+
+        module = TokenValues(load_value_model(self.model_config, self.directory, needs_head=True))
+        self.shares_prompts = module.shares_prompts
+        self.hold(module, address, port)
+
+    def scores(self, plan: Plan, keys: list[int], *inputs: Any) -> dict[tuple[int, int], float]:
+        """Score of each rollout, (group, response) -> value, read at its last token."""
+        groups = dict(zip(keys, inputs, strict=True))
+        found: dict[tuple[int, int], float] = {}
+        for places in plan:
+            sequences = [experience(groups[key][index]) for key, index in places]
+            batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts, read="end")
+            found.update(zip(places, batch.sequence_sums(self.read(batch)).tolist(), strict=False))
+        return found

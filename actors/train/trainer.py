@@ -1,0 +1,249 @@
+"""A rank that learns, whatever its model reads: optimizer updates on given sequences and on rollouts, checkpoints.
+
+The driver imports this module for its method names; models are imported only where a worker needs them.
+"""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from actors.batch import Sequence, experience
+from actors.config import ModelConfig, TrainerConfig
+from actors.files import stored
+from actors.files.full_disk import told_when_full
+from actors.files.own_files import StoredFile
+from actors.models.packed import PackedBatch, Read
+from actors.train.engine import TrainingEngine, gathered, load_library
+from actors.train.worker import LossFunction, Metrics, Totals, Worker, pack_experiences, pack_sequences, read_inputs
+from actors.weights.checksum import checksum
+
+if TYPE_CHECKING:
+    from actors.models.lora import MergeError
+
+
+class TrainedWorker(Worker):
+    """One data-parallel rank of a group that learns."""
+
+    reads: Read = "before"
+    """Where the model is read in given sequences; see `actors.models.packed.pack`."""
+    hf_model: Any
+    """The Hugging Face model inside of the module."""
+    shares_prompts: bool
+    """Whether its batches may hold a prompt once for all its responses."""
+
+    def __init__(
+        self, rank: int, world_size: int, model: ModelConfig, directory: str, group: TrainerConfig, seed: int
+    ) -> None:
+        super().__init__(rank, world_size, seed)
+        load_library()  # seconds in which the driver has other things to do
+        self.seed = seed
+        self.model_config = model
+        self.directory = directory
+        self.group = group
+
+    @abstractmethod
+    def load_module(self) -> torch.nn.Module:
+        """The model, wrapped to answer a batch with two [T] tensors; sets `hf_model` and `shares_prompts`."""
+
+    def build(self, address: str, port: int, total_updates: int) -> None:
+        """Meet the other ranks, load the model and hand it to DeepSpeed. `total_updates` ends the schedule."""
+        from actors.models.lora import select_trained
+
+        self.join(address, port, self.group.timeout_s)
+        module = self.load_module()
+        select_trained(self.hf_model, self.model_config, self.seed)
+        self.engine = TrainingEngine(module, self.group, self.model_config.dtype, total_updates)
+        # What is random from here on, dropout, differs from rank to rank.
+        torch.manual_seed(self.seed + self.rank)
+
+    def read(self, batch: PackedBatch, temperature: float = 1.0) -> torch.Tensor:
+        """What the model reads out of a batch, [T], without gradient."""
+        return self.engine.evaluate(batch, temperature, self.group.logprob_chunk_tokens)[0]
+
+    def update(
+        self,
+        plans: list[list[list[tuple[int, int, float]]]],
+        keys: list[int],
+        totals: list[Totals],
+        loss: LossFunction,
+        temperature: float,
+        *inputs: Any,
+    ) -> list[Metrics]:
+        """Optimizer updates on scored rollouts; returns the metrics of each.
+
+        Args:
+            plans: per update, per micro-batch: (key of the group, response in the group, advantage of all its tokens,
+                unless `inputs` have advantages token by token).
+            keys: the keys of the groups given.
+            totals: global counts of each update.
+            loss: the algorithm's; see `LossFunction`.
+            temperature: at which the rollouts were sampled.
+            inputs: rollout groups (list[Rollout] each), in the order of `keys`, then TokenFields, such as reference
+                logprobs.
+        """
+        groups, known = read_inputs(keys, inputs)
+
+        def micro_batches(plan: list[list[tuple[int, int, float]]]) -> Iterator[PackedBatch]:
+            for samples in plan:
+                found = []
+                for key, index, advantage in samples:
+                    rollout = groups[key][index]
+                    same = {"advantages": np.full(rollout.tokens, advantage, dtype=np.float32)}
+                    found.append(experience(rollout, same | known.get((key, index), {})))
+                yield pack_experiences(found, self.device, share_prompts=self.shares_prompts)
+
+        return [
+            self._update(len(plan), micro_batches(plan), count, loss, temperature)
+            for plan, count in zip(plans, totals, strict=True)
+        ]
+
+    def learn(
+        self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
+    ) -> Metrics:
+        """One optimizer update on given sequences, already divided into micro-batches."""
+        batches = (self._packed(sequences, share_prompts) for sequences in plan)
+        return self._update(len(plan), batches, totals, loss, 1.0)
+
+    def evaluate(
+        self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
+    ) -> Metrics:
+        """Metrics of the loss on given sequences, without an update."""
+        self.sums: dict[str, torch.Tensor] = {}
+        for sequences in plan:
+            batch = self._packed(sequences, share_prompts)
+            read, other = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
+            value, metrics = loss(batch, read, other, totals)
+            self._add({"loss": value} | metrics)
+        return self._reduced()
+
+    def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
+        """Sum over the action tokens of every sequence of what the model reads there: its logprob, or its score."""
+        found = []
+        for sequences in plan:
+            batch = self._packed(sequences, share_prompts)
+            found.append(batch.sequence_sums(self.read(batch)).tolist()[: len(sequences)])
+        return found
+
+    def _packed(self, sequences: list[Sequence], share_prompts: bool) -> PackedBatch:
+        share = share_prompts and self.shares_prompts
+        return pack_sequences(sequences, self.device, share_prompts=share, read=self.reads)
+
+    def _update(
+        self, count: int, batches: Iterator[PackedBatch], totals: Totals, loss: LossFunction, temperature: float
+    ) -> Metrics:
+        started = time.perf_counter()
+        self.sums = {}
+        rate = self.engine.learning_rate
+        # Without a token to learn from, a step would still go where the moments and the weight decay lead.
+        learns = totals.trained_tokens > 0
+        for index, batch in enumerate(batches):
+            run = self.engine.forward if learns else self.engine.evaluate
+            read, other = run(batch, temperature, self.group.logprob_chunk_tokens)
+            value, metrics = loss(batch, read, other, totals)
+            if learns:
+                self.engine.backward(value, last=index == count - 1)
+            self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
+        norm = self.engine.step() if learns else self.engine.skip()
+        seconds = time.perf_counter() - started
+        metrics = self._reduced()
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(f"the loss of an update is {metrics['loss']}")
+        return metrics | {"grad_norm": norm, "learning_rate": rate, "time/update_rank": seconds}
+
+    def _add(self, shares: dict[str, torch.Tensor]) -> None:
+        for name, share in shares.items():
+            share = share.detach().double()
+            self.sums[name] = self.sums[name] + share if name in self.sums else share
+
+    def _reduced(self) -> Metrics:
+        values = torch.stack(list(self.sums.values()))
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return dict(zip(self.sums, values.tolist(), strict=True))
+
+    def checksums(self) -> dict[str, int]:
+        """Checksum of every parameter, the whole of it, with adapters merged into it."""
+        from actors.models.lora import plain_parameters
+
+        return {name: checksum(tensor) for name, tensor in plain_parameters(self.hf_model, gathered, merged=True)}
+
+    def save(self, directory: Path) -> list[StoredFile]:
+        """Write this rank's share of a checkpoint; returns every file that this rank then sees, with the hashes of its
+        own."""
+        with told_when_full(directory):
+            hashes = self.engine.save(directory)
+            random = f"random-{self.rank}.pt"
+            hashes[random] = stored.write(self._random_state(), directory / random)
+        files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+        return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
+
+    def load(self, directory: Path) -> None:
+        """Restore this rank's share of a checkpoint."""
+        self.load_model(directory)
+        path = directory / f"random-{self.rank}.pt"
+        if path.exists():  # A run may go on with more ranks than it had.
+            self._set_random_state(stored.read(path))
+
+    def load_model(self, directory: Path) -> None:
+        """Restore the model and its optimizer only, also on another device than that of the run."""
+        self.engine.load(directory)
+
+    def _random_state(self) -> list[torch.Tensor]:
+        on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpu]
+
+    def _set_random_state(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, self.device)
+
+    def export(self, directory: Path) -> float | None:
+        """Write the model as it is to be used: with the average of its weights, where the group keeps one.
+
+        Returns, with adapters, the share of what they change that rounding took from the merged weights.
+        """
+        with self.engine.averaged(), told_when_full(directory):
+            return self.write_model(directory)
+
+    def write_model(self, directory: Path) -> float | None:
+        """Write a Hugging Face directory, with adapters merged and alone below it; see `export`.
+
+        All ranks gather, rank 0 writes.
+        """
+        from actors.models import lora
+        from actors.models.load import export_model
+        from actors.models.tokenizer import load_tokenizer
+
+        state, error = {}, lora.MergeError()
+        for name, tensor in lora.plain_parameters(self.hf_model, gathered, merged=True, error=error):
+            if self.rank == 0:
+                state[name] = tensor.cpu().clone()
+        if self.rank == 0:
+            export_model(lora.unquantized_shell(self.hf_model), state, load_tokenizer(self.directory), directory)
+        return self.write_adapter(directory, error)
+
+    def write_adapter(self, directory: Path, error: "MergeError") -> float | None:
+        """Write the adapters, if the model has any, alone below an export in which they are merged; all ranks gather.
+
+        Returns what merging has lost, as `export` does; None without adapters.
+        """
+        from actors.models import lora
+
+        if not lora.has_adapters(self.hf_model):
+            return None
+        adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
+        if self.rank == 0:
+            lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        return error.value
+
+
+def _computed_tokens(batch: PackedBatch) -> torch.Tensor:
+    """Tokens that go through the model, a shared prompt once; the lone token of an idle rank is no work."""
+    return torch.tensor(0 if batch.idle else len(batch.inputs.token_ids), device=batch.token_ids.device)

@@ -1,0 +1,192 @@
+"""What trained and frozen ranks share: process group, device, packing, reading a model over a plan's micro-batches."""
+
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
+from actors.files import stored
+from actors.files.own_files import load_data_only
+from actors.group import write_output_to_log
+from actors.models.packed import PackedBatch, Read, pack
+from actors.quick_import import without_science
+from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
+from actors.train.engine import checkpoint_types, join_process_group
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Global counts of one optimizer update, over all ranks and micro-batches: what losses are divided by."""
+
+    tokens: int
+    """Action tokens of all samples of the update, whether they are trained on or known to have no gradient."""
+    sequences: int
+    """Samples of the update."""
+    trained_tokens: int
+    """Action tokens that go through the model: what metrics are averaged over."""
+
+
+LossFunction = Callable[[PackedBatch, torch.Tensor, torch.Tensor, Totals], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(micro-batch, policy_logprobs [T], entropies [T], totals) -> (share of the loss, shares of metrics): shares of all
+micro-batches and ranks add up to the loss and the metrics of the update. Of a model of values: (micro-batch, values
+[T], zeros [T], totals)."""
+
+Forward = Callable[[PackedBatch], torch.Tensor]
+"""What a model reads out of a micro-batch, [T], without gradient."""
+
+Plan = list[list[tuple[int, int]]]
+"""Per micro-batch: (key of the group, response in the group)."""
+
+ScoredGroups = list[list[tuple[float, Experience]]]
+"""Per group: score and tokens of every response."""
+
+Estimate = Callable[
+    [ScoredGroups, Callable[[NDArray[np.float64]], NDArray[np.float64]]],
+    tuple[list[list[dict[str, NDArray[np.float32]]]], Metrics],
+]
+"""(groups, sum of a vector over ranks) -> (per group and response: fields such as advantages, metrics of all ranks)."""
+
+
+class Worker:
+    """A rank of a group: knows its rank, its device and how to meet its peers."""
+
+    def __init__(self, rank: int, world_size: int, seed: int) -> None:
+        write_output_to_log()
+        load_data_only()
+        meet_on_node_address()
+        without_science()
+        self.rank = rank
+        self.world_size = world_size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(seed)
+        if threads := os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(int(threads))
+
+    def text_of(self, path: Path) -> str | None:
+        """Text of a file as this rank's node sees it; None when it is not there."""
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[str]:
+        """What is wrong with files of a checkpoint (name -> SHA-256), one line each; nothing of them is loaded."""
+        return stored.faults(directory, hashes, checkpoint_types())
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0, this one, will be met: address and port, at which it listens from now on."""
+        self._listener = listener(node_address())
+        return self._listener.getsockname()[:2]
+
+    def join(self, address: str, port: int, timeout_s: float) -> None:
+        """Meet the other ranks at what `address` of rank 0 gave; a rank that builds its model anew has met them."""
+        if dist.is_initialized():
+            return
+        if self.rank == 0:
+            store = serve_store(self._listener, self.world_size, timeout_s)
+        else:
+            store = join_store(address, port, self.world_size, timeout_s)
+        join_process_group(store, self.rank, self.world_size, timeout_s)
+
+    def sum_over_ranks(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Element by element; collective."""
+        if self.world_size == 1:
+            return values
+        summed = torch.from_numpy(values).to(self.device)
+        dist.all_reduce(summed)
+        return summed.cpu().numpy()
+
+    def advantages(
+        self, scores: dict[int, list[float]], keys: list[int], estimate: Estimate, *inputs: Any
+    ) -> tuple[Metrics, TokenFields]:
+        """Advantages of whole groups of rollouts, token by token, and what else `estimate` finds; collective.
+
+        Args:
+            scores: key of the group -> score of every response.
+            keys: of the groups given.
+            estimate: the algorithm's; see `Estimate`.
+            inputs: rollout groups (list[Rollout] each), in the order of `keys`, then TokenFields that it reads.
+
+        Returns:
+            metrics over all ranks, and the fields of this rank's groups.
+        """
+        groups, known = read_inputs(keys, inputs)
+        joined = [
+            [(score, experience(groups[key][i], known.get((key, i)))) for i, score in enumerate(scores[key])]
+            for key in scores
+        ]
+        found, metrics = estimate(joined, self.sum_over_ranks)
+        return metrics, {
+            (key, index): fields
+            for key, responses in zip(scores, found, strict=True)
+            for index, fields in enumerate(responses)
+        }
+
+    def mean_advantages(self, tokens: dict[tuple[int, int], int], fields: TokenFields) -> dict[tuple[int, int], float]:
+        """Mean advantage of the responses with so many `tokens`, by their place, of those that `fields` has."""
+        return {
+            place: float(fields[place]["advantages"].sum()) / max(1, count)
+            for place, count in tokens.items()
+            if place in fields
+        }
+
+    def read_rollouts(
+        self, forward: Forward, name: str, plan: Plan, keys: list[int], inputs: Seq[Any], *, share_prompts: bool
+    ) -> tuple[Metrics, TokenFields]:
+        """What `forward` reads at the action tokens of rollouts, as the field `name`; no metrics."""
+        groups, _ = read_inputs(keys, inputs)
+        found: TokenFields = {}
+        for places in plan:
+            batch = pack_experiences(
+                [experience(groups[key][index]) for key, index in places], self.device, share_prompts=share_prompts
+            )
+            values = batch.split(forward(batch))
+            found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
+        return {}, found
+
+    def read_sequences(self, forward: Forward, plan: list[list[Sequence]], *, share_prompts: bool) -> list[list[float]]:
+        """Sum over action tokens of what `forward` reads, for every sequence of the plan."""
+        found = []
+        for sequences in plan:
+            batch = pack_sequences(sequences, self.device, share_prompts=share_prompts)
+            sums = batch.sequence_sums(forward(batch)).tolist()
+            found.append(sums[: len(sequences)])
+        return found
+
+
+def read_inputs(keys: list[int], inputs: Seq[Any]) -> tuple[dict[int, Any], TokenFields]:
+    """Rollout groups by their keys, and the token fields that come after them, those of each response in one."""
+    fields: TokenFields = {}
+    for part in inputs[len(keys) :]:
+        for place, found in part.items():
+            fields[place] = fields.get(place, {}) | found
+    return dict(zip(keys, inputs[: len(keys)], strict=True)), fields
+
+
+def pack_experiences(experiences: Seq[Experience], device: torch.device, *, share_prompts: bool) -> PackedBatch:
+    """Pack rollouts with their fields; see `pack` for `share_prompts`."""
+    names = experiences[0].fields if experiences else ()
+    fields = {name: [item.fields[name] for item in experiences] for name in names}
+    return pack(experiences, fields, device, share_prompts=share_prompts)
+
+
+def pack_sequences(
+    sequences: Seq[Sequence],
+    device: torch.device,
+    *,
+    share_prompts: bool = False,
+    read: Read = "before",
+) -> PackedBatch:
+    """Pack sequences, with their labels if they have any; see `pack` for `share_prompts` and `read`."""
+    labels: dict[str, list[float]] = {}
+    for item in sequences:
+        for name, value in item.labels.items() if isinstance(item, Labelled) else ():
+            labels.setdefault(name, []).append(value)
+    return pack(sequences, {}, device, labels=labels, share_prompts=share_prompts, read=read)

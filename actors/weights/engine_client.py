@@ -1,0 +1,109 @@
+"""How the policy's sender reaches all rollout engines: each call goes to every engine and has a deadline."""
+
+import time
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.group import GroupError, answers_of, no_answer
+from actors.rollout.worker import Account, Adapter
+
+_GROUP = "rollout"
+"""What the driver calls the engines' group, and their logs."""
+_MOMENT_S = 5.0
+"""Longest wait for what the other engines say, where one has failed."""
+
+
+class EngineClient:
+    """The control calls of a weight transfer; structurally vLLM's `VLLMWeightSyncClient`."""
+
+    def __init__(self, handles: list[ActorHandle], tensor_parallel: int, timeout_s: float) -> None:
+        self.handles = handles
+        self.tensor_parallel = tensor_parallel
+        self.timeout_s = timeout_s
+        self.version = -1
+        self.starting = False
+        self.canary: list[int] | None = None
+        self.accounts: list[Account | None] = []
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        references = [getattr(handle, method).remote(*args) for handle in self.handles]
+        return self._wait(method, references)
+
+    def _wait(self, method: str, references: list[Any]) -> list[Any]:
+        """Answers of all engines within the deadline. Raises GroupError, which names the engine."""
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            return answers_of(_GROUP, range(len(references)), references, method, self.timeout_s)
+        except GroupError as error:
+            if isinstance(error.__cause__, RayTaskError):
+                self._tell_of_others(method, references, deadline)
+            raise
+
+    def _tell_of_others(self, method: str, references: list[Any], deadline: float) -> None:
+        """Raise GroupError of an engine that has died, or does not answer: in a transfer that all share, others fail
+        because of it."""
+        done, late = ray.wait(references, num_returns=len(references), timeout=_MOMENT_S)
+        for reference in done:
+            try:
+                ray.get(reference, timeout=self.timeout_s)
+            except RayActorError:
+                answers_of(_GROUP, [references.index(reference)], [reference], method, self.timeout_s)
+            except RayTaskError:
+                continue
+        if late and time.monotonic() >= deadline:
+            silent = [references.index(reference) for reference in late]
+            raise GroupError(no_answer(_GROUP, silent, method, self.timeout_s))
+
+    def resume(self) -> None:
+        """Let every engine go on, after a transfer that failed.
+
+        Engines that do not answer soon are not waited for: that one is gone, or stands still, may be why it has failed.
+        """
+        references: list[Any] = [handle.resume.remote() for handle in self.handles]
+        ray.wait(references, num_returns=len(references), timeout=min(self.timeout_s, _MOMENT_S))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Let every engine join the transfer group; each has its own ranks in it, after the sender's 0."""
+        infos = [
+            init_info | ({"rank_offset": 1 + index * self.tensor_parallel} if "rank_offset" in init_info else {})
+            for index in range(len(self.handles))
+        ]
+        calls = zip(self.handles, infos, strict=True)
+        self._wait("init_weight_transfer_engine", [h.init_weight_transfer_engine.remote(info) for h, info in calls])
+
+    def start_weight_update(self) -> None:
+        """Nothing yet: every engine pauses and prepares itself when it is asked to receive, which saves a call."""
+        self.starting = True
+
+    def update_weights(self, update_info: Any) -> None:
+        """Let every engine receive."""
+        starting, self.starting = self.starting, False
+        self._all("update_weights", update_info, starting, self.canary is not None)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Put the new weights into service under the publisher's `version`; the engines go on.
+
+        With a `canary` prompt, each engine's account of the transfer is then in `accounts`.
+        """
+        self.accounts = self._all("finish_weight_update", self.version, self.canary)
+
+    def load_adapter(self, adapter: Adapter) -> list[Any]:
+        """Let every engine load an adapter as `version`; `loaded` waits for what this returns."""
+        shared = ray.put(adapter)
+        return [handle.load_adapter.remote(shared, self.version, self.canary) for handle in self.handles]
+
+    def loaded(self, references: list[Any]) -> None:
+        """Wait until every engine uses its adapter; their accounts are then in `accounts`."""
+        self.accounts = self._wait("load_adapter", references)
+
+    def probe(self, seed: int) -> list[tuple[dict[str, np.ndarray], dict[str, list[str]]]]:
+        """Per engine: what its layers answer to a fixed input and which tensors they hold: `actors.weights.probe`."""
+        found = []
+        for engine in self._all("worker_call", "probe", seed):
+            answers, packed = engine[0]  # of the first worker process
+            found.append(({name: np.frombuffer(answer, np.float32) for name, answer in answers.items()}, packed))
+        return found

@@ -1,0 +1,231 @@
+"""Weight transfer from the policy to vLLM, through vLLM's own weight-transfer API.
+
+Adds a `gloo` backend (CPU and tests) to vLLM's `nccl` and `ipc`, and makes every backend's worker side remember a
+checksum of each tensor it received. Importing this module registers the backends, so it is also the module of the
+worker extension, which vLLM imports in each of its worker processes.
+
+    policy rank 0 ---- buckets over gloo / nccl / ipc ----> every vLLM worker
+          \\---- control calls (start, update, finish) through the client ----/
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerWeightTransferEngine,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.rendezvous import bind_stores_to_their_address, join_store
+from actors.weights.binding import bound_checksums
+from actors.weights.checksum import checksum
+from actors.weights.gloo_sender import Meta, Source, TransferClient, buckets, from_sender, gloo_group, size, views
+from actors.weights.probe import engine_answers
+
+# In vLLM's worker processes, before they meet each other.
+bind_stores_to_their_address()
+
+WORKER_BACKENDS = {"gloo": "tandem_gloo", "nccl": "tandem_nccl", "ipc": "tandem_ipc"}
+"""Setting of `rollout.transfer.backend` -> name under which the worker side is registered with vLLM."""
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):
+    """What a vLLM worker needs to join the transfer group."""
+
+    master_address: str
+    master_port: int
+    world_size: int
+    rank_offset: int
+    bucket_bytes: int
+    timeout_s: float
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """The tensors of one transfer, in order."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class ChecksumMixin:
+    """Worker side of any backend: remember what arrived, and finish what vLLM leaves undone on CPU."""
+
+    model: Any
+    device: torch.device
+    received: dict[str, int]
+    remember: bool = True
+
+    def start_weight_update(self) -> None:
+        self.received = {}
+        super().start_weight_update()  # type: ignore[misc]
+
+    def receive_weights(self, update_info: Any) -> None:
+        try:
+            self._receive(update_info)
+        except BaseException:
+            # vLLM forgets the session here, but its layers have no storage until it ends: those that got nothing take
+            # their old weights back, and the engine can go on.
+            self.finish_weight_update()
+            raise
+
+    def _receive(self, update_info: Any) -> None:
+        if not self.remember:
+            super().receive_weights(update_info)  # type: ignore[misc]
+            return
+        load = self.model.load_weights
+
+        def load_and_remember(weights: Any) -> Any:
+            weights = list(weights)
+            self.received.update((name, checksum(tensor)) for name, tensor in weights)
+            return load(weights)
+
+        # An instance attribute shadows the method for the length of one transfer.
+        self.model.load_weights = load_and_remember
+        try:
+            super().receive_weights(update_info)  # type: ignore[misc]
+        finally:
+            del self.model.load_weights
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()  # type: ignore[misc]
+        if self.device.type == "cpu":
+            _repack_output_embeddings(self.model)
+
+
+def _repack_output_embeddings(model: torch.nn.Module) -> None:
+    """On CPU an update does not renew the packed copy of an output embedding that is tied to the input embedding."""
+    for name, module in model.named_modules():
+        if name.endswith("lm_head") and hasattr(module, "quant_method"):
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[operator, union-attr]
+
+
+class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+    group: Any = None
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        rank = init_info.rank_offset + self.parallel_config.rank
+        store = join_store(init_info.master_address, init_info.master_port, init_info.world_size, init_info.timeout_s)
+        self.group = gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
+        self.bucket_bytes = init_info.bucket_bytes
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        if self.group is None:
+            raise RuntimeError("weights arrived before the transfer group was opened")
+        metas = [
+            Meta(name, getattr(torch, dtype), tuple(shape))
+            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+        ]
+        for bucket in buckets(metas, self.bucket_bytes):
+            # A fresh buffer each time: the loader keeps views until a layer is complete.
+            buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
+            self.group.broadcast([buffer], from_sender()).wait()
+            self.model.load_weights(views(buffer, bucket))  # type: ignore[operator]
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        self.group = None
+
+
+class GlooWorkerEngine(ChecksumMixin, _GlooWorkerEngine):
+    """Worker side of the gloo backend."""
+
+
+class NCCLWorkerEngine(ChecksumMixin, NCCLWeightTransferEngine):
+    """Worker side of vLLM's nccl backend, with checksums."""
+
+
+class IPCWorkerEngine(ChecksumMixin, IPCWeightTransferEngine):
+    """Worker side of vLLM's ipc backend, with checksums."""
+
+
+class WorkerExtension:
+    """Methods added to vLLM's workers; reached through `collective_rpc`."""
+
+    weight_transfer_engine: Any
+    model_runner: Any
+
+    def probe(self, seed: int) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+        """What this worker's layers answer to a fixed input, float32, and which of the trainer's tensors they hold.
+
+        As bytes: an array would come back from a worker process of vLLM's as a list of type, shape and memory.
+        """
+        model = self.model_runner.get_model()
+        answers = {name: answer.astype(np.float32).tobytes() for name, answer in engine_answers(model, seed).items()}
+        return answers, dict(getattr(model, "packed_modules_mapping", {}))
+
+    def reseed(self, seed: int) -> None:
+        """Start this worker's sampling anew."""
+        torch.manual_seed(seed)
+
+    def remember_checksums(self, remember: bool) -> None:
+        """Whether to keep checksums of the next transfer."""
+        self.weight_transfer_engine.remember = remember
+
+    def received_checksums(self) -> dict[str, int]:
+        """Checksum of every tensor of the last transfer, as it arrived."""
+        return self.weight_transfer_engine.received
+
+    def bound_checksums(self, directory: str) -> dict[str, int]:
+        """Checksum of every tensor of the adapter in `directory` that a layer computes with."""
+        return bound_checksums(self.model_runner, directory)
+
+
+WeightTransferEngineFactory.register_engine("tandem_gloo", GlooWorkerEngine)
+WeightTransferEngineFactory.register_engine("tandem_nccl", NCCLWorkerEngine)
+WeightTransferEngineFactory.register_engine("tandem_ipc", IPCWorkerEngine)
+
+
+class _VllmSource(WeightSource):
+    """The policy's parameters, as vLLM's senders take them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def metadata(self) -> list[ParamMeta]:
+        """Name, type and shape of what iteration yields, in its order."""
+        return [ParamMeta(*meta) for meta in self.source.metadata()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self.source)
+
+
+def open_gpu_transfer(
+    backend: str,
+    *,
+    rank: int,
+    world_size: int,
+    address: str,
+    port: int,
+    bucket_bytes: int,
+    client: TransferClient,
+    source: Source,
+) -> TrainerWeightTransferEngine:
+    """Meet all vLLM workers over nccl or ipc; see `actors.weights.publisher.open_transfer`."""
+    infos: dict[str, Any] = {
+        "nccl": lambda: NCCLTrainerInitInfo(
+            address, port, world_size, packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank
+        ),
+        "ipc": lambda: IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank),
+    }
+    return WeightTransferTrainerFactory.trainer_init(infos[backend](), client=client, source=_VllmSource(source))

@@ -1,0 +1,234 @@
+"""Data conventions, detected by column name."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from actors.config import UserError
+from algorithms.config import DataConfig
+from algorithms.data import readers
+from algorithms.data.readers import at_row
+from algorithms.data.sources import Row
+from algorithms.rewards.functions import nearest
+
+Use = Literal["sft", "rl", "pairs", "unpaired"]
+
+_READS = {
+    "sft": "sft needs",
+    "rl": "reinforcement learning needs",
+    "pairs": "preference pairs need",
+    "unpaired": "loss kto needs",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convention:
+    """A set of columns that many data sets share, and how to read it."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Columns every row must have."""
+    description: str
+    """For people."""
+    read: Callable[[Row], Any]
+    """Row to Example (SFT), string or list of messages (RL), Preference (pairs) or Judgement. Raises RowError."""
+    optional: tuple[str, ...] = ()
+    """Columns that it reads too, and that all rows or none must have."""
+
+
+SFT_CONVENTIONS = (
+    Convention(
+        name="messages", columns=("messages",), read=readers.read_messages, description="messages of {role, content}"
+    ),
+    Convention(
+        name="sharegpt",
+        columns=("conversations",),
+        read=readers.read_sharegpt,
+        description="ShareGPT turns of {from, value}",
+    ),
+    Convention(
+        name="prompt-completion",
+        columns=("prompt", "completion"),
+        read=readers.read_prompt_completion,
+        description="prompt and completion, as text or messages",
+    ),
+    Convention(
+        name="alpaca",
+        columns=("instruction", "output"),
+        read=readers.read_alpaca,
+        description="Alpaca: instruction, optional input and system, output",
+    ),
+    Convention(name="text", columns=("text",), read=readers.read_text, description="plain text"),
+)
+RL_CONVENTIONS = (
+    Convention(
+        name="prompt",
+        columns=("prompt",),
+        read=readers.read_prompt,
+        description="prompt, as text or messages, and any columns",
+    ),
+    Convention(
+        name="messages",
+        columns=("messages",),
+        read=readers.read_prompt_messages,
+        description="messages that end with a user turn",
+    ),
+)
+PAIR_CONVENTIONS = (
+    Convention(
+        name="pairs",
+        columns=("prompt", "chosen", "rejected"),
+        optional=("margin",),
+        read=readers.read_pair,
+        description="prompt, chosen and rejected, as text or messages",
+    ),
+    Convention(
+        name="pairs-without-prompt",
+        columns=("chosen", "rejected"),
+        optional=("margin",),
+        read=readers.read_implicit_pair,
+        description="chosen and rejected, as text or messages, whose common beginning is the prompt",
+    ),
+)
+UNPAIRED_CONVENTIONS = (
+    Convention(
+        name="labelled",
+        columns=("prompt", "completion", "label"),
+        read=readers.read_labelled,
+        description="prompt and completion, as text or messages, and whether it is desirable",
+    ),
+)
+QUESTION_ANSWER = Convention(
+    name="question-answer",
+    columns=("question", "answer"),
+    read=readers.read_prompt,
+    description="question (read as prompt) and answer",
+)
+
+
+_CONVENTIONS: dict[Use, tuple[Convention, ...]] = {
+    "sft": SFT_CONVENTIONS,
+    "rl": RL_CONVENTIONS,
+    "pairs": PAIR_CONVENTIONS,
+    "unpaired": UNPAIRED_CONVENTIONS,
+}
+
+
+_ALSO_READ: dict[Use, set[str]] = {
+    "sft": {"input", "system"},
+    "rl": set(),
+    "pairs": set(),
+    "unpaired": set(),
+}
+"""Columns beside those of the conventions that are read where they are there."""
+
+
+def read_examples(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row], list[Any]]:
+    """The convention of the rows, the rows after `data.columns` was applied, and what is read in each.
+
+    Raises UserError as `detect` does, and with the row's number for one whose values are not what they must be.
+    """
+    convention, rows = detect(rows, data, use, field)
+    return convention, rows, [at_row(index, field, convention.read, row) for index, row in enumerate(rows)]
+
+
+def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row]]:
+    """The convention of `rows`, and the rows after `data.columns` was applied (under both names).
+
+    A name in `data.columns` also chooses: {text: text} reads rows that have messages too as plain text. In RL, question
+    and answer stand for prompt and answer where no other convention fits. Of pairs, those with a prompt are preferred.
+
+    Raises:
+        UserError: no convention or several fit the first row, or a row lacks a column; names columns and nearest name.
+    """
+    if use != "rl":  # there a reward may take any column
+        _check_names(data.columns, use)
+    rows = [_rename(row, data.columns, number, field) for number, row in enumerate(rows, start=1)]
+    conventions = _CONVENTIONS[use]
+    fitting = [convention for convention in conventions if rows[0].keys() >= set(convention.columns)]
+    chosen = [convention for convention in fitting if data.columns.keys() & set(convention.columns)]
+    found = _most_specific(chosen or fitting)
+    if not found and use == "rl" and rows[0].keys() >= set(QUESTION_ANSWER.columns):
+        found = [QUESTION_ANSWER]
+    if len(found) > 1:
+        names = ", ".join(convention.name for convention in found)
+        column = found[0].columns[0]
+        raise UserError(
+            f"{field}: columns {_names(rows[0])} fit several conventions ({names}); choose with data.columns, "
+            f"for example {{{column}: {column}}}"
+        )
+    if not found:
+        raise UserError(_no_convention(rows[0], conventions, use, field))
+    wanted = [*found[0].columns, *(name for name in found[0].optional if any(name in row for row in rows))]
+    for number, row in enumerate(rows, start=1):
+        for column in wanted:
+            if column not in row:
+                raise UserError(_missing(column, row, number, field, found[0].name))
+    if found[0] is QUESTION_ANSWER:
+        rows = [row | {"prompt": row["question"]} for row in rows]
+    return found[0], rows
+
+
+def _check_names(columns: dict[str, str], use: Use) -> None:
+    """Raise UserError for a name in data.columns that no convention reads."""
+    reads = {name for convention in _CONVENTIONS[use] for name in (*convention.columns, *convention.optional)}
+    reads |= _ALSO_READ[use]
+    for new, old in columns.items():
+        if new not in reads:
+            raise UserError(
+                f"data.columns.{new}: must be a column that is read, one of {', '.join(sorted(reads))}"
+                f"{nearest(new, reads)}, got {new} for {old}"
+            )
+
+
+def _most_specific(conventions: list[Convention]) -> list[Convention]:
+    """Those whose columns are not a part of another one's."""
+    return [item for item in conventions if not any(set(item.columns) < set(other.columns) for other in conventions)]
+
+
+def _rename(row: Row, columns: dict[str, str], number: int, field: str) -> Row:
+    for new, old in columns.items():
+        if old not in row:
+            raise UserError(
+                f"data.columns.{new}: {field} row {number} has no column {old!r}{nearest(old, row)}, "
+                f"its columns are {_names(row)}"
+            )
+    return row | {new: row[old] for new, old in columns.items()} if columns else row
+
+
+def _missing(column: str, row: Row, number: int, field: str, convention: str) -> str:
+    return (
+        f"{field}: row {number} lacks column {column!r} of the {convention} convention"
+        f"{nearest(column, row)}, its columns are {_names(row)}"
+    )
+
+
+def _no_convention(row: Row, conventions: tuple[Convention, ...], use: Use, field: str) -> str:
+    """Says what would fit; where one known column is there or nearly there, which one is missing."""
+    if use == "unpaired" and row.keys() >= {"chosen", "rejected"}:
+        return (
+            f"{field}: loss kto needs prompt + completion + label, these rows are pairs (columns {_names(row)}): "
+            f"choose another algorithm.loss, or make two labelled rows of each pair"
+        )
+    if use == "pairs" and row.keys() >= {"prompt", "completion", "label"}:
+        return (
+            f"{field}: preference pairs need chosen + rejected, these rows are single labelled responses "
+            f"(columns {_names(row)}): dpo learns from them with algorithm.loss kto"
+        )
+    known = [column for convention in conventions for column in convention.columns if column not in row]
+    spare = [column for column in row if not any(column in convention.columns for convention in conventions)]
+    near = [(column, match[0]) for column in known if (match := difflib.get_close_matches(column, spare, 1))]
+    hint = f" (should {near[0][1]} be {near[0][0]}?)" if near else ""
+    closest = max(conventions, key=lambda convention: len(row.keys() & set(convention.columns)))
+    missing = next(column for column in closest.columns if column not in row)
+    new, old = near[0] if near else (missing, next(iter(spare), "NAME"))
+    wanted = "; ".join(" + ".join(convention.columns) for convention in conventions)
+    return (
+        f"{field}: row 1 has columns {_names(row)}{hint}, {_READS[use]} one of: {wanted}; "
+        f"rename with data.columns, for example {{{new}: {old}}}"
+    )
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(str, row)) or "none"

@@ -1,0 +1,241 @@
+"""From rows to the items that a job learns from, and what becomes of rows that are longer than the limit."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from actors.batch import Sequence
+from actors.config import UserError
+from algorithms.config import DataConfig
+from algorithms.data.conventions import Convention
+from algorithms.data.sources import Row
+
+Item = TypeVar("Item")
+Side = Literal["left", "right"]
+_HUGE, _PART = 500_000, 50_000
+"""Characters of a text of which only a part is tokenised at first, and of this part."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """How many of the rows looked at are longer than the limit, and what becomes of those."""
+
+    total: int
+    """Rows there are."""
+    looked_at: int = 0
+    over: int = 0
+    truncated: int = 0
+    longest: int = 0
+    first: int = 0
+    """Number of the first row that is too long."""
+    huge: bool = False
+    """Whether the tokens of one are not all counted, so that `longest` may be more."""
+
+    @property
+    def dropped(self) -> int:
+        """Rows that are left out."""
+        return self.over - self.truncated
+
+    @property
+    def of(self) -> str:
+        """What the counts are a part of."""
+        every = self.looked_at == self.total
+        return f"{self.total:,} rows" if every else f"the first {self.looked_at:,} rows"
+
+
+@dataclass(kw_only=True)
+class Reading(Generic[Item]):
+    """Rows that follow a convention, and how they become items (prompts, sequences, pairs, judged responses)."""
+
+    convention: Convention
+    rows: list[Row]
+    """With data.columns applied."""
+    examples: list[Any]
+    """What the convention reads in each row."""
+    data: DataConfig
+    field: str
+    """For messages."""
+    limit: int
+    rule: str
+    """Setting of the limit."""
+    encode: Callable[[Items[int]], list[Item]]
+    """Items of the rows of these indices; raises UserError for one that cannot be rendered or has no tokens."""
+    length: Callable[[Item], int]
+    cut: Callable[[Item], Item | None]
+    """An item that is too long, cut to the limit; None where that leaves nothing to learn from."""
+    overhead: int = 0
+    """Bytes that the chat template writes beside the messages."""
+    growth: int = 1
+    """Times by which the tokenizer's normalizer may lengthen a text, in bytes."""
+    unknown_id: int = -1
+    """The token that stands for text which the tokenizer cannot express, where it stands for that alone."""
+    count: Callable[[str], int] | None = None
+    """Tokens of a text."""
+
+    def items(self, tally: Tally | None = None) -> list[Item]:
+        """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.
+
+        Raises:
+            UserError: rows that are too long where that is an error, or when no row is left; or as `encode` does.
+        """
+        tally = tally or self.tally()
+        indices = self.without_huge(range(len(self.rows)), tally)
+        kept = self.limited(self.encode(indices), indices, tally)
+        self.conclude(tally)
+        return kept
+
+    def tally(self) -> Tally:
+        """Counts of nothing yet."""
+        return Tally(total=len(self.rows))
+
+    def without_huge(self, indices: Items[int], tally: Tally) -> list[int]:
+        """Those of the rows that must be tokenised as a whole; of the others a part is longer than the limit already.
+
+        A text of megabytes takes seconds and gigabytes, so such rows are counted here where they need not be cut.
+        """
+        if self.data.overlong == "truncate" or self.count is None:
+            return list(indices)
+        kept = []
+        for index in indices:
+            text = max(_texts(self.examples[index]), key=len, default="")
+            length = self.count(text[:_PART]) if len(text) > _HUGE else 0
+            # A few tokens of the part's end may be others in the whole text.
+            if length <= max(self.limit, 100) * 1.1:
+                kept.append(index)
+                continue
+            tally.looked_at += 1
+            tally.over += 1
+            tally.longest, tally.huge = max(tally.longest, length), True
+            tally.first = min(tally.first or index + 1, index + 1)
+        return kept
+
+    def limited(self, found: Iterable[Item], indices: Items[int], tally: Tally) -> list[Item]:
+        """Those of the items that are short enough, or are once they were cut."""
+        kept: list[Item] = []
+        for item, index in zip(found, indices, strict=True):
+            length = self.length(item)
+            tally.looked_at += 1
+            if length <= self.limit:
+                kept.append(item)
+                continue
+            tally.over += 1
+            tally.longest = max(tally.longest, length)
+            tally.first = min(tally.first or index + 1, index + 1)
+            shorter = self.cut(item) if self.data.overlong == "truncate" else None
+            if shorter is not None:
+                tally.truncated += 1
+                kept.append(shorter)
+        return kept
+
+    def conclude(self, tally: Tally) -> None:
+        """Raise UserError when rows are too long and that is an error, or when every row is left out."""
+        if not tally.over:
+            return
+        longer = (
+            f"{tally.over:,} of {tally.of} {'is' if tally.over == 1 else 'are'} longer than {self.rule} {self.limit}"
+        )
+        if self.data.overlong == "error":
+            raise UserError(
+                f"{self.field}: {longer} (first row {tally.first}, the longest has {'over ' * tally.huge}"
+                f"{tally.longest:,} tokens); "
+                f"data.overlong=drop leaves them out, data.overlong=truncate cuts them"
+            )
+        if tally.dropped == tally.looked_at:
+            raise UserError(f"{self.field}: data.overlong {self.data.overlong} leaves no row, as {longer}")
+
+    def account(self, tally: Tally) -> str | None:
+        """One line about the rows that were too long; None when there were none."""
+        if not tally.over:
+            return None
+        how = {"error": "an error, data.overlong=drop leaves them out", "drop": "left out (data.overlong drop)"}.get(
+            self.data.overlong
+        )
+        if self.data.overlong == "truncate":
+            side = f"cut at the {self.data.truncation_side}"
+            how = f"{tally.truncated:,} of them {side}, {tally.dropped:,} left out (data.overlong truncate)"
+        return f"{self.field}: {tally.over:,} of {tally.of} longer than {self.rule} {self.limit}: {how}"
+
+
+def _texts(example: Any) -> list[str]:
+    """The texts in what a convention reads in a row."""
+    if isinstance(example, str):
+        return [example]
+    if isinstance(example, dict):  # a message, which may have keys that no template reads
+        return _texts(example.get("content"))
+    if isinstance(example, list | tuple):
+        return [text for value in example for text in _texts(value)]
+    if is_dataclass(example):
+        return [text for item in fields(example) for text in _texts(getattr(example, item.name))]
+    return []
+
+
+def shortened(ids: list[int], limit: int, bos: int | None) -> list[int]:
+    """The last `limit` token ids, of which the first stays what it is where it is the BOS token."""
+    if len(ids) <= limit:
+        return ids
+    if bos is not None and ids[0] == bos and limit > 1:
+        return [bos, *ids[len(ids) - limit + 1 :]]
+    return ids[len(ids) - limit :]
+
+
+def cut_sequence(sequence: Sequence, limit: int, side: Side, bos: int | None) -> Sequence | None:
+    """A sequence with its mask, cut at `side`; None when no trained token is left."""
+    keep = np.arange(len(sequence)) < limit
+    if side == "left":
+        has_bos = bos is not None and int(sequence.token_ids[0]) == bos and limit > 1
+        keep = np.arange(len(sequence)) >= len(sequence) - limit + has_bos
+        keep[0] |= has_bos
+    mask = sequence.action_mask[keep].copy()
+    mask[:1] = False
+    return replace(sequence, token_ids=sequence.token_ids[keep], action_mask=mask) if mask.any() else None
+
+
+def cut_responses(sequences: list[Sequence], limit: int, side: Side, bos: int | None) -> list[Sequence] | None:
+    """Responses to one prompt, which they begin with: the prompt cut at its left, or the responses at their right.
+
+    None when no token of the prompt, or of a response, would be left, or when two responses become the same.
+    """
+    prompt = int(sequences[0].action_mask.argmax())
+    if side == "left":
+        kept = min(prompt, limit - max(len(sequence) - prompt for sequence in sequences))
+        if kept < 1:
+            return None
+        ids = shortened(sequences[0].token_ids[:prompt].tolist(), kept, bos)
+        return [_joined(ids, sequence.token_ids[prompt:].tolist()) for sequence in sequences]
+    if prompt >= limit:
+        return None
+    cut = [
+        _joined(sequence.token_ids[:prompt].tolist(), sequence.token_ids[prompt:limit].tolist())
+        for sequence in sequences
+    ]
+    same = any(np.array_equal(one.token_ids, other.token_ids) for one, other in itertools.combinations(cut, 2))
+    return None if same else cut
+
+
+def _joined(prompt: list[int], response: list[int]) -> Sequence:
+    mask = np.arange(len(prompt) + len(response)) >= len(prompt)
+    return Sequence(token_ids=np.array([*prompt, *response], dtype=np.int64), action_mask=mask)
+
+
+def held_out_count(items: int, fraction: float, field: str) -> int:
+    """How many of so many items are held out; raises UserError when there are not two."""
+    if items < 2:
+        raise UserError(f"data.eval_fraction: needs at least two rows in {field}, got {items}")
+    return min(items - 1, max(1, round(fraction * items)))
+
+
+def divided(items: list[Item], fraction: float, field: str) -> tuple[list[Item], list[Item]]:
+    """Items to train on and those held out, `fraction` of them and at least one, in their order; always the same draw.
+
+    Raises UserError when there are not two items.
+    """
+    count = held_out_count(len(items), fraction, field)
+    held_out = set(np.random.default_rng(len(items)).permutation(len(items))[:count].tolist())
+    return (
+        [item for index, item in enumerate(items) if index not in held_out],
+        [items[index] for index in sorted(held_out)],
+    )

@@ -1,0 +1,97 @@
+"""All data of a run: which reading a job has of its rows, and the rows to train on and to evaluate on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from actors.batch import Prompt
+from algorithms.config import DataConfig
+from algorithms.config_offline import DPOConfig, SFTConfig
+from algorithms.config_rl import RLConfig
+from algorithms.data.overlong import Reading, divided
+from algorithms.data.pairs import judged_reading, pair_reading
+from algorithms.data.sources import Row
+from algorithms.data.tokens import load_sets, prompt_reading, sequence_reading
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+Field = Literal["data.train", "data.eval"]
+
+
+@dataclass(kw_only=True)
+class RunData:
+    """The rows of a run, as its job reads them."""
+
+    train: list[Any] = field(default_factory=list)
+    """Rows of several sets stand one set behind the other."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Rows of each set."""
+    held_out: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """A line for each set of which rows are too long."""
+
+    def drawn(self, weights: Mapping[str, float]) -> int:
+        """Rows that one pass draws: all but those of sets with weight 0."""
+        return sum(size for name, size in self.sizes.items() if weights.get(name, 1))
+
+
+def reading_of(
+    algorithm: Any,
+    rows: list[Row],
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    max_prompt_tokens: int,
+    field: str,
+) -> Reading[Any]:
+    """The rows as the algorithm reads them, not yet rendered.
+
+    Raises UserError for rows that fit no convention or are empty.
+    """
+    if isinstance(algorithm, RLConfig):
+        return prompt_reading(rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=field)
+    if isinstance(algorithm, SFTConfig):
+        return sequence_reading(rows, data, tokenizer, train_on=algorithm.train_on, field=field)
+    if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
+        return judged_reading(rows, data, tokenizer, field=field)
+    return pair_reading(rows, data, tokenizer, field=field)
+
+
+def run_data(
+    algorithm: Any, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, max_prompt_tokens: int
+) -> RunData:
+    """Load, render and tokenise all rows to train on and to evaluate on; of data.eval_fraction, every set its share.
+
+    Raises UserError as `load_sets`, `Reading.items` and `divided` do.
+    """
+    found = RunData()
+    fields: list[Field] = ["data.train"] if data.eval is None else ["data.train", "data.eval"]
+    for where in fields:
+        for name, rows in load_sets(data, where).items():
+            label = f"{where}.{name}" if name else where
+            reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
+            tally = reading.tally()
+            items = reading.items(tally)
+            found.notes += [note] if (note := reading.account(tally)) else []
+            if where == "data.eval":
+                found.held_out += items
+                continue
+            if data.eval_fraction is not None:
+                items, held_out = divided(items, data.eval_fraction, label)
+                found.held_out += _of_set(held_out, name)
+            found.sizes[name] = len(items)
+            found.train += _of_set(items, name)
+    if len(found.sizes) > 1 and isinstance(algorithm, RLConfig):
+        found.train = _numbered(found.train)
+    return found
+
+
+def _of_set(items: list[Any], name: str) -> list[Any]:
+    """Prompts know which set they are from, so that rewards can be told apart."""
+    return [replace(item, of_set=name) if isinstance(item, Prompt) else item for item in items] if name else items
+
+
+def _numbered(prompts: list[Prompt]) -> list[Prompt]:
+    """Prompts of several sets with numbers of their own."""
+    return [replace(prompt, index=index) for index, prompt in enumerate(prompts)]

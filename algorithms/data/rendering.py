@@ -1,0 +1,145 @@
+"""From messages to text by the chat template, and from text to token ids: what all jobs share."""
+
+import functools
+import time
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Any
+
+from actors.config import UserError
+from actors.user.confined import at_most
+from algorithms.config import DataConfig
+from algorithms.data.deadline import TooLate, Watch
+from algorithms.data.readers import Message, RowError
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+_TEMPLATE_S, _TEMPLATE_MIB = 1.0, 1024
+"""What the chat template may take for one conversation: a usual one takes it a thousandth of that."""
+_CHARACTERS_S, _CHARACTERS_MIB = 50_000, 1_000
+"""For so many characters of it, a second and a MiB more: their tokens are made in the same call."""
+_ENDED_AFTER = 10
+"""How many times as long it may take where nothing can interrupt it: then the process is ended. Other threads of the
+process count, too."""
+
+
+def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Message]:
+    """The messages after data.system_prompt; raises RowError when they have a system message of their own."""
+    if data.system_prompt is None:
+        return messages
+    if messages[0]["role"] == "system":
+        raise RowError("has a system message of its own, and data.system_prompt is set too")
+    return [{"role": "system", "content": data.system_prompt}, *messages]
+
+
+def render_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast", **options: Any) -> Any:
+    """apply_chat_template to text, or with return_dict=True to ids; raises RowError with the template's complaint."""
+    if tokenizer.chat_template is None:
+        raise RowError("messages need a tokenizer with a chat template, got one without")
+    options = {"tokenize": False, **options}
+    try:
+        return run_template(tokenizer, messages, **options)
+    except Exception as error:  # a template comes with the model, and its expressions raise anything
+        raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
+
+
+def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+    """apply_chat_template with a deadline and a limit of memory: a template is a program of whoever made the model.
+
+    Raises what it raises, also TimeoutError and MemoryError. One that is late within a single operation of Python's
+    ends this process by SIGXCPU.
+    """
+    # A message has more than its text: names, calls of tools, and keys that are null.
+    size = sum(len(str(value)) for message in messages for value in message.values())
+    limit_s, mib = _TEMPLATE_S + size // _CHARACTERS_S, _TEMPLATE_MIB + size // _CHARACTERS_MIB
+    try:
+        with (
+            at_most(mib, _ENDED_AFTER * limit_s),
+            Watch(limit_s, file="", clock=time.thread_time) as watch,
+        ):
+            return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
+    except TooLate as error:
+        raise TimeoutError(str(error)) from None
+    except MemoryError:
+        raise MemoryError(f"it needs more than {mib} MiB of memory") from None
+
+
+def template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The chat template's text, empty without one; raises RowError where there are several and none is the default."""
+    if tokenizer.chat_template is None:
+        return ""
+    try:
+        return tokenizer.get_chat_template()
+    except Exception as error:  # as for rendering
+        raise RowError(f"the chat template cannot be used ({template_complaint(error)})") from error
+
+
+def template_complaint(error: Exception) -> str:
+    """What is wrong, in a line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plain: bool) -> list[list[int]]:
+    """Token ids of each text; a plain text gets the BOS token that the tokenizer adds by itself, if it adds one.
+
+    A template writes its own BOS, so that adding one there would double it (huggingface/trl issue 1073).
+    """
+    encoded: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    bos: Any = tokenizer.bos_token_id
+    automatic: Any = tokenizer("")["input_ids"]
+    if not plain or bos is None or automatic[:1] != [bos]:
+        return encoded
+    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+
+
+def bos_of(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """The token that begins a sequence, where the tokenizer has one."""
+    bos: Any = tokenizer.bos_token_id
+    return bos
+
+
+def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str, field: str) -> None:
+    """Raise UserError when what became of a row has no tokens; `indices` are those of the rows."""
+    for index, item in zip(indices, found, strict=True):
+        if not len(item):
+            raise UserError(f"{field}: row {index + 1}: {what} has no tokens")
+
+
+def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dict[str, Any]:
+    """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`; and its
+    `unknown_id` and `count`.
+
+    An exchange as the template writes it, with special tokens as one byte each, twice as long for safety; a normalizer
+    makes at most three bytes of one, a compatibility one (NFKC, NFKD) eighteen characters.
+    """
+    if tokenizer is None:
+        return {}
+    overhead = 2  # the tokens that begin and end a plain text
+    if tokenizer.chat_template is not None:
+        exchange = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        try:
+            written = render_messages(exchange, tokenizer)
+            for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
+                written = written.replace(token, "x") if token else written
+            overhead = 2 * len(written.encode())
+        except RowError:  # a template that refuses this exchange: then every row is looked at
+            overhead = 2**31
+    normalizer = repr(tokenizer.backend_tokenizer.normalizer or "")
+    growth = 18 if "NFK" in normalizer else 3 if "(" in normalizer else 1
+    system = len((data.system_prompt or "").encode(errors="replace"))
+    return {
+        "overhead": overhead + growth * system,
+        "growth": growth,
+        "unknown_id": _unknown_id(tokenizer),
+        "count": functools.partial(_count, tokenizer),
+    }
+
+
+def _count(tokenizer: "PreTrainedTokenizerFast", text: str) -> int:
+    return len(encode_texts([text], tokenizer, plain=False)[0])
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    unknown: Any = tokenizer.unk_token_id
+    others: list[Any] = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None]
+    return -1 if unknown in others else unknown

@@ -1,0 +1,169 @@
+"""Rows of files: JSON lines, JSON lists and Parquet. What JSON does not allow is refused, with the line."""
+
+import functools
+import gzip
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actors.config import UserError
+
+FILE_TYPES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+MAX_ROW_BYTES = 2**22
+"""Largest row that is read, about a million tokens: a larger one would take seconds to tokenise, and is a mistake."""
+_MAX_LIST_BYTES = 2**30
+"""Largest file that is one JSON list, which must be read whole."""
+_EXPANDS, _EXPANDED_BYTES = 200, 2**28
+"""How many times its size a compressed file may hold, and the bytes up to which it may hold any number of times more:
+text is some ten times smaller, and what says little in gigabytes is a mistake or a trap."""
+_GZIP = b"\x1f\x8b"
+EXPANDS_TOO_FAR = f"must hold at most {_EXPANDS} times its size, got a file that expands to more"
+_WEB_PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_LFS_POINTER = "version https://git-lfs"
+
+
+def rows_of_file(path: Path, field: str) -> Iterator[Any]:
+    """The rows of a file, whatever they are; raises UserError for a file that cannot be read, then or on the way."""
+    if path.is_dir():
+        raise UserError(f"{field}: must be a file, got directory {path}")
+    if not path.is_file():
+        raise UserError(f"{field}: must be a file, got a pipe or device: {path}")
+    if not path.name.endswith(FILE_TYPES):
+        small = " in small letters" if path.name.lower().endswith(FILE_TYPES) else ""
+        raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}{small}, got {path.name}")
+    from algorithms.data.row_parquet import rows_of_parquet
+
+    return rows_of_parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
+
+
+def _json(path: Path, field: str) -> Iterator[Any]:
+    """Objects of a file of lines, or the items of a file that is one list. Blank lines are skipped.
+
+    Whether a file is gzipped is told by its first bytes, not by its name.
+    """
+    try:
+        with path.open("rb") as raw:
+            stream: Any = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
+            if path.name.removesuffix(".gz").endswith(".json"):
+                content = stream.read(_MAX_LIST_BYTES + 1)
+                if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                    yield from _list(content, path, field)
+                    return
+                stream = io.BytesIO(content)
+            yield from _lines(stream, path, field)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{field}: {path} cannot be read ({reason})") from None
+
+
+class _Expanding:
+    """A gzipped file as it is read; raises UserError when it holds far more than its size tells."""
+
+    def __init__(self, raw: Any, path: Path, field: str) -> None:
+        self._stream = gzip.GzipFile(fileobj=raw)
+        self._most = most_bytes(path)
+        self._told = f"{field}: {path} {EXPANDS_TOO_FAR}"
+        self._read = 0
+
+    def readline(self, size: int) -> bytes:
+        """Up to the line's end, at most `size` bytes."""
+        return self._counted(self._stream.readline(size))
+
+    def read(self, size: int) -> bytes:
+        """All there is, at most `size` bytes."""
+        parts = []
+        while size > 0 and (part := self._counted(self._stream.read(min(size, 2**20)))):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _counted(self, part: bytes) -> bytes:
+        self._read += len(part)
+        if self._read > self._most:
+            raise UserError(self._told)
+        return part
+
+
+def most_bytes(path: Path) -> int:
+    """Most that a compressed file may hold."""
+    return max(_EXPANDED_BYTES, _EXPANDS * path.stat().st_size)
+
+
+def _lines(stream: Any, path: Path, field: str) -> Iterator[Any]:
+    for number, line in enumerate(iter(functools.partial(stream.readline, MAX_ROW_BYTES + 1), b""), start=1):
+        if len(line) > MAX_ROW_BYTES:
+            limit = MAX_ROW_BYTES // 2**20
+            raise UserError(f"{field}: line {number} of {path} must be smaller than {limit} MiB, got a larger row")
+        text = _decoded(line, number, path, field)
+        if text.strip():
+            yield _parse(text, number, path, field)
+
+
+def _list(content: bytes, path: Path, field: str) -> Iterator[Any]:
+    if len(content) > _MAX_LIST_BYTES:
+        raise UserError(f"{field}: {path} must have an object a line (.jsonl) to be so large, got one list")
+    return iter(_parse(_decoded(content, 1, path, field), 1, path, field))
+
+
+def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        number += error.object.count(b"\n", 0, error.start)
+        raise UserError(f"{field}: line {number} of {path} is not UTF-8 text") from None
+
+
+def _parse(text: str, line: int, path: Path, field: str) -> Any:
+    try:
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
+        )
+    except json.JSONDecodeError as error:
+        if text.startswith(_LFS_POINTER):
+            raise UserError(f"{field}: {path} must hold the rows, is a pointer of Git LFS (git lfs pull)") from None
+        if _WEB_PAGE.match(text):
+            raise UserError(f"{field}: {path} must hold the rows, is a web page, not the file itself") from None
+        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise UserError(
+            f"{field}: {where} of {path} is not valid JSON ({error.msg[0].lower()}{error.msg[1:]})"
+        ) from None
+    except ValueError as error:  # of the hooks below
+        where = f"line {line} of {path}" if path.suffixes[:1] != [".json"] else str(path)
+        raise UserError(f"{field}: {where} {error}") from None
+    except RecursionError:
+        raise UserError(f"{field}: line {line} of {path} is not valid JSON (nested too deeply)") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"must give each name once, got {abbreviated(twice)} twice")
+    return made
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"is not valid JSON, which has no {name}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"must hold numbers of at most 1.8e308, got {abbreviated(text)}")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 1000:
+        raise ValueError(f"must hold numbers of at most 1000 digits, got one of {len(text)}")
+    return int(text)
+
+
+def abbreviated(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -1,0 +1,399 @@
+"""Rows from a file (JSONL, JSON, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import itertools
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.config import UserError
+from actors.secret_text import masked
+from algorithms.config import DataConfig
+from algorithms.data.deadline import TooLate, Watch
+from algorithms.data.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
+from algorithms.rewards.functions import cause_of, function_fault, kind_of, nearest
+
+Row = dict[str, Any]
+
+_HUB_DEADLINE_S = 5
+_IMPORT_S, _CONVERTED_S, _GENERATED_S = 60.0, 10.0, 60.0
+"""Longest time that the import of a file, one call of a converter and the next row of a generator may take."""
+_ENDLESS_ROWS, _ENDLESS_S = 5_000_000, 3600.0
+"""Rows and seconds after which a generator is taken to have no end, where data.limit does not end it."""
+
+
+def read_rows(
+    source: str,
+    *,
+    split: str,
+    arguments: dict[str, Any],
+    limit: int | None,
+    field: str,
+    converter: str | None = None,
+    told: list[str] | None = None,
+) -> list[Row]:
+    """The rows of `source`, after `converter`, at most `limit` of them.
+
+    Args:
+        source: JSONL, JSON (one list, or one object a line) or Parquet file, the first two also gzipped;
+            `module:function` or `path.py:function`, called with split=split and `arguments`; or a Hugging Face
+            dataset id, loaded with `arguments` (for example name: main).
+        field: `data.train` or `data.eval`, for messages.
+        told: gets a line that says how many rows the converter kept.
+        converter: `module:function` or `path.py:function`, called with every row; drops those it answers None to.
+
+    Raises:
+        UserError: one line with `field`: missing, unreadable, malformed or empty source, or a row that is no object;
+            or with `data.converter`: it cannot be found, fails, answers anything else, or drops all rows.
+    """
+    kind = kind_of_source(source, field)
+    if kind == "generator":
+        module, _, function = source.rpartition(":")
+        rows = _generated(module, function, split, arguments, field)
+        if limit is None or converter:  # one that drops rows may never reach the limit
+            rows = _bounded(rows, source, field)
+    elif kind == "file":
+        rows = _from_file(Path(source), field)
+    else:
+        rows = _from_hub(source, split, arguments, field)
+    read, found = itertools.count(), _objects(rows, source, field)
+    if converter:
+        found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
+    taken = list(itertools.islice(found, limit))
+    if converter and told is not None and taken:
+        told.append(f"{field}: {converter} kept {len(taken):,} of {next(read):,} rows")
+    if not taken:
+        raise UserError(f"{field}: must hold at least one row, got none from {source}")
+    return taken
+
+
+def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub"]:
+    """What a source is, by its form and by what is here. Raises UserError for a text that can be none of them."""
+    if not source.strip() or "\0" in source:
+        raise UserError(f"{field}: must be a file, a generator module:function or a dataset of the hub, got {source!r}")
+    if "://" in source:
+        raise UserError(
+            f"{field}: must be a file here, a generator or a dataset of the hub, got address {_short(source)}"
+        )
+    path = Path(source)
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{field}: {error.strerror}, got {_short(source)}") from None
+    if ":" in source[1:] and not exists:
+        return "generator"
+    return "file" if exists or source.endswith(FILE_TYPES) or not _is_hub_id(source) else "hub"
+
+
+def check_source_settings(data: DataConfig) -> None:
+    """Raise UserError for settings of generators and hub datasets beside files, which take none."""
+    sources = {field: _sources(value) for field, value in (("train", data.train), ("eval", data.eval))}
+    sources["corpus"] = _sources(data.corpus)
+    takes = {
+        field: any(kind_of_source(source, f"data.{field}") != "file" for source in found)
+        for field, found in sources.items()
+    }
+    problems = []
+    if data.arguments and not any(takes.values()):
+        problems.append(f"data.arguments: must be left out for files, which take none, got {data.arguments}")
+    if data.split != DataConfig.model_fields["split"].default and not takes["train"]:
+        problems.append(f"data.split: must be left out for files, which have no splits, got {data.split}")
+    if data.eval_split != DataConfig.model_fields["eval_split"].default and not (takes["eval"] or takes["corpus"]):
+        what = "for files, which have no splits" if sources["eval"] else "without data.eval"
+        problems.append(f"data.eval_split: must be left out {what}, got {data.eval_split}")
+    if problems:
+        raise UserError(*problems)
+
+
+def _sources(value: str | dict[str, str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else [*(value or {}).values()]
+
+
+def _objects(rows: Iterable[Any], source: str, field: str) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{field}: row {number} must be an object with named columns, got {kind_of(row)} in {source}"
+            )
+        if fault := _fault(row):
+            raise UserError(f"{field}: row {number} {fault} in {source}")
+        yield row
+
+
+def _fault(row: Row) -> str | None:
+    """What is wrong with a row's values, whatever they say."""
+    if not all(isinstance(name, str) for name in row):
+        return f"must have names of columns that are text, got {kind_of(next(n for n in row if type(n) is not str))}"
+    size = 0
+    for name, value in row.items():
+        fault, more = _value_fault(name, value)
+        size += more
+        if fault:
+            return fault
+    return f"must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger one" if size > MAX_ROW_BYTES else None
+
+
+_DEEPEST = 100
+"""Lists and mappings of a row that may stand in each other."""
+_READ = (
+    *("prompt", "question", "query", "answer", "solution", "target", "ground_truth", "completion", "response"),
+    *("label", "labels", "score", "scores", "margin"),
+)
+"""Columns that are read as they are: others may have holes, which tables from elsewhere fill with NaN."""
+
+
+def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
+    """What is wrong with the value of a column, or None, and the size of its texts."""
+    unseen: list[tuple[Any, int]] = [(name, 0), (given, 0)]
+    size = 0
+    while unseen:
+        value, depth = unseen.pop()
+        if isinstance(value, str):
+            size += len(value)
+            if not value.isascii() and (at := _surrogate(value)) is not None:
+                return f"must be text that UTF-8 can express, got half a surrogate pair ({value[at]!r})", size
+        elif isinstance(value, dict | list | tuple):
+            if depth == _DEEPEST:  # what copies, shows or sends a row calls itself for each level
+                return f"must hold values nested at most {_DEEPEST} deep, got more in column {name}", size
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            unseen += [(part, depth + 1) for part in parts]
+        elif isinstance(value, float):
+            if not math.isfinite(value) and name in _READ:
+                return f"must hold finite numbers, got {value} in column {name}", size
+        elif callable(value) or isinstance(value, Iterator) or type(value).__repr__ is object.__repr__:
+            return f"must hold data, got {kind_of(value)} in column {name}", size
+    return None, size
+
+
+def _surrogate(text: str) -> int | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]:
+    module, _, name = converter.rpartition(":")
+    if not module:
+        raise UserError(f"data.converter: must be module:function or path.py:function, got {converter}")
+    function = load_function(module, name, "data.converter")
+    if fault := _converter_fault(function):
+        raise UserError(f"data.converter: {name} {fault}, got {converter}")
+    number = kept = 0
+    for number, row in enumerate(rows, start=1):
+        made = _made(function, row, converter, f"row {number} of {field}")
+        if made is not None and not isinstance(made, dict):
+            raise UserError(
+                f"data.converter: must return an object with named columns or None, got {kind_of(made)} "
+                f"for row {number} of {field}"
+            )
+        if made is not None:
+            if fault := _fault(made):
+                raise UserError(f"data.converter: row {number} of {field} {fault} from {converter}")
+            kept += 1
+            yield made
+    if number and not kept:
+        raise UserError(f"data.converter: must keep at least one row of {field}, {converter} dropped all {number}")
+
+
+def _converter_fault(function: Callable[..., Any]) -> str | None:
+    if inspect.isgeneratorfunction(function):
+        return "must return a row, is a generator (it has yield)"
+    if fault := function_fault(function):
+        return fault
+    try:
+        inspect.signature(function).bind({})
+    except TypeError:
+        return f"must take one argument, the row, takes {inspect.signature(function)}"
+    except ValueError:  # a built-in without a signature that can be read
+        return None
+    return None
+
+
+def _bounded(rows: Iterator[Any], source: str, field: str) -> Iterator[Any]:
+    until = time.monotonic() + _ENDLESS_S
+    for number, row in enumerate(rows):
+        if number == _ENDLESS_ROWS or time.monotonic() > until:
+            raise UserError(f"{field}: {source} must end, gave {number:,} rows and more; data.limit takes the first")
+        yield row
+
+
+def _made(function: Callable[..., Any], row: Row, converter: str, where: str) -> Any:
+    try:
+        with Watch(_CONVERTED_S) as watch:
+            return watch(function, row)
+    except TooLate as error:
+        raise UserError(f"data.converter: {converter} {error} for {where}") from None
+    except (Exception, SystemExit) as error:  # someone else's code: any failure of it is reported as theirs
+        raise UserError(f"data.converter: {converter} raised {cause_of(error)} for {where}") from error
+
+
+def _from_file(path: Path, field: str) -> Iterator[Any]:
+    if not path.exists():
+        raise UserError(f"{field}: no such file{_nearest_file(path)}, got {path}")
+    return rows_of_file(path, field)
+
+
+def _generated(module: str, name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+    function = load_function(module, name, field)
+    _check_arguments(function, f"{module}:{name}", arguments, field)
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    file = code.co_filename if code else None
+    try:
+        given = _watched(file, functools.partial(function, split=split, **arguments))
+        if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
+            raise UserError(f"{module}:{name} must give rows one after the other, got {kind_of(given)}")
+        rows, end = iter(given), object()
+        while (row := _watched(file, next, rows, end)) is not end:
+            yield row
+    except UserError as error:
+        raise UserError(*(f"{field}: {problem}" for problem in error.problems)) from error
+    except TooLate as error:
+        raise UserError(f"{field}: {module}:{name} {error}, and gave no row") from None
+    except (Exception, SystemExit) as error:  # someone else's code: any failure of it is reported as theirs
+        raise UserError(f"{field}: {module}:{name} raised {cause_of(error)}") from error
+
+
+def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[str, Any], field: str) -> None:
+    if fault := function_fault(function):
+        raise UserError(f"{field}: {name} {fault}")
+    if "split" in arguments:
+        raise UserError(
+            f"data.arguments.split: must be left out, as data.split and data.eval_split give it, "
+            f"got {arguments['split']}"
+        )
+    signature = inspect.signature(function)
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
+    if "split" not in signature.parameters and not takes_any:
+        raise UserError(f"{field}: {name} must take split, takes {signature}")
+    try:
+        signature.bind(split="", **arguments)
+    except TypeError as error:
+        raise UserError(f"data.arguments: {error}, {name} takes {signature}, got {arguments}") from None
+
+
+def _watched(file: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    with Watch(_GENERATED_S, file) as watch:
+        return watch(function, *arguments)
+
+
+def load_function(module: str, name: str, field: str) -> Callable[..., Any]:
+    """Import `name` from a module (the working directory is importable) or from a `path.py` file.
+
+    Raises:
+        UserError: one line with `field`: no such file, a failing import, or no such function (with the nearest name).
+    """
+    try:
+        file = str(Path(module).absolute()) if module.endswith(".py") else _file_of(module)
+        with Watch(_IMPORT_S, file) as watch:
+            loaded = watch(_load_path, Path(module), field) if module.endswith(".py") else watch(_load_module, module)
+    except UserError:
+        raise
+    except TooLate as error:
+        raise UserError(f"{field}: importing {module} {error}, got {module}:{name}") from None
+    except (Exception, SystemExit) as error:  # importing runs someone else's code
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{field}: {module} cannot be imported ({_first_line(error)}), got {module}:{name}"
+            ) from None
+        raise UserError(f"{field}: {module} cannot be imported ({cause_of(error)}), got {module}:{name}") from error
+    function = getattr(loaded, name, None) if name else None
+    if not callable(function):
+        if name and hasattr(loaded, name):
+            raise UserError(
+                f"{field}: {name} in {module} must be a function, is {kind_of(function)}, got {module}:{name}"
+            )
+        names = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{field}: {module} has no function {name!r}{nearest(name, names)}, got {module}:{name}")
+    return function
+
+
+def _file_of(module: str) -> str | None:
+    """Where a module that lies in the working directory is; importing anything else is not looked into."""
+    file = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
+    return str(file) if file.is_file() else None
+
+
+def _load_module(module: str) -> Any:
+    # A console script does not have the working directory on its path. Last, so that it hides no installed module.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    return importlib.import_module(module)
+
+
+def _load_path(path: Path, field: str) -> Any:
+    if path.is_dir():
+        raise UserError(f"{field}: must be a file, got directory {path}")
+    if not path.is_file():
+        raise UserError(f"{field}: no such file{_nearest_file(path)}, got {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+    """Rows of a hub dataset. The hub is probed first: `datasets` would retry an unreachable one for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
+
+    near = _nearest_file(Path(source))
+    try:
+        if not is_offline_mode():
+            HfApi().dataset_info(source, timeout=_HUB_DEADLINE_S)
+        elif not _is_cached(source):  # told here, without the seconds that importing `datasets` takes
+            raise FileNotFoundError("the hub is switched off by HF_HUB_OFFLINE, and its cache has none")
+        import datasets
+
+        rows = datasets.load_dataset(source, split=split, **arguments)
+    except Exception as error:  # the hub client's own types change with its versions; any cause is reported
+        raise UserError(
+            f"{field}: no such file{near}, and the hub cannot give a dataset of this name, split {split} "
+            f"({_first_line(error)}), got {source}"
+        ) from error
+    return iter(rows)
+
+
+def _is_cached(source: str) -> bool:
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")) / source.replace("/", "___")
+    return prepared.exists() or (Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}").exists()
+
+
+def _is_hub_id(source: str) -> bool:
+    """`name` or `owner/name`; a name with a file's extension, or below a directory that exists here, is a path."""
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+        return False
+    return not (re.fullmatch(r"\.[A-Za-z]+", Path(source).suffix) and Path(source).parent.is_dir())
+
+
+def _nearest_file(path: Path) -> str:
+    if str(path).startswith("~"):
+        return f" (~ is not expanded in a configuration: write {path.expanduser()})"
+    if not path.parent.is_dir():
+        return ""
+    # A file without an ending is no data that could be meant.
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix and entry.is_file())
+    near = difflib.get_close_matches(path.name, names, 1, 0.7)  # endings are alike anyway
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return masked(str(error).strip().partition("\n")[0]) or type(error).__name__
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -1,0 +1,263 @@
+"""Reward endpoints: one POST per batch to an HTTP service, with retries that end before the call's deadline.
+
+    {"prompts": [...], "completions": [...], "rows": [...]}  ->  {"rewards": [1.0, null, ...]}
+
+Each list has one entry per sample; `rows` holds the data row of each as an object, and null abstains. Tried again, with
+growing pauses: a service that cannot be reached, is late, or answers 429 or 5xx. Anything else fails at once.
+No message names more of an address than host and path, or the value of a header. Runs without torch and ray.
+"""
+
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from actors.config import UserError
+from algorithms.config import HEADER_VARIABLE as _VARIABLE
+from algorithms.config import RewardEndpoint
+from algorithms.rewards.calls import Outcome, Samples, checked_number
+from algorithms.rewards.functions import noun_of, shorten
+
+FIRST_PAUSE_S = 0.5
+"""Pause before the second attempt; it doubles with each further one."""
+DEADLINE_SHARE = 0.9
+"""Share of reward.deadline_s after which no answer is awaited: at its end the process would be killed."""
+MAX_ANSWER_BYTES = 2**24
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
+
+
+class _Failure(Exception):
+    """A service gave no usable answer; the message is one line that says why."""
+
+
+class _Passing(Exception):
+    """An attempt failed in a way that may pass; `pause_s` is the least that the service asks to wait."""
+
+    def __init__(self, cause: str, pause_s: float = 0.0) -> None:
+        super().__init__(cause)
+        self.pause_s = pause_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEndpoint:
+    """A reward service, ready to be asked."""
+
+    name: str
+    """Its address, as messages show it."""
+    label: str
+    """Key of its values in Score.parts, unique within the run."""
+    weight: float
+    retries: int
+    deadline_s: float
+    """Longest time of one call, in seconds, all attempts together."""
+    url: str = field(repr=False)
+    headers: dict[str, str] = field(repr=False)
+    """As they are sent, secrets included."""
+    secrets: tuple[str, ...] = field(repr=False)
+    """What was read from the environment; left out of every message."""
+
+    def evaluate(self, samples: Samples, until: float | None = None) -> list[Outcome]:
+        """Ask the service; its mistakes are outcomes, never an exception.
+
+        Ends by `until` (on time.monotonic()), and within `deadline_s`. So that an answer that was lost can be asked
+        for again, an attempt waits for no more than half of the time left, the last one for all of it.
+        """
+        limit = time.monotonic() + self.deadline_s
+        count = len(samples.completions)
+        try:
+            values = self._rewards(self._send(self._body(samples), limit if until is None else min(until, limit)))
+        except _Failure as error:
+            return [str(error)] * count
+        if len(values) != count:
+            return [f"returned {len(values)} rewards for {count} completions"] * count
+        return [checked_number(value) for value in values]
+
+    def _body(self, samples: Samples) -> bytes:
+        try:
+            values = {"prompts": samples.prompts, "completions": samples.completions, "rows": samples.rows}
+            return json.dumps(values, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:  # a date, NaN
+            raise _Failure(f"the data row cannot be sent as JSON: {error}") from None
+
+    def _send(self, body: bytes, until: float) -> bytes:
+        cause, pause_s = "not asked, as other reward sources took the time of the call", FIRST_PAUSE_S
+        for attempt in range(1, self.retries + 2):
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                return self._attempt(body, left if attempt > self.retries else left / 2)
+            except _Passing as error:
+                plural = "" if attempt == 1 else "s"
+                cause = f"{error} ({attempt} attempt{plural}, within reward.deadline_s)"
+                wait = max(pause_s, error.pause_s)
+            pause_s *= 2
+            if attempt > self.retries or time.monotonic() + wait >= until:
+                break
+            time.sleep(wait)
+        raise _Failure(cause)
+
+    def _attempt(self, body: bytes, seconds: float) -> bytes:
+        """The body of the answer; raises _Passing for what is worth another attempt."""
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json", **self.headers})
+        until = time.monotonic() + seconds
+        try:
+            with _OPENER.open(request, timeout=seconds) as response:
+                return self._read(response, until)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error, until) from None
+        except urllib.error.URLError as error:
+            late = isinstance(error.reason, TimeoutError)
+            why = "no answer in time" if late else f"cannot be reached: {self._public(str(error.reason))}"
+            raise _Passing(" ".join(why.split())) from None
+        except TimeoutError:
+            raise _Passing("no answer in time") from None
+        except (OSError, http.client.HTTPException) as error:
+            text = " ".join(f"{type(error).__name__} {error}".split())
+            raise _Passing(f"the connection broke: {self._public(text)}") from None
+
+    def _refusal(self, error: urllib.error.HTTPError, until: float) -> Exception:
+        try:
+            said = self._read(error, until, 2000).decode(errors="replace")
+        except (OSError, http.client.HTTPException, _Failure):
+            said = ""
+        said = " ".join(self._public(said).split())
+        said = f": {shorten(said[:200], 200)}" if said else ""
+        cause = f"answered {error.code} {self._public(str(error.reason))}{said}"
+        if error.code == 429 or error.code >= 500:
+            after = str(error.headers.get("Retry-After", ""))
+            return _Passing(cause, float(after) if after.isdecimal() else 0.0)
+        return _Failure(cause)
+
+    def _read(self, response: Any, until: float, most: int | None = None) -> bytes:
+        """All of the body, or its first `most` bytes; raises TimeoutError when it is not there by `until`."""
+        read = bytearray()
+        # A timeout of the socket would start anew with every byte.
+        while part := response.read1(2**16):
+            read += part
+            if most is not None and len(read) >= most:
+                return bytes(read[:most])
+            if len(read) > MAX_ANSWER_BYTES:
+                raise _Failure(f"returned more than {MAX_ANSWER_BYTES} bytes")
+            if time.monotonic() > until:
+                raise TimeoutError
+        if getattr(response, "length", None):  # what Content-Length promised and did not come
+            raise http.client.IncompleteRead(bytes(read))
+        return bytes(read)
+
+    def _rewards(self, answer: bytes) -> list[Any]:
+        try:
+            values = json.loads(answer)
+        except (ValueError, RecursionError):
+            text = shorten(self._public(answer.decode(errors="replace")))
+            raise _Failure(f"returned what is not JSON, {text}") from None
+        rewards = values.get("rewards") if isinstance(values, dict) else None
+        if not isinstance(rewards, list):
+            got = noun_of(values) if not isinstance(values, dict) else "an object without that list"
+            raise _Failure(f'returned {got}, not {{"rewards": [...]}}')
+        return rewards
+
+    def _public(self, text: str) -> str:
+        """`text` without what was read from the environment."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    # urllib would follow with a GET without the samples, and with the headers, secrets included, wherever it is sent.
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def shown_address(url: str) -> str:
+    """The address without user, password, query and fragment, where secrets may stand.
+
+    Example: shown_address("https://me:secret@host:8000/score?key=secret") == "https://host:8000/score"
+    """
+    parts = urlsplit(url)
+    return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()
+
+
+def check_endpoint(endpoint: RewardEndpoint, index: int = 0, environment: Mapping[str, str] | None = None) -> None:
+    """Check address and headers; variables only in a known `environment`, that of the reward processes.
+
+    `index` is its place in reward.endpoints, for messages. Raises UserError, a line per problem; a variable must have a
+    value, and with it the header must be one line of printable Latin-1.
+    """
+    problems = [f"reward.endpoints.{index}.url: {fault}" for fault in _faults(endpoint.url)]
+    for name, template in endpoint.headers.items():
+        where = f"reward.endpoints.{index}.headers"
+        if not _HEADER_NAME.fullmatch(name):
+            problems.append(f"{where}: a name must be letters, digits and hyphens, got {name!r}")
+            continue
+        used = [] if environment is None else _VARIABLE.findall(template)
+        missing = [variable for variable in used if not (environment or {}).get(variable)]
+        problems += [
+            f"{where}.{name}: ${variable} must be set in the environment of the reward processes, is missing or empty"
+            for variable in missing
+        ]
+        value = template if missing else _filled(template, environment or {})
+        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value):
+            rule = "must be one line of printable Latin-1 with variables filled in, got another (not shown)"
+            problems.append(f"{where}.{name}: {rule}")
+    if problems:
+        raise UserError(*problems)
+
+
+def load_endpoint(
+    endpoint: RewardEndpoint,
+    index: int,
+    label: str,
+    deadline_s: float,
+    environment: Mapping[str, str] = os.environ,
+) -> LoadedEndpoint:
+    """Fill the headers: every `$NAME` in a value is replaced from `environment`.
+
+    `deadline_s` is reward.deadline_s. Raises UserError as `check_endpoint` does.
+    """
+    check_endpoint(endpoint, index, environment)
+    templates = endpoint.headers.values()
+    secrets = {environment[variable] for template in templates for variable in _VARIABLE.findall(template)}
+    return LoadedEndpoint(
+        name=shown_address(endpoint.url),
+        label=label,
+        weight=endpoint.weight,
+        retries=endpoint.retries,
+        deadline_s=DEADLINE_SHARE * deadline_s,
+        url=endpoint.url,
+        headers={name: _filled(template, environment) for name, template in endpoint.headers.items()},
+        # The longest first: one secret may hold another.
+        secrets=tuple(sorted(secrets, key=len, reverse=True)),
+    )
+
+
+def _filled(template: str, environment: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), template)
+
+
+def _faults(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host:
+        return ["must be an address like http://host:8000/score, got one whose host or port is none"]
+    if "@" in parts.netloc:
+        rule = "must hold no user and password (a header with a $NAME keeps them out of files)"
+        return [f"{rule}, got {shown_address(url)}"]
+    if re.search(r"[^\x21-\x7e]", url):
+        return [f"must be ASCII without spaces (%20 stands for one), got {shown_address(url)!r}"]
+    return []

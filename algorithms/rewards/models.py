@@ -1,0 +1,60 @@
+"""Reward models as sources of rewards: groups that score whole rollouts, and how their scores join the others."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.group import ActorGroup
+from actors.train.reference import ScoringWorker
+from algorithms.rewards.pool import RewardFailure
+from algorithms.rewards.scores import Score, add_scores
+from algorithms.rl.experience import divide, samples_of
+from algorithms.rollouts.sampler import ScoredGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelGroup:
+    """A group that holds a reward model."""
+
+    label: str
+    """Name of its scores in Score.parts."""
+    weight: float
+    group: ActorGroup[ScoringWorker]
+    micro_batch_tokens: int
+
+
+def score_with_models(groups: list[ScoredGroup], models: list[RewardModelGroup]) -> list[ScoredGroup]:
+    """The groups with the scores of all reward models added; the models work at the same time.
+
+    Raises GroupError when a rank fails, RewardFailure when a score is not finite.
+    """
+    if not models or not groups:
+        return groups
+    samples = samples_of(groups, [np.zeros(len(group.infos)) for group in groups])
+    pending = []
+    for model in models:
+        work = divide(groups, [samples], len(model.group), model.micro_batch_tokens)
+        plans = [[[(number, index) for number, index, _ in batch] for batch in share.plans[0]] for share in work]
+        pending.append(
+            [
+                model.group.submit(rank, ScoringWorker.scores, plan, share.keys, *share.groups)
+                for rank, (plan, share) in enumerate(zip(plans, work, strict=True))
+            ]
+        )
+    weights = {model.label: model.weight for model in models}
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for model, calls in zip(models, pending, strict=True):
+        for part in model.group.gather(calls, "scores"):
+            for place, score in part.items():
+                found.setdefault(place, {})[model.label] = score
+    return [
+        replace(group, scores=[_added(score, found[number, i], weights) for i, score in enumerate(group.scores)])
+        for number, group in enumerate(groups)
+    ]
+
+
+def _added(score: Score, parts: dict[str, float], weights: dict[str, float]) -> Score:
+    whole = add_scores(score, parts, weights)
+    if whole.status == "failed":
+        raise RewardFailure(f"a reward model's score cannot be used: {whole.cause}")
+    return whole

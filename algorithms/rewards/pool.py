@@ -1,0 +1,283 @@
+"""Reward workers as seen by the training loop: calls go out, scores come back, and every call has a deadline.
+
+While sources are quick, waiting batches share a call. A call that passes its deadline, or whose process dies, costs
+its worker: the process is ended and replaced while the others go on. Batches that shared the call are then scored
+alone, and one that fails alone is scored sample by sample to find the guilty one. When a sample fails that way too, it
+and the samples after it are failed, so that a batch costs three deadlines at most, and the run goes on. An endpoint
+that is down or slow costs no process: it is given up before the deadline.
+"""
+
+import functools
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+
+from actors.batch import Prompt, Rollout
+from actors.config import UserError
+from actors.user.reward_worker import RewardWorker
+from algorithms.config import RewardConfig
+from algorithms.rewards.endpoint import shown_address
+from algorithms.rewards.scores import Score, failed_score, load_scorer
+
+CAUSES_SHOWN = 3
+_QUICK_CALL_S = 0.1
+"""Batches share a call as long as it is expected to take no longer."""
+
+
+class RewardFailure(RuntimeError):
+    """Scoring failed so often, or so badly, that the run must stop; the message says why."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One prompt and its rollouts on their way to scores."""
+
+    ticket: int
+    prompt: Prompt
+    rollouts: "list[Rollout] | ObjectRef"
+    samples: int
+    scores: list[Score] = field(default_factory=list)
+    alone: bool = False
+    """Shares no call: one that it shared was lost."""
+    one_by_one: bool = False
+    """Scored sample by sample: its own call was lost."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """An actor, what it is doing now (`call`; with jobs, or its start), since and until when (on time.monotonic())."""
+
+    actor: Any
+    call: ObjectRef | None
+    since: float
+    deadline: float
+    jobs: list[_Job] = field(default_factory=list)
+
+
+class RewardPool:
+    """Scores rollouts by functions and endpoints in `config.workers` processes, each with at most one call at a time.
+
+    Deadlines are enforced, and waiting batches sent on, inside `ready`: call `ready(0)` about once a second while a
+    batch is out. Not thread-safe.
+
+    Example:
+        pool = RewardPool(config.reward)
+        ticket = pool.submit(prompt, rollouts, samples=8)
+        for ticket, scores in pool.ready(timeout_s=1): ...
+    """
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        cpus_per_worker: float = 0.1,
+        places: Sequence[Any] | None = None,
+        start_timeout_s: float = 120,
+    ) -> None:
+        """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`.
+
+        `places`: Ray's scheduling strategy of each worker (default: Ray's own).
+
+        Raises ValueError when `config` has neither functions nor endpoints.
+        """
+        if not config.functions and not config.endpoints:
+            raise ValueError("a reward pool needs functions or endpoints: reward models are scored elsewhere")
+        self._config = config
+        self._cpus = cpus_per_worker
+        self._start_timeout_s = start_timeout_s
+        self._load = functools.partial(load_scorer, config)
+        names = [function.name for function in config.functions]
+        self._names = ", ".join(names + [shown_address(endpoint.url) for endpoint in config.endpoints])
+        self._tickets = 0
+        self._pending: deque[_Job] = deque()
+        self._finished: list[tuple[int, list[Score]]] = []
+        self._workers: list[_Worker] = []
+        self._seconds_per_job = math.inf
+        self.begin_step()
+        self._places = places or ["DEFAULT"] * config.workers
+        for index in range(config.workers):
+            self._workers.append(self._start(index))
+
+    def submit(self, prompt: Prompt, rollouts: "list[Rollout] | ObjectRef", samples: int) -> int:
+        """Queue the prompt's `samples` rollouts for scoring; returns a ticket. `ready` sends them and gives it back.
+
+        `rollouts` may be a reference to a finished list: its tokens then never pass through the caller. An unfinished
+        one would spend the call's deadline on waiting.
+        """
+        self._tickets += 1
+        self._pending.append(_Job(ticket=self._tickets, prompt=prompt, rollouts=rollouts, samples=samples))
+        return self._tickets
+
+    def refs(self) -> list[ObjectRef]:
+        """What the pool waits for; when one is done, `ready(0)` acts on it. Changes with every call of the pool."""
+        return [worker.call for worker in self._workers if worker.call is not None]
+
+    def ready(self, timeout_s: float) -> list[tuple[int, list[Score]]]:
+        """Tickets and scores, in the order of their rollouts, of the batches finished since the last call.
+
+        Waits up to `timeout_s` seconds for the first one; returns at once when nothing is queued.
+        Raises RewardFailure when a worker cannot start, UserError when a source does not load in it, and Ray's error
+        when rollouts passed by reference are lost.
+        """
+        until = time.monotonic() + timeout_s
+        self._progress()
+        while not self._finished and self._outstanding() and time.monotonic() < until:
+            wake = min([until, *(worker.deadline for worker in self._workers if worker.call is not None)])
+            ray.wait(self.refs(), num_returns=1, timeout=max(0.0, wake - time.monotonic()))
+            self._progress()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def begin_step(self) -> None:
+        """Set the counters of the step, `scored` and `failed` samples, to zero."""
+        self.scored = 0
+        self.failed = 0
+        self._causes: dict[str, str] = {}
+
+    @property
+    def errors(self) -> list[str]:
+        """The first few distinct causes of the step's failures, a line each, with the first sample that it befell."""
+        return list(self._causes.values())[:CAUSES_SHOWN]
+
+    def check_failures(self, samples_per_step: int, beside: int = 0) -> None:
+        """Raise RewardFailure once more than max_failed_fraction x samples_per_step samples of this step failed.
+
+        `beside`: samples that failed before they came here, of which the same share may.
+        """
+        allowed = self._config.max_failed_fraction * samples_per_step
+        if self.failed + beside > allowed:
+            shown = self.errors
+            more = len(self._causes) - len(shown)
+            raise RewardFailure(
+                f"{self.failed} samples could not be scored in a step of {samples_per_step} "
+                f"(reward.max_failed_fraction {self._config.max_failed_fraction:g} allows {int(allowed)}"
+                + (f"; {beside} more failed in the engines" if beside else "")
+                + "): "
+                + " | ".join(shown)
+                + (f" | and {more} more causes" if more else "")
+            )
+
+    def close(self) -> None:
+        """End the workers' processes; batches still out are dropped."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+        self._pending.clear()
+
+    def _start(self, index: int) -> _Worker:
+        options = {"num_cpus": self._cpus, "scheduling_strategy": self._places[index]}
+        kept, memory_mib = sorted(self._config.kept_variables), self._config.memory_mib
+        actor = ray.remote(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
+        now = time.monotonic()
+        return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
+
+    def _outstanding(self) -> bool:
+        return bool(self._pending) or any(worker.jobs for worker in self._workers)
+
+    def _progress(self) -> None:
+        """Take in what is done, end what is late, hand out what waits."""
+        refs = self.refs()
+        done = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) if refs else set()
+        for worker in list(self._workers):
+            if worker.call in done:
+                self._receive(worker)
+            elif worker.call is not None and time.monotonic() > worker.deadline:
+                limit = self._config.deadline_s if worker.jobs else self._start_timeout_s
+                self._lost(worker, f"no answer within {limit:g} s")
+        self._dispatch()
+
+    def _receive(self, worker: _Worker) -> None:
+        assert worker.call is not None
+        try:
+            answer = ray.get(worker.call, timeout=self._config.deadline_s)
+        except RayActorError as error:
+            if error.actor_id != worker.actor._actor_id.hex():
+                raise  # not this worker died but the actor that holds the rollouts
+            limit = self._config.memory_mib
+            self._lost(worker, f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}")
+            return
+        except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt: a timer of a function may be late
+            self._lost(worker, "the call was interrupted (KeyboardInterrupt)")
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(*error.cause.problems) from None
+            raise RewardFailure(f"a reward worker failed: {type(error.cause).__name__}: {error.cause}") from error
+        jobs, worker.jobs, worker.call = worker.jobs, [], None
+        if not jobs:
+            return  # its start
+        self._seconds_per_job = (time.monotonic() - worker.since) / len(answer)
+        self._pending.extendleft(reversed(jobs[len(answer) :]))
+        for job, scores in zip(jobs, answer, strict=False):
+            job.scores += scores
+            if len(job.scores) < job.samples:
+                self._pending.appendleft(job)
+            else:
+                self._finish(job)
+
+    def _lost(self, worker: _Worker, what: str) -> None:
+        ray.kill(worker.actor)
+        jobs = worker.jobs
+        if not jobs:
+            raise RewardFailure(f"a reward worker did not start ({self._names}): {what}")
+        index = self._workers.index(worker)
+        self._workers[index] = self._start(index)
+        for job in jobs:
+            if job.one_by_one:
+                self._give_up(job, what)
+                continue
+            job.one_by_one = len(jobs) == 1
+            job.alone = True
+            self._pending.appendleft(job)
+
+    def _give_up(self, job: _Job, what: str) -> None:
+        """Fail the sample whose call was lost, and all after it."""
+        rollouts = job.rollouts
+        if isinstance(rollouts, ObjectRef):
+            rollouts = ray.get(rollouts, timeout=self._config.deadline_s)
+        guilty = len(job.scores)
+        for index in range(guilty, job.samples):
+            cause = f"{self._names}: {what}"
+            if index > guilty:
+                cause = f"{self._names}: not scored, because of sample {guilty} of the same batch: {what}"
+            job.scores.append(failed_score(cause, job.prompt.text, rollouts[index].text))
+        self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        for score in job.scores:
+            if score.error and score.cause:
+                self._causes.setdefault(score.cause, score.error)
+        failed = sum(score.status == "failed" for score in job.scores)
+        self.failed += failed
+        self.scored += len(job.scores) - failed
+        self._finished.append((job.ticket, job.scores))
+
+    def _dispatch(self) -> None:
+        for worker in self._workers:
+            if not self._pending:
+                return
+            if worker.call is None:
+                worker.jobs = jobs = self._next_jobs()
+                only = len(jobs[0].scores) if jobs[0].one_by_one else None
+                prompts, samples = [job.prompt for job in jobs], [job.samples for job in jobs]
+                groups, limit = [job.rollouts for job in jobs], self._config.deadline_s
+                worker.call = worker.actor.score.remote(prompts, samples, only, limit, *groups)
+                worker.since = time.monotonic()
+                worker.deadline = worker.since + self._config.deadline_s
+
+    def _next_jobs(self) -> list[_Job]:
+        """The batches of the next call: one, or several quick ones, but no more than an even share of those waiting."""
+        share = -(-len(self._pending) // len(self._workers))
+        quick = int(min(share, _QUICK_CALL_S / self._seconds_per_job))
+        jobs = [self._pending.popleft()]
+        while len(jobs) < quick and not jobs[0].alone and not self._pending[0].alone:
+            jobs.append(self._pending.popleft())
+        return jobs

@@ -1,0 +1,185 @@
+"""Advantages token by token, from scores, KL to the reference and values: what a rank computes for whole groups.
+
+GAE (PPO): per token -kl_coef KL, and the score at the last token, are discounted against the critic's values.
+leave_one_out, group: the score minus kl_coef times the response's KL is compared within the group.
+reinforce_pp: score minus kl_coef times the KL from the token on, whitened over the step (arXiv 2501.03262).
+reinforce_pp_baseline: the score minus its group's mean, less the KL from the token on, whitened over the step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.batch import Experience
+from actors.train.worker import Metrics, ScoredGroups
+from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
+from algorithms.losses import kl_penalty
+from algorithms.rl.advantages import (
+    Moments,
+    among_counted,
+    gae,
+    group_relative,
+    leave_one_out,
+    rewards_to_go,
+    token_rewards,
+    whiten,
+)
+
+Fields = dict[str, NDArray[np.float32]]
+AddOverRanks = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """Computes the advantages of a step's groups; a plain object, sent to the ranks that call it."""
+
+    config: RLConfig
+    kl_coef: float
+    """0 unless kl_in is reward."""
+    counted: list[list[bool]]
+    """Per group and response of this rank: whether the loss counts it, and so baselines and whitening. Advantages of
+    the others are 0."""
+
+    def __call__(self, groups: ScoredGroups, add: AddOverRanks) -> tuple[list[list[Fields]], Metrics]:
+        """Fields of every response, and metrics over all ranks; `add` sums a vector over ranks."""
+        penalties = [[self._penalties(item) for _, item in group] for group in groups]
+        ppo = isinstance(self.config, PPOConfig)
+        estimate = self._values if ppo else self._group
+        found = [
+            estimate(group, kl, counted) for group, kl, counted in zip(groups, penalties, self.counted, strict=True)
+        ]
+        metrics = self._metrics(groups, penalties, found, add)
+        if self._whitens:
+            found = self._whitened(groups, found, add)
+        rows = [
+            [{name: values.astype(np.float32) for name, values in fields.items()} for fields in group]
+            for group in found
+        ]
+        return rows, metrics
+
+    @property
+    def _whitens(self) -> bool:
+        config = self.config
+        if isinstance(config, PPOConfig):
+            return config.whiten_advantages
+        return isinstance(config, GRPOConfig) and config.advantage.startswith("reinforce_pp")
+
+    def _penalties(self, item: Experience) -> NDArray[np.float64]:
+        """KL estimate at each token, 0 outside the actions, [L]."""
+        if not self.kl_coef:
+            return np.zeros(len(item))
+        rollout, reference = (
+            torch.from_numpy(item.fields[name]).double() for name in ("rollout_logprobs", "reference_logprobs")
+        )
+        return np.where(item.action_mask, kl_penalty(rollout, reference, self.config.kl_estimator).numpy(), 0.0)
+
+    def _values(
+        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
+    ) -> list[dict[str, NDArray[np.float64]]]:
+        """Generalized advantage estimation."""
+        assert isinstance(self.config, PPOConfig)
+        found = []
+        for (score, item), kl, kept in zip(group, penalties, counted, strict=True):
+            advantages, returns = gae(
+                token_rewards(score, kl, item.action_mask, kl_coef=self.kl_coef),
+                item.fields["values"].astype(np.float64),
+                item.action_mask,
+                gamma=self.config.gamma,
+                gae_lambda=self.config.gae_lambda,
+            )
+            found.append({"advantages": advantages * kept, "returns": returns})
+        return found
+
+    def _group(
+        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
+    ) -> list[dict[str, NDArray[np.float64]]]:
+        """Comparison within the group, or nothing to compare with."""
+        config = self.config
+        assert isinstance(config, GRPOConfig)
+        scores = np.array([score for score, _ in group])
+        masks = [item.action_mask for _, item in group]
+        if config.advantage in ("group", "leave_one_out"):
+            rewards = scores - self.kl_coef * np.array([kl.sum() for kl in penalties])
+            compare = leave_one_out
+            if config.advantage == "group":
+                compare = partial(group_relative, normalize_std=config.normalize_std)
+            whole = among_counted(rewards, counted, compare)
+            return [{"advantages": value * mask} for value, mask in zip(whole, masks, strict=True)]
+        if config.advantage == "reinforce_pp_baseline":
+            scores = among_counted(scores, counted, partial(group_relative, normalize_std=False))
+        rewards = [
+            token_rewards(score, kl, mask, kl_coef=self.kl_coef)
+            for score, kl, mask in zip(scores, penalties, masks, strict=True)
+        ]
+        return [
+            {"advantages": rewards_to_go(each, mask, gamma=1.0) * kept}
+            for each, mask, kept in zip(rewards, masks, counted, strict=True)
+        ]
+
+    def _metrics(
+        self,
+        groups: ScoredGroups,
+        penalties: list[list[NDArray[np.float64]]],
+        found: list[list[dict[str, NDArray[np.float64]]]],
+        add: AddOverRanks,
+    ) -> Metrics:
+        """Means over all ranks: KL per response and token; for a critic, how much it explains of the returns that it
+        learns."""
+        items = [
+            (item, fields)
+            for group, each in zip(groups, found, strict=True)
+            for (_, item), fields in zip(group, each, strict=True)
+        ]
+        tokens = sum(int(item.action_mask.sum()) for item, _ in items)
+        kl = sum(float(each.sum()) for group in penalties for each in group)
+        sums = [np.array([len(items), tokens, kl], dtype=np.float64)]
+        if isinstance(self.config, PPOConfig):
+            counted = [kept for group in self.counted for kept in group]
+            sums.append(_moments_of_returns([item for item, kept in zip(items, counted, strict=True) if kept]))
+        responses, tokens, kl, *rest = add(np.concatenate(sums)).tolist()
+        metrics = {}
+        if self.kl_coef:
+            metrics = {
+                "reward/kl_per_response": kl / responses,
+                "policy/kl": kl / tokens,
+                "reward/kl_coef": self.kl_coef,
+            }
+        if rest:
+            tokens, returns, squares, errors, error_squares, values = rest
+            tokens = max(1.0, tokens)
+            variance = squares / tokens - (returns / tokens) ** 2
+            unexplained = error_squares / tokens - (errors / tokens) ** 2
+            metrics |= {"critic/returns_mean": returns / tokens, "critic/values_mean": values / tokens}
+            metrics["critic/explained_variance"] = 1 - unexplained / variance if variance > 1e-12 else 0.0
+        return metrics
+
+    def _whitened(
+        self, groups: ScoredGroups, found: list[list[dict[str, NDArray[np.float64]]]], add: AddOverRanks
+    ) -> list[list[dict[str, NDArray[np.float64]]]]:
+        """Advantages with mean 0 and variance 1 over the action tokens of the whole step that the loss counts."""
+        rows = [
+            (item.action_mask, fields, counted)
+            for group, each, flags in zip(groups, found, self.counted, strict=True)
+            for (_, item), fields, counted in zip(group, each, flags, strict=True)
+        ]
+        moments = sum((Moments.of(fields["advantages"], mask) for mask, fields, counted in rows if counted), Moments())
+        sums = add(np.array([moments.count, moments.total, moments.squares], dtype=np.float64)).tolist()
+        whole = Moments(int(sums[0]), sums[1], sums[2])
+        for mask, fields, counted in rows:
+            fields["advantages"] = whiten(fields["advantages"], mask, whole) * counted
+        return found
+
+
+def _moments_of_returns(items: list[tuple[Experience, dict[str, NDArray[np.float64]]]]) -> NDArray[np.float64]:
+    """Number of tokens, and sums over them of returns, their squares, returns - values, its square, values."""
+    sums = np.zeros(6)
+    for item, fields in items:
+        mask = item.action_mask
+        returns, values = fields["returns"][mask], item.fields["values"][mask].astype(np.float64)
+        errors = returns - values
+        sums += [len(returns), returns.sum(), (returns**2).sum(), errors.sum(), (errors**2).sum(), values.sum()]
+    return sums

@@ -1,0 +1,117 @@
+"""What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from algorithms.loop import Metrics, spread_over
+from algorithms.rl.advantages import differ
+from algorithms.rl.responses import responses_of
+from algorithms.rollouts.sampler import ScoredGroup
+
+Advantages = Mapping[tuple[int, int], float]
+"""(number of the group, of the response) -> advantage; its mean over tokens, where these have their own."""
+
+
+def reward_metrics(groups: Sequence[ScoredGroup], prefix: str) -> Metrics:
+    """Mean and spread of rewards, each source by its label, and the share of groups whose responses do not differ."""
+    rewards = np.concatenate([group.rewards for group in groups])
+    metrics = {f"{prefix}/mean": float(rewards.mean()), f"{prefix}/std": float(rewards.std())}
+    if len(groups[0].scores) > 1:
+        metrics[f"{prefix}/zero_variance_fraction"] = float(np.mean([not teaches(group) for group in groups]))
+    names = {name for group in groups for score in group.scores for name in score.parts}
+    for name in names if len(names) > 1 else ():
+        parts = [score.parts[name] for group in groups for score in group.scores if name in score.parts]
+        metrics[f"{prefix}/{name}"] = float(np.mean(parts))
+    return metrics | _by_set(groups, prefix)
+
+
+def _by_set(groups: Sequence[ScoredGroup], prefix: str) -> Metrics:
+    """Mean reward of the prompts of each set, where the data has several."""
+    by_set: dict[str, list[np.ndarray]] = {}
+    for group in groups:
+        if group.prompt.of_set:
+            by_set.setdefault(group.prompt.of_set, []).append(group.rewards)
+    return {f"{prefix}/{name}/mean": float(np.concatenate(rewards).mean()) for name, rewards in by_set.items()}
+
+
+def teaches(group: ScoredGroup) -> bool:
+    """Whether the responses of a group differ in what they are compared by: shaped scores, in an evaluation rewards."""
+    return differ(group.compared)
+
+
+def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) -> Metrics:
+    """Lengths, statuses and ages of a step's rollouts; `version` is that of the weights they should be of."""
+    infos = [info for group in groups for info in group.infos]
+    staleness = [version - info.oldest_version for info in infos]
+    generated = sum(info.response_tokens for info in infos)
+    rewards = [score.reward for group in groups for score in group.scores]
+    return reward_metrics(groups, "reward") | {
+        "reward/min": min(rewards),
+        "reward/max": max(rewards),
+        "tokens/generated": float(generated),
+        "rollout/response_tokens_mean": generated / len(infos),
+        "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
+        "rollout/failed": float(failed),
+        "staleness/mean": float(np.mean(staleness)),
+        "staleness/max": float(max(staleness)),
+    }
+
+
+def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix: str) -> Metrics:
+    """Metrics of a step from those of its updates; what an update without trained tokens cannot tell is left out.
+
+    `prefix` is policy or critic; loss, gradient norm and learning rate get it where they do not belong to the policy.
+    """
+    own = "" if prefix == "policy" else f"{prefix}/"
+    always = {"loss": f"loss/{prefix}", "grad_norm": f"{own}grad_norm", "learning_rate": f"{own}learning_rate"}
+    means = {name: float(np.mean([metrics[key] for metrics in per_update])) for key, name in always.items()}
+    told = [metrics for metrics, tokens in zip(per_update, trained_tokens, strict=True) if tokens]
+    for key in (key for key in per_update[0] if told and key.startswith(f"{prefix}/")):
+        means[key] = float(np.mean([metrics[key] for metrics in told]))
+    if trained_tokens[0]:
+        # The first update is on-policy: only there do trainer and sampler hold the same weights.
+        means |= {key: value for key, value in per_update[0].items() if key.startswith("mismatch/")}
+    return means
+
+
+def sample_rows(
+    groups: Sequence[ScoredGroup], advantages: Advantages, count: int, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """`count` of a step's responses, from the best to the worst, with the columns of their data rows; fewer, with a
+    note, where some cannot be read."""
+    chosen = best_to_worst(groups, count)
+    rollouts = {number: responses_of(groups[number], note) for number in {place[0] for place in chosen}}
+    rows = []
+    for number, index in chosen:
+        if not rollouts[number]:
+            continue
+        group, rollout = groups[number], rollouts[number][index]
+        own = {
+            "prompt": group.prompt.text,
+            "completion": rollout.text,
+            "reward": group.scores[index].reward,
+            "rewards": dict(group.scores[index].parts),
+            "advantage": advantages[number, index],
+            "version": group.infos[index].oldest_version,
+            "status": rollout.status,
+        }
+        # A column with the name of one of these goes by another one.
+        rows.append(own | {f"row.{name}" if name in own else name: value for name, value in _columns(group).items()})
+    return rows
+
+
+def best_to_worst(groups: Sequence[ScoredGroup], count: int) -> list[tuple[int, int]]:
+    """(number of the group, of the response) of `count` responses, evenly spaced between the best and the worst, so
+    that wrong ones are there where there are any; of equal ones, those of different prompts come first."""
+    order = sorted(
+        ((number, index) for number, group in enumerate(groups) for index in range(len(group.infos))),
+        key=lambda place: (-groups[place[0]].scores[place[1]].reward, place[1], place[0]),
+    )
+    return spread_over(order, count)
+
+
+def _columns(group: ScoredGroup) -> dict[str, Any]:
+    """Those of the data row, without a prompt that is the same text."""
+    return {name: value for name, value in group.prompt.row.items() if name != "prompt" or value != group.prompt.text}

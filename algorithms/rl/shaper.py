@@ -1,0 +1,85 @@
+"""From raw rewards to the scores that advantages are computed from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from algorithms.config_rl import OverlongPenalty
+from algorithms.rl.shaping import RunningMoments, overlong_penalty
+from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
+
+
+@dataclass(kw_only=True)
+class RewardShaper:
+    """Normalises and clips rewards, then subtracts penalties for length; all before any baseline."""
+
+    normalize: bool
+    clip: float | None
+    overlong: OverlongPenalty | None
+    missing_eos_penalty: float
+    max_response_tokens: int
+    moments: RunningMoments = field(default_factory=RunningMoments)
+
+    def shape(self, groups: Sequence[ScoredGroup], counted: list[np.ndarray]) -> list[ShapedGroup]:
+        """The groups with their scores, and with whether the loss counts each response, bool [N].
+
+        One that is shaped already stays as it is: the running mean has moved on, and would give it other scores than
+        those that decided about it.
+        """
+        new = [(group, kept) for group, kept in zip(groups, counted, strict=True) if not isinstance(group, ShapedGroup)]
+        scores = iter(self([group for group, _ in new], [kept for _, kept in new]))
+        return [
+            group
+            if isinstance(group, ShapedGroup)
+            else ShapedGroup(
+                prompt=group.prompt,
+                rollouts=group.rollouts,
+                infos=group.infos,
+                scores=group.scores,
+                shaped=next(scores),
+                counted=kept,
+            )
+            for group, kept in zip(groups, counted, strict=True)
+        ]
+
+    def __call__(self, groups: Sequence[ScoredGroup], counted: list[np.ndarray] | None = None) -> list[np.ndarray]:
+        """Scores of each group's responses, float64 [N]; the running mean is of those `counted`, bool [N] (default:
+        all)."""
+        scores = [group.rewards.astype(np.float64) for group in groups]
+        if self.normalize and scores:
+            seen = scores if counted is None else [each[chosen] for each, chosen in zip(scores, counted, strict=True)]
+            self.moments.update(np.concatenate(seen))
+            scores = [self.moments.normalise(each) for each in scores]
+        if self.clip is not None:
+            scores = [each.clip(-self.clip, self.clip) for each in scores]
+        return [each - self._penalties(group) for group, each in zip(groups, scores, strict=True)]
+
+    def metrics(self, groups: Sequence[ShapedGroup]) -> dict[str, float]:
+        """The mean of the scores that the loss counts, where they are not the rewards."""
+        shapes = self.normalize or self.clip is not None or self.overlong or self.missing_eos_penalty
+        scores = np.concatenate([group.compared for group in groups])
+        return {"reward/shaped_mean": float(scores.mean())} if shapes and len(scores) else {}
+
+    def _penalties(self, group: ScoredGroup) -> np.ndarray:
+        penalties = np.zeros(len(group.infos))
+        for index, info in enumerate(group.infos):
+            if info.status == "truncated":
+                penalties[index] += self.missing_eos_penalty
+            if self.overlong is not None:
+                penalties[index] -= overlong_penalty(
+                    info.response_tokens,
+                    self.max_response_tokens,
+                    buffer=self.overlong.buffer,
+                    penalty=self.overlong.penalty,
+                )
+        return penalties
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self.moments.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.moments.load_state_dict(state)

@@ -1,0 +1,68 @@
+"""Which models a run reads beside its checkpoint, and that they are still those it began with.
+
+A checkpoint holds what has been trained. Where training began, what it is compared with and what scores it stand
+elsewhere, under a path that another run may have written since.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from actors.models.identity import model_identity
+from algorithms.config_encoder import EmbeddingConfig
+from launch.config import RunConfig
+
+_AT_START: dict[str, dict[str, str]] = {}
+"""Run directory -> `model_contents` when this process began the run."""
+
+
+def keep_contents(config: RunConfig) -> None:
+    """Look at the models now, before they are read: what is exported there later is not what the run has read."""
+    _AT_START[str(config.directory)] = model_contents(config)
+
+
+def kept_contents(config: RunConfig) -> dict[str, str]:
+    """`model_contents` as `keep_contents` has found them, with those of models that came to this machine since."""
+    return model_contents(config) | _AT_START.get(str(config.directory), {})
+
+
+def model_contents(config: RunConfig) -> dict[str, str]:
+    """Name of a model -> identity of its content; models that are not on this machine are left out."""
+    found = {_name(path, revision): model_identity(path, revision) for _, path, revision in _models(config)}
+    return {name: content for name, content in found.items() if content}
+
+
+def changed_contents(config: RunConfig, then: Any, directory: object) -> list[str]:
+    """A line for each model that has another content than the manifest of the checkpoint in `directory` says; `then`:
+    its `contents`."""
+    if not isinstance(then, dict):  # of an older version
+        return []
+    now = model_contents(config)
+    named = [(field, _name(path, revision)) for field, path, revision in _models(config)]
+    return [
+        f"{field}: must hold the model that {directory} was trained with ({_what(str(then[name]), now[name])}), "
+        f"got {name}"
+        for field, name in named
+        if name in then and name in now and then[name] != now[name]
+    ]
+
+
+def _name(path: str, revision: str | None) -> str:
+    return f"{path}@{revision}" if revision else path
+
+
+def _what(then: str, now: str) -> str:
+    if then.startswith("commit ") and now.startswith("commit "):
+        return f"{then}; it is {now} now"
+    return "its files have changed since"
+
+
+def _models(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
+    """(setting, path, revision) of all models that stand elsewhere; the reference is the policy's."""
+    if config.model.path:
+        yield "model.path", config.model.path, config.model.revision
+    if config.critic and config.critic.path:
+        yield "critic.path", config.critic.path, None
+    for index, model in enumerate(config.reward.models):
+        yield f"reward.models[{index}].path", model.path, None
+    if isinstance(config.algorithm, EmbeddingConfig) and config.algorithm.guide:
+        yield "algorithm.guide", config.algorithm.guide, None

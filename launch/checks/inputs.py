@@ -1,0 +1,315 @@
+"""Rows as `check` reads them: whether the job can learn from them, and how long they are. Imports no torch, no Ray."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.config import UserError
+from algorithms.config import RewardFunction
+from algorithms.config_offline import DPOConfig
+from algorithms.config_rl import RLConfig
+from algorithms.data.sources import kind_of_source
+from launch.checks.reward_checks import ProbeRow
+from launch.config import RunConfig
+
+if TYPE_CHECKING:
+    from algorithms.offline.comparable import Unpaired
+
+READ_ROWS = 20_000
+"""Rows of each data set that are read here; the run itself reads all of them."""
+TOKENISED_ROWS, TOKENISED_CHARACTERS = 1_000, 200_000
+"""Rows of those that are tokenised to learn how long they are on average, and their size: a quarter of a second."""
+_COUNTING_S, _EXACT_COUNT_S = 0.7, 5.0
+"""CPU seconds for looking whether rows are too long, and as many more for counting them once one is; rows that come
+later are not counted here."""
+_CHUNK, _CHUNK_BYTES = 128, 2**20
+"""Rows that are tokenised at one time, and their size."""
+_EXAMPLES = 4
+"""Rows of each set that rewards may be called with."""
+
+Field = Literal["data.train", "data.eval"]
+Row = dict[str, Any]
+Sets = dict[str, list[Row]]
+"""Rows of each set, by its name; "" where there is one."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Rows:
+    """What is known about the training or the evaluation rows."""
+
+    count: int = 0
+    """Rows read that the run draws, at most READ_ROWS of each set: without those that are too long or held out."""
+    complete: bool = True
+    """Whether these are all: no set has as many rows as are read here."""
+    whole: bool = True
+    """Whether none of them is left out for its length."""
+    unpaired: dict[str, list["Unpaired"]] = field(default_factory=dict)
+    """For KTO: what decides whether rows can be compared, of each set."""
+    columns: set[str] = field(default_factory=set)
+    """Columns that every row has, under the names rewards see."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Columns that only some rows have -> the first row without, as data.train: row 11."""
+    mean_tokens: float | None = None
+    """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
+    examples: list[ProbeRow] = field(default_factory=list)
+    """Prompts to call rewards with."""
+    notes: list[str] = field(default_factory=list)
+    """A line for each set of which rows are too long, and are left out or cut."""
+    warnings: list[str] = field(default_factory=list)
+    digest: int = 0
+    """Differs for rows that differ; 0 without data.eval, where there is nothing to compare with."""
+
+
+def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) -> Sets:
+    """The first rows of each set, each read by its convention: all that can be known without a tokenizer.
+
+    `told` gets a line for each set of which a converter keeps rows.
+
+    Raises:
+        UserError: missing, empty or malformed data, a missing column, a row that is empty or of another kind.
+    """
+    from algorithms.data.tokens import load_sets
+
+    sets = load_sets(config.data, where, at_most=READ_ROWS, told=told)
+    for name, rows in sets.items():
+        label = f"{where}.{name}" if name else where
+        reading = _reading(config, rows, label, tokenise=False)
+        if isinstance(config.algorithm, RLConfig) and any(_is_math(function) for function in config.reward.functions):
+            from algorithms.rewards.math_golds import check_golds
+
+            check_golds(reading.rows, label)
+    return sets
+
+
+def sets_and_notes(config: RunConfig, where: Field) -> tuple[Sets, list[str]]:
+    """What `read_sets` gives, and the lines that it tells, as another process hands them over."""
+    told: list[str] = []
+    return read_sets(config, where, told), told
+
+
+def _is_math(function: RewardFunction) -> bool:
+    """Whether it is the built-in reward that reads the column answer as mathematics."""
+    return function.name == "math" and "answer" not in function.arguments
+
+
+def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | None = None) -> Rows:
+    """What is known about the rows; when `tokenise`, the first ones and all that might be too long are rendered.
+
+    `sets` are what `read_sets` gave, if it was called before.
+
+    Raises:
+        UserError: as `read_sets` does, and rows that are too long or cannot be rendered.
+    """
+    from algorithms.data.overlong import held_out_count
+    from algorithms.offline.comparable import unpaired_text
+
+    found, lengths = Rows(), []
+    sets = read_sets(config, where) if sets is None else sets
+    columns = []
+    for name, rows in sets.items():
+        label = f"{where}.{name}" if name else where
+        found.warnings += _limit_warnings(config, where, label, len(rows))
+        if _may_be_endless(config, where, name, label, len(rows)):
+            found.warnings.append(
+                f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
+            )
+        reading = _reading(config, rows, label, tokenise=tokenise)
+        columns.append(set.intersection(*map(set, reading.rows)))
+        kept = len(rows)
+        found.complete = found.complete and len(rows) < READ_ROWS
+        _note_lacking(reading.rows, columns[-1], label, found)
+        if config.data.eval is not None:
+            found.digest = hash((found.digest, *map(repr, rows)))
+        if isinstance(config.algorithm, RLConfig):
+            found.examples += _examples(reading)
+        if isinstance(config.algorithm, DPOConfig) and config.algorithm.unpaired:
+            found.unpaired[name] = list(map(unpaired_text, reading.examples))
+        counted = config.data.overlong == "error"  # else it is not known how many are left out
+        if tokenise:
+            dropped, looked_at = _measure(reading, lengths, found)
+            kept -= dropped
+            counted = counted or looked_at == len(rows)
+        found.whole = found.whole and kept == len(rows) and counted
+        if where == "data.train" and config.data.eval_fraction is not None:
+            kept -= held_out_count(kept, config.data.eval_fraction, label)
+        # Of a set with weight 0 no row is drawn.
+        found.count += kept if where == "data.eval" or config.data.weights.get(name, 1) else 0
+    found.columns = set.intersection(*columns)
+    found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
+    return found
+
+
+def check_unpaired(config: RunConfig, train: Rows, held_out: Rows | None) -> None:
+    """For KTO, check that every update and the evaluation can compare, where all rows are known that it will have.
+
+    Raises UserError as `check_comparable` does.
+    """
+    algorithm, fraction = config.algorithm, config.data.eval_fraction
+    if not (isinstance(algorithm, DPOConfig) and algorithm.unpaired and train.complete and train.whole):
+        return
+    from algorithms.data.overlong import divided
+    from algorithms.offline.comparable import check_comparable
+
+    sets, evaluated = {}, []
+    for name, rows in train.unpaired.items():
+        kept, apart = divided(rows, fraction, "data.train") if fraction is not None else (rows, [])
+        sets[name], evaluated = kept, evaluated + apart
+    if held_out is not None and held_out.complete and held_out.whole:
+        evaluated = [row for rows in held_out.unpaired.values() for row in rows]
+    check_comparable(algorithm, config.data, sets, evaluated, seed=config.run.seed)
+
+
+def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
+    """A warning when evaluation reads what is trained on."""
+    data = config.data
+    files = all(isinstance(source, str) and Path(source).is_file() for source in (data.train, data.eval))
+    if train.digest != held_out.digest and not (files and Path(str(data.train)).samefile(str(data.eval))):
+        return []
+    return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
+
+
+def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> Any:
+    """The rows as the job reads them; without a tokenizer they cannot be encoded."""
+    from actors.models.tokenizer import tokenizer_for
+    from algorithms.data.reading import reading_of
+
+    tokenizer: Any = tokenizer_for(config.model) if tokenise else None
+    limit = config.rollout.max_prompt_tokens
+    return reading_of(config.algorithm, rows, config.data, tokenizer, max_prompt_tokens=limit, field=label)
+
+
+def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> list[str]:
+    name = "data.limit" if where == "data.train" else "data.eval_limit"
+    limit = config.data.limit if where == "data.train" else config.data.eval_limit
+    if limit is None or count >= min(limit, READ_ROWS):
+        return []
+    return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
+
+
+def _may_be_endless(config: RunConfig, where: Field, name: str, label: str, count: int) -> bool:
+    """Whether a generator gave as many rows as are read here, and nothing bounds what the run reads."""
+    train = where == "data.train"
+    given, limit = (config.data.train, config.data.limit) if train else (config.data.eval, config.data.eval_limit)
+    source = given[name] if isinstance(given, dict) else given
+    return limit is None and count == READ_ROWS and source is not None and kind_of_source(source, label) == "generator"
+
+
+def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows) -> None:
+    """Note of each column that not all rows have which row is the first without it."""
+    for name in sorted(set().union(*rows) - everywhere):
+        number = next(number for number, row in enumerate(rows, start=1) if name not in row)
+        found.lacking.setdefault(name, f"{label}: row {number}")
+
+
+def _examples(reading: Any) -> list[ProbeRow]:
+    from algorithms.data.tokens import prompt_text
+
+    last = len(reading.rows) - 1
+    chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
+    return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
+
+
+def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
+    """Count the rows that are too long, and learn how long the first ones are; returns how many are left out, of how
+    many that were looked at.
+
+    A row of fewer bytes than the limit has tokens is not tokenised: no token is shorter than a byte.
+    """
+    tally, sample = reading.tally(), _affordable(reading.rows)
+    if len(reading.rows) == READ_ROWS:
+        tally.total += 1  # there may be more than were read
+    until, unknown = time.process_time() + _COUNTING_S, 0
+    for seen, wanted in _chunks(reading, sample):
+        wanted = reading.without_huge(wanted, tally)
+        items = reading.encode(wanted) if wanted else []
+        unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for item in items for ids in _ids_of(item))
+        lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
+        reading.limited(items, wanted, tally)
+        tally.looked_at = seen
+        late = time.process_time() > until + (_EXACT_COUNT_S if tally.over else 0)
+        if late and seen >= sample:
+            break
+    if unknown:
+        found.warnings.append(f"{reading.field}: {unknown:,} unknown tokens (text that the tokenizer cannot express)")
+    reading.conclude(tally)
+    if note := reading.account(tally):
+        found.notes.append(note)
+    elif tally.looked_at < len(reading.rows):
+        _check_longest(reading, tally.looked_at)
+    return tally.dropped, tally.looked_at
+
+
+def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
+    """Rows to tokenise, a few at a time, after how many rows they were found."""
+    wanted: list[int] = []
+    size = 0
+    for index in range(len(reading.rows)):
+        if index < sample or _may_be_too_long(reading, index):
+            wanted.append(index)
+            size += _bytes_of(reading.examples[index])
+        if len(wanted) == _CHUNK or size > _CHUNK_BYTES:
+            yield index + 1, wanted
+            wanted, size = [], 0
+    yield len(reading.rows), wanted
+
+
+def _check_longest(reading: Any, start: int) -> None:
+    """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
+    index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
+    tally = reading.tally()
+    indices = reading.without_huge([index], tally)
+    reading.limited(reading.encode(indices) if indices else [], indices, tally)
+    if tally.over and reading.data.overlong == "error":
+        raise UserError(
+            f"{reading.field}: row {index + 1} has {'over ' * tally.huge}{tally.longest:,} tokens, {reading.rule} is "
+            f"{reading.limit}, and others may be longer too; data.overlong=drop leaves them out, "
+            f"data.overlong=truncate cuts them"
+        )
+
+
+def _may_be_too_long(reading: Any, index: int) -> bool:
+    return _bytes_of(reading.examples[index]) * reading.growth + reading.overhead > reading.limit
+
+
+def _bytes_of(example: Any) -> int:
+    """Bytes of what is read in a row, of a pair the longer one's; more than that rather than less."""
+    from algorithms.data.readers import Completion, Preference, Text
+
+    if isinstance(example, Preference):
+        return max(_bytes_of(example.chosen), _bytes_of(example.rejected))
+    if isinstance(example, Completion):
+        return _bytes_of(example.prompt) + _bytes_of(example.completion)
+    text = example.text if isinstance(example, Text) else str(example)
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _tokens(item: Any) -> int:
+    """Tokens of a prompt or sequence, of a pair those of both sequences."""
+    return sum(map(len, _ids_of(item)))
+
+
+def _ids_of(item: Any) -> list[NDArray[np.int64]]:
+    """Token ids of a prompt or sequence, of a pair those of both sequences."""
+    from actors.batch import Prompt, Sequence
+    from algorithms.data.pairs import Pair
+
+    if isinstance(item, Pair):
+        return [item.chosen.token_ids, item.rejected.token_ids]
+    if isinstance(item, Prompt):
+        return [np.asarray(item.token_ids, dtype=np.int64)]
+    return [(item if isinstance(item, Sequence) else item.sequence).token_ids]
+
+
+def _affordable(rows: list[Row]) -> int:
+    """How many of the first rows can be tokenised without a noticeable wait, at least one."""
+    left = TOKENISED_CHARACTERS
+    for count, row in enumerate(rows[:TOKENISED_ROWS]):
+        left -= len(str(row))
+        if left < 0:
+            return max(1, count)
+    return min(len(rows), TOKENISED_ROWS)

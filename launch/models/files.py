@@ -1,0 +1,358 @@
+"""What a model directory says of itself, read without torch: its configuration, its weights' names, its tokenizer."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.config import UserError
+from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
+from actors.models.safetensors_header import StoredTensor, parse_json
+from actors.models.skeleton import hf_config, vocabulary_size
+from actors.models.tokenizer import load_tokenizer, tokenizer_for
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from algorithms.config_offline import RewardModelConfig
+from algorithms.config_rl import RLConfig
+from launch.checks.estimate import counted_parameters
+from launch.config import RunConfig
+from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
+from launch.models.values import (
+    Role,
+    architecture_of,
+    check_architecture,
+    config_values,
+    model_values,
+    scores_given,
+)
+from launch.models.vllm_source import serves_adapters
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+_POOLING_MODES = {
+    "cls": ("cls", "cls_token"),
+    "mean": ("mean", "mean_tokens"),
+    "last": ("lasttoken",),
+    "max": ("max", "max_tokens"),
+}
+"""Our name -> those of sentence-transformers, in the files that it writes and in older ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is known of the policy's model without loading it."""
+
+    values: dict[str, Any]
+    """The fields of its config.json."""
+    directory: Path | None = None
+    """Where all its files are; None for `model.init`, and where the hub's cache does not hold all."""
+    parameters: int | None = None
+    tokenizer: bool = True
+    """Whether its tokenizer can be read without the hub."""
+
+
+def read_policy(config: RunConfig) -> Policy | None:
+    """Read the model that is trained, as far as it is on this machine; None where nothing of it is.
+
+    Raises:
+        UserError: it is no model, damaged, or none that the job can train.
+    """
+    model = config.model
+    if model.init is not None:
+        values = hf_config(model.init, model.dtype, vocabulary_size(model.init), 0, 0)
+        return Policy(values, parameters=counted_parameters(values))
+    assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
+    if model.revision and os.path.exists(model.path):
+        raise UserError(f"model.revision: must be left out for a local directory ({model.path}), got {model.revision}")
+    directory = Path(model.path)
+    if is_hub_id(model.path):
+        directory = cached_snapshot(model.path, model.revision)
+        if directory is None:
+            return None
+        if not is_complete(directory):
+            values = config_values(directory, "model.path")
+            check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
+            parameters = counted_parameters(values) or indexed_parameters(values, directory)
+            return Policy(values, None, parameters, has_tokenizer(directory))
+    values = model_values(directory)
+    check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
+    stored = check_tensors(values, directory, "model.path", role_of(config))
+    if role_of(config) == "scores":
+        _require_one_score(stored or {}, directory, "model.path")
+    return Policy(values, directory, stored_parameters(stored) or counted_parameters(values))
+
+
+def role_of(config: RunConfig) -> Role:
+    """What the job makes of the policy's model."""
+    if isinstance(config.algorithm, EncoderConfig):
+        return "encoder"
+    return "scores" if isinstance(config.algorithm, RewardModelConfig) else "causal"
+
+
+def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:
+    """Parameters in safetensors files; None where there are no such files."""
+    return sum(math.prod(tensor.shape) for tensor in stored.values()) if stored else None
+
+
+def indexed_parameters(values: Mapping[str, Any], directory: Path) -> int | None:
+    """Parameters by the index of weights that need not be there; None without one, or with one that does not say."""
+    try:
+        content = (directory / "model.safetensors.index.json").read_bytes()
+        total = parse_json(content, "the index")["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    dtype = str(values.get("dtype") or values.get("torch_dtype") or "float32")
+    return int(total) // (4 if dtype.endswith("32") else 2) if isinstance(total, int | float) else None
+
+
+def check_names(config: RunConfig, policy: Policy) -> None:
+    """Check that the parameters and layers that the configuration names are some of the model's, where they are known.
+
+    Raises:
+        UserError: a pattern of model.freeze or a target of model.lora that matches nothing; adapters for vLLM where it
+            serves none for this kind of model.
+    """
+    _check_served(config, policy)
+    names = trained_parameters(policy.values, role_of(config), rerank=config.algorithm.name == "reranker")
+    if names is None:
+        return
+    tied = bool(policy.values.get("tie_word_embeddings"))
+    check_patterns(config.model.freeze, names, "model.freeze", tied=tied)
+    if config.model.lora:
+        check_targets(config.model.lora, names, "model.lora.targets")
+    if config.critic and config.critic.lora and config.critic.path is None and len(config.reward.models) != 1:
+        check_targets(config.critic.lora, names, "critic.lora.targets")
+
+
+def _check_served(config: RunConfig, policy: Policy) -> None:
+    """Raise UserError when the engines are to compute with adapters and the installed vLLM knows none for the model."""
+    sends = isinstance(config.algorithm, RLConfig) and config.model.lora and config.rollout.transfer.lora == "adapter"
+    for architecture in (policy.values.get("architectures") or []) if sends else []:
+        if serves_adapters(architecture) is False:
+            raise UserError(
+                f"rollout.transfer.lora: must be merged for {architecture}, for which vLLM serves no adapters (in bf16 "
+                f"with max_merge_error), got adapter"
+            )
+
+
+def check_tokenizer(config: RunConfig, policy: Policy) -> None:
+    """Check that the policy's tokenizer can be read, and gives no tokens that the model does not know.
+
+    Raises:
+        UserError: without tokens, with more than the model's embedding has rows, or a chat template that is broken; a
+            string of rollout.stop that no text contains.
+    """
+    if config.rollout.stop:
+        _check_stop_strings(config.rollout.stop, tokenizer_for(config.model))
+    if config.model.init is not None or not policy.tokenizer:
+        return
+    tokenizer, rows = tokenizer_for(config.model), policy.values.get("vocab_size")
+    tokens = vocabulary(tokenizer)
+    if not tokens:
+        raise UserError(f"model.path: must have a tokenizer with at least one token, got none in {config.model.path}")
+    # Placeholders of images and sound stand behind the vocabulary of models that read only text.
+    beyond = sorted((index, token) for token, index in tokens.items() if isinstance(rows, int) and index >= rows)
+    if beyond := [item for item in beyond if not re.search("image|audio|video|vision", item[1])]:
+        raise UserError(
+            f"model.path: must have a tokenizer whose tokens the model's embedding holds (vocab_size {rows}), got "
+            f"{len(beyond)} tokens beyond, {beyond[0][1]!a} is number {beyond[0][0]}, in {config.model.path}"
+        )
+    if not isinstance(config.algorithm, EncoderConfig) and (reason := template_fault(tokenizer)):
+        raise UserError(f"model.path: the tokenizer's chat template is broken ({reason}), got {config.model.path}")
+
+
+def _check_stop_strings(stop: list[str], tokenizer: "PreTrainedTokenizerFast") -> None:
+    """The engine looks for them in text without special tokens."""
+    special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for place, string in enumerate(stop):
+        if token := next((each for each in special if each in string), None):
+            raise UserError(
+                f"rollout.stop.{place}: must hold no special token, as the text that is searched has none "
+                f"(rollout.stop_token_ids=[{special[token]}] stops at it, the end-of-sequence token always does), "
+                f"got {string!r}"
+            )
+
+
+def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """What is wrong with a chat template that can render nothing; None where it can, refuses, or is not there."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    if not tokenizer.chat_template:
+        return None
+    from algorithms.data.rendering import run_template, template_complaint
+
+    try:
+        run_template(tokenizer, [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {str(error).partition(chr(10))[0]}"
+    except TemplateError:  # it may want another conversation: the rows show it
+        return None
+    except Exception as error:  # whatever its expressions can raise
+        complaint = template_complaint(error)
+        return complaint if isinstance(error, TimeoutError | MemoryError) else f"{type(error).__name__}: {complaint}"
+    return None
+
+
+def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a directory holds a model with one score, and reads the policy's tokens.
+
+    Raises:
+        UserError: no model, no score head, several scores, or another tokenizer.
+    """
+    values = model_values(directory, field)
+    architecture = architecture_of(values) or "none"
+    if not architecture.endswith("ForSequenceClassification"):
+        raise UserError(
+            f"{field}: must be a sequence-classification model, as the reward job exports it, got {architecture} in "
+            f"{directory}"
+        )
+    check_architecture(values, "scores", directory, field, "a reward model")
+    stored = check_tensors(values, directory, field, "scores") or {}
+    if not _require_one_score(stored, directory, field) and stored:
+        raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
+    check_vocabulary(config, directory, field)
+
+
+def _require_one_score(stored: Mapping[str, StoredTensor], directory: Path, field: str) -> bool:
+    """Whether there is a trained score head; raises UserError for one with several scores."""
+    heads = [tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0].endswith("score")]
+    if heads and heads[0][:1] != (1,):
+        raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
+    return bool(heads)
+
+
+def check_critic(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
+    values = model_values(directory, field)
+    check_architecture(values, "scores", directory, field, "a critic")
+    _require_one_score(check_tensors(values, directory, field, "scores") or {}, directory, field)
+    if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
+        check_targets(config.critic.lora, names, "critic.lora.targets")
+    check_vocabulary(config, directory, field)
+
+
+def check_encoder(config: RunConfig, values: dict[str, Any], directory: Path | None) -> None:
+    """Check that a model can become the embedding model or reranker that the configuration asks for.
+
+    Args:
+        values: the fields of its config.json.
+        directory: where it is; None for `model.init`.
+
+    Raises:
+        UserError: the directory does not say how it pools and neither does the configuration, or they contradict each
+            other, it holds a model of the other kind or with several scores, or vectors are shorter than their cuts.
+    """
+    algorithm = config.algorithm
+    if isinstance(algorithm, EmbeddingConfig):
+        size = values.get("hidden_size")
+        if directory and (directory / "modules.json").is_file():
+            check_embedding_model(config, directory, "model.path")
+            size = _check_modules(algorithm, size, directory)
+        elif directory and algorithm.pooling is None:
+            raise UserError(
+                f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools (no "
+                f"modules.json in {directory}), got nothing"
+            )
+        if size:
+            require_size(algorithm, size)
+        return
+    classes = scores_given(values)
+    if architecture_of(values).endswith("ForSequenceClassification") and classes != 1:
+        raise UserError(f"model.path: must give one score, got {classes} classes in {directory}")
+
+
+def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path) -> int | None:
+    """Compare pooling and normalisation with what a directory says.
+
+    Returns the size of its vectors: `size`, that of its tokens' vectors, or None where other modules may change it.
+    """
+    file = directory / "modules.json"
+    try:
+        modules = {item["type"].rpartition(".")[2]: item["path"] for item in _json_of(file, "model.path")}
+    except (KeyError, TypeError):
+        raise UserError(f"model.path: {file} must list modules with type and path, got something else") from None
+    normalizes = "Normalize" in modules
+    if algorithm.normalize is not None and algorithm.normalize != normalizes:
+        raise UserError(
+            f"algorithm.normalize: must be left out for a model that says whether it normalises "
+            f"({str(normalizes).lower()} in {directory}), got {str(algorithm.normalize).lower()}"
+        )
+    if "Pooling" not in modules:
+        return None
+    values = _json_of(directory / modules["Pooling"] / "config.json", "model.path")
+    written = [name.removeprefix("pooling_mode_") for name, on in values.items() if on is True]
+    given = values.get("pooling_mode", [name for name in written if name != "include_prompt"])
+    modes = [given] if isinstance(given, str) else given
+    if algorithm.pooling and modes not in [[mode] for mode in _POOLING_MODES[algorithm.pooling]]:
+        raise UserError(
+            f"algorithm.pooling: must be left out for a model that says how it pools ({', '.join(modes)} in "
+            f"{directory}), got {algorithm.pooling}"
+        )
+    return size if modules.keys() <= {"Transformer", "Pooling", "Normalize"} and len(modes) == 1 else None
+
+
+def require_size(algorithm: EmbeddingConfig, size: int) -> None:
+    """Raise UserError when embeddings of this size are too short for a task's cuts."""
+    for name, task in algorithm.by_name.items():
+        if task.matryoshka and max(task.matryoshka) > size:
+            field = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
+            raise UserError(f"{field}: must not exceed the embedding's size ({size}), got {max(task.matryoshka)}")
+
+
+def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a directory holds an embedding model that says how it pools; raises UserError."""
+    values = model_values(directory, field)
+    if not (directory / "modules.json").is_file():
+        raise UserError(f"{field}: must be an embedding model that says how it pools (modules.json), got {directory}")
+    settings = directory / "config_sentence_transformers.json"
+    kind = _json_of(settings, field).get("model_type") if settings.is_file() else None
+    if kind not in (None, "SentenceTransformer"):
+        what = {"CrossEncoder": "reranker", "SparseEncoder": "sparse one"}.get(kind, kind)
+        raise UserError(f"{field}: must be an embedding model of dense vectors, got a {what} in {directory}")
+    check_tensors(values, directory, field, "encoder")
+
+
+def _json_of(file: Path, field: str) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {file} cannot be read, {error}") from None
+
+
+def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
+    """Check that a model reads the policy's tokens; a policy that is not here is not looked at.
+
+    Raises:
+        UserError: it has another tokenizer, or one that cannot be read.
+    """
+    path = config.model.path
+    if path is not None and not os.path.exists(path):
+        snapshot = cached_snapshot(path, config.model.revision)
+        if snapshot is None or not has_tokenizer(snapshot):
+            return
+    try:
+        own = load_tokenizer(str(directory))
+    except UserError as error:
+        raise UserError(*(problem.replace("model.path", field, 1) for problem in error.problems)) from None
+    if vocabulary(own) != vocabulary(tokenizer_for(config.model)):
+        raise UserError(
+            f"{field}: must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in "
+            f"{directory}"
+        )
+
+
+def require_same_tokens(policy: str, other: str, field: str) -> None:
+    """Raise UserError unless the models in two directories, or of two hub ids, have the same tokens."""
+    if policy != other and vocabulary(load_tokenizer(policy)) != vocabulary(load_tokenizer(other)):
+        raise UserError(
+            f"{field}: must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in {other}"
+        )
+
+
+def vocabulary(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:
+    """Token -> id."""
+    return tokenizer.get_vocab()

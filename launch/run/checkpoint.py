@@ -1,0 +1,332 @@
+"""Checkpoints of a run: written aside, then put in place with a manifest; a half-written one is never read."""
+
+import json
+import os
+import shlex
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.config import UserError
+from actors.files.full_disk import told_when_full
+from actors.files.own_files import StoredFile, create, sha256_of, stranger
+from launch.checks.contents import changed_contents, keep_contents, kept_contents
+from launch.checks.resumed_data import data_settings
+from launch.config import RunConfig
+from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
+from launch.run.manifest import UNREADABLE, damage_of, difference, finished, is_whole, read_manifest, step_of
+
+_THIS_DRIVER = uuid.uuid4().hex
+
+Files = Iterable[StoredFile]
+"""Files that a rank has written or sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    directory: Path
+    state: dict[str, Any]
+    """What the loop keeps, as its `state()` gave it."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Settings of data when it was saved; empty where that was not kept."""
+
+
+class Checkpoints:
+    """The directory `checkpoints/` of a run: `step-N/` each with a manifest, and the pointer `latest`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._directory = config.directory / "checkpoints"
+        self._driver = config.directory / "logs/driver.id"
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint to continue from; None when there is none, or when `checkpoint.resume` is false.
+
+        Raises:
+            UserError: when it is damaged, or of a run that this configuration cannot continue.
+        """
+        if self._directory.is_file():
+            rule = f"must be a directory whose checkpoints are one, and {self._directory} is a file"
+            raise UserError(f"run.output: {rule}, got {self._config.run.output}")
+        if not self._config.checkpoint.resume:
+            return None
+        try:
+            name = self._reached()
+        except NotADirectoryError:
+            raise  # as every other use of the run's directory will
+        except (OSError, UnicodeDecodeError) as error:
+            raise self.refused(f"{self._directory / 'latest'} cannot be read ({type(error).__name__})") from None
+        if name is None:
+            if found := finished(self._directory):
+                names = ", ".join(path.name for path in found)
+                raise self.refused(f"{self._directory} holds {names}, and latest, which says where to go on, is gone")
+            return None
+        directory = self._directory / name
+        if step_of(directory) < 0 or directory.parent != self._directory:
+            rule = f"{self._directory / 'latest'} must name a checkpoint such as step-20"
+            raise self.refused(f"{rule}, got {name[:40]!a}")
+        try:
+            manifest, files, _ = read_manifest(directory)
+        except UNREADABLE as error:
+            raise self.refused(f"{directory} has no readable manifest ({type(error).__name__})") from None
+        if why := stranger(directory / "manifest.json"):
+            raise self.refused(f"{directory / 'manifest.json'} {why}")
+        if damage := damage_of(directory, files):
+            raise self.refused(f"{directory} is damaged, {damage}")
+        self._require_same(manifest["identity"], directory, manifest.get("contents"))
+        kept = manifest.get("data")
+        return Checkpoint(directory, manifest["state"], kept if isinstance(kept, dict) else {})
+
+    def refused(self, problem: str) -> UserError:
+        """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
+        command that changes nothing but where the next start goes on, or start anew."""
+        try:
+            pointed = self._reached()
+        except (OSError, UnicodeDecodeError):
+            pointed = None
+        pointer, offer = self._directory / "latest", ""
+        for other in reversed(finished(self._directory)):
+            if other.name != pointed and is_whole(other):
+                command = f"echo {other.name} > {shlex.quote(str(pointer))}"
+                if pointer.is_dir() or pointer.is_symlink():  # which has to go first
+                    command = f"rm -d {shlex.quote(str(pointer))} && {command}"
+                offer = f"to go on from {other.name}, which is whole: {command}; "
+                break
+        return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
+
+    def prepare(self) -> list[str]:
+        """Make way for a run that starts; returns what was moved or removed, a line each.
+
+        Half-written checkpoints go silently. Finished ones and results go only where `checkpoint.resume` is false;
+        those that a resumed run would write over, and results without a checkpoint, are kept aside.
+        """
+        keep_contents(self._config)
+        run, lines = self._config.directory, []
+        name = self._reached() if self._config.checkpoint.resume else None
+        if name:
+            if self._cut_short() == name:
+                for pointer in ("best", "latest"):
+                    if self._pointer(f"{pointer}.partial") == name:
+                        os.replace(self._directory / f"{pointer}.partial", self._directory / pointer)
+                lines.append(f"{name} was saved as the last start ended: latest names it now")
+            newer = [path for path in finished(self._directory) if step_of(path) > step_of(Path(name))]
+            lines += [set_newer_aside(run, newer, name), self._best_lost(self._directory / name)]
+        elif self._config.checkpoint.resume:
+            lines.append(set_results_aside(run))
+        else:
+            lines.append(remove_results(run, finished(self._directory)))
+        for path in self._directory.glob("step-*.partial"):
+            shutil.rmtree(path)
+        for pointer in ("latest.partial", "best.partial", *(() if name else ("latest", "best"))):
+            remove(self._directory / pointer)
+        if self.best() is None:
+            remove(self._directory / "best")
+        self._driver.parent.mkdir(parents=True, exist_ok=True)
+        self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
+        return [line for line in lines if line]
+
+    def require_shared(self, read: Callable[[Path], list[str | None]]) -> None:
+        """Raise UserError unless all ranks see this run's directory; `read` reads a file on each of them."""
+        if any(text != _THIS_DRIVER for text in read(self._driver.absolute())):
+            raise UserError(
+                f"run.output: must be an absolute path on storage that all nodes share (the ranks do not see "
+                f"{self._config.directory.absolute()} as the driver does), got {self._config.run.output}"
+            )
+
+    def require_ours(self) -> None:
+        """Raise UserError when another driver has begun this run anew, on this machine or another one: two drivers
+        would write each other's checkpoints and metrics."""
+        if self._driver.exists() and self._driver.read_bytes() != _THIS_DRIVER.encode():
+            raise UserError(
+                f"run.name: another driver has taken over {self._config.directory}, so this one ends, "
+                f"got {self._config.run.name}"
+            )
+
+    def best(self) -> Path | None:
+        """Directory of the best checkpoint, if one was called so; by another metric it is none."""
+        try:
+            name = self._pointer("best")
+            if name is None or not (self._directory / name / "manifest.json").is_file():
+                return None
+            manifest = json.loads((self._directory / name / "manifest.json").read_text(encoding="utf-8"))
+            best = manifest["state"].get("best") or {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # damaged: the next best one takes its place
+        return self._directory / name if best.get("metric") == self._config.best_by else None
+
+    def save(
+        self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]], *, best: bool = False
+    ) -> Path:
+        """Write a checkpoint and make it the latest one: `write` and `keep`."""
+        self.write(step, state, write)
+        return self.keep(step, best=best)
+
+    def write(self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
+        """Let `write` fill a directory aside, which counts for nothing before `keep`.
+
+        Args:
+            step: steps done.
+            state: of the loop, JSON values.
+            write: fills the (absolute) directory from all ranks, and returns the files of each rank.
+
+        Raises:
+            UserError: when a file that a rank has written is not there, or the disk is full.
+        """
+        partial = self._directory / f"step-{step}.partial"
+        try:
+            with told_when_full(partial):
+                self._fill(partial, step, state, write)
+        except Exception:
+            remove(partial)  # of a full disk, the next try needs the room
+            raise
+
+    def _fill(self, partial: Path, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
+        remove(partial)
+        partial.mkdir(parents=True)
+        files: dict[str, int] = {}
+        hashes: dict[str, str] = {}
+        for name, size, sha256 in (file for rank in write(partial.absolute()) for file in rank):
+            # A rank may have seen a file that another one was still writing: the largest size is the final one.
+            files[name] = max(size, files.get(name, 0))
+            if sha256:
+                hashes[name] = sha256
+        if missing := difference(partial, files):
+            raise UserError(
+                f"run.output: must be on storage that all nodes share ({missing} after the ranks wrote {partial}), "
+                f"got {self._config.run.output}"
+            )
+        # What no rank has hashed are DeepSpeed's notes of a few lines.
+        hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
+        manifest = {"step": step, "identity": identity(self._config), "contents": kept_contents(self._config)}
+        manifest |= {"data": data_settings(self._config), "state": state, "files": files, "sha256": hashes}
+        with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=2)
+
+    def keep(self, step: int, *, best: bool = False) -> Path:
+        """Make what was written at this step the latest checkpoint, and remove the oldest ones.
+
+        Args:
+            step: steps done.
+            best: it is to be kept until a better one comes.
+        """
+        final = self._directory / f"step-{step}"
+        with told_when_full(final):
+            remove(final)
+            # Said before it is in place: a run that is killed in between goes on from it all the same.
+            said = [self._say(final, name) for name in (["best"] if best else []) + ["latest"]]
+            os.replace(self._directory / f"{final.name}.partial", final)
+            for partial in said:
+                os.replace(partial, partial.with_suffix(""))
+        self._prune(final)
+        return final
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether to save after this step."""
+        every = self._config.checkpoint.every
+        return last or bool(every and step % every == 0)
+
+    def _pointer(self, pointer: str = "latest") -> str | None:
+        try:
+            return (self._directory / pointer).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def _reached(self) -> str | None:
+        """Name of the checkpoint to go on from."""
+        return self._cut_short() or self._pointer()
+
+    def _cut_short(self) -> str | None:
+        """The checkpoint that was in place when a run was killed, before `latest` named it."""
+        said, latest = self._directory / "latest.partial", self._directory / "latest"
+        try:
+            name = said.read_text(encoding="utf-8")
+            # Whoever has written `latest` since then has decided otherwise.
+            decided = latest.exists() and latest.stat().st_mtime_ns > said.stat().st_mtime_ns
+        except (OSError, UnicodeDecodeError):
+            return None
+        there = step_of(Path(name)) >= 0 and (self._directory / name / "manifest.json").is_file()
+        return name if there and not decided else None
+
+    def _best_lost(self, reached: Path) -> str | None:
+        """That the checkpoint which was the best one so far is not there any more."""
+        best = read_manifest(reached)[0]["state"].get("best") or {}
+        metric = self._config.best_by
+        if metric is None or best.get("metric") != metric or best.get("value") is None or self.best():
+            return None
+        then = f"the best checkpoint so far, with {metric} {best['value']:g}, is gone"
+        return f"{then}: of the next ones one that is better is exported, else the last one"
+
+    def _say(self, directory: Path, pointer: str) -> Path:
+        partial = self._directory / f"{pointer}.partial"
+        partial.unlink(missing_ok=True)
+        with partial.open("x", encoding="utf-8") as file:  # "x" follows no link that somebody has put there
+            file.write(directory.name)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave a name of NUL bytes
+        return partial
+
+    def _prune(self, latest: Path) -> None:
+        spared = (latest, self.best())
+        others = [path for path in finished(self._directory) if path not in spared]
+        kept = self._config.checkpoint.keep - 1  # the best one comes on top
+        for old in others[: max(0, len(others) - kept)]:
+            shutil.rmtree(old)
+
+    def _require_same(self, then: dict[str, Any], directory: Path, contents: Any) -> None:
+        """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
+        names are those of then (`contents`)."""
+        now = identity(self._config)
+        sharded = " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"
+        reasons = {"policy.ranks": sharded, "critic.ranks": sharded}
+        problems = [
+            f"{field}: must be {json.dumps(old)} to resume from {directory}{reasons.get(field, '')}, "
+            f"got {json.dumps(new)}; {_anew(self._config)}"
+            for field, old, new in _changes("", then, now)
+            if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
+        ]
+        if not problems:  # of other paths, the contents are others as well
+            changed = changed_contents(self._config, contents, directory)
+            problems = [f"{line}; {_anew(self._config)}" for line in changed]
+        if problems:
+            raise UserError(*problems)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
+
+    Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect. The
+    number of ranks matters where ZeRO has sharded its state (stages 1 to 3).
+    """
+    parts = {
+        "algorithm": {"name"},
+        "model": {"path", "revision", "init", "dtype", "lora", "quantize", "freeze"},
+        "data": {"shuffle"},
+        "policy": {"optimizer", "zero_stage", "ranks", "ema_decay"},
+        "run": {"seed"},
+    }
+    if config.critic is not None:
+        parts["critic"] = {"optimizer", "zero_stage", "ranks", "path", "lora"}
+    if config.reference.sync_every:  # the checkpoint then holds the reference's weights
+        parts["reference"] = {"sync_every", "sync_mix"}
+    return {
+        section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
+    }
+
+
+def _anew(config: RunConfig) -> str:
+    return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
+
+
+def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, old value, new value) of every leaf that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in sorted(then.keys() | now.keys()):
+            if name in then or now[name]:  # a setting that was not known then was not given
+                yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
+    elif then != now:
+        yield field, then, now

@@ -1,0 +1,271 @@
+"""The verb `run`: directory, cluster, groups, loop, export; and an end that leaves no process behind."""
+
+import contextlib
+import json
+import os
+import re
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actors.config import UserError
+from actors.files.full_disk import disk_problem
+from actors.group import GroupError, first_line
+from actors.models.hub_cache import located_models
+from actors.secret_text import masked
+from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
+from algorithms.config_rl import RLConfig
+from algorithms.encoder.mteb import mteb_tasks, run_mteb
+from launch.checks.output import require_there
+from launch.config import RunConfig
+from launch.run.checkpoint import Checkpoint, Checkpoints
+from launch.run.cluster import ray_cluster
+from launch.run.earlier import remove
+from launch.run.ending import STOPPED, Ending
+from launch.run.lost import RayLost, told_of_ray
+from launch.run.reserve import Placement, place, release
+from launch.run.signals import arm, hold, interruptible
+from launch.screen.display import Display
+from launch.screen.merging import merging_lost
+from launch.screen.reporter import RunReporter
+from launch.screen.stdout import tell
+from launch.screen.summary import how_it_ended, last_screen
+from launch.tracking.redraw import CurveDrawer
+from launch.tracking.tracker import Tracker
+from launch.verbs.hub import push_export
+from launch.verbs.model_card import write_model_card
+
+_GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
+
+
+def run(config: RunConfig, display: Display | None = None) -> int:
+    """Train, export and report.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 75 preempted, 130 interrupted or stopped.
+
+    Raises:
+        UserError: a mistake of the user's that only the run itself could find.
+    """
+    with interruptible(), display or Display() as display:
+        display.phase("preparing")
+        if _benchmark_tasks(config):
+            mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
+        found = _prepare(config, display.note)
+        tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
+        curves = CurveDrawer(config.directory, display.warning)
+        ended_by: BaseException | None = None
+        try:
+            _train(config, RunReporter(display, tracker, curves), display)
+        except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
+            ended_by = error
+        picture = _close(display, tracker, curves)
+        code = _farewell(config, display, ended_by, picture)
+        if config.run.hub_model_id and not code:
+            arm()
+            print(f"uploading to {config.run.hub_model_id} ...", flush=True)
+            if warning := push_export(config.directory, config.run.hub_model_id, private=config.run.hub_private):
+                tell(f"warning: {warning}")
+        if _benchmark_tasks(config) and not code:
+            print("measuring with MTEB ...", flush=True)
+            _measure_with_mteb(config)
+    return code
+
+
+def _close(display: Display, tracker: Tracker, curves: CurveDrawer) -> Path | None:
+    """Deliver and draw what is left; returns the path of the curves."""
+    hold()
+    display.phase("delivering metrics")
+    tracker.close()
+    display.phase("drawing curves")
+    picture = curves.finish()
+    display.close()
+    return picture
+
+
+def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | None:
+    """Make the run directory ready and return the checkpoint to continue from; what an earlier run left and does not
+    go on is moved aside, or removed where `checkpoint.resume` is false, and told. Raises UserError."""
+    directory, checkpoints = config.directory, Checkpoints(config)
+    try:
+        found = checkpoints.latest()
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        for line in checkpoints.prepare():
+            tell_of(line)
+        (directory / "config.json").write_text(
+            json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
+        )
+    except OSError as error:
+        if problem := disk_problem(error, directory):
+            raise problem from None
+        raise UserError(
+            f"run.output: must be a directory that can be written ({error.strerror}: {error.filename}), "
+            f"got {config.run.output}"
+        ) from None
+    return found
+
+
+def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
+    display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
+    with ray_cluster(config, config.directory / "logs"):
+        from launch.run.groups import Groups
+
+        groups = Groups(str((config.directory / "logs").absolute()))
+        display.phase("reserving resources")
+        placement = place(config, lambda text: display.phase("waiting for resources", text))
+        if where := placement.where():
+            reporter.note(where)
+        try:
+            with told_of_ray(placement.nodes):
+                _learn_and_export(config, placement, reporter, groups, display)
+        finally:
+            hold()
+            display.phase("ending processes")
+            groups.shutdown()
+            release(placement)
+
+
+def _learn_and_export(
+    config: RunConfig, placement: Placement, reporter: RunReporter, groups: Any, display: Display
+) -> None:
+    from launch.run.groups import load_best
+
+    loop = _builder(config)(config, placement, reporter, groups)
+    for model in keep_commits(config.directory / "logs"):
+        reporter.note(f"from the hub: {model}")
+    loop.train()
+    arm()  # The last step is saved: nothing is lost by ending at once.
+    display.phase("exporting")
+    require_there(config.directory)
+    best = load_best(config, {"policy": loop.policy}) if config.best_by else None
+    if best:
+        reporter.note(f"best by {config.best_by}: step {best}")
+    elif config.best_by:
+        reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
+    if config.policy.ema_decay:
+        reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
+    for line in merging_lost(_export(loop.policy, config), "export/adapter"):
+        reporter.note(line)
+    if isinstance(config.algorithm, EncoderConfig):
+        write_model_card(config, best or loop.step)
+
+
+def keep_commits(logs: Path) -> list[str]:
+    """Models of the hub that this run has loaded, as `owner/name@COMMIT`: also kept in models.txt, as branches move."""
+    models = located_models()
+    if models:
+        with (logs / "models.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {model}\n" for model in models)
+    return models
+
+
+def _builder(config: RunConfig) -> Any:
+    """What starts the groups of the configuration's job and returns its loop."""
+    if isinstance(config.algorithm, RLConfig):
+        from launch.run.build import build_rl
+
+        return build_rl
+    if isinstance(config.algorithm, EncoderConfig):
+        from launch.run.build_encoder import build_encoder
+
+        return build_encoder
+    from launch.run.build_offline import build_offline
+
+    return build_offline
+
+
+def _export(policy: Any, config: RunConfig) -> float | None:
+    """Put the model into `export/`, all of it or nothing; returns what `TrainedWorker.export` does."""
+    from actors.train.trainer import TrainedWorker
+
+    final, partial = config.directory / "export", config.directory / "export.partial"
+    remove(partial)
+    try:
+        error = policy.call(TrainedWorker.export, partial.absolute())[0]
+    except Exception:
+        remove(partial)  # of a full disk, others need the room
+        raise
+    if not (partial / "config.json").is_file():
+        raise UserError(
+            f"run.output: must be on storage that all nodes share (rank 0 of the policy wrote {partial} elsewhere), "
+            f"got {config.run.output}"
+        )
+    remove(final)
+    os.replace(partial, final)
+    return error
+
+
+def _benchmark_tasks(config: RunConfig) -> list[str]:
+    """Names of the MTEB tasks that the exported model is to be measured with."""
+    return config.algorithm.mteb if isinstance(config.algorithm, EncoderConfig) else []
+
+
+def _measure_with_mteb(config: RunConfig) -> None:
+    output = config.directory / "mteb"
+    kind = "embedding" if isinstance(config.algorithm, EmbeddingConfig) else "reranker"
+    for task, score in run_mteb(config.directory / "export", _benchmark_tasks(config), output, kind).items():
+        print(f"mteb:    {task} {score:.4f}")
+    print(f"mteb:    {output}")
+
+
+def _users_mistake(error: BaseException | None) -> UserError | None:
+    """The mistake of the user's that an error is, or that a worker has found and that arrives as its cause."""
+    if isinstance(error, UserError):
+        return error
+    # GroupError <- RayTaskError, which holds the original.
+    original = getattr(getattr(error, "__cause__", None), "cause", None)
+    return original if isinstance(error, GroupError) and isinstance(original, UserError) else None
+
+
+def _explain(error: Exception, directory: Path) -> None:
+    """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
+    if isinstance(error, UserError):
+        raise error
+    log = directory / "logs" / "driver.log"
+    # Storage that is full or gone must not hide why the run has failed.
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write(masked("".join(traceback.format_exception(error))))
+    if mistake := _users_mistake(error):
+        raise UserError(*mistake.problems) from None
+    if isinstance(error, OSError) and (full := disk_problem(error, directory)):
+        raise full from None
+    kind = "" if isinstance(error, GroupError | RayLost) else f"{type(error).__name__}: "
+    tell(f"run failed: {kind}{first_line(str(error))}")
+    tell(f"full log: {(_worker_log(error, directory / 'logs') or log)}")
+
+
+def _worker_log(error: Exception, logs: Path) -> Path | None:
+    """The log of the process that a GroupError is about, where it is on this machine."""
+    match = _GROUP_ERROR.match(str(error))
+    if not isinstance(error, GroupError) or match is None:
+        return None
+    group, rank, late = match.groups()
+    path = logs / f"{group}-{rank or late or 0}.log"
+    return path if path.exists() else None
+
+
+def _farewell(config: RunConfig, display: Display, ended_by: BaseException | None, curves: Path | None) -> int:
+    """Say what there is now and how the run has ended; returns the exit code.
+
+    Raises:
+        UserError: what has ended it is the user's mistake.
+    """
+    if display.began or not _users_mistake(ended_by):
+        why = how_it_ended(config, display, ended_by)
+        display.lines(last_screen(config, display, why, finished=ended_by is None, curves=curves))
+    directory = config.directory
+    if isinstance(ended_by, KeyboardInterrupt):
+        tell(f"interrupted; continue with the same command, results so far are in {directory}")
+        return STOPPED
+    if isinstance(ended_by, Ending):
+        goes_on = "the same command continues" if config.checkpoint.resume else "checkpoint.resume=true continues"
+        tell(f"{ended_by}; a checkpoint is in {directory}, {goes_on}")
+        return ended_by.code
+    if isinstance(ended_by, Exception):
+        if not _users_mistake(ended_by):
+            require_there(directory)  # else that is the cause, whoever met it first
+        _explain(ended_by, directory)
+        return 1
+    return 0

@@ -1,0 +1,60 @@
+"""One place to report to: the screen, the files and trackers, and warnings when a metric leaves its healthy range."""
+
+from typing import Any
+
+from algorithms.loop import spread_over
+from launch.screen.display import Display
+from launch.screen.health import Health
+from launch.tracking.redraw import CurveDrawer
+from launch.tracking.tracker import Tracker
+
+Metrics = dict[str, float]
+
+SAMPLES_SHOWN = 4
+
+
+class RunReporter:
+    """Implements `algorithms.loop.Reporter`."""
+
+    def __init__(self, display: Display, tracker: Tracker, curves: CurveDrawer | None = None) -> None:
+        self._display = display
+        self._tracker = tracker
+        self._curves = curves
+        self._health = Health()
+
+    def start(self, title: str, total_steps: int, done_steps: int) -> None:
+        """Begin the progress display."""
+        self._display.start(title, total_steps, done_steps)
+
+    def phase(self, name: str) -> None:
+        """Say what runs now."""
+        self._display.phase(name)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """How far what runs now has come."""
+        self._display.progress(done, total, what)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Write and show a step's metrics, and warn about those out of range."""
+        self._tracker.log(step, metrics)
+        self._display.step(step, metrics)
+        for line in self._health.warnings(metrics):
+            self._display.warning(line)
+        if news := self._health.good_news(metrics):
+            self._display.note(news)
+        if self._curves:
+            self._curves.step()
+
+    def samples(self, step: int, rows: list[dict[str, Any]], show: bool) -> None:
+        """Write completions with their rewards, and show a few of them: from the best to the worst."""
+        self._tracker.samples(step, rows)
+        if show and rows:
+            self._display.samples(spread_over(rows, SAMPLES_SHOWN))
+
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write the completions of an evaluation."""
+        self._tracker.evaluation(step, rows)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._display.note(text)

@@ -1,0 +1,296 @@
+"""Where metrics and samples go: files of the run's directory, and beside them W&B and TensorBoard.
+
+metrics.jsonl and samples.jsonl are always there, eval_samples.jsonl where there are any. They are written at once, in
+the caller's thread. W&B and TensorBoard take seconds to import and start, so a thread of their own feeds them, started
+by the first `log`; their failure is a warning and never stops a run.
+"""
+
+import contextlib
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.config_base import UserError
+from actors.files.full_disk import disk_problem
+from actors.secret_text import masked
+from algorithms.config_rl import RLConfig
+from launch.config import RunConfig
+from launch.settings.literal_secrets import public_values
+from launch.tracking.history import History, cut, gaps, steps_in_words
+from launch.tracking.wandb_run import known_run
+
+CLOSE_DEADLINE_S = 60.0
+"""Longest time `close` waits for W&B to finish an upload."""
+
+Metrics = dict[str, float]
+Warn = Callable[[str], None]
+
+
+class Sink(Protocol):
+    """A service that takes metrics."""
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class Tracker:
+    """Writes the metrics and samples of a run.
+
+    Args:
+        directory: the run directory; it is created when missing.
+        config: of the run; W&B shows it.
+        resumed_step: last step whose results are kept; later lines are cut off, as they will be written again.
+            0 starts both files anew.
+        warn: called, perhaps from another thread, with one line when W&B or TensorBoard fails, and with what is missing
+            of the steps that are done.
+
+    Raises:
+        UserError: a file cannot be opened, or, later, written: the disk is full, or gone.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, resumed_step: int = 0, warn: Warn | None = None) -> None:
+        warn = warn or _to_stderr
+        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * _samples_held_out(config)
+        files: list[_Lines] = []
+        for name in names:
+            with _unwritable(directory / name):
+                directory.mkdir(parents=True, exist_ok=True)
+                if resumed_step:
+                    for line in _told(name, config, resumed_step, cut(directory / name, resumed_step)):
+                        warn(line)
+                files.append(_Lines(directory / name, anew=not resumed_step, warn=warn))
+        self._metrics, self._samples = files[:2]
+        self._evaluations = files[2] if len(files) > 2 else None
+        if self._evaluations is None and not resumed_step:
+            (directory / "eval_samples.jsonl").unlink(missing_ok=True)
+        makers: list[Callable[[], Sink]] = []
+        if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
+            makers.append(lambda: _WandbSink(directory, config, goes_on=resumed_step > 0))
+        if config.tracking.tensorboard:
+            makers.append(lambda: _TensorboardSink(directory / "tensorboard", resumed_step))
+        self._feeders = [_Feeder(maker, warn) for maker in makers]
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Write one line: `step` and the metrics; NaN and infinities become null."""
+        self._metrics.write({"step": step, **metrics})
+        for feeder in self._feeders:
+            feeder.log(step, metrics)
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write one line per sample: `step` and the columns of the row."""
+        for row in rows:
+            self._samples.write({"step": step, **row})
+
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write one line per completion of an evaluation: `step` and the columns of the row."""
+        assert self._evaluations is not None, "only jobs that sample responses to held-out prompts have any"
+        for row in rows:
+            self._evaluations.write({"step": step, **row})
+
+    def close(self) -> None:
+        """Close the files and wait, up to a deadline, until the services have everything."""
+        for feeder in self._feeders:
+            feeder.close()
+        self._metrics.close()
+        self._samples.close()
+        if self._evaluations is not None:
+            self._evaluations.close()
+
+
+class _Feeder:
+    """Hands metrics to a sink that is made, fed and closed in one background thread."""
+
+    def __init__(self, maker: Callable[[], Sink], warn: Warn) -> None:
+        self._maker, self._warn = maker, warn
+        self._waiting: queue.SimpleQueue[tuple[int, Metrics] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._waiting.put((step, dict(metrics)))
+        if self._thread is None:
+            # Daemon: a service that hangs must not keep a finished run alive.
+            self._thread = threading.Thread(target=self._feed, name="tracking", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        if self._thread is None:
+            return
+        self._waiting.put(None)
+        self._thread.join(CLOSE_DEADLINE_S)
+        if self._thread.is_alive():
+            self._warn(f"tracking: metrics were not all delivered within {CLOSE_DEADLINE_S:g} s; files are complete")
+
+    def _feed(self) -> None:
+        try:
+            sink = self._maker()
+            while (item := self._waiting.get()) is not None:
+                sink.log(*item)
+            sink.close()
+        except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
+            kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+            self._warn(f"tracking: {kind}{masked(' '.join(str(error).split()))}; files are written as before")
+
+
+class _WandbSink:
+    """The driver's end of `launch.tracking.wandb_feeder`.
+
+    The run there is that of the run directory: a resumed one `goes_on`, and so does one that begins anew as it was
+    configured, because its first try has ended before its first checkpoint.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, *, goes_on: bool = False) -> None:
+        # -P: the file's directory, whose modules have names like those of libraries, is no place to import from.
+        self._feeder = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("wandb_feeder.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        public = public_values(config)
+        settings = {
+            **known_run(directory, public, same=goes_on, may_be=config.checkpoint.resume),
+            "project": config.tracking.project,
+            "name": config.run.name,
+            "group": config.tracking.group or config.run.name,
+            "entity": config.tracking.entity,
+            "tags": config.tracking.tags,
+            "dir": os.environ.get("WANDB_DIR") or str(directory),
+            "config": public,
+            "mode": os.environ.get("WANDB_MODE"),
+        }
+        self._write(settings)
+        self._feeder.wait()  # for the process that has put the feeder into the background
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._write([step, metrics])
+
+    def close(self) -> None:
+        assert self._feeder.stdin is not None and self._feeder.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._feeder.stdin.close()
+        if said := self._feeder.stdout.read():  # up to its end
+            raise RuntimeError(said.strip())
+
+    def _write(self, value: Any) -> None:
+        assert self._feeder.stdin is not None and self._feeder.stdout is not None
+        try:
+            self._feeder.stdin.write(json.dumps(value) + "\n")
+            self._feeder.stdin.flush()
+        except BrokenPipeError:
+            raise RuntimeError(self._feeder.stdout.read().strip() or "Weights & Biases ended") from None
+
+
+class _TensorboardSink:
+    def __init__(self, directory: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an earlier try has written of the steps that come again is not shown.
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_step + 1 if resumed_step else 0)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _samples_held_out(config: RunConfig) -> bool:
+    return isinstance(config.algorithm, RLConfig) and config.algorithm.eval_every is not None
+
+
+class _Lines:
+    """A file that gets one line of JSON at a time, each of them whole or not at all."""
+
+    def __init__(self, path: Path, *, anew: bool, warn: Warn) -> None:
+        self._path, self._warn = path, warn
+        self._file = self._open(os.O_TRUNC if anew else 0)
+
+    def write(self, row: dict[str, Any]) -> None:
+        # Columns of a generator's rows may hold anything: what JSON lacks is written as text. A lone surrogate, which
+        # UTF-8 lacks, is written as the escape that JSON has for it.
+        text = json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        with _unwritable(self._path):
+            self._go_on_where_it_should_be()
+            self._append(text.encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # nothing waits to be written
+            os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        end, written = os.fstat(self._file).st_size, 0
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, end)
+            raise
+
+    def _go_on_where_it_should_be(self) -> None:
+        """Open the file again when it was removed, or an editor has put another one in its place."""
+        try:
+            found, ours = self._path.stat(), os.fstat(self._file)
+            if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+                return
+        except FileNotFoundError:
+            pass
+        os.close(self._file)
+        self._file = self._open()
+        self._warn(f"{self._path} was removed or replaced while the run goes on: the next lines go to the new one")
+
+    def _open(self, flags: int = 0) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
+
+
+def _told(name: str, config: RunConfig, reached: int, found: History) -> list[str]:
+    """What a file lacks of the steps that are done, and which of its steps are done again."""
+    wanted = range(1, reached + 1)
+    sampled = isinstance(config.algorithm, RLConfig) and config.tracking.samples_per_step
+    expected = {"metrics.jsonl": wanted, "samples.jsonl": wanted if sampled else ()}
+    lines = [gaps(name, found, expected.get(name, ()))]
+    if found.again and name == "metrics.jsonl":
+        those = "it is" if len(found.again) == 1 else "they are"
+        lines.append(f"{steps_in_words(found.again)} came after the checkpoint of step {reached}: {those} done again")
+    return [line for line in lines if line]
+
+
+@contextlib.contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if problem := disk_problem(error, path):
+            raise problem from None
+        why = error.strerror or type(error).__name__
+        rule = f"must be a directory whose files can be written ({why}: {path})"
+        raise UserError(f"run.output: {rule}, got {path.parent.parent}") from None
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _to_stderr(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
