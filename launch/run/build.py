@@ -1,5 +1,7 @@
-"""From a RunConfig to running groups and the loop of a reinforcement job: the engines first, as they take longest to
-start, then the rest beside them."""
+"""From a RunConfig to running groups and the loop of a reinforcement job, PPO or GRPO.
+
+The engines come first, as they take longest to start, then the rest beside them.
+"""
 
 import math
 from collections.abc import Callable
