@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from actors.batch import RolloutStatus
+from actors.batch import Episode, EpisodeStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +16,29 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutInfo:
-    """What the driver sees of a response: no tokens."""
+    """What the driver sees of an episode: no tokens."""
 
+    tokens: int
+    """All of them: prompt, sampled, and what was given in between."""
     prompt_tokens: int
-    response_tokens: int
-    status: RolloutStatus
+    sampled_tokens: int
+    status: EpisodeStatus
     oldest_version: int
     """Of the weights that sampled any of its tokens; -1 without a token."""
+    turns: int = 1
+    turn_rewards: tuple[float, ...] = ()
+    """Of the turns that have one, in their order."""
+
+    @classmethod
+    def of(cls, episode: Episode) -> "RolloutInfo":
+        """What there is to see of `episode`."""
+        spans = [span for turn in episode.turns for span in turn.versions]
+        return cls(
+            tokens=episode.tokens,
+            prompt_tokens=len(episode.prompt_token_ids),
+            sampled_tokens=episode.sampled_tokens,
+            status=episode.status,
+            oldest_version=min((span.version for span in spans), default=-1),
+            turns=len(episode.turns),
+            turn_rewards=tuple(episode.turn_rewards.values()),
+        )

@@ -1,6 +1,6 @@
 """One rollout engine as a Ray actor: generation and control calls, each in its own concurrency group.
 
-    start() --prompts--> [engine thread: add requests, step, collect] --generated()--> Rollouts
+    start() --prompts--> [engine thread: add requests, step, collect] --generated()--> Episodes
     pause / weights / canary --call--^    (never queued behind generation)
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.batch import Rollout, RolloutStatus, VersionSpan
+from actors.batch import Episode, EpisodeStatus, Turn, VersionSpan
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.files.own_files import load_data_only
@@ -87,8 +87,8 @@ class RolloutWorker:
         await self._between_steps(lambda: self.engine.start(prompts, params, seed))
 
     @ray.method(concurrency_group="generate")
-    async def generated(self, number: int) -> tuple[list[RolloutInfo], list[Rollout]]:
-        """Responses to the prompt of this number, once all are finished: what the driver sees, and the rollouts.
+    async def generated(self, number: int) -> tuple[list[RolloutInfo], list[Episode]]:
+        """Responses to the prompt of this number, once all are finished: what the driver sees, and the episodes.
 
         May be asked for, once, before or after the prompt is started.
         """
@@ -99,10 +99,24 @@ class RolloutWorker:
         finally:
             self.engine.forget(number)
         prompt = list(output.prompt_token_ids or [])
-        rollouts = [self._rollout(prompt, completion) for completion in output.outputs]
-        return [_info(rollout) for rollout in rollouts], rollouts
+        episodes = [self._rollout(prompt, completion) for completion in output.outputs]
+        return [RolloutInfo.of(episode) for episode in episodes], episodes
 
-    def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
+    @ray.method(concurrency_group="control")
+    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[Any, ...]:
+        """None, then, group by group, the episodes of each of its shares, which are lists of their numbers.
+
+        An engine's process does this as it is on the machine that most of them are on, and no rank should fetch
+        episodes that are not its own.
+        """
+        parts = [
+            [group[index] for index in indices]
+            for group, of_group in zip(groups, shares, strict=True)
+            for indices in of_group
+        ]
+        return None, *parts
+
+    def _rollout(self, prompt: list[int], completion: Any) -> Episode:
         tokens, ended_by = list(completion.token_ids), completion.stop_reason
         assert completion.logprobs.token_ids == tokens, "one logprob per sampled token"
         # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
@@ -110,16 +124,15 @@ class RolloutWorker:
         text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)  # type: ignore[assignment]
         if isinstance(ended_by, str):
             text = up_to_stop(text, ended_by, completion.text, keep=self.config.keep_stop_string)
-        status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
-        return Rollout(
-            prompt_token_ids=prompt,
-            response_token_ids=tokens,
+        status: EpisodeStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
+        turn = Turn(
+            given_token_ids=np.array(prompt, dtype=np.int32),
+            sampled_token_ids=np.array(tokens, dtype=np.int32),
             rollout_logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
             versions=_spans(completion, len(tokens)),
             finish_reason=completion.finish_reason or "none",
-            status=status,
-            text=text,
         )
+        return Episode(turns=[turn], status=status, text=text)
 
     @ray.method(concurrency_group="control")
     async def pause(self) -> None:
@@ -216,12 +229,3 @@ def _spans(completion: Any, length: int) -> list[VersionSpan]:
             f"it of {[(span.start, span.end) for span in spans]}"
         )
     return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
-
-
-def _info(rollout: Rollout) -> RolloutInfo:
-    return RolloutInfo(
-        prompt_tokens=len(rollout.prompt_token_ids),
-        response_tokens=len(rollout.response_token_ids),
-        status=rollout.status,
-        oldest_version=min((span.version for span in rollout.versions), default=-1),
-    )

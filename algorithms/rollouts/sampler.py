@@ -29,7 +29,7 @@ class ScoredGroup:
 
     prompt: Prompt
     rollouts: Any
-    """Reference to list[Rollout]."""
+    """Reference to list[Episode]."""
     infos: list[RolloutInfo]
     scores: list[Score]
 
