@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from actors.batch import Prompt, RolloutStatus
+from actors.batch import EpisodeStatus, Prompt
 from actors.group import GroupError
 from actors.rollout.types import RolloutInfo
 from algorithms.config import RewardConfig
@@ -105,11 +105,17 @@ class FakeEngines:
         for number, said in event.generated.items():
             call, statuses = self.calls[number], said.split()
             call.done = True
-            if not set(statuses) <= set(get_args(RolloutStatus)):
+            if not set(statuses) <= set(get_args(EpisodeStatus)):
                 call.died = said
                 continue
             call.answer = [
-                RolloutInfo(prompt_tokens=number, response_tokens=index, status=status, oldest_version=0)  # type: ignore[arg-type]
+                RolloutInfo(
+                    tokens=number + index,
+                    prompt_tokens=number,
+                    sampled_tokens=index,
+                    status=status,  # type: ignore[arg-type]
+                    oldest_version=0,
+                )
                 for index, status in enumerate(statuses)
             ]
         for index, said in event.scored.items():

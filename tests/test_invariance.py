@@ -22,11 +22,13 @@ from algorithms.config_offline import DPOConfig, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.offline.dpo import DPO
 from algorithms.offline.reward_model import RewardModel
-from algorithms.rl.experience import divide, samples_of, totals_of
+from algorithms.rl.deals import Parts, Updates, hand_episodes
+from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.ppo import PPO, critic_loss
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.stages import RL
+from tests.episodes import split_here
 from tests.trainees import (
     GROUP,
     Division,
@@ -54,6 +56,7 @@ def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
         "reference": reference,
         "read_reference": ReferenceWorker.logprobs,
         "models": [],
+        "split": split_here,
         "shaper": shaper,
         "prompts": [],
         "evaluation": [],
@@ -71,11 +74,17 @@ def _grpo(
     """The updates of one step of GRPO; with `compute_all`, also those samples that are known to have no gradient."""
     policy: Any = group
     loop = GRPO(config=config, policy=policy, **_loop_settings(reference if config.kl_coef else None, division))
-    fields = loop.read_frozen(GROUPS)() + loop.read_old(GROUPS)()
-    samples, found, told = loop._advantages(GROUPS, fields)
+    samples, told = loop._advantages(GROUPS)
     updates = [loop.counted(update) for update in loop.updates(samples)]
     trained = updates if compute_all else [loop._with_gradient(update) for update in updates]
-    return _updated(loop, group, "policy", loop.policy_loss(), updates, trained, fields + found, told)
+    work, estimation = loop.plan_policy(updates, trained), loop.estimation(policy, GROUPS)
+    takers = [estimation, work.taker] if loop._by_token else [work.taker]
+    parts = loop.read_frozen(GROUPS, takers)() + loop.read_old(GROUPS, takers)()
+    if loop._by_token:
+        scores = [each.shaped for each in loop.shape(GROUPS)]
+        estimated, _, found = loop.estimate(policy, GROUPS, scores, parts, estimation, [work.taker])
+        told, parts = told | estimated, parts + found
+    return _updated(loop, work, loop.policy_loss(), parts, told)
 
 
 def _critic(
@@ -83,30 +92,28 @@ def _critic(
 ) -> list[dict[str, float]]:
     """The critic's updates in one step of PPO."""
     settings = _loop_settings(reference, division)
-    loop = PPO(config=config, critic=group, policy=None, **settings)  # type: ignore[arg-type]
-    fields = loop.read_frozen(GROUPS)() + loop.read(group, CriticWorker.values, GROUPS, "critic")()
-    told, found = loop.estimate(group, GROUPS, loop.shaper(GROUPS), fields)
+    critic: Any = group
+    loop = PPO(config=config, critic=critic, policy=None, **settings)  # type: ignore[arg-type]
     updates = loop.updates(samples_of(GROUPS, [np.full(4, np.nan)] * len(GROUPS)))
-    loss = partial(critic_loss, clip=config.value_clip)
-    return _updated(loop, group, "critic", loss, updates, updates, fields + found, told)
+    work = loop.plan(critic, "critic", updates, updates, {"values", "returns"})
+    estimation = loop.estimation(critic, GROUPS)
+    takers = [estimation, work.taker]
+    parts = loop.read_frozen(GROUPS, takers)()
+    parts += loop.read(critic, CriticWorker.values, GROUPS, "critic", "values", takers)()
+    told, _, found = loop.estimate(critic, GROUPS, loop.shaper(GROUPS), parts, estimation, [work.taker])
+    return _updated(loop, work, partial(critic_loss, clip=config.value_clip), parts + found, told)
 
 
-def _updated(
-    loop: RL,
-    group: ActorGroup[Trainee],
-    name: str,
-    loss: Any,
-    updates: list[Any],
-    trained: list[Any],
-    fields: list[Any],
-    told: dict[str, float],
-) -> list[dict[str, float]]:
+def _updated(loop: RL, work: Updates, loss: Any, parts: Parts, told: dict[str, float]) -> list[dict[str, float]]:
     """As RL.submit_updates, but with the metrics of every update; the first ones join those of the estimator."""
-    totals = [totals_of(update, kept) for update, kept in zip(updates, trained, strict=True)]
-    work = divide(GROUPS, trained, len(group), loop.micro_batch_tokens[name])
-    temperature = loop.sampling.temperature
-    calls = [(share.plans, share.keys, totals, loss, temperature, *share.groups, *fields) for share in work]
-    first, *others = group.scatter(Trainee.update, calls)[0]
+    settings = (work.totals, loss, loop.sampling.temperature)
+    calls = [
+        (share.plans, held, *settings, *episodes, *parts.of(work.taker, rank))
+        for rank, (share, (held, episodes)) in enumerate(
+            zip(work.work, hand_episodes(GROUPS, work.work, split_here), strict=True)
+        )
+    ]
+    first, *others = work.group.scatter(Trainee.update, calls)[0]
     return [first | told, *others]
 
 

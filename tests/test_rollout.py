@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Rollout, VersionSpan
+from actors.batch import Episode, VersionSpan
 from actors.config_rollout import RolloutConfig
 from actors.rollout.types import RolloutInfo, Sampling
-from actors.rollout.worker import Adapter, RolloutWorker, _info
+from actors.rollout.worker import Adapter, RolloutWorker
 
 
 class FakeEngine:
@@ -121,15 +121,20 @@ def run(call: Any) -> Any:
 def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(reason: str | None, status: str, told: str) -> None:
     """An aborted request has said nothing of use: it is neither a short answer nor a long one."""
     rollout = worker()._rollout([5, 6], completion([1, 2, 3], reason=reason))
-    assert (rollout.status, rollout.finish_reason) == (status, told)
-    assert _info(rollout).status == status
+    assert (rollout.status, rollout.turns[0].finish_reason) == (status, told)
+    assert RolloutInfo.of(rollout).status == status
 
 
 def test_a_rollout_has_the_tokens_and_logprobs_of_its_completion() -> None:
     rollout = worker()._rollout([5, 6], completion([1, 2, 3]))
-    assert (rollout.prompt_token_ids, rollout.response_token_ids, rollout.tokens) == ([5, 6], [1, 2, 3], 5)
-    assert rollout.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
-    assert rollout.rollout_logprobs.dtype == np.float32
+    [turn] = rollout.turns
+    assert (rollout.prompt_token_ids.tolist(), turn.sampled_token_ids.tolist(), rollout.tokens) == (
+        [5, 6],
+        [1, 2, 3],
+        5,
+    )
+    assert turn.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
+    assert turn.rollout_logprobs.dtype == np.float32 and turn.reward is None
     assert rollout.text == "[1, 2, 3] {'skip_special_tokens': True}"
     wrong = completion([1, 2, 3])
     wrong.logprobs.token_ids = [1, 2, 4]
@@ -140,11 +145,11 @@ def test_a_rollout_has_the_tokens_and_logprobs_of_its_completion() -> None:
 def test_versions_are_those_that_sampled_each_token() -> None:
     """A response that went on with new weights has two; weights that sampled nothing of it have no part in it."""
     rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(2, 0, 1), (3, 1, 3)]))
-    assert rollout.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
+    assert rollout.turns[0].versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
     rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(1, 0, 0), (3, 0, 3)]))
-    assert rollout.versions == [VersionSpan(version=3, start=0, end=3)]
+    assert rollout.turns[0].versions == [VersionSpan(version=3, start=0, end=3)]
     rollout = worker()._rollout([5], completion([], reason="abort", spans=[]))
-    assert rollout.versions == [] and _info(rollout).oldest_version == -1
+    assert rollout.turns[0].versions == [] and RolloutInfo.of(rollout).oldest_version == -1
 
 
 @pytest.mark.parametrize("spans", [[], [(3, 0, 2)], [(3, 1, 3)], [(2, 0, 1), (3, 2, 3)], [(2, 0, 2), (3, 1, 3)]])
@@ -162,12 +167,12 @@ def test_an_engine_that_does_not_say_which_weights_sampled_a_token_is_not_believ
 
 def test_the_driver_is_told_of_the_oldest_version() -> None:
     """Staleness is that of the oldest token, wherever it stands."""
-    rollouts: list[Rollout] = [
+    rollouts: list[Episode] = [
         worker()._rollout([5, 6, 7], completion([1, 2, 3, 4], reason="length", spans=spans))
         for spans in ([(2, 0, 1), (3, 1, 4)], [(4, 0, 2), (1, 2, 3), (3, 3, 4)])
     ]
-    assert [_info(rollout) for rollout in rollouts] == [
-        RolloutInfo(prompt_tokens=3, response_tokens=4, status="truncated", oldest_version=version)
+    assert [RolloutInfo.of(rollout) for rollout in rollouts] == [
+        RolloutInfo(tokens=7, prompt_tokens=3, sampled_tokens=4, status="truncated", oldest_version=version)
         for version in (2, 1)
     ]
 
@@ -180,9 +185,9 @@ def test_nothing_is_generated_before_the_first_weights() -> None:
     with pytest.raises(RuntimeError, match="asked to generate before the first weights arrived"):
         run(worker(engine, version=-1).generated(7))
     infos, rollouts = run(worker(engine, version=0).generated(7))
-    assert [rollout.response_token_ids for rollout in rollouts] == [[1], [2, 3]]
-    assert [rollout.prompt_token_ids for rollout in rollouts] == [[5, 6]] * 2
-    assert [(info.response_tokens, info.status, info.oldest_version) for info in infos] == [
+    assert [rollout.turns[0].sampled_token_ids.tolist() for rollout in rollouts] == [[1], [2, 3]]
+    assert [rollout.prompt_token_ids.tolist() for rollout in rollouts] == [[5, 6]] * 2
+    assert [(info.sampled_tokens, info.status, info.oldest_version) for info in infos] == [
         (1, "ok", 0),
         (2, "truncated", 0),
     ]

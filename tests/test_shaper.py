@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Prompt, RolloutStatus
+from actors.batch import EpisodeStatus, Prompt
 from actors.group import GroupError
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.config import RewardConfig
@@ -24,7 +24,7 @@ from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.sampler import Sampler, ScoredGroup
 
-Response = tuple[float, int, RolloutStatus]
+Response = tuple[float, int, EpisodeStatus]
 """Reward, tokens, status."""
 LIMIT = 10
 OVERLONG = OverlongPenalty(buffer=4, penalty=2.0)
@@ -41,7 +41,7 @@ def _groups(step: list[list[Response]]) -> list[ScoredGroup]:
             prompt=Prompt(index=number, token_ids=[1], text="", row={}),
             rollouts=None,
             infos=[
-                RolloutInfo(prompt_tokens=1, response_tokens=tokens, status=status, oldest_version=0)
+                RolloutInfo(tokens=1 + tokens, prompt_tokens=1, sampled_tokens=tokens, status=status, oldest_version=0)
                 for _, tokens, status in group
             ],
             scores=[Score(reward=reward, parts={}, status="ok") for reward, _, _ in group],
@@ -127,7 +127,17 @@ def test_rewards_themselves_stay_as_they_are() -> None:
 
 def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
     """One whose stages are called one by one: nothing samples, trains or reports."""
-    unused = ("policy", "reference", "read_reference", "sampler", "batches", "publish", "checkpoint", "reporter")
+    unused = (
+        "policy",
+        "reference",
+        "read_reference",
+        "sampler",
+        "split",
+        "batches",
+        "publish",
+        "checkpoint",
+        "reporter",
+    )
     return GRPO(
         config=GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 2} | algorithm),
         shaper=shaper,
@@ -148,9 +158,9 @@ def test_baselines_compare_shaped_scores(advantage: str) -> None:
     more = {"normalize_std": False} if advantage == "group" else {}
     loop = _loop(_shaper(clip=1.0, missing_eos_penalty=0.5), advantage=advantage, **more)
     step: list[list[Response]] = [[(2.0, 10, "ok"), (2.0, 10, "truncated")], [(7.0, 3, "ok"), (3.0, 4, "ok")]]
-    samples, fields, _ = loop._advantages(_groups(step), [])
+    samples, _ = loop._advantages(_groups(step))
     scale = {"group": 1.0, "leave_one_out": 2.0}[advantage]
-    assert fields == []
+    assert not loop._by_token, "nothing is left for the ranks to compute"
     assert [sample.advantage for sample in samples] == [0.25 * scale, -0.25 * scale, 0.0, 0.0]
 
 
@@ -165,7 +175,7 @@ def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
         [(1.0, 10, "truncated"), (0.0, 10, "truncated"), (0.0, 10, "truncated"), (1.0, 10, "truncated")],
     ]
     groups = loop.shape(_groups(step))
-    samples, _, _ = loop._advantages(groups, [])
+    samples, _ = loop._advantages(groups)
     one = {"group": 0.5 / (math.sqrt(0.5) + 1e-4), "leave_one_out": 1.0}[advantage]
     assert [sample.advantage for sample in samples] == pytest.approx([0, 0, 0, 0, one, -one, *[0] * 10])
     assert [teaches(group) for group in groups] == [False, True, False, False]
@@ -227,7 +237,7 @@ def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any])
             if differs:
                 kept.append(shaped)
                 expected.append(scores)
-    samples, _, _ = loop._advantages(kept, [])
+    samples, _ = loop._advantages(kept)
     naive = []
     for scores in expected:
         counted = [score for score in scores if not math.isnan(score)]
@@ -259,7 +269,7 @@ def test_dynamic_sampling_drops_what_the_clip_makes_equal() -> None:
     groups = loop._scored_groups(Clock(reporter))
     assert [group.rewards.tolist() for group in groups] == [[0, 5, 4, 6]] * 2
     assert asked == [2, 1, 1]
-    samples, _, metrics = loop._advantages(groups, [])
+    samples, metrics = loop._advantages(groups)
     assert all(sample.advantage for sample in samples)
     assert metrics["rollout/dynamic_sampling_kept"] == 2 / 4
     assert reward_metrics(_groups([equal]), "eval/reward")["eval/reward/zero_variance_fraction"] == 0, "not shaped"

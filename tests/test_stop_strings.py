@@ -50,8 +50,9 @@ def test_the_text_ends_where_the_engines_does_and_tokens_stay(stop: list[str]) -
         with_it = rollout(tokens, reason, before, stop=stop, keep=True)
         assert (without.text, with_it.text) == (before, before + reason)
         for each in (without, with_it):
-            assert (each.response_token_ids, each.status) == (tokens, "ok")
-            assert np.array_equal(each.rollout_logprobs, np.full(len(tokens), -0.5, np.float32))
+            [turn] = each.turns
+            assert (turn.sampled_token_ids.tolist(), each.status) == (tokens, "ok")
+            assert np.array_equal(turn.rollout_logprobs, np.full(len(tokens), -0.5, np.float32))
     assert ended > 100
 
 

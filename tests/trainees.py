@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Prompt, Rollout, Sequence, VersionSpan
+from actors.batch import Episode, Prompt, Sequence
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.group import ActorGroup, Slot
 from actors.models.skeleton import write_skeleton
@@ -22,6 +22,7 @@ from actors.train.trainer import TrainedWorker
 from algorithms.data.pairs import Judged, Pair
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.sampler import ScoredGroup
+from tests.episodes import episode
 
 UPDATES = 3
 INIT = ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64)
@@ -166,30 +167,24 @@ def scored_groups() -> list[ScoredGroup]:
             ScoredGroup(
                 prompt=Prompt(index=number, token_ids=prompt, text="", row={}),
                 rollouts=rollouts,
-                infos=[_info(rollout) for rollout in rollouts],
+                infos=[RolloutInfo.of(rollout) for rollout in rollouts],
                 scores=[Score(reward=float(reward), parts={}, status="ok") for reward in rewards],
             )
         )
     return found
 
 
-def _rollout(prompt: list[int], generator: np.random.Generator) -> Rollout:
+def _rollout(prompt: list[int], generator: np.random.Generator) -> Episode:
     length = int(generator.integers(1, 25))
-    return Rollout(
-        prompt_token_ids=prompt,
-        response_token_ids=generator.integers(3, 90, size=length).tolist(),
+    response = generator.integers(3, 90, size=length).tolist()
+    return episode(
+        prompt,
+        response,
         # Around the logprobs of a model that knows nothing (log 1/128), so that the clip cuts off some tokens.
-        rollout_logprobs=generator.normal(-4.85, 0.15, size=length).astype(np.float32),
-        versions=[VersionSpan(version=0, start=0, end=length)],
+        generator.normal(-4.85, 0.15, size=length),
         finish_reason="length" if length > 18 else "stop",
         status="truncated" if length > 18 else "ok",
-        text="",
     )
-
-
-def _info(rollout: Rollout) -> RolloutInfo:
-    prompt, response = len(rollout.prompt_token_ids), len(rollout.response_token_ids)
-    return RolloutInfo(prompt_tokens=prompt, response_tokens=response, status=rollout.status, oldest_version=0)
 
 
 def preferences() -> list[list[Pair]]:

@@ -28,7 +28,7 @@ class CriticWorker(ValueWorker):
 
     def values(self, shares: list[Share], plan: Plan, held: Held, *inputs: Any) -> Any:
         """`values` of rollouts; see `ReferenceWorker.logprobs`."""
-        return self.read_rollouts(self.read, "values", shares, plan, held, inputs, share_prompts=self.shares_prompts)
+        return self.read_episodes(self.read, "values", shares, plan, held, inputs, share_prompts=self.shares_prompts)
 
 
 class RewardModelWorker(ValueWorker):

@@ -35,7 +35,7 @@ class PolicyWorker(TrainedWorker):
 
     def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
         """`old_logprobs` of rollouts: those of the weights as they are now; see `ReferenceWorker.logprobs`."""
-        return self.read_rollouts(
+        return self.read_episodes(
             lambda batch: self.read(batch, temperature),
             "old_logprobs",
             shares,
@@ -50,7 +50,7 @@ class PolicyWorker(TrainedWorker):
         from actors.models.lora import adapters_disabled
 
         with adapters_disabled(self.hf_model):
-            return self.read_rollouts(
+            return self.read_episodes(
                 lambda batch: self.read(batch, temperature),
                 "reference_logprobs",
                 shares,

@@ -66,9 +66,9 @@ class ReferenceWorker(FrozenWorker):
             temperature: at which they were sampled.
 
         Returns:
-            see `Worker.read_rollouts`.
+            see `Worker.read_episodes`.
         """
-        return self.read_rollouts(
+        return self.read_episodes(
             lambda batch: self.read(batch, temperature),
             "reference_logprobs",
             shares,

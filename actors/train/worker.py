@@ -153,7 +153,7 @@ class Worker:
             if place in fields
         }
 
-    def read_rollouts(
+    def read_episodes(
         self,
         forward: Forward,
         name: str,

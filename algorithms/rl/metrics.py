@@ -65,8 +65,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) ->
 
 
 def _turn_metrics(infos: Sequence[RolloutInfo]) -> Metrics:
-    """Of a step in which an episode has several turns, or one that was rewarded: turns and their rewards per episode, and
-    the tokens that were given between sampled ones."""
+    """Turns and their rewards per episode, and the tokens that were given between sampled ones; of a step in which an
+    episode has several turns, or one that was rewarded."""
     found: Metrics = {}
     if any(info.turns > 1 for info in infos):
         given = sum(info.tokens - info.prompt_tokens - info.sampled_tokens for info in infos)

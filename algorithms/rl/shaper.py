@@ -14,10 +14,10 @@ from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
 
 @dataclass(kw_only=True)
 class RewardShaper:
-    """Normalises and clips rewards, subtracts penalties for length and adds the rewards of turns; all before any baseline.
+    """Normalises and clips rewards, subtracts penalties for length, adds rewards of turns; all before any baseline.
 
-    A score is what the whole episode earned. Rewards of turns are the environment's, in its own units: they are neither
-    normalised nor clipped.
+    A score is what the whole episode has earned. Rewards of turns come from an environment, in its own units: they are
+    neither normalised nor clipped.
     """
 
     normalize: bool
