@@ -22,7 +22,7 @@ from actors.train.trainer import TrainedWorker
 from algorithms.data.pairs import Judged, Pair
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.sampler import ScoredGroup
-from tests.episodes import episode
+from tests.episodes import episode, turn
 
 UPDATES = 3
 INIT = ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64)
@@ -155,13 +155,13 @@ def started_trainees(directory: Path) -> Iterator[Trainees]:
     remove_placement_group(placement)
 
 
-def scored_groups() -> list[ScoredGroup]:
+def scored_groups(sampled: Callable[[list[int], np.random.Generator], Episode] | None = None) -> list[ScoredGroup]:
     """Six prompts with four responses each; lengths 3 to 31 tokens, one group of equal rewards, some responses cut."""
-    generator = np.random.default_rng(0)
+    generator, sampled = np.random.default_rng(0), sampled or _rollout
     found = []
     for number in range(6):
         prompt = generator.integers(3, 90, size=2 + number).tolist()
-        rollouts = [_rollout(prompt, generator) for _ in range(4)]
+        rollouts = [sampled(prompt, generator) for _ in range(4)]
         rewards = np.ones(4) if number == 3 else generator.normal(size=4)
         found.append(
             ScoredGroup(
@@ -185,6 +185,18 @@ def _rollout(prompt: list[int], generator: np.random.Generator) -> Episode:
         finish_reason="length" if length > 18 else "stop",
         status="truncated" if length > 18 else "ok",
     )
+
+
+def two_turns(prompt: list[int], generator: np.random.Generator) -> Episode:
+    """With 30 tokens of a tool in between, and a reward for the first turn."""
+    lengths = generator.integers(1, 9, size=2)
+    first, second = (generator.integers(3, 90, size=length).tolist() for length in lengths)
+    logprobs = [generator.normal(-4.85, 0.15, size=length) for length in lengths]
+    turns = [
+        turn(prompt, first, logprobs[0], reward=float(generator.normal())),
+        turn(generator.integers(3, 90, size=30).tolist(), second, logprobs[1]),
+    ]
+    return Episode(turns=turns, status="truncated" if lengths[1] > 6 else "ok", text="")
 
 
 def preferences() -> list[list[Pair]]:

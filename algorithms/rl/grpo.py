@@ -36,23 +36,28 @@ class GRPO(RL):
         self.begin("GRPO", clock)
         while not self.done:
             groups = self._scored_groups(clock)
-            with clock("advantages"):
-                samples, metrics = self._advantages(groups)
-                updates, estimation = self._plan(samples), self.estimation(self.policy, groups)
-            learns = [updates.taker]
-            with clock("reference"):
-                takers = [estimation, *learns] if self._by_token else learns
-                reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
-                parts = reference() + old()
-            advantages: Advantages = {(each.group, each.index): each.advantage for each in samples}
-            if self._by_token:
-                with clock("advantages"):
-                    scores = [each.shaped for each in groups]
-                    told, advantages, found = self.estimate(self.policy, groups, scores, parts, estimation, learns)
-                    metrics, parts = metrics | told, parts + found
-            with clock("update"):
-                metrics |= self.submit_updates(updates, self.policy_loss(), groups, parts)()
+            metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
+
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+        """Update the policy; returns metrics, and the advantages that samples.jsonl tells."""
+        with clock("advantages"):
+            samples, metrics = self._advantages(groups)
+            updates, estimation = self._plan(samples), self.estimation(self.policy, groups)
+        learns = [updates.taker]
+        with clock("reference"):
+            takers = [estimation, *learns] if self._by_token else learns
+            reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
+            parts = reference() + old()
+        advantages: Advantages = {(each.group, each.index): each.advantage for each in samples}
+        if self._by_token:
+            with clock("advantages"):
+                scores = [each.shaped for each in groups]
+                told, advantages, found = self.estimate(self.policy, groups, scores, parts, estimation, learns)
+                metrics, parts = metrics | told, parts + found
+        with clock("update"):
+            metrics |= self.submit_updates(updates, self.policy_loss(), groups, parts)()
+        return metrics, advantages
 
     def _scored_groups(self, clock: Clock) -> list[ShapedGroup]:
         """The step's groups; with dynamic sampling, those whose scores differ, sampled until there are enough."""

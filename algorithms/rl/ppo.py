@@ -24,8 +24,9 @@ from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, clipped_value_loss, masked_sum
 from algorithms.rl.deals import Parts, Updates
 from algorithms.rl.experience import samples_of
+from algorithms.rl.metrics import Advantages
 from algorithms.rl.stages import RL
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
 
 
 def critic_loss(
@@ -60,23 +61,28 @@ class PPO(RL):
                 groups = self.sample(self.config.prompts_per_step)
             with clock("score"):
                 groups = self.shape(self.score(groups))
-            with clock("reference"):
-                critic, policy = self._plan(groups)
-                estimation = self.estimation(self.critic, groups)
-                learners = [critic.taker, policy.taker] if self.policy_learns else [critic.taker]
-                takers = [estimation, *learners]
-                # Each group has its own ranks: what all of them read takes as long as the slowest.
-                values = self.read(self.critic, CriticWorker.values, groups, "critic", "values", takers)
-                reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
-                parts = reference() + old()
-            with clock("values"):
-                parts += values()
-            with clock("advantages"):
-                scores = [each.shaped for each in groups]
-                metrics, advantages, found = self.estimate(self.critic, groups, scores, parts, estimation, learners)
-            with clock("update"):
-                metrics |= self._update(groups, critic, policy, parts + found)
+            metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
+
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+        """Update critic and policy; returns metrics, and the advantages that samples.jsonl tells."""
+        with clock("reference"):
+            critic, policy = self._plan(groups)
+            estimation = self.estimation(self.critic, groups)
+            learners = [critic.taker, policy.taker] if self.policy_learns else [critic.taker]
+            takers = [estimation, *learners]
+            # Each group has its own ranks: what all of them read takes as long as the slowest.
+            values = self.read(self.critic, CriticWorker.values, groups, "critic", "values", takers)
+            reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
+            parts = reference() + old()
+        with clock("values"):
+            parts += values()
+        with clock("advantages"):
+            scores = [each.shaped for each in groups]
+            metrics, advantages, found = self.estimate(self.critic, groups, scores, parts, estimation, learners)
+        with clock("update"):
+            metrics |= self._update(groups, critic, policy, parts + found)
+        return metrics, advantages
 
     def _plan(self, groups: Sequence[ScoredGroup]) -> tuple[Updates, Updates]:
         """Updates of the critic and of the policy, on all samples that the loss counts."""
