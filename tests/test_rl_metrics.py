@@ -52,6 +52,15 @@ def test_metrics_of_updates_are_means_over_those_that_trained() -> None:
     }  # fmt: skip
 
 
+def test_the_mismatch_is_a_mean_over_tokens_of_the_trained_version() -> None:
+    """Shares were divided by all 8 tokens: with 2 fresh ones means are four times as large, without one unknown."""
+    for fresh, told in ((8.0, {"mismatch/kl": 7.0}), (2.0, {"mismatch/kl": 28.0}), (0.0, {})):
+        first = {**UPDATES[0], "mismatch/tokens": fresh}
+        found = update_metrics([first, UPDATES[1]], [8, 7], "policy")
+        assert {name: value for name, value in found.items() if name.startswith("mismatch/")} == told
+        assert first["mismatch/tokens"] == fresh, "what the ranks told stays as it was"
+
+
 def test_metrics_of_a_critic_have_its_name() -> None:
     assert update_metrics(UPDATES[:2], [5, 7], "critic") == {
         "loss/critic": 1.5,

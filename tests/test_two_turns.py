@@ -409,6 +409,8 @@ def test_versions_and_rewards_are_at_their_tokens() -> None:
     assert found.action_mask.tolist() == [False, False, True, True, False, True, True, True]
     assert found.fields["versions"].tolist() == [-1, -1, 7, 7, -1, 9, 9, 9]
     assert found.turn_rewards == {3: 0.5, 7: -1.0}
+    unknown = Episode(turns=[turn([1], [2, 3], versions=[])], status="failed", text="")
+    assert unknown.versions.tolist() == [-1, -1, -1], "of no version that could be trained"
     assert set(found.fields) == {"rollout_logprobs", "versions", "values"}
     assert {values.dtype for values in found.fields.values()} == {np.dtype(np.float32)}
     assert RolloutInfo.of(both) == RolloutInfo(
