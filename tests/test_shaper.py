@@ -108,6 +108,21 @@ def test_penalties_come_after_the_clip() -> None:
     _assert_scores(shaper(_groups(STEPS[1])), [[-1.0, -1.25], [-1.0, -1.5]])
 
 
+def test_rewards_of_turns_come_last_and_as_they_are() -> None:
+    """Behind clip and penalties, which are for what was sampled: not for what a tool has said."""
+    plain = _groups(STEPS[0])
+    turns = iter([(0.5, 3.0), (), (), (-4.0,)])
+    groups = [
+        replace(group, infos=[replace(info, tokens=90, turns=2, turn_rewards=next(turns)) for info in group.infos])
+        for group in plain
+    ]
+    shaper = _shaper(clip=1.0, overlong=OVERLONG, missing_eos_penalty=0.25)
+    _assert_scores(shaper(groups), [[1.0 + 3.5, -1.5], [0.5 - 2.25, 0.0 - 4.0]])
+    every = [np.ones(2, np.bool_)] * 2
+    assert _shaper().metrics(_shaper().shape(groups, every)) == {"reward/shaped_mean": pytest.approx(11.0 / 4)}
+    assert _shaper().metrics(_shaper().shape(plain, every)) == {}
+
+
 def test_penalties_do_not_enter_the_moments() -> None:
     """Or the mean of the rewards would follow the lengths."""
     plain, penalised = _shaper(normalize=True), _shaper(normalize=True, overlong=OVERLONG, missing_eos_penalty=0.25)
