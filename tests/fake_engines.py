@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from actors.batch import Prompt, RolloutStatus
+from actors.batch import EpisodeStatus, Prompt
 from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool, _Job
@@ -79,13 +79,14 @@ class FakeEngines:
         events: list[Ended | Lost] = []
         for number, said in event.generated.items():
             engine, statuses = self.on.pop(number), said.split()
-            if not set(statuses) <= set(get_args(RolloutStatus)):
+            if not set(statuses) <= set(get_args(EpisodeStatus)):
                 events.append(Lost(engine, GroupError(f"rollout[{engine}].poll: {said}")))
                 continue
             infos = [
                 RolloutInfo(
+                    tokens=number + index,
                     prompt_tokens=number,
-                    response_tokens=index,
+                    sampled_tokens=index,
                     status=status,  # type: ignore[arg-type]
                     oldest_version=self.version,
                 )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.batch import Rollout
+from actors.batch import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
 from actors.rollout.types import Request, Segment
@@ -33,7 +33,7 @@ class SimulatedEngines:
         self.engines = [SimulatedEngine(table, clock) for table in tables]
         self.hosts = [Host(engine) for engine in self.engines]
         self.submitted: dict[int, Request] = {}
-        self.rollouts: dict[int, list[Rollout]] = {}
+        self.rollouts: dict[int, list[Episode]] = {}
         self.most_running = 0
         self.dies_at: dict[int, float] = {}
         """Engine -> when it is lost."""

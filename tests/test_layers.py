@@ -27,7 +27,12 @@ AT_HOME = {
         "launch/verbs/encoder_files.py",
         "launch/verbs/miner.py",
     },
-    "vllm": {"actors/rollout/engine.py", "actors/weights/transfer.py", "actors/weights/binding.py"},
+    "vllm": {
+        "actors/rollout/engine.py",
+        "actors/rollout/vllm_options.py",
+        "actors/weights/transfer.py",
+        "actors/weights/binding.py",
+    },
 }
 """Library -> the only files that may import it."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "wandb", "sentence_transformers")

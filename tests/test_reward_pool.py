@@ -8,15 +8,15 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import ray
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.config import UserError
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.rewards.pool import RewardFailure, RewardPool
 from algorithms.rollouts.failures import Failures
+from tests.episodes import episode
 
 REWARD = '''
 import os, re, signal, time
@@ -104,19 +104,8 @@ def make_pool(tmp_path, monkeypatch):
 PROMPT = Prompt(index=7, token_ids=[1], text="say yes", row={"answer": "yes"})
 
 
-def rollouts(*texts: str) -> list[Rollout]:
-    return [
-        Rollout(
-            prompt_token_ids=[1],
-            response_token_ids=[2],
-            rollout_logprobs=np.zeros(1, np.float32),
-            versions=[],
-            finish_reason="stop",
-            status="ok",
-            text=text,
-        )
-        for text in texts
-    ]
+def rollouts(*texts: str) -> list[Episode]:
+    return [episode([1], [2], text=text) for text in texts]
 
 
 def submit(pool: RewardPool, *texts: str) -> int:

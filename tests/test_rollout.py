@@ -128,18 +128,19 @@ def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(finish: str, 
     [told] = ended(found, request(1))
     assert [info.status for info in told.infos] == [status] and told.error == ""
     [rollout] = run(found.collect(1))
-    assert (rollout.status, rollout.finish_reason) == (status, finish)
+    assert (rollout.status, rollout.turns[0].finish_reason) == (status, finish)
 
 
-def test_a_rollout_has_the_tokens_and_logprobs_of_its_segment() -> None:
+def test_an_episode_has_the_tokens_and_logprobs_of_its_segment() -> None:
     found = worker(FakeEngine([segment(1, versions=[(2, 0, 1), (3, 1, 3)])]))
     ended(found, request(1))
-    [rollout] = run(found.collect(1))
-    assert (rollout.prompt_token_ids, rollout.response_token_ids, rollout.tokens) == ([5, 6], [1, 2, 3], 5)
-    assert rollout.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
-    assert rollout.rollout_logprobs.dtype == np.float32
-    assert rollout.text == "[1, 2, 3] {'skip_special_tokens': True}"
-    assert rollout.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
+    [episode] = run(found.collect(1))
+    [turn] = episode.turns
+    assert (turn.given_token_ids.tolist(), turn.sampled_token_ids.tolist(), episode.tokens) == ([5, 6], [1, 2, 3], 5)
+    assert turn.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
+    assert turn.rollout_logprobs.dtype == np.float32 and turn.reward is None
+    assert episode.text == "[1, 2, 3] {'skip_special_tokens': True}"
+    assert turn.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
 
 
 def test_a_request_is_told_of_when_all_its_samples_have_ended() -> None:
@@ -150,8 +151,8 @@ def test_a_request_is_told_of_when_all_its_samples_have_ended() -> None:
     assert run(found.poll(0.1)) == []
     told = run(found.poll(0.1))
     assert [each.request for each in told] == [2, 1]
-    assert [(info.response_tokens, info.status) for info in told[1].infos] == [(1, "truncated"), (3, "ok")]
-    assert [rollout.response_token_ids for rollout in run(found.collect(1))] == [[4], [1, 2, 3]]
+    assert [(info.sampled_tokens, info.status) for info in told[1].infos] == [(1, "truncated"), (3, "ok")]
+    assert [episode.sampled_tokens for episode in run(found.collect(1))] == [1, 3]
     with pytest.raises(KeyError):
         run(found.collect(1))
 
@@ -162,7 +163,7 @@ def test_the_driver_is_told_of_the_oldest_version() -> None:
     segments = [segment(1, index, (1, 2, 3, 4), "length", each) for index, each in enumerate(spans)]
     [told] = ended(worker(FakeEngine([*segments, segment(1, 2, (), "abort", [])])), request(1, 3))
     assert told.infos == [
-        RolloutInfo(prompt_tokens=2, response_tokens=tokens, status=status, oldest_version=version)  # type: ignore[arg-type]
+        RolloutInfo(tokens=2 + tokens, prompt_tokens=2, sampled_tokens=tokens, status=status, oldest_version=version)
         for tokens, status, version in ((4, "truncated", 2), (4, "truncated", 1), (0, "failed", -1))
     ]
 

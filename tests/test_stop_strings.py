@@ -38,7 +38,7 @@ def rollout(tokens: list[int], reason: str | int | None, text: str, *, stop: lis
         versions=[VersionSpan(version=3, start=0, end=len(tokens))], finish="stop", text=text,
     )  # fmt: skip
     request = Request(id=0, token_ids=[0], sampling=Sampling(samples=1, temperature=1.0, max_tokens=40))
-    return worker._rollout(request, segment)
+    return worker._episode(request, segment)
 
 
 @pytest.mark.parametrize("stop", [[";"], ["b;", ";"], [";", "b;"], ["\n\n", "2;2"], ["ab", "b"], ["é"], ["2;", ";\n"]])
@@ -53,8 +53,9 @@ def test_the_text_ends_where_the_engines_does_and_tokens_stay(stop: list[str]) -
         with_it = rollout(tokens, reason, before, stop=stop, keep=True)
         assert (without.text, with_it.text) == (before, before + reason)
         for each in (without, with_it):
-            assert (each.response_token_ids, each.status) == (tokens, "ok")
-            assert np.array_equal(each.rollout_logprobs, np.full(len(tokens), -0.5, np.float32))
+            [turn] = each.turns
+            assert (turn.sampled_token_ids.tolist(), each.status) == (tokens, "ok")
+            assert np.array_equal(turn.rollout_logprobs, np.full(len(tokens), -0.5, np.float32))
     assert ended > 100
 
 

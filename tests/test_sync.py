@@ -20,7 +20,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Rollout, Sequence
+from actors.batch import Episode, Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig, TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
@@ -234,7 +234,7 @@ class Pair:
         self.engine(Engine.submit, requests, seed)
         return [request.id for request in requests]
 
-    def answers(self, requests: list[int]) -> list[list[Rollout]]:
+    def answers(self, requests: list[int]) -> list[list[Episode]]:
         """The responses to each of them, once all have ended; raises RuntimeError for one that is refused."""
         until = time.monotonic() + 60
         while set(requests) - self.ended.keys():
@@ -250,7 +250,7 @@ class Pair:
         sampling = Sampling(samples=samples, temperature=ROLLOUT.temperature, max_tokens=max_tokens)
         return self.ask([prompt], sampling, None)
 
-    def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Rollout]:
+    def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Episode]:
         """Responses to a prompt."""
         return self.answers(self.start(prompt, samples, max_tokens))[0]
 
@@ -382,7 +382,7 @@ def test_the_seed_decides_what_is_sampled(pairs: dict[str, Pair]) -> None:
 
     def tokens(seed: int) -> list[list[int]]:
         groups = pair.answers(pair.ask([[5, 6, 7], [8, 9]], sampling, seed))
-        return [rollout.response_token_ids for group in groups for rollout in group]
+        return [_sampled(rollout) for group in groups for rollout in group]
 
     first = tokens(3)
     assert len(first) == 8
@@ -395,39 +395,43 @@ def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
     pair, prompt = pairs["untied"], [5, 6, 7]
     pair.publish()
 
-    def sampled(temperature: float = 0, **settings: Any) -> Rollout:
+    def sampled(temperature: float = 0, **settings: Any) -> Episode:
         budget, end = pair.engine(Engine.sample_with, settings)
         assert budget == 777
         sampling = Sampling(samples=1, temperature=temperature, max_tokens=24)
         [[rollout]] = pair.answers(pair.ask([prompt], sampling, 0))
-        assert end not in rollout.response_token_ids
+        assert end not in _sampled(rollout)
         return rollout
 
     greedy = sampled()
-    tokens = greedy.response_token_ids
+    tokens = _sampled(greedy)
     assert (greedy.status, len(tokens)) == ("truncated", 24)
 
     last = tokens.index(tokens[9])
     stopped = sampled(stop_token_ids=[tokens[9]])
-    assert stopped.response_token_ids == tokens[: last + 1], "the token that ends it is kept, with its logprob"
-    assert (stopped.finish_reason, stopped.status, len(stopped.rollout_logprobs)) == ("stop", "ok", last + 1)
+    assert _sampled(stopped) == tokens[: last + 1], "the token that ends it is kept, with its logprob"
+    assert (stopped.turns[0].finish_reason, stopped.status, len(stopped.turns[0].rollout_logprobs)) == (
+        "stop",
+        "ok",
+        last + 1,
+    )
     assert stopped.text == greedy.text[: len(stopped.text)] and len(stopped.text) < len(greedy.text)
 
     said = greedy.text[4:6]
     before = greedy.text.partition(said)[0]
     ended = sampled(stop=[said])
-    assert (ended.text, ended.finish_reason, ended.status) == (before, "stop", "ok")
-    assert ended.response_token_ids == tokens[: len(ended.response_token_ids)], "the string's tokens are trained on"
-    assert len(ended.rollout_logprobs) == len(ended.response_token_ids) > len(before)
+    assert (ended.text, ended.turns[0].finish_reason, ended.status) == (before, "stop", "ok")
+    assert _sampled(ended) == tokens[: ended.sampled_tokens], "the string's tokens are trained on"
+    assert len(ended.turns[0].rollout_logprobs) == ended.sampled_tokens > len(before)
     assert sampled(stop=[said], keep_stop_string=True).text == before + said
 
     likeliest = sampled(1.0, min_p=1.0)
-    assert likeliest.response_token_ids == tokens != sampled(1.0).response_token_ids
-    assert likeliest.rollout_logprobs.tolist() == pytest.approx([0] * 24), "of the one token that is left"
+    assert _sampled(likeliest) == tokens != _sampled(sampled(1.0))
+    assert likeliest.turns[0].rollout_logprobs.tolist() == pytest.approx([0] * 24), "of the one token that is left"
 
-    assert len(set(sampled(presence_penalty=2.0).response_token_ids)) == 24
-    assert len(set(sampled(presence_penalty=-2.0).response_token_ids)) == 1
-    unused = sampled(repetition_penalty=1000.0).response_token_ids
+    assert len(set(_sampled(sampled(presence_penalty=2.0)))) == 24
+    assert len(set(_sampled(sampled(presence_penalty=-2.0)))) == 1
+    unused = _sampled(sampled(repetition_penalty=1000.0))
     assert len({*prompt, *unused}) == len(prompt) + 24, "no token of prompt or response comes again"
     sampled()
 
@@ -456,16 +460,16 @@ def test_an_aborted_request_gives_what_it_has(pairs: dict[str, Pair]) -> None:
     assert (stats.running, stats.waiting, stats.version, stats.lost) == (3, 0, pair.version, "")
     [rest] = pair.answers([whole])
     pair.engine(Engine.abort, [whole])
-    assert any(rollout.finish_reason == "abort" for rollout in part)
+    assert any(rollout.turns[0].finish_reason == "abort" for rollout in part)
     for rollout in part:
-        tokens = len(rollout.response_token_ids)
-        assert 0 < tokens < 400 and len(rollout.rollout_logprobs) == tokens
-        assert [(span.version, span.start, span.end) for span in rollout.versions] == [(pair.version, 0, tokens)]
-        assert rollout.status == ("failed" if rollout.finish_reason == "abort" else "ok")
+        tokens, [turn] = rollout.sampled_tokens, rollout.turns
+        assert 0 < tokens < 400
+        assert [(span.version, span.start, span.end) for span in turn.versions] == [(pair.version, 0, tokens)]
+        assert rollout.status == ("failed" if turn.finish_reason == "abort" else "ok")
     assert {rollout.status for rollout in rest} <= {"ok", "truncated"}
     again, _ = pair.answers(pair.ask([[5, 6, 7], [8, 9]], sampling, 5))
     for before, after in zip(part, again, strict=True):
-        assert after.response_token_ids[: len(before.response_token_ids)] == before.response_token_ids
+        assert _sampled(after)[: before.sampled_tokens] == _sampled(before)
 
 
 def test_an_engine_tells_how_it_is_while_its_thread_works(pairs: dict[str, Pair]) -> None:
@@ -482,7 +486,7 @@ def test_an_engine_tells_how_it_is_while_its_thread_works(pairs: dict[str, Pair]
     during = pair.engine(Engine.stats)
     assert during.running == 4 and 0 < during.cache_used <= 1 and 0.3 < during.silent_s < 1.6
     assert not ray.wait([hanging], timeout=0)[0], "it was hanging all the time"
-    generated = sum(len(rollout.response_token_ids) for rollout in pair.answers(asked)[0])
+    generated = sum(rollout.sampled_tokens for rollout in pair.answers(asked)[0])
     after = pair.engine(Engine.stats)
     assert after.generated_tokens == before.generated_tokens + generated and after.running == 0
     ray.get(hanging, timeout=60)
@@ -516,12 +520,13 @@ def _assert_continued(pair: Pair, tmp_path: Path) -> None:
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     [rollouts] = pair.answers(asked)
-    crossing = [rollout for rollout in rollouts if len(rollout.versions) == 2]
+    crossing = [rollout for rollout in rollouts if len(rollout.turns[0].versions) == 2]
     assert crossing, "the publish came before or after all of the generation"
     for rollout in rollouts:
-        assert [span.start for span in rollout.versions] == [0, *[span.end for span in rollout.versions[:-1]]]
-        assert rollout.versions[-1].end == len(rollout.response_token_ids)
-        assert [span.version for span in rollout.versions] in ([pair.version - 1], [pair.version - 1, pair.version])
+        spans = rollout.turns[0].versions
+        assert [span.start for span in spans] == [0, *[span.end for span in spans[:-1]]]
+        assert spans[-1].end == rollout.sampled_tokens
+        assert [span.version for span in spans] in ([pair.version - 1], [pair.version - 1, pair.version])
     for span, old_or_new in enumerate((pair.version - 1, pair.version)):
         _assert_sampled_by(tmp_path / str(old_or_new), crossing[:4], span)
 
@@ -623,16 +628,21 @@ def _let_run(pair: Pair) -> None:
     assert all(pair.engine(Engine.running) for _ in range(5)), "the generation is too short for this test"
 
 
-def _assert_sampled_by(directory: Path, rollouts: list[Rollout], span: int) -> None:
+def _sampled(rollout: Episode) -> list[int]:
+    """What the engine has sampled, of one turn."""
+    return rollout.turns[0].sampled_token_ids.tolist()
+
+
+def _assert_sampled_by(directory: Path, rollouts: list[Episode], span: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory)
     for rollout in rollouts:
-        tokens = torch.tensor([rollout.prompt_token_ids + rollout.response_token_ids])
+        tokens, [turn] = torch.from_numpy(rollout.token_ids)[None], rollout.turns
         with torch.no_grad():
             logprobs = (model(tokens).logits[0] / ROLLOUT.temperature).log_softmax(-1)
         start = len(rollout.prompt_token_ids)
         expected = logprobs[start - 1 : -1].gather(1, tokens[0, start:, None])[:, 0].numpy()
-        part = slice(rollout.versions[span].start, rollout.versions[span].end)
-        np.testing.assert_allclose(rollout.rollout_logprobs[part], expected[part], rtol=0, atol=1e-4)
+        part = slice(turn.versions[span].start, turn.versions[span].end)
+        np.testing.assert_allclose(turn.rollout_logprobs[part], expected[part], rtol=0, atol=1e-4)

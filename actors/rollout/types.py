@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batch import RolloutStatus, VersionSpan
+from actors.batch import Episode, EpisodeStatus, VersionSpan
 
 Finish = Literal["stop", "length", "abort", "error", "refused"]
 """stop: ended by itself; length: cut at the limit; abort: asked to end; error: failed in the engine; refused: never
@@ -121,13 +121,32 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutInfo:
-    """What the driver sees of a response: no tokens."""
+    """What the driver sees of an episode: no tokens."""
 
+    tokens: int
+    """All of them: prompt, sampled, and what was given in between."""
     prompt_tokens: int
-    response_tokens: int
-    status: RolloutStatus
+    sampled_tokens: int
+    status: EpisodeStatus
     oldest_version: int
     """Of the weights that sampled any of its tokens; -1 without a token."""
+    turns: int = 1
+    turn_rewards: tuple[float, ...] = ()
+    """Of the turns that have one, in their order."""
+
+    @classmethod
+    def of(cls, episode: Episode) -> "RolloutInfo":
+        """What there is to see of `episode`."""
+        spans = [span for turn in episode.turns for span in turn.versions]
+        return cls(
+            tokens=episode.tokens,
+            prompt_tokens=len(episode.prompt_token_ids),
+            sampled_tokens=episode.sampled_tokens,
+            status=episode.status,
+            oldest_version=min((span.version for span in spans), default=-1),
+            turns=len(episode.turns),
+            turn_rewards=tuple(episode.turn_rewards.values()),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

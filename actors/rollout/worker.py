@@ -1,6 +1,6 @@
 """One rollout engine as a Ray actor: requests, weights and control calls, never queued behind generation.
 
-    submit(requests) --> [engine] --poll()--> which requests have ended, collect(id) --> their Rollouts
+    submit(requests) --> [engine] --poll()--> which requests have ended, collect(id) --> their Episodes
     pause / weights / canary --call--^        abort(ids), stats(): beside the engine's own thread
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.batch import Rollout, RolloutStatus
+from actors.batch import Episode, EpisodeStatus, Turn
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.files.own_files import load_data_only
@@ -34,7 +34,7 @@ CONCURRENCY = {"requests": 64, "control": 16}
 Account = tuple[list[dict[str, int]], np.ndarray]
 """Of a transfer: checksums as received by each worker process, and the canary's logprobs [L-1] at temperature 1."""
 
-_STATUSES: dict[Finish, RolloutStatus] = {"stop": "ok", "length": "truncated"}
+_STATUSES: dict[Finish, EpisodeStatus] = {"stop": "ok", "length": "truncated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class EngineHost:
         self._decode = decode
         self._open: dict[int, tuple[Request, list[Segment]]] = {}
         """Requests of which samples are still to end, and those that have ended."""
-        self._ended: dict[int, list[Rollout]] = {}
+        self._ended: dict[int, list[Episode]] = {}
         """Of requests that nobody has collected yet."""
 
     @ray.method(concurrency_group="requests")
@@ -83,9 +83,23 @@ class EngineHost:
         return [self._finish(request) for request in self._completed(segments)]
 
     @ray.method(concurrency_group="requests")
-    async def collect(self, request: int) -> list[Rollout]:
+    async def collect(self, request: int) -> list[Episode]:
         """The responses to a request that `poll` has told of, once."""
         return self._ended.pop(request)
+
+    @ray.method(concurrency_group="requests")
+    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[Any, ...]:
+        """None, then, group by group, the episodes of each of its shares, which are lists of their numbers.
+
+        An engine's process does this as it is on the machine that most of them are on, and no rank should fetch
+        episodes that are not its own.
+        """
+        parts = [
+            [group[index] for index in indices]
+            for group, of_group in zip(groups, shares, strict=True)
+            for indices in of_group
+        ]
+        return None, *parts
 
     @ray.method(concurrency_group="requests")
     async def abort(self, requests: list[int]) -> None:
@@ -112,20 +126,19 @@ class EngineHost:
         if refused := [segment.error for segment in segments if segment.finish == "refused"]:
             return Finished(request=number, infos=[], error=refused[0])
         segments.sort(key=lambda segment: segment.index)
-        rollouts = [self._rollout(request, segment) for segment in segments]
-        self._ended[number] = rollouts
-        return Finished(request=number, infos=[_info(rollout) for rollout in rollouts])
+        episodes = [self._episode(request, segment) for segment in segments]
+        self._ended[number] = episodes
+        return Finished(request=number, infos=[RolloutInfo.of(episode) for episode in episodes])
 
-    def _rollout(self, request: Request, segment: Segment) -> Rollout:
-        return Rollout(
-            prompt_token_ids=request.token_ids,
-            response_token_ids=segment.token_ids,
+    def _episode(self, request: Request, segment: Segment) -> Episode:
+        turn = Turn(
+            given_token_ids=np.array(request.token_ids, dtype=np.int32),
+            sampled_token_ids=np.array(segment.token_ids, dtype=np.int32),
             rollout_logprobs=segment.logprobs,
             versions=segment.versions,
             finish_reason=segment.finish,
-            status=_STATUSES.get(segment.finish, "failed"),
-            text=self._decode(segment),
         )
+        return Episode(turns=[turn], status=_STATUSES.get(segment.finish, "failed"), text=self._decode(segment))
 
 
 class RolloutWorker(EngineHost):
@@ -257,12 +270,3 @@ def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
     # The first one is the one that ended it: an earlier one would have done so earlier.
     before, found, _ = text.partition(stop)
     return (before if found else engine_text) + (stop if keep else "")
-
-
-def _info(rollout: Rollout) -> RolloutInfo:
-    return RolloutInfo(
-        prompt_tokens=len(rollout.prompt_token_ids),
-        response_tokens=len(rollout.response_token_ids),
-        status=rollout.status,
-        oldest_version=min((span.version for span in rollout.versions), default=-1),
-    )

@@ -20,7 +20,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.config import UserError
 from actors.user.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
@@ -41,7 +41,7 @@ class _Job:
 
     ticket: int
     prompt: Prompt
-    rollouts: "list[Rollout] | ObjectRef"
+    rollouts: "list[Episode] | ObjectRef"
     samples: int
     scores: list[Score] = field(default_factory=list)
     alone: bool = False
@@ -104,7 +104,7 @@ class RewardPool:
         for index in range(config.workers):
             self._workers.append(self._start(index))
 
-    def submit(self, prompt: Prompt, rollouts: "list[Rollout] | ObjectRef", samples: int) -> int:
+    def submit(self, prompt: Prompt, rollouts: "list[Episode] | ObjectRef", samples: int) -> int:
         """Queue the prompt's `samples` rollouts for scoring; returns a ticket. `ready` sends them and gives it back.
 
         `rollouts` may be a reference to a finished list: its tokens then never pass through the caller. An unfinished

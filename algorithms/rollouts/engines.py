@@ -52,7 +52,7 @@ class Engines(Protocol):
         ...
 
     def collect(self, engine: int, request: int) -> Any:
-        """Reference to the responses to a request that has ended, list[Rollout]; to be asked for once."""
+        """Reference to the responses to a request that has ended, list[Episode]; to be asked for once."""
         ...
 
 

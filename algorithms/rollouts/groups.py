@@ -16,7 +16,7 @@ class ScoredGroup:
 
     prompt: Prompt
     rollouts: Any
-    """Reference to list[Rollout]."""
+    """Reference to list[Episode]."""
     infos: list[RolloutInfo]
     scores: list[Score]
 

@@ -62,6 +62,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
+    from algorithms.rl.deals import split_by
     from algorithms.rl.grpo import GRPO
     from algorithms.rl.ppo import PPO
 
@@ -90,6 +91,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "config": algorithm,
         "policy": policy,
         "rollouts": groups.rollouts,
+        "split": split_by(rollout, _ENGINE.split),
         "publish": _publisher(config, policy, directory),
         "checkpoint": RunCheckpointer(config, trained, placement.nodes),
         "reporter": reporter,
