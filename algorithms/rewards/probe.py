@@ -1,8 +1,8 @@
 """The process in which `check` calls a reward function once, so that one that hangs takes nothing else with it.
 
 It gets a `ProbeRequest` on stdin, imports the function, gets `Samples` there too, and answers in lines of JSON on a
-pipe of its own: the function's prints go nowhere. A thread looks at where the function stands and ends the process when it is
-late or in a loop without end. Runs without torch and ray.
+pipe of its own: the function's prints go nowhere. A thread looks at where the function stands and ends the process when
+it is late or in a loop without end. Runs without torch and ray.
 """
 
 import inspect
