@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.batch import Prompt
+from actors.files.parts import Entry
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
@@ -76,7 +78,6 @@ class RL:
     publish: Callable[[int], Metrics]
     """Send the weights as this version."""
     checkpoint: Checkpointer
-    """Save after this step, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     sampling: Sampling
     micro_batch_tokens: dict[str, int]
@@ -99,6 +100,11 @@ class RL:
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
         self.best = Best(self.config.best_by)
+        self.checkpoint.add("loop", self)
+        self.checkpoint.add("batches", self.batches)
+        self.checkpoint.add("shaper", self.shaper)
+        self.checkpoint.add("kl", self.kl)
+        self.checkpoint.add("best", self.best)
 
     @property
     def done(self) -> bool:
@@ -110,27 +116,15 @@ class RL:
         """Whether this step updates the policy: not while only a critic does."""
         return True
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the loop."""
-        return {
-            "step": self.step,
-            "version": self.version,
-            "batches": self.batches.state_dict(),
-            "last_evaluation": self.last_evaluation,
-            "rewards": self.shaper.state_dict(),
-            "kl": self.kl.state_dict(),
-            "best": self.best.state_dict(),
-        }
+    def save(self, directory: Path) -> Entry:
+        """How far the loop is, and what the engines have."""
+        return {"step": self.step, "version": self.version, "last_evaluation": self.last_evaluation}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.step = state["step"]
-        self.version = state.get("version", self.step)  # older checkpoints: after every step
-        self.batches.load_state_dict(state["batches"])
-        self.last_evaluation = state["last_evaluation"]
-        self.shaper.load_state_dict(state["rewards"])
-        self.kl.load_state_dict(state["kl"])
-        self.best.load_state_dict(state.get("best") or {})
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`."""
+        self.step = entry["step"]
+        self.version = entry.get("version", self.step)  # older checkpoints: after every step
+        self.last_evaluation = entry["last_evaluation"]
 
     def begin(self, title: str, clock: Clock) -> None:
         """Give the engines their first weights, and evaluate before the first step."""
@@ -368,7 +362,7 @@ class RL:
         metrics |= evaluation
         best = self.best.improved_by(evaluation)
         with clock("checkpoint"):
-            self.checkpoint.save(self.step, self.state(), self.done, best)
+            self.checkpoint.save(self.step, self.done, best)
         metrics |= clock.lap()
         metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
