@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from actors.config import UserError
-from actors.files.parts import Entry, Part
+from actors.files.parts import Entry
 from algorithms.config_offline import StopWhen
 
 Metrics = dict[str, float]
@@ -30,10 +30,6 @@ class Reporter(Protocol):
 
 class Checkpointer(Protocol):
     """What a run needs to go on later."""
-
-    def add(self, name: str, part: Part) -> None:
-        """Save this too, under a name of its own: for whatever a loop holds that has state."""
-        ...
 
     def save(self, step: int, last: bool, best: bool = False) -> None:
         """Write all parts of the run after this step, when it is time, and when it is the best so far."""

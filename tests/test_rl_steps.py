@@ -1,6 +1,7 @@
 """Steps of PPO and GRPO around groups that are not there: what goes to the engines, and when."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +68,7 @@ class Loop:
         self.reported: list[dict[str, float]] = []
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
-            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, failed=0, temperature=1.0,
+            metrics=lambda _: {}, failed=0, temperature=1.0,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
@@ -140,10 +141,10 @@ def test_a_resumed_loop_publishes_the_version_that_it_had() -> None:
     made = Loop()
     loop = made.ppo(critic_warmup_steps=2)
     loop.step, loop.version = 5, 3
-    state = loop.state()
+    state = loop.save(Path())
     for saved, version in ((state, 3), ({name: state[name] for name in state if name != "version"}, 5)):
         resumed = made.ppo(critic_warmup_steps=2)
-        resumed.restore(saved)
+        resumed.load(Path(), saved)
         resumed.begin("PPO", Clock(resumed.reporter))
         assert (resumed.step, made.published.pop()) == (5, version)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -20,7 +21,7 @@ Entry = dict[str, Any]
 """What the manifest keeps of a part: a few JSON values, for people to read too."""
 
 
-class Part(Protocol):
+class SavedPart(Protocol):
     """What has a name in a run's checkpoints, which is also the directory of its files.
 
     Example: an order of rows of which two wait is `batches/waiting.safetensors`, int64 [2, 2], and in the manifest
@@ -54,7 +55,8 @@ def write_arrays(arrays: Mapping[str, NDArray[Any]], file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Its own way to a file goes through a temporary one, whose permissions would differ from those of the shards.
         with os.fdopen(create(file), "wb") as opened:
-            opened.write(save(dict(arrays)))
+            # Of an array that does not lie in a row, safetensors would write the bytes in another order.
+            opened.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from actors.batch import Sequence
-from actors.files.parts import Entry
+from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.train.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
@@ -48,9 +48,6 @@ class Offline(ABC, Generic[Row]):
 
     def __post_init__(self) -> None:
         self.best = Best(self.config.best_by)
-        self.checkpoint.add("loop", self)
-        self.checkpoint.add("batches", self.batches)
-        self.checkpoint.add("best", self.best)
 
     def train(self) -> None:
         """Run all updates."""
@@ -101,6 +98,11 @@ class Offline(ABC, Generic[Row]):
     def done(self) -> bool:
         """Whether all updates are done, or the last evaluation was good enough to stop."""
         return self.step >= self.total_updates or good_enough(self.config.stop_when, self.last_evaluation)
+
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What has state beside the groups, by its name in checkpoints."""
+        return {"loop": self, "batches": self.batches, "best": self.best}
 
     def save(self, directory: Path) -> Entry:
         """How far the loop is."""

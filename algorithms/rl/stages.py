@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.batch import Prompt
-from actors.files.parts import Entry
+from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
@@ -100,11 +100,6 @@ class RL:
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
         self.best = Best(self.config.best_by)
-        self.checkpoint.add("loop", self)
-        self.checkpoint.add("batches", self.batches)
-        self.checkpoint.add("shaper", self.shaper)
-        self.checkpoint.add("kl", self.kl)
-        self.checkpoint.add("best", self.best)
 
     @property
     def done(self) -> bool:
@@ -115,6 +110,12 @@ class RL:
     def policy_learns(self) -> bool:
         """Whether this step updates the policy: not while only a critic does."""
         return True
+
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What has state beside the groups, by its name in checkpoints; each keeps what it needs, and nobody else
+        knows what."""
+        return {"loop": self, "batches": self.batches, "shaper": self.shaper, "kl": self.kl, "best": self.best}
 
     def save(self, directory: Path) -> Entry:
         """How far the loop is, and what the engines have."""

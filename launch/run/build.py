@@ -115,7 +115,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     engines_ready()
     reporter.phase("connecting engines")
     policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
-    resume(config, saves, reporter)
+    resume(config, saves, loop, reporter)
     return loop
 
 

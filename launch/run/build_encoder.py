@@ -52,7 +52,7 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,
     )
-    resume(config, saves, reporter)
+    resume(config, saves, loop, reporter)
     return loop
 
 

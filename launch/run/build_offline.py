@@ -57,7 +57,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
         total_updates=updates,
         **extra,
     )
-    resume(config, saves, reporter)
+    resume(config, saves, loop, reporter)
     return loop
 
 

@@ -3,16 +3,16 @@
     groups that learn   policy, critic, a reference that follows    shards, each rank its own, below <name>/
     the driver's parts  loop, batches, best, shaper, kl             JSON values in the manifest, arrays below <name>/
 
-A loop adds its parts where it is made (`Checkpointer.add`), so that nobody else knows what they keep.
+What a part keeps is known to the part alone (`actors.files.parts`); a loop says which it has (`parts`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actors.config import UserError
 from actors.files.own_files import StoredFile
-from actors.files.parts import Entry, Part
+from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from launch.checks.output import require_there
 from launch.config import RunConfig
@@ -32,9 +32,9 @@ class Saves:
     def __init__(self, groups: Mapping[str, ActorGroup[Any]]) -> None:
         """`groups`: those that learn, or follow one that does."""
         self.groups = dict(groups)
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, SavedPart] = {}
 
-    def add(self, name: str, part: Part) -> None:
+    def add(self, name: str, part: SavedPart) -> None:
         """Take in a part of the driver's; `name` is a directory of its own in every checkpoint."""
         if name in self.groups or name in self.parts or not name.isidentifier():
             raise ValueError(f"name must be a new one in letters and digits, got {name!r}")
@@ -95,10 +95,6 @@ class RunCheckpointer:
         self._written: tuple[int, bool] | None = None
         self._directory = config.directory
 
-    def add(self, name: str, part: Part) -> None:
-        """Save this too, from now on."""
-        self._saves.add(name, part)
-
     def save(self, step: int, last: bool, best: bool = False) -> None:
         """Write a checkpoint, when it is time; raises UserError when storage is not shared or full, the directory gone,
         or the run another's."""
@@ -123,8 +119,17 @@ class RunCheckpointer:
         finish_steps()
 
 
-def resume(config: RunConfig, saves: Saves, reporter: RunReporter) -> None:
-    """Continue from the run's latest checkpoint, if there is one.
+class Loop(Protocol):
+    """What a run's loop says about itself."""
+
+    @property
+    def parts(self) -> Mapping[str, SavedPart]:
+        """What has state beside the groups."""
+        ...
+
+
+def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -> None:
+    """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one.
 
     Raises:
         UserError: the groups that learn do not see the run's directory, where they would write checkpoints; or the
@@ -132,6 +137,8 @@ def resume(config: RunConfig, saves: Saves, reporter: RunReporter) -> None:
     """
     from actors.train.trainer import TrainedWorker
 
+    for name, part in loop.parts.items():
+        saves.add(name, part)
     checkpoints = Checkpoints(config)
     for group in saves.groups.values():
         checkpoints.require_shared(lambda path, group=group: group.call(TrainedWorker.text_of, path))
