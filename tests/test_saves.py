@@ -203,6 +203,7 @@ ARRAYS: dict[str, NDArray[Any]] = {
     "none": np.empty((0, 2), np.int64),
     "part of another": np.arange(12, dtype=np.float32).reshape(3, 4)[:, 1:3].T,
     "中": np.array([True, False]),
+    "one": np.array(1.5),
 }
 
 

@@ -56,7 +56,7 @@ def write_arrays(arrays: Mapping[str, NDArray[Any]], file: Path) -> None:
         # Its own way to a file goes through a temporary one, whose permissions would differ from those of the shards.
         with os.fdopen(create(file), "wb") as opened:
             # Of an array that does not lie in a row, safetensors would write the bytes in another order.
-            opened.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+            opened.write(save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
