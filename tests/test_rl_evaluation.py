@@ -57,7 +57,7 @@ def test_metrics_are_means_over_prompts() -> None:
         return [{"final_answer": answer, "solved": answer == "right"} for answer in answers]
 
     groups = [rows("right", "wrong", "right", "other"), rows("wrong", "wrong", "right", "other"), rows(*"abcd")]
-    assert solving_metrics(groups) == pytest.approx(
+    assert solving_metrics(groups, 4) == pytest.approx(
         {
             "eval/pass@1": (2 / 4 + 1 / 4 + 0) / 3,
             "eval/pass@2": (5 / 6 + 3 / 6 + 0) / 3,

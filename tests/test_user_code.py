@@ -1,4 +1,4 @@
-"""Names of the user's functions: one line for each mistake, whoever finds it; and what an import may do to a process."""
+"""Names of the user's functions: one line for each mistake, whoever finds it; and what an import does to a process."""
 
 import sys
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ import numpy as np
 
 from actors.batch import Prompt
 from actors.files.parts import Entry, SavedPart
-from actors.group import ActorGroup
+from actors.group import ActorGroup, GroupError, first_line
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
 from actors.train.worker import LossFunction, Worker
@@ -231,7 +231,11 @@ class RL:
         """Of the responses that samples.jsonl keeps, where `estimate` has given each token its own advantage."""
         kept = best_to_worst(groups, self.samples_per_step)
         tokens = {(number, index): groups[number].infos[index].response_tokens for number, index in kept}
-        told = group.scatter(Worker.mean_advantages, [(tokens, fields) for fields in found])
+        try:
+            told = group.scatter(Worker.mean_advantages, [(tokens, fields) for fields in found])
+        except GroupError as error:  # only reported; a rank that is lost is told by the next call that trains
+            self.reporter.note(f"samples.jsonl has no advantages of step {self.step + 1}: {first_line(str(error))}")
+            return {}
         return {place: mean for rank in told for place, mean in rank.items()}
 
     def updates(self, samples: list[Sample]) -> list[list[Sample]]:
@@ -334,11 +338,11 @@ class RL:
         metrics = {"eval/failed": float(self.sampler.failed)}
         if not groups:
             return metrics
-        several = self.config.eval_samples_per_prompt > 1
+        several = (samples := self.config.eval_samples_per_prompt) > 1
         shown = groups if several else groups[: self.eval_samples]
         rows = response_rows(shown, self.config.eval_pass_reward, self.reporter.note)
         self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
-        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several and rows else {}) | metrics
+        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows, samples) if several else {}) | metrics
 
     def _publish_moved(self) -> Metrics:
         """Send the engines what the policy has learned: nothing where only the critic does, or nobody."""

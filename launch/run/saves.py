@@ -31,7 +31,7 @@ class Saves:
 
     def __init__(self, groups: Mapping[str, ActorGroup[Any]]) -> None:
         """`groups`: those that learn, or follow one that does."""
-        self.groups = dict(groups)
+        self.groups = groups
         self.parts: dict[str, SavedPart] = {}
 
     def add(self, name: str, part: SavedPart) -> None:
