@@ -164,7 +164,7 @@ def test_parts_that_one_of_them_lacks_are_named(saved: Path, tmp_path: Path) -> 
     said = complaint(lambda: resumed(tmp_path, SimpleNamespace(parts={})))
     assert said == f"checkpoint.resume: {saved} has a state of rollouts, which this run has not{ANEW}"
     said = complaint(lambda: resumed(tmp_path, SimpleNamespace(parts={"kl": kl})))
-    both = "lacks the state of kl, which this run has and has a state of rollouts, which this run has not"
+    both = "lacks the state of kl, which this run has, and has a state of rollouts, which this run has not"
     assert said == f"checkpoint.resume: {saved} {both}{ANEW}"
 
 

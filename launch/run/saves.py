@@ -60,7 +60,7 @@ class Saves:
         lacking, further = sorted(own - kept), sorted(kept - own)
         said = [f"lacks the state of {', '.join(lacking)}, which this run has"] if lacking else []
         said += [f"has a state of {', '.join(further)}, which this run has not"] if further else []
-        return " and ".join(said) or None
+        return ", and ".join(said) or None
 
     def load(self, found: Checkpoint, refused: Callable[[str], UserError]) -> None:
         """Let all parts go on from a checkpoint: the driver's first, as they are there at once.
