@@ -24,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.config import LoraConfig, ModelConfig
 from actors.config_rollout import RolloutConfig
+from actors.pulse import Pulse, Work
 from actors.rollout.types import Sampling
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
@@ -51,6 +52,7 @@ class EngineThread:
         self._adapter: LoRARequest | None = None
         self.version = -1
         """Of the weights in service; -1 before the first."""
+        self._work = Work()
         self.ready: Future[None] = Future()
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
@@ -59,6 +61,12 @@ class EngineThread:
         future: Future[T] = Future()
         self._calls.put((function, future))
         return future
+
+    def pulse(self) -> Pulse:
+        """What the engine thread does now; called on any other, as an engine that hangs shall answer, too."""
+        if self._lost is not None:
+            raise self._lost
+        return self._work.pulse()
 
     def start(self, prompts: list[tuple[int, list[int]]], params: SamplingParams, seed: int | None) -> None:
         """Queue prompts, given as (number, token ids), in this order; with a seed, the sampler starts anew from it.
@@ -135,7 +143,8 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            self.llm = self._build()
+            with self._work.on("start"):
+                self.llm = self._build()
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
             self._lost = error
             self.ready.set_exception(error)
@@ -162,7 +171,8 @@ class EngineThread:
                 _fail(future, self._lost)
                 continue
             try:
-                answer = function()
+                with self._work.on("call", goes_on=True):
+                    answer = function()
             except Exception as error:  # Belongs to the caller, who holds the future.
                 _fail(future, error)
             else:
@@ -170,7 +180,10 @@ class EngineThread:
 
     def _step(self) -> None:
         try:
-            for output in self.llm.llm_engine.step():
+            with self._work.on("step", goes_on=True):
+                outputs = self.llm.llm_engine.step()
+            self._work.progressed()
+            for output in outputs:
                 if output.finished:
                     _fulfil(self._running.pop(output.request_id), output)  # type: ignore[arg-type]
         except Exception as error:

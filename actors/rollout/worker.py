@@ -22,6 +22,7 @@ from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
 from actors.models.hub_cache import configured_directory
 from actors.models.tokenizer import load_tokenizer
+from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
 from actors.rollout.types import RolloutInfo, Sampling
@@ -85,6 +86,11 @@ class RolloutWorker:
 
         params = sampling_params(self.config, sampling)
         await self._between_steps(lambda: self.engine.start(prompts, params, seed))
+
+    @ray.method(concurrency_group="control")
+    async def pulse(self) -> Pulse:
+        """What the engine does now: step, call (a control call), start, or nothing; raises what has ended it."""
+        return self.engine.pulse()
 
     @ray.method(concurrency_group="generate")
     async def generated(self, number: int) -> tuple[list[RolloutInfo], list[Rollout]]:

@@ -6,7 +6,7 @@ A stage that computes per token leaves its results with the ranks, as references
 lengths, scores and metrics.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -63,10 +63,12 @@ class RL:
     """The stages, and what a loop holds between steps."""
 
     config: RLConfig
-    policy: ActorGroup[PolicyWorker]
-    reference: ActorGroup[Any] | None
+    roster: Mapping[str, ActorGroup[Any]]
+    """The run's groups by name, looked up at every use."""
+    reference: str | None
+    """Name of the group that gives reference logprobs."""
     read_reference: Callable[..., Any] | None
-    """The method of `reference` that gives reference logprobs."""
+    """Its method that does."""
     models: list[RewardModelGroup]
     sampler: Sampler
     shaper: RewardShaper
@@ -99,6 +101,11 @@ class RL:
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
         self.best = Best(self.config.best_by)
+
+    @property
+    def policy(self) -> ActorGroup[PolicyWorker]:
+        """The group that learns the policy."""
+        return self.roster["policy"]
 
     @property
     def done(self) -> bool:
@@ -149,7 +156,7 @@ class RL:
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""
-        return score_with_models(groups, self.models)
+        return score_with_models(groups, self.models, self.roster)
 
     def shape(self, groups: Sequence[ScoredGroup]) -> list[ShapedGroup]:
         """Scored groups with the scores that decide whether they teach something, and that train."""
@@ -181,7 +188,8 @@ class RL:
         if self.reference is None:
             return _nothing
         assert self.read_reference is not None
-        return self.read(self.reference, self.read_reference, groups, "reference", self.sampling.temperature)
+        group, temperature = self.roster[self.reference], self.sampling.temperature
+        return self.read(group, self.read_reference, groups, "reference", temperature)
 
     def read_old(self, groups: Sequence[ScoredGroup]) -> Pending:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""

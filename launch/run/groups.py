@@ -1,54 +1,18 @@
-"""What every job does with its actor groups: start, meet, checkpoint, resume, and end them whatever happened."""
+"""What every job does with its actor groups: let them meet and build, checkpoint, and resume."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
 from actors.group import ActorGroup
-from algorithms.rewards.pool import RewardPool
 from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.run.checkpoint import Checkpoints, Files
 from launch.run.ending import Ending, reason_to_end
 from launch.run.manifest import damage_of, read_manifest
-from launch.run.reserve import Placement
 from launch.run.signals import finish_steps
 from launch.screen.reporter import RunReporter
-
-
-@dataclass
-class Groups:
-    """Everything a run has started; ended in `shutdown`, whatever happened."""
-
-    logs: str
-    """Directory of the processes' output."""
-    groups: list[ActorGroup[Any]] = field(default_factory=list)
-    pool: RewardPool | None = None
-
-    def add(
-        self,
-        name: str,
-        worker: type,
-        timeout_s: float,
-        placement: Placement,
-        concurrency: dict[str, int] | None = None,
-    ) -> ActorGroup[Any]:
-        """A group in its place, remembered for shutdown; `spawn` starts its processes."""
-        slots = placement.slots[name]
-        group: ActorGroup[Any] = ActorGroup(
-            name, worker, slots, timeout_s=timeout_s, log_directory=self.logs, concurrency=concurrency
-        )
-        self.groups.append(group)
-        return group
-
-    def shutdown(self) -> None:
-        """End all processes that the run has started."""
-        if self.pool:
-            self.pool.close()
-        for group in self.groups:
-            group.shutdown()
 
 
 def start_building(group: ActorGroup[Any], total_updates: int) -> list[Any]:
@@ -72,6 +36,25 @@ def start_loading(group: ActorGroup[Any], build: Callable[..., Any]) -> list[Any
     return [group.submit(rank, build, address, port) for rank in range(len(group))]
 
 
+def rebuild(group: ActorGroup[Any], start: Callable[[ActorGroup[Any]], list[Any]]) -> None:
+    """Let all ranks of a group meet and build anew after `ActorGroup.replace`; a checkpoint is then to be loaded.
+
+    Ranks that have met the lost one are replaced, too: one may stand still for ever in a collective with it, and what
+    NCCL and DeepSpeed keep of a process group cannot be trusted to go with it. They start beside each other.
+
+    Args:
+        start: `start_building` or `start_loading` with its arguments.
+
+    Example:
+        rebuild(policy, partial(start_building, total_updates=100))
+        rebuild(reference, partial(start_loading, build=ReferenceWorker.build))
+    """
+    for rank in range(len(group)):
+        if not group.is_fresh(rank):
+            group.replace(rank)
+    group.gather(start(group), "build")
+
+
 class RunCheckpointer:
     """Implements `algorithms.loop.Checkpointer`: saves the groups that learn, by name, and the loop's state.
 
@@ -79,7 +62,7 @@ class RunCheckpointer:
     these.
     """
 
-    def __init__(self, config: RunConfig, trained: dict[str, ActorGroup[Any]], nodes: set[str]) -> None:
+    def __init__(self, config: RunConfig, trained: Mapping[str, ActorGroup[Any]], nodes: set[str]) -> None:
         self._checkpoints = Checkpoints(config)
         self._trained = trained
         self._nodes = nodes
@@ -120,7 +103,7 @@ class RunCheckpointer:
         ]
 
 
-def reference_sync(config: RunConfig, policy: ActorGroup[Any], reference: ActorGroup[Any]) -> Callable[[int], None]:
+def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> Callable[[int], None]:
     """What a loop calls after each step: when it is time, the reference follows the policy, over a file that all ranks
     see."""
     from actors.train.policy import PolicyWorker
@@ -131,14 +114,14 @@ def reference_sync(config: RunConfig, policy: ActorGroup[Any], reference: ActorG
 
     def sync(step: int) -> None:
         if every and step % every == 0:
-            policy.call(PolicyWorker.write_weights, file)
-            reference.call(ReferenceWorker.follow, file, mix)
+            roster["policy"].call(PolicyWorker.write_weights, file)
+            roster["reference"].call(ReferenceWorker.follow, file, mix)
             file.unlink(missing_ok=True)
 
     return sync
 
 
-def resume(config: RunConfig, trained: dict[str, ActorGroup[Any]], loop: Any, reporter: RunReporter) -> None:
+def resume(config: RunConfig, trained: Mapping[str, ActorGroup[Any]], loop: Any, reporter: RunReporter) -> None:
     """Continue from the run's latest checkpoint, if there is one.
 
     Raises:
@@ -196,7 +179,7 @@ def require_as_saved(
     return None not in hashes.values()
 
 
-def load_best(config: RunConfig, trained: dict[str, ActorGroup[Any]]) -> int | None:
+def load_best(config: RunConfig, trained: Mapping[str, ActorGroup[Any]]) -> int | None:
     """Let the groups go back to the best checkpoint, when there is one; returns its step."""
     from actors.train.trainer import TrainedWorker
 
