@@ -46,7 +46,7 @@ JUDGED = judgements()
 SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "samples_per_update": 8}
 
 
-def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
+def _loop_settings(reference: str | None, division: Division) -> dict[str, Any]:
     """What the loops' stages read; they are called one by one, so nothing here samples, publishes or reports."""
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=24)
     unused = ("sampler", "batches", "publish", "checkpoint", "reporter")
@@ -69,8 +69,8 @@ def _grpo(
     config: GRPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division, *, compute_all: bool = False
 ) -> list[dict[str, float]]:
     """The updates of one step of GRPO; with `compute_all`, also those samples that are known to have no gradient."""
-    policy: Any = group
-    loop = GRPO(config=config, policy=policy, **_loop_settings(reference if config.kl_coef else None, division))
+    roster = {"policy": group, "reference": reference}
+    loop = GRPO(config=config, roster=roster, **_loop_settings("reference" if config.kl_coef else None, division))
     fields = loop.read_frozen(GROUPS)() + loop.read_old(GROUPS)()
     samples, found, told = loop._advantages(GROUPS, fields)
     updates = [loop.counted(update) for update in loop.updates(samples)]
@@ -82,8 +82,8 @@ def _critic(
     config: PPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division
 ) -> list[dict[str, float]]:
     """The critic's updates in one step of PPO."""
-    settings = _loop_settings(reference, division)
-    loop = PPO(config=config, critic=group, policy=None, **settings)  # type: ignore[arg-type]
+    roster = {"critic": group, "reference": reference}
+    loop = PPO(config=config, roster=roster, **_loop_settings("reference", division))
     fields = loop.read_frozen(GROUPS)() + loop.read(group, CriticWorker.values, GROUPS, "critic")()
     told, found = loop.estimate(group, GROUPS, loop.shaper(GROUPS), fields)
     updates = loop.updates(samples_of(GROUPS, [np.full(4, np.nan)] * len(GROUPS)))
@@ -110,8 +110,8 @@ def _updated(
     return [first | told, *others]
 
 
-def _offline(group: ActorGroup[Trainee], division: Division) -> dict[str, Any]:
-    settings = {"policy": group, "rows": [], "evaluation": [], "total_updates": 3}
+def _offline(group: ActorGroup[Trainee], division: Division, reference: Any = None) -> dict[str, Any]:
+    settings = {"roster": {"policy": group, "reference": reference}, "rows": [], "evaluation": [], "total_updates": 3}
     unused = ("batches", "checkpoint", "reporter")
     return {"micro_batch_tokens": division.micro_batch_tokens, **settings, **dict.fromkeys(unused)}
 
@@ -126,15 +126,14 @@ def _reward_model(
 
 def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division) -> list[dict[str, float]]:
     """As `_reward_model`, by preference losses."""
-    given = reference if config.needs_reference else None
     loop = DPO(
         config=config,
-        reference=given,
+        reference="reference" if config.needs_reference else None,
         read_reference=ReferenceWorker.outputs,
         reference_tokens=division.micro_batch_tokens,
         max_length=64,
         cache=None,
-        **_offline(group, division),
+        **_offline(group, division, reference),
     )
     rows: list[Any] = list(JUDGED if config.unpaired else PAIRS)
     found = []
