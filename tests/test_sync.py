@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +26,14 @@ from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, T
 from actors.config_rollout import RolloutConfig, TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
+from actors.pulse import Pulse
 from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY, Adapter, RolloutWorker
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
 from algorithms.offline.sft import sft_loss
+from launch.run.connection import Connection
+from launch.run.groups import rebuild, start_building
 
 # Actors get the classes and functions of this file with the call, as they cannot import it.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -618,6 +622,40 @@ def test_an_adapter_that_binds_too_little_is_refused(
 def test_running_requests_continue_with_a_new_adapter(pairs: dict[str, Pair], tmp_path: Path) -> None:
     """As with whole weights: each token's logprob is that of the exported model of its version."""
     _assert_continued(pairs["adapter"], tmp_path)
+
+
+def test_an_engine_answers_pulses_while_it_generates(pairs: dict[str, Pair]) -> None:
+    """Not between its steps, as control calls are, but also within one; and how many it has made."""
+    pair = pairs["untied"]
+    [idle] = pair.rollout.pulses(30)
+    assert isinstance(idle, Pulse) and idle.method is None
+    reference = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    _let_run(pair)
+    seen = [pulse for _ in range(50) for pulse in pair.rollout.pulses(30) if isinstance(pulse, Pulse)]
+    assert len(seen) == 50 and "step" in {pulse.method for pulse in seen}
+    assert idle.done < seen[0].done < seen[-1].done
+    assert not ray.wait([reference], timeout=0)[0], "the generation was over: the pulses prove nothing"
+    ray.get(reference, timeout=60)
+
+
+def test_whoever_is_replaced_is_connected_anew(pairs: dict[str, Pair]) -> None:
+    """A rank of the policy, whose group then begins anew, and an engine: weights arrive, and are used, as before."""
+    pair = pairs["tied"]
+    rollout = ROLLOUT.model_copy(update={"transfer": pair.transfer})
+    config: Any = SimpleNamespace(rollout=rollout)
+    connection = Connection(config, {"policy": pair.policy, "rollout": pair.rollout}, "gloo")
+    connection.ensure()
+    pair.policy.replace(1)
+    rebuild(pair.policy, partial(start_building, total_updates=100))
+    connection.ensure()
+    pair.train()
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+    pair.rollout.replace(0)
+    pair.engine(Engine.ready)
+    connection.ensure()
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+    assert pair.received() == pair.checksums()
+    assert {span.version for rollout in pair.generate([5, 6, 7]) for span in rollout.versions} == {pair.version}
 
 
 def _let_run(pair: Pair) -> None:

@@ -12,13 +12,14 @@ from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import held_out
 from launch.config import RunConfig
 from launch.models.files import require_size
-from launch.run.groups import Groups, built, start_building
+from launch.run.groups import built, start_building
 from launch.run.reserve import Placement
+from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.screen.reporter import RunReporter
 
 
-def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
+def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
     """Start the group of an embedding or reranker run and return its loop."""
     from algorithms.encoder.embedding import Embedding
     from algorithms.encoder.reranker import Reranker
@@ -27,7 +28,7 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     reranker = not isinstance(algorithm, EmbeddingConfig)
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("loading model")
-    policy = groups.add("policy", EncoderWorker, config.policy.timeout_s, placement)
+    policy = roster.add("policy", EncoderWorker, config.policy.timeout_s, placement)
     guides = sorted({located(path, field=f"algorithm.{name}") for name, path in algorithm.guides.items()})
     policy.spawn(config.model, directory, config.policy, config.run.seed, head_of(config), guides)
     reporter.phase("reading data")
@@ -40,10 +41,10 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     if isinstance(algorithm, EmbeddingConfig):
         require_size(algorithm, policy.call(EncoderWorker.dimension)[0])
     make: Any = Reranker if reranker else Embedding
-    saves = Saves({"policy": policy})
+    saves = Saves(roster.members("policy"))
     loop = make(
         config=algorithm,
-        policy=policy,
+        roster=roster,
         rows=[],
         batches=TaskBatches(tasks, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=evaluation,

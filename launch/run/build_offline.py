@@ -10,13 +10,14 @@ from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfi
 from algorithms.data.reading import run_data
 from algorithms.offline.comparable import require_comparable
 from launch.config import RunConfig
-from launch.run.groups import Groups, built, reference_sync, start_building, start_loading
+from launch.run.groups import built, reference_sync, start_building, start_loading
 from launch.run.reserve import Placement
+from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.screen.reporter import RunReporter
 
 
-def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
+def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
     """Start the groups of an SFT, reward-model or preference run and return its loop."""
     reporter.phase("loading libraries")
     from actors.train.critic import RewardModelWorker
@@ -28,12 +29,12 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     worker = RewardModelWorker if isinstance(algorithm, RewardModelConfig) else PolicyWorker
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("loading model")
-    policy = groups.add("policy", worker, config.policy.timeout_s, placement)
+    policy = roster.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
-    extra = _reference(config, directory, placement, groups, policy)
-    reference = extra["reference"] if config.reference_group else None
+    extra = _reference(config, directory, placement, roster)
+    reference = roster.get("reference")
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
-    saves = Saves({"policy": policy} | ({"reference": extra["reference"]} if config.reference.sync_every else {}))
+    saves = Saves(roster.members("policy", *(["reference"] if config.reference.sync_every else [])))
     reporter.phase("reading data")
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
@@ -47,7 +48,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
         built(reference, loading, reporter)
     loop = _loop_class(config)(
         config=algorithm,
-        policy=policy,
+        roster=roster,
         rows=found.train,
         batches=row_order(found.sizes, config.data.weights, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=found.held_out,
@@ -69,7 +70,7 @@ def _loop_class(config: RunConfig) -> Any:
     return {"sft": SFT, "reward": RewardModel, "dpo": DPO}[config.algorithm.name]
 
 
-def _reference(config: RunConfig, directory: str, placement: Placement, groups: Groups, policy: Any) -> dict[str, Any]:
+def _reference(config: RunConfig, directory: str, placement: Placement, roster: Roster) -> dict[str, Any]:
     """For preference losses: who gives reference logprobs, and how."""
     if not isinstance(config.algorithm, DPOConfig):
         return {}
@@ -78,13 +79,13 @@ def _reference(config: RunConfig, directory: str, placement: Placement, groups: 
 
     reference, method, sync = None, None, None
     if config.reference_group:
-        reference = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
+        group = roster.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
         plain = config.model.model_copy(update={"lora": None, "freeze": []})
-        reference.spawn(plain, directory, config.reference, config.run.seed)
-        method = ReferenceWorker.outputs
-        sync = reference_sync(config, policy, reference) if config.reference.sync_every else None
+        group.spawn(plain, directory, config.reference, config.run.seed)
+        reference, method = "reference", ReferenceWorker.outputs
+        sync = reference_sync(config, roster) if config.reference.sync_every else None
     elif config.reference_needed:
-        reference, method = policy, PolicyWorker.reference_outputs
+        reference, method = "policy", PolicyWorker.reference_outputs
     return {
         "reference": reference,
         "read_reference": method,

@@ -44,6 +44,8 @@ class Reservation:
     """Group -> bundle of each of its processes."""
     apart: bool = False
     """Every bundle on a node of its own; else packed on as few nodes as have room."""
+    each: bool = False
+    """Every bundle can be given back, or reserved elsewhere, without the others."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of the nodes they may be on."""
 
@@ -139,6 +141,7 @@ def _own(demand: Demand) -> Reservation:
         bundles=[dict(bundle) for _ in range(demand.count // together)],
         ranks={demand.group: [rank // together for rank in range(demand.count)]},
         apart=demand.per_node is not None,
+        each=demand.group == "rollout",
         labels=demand.labels,
     )
 

@@ -111,43 +111,43 @@ def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | 
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
-        from launch.run.groups import Groups
+        from launch.run.roster import Roster
 
-        groups = Groups(str((config.directory / "logs").absolute()))
+        roster = Roster(str((config.directory / "logs").absolute()))
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
         try:
             with told_of_ray(placement.nodes):
-                _learn_and_export(config, placement, reporter, groups, display)
+                _learn_and_export(config, placement, reporter, roster, display)
         finally:
             hold()
             display.phase("ending processes")
-            groups.shutdown()
+            roster.shutdown()
             release(placement)
 
 
 def _learn_and_export(
-    config: RunConfig, placement: Placement, reporter: RunReporter, groups: Any, display: Display
+    config: RunConfig, placement: Placement, reporter: RunReporter, roster: Any, display: Display
 ) -> None:
     from launch.run.saves import load_best
 
-    loop = _builder(config)(config, placement, reporter, groups)
+    loop = _builder(config)(config, placement, reporter, roster)
     for model in keep_commits(config.directory / "logs"):
         reporter.note(f"from the hub: {model}")
     loop.train()
     arm()  # The last step is saved: nothing is lost by ending at once.
     display.phase("exporting")
     require_there(config.directory)
-    best = load_best(config, {"policy": loop.policy}) if config.best_by else None
+    best = load_best(config, roster.members("policy")) if config.best_by else None
     if best:
         reporter.note(f"best by {config.best_by}: step {best}")
     elif config.best_by:
         reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
     if config.policy.ema_decay:
         reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
-    for line in merging_lost(_export(loop.policy, config), "export/adapter"):
+    for line in merging_lost(_export(roster["policy"], config), "export/adapter"):
         reporter.note(line)
     if isinstance(config.algorithm, EncoderConfig):
         write_model_card(config, best or loop.step)

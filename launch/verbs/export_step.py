@@ -118,8 +118,9 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
 def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     """Start a cluster, or join one, and let the policy's ranks load the checkpoint and write the model."""
     from launch.run.cluster import ray_cluster
-    from launch.run.groups import Groups, start_building
+    from launch.run.groups import start_building
     from launch.run.reserve import place_policy, release
+    from launch.run.roster import Roster
     from launch.run.saves import require_as_saved
     from launch.run.signals import hold, interruptible
 
@@ -129,17 +130,17 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     with interruptible(), ray_cluster(config, logs):
         from actors.train.trainer import TrainedWorker
 
-        groups = Groups(str(logs))
+        roster = Roster(str(logs))
         placement = place_policy(config, _say)
         try:
             worker, arguments = _worker(config, directory)
-            policy = groups.add("policy", worker, config.policy.timeout_s, placement)
+            policy = roster.add("policy", worker, config.policy.timeout_s, placement)
             policy.spawn(*arguments)
             _say("loading the model")
             policy.gather(start_building(policy, 1), "build")
             _say(f"loading step-{step}")
             checkpoint = directory / "checkpoints" / f"step-{step}"
-            require_as_saved(checkpoint, {"policy": policy}, lambda problem: _refused(problem, step))
+            require_as_saved(checkpoint, roster, lambda problem: _refused(problem, step))
             policy.call(TrainedWorker.load_model, checkpoint / "policy")
             decay = config.policy.ema_decay
             _say(
@@ -151,7 +152,7 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
                 _say(line)
         finally:
             hold()
-            groups.shutdown()
+            roster.shutdown()
             release(placement)
 
 
