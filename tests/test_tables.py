@@ -62,6 +62,8 @@ def test_what_is_read_are_settings_of_whoever_may_choose_it() -> None:
     assert ppo.baseline is BASELINES["gae"] and ppo.surrogate is SURROGATES["clip"]
     for entry in (ppo.baseline, ppo.surrogate):
         assert {*entry.reads} <= {*PPOConfig.model_fields}
+    for baseline in BASELINES.values():
+        assert baseline.spread or not baseline.critic, "what a critic learns are returns of tokens"
     for surrogate in SURROGATES.values():
         assert {*surrogate.bounds} <= {*surrogate.reads}
     assert RATIO_BOUNDS == ("clip_low", "clip_high", "dual_clip")

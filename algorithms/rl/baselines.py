@@ -5,7 +5,7 @@ Two functions make a baseline, and either may be missing. `compare` takes the sc
 gives what each is above what was to be expected, [N]. `spread` takes the rewards of one response's tokens, [L], which
 sum up to what `compare` has left of the score, less the KL penalty of each token, and gives advantages, [L]. Without
 it every token of a response has the same advantage, and the penalty of the whole response is subtracted before the
-comparison; where there is no penalty, the driver then computes advantages without asking a rank.
+comparison; where there is no penalty, and nothing to whiten, the driver computes advantages without asking a rank.
 
 A new one is a function and an entry here; docs/algorithms.md adds one.
 """
