@@ -1,5 +1,4 @@
-"""The table of baselines: how scores become advantages, what `algorithm.advantage` can name, and what the rest has to
-know of each.
+"""The table of baselines: how scores become advantages, by the name that `algorithm.advantage` gives.
 
 Two functions make a baseline, and either may be missing. `compare` takes the scores of a prompt's samples, [N], and
 gives what each is above what was to be expected, [N]. `spread` takes the rewards of one response's tokens, [L], which

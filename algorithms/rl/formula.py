@@ -1,4 +1,4 @@
-"""What the tables of baselines and surrogates are made of: functions by their place, and the settings that they read.
+"""What tables of baselines and surrogates are made of: functions by their place, and the settings that they read.
 
 Settings are checked where torch is not imported, so that a mistake costs a second: a table says where a function is,
 and whoever computes with it looks it up.

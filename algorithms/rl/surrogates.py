@@ -1,9 +1,9 @@
-"""The table of surrogates: what `algorithm.loss` can name, and what the rest has to know of each.
+"""The table of surrogates: the term of the policy's loss that holds the advantages, by the name in `algorithm.loss`.
 
-A surrogate is the term of the policy's loss that the advantages are in. Its function gets vectors over the tokens of a
-micro-batch, [T] (policy_logprobs with gradient, old_logprobs, advantages, mask), and by keyword the settings that it
-reads; it returns the loss of each token, 0 outside `mask`, and the tokens whose gradient a clip cuts off, bool [T].
-Importance correction, KL penalty, entropy and aggregation come after it, in `policy_loss`.
+A surrogate's function gets vectors over the tokens of a micro-batch, [T] (policy_logprobs with gradient, old_logprobs,
+advantages, mask), and by keyword the settings that it reads; it returns the loss of each token, 0 outside `mask`, and
+the tokens whose gradient a clip cuts off, bool [T]. Importance correction, KL penalty, entropy and aggregation come
+after it, in `policy_loss`.
 
 A new one is a function and an entry here; docs/algorithms.md adds one.
 """
