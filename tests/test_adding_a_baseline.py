@@ -37,15 +37,18 @@ np.testing.assert_allclose(advantages, [[0, gap, gap] for gap in (1.25, -2.75, -
 
 def loss_of(clip_high: float) -> tuple[float, float]:
     rows = [
-        Experience(token_ids=np.arange(3), action_mask=mask, fields=each | {"advantages": above})
+        Experience(
+            token_ids=np.arange(3),
+            action_mask=mask,
+            fields=each | {"advantages": above, "versions": np.zeros(3, np.float32)},
+        )
         for each, above in zip(fields, advantages)
     ]
     batch = pack_experiences(rows, torch.device("cpu"), share_prompts=False)
     policy = torch.full((12,), -1.0, dtype=torch.float64, requires_grad=True)
-    options: Any = {"config": config.model_copy(update={"clip_high": clip_high}), "kl_coef": 0.0, "constant": 3}
-    loss, _ = policy_loss(
-        batch, policy, torch.zeros(12), Totals(tokens=8, sequences=4, trained_tokens=8), **options
-    )
+    options: Any = {"config": config.model_copy(update={"clip_high": clip_high}), "kl_coef": 0.0}
+    totals = Totals(tokens=8, sequences=4, trained_tokens=8)
+    loss, _ = policy_loss(batch, policy, torch.zeros(12), totals, constant=3, version=0, **options)
     expected = 0.0
     for each, above in zip(fields, advantages):
         for t in (1, 2):

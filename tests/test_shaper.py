@@ -197,13 +197,11 @@ def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
 def test_ranks_whiten_also_what_is_one_number_for_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver sees no tokens, over which the mean is."""
     monkeypatch.setitem(BASELINES, "leave_one_out", replace(BASELINES["leave_one_out"], whitened=True))
-    asked = []
-    for advantage in ("leave_one_out", "group"):
-        loop: Any = _loop(_shaper(), advantage=advantage)
-        loop.estimate = lambda *_, advantage=advantage: asked.append(advantage) or ({}, ["of ranks"])
-        samples, fields, _ = loop._advantages(_groups([[(1.0, 3, "ok"), (0.0, 3, "ok")]]), [])
-        assert [math.isnan(sample.advantage) for sample in samples] == [fields == ["of ranks"]] * 2
-    assert asked == ["leave_one_out"]
+    for advantage, of_ranks in {"leave_one_out": True, "group": False, "reinforce_pp": True}.items():
+        loop = _loop(_shaper(), advantage=advantage)
+        samples, _ = loop._advantages(_groups([[(1.0, 3, "ok"), (0.0, 3, "ok")]]))
+        assert loop._by_token == of_ranks
+        assert [math.isnan(sample.advantage) for sample in samples] == [of_ranks] * 2
 
 
 def _naive_scores(step: list[list[Response]], seen: list[float], mask: bool, **shaping: Any) -> list[list[float]]:
