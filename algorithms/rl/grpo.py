@@ -1,5 +1,7 @@
-"""Group Relative Policy Optimization (arXiv 2402.03300) and its family: sample a group of responses to each prompt,
-reward them, and raise the probability of those that did better than their group.
+"""Group Relative Policy Optimization (arXiv 2402.03300) and its family.
+
+Sample a group of responses to each prompt, reward them, and raise the probability of those that did better than their
+group:
 
     prompts -> rollout (vLLM) + reward -> reference -> advantages -> update (DeepSpeed) -> sync -> prompts
 
