@@ -104,6 +104,8 @@ def _own(node: ast.stmt, modules: dict[str, Path]) -> set[str]:
         "algorithms.config_encoder",
         "algorithms.config_offline",
         "algorithms.config_rl",
+        "algorithms.rl.baselines",
+        "algorithms.rl.surrogates",
         "launch.config",
         "launch.settings.rules",
         "launch.checks.check",

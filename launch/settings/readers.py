@@ -3,6 +3,8 @@
 `tests/test_settings.py` compares this table with what is refused.
 """
 
+from algorithms.rl.baselines import WITHOUT_CRITIC
+from algorithms.rl.surrogates import SURROGATES
 from launch.settings.tree import by_path, jobs
 
 _SAMPLING = ("ppo", "grpo")
@@ -42,3 +44,12 @@ def readers_text(path: str) -> str:
     """The same in words."""
     found = readers(path)
     return "all jobs" if len(found) == len(jobs()) else ", ".join(found)
+
+
+def read_with(path: str) -> str:
+    """Choices of grpo with which it reads the setting of this dotted name: `loss clip or gspo`; empty if with all."""
+    name = path.removeprefix("algorithm.")
+    for field, table in (("advantage", WITHOUT_CRITIC), ("loss", SURROGATES)):
+        if reading := [choice for choice, entry in table.items() if name in entry.reads]:
+            return f"{field} {' or '.join(reading)}"
+    return ""
