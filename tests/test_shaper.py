@@ -142,7 +142,7 @@ def test_rewards_themselves_stay_as_they_are() -> None:
 def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
     """One whose stages are called one by one: nothing samples, trains or reports."""
     unused = (
-        "policy",
+        "roster",
         "reference",
         "read_reference",
         "rollouts",
