@@ -27,6 +27,9 @@ from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, Adapter, RolloutWorker
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
+from actors.weights.broadcast_store import BroadcastStore
+from actors.weights.store import sync
+from actors.weights.verify import WeightSyncError
 from algorithms.offline.sft import sft_loss
 
 # Actors get the classes and functions of this file with the call, as they cannot import it.
@@ -177,7 +180,9 @@ class Pair:
     def publish(self, *, verify: bool = True) -> dict[str, float]:
         """Send the weights as the next version."""
         self.version += 1
-        return self.policy.call(PolicyWorker.publish, self.version, CANARY, verify)[0]
+        every = 1 if verify else self.version + 1
+        store = BroadcastStore(policy=self.policy, canary=CANARY, verify_every=every)
+        return sync(store, self.rollout, self.version, 1e-3)
 
     def train(self) -> None:
         """One optimizer update that teaches random sequences."""
@@ -309,9 +314,7 @@ def test_a_head_that_was_not_repacked_is_named(pairs: dict[str, Pair]) -> None:
     pair.train()
     with (
         pair.broken(stale_head),
-        pytest.raises(
-            GroupError, match=r"WeightSyncError.*canary.*model\.embed_tokens\.weight \(in .*lm_head\)"
-        ) as error,
+        pytest.raises(WeightSyncError, match=r"canary.*model\.embed_tokens\.weight \(in .*lm_head\)") as error,
     ):
         pair.publish()
     assert "model.layers" not in str(error.value), "the other layers are innocent"
@@ -326,7 +329,7 @@ def test_a_stale_layer_is_named(layer: str, tensor: str, pairs: dict[str, Pair])
     """A layer whose packed copy keeps the old weights stops the run, although its tensor arrived."""
     pair = pairs["untied"]
     pair.train()
-    with pair.broken(stale_layer, layer), pytest.raises(GroupError, match=r"WeightSyncError.*canary") as error:
+    with pair.broken(stale_layer, layer), pytest.raises(WeightSyncError, match=r"canary") as error:
         pair.publish()
     assert str(error.value).endswith(f": {tensor}")
     assert pair.publish()["weights/canary_difference"] < 1e-4
@@ -337,7 +340,10 @@ def test_a_tensor_changed_in_transit_is_named(pairs: dict[str, Pair]) -> None:
     pair, name = pairs["untied"], "model.layers.0.self_attn.o_proj.weight"
     with (
         pair.broken(changed_in_transit, name),
-        pytest.raises(GroupError, match=rf"WeightSyncError: version {pair.version + 1}: 1 tensor.*{name}$"),
+        pytest.raises(
+            WeightSyncError,
+            match=rf"^version {pair.version + 1}: 1 tensor.* at vLLM worker 0 of engine 0: {name}$",
+        ),
     ):
         pair.publish()
     assert pair.publish()["weights/canary_difference"] < 1e-4
@@ -530,7 +536,7 @@ def test_an_adapter_that_binds_too_little_is_refused(
     pair = pairs["adapter"]
     pair.publish()
     pair.train()
-    with pair.broken(fault, *arguments), pytest.raises(GroupError, match=rf"WeightSyncError: version .*{message}"):
+    with pair.broken(fault, *arguments), pytest.raises(WeightSyncError, match=rf"^version .*{message}"):
         pair.publish(verify=verify)
     assert {rollout.status for rollout in pair.generate([5, 6, 7])} <= {"ok", "truncated"}
     assert pair.publish()["weights/canary_difference"] < 1e-4

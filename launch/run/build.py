@@ -1,10 +1,7 @@
 """From a RunConfig to running groups and the loop of a reinforcement job: the engines first, as they take longest to
 start, then the rest beside them."""
 
-import math
-from collections.abc import Callable
 from functools import partial
-from itertools import count
 from typing import Any
 
 from actors.config import ModelConfig, UserError
@@ -23,9 +20,10 @@ from launch.models.files import require_same_tokens
 from launch.run.groups import Groups, RunCheckpointer, built, reference_sync, resume, start_building, start_loading
 from launch.run.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.run.reserve import Placement
+from launch.run.weights import connect, publisher, spawn_holder
 from launch.screen.reporter import RunReporter
+from launch.settings.rules import transfer_backend
 
-_CANARY_TOKENS = 24
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
 
@@ -33,15 +31,6 @@ _ENGINE: Any = RolloutWorker
 def on_one_gpu(config: RunConfig) -> bool:
     """Whether engines and other groups are on the same GPUs."""
     return bool(config.cluster.placement == "shared" and config.rollout.gpus_per_engine)
-
-
-def transfer_backend(config: RunConfig) -> str:
-    """`rollout.transfer.backend`, with auto decided by where policy and engines live."""
-    chosen = config.rollout.transfer.backend
-    if chosen != "auto":
-        return chosen
-    on_gpu = config.policy.gpus_per_rank and config.rollout.gpus_per_engine
-    return ("ipc" if config.cluster.placement == "shared" else "nccl") if on_gpu else "gloo"
 
 
 def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
@@ -65,6 +54,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     reporter.phase("loading models")
     policy = groups.add("policy", PolicyWorker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
+    holder = spawn_holder(config, placement, groups)
     frozen = _spawn_frozen(config, directory, placement, groups)
     critic = _spawn_critic(config, directory, placement, groups)
     groups.pool = _reward_pool(config, placement)
@@ -86,7 +76,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "config": algorithm,
         "policy": policy,
         "sampler": _sampler(config, rollout, groups.pool),
-        "publish": _publisher(config, policy, directory),
+        "publish": publisher(config, policy, rollout, holder, directory),
         "checkpoint": RunCheckpointer(config, trained, placement.nodes),
         "reporter": reporter,
         "sampling": _sampling(config, algorithm),
@@ -110,7 +100,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     reporter.phase("starting engines")
     engines_ready()
     reporter.phase("connecting engines")
-    policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, config.rollout.transfer)
+    connect(config, policy, rollout, holder)
     resume(config, trained, loop, reporter)
     return loop
 
@@ -272,23 +262,3 @@ def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
     return found.drawn(data.weights), {"prompts": found.train, "evaluation": found.held_out, "batches": batches}
-
-
-def canary_tokens(vocabulary: int, length: int) -> list[int]:
-    """Tokens from all over a vocabulary, the same ones all run long; each comes again only when there are no more."""
-    stride = next(step for step in count(31) if math.gcd(step, vocabulary) == 1)
-    return [(7 + stride * position) % vocabulary for position in range(length)]
-
-
-def _publisher(config: RunConfig, policy: ActorGroup[Any], directory: str) -> Callable[[int], dict[str, float]]:
-    from actors.train.policy import PolicyWorker
-
-    vocabulary = len(load_tokenizer(directory))
-    length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
-    canary = canary_tokens(vocabulary, length)
-    every = config.rollout.transfer.verify_every
-
-    def publish(version: int) -> dict[str, float]:
-        return policy.call(PolicyWorker.publish, version, canary, version % every == 0)[0]
-
-    return publish
