@@ -3,8 +3,10 @@
 import io
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from ray._private import worker as ray_worker
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.group import ActorGroup, GroupError, Slot
+from actors.weights import gloo_sender as module
 from actors.weights.engine_client import EngineClient
 from actors.weights.gloo_sender import GlooSender
 from actors.weights.publisher import Publisher
@@ -42,7 +45,8 @@ class Policy:
         client = EngineClient(engines, 1, DEADLINE_S)
         publisher: Any = object.__new__(Publisher)
         publisher.client, publisher.rank, publisher.transfer = client, 0, Transfer(client)
-        publisher._send_weights(None)
+        publisher.source = SimpleNamespace(canary=None)
+        publisher._send_weights(1, None)
 
 
 Pair = tuple[ActorGroup[Policy], ActorGroup[Engine]]
@@ -118,6 +122,21 @@ def test_a_broken_broadcast_waits_for_what_the_engines_say() -> None:
     sender._broadcast = broken
     with pytest.raises(GroupError, match="the process died"):
         sender.send_weights()
+
+
+def test_engines_that_say_nothing_do_not_hide_a_broken_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender's own error is the cause, where they are silent for a moment."""
+    monkeypatch.setattr(module, "_MOMENT_S", 0.1)
+    silent: Future[None] = Future()
+    with pytest.raises(RuntimeError, match=r"^nobody came$"):
+        try:
+            raise RuntimeError("nobody came")
+        except RuntimeError:
+            module._raise_what_they_say(silent)
+            raise
+    silent.set_exception(GroupError("rollout[0].init: no memory"))
+    with pytest.raises(GroupError, match="no memory"):
+        module._raise_what_they_say(silent)
 
 
 def test_what_ray_says_of_deaths_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

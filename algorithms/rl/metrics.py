@@ -48,8 +48,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) ->
     generated = sum(info.response_tokens for info in infos)
     rewards = [score.reward for group in groups for score in group.scores]
     return reward_metrics(groups, "reward") | {
-        "reward/min": min(rewards),
-        "reward/max": max(rewards),
+        "reward/min": float(np.min(rewards)),
+        "reward/max": float(np.max(rewards)),
         "tokens/generated": float(generated),
         "rollout/response_tokens_mean": generated / len(infos),
         "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
