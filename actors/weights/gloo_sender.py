@@ -164,9 +164,6 @@ class GlooSender:
         try:
             self._broadcast(metas, received)
             received.result(timeout=self.timeout_s)
-        except RuntimeError:
-            _raise_what_they_say(received)
-            raise
         finally:
             # Never joined: after a failed broadcast the workers may hang in theirs until its deadline.
             beside.shutdown(wait=False)
@@ -182,7 +179,12 @@ class GlooSender:
                 view.copy_(tensor)
             if received.done():
                 received.result()
-            self.group.broadcast([buffer], from_sender()).wait()
+            try:
+                self.group.broadcast([buffer], from_sender()).wait()
+            except RuntimeError:
+                # Only here: an error of this side's own, in gathering or merging, is itself the cause.
+                _raise_what_they_say(received)
+                raise
         # Under ZeRO-3 the generator's last gather ends when it is exhausted, on every rank.
         assert next(stream, None) is None
 
