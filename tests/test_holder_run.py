@@ -15,12 +15,12 @@ TIMED = ("time/", "tokens_per_second", "weights/sync_seconds")
 
 def settings(model: Path, data: dict[str, Any], lora: bool) -> dict[str, Any]:
     """Three steps of two updates, with two engines."""
-    sizes = {"prompts_per_step": 4, "samples_per_prompt": 4, "samples_per_update": 8, "eval_every": 3}
+    sizes = {"prompts_per_step": 8, "samples_per_prompt": 8, "samples_per_update": 32, "eval_every": 3}
     return {
         "algorithm": {"name": "grpo", "steps": 3, **sizes},
         "model": {"path": str(model)} | ({"lora": {"rank": 4}} if lora else {}),
         "data": data,
-        "policy": {"optimizer": {"lr": 1e-2}},
+        "policy": {"optimizer": {"lr": 3e-3}},
         "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "engines": 2},
         "reward": {"functions": ["exact_match"]},
     }
@@ -37,6 +37,7 @@ def test_a_run_with_a_holder_has_the_numbers_of_one_with_a_broadcast(
         assert job.wait() == 0, job.text
         steps = job.metrics()
         assert [line["step"] for line in steps] == [0, 1, 2, 3]
+        assert steps[3]["weights/version"] == 3, "every step has moved the policy"
         assert all(0 <= line["weights/canary_difference"] < 1e-4 for line in steps[1:])
         numbers.append([{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in steps])
         samples.append([json.loads(line) for line in (job.directory / "samples.jsonl").read_text().splitlines()])
