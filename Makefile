@@ -4,6 +4,7 @@
 #   make demo-embedding  an embedding model from nothing, then a reranker for a weak first stage
 #   make test          lint, types, tests
 #   make oracle        losses, advantages and their gradients compared with TRL's, in an environment of its own
+#   make docs          the pages in docs/ that are made from the code
 #   make mutants       small changes to the maths and its bookkeeping: which of them does no test see? 15 minutes
 # PYTHON=python3.11 chooses the interpreter, TORCH_INDEX=URL where torch is when pip's own indexes have no CPU build of it
 # (default: PyTorch's, https://download.pytorch.org/whl/cpu).
@@ -28,7 +29,7 @@ endif
 endif
 endif
 
-.PHONY: demo demo-rlhf demo-embedding test pytest check oracle mutants setup clean
+.PHONY: demo demo-rlhf demo-embedding test pytest check oracle docs mutants setup clean
 
 setup: $(VENV)/.cpu
 
@@ -107,6 +108,11 @@ $(ORACLE)/.ready: requirements/oracle.txt requirements/torch.txt requirements/in
 
 oracle: $(ORACLE)/.ready
 	TRL_EXPERIMENTAL_SILENCE=1 HF_HUB_OFFLINE=1 $(ORACLE)/bin/python -m pytest tests/oracle
+
+docs: $(VENV)/.cpu
+	$(BIN)/python -m launch help --markdown > docs/settings.md
+	$(BIN)/python -m launch help --migrating > docs/migrating.md
+	$(BIN)/python tests/tree.py
 
 $(VENV)/.mutants: requirements/mutants.txt $(VENV)/.dev
 	@echo "the mutation tool, of requirements/mutants.txt: 25 MB on disk"

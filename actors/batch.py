@@ -1,16 +1,19 @@
-"""What travels between stages: Prompt -> Rollout -> Experience, jagged; and PackedBatch, built at the model.
+"""What travels between stages: Prompt -> Episode -> Experience, jagged; and PackedBatch, built at the model.
 
 A type says which stage its data has reached: no field is empty "until later". Per-sample arrays are numpy, so that the
 driver and the data code need no torch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-RolloutStatus = Literal["ok", "truncated", "failed"]
+EpisodeStatus = Literal["ok", "truncated", "failed"]
+Place = tuple[int, int]
+"""Of an episode in a step: number of its group, number within the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Sequence:
     """
 
     token_ids: NDArray[np.int64]
-    """Prompt and response, [L]."""
+    """All tokens, [L]: prompt and response, or prompt and turns."""
     action_mask: NDArray[np.bool_]
     """True at tokens that were sampled (or are imitated), [L]; never at position 0."""
 
@@ -50,7 +53,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionSpan:
-    """Response tokens [start, end) were sampled with weight version `version`."""
+    """Of what was sampled in a turn, tokens [start, end) were sampled with weight version `version`."""
 
     version: int
     start: int
@@ -58,28 +61,111 @@ class VersionSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """One response to a prompt, as the engine produced it."""
+class Turn:
+    """What the policy was given, and what it sampled then.
 
-    prompt_token_ids: list[int]
-    """[P]"""
-    response_token_ids: list[int]
-    """Sampled tokens, the end-of-sequence token (or another one that ended the response) included, [R]."""
+    Raises ValueError for other than one logprob per sampled token, and for a reward where nothing was sampled that it
+    could be the reward of.
+    """
+
+    given_token_ids: NDArray[np.int32]
+    """What the policy read before it went on, and did not choose: in the first turn the prompt, later the text of a
+    tool or an environment, [G]."""
+    sampled_token_ids: NDArray[np.int32]
+    """The end-of-sequence token (or another one that ended the turn) included, [R]."""
     rollout_logprobs: NDArray[np.float32]
-    """log pi of the sampler, after temperature and truncation of the distribution, [R]."""
+    """log pi of the sampler, after temperature and truncation of the distribution, of what was sampled, [R]."""
     versions: list[VersionSpan]
-    """Weight version of every response token, in order, covering [0, R)."""
+    """Weight version of every sampled token, in order, covering [0, R)."""
     finish_reason: str
     """vLLM's: "stop", "length" or "abort"."""
-    status: RolloutStatus
+    reward: float | None = None
+    """What the environment gave for this turn, beside what the episode is scored with in the end."""
+
+    def __post_init__(self) -> None:
+        tokens, logprobs = len(self.sampled_token_ids), len(self.rollout_logprobs)
+        if tokens != logprobs:
+            raise ValueError(f"a turn needs one logprob per sampled token, got {logprobs} of {tokens}")
+        if self.reward is not None and not tokens:
+            raise ValueError(f"a turn without sampled tokens can have no reward, got {self.reward}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """What came of a prompt: one response, or several with what a tool or an environment said in between.
+
+    What was sampled is trained on; what was given is only read.
+    """
+
+    turns: list[Turn]
+    """At least one."""
+    status: EpisodeStatus
     """ok: ended by itself; truncated: cut at the length limit; failed: anything else."""
     text: str
-    """Response without special tokens, and without the token or (see rollout.keep_stop_string) string that ended it."""
+    """What was sampled in the last turn, without special tokens, and without the token or (see
+    rollout.keep_stop_string) string that ended it.
+
+    This is what reward functions score: an answer is in the last turn, and those that look for one must not find what
+    an earlier turn was thinking of.
+    """
+
+    @property
+    def prompt_token_ids(self) -> NDArray[np.int32]:
+        """[P]"""
+        return self.turns[0].given_token_ids
 
     @property
     def tokens(self) -> int:
-        """Prompt and response length."""
-        return len(self.prompt_token_ids) + len(self.response_token_ids)
+        """All tokens, given and sampled."""
+        return self.sampled_tokens + sum(len(turn.given_token_ids) for turn in self.turns)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the policy chose: those of all turns."""
+        return sum(len(turn.sampled_token_ids) for turn in self.turns)
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """All tokens, given and sampled, in their order, [L]."""
+        parts = [part for turn in self.turns for part in (turn.given_token_ids, turn.sampled_token_ids)]
+        return np.concatenate(parts).astype(np.int64)
+
+    @property
+    def action_mask(self) -> NDArray[np.bool_]:
+        """True where a token was sampled, [L]."""
+        return self.at_sampled(lambda turn: np.ones(len(turn.sampled_token_ids)), 0).astype(np.bool_)
+
+    @property
+    def versions(self) -> NDArray[np.float32]:
+        """Weight version of every sampled token, [L]; -1 where a token was given."""
+        return self.at_sampled(_versions, -1)
+
+    @property
+    def turn_rewards(self) -> dict[int, float]:
+        """Position of the last sampled token of a turn -> the turn's reward; of turns that have one."""
+        found, end = {}, 0
+        for turn in self.turns:
+            end += len(turn.given_token_ids) + len(turn.sampled_token_ids)
+            if turn.reward is not None:
+                found[end - 1] = turn.reward
+        return found
+
+    def at_sampled(self, values: Callable[[Turn], NDArray[Any]], elsewhere: float) -> NDArray[np.float32]:
+        """`values` of what each turn has sampled, [R] each, at its place among all tokens, [L]."""
+        parts = [
+            part
+            for turn in self.turns
+            for part in (np.full(len(turn.given_token_ids), elsewhere, dtype=np.float32), values(turn))
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+
+def _versions(turn: Turn) -> NDArray[np.float32]:
+    # Exact in float32, as all fields are, below 2^24 versions.
+    found = np.full(len(turn.sampled_token_ids), -1, dtype=np.float32)
+    for span in turn.versions:
+        found[span.start : span.end] = span.version
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,31 +178,33 @@ class Labelled(Sequence):
     labels: dict[str, float]
 
 
-TokenFields = dict[tuple[int, int], dict[str, NDArray[np.float32]]]
-"""(group, response) -> name -> value at each token of prompt and response, [L]; 0 where action_mask is False."""
+TokenFields = dict[Place, dict[str, NDArray[np.float32]]]
+"""Place -> name -> value at each token of the episode, [L]; 0 where action_mask is False."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience(Sequence):
-    """A rollout with everything that losses and advantages read.
+    """An episode with everything that losses and advantages read.
 
     Example: Experience(token_ids=[5, 9, 2], action_mask=[False, False, True], fields={"rollout_logprobs": [0, 0, -1.5],
         "advantages": [0.5, 0.5, 0.5]})
     """
 
     fields: dict[str, NDArray[np.float32]]
-    """Name -> value at each token, [L]: rollout_logprobs always, then what earlier stages have added."""
+    """Name -> value at each token, [L]: rollout_logprobs and versions always, then what earlier stages have added."""
+    turn_rewards: dict[int, float] = field(default_factory=dict)
+    """Position of a turn's last action token -> the turn's reward; of turns that have one."""
 
 
-def experience(rollout: Rollout, fields: dict[str, NDArray[np.float32]] | None = None) -> Experience:
-    """Join prompt and response; only response tokens are actions."""
-    prompt, response = rollout.prompt_token_ids, rollout.response_token_ids
-    mask = np.zeros(len(prompt) + len(response), dtype=np.bool_)
-    mask[len(prompt) :] = True
-    logprobs = np.zeros(len(mask), dtype=np.float32)
-    logprobs[len(prompt) :] = rollout.rollout_logprobs
+def experience(episode: Episode, fields: dict[str, NDArray[np.float32]] | None = None) -> Experience:
+    """All turns in one sequence; only what was sampled is an action."""
     return Experience(
-        token_ids=np.array(prompt + response, dtype=np.int64),
-        action_mask=mask,
-        fields={"rollout_logprobs": logprobs, **(fields or {})},
+        token_ids=episode.token_ids,
+        action_mask=episode.action_mask,
+        fields={
+            "rollout_logprobs": episode.at_sampled(lambda turn: turn.rollout_logprobs, 0),
+            "versions": episode.versions,
+            **(fields or {}),
+        },
+        turn_rewards=episode.turn_rewards,
     )

@@ -112,8 +112,8 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     if package in ("", "launch", "algorithms", "actors"):
         raise error
     return (
-        f"package {package}: must be installed for {sys.executable} on {socket.gethostname()}, as README's "
-        f"Installing says (make setup, or pip install tandem-rlhf with its dependencies), got nothing"
+        f"package {package}: must be installed for {sys.executable} on {socket.gethostname()}, as "
+        f"docs/installing.md says (make setup, or pip install tandem-rlhf with its dependencies), got nothing"
     )
 
 

@@ -17,8 +17,9 @@ from actors.quick_import import quick_vllm, without_science
 without_science()
 with quick_vllm(compiled=False):
     from actors.config import LoraConfig
-    from actors.rollout import engine as rollout_engine
+    from actors.rollout import vllm_options
     from actors.rollout.engine import EngineThread
+    from actors.rollout.types import Media, Request, Sampling, Segment
     from actors.rollout.worker import Adapter
 
 REFUSED = 666
@@ -26,11 +27,12 @@ REFUSED = 666
 BROKEN = 667
 """The engine does not survive a prompt of this one."""
 DEADLINE_S = 20
+ONE, TWO = (Sampling(samples=samples, temperature=1.0, max_tokens=9) for samples in (1, 2))
 Scene = Callable[[], Any]
 
 
 class FakeLLM:
-    """Takes three steps for a request, and notes what is asked of it; `gate` lets it step."""
+    """Takes three steps for a request, a token in each, and notes what is asked of it; `gate` lets it step."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -39,13 +41,15 @@ class FakeLLM:
         self.steps = 0
         self.gate = threading.Event()
         self.gate.set()
-        self.llm_engine = self
+        self.llm_engine = self.output_processor = self
+        self.engine_core = SimpleNamespace()
+        self.request_states = self
         self.files: list[str] = []
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.left)
 
-    def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any) -> None:
+    def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any) -> str:
         tokens = prompt["prompt_token_ids"]
         if REFUSED in tokens:
             raise ValueError("the prompt is too long")
@@ -53,6 +57,20 @@ class FakeLLM:
             ["add", request_id, tokens, prompt["cache_salt"], _shown(params), _shown_adapter(lora_request)]
         )
         self.left[request_id], self.prompts[request_id] = 3, tokens
+        return f"{request_id} inside"
+
+    def __getitem__(self, inside: str) -> Any:
+        """The state of a request, by the name that it has inside."""
+        name = inside.removesuffix(" inside")
+        return SimpleNamespace(
+            make_request_output=lambda *_: SimpleNamespace(outputs=[self._completion(name, "abort")])
+        )
+
+    def abort_request(self, request_ids: list[str], internal: bool) -> None:
+        assert internal, "an outside name would be looked up among those that vLLM has made longer"
+        self.asked.append(["abort", *request_ids])
+        for inside in request_ids:
+            del self.left[inside.removesuffix(" inside")]
 
     def step(self) -> list[Any]:
         self.gate.wait(DEADLINE_S)
@@ -65,10 +83,22 @@ class FakeLLM:
             done = self.left[request] == 0
             tokens = self.prompts[request]
             logprobs = [None, *({token: SimpleNamespace(logprob=-0.5 * token), 99: 0} for token in tokens[1:])]
-            found.append(SimpleNamespace(request_id=request, finished=done, steps=self.steps, prompt_logprobs=logprobs))
+            outputs = [self._completion(request, "stop")]
+            found.append(SimpleNamespace(request_id=request, finished=done, outputs=outputs, prompt_logprobs=logprobs))
             if done:
                 del self.left[request]
         return found
+
+    def _completion(self, request: str, reason: str) -> Any:
+        tokens = list(range(3 - self.left[request]))
+        return SimpleNamespace(
+            token_ids=tuple(tokens),
+            logprobs=SimpleNamespace(token_ids=tokens, logprobs=[-0.25 * token for token in tokens]),
+            weight_versions=[SimpleNamespace(version="5", start=0, end=len(tokens))],
+            finish_reason=reason,
+            stop_reason=None,
+            text=f"after {self.steps} steps",
+        )
 
     def collective_rpc(self, method: str, *, args: Any = ()) -> Any:
         self.asked.append(["rpc", method, *args] if method == "reseed" else ["rpc", method])
@@ -103,10 +133,38 @@ def _shown_adapter(request: Any) -> Any:
 def engine() -> tuple[Any, FakeLLM]:
     """An engine that is ready."""
     llm: Any = FakeLLM()
-    thread = EngineThread(lambda: llm)
+    thread = EngineThread(lambda: llm, lambda sampling: "params", slots=2)  # type: ignore[arg-type, return-value]
     thread.ready.result(DEADLINE_S)
     thread.version = 5
     return thread, llm
+
+
+def ask(thread: Any, prompts: dict[int, list[int]], seed: int | None = None, sampling: Any = ONE, **more: Any) -> None:
+    """Submit requests, by id."""
+    requests = [Request(id=each, token_ids=tokens, sampling=sampling, **more) for each, tokens in prompts.items()]
+    thread.submit(requests, seed)
+
+
+def segments(thread: Any, count: int) -> list[Segment]:
+    """So many, in the order in which they end."""
+    found: list[Segment] = []
+    until = time.monotonic() + DEADLINE_S
+    while len(found) < count and time.monotonic() < until:
+        found += thread.poll(1.0)
+    assert len(found) == count, found
+    return found
+
+
+def texts(thread: Any, count: int) -> list[str]:
+    return [segment.text for segment in segments(thread, count)]
+
+
+def failing(function: Callable[[], Any]) -> str:
+    """The error's text."""
+    try:
+        return f"no error but {function()}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def told(future: "Future[Any]") -> Any:
@@ -124,44 +182,85 @@ def call(thread: Any, function: Callable[[], Any]) -> Any:
 def seeded() -> Any:
     """Three prompts with a seed, one without, and one with another."""
     thread, llm = engine()
-    for prompts, seed in (([(3, [1, 2]), (1, [3]), (2, [4])], 11), ([(5, [1, 2])], None), ([(6, [1, 2])], 12)):
-        call(thread, lambda prompts=prompts, seed=seed: thread.start(prompts, "params", seed))
-        for number, _ in prompts:
-            told(thread.output(number))
+    for prompts, seed in (({3: [1, 2], 1: [3], 2: [4]}, 11), ({5: [1, 2]}, None), ({6: [1, 2]}, 12)):
+        ask(thread, prompts, seed)
+        segments(thread, len(prompts))
     return llm.asked
 
 
 def finished() -> Any:
-    """An output is there after its last step; a number that is forgotten may be used again."""
-    thread, _ = engine()
-    early = thread.output(1)
-    call(thread, lambda: thread.start([(1, [1])], "params", None))
-    steps = [told(early).steps]
-    same = thread.output(1) is early
-    thread.forget(1)
-    again = thread.output(1)
-    waits = not again.done()
-    call(thread, lambda: thread.start([(1, [1])], "params", None))
-    return {"steps": [*steps, told(again).steps], "same": same, "waits": waits, "left": len(thread._running)}
+    """A segment comes with each sample's end, whichever request it is of; nothing comes before, and none twice."""
+    thread, llm = engine()
+    llm.gate.clear()
+    ask(thread, {1: [1], 2: [2]}, sampling=TWO)
+    early = thread.poll(0.05)
+    llm.gate.set()
+    found = segments(thread, 4)
+    first = found[0]
+    return {
+        "early": early,
+        "places": [[segment.request, segment.index] for segment in found],
+        "tokens": first.token_ids,
+        "logprobs": [first.logprobs.tolist(), str(first.logprobs.dtype)],
+        "versions": [[span.version, span.start, span.end] for span in first.versions],
+        "finish": [first.finish, first.ended_by, first.error, first.text],
+        "again": thread.poll(0.05),
+        "left": len(thread._running),
+    }
 
 
 def refused() -> Any:
-    """One of three prompts is refused: its caller is told, and the others go on."""
+    """Of three prompts one is too long, and one has an image: both are told, and the others go on."""
     thread, _ = engine()
-    call(thread, lambda: thread.start([(1, [1]), (2, [REFUSED]), (3, [3])], "params", 4))
-    found = [told(thread.output(number)) for number in (1, 2, 3)]
-    return [each if isinstance(each, str) else each.finished for each in found]
+    ask(thread, {1: [1], 2: [REFUSED], 3: [3]}, 4)
+    ask(thread, {4: [4]}, media=(Media(kind="image", data=b""),))
+    found = {segment.request: [segment.finish, segment.error, segment.token_ids] for segment in segments(thread, 4)}
+    return [found[each] for each in sorted(found)]
+
+
+def aborted() -> Any:
+    """Two of three requests, one of which has ended: the other's samples come with what they have, and no more."""
+    thread, llm = engine()
+    ask(thread, {1: [1]})
+    ended = texts(thread, 1)
+    llm.gate.clear()
+    ask(thread, {2: [2]}, sampling=TWO)
+    ask(thread, {3: [3]})
+    call(thread, lambda: setattr(llm, "step", _one_step(llm)))
+    thread.abort([1, 2, 99])
+    found = segments(thread, 3)
+    return {
+        "ended": ended,
+        "cut": [[each.request, each.index, each.finish, each.token_ids] for each in found],
+        "asked": [each for each in llm.asked if each[0] == "abort"],
+    }
+
+
+def _one_step(llm: FakeLLM) -> Callable[[], list[Any]]:
+    """Steps that need no gate."""
+    llm.gate.set()
+    return type(llm).step.__get__(llm)
 
 
 def lost() -> Any:
     """A step fails: all who wait are told, those who come later as well, and the thread goes on answering."""
     thread, llm = engine()
     llm.gate.clear()
-    waiting = thread.output(9)
-    call(thread, lambda: thread.start([(1, [1]), (2, [BROKEN])], "params", None))
-    llm.gate.set()
-    found = [told(each) for each in (thread.output(1), thread.output(2), waiting)]
-    return [*found, told(thread.output(10)), call(thread, lambda: "still there"), call(thread, lambda: "again")]
+    ask(thread, {1: [1], 2: [BROKEN]})
+    call(thread, lambda: llm.gate.set())
+    found = [failing(lambda: [thread.poll(5.0), thread.poll(5.0)]), failing(lambda: thread.poll(1.0))]
+    ask(thread, {3: [3]})
+    thread.abort([3])
+    again = [call(thread, lambda: "still there"), call(thread, lambda: "again"), failing(lambda: thread.poll(1.0))]
+    return [*found, *again, thread.stats().lost]
+
+
+def unseeded() -> Any:
+    """An engine that cannot start its sampler anew cannot be relied on."""
+    thread, llm = engine()
+    llm.collective_rpc = lambda *_, **__: [][0]
+    ask(thread, {1: [1]}, 11)
+    return failing(lambda: thread.poll(5.0))
 
 
 def unbuilt() -> Any:
@@ -170,8 +269,8 @@ def unbuilt() -> Any:
     def build() -> Any:
         raise ValueError("no memory")
 
-    thread = EngineThread(build)
-    return [told(thread.ready), call(thread, lambda: "there"), told(thread.output(1))]
+    thread = EngineThread(build, lambda sampling: "params", slots=2)  # type: ignore[arg-type, return-value]
+    return [told(thread.ready), call(thread, lambda: "there"), failing(lambda: thread.poll(1.0)), thread.stats().lost]
 
 
 def failing_call() -> Any:
@@ -182,31 +281,73 @@ def failing_call() -> Any:
 
 
 def left() -> Any:
-    """Callers who have gone, of a call, of an output and of a refused prompt: the thread goes on for the others."""
+    """Callers who have gone: the thread goes on for the others."""
     thread, llm = engine()
     llm.gate.clear()
-    output, refusal = thread.output(1), thread.output(2)
-    call(thread, lambda: thread.start([(1, [1]), (3, [3])], "params", None))
-    asked, failing = thread.call(lambda: "an answer"), thread.call(lambda: [][0])
-    gone = [future.cancel() for future in (output, refusal, asked, failing)]
+    ask(thread, {3: [3]})
+    asked, fails = thread.call(lambda: "an answer"), thread.call(lambda: [][0])
+    gone = [future.cancel() for future in (asked, fails)]
     llm.gate.set()
-    call(thread, lambda: thread.start([(2, [REFUSED])], "params", None))
-    return {"gone": gone, "other": told(thread.output(3)).finished, "call": call(thread, lambda: "still there")}
+    return {"gone": gone, "other": len(segments(thread, 1)), "call": call(thread, lambda: "still there")}
 
 
 def strange() -> Any:
-    """An engine that answers what nobody asked, or cannot say whether it works, is lost; all who wait are told."""
+    """An engine that answers what nobody asked, cannot say whether it works, or does not say what sampled a token, is
+    lost; all who wait are told."""
     found = []
-    for name, answer in (
-        ("step", lambda: [SimpleNamespace(request_id="other", finished=True)]),
-        ("has_unfinished_requests", lambda: [][0]),
-    ):
+    unknown = SimpleNamespace(request_id="other", finished=True, outputs=[None])
+    for name, answer in (("step", lambda: [unknown]), ("has_unfinished_requests", lambda: [][0])):
         thread, llm = engine()
         llm.gate.clear()
-        call(thread, lambda thread=thread: thread.start([(1, [1])], "params", None))
+        ask(thread, {1: [1]})
         setattr(llm, name, answer)
         llm.gate.set()
-        found += [told(thread.output(1)), told(thread.output(2)), call(thread, lambda: "there")]
+        found += [failing(lambda thread=thread: thread.poll(5.0)), call(thread, lambda: "there")]
+    for change in (_no_versions, _a_version_less, _an_overlap, _other_logprobs):
+        thread, llm = engine()
+        complete = llm._completion
+        llm._completion = lambda *each, change=change, complete=complete: change(complete(*each))  # type: ignore[method-assign]
+        ask(thread, {1: [1]})
+        found.append(failing(lambda thread=thread: thread.poll(5.0)))
+    return found
+
+
+def _no_versions(completion: Any) -> Any:
+    completion.weight_versions = None
+    return completion
+
+
+def _a_version_less(completion: Any) -> Any:
+    completion.weight_versions[0].start = 1
+    return completion
+
+
+def _an_overlap(completion: Any) -> Any:
+    completion.weight_versions.append(SimpleNamespace(version="6", start=2, end=3))
+    return completion
+
+
+def _other_logprobs(completion: Any) -> Any:
+    completion.logprobs.token_ids = [*completion.logprobs.token_ids[:-1], 77]
+    return completion
+
+
+def versions() -> Any:
+    """A response that went on with new weights has two; weights that sampled nothing of it have no part in it."""
+    found = []
+    for spans in ([("5", 0, 1), ("6", 1, 3)], [("4", 0, 0), ("5", 0, 3)]):
+        thread, llm = engine()
+        complete = llm._completion
+
+        def changed(*each: Any, complete: Any = complete, spans: Any = spans) -> Any:
+            completion = complete(*each)
+            named = ("version", "start", "end")
+            completion.weight_versions = [SimpleNamespace(**dict(zip(named, span, strict=True))) for span in spans]
+            return completion
+
+        llm._completion = changed  # type: ignore[method-assign]
+        ask(thread, {1: [1]})
+        found.append([[span.version, span.start, span.end] for span in segments(thread, 1)[0].versions])
     return found
 
 
@@ -214,11 +355,11 @@ def paused() -> Any:
     """Nothing is stepped between pause and resume, though a request is running; calls are answered."""
     thread, llm = engine()
     call(thread, thread.pause)
-    call(thread, lambda: thread.start([(1, [1])], "params", None))
+    ask(thread, {1: [1]})
     time.sleep(0.2)
     steps, answer = llm.steps, call(thread, lambda: "answered")
     call(thread, thread.resume)
-    done = told(thread.output(1)).finished
+    done = texts(thread, 1)
     return {"steps": steps, "answer": answer, "done": done, "asked": [each for each in llm.asked if each[0] != "add"]}
 
 
@@ -226,35 +367,56 @@ def between_steps() -> Any:
     """A call while a request is running waits for one step, not for the request's end."""
     thread, llm = engine()
     llm.gate.clear()
-    call(thread, lambda: thread.start([(1, [1])], "params", None))
+    ask(thread, {1: [1]})
+    call(thread, lambda: None)
     asked = thread.call(lambda: llm.steps)
     llm.gate.set()
-    return {"at": told(asked), "end": told(thread.output(1)).steps}
+    return {"at": told(asked), "end": texts(thread, 1)}
+
+
+def counted() -> Any:
+    """How many samples run and wait, tokens of those that ended, and since when the thread has not come round."""
+    thread, llm = engine()
+    idle = thread.stats()
+    llm.gate.clear()
+    ask(thread, {1: [1], 2: [2]}, sampling=TWO)
+    call(thread, lambda: None)
+    time.sleep(0.3)
+    busy = thread.stats()
+    llm.gate.set()
+    segments(thread, 4)
+    end = thread.stats()
+    return {
+        "idle": [idle.version, idle.running, idle.waiting, idle.slots, idle.silent_s, idle.generated_tokens],
+        "unknown": [idle.cache_used, idle.preemptions],
+        "busy": [busy.running, busy.waiting, 0.2 < busy.silent_s < DEADLINE_S],
+        "end": [end.running, end.waiting, end.generated_tokens, end.lost],
+    }
 
 
 def canary() -> Any:
     """Logprobs of all tokens but the first, while another request goes on."""
     thread, llm = engine()
     call(thread, thread.pause)
-    call(thread, lambda: thread.start([(1, [1])], "params", None))
+    ask(thread, {1: [1]})
     found = call(thread, lambda: thread.logprobs([4, 5, 6]))
     call(thread, thread.resume)
     return {
         "logprobs": found.tolist(),
         "dtype": str(found.dtype),
         "asked": llm.asked[-3],
-        "other": told(thread.output(1)).steps,
+        "other": texts(thread, 1),
     }
 
 
 def adapter() -> Any:
     """Requests from then on use it; its files are needed no longer than that."""
     thread, llm = engine()
-    call(thread, lambda: thread.start([(1, [1])], "params", None))
-    told(thread.output(1))
+    ask(thread, {1: [1]})
+    segments(thread, 1)
     bound = call(thread, lambda: thread.load_adapter(Adapter(config="{}", weights=b"weights")))
-    call(thread, lambda: thread.start([(2, [1])], "params", None))
-    told(thread.output(2))
+    ask(thread, {2: [1]})
+    segments(thread, 1)
     return {"bound": bound, "asked": llm.asked, "left": [Path(file).exists() for file in llm.files]}
 
 
@@ -263,9 +425,7 @@ def ranks() -> Any:
     import actors.models.lora
 
     actors.models.lora.adapted_layer_kinds = lambda directory, lora: [directory, *lora.targets]  # type: ignore[assignment]
-    options = [
-        rollout_engine._adapter_options("model", LoraConfig(rank=rank, targets=["q"])) for rank in (1, 8, 9, 512)
-    ]
+    options = [vllm_options._adapter_options("model", LoraConfig(rank=rank, targets=["q"])) for rank in (1, 8, 9, 512)]
     return {"rank": [each.pop("max_lora_rank") for each in options], "others": options[0]}
 
 
@@ -273,13 +433,17 @@ SCENES: list[Scene] = [
     seeded,
     finished,
     refused,
+    aborted,
     lost,
+    unseeded,
     unbuilt,
     failing_call,
     left,
     strange,
+    versions,
     paused,
     between_steps,
+    counted,
     canary,
     adapter,
     ranks,

@@ -48,9 +48,17 @@ class Engine(RolloutWorker):
     @ray.method(concurrency_group="control")
     async def sample_with(self, settings: dict[str, Any]) -> tuple[int, int]:
         """Sample with other settings of `rollout` from now on; (most tokens of a pass, end-of-sequence token)."""
+        from actors.rollout.vllm_options import sampling_params
+
         self.config = ROLLOUT.model_copy(update=settings)
+        self.engine._params = lambda sampling: sampling_params(self.config, sampling)
         scheduler = self.engine.llm.llm_engine.vllm_config.scheduler_config
         return scheduler.max_num_batched_tokens, self.tokenizer.eos_token_id
+
+    @ray.method(concurrency_group="control")
+    async def hang(self, seconds: float) -> None:
+        """The engine's thread does nothing for so long."""
+        await self._between_steps(lambda: time.sleep(seconds))
 
     @ray.method(concurrency_group="control")
     async def running(self) -> int:

@@ -86,6 +86,15 @@ def test_token_rewards_put_the_score_on_the_last_action_token() -> None:
     assert token_rewards(5.0, [], [], kl_coef=0.5).tolist() == []
 
 
+def test_token_rewards_of_turns_are_where_these_end() -> None:
+    """Beside the KL there, and at the last one beside the score; nowhere else can a turn end."""
+    mask = [False, True, True, False, True]
+    found = token_rewards(5.0, [9.0, 1.0, 2.0, 9.0, 3.0], mask, kl_coef=0.5, turns={2: 0.25, 4: -1.0})
+    assert found.tolist() == [0, -0.5, -0.75, 0, 2.5]
+    with pytest.raises(ValueError, match="must be at an action token, got position 3"):
+        token_rewards(5.0, [0.0] * 5, mask, kl_coef=0.5, turns={3: 0.25})
+
+
 def _naive_gae(rewards: list[float], values: list[float], mask: list[bool], gamma: float, lam: float) -> list[float]:
     """The definition: sum over k of (gamma lambda)^k delta at the k-th following action token."""
     actions = [i for i in range(len(mask)) if mask[i]]

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from xml.etree import ElementTree
 
 import pytest
 from pydantic import BaseModel
@@ -29,18 +30,29 @@ from algorithms.config_rl import GRPOConfig, ImportanceCorrection, PPOConfig, RL
 from algorithms.encoder import columns as encoder_columns
 from algorithms.rewards.calls import Samples
 from algorithms.rewards.scores import load_sources, score_batch
+from benchmarks.demo_picture import draw
 from launch.checks.check import preflight
 from launch.cli import VERBS
 from launch.config import RunConfig, load, validate
 from launch.settings.file import parse
+from tests import tree
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ALGORITHMS = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")
-EMBEDDING = (ROOT / "docs/embedding.md").read_text(encoding="utf-8")
-CLUSTERS = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("docs/clusters.md", "k8s/README.md"))
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "k8s/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README, ALGORITHMS, EMBEDDING = (PAGES[name] for name in ("README.md", "docs/algorithms.md", "docs/embedding.md"))
+FROM_CODE = ("docs/settings.md", "docs/migrating.md", "docs/tree.md")
+"""Pages that `make docs` makes."""
+BY_HAND = re.sub(
+    r"<!--.*?-->", "", "".join(text for name, text in PAGES.items() if name not in FROM_CODE), flags=re.DOTALL
+)
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 MOST_LINES = 12
+MOST_LINES_OF_README = 160
+LONGEST_SENTENCE = 140
+"""Characters of what a module says of itself in docs/tree.md."""
 DOCUMENTED = {
     ALGORITHMS: (RLConfig, PPOConfig, GRPOConfig, DPOConfig, RewardModelConfig, RewardConfig, LoraConfig),
     EMBEDDING: (EncoderConfig, EmbeddingConfig, EmbeddingTask, MixedTask, Prompts, RerankerConfig),
@@ -49,20 +61,10 @@ DOCUMENTED = {
 SECTIONS = [(config, text) for text, configs in DOCUMENTED.items() for config in configs]
 
 
-def files_in_tree(package: str) -> list[str]:
-    """Modules that README's tree lists below `package/`."""
-    [part] = re.findall(rf"^{package}/  .*\n((?:  .*\n)+)", README, re.MULTILINE)
-    return re.findall(r"(?:^|  )(\w+\.py)  ", part, re.MULTILINE)
-
-
 def commands() -> list[list[str]]:
     """Every tandem command with a configuration in README and docs, split into words."""
     verbs = ("run", "check", "data", "submit", "k8s")
-    return [
-        line
-        for line in words_of_commands(README + ALGORITHMS + EMBEDDING + CLUSTERS)
-        if len(line) > 2 and line[1] in verbs and line[2] != "CONFIG"
-    ]
+    return [line for line in words_of_commands(BY_HAND) if len(line) > 2 and line[1] in verbs and line[2] != "CONFIG"]
 
 
 def words_of_commands(text: str) -> list[list[str]]:
@@ -80,28 +82,106 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("package", ["launch", "launch/jobs", "launch/kube", "algorithms", "actors"])
-def test_the_tree_names_every_module_once(package: str) -> None:
-    there = sorted(path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
-    assert sorted(files_in_tree(package)) == there
-    assert not (ROOT / package / "__init__.py").read_text(), "README says that every __init__.py is empty"
+def test_the_tree_is_made_from_the_modules() -> None:
+    page = PAGES["docs/tree.md"]
+    assert page == tree.made(page), "make it again: make docs"
+    assert [folder for folder in tree.folders() if not tree.paragraphs(page)[folder]] == [], "say what goes there"
+    full = [path for package in tree.PACKAGES for path in (ROOT / package).rglob("__init__.py") if path.stat().st_size]
+    assert full == [], "docs/tree.md says that every __init__.py is empty"
+
+
+def test_a_module_says_in_a_short_sentence_what_it_holds() -> None:
+    said = {path: tree.first_sentence(path) for paths in tree.folders().values() for path in paths}
+    assert [path for path, sentence in said.items() if not 20 < len(sentence) <= LONGEST_SENTENCE] == []
+    assert len({*said.values()}) == len(said)
+
+
+def test_the_tree_follows_modules_that_move(tmp_path: Path) -> None:
+    """What is written by hand stays with its folder, a new folder asks for it, and one that is gone takes it along."""
+    (tmp_path / "launch/new").mkdir(parents=True)
+    (tmp_path / "launch/cli.py").write_text('"""Verbs | errors,\nin one line. More of it."""\n')
+    (tmp_path / "launch/new/client.py").write_text('"""Version 1.2 of `x.y`.\n\nMore of it.\n"""\n')
+    (tmp_path / "launch/new/__init__.py").write_text("")
+    page = "# Tree\n\nFirst.\n\n## `launch/`\n\nOf launch.\n\nMore.\n\n## `launch/old/`\n\nOf old.\n"
+    table = "| module | holds |\n|---|---|\n"
+    made = (
+        "# Tree\n\nFirst.\n\n## `launch/`\n\nOf launch.\n\nMore.\n\n"
+        + f"{table}| `cli.py` | Verbs \\| errors, in one line. |\n\n"
+        + f"## `launch/new/`\n\n{table}| `client.py` | Version 1.2 of `x.y`. |\n"
+    )
+    assert tree.made(page, tmp_path) == made == tree.made(made, tmp_path)
+    assert tree.paragraphs(made)["launch/new"] == ""
+    (tmp_path / "launch/new/client.py").write_text("import os\n")
+    with pytest.raises(ValueError, match=r"client.py: must begin with a docstring"):
+        tree.made(page, tmp_path)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES_OF_README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_what_there_is(page: str) -> None:
+    """Files, pictures and headings; what stands in a comment or a block of code is none."""
+    text = re.sub(r"<!--.*?-->|^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    for link in (link or source for link, source in found):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.is_file(), link
+        headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in headings}
+
+
+def test_readme_links_to_every_page() -> None:
+    assert [name for name in PAGES if name != "README.md" and f"]({name})" not in README] == []
+
+
+def test_pictures_are_the_same_in_the_dark() -> None:
+    """But for their colours."""
+    names = sorted(path.name.removesuffix("-light.svg") for path in (ROOT / "docs").glob("*-light.svg"))
+    assert "flow" in names
+    for name in names:
+        light, dark = ((ROOT / f"docs/{name}-{theme}.svg").read_text(encoding="utf-8") for theme in ("light", "dark"))
+        assert light != dark
+        assert re.sub(r"#[0-9a-f]{6}", "", light) == re.sub(r"#[0-9a-f]{6}", "", dark)
+
+
+def test_the_picture_of_a_run_is_drawn_from_its_metrics(tmp_path: Path) -> None:
+    rows = [{"step": 0, "eval/reward/mean": 0.449}]
+    rows += [{"step": step, "reward/mean": step / 9, "eval/reward/mean": None} for step in range(1, 9)]
+    rows += [{"step": 9, "reward/mean": 1.0, "eval/reward/mean": 0.949}]
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [path.name for path in draw(tmp_path, tmp_path)] == ["demo-curves-light.svg", "demo-curves-dark.svg"]
+    first = (tmp_path / "demo-curves-dark.svg").read_text(encoding="utf-8")
+    words = [element.text for element in ElementTree.fromstring(first).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"0.45", "0.95", "step", "reward", "held-out prompts"} <= set(words)
+    draw(tmp_path, tmp_path)
+    assert (tmp_path / "demo-curves-dark.svg").read_text(encoding="utf-8") == first
+    metrics.write_text('{"step": 1, "loss/nll": 0.5}\n')
+    with pytest.raises(ValueError, match=r"must have reward/mean and eval/reward/mean"):
+        draw(tmp_path, tmp_path)
 
 
 def test_files_that_the_docs_name_exist() -> None:
     folders = "configs|docs|examples|benchmarks|requirements|launch|algorithms|actors|tests"
-    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w", README + ALGORITHMS + EMBEDDING + CLUSTERS))
+    named = set(re.findall(rf"\b(?:{folders})/[\w./-]*\w(?![\w*])", BY_HAND))
     places = (ROOT, ROOT / "k8s")  # k8s/README.md names its own examples
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
     assert {f"configs/{name}" for name in CONFIGS} - named == set()
 
 
-def test_readme_shows_every_verb() -> None:
-    assert set(re.findall(r"^\| `tandem (\w+)", README, re.MULTILINE)) == set(VERBS)
+def test_readme_and_its_page_show_every_verb() -> None:
+    assert set(re.findall(r"^tandem (\w+)", README, re.MULTILINE)) == set(VERBS)
+    assert set(re.findall(r"^\| `tandem (\w+)", PAGES["docs/verbs.md"], re.MULTILINE)) == set(VERBS)
 
 
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_a_command_of_readme_is_valid(command: list[str]) -> None:
+def test_a_command_of_the_docs_is_valid(command: list[str]) -> None:
     config, *rest = command[2:]
     overrides = [word for word in rest if "=" in word]
     assert isinstance(load(config, overrides), RunConfig)
@@ -128,9 +208,9 @@ def options_of(verb: str) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
-def test_the_configuration_in_readme_is_valid_and_short() -> None:
-    [text] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert validate(parse(text, "README.md")).algorithm.name == "grpo"
+def test_the_configuration_in_the_docs_is_valid_and_short() -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", PAGES["docs/configuration.md"], re.DOTALL)
+    assert validate(parse(text, "docs/configuration.md")).algorithm.name == "grpo"
     assert len(text.splitlines()) <= MOST_LINES
 
 
@@ -269,4 +349,4 @@ def test_the_example_task_refuses_a_column_that_is_not_there(tmp_path: Path) -> 
 
 
 def test_no_figure_is_left_to_be_filled_in() -> None:
-    assert not re.search(r"^(FIGURES|TODO|TBD)\b", README, re.MULTILINE)
+    assert not re.search(r"^(FIGURES|TODO|TBD)\b", BY_HAND, re.MULTILINE)

@@ -44,18 +44,48 @@ def test_a_seed_starts_the_sampler_anew_and_a_cache_of_its_own(told: dict[str, A
     ]
 
 
-def test_an_output_is_told_once_it_is_finished(told: dict[str, Any]) -> None:
-    assert told["finished"] == {"steps": [3, 6], "same": True, "waits": True, "left": 0}
+def test_a_segment_comes_once_its_sample_has_ended(told: dict[str, Any]) -> None:
+    """Each sample's own, as soon as it has ended, with one logprob and one version for each token."""
+    assert told["finished"] == {
+        "early": [],
+        "places": [[1, 0], [1, 1], [2, 0], [2, 1]],
+        "tokens": [0, 1, 2],
+        "logprobs": [[0, -0.25, -0.5], "float32"],
+        "versions": [[5, 0, 3]],
+        "finish": ["stop", None, "", "after 3 steps"],
+        "again": [],
+        "left": 0,
+    }
 
 
 def test_a_refused_prompt_is_its_callers_alone(told: dict[str, Any]) -> None:
-    assert told["refused"] == [True, "ValueError: the prompt is too long", True]
+    fine = ["stop", "", [0, 1, 2]]
+    media = "ValueError: an engine that takes tokens only cannot take media"
+    assert told["refused"] == [
+        fine, ["refused", "ValueError: the prompt is too long", []], fine, ["refused", media, []]
+    ]  # fmt: skip
+
+
+def test_an_aborted_request_gives_what_it_has(told: dict[str, Any]) -> None:
+    """Another one goes on, as does one that has ended before."""
+    found = told["aborted"]
+    assert found["ended"] == ["after 3 steps"]
+    assert [each[:2] for each in found["cut"]] in ([[2, 0], [2, 1], [3, 0]], [[3, 0], [2, 0], [2, 1]])
+    by_request = {tuple(each[:2]): each[2:] for each in found["cut"]}
+    assert by_request[3, 0] == ["stop", [0, 1, 2]]
+    for index in (0, 1):
+        finish, tokens = by_request[2, index]
+        assert finish in ("abort", "stop") and tokens == list(range(len(tokens)))
+        assert finish == "stop" or len(tokens) < 3
+    aborts = [name for call in found["asked"] for name in call[1:]]
+    assert len(aborts) == sum(each[2] == "abort" for each in found["cut"])
 
 
 def test_all_who_wait_for_a_lost_engine_are_told_what_ended_it(told: dict[str, Any]) -> None:
-    """Those of a prompt that is running or not yet started, and whoever calls or asks later."""
+    """Whoever polls or calls, now and later; what has ended before is still given."""
     assert told["lost"] == ["RuntimeError: a kernel failed"] * 6
-    assert told["unbuilt"] == ["ValueError: no memory"] * 3
+    assert told["unbuilt"] == ["ValueError: no memory"] * 4
+    assert told["unseeded"] == "IndexError: list index out of range"
 
 
 def test_a_call_that_fails_does_not_end_the_thread(told: dict[str, Any]) -> None:
@@ -64,11 +94,34 @@ def test_a_call_that_fails_does_not_end_the_thread(told: dict[str, Any]) -> None
 
 def test_callers_who_have_gone_do_not_end_the_thread(told: dict[str, Any]) -> None:
     """Their futures, cancelled, take no answer; without care that would be the thread's end, unheard by all others."""
-    assert told["left"] == {"gone": [True] * 4, "other": True, "call": "still there"}
+    assert told["left"] == {"gone": [True] * 2, "other": 1, "call": "still there"}
 
 
 def test_an_engine_that_answers_what_was_not_asked_is_lost(told: dict[str, Any]) -> None:
-    assert told["strange"] == ["KeyError: 'other'"] * 3 + ["IndexError: list index out of range"] * 3
+    """Or does not say which weights have sampled a token: the newest ones would be the wrong ones for just those that
+    matter."""
+    assert told["strange"][:4] == ["KeyError: 'other'"] * 2 + ["IndexError: list index out of range"] * 2
+    rule = "RuntimeError: the engine must say of each of the 3 tokens of a response which weights have sampled it"
+    assert told["strange"][4:] == [
+        f"{rule}, and says it of []",
+        f"{rule}, and says it of [(1, 3)]",
+        f"{rule}, and says it of [(0, 3), (2, 3)]",
+        "RuntimeError: the engine must give one logprob for each of the 3 sampled tokens",
+    ]
+
+
+def test_versions_are_those_that_sampled_each_token(told: dict[str, Any]) -> None:
+    assert told["versions"] == [[[5, 0, 1], [6, 1, 3]], [[5, 0, 3]]]
+
+
+def test_how_an_engine_is(told: dict[str, Any]) -> None:
+    """It has two slots here; what vLLM does not tell is not made up."""
+    assert told["counted"] == {
+        "idle": [5, 0, 0, 2, 0, 0],
+        "unknown": [None, None],
+        "busy": [2, 2, True],
+        "end": [0, 0, 12, ""],
+    }
 
 
 def test_a_paused_engine_steps_not_but_answers_calls(told: dict[str, Any]) -> None:
@@ -76,7 +129,7 @@ def test_a_paused_engine_steps_not_but_answers_calls(told: dict[str, Any]) -> No
     assert told["paused"] == {
         "steps": 0,
         "answer": "answered",
-        "done": True,
+        "done": ["after 3 steps"],
         "asked": [
             ["sleep", {"level": 0, "mode": "keep"}],
             ["reset_prefix_cache", {"reset_running_requests": True}],
@@ -86,7 +139,7 @@ def test_a_paused_engine_steps_not_but_answers_calls(told: dict[str, Any]) -> No
 
 
 def test_calls_run_between_two_steps(told: dict[str, Any]) -> None:
-    assert told["between_steps"]["at"] < told["between_steps"]["end"] == 3
+    assert told["between_steps"]["end"] == ["after 3 steps"] and told["between_steps"]["at"] < 3
 
 
 def test_logprobs_of_a_prompt_are_those_of_its_own_tokens_at_temperature_1(told: dict[str, Any]) -> None:
@@ -96,7 +149,7 @@ def test_logprobs_of_a_prompt_are_those_of_its_own_tokens_at_temperature_1(told:
         "logprobs": [-2.5, -3.0],
         "dtype": "float32",
         "asked": added(1, [4, 5, 6], " 5", params=params),
-        "other": 3,
+        "other": ["after 3 steps"],
     }
 
 

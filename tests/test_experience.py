@@ -13,6 +13,7 @@ from actors.batch import Prompt
 from actors.rollout.types import RolloutInfo
 from actors.train.worker import Totals
 from algorithms.rewards.scores import empty_scores
+from algorithms.rl.deals import hand_episodes
 from algorithms.rl.experience import (
     RankWork,
     Sample,
@@ -23,14 +24,16 @@ from algorithms.rl.experience import (
     split_updates,
     totals_of,
 )
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 def group(number: int, prompt: int, *responses: int, statuses: str = "") -> ScoredGroup:
     """Tokens of the prompt and of each response."""
     said: Any = statuses.split() or ["ok"] * len(responses)
     infos = [
-        RolloutInfo(prompt_tokens=prompt, response_tokens=tokens, status=status, oldest_version=0)
+        RolloutInfo(
+            tokens=prompt + tokens, prompt_tokens=prompt, sampled_tokens=tokens, status=status, oldest_version=0
+        )
         for tokens, status in zip(responses, said, strict=True)
     ]
     of = Prompt(index=number, token_ids=[1] * prompt, text="", row={})
@@ -40,6 +43,10 @@ def group(number: int, prompt: int, *responses: int, statuses: str = "") -> Scor
 def samples(groups: list[ScoredGroup]) -> list[Sample]:
     """Each with an advantage of its own."""
     return samples_of(groups, [np.arange(len(each.infos)) + 10.0 * number for number, each in enumerate(groups)])
+
+
+def no_split(asked: Any) -> Any:
+    pytest.fail(f"nothing is to be split, got {asked}")
 
 
 def named(updates: list[list[Sample]]) -> list[list[tuple[int, int]]]:
@@ -102,13 +109,15 @@ def test_equal_groups_are_each_on_one_rank() -> None:
     """So that their samples can share a prompt; each is sent once, however many updates it is in."""
     groups = [group(number, 50, 10, 10, 10, 10) for number in range(4)]
     found = samples(groups)
-    works = divide(groups, [found, found], ranks=2, token_budget=240)
+    works = divide([found, found], ranks=2, token_budget=240)
     assert [sorted(of_group(work).values()) for work in works] == [[8, 8], [8, 8]]
     assert set(of_group(works[0])) | set(of_group(works[1])) == {0, 1, 2, 3}
     for work in works:
         assert [len(plan) for plan in work.plans] == [2, 2]
-        assert work.keys == list(dict.fromkeys(n for plan in work.plans for batch in plan for n, _, _ in batch))
-        assert work.groups == [f"rollouts {key}" for key in work.keys]
+        keys = list(dict.fromkeys(n for plan in work.plans for batch in plan for n, _, _ in batch))
+        assert work.held == {key: [0, 1, 2, 3] for key in keys} and list(work.held) == keys
+        [(held, given)] = hand_episodes(groups, [work], no_split)
+        assert held == [(key, [0, 1, 2, 3]) for key in keys] and given == [f"rollouts {key}" for key in keys]
         for batch in (batch for plan in work.plans for batch in plan):
             assert len({number for number, _, _ in batch}) == 1 and len(batch) == 4
 
@@ -118,7 +127,7 @@ def test_every_sample_is_in_one_place_with_its_advantage_and_within_the_budget()
     found = samples(groups)
     lengths = {(sample.group, sample.index): sample.tokens for sample in found}
     updates = split_updates(found, 5, seed=3)
-    works = divide(groups, updates, ranks=3, token_budget=20)
+    works = divide(updates, ranks=3, token_budget=20)
     for number, update in enumerate(updates):
         placed = [place for work in works for batch in work.plans[number] for place in batch]
         assert sorted(placed) == sorted((sample.group, sample.index, sample.advantage) for sample in update)
@@ -131,8 +140,8 @@ def test_every_sample_is_in_one_place_with_its_advantage_and_within_the_budget()
 def test_micro_batches_are_counted_over_ranks_and_updates() -> None:
     one = (0, 0, 1.0)
     works = [
-        RankWork(groups=[], keys=[], plans=[[[one], [one, one]], [[one]]]),
-        RankWork(groups=[], keys=[], plans=[[[one], []], [[]]]),
+        RankWork(plans=[[[one], [one, one]], [[one]]]),
+        RankWork(plans=[[[one], []], [[]]]),
     ]
     assert count_micro_batches(works) == (6, 2)
 

@@ -250,10 +250,12 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
     monkeypatch.setattr("algorithms.rl.stages.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
     monkeypatch.setattr("algorithms.rl.stages.sample_rows", lambda *_: [])
     record: Any = Recorder(fails_at)
-    empty: Any = SimpleNamespace(metrics=lambda _: {}, state_dict=dict, failed=0)
+    empty: Any = SimpleNamespace(
+        metrics=lambda _: {}, state_dict=dict, published=lambda _: None, failures=SimpleNamespace(samples=0)
+    )
     loop = GRPO(
         config=GRPOConfig(name="grpo", steps=1), policy=empty, reference=None, read_reference=None, models=[],
-        sampler=empty, shaper=empty, prompts=[], batches=Batches(1, seed=0, shuffle=False), evaluation=[],
+        rollouts=empty, shaper=empty, batches=Batches(1, seed=0, shuffle=False), evaluation=[],
         publish=lambda version: record.publish(version) or {}, checkpoint=record, reporter=record, sampling=empty,
         micro_batch_tokens={}, seed=0, total_steps=1,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from actors.batch import Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
-from actors.rollout.types import Sampling
+from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
@@ -44,6 +45,8 @@ from tests.faulty_engines import (
 
 TOLERANCE = 1e-3
 LAYER = "model.layers.1.mlp.down_proj"
+IDS = count()
+"""Of requests."""
 
 
 class Policy(PolicyWorker):
@@ -92,10 +95,11 @@ class Trio:
 
     def versions(self, engine: int) -> set[int]:
         """Of the weights that sample a response now."""
-        sampling = Sampling(samples=4, temperature=ROLLOUT.temperature, max_tokens=16)
-        self.engine(engine, Engine.start, [(0, [5, 6, 7])], sampling, None)
-        rollouts = ray.get(self.engines.submit(engine, Engine.generated, 0, num_returns=2)[1], timeout=60)
-        return {span.version for rollout in rollouts for span in rollout.versions}
+        number, sampling = next(IDS), Sampling(samples=4, temperature=ROLLOUT.temperature, max_tokens=16)
+        self.engine(engine, Engine.submit, [Request(id=number, token_ids=[5, 6, 7], sampling=sampling)], None)
+        [finished] = self.engine(engine, Engine.poll, 60.0)
+        assert (finished.request, finished.error) == (number, "")
+        return {span.version for episode in self.engine(engine, Engine.collect, number) for span in episode.versions}
 
 
 class LateGroup(ActorGroup[Engine]):

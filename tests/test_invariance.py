@@ -22,11 +22,13 @@ from algorithms.config_offline import DPOConfig, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.offline.dpo import DPO
 from algorithms.offline.reward_model import RewardModel
-from algorithms.rl.experience import divide, samples_of, totals_of
+from algorithms.rl.deals import Parts, Updates, hand_episodes
+from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.ppo import PPO, critic_loss
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.stages import RL
+from tests.episodes import split_here
 from tests.trainees import (
     GROUP,
     Division,
@@ -38,9 +40,11 @@ from tests.trainees import (
     preferences,
     scored_groups,
     started_trainees,
+    two_turns,
 )
 
 GROUPS = scored_groups()
+TURNS = scored_groups(two_turns)
 PAIRS = preferences()
 JUDGED = judgements()
 SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "samples_per_update": 8}
@@ -49,13 +53,13 @@ SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "sample
 def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
     """What the loops' stages read; they are called one by one, so nothing here samples, publishes or reports."""
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=24)
-    unused = ("sampler", "batches", "publish", "checkpoint", "reporter")
+    unused = ("rollouts", "batches", "publish", "checkpoint", "reporter")
     return {
         "reference": reference,
         "read_reference": ReferenceWorker.logprobs,
         "models": [],
+        "split": split_here,
         "shaper": shaper,
-        "prompts": [],
         "evaluation": [],
         "sampling": Sampling(samples=4, temperature=0.7, max_tokens=24),
         "micro_batch_tokens": dict.fromkeys(("policy", "critic", "reference"), division.micro_batch_tokens),
@@ -66,47 +70,61 @@ def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
 
 
 def _grpo(
-    config: GRPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division, *, compute_all: bool = False
+    config: GRPOConfig,
+    group: ActorGroup[Trainee],
+    reference: Any,
+    division: Division,
+    *,
+    compute_all: bool = False,
+    turns: bool = False,
 ) -> list[dict[str, float]]:
     """The updates of one step of GRPO; with `compute_all`, also those samples that are known to have no gradient."""
     policy: Any = group
+    groups = TURNS if turns else GROUPS
     loop = GRPO(config=config, policy=policy, **_loop_settings(reference if config.kl_coef else None, division))
-    fields = loop.read_frozen(GROUPS)() + loop.read_old(GROUPS)()
-    samples, found, told = loop._advantages(GROUPS, fields)
+    samples, told = loop._advantages(groups)
     updates = [loop.counted(update) for update in loop.updates(samples)]
     trained = updates if compute_all else [loop._with_gradient(update) for update in updates]
-    return _updated(loop, group, "policy", loop.policy_loss(), updates, trained, fields + found, told)
+    work, estimation = loop.plan_policy(updates, trained), loop.estimation(policy, groups)
+    takers = [estimation, work.taker] if loop._by_token else [work.taker]
+    parts = loop.read_frozen(groups, takers)() + loop.read_old(groups, takers)()
+    if loop._by_token:
+        scores = [each.shaped for each in loop.shape(groups)]
+        estimated, _, found = loop.estimate(policy, groups, scores, parts, estimation, [work.taker])
+        told, parts = told | estimated, parts + found
+    return _updated(loop, groups, work, loop.policy_loss(), parts, told)
 
 
 def _critic(
-    config: PPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division
+    config: PPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division, *, turns: bool = False
 ) -> list[dict[str, float]]:
     """The critic's updates in one step of PPO."""
+    groups = TURNS if turns else GROUPS
     settings = _loop_settings(reference, division)
-    loop = PPO(config=config, critic=group, policy=None, **settings)  # type: ignore[arg-type]
-    fields = loop.read_frozen(GROUPS)() + loop.read(group, CriticWorker.values, GROUPS, "critic")()
-    told, found = loop.estimate(group, GROUPS, loop.shaper(GROUPS), fields)
-    updates = loop.updates(samples_of(GROUPS, [np.full(4, np.nan)] * len(GROUPS)))
-    loss = partial(critic_loss, clip=config.value_clip)
-    return _updated(loop, group, "critic", loss, updates, updates, fields + found, told)
+    critic: Any = group
+    loop = PPO(config=config, critic=critic, policy=None, **settings)  # type: ignore[arg-type]
+    updates = loop.updates(samples_of(groups, [np.full(4, np.nan)] * len(groups)))
+    work = loop.plan(critic, "critic", updates, updates, {"values", "returns"})
+    estimation = loop.estimation(critic, groups)
+    takers = [estimation, work.taker]
+    parts = loop.read_frozen(groups, takers)()
+    parts += loop.read(critic, CriticWorker.values, groups, "critic", "values", takers)()
+    told, _, found = loop.estimate(critic, groups, loop.shaper(groups), parts, estimation, [work.taker])
+    return _updated(loop, groups, work, partial(critic_loss, clip=config.value_clip), parts + found, told)
 
 
 def _updated(
-    loop: RL,
-    group: ActorGroup[Trainee],
-    name: str,
-    loss: Any,
-    updates: list[Any],
-    trained: list[Any],
-    fields: list[Any],
-    told: dict[str, float],
+    loop: RL, groups: list[Any], work: Updates, loss: Any, parts: Parts, told: dict[str, float]
 ) -> list[dict[str, float]]:
     """As RL.submit_updates, but with the metrics of every update; the first ones join those of the estimator."""
-    totals = [totals_of(update, kept) for update, kept in zip(updates, trained, strict=True)]
-    work = divide(GROUPS, trained, len(group), loop.micro_batch_tokens[name])
-    temperature = loop.sampling.temperature
-    calls = [(share.plans, share.keys, totals, loss, temperature, *share.groups, *fields) for share in work]
-    first, *others = group.scatter(Trainee.update, calls)[0]
+    settings = (work.totals, loss, loop.sampling.temperature)
+    calls = [
+        (share.plans, held, *settings, *episodes, *parts.of(work.taker, rank))
+        for rank, (share, (held, episodes)) in enumerate(
+            zip(work.work, hand_episodes(groups, work.work, split_here), strict=True)
+        )
+    ]
+    first, *others = work.group.scatter(Trainee.update, calls)[0]
     return [first | told, *others]
 
 
@@ -144,11 +162,11 @@ def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division
     return [*found, loop.measure(rows[0]), loop.measure(rows[1][: 2 if config.unpaired else 1])]
 
 
-def _policy_job(**settings: Any) -> Job:
+def _policy_job(*, turns: bool = False, **settings: Any) -> Job:
     unclipped = settings.get("loss") in ("cispo", "sapo") or settings.get("samples_per_update", 1) is None
     clips = {} if unclipped else {"clip_high": 0.3}
     config = GRPOConfig.model_validate({"name": "grpo"} | clips | SIZES | settings)
-    return Job(PolicyWorker, partial(_grpo, config))
+    return Job(PolicyWorker, partial(_grpo, config, turns=turns))
 
 
 def _dpo_job(loss: Any, **settings: Any) -> Job:
@@ -178,6 +196,14 @@ DIVISIONS = {
     "two ranks, ZeRO-3": Division(ranks=2, zero_stage=3, micro_batch_tokens=40),
     "two ranks, ZeRO-3, gradient checkpointing": Division(ranks=2, zero_stage=3, gradient_checkpointing=True),
 }
+OF_SAMPLES = (
+    "each sequence alone",
+    "a few sequences in a micro-batch",
+    "each response with its own prompt",
+    "two ranks",
+    "two ranks, each sequence alone",
+)
+"""Divisions into micro-batches and over ranks, not of a model."""
 POLICY_JOBS = {
     "clip, sequence": SEQUENCE,
     "clip, constant, dual clip": _policy_job(aggregation="constant", dual_clip=1.31),
@@ -194,12 +220,16 @@ POLICY_JOBS = {
     "corrected by sequence": _policy_job(importance_correction={"level": "sequence", "mode": "mask", "cap": 1.5}),
     "corrected, one update": _policy_job(**CORRECTED, samples_per_update=None),
     "KL in the reward": _policy_job(advantage="reinforce_pp_baseline", kl_coef=0.3, kl_in="reward"),
+    "two turns": _policy_job(turns=True, kl_coef=0.3, kl_estimator="k2", mask_truncated=True, **CORRECTED),
+    "two turns, KL in the reward": _policy_job(turns=True, advantage="reinforce_pp", kl_coef=0.3, kl_in="reward"),
 }
-CRITIC = Job(CriticWorker, partial(_critic, PPOConfig(name="ppo", gae_lambda=0.9, value_clip=0.05, **SIZES)))
+_PPO = PPOConfig(name="ppo", gae_lambda=0.9, value_clip=0.05, **SIZES)
+CRITIC = Job(CriticWorker, partial(_critic, _PPO))
 REWARD_MODEL = Job(RewardModelWorker, partial(_reward_model, RewardModelConfig(name="reward", steps=3, centering=0.1)))
 KTO = _dpo_job("kto", beta=1.0, undesirable_weight=1.3)
 OTHER_JOBS = {
     "critic": CRITIC,
+    "critic of two turns": Job(CriticWorker, partial(_critic, _PPO, turns=True)),
     "reward model": REWARD_MODEL,
     "sigmoid": _dpo_job("sigmoid", beta=1.0, label_smoothing=0.1),
     "ipo": _dpo_job("ipo", beta=0.5),
@@ -237,13 +267,22 @@ def test_division_of_work_does_not_matter(name: str, result: Callable[[Job, Divi
     _assert_equal(result(BASE, PLAIN), result(BASE, DIVISIONS[name]))
 
 
+@pytest.mark.parametrize("division", OF_SAMPLES)
+@pytest.mark.parametrize("name", ["two turns", "two turns, KL in the reward", "critic of two turns"])
+def test_episodes_of_two_turns_are_divided_as_freely(
+    name: str, division: str, result: Callable[[Job, Division], Result]
+) -> None:
+    """What a tool says in between is read by the model wherever the episode is computed, and learned from nowhere."""
+    _assert_equal(result(JOBS[name], PLAIN), result(JOBS[name], DIVISIONS[division]))
+
+
 @pytest.mark.parametrize("name", POLICY_JOBS | OTHER_JOBS)
 def test_every_loss_is_divided_as_freely(name: str, result: Callable[[Job, Division], Result]) -> None:
     """Means are taken over the whole update, not over micro-batches or ranks; so are sorted and shared quantities."""
     _assert_equal(result(JOBS[name], PLAIN), result(JOBS[name], HARD))
 
 
-@pytest.mark.parametrize("name", ["gspo", "KL in the reward", "critic", "reward model", "several"])
+@pytest.mark.parametrize("name", ["gspo", "KL in the reward", "two turns", "critic", "reward model", "several"])
 def test_models_of_all_kinds_may_be_sharded(name: str, result: Callable[[Job, Division], Result]) -> None:
     """ZeRO-3 on two ranks, and no prompt is shared."""
     sharded = Division(ranks=2, zero_stage=3, micro_batch_tokens=60, share_prompts=False)

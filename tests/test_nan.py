@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.rollout.types import RolloutInfo
 from actors.train.encoder import EncoderWorker
 from actors.weights.probe import differing_tensors
 from algorithms.encoder.mining import MiningRules, choose_negatives
@@ -88,7 +89,7 @@ def test_the_extremes_of_rewards_are_nan_wherever_one_is(place: int) -> None:
     rewards = [1.0, 1.0]
     rewards[place] = NAN
     score = [SimpleNamespace(reward=reward, parts={}) for reward in rewards]
-    info = SimpleNamespace(oldest_version=0, response_tokens=1, status="ok")
+    info = RolloutInfo(prompt_tokens=1, sampled_tokens=1, tokens=2, turns=1, status="ok", oldest_version=0)
     group: Any = SimpleNamespace(
         rewards=np.array(rewards), compared=np.ones(2), scores=score, infos=[info], prompt=SimpleNamespace(of_set=None)
     )

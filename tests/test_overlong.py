@@ -252,7 +252,7 @@ def test_other_sets_than_the_checkpoints_are_refused() -> None:
 def test_rewards_are_told_by_set(tmp_path: Path) -> None:
     from algorithms.rewards.scores import Score
     from algorithms.rl.metrics import reward_metrics
-    from algorithms.rollouts.sampler import ScoredGroup
+    from algorithms.rollouts.groups import ScoredGroup
 
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "answer": "x"}\n' * 2)
     (tmp_path / "b.jsonl").write_text('{"prompt": "b", "answer": "x"}\n')

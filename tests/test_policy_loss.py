@@ -73,7 +73,7 @@ UNREAD = {"policy": 5.0, "rollout": -7.0, "old": 3.0, "reference": 11.0, "advant
 """What stands outside of the action tokens."""
 TOTALS = Totals(tokens=23, sequences=7, trained_tokens=17)
 """Of an update over several micro-batches, in which some samples are not trained on."""
-CONSTANT, KL_COEF = 11, 0.3
+CONSTANT, KL_COEF, VERSION = 11, 0.3, 7
 TWO_UPDATES = {"samples_per_update": 2}
 
 
@@ -163,7 +163,8 @@ def packed(config: RLConfig, rows: slice = slice(None)) -> PackedBatch:
                 name if name == "advantages" else f"{name}_logprobs": np.array(spread(name)[start:end], np.float32)
                 for name in FIELDS
                 if name not in unread
-            },
+            }
+            | {"versions": np.array([float(at == "x") * VERSION for at in row.mask], np.float32)},
         )
         for row, (start, end) in list(zip(ROWS, borders, strict=True))[rows]
     ]
@@ -240,12 +241,15 @@ def token_by_token(config: RLConfig, policy: Tensor, entropies: Tensor) -> tuple
             of_sequence = of_sequence + (loss / len(at) if config.aggregation == "sequence" else loss)
         total = total + of_sequence
     counts = {"token": TOTALS.tokens, "sequence": TOTALS.sequences, "constant": TOTALS.sequences * CONSTANT}
-    return total / counts[config.aggregation], {name: value / TOTALS.trained_tokens for name, value in sums.items()}
+    told = {name: value / TOTALS.trained_tokens for name, value in sums.items()}
+    return total / counts[config.aggregation], told | {"mismatch/tokens": sum(len(row.policy) for row in ROWS)}
 
 
 def computed(config: RLConfig, batch: PackedBatch, policy: Tensor, entropies: Tensor) -> tuple[Tensor, dict[str, Any]]:
     coef = KL_COEF if config.kl_in == "loss" and config.kl_coef else 0.0
-    return policy_loss(batch, policy, entropies, TOTALS, config=config, kl_coef=coef, constant=CONSTANT)
+    return policy_loss(
+        batch, policy, entropies, TOTALS, config=config, kl_coef=coef, constant=CONSTANT, version=VERSION
+    )
 
 
 def gradients(loss: Tensor, *inputs: Tensor) -> list[list[float]]:
@@ -295,7 +299,7 @@ def test_a_rank_without_work_adds_nothing_but_has_all_metrics(name: str) -> None
     batch = pack_experiences([], torch.device("cpu"), share_prompts=False)
     coef = KL_COEF if CASES[name].kl_in == "loss" and CASES[name].kl_coef else 0.0
     for totals in (TOTALS, Totals(tokens=0, sequences=0, trained_tokens=0)):
-        options: Any = {"config": CASES[name], "kl_coef": coef, "constant": CONSTANT}
+        options: Any = {"config": CASES[name], "kl_coef": coef, "constant": CONSTANT, "version": VERSION}
         loss, metrics = policy_loss(batch, policy, entropies, totals, **options)
         assert loss.item() == 0 and gradients(loss, policy) == [[0]]
         assert dict.fromkeys(computed(CASES[name], packed(CASES[name]), *leaves())[1], 0) == metrics
@@ -307,7 +311,7 @@ def test_a_penalty_in_the_reward_is_no_term_of_the_loss() -> None:
         policy, entropies = leaves()
         plain, _ = computed(grpo(), packed(grpo()), policy, entropies)
         loss, metrics = policy_loss(
-            packed(config), policy, entropies, TOTALS, config=config, kl_coef=coef, constant=CONSTANT
+            packed(config), policy, entropies, TOTALS, config=config, kl_coef=coef, constant=CONSTANT, version=VERSION
         )
         assert loss.item() == plain.item() and "policy/kl" not in metrics
 
@@ -329,9 +333,10 @@ def test_the_loop_gives_the_coefficient_of_now_and_a_length(
     loop.config = grpo(**settings)
     loop.sampling = Sampling(samples=2, temperature=1.0, max_tokens=24)
     loop.kl = SimpleNamespace(coef=0.7 if loop.config.kl_coef else 0.0)  # type: ignore[assignment]
+    loop.version = 5
     found: Any = loop.policy_loss()
     assert found.func is policy_loss
-    assert found.keywords == {"config": loop.config, "kl_coef": coef, "constant": constant}
+    assert found.keywords == {"config": loop.config, "kl_coef": coef, "constant": constant, "version": 5}
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
@@ -340,8 +345,11 @@ def test_an_update_may_be_one_token_of_one_sequence(aggregation: str) -> None:
     config, one = grpo(aggregation=aggregation), Totals(tokens=1, sequences=1, trained_tokens=1)
     policy, entropies = leaves()
     whole, told = computed(config, packed(config), policy, entropies)
-    loss, metrics = policy_loss(packed(config), policy, entropies, one, config=config, kl_coef=0.0, constant=CONSTANT)
+    loss, metrics = policy_loss(
+        packed(config), policy, entropies, one, config=config, kl_coef=0.0, constant=CONSTANT, version=VERSION
+    )
     count = TOTALS.tokens if aggregation == "token" else TOTALS.sequences
     assert loss.item() == pytest.approx(whole.item() * count)
+    assert metrics.pop("mismatch/tokens") == told["mismatch/tokens"]
     for name, value in metrics.items():
         assert value.item() == pytest.approx(told[name].item() * TOTALS.trained_tokens), name

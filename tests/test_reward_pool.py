@@ -8,14 +8,15 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import ray
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.config import UserError
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.rewards.pool import RewardFailure, RewardPool
+from algorithms.rollouts.failures import Failures
+from tests.episodes import episode
 
 REWARD = '''
 import os, re, signal, time
@@ -103,19 +104,8 @@ def make_pool(tmp_path, monkeypatch):
 PROMPT = Prompt(index=7, token_ids=[1], text="say yes", row={"answer": "yes"})
 
 
-def rollouts(*texts: str) -> list[Rollout]:
-    return [
-        Rollout(
-            prompt_token_ids=[1],
-            response_token_ids=[2],
-            rollout_logprobs=np.zeros(1, np.float32),
-            versions=[],
-            finish_reason="stop",
-            status="ok",
-            text=text,
-        )
-        for text in texts
-    ]
+def rollouts(*texts: str) -> list[Episode]:
+    return [episode([1], [2], text=text) for text in texts]
 
 
 def submit(pool: RewardPool, *texts: str) -> int:
@@ -129,12 +119,14 @@ def await_start(pool: RewardPool) -> None:
     assert pool.ready(0) == [] and pool.refs() == []
 
 
-def gather(pool: RewardPool, count: int, timeout_s: float = 40) -> dict:
-    """Scores by ticket: the reward, or the error as text."""
+def gather(pool: RewardPool, count: int, timeout_s: float = 40, failures: Failures | None = None) -> dict:
+    """Scores by ticket: the reward, or the error as text. `failures` hears of them."""
     found = {}
     until = time.monotonic() + timeout_s
     while len(found) < count and time.monotonic() < until:
         for ticket, scores in pool.ready(timeout_s=1):
+            if failures:
+                failures.not_scored(scores, 50)
             found[ticket] = [score.error if score.status == "failed" else score.reward for score in scores]
     assert len(found) == count, f"{len(found)} of {count} batches in {timeout_s} s"
     return found
@@ -148,7 +140,8 @@ def test_mistakes_fail_their_samples_only(make_pool):
         submit(pool, "nan", "yes", "none"),
         pool.submit(PROMPT, ray.put(rollouts("no", "yes")), 2),
     ]
-    found = gather(pool, 4)
+    failures = Failures(0.1)
+    found = gather(pool, 4, failures=failures)
     first, second, third, fourth = (found[ticket] for ticket in tickets)
     assert (first[0], first[2]) == (1.0, 0.0)
     assert "KeyError: 'lost' (my_reward.py line" in first[1]
@@ -156,16 +149,12 @@ def test_mistakes_fail_their_samples_only(make_pool):
     assert all("returned 1 values for 2 completions" in error for error in second)
     assert "nan" in third[0] and third[1] == 1.0 and "abstained" in third[2]
     assert fourth == [0.0, 1.0]
-    assert (pool.scored, pool.failed) == (5, 5)
-
-    pool.check_failures(samples_per_step=50)
+    assert failures.unscored == 5
     with pytest.raises(RewardFailure) as caught:
-        pool.check_failures(samples_per_step=49)
+        failures.not_scored([], 49)
     message = str(caught.value)
     assert "5 samples could not be scored in a step of 49" in message and "\n" not in message
     assert "KeyError" in message and "completion 'raise'" in message and "and 1 more causes" in message
-    pool.begin_step()
-    pool.check_failures(samples_per_step=1)
 
 
 def test_what_ends_a_program_fails_its_sample_only(make_pool):
@@ -213,7 +202,6 @@ def test_a_lost_process_fails_the_guilty_sample_and_the_pool_recovers(make_pool,
     assert "not scored, because of sample 1 of the same batch" in found[bad][2]
     assert found[good] == [0.0, 1.0]
     assert not os.path.exists(f"/proc/{pid}")
-    assert (pool.scored, pool.failed) == (1 + 1 + 2, 2)
 
 
 def test_a_hang_blocks_only_its_own_worker(make_pool):
@@ -367,7 +355,6 @@ def test_abstaining_waits_for_reward_models(make_pool, service):
     [(found, scores)] = pool.ready(timeout_s=40)
     assert found == ticket
     assert [(score.status, score.parts) for score in scores] == [("abstained", {}), ("ok", {"length": 3.0})]
-    assert pool.failed == 0
 
 
 @pytest.mark.parametrize(
@@ -379,12 +366,13 @@ def test_a_service_without_an_answer_fails_the_batch_and_costs_no_process(make_p
     await_start(pool)
     pid = _process(pool)
     bad, good = submit(pool, completion, "yes"), submit(pool, "no", "yes")
-    found = gather(pool, 2)
+    failures = Failures(0.1)
+    found = gather(pool, 2, failures=failures)
     assert all(f"{service}: {what}" in error for error in found[bad])
     assert found[good] == [2.0, 4.0]
     assert _process(pool) == pid
     with pytest.raises(RewardFailure, match=r"2 samples could not be scored in a step of 8 .*http://127") as caught:
-        pool.check_failures(samples_per_step=8)
+        failures.not_scored([], 8)
     assert TOKEN not in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.config import UserError
 from algorithms.config import RewardConfig
 from algorithms.rewards import scores as rewards
 from algorithms.rewards.scores import Score, load_scorer, load_sources, score_batch, score_rollouts, sources_labels
+from tests.episodes import episode
 
 FUNCTIONS = """
 import os
@@ -36,16 +36,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def rollout(text: str, status: Any = "ok") -> Rollout:
-    return Rollout(
-        prompt_token_ids=[1],
-        response_token_ids=[2],
-        rollout_logprobs=np.zeros(1, np.float32),
-        versions=[],
-        finish_reason="abort" if status == "failed" else "stop",
-        status=status,
-        text=text,
-    )
+def rollout(text: str, status: Any = "ok") -> Episode:
+    return episode([1], [2], status=status, text=text, finish_reason="abort" if status == "failed" else "stop")
 
 
 def config(path: Path, **settings: Any) -> RewardConfig:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Prompt
 from actors.config import UserError
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.rewards.calls import LoadedFunction, Samples, check_signature
@@ -19,6 +19,7 @@ from algorithms.rewards.scores import (
     score_rollouts,
     sources_labels,
 )
+from tests.episodes import episode
 
 
 def loaded(call, *, name="mine.py:score", label="score", weight=1.0, **arguments) -> LoadedFunction:
@@ -337,15 +338,7 @@ def test_a_failed_score_stays_failed_and_a_sum_that_overflows_fails():
 
 def test_a_failed_rollout_is_seen_by_no_function():
     def rollout(text, status):
-        return Rollout(
-            prompt_token_ids=[1],
-            response_token_ids=[2],
-            rollout_logprobs=np.zeros(1, np.float32),
-            versions=[],
-            finish_reason="abort" if status == "failed" else "stop",
-            status=status,
-            text=text,
-        )
+        return episode([1], [2], status=status, text=text, finish_reason="abort" if status == "failed" else "stop")
 
     seen = []
     prompt = Prompt(index=0, token_ids=[1], text="1+1=", row={"answer": "2"})

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Prompt, Rollout, RolloutStatus
+from actors.batch import Episode, EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score
 from algorithms.rl import responses
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
+from tests.episodes import episode
 
 UPDATES = [
     {"loss": 1.0, "grad_norm": 4.0, "learning_rate": 0.5, "policy/kl": 3.0, "critic/error": 8.0, "mismatch/kl": 7.0},
@@ -23,11 +24,12 @@ def group(
     number: int, *rewards: float, row: dict[str, Any] | None = None, of_set: str = "", **info: Any
 ) -> ScoredGroup:
     prompt = Prompt(index=number, token_ids=[1], text=f"ask {number}", row=row or {}, of_set=of_set)
-    statuses: list[RolloutStatus] = ["ok", "truncated"]
+    statuses: list[EpisodeStatus] = ["ok", "truncated"]
     infos = [
         RolloutInfo(
+            tokens=1 + 10 * number + index,
             prompt_tokens=1,
-            response_tokens=10 * number + index,
+            sampled_tokens=10 * number + index,
             status=statuses[index % 2],
             oldest_version=info.get("version", 3) + index,
         )
@@ -50,6 +52,15 @@ def test_metrics_of_updates_are_means_over_those_that_trained() -> None:
     }  # fmt: skip
 
 
+def test_the_mismatch_is_a_mean_over_tokens_of_the_trained_version() -> None:
+    """Shares were divided by all 8 tokens: with 2 fresh ones means are four times as large, without one unknown."""
+    for fresh, told in ((8.0, {"mismatch/kl": 7.0}), (2.0, {"mismatch/kl": 28.0}), (0.0, {})):
+        first = {**UPDATES[0], "mismatch/tokens": fresh}
+        found = update_metrics([first, UPDATES[1]], [8, 7], "policy")
+        assert {name: value for name, value in found.items() if name.startswith("mismatch/")} == told
+        assert first["mismatch/tokens"] == fresh, "what the ranks told stays as it was"
+
+
 def test_metrics_of_a_critic_have_its_name() -> None:
     assert update_metrics(UPDATES[:2], [5, 7], "critic") == {
         "loss/critic": 1.5,
@@ -69,9 +80,9 @@ def test_rows_of_samples_are_the_chosen_responses_with_their_columns(monkeypatch
     """A prompt column that is the prompt's text is not repeated; one that differs, or is named as a field, is told."""
     asked: list[tuple[Any, float]] = []
 
-    def get(rollouts: list[str], timeout: float) -> list[Rollout]:
+    def get(rollouts: list[str], timeout: float) -> list[Episode]:
         asked.append((rollouts, timeout))
-        return [_rollout(text) for text in rollouts]
+        return [episode([1], [2], text=text) for text in rollouts]
 
     monkeypatch.setattr(responses.ray, "get", get)
     rows = {"answer": "7", "prompt": "ask 0", "status": "new"}, {"prompt": "another"}
@@ -96,18 +107,6 @@ def _row(prompt: str, completion: str, reward: float, advantage: float, version:
         "version": version,
         "status": "ok",
     }
-
-
-def _rollout(text: str) -> Rollout:
-    return Rollout(
-        prompt_token_ids=[1],
-        response_token_ids=[2],
-        rollout_logprobs=np.zeros(1, dtype=np.float32),
-        versions=[],
-        finish_reason="stop",
-        status="ok",
-        text=text,
-    )
 
 
 def test_of_equal_rewards_those_of_other_prompts_come_first_in_the_order_of_the_groups() -> None:

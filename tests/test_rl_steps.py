@@ -14,12 +14,14 @@ from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.loop import Clock
 from algorithms.rewards.scores import Score
+from algorithms.rl.deals import Parts
 from algorithms.rl.evaluation import response_rows
 from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
 from algorithms.rl.ppo import PPO
-from algorithms.rollouts.sampler import ShapedGroup
+from algorithms.rollouts.failures import Failures
+from algorithms.rollouts.groups import ShapedGroup
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
 
@@ -36,19 +38,18 @@ class FakeGroup:
 
     def submit(self, rank: int, method: Any, *arguments: Any, num_returns: int = 1) -> Any:
         self.asked.append(method.__name__)
-        return (method.__name__, None) if num_returns == 2 else method.__name__
+        return method.__name__ if num_returns == 1 else (method.__name__, *[None] * (num_returns - 1))
 
     def gather(self, calls: list[Any], what: str) -> list[Any]:
         self.asked.append(f"wait for {what}")
-        return [[UPDATE] * self.updates if what == "update" else {}]
-
-    def scatter(self, method: Any, arguments: list[Any]) -> list[Any]:
-        return [{}]
+        return [{"update": [UPDATE] * self.updates, "advantages": ({}, {})}.get(what, {})]
 
 
 def group(*rewards: float, version: int = 0) -> ShapedGroup:
     """Responses of two tokens."""
-    infos = [RolloutInfo(prompt_tokens=2, response_tokens=2, status="ok", oldest_version=version) for _ in rewards]
+    infos = [
+        RolloutInfo(tokens=4, prompt_tokens=2, sampled_tokens=2, status="ok", oldest_version=version) for _ in rewards
+    ]
     return ShapedGroup(
         prompt=Prompt(index=0, token_ids=[1, 2], text="x", row={}),
         rollouts=None,
@@ -67,14 +68,14 @@ class Loop:
         self.reported: list[dict[str, float]] = []
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
-            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, failed=0, temperature=1.0,
+            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, temperature=1.0,
+            failures=SimpleNamespace(samples=0), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
             "policy": self.policy,
-            "prompts": [],
             "batches": Batches(1, seed=0, shuffle=False),
             "evaluation": [],
             "publish": self.publish,
@@ -84,8 +85,8 @@ class Loop:
             "total_steps": 9,
             "samples_per_step": 0,
             "models": [],
-            **dict.fromkeys(("reference", "read_reference")),
-            **dict.fromkeys(("sampler", "shaper", "checkpoint", "reporter"), nothing),
+            **dict.fromkeys(("reference", "read_reference", "split")),
+            **dict.fromkeys(("rollouts", "shaper", "checkpoint", "reporter"), nothing),
         }
 
     def publish(self, version: int) -> dict[str, float]:
@@ -115,7 +116,7 @@ def test_weights_are_published_when_something_was_learned(rewards: tuple[float, 
     for step in range(2):
         groups = [group(*rewards, version=loop.version)]
         samples = samples_of(groups, [np.array(rewards) - np.mean(rewards)])
-        finish(loop, groups, loop._update(groups, samples, []))
+        finish(loop, groups, loop.submit_updates(loop._plan(samples), loop.policy_loss(), groups, Parts())())
         assert loop.step == step + 1
     assert made.published == ([1, 2] if taught else [])
     assert [metrics["weights/version"] for metrics in made.reported] == ([1, 2] if taught else [0, 0])
@@ -128,7 +129,7 @@ def test_nothing_is_published_while_only_the_critic_learns() -> None:
     loop = made.ppo(critic_warmup_steps=2)
     for _ in range(4):
         groups = [group(1.0, 0.0, version=loop.version)]
-        finish(loop, groups, loop._update(groups, []))
+        finish(loop, groups, loop._update(groups, *loop._plan(groups), Parts()))
     assert made.critic.asked.count("update") == 4 and made.policy.asked.count("update") == 2
     assert made.published == [1, 2]
     assert [metrics["weights/version"] for metrics in made.reported] == [0, 0, 1, 2]
@@ -171,7 +172,7 @@ def test_responses_that_cannot_be_read_are_left_out_of_reports_and_end_nothing(m
     made = Loop()
     loop: Any = made.grpo(eval_samples_per_prompt=2, eval_every=1)
     loop.reporter.note, loop.reporter.evaluation = notes.append, lambda *_: None
-    assert loop._judge([groups[1]]) == {
+    assert loop._judge([groups[1]], Failures(0.0)) == {
         "eval/reward/mean": 0.5, "eval/reward/std": 0.5, "eval/reward/zero_variance_fraction": 0.0, "eval/failed": 0.0
     }  # fmt: skip
 

@@ -1,33 +1,32 @@
-"""What a rollout worker makes of the engine's completions, and in which order it puts weights into service.
+"""What a rollout worker makes of an engine's segments, and in which order it puts weights into service.
 
-The engine and its completions are made by hand; `tests/test_stop_strings.py` has the texts, `tests/test_sync.py` real
+The engine and its segments are made by hand; `tests/test_stop_strings.py` has the texts, `tests/test_sync.py` real
 engines.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.batch import Rollout, VersionSpan
+from actors.batch import VersionSpan
 from actors.config_rollout import RolloutConfig
-from actors.rollout.types import RolloutInfo, Sampling
-from actors.rollout.worker import Adapter, RolloutWorker, _info
+from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
+from actors.rollout.worker import Adapter, EngineHost, RolloutWorker
 from actors.weights.offer import Offer
 
 
 class FakeEngine:
-    """Runs calls at once, and notes what is asked of it; `outputs` are those of prompts that are done."""
+    """Runs calls at once, and notes what is asked of it; `segments` are what it gives, poll by poll."""
 
-    def __init__(self, outputs: dict[int, Any] | None = None) -> None:
+    def __init__(self, *segments: list[Segment]) -> None:
         self.asked: list[Any] = []
-        self.outputs = outputs or {}
+        self.segments = list(segments)
         self.broken = False
         self.version = 3
         self.llm = SimpleNamespace(
@@ -43,7 +42,7 @@ class FakeEngine:
                 )
             },
         )
-        self.pause, self.resume, self.start, self.forget = map(self._told, ("pause", "resume", "start", "forget"))
+        self.pause, self.resume, self.submit, self.abort = map(self._told, ("pause", "resume", "submit", "abort"))
         self.forget_adapter = self._told("forget_adapter")
 
     def fail_at(self, name: str, error: Exception) -> None:
@@ -75,13 +74,13 @@ class FakeEngine:
             future.set_exception(error)
         return future
 
-    def output(self, number: int) -> "Future[Any]":
-        future: Future[Any] = Future()
-        if isinstance(output := self.outputs[number], Exception):
-            future.set_exception(output)
-        else:
-            future.set_result(output)
-        return future
+    def poll(self, wait_s: float) -> list[Segment]:
+        if self.broken:
+            raise OSError("a kernel failed")
+        return self.segments.pop(0) if self.segments else []
+
+    def stats(self) -> Any:
+        return SimpleNamespace(version=self.version)
 
     def logprobs(self, token_ids: list[int]) -> np.ndarray:
         self.asked.append(("logprobs", token_ids))
@@ -97,131 +96,127 @@ class FakeEngine:
 def worker(engine: FakeEngine | None = None, *, version: int = 3, **settings: Any) -> Any:
     """A rollout worker around an engine that is not there."""
     found: Any = object.__new__(RolloutWorker)
+    EngineHost.__init__(found, found._text)
     found.config, found.engine = RolloutConfig(**settings), engine or FakeEngine()
     found.engine.version = version
     found.tokenizer = SimpleNamespace(decode=lambda ids, **options: f"{ids} {options}")
     return found
 
 
-def completion(
-    tokens: list[int], *, reason: str | None = "stop", spans: list[tuple[int, int, int]] | None = None
-) -> Any:
-    """As vLLM gives them; `spans` are (version, start, end)."""
-    found = SimpleNamespace(
-        token_ids=tuple(tokens),
-        logprobs=SimpleNamespace(token_ids=list(tokens), logprobs=[-0.25 * token for token in tokens]),
-        finish_reason=reason,
-        stop_reason=None,
-        text="",
+def request(number: int, samples: int = 1) -> Request:
+    return Request(
+        id=number, token_ids=[5, 6], sampling=Sampling(samples=samples, temperature=1.0, max_tokens=9)
+    )  # fmt: skip
+
+
+def segment(
+    number: int, index: int = 0, tokens: tuple[int, ...] = (1, 2, 3), finish: Any = "stop", versions: Any = None
+) -> Segment:
+    """`versions` are (version, start, end)."""
+    spans = [(3, 0, len(tokens))] if versions is None else versions
+    return Segment(
+        request=number,
+        index=index,
+        token_ids=list(tokens),
+        logprobs=np.array([-0.25 * token for token in tokens], dtype=np.float32),
+        versions=[VersionSpan(version=version, start=start, end=end) for version, start, end in spans],
+        finish=finish,
     )
-    if spans is None:
-        spans = [(3, 0, len(tokens))]
-    # vLLM's versions are the strings that they were finished with.
-    found.weight_versions = [SimpleNamespace(version=str(v), start=start, end=end) for v, start, end in spans]
-    return found
 
 
 def run(call: Any) -> Any:
     return asyncio.run(call)
 
 
+def ended(found: Any, *requests: Request) -> list[Finished]:
+    """What the worker tells of requests whose segments its engine has, in one poll."""
+    run(found.submit(list(requests), None))
+    return run(found.poll(0.1))
+
+
 @pytest.mark.parametrize(
-    ("reason", "status", "told"),
-    [
-        ("stop", "ok", "stop"),
-        ("length", "truncated", "length"),
-        ("abort", "failed", "abort"),
-        ("error", "failed", "error"),
-        (None, "failed", "none"),
-    ],
+    ("finish", "status"),
+    [("stop", "ok"), ("length", "truncated"), ("abort", "failed"), ("error", "failed")],
 )
-def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(reason: str | None, status: str, told: str) -> None:
+def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(finish: str, status: str) -> None:
     """An aborted request has said nothing of use: it is neither a short answer nor a long one."""
-    rollout = worker()._rollout([5, 6], completion([1, 2, 3], reason=reason))
-    assert (rollout.status, rollout.finish_reason) == (status, told)
-    assert _info(rollout).status == status
+    found = worker(FakeEngine([segment(1, finish=finish)]))
+    [told] = ended(found, request(1))
+    assert [info.status for info in told.infos] == [status] and told.error == ""
+    [rollout] = run(found.collect(1))
+    assert (rollout.status, rollout.turns[0].finish_reason) == (status, finish)
 
 
-def test_a_rollout_has_the_tokens_and_logprobs_of_its_completion() -> None:
-    rollout = worker()._rollout([5, 6], completion([1, 2, 3]))
-    assert (rollout.prompt_token_ids, rollout.response_token_ids, rollout.tokens) == ([5, 6], [1, 2, 3], 5)
-    assert rollout.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
-    assert rollout.rollout_logprobs.dtype == np.float32
-    assert rollout.text == "[1, 2, 3] {'skip_special_tokens': True}"
-    wrong = completion([1, 2, 3])
-    wrong.logprobs.token_ids = [1, 2, 4]
-    with pytest.raises(AssertionError, match="one logprob per sampled token"):
-        worker()._rollout([5, 6], wrong)
+def test_an_episode_has_the_tokens_and_logprobs_of_its_segment() -> None:
+    found = worker(FakeEngine([segment(1, versions=[(2, 0, 1), (3, 1, 3)])]))
+    ended(found, request(1))
+    [episode] = run(found.collect(1))
+    [turn] = episode.turns
+    assert (turn.given_token_ids.tolist(), turn.sampled_token_ids.tolist(), episode.tokens) == ([5, 6], [1, 2, 3], 5)
+    assert turn.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
+    assert turn.rollout_logprobs.dtype == np.float32 and turn.reward is None
+    assert episode.text == "[1, 2, 3] {'skip_special_tokens': True}"
+    assert turn.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
 
 
-def test_versions_are_those_that_sampled_each_token() -> None:
-    """A response that went on with new weights has two; weights that sampled nothing of it have no part in it."""
-    rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(2, 0, 1), (3, 1, 3)]))
-    assert rollout.versions == [VersionSpan(version=2, start=0, end=1), VersionSpan(version=3, start=1, end=3)]
-    rollout = worker()._rollout([5], completion([1, 2, 3], spans=[(1, 0, 0), (3, 0, 3)]))
-    assert rollout.versions == [VersionSpan(version=3, start=0, end=3)]
-    rollout = worker()._rollout([5], completion([], reason="abort", spans=[]))
-    assert rollout.versions == [] and _info(rollout).oldest_version == -1
-
-
-@pytest.mark.parametrize("spans", [[], [(3, 0, 2)], [(3, 1, 3)], [(2, 0, 1), (3, 2, 3)], [(2, 0, 2), (3, 1, 3)]])
-def test_an_engine_that_does_not_say_which_weights_sampled_a_token_is_not_believed(
-    spans: list[tuple[int, int, int]],
-) -> None:
-    """The newest ones would be the wrong ones for just the tokens that matter."""
-    with pytest.raises(RuntimeError, match=r"must say of each of the 3 tokens of a response which weights"):
-        worker()._rollout([5], completion([1, 2, 3], spans=spans))
-    found = completion([1, 2, 3])
-    found.weight_versions = None
-    with pytest.raises(RuntimeError, match=r"and says it of \[\]$"):
-        worker()._rollout([5], found)
+def test_a_request_is_told_of_when_all_its_samples_have_ended() -> None:
+    """In the order in which the last of each did; its samples are in order, and can be collected once."""
+    polls = [[segment(1, 1), segment(2, 0)], [], [segment(2, 1), segment(1, 0, (4,), "length")]]
+    found = worker(FakeEngine(*polls))
+    assert ended(found, request(1, 2), request(2, 2)) == []
+    assert run(found.poll(0.1)) == []
+    told = run(found.poll(0.1))
+    assert [each.request for each in told] == [2, 1]
+    assert [(info.sampled_tokens, info.status) for info in told[1].infos] == [(1, "truncated"), (3, "ok")]
+    assert [episode.sampled_tokens for episode in run(found.collect(1))] == [1, 3]
+    with pytest.raises(KeyError):
+        run(found.collect(1))
 
 
 def test_the_driver_is_told_of_the_oldest_version() -> None:
-    """Staleness is that of the oldest token, wherever it stands."""
-    rollouts: list[Rollout] = [
-        worker()._rollout([5, 6, 7], completion([1, 2, 3, 4], reason="length", spans=spans))
-        for spans in ([(2, 0, 1), (3, 1, 4)], [(4, 0, 2), (1, 2, 3), (3, 3, 4)])
-    ]
-    assert [_info(rollout) for rollout in rollouts] == [
-        RolloutInfo(prompt_tokens=3, response_tokens=4, status="truncated", oldest_version=version)
-        for version in (2, 1)
+    """Staleness is that of the oldest token, wherever it stands; of no tokens there is none."""
+    spans = ([(2, 0, 1), (3, 1, 4)], [(4, 0, 2), (1, 2, 3), (3, 3, 4)])
+    segments = [segment(1, index, (1, 2, 3, 4), "length", each) for index, each in enumerate(spans)]
+    [told] = ended(worker(FakeEngine([*segments, segment(1, 2, (), "abort", [])])), request(1, 3))
+    assert told.infos == [
+        RolloutInfo(tokens=2 + tokens, prompt_tokens=2, sampled_tokens=tokens, status=status, oldest_version=version)
+        for tokens, status, version in ((4, "truncated", 2), (4, "truncated", 1), (0, "failed", -1))
     ]
 
 
 def test_nothing_is_generated_before_the_first_weights() -> None:
     """Until then an engine has random ones; version 0 is a version."""
-    outputs = [completion([1], spans=[(0, 0, 1)]), completion([2, 3], reason="length", spans=[(0, 0, 2)])]
-    output = SimpleNamespace(prompt_token_ids=[5, 6], outputs=outputs)
-    engine = FakeEngine({7: output})
-    with pytest.raises(RuntimeError, match="asked to generate before the first weights arrived"):
-        run(worker(engine, version=-1).generated(7))
-    infos, rollouts = run(worker(engine, version=0).generated(7))
-    assert [rollout.response_token_ids for rollout in rollouts] == [[1], [2, 3]]
-    assert [rollout.prompt_token_ids for rollout in rollouts] == [[5, 6]] * 2
-    assert [(info.response_tokens, info.status, info.oldest_version) for info in infos] == [
-        (1, "ok", 0),
-        (2, "truncated", 0),
-    ]
-
-
-def test_a_number_may_be_used_again_also_after_a_refused_prompt() -> None:
-    engine = FakeEngine({7: ValueError("prompt of 4000 tokens"), 8: SimpleNamespace(prompt_token_ids=[5], outputs=[])})
-    with pytest.raises(ValueError, match="prompt of 4000 tokens"):
-        run(worker(engine).generated(7))
-    run(worker(engine).generated(8))
-    assert engine.asked == [("forget", 7), ("forget", 8)]
-
-
-def test_prompts_go_to_the_engine_with_their_parameters_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of `actors.rollout.engine`, which is of vLLM, stand for themselves."""
-    made = SimpleNamespace(sampling_params=lambda config, sampling: (config.top_p, sampling.samples))
-    monkeypatch.setitem(sys.modules, "actors.rollout.engine", made)
     engine = FakeEngine()
-    sampling = Sampling(samples=4, temperature=0.7, max_tokens=40)
-    for seed in (11, None):
-        run(worker(engine, top_p=0.9).start([(1, [5, 6])], sampling, seed))
-    assert engine.asked == [("start", [(1, [5, 6])], (0.9, 4), 11), ("start", [(1, [5, 6])], (0.9, 4), None)]
+    with pytest.raises(RuntimeError, match="asked to generate before the first weights arrived"):
+        run(worker(engine, version=-1).submit([request(7)], 3))
+    assert engine.asked == []
+    run(worker(engine, version=0).submit([request(7)], 3))
+    assert engine.asked == [("submit", [request(7)], 3)]
+
+
+def test_a_refused_request_is_told_and_leaves_nothing() -> None:
+    refusal = replace(segment(1, 1, ()), finish="refused", error="ValueError: prompt of 4000 tokens")
+    found = worker(FakeEngine([segment(1, 0), refusal, segment(2)]))
+    told = ended(found, request(1, 2), request(2))
+    assert told[0] == Finished(request=1, infos=[], error="ValueError: prompt of 4000 tokens")
+    assert told[1].error == "" and len(told[1].infos) == 1
+    with pytest.raises(KeyError):
+        run(found.collect(1))
+
+
+def test_only_what_is_running_is_aborted() -> None:
+    engine = FakeEngine([segment(1)])
+    found = worker(engine)
+    ended(found, request(1), request(2))
+    run(found.abort([1, 2, 3]))
+    assert engine.asked[-1] == ("abort", [2])
+
+
+def test_whoever_polls_a_lost_engine_is_told() -> None:
+    engine = FakeEngine()
+    engine.broken = True
+    with pytest.raises(OSError, match="a kernel failed"):
+        ended(worker(engine), request(1))
 
 
 @pytest.mark.parametrize("remember", [False, True])

@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Prompt, RolloutStatus
-from actors.group import GroupError
+from actors.batch import EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
-from algorithms.config import RewardConfig
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
 from algorithms.loop import Clock, spread_over
-from algorithms.rewards.pool import RewardFailure, RewardPool
 from algorithms.rewards.scores import Score
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
-from algorithms.rollouts.sampler import Sampler, ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
-Response = tuple[float, int, RolloutStatus]
+Response = tuple[float, int, EpisodeStatus]
 """Reward, tokens, status."""
 LIMIT = 10
 OVERLONG = OverlongPenalty(buffer=4, penalty=2.0)
@@ -41,7 +38,7 @@ def _groups(step: list[list[Response]]) -> list[ScoredGroup]:
             prompt=Prompt(index=number, token_ids=[1], text="", row={}),
             rollouts=None,
             infos=[
-                RolloutInfo(prompt_tokens=1, response_tokens=tokens, status=status, oldest_version=0)
+                RolloutInfo(tokens=1 + tokens, prompt_tokens=1, sampled_tokens=tokens, status=status, oldest_version=0)
                 for _, tokens, status in group
             ],
             scores=[Score(reward=reward, parts={}, status="ok") for reward, _, _ in group],
@@ -108,6 +105,21 @@ def test_penalties_come_after_the_clip() -> None:
     _assert_scores(shaper(_groups(STEPS[1])), [[-1.0, -1.25], [-1.0, -1.5]])
 
 
+def test_rewards_of_turns_come_last_and_as_they_are() -> None:
+    """Behind clip and penalties, which are for what was sampled: not for what a tool has said."""
+    plain = _groups(STEPS[0])
+    turns = iter([(0.5, 3.0), (), (), (-4.0,)])
+    groups = [
+        replace(group, infos=[replace(info, tokens=90, turns=2, turn_rewards=next(turns)) for info in group.infos])
+        for group in plain
+    ]
+    shaper = _shaper(clip=1.0, overlong=OVERLONG, missing_eos_penalty=0.25)
+    _assert_scores(shaper(groups), [[1.0 + 3.5, -1.5], [0.5 - 2.25, 0.0 - 4.0]])
+    every = [np.ones(2, np.bool_)] * 2
+    assert _shaper().metrics(_shaper().shape(groups, every)) == {"reward/shaped_mean": pytest.approx(11.0 / 4)}
+    assert _shaper().metrics(_shaper().shape(plain, every)) == {}
+
+
 def test_penalties_do_not_enter_the_moments() -> None:
     """Or the mean of the rewards would follow the lengths."""
     plain, penalised = _shaper(normalize=True), _shaper(normalize=True, overlong=OVERLONG, missing_eos_penalty=0.25)
@@ -127,18 +139,27 @@ def test_rewards_themselves_stay_as_they_are() -> None:
 
 def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
     """One whose stages are called one by one: nothing samples, trains or reports."""
-    unused = ("policy", "reference", "read_reference", "sampler", "batches", "publish", "checkpoint", "reporter")
+    unused = (
+        "policy",
+        "reference",
+        "read_reference",
+        "rollouts",
+        "split",
+        "batches",
+        "publish",
+        "checkpoint",
+        "reporter",
+    )
     return GRPO(
         config=GRPOConfig.model_validate({"name": "grpo", "samples_per_prompt": 2, "prompts_per_step": 2} | algorithm),
         shaper=shaper,
         models=[],
-        prompts=[],
         evaluation=[],
         sampling=Sampling(samples=2, temperature=1.0, max_tokens=LIMIT),
         micro_batch_tokens={},
         seed=0,
         total_steps=1,
-        **dict.fromkeys(unused),  # type: ignore[arg-type]
+        **dict.fromkeys((*unused, "checkpoint", "reporter")),  # type: ignore[arg-type]
     )
 
 
@@ -148,9 +169,9 @@ def test_baselines_compare_shaped_scores(advantage: str) -> None:
     more = {"normalize_std": False} if advantage == "group" else {}
     loop = _loop(_shaper(clip=1.0, missing_eos_penalty=0.5), advantage=advantage, **more)
     step: list[list[Response]] = [[(2.0, 10, "ok"), (2.0, 10, "truncated")], [(7.0, 3, "ok"), (3.0, 4, "ok")]]
-    samples, fields, _ = loop._advantages(_groups(step), [])
+    samples, _ = loop._advantages(_groups(step))
     scale = {"group": 1.0, "leave_one_out": 2.0}[advantage]
-    assert fields == []
+    assert not loop._by_token, "nothing is left for the ranks to compute"
     assert [sample.advantage for sample in samples] == [0.25 * scale, -0.25 * scale, 0.0, 0.0]
 
 
@@ -165,7 +186,7 @@ def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
         [(1.0, 10, "truncated"), (0.0, 10, "truncated"), (0.0, 10, "truncated"), (1.0, 10, "truncated")],
     ]
     groups = loop.shape(_groups(step))
-    samples, _, _ = loop._advantages(groups, [])
+    samples, _ = loop._advantages(groups)
     one = {"group": 0.5 / (math.sqrt(0.5) + 1e-4), "leave_one_out": 1.0}[advantage]
     assert [sample.advantage for sample in samples] == pytest.approx([0, 0, 0, 0, one, -one, *[0] * 10])
     assert [teaches(group) for group in groups] == [False, True, False, False]
@@ -227,7 +248,7 @@ def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any])
             if differs:
                 kept.append(shaped)
                 expected.append(scores)
-    samples, _, _ = loop._advantages(kept, [])
+    samples, _ = loop._advantages(kept)
     naive = []
     for scores in expected:
         counted = [score for score in scores if not math.isnan(score)]
@@ -259,7 +280,7 @@ def test_dynamic_sampling_drops_what_the_clip_makes_equal() -> None:
     groups = loop._scored_groups(Clock(reporter))
     assert [group.rewards.tolist() for group in groups] == [[0, 5, 4, 6]] * 2
     assert asked == [2, 1, 1]
-    samples, _, metrics = loop._advantages(groups, [])
+    samples, metrics = loop._advantages(groups)
     assert all(sample.advantage for sample in samples)
     assert metrics["rollout/dynamic_sampling_kept"] == 2 / 4
     assert reward_metrics(_groups([equal]), "eval/reward")["eval/reward/zero_variance_fraction"] == 0, "not shaped"
@@ -280,37 +301,6 @@ def test_a_resumed_run_gives_the_same_numbers(cut: int) -> None:
             assert np.array_equal(scores, values)
     anew = _shaper(**settings)(_groups(STEPS[cut]))
     assert not np.array_equal(anew[0], uninterrupted[cut][0]), "the state makes a difference"
-
-
-def test_one_share_of_failures_for_engines_and_rewards() -> None:
-    """max_failed_fraction is one limit, whichever of the two fails first: 3 and 3 of 50 are more than 5."""
-    pool: Any = object.__new__(RewardPool)
-    pool._config = RewardConfig(max_failed_fraction=0.1)
-    pool.begin_step()
-    sampler = Sampler([None], None, None, pool, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
-    sampler._count_failed(3, 50)
-    pool.failed = 3
-    sampler.failed += 3
-    pool.check_failures(50)
-    with pytest.raises(RewardFailure, match=r"^3 samples .* allows 5; 3 more failed in the engines"):
-        pool.check_failures(50, beside=sampler._unfinished)
-    with pytest.raises(GroupError, match=r"^4 of 50 rollouts of a step failed in the engines, and 3 more could not be"):
-        sampler._count_failed(1, 50)
-
-
-def test_the_share_of_failures_is_one_of_all_rounds_of_a_step() -> None:
-    """Rounds of dynamic sampling add to the samples as they add to the failures."""
-    sampler = Sampler([None], None, None, None, max_failed=0.1, max_staleness=0)  # type: ignore[arg-type]
-    sampling = Sampling(samples=5, temperature=1.0, max_tokens=LIMIT)
-    nothing = iter(list[Prompt]())
-    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
-    sampler._count_failed(5, sampler._asked)
-    sampler.collect(nothing, 2, sampling, 0, step_samples=50, goes_on=True)
-    sampler._count_failed(1, sampler._asked)
-    with pytest.raises(GroupError, match=r"^7 of 60 rollouts of a step failed in the engines \(reward\.max_failed"):
-        sampler._count_failed(1, sampler._asked)
-    sampler.collect(nothing, 10, sampling, 0, step_samples=50)
-    assert (sampler.failed, sampler._unfinished, sampler._asked) == (0, 0, 50)
 
 
 def test_a_shaped_group_keeps_all_of_its_group() -> None:

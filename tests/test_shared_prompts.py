@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from actors.batch import Experience, Rollout, experience
+from actors.batch import Experience, experience
 from actors.models.attention import PACKED_SDPA, PackedLayout, packed_sdpa, register_packed_sdpa
 from actors.models.load import TokenLogprobs
 from actors.models.packed import PackedBatch
 from actors.train.worker import Totals, pack_experiences, pack_sequences
 from algorithms.config_rl import GRPOConfig
 from algorithms.rl.policy_loss import policy_loss
+from tests.episodes import episode
 
 FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 VOCABULARY = 40
@@ -70,15 +71,8 @@ def _samples(groups: list[tuple[int, list[int]]]) -> Samples:
     for prompt_tokens, responses in groups:
         prompt = rng.integers(VOCABULARY, size=prompt_tokens).tolist()
         for count in responses:
-            rollout = Rollout(
-                prompt_token_ids=prompt,
-                response_token_ids=rng.integers(VOCABULARY, size=count).tolist(),
-                rollout_logprobs=rng.normal(-3.7, 0.5, size=count).astype(np.float32),
-                versions=[],
-                finish_reason="stop",
-                status="ok",
-                text="",
-            )
+            tokens = rng.integers(VOCABULARY, size=count).tolist()
+            rollout = episode(prompt, tokens, rng.normal(-3.7, 0.5, size=count))
             fields = {
                 "advantages": rng.normal(size=rollout.tokens).astype(np.float32),
                 "reference_logprobs": rng.normal(-3.7, 0.5, size=rollout.tokens).astype(np.float32),
@@ -100,7 +94,7 @@ class Outcome:
 
 def _outcome(module: TokenLogprobs, samples: Samples, batches: list[PackedBatch], aggregation: Any) -> Outcome:
     config = GRPOConfig(name="grpo", clip_high=0.3, aggregation=aggregation, kl_coef=0.1)
-    loss = partial(policy_loss, config=config, kl_coef=0.1, constant=9)
+    loss = partial(policy_loss, config=config, kl_coef=0.1, constant=9, version=0)
     module.zero_grad()
     logprobs: list[Tensor] = []
     values: dict[str, Tensor] = {}

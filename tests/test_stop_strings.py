@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.batch import VersionSpan
 from actors.config_rollout import RolloutConfig
+from actors.rollout.types import Request, Sampling, Segment
 from actors.rollout.worker import RolloutWorker, up_to_stop
 
 TOKENS = ["4", "2", ";", ";\n", "b;", "ab", "a", "\n\n", "2;2", "é"]
@@ -30,12 +32,13 @@ def rollout(tokens: list[int], reason: str | int | None, text: str, *, stop: lis
     worker = object.__new__(RolloutWorker)
     worker.config = RolloutConfig(stop=stop, keep_stop_string=keep)
     worker.tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(TOKENS[token] for token in ids))  # type: ignore[assignment]
-    logprobs = SimpleNamespace(token_ids=tokens, logprobs=[-0.5] * len(tokens))
-    completion = SimpleNamespace(
-        token_ids=tokens, logprobs=logprobs, stop_reason=reason, finish_reason="stop", text=text,
-        weight_versions=[SimpleNamespace(version="3", start=0, end=len(tokens))],
+    worker._decode = worker._text
+    segment = Segment(
+        request=0, index=0, token_ids=tokens, logprobs=np.full(len(tokens), -0.5, np.float32), ended_by=reason,
+        versions=[VersionSpan(version=3, start=0, end=len(tokens))], finish="stop", text=text,
     )  # fmt: skip
-    return worker._rollout([0], completion)
+    request = Request(id=0, token_ids=[0], sampling=Sampling(samples=1, temperature=1.0, max_tokens=40))
+    return worker._episode(request, segment)
 
 
 @pytest.mark.parametrize("stop", [[";"], ["b;", ";"], [";", "b;"], ["\n\n", "2;2"], ["ab", "b"], ["é"], ["2;", ";\n"]])
@@ -50,8 +53,9 @@ def test_the_text_ends_where_the_engines_does_and_tokens_stay(stop: list[str]) -
         with_it = rollout(tokens, reason, before, stop=stop, keep=True)
         assert (without.text, with_it.text) == (before, before + reason)
         for each in (without, with_it):
-            assert (each.response_token_ids, each.status) == (tokens, "ok")
-            assert np.array_equal(each.rollout_logprobs, np.full(len(tokens), -0.5, np.float32))
+            [turn] = each.turns
+            assert (turn.sampled_token_ids.tolist(), each.status) == (tokens, "ok")
+            assert np.array_equal(turn.rollout_logprobs, np.full(len(tokens), -0.5, np.float32))
     assert ended > 100
 
 

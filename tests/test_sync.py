@@ -5,9 +5,11 @@ with LoRA adapters `merged` (as tied) and `adapter` (as untied, a Llama), named 
 Faults are put into the engine's own process (`tests/faulty_engines.py`).
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +18,12 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Rollout, Sequence
+from actors.batch import Episode, Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
-from actors.rollout.types import Sampling
+from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
@@ -41,6 +43,9 @@ from tests.faulty_engines import (
     stale_layer,
 )
 
+IDS = count()
+"""Of requests."""
+
 
 @dataclass
 class Pair:
@@ -50,6 +55,8 @@ class Pair:
     rollout: ActorGroup[Engine]
     transfer: TransferConfig
     version: int = 0
+    ended: dict[int, str] = field(default_factory=dict)
+    """Requests that have ended, and why they were refused."""
 
     def publish(self, *, verify: bool = True) -> dict[str, float]:
         """Send the weights as the next version."""
@@ -92,15 +99,31 @@ class Pair:
         finally:
             self.engine(Engine.repair)
 
-    def start(self, prompt: list[int], samples: int, max_tokens: int) -> Any:
-        """Start generating; returns a reference to the rollouts."""
-        sampling = Sampling(samples=samples, temperature=ROLLOUT.temperature, max_tokens=max_tokens)
-        self.rollout.submit(0, Engine.start, [(0, prompt)], sampling, None)
-        return self.rollout.submit(0, Engine.generated, 0, num_returns=2)[1]
+    def ask(self, prompts: list[list[int]], sampling: Sampling, seed: int | None) -> list[int]:
+        """Start sampling responses to prompts; returns the ids of the requests."""
+        requests = [Request(id=next(IDS), token_ids=prompt, sampling=sampling) for prompt in prompts]
+        self.engine(Engine.submit, requests, seed)
+        return [request.id for request in requests]
 
-    def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Rollout]:
+    def answers(self, requests: list[int]) -> list[list[Episode]]:
+        """The responses to each of them, once all have ended; raises RuntimeError for one that is refused."""
+        until = time.monotonic() + 60
+        while set(requests) - self.ended.keys():
+            assert time.monotonic() < until, "the requests do not end"
+            self.ended |= {finished.request: finished.error for finished in self.engine(Engine.poll, 1.0)}
+        for request in requests:
+            if self.ended[request]:
+                raise RuntimeError(self.ended[request])
+        return [self.engine(Engine.collect, request) for request in requests]
+
+    def start(self, prompt: list[int], samples: int, max_tokens: int) -> list[int]:
+        """Start sampling; see `answers`."""
+        sampling = Sampling(samples=samples, temperature=ROLLOUT.temperature, max_tokens=max_tokens)
+        return self.ask([prompt], sampling, None)
+
+    def generate(self, prompt: list[int], samples: int = 4, max_tokens: int = 16) -> list[Episode]:
         """Responses to a prompt."""
-        return ray.get(self.start(prompt, samples, max_tokens), timeout=60)
+        return self.answers(self.start(prompt, samples, max_tokens))[0]
 
 
 @pytest.fixture(scope="module")
@@ -224,20 +247,18 @@ def test_a_tensor_changed_in_transit_is_named(pairs: dict[str, Pair]) -> None:
 
 
 def test_the_seed_decides_what_is_sampled(pairs: dict[str, Pair]) -> None:
-    """The same prompts under the same seed give the same tokens, whether they are asked for before or after."""
+    """The same prompts under the same seed give the same tokens."""
     pair = pairs["untied"]
     pair.publish()
     sampling = Sampling(samples=4, temperature=1.0, max_tokens=12)
 
-    def tokens(seed: int, *, ask_first: bool = False) -> list[list[int]]:
-        asked = [pair.rollout.submit(0, Engine.generated, n, num_returns=2)[1] for n in (0, 1) if ask_first]
-        pair.engine(Engine.start, [(0, [5, 6, 7]), (1, [8, 9])], sampling, seed)
-        asked = asked or [pair.rollout.submit(0, Engine.generated, n, num_returns=2)[1] for n in (0, 1)]
-        return [rollout.response_token_ids for group in ray.get(asked, timeout=60) for rollout in group]
+    def tokens(seed: int) -> list[list[int]]:
+        groups = pair.answers(pair.ask([[5, 6, 7], [8, 9]], sampling, seed))
+        return [_sampled(rollout) for group in groups for rollout in group]
 
     first = tokens(3)
     assert len(first) == 8
-    assert tokens(3, ask_first=True) == first != tokens(4)
+    assert tokens(3) == first != tokens(4)
 
 
 def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
@@ -246,62 +267,111 @@ def test_responses_are_sampled_as_rollout_says(pairs: dict[str, Pair]) -> None:
     pair, prompt = pairs["untied"], [5, 6, 7]
     pair.publish()
 
-    def sampled(temperature: float = 0, **settings: Any) -> Rollout:
+    def sampled(temperature: float = 0, **settings: Any) -> Episode:
         budget, end = pair.engine(Engine.sample_with, settings)
         assert budget == 777
-        pair.engine(Engine.start, [(0, prompt)], Sampling(samples=1, temperature=temperature, max_tokens=24), 0)
-        [rollout] = ray.get(pair.rollout.submit(0, Engine.generated, 0, num_returns=2)[1], timeout=60)
-        assert end not in rollout.response_token_ids
+        sampling = Sampling(samples=1, temperature=temperature, max_tokens=24)
+        [[rollout]] = pair.answers(pair.ask([prompt], sampling, 0))
+        assert end not in _sampled(rollout)
         return rollout
 
     greedy = sampled()
-    tokens = greedy.response_token_ids
+    tokens = _sampled(greedy)
     assert (greedy.status, len(tokens)) == ("truncated", 24)
 
     last = tokens.index(tokens[9])
     stopped = sampled(stop_token_ids=[tokens[9]])
-    assert stopped.response_token_ids == tokens[: last + 1], "the token that ends it is kept, with its logprob"
-    assert (stopped.finish_reason, stopped.status, len(stopped.rollout_logprobs)) == ("stop", "ok", last + 1)
+    assert _sampled(stopped) == tokens[: last + 1], "the token that ends it is kept, with its logprob"
+    assert (stopped.turns[0].finish_reason, stopped.status, len(stopped.turns[0].rollout_logprobs)) == (
+        "stop",
+        "ok",
+        last + 1,
+    )
     assert stopped.text == greedy.text[: len(stopped.text)] and len(stopped.text) < len(greedy.text)
 
     said = greedy.text[4:6]
     before = greedy.text.partition(said)[0]
     ended = sampled(stop=[said])
-    assert (ended.text, ended.finish_reason, ended.status) == (before, "stop", "ok")
-    assert ended.response_token_ids == tokens[: len(ended.response_token_ids)], "the string's tokens are trained on"
-    assert len(ended.rollout_logprobs) == len(ended.response_token_ids) > len(before)
+    assert (ended.text, ended.turns[0].finish_reason, ended.status) == (before, "stop", "ok")
+    assert _sampled(ended) == tokens[: ended.sampled_tokens], "the string's tokens are trained on"
+    assert len(ended.turns[0].rollout_logprobs) == ended.sampled_tokens > len(before)
     assert sampled(stop=[said], keep_stop_string=True).text == before + said
 
     likeliest = sampled(1.0, min_p=1.0)
-    assert likeliest.response_token_ids == tokens != sampled(1.0).response_token_ids
-    assert likeliest.rollout_logprobs.tolist() == pytest.approx([0] * 24), "of the one token that is left"
+    assert _sampled(likeliest) == tokens != _sampled(sampled(1.0))
+    assert likeliest.turns[0].rollout_logprobs.tolist() == pytest.approx([0] * 24), "of the one token that is left"
 
-    assert len(set(sampled(presence_penalty=2.0).response_token_ids)) == 24
-    assert len(set(sampled(presence_penalty=-2.0).response_token_ids)) == 1
-    unused = sampled(repetition_penalty=1000.0).response_token_ids
+    assert len(set(_sampled(sampled(presence_penalty=2.0)))) == 24
+    assert len(set(_sampled(sampled(presence_penalty=-2.0)))) == 1
+    unused = _sampled(sampled(repetition_penalty=1000.0))
     assert len({*prompt, *unused}) == len(prompt) + 24, "no token of prompt or response comes again"
     sampled()
 
 
 def test_a_refused_prompt_fails_alone(pairs: dict[str, Pair]) -> None:
-    """A prompt that the engine cannot take is refused where its output is asked for; its neighbour is answered."""
+    """A prompt that the engine cannot take is refused; its neighbour is answered."""
     pair = pairs["untied"]
     sampling = Sampling(samples=1, temperature=1.0, max_tokens=4)
-    pair.engine(Engine.start, [(0, [5] * 600), (1, [8, 9])], sampling, 0)
-    asked = [pair.rollout.submit(0, Engine.generated, number, num_returns=2)[1] for number in (0, 1)]
-    assert len(ray.get(asked[1], timeout=60)) == 1
-    with pytest.raises(ray.exceptions.RayTaskError, match="600"):
-        ray.get(asked[0], timeout=60)
+    too_long, good = pair.ask([[5] * 600, [8, 9]], sampling, 0)
+    assert [len(group) for group in pair.answers([good])] == [1]
+    with pytest.raises(RuntimeError, match="600"):
+        pair.answers([too_long])
+
+
+def test_an_aborted_request_gives_what_it_has(pairs: dict[str, Pair]) -> None:
+    """Tokens so far, each with its logprob and version, as a request that is let be goes on; what has ended, or is not
+    known, is not aborted."""
+    pair = pairs["untied"]
+    pair.publish()
+    sampling = Sampling(samples=3, temperature=1.0, max_tokens=400)
+    cut, whole = pair.ask([[5, 6, 7], [8, 9]], sampling, 5)
+    _let_run(pair)
+    pair.engine(Engine.abort, [cut, 10**9])
+    [part] = pair.answers([cut])
+    stats = pair.engine(Engine.stats)
+    assert (stats.running, stats.waiting, stats.version, stats.lost) == (3, 0, pair.version, "")
+    [rest] = pair.answers([whole])
+    pair.engine(Engine.abort, [whole])
+    assert any(rollout.turns[0].finish_reason == "abort" for rollout in part)
+    for rollout in part:
+        tokens, [turn] = rollout.sampled_tokens, rollout.turns
+        assert 0 < tokens < 400
+        assert [(span.version, span.start, span.end) for span in turn.versions] == [(pair.version, 0, tokens)]
+        assert rollout.status == ("failed" if turn.finish_reason == "abort" else "ok")
+    assert {rollout.status for rollout in rest} <= {"ok", "truncated"}
+    again, _ = pair.answers(pair.ask([[5, 6, 7], [8, 9]], sampling, 5))
+    for before, after in zip(part, again, strict=True):
+        assert _sampled(after)[: before.sampled_tokens] == _sampled(before)
+
+
+def test_an_engine_tells_how_it_is_while_its_thread_works(pairs: dict[str, Pair]) -> None:
+    """Beside the thread: also while a step hangs, and then it says for how long."""
+    pair = pairs["untied"]
+    pair.publish()
+    before = pair.engine(Engine.stats)
+    assert (before.running, before.slots, before.silent_s) == (0, ROLLOUT.max_concurrent, 0)
+    assert before.cache_used is not None and before.preemptions is not None
+    asked = pair.start([5, 6, 7], samples=4, max_tokens=300)
+    _let_run(pair)
+    hanging = pair.rollout.submit(0, Engine.hang, 1.5)
+    time.sleep(0.7)
+    during = pair.engine(Engine.stats)
+    assert during.running == 4 and 0 < during.cache_used <= 1 and 0.3 < during.silent_s < 1.6
+    assert not ray.wait([hanging], timeout=0)[0], "it was hanging all the time"
+    generated = sum(rollout.sampled_tokens for rollout in pair.answers(asked)[0])
+    after = pair.engine(Engine.stats)
+    assert after.generated_tokens == before.generated_tokens + generated and after.running == 0
+    ray.get(hanging, timeout=60)
 
 
 def test_paused_requests_are_kept(pair: Pair) -> None:
     """Nothing is generated during a pause, and everything that was running ends after it."""
-    reference = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
     _let_run(pair)
     pair.engine(Engine.pause)
-    assert ray.wait([reference], timeout=1)[1] == [reference]
+    assert pair.engine(Engine.poll, 1.0) == []
     pair.engine(Engine.resume)
-    rollouts = ray.get(reference, timeout=60)
+    [rollouts] = pair.answers(asked)
     assert len(rollouts) == 16
     assert {rollout.status for rollout in rollouts} <= {"ok", "truncated"}
     assert {span.version for rollout in rollouts for span in rollout.versions} == {pair.version}
@@ -317,17 +387,18 @@ def _assert_continued(pair: Pair, tmp_path: Path) -> None:
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     pair.train()
-    reference = pair.start([5, 6, 7], samples=32, max_tokens=400)
+    asked = pair.start([5, 6, 7], samples=32, max_tokens=400)
     _let_run(pair)
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
-    rollouts = ray.get(reference, timeout=60)
-    crossing = [rollout for rollout in rollouts if len(rollout.versions) == 2]
+    [rollouts] = pair.answers(asked)
+    crossing = [rollout for rollout in rollouts if len(rollout.turns[0].versions) == 2]
     assert crossing, "the publish came before or after all of the generation"
     for rollout in rollouts:
-        assert [span.start for span in rollout.versions] == [0, *[span.end for span in rollout.versions[:-1]]]
-        assert rollout.versions[-1].end == len(rollout.response_token_ids)
-        assert [span.version for span in rollout.versions] in ([pair.version - 1], [pair.version - 1, pair.version])
+        spans = rollout.turns[0].versions
+        assert [span.start for span in spans] == [0, *[span.end for span in spans[:-1]]]
+        assert spans[-1].end == rollout.sampled_tokens
+        assert [span.version for span in spans] in ([pair.version - 1], [pair.version - 1, pair.version])
     for span, old_or_new in enumerate((pair.version - 1, pair.version)):
         _assert_sampled_by(tmp_path / str(old_or_new), crossing[:4], span)
 
@@ -429,16 +500,21 @@ def _let_run(pair: Pair) -> None:
     assert all(pair.engine(Engine.running) for _ in range(5)), "the generation is too short for this test"
 
 
-def _assert_sampled_by(directory: Path, rollouts: list[Rollout], span: int) -> None:
+def _sampled(rollout: Episode) -> list[int]:
+    """What the engine has sampled, of one turn."""
+    return rollout.turns[0].sampled_token_ids.tolist()
+
+
+def _assert_sampled_by(directory: Path, rollouts: list[Episode], span: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory)
     for rollout in rollouts:
-        tokens = torch.tensor([rollout.prompt_token_ids + rollout.response_token_ids])
+        tokens, [turn] = torch.from_numpy(rollout.token_ids)[None], rollout.turns
         with torch.no_grad():
             logprobs = (model(tokens).logits[0] / ROLLOUT.temperature).log_softmax(-1)
         start = len(rollout.prompt_token_ids)
         expected = logprobs[start - 1 : -1].gather(1, tokens[0, start:, None])[:, 0].numpy()
-        part = slice(rollout.versions[span].start, rollout.versions[span].end)
-        np.testing.assert_allclose(rollout.rollout_logprobs[part], expected[part], rtol=0, atol=1e-4)
+        part = slice(turn.versions[span].start, turn.versions[span].end)
+        np.testing.assert_allclose(turn.rollout_logprobs[part], expected[part], rtol=0, atol=1e-4)

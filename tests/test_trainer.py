@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.batch import Rollout, Sequence, VersionSpan
+from actors.batch import Episode, Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.models.skeleton import write_skeleton
 from actors.train.critic import RewardModelWorker
@@ -17,6 +17,7 @@ from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Totals
 from algorithms.offline.sft import sft_loss
+from tests.episodes import episode
 from tests.one_rank import alone  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -225,20 +226,13 @@ def test_a_reward_model_is_read_at_the_end_and_a_policy_before_each_action() -> 
         assert faked(kind)._packed(SEQUENCES, False).action_indices.tolist() == actions
 
 
-def rollout(prompt: list[int], response: list[int]) -> Rollout:
-    return Rollout(
-        prompt_token_ids=prompt,
-        response_token_ids=response,
-        rollout_logprobs=np.array([-0.5 * token for token in response], np.float32),
-        versions=[VersionSpan(version=0, start=0, end=len(response))],
-        finish_reason="stop",
-        status="ok",
-        text="",
-    )
+def rollout(prompt: list[int], response: list[int]) -> Episode:
+    return episode(prompt, response, [-0.5 * token for token in response])
 
 
 GROUPS = [[rollout([1, 2], [3, 4]), rollout([1, 2], [5])], [rollout([6], [7, 8])]]
 """Two prompts, known to the driver as 4 and 9."""
+HELD = [(4, [0, 1]), (9, [0])]
 SIZES = {(4, 0): 4, (4, 1): 3, (9, 0): 3}
 """Tokens of each response with its prompt."""
 
@@ -253,7 +247,7 @@ def test_rollouts_become_updates_as_planned() -> None:
     plans = [[[(4, 0, 0.5), (4, 1, -0.5)], [(9, 0, 2.0)]], [[(9, 0, -1.0)], []]]
     counts = [Totals(tokens=5, sequences=3, trained_tokens=5), Totals(tokens=2, sequences=1, trained_tokens=2)]
     reference = {place: {"reference_logprobs": np.full(size, -9.0, np.float32)} for place, size in SIZES.items()}
-    first, second = worker.update(plans, [4, 9], counts, share_of, 0.7, *GROUPS, reference)
+    first, second = worker.update(plans, HELD, counts, share_of, 0.7, *GROUPS, reference)
     assert (first["loss"], second["loss"]) == (pytest.approx(0.5), pytest.approx(0.5))
     assert (first["entropy"], second["entropy"]) == (pytest.approx(27 / 5), pytest.approx(15 / 2))
     together, alone_, again, idle = worker.engine.batches
@@ -281,7 +275,7 @@ def test_advantages_token_by_token_take_the_place_of_the_plans() -> None:
         },
     ]
     totals = Totals(tokens=3, sequences=2, trained_tokens=3)
-    worker.update(plans, [4, 9], [totals], share_of, 1.0, *GROUPS, *parts)
+    worker.update(plans, HELD, [totals], share_of, 1.0, *GROUPS, *parts)
     (batch,) = worker.engine.batches
     assert rows(batch, "advantages") == [[0, 0, 0.25], [0, 1, 2]]
     assert rows(batch, "old_logprobs") == [[-2.0] * 3, [-1.0] * 3]

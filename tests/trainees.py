@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Prompt, Rollout, Sequence, VersionSpan
+from actors.batch import Episode, Prompt, Sequence
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.group import ActorGroup, Slot
 from actors.models.skeleton import write_skeleton
@@ -21,7 +21,8 @@ from actors.train.reference import ReferenceWorker
 from actors.train.trainer import TrainedWorker
 from algorithms.data.pairs import Judged, Pair
 from algorithms.rewards.scores import Score
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
+from tests.episodes import episode, turn
 
 UPDATES = 3
 INIT = ModelInit(hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=64)
@@ -154,42 +155,48 @@ def started_trainees(directory: Path) -> Iterator[Trainees]:
     remove_placement_group(placement)
 
 
-def scored_groups() -> list[ScoredGroup]:
+def scored_groups(sampled: Callable[[list[int], np.random.Generator], Episode] | None = None) -> list[ScoredGroup]:
     """Six prompts with four responses each; lengths 3 to 31 tokens, one group of equal rewards, some responses cut."""
-    generator = np.random.default_rng(0)
+    generator, sampled = np.random.default_rng(0), sampled or _rollout
     found = []
     for number in range(6):
         prompt = generator.integers(3, 90, size=2 + number).tolist()
-        rollouts = [_rollout(prompt, generator) for _ in range(4)]
+        rollouts = [sampled(prompt, generator) for _ in range(4)]
         rewards = np.ones(4) if number == 3 else generator.normal(size=4)
         found.append(
             ScoredGroup(
                 prompt=Prompt(index=number, token_ids=prompt, text="", row={}),
                 rollouts=rollouts,
-                infos=[_info(rollout) for rollout in rollouts],
+                infos=[RolloutInfo.of(rollout) for rollout in rollouts],
                 scores=[Score(reward=float(reward), parts={}, status="ok") for reward in rewards],
             )
         )
     return found
 
 
-def _rollout(prompt: list[int], generator: np.random.Generator) -> Rollout:
+def _rollout(prompt: list[int], generator: np.random.Generator) -> Episode:
     length = int(generator.integers(1, 25))
-    return Rollout(
-        prompt_token_ids=prompt,
-        response_token_ids=generator.integers(3, 90, size=length).tolist(),
+    response = generator.integers(3, 90, size=length).tolist()
+    return episode(
+        prompt,
+        response,
         # Around the logprobs of a model that knows nothing (log 1/128), so that the clip cuts off some tokens.
-        rollout_logprobs=generator.normal(-4.85, 0.15, size=length).astype(np.float32),
-        versions=[VersionSpan(version=0, start=0, end=length)],
+        generator.normal(-4.85, 0.15, size=length),
         finish_reason="length" if length > 18 else "stop",
         status="truncated" if length > 18 else "ok",
-        text="",
     )
 
 
-def _info(rollout: Rollout) -> RolloutInfo:
-    prompt, response = len(rollout.prompt_token_ids), len(rollout.response_token_ids)
-    return RolloutInfo(prompt_tokens=prompt, response_tokens=response, status=rollout.status, oldest_version=0)
+def two_turns(prompt: list[int], generator: np.random.Generator) -> Episode:
+    """With 30 tokens of a tool in between, and a reward for the first turn."""
+    lengths = generator.integers(1, 9, size=2)
+    first, second = (generator.integers(3, 90, size=length).tolist() for length in lengths)
+    logprobs = [generator.normal(-4.85, 0.15, size=length) for length in lengths]
+    turns = [
+        turn(prompt, first, logprobs[0], reward=float(generator.normal())),
+        turn(generator.integers(3, 90, size=30).tolist(), second, logprobs[1]),
+    ]
+    return Episode(turns=turns, status="truncated" if lengths[1] > 6 else "ok", text="")
 
 
 def preferences() -> list[list[Pair]]:

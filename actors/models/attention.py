@@ -31,7 +31,7 @@ _SHORT = 64
 
 
 @dataclass(frozen=True)
-class Segment:
+class EqualLengths:
     """Neighbouring sequences that are attended to in one call."""
 
     sequences: int
@@ -90,7 +90,7 @@ class PackedLayout:
 
     tokens: int
     """T"""
-    segments: tuple[Segment, ...]
+    segments: tuple[EqualLengths, ...]
     """In the order of their slots."""
     slot_map: SlotMap | None
     """None if the slots are the tokens: nothing is padded and nothing shared."""
@@ -201,23 +201,23 @@ def _refuse_unsupported(
         )
 
 
-def _segments(lengths: Sequence[int], device: torch.device) -> tuple[Segment, ...]:
+def _segments(lengths: Sequence[int], device: torch.device) -> tuple[EqualLengths, ...]:
     """Sequences in this order, cut where one call for both neighbours would cost more than two."""
     # Measured on CPU: from about 48 tokens on, a call costs less than the padding it saves. GPU launches cost more.
     alone = 48 if device.type == "cpu" else 1024
-    segments: list[Segment] = []
+    segments: list[EqualLengths] = []
     count, low, high = 0, lengths[0], lengths[0]
     for length in lengths:
         shortest, longest = min(low, length), max(high, length)
         if shortest == longest or (longest < alone and longest <= 1.25 * shortest + 8):
             count, low, high = count + 1, shortest, longest
         else:
-            segments.append(Segment(count, high))
+            segments.append(EqualLengths(count, high))
             count, low, high = 1, length, length
-    return (*segments, Segment(count, high))
+    return (*segments, EqualLengths(count, high))
 
 
-def _slots(lengths: NDArray[np.int64], order: NDArray[np.int64], segments: Sequence[Segment]) -> NDArray[np.int64]:
+def _slots(lengths: NDArray[np.int64], order: NDArray[np.int64], segments: Sequence[EqualLengths]) -> NDArray[np.int64]:
     """Slot of each position of the sequences, which lie in the segments in this order."""
     padded = np.repeat([segment.length for segment in segments], [segment.sequences for segment in segments])
     first_slots = np.empty_like(lengths)
@@ -227,7 +227,13 @@ def _slots(lengths: NDArray[np.int64], order: NDArray[np.int64], segments: Seque
 
 
 def _attend(
-    segments: Sequence[Segment], query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None
+    segments: Sequence[EqualLengths],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
 ) -> Tensor:
     """[N, H, D] of slots, causal within each sequence."""
     grouped = key.shape[1] != query.shape[1]

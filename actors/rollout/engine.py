@@ -1,5 +1,8 @@
 """The vLLM engine of one rollout worker, on a thread of its own: requests and control calls go in between its steps.
 
+    submit --> [ calls ] --> add to vLLM, step, step, ... --> [ segments ] --> poll
+                   ^---- pause, weights, adapters, canary
+
 The engine runs in this very process on CPU (it starts and generates fastest so) and in vLLM's own processes on GPU;
 both are driven by the same thread through vLLM's public `LLM` and `LLMEngine`.
 """
@@ -8,47 +11,64 @@ import os
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.config import WeightTransferConfig
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import FinishReason
 
-from actors.config import LoraConfig, ModelConfig
-from actors.config_rollout import RolloutConfig
-from actors.rollout.types import Sampling
+from actors.batch import VersionSpan
+from actors.rollout.types import EngineStats, Finish, Request, Sampling, Segment
+from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
-from actors.weights.transfer import WORKER_BACKENDS
 
 T = TypeVar("T")
 
-_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
-_ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _MEMORY_FILES = Path("/dev/shm")
 
 
-class EngineThread:
-    """Owns the vLLM engine: everything that touches it runs on this thread, between steps."""
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A response that vLLM works on."""
 
-    def __init__(self, build: Callable[[], LLM]) -> None:
+    request: int
+    index: int
+    inside: str
+    """Its name within vLLM, which an abort needs."""
+
+
+class EngineThread:
+    """Owns the vLLM engine: everything that touches it runs on this thread, between steps. See `Engine`."""
+
+    def __init__(self, build: Callable[[], LLM], params: Callable[[Sampling], SamplingParams], slots: int) -> None:
+        """`params` are vLLM's for one response; `slots`: responses that vLLM works on at one time."""
         self._build = build
+        self._params = params
+        self._slots = slots
         self._calls: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
-        self._running: dict[str, Future[RequestOutput]] = {}
-        self._outputs: dict[int, Future[RequestOutput]] = {}
-        self._salt = ""
-        self._ids = count()
-        self._paused = False
+        self._running: dict[str, _Sample] = {}
+        self._canaries: dict[str, Future[RequestOutput]] = {}
+        self._segments: list[Segment] = []
+        self._news = threading.Condition()
+        """Of `_segments` and `_lost`."""
         self._lost: Exception | None = None
+        self._salt = ""
+        self._names = count()
+        self._paused = False
         self._adapter: LoRARequest | None = None
+        self._preemptions: int | None = None
+        self._generated = 0
+        self._round: float | None = None
+        """When the thread last came round, by time.monotonic; None while it waits for something to do."""
         self.version = -1
         """Of the weights in service; -1 before the first."""
         self.ready: Future[None] = Future()
@@ -60,49 +80,49 @@ class EngineThread:
         self._calls.put((function, future))
         return future
 
-    def start(self, prompts: list[tuple[int, list[int]]], params: SamplingParams, seed: int | None) -> None:
-        """Queue prompts, given as (number, token ids), in this order; with a seed, the sampler starts anew from it.
+    def submit(self, requests: list[Request], seed: int | None) -> None:
+        """Take requests; one that vLLM refuses ends as refused. See `Engine`."""
+        self.call(lambda: self._guarded(lambda: self._take(requests, seed)))
 
-        Runs on the engine thread. A prompt that is refused tells so in its `output`.
-        """
-        if seed is not None:
-            self.llm.collective_rpc("reseed", args=(seed,))
-            # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
-            self._salt = str(seed)
-        for number, token_ids in prompts:
-            output = self.output(number)
-            try:
-                self._add(token_ids, params, output)
-            except Exception as error:  # A refused request is its caller's alone.
-                _fail(output, error)
+    def abort(self, requests: list[int]) -> None:
+        """End these requests; see `Engine`."""
+        self.call(lambda: self._guarded(lambda: self._abort(set(requests))))
 
-    def output(self, number: int) -> "Future[RequestOutput]":
-        """The finished output of the prompt that is, or will be, started under this number; kept until `forget`."""
-        output = self._outputs.setdefault(number, Future())
-        if self._lost is not None:
-            _fail(output, self._lost)
-        return output
+    def poll(self, wait_s: float) -> list[Segment]:
+        """Segments that have ended; see `Engine`."""
+        with self._news:
+            self._news.wait_for(lambda: self._segments or self._lost, timeout=wait_s)
+            if self._lost and not self._segments:
+                raise self._lost
+            segments, self._segments = self._segments, []
+            return segments
 
-    def forget(self, number: int) -> None:
-        """Drop the output of this number, which may then be used again."""
-        del self._outputs[number]
+    def stats(self) -> EngineStats:
+        """How the engine is; see `Engine`."""
+        samples, seen = len(self._running), self._round
+        scheduler = self._scheduler()
+        return EngineStats(
+            version=self.version,
+            running=min(samples, self._slots),
+            waiting=max(0, samples - self._slots),
+            slots=self._slots,
+            cache_used=float(scheduler.kv_cache_manager.usage) if scheduler else None,
+            preemptions=self._preemptions,
+            generated_tokens=self._generated,
+            silent_s=0.0 if seen is None else time.monotonic() - seen,
+            lost=f"{type(self._lost).__name__}: {self._lost}" if self._lost else "",
+        )
 
     def logprobs(self, token_ids: list[int]) -> np.ndarray:
         """Logprobs of every token but the first at temperature 1, [L-1]. Runs on the engine thread, which steps on."""
         output: Future[RequestOutput] = Future()
-        self._add(token_ids, _prompt_logprob_params(), output)
+        self._canaries[self._add(token_ids, prompt_logprob_params())[0]] = output
         while not output.done():
             self._step()
         steps = output.result().prompt_logprobs
         assert steps is not None
         pairs = zip(steps[1:], token_ids[1:], strict=True)
         return np.array([step[token].logprob for step, token in pairs], dtype=np.float32)  # type: ignore[index]
-
-    def _add(self, token_ids: list[int], params: SamplingParams, output: "Future[RequestOutput]") -> None:
-        request_id = str(next(self._ids))
-        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
-        self.llm.llm_engine.add_request(request_id, prompt, params, lora_request=self._adapter)
-        self._running[request_id] = output
 
     def pause(self) -> None:
         """Stop stepping, keeping all running requests. Runs on the engine thread."""
@@ -137,16 +157,54 @@ class EngineThread:
             self._adapter = LoRARequest("policy", ADAPTER_ID, directory)
             return self.llm.collective_rpc("bind_digest", args=(directory,))
 
+    def _take(self, requests: list[Request], seed: int | None) -> None:
+        """Queue the samples of requests, in order; with a seed, the sampler starts anew from it."""
+        if seed is not None:
+            self.llm.collective_rpc("reseed", args=(seed,))
+            # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
+            self._salt = str(seed)
+        for request in requests:
+            params = self._params(request.sampling)
+            for index in range(request.sampling.samples):
+                try:
+                    if request.media:
+                        raise ValueError("an engine that takes tokens only cannot take media")
+                    name, inside = self._add(request.token_ids, params)
+                except Exception as error:  # A refused request is its caller's alone.
+                    self._tell([_refused(request.id, index, error)])
+                else:
+                    self._running[name] = _Sample(request.id, index, inside)
+
+    def _add(self, token_ids: list[int], params: SamplingParams) -> tuple[str, str]:
+        """Give vLLM a request; returns the name that its outputs bear, and the one that vLLM has for it inside."""
+        name = str(next(self._names))
+        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
+        return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
+
+    def _abort(self, requests: set[int]) -> None:
+        engine, ended = self.llm.llm_engine, []
+        for name, sample in list(self._running.items()):
+            if sample.request in requests:
+                # vLLM drops what an aborted request has; its own account of it, asked before, is whole.
+                state = engine.output_processor.request_states[sample.inside]
+                output: Any = state.make_request_output([], None, FinishReason.ABORT, None)
+                engine.abort_request([sample.inside], internal=True)
+                ended.append(_segment(self._running.pop(name), output.outputs[0]))
+        self._tell(ended)
+
     def _run(self) -> None:
         try:
             self.llm = self._build()
+            self._count_preemptions()
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
-            self._lost = error
+            self._lose(error)
             self.ready.set_exception(error)
         else:
             self.ready.set_result(None)
         while True:
-            self._run_calls(wait=not self._busy())
+            busy = self._busy()
+            self._round = time.monotonic() if busy else None
+            self._run_calls(wait=not busy)
             if self._busy():
                 self._step()
 
@@ -162,6 +220,7 @@ class EngineThread:
         while wait or not self._calls.empty():
             function, future = self._calls.get()
             wait = False
+            self._round = time.monotonic()
             if self._lost is not None:
                 _fail(future, self._lost)
                 continue
@@ -172,20 +231,61 @@ class EngineThread:
             else:
                 _fulfil(future, answer)
 
-    def _step(self) -> None:
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do what nobody waits for: where it fails, the engine cannot be relied on any more."""
         try:
-            for output in self.llm.llm_engine.step():
-                if output.finished:
-                    _fulfil(self._running.pop(output.request_id), output)  # type: ignore[arg-type]
+            work()
         except Exception as error:
             self._lose(error)
 
+    def _step(self) -> None:
+        try:
+            ended = []
+            outputs: list[Any] = self.llm.llm_engine.step()
+            for output in (each for each in outputs if each.finished):
+                if canary := self._canaries.pop(output.request_id, None):
+                    _fulfil(canary, output)
+                else:
+                    ended.append(_segment(self._running.pop(output.request_id), output.outputs[0]))
+            self._tell(ended)
+        except Exception as error:
+            self._lose(error)
+
+    def _tell(self, ended: list[Segment]) -> None:
+        if ended:
+            with self._news:
+                self._segments += ended
+                self._generated += sum(len(segment.token_ids) for segment in ended)
+                self._news.notify_all()
+
     def _lose(self, error: Exception) -> None:
         """The engine is lost: tell everybody who waits for it, now and from now on."""
-        self._lost = error
-        for output in [*self._running.values(), *self._outputs.values()]:
-            _fail(output, error)
+        with self._news:
+            self._lost = error
+            self._news.notify_all()
+        for canary in self._canaries.values():
+            _fail(canary, error)
+        self._canaries.clear()
         self._running.clear()
+
+    def _scheduler(self) -> Any:
+        """vLLM's scheduler, where it is in this process; None before the engine is built, or where it is not."""
+        llm = getattr(self, "llm", None)
+        core = getattr(llm.llm_engine.engine_core, "engine_core", None) if llm is not None else None
+        return getattr(core, "scheduler", None)
+
+    def _count_preemptions(self) -> None:
+        # vLLM counts them only together with statistics of every token, which would cost each step.
+        scheduler = self._scheduler()
+        if scheduler is None:
+            return
+        self._preemptions, preempt = 0, scheduler._preempt_request
+
+        def counted(*args: Any, **options: Any) -> Any:
+            self._preemptions = (self._preemptions or 0) + 1
+            return preempt(*args, **options)
+
+        scheduler._preempt_request = counted
 
 
 # Nobody may hear an answer: a caller that was cancelled has cancelled its future. That is no reason for the thread, and
@@ -202,80 +302,46 @@ def _fail(future: "Future[Any]", error: Exception) -> None:
         future.set_exception(error)
 
 
-def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend: str, seed: int) -> LLM:
-    """vLLM with random weights: the policy sends version 0 before anything is generated."""
-    on_gpu = torch.cuda.is_available()
-    # In this process with ipc, too: vLLM cannot encode the handles of GPU memory for a process of its own.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu and backend != "ipc" else "0"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.memory_gib)
-    # Threads are counted by OMP_NUM_THREADS; binding them to cores would fight with the trainer's.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    compiled = on_gpu if config.compile is None else config.compile
-    if not (compiled or on_gpu):
-        # vLLM compiles a function of its logprobs also in eager mode, for which a machine needs a C++ compiler.
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    # Named outright: inside a placement group vLLM would choose Ray's executor, whose bundles are not ours.
-    executor = "mp" if config.tensor_parallel > 1 else "uni"
-    options: dict[str, Any] = dict(
-        model=directory,
-        load_format="dummy",
-        dtype=_DTYPES[model.dtype],
-        seed=seed,
-        tensor_parallel_size=config.tensor_parallel,
-        distributed_executor_backend=executor,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_concurrent,
-        gpu_memory_utilization=config.gpu_share(shared=backend == "ipc"),
-        enforce_eager=not compiled,
-        logprobs_mode="processed_logprobs",
-        generation_config="vllm",
-        weight_transfer_config=WeightTransferConfig(backend=WORKER_BACKENDS[backend]),
-        worker_extension_cls="actors.weights.transfer.WorkerExtension",
-        disable_log_stats=True,
-        **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
-    )
-    return LLM(**(options | config.vllm))
+_FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
-def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, Any]:
-    from actors.models.lora import adapted_layer_kinds
-
-    return {
-        "enable_lora": True,
-        "max_loras": 1,
-        "max_lora_rank": min(rank for rank in _ADAPTER_RANKS if rank >= lora.rank),
-        # Otherwise embeddings would be ready for adapters too, which costs generation more than all other layers.
-        "lora_target_modules": adapted_layer_kinds(directory, lora),
-    }
-
-
-def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams:
-    """vLLM's parameters for the responses to one prompt: one logprob per sampled token, text only for stops."""
-    return SamplingParams(
-        n=sampling.samples,
-        temperature=sampling.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        presence_penalty=config.presence_penalty,
-        max_tokens=sampling.max_tokens,
-        logprobs=0,
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        stop=config.stop or None,
-        stop_token_ids=config.stop_token_ids,
-        detokenize=bool(config.stop),
-        skip_special_tokens=True,
+def _segment(sample: _Sample, completion: Any) -> Segment:
+    """Of one of vLLM's completions. Raises RuntimeError where it does not say of each token what sampled it."""
+    tokens = list(completion.token_ids)
+    if completion.logprobs.token_ids != tokens:
+        raise RuntimeError(f"the engine must give one logprob for each of the {len(tokens)} sampled tokens")
+    reason = completion.finish_reason
+    return Segment(
+        request=sample.request,
+        index=sample.index,
+        token_ids=tokens,
+        logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
+        versions=_spans(completion, len(tokens)),
+        finish=_FINISHES.get(str(reason), "error"),
+        ended_by=completion.stop_reason,
+        text=completion.text,
+        error="" if reason in _FINISHES else f"vLLM ended it with finish reason {reason}",
     )
 
 
-def _prompt_logprob_params() -> SamplingParams:
-    """Parameters of a request that only asks for the logprobs of its prompt, at temperature 1."""
-    return SamplingParams(
-        temperature=1.0,
-        max_tokens=1,
-        prompt_logprobs=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+def _refused(request: int, index: int, error: Exception) -> Segment:
+    return Segment(
+        request=request,
+        index=index,
+        token_ids=[],
+        logprobs=np.empty(0, dtype=np.float32),
+        versions=[],
+        finish="refused",
+        error=f"{type(error).__name__}: {error}",
     )
+
+
+def _spans(completion: Any, length: int) -> list[VersionSpan]:
+    """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
+    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
+    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
+        raise RuntimeError(
+            f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
+            f"it of {[(span.start, span.end) for span in spans]}"
+        )
+    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]

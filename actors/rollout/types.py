@@ -1,8 +1,20 @@
-"""What the driver and the rollout engines tell each other; importable without vLLM."""
+"""What the driver and the rollout engines tell each other; importable without vLLM.
+
+Request --submit--> [engine] --poll--> Segment, one per sample, as each ends
+                        ^---- abort: what was sampled so far, as segments too
+"""
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from actors.batch import RolloutStatus
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.batch import Episode, EpisodeStatus, VersionSpan
+
+Finish = Literal["stop", "length", "abort", "error", "refused"]
+"""stop: ended by itself; length: cut at the limit; abort: asked to end; error: failed in the engine; refused: never
+started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,11 +27,133 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutInfo:
-    """What the driver sees of a response: no tokens."""
+class Media:
+    """An image or a sound within a prompt. No engine takes any yet: requests that hold some are refused."""
 
+    kind: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt on its way to an engine. Example: Request(id=7, token_ids=[5, 9], sampling=Sampling(samples=8, ...))"""
+
+    id: int
+    """Run-wide: no other request of the run has it, whichever engine gets it."""
+    token_ids: list[int]
+    """[P]"""
+    sampling: Sampling
+    session: str | None = None
+    """Requests of one session begin alike: an engine that has had one has its prefix in its cache."""
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """What an engine has sampled for one sample of a request, to its end or, after an abort, so far."""
+
+    request: int
+    """Id of the request."""
+    index: int
+    """Of the sample, below `Sampling.samples`."""
+    token_ids: list[int]
+    """Sampled tokens, the one that ended the response included, [R]."""
+    logprobs: NDArray[np.float32]
+    """log pi of the sampler for each, after temperature and truncation of the distribution, [R]."""
+    versions: list[VersionSpan]
+    """Which weights sampled which tokens, in order, covering [0, R)."""
+    finish: Finish
+    ended_by: int | str | None = None
+    """With finish stop: which of rollout.stop_token_ids or rollout.stop; None for the end-of-sequence token."""
+    text: str = ""
+    """The engine's own text, where it decodes (it does so to look for stop strings)."""
+    error: str = ""
+    """With finish error or refused: why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """How an engine is, told beside its own thread: it answers while a step hangs."""
+
+    version: int
+    """Of the weights in service; -1 before the first."""
+    running: int
+    """Samples that it is working on."""
+    waiting: int
+    """Samples that it has no slot for yet."""
+    slots: int
+    """Samples that it can work on at one time."""
+    cache_used: float | None
+    """Share of the key-value cache in use, in [0, 1]; None where the engine does not tell."""
+    preemptions: int | None
+    """How often a sample lost its place in the cache, and is computed again, so far; None where it does not tell."""
+    generated_tokens: int
+    """Sampled tokens of ended samples, so far."""
+    silent_s: float
+    """Seconds since the engine's thread last came round: it hangs, or is in a long step, when this grows."""
+    lost: str
+    """What has ended the engine; empty while it works."""
+
+
+class Engine(Protocol):
+    """What samples responses. vLLM is one; another one, for tests and benchmarks, takes latencies from a table.
+
+    The calls may come from any thread, and return at once but for `poll`.
+    """
+
+    def submit(self, requests: list[Request], seed: int | None) -> None:
+        """Take requests, in order. With a seed, what is sampled depends on it, the prompts and their order only."""
+
+    def poll(self, wait_s: float) -> list[Segment]:
+        """Segments that ended since the last poll; waits up to `wait_s` seconds for the first.
+
+        Raises what has ended the engine once it is lost.
+        """
+        ...
+
+    def abort(self, requests: list[int]) -> None:
+        """End these requests: what each of their samples has so far comes by `poll`, unless it has ended already."""
+
+    def stats(self) -> EngineStats:
+        """How it is; answered without the engine's thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutInfo:
+    """What the driver sees of an episode: no tokens."""
+
+    tokens: int
+    """All of them: prompt, sampled, and what was given in between."""
     prompt_tokens: int
-    response_tokens: int
-    status: RolloutStatus
+    sampled_tokens: int
+    status: EpisodeStatus
     oldest_version: int
     """Of the weights that sampled any of its tokens; -1 without a token."""
+    turns: int = 1
+    turn_rewards: tuple[float, ...] = ()
+    """Of the turns that have one, in their order."""
+
+    @classmethod
+    def of(cls, episode: Episode) -> "RolloutInfo":
+        """What there is to see of `episode`."""
+        spans = [span for turn in episode.turns for span in turn.versions]
+        return cls(
+            tokens=episode.tokens,
+            prompt_tokens=len(episode.prompt_token_ids),
+            sampled_tokens=episode.sampled_tokens,
+            status=episode.status,
+            oldest_version=min((span.version for span in spans), default=-1),
+            turns=len(episode.turns),
+            turn_rewards=tuple(episode.turn_rewards.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A request all of whose samples have ended, as an engine's process tells the driver."""
+
+    request: int
+    infos: list[RolloutInfo]
+    error: str = ""
+    """Why the engine refused it; then there is nothing to collect."""

@@ -1,13 +1,13 @@
-"""One rollout engine as a Ray actor: generation and control calls, each in its own concurrency group.
+"""One rollout engine as a Ray actor: requests, weights and control calls, never queued behind generation.
 
-    start() --prompts--> [engine thread: add requests, step, collect] --generated()--> Rollouts
-    pause / weights / canary --call--^    (never queued behind generation)
+    submit(requests) --> [engine] --poll()--> which requests have ended, collect(id) --> their Episodes
+    pause / weights / canary --call--^        abort(ids), stats(): beside the engine's own thread
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.batch import Rollout, RolloutStatus, VersionSpan
+from actors.batch import Episode, EpisodeStatus, Turn
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.failure import told_beside
@@ -25,14 +25,16 @@ from actors.models.hub_cache import configured_directory
 from actors.models.tokenizer import load_tokenizer
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
-from actors.rollout.types import RolloutInfo, Sampling
+from actors.rollout.types import Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
 from actors.weights.offer import Offer
 from actors.weights.ticket import Got
 
 T = TypeVar("T")
 
-CONCURRENCY = {"generate": 4096, "control": 16}
-"""Calls that run at one time in each concurrency group of a RolloutWorker."""
+CONCURRENCY = {"requests": 64, "control": 16}
+"""Calls that run at one time in each concurrency group of an engine's actor."""
+
+_STATUSES: dict[Finish, EpisodeStatus] = {"stop": "ok", "length": "truncated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,102 @@ class Adapter:
     """adapter_model.safetensors"""
 
 
-class RolloutWorker:
-    """One engine of the rollout group."""
+class EngineHost:
+    """The half of an engine's actor that serves requests, whichever engine is behind it.
+
+    What is sampled stays here, until somebody collects it, as an object on this node that the driver only refers to.
+    """
+
+    engine: Engine
+
+    def __init__(self, decode: Callable[[Segment], str]) -> None:
+        """`decode` gives the text of a response."""
+        self._decode = decode
+        self._open: dict[int, tuple[Request, list[Segment]]] = {}
+        """Requests of which samples are still to end, and those that have ended."""
+        self._ended: dict[int, list[Episode]] = {}
+        """Of requests that nobody has collected yet."""
+
+    @ray.method(concurrency_group="requests")
+    async def submit(self, requests: list[Request], seed: int | None) -> None:
+        """Start sampling responses to prompts; see `Engine.submit`, and `poll`."""
+        if self.engine.stats().version < 0:
+            raise RuntimeError("asked to generate before the first weights arrived")
+        for request in requests:
+            self._open[request.id] = request, []
+        self.engine.submit(requests, seed)
+
+    @ray.method(concurrency_group="requests")
+    async def poll(self, wait_s: float) -> list[Finished]:
+        """Requests all of whose samples have ended since the last poll; waits up to `wait_s` seconds for the first.
+
+        To be asked again whenever it has answered; raises what has ended the engine.
+        """
+        # In a thread: the engine's news are waited for without holding up who submits, collects or aborts.
+        segments = await asyncio.to_thread(self.engine.poll, wait_s)
+        return [self._finish(request) for request in self._completed(segments)]
+
+    @ray.method(concurrency_group="requests")
+    async def collect(self, request: int) -> list[Episode]:
+        """The responses to a request that `poll` has told of, once."""
+        return self._ended.pop(request)
+
+    @ray.method(concurrency_group="requests")
+    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[Any, ...]:
+        """None, then, group by group, the episodes of each of its shares, which are lists of their numbers.
+
+        An engine's process does this as it is on the machine that most of them are on, and no rank should fetch
+        episodes that are not its own.
+        """
+        parts = [
+            [group[index] for index in indices]
+            for group, of_group in zip(groups, shares, strict=True)
+            for indices in of_group
+        ]
+        return None, *parts
+
+    @ray.method(concurrency_group="requests")
+    async def abort(self, requests: list[int]) -> None:
+        """End these requests; `poll` tells of each, and what they have so far can be collected."""
+        self.engine.abort([request for request in requests if request in self._open])
+
+    @ray.method(concurrency_group="control")
+    async def stats(self) -> EngineStats:
+        """How the engine is, whatever its thread is doing."""
+        return self.engine.stats()
+
+    def _completed(self, segments: Sequence[Segment]) -> list[int]:
+        """Ids of the requests that these segments complete, in the order in which they did."""
+        completed = []
+        for segment in segments:
+            request, ended = self._open[segment.request]
+            ended.append(segment)
+            if len(ended) == request.sampling.samples:
+                completed.append(request.id)
+        return completed
+
+    def _finish(self, number: int) -> Finished:
+        request, segments = self._open.pop(number)
+        if refused := [segment.error for segment in segments if segment.finish == "refused"]:
+            return Finished(request=number, infos=[], error=refused[0])
+        segments.sort(key=lambda segment: segment.index)
+        episodes = [self._episode(request, segment) for segment in segments]
+        self._ended[number] = episodes
+        return Finished(request=number, infos=[RolloutInfo.of(episode) for episode in episodes])
+
+    def _episode(self, request: Request, segment: Segment) -> Episode:
+        turn = Turn(
+            given_token_ids=np.array(request.token_ids, dtype=np.int32),
+            sampled_token_ids=np.array(segment.token_ids, dtype=np.int32),
+            rollout_logprobs=segment.logprobs,
+            versions=segment.versions,
+            finish_reason=segment.finish,
+        )
+        return Episode(turns=[turn], status=_STATUSES.get(segment.finish, "failed"), text=self._decode(segment))
+
+
+class RolloutWorker(EngineHost):
+    """One vLLM engine of the rollout group."""
 
     def __init__(
         self,
@@ -58,68 +154,37 @@ class RolloutWorker:
         backend: str,
         seed: int,
     ) -> None:
+        super().__init__(self._text)
         write_output_to_log()
         load_data_only()
         meet_on_node_address()
         without_science()
         with quick_vllm(compiled=config.compile or torch.cuda.is_available()):
-            from actors.rollout.engine import EngineThread, build_llm
+            from actors.rollout.engine import EngineThread
+            from actors.rollout.vllm_options import build_llm, sampling_params
 
         self.config = config
         self.tokenizer = load_tokenizer(directory)
         directory = configured_directory(directory)
-        self.engine = EngineThread(lambda: build_llm(directory, config, model, backend, seed + rank))
+        self.engine: EngineThread = EngineThread(
+            lambda: build_llm(directory, config, model, backend, seed + rank),
+            lambda sampling: sampling_params(config, sampling),
+            config.max_concurrent,
+        )
 
     @ray.method(concurrency_group="control")
     async def ready(self) -> None:
         """Returns once the engine can generate."""
         await asyncio.wrap_future(self.engine.ready)
 
-    @ray.method(concurrency_group="control")
-    async def start(self, prompts: list[tuple[int, list[int]]], sampling: Sampling, seed: int | None) -> None:
-        """Start sampling responses to prompts, given as (number, token ids), together and in this order.
-
-        With a `seed`, what is sampled depends on it, the prompts and their order alone. See `generated`.
-        """
-        from actors.rollout.engine import sampling_params
-
-        params = sampling_params(self.config, sampling)
-        await self._between_steps(lambda: self.engine.start(prompts, params, seed))
-
-    @ray.method(concurrency_group="generate")
-    async def generated(self, number: int) -> tuple[list[RolloutInfo], list[Rollout]]:
-        """Responses to the prompt of this number, once all are finished: what the driver sees, and the rollouts.
-
-        May be asked for, once, before or after the prompt is started.
-        """
-        if self.engine.version < 0:
-            raise RuntimeError("asked to generate before the first weights arrived")
-        try:
-            output = await asyncio.wrap_future(self.engine.output(number))
-        finally:
-            self.engine.forget(number)
-        prompt = list(output.prompt_token_ids or [])
-        rollouts = [self._rollout(prompt, completion) for completion in output.outputs]
-        return [_info(rollout) for rollout in rollouts], rollouts
-
-    def _rollout(self, prompt: list[int], completion: Any) -> Rollout:
-        tokens, ended_by = list(completion.token_ids), completion.stop_reason
-        assert completion.logprobs.token_ids == tokens, "one logprob per sampled token"
+    def _text(self, segment: Segment) -> str:
+        tokens, ended_by = segment.token_ids, segment.ended_by
         # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
         spoken = tokens[:-1] if isinstance(ended_by, int) else tokens
         text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)  # type: ignore[assignment]
         if isinstance(ended_by, str):
-            text = up_to_stop(text, ended_by, completion.text, keep=self.config.keep_stop_string)
-        status: RolloutStatus = {"stop": "ok", "length": "truncated"}.get(completion.finish_reason, "failed")  # type: ignore[assignment]
-        return Rollout(
-            prompt_token_ids=prompt,
-            response_token_ids=tokens,
-            rollout_logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
-            versions=_spans(completion, len(tokens)),
-            finish_reason=completion.finish_reason or "none",
-            status=status,
-            text=text,
-        )
+            text = up_to_stop(text, ended_by, segment.text, keep=self.config.keep_stop_string)
+        return text
 
     @ray.method(concurrency_group="control")
     async def pause(self) -> None:
@@ -155,9 +220,9 @@ class RolloutWorker:
     @ray.method(concurrency_group="control")
     async def finish_weight_update(self, version: int, canary: list[int] | None) -> Got | None:
         """Put the received weights into service as `version`, and go on; with a canary prompt, give account of them."""
-        return await self._between_steps(lambda: self._finish(version, canary))
+        return await self._between_steps(lambda: self._put_into_service(version, canary))
 
-    def _finish(self, version: int, canary: list[int] | None) -> Got | None:
+    def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
         self.engine.llm.finish_weight_update(str(version))
         self.engine.version = version
         self.engine.resume()
@@ -191,7 +256,7 @@ class RolloutWorker:
                 self.engine.llm.collective_rpc("remember_checksums", args=(canary is not None,))
                 self.engine.llm.start_weight_update()
                 self.engine.llm.update_weights({"update_info": offer.tensors})
-                found = self._finish(version, canary)
+                found = self._put_into_service(version, canary)
             except BaseException as error:
                 self.engine.version = -1
                 with told_beside(error, "going on"):
@@ -244,23 +309,3 @@ def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
     # The first one is the one that ended it: an earlier one would have done so earlier.
     before, found, _ = text.partition(stop)
     return (before if found else engine_text) + (stop if keep else "")
-
-
-def _spans(completion: Any, length: int) -> list[VersionSpan]:
-    """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
-    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
-    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
-        raise RuntimeError(
-            f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
-            f"it of {[(span.start, span.end) for span in spans]}"
-        )
-    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
-
-
-def _info(rollout: Rollout) -> RolloutInfo:
-    return RolloutInfo(
-        prompt_tokens=len(rollout.prompt_token_ids),
-        response_tokens=len(rollout.response_token_ids),
-        status=rollout.status,
-        oldest_version=min((span.version for span in rollout.versions), default=-1),
-    )

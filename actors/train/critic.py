@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from actors.batch import TokenFields
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Metrics, Plan
+from actors.train.worker import Held, Plan, Share
 
 
 class ValueWorker(TrainedWorker):
@@ -27,9 +26,9 @@ class ValueWorker(TrainedWorker):
 class CriticWorker(ValueWorker):
     """One data-parallel rank of the critic."""
 
-    def values(self, plan: Plan, keys: list[int], *inputs: Any) -> tuple[Metrics, TokenFields]:
-        """`values` of rollouts; `plan` holds, per micro-batch, (key, response), `inputs` are the groups of `keys`."""
-        return self.read_rollouts(self.read, "values", plan, keys, inputs, share_prompts=self.shares_prompts)
+    def values(self, shares: list[Share], plan: Plan, held: Held, *inputs: Any) -> Any:
+        """`values` of rollouts; see `ReferenceWorker.logprobs`."""
+        return self.read_episodes(self.read, "values", shares, plan, held, inputs, share_prompts=self.shares_prompts)
 
 
 class RewardModelWorker(ValueWorker):

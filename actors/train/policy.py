@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from ray.actor import ActorHandle
 
-from actors.batch import Sequence, TokenFields
+from actors.batch import Sequence
 from actors.config_rollout import TransferConfig
 from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.train.engine import gathered
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Metrics, Plan, pack_sequences
+from actors.train.worker import Held, Plan, Share, pack_sequences
 from actors.weights.engine_client import EngineClient
 from actors.weights.holder_client import HolderClient
 from actors.weights.ticket import Account, Kind, Ticket
@@ -34,29 +34,29 @@ class PolicyWorker(TrainedWorker):
         self.shares_prompts = module.shares_prompts
         return module
 
-    def logprobs(self, plan: Plan, keys: list[int], temperature: float, *inputs: Any) -> tuple[Metrics, TokenFields]:
+    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
         """`old_logprobs` of rollouts: those of the weights as they are now; see `ReferenceWorker.logprobs`."""
-        return self.read_rollouts(
+        return self.read_episodes(
             lambda batch: self.read(batch, temperature),
             "old_logprobs",
+            shares,
             plan,
-            keys,
+            held,
             inputs,
             share_prompts=self.shares_prompts,
         )
 
-    def reference_logprobs(
-        self, plan: Plan, keys: list[int], temperature: float, *inputs: Any
-    ) -> tuple[Metrics, TokenFields]:
+    def reference_logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
         """`reference_logprobs` of rollouts by the policy with its adapters disabled: the model it started from."""
         from actors.models.lora import adapters_disabled
 
         with adapters_disabled(self.hf_model):
-            return self.read_rollouts(
+            return self.read_episodes(
                 lambda batch: self.read(batch, temperature),
                 "reference_logprobs",
+                shares,
                 plan,
-                keys,
+                held,
                 inputs,
                 share_prompts=self.shares_prompts,
             )

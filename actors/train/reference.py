@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from actors.batch import Sequence, TokenFields, experience
+from actors.batch import Place, Sequence, experience
 from actors.config import GroupConfig, ModelConfig
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
 from actors.train.engine import gathered, inference_module, load_library
-from actors.train.worker import Metrics, Plan, Worker, pack_sequences
+from actors.train.worker import Held, Plan, Share, Worker, pack_sequences, read_inputs
 
 _WEIGHTS = "weights.safetensors"
 
@@ -56,16 +56,24 @@ class ReferenceWorker(FrozenWorker):
         self.shares_prompts = module.shares_prompts
         self.hold(module, address, port)
 
-    def logprobs(self, plan: Plan, keys: list[int], temperature: float, *inputs: Any) -> tuple[Metrics, TokenFields]:
+    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
         """`reference_logprobs` of rollouts.
 
-        `plan` holds, per micro-batch, (key of the group, response in the group); `inputs` are the groups of `keys`.
+        Args:
+            shares: what each rank that goes on with them needs of them.
+            plan: what is read, micro-batch by micro-batch.
+            held: what is in the lists of episodes that `inputs` are.
+            temperature: at which they were sampled.
+
+        Returns:
+            see `Worker.read_episodes`.
         """
-        return self.read_rollouts(
+        return self.read_episodes(
             lambda batch: self.read(batch, temperature),
             "reference_logprobs",
+            shares,
             plan,
-            keys,
+            held,
             inputs,
             share_prompts=self.shares_prompts,
         )
@@ -119,12 +127,12 @@ class ScoringWorker(FrozenWorker):
         self.shares_prompts = module.shares_prompts
         self.hold(module, address, port)
 
-    def scores(self, plan: Plan, keys: list[int], *inputs: Any) -> dict[tuple[int, int], float]:
-        """Score of each rollout, (group, response) -> value, read at its last token."""
-        groups = dict(zip(keys, inputs, strict=True))
-        found: dict[tuple[int, int], float] = {}
+    def scores(self, plan: Plan, held: Held, *inputs: Any) -> dict[Place, float]:
+        """Score of each episode, read at its last sampled token; `held` says what is in the lists that `inputs` are."""
+        episodes, _ = read_inputs(held, inputs)
+        found: dict[Place, float] = {}
         for places in plan:
-            sequences = [experience(groups[key][index]) for key, index in places]
+            sequences = [experience(episodes[place]) for place in places]
             batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts, read="end")
             found.update(zip(places, batch.sequence_sums(self.read(batch)).tolist(), strict=False))
         return found

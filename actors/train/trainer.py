@@ -21,7 +21,16 @@ from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.models.packed import PackedBatch, Read
 from actors.train.engine import TrainingEngine, gathered, load_library
-from actors.train.worker import LossFunction, Metrics, Totals, Worker, pack_experiences, pack_sequences, read_inputs
+from actors.train.worker import (
+    Held,
+    LossFunction,
+    Metrics,
+    Totals,
+    Worker,
+    pack_experiences,
+    pack_sequences,
+    read_inputs,
+)
 from actors.weights.checksum import checksum
 
 if TYPE_CHECKING:
@@ -70,33 +79,32 @@ class TrainedWorker(Worker):
     def update(
         self,
         plans: list[list[list[tuple[int, int, float]]]],
-        keys: list[int],
+        held: Held,
         totals: list[Totals],
         loss: LossFunction,
         temperature: float,
         *inputs: Any,
     ) -> list[Metrics]:
-        """Optimizer updates on scored rollouts; returns the metrics of each.
+        """Optimizer updates on scored episodes; returns the metrics of each.
 
         Args:
-            plans: per update, per micro-batch: (key of the group, response in the group, advantage of all its tokens,
+            plans: per update, per micro-batch: (key of the group, episode in the group, advantage of all its tokens,
                 unless `inputs` have advantages token by token).
-            keys: the keys of the groups given.
+            held: what is in the lists of episodes.
             totals: global counts of each update.
             loss: the algorithm's; see `LossFunction`.
-            temperature: at which the rollouts were sampled.
-            inputs: rollout groups (list[Rollout] each), in the order of `keys`, then TokenFields, such as reference
-                logprobs.
+            temperature: at which the episodes were sampled.
+            inputs: lists of episodes, in the order of `held`, then TokenFields, such as reference logprobs.
         """
-        groups, known = read_inputs(keys, inputs)
+        episodes, known = read_inputs(held, inputs)
 
         def micro_batches(plan: list[list[tuple[int, int, float]]]) -> Iterator[PackedBatch]:
             for samples in plan:
                 found = []
                 for key, index, advantage in samples:
-                    rollout = groups[key][index]
-                    same = {"advantages": np.full(rollout.tokens, advantage, dtype=np.float32)}
-                    found.append(experience(rollout, same | known.get((key, index), {})))
+                    episode = episodes[key, index]
+                    same = {"advantages": np.full(episode.tokens, advantage, dtype=np.float32)}
+                    found.append(experience(episode, same | known.get((key, index), {})))
                 yield pack_experiences(found, self.device, share_prompts=self.shares_prompts)
 
         return [

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from actors.batch import Experience, Labelled, Sequence, TokenFields, experience
+from actors.batch import Episode, Experience, Labelled, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
@@ -29,7 +29,8 @@ class Totals:
     """Global counts of one optimizer update, over all ranks and micro-batches: what losses are divided by."""
 
     tokens: int
-    """Action tokens of all samples of the update, whether they are trained on or known to have no gradient."""
+    """Action tokens, which are the sampled ones, of all samples of the update, whether they are trained on or known to
+    have no gradient."""
     sequences: int
     """Samples of the update."""
     trained_tokens: int
@@ -44,17 +45,23 @@ micro-batches and ranks add up to the loss and the metrics of the update. Of a m
 Forward = Callable[[PackedBatch], torch.Tensor]
 """What a model reads out of a micro-batch, [T], without gradient."""
 
-Plan = list[list[tuple[int, int]]]
-"""Per micro-batch: (key of the group, response in the group)."""
+Plan = list[list[Place]]
+"""Episodes of each micro-batch, by their places: (key of the group, episode in the group)."""
+
+Held = list[tuple[int, list[int]]]
+"""Of each list of episodes that a rank is given: key of the group, and which of its episodes are in the list."""
+
+Share = tuple[list[str], list[Place]]
+"""What one rank of another stage goes on with: names of fields, and the episodes that it needs them of."""
 
 ScoredGroups = list[list[tuple[float, Experience]]]
-"""Per group: score and tokens of every response."""
+"""Per group: score and tokens of every episode."""
 
 Estimate = Callable[
     [ScoredGroups, Callable[[NDArray[np.float64]], NDArray[np.float64]]],
     tuple[list[list[dict[str, NDArray[np.float32]]]], Metrics],
 ]
-"""(groups, sum of a vector over ranks) -> (per group and response: fields such as advantages, metrics of all ranks)."""
+"""(groups, sum of a vector over ranks) -> (per group and episode: fields such as advantages, metrics of all ranks)."""
 
 
 class Worker:
@@ -104,52 +111,73 @@ class Worker:
         return summed.cpu().numpy()
 
     def advantages(
-        self, scores: dict[int, list[float]], keys: list[int], estimate: Estimate, *inputs: Any
-    ) -> tuple[Metrics, TokenFields]:
-        """Advantages of whole groups of rollouts, token by token, and what else `estimate` finds; collective.
+        self,
+        shares: list[Share],
+        scores: dict[int, list[float]],
+        held: Held,
+        estimate: Estimate,
+        reported: dict[Place, int],
+        *inputs: Any,
+    ) -> Any:
+        """Advantages of whole groups of episodes, token by token, and what else `estimate` finds; collective.
 
         Args:
-            scores: key of the group -> score of every response.
-            keys: of the groups given.
+            shares: what each rank that goes on with the fields needs of them.
+            scores: key of the group -> score of every episode.
+            held: what is in the lists of episodes.
             estimate: the algorithm's; see `Estimate`.
-            inputs: rollout groups (list[Rollout] each), in the order of `keys`, then TokenFields that it reads.
+            reported: sampled tokens of the episodes whose mean advantage is asked for, of this rank's or others'.
+            inputs: lists of episodes, in the order of `held`, then TokenFields that `estimate` reads.
 
         Returns:
-            metrics over all ranks, and the fields of this rank's groups.
+            (metrics over all ranks, mean advantages of those `reported` that are here), and for each share its fields.
         """
-        groups, known = read_inputs(keys, inputs)
+        episodes, known = read_inputs(held, inputs)
         joined = [
-            [(score, experience(groups[key][i], known.get((key, i)))) for i, score in enumerate(scores[key])]
+            [(score, experience(episodes[key, i], known.get((key, i)))) for i, score in enumerate(scores[key])]
             for key in scores
         ]
         found, metrics = estimate(joined, self.sum_over_ranks)
-        return metrics, {
+        fields = {
             (key, index): fields
             for key, responses in zip(scores, found, strict=True)
             for index, fields in enumerate(responses)
         }
+        return hand_out((metrics, self.mean_advantages(reported, fields)), fields, shares)
 
-    def mean_advantages(self, tokens: dict[tuple[int, int], int], fields: TokenFields) -> dict[tuple[int, int], float]:
-        """Mean advantage of the responses with so many `tokens`, by their place, of those that `fields` has."""
+    def mean_advantages(self, tokens: dict[Place, int], fields: TokenFields) -> dict[Place, float]:
+        """Mean advantage of the episodes with so many sampled `tokens`, by their place, of those that `fields` has."""
         return {
             place: float(fields[place]["advantages"].sum()) / max(1, count)
             for place, count in tokens.items()
             if place in fields
         }
 
-    def read_rollouts(
-        self, forward: Forward, name: str, plan: Plan, keys: list[int], inputs: Seq[Any], *, share_prompts: bool
-    ) -> tuple[Metrics, TokenFields]:
-        """What `forward` reads at the action tokens of rollouts, as the field `name`; no metrics."""
-        groups, _ = read_inputs(keys, inputs)
+    def read_episodes(
+        self,
+        forward: Forward,
+        name: str,
+        shares: list[Share],
+        plan: Plan,
+        held: Held,
+        inputs: Seq[Any],
+        *,
+        share_prompts: bool,
+    ) -> Any:
+        """What `forward` reads at the action tokens of episodes, as the field `name`.
+
+        Returns:
+            no metrics, and for each share its fields.
+        """
+        episodes, _ = read_inputs(held, inputs)
         found: TokenFields = {}
         for places in plan:
             batch = pack_experiences(
-                [experience(groups[key][index]) for key, index in places], self.device, share_prompts=share_prompts
+                [experience(episodes[place]) for place in places], self.device, share_prompts=share_prompts
             )
             values = batch.split(forward(batch))
             found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
-        return {}, found
+        return hand_out({}, found, shares)
 
     def read_sequences(self, forward: Forward, plan: list[list[Sequence]], *, share_prompts: bool) -> list[list[float]]:
         """Sum over action tokens of what `forward` reads, for every sequence of the plan."""
@@ -161,17 +189,31 @@ class Worker:
         return found
 
 
-def read_inputs(keys: list[int], inputs: Seq[Any]) -> tuple[dict[int, Any], TokenFields]:
-    """Rollout groups by their keys, and the token fields that come after them, those of each response in one."""
+def read_inputs(held: Held, inputs: Seq[Any]) -> tuple[dict[Place, Episode], TokenFields]:
+    """Episodes by their places, and the token fields that come after them, those of each episode in one."""
+    episodes = {
+        (key, index): episode
+        for (key, indices), given in zip(held, inputs[: len(held)], strict=True)
+        for index, episode in zip(indices, given, strict=True)
+    }
     fields: TokenFields = {}
-    for part in inputs[len(keys) :]:
+    for part in inputs[len(held) :]:
         for place, found in part.items():
             fields[place] = fields.get(place, {}) | found
-    return dict(zip(keys, inputs[: len(keys)], strict=True)), fields
+    return episodes, fields
+
+
+def hand_out(told: Any, found: TokenFields, shares: list[Share]) -> Any:
+    """What a rank returns that computes fields: `told`, then an object for each share, which nobody else fetches.
+
+    Ray takes a tuple apart only where several objects are asked for: without a share it is `told` alone.
+    """
+    parts = [{place: {name: found[place][name] for name in names} for place in places} for names, places in shares]
+    return (told, *parts) if parts else told
 
 
 def pack_experiences(experiences: Seq[Experience], device: torch.device, *, share_prompts: bool) -> PackedBatch:
-    """Pack rollouts with their fields; see `pack` for `share_prompts`."""
+    """Pack episodes with their fields; see `pack` for `share_prompts`."""
     names = experiences[0].fields if experiences else ()
     fields = {name: [item.fields[name] for item in experiences] for name in names}
     return pack(experiences, fields, device, share_prompts=share_prompts)

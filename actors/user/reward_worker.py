@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.user.confined import confine
 
-Scorer = Callable[[Prompt, list[Rollout], float], list[Any]]
+Scorer = Callable[[Prompt, list[Episode], float], list[Any]]
 """Scores of a prompt's rollouts, in their order, by a time on time.monotonic() if it can."""
 _OWN_SHARE = 0.9
 """Share of a call's deadline after which the scorer should not wait for others: at its end the process is killed."""
@@ -53,7 +53,7 @@ class RewardWorker:
         return os.getpid()
 
     def score(
-        self, prompts: list[Prompt], samples: list[int], only: int | None, deadline_s: float, *groups: list[Rollout]
+        self, prompts: list[Prompt], samples: list[int], only: int | None, deadline_s: float, *groups: list[Episode]
     ) -> list[list[Any]]:
         """Score all rollouts of each prompt, or only the one at index `only`, within `deadline_s` seconds.
 

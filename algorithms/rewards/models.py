@@ -8,8 +8,9 @@ from actors.group import ActorGroup
 from actors.train.reference import ScoringWorker
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score, add_scores
+from algorithms.rl.deals import Split, hand_episodes
 from algorithms.rl.experience import divide, samples_of
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class RewardModelGroup:
     micro_batch_tokens: int
 
 
-def score_with_models(groups: list[ScoredGroup], models: list[RewardModelGroup]) -> list[ScoredGroup]:
+def score_with_models(groups: list[ScoredGroup], models: list[RewardModelGroup], split: Split) -> list[ScoredGroup]:
     """The groups with the scores of all reward models added; the models work at the same time.
 
     Raises GroupError when a rank fails, RewardFailure when a score is not finite.
@@ -33,12 +34,13 @@ def score_with_models(groups: list[ScoredGroup], models: list[RewardModelGroup])
     samples = samples_of(groups, [np.zeros(len(group.infos)) for group in groups])
     pending = []
     for model in models:
-        work = divide(groups, [samples], len(model.group), model.micro_batch_tokens)
+        work = divide([samples], len(model.group), model.micro_batch_tokens)
+        given = hand_episodes(groups, work, split)
         plans = [[[(number, index) for number, index, _ in batch] for batch in share.plans[0]] for share in work]
         pending.append(
             [
-                model.group.submit(rank, ScoringWorker.scores, plan, share.keys, *share.groups)
-                for rank, (plan, share) in enumerate(zip(plans, work, strict=True))
+                model.group.submit(rank, ScoringWorker.scores, plan, held, *episodes)
+                for rank, (plan, (held, episodes)) in enumerate(zip(plans, given, strict=True))
             ]
         )
     weights = {model.label: model.weight for model in models}

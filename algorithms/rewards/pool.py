@@ -20,14 +20,13 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.config import UserError
 from actors.user.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
 from algorithms.rewards.endpoint import shown_address
 from algorithms.rewards.scores import Score, failed_score, load_scorer
 
-CAUSES_SHOWN = 3
 _QUICK_CALL_S = 0.1
 """Batches share a call as long as it is expected to take no longer."""
 
@@ -42,7 +41,7 @@ class _Job:
 
     ticket: int
     prompt: Prompt
-    rollouts: "list[Rollout] | ObjectRef"
+    rollouts: "list[Episode] | ObjectRef"
     samples: int
     scores: list[Score] = field(default_factory=list)
     alone: bool = False
@@ -101,12 +100,11 @@ class RewardPool:
         self._finished: list[tuple[int, list[Score]]] = []
         self._workers: list[_Worker] = []
         self._seconds_per_job = math.inf
-        self.begin_step()
         self._places = places or ["DEFAULT"] * config.workers
         for index in range(config.workers):
             self._workers.append(self._start(index))
 
-    def submit(self, prompt: Prompt, rollouts: "list[Rollout] | ObjectRef", samples: int) -> int:
+    def submit(self, prompt: Prompt, rollouts: "list[Episode] | ObjectRef", samples: int) -> int:
         """Queue the prompt's `samples` rollouts for scoring; returns a ticket. `ready` sends them and gives it back.
 
         `rollouts` may be a reference to a finished list: its tokens then never pass through the caller. An unfinished
@@ -135,35 +133,6 @@ class RewardPool:
             self._progress()
         finished, self._finished = self._finished, []
         return finished
-
-    def begin_step(self) -> None:
-        """Set the counters of the step, `scored` and `failed` samples, to zero."""
-        self.scored = 0
-        self.failed = 0
-        self._causes: dict[str, str] = {}
-
-    @property
-    def errors(self) -> list[str]:
-        """The first few distinct causes of the step's failures, a line each, with the first sample that it befell."""
-        return list(self._causes.values())[:CAUSES_SHOWN]
-
-    def check_failures(self, samples_per_step: int, beside: int = 0) -> None:
-        """Raise RewardFailure once more than max_failed_fraction x samples_per_step samples of this step failed.
-
-        `beside`: samples that failed before they came here, of which the same share may.
-        """
-        allowed = self._config.max_failed_fraction * samples_per_step
-        if self.failed + beside > allowed:
-            shown = self.errors
-            more = len(self._causes) - len(shown)
-            raise RewardFailure(
-                f"{self.failed} samples could not be scored in a step of {samples_per_step} "
-                f"(reward.max_failed_fraction {self._config.max_failed_fraction:g} allows {int(allowed)}"
-                + (f"; {beside} more failed in the engines" if beside else "")
-                + "): "
-                + " | ".join(shown)
-                + (f" | and {more} more causes" if more else "")
-            )
 
     def close(self) -> None:
         """End the workers' processes; batches still out are dropped."""
@@ -252,12 +221,6 @@ class RewardPool:
         self._finish(job)
 
     def _finish(self, job: _Job) -> None:
-        for score in job.scores:
-            if score.error and score.cause:
-                self._causes.setdefault(score.cause, score.error)
-        failed = sum(score.status == "failed" for score in job.scores)
-        self.failed += failed
-        self.scored += len(job.scores) - failed
         self._finished.append((job.ticket, job.scores))
 
     def _dispatch(self) -> None:

@@ -1,8 +1,8 @@
 """The process in which `check` calls a reward function once, so that one that hangs takes nothing else with it.
 
-It gets a `Request` on stdin, imports the function, gets `Samples` there too, and answers in lines of JSON on a pipe of
-its own: the function's prints go nowhere. A thread looks at where the function stands and ends the process when it is
-late or in a loop without end. Runs without torch and ray.
+It gets a `ProbeRequest` on stdin, imports the function, gets `Samples` there too, and answers in lines of JSON on a
+pipe of its own: the function's prints go nowhere. A thread looks at where the function stands and ends the process when
+it is late or in a loop without end. Runs without torch and ray.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ProbeRequest:
     """What to import, and how long that and a call may take."""
 
     function: RewardFunction
@@ -90,7 +90,7 @@ def serve() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(nothing, descriptor)
-    request: Request = pickle.load(source)
+    request: ProbeRequest = pickle.load(source)
     function = request.function
     path = function.name.rpartition(":")[0]
     reporter.file = os.path.abspath(path if path.endswith(".py") else f"{path.replace('.', '/')}.py")

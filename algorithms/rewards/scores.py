@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from actors.batch import Prompt, Rollout
+from actors.batch import Episode, Prompt
 from actors.config import UserError
 from actors.user.confined import forget
 from algorithms.config import RewardConfig
@@ -93,7 +93,7 @@ def sources_labels(config: RewardConfig) -> tuple[list[str], list[str], list[str
     return functions, models, endpoints
 
 
-def load_scorer(config: RewardConfig) -> Callable[[Prompt, list[Rollout], float], list[Score]]:
+def load_scorer(config: RewardConfig) -> Callable[[Prompt, list[Episode], float], list[Score]]:
     """What a reward worker runs: a callable from a prompt and its rollouts to their scores, in order.
 
     Its third argument is the time, on time.monotonic(), at which endpoints must have answered.
@@ -105,7 +105,7 @@ def load_scorer(config: RewardConfig) -> Callable[[Prompt, list[Rollout], float]
 def score_rollouts(
     sources: list[LoadedSource],
     prompt: Prompt,
-    rollouts: list[Rollout],
+    rollouts: list[Episode],
     until: float | None = None,
     *,
     models: bool = False,
@@ -119,7 +119,7 @@ def score_rollouts(
     )
     scores = iter(score_batch(sources, samples, until, models=models))
     return [
-        failed_score(f"the rollout failed ({rollout.finish_reason})", prompt.text, rollout.text)
+        failed_score(f"the rollout failed ({rollout.turns[-1].finish_reason})", prompt.text, rollout.text)
         if rollout.status == "failed"
         else next(scores)
         for rollout in rollouts

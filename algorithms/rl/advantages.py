@@ -1,13 +1,15 @@
 """Advantages: how much better a sample is than what was to be expected."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Advantages = NDArray[np.float64]
+NO_TURNS: Mapping[int, float] = MappingProxyType({})
 
 
 def group_relative(rewards: ArrayLike, *, normalize_std: bool) -> NDArray[np.float64]:
@@ -86,28 +88,37 @@ def differ(rewards: ArrayLike) -> bool:
     return len(np.atleast_1d(rewards)) > 1 and bool(group_relative(rewards, normalize_std=False).any())
 
 
-def token_rewards(score: float, kl: ArrayLike, mask: ArrayLike, *, kl_coef: float) -> NDArray[np.float64]:
-    """Rewards of the tokens of one sample: -kl_coef x kl, and the score at the last action token (arXiv 2203.02155).
+def token_rewards(
+    score: float, kl: ArrayLike, mask: ArrayLike, *, kl_coef: float, turns: Mapping[int, float] = NO_TURNS
+) -> NDArray[np.float64]:
+    """Rewards of the tokens of one sample: -kl_coef x kl, the score at the last action token (arXiv 2203.02155), and
+    those of `turns`.
 
     A sequence without action tokens gets zeros: nothing of it is trained.
 
     Args:
-        score: reward of the whole response.
+        score: reward of the whole episode.
         kl: estimate of the KL to the reference at each token, in nats, [L].
         mask: action tokens, bool [L].
         kl_coef: weight of the penalty.
+        turns: position of the last action token of a turn -> what was given for that turn, beside `score`.
 
     Returns:
         Rewards, 0 outside `mask`, [L].
 
     Raises:
-        ValueError: arrays of different lengths, or a value at an action token that is not finite.
+        ValueError: arrays of different lengths, a value at an action token that is not finite, or the reward of a turn
+            at another token.
     """
     penalties, actions = _at_actions(kl, mask)
     rewards = np.zeros(np.shape(mask))
     rewards[actions] = -kl_coef * penalties
     if len(actions):
         rewards[actions[-1]] += score
+    for position, reward in turns.items():
+        if position not in actions:
+            raise ValueError(f"the reward of a turn must be at an action token, got position {position}")
+        rewards[position] += reward
     return rewards
 
 

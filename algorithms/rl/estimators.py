@@ -1,11 +1,15 @@
 """Advantages token by token, from scores, KL to the reference and values: what a rank computes for whole groups.
 
-GAE (PPO): per token -kl_coef KL, and the score at the last token, are discounted against the critic's values.
-leave_one_out, group: the score minus kl_coef times the response's KL is compared within the group.
-reinforce_pp: score minus kl_coef times the KL from the token on, whitened over the step (arXiv 2501.03262).
-reinforce_pp_baseline: the score minus its group's mean, less the KL from the token on, whitened over the step.
+A score is what the episode earned in all. Of it, the reward of a turn is given at the last token sampled in that turn,
+the rest at the last sampled token. What was given to the policy, and not sampled by it, has no part in any of this.
+
+GAE (PPO): per token -kl_coef KL, and the rewards, are discounted against the critic's values.
+leave_one_out, group: the score minus kl_coef times the episode's KL is compared within the group.
+reinforce_pp: rewards minus kl_coef times the KL from the token on, whitened over the step (arXiv 2501.03262).
+reinforce_pp_baseline: the same with the group's mean subtracted from the score, and so from the rest.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +45,7 @@ class Estimator:
     kl_coef: float
     """0 unless kl_in is reward."""
     counted: list[list[bool]]
-    """Per group and response of this rank: whether the loss counts it, and so baselines and whitening. Advantages of
+    """Per group and episode of this rank: whether the loss counts it, and so baselines and whitening. Advantages of
     the others are 0."""
 
     def __call__(self, groups: ScoredGroups, add: AddOverRanks) -> tuple[list[list[Fields]], Metrics]:
@@ -77,6 +81,11 @@ class Estimator:
         )
         return np.where(item.action_mask, kl_penalty(rollout, reference, self.config.kl_estimator).numpy(), 0.0)
 
+    def _rewards(self, score: float, item: Experience, kl: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each token, those of turns where these end, [L]."""
+        rest = score - math.fsum(item.turn_rewards.values())
+        return token_rewards(rest, kl, item.action_mask, kl_coef=self.kl_coef, turns=item.turn_rewards)
+
     def _values(
         self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
     ) -> list[dict[str, NDArray[np.float64]]]:
@@ -85,7 +94,7 @@ class Estimator:
         found = []
         for (score, item), kl, kept in zip(group, penalties, counted, strict=True):
             advantages, returns = gae(
-                token_rewards(score, kl, item.action_mask, kl_coef=self.kl_coef),
+                self._rewards(score, item, kl),
                 item.fields["values"].astype(np.float64),
                 item.action_mask,
                 gamma=self.config.gamma,
@@ -112,8 +121,7 @@ class Estimator:
         if config.advantage == "reinforce_pp_baseline":
             scores = among_counted(scores, counted, partial(group_relative, normalize_std=False))
         rewards = [
-            token_rewards(score, kl, mask, kl_coef=self.kl_coef)
-            for score, kl, mask in zip(scores, penalties, masks, strict=True)
+            self._rewards(score, item, kl) for score, (_, item), kl in zip(scores, group, penalties, strict=True)
         ]
         return [
             {"advantages": rewards_to_go(each, mask, gamma=1.0) * kept}

@@ -1,5 +1,4 @@
-r"""What an evaluation tells beside rewards: how often k responses hold a right one, what most of them say, and the
-responses themselves.
+r"""What an evaluation tells beside rewards: pass@k, what most responses say, and the responses themselves.
 
 A response is solved when its reward is at least `algorithm.eval_pass_reward`. Its answer is what the last \boxed{}
 holds, else the line after the last ####, else all of it.
@@ -17,7 +16,7 @@ from algorithms.config_rl import pass_sizes
 from algorithms.loop import Metrics
 from algorithms.rewards.math_final import boxes
 from algorithms.rl.responses import responses_of
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 Rows = list[dict[str, Any]]
 _ROUNDING = 1e-9

@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from actors.batch import Place
 from actors.train.worker import Totals
 from algorithms.packing import plan_micro_batches
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One scored response, as the driver sees it."""
+    """One scored episode, as the driver sees it."""
 
     group: int
     """Index of its group in the step."""
     index: int
-    """Number of the response within the group."""
+    """Number of the episode within the group."""
     tokens: int
-    """Prompt and response."""
+    """All that a model reads: prompt, sampled, and what was given in between."""
     actions: int
-    """Response tokens."""
+    """Sampled tokens: what is trained on."""
     truncated: bool
     """Cut at the length limit."""
     advantage: float
@@ -31,14 +31,25 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankWork:
-    """What one rank gets: groups by reference, and plans that name them."""
+    """What one rank works on."""
 
-    groups: list[Any]
-    """References to list[Rollout], of the groups it works on."""
-    keys: list[int]
-    """Number, within the step, of each of `groups`."""
     plans: list[list[list[tuple[int, int, float]]]]
-    """Per update, per micro-batch: (number of the group, response, advantage)."""
+    """Per update, per micro-batch: (number of the group, episode, advantage)."""
+
+    @property
+    def places(self) -> list[Place]:
+        """Its episodes, each once, in the order in which they first come."""
+        return list(
+            dict.fromkeys((number, index) for plan in self.plans for batch in plan for number, index, _ in batch)
+        )
+
+    @property
+    def held(self) -> dict[int, list[int]]:
+        """Number of a group -> which of its episodes this rank works on."""
+        held: dict[int, list[int]] = {}
+        for number, index in self.places:
+            held.setdefault(number, []).append(index)
+        return {number: sorted(indices) for number, indices in held.items()}
 
 
 def samples_of(groups: Sequence[ScoredGroup], advantages: list[np.ndarray]) -> list[Sample]:
@@ -47,8 +58,8 @@ def samples_of(groups: Sequence[ScoredGroup], advantages: list[np.ndarray]) -> l
         Sample(
             group=number,
             index=index,
-            tokens=info.prompt_tokens + info.response_tokens,
-            actions=info.response_tokens,
+            tokens=info.tokens,
+            actions=info.sampled_tokens,
             truncated=info.status == "truncated",
             advantage=float(advantages[number][index]),
         )
@@ -79,25 +90,18 @@ def totals_of(update: list[Sample], trained: list[Sample]) -> Totals:
     )
 
 
-def divide(groups: Sequence[ScoredGroup], updates: list[list[Sample]], ranks: int, token_budget: int) -> list[RankWork]:
+def divide(updates: list[list[Sample]], ranks: int, token_budget: int) -> list[RankWork]:
     """Give every rank its share of every update: balanced in tokens, equal in the number of micro-batches.
 
     Samples of a group stay together where that keeps the balance, so that they can share their prompt.
     """
-    work = [RankWork(groups=[], plans=[], keys=[]) for _ in range(ranks)]
+    plans: list[list[list[list[tuple[int, int, float]]]]] = [[] for _ in range(ranks)]
     for update in updates:
         lengths, numbers = [sample.tokens for sample in update], [sample.group for sample in update]
-        plan = plan_micro_batches(lengths, ranks, token_budget, numbers)
-        for rank, micro_batches in zip(work, plan, strict=True):
-            rank.plans.append([[_place(rank, groups, update[i]) for i in batch] for batch in micro_batches])
-    return work
-
-
-def _place(rank: RankWork, groups: Sequence[ScoredGroup], sample: Sample) -> tuple[int, int, float]:
-    if sample.group not in rank.keys:
-        rank.keys.append(sample.group)
-        rank.groups.append(groups[sample.group].rollouts)
-    return sample.group, sample.index, sample.advantage
+        named = [(sample.group, sample.index, sample.advantage) for sample in update]
+        for own, micro_batches in zip(plans, plan_micro_batches(lengths, ranks, token_budget, numbers), strict=True):
+            own.append([[named[index] for index in batch] for batch in micro_batches])
+    return [RankWork(plans=own) for own in plans]
 
 
 def deal_groups(groups: Sequence[ScoredGroup], ranks: int) -> list[list[int]]:
@@ -107,7 +111,7 @@ def deal_groups(groups: Sequence[ScoredGroup], ranks: int) -> list[list[int]]:
     for number, group in enumerate(groups):
         rank = loads.index(min(loads))
         shares[rank].append(number)
-        loads[rank] += sum(info.prompt_tokens + info.response_tokens for info in group.infos)
+        loads[rank] += sum(info.tokens for info in group.infos)
     return shares
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from algorithms.config_rl import GRPOConfig
 from algorithms.loop import Clock, Metrics
 from algorithms.rl.advantages import among_counted, group_relative, leave_one_out
+from algorithms.rl.deals import Updates
 from algorithms.rl.experience import Sample, samples_of
-from algorithms.rl.metrics import teaches
-from algorithms.rl.stages import RL, Fields
-from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
+from algorithms.rl.metrics import Advantages, teaches
+from algorithms.rl.stages import RL
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
 
 @dataclass(kw_only=True)
@@ -35,17 +36,28 @@ class GRPO(RL):
         self.begin("GRPO", clock)
         while not self.done:
             groups = self._scored_groups(clock)
-            with clock("reference"):
-                reference, old = self.read_frozen(groups), self.read_old(groups)
-                fields = reference() + old()
-            with clock("advantages"):
-                samples, found, metrics = self._advantages(groups, fields)
-            with clock("update"):
-                metrics |= self._update(groups, samples, fields + found)
-            advantages = {(each.group, each.index): each.advantage for each in samples}
-            if found:
-                advantages = self.mean_advantages(self.policy, groups, found)
+            metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
+
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+        """Update the policy; returns metrics, and the advantages that samples.jsonl tells."""
+        with clock("advantages"):
+            samples, metrics = self._advantages(groups)
+            updates, estimation = self._plan(samples), self.estimation(self.policy, groups)
+        learns = [updates.taker]
+        with clock("reference"):
+            takers = [estimation, *learns] if self._by_token else learns
+            reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
+            parts = reference() + old()
+        advantages: Advantages = {(each.group, each.index): each.advantage for each in samples}
+        if self._by_token:
+            with clock("advantages"):
+                scores = [each.shaped for each in groups]
+                told, advantages, found = self.estimate(self.policy, groups, scores, parts, estimation, learns)
+                metrics, parts = metrics | told, parts + found
+        with clock("update"):
+            metrics |= self.submit_updates(updates, self.policy_loss(), groups, parts)()
+        return metrics, advantages
 
     def _scored_groups(self, clock: Clock) -> list[ShapedGroup]:
         """The step's groups; with dynamic sampling, those whose scores differ, sampled until there are enough."""
@@ -66,25 +78,29 @@ class GRPO(RL):
             f"prompts had responses of different scores ({sampled} were sampled): too easy or too hard for the model"
         )
 
-    def _advantages(self, groups: Sequence[ScoredGroup], fields: Fields) -> tuple[list[Sample], Fields, Metrics]:
-        """The step's samples, with their advantages where these are one number each, else fields that hold them."""
+    @property
+    def _by_token(self) -> bool:
+        """Whether tokens of one episode have different advantages, which ranks compute."""
+        config = self.config
+        return config.advantage.startswith("reinforce_pp") or bool(config.kl_in == "reward" and config.kl_coef)
+
+    def _advantages(self, groups: Sequence[ScoredGroup]) -> tuple[list[Sample], Metrics]:
+        """The step's samples, with their advantages where these are one number each, else NaN."""
         config, shaped = self.config, self.shape(groups)
         metrics: Metrics = {}
         if config.dynamic_sampling:
             metrics["rollout/dynamic_sampling_kept"] = len(groups) / self.sampled
-        if config.advantage.startswith("reinforce_pp") or (config.kl_in == "reward" and config.kl_coef):
-            told, found = self.estimate(self.policy, groups, [each.shaped for each in shaped], fields)
-            return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped]), found, metrics | told
+        if self._by_token:
+            return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped]), metrics
         compare = leave_one_out
         if config.advantage == "group":
             compare = partial(group_relative, normalize_std=config.normalize_std)
         advantages = [among_counted(each.shaped, each.counted, compare) for each in shaped]
-        return samples_of(groups, advantages), [], metrics
+        return samples_of(groups, advantages), metrics
 
-    def _update(self, groups: Sequence[ScoredGroup], samples: list[Sample], fields: Fields) -> Metrics:
+    def _plan(self, samples: list[Sample]) -> Updates:
         updates = [self.counted(update) for update in self.updates(samples)]
-        trained = [self._with_gradient(update) for update in updates]
-        return self.submit_updates(self.policy, "policy", self.policy_loss(), groups, updates, trained, fields)()
+        return self.plan_policy(updates, [self._with_gradient(update) for update in updates])
 
     def _with_gradient(self, update: list[Sample]) -> list[Sample]:
         """Samples that move the policy. Those with advantage 0 count in the denominators and are not computed."""

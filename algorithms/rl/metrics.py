@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from actors.rollout.types import RolloutInfo
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
 from algorithms.rl.responses import responses_of
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup
 
 Advantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own."""
@@ -45,18 +46,34 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) ->
     """Lengths, statuses and ages of a step's rollouts; `version` is that of the weights they should be of."""
     infos = [info for group in groups for info in group.infos]
     staleness = [version - info.oldest_version for info in infos]
-    generated = sum(info.response_tokens for info in infos)
+    generated = sum(info.sampled_tokens for info in infos)
     rewards = [score.reward for group in groups for score in group.scores]
-    return reward_metrics(groups, "reward") | {
-        "reward/min": float(np.min(rewards)),
-        "reward/max": float(np.max(rewards)),
-        "tokens/generated": float(generated),
-        "rollout/response_tokens_mean": generated / len(infos),
-        "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
-        "rollout/failed": float(failed),
-        "staleness/mean": float(np.mean(staleness)),
-        "staleness/max": float(max(staleness)),
-    }
+    return (
+        reward_metrics(groups, "reward")
+        | _turn_metrics(infos)
+        | {
+            "reward/min": float(np.min(rewards)),
+            "reward/max": float(np.max(rewards)),
+            "tokens/generated": float(generated),
+            "rollout/response_tokens_mean": generated / len(infos),
+            "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
+            "rollout/failed": float(failed),
+            "staleness/mean": float(np.mean(staleness)),
+            "staleness/max": float(max(staleness)),
+        }
+    )
+
+
+def _turn_metrics(infos: Sequence[RolloutInfo]) -> Metrics:
+    """Turns and their rewards per episode, and the tokens that were given between sampled ones; of a step in which an
+    episode has several turns, or one that was rewarded."""
+    found: Metrics = {}
+    if any(info.turns > 1 for info in infos):
+        given = sum(info.tokens - info.prompt_tokens - info.sampled_tokens for info in infos)
+        found |= {"rollout/turns_mean": float(np.mean([info.turns for info in infos])), "tokens/given": float(given)}
+    if any(info.turn_rewards for info in infos):
+        found["reward/turns"] = float(np.mean([sum(info.turn_rewards) for info in infos]))
+    return found
 
 
 def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix: str) -> Metrics:
@@ -71,9 +88,19 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
     for key in (key for key in per_update[0] if told and key.startswith(f"{prefix}/")):
         means[key] = float(np.mean([metrics[key] for metrics in told]))
     if trained_tokens[0]:
-        # The first update is on-policy: only there do trainer and sampler hold the same weights.
-        means |= {key: value for key, value in per_update[0].items() if key.startswith("mismatch/")}
+        means |= _mismatch(per_update[0], trained_tokens[0])
     return means
+
+
+def _mismatch(first: Metrics, trained_tokens: int) -> Metrics:
+    """How far trainer and sampler disagree, by the step's first update: only there may they hold the same weights.
+
+    Means over the tokens that such weights have sampled; nothing, where none of the trained ones is.
+    """
+    found = {name: value for name, value in first.items() if name.startswith("mismatch/")}
+    same = found.pop("mismatch/tokens", trained_tokens)
+    # Where all are, the factor is exactly 1.
+    return {name: value * (trained_tokens / same) for name, value in found.items()} if same else {}
 
 
 def sample_rows(
@@ -96,10 +123,16 @@ def sample_rows(
             "advantage": advantages[number, index],
             "version": group.infos[index].oldest_version,
             "status": rollout.status,
-        }
+        } | _turns(group.infos[index])
         # A column with the name of one of these goes by another one.
         rows.append(own | {f"row.{name}" if name in own else name: value for name, value in _columns(group).items()})
     return rows
+
+
+def _turns(info: RolloutInfo) -> dict[str, Any]:
+    """What a row tells of turns: nothing of a single one without a reward."""
+    several = {"turns": info.turns} if info.turns > 1 else {}
+    return several | ({"turn_rewards": list(info.turn_rewards)} if info.turn_rewards else {})
 
 
 def best_to_worst(groups: Sequence[ScoredGroup], count: int) -> list[tuple[int, int]]:

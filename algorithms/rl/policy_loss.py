@@ -38,19 +38,23 @@ def policy_loss(
     config: RLConfig,
     kl_coef: float,
     constant: int,
+    version: int,
 ) -> tuple[torch.Tensor, Metrics]:
     """This micro-batch's share of the loss (see the module) and of its metrics; logprobs, entropies: [T].
 
-    `constant` stands for a sequence's length in aggregation constant.
+    `constant` stands for a sequence's length in aggregation constant. `version` is that of the policy before the first
+    update: only tokens sampled with it say whether trainer and sampler agree, as others differ by what was learned
+    since. mismatch/tokens is their number, by which `update_metrics` divides anew.
     """
     mask, rollout_logprobs = batch.action_mask, batch.fields["rollout_logprobs"]
     per_token = max(1, totals.trained_tokens)
-    differences = mismatch(policy_logprobs, rollout_logprobs, mask)
+    differences = mismatch(policy_logprobs, rollout_logprobs, mask & (batch.fields["versions"] == version))
     losses, metrics = _surrogate(batch, policy_logprobs, per_token, config)
     metrics |= {
         "policy/entropy": masked_sum(entropies, mask) / per_token,
         "mismatch/logprob_abs_mean": differences["logprob_abs_sum"] / per_token,
         "mismatch/kl": differences["kl_sum"] / per_token,
+        "mismatch/tokens": differences["tokens"],
     }
     if kl_coef and config.kl_in == "loss":
         penalties = _penalties(batch, policy_logprobs, config)

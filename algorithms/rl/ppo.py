@@ -22,9 +22,11 @@ from actors.train.worker import Totals
 from algorithms.config_rl import PPOConfig
 from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, clipped_value_loss, masked_sum
+from algorithms.rl.deals import Parts, Updates
 from algorithms.rl.experience import samples_of
-from algorithms.rl.stages import RL, Fields
-from algorithms.rollouts.sampler import ScoredGroup
+from algorithms.rl.metrics import Advantages
+from algorithms.rl.stages import RL
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
 
 def critic_loss(
@@ -59,26 +61,41 @@ class PPO(RL):
                 groups = self.sample(self.config.prompts_per_step)
             with clock("score"):
                 groups = self.shape(self.score(groups))
-            with clock("reference"):
-                # Each group has its own ranks: what all of them read takes as long as the slowest.
-                values = self.read(self.critic, CriticWorker.values, groups, "critic")
-                reference, old = self.read_frozen(groups), self.read_old(groups)
-                fields = reference() + old()
-            with clock("values"):
-                fields += values()
-            with clock("advantages"):
-                metrics, found = self.estimate(self.critic, groups, [each.shaped for each in groups], fields)
-            with clock("update"):
-                metrics |= self._update(groups, fields + found)
-            self.finish_step(groups, metrics, clock, self.mean_advantages(self.critic, groups, found))
+            metrics, advantages = self.learn(groups, clock)
+            self.finish_step(groups, metrics, clock, advantages)
 
-    def _update(self, groups: Sequence[ScoredGroup], fields: Fields) -> Metrics:
-        """Both groups learn at the same time."""
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+        """Update critic and policy; returns metrics, and the advantages that samples.jsonl tells."""
+        with clock("reference"):
+            critic, policy = self._plan(groups)
+            estimation = self.estimation(self.critic, groups)
+            learners = [critic.taker, policy.taker] if self.policy_learns else [critic.taker]
+            takers = [estimation, *learners]
+            # Each group has its own ranks: what all of them read takes as long as the slowest.
+            values = self.read(self.critic, CriticWorker.values, groups, "critic", "values", takers)
+            reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
+            parts = reference() + old()
+        with clock("values"):
+            parts += values()
+        with clock("advantages"):
+            scores = [each.shaped for each in groups]
+            metrics, advantages, found = self.estimate(self.critic, groups, scores, parts, estimation, learners)
+        with clock("update"):
+            metrics |= self._update(groups, critic, policy, parts + found)
+        return metrics, advantages
+
+    def _plan(self, groups: Sequence[ScoredGroup]) -> tuple[Updates, Updates]:
+        """Updates of the critic and of the policy, on all samples that the loss counts."""
         samples = samples_of(groups, [np.full(len(group.infos), np.nan) for group in groups])
         updates = [self.counted(update) for update in self.updates(samples)]
+        critic = self.plan(self.critic, "critic", updates, updates, {"values", "returns"})
+        return critic, self.plan_policy(updates, updates)
+
+    def _update(self, groups: Sequence[ScoredGroup], critic: Updates, policy: Updates, parts: Parts) -> Metrics:
+        """Both groups learn at the same time."""
         loss = partial(critic_loss, clip=self.config.value_clip)
-        critic = self.submit_updates(self.critic, "critic", loss, groups, updates, updates, fields)
+        critics = self.submit_updates(critic, loss, groups, parts)
         if not self.policy_learns:
-            return critic()
-        policy = self.submit_updates(self.policy, "policy", self.policy_loss(), groups, updates, updates, fields)
-        return critic() | policy()
+            return critics()
+        policies = self.submit_updates(policy, self.policy_loss(), groups, parts)
+        return critics() | policies()

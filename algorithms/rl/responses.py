@@ -5,13 +5,13 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError
 
-from actors.batch import Rollout
-from algorithms.rollouts.sampler import ScoredGroup
+from actors.batch import Episode
+from algorithms.rollouts.groups import ScoredGroup
 
 _DEADLINE_S = 60
 
 
-def responses_of(group: ScoredGroup, note: Callable[[str], None]) -> list[Rollout]:
+def responses_of(group: ScoredGroup, note: Callable[[str], None]) -> list[Episode]:
     """All responses to the group's prompt; none, with a note, where they are lost or late.
 
     What is only reported ends no run: whoever trains on responses that are lost says so.

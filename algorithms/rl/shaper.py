@@ -1,5 +1,6 @@
 """From raw rewards to the scores that advantages are computed from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,12 +9,16 @@ import numpy as np
 
 from algorithms.config_rl import OverlongPenalty
 from algorithms.rl.shaping import RunningMoments, overlong_penalty
-from algorithms.rollouts.sampler import ScoredGroup, ShapedGroup
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
 
 @dataclass(kw_only=True)
 class RewardShaper:
-    """Normalises and clips rewards, then subtracts penalties for length; all before any baseline."""
+    """Normalises and clips rewards, subtracts penalties for length, adds rewards of turns; all before any baseline.
+
+    A score is what the whole episode has earned. Rewards of turns come from an environment, in its own units: they are
+    neither normalised nor clipped.
+    """
 
     normalize: bool
     clip: float | None
@@ -54,11 +59,13 @@ class RewardShaper:
             scores = [self.moments.normalise(each) for each in scores]
         if self.clip is not None:
             scores = [each.clip(-self.clip, self.clip) for each in scores]
-        return [each - self._penalties(group) for group, each in zip(groups, scores, strict=True)]
+        scores = [each - self._penalties(group) for group, each in zip(groups, scores, strict=True)]
+        return [_with_turns(group, each) for group, each in zip(groups, scores, strict=True)]
 
     def metrics(self, groups: Sequence[ShapedGroup]) -> dict[str, float]:
         """The mean of the scores that the loss counts, where they are not the rewards."""
         shapes = self.normalize or self.clip is not None or self.overlong or self.missing_eos_penalty
+        shapes = shapes or any(info.turn_rewards for group in groups for info in group.infos)
         scores = np.concatenate([group.compared for group in groups])
         return {"reward/shaped_mean": float(scores.mean())} if shapes and len(scores) else {}
 
@@ -69,7 +76,7 @@ class RewardShaper:
                 penalties[index] += self.missing_eos_penalty
             if self.overlong is not None:
                 penalties[index] -= overlong_penalty(
-                    info.response_tokens,
+                    info.sampled_tokens,
                     self.max_response_tokens,
                     buffer=self.overlong.buffer,
                     penalty=self.overlong.penalty,
@@ -83,3 +90,8 @@ class RewardShaper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.moments.load_state_dict(state)
+
+
+def _with_turns(group: ScoredGroup, scores: np.ndarray) -> np.ndarray:
+    earned = [math.fsum(info.turn_rewards) for info in group.infos]
+    return scores + earned if any(info.turn_rewards for info in group.infos) else scores

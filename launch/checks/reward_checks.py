@@ -22,7 +22,7 @@ from actors.user.confined import hidden, without_secrets
 from algorithms.config import DataConfig, RewardConfig
 from algorithms.rewards.calls import Samples
 from algorithms.rewards.functions import BUILT_IN, nearest
-from algorithms.rewards.probe import Request, Trial
+from algorithms.rewards.probe import ProbeRequest, Trial
 
 NEUTRAL = "A sample completion."
 """What a function is called with beside a row's own answer."""
@@ -96,7 +96,7 @@ class RewardProbe:
             if not (self._code or function.name in BUILT_IN):
                 continue
             self._processes[index] = _start(environment)
-            request = Request(
+            request = ProbeRequest(
                 function=function,
                 index=index,
                 import_s=_IMPORT_S,

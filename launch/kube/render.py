@@ -1,5 +1,7 @@
-"""A run as manifests: a ConfigMap with its configuration and a RayJob, or a RayCluster of its size (KubeRay 1.7); each
-with a network policy."""
+"""A run as manifests: a ConfigMap with its configuration and a RayJob, or a RayCluster of its size (KubeRay 1.7).
+
+Each has a network policy.
+"""
 
 import hashlib
 import json

@@ -1,5 +1,6 @@
-"""Whether tensors can be those of a family whose tensors are not written down here, by the names that the installed
-transformers gives in its source. No torch.
+"""Whether tensors can be those of a family that is not written down here, by names in transformers' source. No torch.
+
+The names are those that the installed transformers gives in its source:
 
     model.layers.0.self_attn.q_proj.weight -> q_proj, a name that the source of gpt2 never gives, and of llama does
 """

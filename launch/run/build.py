@@ -1,9 +1,13 @@
-"""From a RunConfig to running groups and the loop of a reinforcement job: the engines first, as they take longest to
-start, then the rest beside them."""
+"""From a RunConfig to running groups and the loop of a reinforcement job, PPO or GRPO.
+
+The engines come first, as they take longest to start, then the rest beside them.
+"""
 
 from functools import partial
+from itertools import count
 from typing import Any
 
+from actors.batch import Prompt
 from actors.config import ModelConfig, UserError
 from actors.group import ActorGroup
 from actors.models.hub_cache import located
@@ -11,7 +15,7 @@ from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
-from algorithms.batches import row_order
+from algorithms.batches import Batches, row_order
 from algorithms.config_rl import PPOConfig, RLConfig
 from algorithms.data.reading import run_data
 from algorithms.rewards.pool import RewardPool
@@ -48,6 +52,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
+    from algorithms.rl.deals import split_by
     from algorithms.rl.grpo import GRPO
     from algorithms.rl.ppo import PPO
 
@@ -59,7 +64,8 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     critic = _spawn_critic(config, directory, placement, groups)
     groups.pool = _reward_pool(config, placement)
     reporter.phase("reading data")
-    drawn, data = _rl_data(config, directory, reporter)
+    drawn, prompts, data = _rl_data(config, directory, reporter)
+    groups.rollouts = _rollouts(config, rollout, groups.pool, prompts, data["batches"])
     steps = _total_steps(algorithm, drawn)
     waits = partial(reporter.progress, what="ready")
     engines_ready = partial(rollout.gather, starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
@@ -75,7 +81,8 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     arguments: dict[str, Any] = {
         "config": algorithm,
         "policy": policy,
-        "sampler": _sampler(config, rollout, groups.pool),
+        "rollouts": groups.rollouts,
+        "split": split_by(rollout, _ENGINE.split),
         "publish": publisher(config, policy, rollout, holder, directory),
         "checkpoint": RunCheckpointer(config, trained, placement.nodes),
         "reporter": reporter,
@@ -239,26 +246,36 @@ def _shaper(config: RunConfig) -> Any:
     )
 
 
-def _sampler(config: RunConfig, rollout: ActorGroup[Any], pool: RewardPool | None) -> Any:
-    from algorithms.rollouts.sampler import Sampler
+def _rollouts(
+    config: RunConfig, engines: ActorGroup[Any], pool: RewardPool | None, prompts: list[Prompt], batches: Batches
+) -> Any:
+    """Where scored groups come from; `batches` says which of the prompts come next."""
+    from algorithms.rollouts.engines import RayEngines
+    from algorithms.rollouts.rollouts import Limits, Rollouts
 
-    assert isinstance(config.algorithm, RLConfig)
-    return Sampler(
-        rollout,
-        _ENGINE.start,
-        _ENGINE.generated,
-        pool,
+    algorithm = config.algorithm
+    assert isinstance(algorithm, RLConfig)
+    limits = Limits(
+        silence_s=config.rollout.timeout_s,
+        prompt_s=config.rollout.prompt_timeout_s,
         max_failed=config.reward.max_failed_fraction,
-        max_staleness=config.algorithm.max_staleness,
-        prompt_timeout_s=config.rollout.prompt_timeout_s,
+    )
+    return Rollouts(
+        RayEngines(engines),
+        pool,
+        (prompts[batches.next(1)[0]] for _ in count()),
+        _sampling(config, algorithm),
+        limits,
+        groups_per_step=algorithm.prompts_per_step,
+        max_staleness=algorithm.max_staleness,
     )
 
 
-def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[int, dict[str, Any]]:
-    """Prompts of one pass, and the loop's arguments about data."""
+def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[int, list[Prompt], dict[str, Any]]:
+    """How many prompts one pass has, the prompts, and the loop's arguments about data."""
     data, limit = config.data, config.rollout.max_prompt_tokens
     found = run_data(config.algorithm, data, load_tokenizer(directory), max_prompt_tokens=limit)
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
-    return found.drawn(data.weights), {"prompts": found.train, "evaluation": found.held_out, "batches": batches}
+    return found.drawn(data.weights), found.train, {"evaluation": found.held_out, "batches": batches}

@@ -8,6 +8,7 @@ from typing import Any
 from actors.config import UserError
 from actors.group import ActorGroup
 from algorithms.rewards.pool import RewardPool
+from algorithms.rollouts.rollouts import Rollouts
 from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.run.checkpoint import Checkpoints, Files
@@ -26,6 +27,7 @@ class Groups:
     """Directory of the processes' output."""
     groups: list[ActorGroup[Any]] = field(default_factory=list)
     pool: RewardPool | None = None
+    rollouts: Rollouts | None = None
 
     def add(
         self,
@@ -45,6 +47,8 @@ class Groups:
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""
+        if self.rollouts:
+            self.rollouts.close()
         if self.pool:
             self.pool.close()
         for group in self.groups:

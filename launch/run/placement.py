@@ -1,5 +1,7 @@
-"""What each group asks of the cluster, and which of it is reserved together; shared by `check`, by the rendering for
-Kubernetes and by the run itself. Imports no Ray."""
+"""What each group asks of the cluster, and which of it is reserved together.
+
+Shared by `check`, by the rendering for Kubernetes and by the run itself. Imports no Ray.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

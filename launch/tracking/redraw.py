@@ -1,5 +1,7 @@
-"""Draws curves.png while a run goes on, at its end, and for the verb `curves`: in a process of its own, so that neither
-the time it takes nor its failure can hurt the run."""
+"""Draws curves.png while a run goes on, at its end, and for the verb `curves`.
+
+In a process of its own, so that neither the time it takes nor its failure can hurt the run.
+"""
 
 import difflib
 import subprocess

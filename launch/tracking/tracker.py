@@ -1,8 +1,8 @@
-"""Where metrics and samples go: metrics.jsonl and samples.jsonl always, eval_samples.jsonl where there are any; W&B and
-TensorBoard beside them.
+"""Where metrics and samples go: files of the run's directory, and beside them W&B and TensorBoard.
 
-The files are written at once, in the caller's thread. W&B and TensorBoard take seconds to import and start, so a
-thread of their own feeds them, started by the first `log`; their failure is a warning and never stops a run.
+metrics.jsonl and samples.jsonl are always there, eval_samples.jsonl where there are any. They are written at once, in
+the caller's thread. W&B and TensorBoard take seconds to import and start, so a thread of their own feeds them, started
+by the first `log`; their failure is a warning and never stops a run.
 """
 
 import contextlib

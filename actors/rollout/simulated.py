@@ -1,0 +1,199 @@
+"""An engine that samples nothing: how long responses are and how long a token takes come from a table.
+
+For tests and benchmarks of everything around engines: it takes the same requests, gives the same segments and has the
+same slots, versions and aborts as vLLM, at a speed of its own. Its tokens mean nothing.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.batch import VersionSpan
+from actors.group import write_output_to_log
+from actors.rollout.types import EngineStats, Request, Segment
+from actors.rollout.worker import EngineHost
+
+_LOGPROB = -1.0
+"""Of every token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """What responses are like. Example: Table(lengths=(12, 400, 30), token_s=0.01) is three lengths over and over."""
+
+    lengths: Sequence[int]
+    """Tokens of responses, in the order in which samples are submitted; over and over. A longer one than the request
+    allows is cut."""
+    token_s: float
+    """Seconds that a token of one sample takes, whatever else runs."""
+    start_s: float = 0.0
+    """Seconds before the first token of a sample."""
+    slots: int = 64
+    """Samples that are worked on at one time."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    request: Request
+    index: int
+    length: int
+    started: float = 0.0
+    versions: list[VersionSpan] = field(default_factory=list)
+
+    def tokens(self, now: float, table: Table) -> int:
+        """How many there are by now."""
+        if table.token_s == 0:
+            return self.length
+        return min(self.length, max(0, int((now - self.started - table.start_s) / table.token_s)))
+
+    def end(self, table: Table) -> float:
+        """When the last token is there."""
+        return self.started + table.start_s + table.token_s * self.length
+
+
+class SimulatedEngine:
+    """See `Engine`. Time passes as `clock` says; nothing happens but when somebody calls."""
+
+    def __init__(self, table: Table, clock: Callable[[], float] = time.monotonic) -> None:
+        self.table = table
+        self.version = 0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: deque[_Sample] = deque()
+        self._running: list[_Sample] = []
+        self._segments: list[Segment] = []
+        self._submitted = 0
+        self._generated = 0
+        self._lost = ""
+
+    def submit(self, requests: list[Request], seed: int | None) -> None:
+        """See `Engine`; the seed changes nothing."""
+        with self._lock:
+            for request in requests:
+                for index in range(request.sampling.samples):
+                    length = self.table.lengths[self._submitted % len(self.table.lengths)]
+                    self._submitted += 1
+                    self._waiting.append(_Sample(request, index, min(length, request.sampling.max_tokens)))
+            self._advance()
+
+    def poll(self, wait_s: float) -> list[Segment]:
+        """See `Engine`."""
+        until = time.monotonic() + wait_s
+        while True:
+            with self._lock:
+                self._advance()
+                if self._lost and not self._segments:
+                    raise RuntimeError(self._lost)
+                segments, self._segments = self._segments, []
+                pause = min((sample.end(self.table) for sample in self._running), default=np.inf) - self._clock()
+            left = until - time.monotonic()
+            if segments or left <= 0:
+                return segments
+            time.sleep(max(0.0, min(pause, left, 0.05)))
+
+    def abort(self, requests: list[int]) -> None:
+        """See `Engine`."""
+        with self._lock:
+            self._advance()
+            for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
+                (self._running if sample in self._running else self._waiting).remove(sample)
+                # One that was still waiting has nothing.
+                tokens = sample.tokens(self._clock(), self.table) if sample.versions else 0
+                self._end(sample, tokens, "abort")
+            self._advance()
+
+    def stats(self) -> EngineStats:
+        """See `Engine`."""
+        with self._lock:
+            self._advance()
+            return EngineStats(
+                version=self.version,
+                running=len(self._running),
+                waiting=len(self._waiting),
+                slots=self.table.slots,
+                cache_used=len(self._running) / self.table.slots,
+                preemptions=0,
+                generated_tokens=self._generated,
+                silent_s=0.0,
+                lost=self._lost,
+            )
+
+    def use(self, version: int) -> None:
+        """Go on with the weights of this version: tokens from now on are of them."""
+        with self._lock:
+            self._advance()
+            for sample in self._running:
+                self._label(sample, sample.tokens(self._clock(), self.table))
+                sample.versions.append(VersionSpan(version=version, start=sample.versions[-1].end, end=-1))
+            self.version = version
+
+    def lose(self, why: str) -> None:
+        """The engine is lost, with all it has."""
+        with self._lock:
+            self._lost = why
+            self._running.clear()
+            self._waiting.clear()
+
+    def next_end(self) -> float:
+        """When the next sample ends, by the clock; infinity where none is running."""
+        with self._lock:
+            return min((sample.end(self.table) for sample in self._running), default=np.inf)
+
+    def _advance(self) -> None:
+        """End what has ended by now, and let waiting samples take the slots, each at the moment it became free."""
+        while True:
+            while self._waiting and len(self._running) < self.table.slots:
+                self._start(self._waiting.popleft(), self._clock())
+            ended = min(self._running, key=lambda sample: sample.end(self.table), default=None)
+            if ended is None or ended.end(self.table) > self._clock():
+                return
+            self._running.remove(ended)
+            if self._waiting:
+                self._start(self._waiting.popleft(), ended.end(self.table))
+            cut = ended.length == ended.request.sampling.max_tokens
+            self._end(ended, ended.length, "length" if cut else "stop")
+
+    def _start(self, sample: _Sample, when: float) -> None:
+        sample.started = when
+        sample.versions = [VersionSpan(version=self.version, start=0, end=-1)]
+        self._running.append(sample)
+
+    def _end(self, sample: _Sample, tokens: int, finish: str) -> None:
+        if sample.versions:
+            self._label(sample, tokens)
+        self._generated += tokens
+        self._segments.append(
+            Segment(
+                request=sample.request.id,
+                index=sample.index,
+                token_ids=[sample.request.token_ids[-1]] * tokens,
+                logprobs=np.full(tokens, _LOGPROB, dtype=np.float32),
+                versions=[span for span in sample.versions if span.end > span.start],
+                finish=finish,  # type: ignore[arg-type]
+            )
+        )
+
+    @staticmethod
+    def _label(sample: _Sample, tokens: int) -> None:
+        """The newest weights have sampled up to so many tokens."""
+        last = sample.versions[-1]
+        sample.versions[-1] = VersionSpan(version=last.version, start=last.start, end=tokens)
+
+
+class SimulatedRolloutWorker(EngineHost):
+    """The actor of a simulated engine: what the driver asks of it is the real thing."""
+
+    engine: SimulatedEngine
+
+    def __init__(self, rank: int, world_size: int, table: Table) -> None:
+        super().__init__(lambda segment: f"{len(segment.token_ids)} tokens")
+        write_output_to_log()
+        self.engine = SimulatedEngine(table)
+
+    async def use(self, version: int) -> None:
+        """See `SimulatedEngine.use`."""
+        self.engine.use(version)

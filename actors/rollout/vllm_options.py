@@ -1,0 +1,99 @@
+"""How a vLLM engine is made and what it is asked for: from Tandem's settings to vLLM's own."""
+
+import os
+from typing import Any
+
+import torch
+from vllm import LLM, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.sampling_params import RequestOutputKind
+
+from actors.config import LoraConfig, ModelConfig
+from actors.config_rollout import RolloutConfig
+from actors.rollout.types import Sampling
+from actors.weights.transfer import WORKER_BACKENDS
+
+_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+_ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend: str, seed: int) -> LLM:
+    """vLLM with random weights: the policy sends version 0 before anything is generated."""
+    on_gpu = torch.cuda.is_available()
+    # In this process with ipc, too: vLLM cannot encode the handles of GPU memory for a process of its own.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu and backend != "ipc" else "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.memory_gib)
+    # Threads are counted by OMP_NUM_THREADS; binding them to cores would fight with the trainer's.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    compiled = on_gpu if config.compile is None else config.compile
+    if not (compiled or on_gpu):
+        # vLLM compiles a function of its logprobs also in eager mode, for which a machine needs a C++ compiler.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    # Named outright: inside a placement group vLLM would choose Ray's executor, whose bundles are not ours.
+    executor = "mp" if config.tensor_parallel > 1 else "uni"
+    options: dict[str, Any] = dict(
+        model=directory,
+        load_format="dummy",
+        dtype=_DTYPES[model.dtype],
+        seed=seed,
+        tensor_parallel_size=config.tensor_parallel,
+        distributed_executor_backend=executor,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_concurrent,
+        gpu_memory_utilization=config.gpu_share(shared=backend == "ipc"),
+        enforce_eager=not compiled,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        weight_transfer_config=WeightTransferConfig(backend=WORKER_BACKENDS[backend]),
+        worker_extension_cls="actors.weights.transfer.WorkerExtension",
+        disable_log_stats=True,
+        **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
+    )
+    return LLM(**(options | config.vllm))
+
+
+def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, Any]:
+    from actors.models.lora import adapted_layer_kinds
+
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": min(rank for rank in _ADAPTER_RANKS if rank >= lora.rank),
+        # Otherwise embeddings would be ready for adapters too, which costs generation more than all other layers.
+        "lora_target_modules": adapted_layer_kinds(directory, lora),
+    }
+
+
+def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams:
+    """vLLM's parameters for one response to a prompt: one logprob per sampled token, text only for stops.
+
+    One, whatever `sampling.samples` is: vLLM gives several of one request only when all of them have ended.
+    """
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        presence_penalty=config.presence_penalty,
+        max_tokens=sampling.max_tokens,
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        stop=config.stop or None,
+        stop_token_ids=config.stop_token_ids,
+        detokenize=bool(config.stop),
+        skip_special_tokens=True,
+    )
+
+
+def prompt_logprob_params() -> SamplingParams:
+    """Parameters of a request that only asks for the logprobs of its prompt, at temperature 1."""
+    return SamplingParams(
+        temperature=1.0,
+        max_tokens=1,
+        prompt_logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

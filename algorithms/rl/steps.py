@@ -1,0 +1,227 @@
+"""What a step of PPO or the GRPO family begins and ends with: scored episodes, and new weights, evaluation and reports.
+
+    prompts -> rollout (vLLM), functions -> reward models -> shaped scores -> ... -> publish -> evaluate -> report
+
+What comes in between is in `algorithms.rl.stages`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actors.batch import Prompt
+from actors.group import ActorGroup
+from actors.rollout.types import Sampling
+from actors.train.policy import PolicyWorker
+from algorithms.batches import Batches
+from algorithms.config_rl import RLConfig
+from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
+from algorithms.rewards.models import RewardModelGroup, score_with_models
+from algorithms.rl.deals import Split
+from algorithms.rl.evaluation import response_rows, solving_metrics
+from algorithms.rl.metrics import (
+    Advantages,
+    reward_metrics,
+    rollout_metrics,
+    sample_rows,
+)
+from algorithms.rl.shaper import RewardShaper
+from algorithms.rl.shaping import AdaptiveKL
+from algorithms.rollouts.failures import Failures
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
+from algorithms.rollouts.rollouts import Rollouts
+
+_EVALUATION_SEED = 1_000_003
+
+
+@dataclass(kw_only=True)
+class Steps:
+    """How a step begins and ends, and what a loop holds between steps."""
+
+    config: RLConfig
+    policy: ActorGroup[PolicyWorker]
+    reference: ActorGroup[Any] | None
+    read_reference: Callable[..., Any] | None
+    """The method of `reference` that gives reference logprobs."""
+    models: list[RewardModelGroup]
+    rollouts: Rollouts
+    split: Split
+    """Splits groups of episodes that a deal divides."""
+    shaper: RewardShaper
+    batches: Batches
+    """Which prompts come next: `rollouts` draws from it."""
+    evaluation: list[Prompt]
+    publish: Callable[[int], Metrics]
+    """Send the weights as this version."""
+    checkpoint: Checkpointer
+    """Save after this step, if it is one to save after; the last argument says that it is the last."""
+    reporter: Reporter
+    sampling: Sampling
+    micro_batch_tokens: dict[str, int]
+    """Token budget of each group."""
+    seed: int
+    total_steps: int
+    step: int = 0
+    """Steps done."""
+    version: int = 0
+    """Of the weights that the engines have: how often others than the first were published."""
+    moved: bool = False
+    """Whether the policy has learned since it was published."""
+    samples_per_step: int = 8
+    eval_samples: int | None = 64
+    """Completions that an evaluation reports, or all of them."""
+    last_evaluation: Metrics = field(default_factory=dict)
+    sync_reference: Callable[[int], None] | None = None
+    """Lets the reference follow the policy after this step, when it is time."""
+
+    def __post_init__(self) -> None:
+        self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
+        self.best = Best(self.config.best_by)
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done, or the last evaluation was good enough to stop."""
+        return self.step >= self.total_steps or good_enough(self.config.stop_when, self.last_evaluation)
+
+    @property
+    def policy_learns(self) -> bool:
+        """Whether this step updates the policy: not while only a critic does."""
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loop."""
+        return {
+            "step": self.step,
+            "version": self.version,
+            "batches": self.batches.state_dict(),
+            "last_evaluation": self.last_evaluation,
+            "rewards": self.shaper.state_dict(),
+            "kl": self.kl.state_dict(),
+            "best": self.best.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.step = state["step"]
+        self.version = state.get("version", self.step)  # older checkpoints: after every step
+        self.batches.load_state_dict(state["batches"])
+        self.last_evaluation = state["last_evaluation"]
+        self.shaper.load_state_dict(state["rewards"])
+        self.kl.load_state_dict(state["kl"])
+        self.best.load_state_dict(state.get("best") or {})
+
+    def begin(self, title: str, clock: Clock) -> None:
+        """Give the engines their first weights, and evaluate before the first step."""
+        self.reporter.start(title, self.total_steps, self.step)
+        with clock("sync"):
+            self.publish(self.version)
+        if self.step == 0:
+            self.evaluate(clock)
+        clock.lap()
+
+    def sample(self, wanted: int, attempt: int = 0) -> list[ScoredGroup]:
+        """Responses to the next prompts, scored by functions and endpoints; `attempt` numbers the parts of a step."""
+        groups = self.rollouts.take(
+            wanted,
+            self.version,
+            seed=(self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31,
+            step_samples=self.config.samples_per_step,
+            goes_on=attempt > 0,
+            told=self._told(wanted, self.sampling),
+        )
+        self._note(self.rollouts.failures)
+        return groups
+
+    def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
+        """Add what the reward models say."""
+        return score_with_models(groups, self.models, self.split)
+
+    def shape(self, groups: Sequence[ScoredGroup]) -> list[ShapedGroup]:
+        """Scored groups with the scores that decide whether they teach something, and that train."""
+        return self.shaper.shape(groups, self._counted(groups))
+
+    def _counted(self, groups: Sequence[ScoredGroup]) -> list[np.ndarray]:
+        """Whether the loss counts each response of each group, bool [N]."""
+        return [np.array([not self._left_out(info.status == "truncated") for info in each.infos]) for each in groups]
+
+    def _left_out(self, truncated: bool) -> bool:
+        return self.config.mask_truncated and truncated
+
+    def _told(self, wanted: int, sampling: Sampling) -> Callable[[int], None]:
+        def told(ready: int) -> None:
+            self.reporter.progress(ready * sampling.samples, wanted * sampling.samples, "responses")
+
+        return told
+
+    def _note(self, failures: Failures) -> None:
+        for error in failures.errors:
+            self.reporter.note(f"not scored: {error}")
+
+    def evaluate(self, clock: Clock) -> Metrics:
+        """Held-out reward before the first step, every `eval_every` steps and after the last."""
+        config = self.config
+        due = config.eval_every and (self.step % config.eval_every == 0 or self.step == self.total_steps)
+        if not due:
+            return {}
+        temperature = self.sampling.temperature if config.eval_temperature is None else config.eval_temperature
+        sampling = Sampling(
+            samples=config.eval_samples_per_prompt, temperature=temperature, max_tokens=self.sampling.max_tokens
+        )
+        with clock("evaluate"):
+            told = self._told(len(self.evaluation), sampling)
+            groups, failures = self.rollouts.evaluate(self.evaluation, sampling, seed=_EVALUATION_SEED, told=told)
+            self._note(failures)
+            self.last_evaluation = self._judge(self.score(groups), failures)
+        if self.step == 0:
+            self.reporter.step(0, self.last_evaluation | clock.lap())
+        return self.last_evaluation
+
+    def _judge(self, groups: list[ScoredGroup], failures: Failures) -> Metrics:
+        """Metrics of an evaluation, whose completions are reported."""
+        # A prompt whose responses cannot be scored is left out, not replaced: the held-out set stays what it is.
+        metrics = {"eval/failed": float(failures.samples)}
+        if not groups:
+            return metrics
+        several = self.config.eval_samples_per_prompt > 1
+        shown = groups if several else groups[: self.eval_samples]
+        rows = response_rows(shown, self.config.eval_pass_reward, self.reporter.note)
+        self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
+        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several and rows else {}) | metrics
+
+    def _publish_moved(self) -> Metrics:
+        """Send the engines what the policy has learned: nothing where only the critic does, or nobody."""
+        found: Metrics = {}
+        if self.moved:
+            self.version += 1
+            found = self.publish(self.version)
+            self.rollouts.published(self.version)
+            self.moved = False
+        return found | {"weights/version": float(self.version)}
+
+    def finish_step(
+        self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: Advantages
+    ) -> None:
+        """Publish the new weights, if there are any, evaluate, checkpoint and report."""
+        self.step += 1
+        metrics |= rollout_metrics(groups, self.version, self.rollouts.failures.samples) | self.shaper.metrics(groups)
+        with clock("sync"):
+            metrics |= self._publish_moved()
+            if self.sync_reference:
+                self.sync_reference(self.step)
+        evaluation = self.evaluate(clock)
+        metrics |= evaluation
+        best = self.best.improved_by(evaluation)
+        with clock("checkpoint"):
+            self.checkpoint.save(self.step, self.state(), self.done, best)
+        metrics |= clock.lap()
+        metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
+        shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
+        try:
+            self.reporter.step(self.step, metrics)
+            rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
+            self.reporter.samples(self.step, rows, shown)
+        finally:
+            self.checkpoint.keep()
+        self.checkpoint.end_if_asked()

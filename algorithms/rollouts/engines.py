@@ -1,0 +1,121 @@
+"""The engines as the driver sees them: requests go to one of them, and what has ended comes from whichever it is.
+
+Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+
+from actors.group import ActorGroup, GroupError
+from actors.rollout.types import Finished, Request
+from actors.rollout.worker import EngineHost
+
+_POLL_S = 5.0
+"""How long a poll waits within the engine's process; one that has nothing to tell is asked again."""
+_HOST: Any = EngineHost
+"""Its methods as plain functions: ray.method hides from type checkers that they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request has ended on an engine."""
+
+    engine: int
+    finished: Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An engine has died or cannot go on; what was running on it never ends."""
+
+    engine: int
+    error: GroupError
+
+
+class Engines(Protocol):
+    """Several engines. No call waits but `wait`; one thread makes them all."""
+
+    def __len__(self) -> int: ...
+
+    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+        """Give an engine requests; see `actors.rollout.types.Engine`."""
+
+    def abort(self, engine: int, requests: list[int]) -> None:
+        """End requests of an engine; `wait` tells of each, with what it has so far."""
+
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+        """What has happened since the last call; waits up to `timeout_s` seconds for something, or for any of `others`
+        (references)."""
+        ...
+
+    def collect(self, engine: int, request: int) -> Any:
+        """Reference to the responses to a request that has ended, list[Episode]; to be asked for once."""
+        ...
+
+
+class RayEngines:
+    """The actors of a group, each with one outstanding poll while it has requests."""
+
+    def __init__(self, group: ActorGroup[Any]) -> None:
+        self.group = group
+        self._waiting = [0] * len(group)
+        """Requests of each engine that have not ended."""
+        self._polls: dict[Any, int] = {}
+        self._calls: dict[Any, tuple[int, str]] = {}
+        """Of which only failures matter."""
+        self._lost: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+        """See `Engines`."""
+        self._calls[self.group.submit(engine, _HOST.submit, requests, seed)] = engine, "submit"
+        if not self._waiting[engine]:
+            self._poll(engine)
+        self._waiting[engine] += len(requests)
+
+    def abort(self, engine: int, requests: list[int]) -> None:
+        """See `Engines`."""
+        self._calls[self.group.submit(engine, _HOST.abort, requests)] = engine, "abort"
+
+    def collect(self, engine: int, request: int) -> Any:
+        """See `Engines`."""
+        return self.group.submit(engine, _HOST.collect, request)
+
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+        """See `Engines`."""
+        ray.wait([*self._polls, *others], num_returns=1, timeout=timeout_s)
+        events: list[Ended | Lost] = []
+        # Calls first: an engine that could not take its requests has nothing to tell of them.
+        for call in _done(self._calls):
+            engine, method = self._calls.pop(call)
+            self._answer(engine, call, method, events)
+        for call in _done(self._polls):
+            engine = self._polls.pop(call)
+            finished: list[Finished] = self._answer(engine, call, "poll", events) or []
+            self._waiting[engine] -= len(finished)
+            events += (Ended(engine, each) for each in finished)
+            if self._waiting[engine] and engine not in self._lost:
+                self._poll(engine)
+        return events
+
+    def _poll(self, engine: int) -> None:
+        self._polls[self.group.submit(engine, _HOST.poll, _POLL_S)] = engine
+
+    def _answer(self, engine: int, call: Any, method: str, events: list[Ended | Lost]) -> Any:
+        try:
+            return self.group.gather([call], method, ranks=[engine])[0]
+        except GroupError as error:
+            if engine not in self._lost:
+                self._lost.add(engine)
+                events.append(Lost(engine, error))
+            return None
+
+
+def _done(calls: dict[Any, Any]) -> list[Any]:
+    references = list(calls)
+    return ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []

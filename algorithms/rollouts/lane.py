@@ -1,0 +1,91 @@
+"""The groups of one purpose, training or an evaluation: from prompts that may start to groups that can be taken."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from actors.batch import Prompt
+from actors.rollout.types import RolloutInfo, Sampling
+from algorithms.rewards.scores import Score
+from algorithms.rollouts.admission import capacity
+from algorithms.rollouts.failures import Failures
+from algorithms.rollouts.groups import ScoredGroup
+
+
+@dataclass(slots=True)
+class Running:
+    """A group on an engine, or being scored."""
+
+    id: int
+    """Of its request."""
+    order: int
+    """Of its prompt, among all that were drawn."""
+    lane: "Lane"
+    prompt: Prompt
+    engine: int
+    given: float
+    """When its engine got the prompt, by the clock."""
+    attempts: int = 1
+    """Engines that have had it."""
+    infos: list[RolloutInfo] = field(default_factory=list)
+    rollouts: Any = None
+
+    def scored(self, scores: list[Score]) -> ScoredGroup:
+        """The finished group."""
+        return ScoredGroup(prompt=self.prompt, rollouts=self.rollouts, infos=self.infos, scores=scores)
+
+
+class Lane:
+    """Counts what has been asked for, is on its way, is ready and has been taken."""
+
+    def __init__(self, prompts: Iterator[Prompt], sampling: Sampling, failures: Failures, *, ahead: int = 0) -> None:
+        """`ahead`: groups that may be made before somebody asks for them."""
+        self.sampling = sampling
+        self.failures = failures
+        self.ahead = ahead
+        self.asked = 0
+        self.samples_asked = 0
+        """Samples of the step, which failures are a share of."""
+        self.seed: int | None = None
+        """For the next prompts that start; each engine starts its sampler anew from it."""
+        self.on_the_way = 0
+        self.ready: dict[int, ScoredGroup] = {}
+        """By the order in which their prompts were drawn."""
+        self.taken = 0
+        self.stale = 0
+        """Groups that were too old to be trained on, and were left out."""
+        self.ended = False
+        """No prompt is left."""
+        self._prompts = prompts
+
+    @property
+    def room(self) -> int:
+        """How many prompts may start now."""
+        waiting = self.on_the_way + len(self.ready)
+        return 0 if self.ended else max(0, capacity(self.asked, self.ahead, self.taken, waiting))
+
+    def draw(self) -> list[Prompt]:
+        """The prompts that may start now."""
+        room = self.room
+        drawn = list(islice(self._prompts, room))
+        self.ended = len(drawn) < room
+        self.on_the_way += len(drawn)
+        return drawn
+
+    def can_give(self, groups: int) -> bool:
+        """Whether so many are ready, or as many as there will ever be."""
+        return len(self.ready) >= groups or (self.ended and not self.on_the_way)
+
+    def take(self, groups: int) -> list[ScoredGroup]:
+        """The first of those that are ready, at most so many."""
+        numbers = sorted(self.ready)[:groups]
+        self.taken += len(numbers)
+        return [self.ready.pop(number) for number in numbers]
+
+    def drop_older_than(self, version: int) -> None:
+        """Leave out ready groups of which a token was sampled by weights older than this."""
+        for number, group in list(self.ready.items()):
+            if group.oldest_version is not None and group.oldest_version < version:
+                del self.ready[number]
+                self.stale += 1

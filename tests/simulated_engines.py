@@ -1,0 +1,113 @@
+"""Simulated engines under `algorithms.rollouts.engines.Engines`, with a clock that goes on as fast as nothing happens.
+
+For tests of what depends on time and order: weeks of rollouts in a second, the same every time.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.batch import Episode
+from actors.group import GroupError
+from actors.rollout.simulated import SimulatedEngine, Table
+from actors.rollout.types import Request, Segment
+from actors.rollout.worker import EngineHost
+from algorithms.rollouts.engines import Ended, Lost
+
+
+class Clock:
+    """Seconds that pass when somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SimulatedEngines:
+    """Several of them; `rollouts` are what was collected, by request."""
+
+    def __init__(self, tables: Sequence[Table], clock: Clock) -> None:
+        self.clock = clock
+        self.engines = [SimulatedEngine(table, clock) for table in tables]
+        self.hosts = [Host(engine) for engine in self.engines]
+        self.submitted: dict[int, Request] = {}
+        self.rollouts: dict[int, list[Episode]] = {}
+        self.most_running = 0
+        self.dies_at: dict[int, float] = {}
+        """Engine -> when it is lost."""
+        self._lost: set[int] = set()
+        self.held: Callable[[], bool] = lambda: False
+        """Whether the clock stands still: nobody waits, or for what is there already."""
+        self._until = 0.0
+
+    def __len__(self) -> int:
+        return len(self.engines)
+
+    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+        for request in requests:
+            assert request.id not in self.submitted, "no two requests have one id"
+            self.submitted[request.id] = request
+        self.hosts[engine].add(requests)
+        self.most_running = max(self.most_running, sum(len(host.open) for host in self.hosts))
+
+    def abort(self, engine: int, requests: list[int]) -> None:
+        self.engines[engine].abort(requests)
+
+    def collect(self, engine: int, request: int) -> Any:
+        self.rollouts[request] = self.hosts[engine].ended.pop(request)
+        return request
+
+    def go_on(self, seconds: float) -> None:
+        """So much time passes, with whatever ends in it."""
+        self._until = self.clock.now + seconds
+        deadline = time.monotonic() + 5
+        while self.clock.now < self._until and any(host.open for host in self.hosts) and time.monotonic() < deadline:
+            time.sleep(0.0001)
+        self.clock.now = max(self.clock.now, self._until)
+
+    def use(self, version: int) -> None:
+        """All engines get weights of this version."""
+        for engine in self.engines:
+            engine.use(version)
+
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+        until = time.monotonic() + 5
+        while self.held() and self.clock.now >= self._until and time.monotonic() < until:
+            time.sleep(0.0001)
+        next_end = min((engine.next_end() for engine in self.engines), default=self.clock.now)
+        next_death = min((when for each, when in self.dies_at.items() if each not in self._lost), default=next_end)
+        # Not beyond what is being trained on meanwhile, which then looks at what there is.
+        ahead = self._until if self._until > self.clock.now else float("inf")
+        self.clock.now = max(self.clock.now, min(next_end, next_death, self.clock.now + timeout_s, ahead))
+        events: list[Ended | Lost] = []
+        for number, host in enumerate(self.hosts):
+            if number in self._lost:
+                continue
+            if self.clock.now >= self.dies_at.get(number, float("inf")):
+                self._lost.add(number)
+                self.engines[number].lose("it died")
+                host.open.clear()
+                events.append(Lost(number, GroupError(f"rollout[{number}].poll: it died")))
+                continue
+            events += (Ended(number, finished) for finished in host.poll())
+        return events
+
+
+class Host(EngineHost):
+    """The half of an engine's actor that makes groups of segments, without an actor."""
+
+    def __init__(self, engine: SimulatedEngine) -> None:
+        super().__init__(lambda segment: f"{len(segment.token_ids)} tokens")
+        self.engine = engine
+        self.open, self.ended = self._open, self._ended
+
+    def add(self, requests: list[Request]) -> None:
+        for request in requests:
+            self._open[request.id] = request, []
+        self.engine.submit(requests, None)
+
+    def poll(self) -> Any:  # type: ignore[override]
+        segments: list[Segment] = [each for each in self.engine.poll(0) if each.request in self._open]
+        return [self._finish(request) for request in self._completed(segments)]

@@ -1,0 +1,373 @@
+"""Rollouts.take, whose engines end in a given order, fail, fall silent or die; no Ray and no waiting."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.batch import Prompt
+from actors.group import GroupError
+from actors.rollout.types import Sampling
+from algorithms.rewards.pool import RewardFailure
+from algorithms.rewards.scores import Score
+from algorithms.rollouts.admission import Loads, capacity
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
+from algorithms.rollouts.rollouts import Limits, Rollouts
+from tests.fake_engines import After, FakeEngines, FakePool
+
+PAIR = Sampling(samples=2, temperature=0.7, max_tokens=9)
+ONE = Sampling(samples=1, temperature=1.0, max_tokens=9)
+OK = "ok ok"
+
+
+def prompts(most: int | None = None) -> Iterator[Prompt]:
+    """Rows 100, 101 and so on; token ids tell them apart."""
+    for number in count() if most is None else range(most):
+        yield Prompt(index=100 + number, token_ids=[number, 7], text=f"row {number}", row={})
+
+
+class Driver:
+    """Rollouts over fake engines, with one step after the other asked for in a line."""
+
+    def __init__(
+        self,
+        engines: FakeEngines,
+        pool: FakePool | None = None,
+        *,
+        drawn: Iterator[Prompt] | None = None,
+        sampling: Sampling = PAIR,
+        max_failed: float = 0.25,
+        groups_per_step: int = 4,
+        max_staleness: int = 0,
+        prompt_s: float | None = None,
+        attempts: int = 1,
+    ) -> None:
+        limits = Limits(silence_s=30.0, prompt_s=prompt_s, max_failed=max_failed, attempts=attempts)
+        self.engines = engines
+        self.rollouts = Rollouts(
+            engines,
+            pool,
+            prompts() if drawn is None else drawn,
+            sampling,
+            limits,
+            groups_per_step=groups_per_step,
+            max_staleness=max_staleness,
+            clock=engines.monotonic,
+        )
+
+    def take(self, groups: int, seed: int = 0, version: int = 0, **more: Any) -> list[ScoredGroup]:
+        return self.rollouts.take(groups, version, seed=seed, **more)
+
+    @property
+    def failed(self) -> int:
+        return self.rollouts.failures.samples
+
+
+def rows(groups: list[ScoredGroup]) -> list[int]:
+    return [group.prompt.index - 100 for group in groups]
+
+
+def test_each_engine_gets_an_equal_share_in_one_call_and_a_seed_of_its_own() -> None:
+    engines = FakeEngines(After(1, dict.fromkeys(range(7), OK)), After(1, dict.fromkeys(range(7, 14), OK)))
+    driver = Driver(engines)
+    for seed, first in ((40, 0), (50, 7)):
+        engines.starts.clear()
+        driver.take(7, seed)
+        shares = [[0, 3, 6], [1, 4], [2, 5]]
+        assert engines.starts == [
+            (engine, [first + number for number in share], seed + engine) for engine, share in enumerate(shares)
+        ]
+    assert {number: request.token_ids for number, request in engines.given.items()} == {n: [n, 7] for n in range(14)}
+    assert {request.sampling for request in engines.given.values()} == {PAIR}
+
+
+def test_groups_come_in_the_order_of_their_prompts_whichever_ends_first() -> None:
+    engines = FakeEngines(
+        After(3, {5: OK}), After(1, {2: "ok truncated", 4: OK}), After(1, {1: OK}), After(9, {0: OK, 3: OK})
+    )
+    told: list[int] = []
+    groups = Driver(engines).take(6, told=told.append)
+    assert rows(groups) == [0, 1, 2, 3, 4, 5]
+    assert told == sorted(told) and told[-1] == 6
+    for number, group in enumerate(groups):
+        assert group.rollouts == f"rollouts {number}"
+        assert [info.prompt_tokens for info in group.infos] == [number, number]
+        assert [info.status for info in group.infos] == ["ok", "truncated" if number == 2 else "ok"]
+
+
+def test_a_failed_group_is_replaced_by_the_next_prompt_on_the_engine_with_the_least_to_do() -> None:
+    """Which goes on with its seed: the others' samples do not depend on what has failed."""
+    engines = FakeEngines(
+        After(1, {2: OK, 5: "failed ok"}),
+        After(1, {6: "ok failed", 0: OK}),
+        After(1, {7: OK, 1: OK, 3: OK, 4: OK}),
+    )
+    drawn, on = prompts(), (0, 1, 2, 0, 1, 2, 2, 2)
+    driver = Driver(engines, drawn=drawn)
+    assert rows(driver.take(6, 11)) == [0, 1, 2, 3, 4, 7]
+    assert engines.starts[3:] == [(2, [6], None), (2, [7], None)]
+    assert driver.failed == 2
+    assert sorted(engines.collected, key=lambda pair: pair[1]) == [(engine, n) for n, engine in enumerate(on)]
+    assert next(drawn).index == 108, "no prompt is drawn that is not asked for"
+
+
+def test_engines_are_equally_loaded_again_in_the_next_step() -> None:
+    """Also by groups that have failed."""
+    engines = FakeEngines(
+        After(1, {0: OK, 3: "ok failed"}), After(1, {1: OK, 2: OK, 4: OK}), After(1, dict.fromkeys(range(5, 9), OK))
+    )
+    driver = Driver(engines, max_failed=0.5)
+    driver.take(4)
+    engines.starts.clear()
+    driver.take(4, 5)
+    assert engines.starts == [(0, [5, 8], 5), (1, [6], 6), (2, [7], 7)]
+
+
+def test_fewer_groups_come_when_the_prompts_end() -> None:
+    assert Driver(FakeEngines(), drawn=prompts(0)).take(5) == []
+    engines = FakeEngines(After(1, {1: OK, 0: "ok failed"}), After(1, {2: OK}))
+    assert rows(Driver(engines, drawn=prompts(3)).take(5)) == [1, 2]
+
+
+@pytest.mark.parametrize(("step_samples", "allowed"), [(None, 2), (16, 4)])
+def test_failures_up_to_the_limit_are_replaced_and_one_more_ends_the_run(
+    step_samples: int | None, allowed: int
+) -> None:
+    """Responses count, not groups: a quarter of the 8 that are asked for, or of the step's."""
+
+    def take(failures: int) -> Driver:
+        script = [After(1, {number: "ok failed"}) for number in range(failures)]
+        driver = Driver(FakeEngines(*script, After(1, dict.fromkeys(range(failures, failures + 4), OK))))
+        assert len(driver.take(4, step_samples=step_samples)) == 4
+        return driver
+
+    assert take(allowed).failed == allowed
+    samples = step_samples or 8
+    line = rf"^{allowed + 1} of {samples} rollouts .* \(reward.max_failed_fraction 0.25 allows {allowed}\)$"
+    with pytest.raises(GroupError, match=line):
+        take(allowed + 1)
+
+
+def test_all_failed_responses_of_a_group_count() -> None:
+    with pytest.raises(GroupError, match=r"^2 of 6 rollouts of a step failed in the engines \("):
+        Driver(FakeEngines(After(1, {0: "failed failed"}))).take(3)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_further_part_of_a_step_remembers_its_failures(goes_on: bool) -> None:
+    def part(first: int) -> list[After]:
+        failing = [After(1, {first: "ok failed"}), After(1, {first + 1: "failed ok"})]
+        return [*failing, After(1, dict.fromkeys(range(first + 2, first + 6), OK))]
+
+    driver = Driver(FakeEngines(*part(0), *part(6)))
+    driver.take(4, step_samples=8)
+    if goes_on:  # 4 of 16, which are allowed, and then one of 2 more
+        driver.take(4, goes_on=True)
+        assert driver.failed == 4
+        driver.engines.script.append(After(1, {12: "failed ok"}))
+        with pytest.raises(GroupError, match=r"^5 of 18 rollouts"):
+            driver.take(1, goes_on=True)
+    else:
+        driver.take(4, step_samples=8)
+        assert driver.failed == 2
+
+
+def test_an_engine_that_is_silent_beyond_its_deadline_ends_the_run() -> None:
+    """Others that are heard do not speak for it; the line names the row that has waited longest for it."""
+    script = [After(1, {0: OK}), After(28, {2: OK}), After(1, {3: OK}), After(0.5)]
+    engines = FakeEngines(*script)
+    line = r"^rollout\[1\].poll: nothing heard, while data row 101 waits, for 30 s \(rollout.timeout_s\)$"
+    with pytest.raises(GroupError, match=line):
+        Driver(engines).take(6)
+    assert engines.now == 5030.5
+
+
+def test_an_engine_that_is_heard_at_its_deadline_is_not_late() -> None:
+    engines = FakeEngines(After(30, {0: OK, 2: OK}), After(0, {1: OK}))
+    assert rows(Driver(engines).take(3)) == [0, 1, 2]
+
+
+def test_silence_is_counted_from_the_last_sign_of_life() -> None:
+    """An engine may take longer for all its groups than its deadline for one; between steps none is late."""
+    engines = FakeEngines(*(After(29, {number: OK}) for number in range(8)), engines=1)
+    driver = Driver(engines)
+    assert len(driver.take(4)) == 4
+    engines.now += 500
+    assert len(driver.take(4)) == 4
+
+
+@pytest.mark.parametrize("deadline", [57, 58, None])
+def test_a_prompt_has_a_deadline_of_its_own_where_one_is_set(deadline: float | None) -> None:
+    """Counted from when its engine got it, whatever else that finishes; none is late at its deadline."""
+    script = [After(29, {0: OK}), After(29, {1: OK}), After(0, {2: OK})]  # at 58 the last one still runs
+    driver = Driver(FakeEngines(*script, engines=1), prompt_s=deadline)
+    if deadline == 57:
+        line = r"^rollout\[0\].poll: the responses to data row 102 took more than 57 s \(rollout.prompt_timeout_s\)$"
+        with pytest.raises(GroupError, match=line):
+            driver.take(3)
+    else:
+        assert rows(driver.take(3)) == [0, 1, 2]
+
+
+def test_an_engine_that_failed_all_it_had_is_heard_all_the_same() -> None:
+    script = [After(20, {0: "failed"}), After(20, {1: "failed"}), After(20, {2: "ok"})]
+    driver = Driver(FakeEngines(*script, engines=1), max_failed=1.0, sampling=ONE)
+    assert rows(driver.take(1, step_samples=8)) == [2]
+
+
+def test_an_engine_that_dies_is_named() -> None:
+    engines = FakeEngines(After(1, {0: OK, 5: "the process died"}))
+    driver = Driver(engines)
+    for _ in range(2):  # and again by whoever asks later
+        with pytest.raises(GroupError, match=r"^rollout\[2\].poll: the process died$"):
+            driver.take(6)
+
+
+def test_a_prompt_that_its_engine_does_not_take_is_named() -> None:
+    engines = FakeEngines(After(1, {0: OK}, refused={2: "ValueError: the prompt is too long"}))
+    line = r"^rollout\[2\].submit: data row 102 was refused: ValueError: the prompt is too long$"
+    with pytest.raises(GroupError, match=line):
+        Driver(engines).take(6)
+
+
+def test_what_an_engine_loses_goes_to_the_others_where_it_may() -> None:
+    """In the order of its prompts, and to no engine that is gone; what comes from it all the same is not heard."""
+    engines = FakeEngines(After(1, {0: OK, 5: "the process died"}), After(1, {1: OK, 3: OK, 4: OK, 6: OK, 7: OK}))
+    told: list[int] = []
+    driver = Driver(engines, attempts=2)
+    groups = driver.take(6, 11, told=told.append)
+    assert rows(groups) == [0, 1, 2, 3, 4, 5], "2 and 5 were on the engine that died"
+    assert engines.starts[3:] == [(0, [6, 7], None)], "which had one group less to do than the other"
+    assert [group.rollouts for group in groups] == [f"rollouts {number}" for number in (0, 1, 6, 3, 4, 7)]
+    engines.starts.clear()
+    engines.script.append(After(1, dict.fromkeys(range(8, 11), OK)))
+    driver.take(3)
+    assert {engine for engine, _, _ in engines.starts} == {0, 1}
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_prompt_is_not_lost_for_ever(last: bool) -> None:
+    """One that ends every engine it comes to ends the run, as does the last engine's death."""
+    script = [After(1, {0: "the process died"}), After(1, {1: "it died as well"})]
+    engines = FakeEngines(*script, engines=2 if last else 3)
+    with pytest.raises(GroupError, match=r"^rollout\[1\].poll: it died as well$"):
+        Driver(engines, attempts=9 if last else 2).take(1)
+
+
+def test_without_a_pool_nothing_is_said_of_a_group_yet() -> None:
+    driver = Driver(FakeEngines(After(1, {0: OK, 1: OK})))
+    [first, second] = driver.take(2)
+    assert [score.status for score in first.scores + second.scores] == ["abstained"] * 4
+    assert np.isnan(first.rewards).tolist() == [True, True] and driver.rollouts.failures.errors == []
+
+
+def test_groups_are_scored_while_others_are_generated_and_awaited_to_the_last() -> None:
+    """A slow reward is no silent engine."""
+    engines = FakeEngines(
+        After(1, {2: OK, 0: OK}), After(1, scored={102: "ok ok"}), After(1, {1: OK}), After(400, scored={101: "ok ok"}),
+        After(1, scored={100: "ok ok"}),
+    )  # fmt: skip
+    pool = FakePool(engines, slow=True)
+    told: list[int] = []
+    groups = Driver(engines, pool).take(3, told=told.append)
+    assert rows(groups) == [0, 1, 2]
+    assert [group.rewards.tolist() for group in groups] == [[100, 100.1], [101, 101.1], [102, 102.1]]
+    assert pool.submitted == [102, 100, 101]
+    jobs = [pool.jobs[100 + number] for number in range(3)]
+    assert [(job.rollouts, job.samples) for job in jobs] == [(f"rollouts {number}", 2) for number in range(3)]
+    assert told == sorted(told) and told[-1] == 3
+
+
+def test_a_group_that_could_not_be_scored_is_replaced() -> None:
+    engines = FakeEngines(
+        After(1, {0: OK, 1: "failed ok"}), After(1, {2: OK}, scored={100: "ok failed"}),
+        After(1, {3: OK}, scored={102: "ok ok"}), After(1, scored={103: "ok ok"}),
+    )  # fmt: skip
+    pool = FakePool(engines, slow=True)
+    driver = Driver(engines, pool, max_failed=0.5)
+    assert rows(driver.take(2)) == [2, 3]
+    assert pool.submitted == [100, 102, 103], "what an engine has failed is not scored"
+    failures = driver.rollouts.failures
+    assert (failures.samples, failures.unscored, failures.unfinished) == (2, 1, 1)
+    [error] = failures.errors
+    assert error.startswith("cause 100; prompt 'row 0'")
+
+
+def test_failures_of_engines_and_rewards_are_one_sum() -> None:
+    """Of 8 samples 2 may fail: one in an engine and one in a reward, but then none more in either."""
+    script = [After(1, {0: "ok failed", 1: OK}), After(1, scored={101: "failed ok"})]
+    for last, error, line in (
+        (
+            {102: "failed failed"},
+            RewardFailure,
+            r"^3 samples could not be scored .* 8 .*; 1 more failed in the engines",
+        ),
+        ({}, GroupError, r"^2 of 8 rollouts of a step failed in the engines, and 1 more could not be scored \("),
+    ):
+        engines = FakeEngines(*script, After(1, {2: OK} if last else {2: "failed ok"}), After(1, scored=last))
+        driver = Driver(engines, FakePool(engines, slow=True))
+        with pytest.raises(error, match=line):
+            driver.take(4)
+        assert driver.failed == (4 if last else 3)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_failed_rewards_count_within_a_step(goes_on: bool) -> None:
+    script = [After(1, {0: OK}), After(1, scored={100: "failed failed"}), After(1, {1: OK}), After(1, scored={101: OK})]
+    script += [After(1, {2: OK}), After(1, scored={102: "failed ok"}), After(1, {3: OK}), After(1, scored={103: OK})]
+    engines = FakeEngines(*script)
+    driver = Driver(engines, FakePool(engines, slow=True), max_failed=1.0)
+    for further in (False, goes_on):
+        driver.take(1, step_samples=8, goes_on=further)
+    assert driver.failed == (3 if goes_on else 1)
+
+
+def test_what_decides_whether_responses_differ() -> None:
+    """Rewards as they are; of shaped ones, those that the loss counts."""
+    [prompt] = prompts(1)
+    values: dict[str, Any] = {"prompt": prompt, "rollouts": None, "infos": []}
+    scores = [Score(reward=reward, parts={}, status="ok") for reward in (1.0, 0.25, 0.5)]
+    plain = ScoredGroup(**values, scores=scores)
+    assert plain.compared.tolist() == plain.rewards.tolist() == [1.0, 0.25, 0.5]
+    shaped = ShapedGroup(
+        **values, scores=scores, shaped=np.array([3.0, 2.0, 1.0]), counted=np.array([True, False, True])
+    )
+    assert shaped.compared.tolist() == [3.0, 1.0] and shaped.rewards.tolist() == [1.0, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("asked", "ahead", "taken", "waiting", "expected"),
+    [(8, 0, 0, 0, 8), (8, 0, 0, 8, 0), (8, 0, 3, 4, 1), (8, 8, 0, 0, 16), (24, 8, 20, 5, 7), (32, 0, 24, 0, 8)],
+)
+def test_capacity_is_what_may_be_trained_on_in_time(
+    asked: int, ahead: int, taken: int, waiting: int, expected: int
+) -> None:
+    assert capacity(asked, ahead, taken, waiting) == expected
+
+
+def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
+    """Over many changes, also when engines are lost; of equal ones the first."""
+    random = np.random.default_rng(3)
+    loads, plain = Loads(7), [0.0] * 7
+    for _ in range(3000):
+        if random.random() < 0.5:
+            engine = loads.least()
+            assert engine == int(np.argmin(plain))
+            plain[engine] += 1
+        else:
+            engine = int(random.integers(7))
+            if 0 < plain[engine] < np.inf:
+                plain[engine] -= 1
+                loads.ended(engine)
+        if random.random() < 0.001 and loads.left > 2:
+            engine = int(random.integers(7))
+            plain[engine] = np.inf
+            loads.lost(engine)
+        assert len(loads._heap) <= 8 * 7 + 64
+    assert loads.left < 7
+    for engine in range(7):
+        loads.lost(engine)
+    with pytest.raises(LookupError, match="no engine is left"):
+        loads.least()
