@@ -1,11 +1,12 @@
 """The order in which rows are visited, of one set or of several with weights."""
 
 from collections.abc import Sequence as Items
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from actors.config import UserError
+from actors.files.parts import Entry
 
 
 class Batches:
@@ -36,19 +37,19 @@ class Batches:
             self.position += len(part)
         return taken
 
-    def state_dict(self) -> dict[str, int]:
+    def save(self, directory: Path) -> Entry:
         """Epoch and position, and the number of rows they belong to."""
         return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises UserError when the data has another number of rows than then."""
-        if "rows" not in state:
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`. Raises UserError when the data has another number of rows than then."""
+        if "rows" not in entry:
             raise UserError(
-                f"data.train: must draw from the checkpoint's sets ({', '.join(state['sets'])}) to resume, got one"
+                f"data.train: must draw from the checkpoint's sets ({', '.join(entry['sets'])}) to resume, got one"
             )
-        if state["rows"] != self._rows:
-            raise UserError(f"data.train: must hold the checkpoint's {state['rows']} rows to resume, got {self._rows}")
-        self.epoch, self.position = state["epoch"], state["position"]
+        if entry["rows"] != self._rows:
+            raise UserError(f"data.train: must hold the checkpoint's {entry['rows']} rows to resume, got {self._rows}")
+        self.epoch, self.position = entry["epoch"], entry["position"]
         self._order = self._draw()
 
     def _draw(self) -> Items[int]:
@@ -90,28 +91,28 @@ class WeightedBatches:
             taken.append(self._starts[name] + self._sets[name].next(1)[0])
         return taken
 
-    def state_dict(self) -> dict[str, object]:
+    def save(self, directory: Path) -> Entry:
         """The shares, how many rows of each set were drawn by them, and the place in each."""
         return {
             "shares": self._shares,
             "drawn": dict(self._drawn),
-            "sets": {name: rows.state_dict() for name, rows in self._sets.items()},
+            "sets": {name: rows.save(directory) for name, rows in self._sets.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises UserError when the sets are others than then, or have other numbers of rows.
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`. Raises UserError when the sets are others than then, or have other numbers of rows.
 
         Other weights than then hold from here on: what was drawn before does not count for them.
         """
-        if "sets" not in state or state["sets"].keys() != self._sets.keys():
-            then = ", ".join(state.get("sets", ["one set"]))
+        if "sets" not in entry or entry["sets"].keys() != self._sets.keys():
+            then = ", ".join(entry.get("sets", ["one set"]))
             raise UserError(
                 f"data.train: must draw from the checkpoint's sets ({then}) to resume, got {', '.join(self._sets)}"
             )
         for name, rows in self._sets.items():
-            rows.load_state_dict(state["sets"][name])
-        if state["shares"] == self._shares:
-            self._drawn = dict(state["drawn"])
+            rows.load(directory, entry["sets"][name])
+        if entry["shares"] == self._shares:
+            self._drawn = dict(entry["drawn"])
 
 
 def row_order(

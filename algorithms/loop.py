@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from actors.config import UserError
+from actors.files.parts import Entry
 from algorithms.config_offline import StopWhen
 
 Metrics = dict[str, float]
@@ -29,8 +31,8 @@ class Reporter(Protocol):
 class Checkpointer(Protocol):
     """What a run needs to go on later."""
 
-    def save(self, step: int, state: dict[str, Any], last: bool, best: bool = False) -> None:
-        """Write models and the loop's state after this step, when it is time, and when it is the best so far."""
+    def save(self, step: int, last: bool, best: bool = False) -> None:
+        """Write all parts of the run after this step, when it is time, and when it is the best so far."""
         ...
 
     def keep(self) -> None:
@@ -116,13 +118,13 @@ class Best:
         self.value = value
         return True
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+    def save(self, directory: Path) -> Entry:
+        """What a checkpoint keeps, which the launcher reads too: whose checkpoint the best one is."""
         return {"metric": self.metric, "value": self.value}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; the best by another metric says nothing about this one."""
-        self.value = state["value"] if state and state["metric"] == self.metric else None
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`, {} where there was none; the best by another metric says nothing about this one."""
+        self.value = entry["value"] if entry and entry["metric"] == self.metric else None
 
 
 def improves(name: str, value: float, best: float | None) -> bool:

@@ -342,7 +342,7 @@ def test_functions_of_the_wrong_form_are_told_before_they_are_called(recwarn: py
         "forms.py:two": "two must take one argument, the row, takes (a, b), got forms.py:two",
         "forms.py:none": "none must take one argument, the row, takes (), got forms.py:none",
         "forms.py:fails": "forms.py:fails raised SystemExit (forms.py line 16) for row 1 of data.train",
-        "folder.py:convert": "must be a file, got directory folder.py",
+        "folder.py:convert": "must be a file, folder.py is a directory, got folder.py:convert",
     }
     for name, message in converters.items():
         assert complaint("grpo", converter=name) == f"data.converter: {message}"

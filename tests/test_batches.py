@@ -1,5 +1,6 @@
 """The order of rows: what is drawn for one set or several, and which checkpoints it goes on from."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +36,9 @@ def test_the_sets_of_equal_shares_take_turns_from_the_first() -> None:
 def test_a_state_tells_epoch_position_and_rows(shuffle: bool) -> None:
     rows = Batches(3, seed=7, shuffle=shuffle)
     rows.next(5)
-    assert rows.state_dict() == {"epoch": 1, "position": 2, "rows": 3}
+    assert rows.save(Path()) == {"epoch": 1, "position": 2, "rows": 3}
     later = Batches(3, seed=7, shuffle=shuffle)
-    later.load_state_dict(rows.state_dict())
+    later.load(Path(), rows.save(Path()))
     assert later.next(7) == rows.next(7)
 
 
@@ -50,13 +51,13 @@ def test_a_state_tells_epoch_position_and_rows(shuffle: bool) -> None:
 )
 def test_one_set_resumes_with_the_same_rows_only(state: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError) as caught:
-        Batches(3, seed=0, shuffle=True).load_state_dict(state)
+        Batches(3, seed=0, shuffle=True).load(Path(), state)
     assert str(caught.value) == f"data.train: {told}"
 
 
 def test_several_sets_do_not_go_on_from_one() -> None:
     with pytest.raises(UserError) as caught:
-        WeightedBatches({"a": 2, "b": 3}, {"a": 1, "b": 1}, seed=0, shuffle=True).load_state_dict({"rows": 5})
+        WeightedBatches({"a": 2, "b": 3}, {"a": 1, "b": 1}, seed=0, shuffle=True).load(Path(), {"rows": 5})
     assert str(caught.value) == "data.train: must draw from the checkpoint's sets (one set) to resume, got a, b"
 
 

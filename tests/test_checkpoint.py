@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from actors.config import UserError
+from actors.files.parts import Entry
 from launch.config import RunConfig, validate
 from launch.run import checkpoint
-from launch.run.checkpoint import Checkpoints, Files
+from launch.run.checkpoint import Checkpoints, Written
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,14 +32,14 @@ def config_for(directory: Path, **changes: dict[str, Any]) -> RunConfig:
     return validate({section: {**values.get(section, {}), **changes.get(section, {})} for section in values | changes})
 
 
-def writer(content: str = "weights", claimed: int | None = None) -> Callable[[Path], Iterable[Files]]:
-    """A rank that writes one file, and a second rank that saw it half-written."""
+def writer(claimed: int | None = None, **parts: Entry) -> Callable[[Path], Written]:
+    """A rank that writes one file, a second rank that saw it half-written, and parts without files."""
 
-    def write(directory: Path) -> Iterable[Files]:
+    def write(directory: Path) -> Written:
         (directory / "state").mkdir()
-        (directory / "state/rank0.pt").write_text(content)
-        size = len(content) if claimed is None else claimed
-        return [[("state/rank0.pt", size, None)], [("state/rank0.pt", size // 2, None)]]
+        (directory / "state/rank0.pt").write_text("weights")
+        size = len("weights") if claimed is None else claimed
+        return Written(parts, [("state/rank0.pt", size, None), ("state/rank0.pt", size // 2, None)])
 
     return write
 
@@ -57,26 +58,26 @@ def complaint(act: Callable[[], object]) -> str:
 def test_a_saved_checkpoint_is_found_with_its_state(tmp_path: Path) -> None:
     config = config_for(tmp_path)
     assert Checkpoints(config).latest() is None
-    Checkpoints(config).save(3, {"step": 3, "batches": {"epoch": 1}}, writer())
+    Checkpoints(config).save(3, writer(batches={"epoch": 1}))
     found = Checkpoints(config).latest()
     assert found is not None
-    assert found.state == {"step": 3, "batches": {"epoch": 1}}
+    assert (found.step, found.parts) == (3, {"batches": {"epoch": 1}})
     assert (found.directory / "state/rank0.pt").read_text() == "weights"
 
 
 def test_the_newest_are_kept_even_beside_higher_numbers(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2}))
     for step in (10, 20, 30):
-        checkpoints.save(step, {"step": step}, writer())
+        checkpoints.save(step, writer())
     assert steps(tmp_path) == ["latest", "step-20", "step-30"]
-    checkpoints.save(5, {"step": 5}, writer())
+    checkpoints.save(5, writer())
     assert steps(tmp_path) == ["latest", "step-30", "step-5"]
     only = Checkpoints(config_for(tmp_path, checkpoint={"keep": 1}))
-    only.save(6, {"step": 6}, writer())
+    only.save(6, writer())
     assert steps(tmp_path) == ["latest", "step-6"]
     found = only.latest()
     assert found is not None
-    assert found.state == {"step": 6}
+    assert found.step == 6
 
 
 def measured(directory: Path, by: str = "eval/loss", **checkpoint: Any) -> Checkpoints:
@@ -85,40 +86,40 @@ def measured(directory: Path, by: str = "eval/loss", **checkpoint: Any) -> Check
     return Checkpoints(config_for(directory, **changes))
 
 
-def best(step: int) -> dict[str, Any]:
-    return {"step": step, "best": {"metric": "eval/loss", "value": 1 / step}}
+def best(step: int) -> Entry:
+    return {"metric": "eval/loss", "value": 1 / step}
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_the_best_one_is_kept_on_top_of_the_newest(tmp_path: Path, keep: int) -> None:
     checkpoints = measured(tmp_path, keep=keep)
     assert checkpoints.best() is None
-    checkpoints.save(1, best(1), writer(), best=True)
+    checkpoints.save(1, writer(best=best(1)), best=True)
     for step in (2, 3, 4):
-        checkpoints.save(step, best(1) | {"step": step}, writer())
+        checkpoints.save(step, writer(best=best(1)))
     newest = [f"step-{step}" for step in (3, 4)][-keep:]
     assert steps(tmp_path) == ["best", "latest", "step-1", *newest]
     assert checkpoints.best() == tmp_path / "first/checkpoints/step-1"
     found = checkpoints.latest()
-    assert found is not None and found.state["step"] == 4
+    assert found is not None and found.step == 4
     for step in (5, 6):
-        checkpoints.save(step, best(5) | {"step": step}, writer(), best=step == 5)
+        checkpoints.save(step, writer(best=best(5)), best=step == 5)
     assert steps(tmp_path) == ["best", "latest", *["step-4"][: keep - 1], "step-5", "step-6"], "no longer the first one"
     assert checkpoints.best() == tmp_path / "first/checkpoints/step-5"
 
 
 def test_the_best_by_another_metric_is_none(tmp_path: Path) -> None:
-    measured(tmp_path).save(1, best(1), writer(), best=True)
+    measured(tmp_path).save(1, writer(best=best(1)), best=True)
     other = measured(tmp_path, "eval/sequence_probability", keep=1)
     assert measured(tmp_path).best() is not None and other.best() is None
     assert Checkpoints(config_for(tmp_path)).best() is None
-    other.save(2, {"step": 2, "best": {"metric": "eval/sequence_probability"}}, writer())
+    other.save(2, writer(best={"metric": "eval/sequence_probability"}))
     assert steps(tmp_path) == ["best", "latest", "step-2"]
     assert measured(tmp_path).best() is None, "it has gone"
 
 
 def test_a_new_run_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
-    Checkpoints(config_for(tmp_path)).save(30, {"step": 30}, writer())
+    Checkpoints(config_for(tmp_path)).save(30, writer())
     anew = Checkpoints(config_for(tmp_path, checkpoint={"resume": False}))
     assert anew.latest() is None
     anew.prepare()
@@ -128,7 +129,7 @@ def test_a_new_run_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
 def test_a_resumed_run_removes_only_what_was_not_finished(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 3}))
     for step in (10, 20, 30):
-        checkpoints.save(step, {"step": step}, writer())
+        checkpoints.save(step, writer())
     directory = tmp_path / "first/checkpoints"
     (directory / "latest").write_text("step-20")  # killed after step-30 was in place, before the pointer was
     (directory / "step-40.partial").mkdir()
@@ -138,17 +139,17 @@ def test_a_resumed_run_removes_only_what_was_not_finished(tmp_path: Path) -> Non
 
 def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path))
-    checkpoints.save(1, {"step": 1}, writer())
+    checkpoints.save(1, writer())
 
-    def fail(directory: Path) -> Iterable[Files]:
+    def fail(directory: Path) -> Written:
         (directory / "state").mkdir()
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        checkpoints.save(2, {"step": 2}, fail)
+        checkpoints.save(2, fail)
     found = checkpoints.latest()
     assert found is not None
-    assert found.state == {"step": 1}
+    assert found.step == 1
 
 
 @pytest.mark.parametrize(
@@ -160,12 +161,12 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path) -> No
     ],
 )
 def test_files_written_on_another_disk_are_noticed(tmp_path: Path, claimed: int | None, missing: str) -> None:
-    def write(directory: Path) -> Iterable[Files]:
-        found = [*writer(claimed=claimed)(directory)]
-        return found if claimed else [*found, [("state/rank1.pt", 5, None)]]
+    def write(directory: Path) -> Written:
+        found = writer(claimed=claimed)(directory)
+        return found if claimed else Written({}, [*found.files, ("state/rank1.pt", 5, None)])
 
     checkpoints = Checkpoints(config_for(tmp_path))
-    line = complaint(lambda: checkpoints.save(1, {"step": 1}, write))
+    line = complaint(lambda: checkpoints.save(1, write))
     assert line.startswith(f"run.output: must be on storage that all nodes share ({missing} after")
     assert line.endswith(f"got {tmp_path}")
     assert checkpoints.latest() is None
@@ -174,14 +175,14 @@ def test_files_written_on_another_disk_are_noticed(tmp_path: Path, claimed: int 
 def test_whichever_rank_has_seen_a_file_first_its_largest_size_counts(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path))
     for step, order in ((1, 1), (2, -1)):
-        checkpoints.save(step, {"step": step}, lambda directory, order=order: [*writer()(directory)][::order])
+        checkpoints.save(step, lambda directory, order=order: Written({}, [*writer()(directory).files][::order]))
         found = checkpoints.latest()
-        assert found is not None and found.state == {"step": step}
+        assert found is not None and found.step == step
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path))
-    directory = checkpoints.save(1, {"step": 1}, writer())
+    directory = checkpoints.save(1, writer())
     for content in ("weig", "weights and more"):
         (directory / "state/rank0.pt").write_text(content)
         size = len(content)
@@ -201,14 +202,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, section: str, values: dict, line: str) -> None:
-    directory = Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    directory = Checkpoints(config_for(tmp_path)).save(1, writer())
     found = complaint(Checkpoints(config_for(tmp_path, **{section: values})).latest)
     anew = "; to start anew: checkpoint.resume=false, or another run.name than first"
     assert found == line.format(directory) + anew
 
 
 def test_settings_that_an_older_checkpoint_does_not_know_are_those_that_were_not_given(tmp_path: Path) -> None:
-    directory = Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    directory = Checkpoints(config_for(tmp_path)).save(1, writer())
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["identity"]["policy"]["ema_decay"], manifest["identity"]["policy"]["optimizer"]["warmup_ratio"]
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -220,28 +221,28 @@ def test_settings_that_an_older_checkpoint_does_not_know_are_those_that_were_not
 def test_a_reference_that_follows_is_part_of_the_checkpoint(tmp_path: Path) -> None:
     dpo: dict[str, dict[str, Any]] = {"algorithm": {"name": "dpo"}}
     follows = dpo | {"reference": {"sync_every": 5}}
-    directory = Checkpoints(config_for(tmp_path, **dpo)).save(1, {"step": 1}, writer())
+    directory = Checkpoints(config_for(tmp_path, **dpo)).save(1, writer())
     line = complaint(Checkpoints(config_for(tmp_path, **follows)).latest)
     assert line.startswith(f"reference: must be null to resume from {directory}, got ")
-    Checkpoints(config_for(tmp_path, **follows)).save(1, {"step": 1}, writer())
+    Checkpoints(config_for(tmp_path, **follows)).save(1, writer())
     assert Checkpoints(config_for(tmp_path, **follows)).latest() is not None
     assert complaint(Checkpoints(config_for(tmp_path, **dpo)).latest).startswith("reference: must be {")
 
 
 def test_another_algorithm_is_refused(tmp_path: Path) -> None:
-    Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    Checkpoints(config_for(tmp_path)).save(1, writer())
     grpo = {"algorithm": {"name": "grpo"}, "reward": {"functions": ["exact_match"]}}
     assert 'algorithm.name: must be "sft" to resume' in complaint(Checkpoints(config_for(tmp_path, **grpo)).latest)
 
 
 def test_what_may_change_may_change(tmp_path: Path) -> None:
-    Checkpoints(config_for(tmp_path)).save(1, {"step": 1}, writer())
+    Checkpoints(config_for(tmp_path)).save(1, writer())
     changes = {"algorithm": {"steps": 90}, "policy": {"ranks": 2, "micro_batch_tokens": 64}, "checkpoint": {"every": 5}}
     assert Checkpoints(config_for(tmp_path, **changes)).latest() is not None
 
 
 def test_sharded_state_needs_as_many_ranks(tmp_path: Path) -> None:
-    Checkpoints(config_for(tmp_path, policy={"zero_stage": 2, "ranks": 2})).save(1, {"step": 1}, writer())
+    Checkpoints(config_for(tmp_path, policy={"zero_stage": 2, "ranks": 2})).save(1, writer())
     line = complaint(Checkpoints(config_for(tmp_path, policy={"zero_stage": 2, "ranks": 4})).latest)
     assert line.startswith("policy.ranks: must be 2 to resume from ")
     assert "(DeepSpeed loads sharded optimizer state only into as many ranks as wrote it), got 4" in line
@@ -299,7 +300,7 @@ def test_a_model_exported_anew_under_the_same_path_is_refused(tmp_path: Path, nu
     """Small ones are read whole, of large ones a part; a copy, which has other times, is the same model."""
     model, reward = _exported(tmp_path / "sft", 1, numbers), _exported(tmp_path / "rm", 2)
     config = _job(tmp_path, model=model, reward=reward)
-    Checkpoints(config).save(3, {"step": 3}, writer())
+    Checkpoints(config).save(3, writer())
     _exported(model, 1, numbers)
     os.utime(model / "model.safetensors", ns=(0, 0))
     assert Checkpoints(config).latest() is not None
@@ -320,7 +321,7 @@ def test_what_is_exported_while_a_run_goes_on_is_not_what_it_has_read(tmp_path: 
     config = _job(tmp_path, model=model)
     Checkpoints(config).prepare()
     _exported(model, 2)
-    Checkpoints(config).save(3, {"step": 3}, writer())
+    Checkpoints(config).save(3, writer())
     assert "its files have changed since" in complaint(Checkpoints(config).latest)
     _exported(model, 1)
     assert Checkpoints(config).latest() is not None
@@ -334,7 +335,7 @@ def test_a_branch_of_the_hub_that_has_moved_is_refused(tmp_path: Path, monkeypat
         _exported(cached / "snapshots" / commit, 1)
     (cached / "refs/main").write_text("a" * 40)
     config = config_for(tmp_path, model={"path": "ours/model", "init": None})
-    Checkpoints(config).save(3, {"step": 3}, writer())
+    Checkpoints(config).save(3, writer())
     assert Checkpoints(config).latest() is not None
     (cached / "refs/main").write_text("b" * 40)
     line = complaint(Checkpoints(config).latest)
@@ -343,7 +344,7 @@ def test_a_branch_of_the_hub_that_has_moved_is_refused(tmp_path: Path, monkeypat
 
 def test_a_checkpoint_that_does_not_know_its_models_is_resumed(tmp_path: Path) -> None:
     config = _job(tmp_path, model=_exported(tmp_path / "sft", 1))
-    directory = Checkpoints(config).save(3, {"step": 3}, writer())
+    directory = Checkpoints(config).save(3, writer())
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["contents"]
     manifest["data"] = None
@@ -357,7 +358,7 @@ def test_the_refused_one_is_not_offered(tmp_path: Path, monkeypatch: pytest.Monk
     """Though it is whole: as where its manifest belongs to somebody else."""
     checkpoints = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2}))
     for step in (1, 2):
-        checkpoints.save(step, {"step": step}, writer())
+        checkpoints.save(step, writer())
     monkeypatch.setattr(checkpoint, "stranger", lambda path: "is somebody else's")
     line = complaint(checkpoints.latest)
     directory = tmp_path / "first/checkpoints"
@@ -374,11 +375,11 @@ def test_the_refused_one_is_not_offered(tmp_path: Path, monkeypatch: pytest.Monk
         ({"metric": "eval/x", "value": 0.25}, None),
         ({"metric": "eval/x", "value": None}, None),
         ({"metric": "eval/loss", "value": None}, None),
-        (None, None),
+        ({}, None),
     ],
 )
 def test_a_best_one_that_is_gone_is_told_by_its_own_metric(tmp_path: Path, state: Any, told: str | None) -> None:
-    measured(tmp_path).save(1, {"step": 1, "best": state}, writer())
+    measured(tmp_path).save(1, writer(best=state))
     lines = measured(tmp_path).prepare()
     rest = ": of the next ones one that is better is exported, else the last one"
     assert lines == ([] if told is None else [told + rest])
@@ -386,7 +387,7 @@ def test_a_best_one_that_is_gone_is_told_by_its_own_metric(tmp_path: Path, state
 
 def test_a_pointer_that_was_half_written_goes(tmp_path: Path) -> None:
     checkpoints = measured(tmp_path, keep=2)
-    checkpoints.save(1, best(1), writer(), best=True)
+    checkpoints.save(1, writer(best=best(1)), best=True)
     for name in ("latest.partial", "best.partial"):
         (tmp_path / "first/checkpoints" / name).write_text("step-")
     checkpoints.prepare()
@@ -396,17 +397,18 @@ def test_a_pointer_that_was_half_written_goes(tmp_path: Path) -> None:
 def test_a_manifest_has_the_step_the_files_and_their_hashes(tmp_path: Path) -> None:
     """A hash that a rank has taken is not taken again; a file may be empty, and the step 0."""
 
-    def write(directory: Path) -> Iterable[Files]:
+    def write(directory: Path) -> Written:
         (directory / "empty").touch()
         (directory / "hashed").write_text("x")
-        return [[("empty", 0, None), ("hashed", 1, "taken by a rank")]]
+        return Written({"kl": {"coef": 0.5}}, [("empty", 0, None), ("hashed", 1, "taken by a rank")])
 
     checkpoints = Checkpoints(config_for(tmp_path))
-    checkpoints.write(0, {"step": 0}, write)
+    checkpoints.write(0, write)
     text = (checkpoints.keep(0) / "manifest.json").read_text(encoding="utf-8")
     manifest = json.loads(text)
-    assert manifest.keys() == {"step", "identity", "contents", "data", "state", "files", "sha256"}
+    assert manifest.keys() == {"step", "identity", "contents", "data", "parts", "files", "sha256"}
     assert (manifest["step"], manifest["files"]) == (0, {"empty": 0, "hashed": 1})
+    assert manifest["parts"] == {"kl": {"coef": 0.5}}
     assert manifest["sha256"] == {"empty": hashlib.sha256().hexdigest(), "hashed": "taken by a rank"}
     assert text.startswith('{\n  "step": 0,\n  "identity": {\n'), "for people to read"
     assert steps(tmp_path) == ["latest", "step-0"]
@@ -414,7 +416,7 @@ def test_a_manifest_has_the_step_the_files_and_their_hashes(tmp_path: Path) -> N
 
 def test_step_0_is_gone_on_from(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path))
-    checkpoints.save(0, {"step": 0}, writer())
+    checkpoints.save(0, writer())
     found = checkpoints.latest()
     assert found is not None and found.directory.name == "step-0"
     (tmp_path / "first/checkpoints/latest").write_text("x" * 60)
@@ -428,15 +430,15 @@ def test_a_checkpoint_in_place_that_latest_does_not_name_yet_is_gone_on_from(
     """Unless whoever has written `latest` since then has decided otherwise."""
     checkpoints, directory = Checkpoints(config_for(tmp_path, checkpoint={"keep": 2})), tmp_path / "first/checkpoints"
     for each in (0, 5):
-        checkpoints.save(each, {"step": each}, writer())
+        checkpoints.save(each, writer())
     (directory / "latest.partial").write_text("step-0")
     os.utime(directory / "latest.partial", ns=(10**9, 10**9))
     os.utime(directory / "latest", ns=(10**9 + later, 10**9 + later))
     found = checkpoints.latest()
-    assert found is not None and found.state == {"step": step}
+    assert found is not None and found.step == step
 
 
 def test_a_best_one_by_another_metric_is_no_longer_pointed_at(tmp_path: Path) -> None:
-    measured(tmp_path).save(1, best(1), writer(), best=True)
+    measured(tmp_path).save(1, writer(best=best(1)), best=True)
     measured(tmp_path, "eval/sequence_probability").prepare()
     assert steps(tmp_path) == ["latest", "step-1"]

@@ -1,14 +1,15 @@
 """A run goes on from a checkpoint of the same model, optimizer and seeds only; the rest may change."""
 
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.config import UserError
+from actors.files.parts import Entry
 from launch.config import RunConfig, validate
-from launch.run.checkpoint import Checkpoints, Files, identity
+from launch.run.checkpoint import Checkpoints, Written, identity
 
 Sections = dict[str, Any]
 INIT: Sections = {"model": {"init": {"hidden_size": 32}}}
@@ -70,9 +71,9 @@ def job(directory: Path, sections: Sections) -> RunConfig:
     return validate(values | {"run": values["run"] | {"output": str(directory), "name": "first"}})
 
 
-def write(directory: Path) -> Iterable[Files]:
+def write(directory: Path, **parts: Entry) -> Written:
     (directory / "rank0.pt").write_text("weights")
-    return [[("rank0.pt", 7, None)]]
+    return Written(parts, [("rank0.pt", 7, None)])
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def save(sections: Sections) -> Path:
-        return Checkpoints(job(tmp_path, sections)).save(1, {"step": 1}, write)
+        return Checkpoints(job(tmp_path, sections)).save(1, write)
 
     return save
 
@@ -150,13 +151,9 @@ def test_data_that_changed_since_the_checkpoint_is_told(tmp_path: Path, monkeypa
         }
         return validate(values)
 
-    def write(directory: Path) -> Iterable[Files]:
-        (directory / "rank0.pt").write_text("weights")
-        return [[("rank0.pt", 7, None)]]
-
     job().directory.mkdir(parents=True)
     (job().directory / "config.json").write_text(job().model_dump_json())
-    Checkpoints(job()).save(1, {"step": 1, "batches": {"epoch": 0, "position": 2, "rows": 6}}, write)
+    Checkpoints(job()).save(1, partial(write, batches={"epoch": 0, "position": 2, "rows": 6}))
     assert not [line for line in examine(job()).warnings if line.startswith("data.")]
     with pytest.raises(UserError) as caught:
         examine(job(limit=4))

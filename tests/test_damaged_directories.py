@@ -4,15 +4,16 @@ with one line; nothing that was whole is lost. Without Ray."""
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.config import UserError
+from actors.files.parts import Entry
 from launch.config import RunConfig, validate
-from launch.run.checkpoint import Checkpoints, Files
+from launch.run.checkpoint import Checkpoints, Written
 from launch.tracking.history import steps_in_words
 from launch.tracking.tracker import Tracker
 
@@ -34,11 +35,11 @@ def job(output: Path, resume: bool = True, **algorithm: Any) -> RunConfig:
     )
 
 
-def writer(step: int) -> Callable[[Path], Iterable[Files]]:
-    def write(directory: Path) -> Iterable[Files]:
+def writer(step: int, **parts: Entry) -> Callable[[Path], Written]:
+    def write(directory: Path) -> Written:
         (directory / "policy").mkdir()
         (directory / "policy/rank0.pt").write_text(f"weights of {step:04}")
-        return [[("policy/rank0.pt", 15, None)]]
+        return Written({"policy": {}} | parts, [("policy/rank0.pt", 15, None)])
 
     return write
 
@@ -54,7 +55,7 @@ def run_to(output: Path, steps: int) -> Path:
         tracker.log(step, {"reward/mean": step / 10})
         tracker.samples(step, [{"completion": f"of {step}"}])
         if step % 5 == 0:
-            checkpoints.save(step, {"step": step}, writer(step))
+            checkpoints.save(step, writer(step))
     tracker.close()
     return config.directory
 
@@ -64,8 +65,8 @@ def start(config: RunConfig) -> tuple[int | None, list[str]]:
     checkpoints, told = Checkpoints(config), []
     found = checkpoints.latest()
     told += checkpoints.prepare()
-    Tracker(config.directory, config, found.state["step"] if found else 0, told.append).close()
-    return found and found.state["step"], told
+    Tracker(config.directory, config, found.step if found else 0, told.append).close()
+    return found and found.step, told
 
 
 def contents(run: Path) -> set[bytes]:
@@ -171,6 +172,14 @@ REFUSED: dict[str, tuple[Damage, str, int | None]] = {
     "manifest no text": (manifest(b"\xff{}"), f"{NO_MANIFEST}UnicodeDecodeError)", 5),
     "manifest deep": (manifest("[" * 200_000), f"{NO_MANIFEST}RecursionError)", 5),
     "manifest a directory": (replaced(f"{STEP}/manifest.json", Path.mkdir), f"{NO_MANIFEST}IsADirectoryError)", 5),
+    "no parts": (changed(parts=None), f"{NO_MANIFEST}KeyError)", 5),
+    "parts a list": (changed(parts=[1]), f"{NO_MANIFEST}TypeError)", 5),
+    "a part a number": (changed(parts={"kl": 7}), f"{NO_MANIFEST}TypeError)", 5),
+    "no step": (changed(step=None), f"{NO_MANIFEST}KeyError)", 5),
+    "of another step": (changed(step=7), f"{NO_MANIFEST}ValueError)", 5),
+    "step a text": (changed(step="10"), f"{NO_MANIFEST}ValueError)", 5),
+    "step a truth": (changed(step=True), f"{NO_MANIFEST}ValueError)", 5),
+    # Manifests of older versions have one state of the loop instead of parts.
     "state a list": (changed(state=[]), f"{NO_MANIFEST}", 5),
     "state without step": (changed(state={"batches": {}}), f"{NO_MANIFEST}KeyError)", 5),
     "state of another step": (changed(state={"step": 7}), f"{NO_MANIFEST}ValueError)", 5),
@@ -363,7 +372,7 @@ def test_a_best_checkpoint_that_is_gone_is_told(run: Path) -> None:
     best = {"metric": "eval/reward/mean", "value": 0.75}
     config = job(run.parent, eval_every=5, best_by="eval/reward/mean")
     checkpoints = Checkpoints(config)
-    checkpoints.save(15, {"step": 15, "best": best}, writer(15), best=True)
+    checkpoints.save(15, writer(15, best=best), best=True)
     assert checkpoints.prepare() == []
     (run / "checkpoints/best").write_bytes(b"\0\0")
     (line,) = checkpoints.prepare()
@@ -389,7 +398,7 @@ def test_a_kill_between_best_and_latest_keeps_both(run: Path, monkeypatch: pytes
 
         monkeypatch.setattr(checkpoint.os, "replace", replace)
         try:
-            Checkpoints(config).save(15, {"step": 15, "best": best}, writer(15), best=True)
+            Checkpoints(config).save(15, writer(15, best=best), best=True)
         except Killed:
             assert allowed < 3
         monkeypatch.undo()

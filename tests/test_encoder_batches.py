@@ -3,14 +3,18 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from actors.config import UserError
+from actors.files.parts import Entry, read_arrays
 from algorithms.encoder.batches import (
     Example,
     TaskBatches,
@@ -71,6 +75,13 @@ def some_batches(batches: TaskBatches, sizes: Sequence[int]) -> list[tuple[str, 
         except UserError as error:
             return [*found, (str(error), [])]
     return found
+
+
+def saved(batches: TaskBatches) -> tuple[Entry, dict[str, NDArray[Any]]]:
+    """What a checkpoint has of them: in the manifest, and in the file of the rows that wait."""
+    with TemporaryDirectory() as directory:
+        entry = batches.save(Path(directory))
+        return entry, read_arrays(Path(directory) / "waiting.safetensors")
 
 
 def test_draw_ranking_takes_distinct_negatives_in_order() -> None:
@@ -248,8 +259,9 @@ def test_a_waiting_row_keeps_its_visit(rows: list[list[str]], size: int, seed: i
     assert len(set(seen)) == len(seen) and set(seen) <= set(visits)
     if not made[-1][1]:
         return  # the rows could not fill a batch, and what it had begun with is gone
-    state = batches.state_dict()["tasks"][""]
-    waiting = {str(index) for epoch, index in state["waiting"] if epoch == 0}
+    state, waits = saved(batches)
+    state = state["tasks"][""]
+    waiting = {str(index) for epoch, index in waits["0"].tolist() if epoch == 0}
     reached = len(rows) if state["epoch"] else state["position"]
     for visit in visits[:reached]:
         assert (visit in seen) != (visit[0] in waiting)
@@ -266,7 +278,7 @@ def test_a_waiting_row_keeps_its_visit(rows: list[list[str]], size: int, seed: i
 def test_resuming_anywhere_sees_the_same(
     rows: list[list[str]], others: int, sizes: list[int], seed: int, shuffle: bool
 ) -> None:
-    """From JSON, after every update, also while rows wait."""
+    """From JSON and a file, after every update, also while rows wait."""
 
     def fresh() -> TaskBatches:
         tasks = [task(rows, "中文", distinct=True), task(unlike(others), "b")]
@@ -277,23 +289,31 @@ def test_resuming_anywhere_sees_the_same(
     for cut in range(len(sizes)):
         resumed = fresh()
         resumed.next(1)  # what was visited before loading leaves no trace
-        resumed.load_state_dict(json.loads(json.dumps(running.state_dict(), sort_keys=True)))
+        with TemporaryDirectory() as directory:
+            entry = json.dumps(running.save(Path(directory)), sort_keys=True)
+            resumed.load(Path(directory), json.loads(entry))
         assert some_batches(resumed, sizes[cut:]) == whole[cut:]
         if some_batches(running, sizes[cut : cut + 1])[0][1] == []:
             return
 
 
-def test_rows_that_wait_are_in_the_state() -> None:
-    """As epoch and index; resuming takes them first."""
+def test_rows_that_wait_are_in_a_file(tmp_path: Path) -> None:
+    """As epoch and index; resuming takes them first. Older checkpoints have them in the manifest."""
     rows = [["q0", "same"], ["q1", "same"], ["q2", "same"], ["q3"], ["q4"]]
     batches = TaskBatches([task(rows, distinct=True)], seed=0, shuffle=False)
     assert [example.texts[0] for example in batches.next(2)[1]] == ["q0", "q3"]
-    state = json.loads(json.dumps(batches.state_dict()))
-    waiting = {"rows": 5, "epoch": 0, "position": 4, "waiting": [[0, 1], [0, 2]]}
-    assert state == {"updates": 1, "tasks": {"": waiting}}
-    resumed = TaskBatches([task(rows, distinct=True)], seed=0, shuffle=False)
-    resumed.load_state_dict(state)
-    assert [[example.texts[0] for example in resumed.next(2)[1]] for _ in range(2)] == [["q1", "q4"], ["q2", "q3"]]
+    state = json.loads(json.dumps(batches.save(tmp_path / "batches")))
+    visits = {"rows": 5, "epoch": 0, "position": 4}
+    assert state == {"updates": 1, "tasks": {"": visits}}
+    waits = read_arrays(tmp_path / "batches/waiting.safetensors")
+    assert waits["0"].tolist() == [[0, 1], [0, 2]]
+    for directory, entry in (
+        (tmp_path / "batches", state),
+        (tmp_path / "none", {"updates": 1, "tasks": {"": visits | {"waiting": [[0, 1], [0, 2]]}}}),
+    ):
+        resumed = TaskBatches([task(rows, distinct=True)], seed=0, shuffle=False)
+        resumed.load(directory, entry)
+        assert [[example.texts[0] for example in resumed.next(2)[1]] for _ in range(2)] == [["q1", "q4"], ["q2", "q3"]]
 
 
 @pytest.mark.parametrize(("name", "field"), [("", "data.train"), ("faq", "data.train.faq")])
@@ -315,7 +335,7 @@ def test_rows_that_always_wait_do_not_pile_up() -> None:
     batches = TaskBatches([task(rows, distinct=True)], seed=0, shuffle=True)
     seen = Counter(example.texts[0] for _, batch in some_batches(batches, [8] * 200) for example in batch)
     assert sum(seen.values()) == 1600
-    assert len(batches.state_dict()["tasks"][""]["waiting"]) <= 40
+    assert len(saved(batches)[1]["0"]) <= 40
     common = [seen[row[0]] for row in rows if row[1] == "common"]
     assert max(common) - min(common) <= 1
 
@@ -333,7 +353,8 @@ def test_only_the_rows_of_the_batch_are_drawn() -> None:
     for _ in range(10):
         batches.next(64)
     assert len(drawn) == 640
-    assert len(json.dumps(batches.state_dict())) < 120
+    state, waits = saved(batches)
+    assert len(json.dumps(state)) < 120 and len(waits["0"]) == 0
 
 
 def test_tasks_have_turns_by_their_shares() -> None:
@@ -359,15 +380,15 @@ def test_the_order_of_tasks_says_nothing() -> None:
     assert some_batches(one, [3] * 30) == some_batches(other, [3] * 30)
 
 
-def test_other_data_cannot_resume() -> None:
+def test_other_data_cannot_resume(tmp_path: Path) -> None:
     """Another number of rows or other names."""
-    state = TaskBatches([task(unlike(100))], seed=0, shuffle=True).state_dict()
+    state = TaskBatches([task(unlike(100))], seed=0, shuffle=True).save(tmp_path)
     with pytest.raises(UserError) as error:
-        TaskBatches([task(unlike(90))], seed=0, shuffle=True).load_state_dict(state)
+        TaskBatches([task(unlike(90))], seed=0, shuffle=True).load(tmp_path, state)
     assert str(error.value) == "data.train: must hold the checkpoint's 100 rows to resume, got 90"
-    state = TaskBatches([task(unlike(3), "a"), task(unlike(3), "b")], seed=0, shuffle=True).state_dict()
+    state = TaskBatches([task(unlike(3), "a"), task(unlike(3), "b")], seed=0, shuffle=True).save(tmp_path)
     with pytest.raises(UserError) as error:
-        TaskBatches([task(unlike(3), "a"), task(unlike(3), "c")], seed=0, shuffle=True).load_state_dict(state)
+        TaskBatches([task(unlike(3), "a"), task(unlike(3), "c")], seed=0, shuffle=True).load(tmp_path, state)
     assert str(error.value) == "data.train: must name the checkpoint's sources a, b to resume, got a, c"
 
 

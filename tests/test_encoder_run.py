@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from actors.files.parts import read_arrays
 from algorithms.retrieval_tasks import cross_lingual, cross_lingual_alphabet
 
 Start = Callable[..., Any]
@@ -98,14 +99,31 @@ def test_any_checkpoint_of_it_can_be_exported(embedding: Any, exported_step: Cal
     assert (final != another).any()
 
 
+def as_the_version_before_wrote_it(checkpoint: Path) -> None:
+    """One state of the loop in the manifest instead of parts, and rows that wait as lists in it instead of a file."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    parts, file = manifest.pop("parts"), checkpoint / "batches/waiting.safetensors"
+    waits = read_arrays(file)
+    for number, (_, task) in enumerate(sorted(parts["batches"]["tasks"].items())):
+        task["waiting"] = waits[f"{number}"].tolist()
+    manifest["state"] = parts["loop"] | {name: parts[name] for name in ("batches", "best")}
+    shutil.rmtree(file.parent)
+    for kept in (manifest["files"], manifest["sha256"]):
+        del kept["batches/waiting.safetensors"]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["of this version", "of the version before"])
 def test_a_resumed_embedding_run_gives_the_same_numbers(
-    tandem: Start, settings: dict[str, Any], embedding: Any, tmp_path: Path
+    tandem: Start, settings: dict[str, Any], embedding: Any, tmp_path: Path, before: bool
 ) -> None:
     """From the checkpoint in the middle: the same rows, negatives, losses and weights, bit for bit."""
     shutil.copytree(embedding.directory, tmp_path / "run", ignore=shutil.ignore_patterns("logs", "export"))
     checkpoints = tmp_path / "run/checkpoints"
     (checkpoints / "latest").write_text("step-12")
     (checkpoints / "best").write_text("step-8")
+    if before:
+        as_the_version_before_wrote_it(checkpoints / "step-12")
     resumed = tandem(settings, directory=tmp_path)
     assert resumed.wait() == 0, resumed.text
     assert "resuming from step 12" in resumed.text

@@ -25,9 +25,9 @@ from algorithms.offline.loop import Offline
 from algorithms.rl.grpo import GRPO
 from launch.checks.output import require_there
 from launch.config import validate
-from launch.run.checkpoint import Checkpoints
-from launch.run.groups import RunCheckpointer
+from launch.run.checkpoint import Checkpoints, Written
 from launch.run.run import _farewell, _prepare
+from launch.run.saves import RunCheckpointer, Saves
 from launch.screen.display import Display
 from launch.tracking.tracker import Tracker
 
@@ -42,7 +42,7 @@ from actors.files.full_disk import told_when_full
 from algorithms.batches import Batches
 from algorithms.config_offline import SFTConfig
 from algorithms.offline.loop import Offline
-from launch.run.checkpoint import Checkpoints
+from launch.run.checkpoint import Checkpoints, Written
 from launch.tracking.tracker import Tracker
 from safetensors.torch import save_file
 sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -53,18 +53,19 @@ def rank(count):
         with told_when_full(directory):
             (directory / "policy").mkdir()
             sha256 = stored.write(torch.ones(count), directory / "policy/rank0.pt")
-        return [[("policy/rank0.pt", (directory / "policy/rank0.pt").stat().st_size, sha256)]]
+        size = (directory / "policy/rank0.pt").stat().st_size
+        return Written({{"policy": {{}}}}, [("policy/rank0.pt", size, sha256)])
     return write
 
 config = job(Path(sys.argv[1]))
 checkpoints = Checkpoints(config)
 tracker = Tracker(config.directory, config)
-checkpoints.save(1, {{"step": 1}}, rank(50_000))
+checkpoints.save(1, rank(50_000))
 try:
-    checkpoints.save(2, {{"step": 2}}, rank(400_000))
+    checkpoints.save(2, rank(400_000))
 except UserError as error:
     print(*error.problems)
-print(sorted(path.name for path in (config.directory / "checkpoints").iterdir()), checkpoints.latest().state)
+print(sorted(path.name for path in (config.directory / "checkpoints").iterdir()), checkpoints.latest().step)
 try:
     with told_when_full(config.directory / "export"):
         (config.directory / "export").mkdir()
@@ -119,7 +120,7 @@ def test_on_a_disk_that_fills_up_nothing_whole_is_lost(tmp_path: Path) -> None:
     file = f"{disk}/first/checkpoints/step-2.partial/policy/rank0.pt"
     assert checkpoint.startswith(f"run.output: must be on a disk with room: {file} (") and " KiB so far" in checkpoint
     assert f"did not fit on {disk}, 1.0 MiB with 0 bytes free, got 'No space left on device'" in checkpoint
-    assert kept == "['latest', 'step-1'] {'step': 1}"
+    assert kept == "['latest', 'step-1'] 1"
     assert export.startswith(f"run.output: must be on a disk with room: {disk}/first/export (")
     assert metrics.startswith(f"run.output: must be on a disk with room: {disk}/first/metrics.jsonl (")
     assert whole == "True"
@@ -181,13 +182,13 @@ def test_a_directory_that_is_removed_meanwhile_ends_the_run(tmp_path: Path) -> N
     """At the next step, and as the cause of whatever failed because of it; nothing makes it anew."""
     config = job(tmp_path)
     _prepare(config, print)
-    saver = RunCheckpointer(config, {}, set())
+    saver = RunCheckpointer(config, Saves({}), set())
     require_there(config.directory)
     tracker = Tracker(config.directory, config)
     shutil.rmtree(config.directory)
     expected = f"run.output: must stay while the run goes on, and {tmp_path}/first was removed or moved: "
     for act in (
-        lambda: saver.save(2, {"step": 2}, last=True),
+        lambda: saver.save(2, last=True),
         lambda: require_there(config.directory),
         lambda: _farewell(config, Display(), GroupError("policy[0].save: FileNotFoundError: no such file"), None),
     ):
@@ -247,17 +248,17 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
     monkeypatch: pytest.MonkeyPatch, fails_at: int | None
 ) -> None:
     """As in jobs on given rows; the new weights go to the engines before either."""
-    monkeypatch.setattr("algorithms.rl.stages.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
-    monkeypatch.setattr("algorithms.rl.stages.sample_rows", lambda *_: [])
+    monkeypatch.setattr("algorithms.rl.steps.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
+    monkeypatch.setattr("algorithms.rl.steps.sample_rows", lambda *_: [])
     record: Any = Recorder(fails_at)
     empty: Any = SimpleNamespace(
-        metrics=lambda _: {}, state_dict=dict, published=lambda _: None, failures=SimpleNamespace(samples=0)
-    )
+        metrics=lambda _: {}, published=lambda _: None, failures=SimpleNamespace(samples=0)
+    )  # fmt: skip
     loop = GRPO(
         config=GRPOConfig(name="grpo", steps=1), policy=empty, reference=None, read_reference=None, models=[],
         rollouts=empty, shaper=empty, batches=Batches(1, seed=0, shuffle=False), evaluation=[],
         publish=lambda version: record.publish(version) or {}, checkpoint=record, reporter=record, sampling=empty,
-        micro_batch_tokens={}, seed=0, total_steps=1,
+        micro_batch_tokens={}, seed=0, total_steps=1, split=empty,
     )  # fmt: skip
     loop.moved = True
     with pytest.raises(UserError) if fails_at else nullcontext():
@@ -273,12 +274,12 @@ def test_what_is_written_counts_from_keep_on(tmp_path: Path) -> None:
     _prepare(config, print)
     checkpoints = Checkpoints(config)
 
-    def write(directory: Path) -> Any:
+    def write(directory: Path) -> Written:
         (directory / "a").write_text("a")
-        return [[("a", 1, None)]]
+        return Written({}, [("a", 1, None)])
 
-    checkpoints.write(5, {"step": 5}, write)
+    checkpoints.write(5, write)
     assert checkpoints.latest() is None
     checkpoints.keep(5)
     found = checkpoints.latest()
-    assert found and found.state == {"step": 5}
+    assert found and found.step == 5

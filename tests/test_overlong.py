@@ -217,9 +217,9 @@ def test_weighted_batches_keep_their_shares_and_resume_anywhere(
         shares["s0"] = 1.0
     batches = WeightedBatches(named, shares, seed=1, shuffle=shuffle)
     drawn = batches.next(before)
-    state = json.loads(json.dumps(batches.state_dict()))
+    state = json.loads(json.dumps(batches.save(Path())))
     resumed = WeightedBatches(named, shares, seed=1, shuffle=shuffle)
-    resumed.load_state_dict(state)
+    resumed.load(Path(), state)
     rest = batches.next(20)
     assert resumed.next(20) == rest
     starts = np.cumsum([0, *sizes])
@@ -237,16 +237,16 @@ def test_weighted_batches_keep_their_shares_and_resume_anywhere(
 
 
 def test_other_sets_than_the_checkpoints_are_refused() -> None:
-    state = WeightedBatches({"a": 2, "b": 3}, {"a": 1, "b": 1}, seed=0, shuffle=True).state_dict()
+    state = WeightedBatches({"a": 2, "b": 3}, {"a": 1, "b": 1}, seed=0, shuffle=True).save(Path())
     with pytest.raises(
         UserError, match=r"^data.train: must draw from the checkpoint's sets \(a, b\) to resume, got one$"
     ):
-        Batches(5, seed=0, shuffle=True).load_state_dict(state)
+        Batches(5, seed=0, shuffle=True).load(Path(), state)
     other = WeightedBatches({"a": 2, "c": 3}, {"a": 1, "c": 1}, seed=0, shuffle=True)
     with pytest.raises(
         UserError, match=r"^data.train: must draw from the checkpoint.s sets \(a, b\) to resume, got a, c$"
     ):
-        other.load_state_dict(state)
+        other.load(Path(), state)
 
 
 def test_rewards_are_told_by_set(tmp_path: Path) -> None:

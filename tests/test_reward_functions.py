@@ -11,7 +11,8 @@ import pytest
 
 from actors.config import UserError
 from algorithms.config import RewardFunction
-from algorithms.rewards.functions import exact_match, kind_of, math_answer, resolve, shorten
+from algorithms.rewards.functions import exact_match, math_answer, resolve
+from algorithms.words import kind_of, shorten
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,7 +21,7 @@ def problem(name: str, index: int = 0) -> str:
     with pytest.raises(UserError) as caught:
         resolve(RewardFunction(name=name), index)
     text = str(caught.value)
-    assert "\n" not in text and text.startswith(f"reward.functions.{index}.name: ") and text.endswith(f"got {name!r}")
+    assert "\n" not in text and text.startswith(f"reward.functions.{index}.name: ") and text.endswith(f"got {name}")
     return text
 
 

@@ -1,6 +1,7 @@
 """pass@k against all choices of k samples, answers and their majority, and the rows that evaluation keeps."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_metrics_are_means_over_prompts() -> None:
         return [{"final_answer": answer, "solved": answer == "right"} for answer in answers]
 
     groups = [rows("right", "wrong", "right", "other"), rows("wrong", "wrong", "right", "other"), rows(*"abcd")]
-    assert solving_metrics(groups) == pytest.approx(
+    assert solving_metrics(groups, 4) == pytest.approx(
         {
             "eval/pass@1": (2 / 4 + 1 / 4 + 0) / 3,
             "eval/pass@2": (5 / 6 + 3 / 6 + 0) / 3,
@@ -73,7 +74,7 @@ def test_the_best_is_known_after_a_resume_and_only_by_its_own_metric() -> None:
     assert [best.improved_by(evaluation) for evaluation in evaluations] == [True, False, True, False, False]
     resumed, other = Best("eval/reward/mean"), Best("eval/loss")
     for continued in (resumed, other):
-        continued.load_state_dict(best.state_dict())
+        continued.load(Path(), best.save(Path()))
     assert [resumed.improved_by({"eval/reward/mean": value}) for value in (0.5, 0.6)] == [False, True]
     assert [other.improved_by({"eval/loss": value}) for value in (9.0, 9.5, 8.0)] == [True, False, True]
     assert not Best(None).improved_by({"eval/loss": 1.0})

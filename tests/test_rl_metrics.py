@@ -81,7 +81,7 @@ def test_rows_of_samples_are_the_chosen_responses_with_their_columns(monkeypatch
     asked: list[tuple[Any, float]] = []
 
     def get(rollouts: list[str], timeout: float) -> list[Episode]:
-        asked.append((rollouts, timeout))
+        asked.append((rollouts, round(timeout)))
         return [episode([1], [2], text=text) for text in rollouts]
 
     monkeypatch.setattr(responses.ray, "get", get)

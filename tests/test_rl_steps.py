@@ -1,18 +1,20 @@
 """Steps of PPO and GRPO around groups that are not there: what goes to the engines, and when."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ObjectLostError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.batch import Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig
-from algorithms.loop import Clock
+from algorithms.loop import Clock, good_enough
 from algorithms.rewards.scores import Score
 from algorithms.rl.deals import Parts
 from algorithms.rl.evaluation import response_rows
@@ -68,7 +70,7 @@ class Loop:
         self.reported: list[dict[str, float]] = []
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
-            metrics=lambda _: {}, state_dict=dict, load_state_dict=lambda _: None, temperature=1.0,
+            metrics=lambda _: {}, temperature=1.0,
             failures=SimpleNamespace(samples=0), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
@@ -141,10 +143,10 @@ def test_a_resumed_loop_publishes_the_version_that_it_had() -> None:
     made = Loop()
     loop = made.ppo(critic_warmup_steps=2)
     loop.step, loop.version = 5, 3
-    state = loop.state()
+    state = loop.save(Path())
     for saved, version in ((state, 3), ({name: state[name] for name in state if name != "version"}, 5)):
         resumed = made.ppo(critic_warmup_steps=2)
-        resumed.restore(saved)
+        resumed.load(Path(), saved)
         resumed.begin("PPO", Clock(resumed.reporter))
         assert (resumed.step, made.published.pop()) == (5, version)
 
@@ -172,7 +174,8 @@ def test_responses_that_cannot_be_read_are_left_out_of_reports_and_end_nothing(m
     made = Loop()
     loop: Any = made.grpo(eval_samples_per_prompt=2, eval_every=1)
     loop.reporter.note, loop.reporter.evaluation = notes.append, lambda *_: None
-    assert loop._judge([groups[1]], Failures(0.0)) == {
+    found = loop._judge([groups[1]], Failures(0.0))
+    assert {name: value for name, value in found.items() if not math.isnan(value)} == {
         "eval/reward/mean": 0.5, "eval/reward/std": 0.5, "eval/reward/zero_variance_fraction": 0.0, "eval/failed": 0.0
     }  # fmt: skip
 
@@ -197,3 +200,34 @@ def test_groups_read_at_the_same_time(name: str) -> None:
     first_wait = next(index for index, each in enumerate(asked) if each.startswith("wait"))
     reads = {"reference_logprobs", "logprobs"} | ({"values"} if name == "ppo" else set())
     assert set(asked[:first_wait]) == reads
+
+
+def test_an_evaluation_whose_responses_cannot_be_read_is_no_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pass@k say nothing, which makes it neither the best one nor good enough, and ends nothing."""
+    monkeypatch.setattr("algorithms.rl.responses.ray", FakeRay())
+    made = Loop()
+    made.arguments["reporter"].evaluation = lambda *_: None
+    loop = made.grpo(eval_every=1, eval_samples_per_prompt=2, best_by="eval/pass@2", stop_when={
+        "metric": "eval/majority", "at_least": 0.0})  # fmt: skip
+    found = loop._judge([replace(group(1.0, 0.0), rollouts=7)], Failures(0.0))
+    assert found["eval/reward/mean"] == 0.5
+    assert all(math.isnan(found[name]) for name in ("eval/pass@1", "eval/pass@2", "eval/majority"))
+    assert not loop.best.improved_by(found) and not good_enough(loop.config.stop_when, found)
+    found = loop._judge([replace(group(1.0, 0.0), rollouts=5)], Failures(0.0))
+    assert found["eval/pass@2"] == 1 and loop.best.improved_by(found) and good_enough(loop.config.stop_when, found)
+
+
+def test_all_responses_of_a_report_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is gone does not cost a deadline for each of its groups."""
+    now, waited = [100.0], list[float]()
+
+    def late(reference: Any, timeout: float) -> Any:
+        waited.append(timeout)
+        now[0] += timeout
+        raise GetTimeoutError
+
+    monkeypatch.setattr("algorithms.rl.responses.ray", SimpleNamespace(get=late))
+    monkeypatch.setattr("algorithms.rl.responses.time", SimpleNamespace(monotonic=lambda: now[0]))
+    notes: list[str] = []
+    assert response_rows([group(1.0, 0.0)] * 4, 1.0, notes.append) == []
+    assert waited == [60, 1, 1, 1] and len(notes) == 4

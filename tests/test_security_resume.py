@@ -22,8 +22,8 @@ from actors.models.encoders import load_encoder
 from actors.models.load import load_model, load_value_model
 from launch.config import validate
 from launch.models.tensors import check_whole
-from launch.run.checkpoint import Checkpoints
-from launch.run.groups import require_as_saved
+from launch.run.checkpoint import Checkpoints, Written
+from launch.run.saves import require_as_saved
 from launch.verbs.export_step import export_step
 from tests.fake_models import fake_model
 
@@ -98,7 +98,7 @@ def test_what_is_saved_cannot_be_written_by_a_group(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         stored.write([], tmp_path / "a.pt")
-        directory = Checkpoints(job(tmp_path)).save(1, {"step": 1}, save_one)
+        directory = Checkpoints(job(tmp_path)).save(1, save_one)
     finally:
         os.umask(before)
     for file in (tmp_path / "a.pt", directory / "manifest.json", directory / "policy/random-0.pt"):
@@ -201,18 +201,18 @@ def job(directory: Path) -> Any:
     )
 
 
-def save_one(directory: Path) -> Any:
+def save_one(directory: Path) -> Written:
     """A rank that writes a file, and a note that it does not hash."""
     (directory / "policy").mkdir()
     sha256 = stored.write([torch.ones(4)], directory / "policy/random-0.pt")
     (directory / "policy/latest").write_text("state")
     size = (directory / "policy/random-0.pt").stat().st_size
-    return [[("policy/random-0.pt", size, sha256), ("policy/latest", 5, None)]]
+    return Written({"policy": {}}, [("policy/random-0.pt", size, sha256), ("policy/latest", 5, None)])
 
 
 def test_a_manifest_has_the_hash_of_every_file(tmp_path: Path) -> None:
     checkpoints = Checkpoints(job(tmp_path))
-    directory = checkpoints.save(1, {"step": 1}, save_one)
+    directory = checkpoints.save(1, save_one)
     expected = {name: sha256_of(directory / name) for name in ("policy/random-0.pt", "policy/latest")}
     assert json.loads((directory / "manifest.json").read_text())["sha256"] == expected
     assert checkpoints.latest() is not None
@@ -229,7 +229,7 @@ def test_a_manifest_has_the_hash_of_every_file(tmp_path: Path) -> None:
 def test_a_manifest_without_hashes_is_of_an_older_version(tmp_path: Path) -> None:
     """Its files are compared by size; one that has hashes has all of them."""
     checkpoints = Checkpoints(job(tmp_path))
-    directory = checkpoints.save(1, {"step": 1}, save_one)
+    directory = checkpoints.save(1, save_one)
     manifest = json.loads((directory / "manifest.json").read_text())
     hashes = manifest.pop("sha256")
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -243,7 +243,7 @@ def test_a_manifest_without_hashes_is_of_an_older_version(tmp_path: Path) -> Non
 
 def test_a_manifest_of_a_strangers_and_a_further_file_are_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(job(tmp_path))
-    directory = checkpoints.save(1, {"step": 1}, save_one)
+    directory = checkpoints.save(1, save_one)
     torch.save([], directory / "policy/random-1.pt")
     line = f"checkpoint.resume: {directory} is damaged, its manifest does not have policy/random-1.pt; to start anew: "
     assert problems(checkpoints.latest).startswith(line)
@@ -255,7 +255,7 @@ def test_a_manifest_of_a_strangers_and_a_further_file_are_refused(tmp_path: Path
 
 def test_the_configuration_of_a_strangers_run_is_not_followed(tmp_path: Path) -> None:
     """`export --step` would set its environment variables."""
-    Checkpoints(job(tmp_path)).save(1, {"step": 1}, save_one)
+    Checkpoints(job(tmp_path)).save(1, save_one)
     config = tmp_path / "first/config.json"
     config.write_text(job(tmp_path).model_dump_json())
     config.chmod(0o646)

@@ -12,7 +12,7 @@ from actors.config import UserError
 from actors.group import first_line
 from actors.models import hub_cache
 from actors.secret_text import masked, masked_value
-from algorithms.rewards.functions import cause_of
+from algorithms.user.code import cause_of
 from launch.checks.report import config_lines
 from launch.cli import main
 from launch.config import RunConfig, load, validate

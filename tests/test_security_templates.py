@@ -16,8 +16,9 @@ import pytest
 from actors.config import UserError
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data import deadline, rendering
+from algorithms.data import rendering
 from algorithms.data.tokens import prompts, sequences
+from algorithms.user import deadline
 from launch.models.files import template_fault
 from launch.verbs.chat import _render
 

@@ -5,6 +5,7 @@ import json
 import math
 import statistics
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,8 +127,8 @@ def test_penalties_do_not_enter_the_moments() -> None:
     for step in STEPS:
         plain(_groups(step))
         penalised(_groups(step))
-    assert plain.state_dict() == penalised.state_dict()
-    assert plain.state_dict()["count"] == 12
+    assert plain.save(Path()) == penalised.save(Path())
+    assert plain.save(Path())["count"] == 12
 
 
 def test_rewards_themselves_stay_as_they_are() -> None:
@@ -295,7 +296,7 @@ def test_a_resumed_run_gives_the_same_numbers(cut: int) -> None:
     first, second = _shaper(**settings), _shaper(**settings)
     for step in STEPS[:cut]:
         first(_groups(step))
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.load(Path(), json.loads(json.dumps(first.save(Path()))))
     for step, expected in zip(STEPS[cut:], uninterrupted[cut:], strict=True):
         for scores, values in zip(second(_groups(step)), expected, strict=True):
             assert np.array_equal(scores, values)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,10 +124,10 @@ def test_adaptive_kl_without_a_target_stays_and_continues_from_a_checkpoint() ->
     first = AdaptiveKL(coef=0.2, target=1.0, horizon=100)
     first.update(2.0, samples=10)
     second = AdaptiveKL(coef=9.0, target=1.0, horizon=100)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.load(Path(), json.loads(json.dumps(first.save(Path()))))
     assert second == first
     changed = AdaptiveKL(coef=0.5, target=None, horizon=100)
-    changed.load_state_dict(fixed.state_dict())
+    changed.load(Path(), fixed.save(Path()))
     assert changed.coef == 0.5, "a fixed coefficient is the configuration's, also in a resumed run"
 
 

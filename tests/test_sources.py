@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from algorithms.data.sources import load_function, read_rows
+from algorithms.data.sources import read_rows
+from algorithms.user.code import load_function
 
 ROWS = [{"prompt": "é\u2028", "n": 1}, {"prompt": "b", "n": None}]
 
@@ -54,10 +55,10 @@ def test_generators_come_from_files_and_modules(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry != str(tmp_path)])
     assert read("my_rows:count", limit=1, n=10**9) == [{"text": "train0"}]
-    assert "has no function 'cuont' (did you mean count?)" in complaint(read, "my_rows.py:cuont")
+    assert "has no function cuont (did you mean count?)" in complaint(read, "my_rows.py:cuont")
     assert "data.arguments: got an unexpected keyword argument 'm'" in complaint(read, "my_rows.py:count", n=1, m=2)
     assert "raised TypeError" in complaint(read, "my_rows.py:count", n="x")
-    assert "my_rosw cannot be imported (No module named 'my_rosw'), got" in complaint(read, "my_rosw:count")
+    assert "no module named my_rosw (did you mean my_rows?), got my_rosw:count" in complaint(read, "my_rosw:count")
     assert "(did you mean my_rows.py?)" in complaint(read, "my_rosw.py:count")
 
 
@@ -86,10 +87,10 @@ def test_a_converter_that_fails_is_one_line_with_row_and_cause(tmp_path: Path, m
         "convert.py:divide": "convert.py:divide raised ZeroDivisionError: integer division or modulo by zero",
         "convert.py:drop": "must keep at least one row of data.eval, convert.py:drop dropped all 3",
         "convert.py:split": "must return an object with named columns or None, got a list [{'n': 5}] for row 3",
-        "convert.py:kep": "convert.py has no function 'kep' (did you mean keep?)",
-        "covnert.py:keep": "no such file (did you mean convert.py?)",
-        "nowhere.at_all:keep": "nowhere.at_all cannot be imported",
-        "keep": "must be module:function or path.py:function, got keep",
+        "convert.py:kep": "convert.py has no function kep (did you mean keep?)",
+        "covnert.py:keep": "no such file covnert.py (did you mean convert.py?), got covnert.py:keep",
+        "nowhere.at_all:keep": "no module named nowhere, got nowhere.at_all:keep",
+        "keep": "must be path.py:function or module:function, got keep",
     }
     for name, message in expected.items():
         assert complaint(convert, name).startswith(f"data.converter: {message}")
@@ -97,7 +98,7 @@ def test_a_converter_that_fails_is_one_line_with_row_and_cause(tmp_path: Path, m
 
 
 def test_the_example_converter_takes_text_apart_or_drops_it() -> None:
-    convert = load_function(str(Path(__file__).parents[1] / "examples/hh_rlhf.py"), "to_messages", "data.converter")
+    convert = load_function(f"{Path(__file__).parents[1]}/examples/hh_rlhf.py:to_messages", "data.converter")
     good, bad = "\n\nHuman: a b\n\nc\n\nAssistant: no", "\n\nHuman: a b\n\nc\n\nAssistant:  Human: yes\n"
     ask = {"role": "user", "content": "a b\n\nc"}
     assert convert({"chosen": good, "rejected": bad}) == {

@@ -9,6 +9,7 @@ import time
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -58,6 +59,31 @@ def test_columns_of_any_kind_are_written(tmp_path: Path) -> None:
     [line] = lines(tmp_path / "samples.jsonl")
     assert line == {"step": 1, "completion": "答案\udc80", "when": "a", "by": {"1": None}}
     assert "答案" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+
+
+class Mute:
+    """A value that does not let itself be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("not now")
+
+
+def test_a_column_that_cannot_be_shown_costs_no_run_and_no_line(tmp_path: Path) -> None:
+    """The others are written; an integer may have more digits than Python writes out."""
+    tracker = Tracker(tmp_path, config_for(tmp_path))
+    endless: list[Any] = []
+    endless.append(endless)
+    tracker.samples(1, [{"completion": "b", "mute": Mute(), "long": 10**5000, "deep": endless, "by": {"x": [1]}}])
+    tracker.close()
+    [line] = lines(tmp_path / "samples.jsonl")
+    assert line == {
+        "step": 1,
+        "completion": "b",
+        "mute": "cannot be shown (RuntimeError)",
+        "long": "cannot be shown (ValueError)",
+        "deep": "cannot be shown (RecursionError)",
+        "by": {"x": [1]},
+    }
 
 
 def test_resume_cuts_later_and_broken_lines_and_a_new_run_starts_anew(tmp_path: Path) -> None:
@@ -233,6 +259,20 @@ def test_a_failing_service_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     (line,) = warned
     assert line.startswith("tracking: ")
     assert "\n" not in line
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_machine_without_room_for_a_thread_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(tracking.threading.Thread, "start", refuse)
+    warned: list[str] = []
+    tracker = Tracker(tmp_path, config_for(tmp_path, wandb=True), warn=warned.append)
+    for step in (1, 2):
+        tracker.log(step, {"reward/mean": 0.5})
+    tracker.close()
+    assert warned == ["tracking: can't start new thread; files are written as before"]
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
 
 

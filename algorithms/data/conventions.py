@@ -10,7 +10,7 @@ from algorithms.config import DataConfig
 from algorithms.data import readers
 from algorithms.data.readers import at_row
 from algorithms.data.sources import Row
-from algorithms.rewards.functions import nearest
+from algorithms.words import nearest
 
 Use = Literal["sft", "rl", "pairs", "unpaired"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.config import UserError
 from algorithms.data.sources import Row
-from algorithms.rewards.functions import kind_of, nearest
+from algorithms.words import kind_of, nearest
 
 Message = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from actors.config import UserError
 from actors.user.confined import at_most
 from algorithms.config import DataConfig
-from algorithms.data.deadline import TooLate, Watch
 from algorithms.data.readers import Message, RowError
+from algorithms.user.deadline import TooLate, Watch
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast

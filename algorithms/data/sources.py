@@ -1,15 +1,11 @@
 """Rows from a file (JSONL, JSON, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
 
-import difflib
 import functools
-import importlib
-import importlib.util
 import inspect
 import itertools
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,15 +14,16 @@ from typing import Any, Literal
 from actors.config import UserError
 from actors.secret_text import masked
 from algorithms.config import DataConfig
-from algorithms.data.deadline import TooLate, Watch
 from algorithms.data.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
-from algorithms.rewards.functions import cause_of, function_fault, kind_of, nearest
+from algorithms.user.code import cause_of, function_fault, load_function
+from algorithms.user.deadline import TooLate, Watch
+from algorithms.words import kind_of, nearest_file
 
 Row = dict[str, Any]
 
 _HUB_DEADLINE_S = 5
-_IMPORT_S, _CONVERTED_S, _GENERATED_S = 60.0, 10.0, 60.0
-"""Longest time that the import of a file, one call of a converter and the next row of a generator may take."""
+_CONVERTED_S, _GENERATED_S = 10.0, 60.0
+"""Longest time that one call of a converter and the next row of a generator may take."""
 _ENDLESS_ROWS, _ENDLESS_S = 5_000_000, 3600.0
 """Rows and seconds after which a generator is taken to have no end, where data.limit does not end it."""
 
@@ -57,8 +54,7 @@ def read_rows(
     """
     kind = kind_of_source(source, field)
     if kind == "generator":
-        module, _, function = source.rpartition(":")
-        rows = _generated(module, function, split, arguments, field)
+        rows = _generated(source, split, arguments, field)
         if limit is None or converter:  # one that drops rows may never reach the limit
             rows = _bounded(rows, source, field)
     elif kind == "file":
@@ -183,12 +179,9 @@ def _surrogate(text: str) -> int | None:
 
 
 def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]:
-    module, _, name = converter.rpartition(":")
-    if not module:
-        raise UserError(f"data.converter: must be module:function or path.py:function, got {converter}")
-    function = load_function(module, name, "data.converter")
+    function = load_function(converter, "data.converter")
     if fault := _converter_fault(function):
-        raise UserError(f"data.converter: {name} {fault}, got {converter}")
+        raise UserError(f"data.converter: {converter.rpartition(':')[2]} {fault}, got {converter}")
     number = kept = 0
     for number, row in enumerate(rows, start=1):
         made = _made(function, row, converter, f"row {number} of {field}")
@@ -240,28 +233,28 @@ def _made(function: Callable[..., Any], row: Row, converter: str, where: str) ->
 
 def _from_file(path: Path, field: str) -> Iterator[Any]:
     if not path.exists():
-        raise UserError(f"{field}: no such file{_nearest_file(path)}, got {path}")
+        raise UserError(f"{field}: no such file{nearest_file(path)}, got {path}")
     return rows_of_file(path, field)
 
 
-def _generated(module: str, name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
-    function = load_function(module, name, field)
-    _check_arguments(function, f"{module}:{name}", arguments, field)
+def _generated(name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+    function = load_function(name, field)
+    _check_arguments(function, name, arguments, field)
     code = getattr(inspect.unwrap(function), "__code__", None)
     file = code.co_filename if code else None
     try:
         given = _watched(file, functools.partial(function, split=split, **arguments))
         if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
-            raise UserError(f"{module}:{name} must give rows one after the other, got {kind_of(given)}")
+            raise UserError(f"{name} must give rows one after the other, got {kind_of(given)}")
         rows, end = iter(given), object()
         while (row := _watched(file, next, rows, end)) is not end:
             yield row
     except UserError as error:
         raise UserError(*(f"{field}: {problem}" for problem in error.problems)) from error
     except TooLate as error:
-        raise UserError(f"{field}: {module}:{name} {error}, and gave no row") from None
+        raise UserError(f"{field}: {name} {error}, and gave no row") from None
     except (Exception, SystemExit) as error:  # someone else's code: any failure of it is reported as theirs
-        raise UserError(f"{field}: {module}:{name} raised {cause_of(error)}") from error
+        raise UserError(f"{field}: {name} raised {cause_of(error)}") from error
 
 
 def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[str, Any], field: str) -> None:
@@ -287,69 +280,12 @@ def _watched(file: str | None, function: Callable[..., Any], *arguments: Any) ->
         return watch(function, *arguments)
 
 
-def load_function(module: str, name: str, field: str) -> Callable[..., Any]:
-    """Import `name` from a module (the working directory is importable) or from a `path.py` file.
-
-    Raises:
-        UserError: one line with `field`: no such file, a failing import, or no such function (with the nearest name).
-    """
-    try:
-        file = str(Path(module).absolute()) if module.endswith(".py") else _file_of(module)
-        with Watch(_IMPORT_S, file) as watch:
-            loaded = watch(_load_path, Path(module), field) if module.endswith(".py") else watch(_load_module, module)
-    except UserError:
-        raise
-    except TooLate as error:
-        raise UserError(f"{field}: importing {module} {error}, got {module}:{name}") from None
-    except (Exception, SystemExit) as error:  # importing runs someone else's code
-        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"{field}: {module} cannot be imported ({_first_line(error)}), got {module}:{name}"
-            ) from None
-        raise UserError(f"{field}: {module} cannot be imported ({cause_of(error)}), got {module}:{name}") from error
-    function = getattr(loaded, name, None) if name else None
-    if not callable(function):
-        if name and hasattr(loaded, name):
-            raise UserError(
-                f"{field}: {name} in {module} must be a function, is {kind_of(function)}, got {module}:{name}"
-            )
-        names = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{field}: {module} has no function {name!r}{nearest(name, names)}, got {module}:{name}")
-    return function
-
-
-def _file_of(module: str) -> str | None:
-    """Where a module that lies in the working directory is; importing anything else is not looked into."""
-    file = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
-    return str(file) if file.is_file() else None
-
-
-def _load_module(module: str) -> Any:
-    # A console script does not have the working directory on its path. Last, so that it hides no installed module.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    return importlib.import_module(module)
-
-
-def _load_path(path: Path, field: str) -> Any:
-    if path.is_dir():
-        raise UserError(f"{field}: must be a file, got directory {path}")
-    if not path.is_file():
-        raise UserError(f"{field}: no such file{_nearest_file(path)}, got {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
     """Rows of a hub dataset. The hub is probed first: `datasets` would retry an unreachable one for minutes."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    near = _nearest_file(Path(source))
+    near = nearest_file(Path(source))
     try:
         if not is_offline_mode():
             HfApi().dataset_info(source, timeout=_HUB_DEADLINE_S)
@@ -378,17 +314,6 @@ def _is_hub_id(source: str) -> bool:
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         return False
     return not (re.fullmatch(r"\.[A-Za-z]+", Path(source).suffix) and Path(source).parent.is_dir())
-
-
-def _nearest_file(path: Path) -> str:
-    if str(path).startswith("~"):
-        return f" (~ is not expanded in a configuration: write {path.expanduser()})"
-    if not path.parent.is_dir():
-        return ""
-    # A file without an ending is no data that could be meant.
-    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix and entry.is_file())
-    near = difflib.get_close_matches(path.name, names, 1, 0.7)  # endings are alike anyway
-    return f" (did you mean {path.parent / near[0]}?)" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

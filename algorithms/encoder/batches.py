@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.config import UserError
+from actors.files.parts import Entry, read_arrays, write_arrays
 from algorithms.encoder.rows import Graded, Ranking
 
+_WAITING = "waiting.safetensors"
 _TURN, _ORDER, _DRAW = 0, 1, 2
 """What a random stream is for: the number after run.seed in its seed."""
 
@@ -192,11 +196,15 @@ class _Visits:
             return range(rows)
         return np.random.default_rng([self.seed, _ORDER, self.number, self.epoch]).permutation(rows).tolist()
 
-    def state_dict(self) -> dict[str, Any]:
-        waiting = [[epoch, index] for index, (epoch, _) in self.waiting.items()]
-        return {"rows": len(self.task.rows), "epoch": self.epoch, "position": self.position, "waiting": waiting}
+    def state(self) -> Entry:
+        return {"rows": len(self.task.rows), "epoch": self.epoch, "position": self.position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def waits(self) -> NDArray[np.int64]:
+        """Epoch and index of the rows that wait, in the order of waiting, int64 [W, 2]."""
+        return np.array([(epoch, index) for index, (epoch, _) in self.waiting.items()], dtype=np.int64).reshape(-1, 2)
+
+    def restore(self, state: Entry, waits: Sequence[Sequence[int]]) -> None:
+        """Continue from what `state` and `waits` gave."""
         if state["rows"] != len(self.task.rows):
             raise UserError(
                 f"{self.task.field}: must hold the checkpoint's {state['rows']} rows to resume, "
@@ -204,7 +212,7 @@ class _Visits:
             )
         self.epoch, self.position = state["epoch"], state["position"]
         self.order = self._draw_order()
-        self.waiting = {index: (epoch, self._draw(index, epoch)) for epoch, index in state["waiting"]}
+        self.waiting = {index: (epoch, self._draw(index, epoch)) for epoch, index in waits}
 
 
 class TaskBatches:
@@ -242,18 +250,22 @@ class TaskBatches:
         self.updates += 1
         return visits.task.name, visits.next(count)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Number of updates, and of each task epoch, position, rows that wait and the number of rows."""
-        return {"updates": self.updates, "tasks": {visits.task.name: visits.state_dict() for visits in self._visits}}
+    def save(self, directory: Path) -> Entry:
+        """Number of updates, and of each task epoch, position and the number of rows; those that wait are as many as
+        the data has alike, and go into a file, by the number of their task."""
+        write_arrays({f"{visits.number}": visits.waits() for visits in self._visits}, directory / _WAITING)
+        return {"updates": self.updates, "tasks": {visits.task.name: visits.state() for visits in self._visits}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises UserError when the tasks or their numbers of rows are others than then."""
-        names = [visits.task.name for visits in self._visits]
-        if set(names) != set(state["tasks"]):
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`. Raises UserError when the tasks or their numbers of rows are others than then."""
+        names, tasks = [visits.task.name for visits in self._visits], entry["tasks"]
+        if set(names) != set(tasks):
             raise UserError(
-                f"data.train: must name the checkpoint's sources {', '.join(state['tasks'])} to resume, "
-                f"got {', '.join(names)}"
+                f"data.train: must name the checkpoint's sources {', '.join(tasks)} to resume, got {', '.join(names)}"
             )
-        self.updates = state["updates"]
+        listed = all("waiting" in task for task in tasks.values())  # older checkpoints: in the manifest
+        waits = {} if listed else read_arrays(directory / _WAITING)
+        self.updates = entry["updates"]
         for visits in self._visits:
-            visits.load_state_dict(state["tasks"][visits.task.name])
+            task = tasks[visits.task.name]
+            visits.restore(task, task["waiting"] if listed else waits[f"{visits.number}"].tolist())

@@ -15,7 +15,7 @@ from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.data.readers import RowError
 from algorithms.data.sources import Row
-from algorithms.rewards.functions import kind_of, nearest
+from algorithms.words import kind_of, nearest
 
 RowUse = Literal["ranking", "pair", "graded"]
 Columns = tuple[str, ...]

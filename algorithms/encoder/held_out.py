@@ -10,7 +10,7 @@ from algorithms.config import DataConfig
 from algorithms.data.sources import Row, read_rows
 from algorithms.encoder.columns import FIRST, LABELS, NEGATIVES, PASSAGES, POSITIVES, QUERY, SCORE, SECOND, renamed_row
 from algorithms.encoder.rows import Graded, Ranking, Scored, gradeds, load_named_rows, rankings, scored_pairs
-from algorithms.rewards.functions import kind_of, nearest
+from algorithms.words import kind_of, nearest
 
 _IDS, _DOCUMENTS = "positive_ids", "documents"
 

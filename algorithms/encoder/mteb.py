@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import UserError
-from algorithms.rewards.functions import cause_of, nearest
+from algorithms.user.code import cause_of
+from algorithms.words import nearest
 
 
 def mteb_tasks(names: list[str]) -> list[Any]:

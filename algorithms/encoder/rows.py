@@ -37,7 +37,7 @@ from algorithms.encoder.columns import (
     text_of,
     texts_of,
 )
-from algorithms.rewards.functions import kind_of
+from algorithms.words import kind_of
 
 Made = TypeVar("Made", "Ranking", "Scored", "Graded")
 

@@ -8,11 +8,13 @@ A job says what an update and an evaluation of some rows are.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from actors.batch import Sequence
+from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.train.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
@@ -38,7 +40,6 @@ class Offline(ABC, Generic[Row]):
     evaluation: list[Any]
     """Held-out rows, or whatever `measure` takes."""
     checkpoint: Checkpointer
-    """Save after this update, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     micro_batch_tokens: int
     total_updates: int
@@ -66,7 +67,7 @@ class Offline(ABC, Generic[Row]):
             metrics |= evaluation
             best = self.best.improved_by(evaluation)
             with clock("checkpoint"):
-                self.checkpoint.save(self.step, self.state(), self.done, best)
+                self.checkpoint.save(self.step, self.done, best)
             seconds = clock.lap()
             metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/trained"], seconds)
             try:
@@ -98,21 +99,19 @@ class Offline(ABC, Generic[Row]):
         """Whether all updates are done, or the last evaluation was good enough to stop."""
         return self.step >= self.total_updates or good_enough(self.config.stop_when, self.last_evaluation)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the loop."""
-        return {
-            "step": self.step,
-            "batches": self.batches.state_dict(),
-            "last_evaluation": self.last_evaluation,
-            "best": self.best.state_dict(),
-        }
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What has state beside the groups, by its name in checkpoints."""
+        return {"loop": self, "batches": self.batches, "best": self.best}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.step = state["step"]
-        self.batches.load_state_dict(state["batches"])
-        self.last_evaluation = state["last_evaluation"]
-        self.best.load_state_dict(state.get("best") or {})
+    def save(self, directory: Path) -> Entry:
+        """How far the loop is."""
+        return {"step": self.step, "last_evaluation": self.last_evaluation}
+
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`."""
+        self.step = entry["step"]
+        self.last_evaluation = entry["last_evaluation"]
 
     def _evaluate(self, clock: Clock) -> Metrics:
         due = self.step % self.config.eval_every == 0 or self.step == self.total_updates

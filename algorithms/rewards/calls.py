@@ -20,7 +20,9 @@ from typing import Any
 from actors.config import UserError
 from actors.user.confined import limits_memory
 from algorithms.config import RewardFunction
-from algorithms.rewards.functions import cause_of, nearest, noun_of, resolve
+from algorithms.rewards.functions import resolve
+from algorithms.user.code import cause_of
+from algorithms.words import nearest, noun_of
 
 Outcome = float | str | None
 """Of a source for a sample: a value, the cause of a failure, or None for an abstention."""

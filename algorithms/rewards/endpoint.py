@@ -23,7 +23,7 @@ from actors.config import UserError
 from algorithms.config import HEADER_VARIABLE as _VARIABLE
 from algorithms.config import RewardEndpoint
 from algorithms.rewards.calls import Outcome, Samples, checked_number
-from algorithms.rewards.functions import noun_of, shorten
+from algorithms.words import noun_of, shorten
 
 FIRST_PAUSE_S = 0.5
 """Pause before the second attempt; it doubles with each further one."""

@@ -4,9 +4,10 @@ import time
 from typing import Any
 
 from actors.config import UserError
-from algorithms.rewards.functions import gold_fault, parsed_gold, shorten
+from algorithms.rewards.functions import gold_fault, parsed_gold
 from algorithms.rewards.math_final import gold_text
 from algorithms.rewards.math_text import is_plain_number
+from algorithms.words import shorten
 
 _PARSE_S = 0.5
 """Longest time that golds are parsed for; the characters of all of them are looked at in any case."""

@@ -18,9 +18,9 @@ from typing import Any
 from actors.config import UserError
 from actors.user.confined import confine
 from algorithms.config import RewardFunction
-from algorithms.data.deadline import line_in, stack_of, stuck
 from algorithms.rewards.calls import LoadedFunction, Samples, check_signature
 from algorithms.rewards.functions import resolve
+from algorithms.user.deadline import line_in, stack_of, stuck
 
 _LOOK_EVERY_S = 0.1
 

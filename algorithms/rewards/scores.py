@@ -19,7 +19,7 @@ from actors.user.confined import forget
 from algorithms.config import RewardConfig
 from algorithms.rewards.calls import LoadedFunction, Outcome, Samples, load_reward_function
 from algorithms.rewards.endpoint import LoadedEndpoint, load_endpoint
-from algorithms.rewards.functions import shorten
+from algorithms.words import shorten
 
 LoadedSource = LoadedFunction | LoadedEndpoint
 _TAKEN_LABELS = {"mean", "std", "zero_variance_fraction"}

@@ -15,7 +15,7 @@ import numpy as np
 from algorithms.config_rl import pass_sizes
 from algorithms.loop import Metrics
 from algorithms.rewards.math_final import boxes
-from algorithms.rl.responses import responses_of
+from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.groups import ScoredGroup
 
 Rows = list[dict[str, Any]]
@@ -57,9 +57,9 @@ def response_rows(groups: list[ScoredGroup], pass_reward: float, note: Callable[
 
     A group whose responses cannot be read is left out, with a note.
     """
-    found = []
+    found, until = [], report_ends()
     for group in groups:
-        if not (rollouts := responses_of(group, note)):
+        if not (rollouts := responses_of(group, note, until)):
             continue
         columns = {name: value for name, value in group.prompt.row.items() if name != "prompt"}
         found.append(
@@ -81,9 +81,14 @@ def response_rows(groups: list[ScoredGroup], pass_reward: float, note: Callable[
     return found
 
 
-def solving_metrics(groups: list[Rows]) -> Metrics:
-    """eval/pass@k and eval/majority, means over the prompts; every group has the same number of rows, above 1."""
-    samples = len(groups[0])
+def solving_metrics(groups: list[Rows], samples: int) -> Metrics:
+    """eval/pass@k and eval/majority, means over the prompts, each with `samples` rows, above 1.
+
+    Without a group, as where no responses could be read, all are NaN: a metric that is there and says nothing is no
+    mistake in the name that `best_by` or `stop_when` have for it.
+    """
+    if not groups:
+        return dict.fromkeys([*(f"eval/pass@{k}" for k in pass_sizes(samples)), "eval/majority"], math.nan)
     solved = [sum(row["solved"] for row in rows) for rows in groups]
     metrics = {f"eval/pass@{k}": np.mean([pass_at_k(samples, each, k) for each in solved]) for k in pass_sizes(samples)}
     voted = [rows[majority([row["final_answer"] for row in rows])] for rows in groups]

@@ -8,11 +8,12 @@ import numpy as np
 from actors.rollout.types import RolloutInfo
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
-from algorithms.rl.responses import responses_of
+from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.groups import ScoredGroup
 
 Advantages = Mapping[tuple[int, int], float]
-"""(number of the group, of the response) -> advantage; its mean over tokens, where these have their own."""
+"""(number of the group, of the response) -> advantage; its mean over tokens, where these have their own. None of those
+whose ranks have not told."""
 
 
 def reward_metrics(groups: Sequence[ScoredGroup], prefix: str) -> Metrics:
@@ -109,7 +110,8 @@ def sample_rows(
     """`count` of a step's responses, from the best to the worst, with the columns of their data rows; fewer, with a
     note, where some cannot be read."""
     chosen = best_to_worst(groups, count)
-    rollouts = {number: responses_of(groups[number], note) for number in {place[0] for place in chosen}}
+    until = report_ends()
+    rollouts = {number: responses_of(groups[number], note, until) for number in {place[0] for place in chosen}}
     rows = []
     for number, index in chosen:
         if not rollouts[number]:
@@ -120,7 +122,7 @@ def sample_rows(
             "completion": rollout.text,
             "reward": group.scores[index].reward,
             "rewards": dict(group.scores[index].parts),
-            "advantage": advantages[number, index],
+            "advantage": advantages.get((number, index)),
             "version": group.infos[index].oldest_version,
             "status": rollout.status,
         } | _turns(group.infos[index])

@@ -1,5 +1,6 @@
 """The responses behind a group's reference, for what is only reported: read by the driver, a group at a time."""
 
+import time
 from collections.abc import Callable
 
 import ray
@@ -8,16 +9,23 @@ from ray.exceptions import RayError
 from actors.batch import Episode
 from algorithms.rollouts.groups import ScoredGroup
 
-_DEADLINE_S = 60
+_DEADLINE_S, _LEAST_S = 60.0, 1.0
+"""Longest time for all responses of a report, and what a group has of it however late the others were."""
 
 
-def responses_of(group: ScoredGroup, note: Callable[[str], None]) -> list[Episode]:
-    """All responses to the group's prompt; none, with a note, where they are lost or late.
+def report_ends() -> float:
+    """When a report that begins now should have read its responses, on time.monotonic()."""
+    return time.monotonic() + _DEADLINE_S
 
-    What is only reported ends no run: whoever trains on responses that are lost says so.
+
+def responses_of(group: ScoredGroup, note: Callable[[str], None], until: float) -> list[Episode]:
+    """All responses to the group's prompt; none, with a note, where they are lost, or later than `until`.
+
+    What is only reported ends no run, nor does it keep one waiting group by group: whoever trains on responses that
+    are lost says so.
     """
     try:
-        return ray.get(group.rollouts, timeout=_DEADLINE_S)
+        return ray.get(group.rollouts, timeout=max(_LEAST_S, until - time.monotonic()))
     except RayError as error:
         why = type(error).__name__
         note(f"the responses to data row {group.prompt.index} could not be read ({why}): they are in no samples file")

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
+from actors.files.parts import Entry
 from algorithms.config_rl import OverlongPenalty
 from algorithms.rl.shaping import RunningMoments, overlong_penalty
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
@@ -83,13 +84,13 @@ class RewardShaper:
                 )
         return penalties
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+    def save(self, directory: Path) -> Entry:
+        """The running mean and variance of rewards, also where they are not used: a later start may use them."""
         return self.moments.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.moments.load_state_dict(state)
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`."""
+        self.moments.load_state_dict(entry)
 
 
 def _with_turns(group: ScoredGroup, scores: np.ndarray) -> np.ndarray:

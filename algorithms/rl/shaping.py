@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from actors.files.parts import Entry
 
 
 def overlong_penalty(tokens: int, limit: int, *, buffer: int, penalty: float) -> float:
@@ -100,14 +103,14 @@ class AdaptiveKL:
         error = min(0.2, max(-0.2, kl / self.target - 1))
         self.coef *= 1 + error * samples / self.horizon
 
-    def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps, as JSON values."""
+    def save(self, directory: Path) -> Entry:
+        """What a checkpoint keeps."""
         return {"coef": self.coef}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from `state`; a fixed coefficient is the configuration's."""
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`; a fixed coefficient is the configuration's."""
         if self.target is not None:
-            self.coef = state["coef"]
+            self.coef = entry["coef"]
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

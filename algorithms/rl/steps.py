@@ -7,11 +7,13 @@ What comes in between is in `algorithms.rl.stages`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.batch import Prompt
+from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
@@ -56,7 +58,6 @@ class Steps:
     publish: Callable[[int], Metrics]
     """Send the weights as this version."""
     checkpoint: Checkpointer
-    """Save after this step, if it is one to save after; the last argument says that it is the last."""
     reporter: Reporter
     sampling: Sampling
     micro_batch_tokens: dict[str, int]
@@ -90,27 +91,21 @@ class Steps:
         """Whether this step updates the policy: not while only a critic does."""
         return True
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the loop."""
-        return {
-            "step": self.step,
-            "version": self.version,
-            "batches": self.batches.state_dict(),
-            "last_evaluation": self.last_evaluation,
-            "rewards": self.shaper.state_dict(),
-            "kl": self.kl.state_dict(),
-            "best": self.best.state_dict(),
-        }
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What has state beside the groups, by its name in checkpoints; each keeps what it needs, and nobody else
+        knows what."""
+        return {"loop": self, "batches": self.batches, "shaper": self.shaper, "kl": self.kl, "best": self.best}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.step = state["step"]
-        self.version = state.get("version", self.step)  # older checkpoints: after every step
-        self.batches.load_state_dict(state["batches"])
-        self.last_evaluation = state["last_evaluation"]
-        self.shaper.load_state_dict(state["rewards"])
-        self.kl.load_state_dict(state["kl"])
-        self.best.load_state_dict(state.get("best") or {})
+    def save(self, directory: Path) -> Entry:
+        """How far the loop is, and what the engines have."""
+        return {"step": self.step, "version": self.version, "last_evaluation": self.last_evaluation}
+
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from `entry`."""
+        self.step = entry["step"]
+        self.version = entry.get("version", self.step)  # older checkpoints: after every step
+        self.last_evaluation = entry["last_evaluation"]
 
     def begin(self, title: str, clock: Clock) -> None:
         """Give the engines their first weights, and evaluate before the first step."""
@@ -184,11 +179,11 @@ class Steps:
         metrics = {"eval/failed": float(failures.samples)}
         if not groups:
             return metrics
-        several = self.config.eval_samples_per_prompt > 1
+        several = (samples := self.config.eval_samples_per_prompt) > 1
         shown = groups if several else groups[: self.eval_samples]
         rows = response_rows(shown, self.config.eval_pass_reward, self.reporter.note)
         self.reporter.evaluation(self.step, [row for group in rows for row in group][: self.eval_samples])
-        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows) if several and rows else {}) | metrics
+        return reward_metrics(groups, "eval/reward") | (solving_metrics(rows, samples) if several else {}) | metrics
 
     def _publish_moved(self) -> Metrics:
         """Send the engines what the policy has learned: nothing where only the critic does, or nobody."""
@@ -214,7 +209,7 @@ class Steps:
         metrics |= evaluation
         best = self.best.improved_by(evaluation)
         with clock("checkpoint"):
-            self.checkpoint.save(self.step, self.state(), self.done, best)
+            self.checkpoint.save(self.step, self.done, best)
         metrics |= clock.lap()
         metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)

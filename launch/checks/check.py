@@ -61,7 +61,8 @@ from launch.models.files import (
     check_tokenizer,
     read_policy,
 )
-from launch.run.checkpoint import Checkpoint, Checkpoints
+from launch.run.checkpoint import Checkpoints
+from launch.run.manifest import Checkpoint
 from launch.run.placement import demands, reward_model_groups
 from launch.run.ray_address import open_warnings
 from launch.settings.literal_secrets import plain_http_warnings

@@ -14,7 +14,7 @@ from typing import Any
 from actors.config import UserError
 from actors.config_rollout import RESHAPING, RolloutConfig
 from algorithms.config_rl import RLConfig
-from algorithms.rewards.functions import nearest
+from algorithms.words import nearest
 from launch.config import RunConfig
 
 _MODEL, _PROCESSES = (

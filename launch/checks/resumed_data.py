@@ -1,12 +1,10 @@
 """Whether a run that is resumed reads the rows that it read before: settings of data, and the number of rows."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launch.config import RunConfig
-
-if TYPE_CHECKING:
-    from launch.run.checkpoint import Checkpoint
+from launch.run.manifest import Checkpoint
 
 _LONGEST = 60
 """Characters of a value that a line shows."""
@@ -17,7 +15,7 @@ def data_settings(config: RunConfig) -> dict[str, Any]:
     return config.data.model_dump(mode="json", exclude={"shuffle"})
 
 
-def data_warnings(config: RunConfig, checkpoint: "Checkpoint") -> list[str]:
+def data_warnings(config: RunConfig, checkpoint: Checkpoint) -> list[str]:
     """One line for each setting of data that is another one than when the checkpoint was saved."""
     where = checkpoint.directory.name
     return [
@@ -27,10 +25,10 @@ def data_warnings(config: RunConfig, checkpoint: "Checkpoint") -> list[str]:
     ]
 
 
-def rows_problem(config: RunConfig, checkpoint: "Checkpoint", rows: int) -> str | None:
+def rows_problem(config: RunConfig, checkpoint: Checkpoint, rows: int) -> str | None:
     """Why a run over this many rows, which are all, cannot go on from a checkpoint; None where it can."""
-    batches = checkpoint.state.get("batches")
-    then = batches.get("rows") if isinstance(batches, dict) else None
+    batches = checkpoint.parts.get("batches", {})
+    then = batches.get("rows")
     if not isinstance(then, int) or then == rows:
         return None
     changes = [f"data.{name} was {old}, and is {new}" for name, old, new in _changes(config, checkpoint)]
@@ -41,7 +39,7 @@ def rows_problem(config: RunConfig, checkpoint: "Checkpoint", rows: int) -> str 
     )
 
 
-def _changes(config: RunConfig, checkpoint: "Checkpoint") -> list[tuple[str, str, str]]:
+def _changes(config: RunConfig, checkpoint: Checkpoint) -> list[tuple[str, str, str]]:
     then, now = checkpoint.data, data_settings(config)
     differing = [name for name in now if name in then and then[name] != now[name]]
     return [(name, _shown(then[name]), _shown(now[name])) for name in differing]

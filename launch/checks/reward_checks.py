@@ -21,8 +21,9 @@ from typing import Any
 from actors.user.confined import hidden, without_secrets
 from algorithms.config import DataConfig, RewardConfig
 from algorithms.rewards.calls import Samples
-from algorithms.rewards.functions import BUILT_IN, nearest
+from algorithms.rewards.functions import BUILT_IN
 from algorithms.rewards.probe import ProbeRequest, Trial
+from algorithms.words import nearest
 
 NEUTRAL = "A sample completion."
 """What a function is called with beside a row's own answer."""

@@ -21,9 +21,10 @@ from algorithms.data.reading import run_data
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
 from launch.models.files import require_same_tokens
-from launch.run.groups import Groups, RunCheckpointer, built, reference_sync, resume, start_building, start_loading
+from launch.run.groups import Groups, built, reference_sync, start_building, start_loading
 from launch.run.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.run.reserve import Placement
+from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.run.weights import connect, publisher, spawn_holder
 from launch.screen.reporter import RunReporter
 from launch.settings.rules import transfer_backend
@@ -78,13 +79,14 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     trained: dict[str, Any] = {"policy": policy} | ({"critic": critic} if critic else {})
     if config.reference.sync_every:
         trained["reference"] = frozen["reference"][1]
+    saves = Saves(trained)
     arguments: dict[str, Any] = {
         "config": algorithm,
         "policy": policy,
         "rollouts": groups.rollouts,
         "split": split_by(rollout, _ENGINE.split),
         "publish": publisher(config, policy, rollout, holder, directory),
-        "checkpoint": RunCheckpointer(config, trained, placement.nodes),
+        "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
         "sampling": _sampling(config, algorithm),
         "micro_batch_tokens": _budgets(config),
@@ -108,7 +110,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     engines_ready()
     reporter.phase("connecting engines")
     connect(config, policy, rollout, holder)
-    resume(config, trained, loop, reporter)
+    resume(config, saves, loop, reporter)
     return loop
 
 

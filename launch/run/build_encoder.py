@@ -12,8 +12,9 @@ from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import held_out
 from launch.config import RunConfig
 from launch.models.files import require_size
-from launch.run.groups import Groups, RunCheckpointer, built, resume, start_building
+from launch.run.groups import Groups, built, start_building
 from launch.run.reserve import Placement
+from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.screen.reporter import RunReporter
 
 
@@ -39,18 +40,19 @@ def build_encoder(config: RunConfig, placement: Placement, reporter: RunReporter
     if isinstance(algorithm, EmbeddingConfig):
         require_size(algorithm, policy.call(EncoderWorker.dimension)[0])
     make: Any = Reranker if reranker else Embedding
+    saves = Saves({"policy": policy})
     loop = make(
         config=algorithm,
         policy=policy,
         rows=[],
         batches=TaskBatches(tasks, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=evaluation,
-        checkpoint=RunCheckpointer(config, {"policy": policy}, placement.nodes),
+        checkpoint=RunCheckpointer(config, saves, placement.nodes),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,
     )
-    resume(config, {"policy": policy}, loop, reporter)
+    resume(config, saves, loop, reporter)
     return loop
 
 

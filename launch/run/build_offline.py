@@ -10,8 +10,9 @@ from algorithms.config_offline import DPOConfig, OfflineConfig, RewardModelConfi
 from algorithms.data.reading import run_data
 from algorithms.offline.comparable import require_comparable
 from launch.config import RunConfig
-from launch.run.groups import Groups, RunCheckpointer, built, reference_sync, resume, start_building, start_loading
+from launch.run.groups import Groups, built, reference_sync, start_building, start_loading
 from launch.run.reserve import Placement
+from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.screen.reporter import RunReporter
 
 
@@ -32,7 +33,7 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
     extra = _reference(config, directory, placement, groups, policy)
     reference = extra["reference"] if config.reference_group else None
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
-    kept = {"policy": policy} | ({"reference": extra["reference"]} if config.reference.sync_every else {})
+    saves = Saves({"policy": policy} | ({"reference": extra["reference"]} if config.reference.sync_every else {}))
     reporter.phase("reading data")
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
@@ -50,13 +51,13 @@ def build_offline(config: RunConfig, placement: Placement, reporter: RunReporter
         rows=found.train,
         batches=row_order(found.sizes, config.data.weights, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=found.held_out,
-        checkpoint=RunCheckpointer(config, kept, placement.nodes),
+        checkpoint=RunCheckpointer(config, saves, placement.nodes),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,
         **extra,
     )
-    resume(config, kept, loop, reporter)
+    resume(config, saves, loop, reporter)
     return loop
 
 

@@ -6,34 +6,43 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, create, sha256_of, stranger
+from actors.files.parts import Entry
 from launch.checks.contents import changed_contents, keep_contents, kept_contents
 from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
-from launch.run.manifest import UNREADABLE, damage_of, difference, finished, is_whole, read_manifest, step_of
+from launch.run.manifest import (
+    UNREADABLE,
+    Checkpoint,
+    damage_of,
+    difference,
+    finished,
+    is_whole,
+    read_manifest,
+    step_of,
+)
 
 _THIS_DRIVER = uuid.uuid4().hex
 
 Files = Iterable[StoredFile]
-"""Files that a rank has written or sees."""
+"""Files that somebody has written or sees."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A complete checkpoint."""
+class Written:
+    """What a run has written into the directory of a checkpoint."""
 
-    directory: Path
-    state: dict[str, Any]
-    """What the loop keeps, as its `state()` gave it."""
-    data: dict[str, Any] = field(default_factory=dict)
-    """Settings of data when it was saved; empty where that was not kept."""
+    parts: dict[str, Entry]
+    """What the manifest keeps of each part."""
+    files: Files
+    """Of all ranks and parts; several ranks may have seen the same one."""
 
 
 class Checkpoints:
@@ -80,7 +89,8 @@ class Checkpoints:
             raise self.refused(f"{directory} is damaged, {damage}")
         self._require_same(manifest["identity"], directory, manifest.get("contents"))
         kept = manifest.get("data")
-        return Checkpoint(directory, manifest["state"], kept if isinstance(kept, dict) else {})
+        data = kept if isinstance(kept, dict) else {}
+        return Checkpoint(directory, manifest["step"], manifest["parts"], data)
 
     def refused(self, problem: str) -> UserError:
         """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
@@ -153,26 +163,22 @@ class Checkpoints:
             name = self._pointer("best")
             if name is None or not (self._directory / name / "manifest.json").is_file():
                 return None
-            manifest = json.loads((self._directory / name / "manifest.json").read_text(encoding="utf-8"))
-            best = manifest["state"].get("best") or {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            best = read_manifest(self._directory / name)[0]["parts"].get("best", {})
+        except UNREADABLE:
             return None  # damaged: the next best one takes its place
         return self._directory / name if best.get("metric") == self._config.best_by else None
 
-    def save(
-        self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]], *, best: bool = False
-    ) -> Path:
+    def save(self, step: int, write: Callable[[Path], Written], *, best: bool = False) -> Path:
         """Write a checkpoint and make it the latest one: `write` and `keep`."""
-        self.write(step, state, write)
+        self.write(step, write)
         return self.keep(step, best=best)
 
-    def write(self, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
+    def write(self, step: int, write: Callable[[Path], Written]) -> None:
         """Let `write` fill a directory aside, which counts for nothing before `keep`.
 
         Args:
             step: steps done.
-            state: of the loop, JSON values.
-            write: fills the (absolute) directory from all ranks, and returns the files of each rank.
+            write: fills the (absolute) directory, from all ranks, and returns the parts and every file of them.
 
         Raises:
             UserError: when a file that a rank has written is not there, or the disk is full.
@@ -180,17 +186,18 @@ class Checkpoints:
         partial = self._directory / f"step-{step}.partial"
         try:
             with told_when_full(partial):
-                self._fill(partial, step, state, write)
+                self._fill(partial, step, write)
         except Exception:
             remove(partial)  # of a full disk, the next try needs the room
             raise
 
-    def _fill(self, partial: Path, step: int, state: dict[str, Any], write: Callable[[Path], Iterable[Files]]) -> None:
+    def _fill(self, partial: Path, step: int, write: Callable[[Path], Written]) -> None:
         remove(partial)
         partial.mkdir(parents=True)
         files: dict[str, int] = {}
         hashes: dict[str, str] = {}
-        for name, size, sha256 in (file for rank in write(partial.absolute()) for file in rank):
+        written = write(partial.absolute())
+        for name, size, sha256 in written.files:
             # A rank may have seen a file that another one was still writing: the largest size is the final one.
             files[name] = max(size, files.get(name, 0))
             if sha256:
@@ -200,10 +207,10 @@ class Checkpoints:
                 f"run.output: must be on storage that all nodes share ({missing} after the ranks wrote {partial}), "
                 f"got {self._config.run.output}"
             )
-        # What no rank has hashed are DeepSpeed's notes of a few lines.
+        # What no rank has hashed are DeepSpeed's notes of a few lines, and arrays that this process has just written.
         hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
         manifest = {"step": step, "identity": identity(self._config), "contents": kept_contents(self._config)}
-        manifest |= {"data": data_settings(self._config), "state": state, "files": files, "sha256": hashes}
+        manifest |= {"data": data_settings(self._config), "parts": written.parts, "files": files, "sha256": hashes}
         with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
 
@@ -254,7 +261,7 @@ class Checkpoints:
 
     def _best_lost(self, reached: Path) -> str | None:
         """That the checkpoint which was the best one so far is not there any more."""
-        best = read_manifest(reached)[0]["state"].get("best") or {}
+        best = read_manifest(reached)[0]["parts"].get("best", {})
         metric = self._config.best_by
         if metric is None or best.get("metric") != metric or best.get("value") is None or self.best():
             return None

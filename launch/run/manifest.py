@@ -1,15 +1,33 @@
 """What a checkpoint's manifest says, and whether the checkpoint is as it says."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.files.own_files import sha256_of, stranger
+from actors.files.parts import Entry
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a manifest raises when there is none, or it is none."""
+_FORMER = {"batches": "batches", "shaper": "rewards", "kl": "kl"}
+"""Part -> its name in the state that older checkpoints have instead of parts."""
 _MOST_BYTES = 4 * 2**30
 """Of files that are read to find out whether a checkpoint is whole; of larger ones, only the sizes are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    directory: Path
+    step: int
+    """Steps done."""
+    parts: dict[str, Entry]
+    """What the manifest keeps of each part of the run; see `actors.files.parts`."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Settings of data when it was saved; empty where that was not kept."""
 
 
 def step_of(path: Path) -> int:
@@ -26,6 +44,8 @@ def finished(checkpoints: Path) -> list[Path]:
 def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict[str, str | None]]:
     """The manifest of a checkpoint, bytes of its files, and their SHA-256, None of all where it has none.
 
+    One of an older version, with a single state of the loop, is given as those of today are: in parts.
+
     Raises:
         UNREADABLE: there is none, or it is none.
     """
@@ -35,10 +55,26 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict
     manifest = json.loads(file.read_text(encoding="utf-8"))
     files = dict(manifest["files"])
     hashes = {name: manifest["sha256"][name] if "sha256" in manifest else None for name in files}
-    state, _ = manifest["state"], dict(manifest["identity"])
-    if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] != step_of(directory):
-        raise ValueError("the loop's state is of another step")
+    if "state" in manifest:
+        manifest |= {"step": manifest["state"]["step"], "parts": former_parts(manifest["state"], files)}
+    parts, _ = dict(manifest["parts"]), dict(manifest["identity"])
+    if type(manifest["step"]) is not int or manifest["step"] != step_of(directory):
+        raise ValueError("it is of another step")
+    if not all(isinstance(entry, dict) for entry in parts.values()):
+        raise TypeError("a part is no object")
     return manifest, files, hashes
+
+
+def former_parts(state: dict[str, Any], files: Iterable[str]) -> dict[str, Entry]:
+    """The parts of a checkpoint that was written before there were any: of the loop's one state, and its files.
+
+    Example: former_parts({"step": 3, "batches": {"epoch": 0}}, ["policy/random-0.pt"]) gives {"policy": {},
+        "loop": {"step": 3}, "best": {}, "batches": {"epoch": 0}}.
+    """
+    groups = {name.partition("/")[0] for name in files}
+    loop = {name: state[name] for name in ("step", "version", "last_evaluation") if name in state}
+    others = {name: state[former] for name, former in _FORMER.items() if former in state}
+    return {name: {} for name in sorted(groups)} | {"loop": loop, "best": state.get("best") or {}} | others
 
 
 def damage_of(directory: Path, files: dict[str, int]) -> str | None:

@@ -20,11 +20,12 @@ from algorithms.config_rl import RLConfig
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from launch.checks.output import require_there
 from launch.config import RunConfig
-from launch.run.checkpoint import Checkpoint, Checkpoints
+from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
 from launch.run.lost import RayLost, told_of_ray
+from launch.run.manifest import Checkpoint
 from launch.run.reserve import Placement, place, release
 from launch.run.signals import arm, hold, interruptible
 from launch.screen.display import Display
@@ -54,7 +55,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         if _benchmark_tasks(config):
             mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
         found = _prepare(config, display.note)
-        tracker = Tracker(config.directory, config, found.state["step"] if found else 0, display.warning)
+        tracker = Tracker(config.directory, config, found.step if found else 0, display.warning)
         curves = CurveDrawer(config.directory, display.warning)
         ended_by: BaseException | None = None
         try:
@@ -130,7 +131,7 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
 def _learn_and_export(
     config: RunConfig, placement: Placement, reporter: RunReporter, groups: Any, display: Display
 ) -> None:
-    from launch.run.groups import load_best
+    from launch.run.saves import load_best
 
     loop = _builder(config)(config, placement, reporter, groups)
     for model in keep_commits(config.directory / "logs"):

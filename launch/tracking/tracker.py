@@ -116,13 +116,23 @@ class _Feeder:
         self._maker, self._warn = maker, warn
         self._waiting: queue.SimpleQueue[tuple[int, Metrics] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._failed = False
+        """Whether there can be no thread."""
 
     def log(self, step: int, metrics: Metrics) -> None:
+        if self._failed:
+            return
         self._waiting.put((step, dict(metrics)))
         if self._thread is None:
             # Daemon: a service that hangs must not keep a finished run alive.
-            self._thread = threading.Thread(target=self._feed, name="tracking", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._feed, name="tracking", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system gives this user no further one
+                self._failed = True
+                self._warn(f"tracking: {error}; files are written as before")
+                return
+            self._thread = thread
 
     def close(self) -> None:
         if self._thread is None:
@@ -220,12 +230,11 @@ class _Lines:
         self._file = self._open(os.O_TRUNC if anew else 0)
 
     def write(self, row: dict[str, Any]) -> None:
-        # Columns of a generator's rows may hold anything: what JSON lacks is written as text. A lone surrogate, which
-        # UTF-8 lacks, is written as the escape that JSON has for it.
-        text = json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        # A lone surrogate, which UTF-8 lacks, is written as the escape that JSON has for it.
+        line = _text(row).encode("utf-8", "backslashreplace") + b"\n"
         with _unwritable(self._path):
             self._go_on_where_it_should_be()
-            self._append(text.encode("utf-8", "backslashreplace"))
+            self._append(line)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # nothing waits to be written
@@ -279,6 +288,19 @@ def _unwritable(path: Path) -> Iterator[None]:
         why = error.strerror or type(error).__name__
         rule = f"must be a directory whose files can be written ({why}: {path})"
         raise UserError(f"run.output: {rule}, got {path.parent.parent}") from None
+
+
+def _text(row: dict[str, Any]) -> str:
+    """A row as JSON, whatever its columns are: those of a generator's rows may hold anything, and their classes' code
+    may fail where it is asked for a text."""
+    try:
+        return json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str)
+    except Exception as error:
+        if len(row) == 1:
+            (name,) = row
+            return json.dumps({str(name): f"cannot be shown ({type(error).__name__})"})
+        parts = (_text({name: value})[1:-1] for name, value in row.items())
+        return f"{{{', '.join(parts)}}}"
 
 
 def _strict(value: Any) -> Any:

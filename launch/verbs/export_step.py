@@ -118,8 +118,9 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
 def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     """Start a cluster, or join one, and let the policy's ranks load the checkpoint and write the model."""
     from launch.run.cluster import ray_cluster
-    from launch.run.groups import Groups, require_as_saved, start_building
+    from launch.run.groups import Groups, start_building
     from launch.run.reserve import place_policy, release
+    from launch.run.saves import require_as_saved
     from launch.run.signals import hold, interruptible
 
     logs = directory / "logs" / "export"

@@ -1,0 +1,211 @@
+"""What of a run has state: its parts by name, how they are saved, verified and loaded, and when.
+
+    groups that learn   policy, critic, a reference that follows    shards, each rank its own, below <name>/
+    the driver's parts  loop, batches, best, shaper, kl             JSON values in the manifest, arrays below <name>/
+
+What a part keeps is known to the part alone (`actors.files.parts`); a loop says which it has (`parts`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.config import UserError
+from actors.files.own_files import StoredFile
+from actors.files.parts import Entry, SavedPart
+from actors.group import ActorGroup
+from launch.checks.output import require_there
+from launch.config import RunConfig
+from launch.run.checkpoint import Checkpoints, Written
+from launch.run.ending import Ending, reason_to_end
+from launch.run.manifest import Checkpoint, damage_of, read_manifest
+from launch.run.signals import finish_steps
+from launch.screen.reporter import RunReporter
+
+_UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
+"""What a part raises for a state that it has not saved: of an edited manifest, or of another version."""
+
+
+class Saves:
+    """The parts of a run by name, of which each writes and reads its own."""
+
+    def __init__(self, groups: Mapping[str, ActorGroup[Any]]) -> None:
+        """`groups`: those that learn, or follow one that does."""
+        self.groups = groups
+        self.parts: dict[str, SavedPart] = {}
+
+    def add(self, name: str, part: SavedPart) -> None:
+        """Take in a part of the driver's; `name` is a directory of its own in every checkpoint."""
+        if name in self.groups or name in self.parts or not name.isidentifier():
+            raise ValueError(f"name must be a new one in letters and digits, got {name!r}")
+        self.parts[name] = part
+
+    def write(self, directory: Path) -> Written:
+        """Let all parts write into the directory of a checkpoint."""
+        from actors.train.trainer import TrainedWorker
+
+        files: list[StoredFile] = []
+        for name, group in self.groups.items():
+            for rank in group.call(TrainedWorker.save, directory / name):
+                files += [(f"{name}/{file}", size, sha256) for file, size, sha256 in rank]
+        entries: dict[str, Entry] = {name: {} for name in self.groups}
+        for name, part in self.parts.items():
+            entries[name] = part.save(directory / name)
+            files += _files_below(directory, name)
+        return Written(entries, files)
+
+    def difference(self, kept: Iterable[str]) -> str | None:
+        """What distinguishes the parts of a checkpoint from those of this run, in words that follow its name."""
+        own, kept = {*self.groups, *self.parts}, {*kept}
+        lacking, further = sorted(own - kept), sorted(kept - own)
+        said = [f"lacks the state of {', '.join(lacking)}, which this run has"] if lacking else []
+        said += [f"has a state of {', '.join(further)}, which this run has not"] if further else []
+        return ", and ".join(said) or None
+
+    def load(self, found: Checkpoint, refused: Callable[[str], UserError]) -> None:
+        """Let all parts go on from a checkpoint: the driver's first, as they are there at once.
+
+        Raises:
+            UserError: a part's own, or `refused` of the part that cannot take what is there.
+        """
+        from actors.train.trainer import TrainedWorker
+
+        for name, part in self.parts.items():
+            try:
+                part.load(found.directory / name, found.parts[name])
+            except _UNFIT as error:
+                why = f"{type(error).__name__}: {error}"
+                raise refused(f"{found.directory} has a state of {name} that this run cannot take ({why})") from None
+        for name, group in self.groups.items():
+            group.call(TrainedWorker.load, found.directory.absolute() / name)
+
+
+class RunCheckpointer:
+    """Implements `algorithms.loop.Checkpointer`: lets the parts of a run be saved when it is time.
+
+    Also after the step in which the run was told to stop, or a node that it lives on began to leave; `nodes`: ids of
+    these.
+    """
+
+    def __init__(self, config: RunConfig, saves: Saves, nodes: set[str]) -> None:
+        self._checkpoints = Checkpoints(config)
+        self._saves = saves
+        self._nodes = nodes
+        self._ending: Ending | None = None
+        self._written: tuple[int, bool] | None = None
+        self._directory = config.directory
+
+    def save(self, step: int, last: bool, best: bool = False) -> None:
+        """Write a checkpoint, when it is time; raises UserError when storage is not shared or full, the directory gone,
+        or the run another's."""
+        require_there(self._directory)
+        self._checkpoints.require_ours()
+        self._ending = None if last else reason_to_end(self._nodes)
+        if self._ending or best or self._checkpoints.due(step, last):
+            self._checkpoints.write(step, self._saves.write)
+            self._written = step, best
+
+    def keep(self) -> None:
+        """Make what `save` has written, if anything, the latest checkpoint."""
+        if self._written:
+            step, best = self._written
+            self._written = None
+            self._checkpoints.keep(step, best=best)
+
+    def end_if_asked(self) -> None:
+        """Raise Ending when the run should make no further step."""
+        if self._ending:
+            raise self._ending
+        finish_steps()
+
+
+class Loop(Protocol):
+    """What a run's loop says about itself."""
+
+    @property
+    def parts(self) -> Mapping[str, SavedPart]:
+        """What has state beside the groups."""
+        ...
+
+
+def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -> None:
+    """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one.
+
+    Raises:
+        UserError: the groups that learn do not see the run's directory, where they would write checkpoints; or the
+            checkpoint has other parts than the run, or is not what was saved.
+    """
+    from actors.train.trainer import TrainedWorker
+
+    for name, part in loop.parts.items():
+        saves.add(name, part)
+    checkpoints = Checkpoints(config)
+    for group in saves.groups.values():
+        checkpoints.require_shared(lambda path, group=group: group.call(TrainedWorker.text_of, path))
+    found = checkpoints.latest()
+    if found is None:
+        return
+    if problem := saves.difference(found.parts):
+        raise checkpoints.refused(f"{found.directory} {problem}")
+    reporter.phase("verifying the checkpoint")
+    if not require_as_saved(found.directory, saves.groups, checkpoints.refused, saves.parts):
+        reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
+    reporter.note(f"resuming from step {found.step}")
+    reporter.phase("loading the checkpoint")
+    saves.load(found, checkpoints.refused)
+
+
+def require_as_saved(
+    directory: Path,
+    groups: Mapping[str, ActorGroup[Any]],
+    refused: Callable[[str], UserError],
+    parts: Iterable[str] = (),
+) -> bool:
+    """Look at the files of a checkpoint before any of it is loaded: each rank of the groups at a part of their own,
+    this process at those of the driver's `parts`.
+
+    Returns:
+        Whether it has hashes to compare with; those of older versions have none.
+
+    Raises:
+        UserError: `refused` of what is wrong: a file that is not what was saved, not the user's own, or that holds
+            more than data.
+    """
+    from actors.files.stored import faults
+    from actors.train.worker import Worker
+
+    _, sizes, hashes = read_manifest(directory)
+    if damage := damage_of(directory, sizes):
+        raise refused(f"{directory} is damaged, {damage}")
+    looking = {}
+    for name, group in groups.items():
+        own = [file for file in sorted(sizes, key=lambda file: -sizes[file]) if file.startswith(f"{name}/")]
+        shares = [{file: hashes[file] for file in own[rank :: len(group)]} for rank in range(len(group))]
+        looking[name] = [
+            group.submit(rank, Worker.faults, directory.absolute(), shares[rank]) for rank in range(len(group))
+        ]
+    found = faults(directory, {file: hashes[file] for name in parts for file in hashes if file.startswith(f"{name}/")})
+    found += [line for name, refs in looking.items() for lines in groups[name].gather(refs, "faults") for line in lines]
+    if found:
+        raise refused(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
+    return None not in hashes.values()
+
+
+def load_best(config: RunConfig, trained: Mapping[str, ActorGroup[Any]]) -> int | None:
+    """Let the groups go back to the best checkpoint, when there is one; returns its step."""
+    from actors.train.trainer import TrainedWorker
+
+    directory = Checkpoints(config).best()
+    if directory is None:
+        return None
+    otherwise = "to export the latest one: the same command with algorithm.best_by=null"
+    require_as_saved(directory, trained, lambda problem: UserError(f"algorithm.best_by: {problem}; {otherwise}"))
+    for name, group in trained.items():
+        group.call(TrainedWorker.load, directory.absolute() / name)
+    return int(directory.name.removeprefix("step-"))
+
+
+def _files_below(directory: Path, name: str) -> list[StoredFile]:
+    """What a part of the driver's has written; its files are hashed as they are on the disk."""
+    found = sorted(path for path in (directory / name).rglob("*") if path.is_file())
+    return [(str(path.relative_to(directory)), path.stat().st_size, None) for path in found]
