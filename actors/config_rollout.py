@@ -13,6 +13,10 @@ class TransferConfig(Config):
 
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
     """vLLM weight-transfer backend; auto: nccl between GPUs, gloo on CPU."""
+    store: Literal["broadcast", "holder"] = "broadcast"
+    """broadcast: one transfer from the policy to all engines; holder: over gloo to a process that keeps the last
+    version in its memory (twice the model's while one arrives), and from there to each engine, also to one that comes
+    later, without the policy."""
     lora: Literal["adapter", "merged"] = "adapter"
     """With model.lora: send the adapters, with which vLLM computes as the trainer does, or whole weights with the
     adapters merged into them, rounded to model.dtype."""

@@ -128,9 +128,12 @@ class Best:
 
 
 def improves(name: str, value: float, best: float | None) -> bool:
-    """Whether a metric has never been better; of a loss or perplexity, less is better."""
+    """Whether a metric has never been better; of a loss or perplexity, less is better. One that is not finite never
+    is."""
+    if not math.isfinite(value):
+        return False
     if best is None or not math.isfinite(best):
-        return math.isfinite(value)
+        return True
     return value < best if less_is_better(name) else value > best
 
 

@@ -229,7 +229,8 @@ def importance_weights(
     if level == "sequence":
         log_ratio = _sequence_sums(log_ratio, sequence_ids)[sequence_ids]
     weights = torch.exp(bounded(log_ratio))
-    kept = mask if mode == "truncate" else mask & (weights <= cap)
+    # A weight that is NaN is kept, as it is not above the cap: masked, it would hide what is wrong with the logprobs.
+    kept = mask if mode == "truncate" else mask & ~(weights > cap)
     return torch.where(kept, weights.clamp(max=cap), 0)
 
 

@@ -102,7 +102,7 @@ class FakeLLM:
 
     def collective_rpc(self, method: str, *, args: Any = ()) -> Any:
         self.asked.append(["rpc", method, *args] if method == "reseed" else ["rpc", method])
-        return [{"q_proj": 7}]
+        return ["of q_proj"]
 
     def add_lora(self, request: Any) -> None:
         directory = Path(request.lora_path)

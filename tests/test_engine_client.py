@@ -2,18 +2,22 @@
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray._private import worker as ray_worker
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.group import ActorGroup, GroupError, Slot
+from actors.weights import gloo_sender as module
 from actors.weights.engine_client import EngineClient
-from actors.weights.gloo_sender import GlooSender
+from actors.weights.gloo_sender import GlooSender, Meta
 from actors.weights.publisher import Publisher
 from launch.run.cluster import _keep_messages
 from launch.run.run import _worker_log
@@ -42,7 +46,8 @@ class Policy:
         client = EngineClient(engines, 1, DEADLINE_S)
         publisher: Any = object.__new__(Publisher)
         publisher.client, publisher.rank, publisher.transfer = client, 0, Transfer(client)
-        publisher._send_weights(None)
+        publisher.source = SimpleNamespace(canary=None)
+        publisher._send_weights(1, None)
 
 
 Pair = tuple[ActorGroup[Policy], ActorGroup[Engine]]
@@ -108,16 +113,57 @@ class Deaf:
 
 
 def test_a_broken_broadcast_waits_for_what_the_engines_say() -> None:
+    with pytest.raises(GroupError, match="the process died"):
+        _sender([("w", torch.zeros(2))]).send_weights()
+
+
+def test_what_fails_on_the_senders_side_is_not_hidden_by_what_the_engines_say() -> None:
+    """They time out because of it."""
+
+    def gathered() -> Iterator[tuple[str, torch.Tensor]]:
+        raise RuntimeError("CUDA out of memory")
+        yield
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
+        _sender(gathered()).send_weights()
+    assert time.monotonic() - began < 0.4, "nobody is waited for"
+
+
+def _sender(tensors: Iterable[tuple[str, torch.Tensor]]) -> GlooSender:
+    """To engines of which one has died, as the first broadcast notices."""
     sender: Any = object.__new__(GlooSender)
-    sender.is_sender, sender.timeout_s, sender.client = True, 60.0, Deaf()
-    sender.source = type("Source", (), {"metadata": lambda _: []})()
+    sender.is_sender, sender.timeout_s, sender.bucket_bytes, sender.client = True, 60.0, 64, Deaf()
+
+    class Source:
+        """Of one tensor."""
+
+        def metadata(self) -> list[Meta]:
+            return [Meta("w", torch.float32, (2,))]
+
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            return iter(tensors)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("Connection closed by peer [127.0.0.1]:3412")
 
-    sender._broadcast = broken
-    with pytest.raises(GroupError, match="the process died"):
-        sender.send_weights()
+    sender.source, sender.group = Source(), SimpleNamespace(broadcast=broken)
+    return sender
+
+
+def test_engines_that_say_nothing_do_not_hide_a_broken_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender's own error is the cause, where they are silent for a moment."""
+    monkeypatch.setattr(module, "_MOMENT_S", 0.1)
+    silent: Future[None] = Future()
+    with pytest.raises(RuntimeError, match=r"^nobody came$"):
+        try:
+            raise RuntimeError("nobody came")
+        except RuntimeError:
+            module._raise_what_they_say(silent)
+            raise
+    silent.set_exception(GroupError("rollout[0].init: no memory"))
+    with pytest.raises(GroupError, match="no memory"):
+        module._raise_what_they_say(silent)
 
 
 def test_what_ray_says_of_deaths_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

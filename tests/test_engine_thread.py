@@ -158,11 +158,11 @@ def test_an_adapter_is_loaded_once_and_used_by_all_that_follow(told: dict[str, A
     shown = {"name": "policy", "number": 1}
     files = {"adapter_config.json": "{}", "adapter_model.safetensors": "weights"}
     assert told["adapter"] == {
-        "bound": [{"q_proj": 7}],
+        "bound": ["of q_proj"],
         "asked": [
             added(0, [1], " 5"),
             ["add_lora", shown | {"again": True}, files],
-            ["rpc", "bound_checksums"],
+            ["rpc", "bind_digest"],
             added(1, [1], " 5", adapter=shown | {"again": False}),
         ],
         "left": [False],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.config import FrozenGroupConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig
 from actors.models.safetensors_header import stored_tensors
 from actors.models.skeleton import hf_config
@@ -16,6 +16,7 @@ from launch.checks.estimate import (
     ENGINE_BASE,
     FLOAT32,
     GIB,
+    HOLDER_BASE,
     TRAINER_BASE,
     DecoderShape,
     Memory,
@@ -26,6 +27,7 @@ from launch.checks.estimate import (
     parameter_count,
     reference_memory,
     rl_arithmetic,
+    rollout_memory,
     trainer_memory,
 )
 from launch.models.files import stored_parameters
@@ -118,6 +120,17 @@ def test_an_average_is_one_more_copy() -> None:
     group = TrainerConfig(zero_stage=1, ema_decay=0.99, ranks=2)
     memory = trainer_memory(SHAPE, 1000, group, "bf16", gradient_checkpointing=False)
     assert memory.optimizer == 4 * FLOAT32 * 1000 // 2
+
+
+@pytest.mark.parametrize(("lora", "sent", "copies"), [(None, "adapter", 2), ({}, "merged", 2), ({}, "adapter", 1)])
+def test_a_holder_has_a_version_and_the_one_that_arrives(lora: dict | None, sent: str, copies: int) -> None:
+    """What is below adapters comes once; without a holder there is none."""
+    model = ModelConfig.model_validate({"path": "a", "dtype": "bf16", "lora": lora})
+    rollout = RolloutConfig.model_validate({"transfer": {"store": "holder", "lora": sent}})
+    found = rollout_memory(1000, rollout, model)
+    assert found["rollout"] == engine_memory(1000, rollout, "bf16")
+    assert (found["holder"].weights, found["holder"].base) == (copies * 2000, HOLDER_BASE)
+    assert rollout_memory(1000, RolloutConfig(), model).keys() == {"rollout"}
 
 
 @pytest.mark.parametrize("frozen", [False, True])

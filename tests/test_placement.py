@@ -252,6 +252,15 @@ def test_groups_that_a_job_has_not_ask_for_nothing() -> None:
     assert [demand.group for demand in demands(validate(rows))] == ["policy"]
 
 
+def test_a_holder_of_weights_asks_for_little_and_only_where_there_is_one() -> None:
+    assert "holder" not in {demand.group for demand in demands(config_for(**FULL))}
+    config = config_for(rollout={"transfer": {"store": "holder"}})
+    [holder] = [demand for demand in demands(config) if demand.group == "holder"]
+    assert (holder.count, holder.cpus, holder.gpus, holder.threads) == (1, 0.1, 0, 1)
+    assert section_of(config, "holder") == "rollout.transfer"
+    assert reserved(config)["holder"].bundles == [{"CPU": 0.1}]
+
+
 def test_reward_processes_are_reserved_apart_from_the_groups() -> None:
     config = config_for(**FULL)
     assert "reward" not in reserved(config)

@@ -1,59 +1,18 @@
-"""What a publisher decides of the accounts of a transfer, without a policy, engines or Ray."""
+"""What merging may lose, and which prompt tells whether engines compute alike; without a policy, engines or Ray."""
 
 import math
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis.strategies import integers
 
 from actors.config_rollout import TransferConfig
-from actors.weights.publisher import Comparison, Publisher, WeightSyncError, largest_difference
-from launch.run.build import canary_tokens
-
-SENT = {"embed": 1, "head": 2}
-
-
-def _account(*differences: float, received: dict[str, int] = SENT) -> Any:
-    return [received], np.array(differences, dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("accounts", "expected"),
-    [
-        ([_account(0.0, -0.25), _account(0.125, 0.0)], 0.25),
-        ([None, _account(0.5, 0.0)], 0.5),
-        ([None], 0.0),
-        ([], 0.0),
-        ([_account(0.0, math.nan)], math.nan),
-        ([_account(math.nan, 0.0), _account(0.0, 0.0)], math.nan),
-        ([_account(0.0, math.inf)], math.inf),
-    ],
-)
-def test_the_largest_difference_of_all_engines_decides(accounts: list[Any], expected: float) -> None:
-    """Also where it is none: NaN is no agreement, wherever it stands."""
-    made = Comparison(accounts, SENT, np.zeros(2, dtype=np.float32))
-    for comparisons in ([made], [made, Comparison([_account(0.0, 0.0)], SENT, np.zeros(2, dtype=np.float32))]):
-        assert largest_difference(comparisons, 3) == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("received", "named"), [({"embed": 1, "head": 3}, "head"), ({"head": 2}, "embed"), ({}, "embed, head")]
-)
-def test_a_tensor_that_arrived_changed_or_not_at_all_is_named(received: dict[str, int], named: str) -> None:
-    intact, changed = _account(0.0), ([SENT, received], np.zeros(1, dtype=np.float32))
-    with pytest.raises(WeightSyncError, match=rf"^version 7: .* at vLLM worker 1: {named}$"):
-        largest_difference([Comparison([intact, changed], SENT, np.zeros(1, dtype=np.float32))], 7)
-
-
-def test_of_many_tensors_that_arrived_changed_five_are_named() -> None:
-    sent = dict.fromkeys("abcdefg", 1)
-    made = Comparison([([sent, sent | dict.fromkeys("bcdefg", 2)], np.zeros(1))], sent, np.zeros(1))
-    with pytest.raises(WeightSyncError) as caught:
-        largest_difference([made], 7)
-    told = "version 7: 6 tensor(s) arrived changed or not at all at vLLM worker 1: b, c, d, e, f"
-    assert str(caught.value) == told
+from actors.weights.publisher import Publisher
+from actors.weights.verify import WeightSyncError
+from launch.run.weights import canary_tokens
 
 
 @pytest.mark.parametrize(
@@ -89,8 +48,17 @@ class _Adapted(torch.nn.Module):
     lora_A = None
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 24, 31, 62, 128, 310, 31 * 1024, 151_936])
-def test_a_canary_has_as_many_tokens_as_there_can_be(vocabulary: int) -> None:
+@given(vocabulary=integers(1, 2**20), length=integers(1, 64))
+@example(vocabulary=31, length=24)
+@example(vocabulary=31 * 32 * 33, length=24)
+@example(vocabulary=math.lcm(*range(31, 80)), length=24)
+def test_a_canary_has_as_many_tokens_as_there_can_be(vocabulary: int, length: int) -> None:
     """One token again and again would hardly notice a position or an embedding that is wrong."""
-    tokens = canary_tokens(vocabulary, 24)
-    assert len(set(tokens)) == min(24, vocabulary) and all(0 <= token < vocabulary for token in tokens)
+    tokens = canary_tokens(vocabulary, length)
+    assert len(tokens) == length and all(0 <= token < vocabulary for token in tokens)
+    assert len(set(tokens)) == min(length, vocabulary)
+
+
+@pytest.mark.parametrize("vocabulary", range(1, 400))
+def test_a_canary_repeats_no_token_of_a_small_vocabulary_early(vocabulary: int) -> None:
+    assert len(set(canary_tokens(vocabulary, 24))) == min(24, vocabulary)

@@ -7,7 +7,7 @@ engines.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from actors.batch import VersionSpan
 from actors.config_rollout import RolloutConfig
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
 from actors.rollout.worker import Adapter, EngineHost, RolloutWorker
+from actors.weights.offer import Offer
 
 
 class FakeEngine:
@@ -42,6 +43,21 @@ class FakeEngine:
             },
         )
         self.pause, self.resume, self.submit, self.abort = map(self._told, ("pause", "resume", "submit", "abort"))
+        self.forget_adapter = self._told("forget_adapter")
+
+    def fail_at(self, name: str, error: Exception) -> None:
+        """Let a call fail: a method of the engine, or of vLLM's, or by collective_rpc."""
+        owner: Any = self if hasattr(self, name) else self.llm
+        told = getattr(owner, name, None) or self.llm.collective_rpc
+
+        def fail(*args: Any, **options: Any) -> Any:
+            told(*args, **options)
+            raise error
+
+        def call(method: str, **options: Any) -> Any:
+            return fail(method, **options) if method == name else told(method, **options)
+
+        setattr(owner, *((name, fail) if hasattr(owner, name) else ("collective_rpc", call)))
 
     def _told(self, name: str, answer: Any = None) -> Callable[..., Any]:
         def called(*args: Any, **options: Any) -> Any:
@@ -70,11 +86,11 @@ class FakeEngine:
         self.asked.append(("logprobs", token_ids))
         return np.full(len(token_ids) - 1, -0.5, np.float32)
 
-    def load_adapter(self, adapter: Adapter) -> list[dict[str, int]]:
+    def load_adapter(self, adapter: Adapter) -> list[str]:
         self.asked.append(("load_adapter", adapter))
         if self.broken:
             raise OSError("no memory left")
-        return [{"q_proj": 7}]
+        return ["of q_proj"]
 
 
 def worker(engine: FakeEngine | None = None, *, version: int = 3, **settings: Any) -> Any:
@@ -228,9 +244,8 @@ def test_received_weights_are_in_service_as_their_version_before_the_engine_goes
     if canary is None:
         assert account is None
     else:
-        checksums, logprobs = account
-        assert checksums == ["account"] and logprobs.tolist() == [-0.5, -0.5]
-        asked += [("collective_rpc", "received_checksums"), ("logprobs", canary)]
+        assert account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
+        asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
     assert engine.asked == asked
 
 
@@ -238,11 +253,11 @@ def test_received_weights_are_in_service_as_their_version_before_the_engine_goes
 def test_an_adapter_is_loaded_while_the_engine_pauses(canary: list[int] | None) -> None:
     engine, adapter = FakeEngine(), Adapter(config="{}", weights=b"w")
     found = worker(engine, version=3)
-    checksums, logprobs = run(found.load_adapter(adapter, 4, canary))
+    account = run(found.load_adapter(adapter, 4, canary))
     asked = [("pause",), ("load_adapter", adapter), ("update_weight_version", "4"), ("resume",)]
     assert engine.asked == asked + ([("logprobs", canary)] if canary else [])
-    assert (found.engine.version, checksums) == (4, [{"q_proj": 7}])
-    assert logprobs.tolist() == ([-0.5, -0.5] if canary else []) and logprobs.dtype == np.float32
+    assert (found.engine.version, account.digests) == (4, ["of q_proj"])
+    assert account.logprobs.tolist() == ([-0.5, -0.5] if canary else []) and account.logprobs.dtype == np.float32
 
 
 def test_an_adapter_that_cannot_be_loaded_leaves_the_old_version_in_service() -> None:
@@ -253,6 +268,67 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_old_version_in_service() ->
         run(found.load_adapter(Adapter(config="{}", weights=b"w"), 4, [5, 6]))
     assert found.engine.version == 3
     assert [each[0] for each in engine.asked] == ["pause", "load_adapter", "resume"]
+
+
+def test_an_engine_that_cannot_go_on_either_says_first_why_it_stopped() -> None:
+    engine = FakeEngine()
+    engine.broken = True
+    engine.fail_at("resume", RuntimeError("asleep"))
+    with pytest.raises(OSError, match="no memory left") as caught:
+        run(worker(engine).load_adapter(Adapter(config="{}", weights=b"w"), 4, None))
+    assert caught.value.__notes__ == ["going on failed as well: RuntimeError: asleep"]
+
+
+OFFER = Offer(version=2, address="a", port=1, key="k", bucket_bytes=5, timeout_s=6.0, tensors={"names": ["w"]})
+
+
+@pytest.mark.parametrize("canary", [None, [5, 6, 7]])
+@pytest.mark.parametrize("version", [4, -1])
+def test_fetched_weights_are_there_before_the_engine_pauses(version: int, canary: list[int] | None) -> None:
+    """What a holder offers is loaded in place of what the engine had, adapter and all."""
+    engine = FakeEngine()
+    found = worker(engine, version=3)
+    account = run(found.fetch(OFFER, version, canary))
+    assert (found.engine.version, found.held) == (version, 2)
+    asked = [
+        ("collective_rpc", "stage", ("args", (asdict(OFFER),))),
+        ("pause",),
+        ("forget_adapter",),
+        ("collective_rpc", "remember_checksums", ("args", (canary is not None,))),
+        ("start_weight_update",),
+        ("update_weights", {"update_info": {"names": ["w"]}}),
+        ("finish_weight_update", str(version)),
+        ("resume",),
+    ]
+    if canary:
+        assert account is not None and account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
+        asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
+    assert engine.asked == asked
+
+
+def test_an_engine_that_a_fetch_does_not_reach_keeps_what_it_has() -> None:
+    engine = FakeEngine()
+    engine.fail_at("stage", RuntimeError("Connection closed by peer"))
+    found = worker(engine, version=3)
+    found.held = 1
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        run(found.fetch(OFFER, 4, None))
+    assert (found.engine.version, found.held) == (3, 1)
+    assert [each[1] for each in engine.asked] == ["stage"]
+
+
+@pytest.mark.parametrize("call", ["start_weight_update", "update_weights", "finish_weight_update"])
+def test_an_engine_that_does_not_take_what_it_fetched_has_no_weights_to_generate_with(call: str) -> None:
+    """Some layers may have the new ones already."""
+    engine = FakeEngine()
+    engine.fail_at(call, ValueError("no such tensor"))
+    engine.fail_at("resume", RuntimeError("asleep"))
+    found = worker(engine, version=3)
+    with pytest.raises(ValueError, match="no such tensor") as caught:
+        run(found.fetch(OFFER, 4, [5, 6]))
+    assert (found.engine.version, found.held) == (-1, -1)
+    assert engine.asked[-1] == ("resume",)
+    assert caught.value.__notes__ == ["going on failed as well: RuntimeError: asleep"]
 
 
 def test_calls_of_the_control_group_reach_the_engine() -> None:

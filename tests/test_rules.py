@@ -1129,6 +1129,18 @@ CASES: list[tuple[str, str, str]] = [
         "rollout.engines must be at most policy.ranks (1) with cluster.placement shared, as an engine takes its "
         "weights from the policy's rank on its GPU, got 2",
     ),
+    (
+        "grpo",
+        "rollout={gpus_per_engine: 1, transfer: {store: holder}}; policy.gpus_per_rank=1",
+        "rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host memory, "
+        "got auto, which is nccl here",
+    ),
+    (
+        "grpo",
+        "rollout={gpus_per_engine: 1, transfer: {store: holder, backend: nccl}}; policy.gpus_per_rank=1",
+        "rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host memory, "
+        "got nccl",
+    ),
     # Nodes and environment.
     ("grpo", "policy={ranks: 4, ranks_per_node: 3}", "policy.ranks_per_node must divide ranks (4), got 3"),
     (

@@ -2,10 +2,9 @@
 
 Pairs of policy and engine: `tied` (two ranks under ZeRO-3, one tensor for both embeddings), `untied` (one rank), and
 with LoRA adapters `merged` (as tied) and `adapter` (as untied, a Llama), named after what is sent to the engine.
-Faults are put into the engine's own process, at the places where they would arise.
+Faults are put into the engine's own process (`tests/faulty_engines.py`).
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,163 +22,34 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.batch import Episode, Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
-from actors.config_rollout import RolloutConfig, TransferConfig
+from actors.config_rollout import TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
 from actors.pulse import Pulse
 from actors.rollout.types import Request, Sampling
-from actors.rollout.worker import CONCURRENCY, Adapter, RolloutWorker
+from actors.rollout.worker import CONCURRENCY
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
+from actors.weights.broadcast_store import BroadcastStore
+from actors.weights.store import sync
+from actors.weights.verify import WeightSyncError
 from algorithms.offline.sft import sft_loss
 from launch.run.connection import Connection
 from launch.run.groups import rebuild, start_building
-
-# Actors get the classes and functions of this file with the call, as they cannot import it.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-CANARY = [(7 + 31 * position) % 90 for position in range(24)]
-ROLLOUT = RolloutConfig(
-    max_prompt_tokens=64,
-    max_response_tokens=448,
-    temperature=0.8,
-    timeout_s=120,
-    transfer=TransferConfig(bucket_mib=1, timeout_s=60),
-    vllm={"max_num_batched_tokens": 777},
+from tests.faulty_engines import (
+    CANARY,
+    ROLLOUT,
+    Engine,
+    changed_in_transit,
+    lost_in_transit,
+    misnamed_adapter,
+    stale_adapter,
+    stale_head,
+    stale_layer,
 )
 
 IDS = count()
 """Of requests."""
-
-
-class Engine(RolloutWorker):
-    """A rollout engine into which a test can put faults."""
-
-    @ray.method(concurrency_group="control")
-    async def break_with(self, fault: Callable[..., Callable[[], None]], *arguments: Any) -> None:
-        """Put a fault into this process; `fault` gets the vLLM model and returns what takes it away again."""
-        call = partial(_with_model, fault, arguments)
-        [self.undo] = await self._between_steps(lambda: self.engine.llm.collective_rpc(call))
-
-    @ray.method(concurrency_group="control")
-    async def repair(self) -> None:
-        """Take the fault away."""
-        await self._between_steps(self.undo)
-
-    @ray.method(concurrency_group="control")
-    async def canary(self) -> np.ndarray:
-        """Logprobs of the canary prompt, [L-1]."""
-        return await self._between_steps(lambda: self.engine.logprobs(CANARY))
-
-    @ray.method(concurrency_group="control")
-    async def sample_with(self, settings: dict[str, Any]) -> tuple[int, int]:
-        """Sample with other settings of `rollout` from now on; (most tokens of a pass, end-of-sequence token)."""
-        from actors.rollout.vllm_options import sampling_params
-
-        self.config = ROLLOUT.model_copy(update=settings)
-        self.engine._params = lambda sampling: sampling_params(self.config, sampling)
-        scheduler = self.engine.llm.llm_engine.vllm_config.scheduler_config
-        return scheduler.max_num_batched_tokens, self.tokenizer.eos_token_id
-
-    @ray.method(concurrency_group="control")
-    async def hang(self, seconds: float) -> None:
-        """The engine's thread does nothing for so long."""
-        await self._between_steps(lambda: time.sleep(seconds))
-
-    @ray.method(concurrency_group="control")
-    async def running(self) -> int:
-        """Requests that are running."""
-        return await self._between_steps(lambda: self.engine.llm.llm_engine.get_num_unfinished_requests())
-
-
-def _with_model(function: Callable[..., Any], arguments: tuple[Any, ...], worker: Any) -> Any:
-    return function(worker.model_runner.get_model(), *arguments)
-
-
-def stale_layer(model: Any, name: str) -> Callable[[], None]:
-    """After the next transfer, one linear layer computes with its old packed weights, whatever arrived."""
-    from actors.weights import transfer
-
-    layer = model.get_submodule(name)
-    stale, finish = layer.cpu_linear, transfer.ChecksumMixin.finish_weight_update
-
-    def finish_with_one_stale(self: Any) -> None:
-        finish(self)
-        layer.cpu_linear = stale
-
-    return _replace(transfer.ChecksumMixin, "finish_weight_update", finish_with_one_stale)
-
-
-def stale_head(model: Any) -> Callable[[], None]:
-    """The packed copy of a tied output embedding is not renewed: what vLLM does on CPU when left alone."""
-    from actors.weights import transfer
-
-    return _replace(transfer, "_repack_output_embeddings", lambda model: None)
-
-
-def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
-    """One value of one tensor arrives a little different."""
-    from actors.weights import transfer
-
-    views = transfer.views
-
-    def with_change(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
-        for found, tensor in views(buffer, metas):
-            if found == name:
-                tensor.view(-1)[-1] += 1e-6
-            yield found, tensor
-
-    return _replace(transfer, "views", with_change)
-
-
-def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
-    """The transfer fails in its middle."""
-    from actors.weights import transfer
-
-    views = transfer.views
-
-    def until(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
-        for found, tensor in views(buffer, metas):
-            if found == name:
-                raise RuntimeError(f"lost while receiving {name}")
-            yield found, tensor
-
-    return _replace(transfer, "views", until)
-
-
-def misnamed_adapter(model: Any, *layers: str) -> Callable[[], None]:
-    """Layers of an adapter arrive under names for which the engine has none, about which vLLM says nothing."""
-    from safetensors.torch import load, save
-
-    from actors.rollout import engine as rollout_engine
-
-    healthy = rollout_engine.EngineThread.load_adapter
-
-    def with_other_names(self: Any, adapter: Adapter) -> Any:
-        tensors = load(adapter.weights)
-        for name in [name for name in tensors if any(layer in name for layer in layers)]:
-            tensors[name.replace("model.layers", "model.lost_layers")] = tensors.pop(name)
-        return healthy(self, Adapter(adapter.config, save(tensors)))
-
-    return _replace(rollout_engine.EngineThread, "load_adapter", with_other_names)
-
-
-def stale_adapter(model: Any, layer: str) -> Callable[[], None]:
-    """A layer keeps the adapter that it had."""
-    module = model.get_submodule(layer)
-    healthy = module.set_lora
-    module.set_lora = lambda *arguments: None
-
-    def repair() -> None:
-        module.set_lora = healthy
-
-    return repair
-
-
-def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:
-    healthy = getattr(owner, name)
-    setattr(owner, name, value)
-    return lambda: setattr(owner, name, healthy)
 
 
 @dataclass
@@ -196,7 +66,9 @@ class Pair:
     def publish(self, *, verify: bool = True) -> dict[str, float]:
         """Send the weights as the next version."""
         self.version += 1
-        return self.policy.call(PolicyWorker.publish, self.version, CANARY, verify)[0]
+        every = 1 if verify else self.version + 1
+        store = BroadcastStore(policy=self.policy, canary=CANARY, verify_every=every)
+        return sync(store, self.rollout, self.version, 1e-3)
 
     def train(self) -> None:
         """One optimizer update that teaches random sequences."""
@@ -344,9 +216,7 @@ def test_a_head_that_was_not_repacked_is_named(pairs: dict[str, Pair]) -> None:
     pair.train()
     with (
         pair.broken(stale_head),
-        pytest.raises(
-            GroupError, match=r"WeightSyncError.*canary.*model\.embed_tokens\.weight \(in .*lm_head\)"
-        ) as error,
+        pytest.raises(WeightSyncError, match=r"canary.*model\.embed_tokens\.weight \(in .*lm_head\)") as error,
     ):
         pair.publish()
     assert "model.layers" not in str(error.value), "the other layers are innocent"
@@ -361,7 +231,7 @@ def test_a_stale_layer_is_named(layer: str, tensor: str, pairs: dict[str, Pair])
     """A layer whose packed copy keeps the old weights stops the run, although its tensor arrived."""
     pair = pairs["untied"]
     pair.train()
-    with pair.broken(stale_layer, layer), pytest.raises(GroupError, match=r"WeightSyncError.*canary") as error:
+    with pair.broken(stale_layer, layer), pytest.raises(WeightSyncError, match=r"canary") as error:
         pair.publish()
     assert str(error.value).endswith(f": {tensor}")
     assert pair.publish()["weights/canary_difference"] < 1e-4
@@ -372,7 +242,10 @@ def test_a_tensor_changed_in_transit_is_named(pairs: dict[str, Pair]) -> None:
     pair, name = pairs["untied"], "model.layers.0.self_attn.o_proj.weight"
     with (
         pair.broken(changed_in_transit, name),
-        pytest.raises(GroupError, match=rf"WeightSyncError: version {pair.version + 1}: 1 tensor.*{name}$"),
+        pytest.raises(
+            WeightSyncError,
+            match=rf"^version {pair.version + 1}: 1 tensor.* at vLLM worker 0 of engine 0: {name}$",
+        ),
     ):
         pair.publish()
     assert pair.publish()["weights/canary_difference"] < 1e-4
@@ -613,7 +486,7 @@ def test_an_adapter_that_binds_too_little_is_refused(
     pair = pairs["adapter"]
     pair.publish()
     pair.train()
-    with pair.broken(fault, *arguments), pytest.raises(GroupError, match=rf"WeightSyncError: version .*{message}"):
+    with pair.broken(fault, *arguments), pytest.raises(WeightSyncError, match=rf"^version .*{message}"):
         pair.publish(verify=verify)
     assert {rollout.status for rollout in pair.generate([5, 6, 7])} <= {"ok", "truncated"}
     assert pair.publish()["weights/canary_difference"] < 1e-4
@@ -629,21 +502,21 @@ def test_an_engine_answers_pulses_while_it_generates(pairs: dict[str, Pair]) -> 
     pair = pairs["untied"]
     [idle] = pair.rollout.pulses(30)
     assert isinstance(idle, Pulse) and idle.method is None
-    reference = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
     _let_run(pair)
     seen = [pulse for _ in range(50) for pulse in pair.rollout.pulses(30) if isinstance(pulse, Pulse)]
     assert len(seen) == 50 and "step" in {pulse.method for pulse in seen}
     assert idle.done < seen[0].done < seen[-1].done
-    assert not ray.wait([reference], timeout=0)[0], "the generation was over: the pulses prove nothing"
-    ray.get(reference, timeout=60)
+    assert pair.engine(Engine.stats).running, "the generation was over: the pulses prove nothing"
+    pair.answers(asked)
 
 
 def test_whoever_is_replaced_is_connected_anew(pairs: dict[str, Pair]) -> None:
     """A rank of the policy, whose group then begins anew, and an engine: weights arrive, and are used, as before."""
     pair = pairs["tied"]
-    rollout = ROLLOUT.model_copy(update={"transfer": pair.transfer})
+    rollout = ROLLOUT.model_copy(update={"transfer": pair.transfer.model_copy(update={"backend": "gloo"})})
     config: Any = SimpleNamespace(rollout=rollout)
-    connection = Connection(config, {"policy": pair.policy, "rollout": pair.rollout}, "gloo")
+    connection = Connection(config, {"policy": pair.policy, "rollout": pair.rollout})
     connection.ensure()
     pair.policy.replace(1)
     rebuild(pair.policy, partial(start_building, total_updates=100))
@@ -655,7 +528,9 @@ def test_whoever_is_replaced_is_connected_anew(pairs: dict[str, Pair]) -> None:
     connection.ensure()
     assert pair.publish()["weights/canary_difference"] < 1e-4
     assert pair.received() == pair.checksums()
-    assert {span.version for rollout in pair.generate([5, 6, 7]) for span in rollout.versions} == {pair.version}
+    assert {span.version for episode in pair.generate([5, 6, 7]) for span in episode.turns[0].versions} == {
+        pair.version
+    }
 
 
 def _let_run(pair: Pair) -> None:

@@ -146,10 +146,14 @@ class EngineThread:
         self.llm.wake_up(tags=["scheduling"])
         self._paused = False
 
-    def load_adapter(self, adapter: Adapter) -> list[dict[str, int]]:
+    def forget_adapter(self) -> None:
+        """Let all requests from now on use no adapter, until one is loaded again. Runs on the engine thread."""
+        self._adapter = None
+
+    def load_adapter(self, adapter: Adapter) -> list[str]:
         """Let all requests from now on use this adapter in place of the one before. Runs on the engine thread.
 
-        Returns, per worker process, the checksum of each of its tensors that a layer computes with.
+        Returns, per worker process, the digest of its tensors that a layer computes with.
         """
         # vLLM loads adapters from files only; they are needed no longer than that.
         memory = _MEMORY_FILES if os.access(_MEMORY_FILES, os.W_OK) else None
@@ -159,7 +163,7 @@ class EngineThread:
             self.llm.llm_engine.add_lora(LoRARequest("policy", ADAPTER_ID, directory, load_inplace=True))
             # A request of its own: `load_inplace` would load the files again with every batch.
             self._adapter = LoRARequest("policy", ADAPTER_ID, directory)
-            return self.llm.collective_rpc("bound_checksums", args=(directory,))
+            return self.llm.collective_rpc("bind_digest", args=(directory,))
 
     def _take(self, requests: list[Request], seed: int | None) -> None:
         """Queue the samples of requests, in order; with a seed, the sampler starts anew from it."""

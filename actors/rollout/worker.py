@@ -8,7 +8,7 @@ The driver imports this module for its method names, so vLLM is imported only wh
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from actors.batch import Episode, EpisodeStatus, Turn
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
+from actors.failure import told_beside
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
 from actors.models.hub_cache import configured_directory
@@ -26,14 +27,13 @@ from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
 from actors.rollout.types import Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
+from actors.weights.offer import Offer
+from actors.weights.ticket import Got
 
 T = TypeVar("T")
 
 CONCURRENCY = {"requests": 64, "control": 16}
 """Calls that run at one time in each concurrency group of an engine's actor."""
-
-Account = tuple[list[dict[str, int]], np.ndarray]
-"""Of a transfer: checksums as received by each worker process, and the canary's logprobs [L-1] at temperature 1."""
 
 _STATUSES: dict[Finish, EpisodeStatus] = {"stop": "ok", "length": "truncated"}
 
@@ -224,37 +224,76 @@ class RolloutWorker(EngineHost):
         await self._between_steps(receive)
 
     @ray.method(concurrency_group="control")
-    async def finish_weight_update(self, version: int, canary: list[int] | None) -> Account | None:
+    async def finish_weight_update(self, version: int, canary: list[int] | None) -> Got | None:
         """Put the received weights into service as `version`, and go on; with a canary prompt, give account of them."""
+        return await self._between_steps(lambda: self._put_into_service(version, canary))
 
-        def finish() -> Account | None:
-            self.engine.llm.finish_weight_update(str(version))
-            self.engine.version = version
-            self.engine.resume()
-            if canary is None:
-                return None
-            return self.engine.llm.collective_rpc("received_checksums"), self.engine.logprobs(canary)
+    def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
+        self.engine.llm.finish_weight_update(str(version))
+        self.engine.version = version
+        self.engine.resume()
+        if canary is None:
+            return None
+        return Got(self.engine.llm.collective_rpc("received_digest"), self.engine.logprobs(canary))
 
-        return await self._between_steps(finish)
+    held = -1
+    """Version of the whole weights that `fetch` got last; -1 before the first, and while others take their place."""
 
     @ray.method(concurrency_group="control")
-    async def load_adapter(self, adapter: Adapter, version: int, canary: list[int] | None) -> Account:
+    async def weights_held(self) -> int:
+        """`held`, once the engine is there."""
+        await asyncio.wrap_future(self.engine.ready)
+        return self.held
+
+    @ray.method(concurrency_group="control")
+    async def fetch(self, offer: Offer, version: int, canary: list[int] | None) -> Got | None:
+        """Get whole weights from a holder and put them into service as `version`, or with -1 not yet.
+
+        With a canary prompt, give account of them. Until all has come the engine goes on with what it has, and so it
+        does when that fails; when the model does not take what has come, it does not generate before it has others.
+        """
+
+        def load() -> Got | None:
+            self.engine.llm.collective_rpc("stage", args=(asdict(offer),))
+            self.held = -1
+            self.engine.pause()
+            try:
+                self.engine.forget_adapter()
+                self.engine.llm.collective_rpc("remember_checksums", args=(canary is not None,))
+                self.engine.llm.start_weight_update()
+                self.engine.llm.update_weights({"update_info": offer.tensors})
+                found = self._put_into_service(version, canary)
+            except BaseException as error:
+                self.engine.version = -1
+                with told_beside(error, "going on"):
+                    self.engine.resume()
+                raise
+            self.held = offer.version
+            return found
+
+        return await self._between_steps(load)
+
+    @ray.method(concurrency_group="control")
+    async def load_adapter(self, adapter: Adapter, version: int, canary: list[int] | None) -> Got:
         """Put an adapter into service as `version`, in place of the one before, and go on.
 
-        Gives account: per worker process, checksums of the tensors that its layers compute with, and the logprobs of
+        Gives account: per worker process, the digest of the tensors that its layers compute with, and the logprobs of
         the canary prompt, if there is one.
         """
 
-        def load() -> Account:
+        def load() -> Got:
             self.engine.pause()
             try:
                 bound = self.engine.load_adapter(adapter)
                 self.engine.llm.update_weight_version(str(version))
-                self.engine.version = version
-            finally:
-                self.engine.resume()
+            except BaseException as error:
+                with told_beside(error, "going on"):
+                    self.engine.resume()
+                raise
+            self.engine.version = version
+            self.engine.resume()
             logprobs = np.empty(0, dtype=np.float32) if canary is None else self.engine.logprobs(canary)
-            return bound, logprobs
+            return Got(bound, logprobs)
 
         return await self._between_steps(load)
 

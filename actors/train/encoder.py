@@ -234,7 +234,10 @@ class EncoderWorker(TrainedWorker):
                 for place, row in zip(places, rows, strict=True):
                     found[place] = row
         size = model.get_embedding_dimension()
-        return torch.stack(found).clone().float() if texts else torch.zeros((0, size), device=self.device)
+        vectors = torch.stack(found).clone().float() if texts else torch.zeros((0, size), device=self.device)
+        if not vectors.isfinite().all():  # the loss would take every passage for a negative, and be finite
+            raise FloatingPointError(f"the vectors of the guide {guide} are not finite")
+        return vectors
 
     def _batches(self, texts: list[EncoderText]) -> list[TextBatch]:
         """The texts in as many forward passes on every rank, texts of like lengths together."""

@@ -1,4 +1,4 @@
-"""The rank that learns the policy: logprobs of rollouts, and publishing weights to the rollout engines.
+"""The rank that learns the policy: logprobs of rollouts, and publishing weights for the rollout engines.
 
 The driver imports this module for its method names; models and vLLM are imported only where a worker needs them.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from actors.batch import Sequence
@@ -18,8 +17,10 @@ from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.train.engine import gathered
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Held, Metrics, Plan, Share, pack_sequences
+from actors.train.worker import Held, Plan, Share, pack_sequences
 from actors.weights.engine_client import EngineClient
+from actors.weights.holder_client import HolderClient
+from actors.weights.ticket import Account, Kind, Ticket
 
 
 class PolicyWorker(TrainedWorker):
@@ -86,37 +87,39 @@ class PolicyWorker(TrainedWorker):
         importlib.import_module("actors.weights.publisher")
 
     def connect(self, engines: list[ActorHandle], tensor_parallel: int, backend: str, config: TransferConfig) -> None:
-        """Meet the rollout engines for weight transfer. Called on every rank; rank 0 sends."""
+        """Meet the rollout engines, to which `publish` then sends. Called on every rank; rank 0 sends."""
+        client = EngineClient(engines, tensor_parallel, config.timeout_s)
+        self._open_publisher(client, len(engines) * tensor_parallel, backend, config)
+
+    def connect_holder(self, holder: ActorHandle, config: TransferConfig) -> None:
+        """Meet the holder, to which `publish` then sends. Called on every rank; rank 0 sends."""
+        self._open_publisher(HolderClient(holder, config.timeout_s), 1, "gloo", config)
+
+    def _open_publisher(self, client: Any, receivers: int, backend: str, config: TransferConfig) -> None:
         from actors.weights.publisher import Publisher
 
-        client = EngineClient(engines, tensor_parallel, config.timeout_s)
         place = node_address(), free_port()
         self.publisher = Publisher(
-            self.engine, self._canary_logprobs, client, tensor_parallel, backend, config, self.rank, place
+            self.engine, self._canary_logprobs, client, receivers, backend, config, self.rank, place
         )
 
-    def publish(self, version: int, canary: list[int], verify: bool) -> Metrics:
-        """Send the current weights as `version`; with `verify`, compare checksums and the canary's logprobs.
+    def publish(self, version: int, canary: list[int], verify: bool) -> tuple[Ticket, list[Account]] | None:
+        """Send the current weights as `version`; with `verify`, sender and engines account for them. Collective.
 
-        Raises WeightSyncError when they disagree, naming the tensor.
+        Returns:
+            Of rank 0, the ticket, and the accounts of the engines that the weights went to.
         """
-        seconds = self.publisher.send(version, canary if verify else None)
-        metrics = {"weights/sync_seconds": seconds}
-        if (error := self.publisher.merge_error()) is not None:
-            metrics["weights/merge_error"] = error
-        if verify:
-            metrics["weights/canary_difference"] = self._verify()
-        return metrics
+        told = self.publisher.send(version, canary, verify)
+        return told if self.rank == 0 else None
 
-    def _verify(self) -> float:
-        difference = self.publisher.compare()
-        tolerance = self.publisher.tolerance(self.model_config.dtype)
-        agreed = torch.tensor(float(difference <= tolerance), device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(agreed, dist.ReduceOp.MIN)
-        if not agreed:
-            self.publisher.explain(difference, tolerance)
-        return difference
+    def sent_checksums(self, kind: Kind) -> dict[str, int]:
+        """Of all tensors of the part that was published last, on rank 0."""
+        return self.publisher.checksums[kind]
+
+    def published_answers(self, seed: int) -> dict[str, np.ndarray]:
+        """What the published tensors answer to a fixed input, on rank 0; collective."""
+        answers = self.publisher.answers(seed)
+        return answers if self.rank == 0 else {}
 
     def _canary_logprobs(self, canary: list[int]) -> np.ndarray:
         mask = np.arange(len(canary)) > 0

@@ -1,4 +1,7 @@
-"""A cheap, order-sensitive checksum of a tensor's bytes, the same on every device."""
+"""A cheap, order-sensitive checksum of a tensor's bytes, the same on every device, and one digest of many of them."""
+
+import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,6 +27,17 @@ def checksum(tensor: Tensor) -> int:
     sums = _row_sums_small(words) if small else _row_sums(words)
     total = len(words) + sum((2 * row + 1) * value for row, value in enumerate(sums))
     return total % 2**64
+
+
+def digest(checksums: Mapping[str, int]) -> str:
+    """One SHA-256 of the names and checksums of tensors, in whatever order they came; empty of none.
+
+    It is what a worker process says instead of all names: a model has hundreds, and there are many such processes.
+    """
+    if not checksums:
+        return ""
+    lines = "".join(f"{name}\0{value}\n" for name, value in sorted(checksums.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _row_sums_small(words: Tensor) -> list[int]:

@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.group import GroupError, answers_of, no_answer
-from actors.rollout.worker import Account, Adapter
+from actors.rollout.worker import Adapter
+from actors.weights.ticket import Got, Kind
 
 _GROUP = "rollout"
 """What the driver calls the engines' group, and their logs."""
@@ -27,7 +27,7 @@ class EngineClient:
         self.version = -1
         self.starting = False
         self.canary: list[int] | None = None
-        self.accounts: list[Account | None] = []
+        self.accounts: list[Got | None] = []
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         references = [getattr(handle, method).remote(*args) for handle in self.handles]
@@ -100,10 +100,6 @@ class EngineClient:
         """Wait until every engine uses its adapter; their accounts are then in `accounts`."""
         self.accounts = self._wait("load_adapter", references)
 
-    def probe(self, seed: int) -> list[tuple[dict[str, np.ndarray], dict[str, list[str]]]]:
-        """Per engine: what its layers answer to a fixed input and which tensors they hold: `actors.weights.probe`."""
-        found = []
-        for engine in self._all("worker_call", "probe", seed):
-            answers, packed = engine[0]  # of the first worker process
-            found.append(({name: np.frombuffer(answer, np.float32) for name, answer in answers.items()}, packed))
-        return found
+    def accounts_of(self, kind: Kind, checksums: dict[str, int]) -> list[Got | None]:
+        """What each engine says of the part that was sent last; None where it was not asked to."""
+        return self.accounts

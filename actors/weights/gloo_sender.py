@@ -4,7 +4,7 @@ vLLM takes four seconds to import, which the policy needs on GPUs only (see `tra
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -33,12 +33,29 @@ class Source(Protocol):
 
 
 class TransferClient(Protocol):
-    """What the trainer side asks of the engines; see `actors.rollout.worker.EngineClient`."""
+    """What the trainer side asks of those who receive; see `actors.weights.engine_client.EngineClient`."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
     def start_weight_update(self) -> None: ...
     def update_weights(self, update_info: Any) -> None: ...
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+def as_info(metas: Sequence[Meta]) -> dict[str, Any]:
+    """Tensors in plain values, which every way of calling a vLLM worker can carry; `as_metas` is its inverse."""
+    return {
+        "names": [meta.name for meta in metas],
+        "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in metas],
+        "shapes": [list(meta.shape) for meta in metas],
+    }
+
+
+def as_metas(names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]) -> list[Meta]:
+    """Tensors of which `as_info` has told."""
+    return [
+        Meta(name, getattr(torch, dtype), tuple(shape))
+        for name, dtype, shape in zip(names, dtype_names, shapes, strict=True)
+    ]
 
 
 def buckets(metas: Sequence[Meta], bucket_bytes: int) -> list[list[Meta]]:
@@ -73,6 +90,14 @@ def views(buffer: torch.Tensor, metas: Sequence[Meta]) -> Iterator[tuple[str, to
 def gloo_group(store: Any, rank: int, world_size: int, timeout_s: float) -> Any:
     """The processes of a transfer, beside any other group that they are in."""
     return dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
+
+
+def receive_bucket(group: Any, bucket: Sequence[Meta]) -> torch.Tensor:
+    """Bytes of the next bucket that rank 0 broadcasts."""
+    # A fresh buffer each time: a loader keeps views until a layer is complete.
+    buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
+    group.broadcast([buffer], from_sender()).wait()
+    return buffer
 
 
 def from_sender() -> dist.BroadcastOptions:
@@ -122,7 +147,7 @@ class GlooSender:
             try:
                 self.group = gloo_group(store, 0, world_size, self.timeout_s)
             except RuntimeError:
-                joined.result(timeout=_MOMENT_S)  # what the engines say tells more than that they did not come
+                _raise_what_they_say(joined)
                 raise
             joined.result(timeout=self.timeout_s)
 
@@ -133,23 +158,12 @@ class GlooSender:
             for _ in self.source:
                 pass
             return
-        info = {
-            "names": [meta.name for meta in metas],
-            "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in metas],
-            "shapes": [list(meta.shape) for meta in metas],
-        }
         self.client.start_weight_update()
         beside = ThreadPoolExecutor(1)
-        received = beside.submit(self.client.update_weights, info)
+        received = beside.submit(self.client.update_weights, as_info(metas))
         try:
             self._broadcast(metas, received)
             received.result(timeout=self.timeout_s)
-        except RuntimeError:
-            # What the engines say tells more than a broadcast that nobody answers, and may come a moment later.
-            wait([received], timeout=_MOMENT_S)
-            if received.done():
-                received.result()
-            raise
         finally:
             # Never joined: after a failed broadcast the workers may hang in theirs until its deadline.
             beside.shutdown(wait=False)
@@ -165,6 +179,19 @@ class GlooSender:
                 view.copy_(tensor)
             if received.done():
                 received.result()
-            self.group.broadcast([buffer], from_sender()).wait()
+            try:
+                self.group.broadcast([buffer], from_sender()).wait()
+            except RuntimeError:
+                # Only here: an error of this side's own, in gathering or merging, is itself the cause.
+                _raise_what_they_say(received)
+                raise
         # Under ZeRO-3 the generator's last gather ends when it is exhausted, on every rank.
         assert next(stream, None) is None
+
+
+def _raise_what_they_say(call: "Future[None]") -> None:
+    """Raise what has failed at those who receive, if they say so soon: it tells more than a broadcast that nobody
+    answers, or that they did not come."""
+    wait([call], timeout=_MOMENT_S)
+    if call.done():
+        call.result()

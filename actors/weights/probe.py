@@ -65,6 +65,7 @@ def differing_tensors(
             found = answer[start : start + len(expected)]
             start += len(expected)
             scale = float(np.abs(expected).max()) or 1.0
-            if found.shape != expected.shape or float(np.abs(found - expected).max()) > _TOLERANCE * scale:
+            # NaN is no agreement: it is neither above nor below a bound.
+            if found.shape != expected.shape or not float(np.abs(found - expected).max()) <= _TOLERANCE * scale:
                 wrong.append(part if part.startswith(name) else f"{part} (in the engine's {name})")
     return wrong

@@ -1,17 +1,16 @@
-"""Publishing weights: pause, send, finish, resume; then prove that the engines hold and use what was sent."""
+"""The policy's side of publishing weights: send them, and say what was sent, for the engines to be compared with."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
-from actors.config import Dtype
 from actors.config_rollout import TransferConfig
+from actors.failure import told_beside
 from actors.models.lora import (
     MergeError,
     adapter_config,
@@ -21,19 +20,16 @@ from actors.models.lora import (
     parameter_metas,
     plain_parameters,
 )
-from actors.rollout.worker import Account, Adapter
+from actors.rollout.worker import Adapter
 from actors.train.engine import TrainingEngine, gathered
-from actors.weights.checksum import checksum
-from actors.weights.engine_client import EngineClient
+from actors.weights.checksum import checksum, digest
 from actors.weights.gloo_sender import GlooSender, Meta, Source, TransferClient
-from actors.weights.probe import differing_tensors, trainer_answers
+from actors.weights.probe import trainer_answers
+from actors.weights.ticket import Account, Got, Kind, Sent, Ticket
+from actors.weights.verify import WeightSyncError
 
-_TOLERANCES = {"fp32": 1e-3, "bf16": 0.15}
-_PROBE_SEED = 7
-
-
-class WeightSyncError(RuntimeError):
-    """The engines do not compute with the weights that were sent; the message names the tensor."""
+_NONE = np.empty(0, dtype=np.float32)
+"""Logprobs that nobody will compare."""
 
 
 class ParameterSource:
@@ -73,43 +69,48 @@ class ParameterSource:
                 self.canary_logprobs = self.logprobs(self.canary)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What the trainer and the engines say about one transfer."""
+class Receivers(TransferClient, Protocol):
+    """Whom a publisher sends to: all engines (`EngineClient`), or the holder (`HolderClient`)."""
 
-    accounts: list[Account | None]
-    sent: dict[str, int]
-    canary_logprobs: np.ndarray
+    version: int
+    canary: list[int] | None
+
+    def resume(self) -> None: ...
+    def load_adapter(self, adapter: Adapter) -> list[Any]: ...
+    def loaded(self, references: list[Any]) -> None: ...
+    def accounts_of(self, kind: Kind, checksums: dict[str, int]) -> list[Got | None]: ...
 
 
 class Publisher:
-    """The policy side of weight sync; exists on every policy rank, rank 0 sends."""
+    """The policy side of a weight store; exists on every policy rank, rank 0 sends."""
 
     def __init__(
         self,
         engine: TrainingEngine,
         logprobs: Callable[[list[int]], np.ndarray],
-        client: EngineClient,
-        tensor_parallel: int,
+        client: Receivers,
+        receivers: int,
         backend: str,
         config: TransferConfig,
         rank: int,
         address: tuple[str, int],
     ) -> None:
-        """`logprobs` gives the trainer's logprobs [L-1] of a prompt; it is collective."""
+        """`logprobs` gives the trainer's logprobs [L-1] of a prompt; it is collective. `receivers`: processes that the
+        weights go to."""
         self.client = client
         self.rank = rank
         self.config = config
-        self.tensor_parallel = tensor_parallel
         self.model: Any = engine.module.model
         self.sends_adapter = config.lora == "adapter" and has_adapters(self.model)
         self.source = ParameterSource(engine, logprobs, sends=rank == 0, base_only=self.sends_adapter)
-        self.sent_weights = False
-        self.comparisons: list[Comparison] = []
+        self.base: Sent | None = None
+        """What was said of the weights below the adapters, which go once."""
+        self.checksums: dict[Kind, dict[str, int]] = {}
+        """Of all tensors that were sent last, on the rank that sends."""
         self.transfer = open_transfer(
             backend,
             rank=rank,
-            world_size=1 + len(client.handles) * tensor_parallel,
+            world_size=1 + receivers,
             address=address[0],
             port=address[1],
             bucket_bytes=config.bucket_mib * 2**20,
@@ -118,50 +119,65 @@ class Publisher:
             source=self.source,
         )
 
-    def send(self, version: int, canary: list[int] | None) -> float:
-        """One transfer; returns its seconds. Generation goes on afterwards, also when the transfer fails.
+    def send(self, version: int, canary: list[int], verify: bool) -> tuple[Ticket, list[Account]]:
+        """One transfer: its ticket, and on rank 0 the accounts of those engines that it went to.
 
-        Whole weights go, or, after a first time, adapters alone. With a canary prompt, both sides account for it, and
-        `compare` compares. Raises WeightSyncError when an engine does not compute with the whole adapter.
+        Whole weights go, or, after a first time, adapters alone. With `verify`, both sides account for it. Raises
+        WeightSyncError when merging has lost more than allowed. Generation goes on afterwards, also on failure.
         """
         started = time.perf_counter()
-        self.source.canary = self.client.canary = canary
         self.client.version = version
-        self.comparisons = []
-        if not (self.sends_adapter and self.sent_weights):
-            self._send_weights(canary)
-            self.sent_weights = True
+        parts: dict[Kind, Sent] = {}
+        accounts: list[dict[Kind, Got]] = []
+        if self.base is None:
+            # What is below adapters is never sent again: engines that come later are compared with this account.
+            parts["weights"] = self._send_weights(version, canary if verify or self.sends_adapter else None)
+            self._note(accounts, "weights")
+            self.base = parts["weights"] if self.sends_adapter else None
+        else:
+            parts["weights"] = self.base
         if self.sends_adapter:
-            self._send_adapter(canary)
-        return time.perf_counter() - started
+            parts["adapter"] = self._send_adapter(version, canary if verify else None)
+            self._note(accounts, "adapter")
+        seconds = time.perf_counter() - started
+        ticket = Ticket(version, parts, canary, seconds, self.merge_error())
+        return ticket, [Account(engine, account) for engine, account in enumerate(accounts)]
 
-    def _send_weights(self, canary: list[int] | None) -> None:
+    def _note(self, accounts: list[dict[Kind, Got]], kind: Kind) -> None:
+        """Add what the receivers say of a part, on the rank that has asked them."""
         if self.rank > 0:
-            self.transfer.send_weights()
             return
-        finished = False
+        said = self.client.accounts_of(kind, self.checksums[kind])
+        accounts += [{} for _ in said[len(accounts) :]]
+        for account, got in zip(accounts, said, strict=True):
+            account.update({} if got is None else {kind: got})
+
+    def _send_weights(self, version: int, canary: list[int] | None) -> Sent:
+        self.source.canary = self.client.canary = canary
         try:
             self.transfer.send_weights()
-            finished = True
-        finally:
-            if not finished:
-                self.client.resume()
-        if canary is not None:
-            self.comparisons.append(Comparison(self.client.accounts, self.source.sent, self.source.canary_logprobs))
+        except BaseException as error:
+            if self.rank == 0:
+                with told_beside(error, "letting the engines go on"):
+                    self.client.resume()
+            raise
+        self.checksums["weights"] = self.source.sent
+        if canary is None:
+            return Sent(version, None, _NONE)
+        return Sent(version, digest(self.source.sent), self.source.canary_logprobs)
 
-    def _send_adapter(self, canary: list[int] | None) -> None:
+    def _send_adapter(self, version: int, canary: list[int] | None) -> Sent:
+        self.source.canary = self.client.canary = canary
         state = adapter_state(self.model, gathered, keep=self.rank == 0)
         loading = []
         if self.rank == 0:
             loading = self.client.load_adapter(Adapter(adapter_config(self.model, None), save(state)))
-        logprobs = np.empty(0, dtype=np.float32) if canary is None else self.source.logprobs(canary)
-        if self.rank > 0:
-            return
-        self.client.loaded(loading)
-        comparison = Comparison(self.client.accounts, {n: checksum(tensor) for n, tensor in state.items()}, logprobs)
-        self._check_bound(comparison)
-        if canary is not None:
-            self.comparisons.append(comparison)
+        logprobs = _NONE if canary is None else self.source.logprobs(canary)
+        if self.rank == 0:
+            self.client.loaded(loading)
+        self.checksums["adapter"] = {name: checksum(tensor) for name, tensor in state.items()}
+        # Compared also where nothing else is: vLLM says nothing of an adapter that it finds no layers for.
+        return Sent(version, digest(self.checksums["adapter"]), logprobs)
 
     def merge_error(self) -> float | None:
         """Share of the adapters' change that rounding took from the weights sent last; None where none are merged.
@@ -179,74 +195,10 @@ class Publisher:
             )
         return error
 
-    def tolerance(self, dtype: Dtype) -> float:
-        """Largest difference in logprob that the canary may show."""
-        return self.config.canary_tolerance or _TOLERANCES[dtype]
-
-    def compare(self) -> float:
-        """Compare the engines' accounts of what was sent last with the trainer's; see `largest_difference`."""
-        return largest_difference(self.comparisons, self.client.version)
-
-    def explain(self, difference: float, tolerance: float) -> None:
-        """Find the tensor behind a failed canary. Collective; raises WeightSyncError on rank 0."""
+    def answers(self, seed: int) -> dict[str, np.ndarray]:
+        """What the weights that were sent answer to a fixed input; collective."""
         self.source.canary = None
-        answers = trainer_answers(self.source, _PROBE_SEED)
-        if self.rank == 0:
-            raise WeightSyncError(
-                f"after version {self.client.version} the engine's logprobs differ from the trainer's by "
-                f"{difference:.3g} (allowed {tolerance:g}) on the canary; {self._culprits(answers)}"
-            )
-
-    def _check_bound(self, comparison: Comparison) -> None:
-        workers = [worker for account in comparison.accounts if account is not None for worker in account[0]]
-        layers = list(dict.fromkeys(_layer(name) for name in comparison.sent))
-        for worker, bound in enumerate(workers):
-            without = {_layer(name) for name, value in comparison.sent.items() if bound.get(name) != value}
-            if without or not layers:
-                raise WeightSyncError(
-                    f"version {self.client.version}: vLLM worker {worker} computes with the adapters of "
-                    f"{len(layers) - len(without)} of {len(layers)} layers; not with those of "
-                    f"{', '.join(name for name in layers if name in without) or 'any'}"
-                )
-
-    def _culprits(self, answers: dict[str, np.ndarray]) -> str:
-        if self.tensor_parallel > 1:
-            return "every tensor arrived intact; with tensor_parallel > 1 single layers are not probed"
-        probes = self.client.probe(_PROBE_SEED)
-        wrong = sorted({name for engine, packed in probes for name in differing_tensors(answers, engine, packed)})
-        if wrong:
-            return f"every tensor arrived intact, but these layers compute with other values: {', '.join(wrong[:5])}"
-        return "every tensor arrived intact and every layer answers alike: the models differ in something else"
-
-
-def largest_difference(comparisons: Sequence[Comparison], version: int) -> float:
-    """Compare what the engines account for with what was sent.
-
-    Returns the largest difference in a logprob of the canary: NaN where one is, and 0 on ranks above 0, which have no
-    engines' account. Raises WeightSyncError when a tensor arrived changed.
-    """
-    differences = [0.0]
-    for comparison in comparisons:
-        for workers, logprobs in (account for account in comparison.accounts if account is not None):
-            _compare_checksums(workers, comparison.sent, version)
-            differences.append(float(np.abs(comparison.canary_logprobs - logprobs).max()))
-    # Python's max would lose a NaN that is not the first.
-    return float(np.max(differences))
-
-
-def _compare_checksums(workers: list[dict[str, int]], sent: dict[str, int], version: int) -> None:
-    for worker, received in enumerate(workers):
-        wrong = [name for name, value in sent.items() if received.get(name) != value]
-        if wrong:
-            raise WeightSyncError(
-                f"version {version}: {len(wrong)} tensor(s) arrived changed or not at all at vLLM worker {worker}: "
-                f"{', '.join(wrong[:5])}"
-            )
-
-
-def _layer(tensor: str) -> str:
-    """The adapted layer of a tensor of a PEFT directory."""
-    return tensor.removeprefix("base_model.model.").partition(".lora_")[0]
+        return trainer_answers(self.source, seed)
 
 
 def open_transfer(
@@ -261,9 +213,9 @@ def open_transfer(
     client: TransferClient,
     source: Source,
 ) -> Any:
-    """Meet all vLLM workers and return what makes a transfer with `send_weights`. Called on every policy rank.
+    """Meet all who receive and return what makes a transfer with `send_weights`. Called on every policy rank.
 
-    `world_size` counts the sender and every vLLM worker process; `port` is used by nccl only.
+    `world_size` counts the sender and every process that receives; `port` is used by nccl only.
     """
     shared: dict[str, Any] = {
         "rank": rank,

@@ -27,10 +27,12 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCW
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.failure import told_beside
 from actors.rendezvous import bind_stores_to_their_address, join_store
 from actors.weights.binding import bound_checksums
-from actors.weights.checksum import checksum
-from actors.weights.gloo_sender import Meta, Source, TransferClient, buckets, from_sender, gloo_group, size, views
+from actors.weights.checksum import checksum, digest
+from actors.weights.gloo_sender import Source, TransferClient, as_metas, buckets, gloo_group, receive_bucket, views
+from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import engine_answers
 
 # In vLLM's worker processes, before they meet each other.
@@ -76,10 +78,11 @@ class ChecksumMixin:
     def receive_weights(self, update_info: Any) -> None:
         try:
             self._receive(update_info)
-        except BaseException:
+        except BaseException as error:
             # vLLM forgets the session here, but its layers have no storage until it ends: those that got nothing take
             # their old weights back, and the engine can go on.
-            self.finish_weight_update()
+            with told_beside(error, "ending the session"):
+                self.finish_weight_update()
             raise
 
     def _receive(self, update_info: Any) -> None:
@@ -117,6 +120,12 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     group: Any = None
+    staged: list[torch.Tensor]
+    """Buckets that have come from a holder and wait to be loaded; none where they come as they are loaded."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.staged = []
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         rank = init_info.rank_offset + self.parallel_config.rank
@@ -127,17 +136,24 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
+    def stage(self, offer: Offer) -> None:
+        """Take what a holder offers into this process's memory: while it comes, the model stays what it is."""
+        self.bucket_bytes = offer.bucket_bytes
+        workers = self.parallel_config.world_size
+        group = join_offer(offer, 1 + self.parallel_config.rank, 1 + workers)
+        metas = as_metas(**offer.tensors)
+        staged = [receive_bucket(group, bucket) for bucket in buckets(metas, offer.bucket_bytes)]
+        # Nobody leaves while another still receives.
+        group.barrier().wait()
+        self.staged = staged
+
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        if self.group is None:
+        staged, self.staged = self.staged, []
+        if self.group is None and not staged:
             raise RuntimeError("weights arrived before the transfer group was opened")
-        metas = [
-            Meta(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
-        ]
+        metas = as_metas(update_info.names, update_info.dtype_names, update_info.shapes)
         for bucket in buckets(metas, self.bucket_bytes):
-            # A fresh buffer each time: the loader keeps views until a layer is complete.
-            buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
-            self.group.broadcast([buffer], from_sender()).wait()
+            buffer = staged.pop(0) if staged else receive_bucket(self.group, bucket)
             self.model.load_weights(views(buffer, bucket))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
@@ -164,6 +180,7 @@ class WorkerExtension:
 
     weight_transfer_engine: Any
     model_runner: Any
+    bound: dict[str, int]
 
     def probe(self, seed: int) -> tuple[dict[str, bytes], dict[str, list[str]]]:
         """What this worker's layers answer to a fixed input, float32, and which of the trainer's tensors they hold.
@@ -182,13 +199,26 @@ class WorkerExtension:
         """Whether to keep checksums of the next transfer."""
         self.weight_transfer_engine.remember = remember
 
+    def stage(self, offer: dict[str, Any]) -> None:
+        """Take whole weights from a holder, which the next `update_weights` loads; `offer`: fields of an `Offer`."""
+        self.weight_transfer_engine.stage(Offer(**offer))
+
+    def received_digest(self) -> str:
+        """Of all tensors of the last transfer, as they arrived."""
+        return digest(self.weight_transfer_engine.received)
+
     def received_checksums(self) -> dict[str, int]:
         """Checksum of every tensor of the last transfer, as it arrived."""
         return self.weight_transfer_engine.received
 
-    def bound_checksums(self, directory: str) -> dict[str, int]:
-        """Checksum of every tensor of the adapter in `directory` that a layer computes with."""
-        return bound_checksums(self.model_runner, directory)
+    def bind_digest(self, directory: str) -> str:
+        """Of all tensors of the adapter in `directory` that a layer computes with."""
+        self.bound = bound_checksums(self.model_runner, directory)
+        return digest(self.bound)
+
+    def bound_checksums(self) -> dict[str, int]:
+        """Checksum of every tensor that `bind_digest` has found."""
+        return self.bound
 
 
 WeightTransferEngineFactory.register_engine("tandem_gloo", GlooWorkerEngine)

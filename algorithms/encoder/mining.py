@@ -162,7 +162,12 @@ def choose_negatives(
     Args:
         scores: [K] of candidates, in any order.
         worst_positive: lowest score of the query's positives, on the same scale.
+
+    Raises:
+        FloatingPointError: a score is NaN, which no rule would exclude.
     """
+    if np.isnan(scores).any() or np.isnan(worst_positive):
+        raise FloatingPointError("scores of passages are not numbers: the model that gives them is lost")
     excluded = np.zeros(len(EXCLUSIONS), np.int64)
     alive = np.ones(len(scores), bool)
     for place, broken in _broken(scores, worst_positive, rules):

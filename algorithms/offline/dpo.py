@@ -212,7 +212,8 @@ class DPO(Offline[Any]):
             for row, other in zip(answered, strangers(answered), strict=True)
         ]
         policy = self.read(self.policy, TrainedWorker.outputs, mixed)
-        return max(0.0, float((policy - self._read(mixed)).mean()))
+        # Python's max would make 0 of NaN.
+        return float(np.maximum(0.0, (policy - self._read(mixed)).mean()))
 
 
 def strangers(sequences: list[Sequence]) -> list[int]:

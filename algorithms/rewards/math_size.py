@@ -102,6 +102,6 @@ def _times(exponent: float, size: float) -> float:
 
 
 def _checked(size: float) -> float:
-    if size > MOST_DIGITS:
+    if not size <= MOST_DIGITS:
         raise _TooLarge
     return size

@@ -1,5 +1,6 @@
 """Advantages: how much better a sample is than what was to be expected."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -205,6 +206,8 @@ class Moments:
         if self.count < 2:
             return 0.0
         spread = self.squares - self.total * self.mean
+        if not math.isfinite(spread):  # sums that overflow do not say that all numbers are equal
+            return math.nan
         return spread / (self.count - 1) if spread > 1e-12 * self.squares else 0.0
 
 

@@ -141,7 +141,7 @@ class Estimator:
             variance = squares / tokens - (returns / tokens) ** 2
             unexplained = error_squares / tokens - (errors / tokens) ** 2
             metrics |= {"critic/returns_mean": returns / tokens, "critic/values_mean": values / tokens}
-            metrics["critic/explained_variance"] = 1 - unexplained / variance if variance > 1e-12 else 0.0
+            metrics["critic/explained_variance"] = 0.0 if variance <= 1e-12 else 1 - unexplained / variance
         return metrics
 
     def _whitened(

@@ -53,8 +53,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) ->
         reward_metrics(groups, "reward")
         | _turn_metrics(infos)
         | {
-            "reward/min": min(rewards),
-            "reward/max": max(rewards),
+            "reward/min": float(np.min(rewards)),
+            "reward/max": float(np.max(rewards)),
             "tokens/generated": float(generated),
             "rollout/response_tokens_mean": generated / len(infos),
             "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),

@@ -62,7 +62,7 @@ class RunningMoments:
         # So close to the mean a distance is all rounding, which advantages of equal rewards would take for a signal.
         distances[np.abs(distances) <= noise] = 0
         std = math.sqrt(self.squared_distances / (self.count - 1)) if self.count > 1 else 0.0
-        return distances / std if std > noise else distances
+        return distances if std <= noise else distances / std
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps, as JSON values."""

@@ -36,11 +36,11 @@ from launch.checks.estimate import (
     DecoderShape,
     Memory,
     decoder_shape,
-    engine_memory,
     kv_bytes_per_token,
     offline_arithmetic,
     reference_memory,
     rl_arithmetic,
+    rollout_memory,
     trainer_memory,
 )
 from launch.checks.fits import check_bucket, check_room
@@ -134,7 +134,7 @@ class Findings:
             policy = replace(policy, logits=0)
         found = {"policy": policy}
         if isinstance(config.algorithm, RLConfig):
-            found["rollout"] = engine_memory(parameters, config.rollout, dtype)
+            found |= rollout_memory(parameters, config.rollout, config.model)
             for index, name in reward_model_groups(config):
                 found[name] = reference_memory(shape, parameters, config.reward.models[index].group, dtype)
         if config.critic is not None:

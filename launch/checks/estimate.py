@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
+from actors.config import Dtype, GroupConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
@@ -26,6 +26,8 @@ TRAINER_BASE = 400 * 2**20
 """Resident memory of a process that imported torch, ray, transformers and deepspeed (0.38 GiB measured)."""
 ENGINE_BASE = 550 * 2**20
 """Resident memory of a process that imported vLLM (0.52 GiB measured)."""
+HOLDER_BASE = 300 * 2**20
+"""Resident memory of a process that imported torch and ray (0.26 GiB measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,16 @@ def engine_memory(parameters: int, rollout: RolloutConfig, dtype: Dtype) -> Memo
         kv_cache=0 if rollout.gpus_per_engine else int(rollout.memory_gib * GIB),
         base=ENGINE_BASE,
     )
+
+
+def rollout_memory(parameters: int, rollout: RolloutConfig, model: ModelConfig) -> dict[str, Memory]:
+    """One process of a rollout engine, and the one that holds published weights, where there is one."""
+    found = {"rollout": engine_memory(parameters, rollout, model.dtype)}
+    if rollout.transfer.store == "holder":
+        # Others arrive while it has these, unless they are those below adapters, which never change.
+        copies = 1 if model.lora and rollout.transfer.lora == "adapter" else 2
+        found["holder"] = Memory(weights=copies * parameters * DTYPE_BYTES[model.dtype], base=HOLDER_BASE)
+    return found
 
 
 def kv_bytes_per_token(shape: DecoderShape, dtype: Dtype) -> int:

@@ -3,8 +3,6 @@
 The engines come first, as they take longest to start, then the rest beside them.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any
@@ -29,9 +27,10 @@ from launch.run.placement import REWARD_WORKER_CPUS, reward_model_groups
 from launch.run.reserve import Placement
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.weights import publisher, spawn_holder
 from launch.screen.reporter import RunReporter
+from launch.settings.rules import transfer_backend
 
-_CANARY_TOKENS = 24
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
 
@@ -39,15 +38,6 @@ _ENGINE: Any = RolloutWorker
 def on_one_gpu(config: RunConfig) -> bool:
     """Whether engines and other groups are on the same GPUs."""
     return bool(config.cluster.placement == "shared" and config.rollout.gpus_per_engine)
-
-
-def transfer_backend(config: RunConfig) -> str:
-    """`rollout.transfer.backend`, with auto decided by where policy and engines live."""
-    chosen = config.rollout.transfer.backend
-    if chosen != "auto":
-        return chosen
-    on_gpu = config.policy.gpus_per_rank and config.rollout.gpus_per_engine
-    return ("ipc" if config.cluster.placement == "shared" else "nccl") if on_gpu else "gloo"
 
 
 def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
@@ -72,6 +62,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, ros
     reporter.phase("loading models")
     policy = roster.add("policy", PolicyWorker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
+    spawn_holder(config, placement, roster)
     frozen = _spawn_frozen(config, directory, placement, roster)
     critic = _spawn_critic(config, directory, placement, roster)
     roster.pool = _reward_pool(config, placement)
@@ -89,13 +80,13 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, ros
     rollout.notice(starting, "ready")
     trained = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
     saves = Saves(trained)
-    connection = Connection(config, roster, backend)
+    connection = Connection(config, roster)
     arguments: dict[str, Any] = {
         "config": algorithm,
         "roster": roster,
         "rollouts": roster.rollouts,
         "split": split_by(rollout, _ENGINE.split),
-        "publish": _publisher(config, roster, connection, directory),
+        "publish": publisher(config, roster, connection, directory),
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
         "sampling": _sampling(config, algorithm),
@@ -289,26 +280,3 @@ def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
     return found.drawn(data.weights), found.train, {"evaluation": found.held_out, "batches": batches}
-
-
-def canary_tokens(vocabulary: int, length: int) -> list[int]:
-    """Tokens from all over a vocabulary, the same ones all run long; each comes again only when there are no more."""
-    stride = next(step for step in count(31) if math.gcd(step, vocabulary) == 1)
-    return [(7 + stride * position) % vocabulary for position in range(length)]
-
-
-def _publisher(
-    config: RunConfig, roster: Roster, connection: Connection, directory: str
-) -> Callable[[int], dict[str, float]]:
-    from actors.train.policy import PolicyWorker
-
-    vocabulary = len(load_tokenizer(directory))
-    length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
-    canary = canary_tokens(vocabulary, length)
-    every = config.rollout.transfer.verify_every
-
-    def publish(version: int) -> dict[str, float]:
-        connection.ensure()
-        return roster["policy"].call(PolicyWorker.publish, version, canary, version % every == 0)[0]
-
-    return publish

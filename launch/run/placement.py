@@ -12,6 +12,8 @@ from launch.config import RunConfig, machine_cpus
 
 REWARD_WORKER_CPUS = 0.1
 """Ray CPUs of one reward process: a counter for admission, not a limit."""
+HOLDER_CPUS = 0.1
+"""Ray CPUs of the process that holds published weights, as little: it copies bytes, and only during a transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,14 @@ class Reservation:
 
 
 def demands(config: RunConfig) -> list[Demand]:
-    """Groups in the order they are placed: policy, rollout, critic, reference, reward models, reward processes."""
+    """Groups in the order they are placed: policy, rollout, holder, critic, reference, reward models, reward
+    processes."""
     wanted = [_group("policy", config.policy)]
     rl = isinstance(config.algorithm, RLConfig)
     if rl:
         wanted.append(_engines(config))
+        if config.rollout.transfer.store == "holder":
+            wanted.append(Demand("holder", 1, HOLDER_CPUS, 0, 1))
     if config.critic is not None:
         wanted.append(_group("critic", config.critic))
     if config.reference_group:
@@ -108,7 +113,7 @@ def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
 def section_of(config: RunConfig, group: str) -> str:
     """The section of the configuration that describes a group."""
     models = {name: f"reward.models.{index}.group" for index, name in reward_model_groups(config)}
-    return models.get(group, group)
+    return (models | {"holder": "rollout.transfer"}).get(group, group)
 
 
 def _group(name: str, group: GroupConfig) -> Demand:

@@ -344,3 +344,17 @@ def _transfer_fits_devices(config: "RunConfig") -> None:
         )
     if backend == "ipc" and config.cluster.placement != "shared":
         raise ValueError(f"rollout.transfer.backend ipc needs cluster.placement shared, got {config.cluster.placement}")
+    if config.rollout.transfer.store == "holder" and (chosen := transfer_backend(config)) != "gloo":
+        raise ValueError(
+            f"rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host "
+            f"memory, got {backend}" + f", which is {chosen} here" * (backend == "auto")
+        )
+
+
+def transfer_backend(config: "RunConfig") -> str:
+    """`rollout.transfer.backend`, with auto decided by where policy and engines live."""
+    chosen = config.rollout.transfer.backend
+    if chosen != "auto":
+        return chosen
+    on_gpu = config.policy.gpus_per_rank and config.rollout.gpus_per_engine
+    return ("ipc" if config.cluster.placement == "shared" else "nccl") if on_gpu else "gloo"

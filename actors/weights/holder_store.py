@@ -1,0 +1,155 @@
+"""Weights go to a holder, and from there to each engine that asks, whenever it does, without the policy."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError
+
+from actors.group import ActorGroup, GroupError, no_answer
+from actors.rollout.worker import RolloutWorker
+from actors.train.policy import PolicyWorker
+from actors.weights.holder import WeightHolder
+from actors.weights.offer import Offer
+from actors.weights.ticket import Account, Got, Kind, Sent, Ticket
+
+_MOMENT_S = 5.0
+"""Longest wait for what the holder says of servings that failed."""
+_ENGINE: Any = RolloutWorker
+_HOLDER: Any = WeightHolder
+"""Their methods as plain functions: ray.method hides from type checkers that they are."""
+
+
+@dataclass(kw_only=True)
+class HolderStore:
+    """A `WeightStore` of a holder's process."""
+
+    policy: ActorGroup[PolicyWorker]
+    holder: ActorGroup[WeightHolder]
+    rollout: ActorGroup[RolloutWorker]
+    tensor_parallel: int
+    """Worker processes of an engine."""
+    canary: list[int]
+    """Token ids of the prompt that both sides compute."""
+    verify_every: int
+    """Versions from one that both sides account for to the next."""
+    timeout_s: float
+    """Deadline of an engine's fetch."""
+    version: int = -1
+    """Published last."""
+
+    def publish(self, version: int) -> Ticket:
+        """Send the policy's weights to the holder, which then has them and no others."""
+        told = self.policy.call(PolicyWorker.publish, version, self.canary, version % self.verify_every == 0)[0]
+        assert told is not None, "rank 0 tells"
+        self.version = version
+        return told[0]
+
+    def fetch(self, ticket: Ticket, engines: Sequence[int]) -> list[Account]:
+        """Serve engines at one time, each in a group of its own; no rank of the policy takes part.
+
+        Raises ValueError of a version that is not the last, GroupError when the holder has died or an engine failed:
+        the other engines then use the new weights.
+        """
+        if ticket.version != self.version:
+            raise ValueError(f"version {ticket.version} cannot be fetched: the holder has version {self.version}")
+        weights, adapter = ticket.parts["weights"], ticket.parts.get("adapter")
+        [offer] = self._of_holder(_HOLDER.offer, weights.version)
+        file = self.holder.submit(0, _HOLDER.adapter_of, ticket.version) if adapter else None
+        if file is not None:
+            self.holder.gather([file], "adapter_of", self.timeout_s)
+        wave = _Wave(self.rollout, engines, self.timeout_s)
+        # Also the first sign of life, so that nothing is served to an engine that has died.
+        have = wave.ask(_ENGINE.weights_held)
+        lacking = [engine for engine, version in have.items() if not adapter or version != weights.version]
+        accounts = {engine: Account(engine) for engine in engines}
+        # In service as this version only when the adapter is there as well.
+        in_service = -1 if adapter else ticket.version
+        for engine, got in self._serve(wave, offer, lacking, in_service, self._prompt(ticket, weights)).items():
+            accounts[engine].parts["weights"] = got
+        if adapter:
+            arguments = (file, ticket.version, self._prompt(ticket, adapter))
+            for engine, got in wave.ask(_ENGINE.load_adapter, lambda _: arguments).items():
+                accounts[engine].parts["adapter"] = got
+        wave.raise_failures()
+        return [accounts[engine] for engine in engines]
+
+    def _serve(
+        self, wave: "_Wave", offer: Offer, engines: Sequence[int], version: int, canary: list[int] | None
+    ) -> dict[int, Got]:
+        """Let these engines of the wave receive whole weights."""
+        offers = {engine: replace(offer, key=uuid.uuid4().hex) for engine in engines}
+        serving = [self.holder.submit(0, _HOLDER.serve, each, self.tensor_parallel) for each in offers.values()]
+        found = wave.ask(_ENGINE.fetch, lambda engine: (offers[engine], version, canary), engines)
+        if len(found) < len(engines):
+            self._blame_holder(serving)
+        return found
+
+    def _blame_holder(self, serving: list[Any]) -> None:
+        """Raise GroupError when the holder has died: engines then fail because of it."""
+        done, _ = ray.wait(serving, num_returns=len(serving), timeout=_MOMENT_S)
+        for call in done:
+            try:
+                self.holder.gather([call], "serve")
+            except GroupError as error:
+                if isinstance(error.__cause__, RayActorError):
+                    raise
+
+    def _prompt(self, ticket: Ticket, sent: Sent) -> list[int] | None:
+        return ticket.canary if len(sent.logprobs) else None
+
+    def _of_holder(self, method: Callable[..., Any], *args: Any) -> list[Any]:
+        return self.holder.gather([self.holder.submit(0, method, *args)], method.__name__, self.timeout_s)
+
+    def sent(self, kind: Kind) -> dict[str, int]:
+        """As the holder remembers."""
+        return self._of_holder(_HOLDER.sent, kind)[0]
+
+    def answers(self, seed: int) -> dict[str, np.ndarray]:
+        """As the holder computes them."""
+        return self._of_holder(_HOLDER.answers, seed)[0]
+
+
+@dataclass
+class _Wave:
+    """Engines that are called at one time, of which one that fails takes no other along."""
+
+    rollout: ActorGroup[RolloutWorker]
+    engines: Sequence[int]
+    timeout_s: float
+    failed: dict[int, GroupError] = field(default_factory=dict)
+    """Engine -> what is wrong with it; it is asked no more."""
+
+    def ask(
+        self,
+        method: Callable[..., Any],
+        arguments: Callable[[int], tuple[Any, ...]] = lambda _: (),
+        engines: Sequence[int] | None = None,
+    ) -> dict[int, Any]:
+        """What each of these engines (default: of all) that has not failed answers within the deadline."""
+        asked = [engine for engine in (self.engines if engines is None else engines) if engine not in self.failed]
+        calls = {engine: self.rollout.submit(engine, method, *arguments(engine)) for engine in asked}
+        done, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=self.timeout_s) if calls else ([], [])
+        answers = {}
+        for engine, call in calls.items():
+            try:
+                if call not in done:
+                    raise GroupError(
+                        no_answer("rollout", [engine], method.__name__, self.timeout_s, self.rollout.nodes)
+                    )
+                [answers[engine]] = self.rollout.gather([call], method.__name__, ranks=[engine])
+            except GroupError as error:
+                self.failed[engine] = error
+        return answers
+
+    def raise_failures(self) -> None:
+        """Raise the first engine's GroupError, which says how many others failed."""
+        if not self.failed:
+            return
+        (_, first), *others = sorted(self.failed.items())
+        if not others:
+            raise first
+        raise GroupError(f"{first}; and engines {[engine for engine, _ in others]} failed") from first

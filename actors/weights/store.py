@@ -1,0 +1,60 @@
+"""The seam through which weights go from the trainer to the engines, as the driver drives it.
+
+    policy ranks --publish(version)--> [store] <--fetch(ticket, engines)-- engines, any of them, at any time
+
+When to publish is the algorithm's affair, how weights travel that of the store: `broadcast_store.py` sends them to all
+engines at once, `holder_store.py` keeps them in a process of its own for whoever comes.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from actors.weights.ticket import Account, Kind, Ticket
+from actors.weights.verify import verify
+
+
+class WeightStore(Protocol):
+    """Where the policy leaves its weights, and engines get them."""
+
+    def publish(self, version: int) -> Ticket:
+        """Leave the policy's weights as this version; collective on its ranks. Training may then go on.
+
+        Raises GroupError when a rank, or whoever takes the weights, fails.
+        """
+        ...
+
+    def fetch(self, ticket: Ticket, engines: Sequence[int]) -> list[Account]:
+        """Let these engines use the ticket's version; one account for each, in their order.
+
+        Raises:
+            ValueError: the store cannot give this version to these engines.
+            GroupError: an engine has failed or died, which is named; the others go on.
+        """
+        ...
+
+    def sent(self, kind: Kind) -> dict[str, int]:
+        """Checksum of every tensor of what was published last; asked for only where an account disagrees."""
+        ...
+
+    def answers(self, seed: int) -> dict[str, np.ndarray]:
+        """What the published tensors answer to a fixed input: `actors.weights.probe`. Asked for only where a canary
+        disagrees."""
+        ...
+
+
+def sync(store: WeightStore, rollout: Any, version: int, tolerance: float) -> dict[str, float]:
+    """Publish, let all engines of the group `rollout` fetch, and verify; returns metrics.
+
+    Raises what a store raises, and WeightSyncError where an engine computes with other weights.
+    """
+    ticket = store.publish(version)
+    began = time.perf_counter()
+    accounts = store.fetch(ticket, range(len(rollout)))
+    metrics = {"weights/sync_seconds": ticket.seconds + time.perf_counter() - began}
+    if ticket.merge_error is not None:
+        metrics["weights/merge_error"] = ticket.merge_error
+    difference = verify(store, rollout, ticket, accounts, tolerance)
+    return metrics if difference is None else metrics | {"weights/canary_difference": difference}
