@@ -70,6 +70,10 @@ def test_the_example_has_all_its_parts() -> None:
         "tests/test_slic.py",
         "configs/slic.yaml",
     ]
+    assert [name for kind, name, _ in WHOLE if kind == "append"] == [
+        "algorithms/config_offline.py",
+        "launch/kinds/offline.py",
+    ]
     assert len(DIFFS) == 1
 
 
@@ -78,7 +82,8 @@ def test_the_example_follows_the_style(copy: Path, environment: dict[str, str]) 
         "algorithms/slic.py",
         "algorithms/config_offline.py",
         "algorithms/config.py",
-        "launch/run/build_offline.py",
+        "launch/kinds/offline.py",
+        "launch/kinds/table.py",
     ]
     run(copy, environment, "ruff", "check", *files)
     run(copy, environment, "ruff", "format", "--check", *files)
