@@ -25,13 +25,13 @@ from launch.checks.reward_checks import RewardProbe
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
-from launch.kube.config import auth_warnings
 from launch.models.files import Policy, check_names, check_tokenizer, read_policy
 from launch.run.checkpoint import Checkpoints
 from launch.run.placement import demands
 from launch.run.ray_address import open_warnings
 from launch.settings.literal_secrets import plain_http_warnings
 from launch.settings.named_code import check_code_is_there
+from launch.settings.rules_kubernetes import auth_warnings
 from launch.verbs.hub import check_can_push
 
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")

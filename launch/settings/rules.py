@@ -8,8 +8,8 @@ from actors.config import PlacedConfig
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
-from launch.kube.config import check_kubernetes
 from launch.settings.rules_adapters import check_adapters
+from launch.settings.rules_kubernetes import check_kubernetes
 
 
 def check_rules(config: RunConfig) -> None:
