@@ -125,6 +125,16 @@ class RLConfig(Config):
         return None if prompts is None else math.ceil(self.epochs * prompts / self.prompts_per_step)
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with a frozen reference."""
+        return self.kl_coef > 0
+
+    @property
+    def guides(self) -> dict[str, str]:
+        """Field -> directory of the other models that training reads; reward models are a section of their own."""
+        return {}
+
+    @property
     def samples_per_step(self) -> int:
         """Samples of one step: prompts_per_step x samples_per_prompt."""
         return self.prompts_per_step * self.samples_per_prompt

@@ -22,6 +22,10 @@ def test_the_example_has_all_its_parts() -> None:
         "tests/test_slic.py",
         "configs/slic.yaml",
     ]
+    assert [name for kind, name, _ in EXAMPLE.whole if kind == "append"] == [
+        "algorithms/config_offline.py",
+        "launch/kinds/offline.py",
+    ]
     assert len(EXAMPLE.diffs) == 1
 
 
@@ -30,7 +34,8 @@ def test_the_example_follows_the_style(copy: Path, environment: dict[str, str]) 
         "algorithms/config.py",
         "algorithms/config_offline.py",
         "algorithms/slic.py",
-        "launch/run/build_offline.py",
+        "launch/kinds/offline.py",
+        "launch/kinds/table.py",
     ]
     run(copy, environment, "-m", "ruff", "check", *EXAMPLE.files)
     run(copy, environment, "-m", "ruff", "format", "--check", *EXAMPLE.files)

@@ -16,20 +16,22 @@ from actors.models.tokenizer import load_tokenizer
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, row_order
-from algorithms.config_rl import PPOConfig, RLConfig
+from algorithms.config_rl import RLConfig
 from algorithms.data.reading import run_data
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
+from launch.kinds.rl import reward_model_groups
+from launch.kinds.table import job_kind
 from launch.models.files import require_same_tokens
 from launch.run.connection import Connection
 from launch.run.groups import built, reference_sync, start_building, start_loading
-from launch.run.placement import REWARD_WORKER_CPUS, reward_model_groups
+from launch.run.placement import REWARD_WORKER_CPUS
 from launch.run.reserve import Placement
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.run.weights import publisher, spawn_holder
 from launch.screen.reporter import RunReporter
-from launch.settings.rules import transfer_backend
+from launch.settings.rules_rl import transfer_backend
 
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
@@ -69,6 +71,8 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, ros
     reporter.phase("reading data")
     drawn, prompts, data = _rl_data(config, directory, reporter)
     roster.rollouts = _rollouts(config, rollout, roster.pool, prompts, data["batches"])
+    if problem := job_kind(config).steps_problem(drawn):
+        raise UserError(problem)
     steps = _total_steps(algorithm, drawn)
     waits = partial(reporter.progress, what="ready")
     engines_ready = partial(rollout.gather, starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
@@ -116,9 +120,7 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, ros
 
 
 def _total_steps(algorithm: RLConfig, prompts: int) -> int:
-    """Steps of the run over this many prompts; raises UserError when these leave the policy none."""
-    if isinstance(algorithm, PPOConfig) and (problem := algorithm.warmup_problem(prompts)):
-        raise UserError(f"algorithm.{problem}")
+    """Steps of the run over this many prompts."""
     total = algorithm.total_steps(prompts)
     assert total is not None, "only unknown prompts leave it open"
     return total

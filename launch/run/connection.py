@@ -9,7 +9,7 @@ from typing import Any
 from actors.group import ActorGroup
 from launch.config import RunConfig
 from launch.run.roster import Members
-from launch.settings.rules import transfer_backend
+from launch.settings.rules_rl import transfer_backend
 
 
 class Connection:

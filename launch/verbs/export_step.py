@@ -11,11 +11,10 @@ from typing import Any
 from actors.config import UserError
 from actors.files.own_files import stranger
 from actors.secret_text import masked
-from algorithms.config_encoder import EncoderConfig
-from algorithms.config_offline import RewardModelConfig
 from launch.checks.contents import changed_contents
 from launch.checks.machine import this_machine
 from launch.config import RunConfig, validate
+from launch.kinds.table import job_kind
 from launch.run.earlier import remove
 from launch.run.manifest import UNREADABLE, read_manifest
 from launch.screen.merging import merging_lost
@@ -75,7 +74,7 @@ def _require_own(file: Path, step: int) -> None:
 
 def _require_base(config: RunConfig, checkpoint: Path, step: int) -> None:
     """Raise UserError where what is not trained, which a checkpoint does not hold, is not what it was in the run."""
-    if not (config.model.lora or config.model.freeze or isinstance(config.algorithm, EncoderConfig)):
+    if not (config.model.lora or config.model.freeze or job_kind(config).role == "encoder"):
         return
     try:
         then = read_manifest(checkpoint)[0].get("contents")
@@ -161,19 +160,8 @@ def _worker(config: RunConfig, directory: Path) -> tuple[type, tuple[Any, ...]]:
     from actors.models.skeleton import write_skeleton
 
     skeleton = write_skeleton(config.model, directory / "model")
-    arguments = (config.model, skeleton, config.policy, config.run.seed)
-    if isinstance(config.algorithm, EncoderConfig):
-        from actors.train.encoder import EncoderWorker
-        from launch.run.build_encoder import head_of
-
-        return EncoderWorker, (*arguments, head_of(config), [])
-    if isinstance(config.algorithm, RewardModelConfig):
-        from actors.train.critic import RewardModelWorker
-
-        return RewardModelWorker, arguments
-    from actors.train.policy import PolicyWorker
-
-    return PolicyWorker, arguments
+    worker, extra = job_kind(config).policy_worker()
+    return worker, (config.model, skeleton, config.policy, config.run.seed, *extra)
 
 
 def _explain(error: Exception, directory: Path, step: int) -> None:
