@@ -20,6 +20,7 @@ from actors.config import EncoderHead, ModelConfig, UserError
 from actors.files.readable import make_readable
 from actors.files.stored import only_data
 from actors.models.as_source import restore_settings
+from actors.models.dividing import Divider, loading
 from actors.models.hub_cache import local_directory
 from actors.models.load import TORCH_DTYPES, linear_in_float32
 
@@ -28,17 +29,19 @@ _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
 
 
-def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None = None) -> Any:
     """A SentenceTransformer, or for a reranker a CrossEncoder with one score, on CPU.
 
-    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
+    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given). A `divider` divides
+    the transformer's weights over the ranks as they are read; those of `model.init`, of which each rank writes itself
+    files first, are small.
 
     Raises:
         UserError: a directory without pooling information where the configuration gives none, with another one than
             the configuration gives, of the other kind, or a reranker without exactly one score.
     """
     if model.init is None:
-        return _load(model, head, local_directory(directory))
+        return _load(model, head, local_directory(directory), divider)
     with tempfile.TemporaryDirectory() as scratch:  # sentence-transformers loads from directories only
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
         with torch.random.fork_rng():
@@ -47,11 +50,11 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
             body = AutoModel.from_config(config, trust_remote_code=False)
         # save_pretrained would write on rank 0 only.
         save_file(body.state_dict(), Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        return _load(model, head, scratch)
+        return _load(model, head, scratch, divider)
 
 
-def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
-    with only_data(directory):
+def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None) -> Any:
+    with only_data(directory), loading(divider):
         loaded = (
             _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
         )

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -77,11 +78,28 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         target_modules=_targets(model, config.targets),
         task_type=_task_type(model),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _gathered_by_peft(model):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, adapter_name=_NAME)
     for head in _heads(model):
         model.get_submodule(head).requires_grad_(True)
+
+
+@contextmanager
+def _gathered_by_peft(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, PEFT gathers the weights that it reads (DoRA's magnitudes are lengths of theirs), if they are sharded:
+    it asks transformers whether they are."""
+    from transformers.integrations import deepspeed
+
+    settings = SimpleNamespace(is_zero3=lambda: True)
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        yield
+        return
+    deepspeed.set_hf_deepspeed_config(settings)
+    try:
+        yield
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

@@ -107,7 +107,7 @@ class EncoderWorker(TrainedWorker):
         from actors.models.encoders import load_encoder, load_guide
 
         self.shares_prompts = False
-        self.model = load_encoder(self.model_config, self.head, self.directory).to(self.device)
+        self.model = load_encoder(self.model_config, self.head, self.directory, self.divider()).to(self.device)
         self.hf_model = self.model.transformers_model
         if self.model_config.lora:
             for module in list(self.model)[1:]:

@@ -1,0 +1,45 @@
+"""Dividing a model over the ranks of a group while it is loaded: ZeRO-3 for models that no rank could hold."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from actors.config import Dtype, GroupConfig
+from actors.train.engine import TORCH_DTYPES, deepspeed_config, joined_library
+
+
+class Sharding:
+    """Divides a model over the ranks, parameter by parameter, while it is being loaded: ZeRO-3.
+
+    No rank ever holds more than its share and the parameter at hand; whole, a model of ZeRO-3's size fits none.
+    Every rank must divide the same parameters in the same order.
+    """
+
+    def __init__(self, group: GroupConfig, dtype: Dtype) -> None:
+        self._dtype = TORCH_DTYPES[dtype]
+        # DeepSpeed divides what it meets by way of a parameter that it has divided already; this one is no model's.
+        self._first: Any = torch.nn.Parameter(torch.zeros(1, dtype=self._dtype), requires_grad=False)
+        joined_library(group.timeout_s).zero.Init(
+            module=torch.nn.ParameterList([self._first]), config_dict_or_path=deepspeed_config(group, dtype)
+        )
+
+    def divide(self, parameter: torch.nn.Parameter) -> None:
+        """Keep this rank's share of what rank 0 has in the parameter, in the dtype of the group; collective."""
+        parameter.data = parameter.data.to(self._dtype)
+        self._first.convert_to_zero_parameters(param_list=[parameter])
+
+    def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:
+        """Whether two divided parameters have the same values; collective."""
+        shares: list[torch.Tensor] = [getattr(each, "ds_tensor") for each in (one, other)]  # noqa: B009
+        same = torch.tensor(float(torch.equal(*shares)), device=getattr(one, "ds_tensor").device)  # noqa: B009
+        dist.all_reduce(same, dist.ReduceOp.MIN)
+        return bool(same)
+
+
+def sharding(group: GroupConfig, dtype: Dtype) -> Sharding | None:
+    """How a model of the group is divided while it is loaded; None where every rank holds the whole of it.
+
+    The ranks must have met.
+    """
+    return Sharding(group, dtype) if group.zero_stage == 3 else None
