@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -85,16 +84,23 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         model.get_submodule(head).requires_grad_(True)
 
 
+class _Sharded:
+    """What transformers has to know of a configuration of DeepSpeed here."""
+
+    def is_zero3(self) -> bool:
+        return True
+
+
 @contextmanager
 def _gathered_by_peft(model: PreTrainedModel) -> Iterator[None]:
     """Within it, PEFT gathers the weights that it reads (DoRA's magnitudes are lengths of theirs), if they are sharded:
     it asks transformers whether they are."""
     from transformers.integrations import deepspeed
 
-    settings = SimpleNamespace(is_zero3=lambda: True)
     if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         yield
         return
+    settings = _Sharded()  # transformers keeps no more than a weak reference
     deepspeed.set_hf_deepspeed_config(settings)
     try:
         yield
