@@ -22,7 +22,8 @@ from actors.files.stored import only_data
 from actors.models.as_source import restore_settings
 from actors.models.dividing import Divider, loading
 from actors.models.hub_cache import local_directory
-from actors.models.load import TORCH_DTYPES, linear_in_float32
+from actors.models.load import linear_in_float32
+from actors.models.precision import TORCH_DTYPES
 
 _NO_CODE = {"trust_remote_code": False}
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}

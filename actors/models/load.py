@@ -22,9 +22,8 @@ from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
 from actors.models.packed import PackedBatch
+from actors.models.precision import TORCH_DTYPES
 from actors.models.tensor_files import unread_tensors
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(model: ModelConfig, directory: str, divider: Divider | None = None) -> PreTrainedModel:

@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 
 from actors.config import Dtype, GroupConfig
-from actors.train.engine import TORCH_DTYPES, deepspeed_config, joined_library
+from actors.models.precision import TORCH_DTYPES
+from actors.train.engine import deepspeed_config, joined_library
 
 
 class Sharding:
