@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit
+from actors.models.dividing import OnlySettings
 from actors.models.encoders import load_encoder, write_encoder
 from actors.models.export import export_model
 from actors.models.load import load_model, load_value_model
@@ -144,5 +145,6 @@ def test_the_export_of_an_embedding_model_has_the_settings_of_its_source(tmp_pat
     (source / "config.json").write_text(json.dumps(_read(source / "config.json") | changes))
     path = ModelConfig(path=str(source))
     model = load_encoder(path, head, str(source))
-    write_encoder(load_encoder(path, head, str(source)), dict(model.named_parameters()), head, tmp_path / "export")
+    weights = weights_of(model.transformers_model)
+    write_encoder(load_encoder(path, head, str(source), OnlySettings()), *weights, {}, head, tmp_path / "export")
     assert _changed(source, tmp_path / "export") == {}

@@ -68,7 +68,11 @@ def test_an_export_is_that_of_transformers(name: str, size: int, loaded: bool, t
 def assert_same(found: Path, expected: Path) -> None:
     files = [sorted(directory.glob("*.safetensors")) for directory in (found, expected)]
     first, second = ({n: t for file in each for n, t in load_file(file).items()} for each in files)
-    assert first.keys() == second.keys() == json.loads((found / "model.safetensors.index.json").read_text())["weight_map"].keys()
+    assert (
+        first.keys()
+        == second.keys()
+        == json.loads((found / "model.safetensors.index.json").read_text())["weight_map"].keys()
+    )
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 

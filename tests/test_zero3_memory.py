@@ -66,29 +66,27 @@ class Measured(PolicyWorker):
         self.model_config, self.directory = model, directory
         self.peaks = {}
         self.base = status("VmRSS")
-        t=time.time()
+        t = time.time()
         self.build(address, port, 1)
         self.peaks["build"] = status("VmHWM") - self.base
         self.peaks["rss build"] = status("VmRSS") - self.base
-        self.peaks["t build"] = time.time()-t
+        self.peaks["t build"] = time.time() - t
         forget_peak()
         generator = np.random.default_rng(self.rank)
-        sequences = [
-            Sequence(token_ids=generator.integers(3, 90, 20), action_mask=np.arange(20) > 4) for _ in range(2)
-        ]
+        sequences = [Sequence(token_ids=generator.integers(3, 90, 20), action_mask=np.arange(20) > 4) for _ in range(2)]
         found = self.learn([[each] for each in sequences], Totals(tokens=60, sequences=4, trained_tokens=60), sft_loss)
         self.peaks["step"] = status("VmHWM") - self.base
         self.peaks["rss step"] = status("VmRSS") - self.base
-        self.peaks["t step"] = time.time()-t
+        self.peaks["t step"] = time.time() - t
         forget_peak()
         self.export(export)
         self.peaks["export"] = status("VmHWM") - self.base
-        self.peaks["t export"] = time.time()-t
+        self.peaks["t export"] = time.time() - t
         return found | self.peaks
 
 
 def test_x(local_ray, tmp_path):
-    t=time.time()
+    t = time.time()
     torch.set_num_threads(2)
     model = ModelConfig(init=INIT)
     directory = write_skeleton(model, tmp_path / "model")
@@ -97,10 +95,17 @@ def test_x(local_ray, tmp_path):
     n = whole.num_parameters()
     whole.save_pretrained(directory, max_shard_size="40MB")
     del whole
-    print("saved", n, time.time()-t)
+    print("saved", n, time.time() - t)
     placement = placement_group([{"CPU": 1.0}])
     assert placement.wait(30)
-    slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
+    slot = Slot(
+        placement=placement,
+        bundle=0,
+        cpus=0.1,
+        gpus=0,
+        threads=1,
+        env={"MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "100000", "MALLOC_MMAP_THRESHOLD_": "100000"},
+    )
     for stage in (3, 0):
         settings: dict[str, Any] = {"deepspeed": {"zero_optimization": BUCKETS}} if stage else {}
         group = TrainerConfig(zero_stage=stage, optimizer=OptimizerConfig(lr=1e-3), timeout_s=120, **settings)
@@ -108,11 +113,18 @@ def test_x(local_ray, tmp_path):
         actors.spawn(ModelConfig(init=SMALL), small, group, 0)
         address, port = actors.gather([actors.submit(0, Measured.address)], "address")[0]
         actors.call(Measured.run, address, port, ModelConfig(init=SMALL), small, tmp_path / f"small-{stage}")
-        print("warm", time.time()-t)
-        for r in actors.call(Measured.run, address, port, ModelConfig(path=directory), directory, tmp_path / f"export-{stage}"):
-            print(stage, {k: (round(v/(4*n),3) if isinstance(v,int) else v) for k, v in r.items()})
-        print("done", time.time()-t)
+        print("warm", time.time() - t)
+        for r in actors.call(
+            Measured.run, address, port, ModelConfig(path=directory), directory, tmp_path / f"export-{stage}"
+        ):
+            print(stage, {k: (round(v / (4 * n), 3) if isinstance(v, int) else v) for k, v in r.items()})
+        print("done", time.time() - t)
         actors.shutdown()
-    a,b=(load_file(tmp_path/f"export-{s}"/"model.safetensors") for s in (0,3))
-    print(a.keys()==b.keys(), max(float((a[k]-b[k]).abs().max()) for k in a), sum(torch.equal(a[k],b[k]) for k in a), len(a))
+    a, b = (load_file(tmp_path / f"export-{s}" / "model.safetensors") for s in (0, 3))
+    print(
+        a.keys() == b.keys(),
+        max(float((a[k] - b[k]).abs().max()) for k in a),
+        sum(torch.equal(a[k], b[k]) for k in a),
+        len(a),
+    )
     remove_placement_group(placement)

@@ -31,6 +31,18 @@ class Divider(Protocol):
         ...
 
 
+class OnlySettings:
+    """A `Divider` for a model of which the settings alone are wanted: it keeps no values, and asks no other rank."""
+
+    def divide(self, parameter: Parameter) -> None:
+        """Leave nothing of it."""
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+    def equal(self, one: Parameter, other: Parameter) -> bool:
+        """Whatever they were, nothing is left."""
+        return True
+
+
 def loading(divider: Divider | None) -> Any:
     """A context in which `from_pretrained` divides what it loads; what a directory lacks, such as a new head, stays
     whole until the engine takes it."""
@@ -67,7 +79,8 @@ def drawing(divider: Divider | None) -> Any:
 
 @contextmanager
 def _drawing(divider: Divider) -> Iterator[None]:
-    initialize: Any = PreTrainedModel._initialize_weights
+    kind: Any = PreTrainedModel
+    initialize = kind._initialize_weights
 
     def given(module: torch.nn.Module, name: str, parameter: Parameter | None) -> Parameter | None:
         # Norms and biases are small, and what some are is said by their module and not drawn: they stay as they are.
@@ -84,12 +97,12 @@ def _drawing(divider: Divider) -> Iterator[None]:
         for name in drawn:
             divider.divide(module.get_parameter(name))
 
-    PreTrainedModel._initialize_weights = draw
+    kind._initialize_weights = draw
     try:
         with _given(given), _DrawnAsIfReal():
             yield
     finally:
-        PreTrainedModel._initialize_weights = initialize
+        kind._initialize_weights = initialize
 
 
 class _DrawnAsIfReal(TorchDispatchMode):
@@ -130,3 +143,27 @@ def _read_when_used() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+class _Sharded:
+    """What transformers has to know of a configuration of DeepSpeed here."""
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+@contextmanager
+def gathered_by_peft(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, PEFT gathers the weights that it reads (DoRA's magnitudes are lengths of theirs), if they are divided:
+    it asks transformers whether they are."""
+    from transformers.integrations import deepspeed
+
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        yield
+        return
+    settings = _Sharded()  # transformers keeps no more than a weak reference
+    deepspeed.set_hf_deepspeed_config(settings)
+    try:
+        yield
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

@@ -37,6 +37,7 @@ from transformers.pytorch_utils import Conv1D
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.files.readable import make_readable
 from actors.models.as_source import restore_settings
+from actors.models.dividing import gathered_by_peft
 from actors.models.hub_cache import configured_directory, split_commit
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
@@ -77,35 +78,11 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         target_modules=_targets(model, config.targets),
         task_type=_task_type(model),
     )
-    with torch.random.fork_rng(), _gathered_by_peft(model):
+    with torch.random.fork_rng(), gathered_by_peft(model):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, adapter_name=_NAME)
     for head in _heads(model):
         model.get_submodule(head).requires_grad_(True)
-
-
-class _Sharded:
-    """What transformers has to know of a configuration of DeepSpeed here."""
-
-    def is_zero3(self) -> bool:
-        return True
-
-
-@contextmanager
-def _gathered_by_peft(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, PEFT gathers the weights that it reads (DoRA's magnitudes are lengths of theirs), if they are sharded:
-    it asks transformers whether they are."""
-    from transformers.integrations import deepspeed
-
-    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        yield
-        return
-    settings = _Sharded()  # transformers keeps no more than a weak reference
-    deepspeed.set_hf_deepspeed_config(settings)
-    try:
-        yield
-    finally:
-        deepspeed.unset_hf_deepspeed_config()
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

@@ -94,10 +94,10 @@ class _TensorFile:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         begin, end = self.missing.pop(name)
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         assert len(content) == end - begin, f"{name} has {len(content)} bytes, not the {end - begin} of its dtype"
         self.stream.seek(self.start + begin)
-        self.stream.write(memoryview(content))
+        self.stream.write(content)
 
 
 def write_tensors(
