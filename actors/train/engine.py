@@ -122,6 +122,8 @@ class TrainingEngine:
         self.engine, *_ = joined_library(group.timeout_s).initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
         )
+        if group.zero_stage == 3 and not (group.offload_optimizer or group.offload_parameters):
+            _without_copies(self.engine.optimizer)
         named = module.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.files = self.engine.checkpoint_engine = _checkpoint_files(self.frozen)
@@ -245,6 +247,18 @@ class TrainingEngine:
         if missing or result.unexpected_keys:
             lacks = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(result.unexpected_keys[:3])}"
             raise ValueError(f"the checkpoint is of another model: it {lacks}")
+
+
+def _without_copies(optimizer: Any) -> None:
+    """Leave ZeRO-3 in float32 one copy of a rank's weights, which is what is trained, too.
+
+    DeepSpeed 0.19.8 means to, but takes the parameters for being elsewhere: it compares a device with the name of one.
+    """
+    for share, master in zip(
+        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        if (share.dtype, share.device) == (master.dtype, master.device):
+            master.data = share.data
 
 
 def is_sharded(parameter: torch.nn.Parameter) -> bool:

@@ -1,5 +1,6 @@
 """Dividing a model over the ranks of a group while it is loaded: ZeRO-3 for models that no rank could hold."""
 
+import ctypes
 from typing import Any
 
 import torch
@@ -8,6 +9,11 @@ import torch.distributed as dist
 from actors.config import Dtype, GroupConfig
 from actors.models.precision import TORCH_DTYPES
 from actors.train.engine import deepspeed_config, joined_library
+
+_MMAP_THRESHOLD, _MMAP_MAX = -3, -4
+"""Options of mallopt(3)."""
+_LARGE = 2**18
+"""Bytes of a block that is given back."""
 
 
 class Sharding:
@@ -43,4 +49,20 @@ def sharding(group: GroupConfig, dtype: Dtype) -> Sharding | None:
 
     The ranks must have met.
     """
-    return Sharding(group, dtype) if group.zero_stage == 3 else None
+    if group.zero_stage < 3:
+        return None
+    if not torch.cuda.is_available():
+        _give_back_memory()
+    return Sharding(group, dtype)
+
+
+def _give_back_memory() -> None:
+    """Have this process give large blocks back when they are freed.
+
+    Processes on CPUs keep them (see `actors.group`). Whole parameters, which come and go in many sizes between shares
+    that stay, would leave so many holes that a rank held more than without sharding.
+    """
+    set_option: Any = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
+    if set_option:
+        set_option(_MMAP_THRESHOLD, _LARGE)
+        set_option(_MMAP_MAX, 2**16)
