@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 
 class Divider(Protocol):
-    """Divides parameters over ranks; `actors.train.engine.Sharding`. Both methods are collective."""
+    """Divides parameters over ranks; `actors.train.sharding.Sharding`. Both methods are collective."""
 
     def divide(self, parameter: Parameter) -> None:
         """Keep this rank's share of what rank 0 has; in place."""

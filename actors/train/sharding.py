@@ -36,10 +36,10 @@ class Sharding:
         parameter.data = parameter.data.to(self._dtype)
         self._first.convert_to_zero_parameters(param_list=[parameter])
 
-    def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:
+    def equal(self, one: Any, other: Any) -> bool:
         """Whether two divided parameters have the same values; collective."""
-        shares: list[torch.Tensor] = [getattr(each, "ds_tensor") for each in (one, other)]  # noqa: B009
-        same = torch.tensor(float(torch.equal(*shares)), device=getattr(one, "ds_tensor").device)  # noqa: B009
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        same = torch.tensor(float(torch.equal(one.ds_tensor, other.ds_tensor)), device=device)
         dist.all_reduce(same, dist.ReduceOp.MIN)
         return bool(same)
 
