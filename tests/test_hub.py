@@ -149,7 +149,7 @@ def test_a_run_ends_well_whatever_becomes_of_the_upload(
             raise ConnectionError("no route")
         return "https://hub/ours/model"
 
-    monkeypatch.setattr(launch.run.run, "_train", train)
+    monkeypatch.setattr(launch.run.run, "_learn_and_export", train)
     monkeypatch.setattr(launch.verbs.hub, "push", push)
     assert launch.run.run.run(config_for(tmp_path, hub_model_id="ours/model", hub_private=True)) == 0
     assert sent == [(tmp_path / "first/export", "ours/model", True)]

@@ -18,11 +18,11 @@ import torch
 from actors.group import ActorGroup
 from actors.models.packed import PackedBatch
 from actors.train.critic import CriticWorker
-from actors.train.worker import Totals
+from actors.train.worker import LossFunction, Totals
 from algorithms.config_rl import PPOConfig
 from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, clipped_value_loss, masked_sum
-from algorithms.rl.deals import Parts, Updates
+from algorithms.rl.deals import Updates
 from algorithms.rl.experience import samples_of
 from algorithms.rl.metrics import Advantages
 from algorithms.rl.stages import RL
@@ -85,7 +85,12 @@ class PPO(RL):
             scores = [each.shaped for each in groups]
             metrics, advantages, found = self.estimate(self.critic, groups, scores, parts, estimation, learners)
         with clock("update"):
-            metrics |= self._update(groups, critic, policy, parts + found)
+            # Both are submitted before either is waited for: they learn at the same time.
+            pending = [self.submit_updates(critic, self._critic_loss(), groups, parts + found)]
+            if self.policy_learns:
+                pending.append(self.submit_updates(policy, self.policy_loss(), groups, parts + found))
+            for finish in pending:
+                metrics |= finish()
         return metrics, advantages
 
     def _plan(self, groups: Sequence[ScoredGroup]) -> tuple[Updates, Updates]:
@@ -95,11 +100,5 @@ class PPO(RL):
         critic = self.plan(self.critic, "critic", updates, updates, {"values", "returns"})
         return critic, self.plan_policy(updates, updates)
 
-    def _update(self, groups: Sequence[ScoredGroup], critic: Updates, policy: Updates, parts: Parts) -> Metrics:
-        """Both groups learn at the same time."""
-        loss = partial(critic_loss, clip=self.config.value_clip)
-        critics = self.submit_updates(critic, loss, groups, parts)
-        if not self.policy_learns:
-            return critics()
-        policies = self.submit_updates(policy, self.policy_loss(), groups, parts)
-        return critics() | policies()
+    def _critic_loss(self) -> LossFunction:
+        return partial(critic_loss, clip=self.config.value_clip)

@@ -6,9 +6,9 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.files.full_disk import disk_problem
@@ -36,6 +36,9 @@ from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
 from launch.verbs.hub import push_export
 
+if TYPE_CHECKING:
+    from launch.run.roster import Roster
+
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
 
@@ -58,7 +61,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         curves = CurveDrawer(config.directory, display.warning)
         ended_by: BaseException | None = None
         try:
-            _train(config, RunReporter(display, tracker, curves), display)
+            _learn_and_export(config, RunReporter(display, tracker, curves), display)
         except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
             ended_by = error
         picture = _close(display, tracker, curves)
@@ -107,7 +110,9 @@ def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | 
     return found
 
 
-def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
+@contextlib.contextmanager
+def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iterator[tuple[Placement, "Roster"]]:
+    """A cluster with reserved resources, and a roster whose processes end with it, whatever happens."""
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
         from launch.run.roster import Roster
@@ -119,25 +124,30 @@ def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
             reporter.note(where)
         try:
             with told_of_ray(placement.nodes):
-                _learn_and_export(config, placement, reporter, roster, display)
+                yield placement, roster
         finally:
+            # No signal may cut this short: what it leaves behind would hold cores and memory.
             hold()
             display.phase("ending processes")
             roster.shutdown()
             release(placement)
 
 
-def _learn_and_export(
-    config: RunConfig, placement: Placement, reporter: RunReporter, roster: Any, display: Display
-) -> None:
+def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display) -> None:
+    with _started(config, reporter, display) as (placement, roster):
+        loop = job_kind(config).build(placement, reporter, roster)
+        for model in keep_commits(config.directory / "logs"):
+            reporter.note(f"from the hub: {model}")
+        loop.train()
+        arm()  # The last step is saved: nothing is lost by ending at once.
+        display.phase("exporting")
+        _export_best(config, roster, loop.step, reporter)
+
+
+def _export_best(config: RunConfig, roster: "Roster", last: int, reporter: RunReporter) -> None:
+    """Export the best model, where one is kept, else that of the last step; tells which, and what was lost in it."""
     from launch.run.saves import load_best
 
-    loop = job_kind(config).build(placement, reporter, roster)
-    for model in keep_commits(config.directory / "logs"):
-        reporter.note(f"from the hub: {model}")
-    loop.train()
-    arm()  # The last step is saved: nothing is lost by ending at once.
-    display.phase("exporting")
     require_there(config.directory)
     best = load_best(config, roster.members("policy")) if config.best_by else None
     if best:
@@ -148,7 +158,7 @@ def _learn_and_export(
         reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
     for line in merging_lost(_export(roster["policy"], config), "export/adapter"):
         reporter.note(line)
-    job_kind(config).finish_export(best or loop.step)
+    job_kind(config).finish_export(best or last)
 
 
 def keep_commits(logs: Path) -> list[str]:
