@@ -29,15 +29,25 @@ def prompts() -> Iterator[Prompt]:
         yield Prompt(index=number, token_ids=[number % 90, 7], text=f"row {number}", row={})
 
 
-def made(engines: SimulatedEngines, *, groups: int, ahead: int, samples: int = 2, limits: Limits = HOURS) -> Rollouts:
+def made(
+    engines: SimulatedEngines,
+    *,
+    groups: int,
+    ahead: int,
+    samples: int = 2,
+    limits: Limits = HOURS,
+    drawn: Iterator[Prompt] | None = None,
+) -> Rollouts:
+    """Over rows 0, 1 and so on, unless others are `drawn`."""
     rollouts = Rollouts(
         engines,
         None,
-        prompts(),
+        prompts() if drawn is None else drawn,
         Sampling(samples=samples, temperature=1.0, max_tokens=500),
         limits,
         groups_per_step=groups,
         max_staleness=ahead,
+        prompt_of=lambda _, row: Prompt(index=row, token_ids=[row % 90, 7], text=f"row {row}", row={}),
         clock=engines.clock,
     )
 

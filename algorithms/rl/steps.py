@@ -102,7 +102,8 @@ class Steps:
     def parts(self) -> dict[str, SavedPart]:
         """What has state beside the groups, by its name in checkpoints; each keeps what it needs, and nobody else
         knows what."""
-        return {"loop": self, "batches": self.batches, "shaper": self.shaper, "kl": self.kl, "best": self.best}
+        own: dict[str, SavedPart] = {"loop": self, "batches": self.batches, "rollouts": self.rollouts}
+        return own | {"shaper": self.shaper, "kl": self.kl, "best": self.best}
 
     def save(self, directory: Path) -> Entry:
         """How far the loop is, and what the engines have."""

@@ -1,11 +1,16 @@
 """All responses to one prompt: as the engines gave them, with their rewards, and with what advantages come from."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
 
-from actors.batch import Prompt
+from actors.batch import Episode, Prompt
+from actors.group import GroupError
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score
 
@@ -34,6 +39,26 @@ class ScoredGroup:
     def oldest_version(self) -> int | None:
         """Of the weights that sampled any token of the group; None where there is no token."""
         return min((info.oldest_version for info in self.infos if info.oldest_version >= 0), default=None)
+
+
+def episodes_of(group: ScoredGroup, timeout_s: float) -> list[Episode]:
+    """The episodes behind a group's reference; raises GroupError when they are lost, or do not come in time."""
+    try:
+        return ray.get(group.rollouts, timeout=timeout_s)
+    except RayError as error:
+        why = type(error).__name__
+        raise GroupError(f"rollout.collect: the responses to data row {group.prompt.index} are lost ({why})") from error
+
+
+def prompt_finder(prompts: Sequence[Prompt]) -> Callable[[str, int], Prompt]:
+    """Finds prompts by the name of their set and their row in it; raises KeyError where there is none."""
+    by_place = {(prompt.of_set, prompt.index): prompt for prompt in prompts}
+    return lambda of_set, row: by_place[of_set, row]
+
+
+def kept(episodes: list[Episode]) -> ObjectRef:
+    """A reference to episodes that this process keeps."""
+    return ray.put(episodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

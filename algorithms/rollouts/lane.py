@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from actors.batch import Prompt
@@ -82,6 +82,14 @@ class Lane:
         numbers = sorted(self.ready)[:groups]
         self.taken += len(numbers)
         return [self.ready.pop(number) for number in numbers]
+
+    def give_back(self, groups: list[ScoredGroup], again: list[Prompt], taken: int) -> None:
+        """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
+        self.ready = {order - len(groups): group for order, group in enumerate(groups)}
+        self._prompts = chain(again, self._prompts)
+        self.taken = taken
+        # What was asked for was given; what is ready, or was running, has been made ahead.
+        self.asked = taken
 
     def drop_older_than(self, version: int) -> None:
         """Leave out ready groups of which a token was sampled by weights older than this."""

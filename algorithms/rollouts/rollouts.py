@@ -13,9 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from threading import Condition, Thread
 
+import numpy as np
+
 from actors.batch import Prompt
+from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling
 from algorithms.rewards.pool import RewardPool
@@ -23,12 +27,15 @@ from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts.admission import Loads
 from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.failures import Failures
-from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup, episodes_of
 from algorithms.rollouts.lane import Lane, Running
+from algorithms.rollouts.saved import group_arrays, groups_of
 
 _LOOK_S = 1.0
 """Longest wait between two looks at deadlines."""
 _CLOSE_S = 10.0
+_FILE = "ahead.safetensors"
+"""Of what was made ahead, in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +65,13 @@ class Rollouts:
         *,
         groups_per_step: int,
         max_staleness: int = 0,
+        prompt_of: Callable[[str, int], Prompt] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`prompts` are drawn, one after the other, by the thread, and no earlier than they may start."""
+        """`prompts` are drawn, one after the other, by the thread, and no earlier than they may start.
+
+        `prompt_of` finds the prompt of a set's row again, for `load`.
+        """
         self.engines = engines
         self.pool = pool
         self.limits = limits
@@ -68,6 +79,7 @@ class Rollouts:
         ahead = max_staleness * groups_per_step
         self.training = Lane(prompts, sampling, Failures(limits.max_failed), ahead=ahead)
         self._evaluation: Lane | None = None
+        self._prompt_of = prompt_of or _unknown
         self._clock = clock
         self._ids = count()
         self._running: dict[int, Running] = {}
@@ -139,6 +151,35 @@ class Rollouts:
     def failures(self) -> Failures:
         """Of the step that is being taken, or was last."""
         return self.training.failures
+
+    def save(self, directory: Path) -> Entry:
+        """Write what was made ahead: groups that are ready, as arrays; of those on their way, which prompts they have.
+
+        Raises GroupError when the episodes of a group are lost, or do not come in time.
+        """
+        with self._changed:
+            lane = self.training
+            ready = [lane.ready[order] for order in sorted(lane.ready)]
+            ahead = [*self._running.values(), *self._scoring.values()]
+            again = sorted((each for each in ahead if each.lane is lane), key=lambda each: each.order)
+            taken = lane.taken
+        if not ready and not again:
+            return {"taken": taken}
+        arrays = group_arrays(ready, [episodes_of(group, self.limits.silence_s) for group in ready])
+        rows, sets = [each.prompt.index for each in again], [each.prompt.of_set for each in again]
+        write_arrays(arrays | {"again": np.array(rows, dtype=np.int64)}, directory / _FILE)
+        return {"taken": taken, "ready": len(ready), "again_sets": sets}
+
+    def load(self, directory: Path, entry: Entry) -> None:
+        """Continue from what `save` has written: ready groups are given out first, the others start anew."""
+        groups, again = list[ScoredGroup](), list[Prompt]()
+        if "ready" in entry:
+            arrays = read_arrays(directory / _FILE)
+            groups = groups_of(arrays, self._prompt_of)
+            rows = arrays["again"].tolist()
+            again = [self._prompt_of(of_set, row) for of_set, row in zip(entry["again_sets"], rows, strict=True)]
+        with self._changed:
+            self.training.give_back(groups, again, int(entry["taken"]))
 
     def close(self) -> None:
         """End the thread; what is running is left to the engines."""
@@ -315,6 +356,10 @@ class Rollouts:
                     f"rollout[{engine}].poll: nothing heard, while data row {late.prompt.index} waits, "
                     f"for {limits.silence_s:g} s (rollout.timeout_s)"
                 )
+
+
+def _unknown(of_set: str, row: int) -> Prompt:
+    raise KeyError(f"row {row} of {of_set or 'the data'}")
 
 
 def _infos(finished: Finished, group: Running) -> list[RolloutInfo]:

@@ -254,6 +254,7 @@ def _rollouts(
 ) -> Any:
     """Where scored groups come from; `batches` says which of the prompts come next."""
     from algorithms.rollouts.engines import RayEngines
+    from algorithms.rollouts.groups import prompt_finder
     from algorithms.rollouts.rollouts import Limits, Rollouts
 
     algorithm = config.algorithm
@@ -269,6 +270,7 @@ def _rollouts(
         (prompts[batches.next(1)[0]] for _ in count()),
         _sampling(config, algorithm),
         limits,
+        prompt_of=prompt_finder(prompts),
         groups_per_step=algorithm.prompts_per_step,
         max_staleness=algorithm.max_staleness,
     )

@@ -74,6 +74,8 @@ def former_parts(state: dict[str, Any], files: Iterable[str]) -> dict[str, Entry
     groups = {name.partition("/")[0] for name in files}
     loop = {name: state[name] for name in ("step", "version", "last_evaluation") if name in state}
     others = {name: state[former] for name, former in _FORMER.items() if former in state}
+    if "shaper" in others:  # of reinforcement: nothing was made ahead of training then
+        others["rollouts"] = {"taken": 0}
     return {name: {} for name in sorted(groups)} | {"loop": loop, "best": state.get("best") or {}} | others
 
 

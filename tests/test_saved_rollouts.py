@@ -1,0 +1,128 @@
+"""Groups made ahead of training in a checkpoint: as arrays and back, and what becomes of those on their way."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.batch import Episode, Prompt, Turn, VersionSpan
+from actors.rollout.simulated import Table
+from actors.rollout.types import RolloutInfo
+from algorithms.rewards.scores import Score, empty_scores
+from algorithms.rollouts import groups as groups_module
+from algorithms.rollouts.groups import ScoredGroup, prompt_finder
+from algorithms.rollouts.saved import group_arrays, groups_of
+from tests.episodes import episode
+from tests.simulated_engines import Clock, SimulatedEngines
+from tests.test_ahead import made, prompts
+
+ROWS = [Prompt(index=n, token_ids=[n, 1], text="", row={}, of_set=name) for name in ("a", "b") for n in range(9)]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References are the episodes themselves."""
+    monkeypatch.setattr(groups_module, "kept", lambda episodes: episodes)
+    monkeypatch.setattr("algorithms.rollouts.saved.kept", lambda episodes: episodes)
+    monkeypatch.setattr("algorithms.rollouts.rollouts.episodes_of", lambda group, _: group.rollouts)
+
+
+def group(prompt: Prompt, *episodes: Episode, scores: list[Score]) -> ScoredGroup:
+    return ScoredGroup(
+        prompt=prompt, rollouts=list(episodes), infos=[RolloutInfo.of(each) for each in episodes], scores=scores
+    )
+
+
+def turns() -> Episode:
+    """Two turns with a tool's text between, a reward for the first only, and weights that changed in it."""
+    spans = [VersionSpan(version=3, start=0, end=1), VersionSpan(version=4, start=1, end=2)]
+    first = Turn(
+        given_token_ids=np.array([5, 6], dtype=np.int32), sampled_token_ids=np.array([7, 8], dtype=np.int32),
+        rollout_logprobs=np.array([-0.5, -1.25], dtype=np.float32), versions=spans, finish_reason="stop", reward=0.0,
+    )  # fmt: skip
+    second = Turn(
+        given_token_ids=np.array([1] * 30, dtype=np.int32), sampled_token_ids=np.array([9], dtype=np.int32),
+        rollout_logprobs=np.array([-2.0], dtype=np.float32), versions=[VersionSpan(version=4, start=0, end=1)],
+        finish_reason="length",
+    )  # fmt: skip
+    return Episode(turns=[first, second], status="truncated", text="ends\nin é \ud83d and 答")
+
+
+def shown(found: ScoredGroup) -> Any:
+    """All of a group, in what can be compared."""
+    parts = [(each.status, each.text, [_shown(turn) for turn in each.turns]) for each in found.rollouts]
+    scores = [(str(each.reward), each.parts, each.status) for each in found.scores]
+    return found.prompt, parts, found.infos, scores
+
+
+def _shown(turn: Turn) -> Any:
+    tokens = turn.given_token_ids.tolist(), turn.sampled_token_ids.tolist(), turn.rollout_logprobs.tolist()
+    return tokens, turn.versions, turn.finish_reason, turn.reward
+
+
+def test_groups_come_back_as_they_were() -> None:
+    """Turns, rewards of turns, spans, texts that are no Unicode, responses without a token, rewards still to come."""
+    scores = [
+        Score(reward=0.1 + 0.2, parts={"x": 1.0, "y": 0.3}, status="ok"),
+        Score(reward=-1.0, parts={"x": -1.0}, status="ok"),
+    ]
+    first = group(ROWS[3], turns(), episode([3, 1], [2], text=""), scores=scores)
+    second = group(ROWS[12], episode([3, 1], [], text="", status="failed"), scores=empty_scores(1))
+    arrays = group_arrays([first, second], [first.rollouts, second.rollouts])
+    found = groups_of(arrays, prompt_finder(ROWS))
+    assert [shown(each) for each in found] == [shown(first), shown(second)]
+    assert all(array.dtype != object for array in arrays.values()), "a file of arrays holds nothing that runs"
+
+
+def test_no_groups_are_no_groups() -> None:
+    assert groups_of(group_arrays([], []), prompt_finder(ROWS)) == []
+
+
+@pytest.mark.parametrize("damage", [{"rows": np.array([99])}, {"sets": np.frombuffer(b"\1\0\0\0z", np.uint8)}])
+def test_a_prompt_that_there_is_not_is_no_other_prompt(damage: dict[str, Any]) -> None:
+    arrays = group_arrays([only := group(ROWS[3], turns(), scores=empty_scores(1))], [only.rollouts]) | damage
+    with pytest.raises(KeyError):
+        groups_of(arrays, prompt_finder(ROWS))
+
+
+def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp_path: Path) -> None:
+    """Every prompt of the order is trained on once; ready groups are given out first, with what they were."""
+    engines = SimulatedEngines([Table(lengths=(10, 20, 90, 15), token_s=0.01)] * 2, Clock())
+    engines.collect = lambda engine, request: engines.hosts[engine].ended.pop(request)  # type: ignore[method-assign]
+    drawn = prompts()
+    before = made(engines, groups=3, ahead=2, samples=1, drawn=drawn)
+    used: list[int] = []
+    for version in range(3):
+        used += [each.prompt.index for each in before.take(3, version, seed=version)]
+        engines.use(version + 1)
+        before.published(version + 1)
+    engines.go_on(0.3)
+    ready, on_the_way = len(before.training.ready), before.training.on_the_way
+    assert ready and on_the_way, "both kinds are there to be kept"
+    entry = before.save(tmp_path)
+    kept = {group.prompt.index: shown(group) for group in before.training.ready.values()}
+    before.close()
+    again = SimulatedEngines([Table(lengths=(10,), token_s=0.01)], Clock())
+    again.collect = lambda engine, request: again.hosts[engine].ended.pop(request)  # type: ignore[method-assign]
+    again.use(5)
+    after = made(again, groups=3, ahead=2, samples=1, drawn=drawn)
+    after.load(tmp_path, entry)
+    steps = [after.take(3, version, seed=version) for version in range(3, 7)]
+    found = [each for step in steps for each in step]
+    assert sorted(used + [each.prompt.index for each in found]) == list(range(21))
+    assert {each.prompt.index for each in found[:ready]} == set(kept), "first what was ready"
+    assert all(shown(each) == kept[each.prompt.index] for each in found[:ready])
+    after.close()
+
+
+def test_on_policy_nothing_is_kept(tmp_path: Path) -> None:
+    engines = SimulatedEngines([Table(lengths=(60,), token_s=0.01)], Clock())
+    rollouts = made(engines, groups=3, ahead=0)
+    rollouts.take(3, 0, seed=0)
+    assert rollouts.save(tmp_path) == {"taken": 3} and list(tmp_path.iterdir()) == []
+    after = made(SimulatedEngines([Table(lengths=(60,), token_s=0.01)], Clock()), groups=3, ahead=0)
+    after.load(tmp_path, {"taken": 3})
+    assert len(after.take(3, 0, seed=0)) == 3
+    rollouts.close()
+    after.close()
