@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from actors.secret_text import (
@@ -17,9 +17,7 @@ from actors.secret_text import (
     masked,
     names_secret,
 )
-
-if TYPE_CHECKING:
-    from launch.config import RunConfig
+from algorithms.config import RewardConfig
 
 _FREE_TEXT = ("alphabet", "system_prompt", "prompts", "stop")
 """Text for the model, which may well speak of addresses."""
@@ -35,7 +33,16 @@ _ADVICE = {
 }
 
 
-def secret_problems(config: "RunConfig") -> list[str]:
+class Described(Protocol):
+    """What of a RunConfig is looked at here; by its own name it could not be named, as it asks these very rules."""
+
+    @property
+    def reward(self) -> RewardConfig: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+def secret_problems(config: Described) -> list[str]:
     """One line for each secret that stands in the configuration itself; no line shows one."""
     found = list(_endpoint_secrets(config))
     values = config.model_dump(mode="json")
@@ -45,7 +52,7 @@ def secret_problems(config: "RunConfig") -> list[str]:
     return found
 
 
-def public_values(config: "RunConfig") -> dict[str, Any]:
+def public_values(config: Described) -> dict[str, Any]:
     """The configuration as JSON values, to be shown or sent: without headers that name no variable.
 
     No other secret is in it, as `secret_problems` has refused it.
@@ -67,7 +74,7 @@ def _public_header(value: str) -> str:
     return value if is_reference(value) else "(not shown)"
 
 
-def plain_http_warnings(config: "RunConfig") -> list[str]:
+def plain_http_warnings(config: Described) -> list[str]:
     """One line for each endpoint whose headers name variables that would cross a network unencrypted."""
     found = []
     for index, endpoint in enumerate(config.reward.endpoints):
@@ -122,7 +129,7 @@ def _is_secret(value: Any, path: tuple[str, ...], secret: bool) -> bool:
     return secret or holds_token(value) or (holds_login(value) and not told_of)
 
 
-def _endpoint_secrets(config: "RunConfig") -> Iterator[str]:
+def _endpoint_secrets(config: Described) -> Iterator[str]:
     for index, endpoint in enumerate(config.reward.endpoints):
         field = f"reward.endpoints.{index}"
         for name, value in endpoint.headers.items():
