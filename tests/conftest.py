@@ -49,6 +49,7 @@ LONGEST = (
     "encoder_update",
     "invariance",
     "reward_pool",
+    "roster",
 )
 """Files of a minute and more, which start first: of two processes, whichever is done early takes the short ones."""
 ROOT = Path(__file__).resolve().parent.parent

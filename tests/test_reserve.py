@@ -53,6 +53,7 @@ def refused(**rollout):
 
 print("packed", *where([], engines=3, cpus_per_engine=2))
 print("apart", *where([], engines=4, engines_per_node=2, cpus_per_engine=1))
+print("labelled", *where([], engines=2, cpus_per_engine=1, node_labels={"name": "in(x, b)"}))
 print("never", refused(engines=5, cpus_per_engine=2))
 print("few", refused(engines=3, engines_per_node=1, cpus_per_engine=1))
 print("narrow", refused(engines=3, cpus_per_engine=2.5))
@@ -91,6 +92,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+
+
+def test_the_values_of_a_label_are_those_that_the_user_lists(told: dict[str, str]) -> None:
+    """With a space behind a comma, as a list is written."""
+    assert told["labelled"] == "['b', 'b'] 2"
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,10 @@ def _ask(
     bundles: list[dict[str, float]], strategy: str, wanted: Reservation, avoided: set[str], near: str | None = None
 ) -> PlacementGroup:
     """`near`: id of the node to be on if it has room, for STRICT_PACK alone."""
-    labels = dict(wanted.labels)
+    # Ray 2.60 takes a space in a list of values as a part of the next one: "in(a, b)" would be a, or " b".
+    labels = {name: "".join(value.split()) for name, value in wanted.labels.items()}
     if avoided:
-        labels["ray.io/node-id"] = f"!in({', '.join(sorted(avoided))})"
+        labels["ray.io/node-id"] = f"!in({','.join(sorted(avoided))})"
     options: dict[str, Any] = {"_soft_target_node_id": near} if near else {}
     return placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles), **options)
 
