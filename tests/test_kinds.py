@@ -1,6 +1,8 @@
 """Kinds of jobs: every job has one, which holds its settings, and the kinds differ where the jobs do."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from launch.kinds.kind import JobKind
 from launch.kinds.rl import GRPOKind
 from launch.kinds.table import KINDS, job_kind
 from launch.run.placement import demands
+from launch.run.roster import Roster
 from launch.settings.readers import readers
 from launch.settings.tree import jobs
 
@@ -111,3 +114,94 @@ def test_a_kind_says_which_settings_it_reads() -> None:
     assert readers("data.corpus") == ("embedding", "reranker")
     assert readers("reference.sync_every") == ("dpo", "ppo", "grpo")
     assert readers("policy.ranks") == tuple(JOBS)
+
+
+class FakeGroup:
+    """Stands for an actor group of one rank: notes of which class it is and what it is made with."""
+
+    def __init__(self, name: str, worker: type, spawned: dict[str, list[Any]]) -> None:
+        self.name, self.handles = name, [None]
+        self._worker, self._spawned = worker, spawned
+
+    def __len__(self) -> int:
+        return 1
+
+    def spawn(self, *arguments: Any) -> None:
+        self._spawned[self.name] = [self._worker.__name__, *arguments[4:]]
+
+    def submit(self, *arguments: Any) -> str:
+        return "reference"
+
+    def gather(self, references: list[str], what: str, **options: Any) -> list[Any]:
+        return [("127.0.0.1", 1)]
+
+    def call(self, method: Any, *arguments: Any) -> list[int]:
+        return [32]  # the size of its vectors
+
+
+TEXTS = [f"{letter}h" for letter in "abcd"]
+LABELLED = [{"prompt": text, "completion": text[::-1], "label": text < "ch"} for text in TEXTS]
+PAIRS = [{"prompt": text, "chosen": text[::-1], "rejected": "aa"} for text in TEXTS]
+RANKED = [{"query": text, "pos": text[::-1], "neg": ["ee"]} for text in TEXTS]
+BUILT = [
+    ("sft", {}, LABELLED, "SFT", {"policy": ["PolicyWorker"]}),
+    ("reward", {}, PAIRS, "RewardModel", {"policy": ["RewardModelWorker"]}),
+    ("dpo", {}, PAIRS, "DPO", {"policy": ["PolicyWorker"], "reference": ["ReferenceWorker"]}),
+    ("dpo", {"loss": "kto"}, LABELLED, "DPO", {"policy": ["PolicyWorker"], "reference": ["ReferenceWorker"]}),
+    ("dpo", {"loss": "simpo"}, PAIRS, "DPO", {"policy": ["PolicyWorker"]}),
+    (
+        "embedding",
+        {"prompts": {"query": "find "}, "max_tokens": 16, "matryoshka": [32]},
+        RANKED,
+        "Embedding",
+        {
+            "policy": [
+                "EncoderWorker",
+                {"kind": "embedding", "pooling": "mean", "max_tokens": 16, "prompts": {"query": "find "}},
+                [],
+            ]
+        },
+    ),
+    (
+        "reranker",
+        {"prompt": "match "},
+        RANKED,
+        "Reranker",
+        {"policy": ["EncoderWorker", {"kind": "reranker", "prompts": {"query": "match "}}, []]},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "rows", "loop", "spawned"), BUILT, ids=[f"{job[0]}-{job[3]}" for job in BUILT]
+)
+def test_a_kind_starts_its_groups_and_gives_its_loop(
+    job: str,
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    loop: str,
+    spawned: dict[str, list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a group is made with beside model, settings and seed; of an encoder's head, what is given."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found: dict[str, list[Any]] = {}
+
+    def add(roster: Roster, name: str, worker: type, *arguments: Any) -> FakeGroup:
+        group: Any = FakeGroup(name, worker, found)
+        roster._started[name] = group
+        return group
+
+    monkeypatch.setattr(Roster, "add", add)
+    for module in ("build_offline", "build_encoder"):
+        monkeypatch.setattr(f"launch.run.{module}.resume", lambda *arguments: None)
+    init = {"hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024, "alphabet": "abcdefgh"}
+    init |= {"family": "bert"} if kind(job).role == "encoder" else {}
+    algorithm = settings | {"samples_per_update": 4}
+    placement, reporter = SimpleNamespace(nodes=set(), slots={}), SimpleNamespace(phase=print, note=print)
+    made = kind(job, algorithm=algorithm, model={"init": init}).build(placement, reporter, Roster(""))
+    assert type(made).__name__ == loop
+    found["policy"][1:2] = [head.model_dump(exclude_defaults=True) for head in found["policy"][1:2]]
+    assert found == spawned
