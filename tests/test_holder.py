@@ -99,7 +99,8 @@ class Trio:
         self.engine(engine, Engine.submit, [Request(id=number, token_ids=[5, 6, 7], sampling=sampling)], None)
         [finished] = self.engine(engine, Engine.poll, 60.0)
         assert (finished.request, finished.error) == (number, "")
-        return {span.version for episode in self.engine(engine, Engine.collect, number) for span in episode.versions}
+        episodes = self.engine(engine, Engine.collect, number)
+        return {span.version for episode in episodes for turn in episode.turns for span in turn.versions}
 
 
 class LateGroup(ActorGroup[Engine]):
