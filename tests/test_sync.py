@@ -374,7 +374,7 @@ def test_paused_requests_are_kept(pair: Pair) -> None:
     [rollouts] = pair.answers(asked)
     assert len(rollouts) == 16
     assert {rollout.status for rollout in rollouts} <= {"ok", "truncated"}
-    assert {span.version for rollout in rollouts for turn in rollout.turns for span in turn.versions} == {pair.version}
+    assert {span.version for rollout in rollouts for span in rollout.turns[0].versions} == {pair.version}
 
 
 def test_running_requests_continue_with_new_weights(pairs: dict[str, Pair], tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_after_the_first_time_only_adapters_travel(pairs: dict[str, Pair]) -> No
     with pair.broken(lost_in_transit, "model.norm.weight"):
         pair.publish()
     rollouts = pair.generate([5, 6, 7])
-    assert {span.version for rollout in rollouts for turn in rollout.turns for span in turn.versions} == {pair.version}
+    assert {span.version for rollout in rollouts for span in rollout.turns[0].versions} == {pair.version}
 
 
 @pytest.mark.parametrize(
