@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.pulse import Pulse
 from actors.secret_text import masked
 
 W = TypeVar("W")
@@ -62,12 +63,30 @@ _CPU_ENVIRONMENT = {
 }
 
 
+CONTROL = "control"
+"""Concurrency group of what every actor answers while it works.
+
+Where there is one, Ray 2.60 runs the other methods on one thread of their own, in order, and the main thread only takes
+in calls. Keeping them on the main thread (max_concurrency=0 does) is no use: calls of all groups pass through it, and
+none arrives while it computes. No method may therefore need the main thread, as Python's signals do: reward processes,
+whose functions set timers by signals, have no such group. What torch keeps per thread is the same on both: the number
+of OpenMP threads is in the environment, and the CUDA device is the only one that the process sees.
+"""
+_CONTROL_CALLS = 2
+"""So many at one time: a pulse is answered beside another call."""
+_PULSE = "pulse"
+
+
 class GroupError(RuntimeError):
     """An actor of a group failed, died or missed a deadline; the message names the group, rank and method."""
 
 
 class ActorGroup(Generic[W]):
-    """`len(slots)` actors of one worker class, addressed by rank."""
+    """`len(slots)` actors of one worker class, addressed by rank.
+
+    A group outlives its processes: `replace` ends one and starts another in its stead. Who holds the group and asks it
+    at every use always reaches those of now; who keeps `handles` does not.
+    """
 
     def __init__(
         self,
@@ -81,27 +100,89 @@ class ActorGroup(Generic[W]):
     ) -> None:
         self.name = name
         self.timeout_s = timeout_s
-        make: Any = ray.remote
-        remote = make(concurrency_groups=concurrency)(worker) if concurrency else make(worker)
-        self._remotes = [
-            remote.options(**_options(slot, f"{log_directory}/{name}-{rank}.log")) for rank, slot in enumerate(slots)
-        ]
-        self.nodes = [slot.node for slot in slots]
+        self.slots = list(slots)
         self.handles: list[Any] = []
+        self.generations = [0] * len(self.slots)
+        """Of each rank: how often its process was replaced."""
+        make: Any = ray.remote
+        self._remote = make(concurrency_groups={CONTROL: _CONTROL_CALLS} | (concurrency or {}))(worker)
+        self._log_directory = log_directory
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+        self._fresh: set[int] = set()
+        self._born: dict[Any, tuple[int, int]] = {}
+        """Id of every actor that was started -> its rank and generation."""
 
     def __len__(self) -> int:
-        return len(self._remotes)
+        return len(self.slots)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Address of each rank's node; empty when there is only one."""
+        return [slot.node for slot in self.slots]
+
+    @property
+    def version(self) -> int:
+        """How many processes were replaced so far: what depends on all of them is out of date when it moves."""
+        return sum(self.generations)
 
     def spawn(self, *args: Any, **kwargs: Any) -> None:
         """Start all actors as `worker(rank, ranks, *args, **kwargs)`, without waiting for them."""
-        self.handles = [remote.remote(rank, len(self), *args, **kwargs) for rank, remote in enumerate(self._remotes)]
+        self._arguments = args, kwargs
+        self.handles = [self._start(rank) for rank in range(len(self))]
+
+    def replace(self, rank: int, slot: Slot | None = None) -> None:
+        """End a rank's process, if it lives, and start another one with the same arguments, without waiting for it.
+
+        It starts in the same slot, or in another, which the rank then has. Calls to the one before fail. What ranks
+        share, they must build anew: see `launch.run.groups.rebuild`.
+        """
+        ray.kill(self.handles[rank])
+        if slot is not None:
+            self.slots[rank] = slot
+        self.generations[rank] += 1
+        self.handles[rank] = self._start(rank)
+
+    def is_fresh(self, rank: int) -> bool:
+        """Whether a rank's process is as it was started: nothing was called but its pulse."""
+        return rank in self._fresh
+
+    def origin(self, ref: Any) -> tuple[int, int]:
+        """Rank and generation of the process that a reference of `submit` is, or was, to be answered by."""
+        return self._born[ref.task_id().actor_id()]
+
+    def _start(self, rank: int) -> Any:
+        options = _options(self.slots[rank], f"{self._log_directory}/{self.name}-{rank}.log")
+        args, kwargs = self._arguments
+        handle = self._remote.options(**options).remote(rank, len(self), *args, **kwargs)
+        self._born[handle._actor_id] = rank, self.generations[rank]
+        self._fresh.add(rank)
+        return handle
 
     def submit(
         self, rank: int, method: Callable[Concatenate[W, P], T], *args: Any, num_returns: int = 1, **kwargs: Any
     ) -> Any:
         """Call a method on one rank and return its object reference(s) at once."""
+        self._fresh.discard(rank)
         bound = getattr(self.handles[rank], method.__name__)
         return (bound.options(num_returns=num_returns) if num_returns != 1 else bound).remote(*args, **kwargs)
+
+    def pulses(self, within_s: float) -> list[Pulse | GroupError]:
+        """What each rank's process does now, whether it works or waits; it is asked beside its work.
+
+        The error of a rank that has not answered within `within_s` seconds, or is dead. A process that is still being
+        started does not answer.
+        """
+        refs = [handle.pulse.options(concurrency_group=CONTROL).remote() for handle in self.handles]
+        done = ray.wait(refs, num_returns=len(refs), timeout=within_s)[0] if refs else []
+        return [self._pulse(rank, ref, within_s, answered=ref in done) for rank, ref in enumerate(refs)]
+
+    def _pulse(self, rank: int, ref: Any, within_s: float, *, answered: bool) -> Pulse | GroupError:
+        if not answered:
+            return GroupError(no_answer(self.name, [rank], _PULSE, within_s, self.nodes))
+        try:
+            return _answer(self.name, rank, ref, _PULSE, within_s, self.nodes[rank])
+        except GroupError as error:
+            return error
 
     def call(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Call a method on every rank with the same arguments and wait for all; raises GroupError."""
@@ -142,6 +223,7 @@ class ActorGroup(Generic[W]):
         for handle in self.handles:
             ray.kill(handle)
         self.handles = []
+        self._fresh.clear()
 
 
 def answers_of(

@@ -190,11 +190,6 @@ class EncoderConfig(OfflineConfig):
     mteb: list[str] = []
     """Tasks of MTEB, by name, that the exported model is measured with in the end; needs the package mteb."""
 
-    @property
-    def guides(self) -> dict[str, str]:
-        """Field -> directory of the other models that training reads."""
-        return {}
-
 
 class EmbeddingConfig(EncoderConfig, EmbeddingTask):
     """Embedding model (bi-encoder): texts to vectors whose similarity is learned."""

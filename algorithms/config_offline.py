@@ -65,6 +65,16 @@ class OfflineConfig(Config):
             raise ValueError(f"steps must be given, or epochs, but not both, got {got}")
         return self
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the job compares with a frozen reference."""
+        return False
+
+    @property
+    def guides(self) -> dict[str, str]:
+        """Field -> directory of the other models that training reads."""
+        return {}
+
     def updates(self, rows: int) -> int:
         """Optimizer updates of the run over data of `rows` rows: `steps`, or as many as `epochs` take.
 

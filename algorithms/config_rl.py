@@ -1,6 +1,7 @@
 """Settings of reinforcement learning: what PPO and the GRPO family share, and what each has of its own."""
 
 import math
+from abc import abstractmethod
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,9 @@ from actors.config_numbers import (
     Tokens,
 )
 from algorithms.config_offline import StopWhen
+from algorithms.rl.baselines import BASELINES, WITHOUT_CRITIC, Baseline, BaselineName
+from algorithms.rl.formula import check_choice
+from algorithms.rl.surrogates import RATIO_BOUNDS, SURROGATES, Surrogate, SurrogateName
 
 
 class ImportanceCorrection(Config):
@@ -121,6 +125,16 @@ class RLConfig(Config):
         return None if prompts is None else math.ceil(self.epochs * prompts / self.prompts_per_step)
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with a frozen reference."""
+        return self.kl_coef > 0
+
+    @property
+    def guides(self) -> dict[str, str]:
+        """Field -> directory of the other models that training reads; reward models are a section of their own."""
+        return {}
+
+    @property
     def samples_per_step(self) -> int:
         """Samples of one step: prompts_per_step x samples_per_prompt."""
         return self.prompts_per_step * self.samples_per_prompt
@@ -129,6 +143,16 @@ class RLConfig(Config):
     def updates_per_step(self) -> int:
         """Optimizer updates of one step, over all its epochs."""
         return self.epochs_per_step * (self.samples_per_step // (self.samples_per_update or self.samples_per_step))
+
+    @property
+    @abstractmethod
+    def baseline(self) -> Baseline:
+        """How scores become advantages."""
+
+    @property
+    @abstractmethod
+    def surrogate(self) -> Surrogate:
+        """The term of the loss that the advantages are in."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "RLConfig":
@@ -182,7 +206,7 @@ class RLConfig(Config):
             refuse_unused(self, "missing_eos_penalty", why=why)
         if self.importance_correction and self.updates_per_step == 1:
             why = "with importance_correction and one update a step, where the importance ratio is 1"
-            refuse_unused(self, "clip_low", "clip_high", "dual_clip", why=why)
+            refuse_unused(self, *(name for name in RATIO_BOUNDS if name in type(self).model_fields), why=why)
         return self
 
     def _check_kl_in_loss(self) -> None:
@@ -237,6 +261,14 @@ class PPOConfig(RLConfig):
     critic_warmup_steps: StepsOrNone = 0
     """First steps in which only the critic learns."""
 
+    @property
+    def baseline(self) -> Baseline:
+        return BASELINES["gae"]
+
+    @property
+    def surrogate(self) -> Surrogate:
+        return SURROGATES["clip"]
+
     def warmup_problem(self, prompts: int | None) -> str | None:
         """What is wrong with critic_warmup_steps, for this many training prompts; None where nothing is known to be."""
         total = self.total_steps(prompts)
@@ -255,27 +287,17 @@ class PPOConfig(RLConfig):
         return self
 
 
-READ_BY = {
-    "clip_low": ("clip", "gspo"),
-    "clip_high": ("clip", "gspo"),
-    "dual_clip": ("clip",),
-    "cispo_max_ratio": ("cispo",),
-    "sapo_temperatures": ("sapo",),
-}
-"""Field -> losses of GRPOConfig that read it."""
-
-
 class GRPOConfig(RLConfig):
     """Group Relative Policy Optimization (arXiv 2402.03300) and its family, all without a critic."""
 
     name: Literal["grpo"]
     """Algorithm."""
-    advantage: Literal["group", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline"] = "group"
+    advantage: BaselineName = "group"
     """Baseline: the group's mean (GRPO); the mean of the others in the group (RLOO, arXiv 2402.14740); none, with
     whitening over the step (REINFORCE++, arXiv 2501.03262); the group's mean, with whitening over the step."""
     normalize_std: bool = True
     """With advantage group, divide centred rewards by their standard deviation within the group."""
-    loss: Literal["clip", "gspo", "cispo", "sapo"] = "clip"
+    loss: SurrogateName = "clip"
     """Surrogate: clipped token ratios (PPO); clipped sequence ratios (GSPO, arXiv 2507.18071); clipped and detached
     ratios as weights (CISPO, arXiv 2506.13585); a soft gate instead of a clip (SAPO, arXiv 2511.20347)."""
     cispo_max_ratio: PositiveFactor | None = None
@@ -289,9 +311,17 @@ class GRPOConfig(RLConfig):
     dynamic_sampling_rounds: Epochs = 10
     """Rounds of sampling after which a step with too few such groups ends the run, saying so."""
 
+    @property
+    def baseline(self) -> Baseline:
+        return BASELINES[self.advantage]
+
+    @property
+    def surrogate(self) -> Surrogate:
+        return SURROGATES[self.loss]
+
     @model_validator(mode="after")
     def _groups(self) -> "GRPOConfig":
-        if self.samples_per_prompt < 2 and self.advantage != "reinforce_pp":
+        if self.samples_per_prompt < 2 and self.baseline.compare:
             raise ValueError(
                 f"samples_per_prompt must be at least 2 for grpo with advantage {self.advantage}, which compares the "
                 f"samples of a group, got {self.samples_per_prompt}"
@@ -303,19 +333,15 @@ class GRPOConfig(RLConfig):
             )
         if not self.dynamic_sampling:
             refuse_unused(self, "dynamic_sampling_rounds", why="without dynamic_sampling")
-        if self.advantage != "group":
-            refuse_unused(self, "normalize_std", why=f"with advantage {self.advantage}, which does not read it")
+        check_choice(self, "advantage", WITHOUT_CRITIC)
         return self
 
     @model_validator(mode="after")
     def _losses(self) -> "GRPOConfig":
-        if self.loss == "cispo" and self.cispo_max_ratio is None:
-            raise ValueError("cispo_max_ratio: required for loss cispo, got nothing")
-        for name, losses in READ_BY.items():
-            if self.loss not in losses:
-                refuse_unused(self, name, why=f"with loss {self.loss}, which does not read it")
-        if self.loss == "gspo" and self.aggregation != "sequence":
+        check_choice(self, "loss", SURROGATES)
+        if self.surrogate.by_sequence and self.aggregation != "sequence":
             raise ValueError(
-                f"aggregation must be sequence with loss gspo, whose ratio is one of a sequence, got {self.aggregation}"
+                f"aggregation must be sequence with loss {self.loss}, whose ratio is one of a sequence, "
+                f"got {self.aggregation}"
             )
         return self

@@ -55,7 +55,9 @@ def clipped_policy_loss(
         loss of each token, 0 outside `mask`, [T]; tokens whose gradient the clip cuts off, bool [T].
     """
     log_ratio = torch.where(mask, policy_logprobs - old_logprobs, 0)
-    losses, clipped = _clipped_surrogate(log_ratio, advantages, mask, clip_low, clip_high)
+    ratio, advantages = torch.exp(bounded(log_ratio)), torch.where(mask, advantages, 0)
+    unclipped, within = -ratio * advantages, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    losses, clipped = torch.maximum(unclipped, within), within > unclipped
     if dual_clip is None:
         return losses, clipped
     bound = -dual_clip * advantages
@@ -88,27 +90,29 @@ def gspo_policy_loss(
     log_ratio = torch.where(mask, policy_logprobs - old_logprobs, 0)
     action_tokens = _sequence_sums(mask.to(log_ratio.dtype), sequence_ids)
     means = _sequence_sums(log_ratio, sequence_ids) / action_tokens.clamp(min=1)
-    return _clipped_surrogate(means[sequence_ids], advantages, mask, clip_low, clip_high)
+    # The clip of tokens, each of which has the log ratio of its sequence.
+    zeros, bounds = torch.zeros_like(log_ratio), {"clip_low": clip_low, "clip_high": clip_high}
+    return clipped_policy_loss(means[sequence_ids], zeros, advantages, mask, **bounds)
 
 
 def cispo_policy_loss(
-    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, max_ratio: float
+    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, cispo_max_ratio: float
 ) -> tuple[Tensor, Tensor]:
-    """REINFORCE with capped importance ratios as weights: -min(rho, max_ratio) A log pi, the weight without gradient.
+    """REINFORCE with capped importance ratios as weights: -min(rho, cap) A log pi, the weight without gradient.
 
     CISPO, arXiv 2506.13585. Unlike a clip, the cap leaves every token its gradient.
 
     Args:
         policy_logprobs, old_logprobs, advantages, mask: as in `clipped_policy_loss`.
-        max_ratio: largest weight.
+        cispo_max_ratio: largest weight, the cap.
 
     Returns:
         loss of each token, 0 outside `mask`, [T]; tokens whose ratio was capped, bool [T].
     """
     policy = torch.where(mask, policy_logprobs, 0)
     ratio = torch.exp(bounded(torch.where(mask, policy_logprobs - old_logprobs, 0))).detach()
-    losses = -ratio.clamp(max=max_ratio) * advantages * policy
-    return torch.where(mask, losses, 0), mask & (ratio > max_ratio)
+    losses = -ratio.clamp(max=cispo_max_ratio) * advantages * policy
+    return torch.where(mask, losses, 0), mask & (ratio > cispo_max_ratio)
 
 
 def sapo_policy_loss(
@@ -117,7 +121,7 @@ def sapo_policy_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
-    temperatures: tuple[float, float],
+    sapo_temperatures: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Soft gate instead of a clip: -(4 / tau) sigmoid(tau (rho - 1)) A, whose gradient at rho = 1 is PPO's.
 
@@ -125,13 +129,13 @@ def sapo_policy_loss(
 
     Args:
         policy_logprobs, old_logprobs, advantages, mask: as in `clipped_policy_loss`.
-        temperatures: tau where A > 0, and elsewhere.
+        sapo_temperatures: tau where A > 0, and elsewhere.
 
     Returns:
         loss of each token, 0 outside `mask`, [T]; bool [T] that is false everywhere: nothing is cut off.
     """
     ratio = torch.exp(bounded(torch.where(mask, policy_logprobs - old_logprobs, 0)))
-    positive, negative = (torch.full_like(ratio, tau) for tau in temperatures)
+    positive, negative = (torch.full_like(ratio, tau) for tau in sapo_temperatures)
     tau = torch.where(advantages > 0, positive, negative)
     losses = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
     return torch.where(mask, losses, 0), torch.zeros_like(mask)
@@ -251,16 +255,6 @@ def clipped_value_loss(
         return errors / 2, torch.zeros_like(mask)
     bounded = (values.clamp(old_values - clip, old_values + clip) - returns).square()
     return torch.maximum(errors, bounded) / 2, bounded > errors
-
-
-def _clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """Loss of each token and whether the clip cuts off its gradient; `log_ratio` must be finite everywhere."""
-    ratio, advantages = torch.exp(bounded(log_ratio)), torch.where(mask, advantages, 0)
-    unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return torch.maximum(unclipped, clipped), clipped > unclipped
 
 
 def _sequence_sums(values: Tensor, sequence_ids: Tensor) -> Tensor:

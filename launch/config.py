@@ -23,12 +23,9 @@ from actors.config_nodes import Environment, NodeLabels
 from actors.config_numbers import Cores, Count, Steps, WholeSeconds
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
-from algorithms.config_offline import DPOConfig
-from algorithms.config_rl import RLConfig
 from launch.kube.config import KubernetesConfig
 from launch.settings.file import apply_overrides, read_yaml
 from launch.settings.literal_secrets import secret_problems
-from launch.settings.rules import check_rules
 from launch.settings.values import odd_values
 from launch.verbs.hub import hub_id_problem
 
@@ -182,10 +179,7 @@ class RunConfig(Config):
     @property
     def reference_needed(self) -> bool:
         """Whether the algorithm compares with a reference."""
-        algorithm = self.algorithm
-        if isinstance(algorithm, DPOConfig):
-            return algorithm.needs_reference
-        return isinstance(algorithm, RLConfig) and algorithm.kl_coef > 0
+        return self.algorithm.needs_reference
 
     @property
     def reference_group(self) -> bool:
@@ -194,6 +188,9 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _across_sections(self) -> "RunConfig":
+        # The rules ask which kind of job this is, and kinds know this class.
+        from launch.settings.rules import check_rules
+
         check_rules(self)
         return self
 

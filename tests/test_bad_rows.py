@@ -17,7 +17,8 @@ from algorithms.data.reading import run_data
 from algorithms.data.tokens import load_rows
 from algorithms.offline.comparable import require_comparable
 from algorithms.rewards.calls import check_signature
-from launch.checks.inputs import Rows, check_rows, check_unpaired
+from launch.checks.inputs import check_rows, check_unpaired
+from launch.checks.rows import Rows
 from launch.config import validate
 
 INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
@@ -187,7 +188,7 @@ def incomparable(held_out: Rows | None = None, samples: int = 4, **data: Any) ->
     found = run_data(job.algorithm, job.data, tokenizer, max_prompt_tokens=0)
     problems = []
     for check in (
-        lambda: check_unpaired(job, check_rows(job, "data.train", tokenise=True), held_out),
+        lambda: check_unpaired(job, job.algorithm, check_rows(job, "data.train", tokenise=True), held_out),
         lambda: require_comparable(found, job.algorithm, job.data, seed=job.run.seed),
     ):
         with pytest.raises(UserError) as error:
@@ -204,7 +205,7 @@ def test_labels_of_one_kind_teach_kto_nothing() -> None:
     judged(("a", False), ("b", False), file="false.jsonl")
     two_sets = {"good": "rows.jsonl", "bad": "false.jsonl"}
     job = config("kto", train=two_sets)
-    check_unpaired(job, check_rows(job, "data.train", tokenise=True), None)
+    check_unpaired(job, job.algorithm, check_rows(job, "data.train", tokenise=True), None)
     assert incomparable(train=two_sets, weights={"bad": 0, "good": 1}) == f"data.train: {rule}, got true in all 2 rows"
 
 
@@ -219,7 +220,7 @@ def test_kto_compares_different_prompts_in_every_update_and_in_what_is_held_out(
         "has one"
     )
     job = config("kto", eval_fraction=0.5)
-    check_unpaired(job, check_rows(job, "data.train", tokenise=True), None)
+    check_unpaired(job, job.algorithm, check_rows(job, "data.train", tokenise=True), None)
     judged(("a", True), ("a", False), file="eval.jsonl")
     held_out = check_rows(config("kto", train="eval.jsonl"), "data.train", tokenise=True)
     assert incomparable(held_out, eval="eval.jsonl") == f"data.eval: {rule}, got 2 rows of one"

@@ -12,6 +12,7 @@ from actors.config import UserError
 from algorithms.config import SFTConfig
 from launch.checks.check import examine, preflight
 from launch.checks.report import batch_lines
+from launch.checks.sizes import arithmetic_of
 from launch.config import RunConfig, load, validate
 from launch.settings.file import parse
 
@@ -159,10 +160,10 @@ def test_epochs_are_counted_once_for_check_and_run(epochs: int, sequences: int, 
 def test_epochs_of_reinforcement_are_steps_over_the_prompts(tmp_path: Path) -> None:
     quiet = ["data.arguments={count: 41, eval_count: 8}", f"run.output={tmp_path}", "algorithm.epochs=3"]
     found = examine(config_with(tmp_path, *quiet, "algorithm.prompts_per_step=4"))
-    assert (found.rows, found.arithmetic().steps) == (41, 31)
+    assert (found.rows, arithmetic_of(found).steps) == (41, 31)
     assert batch_lines(found)[1] == "31 steps are 3.02 passes over 41 prompts"
     ppo = "algorithm={name: ppo, epochs: 3, prompts_per_step: 16, critic_warmup_steps: %d}"
-    assert examine(config_with(tmp_path, *quiet[:2], ppo % 7, "critic={}")).arithmetic().steps == 8
+    assert arithmetic_of(examine(config_with(tmp_path, *quiet[:2], ppo % 7, "critic={}"))).steps == 8
     with pytest.raises(UserError) as caught:
         examine(config_with(tmp_path, *quiet[:2], ppo % 8, "critic={}"))
     assert str(caught.value) == (

@@ -11,7 +11,7 @@ from actors.models.skeleton import write_skeleton
 from launch.checks import machine
 from launch.checks.check import preflight
 from launch.config import RunConfig, load
-from launch.models.files import role_of
+from launch.kinds.table import job_kind
 from launch.models.tensors import expected_tensors
 from tests.fake_models import write_weights
 
@@ -97,7 +97,7 @@ def _write_export(path: str, project: Path) -> None:
     if maker.algorithm.name == "reward":
         values["architectures"] = ["Qwen2ForSequenceClassification"]
         (project / path / "config.json").write_text(json.dumps(values))
-    weights = expected_tensors(values, role_of(maker))
+    weights = expected_tensors(values, job_kind(maker).role)
     assert weights is not None
     if maker.algorithm.name == "reward":
         weights["score.weight"] = (1, values["hidden_size"])

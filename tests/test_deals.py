@@ -69,19 +69,18 @@ def _settings(ranks: int) -> dict[str, Any]:
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=999)
     return {
         "reporter": SimpleNamespace(phase=lambda _: None),
-        "policy": FakeRanks(ranks, _formula(0)),
-        "reference": FakeRanks(ranks, _formula(2)),
+        "roster": {"policy": FakeRanks(ranks, _formula(0)), "reference": FakeRanks(ranks, _formula(2))},
+        "reference": "reference",
         "read_reference": PolicyWorker.reference_logprobs,
         "models": [],
         "split": split_fake,
         "shaper": shaper,
-        "prompts": [],
         "evaluation": [],
         "sampling": Sampling(samples=SAMPLES, temperature=1.0, max_tokens=999),
         "micro_batch_tokens": dict.fromkeys(("policy", "critic", "reference"), 4096),
         "seed": 1,
         "total_steps": 1,
-        **dict.fromkeys(("sampler", "batches", "publish", "checkpoint")),
+        **dict.fromkeys(("rollouts", "batches", "publish", "checkpoint")),
     }
 
 
@@ -106,10 +105,10 @@ READS: dict[tuple[str, str], set[str]] = {
 def _learned(name: str, ranks: int) -> tuple[Any, dict[str, FakeRanks], dict[str, float]]:
     """The loop after a step, its groups, and the step's metrics."""
     config, settings = JOBS[name], _settings(ranks)
-    groups = {each: settings[each] for each in ("policy", "reference")}
+    groups = settings["roster"]
     if isinstance(config, PPOConfig):
         groups["critic"] = FakeRanks(ranks, _formula(4))
-        loop: Any = PPO(config=config, critic=groups["critic"], **settings)  # type: ignore[arg-type]
+        loop: Any = PPO(config=config, **settings)
     else:
         loop = GRPO(config=config, **settings)
         if not config.kl_coef:
@@ -274,8 +273,8 @@ def test_parts_are_kept_by_who_takes_them() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 def test_reward_models_receive_their_own_samples_too(ranks: int) -> None:
     group: Any = FakeRanks(ranks, _formula(1))
-    model = RewardModelGroup(label="model", weight=1.0, group=group, micro_batch_tokens=4096)
-    scored = score_with_models(GROUPS, [model], split_fake)
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    scored = score_with_models(GROUPS, [model], {"model": group}, split_fake)
     assert [score.parts.keys() for each in scored for score in each.scores] == [{"model"}] * PROMPTS * SAMPLES
     taken = []
     for _, _, arguments, received in group.calls:

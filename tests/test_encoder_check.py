@@ -14,8 +14,10 @@ from rich.console import Console
 
 from actors.config import EncoderHead, ModelConfig, ModelInit, UserError
 from actors.models.skeleton import hf_config, write_skeleton
-from launch.checks.check import Findings, examine
+from launch.checks.check import examine
 from launch.checks.estimate import encoder_parameters
+from launch.checks.findings import Findings
+from launch.checks.sizes import memory_of
 from launch.config import validate
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
@@ -379,7 +381,7 @@ def test_what_is_on_other_machines_is_only_warned_about() -> None:
         "data.corpus: /far/c.jsonl",
         "algorithm.tasks.a.guide: /far/guide",
     ]
-    assert (found.rows, found.memory()) == (None, {})
+    assert (found.rows, memory_of(found)) == (None, {})
 
 
 @pytest.mark.parametrize(("kind", "hidden"), [("bert", 24), ("roberta", 32), ("xlm-roberta", 16)])
@@ -406,7 +408,7 @@ def test_parameters_and_memory_of_a_new_encoder() -> None:
     built = AutoModel.from_config(AutoConfig.for_model(**values))
     assert found.parameters == sum(parameter.numel() for parameter in built.parameters())
     assert found.parameters is not None
-    memory, size = found.memory()["policy"], found.parameters
+    memory, size = memory_of(found)["policy"], found.parameters
     assert (memory.weights, memory.gradients) == (4 * size, 2 * size)
     assert memory.logits == 0
 

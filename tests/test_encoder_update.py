@@ -157,8 +157,9 @@ def loop_of(config: Any, group: Any) -> Any:
     """The loop, whose updates are called one by one: nothing here evaluates or reports."""
     unused = dict.fromkeys(("batches", "checkpoint", "reporter"))
     kind: Any = Reranker if isinstance(config, RerankerConfig) else Embedding
+    roster = {"policy": group}
     return kind(
-        config=config, policy=group, rows=[], evaluation=[], micro_batch_tokens=0, total_updates=UPDATES, **unused
+        config=config, roster=roster, rows=[], evaluation=[], micro_batch_tokens=0, total_updates=UPDATES, **unused
     )
 
 

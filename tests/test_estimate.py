@@ -30,6 +30,7 @@ from launch.checks.estimate import (
     rollout_memory,
     trainer_memory,
 )
+from launch.kinds.table import KINDS
 from launch.models.files import stored_parameters
 
 NUMBERS = {
@@ -263,7 +264,8 @@ def test_an_equation_of_one_update_or_of_several_epochs() -> None:
 
 def test_pairs_are_called_pairs() -> None:
     dpo = DPOConfig(name="dpo", steps=3, samples_per_update=20)
-    found = offline_arithmetic(dpo, TrainerConfig(ranks=2, micro_batch_tokens=1000), 300, sequences=40)
+    policy = TrainerConfig(ranks=2, micro_batch_tokens=1000)
+    found = offline_arithmetic(dpo, policy, 300, sequences=40, rows=KINDS["dpo"].rows)
     assert found.equation == "3 updates x 20 pairs = 1.5 epochs of 40 pairs"
     assert (found.steps, found.micro_batches) == (3, 4)
 
@@ -273,7 +275,8 @@ def test_pairs_are_called_pairs() -> None:
     [("sft", "sequences"), ("reward", "pairs"), ("dpo", "pairs"), ("embedding", "rows"), ("reranker", "rows")],
 )
 def test_what_an_update_is_made_of(name: str, rows: str) -> None:
-    found = offline_arithmetic(OfflineConfig(name=name, steps=2, samples_per_update=5), TrainerConfig(), 9, 10)
+    algorithm = OfflineConfig(name=name, steps=2, samples_per_update=5)
+    found = offline_arithmetic(algorithm, TrainerConfig(), 9, 10, KINDS[name].rows)
     assert found.equation == f"2 updates x 5 {rows} = 1 epochs of 10 {rows}"
 
 

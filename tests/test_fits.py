@@ -8,10 +8,11 @@ import pytest
 from actors.config import UserError
 from launch.checks import check, machine
 from launch.checks.capacity import check_nodes, check_resources, gpu_settings, machine_line
-from launch.checks.check import Findings
 from launch.checks.estimate import GIB, DecoderShape, parameter_count
+from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_disk, check_memory, check_room
 from launch.checks.machine import Machine, memory_here
+from launch.checks.sizes import memory_of
 from launch.config import RunConfig, validate
 from launch.settings.file import parse
 
@@ -45,7 +46,7 @@ def a_machine(**changes: Any) -> Machine:
 
 def warned(config: RunConfig, there: Machine, *, known: bool = True, filled: float = 1.0) -> list[str]:
     found = Findings(config, shape=SHAPE, parameters=COUNT) if known else Findings(config)
-    return check_memory(config, found.memory(), found.parameters, there, filled=filled)
+    return check_memory(config, memory_of(found), found.parameters, there, filled=filled)
 
 
 def refused(config: RunConfig, there: Machine, *, known: bool = True) -> str:

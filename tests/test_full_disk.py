@@ -231,9 +231,8 @@ class Counting(Offline[int]):
 def test_a_step_is_reported_before_its_checkpoint_counts(tmp_path: Path, fails_at: int | None) -> None:
     """A run that is killed in between does the step again; a report that fails does not cost the checkpoint."""
     record: Any = Recorder(fails_at)
-    policy: Any = None
     loop = Counting(
-        config=SFTConfig(name="sft", steps=2), policy=policy, rows=[7], batches=Batches(1, seed=0, shuffle=False),
+        config=SFTConfig(name="sft", steps=2), roster={}, rows=[7], batches=Batches(1, seed=0, shuffle=False),
         evaluation=[], checkpoint=record, reporter=record, micro_batch_tokens=8, total_updates=2,
     )  # fmt: skip
     with pytest.raises(UserError) if fails_at else nullcontext():
@@ -255,7 +254,7 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
         metrics=lambda _: {}, published=lambda _: None, failures=SimpleNamespace(samples=0)
     )  # fmt: skip
     loop = GRPO(
-        config=GRPOConfig(name="grpo", steps=1), policy=empty, reference=None, read_reference=None, models=[],
+        config=GRPOConfig(name="grpo", steps=1), roster={}, reference=None, read_reference=None, models=[],
         rollouts=empty, shaper=empty, batches=Batches(1, seed=0, shuffle=False), evaluation=[],
         publish=lambda version: record.publish(version) or {}, checkpoint=record, reporter=record, sampling=empty,
         micro_batch_tokens={}, seed=0, total_steps=1, split=empty,

@@ -50,7 +50,7 @@ JUDGED = judgements()
 SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "samples_per_update": 8}
 
 
-def _loop_settings(reference: Any, division: Division) -> dict[str, Any]:
+def _loop_settings(reference: str | None, division: Division) -> dict[str, Any]:
     """What the loops' stages read; they are called one by one, so nothing here samples, publishes or reports."""
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=24)
     unused = ("rollouts", "batches", "publish", "checkpoint", "reporter")
@@ -79,9 +79,10 @@ def _grpo(
     turns: bool = False,
 ) -> list[dict[str, float]]:
     """The updates of one step of GRPO; with `compute_all`, also those samples that are known to have no gradient."""
-    policy: Any = group
+    roster = {"policy": group, "reference": reference}
     groups = TURNS if turns else GROUPS
-    loop = GRPO(config=config, policy=policy, **_loop_settings(reference if config.kl_coef else None, division))
+    loop = GRPO(config=config, roster=roster, **_loop_settings("reference" if config.kl_coef else None, division))
+    policy = loop.policy
     samples, told = loop._advantages(groups)
     updates = [loop.counted(update) for update in loop.updates(samples)]
     trained = updates if compute_all else [loop._with_gradient(update) for update in updates]
@@ -100,9 +101,9 @@ def _critic(
 ) -> list[dict[str, float]]:
     """The critic's updates in one step of PPO."""
     groups = TURNS if turns else GROUPS
-    settings = _loop_settings(reference, division)
-    critic: Any = group
-    loop = PPO(config=config, critic=critic, policy=None, **settings)  # type: ignore[arg-type]
+    roster = {"critic": group, "reference": reference}
+    loop = PPO(config=config, roster=roster, **_loop_settings("reference", division))
+    critic = loop.critic
     updates = loop.updates(samples_of(groups, [np.full(4, np.nan)] * len(groups)))
     work = loop.plan(critic, "critic", updates, updates, {"values", "returns"})
     estimation = loop.estimation(critic, groups)
@@ -128,8 +129,8 @@ def _updated(
     return [first | told, *others]
 
 
-def _offline(group: ActorGroup[Trainee], division: Division) -> dict[str, Any]:
-    settings = {"policy": group, "rows": [], "evaluation": [], "total_updates": 3}
+def _offline(group: ActorGroup[Trainee], division: Division, reference: Any = None) -> dict[str, Any]:
+    settings = {"roster": {"policy": group, "reference": reference}, "rows": [], "evaluation": [], "total_updates": 3}
     unused = ("batches", "checkpoint", "reporter")
     return {"micro_batch_tokens": division.micro_batch_tokens, **settings, **dict.fromkeys(unused)}
 
@@ -144,15 +145,14 @@ def _reward_model(
 
 def _dpo(config: DPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division) -> list[dict[str, float]]:
     """As `_reward_model`, by preference losses."""
-    given = reference if config.needs_reference else None
     loop = DPO(
         config=config,
-        reference=given,
+        reference="reference" if config.needs_reference else None,
         read_reference=ReferenceWorker.outputs,
         reference_tokens=division.micro_batch_tokens,
         max_length=64,
         cache=None,
-        **_offline(group, division),
+        **_offline(group, division, reference),
     )
     rows: list[Any] = list(JUDGED if config.unpaired else PAIRS)
     found = []

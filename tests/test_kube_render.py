@@ -20,13 +20,14 @@ from actors.config import UserError
 from launch.config import RunConfig, load, validate
 from launch.jobs.selection import select_files
 from launch.kube.assumptions import render_warnings
-from launch.kube.config import KubernetesConfig, check_kubernetes
+from launch.kube.config import KubernetesConfig
 from launch.kube.packing import DRIVER_RESOURCE, pack_nodes, pod_groups
 from launch.kube.pods import literal
 from launch.kube.render import LONGEST_NAME, Kind, kube_name, manifests, render
 from launch.kube.sizes import host_memory, worker_size
 from launch.run.placement import Reservation, demands
 from launch.settings.file import apply_overrides, parse
+from launch.settings.rules_kubernetes import check_kubernetes
 from tests.fake_models import header, write_safetensors
 from tests.kube_crd import problems_by_crd
 

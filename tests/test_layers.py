@@ -36,7 +36,9 @@ AT_HOME = {
 }
 """Library -> the only files that may import it."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "wandb", "sentence_transformers")
-LONGEST_FILE, LONGEST_TOTAL = 400, 43000
+LONGEST_FILE, LONGEST_TOTAL = 400, 46000
+MOST_QUESTIONS = 15
+"""Places of `launch/` that may ask of which class a section of settings is."""
 
 
 def name(path: Path) -> str:
@@ -104,7 +106,11 @@ def _own(node: ast.stmt, modules: dict[str, Path]) -> set[str]:
         "algorithms.config_encoder",
         "algorithms.config_offline",
         "algorithms.config_rl",
+        "algorithms.rl.baselines",
+        "algorithms.rl.surrogates",
         "launch.config",
+        "launch.kinds.table",
+        "launch.settings.readers",
         "launch.settings.rules",
         "launch.checks.check",
         "launch.cli",
@@ -119,6 +125,24 @@ def test_configuration_needs_no_heavy_library(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_the_launcher_asks_the_kind_of_job() -> None:
+    """Not of which class its settings are: what differs from job to job is a method of `launch/kinds/`."""
+    homes = [path for path in FILES if path.name.startswith("config")]
+    sections = {
+        node.name for path in homes for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+    }
+    assert {"RLConfig", "DPOConfig", "EmbeddingConfig", "RolloutConfig"} <= sections
+    asked = [
+        f"{name(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        if name(path).startswith("launch/")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)} & (sections - {"UserError"})
+    ]
+    assert len(asked) <= MOST_QUESTIONS, asked
 
 
 def test_packages_are_plain() -> None:

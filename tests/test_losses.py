@@ -52,9 +52,9 @@ SURROGATES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "clip": lambda *args: clipped_policy_loss(*args[:4], clip_low=0.2, clip_high=0.2),
     "dual clip": lambda *args: clipped_policy_loss(*args[:4], clip_low=0.2, clip_high=0.2, dual_clip=1.5),
     "gspo": lambda *args: gspo_policy_loss(*args, clip_low=0.2, clip_high=0.2),
-    "cispo 5": lambda *args: cispo_policy_loss(*args[:4], max_ratio=5),
-    "cispo 0.2": lambda *args: cispo_policy_loss(*args[:4], max_ratio=0.2),
-    "sapo": lambda *args: sapo_policy_loss(*args[:4], temperatures=(1.0, 1.05)),
+    "cispo 5": lambda *args: cispo_policy_loss(*args[:4], cispo_max_ratio=5),
+    "cispo 0.2": lambda *args: cispo_policy_loss(*args[:4], cispo_max_ratio=0.2),
+    "sapo": lambda *args: sapo_policy_loss(*args[:4], sapo_temperatures=(1.0, 1.05)),
 }
 """Losses of (policy_logprobs, old_logprobs, advantages, mask, sequence_ids)."""
 
@@ -162,7 +162,7 @@ def test_cispo_weighs_the_policy_gradient_by_the_capped_ratio() -> None:
     ratio, advantages = torch.tensor([3.0, 3.0, 0.5, 3.0]), torch.tensor([1.0, -1.0, 2.0, 1.0])
     mask = torch.tensor([True, True, True, False])
     policy = torch.tensor([-1.0, -2.0, -0.5, -1.0], requires_grad=True)
-    losses, capped = cispo_policy_loss(policy, policy.detach() - ratio.log(), advantages, mask, max_ratio=2.0)
+    losses, capped = cispo_policy_loss(policy, policy.detach() - ratio.log(), advantages, mask, cispo_max_ratio=2.0)
     torch.testing.assert_close(losses, torch.tensor([2.0, -4.0, 0.5, 0.0]))
     assert capped.tolist() == [True, True, False, False]
     (gradient,) = torch.autograd.grad(losses.sum(), policy)
@@ -173,7 +173,7 @@ def test_sapo_gates_by_the_sign_of_the_advantage() -> None:
     policy = torch.tensor([0.4, 0.4, -0.7, 3.0], dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([2.0, -2.0, -1.0, 1.0], dtype=torch.float64)
     mask = torch.tensor([True, True, True, False])
-    losses, clipped = sapo_policy_loss(policy, torch.zeros(4), advantages, mask, temperatures=(1.0, 3.0))
+    losses, clipped = sapo_policy_loss(policy, torch.zeros(4), advantages, mask, sapo_temperatures=(1.0, 3.0))
     (gradient,) = torch.autograd.grad(losses.sum(), policy)
     assert not clipped.any() and losses[3] == 0 and gradient[3] == 0
     for i, tau in enumerate((1.0, 3.0, 3.0)):
@@ -501,7 +501,7 @@ def test_a_sequence_of_one_token_has_the_ratio_of_its_token() -> None:
 
 def test_a_ratio_at_its_cap_is_not_cut() -> None:
     logprobs, mask = torch.tensor([-1.0, -2.0]), torch.tensor([True, True])
-    losses, cut = cispo_policy_loss(logprobs, logprobs, torch.tensor([1.0, -1.0]), mask, max_ratio=1.0)
+    losses, cut = cispo_policy_loss(logprobs, logprobs, torch.tensor([1.0, -1.0]), mask, cispo_max_ratio=1.0)
     assert losses.tolist() == [1.0, -2.0] and cut.tolist() == [False, False]
 
 

@@ -19,7 +19,9 @@ from actors.config import LoraConfig, ModelConfig, UserError
 from actors.models.hub_cache import cached_snapshot, configured_directory, is_hub_id, located
 from actors.models.safetensors_header import StoredTensor, read_header
 from actors.models.tokenizer import _damaged, build_char_tokenizer, load_tokenizer, tokenizer_for
-from launch.checks.check import Findings, examine
+from launch.checks.check import examine
+from launch.checks.findings import Findings
+from launch.checks.sizes import memory_of
 from launch.config import validate
 from launch.kube.sizes import sized
 from launch.models.families import check_family
@@ -619,7 +621,7 @@ def test_memory_is_known_before_the_weights_are_there(monkeypatch: pytest.Monkey
     known = check("owner/name")
     index = json.loads((snapshot / "model.safetensors.index.json").read_text())
     assert known.parameters == index["metadata"]["total_size"] // 4
-    assert known.memory()["policy"].weights == index["metadata"]["total_size"]
+    assert memory_of(known)["policy"].weights == index["metadata"]["total_size"]
     assert known.warnings == ["model.path: owner/name is read from the hub when the run starts, not checked here"]
     path = snapshot / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": "four"}))

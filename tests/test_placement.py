@@ -11,7 +11,7 @@ from launch.checks.machine import Machine
 from launch.config import RunConfig, validate
 from launch.run import placement
 from launch.run.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
-from launch.run.reserve import Placement, _by_node, _slots
+from launch.run.reserve import Place, Placement, _by_node, _slots
 from launch.run.shortage import Node, matches, shortage
 
 MACHINE = Machine(cpus=2, gpus=0, memory=None)
@@ -37,6 +37,7 @@ def test_split_groups_have_bundles_of_their_own() -> None:
     assert list(found) == ["rollout", "policy", "reference"]
     assert found["policy"].bundles == [{"CPU": 0.5}] * 2
     assert found["rollout"].ranks == {"rollout": [0, 1, 2]}
+    assert [name for name, item in found.items() if item.each] == ["rollout"]
     assert not any(item.apart for item in found.values())
 
 
@@ -75,10 +76,10 @@ def test_groups_divide_the_gpu_of_the_bundles_they_share() -> None:
         cluster={"placement": "shared"},
     )
     (shared,) = reservations(config)
-    assert shared.name == "all groups"
+    assert (shared.name, shared.each) == ("all groups", False)
     assert [bundle["GPU"] for bundle in shared.bundles] == [1, 1, 1]
     wanted = {demand.group: demand for demand in demands(config)}
-    slots = _slots(shared, wanted, PlacementGroup.empty(), {0: "x", 1: "x", 2: "x"}, {})
+    slots = _slots(shared, wanted, [Place(PlacementGroup.empty(), bundle, "x") for bundle in range(3)], {})
     shares = {group: [slot.gpus for slot in found] for group, found in slots.items()}
     assert shares == {"policy": [1 / 3, 1 / 2, 1], "rollout": [1 / 3, 1 / 2], "reference": [1 / 3]}
 
@@ -95,7 +96,7 @@ def test_processes_get_their_groups_environment_and_resources() -> None:
     config = config_for(policy={"env": {"NCCL_DEBUG": "INFO"}, "resources": {"fabric": 0.5}})
     wanted = {demand.group: demand for demand in demands(config)}
     policy = reserved(config)["policy"]
-    (slot,) = _slots(policy, wanted, PlacementGroup.empty(), {0: "x"}, {"x": "10.0.0.2"})["policy"]
+    (slot,) = _slots(policy, wanted, [Place(PlacementGroup.empty(), 0, "x")], {"x": "10.0.0.2"})["policy"]
     assert (slot.env, slot.resources) == ({"NCCL_DEBUG": "INFO"}, {"fabric": 0.5})
     assert Placement(slots={"policy": [slot, slot]}).where() == "policy on 10.0.0.2 (2)"
 

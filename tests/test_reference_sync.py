@@ -36,7 +36,7 @@ def test_the_reference_follows_every_so_many_steps(tmp_path: Path) -> None:
     )
     calls: list[tuple[Any, ...]] = []
     settings: dict[str, Any] = dict.fromkeys(
-        ("policy", "rows", "batches", "evaluation", "checkpoint", "reference", "read_reference", "cache")
+        ("roster", "rows", "batches", "evaluation", "checkpoint", "reference", "read_reference", "cache")
     )
     loop = DPO(
         config=DPOConfig(name="dpo", steps=9),
@@ -45,7 +45,7 @@ def test_the_reference_follows_every_so_many_steps(tmp_path: Path) -> None:
         reference_tokens=1,
         max_length=1,
         total_updates=9,
-        sync_reference=reference_sync(config, recorder(calls), recorder(calls)),
+        sync_reference=reference_sync(config, {"policy": recorder(calls), "reference": recorder(calls)}),
         **settings,
     )
     clock = Clock(loop.reporter)

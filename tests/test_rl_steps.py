@@ -77,7 +77,7 @@ class Loop:
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
-            "policy": self.policy,
+            "roster": {"policy": self.policy, "critic": self.critic},
             "batches": Batches(1, seed=0, shuffle=False),
             "evaluation": [],
             "publish": self.publish,
@@ -103,7 +103,7 @@ class Loop:
         config = PPOConfig.model_validate(
             {"name": "ppo", "samples_per_prompt": 2, "prompts_per_step": 1, "steps": 9} | algorithm
         )
-        return PPO(config=config, critic=self.critic, **self.arguments)  # type: ignore[arg-type]
+        return PPO(config=config, **self.arguments)
 
 
 def finish(loop: Any, groups: list[ShapedGroup], metrics: dict[str, float]) -> None:
@@ -192,7 +192,8 @@ def test_groups_read_at_the_same_time(name: str) -> None:
     made.policy.updates = made.critic.updates = 2
     options = {"samples_per_update": 1, "importance_correction": {}}
     loop: Any = made.ppo(**options) if name == "ppo" else made.grpo(**options)
-    loop.reference, loop.read_reference, loop.total_steps = FakeGroup(asked), reference_logprobs, 1
+    loop.roster["reference"] = FakeGroup(asked)
+    loop.reference, loop.read_reference, loop.total_steps = "reference", reference_logprobs, 1
     loop.micro_batch_tokens["reference"] = 64
     groups = [group(1.0, 0.0)]
     loop.sample, loop.score, loop.shape = lambda *_: groups, lambda _: groups, lambda _: groups

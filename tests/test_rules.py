@@ -23,6 +23,15 @@ from launch.settings.file import apply_overrides
 ROOT = Path(__file__).resolve().parent.parent
 RULE_FILES = (
     "launch/settings/rules.py",
+    "launch/settings/rules_adapters.py",
+    "launch/settings/rules_encoder.py",
+    "launch/settings/rules_evaluation.py",
+    "launch/settings/rules_reference.py",
+    "launch/settings/rules_rl.py",
+    "launch/settings/rules_rows.py",
+    "launch/kinds/kind.py",
+    "launch/kinds/offline.py",
+    "launch/kinds/rl.py",
     "algorithms/config_rl.py",
     "algorithms/config_offline.py",
     "algorithms/config_encoder.py",

@@ -59,6 +59,9 @@ def test_help_says_what_a_field_takes_and_who_reads_it() -> None:
     assert "  default  9e-06\n  read by  ppo" in help_text("critic.optimizer.lr")
     text = help_text("data.max_length")
     assert "  read by  sft, reward, dpo\n".strip() in text
+    assert "  read by  ppo, grpo (with loss clip or gspo)" in help_text("algorithm.clip_low")
+    assert "  read by  grpo (with advantage group)" in help_text("algorithm.normalize_std")
+    assert "  read by  ppo\n" in help_text("algorithm.gamma") + "\n"
 
 
 def test_help_lists_the_fields_of_a_section() -> None:

@@ -17,6 +17,7 @@ from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
 from algorithms.loop import Clock, spread_over
 from algorithms.rewards.scores import Score
+from algorithms.rl.baselines import BASELINES
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
@@ -141,7 +142,7 @@ def test_rewards_themselves_stay_as_they_are() -> None:
 def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
     """One whose stages are called one by one: nothing samples, trains or reports."""
     unused = (
-        "policy",
+        "roster",
         "reference",
         "read_reference",
         "rollouts",
@@ -192,6 +193,16 @@ def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
     assert [sample.advantage for sample in samples] == pytest.approx([0, 0, 0, 0, one, -one, *[0] * 10])
     assert [teaches(group) for group in groups] == [False, True, False, False]
     assert rollout_metrics(groups, 0, 0)["reward/zero_variance_fraction"] == 0.75
+
+
+def test_ranks_whiten_also_what_is_one_number_for_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver sees no tokens, over which the mean is."""
+    monkeypatch.setitem(BASELINES, "leave_one_out", replace(BASELINES["leave_one_out"], whitened=True))
+    for advantage, of_ranks in {"leave_one_out": True, "group": False, "reinforce_pp": True}.items():
+        loop = _loop(_shaper(), advantage=advantage)
+        samples, _ = loop._advantages(_groups([[(1.0, 3, "ok"), (0.0, 3, "ok")]]))
+        assert loop._by_token == of_ranks
+        assert [math.isnan(sample.advantage) for sample in samples] == [of_ranks] * 2
 
 
 def _naive_scores(step: list[list[Response]], seen: list[float], mask: bool, **shaping: Any) -> list[list[float]]:

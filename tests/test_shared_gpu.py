@@ -1,6 +1,7 @@
 """Policy and engine on one GPU: what is decided before a GPU is touched, tried without one."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,7 @@ from actors.models.load import PACKED_SDPA, _attention
 from launch.checks.engine_options import sampling_warnings
 from launch.config import RunConfig, validate
 from launch.run.build import build_rl
-from launch.run.groups import Groups
+from launch.run.roster import Roster
 
 ROWS = '{"prompt": "ab", "answer": "b"}\n'
 
@@ -46,9 +47,10 @@ class RecordingGroup:
     calls: list[str]
     spawned: dict[str, tuple[Any, ...]]
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
         self.name = name
         self.handles = [None]
+        self.version = 0
 
     def __len__(self) -> int:
         return 1
@@ -78,12 +80,12 @@ def started(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(RecordingGroup, "calls", calls, raising=False)
     monkeypatch.setattr(RecordingGroup, "spawned", {}, raising=False)
-    monkeypatch.setattr(Groups, "add", lambda self, name, *arguments: RecordingGroup(name))
+    monkeypatch.setattr("launch.run.roster.ActorGroup", RecordingGroup)
     monkeypatch.setattr("launch.run.build._reward_pool", lambda config, placement: None)
-    placement: Any = SimpleNamespace(nodes=set(), slots={})
+    placement: Any = SimpleNamespace(nodes=set(), slots=defaultdict(list))
     reporter: Any = SimpleNamespace(phase=_nothing, note=_nothing, progress=_nothing)
     with pytest.raises(_Stop):
-        build_rl(config, placement, reporter, Groups(""))
+        build_rl(config, placement, reporter, Roster(""))
     return [call for call in calls if not call.endswith(" address")]
 
 

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +25,7 @@ from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, T
 from actors.config_rollout import TransferConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
+from actors.pulse import Pulse
 from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from actors.train.policy import PolicyWorker
@@ -31,6 +34,8 @@ from actors.weights.broadcast_store import BroadcastStore
 from actors.weights.store import sync
 from actors.weights.verify import WeightSyncError
 from algorithms.offline.sft import sft_loss
+from launch.run.connection import Connection
+from launch.run.groups import rebuild, start_building
 from tests.faulty_engines import (
     CANARY,
     ROLLOUT,
@@ -490,6 +495,42 @@ def test_an_adapter_that_binds_too_little_is_refused(
 def test_running_requests_continue_with_a_new_adapter(pairs: dict[str, Pair], tmp_path: Path) -> None:
     """As with whole weights: each token's logprob is that of the exported model of its version."""
     _assert_continued(pairs["adapter"], tmp_path)
+
+
+def test_an_engine_answers_pulses_while_it_generates(pairs: dict[str, Pair]) -> None:
+    """Not between its steps, as control calls are, but also within one; and how many it has made."""
+    pair = pairs["untied"]
+    [idle] = pair.rollout.pulses(30)
+    assert isinstance(idle, Pulse) and idle.method is None
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    _let_run(pair)
+    seen = [pulse for _ in range(50) for pulse in pair.rollout.pulses(30) if isinstance(pulse, Pulse)]
+    assert len(seen) == 50 and "step" in {pulse.method for pulse in seen}
+    assert idle.done < seen[0].done < seen[-1].done
+    assert pair.engine(Engine.stats).running, "the generation was over: the pulses prove nothing"
+    pair.answers(asked)
+
+
+def test_whoever_is_replaced_is_connected_anew(pairs: dict[str, Pair]) -> None:
+    """A rank of the policy, whose group then begins anew, and an engine: weights arrive, and are used, as before."""
+    pair = pairs["tied"]
+    rollout = ROLLOUT.model_copy(update={"transfer": pair.transfer.model_copy(update={"backend": "gloo"})})
+    config: Any = SimpleNamespace(rollout=rollout)
+    connection = Connection(config, {"policy": pair.policy, "rollout": pair.rollout})
+    connection.ensure()
+    pair.policy.replace(1)
+    rebuild(pair.policy, partial(start_building, total_updates=100))
+    connection.ensure()
+    pair.train()
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+    pair.rollout.replace(0)
+    pair.engine(Engine.ready)
+    connection.ensure()
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+    assert pair.received() == pair.checksums()
+    assert {span.version for episode in pair.generate([5, 6, 7]) for span in episode.turns[0].versions} == {
+        pair.version
+    }
 
 
 def _let_run(pair: Pair) -> None:

@@ -222,8 +222,11 @@ def _settings(division: dict[str, Any]) -> dict[str, Any]:
     unused = ("rollouts", "batches", "publish", "checkpoint")
     return {
         "reporter": SimpleNamespace(phase=lambda _: None),
-        "policy": FakeRanks(ranks, policy_reads, share_prompts=shared),
-        "reference": FakeRanks(ranks, reference_reads, share_prompts=shared),
+        "roster": {
+            "policy": FakeRanks(ranks, policy_reads, share_prompts=shared),
+            "reference": FakeRanks(ranks, reference_reads, share_prompts=shared),
+        },
+        "reference": "reference",
         "read_reference": PolicyWorker.reference_logprobs,
         "models": [],
         "split": split_fake,
@@ -275,8 +278,9 @@ def _assert_fields(group: FakeRanks, name: str, episodes: list[list[Token]], wan
 def test_a_step_of_ppo(division: str) -> None:
     """GAE, with the KL in the reward, over the sampled tokens: those of the tool take no time and cost nothing."""
     config = PPOConfig(name="ppo", gamma=0.9, gae_lambda=0.8, kl_coef=0.3, samples_per_update=5, **SIZES)
-    settings, critic = _settings(DIVISIONS[division]), FakeRanks(DIVISIONS[division]["ranks"], critic_reads)
-    loop = PPO(config=config, critic=critic, **settings)  # type: ignore[arg-type]
+    settings = _settings(DIVISIONS[division])
+    settings["roster"]["critic"] = FakeRanks(DIVISIONS[division]["ranks"], critic_reads)
+    loop = PPO(config=config, **settings)
     groups = loop.shape(scored())
     metrics, means = loop.learn(groups, Clock(loop.reporter))
     episodes = _rewarded(0.3)
@@ -298,7 +302,7 @@ def test_a_step_of_ppo(division: str) -> None:
     expected |= _said_of_the_policy(updates)
     _assert_said(metrics, expected)
     _assert_fields(loop.policy, "advantages", episodes, lambda token: token.advantage)  # type: ignore[arg-type]
-    _assert_fields(critic, "returns", episodes, _returned)
+    _assert_fields(loop.critic, "returns", episodes, _returned)
     assert means == pytest.approx(
         {tokens[0].place: _mean(each.advantage for each in tokens) for tokens in episodes if tokens[0].place in means},
         rel=1e-5,

@@ -26,6 +26,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
 from actors.batch import VersionSpan
+from actors.pulse import Pulse, Work
 from actors.rollout.types import EngineStats, Finish, Request, Sampling, Segment
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
@@ -71,6 +72,7 @@ class EngineThread:
         """When the thread last came round, by time.monotonic; None while it waits for something to do."""
         self.version = -1
         """Of the weights in service; -1 before the first."""
+        self._work = Work()
         self.ready: Future[None] = Future()
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
@@ -96,6 +98,12 @@ class EngineThread:
                 raise self._lost
             segments, self._segments = self._segments, []
             return segments
+
+    def pulse(self) -> Pulse:
+        """What the engine thread does now; called on any other, as an engine that hangs shall answer, too."""
+        if self._lost is not None:
+            raise self._lost
+        return self._work.pulse()
 
     def stats(self) -> EngineStats:
         """How the engine is; see `Engine`."""
@@ -194,8 +202,9 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            self.llm = self._build()
-            self._count_preemptions()
+            with self._work.on("start"):
+                self.llm = self._build()
+                self._count_preemptions()
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
             self._lose(error)
             self.ready.set_exception(error)
@@ -225,7 +234,8 @@ class EngineThread:
                 _fail(future, self._lost)
                 continue
             try:
-                answer = function()
+                with self._work.on("call", goes_on=True):
+                    answer = function()
             except Exception as error:  # Belongs to the caller, who holds the future.
                 _fail(future, error)
             else:
@@ -241,7 +251,9 @@ class EngineThread:
     def _step(self) -> None:
         try:
             ended = []
-            outputs: list[Any] = self.llm.llm_engine.step()
+            with self._work.on("step", goes_on=True):
+                outputs: list[Any] = self.llm.llm_engine.step()
+            self._work.progressed()
             for output in (each for each in outputs if each.finished):
                 if canary := self._canaries.pop(output.request_id, None):
                     _fulfil(canary, output)

@@ -23,6 +23,7 @@ from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
 from actors.models.hub_cache import configured_directory
 from actors.models.tokenizer import load_tokenizer
+from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
 from actors.rollout.types import Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
@@ -176,6 +177,11 @@ class RolloutWorker(EngineHost):
     async def ready(self) -> None:
         """Returns once the engine can generate."""
         await asyncio.wrap_future(self.engine.ready)
+
+    @ray.method(concurrency_group="control")
+    async def pulse(self) -> Pulse:
+        """What the engine does now: step, call (a control call), start, or nothing; raises what has ended it."""
+        return self.engine.pulse()
 
     def _text(self, segment: Segment) -> str:
         tokens, ended_by = segment.token_ids, segment.ended_by

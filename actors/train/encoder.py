@@ -154,7 +154,10 @@ class EncoderWorker(TrainedWorker):
     def encode(self, texts: list[EncoderText]) -> NDArray[np.float32]:
         """Outputs of this rank's texts, [texts, D] or [texts], without dropout; collective under ZeRO-3."""
         batches = self._batches(texts)
-        found = [self.engine.evaluate(self._on_device(batch.features)) for batch in batches]
+        found = []
+        for batch in batches:
+            found.append(self.engine.evaluate(self._on_device(batch.features)))
+            self.work.progressed()
         return self._in_order(batches, found, len(texts)).cpu().numpy()
 
     def write_model(self, directory: Path) -> float | None:
@@ -301,7 +304,9 @@ class EncoderWorker(TrainedWorker):
         return features
 
     def _forward(self, batch: TextBatch) -> torch.Tensor:
-        return self.engine.forward(self._on_device(batch.features))
+        found = self.engine.forward(self._on_device(batch.features))
+        self.work.progressed()
+        return found
 
     def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -135,4 +135,5 @@ class ScoringWorker(FrozenWorker):
             sequences = [experience(episodes[place]) for place in places]
             batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts, read="end")
             found.update(zip(places, batch.sequence_sums(self.read(batch)).tolist(), strict=False))
+            self.work.progressed()
         return found

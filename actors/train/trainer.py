@@ -129,6 +129,7 @@ class TrainedWorker(Worker):
             read, other = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
             value, metrics = loss(batch, read, other, totals)
             self._add({"loss": value} | metrics)
+            self.work.progressed()
         return self._reduced()
 
     def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
@@ -137,6 +138,7 @@ class TrainedWorker(Worker):
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)
             found.append(batch.sequence_sums(self.read(batch)).tolist()[: len(sequences)])
+            self.work.progressed()
         return found
 
     def _packed(self, sequences: list[Sequence], share_prompts: bool) -> PackedBatch:
@@ -158,6 +160,7 @@ class TrainedWorker(Worker):
             if learns:
                 self.engine.backward(value, last=index == count - 1)
             self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
+            self.work.progressed()
         norm = self.engine.step() if learns else self.engine.skip()
         seconds = time.perf_counter() - started
         metrics = self._reduced()

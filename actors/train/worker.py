@@ -17,6 +17,7 @@ from actors.files import stored
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
 from actors.models.packed import PackedBatch, Read, pack
+from actors.pulse import Watched
 from actors.quick_import import without_science
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 from actors.train.engine import checkpoint_types, join_process_group
@@ -64,7 +65,7 @@ Estimate = Callable[
 """(groups, sum of a vector over ranks) -> (per group and episode: fields such as advantages, metrics of all ranks)."""
 
 
-class Worker:
+class Worker(Watched):
     """A rank of a group: knows its rank, its device and how to meet its peers."""
 
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
@@ -177,6 +178,7 @@ class Worker:
             )
             values = batch.split(forward(batch))
             found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
+            self.work.progressed()
         return hand_out({}, found, shares)
 
     def read_sequences(self, forward: Forward, plan: list[list[Sequence]], *, share_prompts: bool) -> list[list[float]]:
@@ -186,6 +188,7 @@ class Worker:
             batch = pack_sequences(sequences, self.device, share_prompts=share_prompts)
             sums = batch.sequence_sums(forward(batch)).tolist()
             found.append(sums[: len(sequences)])
+            self.work.progressed()
         return found
 
 

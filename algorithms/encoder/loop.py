@@ -6,12 +6,11 @@ rows -> texts of each rank -> update (see actors.train.encoder) -> evaluate -> c
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.group import ActorGroup
 from actors.train.encoder import EncoderText, EncoderWorker, OutputLoss
 from algorithms.config_encoder import EncoderConfig
 from algorithms.encoder.batches import Example, TaskBatches
@@ -29,7 +28,6 @@ class EncoderLoop(Offline[Example]):
 
     loss_name: ClassVar[str]
     config: EncoderConfig
-    policy: ActorGroup[Any]
     batches: TaskBatches
     evaluation: list[HeldOut]
     task: str = ""

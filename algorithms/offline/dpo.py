@@ -18,7 +18,6 @@ import torch
 
 from actors.batch import Labelled, Sequence
 from actors.config import UserError
-from actors.group import ActorGroup
 from actors.models.packed import PackedBatch
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Totals
@@ -120,9 +119,10 @@ class DPO(Offline[Any]):
 
     title = "DPO"
     config: DPOConfig
-    reference: ActorGroup[Any] | None
+    reference: str | None
+    """Name of the group that gives reference logprobs."""
     read_reference: Callable[..., Any] | None
-    """The method of `reference` that gives summed logprobs of sequences."""
+    """Its method that gives summed logprobs of sequences."""
     reference_tokens: int
     """Token budget of a micro-batch of `reference`."""
     max_length: int
@@ -144,8 +144,8 @@ class DPO(Offline[Any]):
         missing = self.cache.missing([self._sequences(row) for row in [*self.rows, *self.evaluation]])
         if missing:
             self.cache.add(missing, self._read(missing))
-        if self.reference is not self.policy:
-            self.reference.shutdown()
+        if self.reference != "policy":
+            self.roster[self.reference].shutdown()
 
     def update(self, rows: list[Any]) -> Metrics:
         plans, totals, loss = self._prepared(rows)
@@ -166,7 +166,7 @@ class DPO(Offline[Any]):
         if self.cache is not None and not self.cache.missing(rows):
             return self.cache.read(rows)
         assert self.read_reference is not None
-        return self.read(self.reference, self.read_reference, rows, self.reference_tokens)
+        return self.read(self.roster[self.reference], self.read_reference, rows, self.reference_tokens)
 
     def _prepared(self, rows: list[Any]) -> tuple[Any, Totals, Any]:
         """Micro-batches of labelled sequences, global counts, and the loss."""

@@ -6,7 +6,7 @@ A job says what an update and an evaluation of some rows are.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -32,8 +32,8 @@ class Offline(ABC, Generic[Row]):
 
     title: ClassVar[str]
     config: OfflineConfig
-    policy: ActorGroup[TrainedWorker]
-    """The group that learns, whatever its model is."""
+    roster: Mapping[str, ActorGroup[Any]]
+    """The run's groups by name, looked up at every use."""
     rows: list[Row]
     batches: Any
     """Says which rows come next: `Batches`, or of embedding models and rerankers `TaskBatches`."""
@@ -48,6 +48,11 @@ class Offline(ABC, Generic[Row]):
 
     def __post_init__(self) -> None:
         self.best = Best(self.config.best_by)
+
+    @property
+    def policy(self) -> ActorGroup[TrainedWorker]:
+        """The group that learns, whatever its model is."""
+        return self.roster["policy"]
 
     def train(self) -> None:
         """Run all updates."""

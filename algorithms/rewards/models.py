@@ -1,6 +1,8 @@
 """Reward models as sources of rewards: groups that score whole rollouts, and how their scores join the others."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +22,15 @@ class RewardModelGroup:
     label: str
     """Name of its scores in Score.parts."""
     weight: float
-    group: ActorGroup[ScoringWorker]
+    group: str
+    """Its name in the roster."""
     micro_batch_tokens: int
 
 
-def score_with_models(groups: list[ScoredGroup], models: list[RewardModelGroup], split: Split) -> list[ScoredGroup]:
-    """The groups with the scores of all reward models added; the models work at the same time.
+def score_with_models(
+    groups: list[ScoredGroup], models: list[RewardModelGroup], roster: Mapping[str, ActorGroup[Any]], split: Split
+) -> list[ScoredGroup]:
+    """The groups with the scores of all reward models added; the models, which `roster` has, work at the same time.
 
     Raises GroupError when a rank fails, RewardFailure when a score is not finite.
     """
@@ -34,19 +39,20 @@ def score_with_models(groups: list[ScoredGroup], models: list[RewardModelGroup],
     samples = samples_of(groups, [np.zeros(len(group.infos)) for group in groups])
     pending = []
     for model in models:
-        work = divide([samples], len(model.group), model.micro_batch_tokens)
+        ranks = roster[model.group]
+        work = divide([samples], len(ranks), model.micro_batch_tokens)
         given = hand_episodes(groups, work, split)
         plans = [[[(number, index) for number, index, _ in batch] for batch in share.plans[0]] for share in work]
         pending.append(
             [
-                model.group.submit(rank, ScoringWorker.scores, plan, held, *episodes)
+                ranks.submit(rank, ScoringWorker.scores, plan, held, *episodes)
                 for rank, (plan, (held, episodes)) in enumerate(zip(plans, given, strict=True))
             ]
         )
     weights = {model.label: model.weight for model in models}
     found: dict[tuple[int, int], dict[str, float]] = {}
     for model, calls in zip(models, pending, strict=True):
-        for part in model.group.gather(calls, "scores"):
+        for part in roster[model.group].gather(calls, "scores"):
             for place, score in part.items():
                 found.setdefault(place, {})[model.label] = score
     return [

@@ -39,6 +39,11 @@ def group_relative(rewards: ArrayLike, *, normalize_std: bool) -> NDArray[np.flo
     return centred / (values.std(ddof=1) + 1e-4) if normalize_std else centred
 
 
+def centred(rewards: ArrayLike) -> NDArray[np.float64]:
+    """Advantages of one prompt's samples: reward minus the group's mean; [N] and errors as in `group_relative`."""
+    return group_relative(rewards, normalize_std=False)
+
+
 def leave_one_out(rewards: ArrayLike) -> NDArray[np.float64]:
     """Advantages of one prompt's samples: reward minus the mean of the others (RLOO, arXiv 2402.14740).
 
@@ -53,8 +58,8 @@ def leave_one_out(rewards: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: as in `group_relative`.
     """
-    centred = group_relative(rewards, normalize_std=False)
-    return centred * (len(centred) / (len(centred) - 1))
+    above = centred(rewards)
+    return above * (len(above) / (len(above) - 1))
 
 
 def among_counted(rewards: ArrayLike, counted: ArrayLike, compare: Callable[[ArrayLike], ArrayLike]) -> Advantages:
@@ -85,7 +90,7 @@ def among_counted(rewards: ArrayLike, counted: ArrayLike, compare: Callable[[Arr
 
 def differ(rewards: ArrayLike) -> bool:
     """Whether rewards that are compared with each other give any of them an advantage, by `group_relative`'s rule."""
-    return len(np.atleast_1d(rewards)) > 1 and bool(group_relative(rewards, normalize_std=False).any())
+    return len(np.atleast_1d(rewards)) > 1 and bool(centred(rewards).any())
 
 
 def token_rewards(
@@ -159,7 +164,7 @@ def gae(
     return advantages, returns
 
 
-def rewards_to_go(rewards: ArrayLike, mask: ArrayLike, *, gamma: float) -> NDArray[np.float64]:
+def rewards_to_go(rewards: ArrayLike, mask: ArrayLike, *, gamma: float = 1.0) -> NDArray[np.float64]:
     """Discounted sum of the rewards from each action token on, 0 outside `mask`, [L]; REINFORCE++ (arXiv 2501.03262).
 
     Args and errors as in `gae`, of which this is the case without a critic.

@@ -7,34 +7,35 @@ GAE (PPO): per token -kl_coef KL, and the rewards, are discounted against the cr
 leave_one_out, group: the score minus kl_coef times the episode's KL is compared within the group.
 reinforce_pp: rewards minus kl_coef times the KL from the token on, whitened over the step (arXiv 2501.03262).
 reinforce_pp_baseline: the same with the group's mean subtracted from the score, and so from the rest.
+Which one compares, goes token by token or whitens is said in `algorithms.rl.baselines`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from actors.batch import Experience
 from actors.train.worker import Metrics, ScoredGroups
-from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
+from algorithms.config_rl import RLConfig
 from algorithms.losses import kl_penalty
-from algorithms.rl.advantages import (
-    Moments,
-    among_counted,
-    gae,
-    group_relative,
-    leave_one_out,
-    rewards_to_go,
-    token_rewards,
-    whiten,
-)
+from algorithms.rl.advantages import Advantages, Moments, among_counted, token_rewards, whiten
 
 Fields = dict[str, NDArray[np.float32]]
 AddOverRanks = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def compared(config: RLConfig, scores: NDArray[np.float64], counted: ArrayLike) -> Advantages:
+    """What each of a prompt's scores is above what the baseline expects, 0 of those that the loss leaves out, [N].
+
+    `scores`: float64 [N]; `counted`: whether the loss counts the response, bool [N].
+    """
+    if compare := config.baseline.compare:
+        return among_counted(scores, counted, compare.of(config))
+    return scores * np.asarray(counted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +52,18 @@ class Estimator:
     def __call__(self, groups: ScoredGroups, add: AddOverRanks) -> tuple[list[list[Fields]], Metrics]:
         """Fields of every response, and metrics over all ranks; `add` sums a vector over ranks."""
         penalties = [[self._penalties(item) for _, item in group] for group in groups]
-        ppo = isinstance(self.config, PPOConfig)
-        estimate = self._values if ppo else self._group
+        estimate = self._by_token if self.config.baseline.by_token else self._by_response
         found = [
             estimate(group, kl, counted) for group, kl, counted in zip(groups, penalties, self.counted, strict=True)
         ]
         metrics = self._metrics(groups, penalties, found, add)
-        if self._whitens:
+        if self.config.baseline.whitens(self.config):
             found = self._whitened(groups, found, add)
         rows = [
             [{name: values.astype(np.float32) for name, values in fields.items()} for fields in group]
             for group in found
         ]
         return rows, metrics
-
-    @property
-    def _whitens(self) -> bool:
-        config = self.config
-        if isinstance(config, PPOConfig):
-            return config.whiten_advantages
-        return isinstance(config, GRPOConfig) and config.advantage.startswith("reinforce_pp")
 
     def _penalties(self, item: Experience) -> NDArray[np.float64]:
         """KL estimate at each token, 0 outside the actions, [L]."""
@@ -86,47 +79,33 @@ class Estimator:
         rest = score - math.fsum(item.turn_rewards.values())
         return token_rewards(rest, kl, item.action_mask, kl_coef=self.kl_coef, turns=item.turn_rewards)
 
-    def _values(
+    def _by_response(
         self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
     ) -> list[dict[str, NDArray[np.float64]]]:
-        """Generalized advantage estimation."""
-        assert isinstance(self.config, PPOConfig)
-        found = []
-        for (score, item), kl, kept in zip(group, penalties, counted, strict=True):
-            advantages, returns = gae(
-                self._rewards(score, item, kl),
-                item.fields["values"].astype(np.float64),
-                item.action_mask,
-                gamma=self.config.gamma,
-                gae_lambda=self.config.gae_lambda,
-            )
-            found.append({"advantages": advantages * kept, "returns": returns})
-        return found
-
-    def _group(
-        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
-    ) -> list[dict[str, NDArray[np.float64]]]:
-        """Comparison within the group, or nothing to compare with."""
-        config = self.config
-        assert isinstance(config, GRPOConfig)
+        """One number for all tokens of a response."""
         scores = np.array([score for score, _ in group])
-        masks = [item.action_mask for _, item in group]
-        if config.advantage in ("group", "leave_one_out"):
-            rewards = scores - self.kl_coef * np.array([kl.sum() for kl in penalties])
-            compare = leave_one_out
-            if config.advantage == "group":
-                compare = partial(group_relative, normalize_std=config.normalize_std)
-            whole = among_counted(rewards, counted, compare)
-            return [{"advantages": value * mask} for value, mask in zip(whole, masks, strict=True)]
-        if config.advantage == "reinforce_pp_baseline":
-            scores = among_counted(scores, counted, partial(group_relative, normalize_std=False))
-        rewards = [
-            self._rewards(score, item, kl) for score, (_, item), kl in zip(scores, group, penalties, strict=True)
-        ]
-        return [
-            {"advantages": rewards_to_go(each, mask, gamma=1.0) * kept}
-            for each, mask, kept in zip(rewards, masks, counted, strict=True)
-        ]
+        whole = compared(self.config, scores - self.kl_coef * np.array([kl.sum() for kl in penalties]), counted)
+        return [{"advantages": value * item.action_mask} for value, (_, item) in zip(whole, group, strict=True)]
+
+    def _by_token(
+        self, group: list[tuple[float, Experience]], penalties: list[NDArray[np.float64]], counted: list[bool]
+    ) -> list[dict[str, NDArray[np.float64]]]:
+        """What the rewards of a response's tokens are worth; with a critic, also what its values should be."""
+        baseline = self.config.baseline
+        assert baseline.spread, "only one that spreads goes token by token"
+        spread = baseline.spread.of(self.config)
+        scores = np.array([score for score, _ in group])
+        if baseline.compare:
+            scores = compared(self.config, scores, counted)
+        found = []
+        for score, (_, item), kl, kept in zip(scores, group, penalties, counted, strict=True):
+            rewards, mask = self._rewards(score, item, kl), item.action_mask
+            if baseline.critic:
+                advantages, returns = spread(rewards, item.fields["values"].astype(np.float64), mask)
+                found.append({"advantages": advantages * kept, "returns": returns})
+            else:
+                found.append({"advantages": spread(rewards, mask) * kept})
+        return found
 
     def _metrics(
         self,
@@ -145,7 +124,7 @@ class Estimator:
         tokens = sum(int(item.action_mask.sum()) for item, _ in items)
         kl = sum(float(each.sum()) for group in penalties for each in group)
         sums = [np.array([len(items), tokens, kl], dtype=np.float64)]
-        if isinstance(self.config, PPOConfig):
+        if self.config.baseline.critic:
             counted = [kept for group in self.counted for kept in group]
             sums.append(_moments_of_returns([item for item, kept in zip(items, counted, strict=True) if kept]))
         responses, tokens, kl, *rest = add(np.concatenate(sums)).tolist()

@@ -1,23 +1,24 @@
-"""Group Relative Policy Optimization (arXiv 2402.03300) and its family: sample a group of responses to each prompt,
-reward them, and raise the probability of those that did better than their group.
+"""Group Relative Policy Optimization (arXiv 2402.03300) and its family.
+
+Sample a group of responses to each prompt, reward them, and raise the probability of those that did better than their
+group:
 
     prompts -> rollout (vLLM) + reward -> reference -> advantages -> update (DeepSpeed) -> sync -> prompts
 
 For response i of a group with rewards r: A_i = (r_i - mean r) / (std r + 1e-4), 0 for a group of equal rewards; other
-baselines are in `algorithms.rl.estimators`. With `mask_truncated`, the group is its responses that were not cut: the
+baselines are in `algorithms.rl.baselines`. With `mask_truncated`, the group is its responses that were not cut: the
 others are in neither loss nor baseline. The loss is that of `algorithms.rl.policy_loss`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from algorithms.config_rl import GRPOConfig
 from algorithms.loop import Clock, Metrics
-from algorithms.rl.advantages import among_counted, group_relative, leave_one_out
 from algorithms.rl.deals import Updates
+from algorithms.rl.estimators import compared
 from algorithms.rl.experience import Sample, samples_of
 from algorithms.rl.metrics import Advantages, teaches
 from algorithms.rl.stages import RL
@@ -80,9 +81,10 @@ class GRPO(RL):
 
     @property
     def _by_token(self) -> bool:
-        """Whether tokens of one episode have different advantages, which ranks compute."""
-        config = self.config
-        return config.advantage.startswith("reinforce_pp") or bool(config.kl_in == "reward" and config.kl_coef)
+        """Whether ranks compute the advantages: they see tokens, over which whitening goes too."""
+        config, baseline = self.config, self.config.baseline
+        of_tokens = baseline.by_token or baseline.whitens(config)
+        return of_tokens or bool(config.kl_in == "reward" and config.kl_coef)
 
     def _advantages(self, groups: Sequence[ScoredGroup]) -> tuple[list[Sample], Metrics]:
         """The step's samples, with their advantages where these are one number each, else NaN."""
@@ -92,10 +94,7 @@ class GRPO(RL):
             metrics["rollout/dynamic_sampling_kept"] = len(groups) / self.sampled
         if self._by_token:
             return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped]), metrics
-        compare = leave_one_out
-        if config.advantage == "group":
-            compare = partial(group_relative, normalize_std=config.normalize_std)
-        advantages = [among_counted(each.shaped, each.counted, compare) for each in shaped]
+        advantages = [compared(config, each.shaped, each.counted) for each in shaped]
         return samples_of(groups, advantages), metrics
 
     def _plan(self, samples: list[Sample]) -> Updates:

@@ -45,7 +45,11 @@ class PPO(RL):
     """The loop."""
 
     config: PPOConfig
-    critic: ActorGroup[CriticWorker]
+
+    @property
+    def critic(self) -> ActorGroup[CriticWorker]:
+        """The group that learns values."""
+        return self.roster["critic"]
 
     @property
     def policy_learns(self) -> bool:

@@ -46,8 +46,8 @@ class RL(Steps):
         if self.reference is None:
             return Parts
         assert self.read_reference is not None
-        what = ("reference", "reference_logprobs")
-        return self.read(self.reference, self.read_reference, groups, *what, takers, self.sampling.temperature)
+        what, temperature = ("reference", "reference_logprobs"), self.sampling.temperature
+        return self.read(self.roster[self.reference], self.read_reference, groups, *what, takers, temperature)
 
     def read_old(self, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""

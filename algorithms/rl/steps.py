@@ -5,7 +5,7 @@
 What comes in between is in `algorithms.rl.stages`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,12 @@ class Steps:
     """How a step begins and ends, and what a loop holds between steps."""
 
     config: RLConfig
-    policy: ActorGroup[PolicyWorker]
-    reference: ActorGroup[Any] | None
+    roster: Mapping[str, ActorGroup[Any]]
+    """The run's groups by name, looked up at every use."""
+    reference: str | None
+    """Name of the group that gives reference logprobs."""
     read_reference: Callable[..., Any] | None
-    """The method of `reference` that gives reference logprobs."""
+    """Its method that does."""
     models: list[RewardModelGroup]
     rollouts: Rollouts
     split: Split
@@ -80,6 +82,11 @@ class Steps:
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
         self.best = Best(self.config.best_by)
+
+    @property
+    def policy(self) -> ActorGroup[PolicyWorker]:
+        """The group that learns the policy."""
+        return self.roster["policy"]
 
     @property
     def done(self) -> bool:
@@ -131,7 +138,7 @@ class Steps:
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""
-        return score_with_models(groups, self.models, self.split)
+        return score_with_models(groups, self.models, self.roster, self.split)
 
     def shape(self, groups: Sequence[ScoredGroup]) -> list[ShapedGroup]:
         """Scored groups with the scores that decide whether they teach something, and that train."""

@@ -3,9 +3,9 @@
 import os
 
 from actors.config import UserError
-from algorithms.config_rl import RLConfig
 from launch.checks.machine import Machine
 from launch.config import RunConfig
+from launch.kinds.table import job_kind
 from launch.run.placement import Demand, demands, section_of
 
 
@@ -60,7 +60,7 @@ def _limit(kind: str, told: int | None, there: int) -> str:
 
 
 def _for_one_gpu(config: RunConfig, gpus: int) -> str:
-    if gpus != 1 or not isinstance(config.algorithm, RLConfig) or config.cluster.placement == "shared":
+    if gpus != 1 or not job_kind(config).samples_responses or config.cluster.placement == "shared":
         return ""
     return " (for one GPU: cluster.placement=shared, as in configs/grpo-1gpu.yaml)"
 
@@ -73,11 +73,9 @@ def _unused(config: RunConfig, gpus: int) -> str:
 
 def gpu_settings(config: RunConfig, gpus: int) -> list[str]:
     """Overrides by which a configuration without GPUs takes this many of one machine."""
-    rl = isinstance(config.algorithm, RLConfig)
-    samples = config.algorithm.samples_per_update
-    if isinstance(config.algorithm, RLConfig):
-        samples = samples or config.algorithm.samples_per_step
-    frozen = [f"reward.models.{index}.group" for index in range(len(config.reward.models))] if rl else []
+    kind = job_kind(config)
+    samples, rl = kind.update_samples, kind.samples_responses
+    frozen = [f"reward.models.{index}.group" for index in range(len(config.reward.models))]
     frozen += ["reference"] * config.reference_group
     shared = bool(frozen or config.critic is not None or (rl and gpus == 1))
     ranks = min(samples or gpus, gpus if shared or not rl else gpus // 2)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from actors.models.identity import model_identity
-from algorithms.config_encoder import EmbeddingConfig
 from launch.config import RunConfig
 
 _AT_START: dict[str, dict[str, str]] = {}
@@ -64,5 +63,5 @@ def _models(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
         yield "critic.path", config.critic.path, None
     for index, model in enumerate(config.reward.models):
         yield f"reward.models[{index}].path", model.path, None
-    if isinstance(config.algorithm, EmbeddingConfig) and config.algorithm.guide:
-        yield "algorithm.guide", config.algorithm.guide, None
+    if guide := config.algorithm.guides.get("guide"):
+        yield "algorithm.guide", guide, None

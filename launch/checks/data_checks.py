@@ -3,33 +3,26 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from algorithms.config_encoder import EncoderConfig
 from algorithms.data.sources import read_rows
+from launch.checks.findings import Findings
 from launch.checks.inputs import (
     READ_ROWS,
-    Field,
-    Rows,
-    Sets,
     check_rows,
-    check_unpaired,
     read_sets,
     same_rows,
     sets_and_notes,
 )
+from launch.checks.resumed_data import rows_problem
 from launch.checks.reward_checks import RewardProbe
+from launch.checks.rows import Field, Rows, Sets
 from launch.settings.named_code import names_code
 
-if TYPE_CHECKING:
-    from launch.checks.check import Findings
 
-
-def read_data(findings: "Findings") -> dict[Field, Sets]:
-    """The rows of both data sets, where they are here and what they must be; none for embedding and reranker."""
+def read_data(findings: Findings) -> dict[Field, Sets]:
+    """The rows of both data sets, where they are here and what they must be."""
     data, found = findings.config.data, {}
-    if isinstance(findings.config.algorithm, EncoderConfig):
-        return {}
     given: dict[Field, Any] = {"data.train": data.train, "data.eval": data.eval}
     for where, value in given.items():
         sources = named_sources(where, value)
@@ -47,7 +40,7 @@ def read_data(findings: "Findings") -> dict[Field, Sets]:
     return found
 
 
-def check_sets(findings: "Findings", sets: dict[Field, Sets], readable: bool) -> tuple[Rows | None, Rows | None]:
+def check_sets(findings: Findings, sets: dict[Field, Sets], readable: bool) -> tuple[Rows | None, Rows | None]:
     """What is known of the rows to train on and to evaluate on; None where they are elsewhere, wrong or not given."""
     config = findings.config
     train, held_out = (
@@ -57,14 +50,19 @@ def check_sets(findings: "Findings", sets: dict[Field, Sets], readable: bool) ->
     if train is not None:
         findings.rows, findings.mean_tokens = train.count, train.mean_tokens
         findings.complete = train.complete
-        with findings.collecting():
-            check_unpaired(config, train, held_out)
         if held_out is not None:
             findings.warnings += same_rows(config, train, held_out)
     return train, held_out
 
 
-def _check_set(findings: "Findings", where: Field, sets: dict[Field, Sets], readable: bool) -> Rows | None:
+def check_resumed_rows(findings: Findings, train: Rows) -> None:
+    """Compare the number of rows with that of the checkpoint where the run goes on, where all are known."""
+    if findings.checkpoint and train.complete and train.whole:
+        problem = rows_problem(findings.config, findings.checkpoint, train.count)
+        findings.problems += [problem] if problem else []
+
+
+def _check_set(findings: Findings, where: Field, sets: dict[Field, Sets], readable: bool) -> Rows | None:
     if where not in sets:
         return None
     with findings.collecting():
@@ -75,7 +73,7 @@ def _check_set(findings: "Findings", where: Field, sets: dict[Field, Sets], read
     return None
 
 
-def check_rewards(findings: "Findings", probe: RewardProbe, train: Rows | None, held_out: Rows | None) -> None:
+def check_rewards(findings: Findings, probe: RewardProbe, train: Rows | None, held_out: Rows | None) -> None:
     """Call the reward functions, and check the addresses of endpoints."""
     config = findings.config
     columns, lacking = None, {}
@@ -105,7 +103,7 @@ def named_sources(field: str, value: str | dict[str, str] | None) -> dict[str, s
     return {} if value is None else {field: value}
 
 
-def is_unread(findings: "Findings", field: str, source: str) -> bool:
+def is_unread(findings: Findings, field: str, source: str) -> bool:
     """Whether rows cannot be looked at: they are on other machines, or code would run that must not.
 
     A file whose rows a converter changes is read as it is, so that it is known to hold rows.
@@ -122,7 +120,7 @@ def is_unread(findings: "Findings", field: str, source: str) -> bool:
     return converted
 
 
-def is_elsewhere(findings: "Findings", field: str, path: str) -> bool:
+def is_elsewhere(findings: Findings, field: str, path: str) -> bool:
     """Whether a path is on the machines of the run, and so can only be warned about."""
     if not findings.elsewhere or not Path(path).is_absolute() or Path(path).exists():
         return False

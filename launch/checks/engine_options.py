@@ -13,7 +13,6 @@ from typing import Any
 
 from actors.config import UserError
 from actors.config_rollout import RESHAPING, RolloutConfig
-from algorithms.config_rl import RLConfig
 from algorithms.words import nearest
 from launch.config import RunConfig
 
@@ -101,8 +100,6 @@ def check_engine_options(rollout: RolloutConfig) -> list[str]:
 
 def sampling_warnings(config: RunConfig) -> list[str]:
     """What is allowed, and makes the sampler another than the policy, or slow."""
-    if not isinstance(config.algorithm, RLConfig):
-        return []
     found = [
         f"rollout.{name} {value:g}: responses are sampled not from the policy but from {RESHAPING[name]}, so "
         f"importance ratios, and mismatch/*, compare two different distributions"

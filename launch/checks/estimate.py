@@ -19,9 +19,6 @@ _BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
 """Names of architectures with the parameters of a BERT."""
 DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
 
-ROWS = {"reward": "pairs", "dpo": "pairs", "embedding": "rows", "reranker": "rows"}
-"""What an update of a job on given data is made of, where that is no sequence."""
-
 TRAINER_BASE = 400 * 2**20
 """Resident memory of a process that imported torch, ray, transformers and deepspeed (0.38 GiB measured)."""
 ENGINE_BASE = 550 * 2**20
@@ -240,13 +237,12 @@ def rl_arithmetic(algorithm: RLConfig, policy: TrainerConfig, mean_tokens: float
 
 
 def offline_arithmetic(
-    algorithm: OfflineConfig, policy: TrainerConfig, mean_tokens: float, sequences: int
+    algorithm: OfflineConfig, policy: TrainerConfig, mean_tokens: float, sequences: int, rows: str = "sequences"
 ) -> Arithmetic:
-    """Batch sizes of an update over data of `sequences` rows (sequences or pairs) of `mean_tokens` tokens."""
+    """Batch sizes of an update over data of so many sequences, or `rows`, of `mean_tokens` tokens."""
     per_update = algorithm.samples_per_update
     steps = algorithm.updates(sequences)
     epochs = steps * per_update / sequences
-    rows = ROWS.get(algorithm.name, "sequences")
     equation = f"{steps} updates x {per_update} {rows} = {epochs:.3g} epochs of {sequences} {rows}"
     return Arithmetic(equation, _micro_batches(per_update, mean_tokens, policy), steps)
 

@@ -4,21 +4,19 @@ What is refused is a lower bound: weights, gradients, optimizer state and key-va
 is warned about is the whole estimate against what is free now.
 """
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from actors.config import UserError
-from algorithms.config_rl import RLConfig
 from launch.checks.estimate import DTYPE_BYTES, GIB, DecoderShape, Memory
+from launch.checks.findings import Findings
 from launch.checks.machine import Machine, free_disk
+from launch.checks.sizes import memory_of
 from launch.config import RunConfig
-from launch.run.placement import demands, reward_model_groups
-
-if TYPE_CHECKING:
-    from launch.checks.check import Findings
+from launch.kinds.rl import reward_model_groups
+from launch.kinds.table import job_kind
+from launch.run.placement import demands
 
 _RAY_ALLOWS = 10**10
 """Bytes of an object store up to which Ray 2.60 goes from /dev/shm to a disk instead of refusing to start."""
@@ -42,19 +40,20 @@ class Part:
     size: int
 
 
-def check_room(findings: "Findings", machine: Machine, *, crowded: bool = False) -> None:
+def check_room(findings: Findings, machine: Machine, *, crowded: bool = False) -> None:
     """Compare memory and disk with what this machine has, where the processes will be here; adds to the findings.
 
     Args:
         crowded: more processes than the machine has CPUs or GPUs for have been refused already: that these do not fit
             its memory is the same mistake, unless one of each group does not fit either.
     """
-    config, processes, problems = findings.config, findings.memory(), len(findings.problems)
+    config, processes, problems = findings.config, memory_of(findings), len(findings.problems)
     if crowded:
         config = _one_of_each(config)
     if not os.environ.get("RAY_ADDRESS") and (config.cluster.gpus or 0) <= machine.gpus:
         with findings.collecting():
-            filled = min(1.0, _tokens_per_rank(config, findings.mean_tokens) / config.policy.micro_batch_tokens)
+            tokens = job_kind(config).tokens_per_update(findings.mean_tokens) / config.policy.ranks
+            filled = min(1.0, tokens / config.policy.micro_batch_tokens)
             findings.warnings += check_memory(config, processes, findings.parameters, machine, filled=filled)
     if len(findings.problems) == problems:  # else it is the same mistake
         with findings.collecting():
@@ -73,17 +72,6 @@ def _one_of_each(config: RunConfig) -> RunConfig:
     return config.model_copy(update=fewer)
 
 
-def _tokens_per_rank(config: RunConfig, mean: float | None) -> float:
-    """Tokens of an update that a rank of the policy gets, at most; `mean`: those of a prompt, sequence or pair."""
-    algorithm, rollout = config.algorithm, config.rollout
-    if isinstance(algorithm, RLConfig):
-        samples = algorithm.samples_per_update or algorithm.samples_per_step
-        tokens = rollout.max_model_len if mean is None else mean + rollout.max_response_tokens
-    else:
-        samples, tokens = algorithm.samples_per_update, mean
-    return math.inf if tokens is None else samples * tokens / config.policy.ranks
-
-
 def check_memory(
     config: RunConfig, processes: Mapping[str, Memory], parameters: int | None, machine: Machine, *, filled: float = 1.0
 ) -> list[str]:
@@ -99,7 +87,8 @@ def check_memory(
         UserError: with the setting behind the largest part and what there is.
     """
     known = dict(processes)
-    if isinstance(config.algorithm, RLConfig) and "rollout" not in known and not config.rollout.gpus_per_engine:
+    engines = job_kind(config).samples_responses
+    if engines and "rollout" not in known and not config.rollout.gpus_per_engine:
         known["rollout"] = Memory(kv_cache=int(config.rollout.memory_gib * GIB))
     known = {group: _trained_part(config, group, memory) for group, memory in known.items()}
     warnings = _check_object_store(config, machine)
@@ -212,7 +201,7 @@ def _check_gpus(config: RunConfig, known: Mapping[str, Memory], memory: int) -> 
     shared = config.cluster.placement == "shared"
     share = config.rollout.gpu_share(shared=shared)
     engine = share * memory if config.rollout.gpus_per_engine else 0.0
-    rl = isinstance(config.algorithm, RLConfig)
+    rl = job_kind(config).samples_responses
     needs = {
         group: parts.weights + parts.gradients + parts.optimizer
         for group, parts in known.items()

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +11,11 @@ from numpy.typing import NDArray
 from actors.config import UserError
 from algorithms.config import RewardFunction
 from algorithms.config_offline import DPOConfig
-from algorithms.config_rl import RLConfig
 from algorithms.data.sources import kind_of_source
 from launch.checks.reward_checks import ProbeRow
+from launch.checks.rows import Field, Row, Rows, Sets
 from launch.config import RunConfig
-
-if TYPE_CHECKING:
-    from algorithms.offline.comparable import Unpaired
+from launch.kinds.table import job_kind
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -31,38 +28,6 @@ _CHUNK, _CHUNK_BYTES = 128, 2**20
 """Rows that are tokenised at one time, and their size."""
 _EXAMPLES = 4
 """Rows of each set that rewards may be called with."""
-
-Field = Literal["data.train", "data.eval"]
-Row = dict[str, Any]
-Sets = dict[str, list[Row]]
-"""Rows of each set, by its name; "" where there is one."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Rows:
-    """What is known about the training or the evaluation rows."""
-
-    count: int = 0
-    """Rows read that the run draws, at most READ_ROWS of each set: without those that are too long or held out."""
-    complete: bool = True
-    """Whether these are all: no set has as many rows as are read here."""
-    whole: bool = True
-    """Whether none of them is left out for its length."""
-    unpaired: dict[str, list["Unpaired"]] = field(default_factory=dict)
-    """For KTO: what decides whether rows can be compared, of each set."""
-    columns: set[str] = field(default_factory=set)
-    """Columns that every row has, under the names rewards see."""
-    lacking: dict[str, str] = field(default_factory=dict)
-    """Columns that only some rows have -> the first row without, as data.train: row 11."""
-    mean_tokens: float | None = None
-    """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
-    examples: list[ProbeRow] = field(default_factory=list)
-    """Prompts to call rewards with."""
-    notes: list[str] = field(default_factory=list)
-    """A line for each set of which rows are too long, and are left out or cut."""
-    warnings: list[str] = field(default_factory=list)
-    digest: int = 0
-    """Differs for rows that differ; 0 without data.eval, where there is nothing to compare with."""
 
 
 def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) -> Sets:
@@ -79,7 +44,7 @@ def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) ->
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
         reading = _reading(config, rows, label, tokenise=False)
-        if isinstance(config.algorithm, RLConfig) and any(_is_math(function) for function in config.reward.functions):
+        if any(_is_math(function) for function in config.reward.functions):
             from algorithms.rewards.math_golds import check_golds
 
             check_golds(reading.rows, label)
@@ -108,7 +73,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     from algorithms.data.overlong import held_out_count
     from algorithms.offline.comparable import unpaired_text
 
-    found, lengths = Rows(), []
+    kind, found, lengths = job_kind(config), Rows(), []
     sets = read_sets(config, where) if sets is None else sets
     columns = []
     for name, rows in sets.items():
@@ -125,9 +90,9 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
         _note_lacking(reading.rows, columns[-1], label, found)
         if config.data.eval is not None:
             found.digest = hash((found.digest, *map(repr, rows)))
-        if isinstance(config.algorithm, RLConfig):
+        if kind.samples_responses:
             found.examples += _examples(reading)
-        if isinstance(config.algorithm, DPOConfig) and config.algorithm.unpaired:
+        if kind.unpaired:
             found.unpaired[name] = list(map(unpaired_text, reading.examples))
         counted = config.data.overlong == "error"  # else it is not known how many are left out
         if tokenise:
@@ -144,13 +109,13 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     return found
 
 
-def check_unpaired(config: RunConfig, train: Rows, held_out: Rows | None) -> None:
-    """For KTO, check that every update and the evaluation can compare, where all rows are known that it will have.
+def check_unpaired(config: RunConfig, algorithm: DPOConfig, train: Rows, held_out: Rows | None) -> None:
+    """Check that every update of KTO and its evaluation can compare, where all rows are known that it will have.
 
     Raises UserError as `check_comparable` does.
     """
-    algorithm, fraction = config.algorithm, config.data.eval_fraction
-    if not (isinstance(algorithm, DPOConfig) and algorithm.unpaired and train.complete and train.whole):
+    fraction = config.data.eval_fraction
+    if not (train.complete and train.whole):
         return
     from algorithms.data.overlong import divided
     from algorithms.offline.comparable import check_comparable

@@ -12,14 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from actors.config import GroupConfig
-from algorithms.config_rl import RLConfig
 from launch.checks.capacity import counted, machine_line, total_cpus, total_gpus
-from launch.checks.check import Findings
-from launch.checks.estimate import GIB, ROWS, Memory, kv_bytes_per_token
+from launch.checks.estimate import GIB, Memory, kv_bytes_per_token
+from launch.checks.findings import Findings
 from launch.checks.inputs import READ_ROWS
 from launch.checks.machine import this_machine
+from launch.checks.sizes import arithmetic_of, memory_of
 from launch.config import RunConfig
-from launch.run.placement import Demand, demands, reward_model_groups
+from launch.kinds.rl import reward_model_groups
+from launch.kinds.table import job_kind
+from launch.run.placement import Demand, demands
 from launch.screen.console import VisibleConsole
 from launch.settings.literal_secrets import public_endpoints, public_values
 
@@ -36,11 +38,11 @@ def as_object(findings: Findings) -> dict[str, Any]:
         {**asdict(item), "zero_stage": _zero_stage(config, item), "bundles": config.cluster.placement}
         for item in demands(config)
     ]
-    memory = {group: {**asdict(parts), "total": parts.total} for group, parts in findings.memory().items()}
+    memory = {group: {**asdict(parts), "total": parts.total} for group, parts in memory_of(findings).items()}
     return {
         "config": public_values(config),
         "placement": groups,
-        "arithmetic": {**asdict(findings.arithmetic()), "rows": findings.rows, "mean_tokens": findings.mean_tokens},
+        "arithmetic": {**asdict(arithmetic_of(findings)), "rows": findings.rows, "mean_tokens": findings.mean_tokens},
         "memory": {"parameters": findings.parameters, "processes": memory},
         "data": findings.notes,
         "rewards": findings.rewards,
@@ -90,23 +92,15 @@ def config_lines(section: BaseModel, depth: int = 0) -> list[tuple[str, bool]]:
 
 def batch_lines(findings: Findings) -> list[str]:
     """The batch equation, with micro-batches and the data it rests on."""
-    config, arithmetic, rows = findings.config, findings.arithmetic(), findings.rows
+    config, arithmetic, kind = findings.config, arithmetic_of(findings), job_kind(findings.config)
     bound = "about" if findings.mean_tokens is not None else "at most"
     lines = [
         f"{arithmetic.equation}; {bound} {arithmetic.micro_batches} micro-batch"
         f"{'es' * (arithmetic.micro_batches != 1)} of <= {config.policy.micro_batch_tokens} tokens per rank and update"
     ]
-    if isinstance(config.algorithm, RLConfig) and rows:
-        assert arithmetic.steps is not None, "rows are known"
-        visits = arithmetic.steps * config.algorithm.prompts_per_step / rows
-        lines.append(f"{arithmetic.steps} steps are {visits:.3g} passes over {rows} prompts")
-    elif isinstance(config.algorithm, RLConfig) and config.algorithm.epochs:
-        lines.append("how many steps epochs take is known when the run has read data.train")
+    lines += kind.step_lines(arithmetic.steps, findings.rows)
     if findings.mean_tokens is not None:
-        kind, rest = ROWS.get(config.algorithm.name, "sequences"), ""
-        if isinstance(config.algorithm, RLConfig):
-            kind, rest = "prompts", f"; responses count with their limit of {config.rollout.max_response_tokens}"
-        lines.append(f"{kind} have {findings.mean_tokens:.0f} tokens on average{rest}")
+        lines.append(kind.length_line(findings.mean_tokens))
     if not findings.complete:
         lines.append(f"only the first {READ_ROWS:,} rows of a set are read here: the run may find more")
     return lines
@@ -133,7 +127,7 @@ def _zero_stage(config: RunConfig, item: Demand) -> int | None:
 
 
 def _print_memory(console: Console, findings: Findings) -> None:
-    memory = findings.memory()
+    memory = memory_of(findings)
     if not memory:
         console.print("unknown: the model's size cannot be read from its directory")
         return

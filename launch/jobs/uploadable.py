@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from algorithms.config_encoder import EncoderConfig
 from launch.config import RunConfig
 from launch.jobs.selection import Selection
 from launch.settings.literal_secrets import secret_problems
@@ -29,8 +28,7 @@ def existing_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, Pa
     data, reward, critic = config.data, config.reward, config.critic
     sets = _named("data.train", data.train) | _named("data.eval", data.eval) | _named("data.corpus", data.corpus)
     paths = {"model.path": config.model.path} | sets
-    if isinstance(config.algorithm, EncoderConfig):
-        paths |= {f"algorithm.{field}": path for field, path in config.algorithm.guides.items()}
+    paths |= {f"algorithm.{field}": path for field, path in config.algorithm.guides.items()}
     paths |= {f"reward.models.{index}.path": model.path for index, model in enumerate(reward.models)}
     paths |= {"critic.path": critic and critic.path}
     functions = {f"reward.functions.{index}.name": function.name for index, function in enumerate(reward.functions)}

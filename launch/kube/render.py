@@ -10,7 +10,6 @@ import re
 from typing import Any, Literal
 
 from actors.config import UserError
-from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
 from launch.kube.config import ray_version
 from launch.kube.config_parts import CODE, GcsStorageConfig
@@ -98,9 +97,8 @@ def run_values(config: RunConfig) -> Manifest:
         sections.append((values["critic"], "trainer"))
     if config.reference_group:
         sections.append((values.setdefault("reference", {}), "trainer"))
-    if isinstance(config.algorithm, RLConfig):
-        models = values.get("reward", {}).get("models", [])
-        sections += [(model.setdefault("group", {}), "trainer") for model in models]
+    models = values.get("reward", {}).get("models", [])
+    sections += [(model.setdefault("group", {}), "trainer") for model in models]
     for section, role in sections:
         section["node_labels"] = section.get("node_labels", {}) | {ROLE: role}
     return values

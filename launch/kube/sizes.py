@@ -7,8 +7,9 @@ from pathlib import Path
 
 from actors.config import UserError
 from actors.models.hub_cache import is_hub_id
-from launch.checks.check import Findings
 from launch.checks.estimate import DTYPE_BYTES, GIB, decoder_shape
+from launch.checks.findings import Findings
+from launch.checks.sizes import memory_of
 from launch.config import RunConfig
 from launch.kube.packing import PackedNode, PodGroup
 from launch.models.files import read_policy
@@ -92,7 +93,7 @@ def host_memory(config: RunConfig) -> dict[str, int] | None:
     A process on a GPU keeps its optimizer's offloaded state, and all weights while it loads them.
     """
     findings = sized(config)
-    memory = findings.memory()
+    memory = memory_of(findings)
     if not memory or findings.parameters is None:
         return None
     weights = findings.parameters * DTYPE_BYTES[config.model.dtype]

@@ -1,6 +1,5 @@
 """What a model directory says of itself, read without torch: its configuration, its weights' names, its tokenizer."""
 
-import json
 import math
 import os
 import re
@@ -14,32 +13,20 @@ from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete,
 from actors.models.safetensors_header import StoredTensor, parse_json
 from actors.models.skeleton import hf_config, vocabulary_size
 from actors.models.tokenizer import load_tokenizer, tokenizer_for
-from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
-from algorithms.config_offline import RewardModelConfig
-from algorithms.config_rl import RLConfig
 from launch.checks.estimate import counted_parameters
 from launch.config import RunConfig
+from launch.kinds.table import job_kind
 from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
 from launch.models.values import (
-    Role,
     architecture_of,
     check_architecture,
     config_values,
     model_values,
-    scores_given,
 )
 from launch.models.vllm_source import serves_adapters
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
-
-_POOLING_MODES = {
-    "cls": ("cls", "cls_token"),
-    "mean": ("mean", "mean_tokens"),
-    "last": ("lasttoken",),
-    "max": ("max", "max_tokens"),
-}
-"""Our name -> those of sentence-transformers, in the files that it writes and in older ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +48,7 @@ def read_policy(config: RunConfig) -> Policy | None:
     Raises:
         UserError: it is no model, damaged, or none that the job can train.
     """
-    model = config.model
+    model, role = config.model, job_kind(config).role
     if model.init is not None:
         values = hf_config(model.init, model.dtype, vocabulary_size(model.init), 0, 0)
         return Policy(values, parameters=counted_parameters(values))
@@ -75,22 +62,15 @@ def read_policy(config: RunConfig) -> Policy | None:
             return None
         if not is_complete(directory):
             values = config_values(directory, "model.path")
-            check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
+            check_architecture(values, role, directory, "model.path", config.algorithm.name)
             parameters = counted_parameters(values) or indexed_parameters(values, directory)
             return Policy(values, None, parameters, has_tokenizer(directory))
     values = model_values(directory)
-    check_architecture(values, role_of(config), directory, "model.path", config.algorithm.name)
-    stored = check_tensors(values, directory, "model.path", role_of(config))
-    if role_of(config) == "scores":
+    check_architecture(values, role, directory, "model.path", config.algorithm.name)
+    stored = check_tensors(values, directory, "model.path", role)
+    if role == "scores":
         _require_one_score(stored or {}, directory, "model.path")
     return Policy(values, directory, stored_parameters(stored) or counted_parameters(values))
-
-
-def role_of(config: RunConfig) -> Role:
-    """What the job makes of the policy's model."""
-    if isinstance(config.algorithm, EncoderConfig):
-        return "encoder"
-    return "scores" if isinstance(config.algorithm, RewardModelConfig) else "causal"
 
 
 def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:
@@ -116,8 +96,10 @@ def check_names(config: RunConfig, policy: Policy) -> None:
         UserError: a pattern of model.freeze or a target of model.lora that matches nothing; adapters for vLLM where it
             serves none for this kind of model.
     """
-    _check_served(config, policy)
-    names = trained_parameters(policy.values, role_of(config), rerank=config.algorithm.name == "reranker")
+    kind = job_kind(config)
+    if kind.samples_responses:
+        _check_served(config, policy)
+    names = trained_parameters(policy.values, kind.role, rerank=kind.reranks)
     if names is None:
         return
     tied = bool(policy.values.get("tie_word_embeddings"))
@@ -130,7 +112,7 @@ def check_names(config: RunConfig, policy: Policy) -> None:
 
 def _check_served(config: RunConfig, policy: Policy) -> None:
     """Raise UserError when the engines are to compute with adapters and the installed vLLM knows none for the model."""
-    sends = isinstance(config.algorithm, RLConfig) and config.model.lora and config.rollout.transfer.lora == "adapter"
+    sends = config.model.lora and config.rollout.transfer.lora == "adapter"
     for architecture in (policy.values.get("architectures") or []) if sends else []:
         if serves_adapters(architecture) is False:
             raise UserError(
@@ -161,7 +143,7 @@ def check_tokenizer(config: RunConfig, policy: Policy) -> None:
             f"model.path: must have a tokenizer whose tokens the model's embedding holds (vocab_size {rows}), got "
             f"{len(beyond)} tokens beyond, {beyond[0][1]!a} is number {beyond[0][0]}, in {config.model.path}"
         )
-    if not isinstance(config.algorithm, EncoderConfig) and (reason := template_fault(tokenizer)):
+    if job_kind(config).role != "encoder" and (reason := template_fault(tokenizer)):
         raise UserError(f"model.path: the tokenizer's chat template is broken ({reason}), got {config.model.path}")
 
 
@@ -233,94 +215,6 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
         check_targets(config.critic.lora, names, "critic.lora.targets")
     check_vocabulary(config, directory, field)
-
-
-def check_encoder(config: RunConfig, values: dict[str, Any], directory: Path | None) -> None:
-    """Check that a model can become the embedding model or reranker that the configuration asks for.
-
-    Args:
-        values: the fields of its config.json.
-        directory: where it is; None for `model.init`.
-
-    Raises:
-        UserError: the directory does not say how it pools and neither does the configuration, or they contradict each
-            other, it holds a model of the other kind or with several scores, or vectors are shorter than their cuts.
-    """
-    algorithm = config.algorithm
-    if isinstance(algorithm, EmbeddingConfig):
-        size = values.get("hidden_size")
-        if directory and (directory / "modules.json").is_file():
-            check_embedding_model(config, directory, "model.path")
-            size = _check_modules(algorithm, size, directory)
-        elif directory and algorithm.pooling is None:
-            raise UserError(
-                f"algorithm.pooling: must be cls, mean, last or max for a model that does not say how it pools (no "
-                f"modules.json in {directory}), got nothing"
-            )
-        if size:
-            require_size(algorithm, size)
-        return
-    classes = scores_given(values)
-    if architecture_of(values).endswith("ForSequenceClassification") and classes != 1:
-        raise UserError(f"model.path: must give one score, got {classes} classes in {directory}")
-
-
-def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path) -> int | None:
-    """Compare pooling and normalisation with what a directory says.
-
-    Returns the size of its vectors: `size`, that of its tokens' vectors, or None where other modules may change it.
-    """
-    file = directory / "modules.json"
-    try:
-        modules = {item["type"].rpartition(".")[2]: item["path"] for item in _json_of(file, "model.path")}
-    except (KeyError, TypeError):
-        raise UserError(f"model.path: {file} must list modules with type and path, got something else") from None
-    normalizes = "Normalize" in modules
-    if algorithm.normalize is not None and algorithm.normalize != normalizes:
-        raise UserError(
-            f"algorithm.normalize: must be left out for a model that says whether it normalises "
-            f"({str(normalizes).lower()} in {directory}), got {str(algorithm.normalize).lower()}"
-        )
-    if "Pooling" not in modules:
-        return None
-    values = _json_of(directory / modules["Pooling"] / "config.json", "model.path")
-    written = [name.removeprefix("pooling_mode_") for name, on in values.items() if on is True]
-    given = values.get("pooling_mode", [name for name in written if name != "include_prompt"])
-    modes = [given] if isinstance(given, str) else given
-    if algorithm.pooling and modes not in [[mode] for mode in _POOLING_MODES[algorithm.pooling]]:
-        raise UserError(
-            f"algorithm.pooling: must be left out for a model that says how it pools ({', '.join(modes)} in "
-            f"{directory}), got {algorithm.pooling}"
-        )
-    return size if modules.keys() <= {"Transformer", "Pooling", "Normalize"} and len(modes) == 1 else None
-
-
-def require_size(algorithm: EmbeddingConfig, size: int) -> None:
-    """Raise UserError when embeddings of this size are too short for a task's cuts."""
-    for name, task in algorithm.by_name.items():
-        if task.matryoshka and max(task.matryoshka) > size:
-            field = f"algorithm.tasks.{name}.matryoshka" if name else "algorithm.matryoshka"
-            raise UserError(f"{field}: must not exceed the embedding's size ({size}), got {max(task.matryoshka)}")
-
-
-def check_embedding_model(config: RunConfig, directory: Path, field: str) -> None:
-    """Check that a directory holds an embedding model that says how it pools; raises UserError."""
-    values = model_values(directory, field)
-    if not (directory / "modules.json").is_file():
-        raise UserError(f"{field}: must be an embedding model that says how it pools (modules.json), got {directory}")
-    settings = directory / "config_sentence_transformers.json"
-    kind = _json_of(settings, field).get("model_type") if settings.is_file() else None
-    if kind not in (None, "SentenceTransformer"):
-        what = {"CrossEncoder": "reranker", "SparseEncoder": "sparse one"}.get(kind, kind)
-        raise UserError(f"{field}: must be an embedding model of dense vectors, got a {what} in {directory}")
-    check_tensors(values, directory, field, "encoder")
-
-
-def _json_of(file: Path, field: str) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: {file} cannot be read, {error}") from None
 
 
 def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:

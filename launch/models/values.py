@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from actors.config import UserError
 from actors.models.safetensors_header import not_a_file, parse_json, weight_files
-from launch.models.kinds import check_kinds, short
+from launch.models.fields import check_kinds, short
 from launch.models.transformers_source import causal_architectures, known_types
 
 Role = Literal["causal", "scores", "encoder"]

@@ -16,18 +16,22 @@ from actors.models.tokenizer import load_tokenizer
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, row_order
-from algorithms.config_rl import PPOConfig, RLConfig
+from algorithms.config_rl import RLConfig
 from algorithms.data.reading import run_data
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
+from launch.kinds.rl import reward_model_groups
+from launch.kinds.table import job_kind
 from launch.models.files import require_same_tokens
-from launch.run.groups import Groups, built, reference_sync, start_building, start_loading
-from launch.run.placement import REWARD_WORKER_CPUS, reward_model_groups
+from launch.run.connection import Connection
+from launch.run.groups import built, reference_sync, start_building, start_loading
+from launch.run.placement import REWARD_WORKER_CPUS
 from launch.run.reserve import Placement
+from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
-from launch.run.weights import connect, publisher, spawn_holder
+from launch.run.weights import publisher, spawn_holder
 from launch.screen.reporter import RunReporter
-from launch.settings.rules import transfer_backend
+from launch.settings.rules_rl import transfer_backend
 
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
@@ -38,14 +42,14 @@ def on_one_gpu(config: RunConfig) -> bool:
     return bool(config.cluster.placement == "shared" and config.rollout.gpus_per_engine)
 
 
-def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, groups: Groups) -> Any:
+def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
     """Start all groups of a PPO or GRPO run and return its loop."""
     algorithm = config.algorithm
     assert isinstance(algorithm, RLConfig)
     backend = transfer_backend(config)
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("starting engines")
-    rollout = groups.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
+    rollout = roster.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
     share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
     engines = config.rollout.model_copy(update={"gpu_memory_utilization": share})
     rollout.spawn(directory, engines, config.model, backend, config.run.seed)
@@ -58,15 +62,17 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     from algorithms.rl.ppo import PPO
 
     reporter.phase("loading models")
-    policy = groups.add("policy", PolicyWorker, config.policy.timeout_s, placement)
+    policy = roster.add("policy", PolicyWorker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
-    holder = spawn_holder(config, placement, groups)
-    frozen = _spawn_frozen(config, directory, placement, groups)
-    critic = _spawn_critic(config, directory, placement, groups)
-    groups.pool = _reward_pool(config, placement)
+    spawn_holder(config, placement, roster)
+    frozen = _spawn_frozen(config, directory, placement, roster)
+    critic = _spawn_critic(config, directory, placement, roster)
+    roster.pool = _reward_pool(config, placement)
     reporter.phase("reading data")
     drawn, prompts, data = _rl_data(config, directory, reporter)
-    groups.rollouts = _rollouts(config, rollout, groups.pool, prompts, data["batches"])
+    roster.rollouts = _rollouts(config, rollout, roster.pool, prompts, data["batches"])
+    if problem := job_kind(config).steps_problem(drawn):
+        raise UserError(problem)
     steps = _total_steps(algorithm, drawn)
     waits = partial(reporter.progress, what="ready")
     engines_ready = partial(rollout.gather, starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
@@ -76,16 +82,15 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         engines_ready()
     building = start_building(policy, _policy_updates(algorithm, steps))
     rollout.notice(starting, "ready")
-    trained: dict[str, Any] = {"policy": policy} | ({"critic": critic} if critic else {})
-    if config.reference.sync_every:
-        trained["reference"] = frozen["reference"][1]
+    trained = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
     saves = Saves(trained)
+    connection = Connection(config, roster)
     arguments: dict[str, Any] = {
         "config": algorithm,
-        "policy": policy,
-        "rollouts": groups.rollouts,
+        "roster": roster,
+        "rollouts": roster.rollouts,
         "split": split_by(rollout, _ENGINE.split),
-        "publish": publisher(config, policy, rollout, holder, directory),
+        "publish": publisher(config, roster, connection, directory),
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
         "sampling": _sampling(config, algorithm),
@@ -95,10 +100,10 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
         "samples_per_step": config.tracking.samples_per_step,
         "eval_samples": config.tracking.eval_samples,
         "shaper": _shaper(config),
-        **_reference(config, policy, frozen),
+        **_reference(config, roster),
         **data,
     }
-    loop = PPO(critic=critic, **arguments) if critic else GRPO(**arguments)
+    loop = PPO(**arguments) if critic else GRPO(**arguments)
     reporter.phase("loading models")
     loading = [(critic, start_building(critic, steps * algorithm.updates_per_step))] if critic else []
     loading += [(group, start_loading(group, worker.build)) for worker, group in frozen.values()]
@@ -109,15 +114,13 @@ def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, gro
     reporter.phase("starting engines")
     engines_ready()
     reporter.phase("connecting engines")
-    connect(config, policy, rollout, holder)
+    connection.ensure()
     resume(config, saves, loop, reporter)
     return loop
 
 
 def _total_steps(algorithm: RLConfig, prompts: int) -> int:
-    """Steps of the run over this many prompts; raises UserError when these leave the policy none."""
-    if isinstance(algorithm, PPOConfig) and (problem := algorithm.warmup_problem(prompts)):
-        raise UserError(f"algorithm.{problem}")
+    """Steps of the run over this many prompts."""
     total = algorithm.total_steps(prompts)
     assert total is not None, "only unknown prompts leave it open"
     return total
@@ -145,14 +148,14 @@ def _sampling(config: RunConfig, algorithm: RLConfig) -> Sampling:
 
 
 def _spawn_frozen(
-    config: RunConfig, directory: str, placement: Placement, groups: Groups
+    config: RunConfig, directory: str, placement: Placement, roster: Roster
 ) -> dict[str, tuple[type[Any], ActorGroup[Any]]]:
     """Name -> worker class and group, of the reference and the reward models."""
     from actors.train.reference import ReferenceWorker, ScoringWorker
 
     found: dict[str, tuple[type[Any], ActorGroup[Any]]] = {}
     if config.reference_group:
-        group = groups.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
+        group = roster.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
         plain = config.model.model_copy(update={"lora": None, "freeze": []})
         group.spawn(plain, directory, config.reference, config.run.seed)
         found["reference"] = (ReferenceWorker, group)
@@ -160,13 +163,13 @@ def _spawn_frozen(
         source = config.reward.models[index]
         path = located(source.path, field=f"reward.models.{index}.path")
         require_same_tokens(directory, path, f"reward.models.{index}.path")
-        group = groups.add(name, ScoringWorker, source.group.timeout_s, placement)
+        group = roster.add(name, ScoringWorker, source.group.timeout_s, placement)
         group.spawn(_other_model(config, source.path), path, source.group, config.run.seed)
         found[name] = (ScoringWorker, group)
     return found
 
 
-def _spawn_critic(config: RunConfig, directory: str, placement: Placement, groups: Groups) -> ActorGroup[Any] | None:
+def _spawn_critic(config: RunConfig, directory: str, placement: Placement, roster: Roster) -> ActorGroup[Any] | None:
     """The critic, from its own path, the only reward model, or the policy's body with a new head."""
     from actors.train.critic import CriticWorker
 
@@ -178,7 +181,7 @@ def _spawn_critic(config: RunConfig, directory: str, placement: Placement, group
         require_same_tokens(directory, path, "critic.path")
     model = _other_model(config, path) if path else config.model
     model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
-    group = groups.add("critic", CriticWorker, config.critic.timeout_s, placement)
+    group = roster.add("critic", CriticWorker, config.critic.timeout_s, placement)
     group.spawn(model, path or directory, config.critic, config.run.seed)
     return group
 
@@ -197,9 +200,7 @@ def _other_model(config: RunConfig, path: str) -> ModelConfig:
     return config.model.model_copy(update=own)
 
 
-def _reference(
-    config: RunConfig, policy: ActorGroup[Any], frozen: dict[str, tuple[type[Any], ActorGroup[Any]]]
-) -> dict[str, Any]:
+def _reference(config: RunConfig, roster: Roster) -> dict[str, Any]:
     """Who gives reference logprobs, and the reward models."""
     from actors.train.policy import PolicyWorker
     from actors.train.reference import ReferenceWorker
@@ -209,21 +210,21 @@ def _reference(
     reference, method = None, None
     if config.reference_needed:
         own = config.reference_group
-        reference = frozen["reference"][1] if own else policy
+        reference = "reference" if own else "policy"
         method = ReferenceWorker.logprobs if own else PolicyWorker.reference_logprobs
     labels = sources_labels(config.reward)[1]
     models = [
         RewardModelGroup(
             label=labels[index],
             weight=config.reward.models[index].weight,
-            group=frozen[name][1],
+            group=name,
             micro_batch_tokens=config.reward.models[index].group.micro_batch_tokens,
         )
         for index, name in reward_model_groups(config)
     ]
     found = {"reference": reference, "read_reference": method, "models": models}
     if config.reference.sync_every:
-        found["sync_reference"] = reference_sync(config, policy, frozen["reference"][1])
+        found["sync_reference"] = reference_sync(config, roster)
     return found
 
 

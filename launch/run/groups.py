@@ -1,51 +1,11 @@
-"""What every job does with its actor groups: start, meet, let one follow another, and end them whatever happened."""
+"""What every job does with its actor groups: let them meet and build, and one follow another."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.group import ActorGroup
-from algorithms.rewards.pool import RewardPool
-from algorithms.rollouts.rollouts import Rollouts
 from launch.config import RunConfig
-from launch.run.reserve import Placement
 from launch.screen.reporter import RunReporter
-
-
-@dataclass
-class Groups:
-    """Everything a run has started; ended in `shutdown`, whatever happened."""
-
-    logs: str
-    """Directory of the processes' output."""
-    groups: list[ActorGroup[Any]] = field(default_factory=list)
-    pool: RewardPool | None = None
-    rollouts: Rollouts | None = None
-
-    def add(
-        self,
-        name: str,
-        worker: type,
-        timeout_s: float,
-        placement: Placement,
-        concurrency: dict[str, int] | None = None,
-    ) -> ActorGroup[Any]:
-        """A group in its place, remembered for shutdown; `spawn` starts its processes."""
-        slots = placement.slots[name]
-        group: ActorGroup[Any] = ActorGroup(
-            name, worker, slots, timeout_s=timeout_s, log_directory=self.logs, concurrency=concurrency
-        )
-        self.groups.append(group)
-        return group
-
-    def shutdown(self) -> None:
-        """End all processes that the run has started."""
-        if self.rollouts:
-            self.rollouts.close()
-        if self.pool:
-            self.pool.close()
-        for group in self.groups:
-            group.shutdown()
 
 
 def start_building(group: ActorGroup[Any], total_updates: int) -> list[Any]:
@@ -69,7 +29,26 @@ def start_loading(group: ActorGroup[Any], build: Callable[..., Any]) -> list[Any
     return [group.submit(rank, build, address, port) for rank in range(len(group))]
 
 
-def reference_sync(config: RunConfig, policy: ActorGroup[Any], reference: ActorGroup[Any]) -> Callable[[int], None]:
+def rebuild(group: ActorGroup[Any], start: Callable[[ActorGroup[Any]], list[Any]]) -> None:
+    """Let all ranks of a group meet and build anew after `ActorGroup.replace`; a checkpoint is then to be loaded.
+
+    Ranks that have met the lost one are replaced, too: one may stand still for ever in a collective with it, and what
+    NCCL and DeepSpeed keep of a process group cannot be trusted to go with it. They start beside each other.
+
+    Args:
+        start: `start_building` or `start_loading` with its arguments.
+
+    Example:
+        rebuild(policy, partial(start_building, total_updates=100))
+        rebuild(reference, partial(start_loading, build=ReferenceWorker.build))
+    """
+    for rank in range(len(group)):
+        if not group.is_fresh(rank):
+            group.replace(rank)
+    group.gather(start(group), "build")
+
+
+def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> Callable[[int], None]:
     """What a loop calls after each step: when it is time, the reference follows the policy, over a file that all ranks
     see."""
     from actors.train.policy import PolicyWorker
@@ -80,8 +59,8 @@ def reference_sync(config: RunConfig, policy: ActorGroup[Any], reference: ActorG
 
     def sync(step: int) -> None:
         if every and step % every == 0:
-            policy.call(PolicyWorker.write_weights, file)
-            reference.call(ReferenceWorker.follow, file, mix)
+            roster["policy"].call(PolicyWorker.write_weights, file)
+            roster["reference"].call(ReferenceWorker.follow, file, mix)
             file.unlink(missing_ok=True)
 
     return sync

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from actors.config import GroupConfig, PlacedConfig
-from algorithms.config_rl import RLConfig
+from actors.config_rollout import RolloutConfig
 from launch.config import RunConfig, machine_cpus
+from launch.kinds.rl import reward_model_groups
+from launch.kinds.table import job_kind
 
 REWARD_WORKER_CPUS = 0.1
 """Ray CPUs of one reward process: a counter for admission, not a limit."""
@@ -46,6 +48,8 @@ class Reservation:
     """Group -> bundle of each of its processes."""
     apart: bool = False
     """Every bundle on a node of its own; else packed on as few nodes as have room."""
+    each: bool = False
+    """Every bundle can be given back, or reserved elsewhere, without the others."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of the nodes they may be on."""
 
@@ -58,20 +62,16 @@ class Reservation:
 def demands(config: RunConfig) -> list[Demand]:
     """Groups in the order they are placed: policy, rollout, holder, critic, reference, reward models, reward
     processes."""
-    wanted = [_group("policy", config.policy)]
-    rl = isinstance(config.algorithm, RLConfig)
-    if rl:
-        wanted.append(_engines(config))
-        if config.rollout.transfer.store == "holder":
+    wanted: list[Demand] = []
+    for name, section in job_kind(config).groups().items():
+        if not isinstance(section, RolloutConfig):
+            wanted.append(_group(name, section))
+            continue
+        wanted.append(_engines(section))
+        if section.transfer.store == "holder":
             wanted.append(Demand("holder", 1, HOLDER_CPUS, 0, 1))
-    if config.critic is not None:
-        wanted.append(_group("critic", config.critic))
-    if config.reference_group:
-        wanted.append(_group("reference", config.reference))
-    if rl:
-        wanted += [_group(name, config.reward.models[index].group) for index, name in reward_model_groups(config)]
-        if config.reward.functions or config.reward.endpoints:
-            wanted.append(Demand("reward", config.reward.workers, REWARD_WORKER_CPUS, 0, 1))
+    if config.reward.functions or config.reward.endpoints:
+        wanted.append(Demand("reward", config.reward.workers, REWARD_WORKER_CPUS, 0, 1))
     return wanted
 
 
@@ -101,13 +101,6 @@ def reward_processes(config: RunConfig) -> Reservation | None:
     return _own(wanted[0]) if wanted else None
 
 
-def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
-    """Index in `reward.models` and name of the group of each reward model."""
-    return [
-        (index, f"reward_model_{index + 1}" if index else "reward_model") for index in range(len(config.reward.models))
-    ]
-
-
 def section_of(config: RunConfig, group: str) -> str:
     """The section of the configuration that describes a group."""
     models = {name: f"reward.models.{index}.group" for index, name in reward_model_groups(config)}
@@ -119,8 +112,7 @@ def _group(name: str, group: GroupConfig) -> Demand:
     return _processes(name, group.ranks, *numbers, group, group.ranks_per_node)
 
 
-def _engines(config: RunConfig) -> Demand:
-    rollout = config.rollout
+def _engines(rollout: RolloutConfig) -> Demand:
     numbers = (rollout.cpus_per_engine, rollout.gpus_per_engine, rollout.threads_per_engine)
     return _processes("rollout", rollout.engines, *numbers, rollout, rollout.engines_per_node)
 
@@ -144,6 +136,7 @@ def _own(demand: Demand) -> Reservation:
         bundles=[dict(bundle) for _ in range(demand.count // together)],
         ranks={demand.group: [rank // together for rank in range(demand.count)]},
         apart=demand.per_node is not None,
+        each=demand.group == "rollout",
         labels=demand.labels,
     )
 

@@ -3,8 +3,10 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import ray
 from ray._private import state as ray_state
@@ -20,6 +22,17 @@ from launch.settings.environment import with_token_kept
 Notify = Callable[[str], None]
 _LOOK_S = 2.0
 """Seconds between two looks at what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one bundle of a reservation is."""
+
+    group: PlacementGroup
+    bundle: int
+    """Its number in the placement group."""
+    node: str
+    """Id of the node."""
 
 
 @dataclass(slots=True)
@@ -102,12 +115,10 @@ def _placed(
             avoided = (of_others if engines else of_engines) if separate else set()
             # One after the other: where nodes join one by one, a small bundle must not take the place of a large one.
             for reservation in stage:
-                group = _ask(reservation, avoided)
-                placement.reserved.append(group)
-                _wait(reservation, group, deadline, avoided, notify, give_up=give_up)
-                nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-                (of_engines if engines else of_others).update(nodes.values())
-                placement.slots |= _slots(reservation, by_name, group, nodes, _addresses())
+                waiting = _Waiting(reservation, deadline, avoided, notify, give_up)
+                places = _places(waiting, placement.reserved)
+                (of_engines if engines else of_others).update(place.node for place in places)
+                placement.slots |= _slots(reservation, by_name, places, _addresses())
     except BaseException:
         release(placement)
         raise
@@ -125,25 +136,65 @@ def release(placement: Placement) -> None:
         remove_placement_group(group)
 
 
-def _ask(wanted: Reservation, avoided: set[str]) -> PlacementGroup:
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """For the bundles of one reservation."""
+
+    wanted: Reservation
+    deadline: Deadline
+    avoided: set[str]
+    notify: Notify
+    give_up: bool
+
+    def until_reserved(self, group: PlacementGroup, before: Sequence[Place]) -> None:
+        """Wait for a placement group; `before`: places of the bundles that are reserved already.
+
+        What is told is about the reservation as a whole: what it has already counts as free for it.
+        """
+        while not group.wait(timeout_seconds=_LOOK_S):
+            nodes = _nodes(Counter(place.node for place in before), self.wanted.bundles[0])
+            lacks = partial(lacking, self.wanted, nodes)
+            if self.give_up and self.avoided and lacks(self.avoided) and not lacks():
+                raise NoRoom
+            missing, left_s = shortage(self.wanted, nodes, self.avoided), self.deadline.left_s
+            if left_s < 0:
+                wait_s = self.deadline.wait_s
+                raise UserError(f"cluster.wait_s: resources did not come within {wait_s:g} s: {missing}")
+            self.notify(f"{missing} ({left_s:.0f} of {self.deadline.wait_s:.0f} s left)")
+
+
+def _places(waiting: _Waiting, reserved: list[PlacementGroup]) -> list[Place]:
+    """Reserve the bundles of a reservation, in one placement group or in one each, which are added to `reserved`."""
+    wanted = waiting.wanted
+    if not wanted.each:
+        reserved.append(_ask(wanted.bundles, "STRICT_SPREAD" if wanted.apart else "PACK", wanted, waiting.avoided))
+        waiting.until_reserved(reserved[-1], [])
+        return _where(reserved[-1])
+    found: list[Place] = []
+    for bundle in wanted.bundles:
+        # One after the other, as each one's node depends on those before: not there, or, as PACK has it, there too.
+        used = {place.node for place in found} if wanted.apart else set[str]()
+        near = found[-1].node if found and not wanted.apart else None
+        reserved.append(_ask([bundle], "STRICT_PACK", wanted, waiting.avoided | used, near))
+        waiting.until_reserved(reserved[-1], found)
+        found += _where(reserved[-1])
+    return found
+
+
+def _where(group: PlacementGroup) -> list[Place]:
+    nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return [Place(group, bundle, nodes[bundle]) for bundle in sorted(nodes)]
+
+
+def _ask(
+    bundles: list[dict[str, float]], strategy: str, wanted: Reservation, avoided: set[str], near: str | None = None
+) -> PlacementGroup:
+    """`near`: id of the node to be on if it has room, for STRICT_PACK alone."""
     labels = dict(wanted.labels)
     if avoided:
         labels["ray.io/node-id"] = f"!in({', '.join(sorted(avoided))})"
-    strategy = "STRICT_SPREAD" if wanted.apart else "PACK"
-    return placement_group(wanted.bundles, strategy, bundle_label_selector=[labels] * len(wanted.bundles))
-
-
-def _wait(
-    wanted: Reservation, group: PlacementGroup, deadline: Deadline, avoided: set[str], notify: Notify, *, give_up: bool
-) -> None:
-    while not group.wait(timeout_seconds=_LOOK_S):
-        nodes = _nodes()
-        if give_up and avoided and lacking(wanted, nodes, avoided) and not lacking(wanted, nodes):
-            raise NoRoom
-        missing = shortage(wanted, nodes, avoided)
-        if deadline.left_s < 0:
-            raise UserError(f"cluster.wait_s: resources did not come within {deadline.wait_s:g} s: {missing}")
-        notify(f"{missing} ({deadline.left_s:.0f} of {deadline.wait_s:.0f} s left)")
+    options: dict[str, Any] = {"_soft_target_node_id": near} if near else {}
+    return placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles), **options)
 
 
 def _addresses() -> dict[str, str]:
@@ -152,33 +203,31 @@ def _addresses() -> dict[str, str]:
     return found if len(found) > 1 else {}
 
 
-def _nodes() -> list[Node]:
-    free = ray_state.available_resources_per_node()
-    return [
-        Node(node["NodeID"], node["Labels"], node["Resources"], free.get(node["NodeID"], {}))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+def _nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
+    """The living nodes; what is in bundles of this size, so many on each node as `held` says, counts as free."""
+    available = ray_state.available_resources_per_node()
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            name = node["NodeID"]
+            ours = {resource: amount * held.get(name, 0) for resource, amount in bundle.items()}
+            left = available.get(name, {})
+            free = {resource: left.get(resource, 0.0) + ours.get(resource, 0.0) for resource in {*left, *ours}}
+            found.append(Node(name, node["Labels"], node["Resources"], free))
+    return found
 
 
 def _slots(
-    reservation: Reservation,
-    wanted: dict[str, Demand],
-    group: PlacementGroup,
-    nodes: dict[int, str],
-    addresses: dict[str, str],
+    reservation: Reservation, wanted: dict[str, Demand], places: Sequence[Place], addresses: dict[str, str]
 ) -> dict[str, list[Slot]]:
     """Slots of the groups in a reservation, the ranks of one node side by side."""
     # Groups with as many ranks share all their bundles, others only the first ones.
     on_gpu = Counter(
         bundle for name, bundles in reservation.ranks.items() if wanted[name].gpus for bundle in set(bundles)
     )
-    order = _by_node(reservation.bundles, nodes)
+    order = _by_node(reservation.bundles, {index: place.node for index, place in enumerate(places)})
     return {
-        name: [
-            _slot(wanted[name], group, order[bundle], max(1, on_gpu[bundle]), addresses.get(nodes[order[bundle]], ""))
-            for bundle in bundles
-        ]
+        name: [_slot(wanted[name], places[order[bundle]], max(1, on_gpu[bundle]), addresses) for bundle in bundles]
         for name, bundles in reservation.ranks.items()
     }
 
@@ -194,14 +243,14 @@ def _by_node(bundles: list[dict[str, float]], nodes: dict[int, str]) -> dict[int
     return order
 
 
-def _slot(demand: Demand, group: PlacementGroup, bundle: int, sharing: int, node: str) -> Slot:
+def _slot(demand: Demand, place: Place, sharing: int, addresses: dict[str, str]) -> Slot:
     return Slot(
-        placement=group,
-        bundle=bundle,
+        placement=place.group,
+        bundle=place.bundle,
         cpus=demand.cpus,
         gpus=demand.gpus / sharing,
         threads=demand.threads,
         resources=dict(demand.resources),
         env=with_token_kept(demand.env, os.environ),
-        node=node,
+        node=addresses.get(place.node, ""),
     )

@@ -15,11 +15,10 @@ from actors.files.full_disk import disk_problem
 from actors.group import GroupError, first_line
 from actors.models.hub_cache import located_models
 from actors.secret_text import masked
-from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
-from algorithms.config_rl import RLConfig
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from launch.checks.output import require_there
 from launch.config import RunConfig
+from launch.kinds.table import job_kind
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
@@ -36,7 +35,6 @@ from launch.screen.summary import how_it_ended, last_screen
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
 from launch.verbs.hub import push_export
-from launch.verbs.model_card import write_model_card
 
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
@@ -52,8 +50,9 @@ def run(config: RunConfig, display: Display | None = None) -> int:
     """
     with interruptible(), display or Display() as display:
         display.phase("preparing")
-        if _benchmark_tasks(config):
-            mteb_tasks(_benchmark_tasks(config))  # an unknown name shall not be found after hours
+        benchmarks = job_kind(config).benchmarks
+        if benchmarks:
+            mteb_tasks(benchmarks)  # an unknown name shall not be found after hours
         found = _prepare(config, display.note)
         tracker = Tracker(config.directory, config, found.step if found else 0, display.warning)
         curves = CurveDrawer(config.directory, display.warning)
@@ -69,9 +68,9 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             print(f"uploading to {config.run.hub_model_id} ...", flush=True)
             if warning := push_export(config.directory, config.run.hub_model_id, private=config.run.hub_private):
                 tell(f"warning: {warning}")
-        if _benchmark_tasks(config) and not code:
+        if benchmarks and not code:
             print("measuring with MTEB ...", flush=True)
-            _measure_with_mteb(config)
+            _measure_with_mteb(config, benchmarks)
     return code
 
 
@@ -111,46 +110,45 @@ def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | 
 def _train(config: RunConfig, reporter: RunReporter, display: Display) -> None:
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
-        from launch.run.groups import Groups
+        from launch.run.roster import Roster
 
-        groups = Groups(str((config.directory / "logs").absolute()))
+        roster = Roster(str((config.directory / "logs").absolute()))
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
         try:
             with told_of_ray(placement.nodes):
-                _learn_and_export(config, placement, reporter, groups, display)
+                _learn_and_export(config, placement, reporter, roster, display)
         finally:
             hold()
             display.phase("ending processes")
-            groups.shutdown()
+            roster.shutdown()
             release(placement)
 
 
 def _learn_and_export(
-    config: RunConfig, placement: Placement, reporter: RunReporter, groups: Any, display: Display
+    config: RunConfig, placement: Placement, reporter: RunReporter, roster: Any, display: Display
 ) -> None:
     from launch.run.saves import load_best
 
-    loop = _builder(config)(config, placement, reporter, groups)
+    loop = job_kind(config).build(placement, reporter, roster)
     for model in keep_commits(config.directory / "logs"):
         reporter.note(f"from the hub: {model}")
     loop.train()
     arm()  # The last step is saved: nothing is lost by ending at once.
     display.phase("exporting")
     require_there(config.directory)
-    best = load_best(config, {"policy": loop.policy}) if config.best_by else None
+    best = load_best(config, roster.members("policy")) if config.best_by else None
     if best:
         reporter.note(f"best by {config.best_by}: step {best}")
     elif config.best_by:
         reporter.note(f"no checkpoint that is the best by {config.best_by}: exporting the last step")
     if config.policy.ema_decay:
         reporter.note(f"exporting the average of the weights (policy.ema_decay {config.policy.ema_decay:g})")
-    for line in merging_lost(_export(loop.policy, config), "export/adapter"):
+    for line in merging_lost(_export(roster["policy"], config), "export/adapter"):
         reporter.note(line)
-    if isinstance(config.algorithm, EncoderConfig):
-        write_model_card(config, best or loop.step)
+    job_kind(config).finish_export(best or loop.step)
 
 
 def keep_commits(logs: Path) -> list[str]:
@@ -160,21 +158,6 @@ def keep_commits(logs: Path) -> list[str]:
         with (logs / "models.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {model}\n" for model in models)
     return models
-
-
-def _builder(config: RunConfig) -> Any:
-    """What starts the groups of the configuration's job and returns its loop."""
-    if isinstance(config.algorithm, RLConfig):
-        from launch.run.build import build_rl
-
-        return build_rl
-    if isinstance(config.algorithm, EncoderConfig):
-        from launch.run.build_encoder import build_encoder
-
-        return build_encoder
-    from launch.run.build_offline import build_offline
-
-    return build_offline
 
 
 def _export(policy: Any, config: RunConfig) -> float | None:
@@ -198,15 +181,10 @@ def _export(policy: Any, config: RunConfig) -> float | None:
     return error
 
 
-def _benchmark_tasks(config: RunConfig) -> list[str]:
-    """Names of the MTEB tasks that the exported model is to be measured with."""
-    return config.algorithm.mteb if isinstance(config.algorithm, EncoderConfig) else []
-
-
-def _measure_with_mteb(config: RunConfig) -> None:
+def _measure_with_mteb(config: RunConfig, tasks: list[str]) -> None:
     output = config.directory / "mteb"
-    kind = "embedding" if isinstance(config.algorithm, EmbeddingConfig) else "reranker"
-    for task, score in run_mteb(config.directory / "export", _benchmark_tasks(config), output, kind).items():
+    kind = "reranker" if job_kind(config).reranks else "embedding"
+    for task, score in run_mteb(config.directory / "export", tasks, output, kind).items():
         print(f"mteb:    {task} {score:.4f}")
     print(f"mteb:    {output}")
 

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from actors.group import ActorGroup
 from actors.models.tokenizer import load_tokenizer
 from launch.config import RunConfig
-from launch.run.groups import Groups
+from launch.run.connection import Connection
 from launch.run.reserve import Placement
-from launch.settings.rules import transfer_backend
+from launch.run.roster import Roster
 
 _CANARY_TOKENS = 24
 
@@ -21,38 +20,19 @@ def canary_tokens(vocabulary: int, length: int) -> list[int]:
     return [(7 + stride * position) % vocabulary for position in range(length)]
 
 
-def spawn_holder(config: RunConfig, placement: Placement, groups: Groups) -> ActorGroup[Any] | None:
-    """The process that keeps published weights, where they go through one."""
+def spawn_holder(config: RunConfig, placement: Placement, roster: Roster) -> None:
+    """Start the process that keeps published weights, where they go through one."""
     from actors.weights.holder import HOLDER_CONCURRENCY, WeightHolder
 
     transfer = config.rollout.transfer
     if transfer.store != "holder":
-        return None
-    holder = groups.add("holder", WeightHolder, transfer.timeout_s, placement, HOLDER_CONCURRENCY)
+        return
+    holder = roster.add("holder", WeightHolder, transfer.timeout_s, placement, HOLDER_CONCURRENCY)
     holder.spawn(transfer.bucket_mib * 2**20, transfer.timeout_s)
-    return holder
-
-
-def connect(
-    config: RunConfig, policy: ActorGroup[Any], rollout: ActorGroup[Any], holder: ActorGroup[Any] | None
-) -> None:
-    """Let the policy meet those to whom it will send: all engines, or the holder."""
-    from actors.train.policy import PolicyWorker
-
-    transfer = config.rollout.transfer
-    if holder:
-        policy.call(PolicyWorker.connect_holder, holder.handles[0], transfer)
-    else:
-        backend = transfer_backend(config)
-        policy.call(PolicyWorker.connect, rollout.handles, config.rollout.tensor_parallel, backend, transfer)
 
 
 def publisher(
-    config: RunConfig,
-    policy: ActorGroup[Any],
-    rollout: ActorGroup[Any],
-    holder: ActorGroup[Any] | None,
-    directory: str,
+    config: RunConfig, roster: Roster, connection: Connection, directory: str
 ) -> Callable[[int], dict[str, float]]:
     """What sends the policy's weights as a version to all engines, and verifies that they use them."""
     from actors.weights.broadcast_store import BroadcastStore
@@ -60,10 +40,10 @@ def publisher(
     from actors.weights.store import sync
     from actors.weights.verify import tolerance
 
-    transfer = config.rollout.transfer
+    transfer, rollout, holder = config.rollout.transfer, roster["rollout"], roster.get("holder")
     length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
     shared: dict[str, Any] = {
-        "policy": policy,
+        "policy": roster["policy"],
         "canary": canary_tokens(len(load_tokenizer(directory)), length),
         "verify_every": transfer.verify_every,
     }
@@ -74,4 +54,9 @@ def publisher(
             **shared, holder=holder, rollout=rollout, tensor_parallel=tensor_parallel, timeout_s=timeout_s
         )
     allowed = tolerance(transfer, config.model.dtype)
-    return lambda version: sync(store, rollout, version, allowed)
+
+    def publish(version: int) -> dict[str, float]:
+        connection.ensure()
+        return sync(store, rollout, version, allowed)
+
+    return publish

@@ -10,35 +10,33 @@ from typing import Any
 from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.skeleton import hf_config, vocabulary_size
 from actors.secret_text import masked
-from algorithms.config_offline import OfflineConfig
 from launch.checks.capacity import total_gpus
 from launch.checks.estimate import counted_parameters
 from launch.checks.machine import this_machine
 from launch.config import RunConfig
+from launch.kinds.kind import JobKind
+from launch.kinds.table import job_kind
 from launch.run.placement import demands
 from launch.screen.shown import visible
 
-TITLES = {"sft": "SFT", "reward": "reward model", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
-"""What a person calls an algorithm, where that is not its name."""
 _LARGEST_FILE = 2**24
 """Bytes of a file that is quickly read."""
 
 
 def opening_lines(config: RunConfig) -> list[str]:
     """Two lines; their parts are separated by two spaces, where they may be broken."""
-    title = TITLES.get(config.algorithm.name, config.algorithm.name)
+    kind = job_kind(config)
     lora = ", LoRA" if config.model.lora else ""
     return [
-        visible(f"{title}, {_length(config)}:  {_model(config)}{lora}"),
+        visible(f"{kind.title}, {_length(kind)}:  {_model(config)}{lora}"),
         visible(f"data: {_data(config)}  devices: {_devices(config)}  into: {config.directory}"),
     ]
 
 
-def _length(config: RunConfig) -> str:
-    algorithm: Any = config.algorithm
-    if algorithm.epochs is not None:
-        return f"{algorithm.epochs} epoch{'s' * (algorithm.epochs != 1)}"
-    steps = algorithm.steps if isinstance(algorithm, OfflineConfig) else algorithm.total_steps(None)
+def _length(kind: JobKind) -> str:
+    epochs, steps = kind.algorithm.epochs, kind.known_steps
+    if epochs is not None:
+        return f"{epochs} epoch{'s' * (epochs != 1)}"
     if steps == 0:
         return "evaluation only"
     return f"{steps} step{'s' * (steps != 1)}"

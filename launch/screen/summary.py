@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from algorithms.config_encoder import EncoderConfig
-from algorithms.config_offline import RewardModelConfig
-from algorithms.config_rl import RLConfig
 from algorithms.loop import LESS_IS_BETTER
 from launch.config import RunConfig
+from launch.kinds.table import job_kind
 from launch.run.ending import STOPPED, Ending
 from launch.run.signals import interrupted_by
 from launch.screen.display import Display
@@ -162,7 +160,7 @@ def _files(config: RunConfig, *, finished: bool, curves: Path | None) -> list[st
     files = [("model", directory / "export")] if finished else []
     files += [("metrics", directory / "metrics.jsonl")]
     files += [("curves", curves)] if curves else []
-    files += [("samples", directory / "samples.jsonl")] if isinstance(config.algorithm, RLConfig) else []
+    files += [("samples", directory / "samples.jsonl")] if job_kind(config).samples_responses else []
     files += [] if finished else [("logs", directory / "logs")]
     return [f"{name + ':':9}{path}" for name, path in files if path.exists()]
 
@@ -179,12 +177,7 @@ def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
         goes_on = f"goes on from {_checkpoint(config)}" if saved else "starts again, as there is no checkpoint yet"
         yield f"tandem run {shlex.quote(str(config.directory / 'config.json'))}{resumes if saved else ''}  # {goes_on}"
         return
-    if isinstance(config.algorithm, RewardModelConfig):
-        yield f"reward.models=[{config.directory / 'export'}] in a ppo or grpo run  # reward with it"
-    elif isinstance(config.algorithm, EncoderConfig):
-        yield f"tandem search {run}  # search with it"
-    else:
-        yield f"tandem chat {run}  # talk to it"
+    yield job_kind(config).next_command(run, config.directory / "export")
     yield f"tandem export {run} --output DIRECTORY  # copy the model"
 
 

@@ -1,13 +1,8 @@
 """Names of the evaluation metrics that a job writes, so that a wrong one is found before training, not after hours."""
 
-from typing import TYPE_CHECKING
-
-from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
-from algorithms.config_offline import DPOConfig, RewardModelConfig, SFTConfig
-from algorithms.config_rl import RLConfig, pass_sizes
-
-if TYPE_CHECKING:
-    from launch.config import RunConfig
+from algorithms.config_encoder import EmbeddingConfig
+from algorithms.config_rl import pass_sizes
+from launch.config import RunConfig
 
 SFT = ("loss", "sequence_probability")
 REWARD = ("loss", "accuracy", "margin", "score_mean", "score_std", "calibration_error")
@@ -23,32 +18,31 @@ RETRIEVAL = ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@5", "recall@10"
 RERANKING = ("map", "mrr@10", "ndcg@10")
 
 
-def known_metrics(config: "RunConfig") -> list[str]:
-    """Every name that an evaluation of the job may write; whether all are there depends on the rows."""
-    algorithm = config.algorithm
-    if isinstance(algorithm, RLConfig):
-        return [
-            f"eval/{name}"
-            for name in (*RL, *_of_samples(algorithm.eval_samples_per_prompt), *_of_sources(config), *_of_sets(config))
-        ]
-    if isinstance(algorithm, EncoderConfig):
-        sets = [f"{name}/" for name in config.data.eval] if isinstance(config.data.eval, dict) else [""]
-        return [f"eval/{name}{metric}" for name in sets for metric in _of_encoder(algorithm)]
-    if isinstance(algorithm, DPOConfig):
-        return [f"eval/{name}" for name in (KTO if algorithm.unpaired else DPO)]
-    known = {SFTConfig: SFT, RewardModelConfig: REWARD}.get(type(algorithm), ())
-    return [f"eval/{name}" for name in known]
+def require_metric(known: list[str], field: str, name: str, apart: tuple[str, ...] = ()) -> None:
+    """Raise ValueError, which names `field`, if none of the `known` metrics has this name, or it is one of `apart`.
 
-
-def require_metric(config: "RunConfig", field: str, name: str, apart: tuple[str, ...] = ()) -> None:
-    """Raise ValueError, which names `field`, if the job writes no such evaluation metric, or it is one of `apart`."""
-    known = [metric for metric in known_metrics(config) if metric not in apart]
+    Where none is known, every name is taken: the loop says after its first evaluation what there is.
+    """
+    known = [metric for metric in known if metric not in apart]
     if not known or name in known:
         return
     from launch.settings.names import nearest_name  # which only a mistake needs
 
     near = nearest_name(name, known) or nearest_name(f"eval/{name}", known)
     raise ValueError(f"{field} must be one of {', '.join(known)}{near}, got {name[:80]}")
+
+
+def of_responses(config: RunConfig, samples: int) -> list[str]:
+    """Metrics of sampled responses, `samples` of them to each prompt."""
+    return [*RL, *_of_samples(samples), *_of_sources(config), *_of_sets(config)]
+
+
+def of_embeddings(algorithm: EmbeddingConfig) -> list[str]:
+    """Metrics of one evaluation set of an embedding model."""
+    sizes = dict.fromkeys(size for task in (algorithm, *algorithm.by_name.values()) for size in task.matryoshka)
+    ordered = [f"rerank_{first}{name}" for first in ("", "base_") for name in RERANKING]
+    cut = [f"dim{size}/{name}" for size in sizes for name in (RETRIEVAL[0], "spearman")]
+    return [*RETRIEVAL, *ordered, "spearman", *cut]
 
 
 def _of_samples(count: int) -> list[str]:
@@ -58,7 +52,7 @@ def _of_samples(count: int) -> list[str]:
     return ["reward/zero_variance_fraction", "majority", *(f"pass@{size}" for size in pass_sizes(count))]
 
 
-def _of_sources(config: "RunConfig") -> list[str]:
+def _of_sources(config: RunConfig) -> list[str]:
     """The rewards of each source, where there are several."""
     if config.reward.sources < 2:
         return []
@@ -67,17 +61,8 @@ def _of_sources(config: "RunConfig") -> list[str]:
     return [f"reward/{label}" for labels in sources_labels(config.reward) for label in labels]
 
 
-def _of_sets(config: "RunConfig") -> list[str]:
+def _of_sets(config: RunConfig) -> list[str]:
     """Mean rewards of each set, where held-out rows are parts of several."""
     train = config.data.train
     several = isinstance(train, dict) and len(train) > 1 and config.data.eval_fraction is not None
     return [f"reward/{name}/mean" for name in train] if several else []
-
-
-def _of_encoder(algorithm: EncoderConfig) -> list[str]:
-    if not isinstance(algorithm, EmbeddingConfig):
-        return [*RERANKING, *(f"base_{name}" for name in RERANKING)]
-    sizes = dict.fromkeys(size for task in (algorithm, *algorithm.by_name.values()) for size in task.matryoshka)
-    ordered = [f"rerank_{first}{name}" for first in ("", "base_") for name in RERANKING]
-    cut = [f"dim{size}/{name}" for size in sizes for name in (RETRIEVAL[0], "spearman")]
-    return [*RETRIEVAL, *ordered, "spearman", *cut]

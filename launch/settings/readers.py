@@ -1,29 +1,16 @@
 """Which jobs read a setting; of others it is refused unless it equals its default (`refuse_unused`).
 
-`tests/test_settings.py` compares this table with what is refused.
+Each kind of job says it in `reads`; `tests/test_settings.py` compares that with what is refused.
 """
 
+from algorithms.rl.baselines import WITHOUT_CRITIC
+from algorithms.rl.surrogates import SURROGATES
+from launch.kinds.table import KINDS
 from launch.settings.tree import by_path, jobs
 
-_SAMPLING = ("ppo", "grpo")
-_GENERATIVE = ("sft", "reward", "dpo", *_SAMPLING)
 READ_BY = {
-    "reward": _SAMPLING,
-    "rollout": _SAMPLING,
-    "critic": ("ppo",),
-    "reference": ("dpo", *_SAMPLING),
-    "data.corpus": ("embedding", "reranker"),
-    "data.max_length": ("sft", "reward", "dpo"),
-    "data.system_prompt": _GENERATIVE,
-    "data.overlong": _GENERATIVE,
-    "data.truncation_side": _GENERATIVE,
-    "data.eval_fraction": _GENERATIVE,
-    "data.weights": _GENERATIVE,
-    "policy.logprob_chunk_tokens": _GENERATIVE,
-    "model.quantize": _GENERATIVE,
-    "model.lora.dropout": ("sft", "reward", "dpo", "embedding", "reranker"),
-    "cluster.kubernetes.rollout_node_selector": _SAMPLING,
-    "cluster.kubernetes.autoscaling": _SAMPLING,
+    path: tuple(name for name, kind in KINDS.items() if path in kind.reads)
+    for path in sorted(set().union(*(kind.reads for kind in KINDS.values())))
 }
 """Setting, or section with all that is below it -> the jobs that read it; what is not here, all read."""
 
@@ -42,3 +29,12 @@ def readers_text(path: str) -> str:
     """The same in words."""
     found = readers(path)
     return "all jobs" if len(found) == len(jobs()) else ", ".join(found)
+
+
+def read_with(path: str) -> str:
+    """Choices of grpo with which it reads the setting of this dotted name: `loss clip or gspo`; empty if with all."""
+    name = path.removeprefix("algorithm.")
+    for field, table in (("advantage", WITHOUT_CRITIC), ("loss", SURROGATES)):
+        if reading := [choice for choice, entry in table.items() if name in entry.reads]:
+            return f"{field} {' or '.join(reading)}"
+    return ""

@@ -3,29 +3,20 @@
 Every failure is a ValueError whose text begins with the field.
 """
 
-from typing import TYPE_CHECKING
-
 from actors.config import LoraConfig, refuse_unused
-from algorithms.config_offline import DPOConfig
-from algorithms.config_rl import RLConfig
-
-if TYPE_CHECKING:
-    from launch.config import RunConfig
+from launch.config import RunConfig
 
 
-def check_adapters(config: "RunConfig") -> None:
-    """Raise ValueError for the first rule about adapters and quantised weights that the configuration breaks."""
-    lora, rl = config.model.lora, isinstance(config.algorithm, RLConfig)
-    if lora and lora.dropout and rl:
-        raise ValueError(
-            f"model.lora.dropout must be 0 for {config.algorithm.name}, whose importance ratio compares with the "
-            f"sampler, which drops nothing, got {lora.dropout:g}"
-        )
-    if lora and lora.dropout and isinstance(config.algorithm, DPOConfig) and config.reference_needed:
-        raise ValueError(
-            f"model.lora.dropout must be 0 for dpo, which compares with a reference that drops nothing, "
-            f"got {lora.dropout:g}"
-        )
+def check_no_dropout(config: RunConfig, why: str) -> None:
+    """Raise ValueError for dropout in the policy's adapters, where the job compares with what drops nothing."""
+    if config.model.lora and config.model.lora.dropout:
+        raise ValueError(f"model.lora.dropout must be 0 for {why}, got {config.model.lora.dropout:g}")
+
+
+def check_adapters(config: RunConfig, *, sent: bool) -> None:
+    """Raise ValueError for the first rule about adapters and quantised weights that the configuration breaks; `sent`:
+    the weights go to engines."""
+    lora = config.model.lora
     if config.critic and config.critic.lora and config.critic.lora.dropout:
         raise ValueError(
             f"critic.lora.dropout must be 0, as the values that an update starts from are read without dropout, "
@@ -39,12 +30,12 @@ def check_adapters(config: "RunConfig") -> None:
     if lora is None:
         # `lora` is read nowhere then, and was merged by default in configurations that runs have kept.
         refuse_unused(config.rollout.transfer, "max_merge_error", why="without model.lora", section="rollout.transfer.")
-    elif rl:
+    elif sent:
         _transfer_fits(config, lora)
     _quantized_weights_fit(config)
 
 
-def _transfer_fits(config: "RunConfig", lora: LoraConfig) -> None:
+def _transfer_fits(config: RunConfig, lora: LoraConfig) -> None:
     transfer = config.rollout.transfer
     if transfer.lora == "adapter":
         refuse_unused(transfer, "max_merge_error", why="where adapters are not merged", section="rollout.transfer.")
@@ -65,7 +56,7 @@ def _transfer_fits(config: "RunConfig", lora: LoraConfig) -> None:
         )
 
 
-def _quantized_weights_fit(config: "RunConfig") -> None:
+def _quantized_weights_fit(config: RunConfig) -> None:
     if config.model.quantize and config.model.init:
         raise ValueError(f"model.quantize needs model.path, whose weights it quantises, got {config.model.quantize}")
     if config.model.quantize and config.policy.zero_stage == 3:

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from actors.config_base import UserError
 from actors.files.full_disk import disk_problem
 from actors.secret_text import masked
-from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
+from launch.kinds.table import job_kind
 from launch.settings.literal_secrets import public_values
 from launch.tracking.history import History, cut, gaps, steps_in_words
 from launch.tracking.wandb_run import known_run
@@ -62,7 +62,7 @@ class Tracker:
 
     def __init__(self, directory: Path, config: RunConfig, resumed_step: int = 0, warn: Warn | None = None) -> None:
         warn = warn or _to_stderr
-        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * _samples_held_out(config)
+        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * job_kind(config).samples_held_out
         files: list[_Lines] = []
         for name in names:
             with _unwritable(directory / name):
@@ -218,10 +218,6 @@ class _TensorboardSink:
         self._writer.close()
 
 
-def _samples_held_out(config: RunConfig) -> bool:
-    return isinstance(config.algorithm, RLConfig) and config.algorithm.eval_every is not None
-
-
 class _Lines:
     """A file that gets one line of JSON at a time, each of them whole or not at all."""
 
@@ -269,7 +265,7 @@ class _Lines:
 def _told(name: str, config: RunConfig, reached: int, found: History) -> list[str]:
     """What a file lacks of the steps that are done, and which of its steps are done again."""
     wanted = range(1, reached + 1)
-    sampled = isinstance(config.algorithm, RLConfig) and config.tracking.samples_per_step
+    sampled = job_kind(config).samples_responses and config.tracking.samples_per_step
     expected = {"metrics.jsonl": wanted, "samples.jsonl": wanted if sampled else ()}
     lines = [gaps(name, found, expected.get(name, ()))]
     if found.again and name == "metrics.jsonl":

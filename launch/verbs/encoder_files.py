@@ -22,7 +22,7 @@ from launch.verbs.chat import model_directory
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-EncoderKind = Literal["embedding", "reranker"]
+EncoderForm = Literal["embedding", "reranker"]
 
 
 def encoder_directory(model: str, field: str = "MODEL") -> Path:
@@ -53,7 +53,7 @@ def _whole(directory: Path, field: str) -> Path:
     return directory
 
 
-def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderKind:
+def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderForm:
     """Whether a directory holds an embedding model or a reranker; reads only its JSON files.
 
     Raises:

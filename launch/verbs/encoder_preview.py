@@ -9,13 +9,11 @@ from rich.panel import Panel
 from rich.text import Text
 
 from actors.models.tokenizer import tokenizer_for
-from algorithms.config_encoder import EmbeddingConfig, EmbeddingTask, RerankerConfig
-from algorithms.data.sources import Row
 from algorithms.encoder.batches import Example, TaskRows
 from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import SimilaritySet, held_out
-from algorithms.encoder.rows import describe, load_named_rows
-from launch.config import RunConfig
+from algorithms.encoder.rows import load_named_rows
+from launch.kinds.encoder import EncoderKind
 from launch.screen.shown import visible
 from launch.verbs.preview import print_lengths
 
@@ -23,42 +21,31 @@ _MEASURED = 10_000
 """Rows of a task whose texts are tokenised."""
 
 
-def preview_encoder_rows(config: RunConfig, rows: int, console: Console) -> None:
+def preview_encoder_rows(kind: EncoderKind, rows: int, console: Console) -> None:
     """Print `rows` rows of every task as an update draws them, statistics of lengths, and the evaluation sets.
 
     Raises:
         UserError: when data or tokenizer cannot be read.
     """
-    algorithm = config.algorithm
-    assert isinstance(algorithm, EmbeddingConfig | RerankerConfig)
+    config = kind.config
     sources = load_named_rows(config.data, "data.train")
-    for task in training_tasks(algorithm, config.data):
+    for task in training_tasks(kind.algorithm, config.data):
         generator = np.random.default_rng(config.run.seed)
         drawn = [task.draw(row, generator) for row in task.rows[:_MEASURED]]
-        found = f"{task.field}: {len(task.rows)} rows; {_reading(config, task, sources[task.name])}"
+        found = f"{task.field}: {len(task.rows)} rows; {kind.describe_rows(sources[task.name], task.field, task.name)}"
         console.print(found, highlight=False, markup=False, style="bold")
         for number, example in enumerate(drawn[:rows], start=1):
-            console.print(_panel(config, task, number, example))
-        _print_texts(config, task, drawn, console)
-    for held in held_out(config.data, reranker=isinstance(algorithm, RerankerConfig)):
+            console.print(_panel(kind, task, number, example))
+        _print_texts(kind, task, drawn, console)
+    for held in held_out(config.data, reranker=kind.reranks):
         name = f"data.eval.{held.name}" if held.name else "data.eval"
         pairs = isinstance(held, SimilaritySet)
         found = f"{len(held.rows)} pairs with scores" if pairs else f"{len(held.rows)} queries"
         console.print(f"{name}: {found}", highlight=False, markup=False, style="bold")
 
 
-def _reading(config: RunConfig, task: TaskRows, rows: list[Row]) -> str:
-    """Which columns are read as what."""
-    algorithm = config.algorithm
-    if isinstance(algorithm, RerankerConfig):
-        return describe(rows, config.data, task.field, "graded", scores=algorithm.targets == "scores")
-    assert isinstance(algorithm, EmbeddingConfig)
-    how = algorithm.by_name[task.name]
-    return describe(rows, config.data, task.field, how.rows, scores=how.scored)
-
-
-def _panel(config: RunConfig, task: TaskRows, number: int, example: Example) -> Panel:
-    first, *others = _instructed(config, task, example)
+def _panel(kind: EncoderKind, task: TaskRows, number: int, example: Example) -> Panel:
+    first, *others = _instructed(kind, task, example)
     lines = Text(visible(first, lines=True), style="bold")
     targets = example.targets[-len(others) :] if len(example.targets) >= len(others) else ("",) * len(others)
     for place, (text, target) in enumerate(zip(others, targets, strict=True)):
@@ -67,35 +54,26 @@ def _panel(config: RunConfig, task: TaskRows, number: int, example: Example) -> 
     return Panel(lines, title=f"{task.field} row {number}", title_align="left")
 
 
-def _instructed(config: RunConfig, task: TaskRows, example: Example) -> list[str]:
+def _instructed(kind: EncoderKind, task: TaskRows, example: Example) -> list[str]:
     """The row's texts with the instructions that the configuration puts before them; a model may have its own."""
-    algorithm = config.algorithm
-    if isinstance(algorithm, RerankerConfig):
-        before = [algorithm.prompt or "", *[""] * len(example.texts)]
-    else:
-        assert isinstance(algorithm, EmbeddingConfig)
-        how: EmbeddingTask = algorithm.by_name[task.name]
-        query, passage = how.prompts.query or "", how.prompts.passage or ""
-        before = [query, *[query if how.rows == "pair" else passage] * (len(example.texts) - 1)]
+    before = kind.instructions(task.name, len(example.texts))
     if example.prompt is not None:
         before[0] = example.prompt
-    return [prompt + text for prompt, text in zip(before, example.texts, strict=False)]
+    return [prompt + text for prompt, text in zip(before, example.texts, strict=True)]
 
 
-def _print_texts(config: RunConfig, task: TaskRows, drawn: list[Example], console: Console) -> None:
-    tokenizer, algorithm = tokenizer_for(config.model), config.algorithm
-    assert isinstance(algorithm, EmbeddingConfig | RerankerConfig)
-    texts = [_instructed(config, task, example) for example in drawn]
+def _print_texts(kind: EncoderKind, task: TaskRows, drawn: list[Example], console: Console) -> None:
+    tokenizer, limit = tokenizer_for(kind.config.model), kind.algorithm.max_tokens
+    texts = [_instructed(kind, task, example) for example in drawn]
     queries = tokenizer([row[0] for row in texts]).input_ids
     passages = tokenizer([text for row in texts for text in row[1:]]).input_ids
-    limit = algorithm.max_tokens
     rule = "algorithm.max_tokens"
     lengths: dict[str, tuple[list[int], int | None, str]] = {
         "query": (list(map(len, queries)), limit, rule),
         "passage": (list(map(len, passages)), limit, rule),
     }
-    if isinstance(algorithm, RerankerConfig):
-        pairs: Any = [(row[0], text) for row in texts for text in row[1:]]
+    if kind.reranks:
+        pairs: Any = [pair for row in texts for pair in kind.read_texts(row)]
         lengths["together"] = (list(map(len, tokenizer(pairs).input_ids)), limit, rule)
     unknown = tokenizer.unk_token_id
     count = 0 if unknown is None else sum(token == unknown for token in chain(*queries, *passages))

@@ -11,11 +11,10 @@ from typing import Any
 from actors.config import UserError
 from actors.files.own_files import stranger
 from actors.secret_text import masked
-from algorithms.config_encoder import EncoderConfig
-from algorithms.config_offline import RewardModelConfig
 from launch.checks.contents import changed_contents
 from launch.checks.machine import this_machine
 from launch.config import RunConfig, validate
+from launch.kinds.table import job_kind
 from launch.run.earlier import remove
 from launch.run.manifest import UNREADABLE, read_manifest
 from launch.screen.merging import merging_lost
@@ -75,7 +74,7 @@ def _require_own(file: Path, step: int) -> None:
 
 def _require_base(config: RunConfig, checkpoint: Path, step: int) -> None:
     """Raise UserError where what is not trained, which a checkpoint does not hold, is not what it was in the run."""
-    if not (config.model.lora or config.model.freeze or isinstance(config.algorithm, EncoderConfig)):
+    if not (config.model.lora or config.model.freeze or job_kind(config).role == "encoder"):
         return
     try:
         then = read_manifest(checkpoint)[0].get("contents")
@@ -118,8 +117,9 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
 def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     """Start a cluster, or join one, and let the policy's ranks load the checkpoint and write the model."""
     from launch.run.cluster import ray_cluster
-    from launch.run.groups import Groups, start_building
+    from launch.run.groups import start_building
     from launch.run.reserve import place_policy, release
+    from launch.run.roster import Roster
     from launch.run.saves import require_as_saved
     from launch.run.signals import hold, interruptible
 
@@ -129,17 +129,17 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
     with interruptible(), ray_cluster(config, logs):
         from actors.train.trainer import TrainedWorker
 
-        groups = Groups(str(logs))
+        roster = Roster(str(logs))
         placement = place_policy(config, _say)
         try:
             worker, arguments = _worker(config, directory)
-            policy = groups.add("policy", worker, config.policy.timeout_s, placement)
+            policy = roster.add("policy", worker, config.policy.timeout_s, placement)
             policy.spawn(*arguments)
             _say("loading the model")
             policy.gather(start_building(policy, 1), "build")
             _say(f"loading step-{step}")
             checkpoint = directory / "checkpoints" / f"step-{step}"
-            require_as_saved(checkpoint, {"policy": policy}, lambda problem: _refused(problem, step))
+            require_as_saved(checkpoint, roster, lambda problem: _refused(problem, step))
             policy.call(TrainedWorker.load_model, checkpoint / "policy")
             decay = config.policy.ema_decay
             _say(
@@ -151,7 +151,7 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
                 _say(line)
         finally:
             hold()
-            groups.shutdown()
+            roster.shutdown()
             release(placement)
 
 
@@ -160,19 +160,8 @@ def _worker(config: RunConfig, directory: Path) -> tuple[type, tuple[Any, ...]]:
     from actors.models.skeleton import write_skeleton
 
     skeleton = write_skeleton(config.model, directory / "model")
-    arguments = (config.model, skeleton, config.policy, config.run.seed)
-    if isinstance(config.algorithm, EncoderConfig):
-        from actors.train.encoder import EncoderWorker
-        from launch.run.build_encoder import head_of
-
-        return EncoderWorker, (*arguments, head_of(config), [])
-    if isinstance(config.algorithm, RewardModelConfig):
-        from actors.train.critic import RewardModelWorker
-
-        return RewardModelWorker, arguments
-    from actors.train.policy import PolicyWorker
-
-    return PolicyWorker, arguments
+    worker, extra = job_kind(config).policy_worker()
+    return worker, (config.model, skeleton, config.policy, config.run.seed, *extra)
 
 
 def _explain(error: Exception, directory: Path, step: int) -> None:

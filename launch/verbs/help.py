@@ -3,7 +3,7 @@
 from actors.config import UserError
 from launch.peers import tables
 from launch.settings import names
-from launch.settings.readers import readers_text
+from launch.settings.readers import read_with, readers_text
 from launch.settings.tree import Setting, by_path, default_text, generic, range_text, settings, type_text
 
 _MOST_FOUND = 3
@@ -58,6 +58,8 @@ def _of_one(setting: Setting, below: list[Setting]) -> str:
     if setting.path == "algorithm" or (below and not setting.required and facts["default"] == "{}"):
         facts = {}
     facts["read by"] = ", ".join(setting.jobs) if setting.jobs else readers_text(setting.path)
+    if "grpo" in setting.jobs and (choices := read_with(setting.path)):
+        facts["read by"] = facts["read by"].replace("grpo", f"grpo (with {choices})")
     width = max(map(len, facts))
     lines += [f"  {name:{width}}  {fact}" for name, fact in facts.items() if fact]
     if below:

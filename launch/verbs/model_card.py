@@ -1,30 +1,29 @@
 """The model card of an exported embedding model or reranker: how it was trained, and what held-out data says of it."""
 
 import json
-from typing import Any
 
-from algorithms.config_encoder import EmbeddingConfig, EncoderConfig
 from launch.config import RunConfig
+from launch.kinds.encoder import EncoderKind
 
 
-def write_model_card(config: RunConfig, step: int) -> None:
+def write_model_card(kind: EncoderKind, step: int) -> None:
     """Add training and evaluation to the README.md that sentence-transformers has written into the export.
 
     Args:
         step: after which the exported model was saved.
     """
+    config = kind.config
     path = config.directory / "export" / "README.md"
     card = path.read_text(encoding="utf-8") if path.is_file() else ""
-    sections = [_training(config, step)]
+    sections = [_training(kind, step)]
     if metrics := _evaluation(config, step):
         rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in metrics.items())
         sections.append(f"## Evaluation on held-out data\n\n| metric | value |\n|---|---|\n{rows}")
     path.write_text("\n".join([card.rstrip(), "", *sections]), encoding="utf-8")
 
 
-def _training(config: RunConfig, step: int) -> str:
-    algorithm, optimizer = config.algorithm, config.policy.optimizer
-    assert isinstance(algorithm, EncoderConfig)
+def _training(kind: EncoderKind, step: int) -> str:
+    config, algorithm, optimizer = kind.config, kind.algorithm, kind.config.policy.optimizer
     facts = {
         "Job": algorithm.name,
         "Base model": _base(config) or f"none (a new {config.model.init and config.model.init.family} model)",
@@ -32,7 +31,7 @@ def _training(config: RunConfig, step: int) -> str:
         "Optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {optimizer.schedule}",
         "Precision": config.model.dtype,
         **({"Weights": f"moving average, decay {config.policy.ema_decay:g}"} if config.policy.ema_decay else {}),
-        **_tasks(config, algorithm),
+        **kind.card_facts(),
     }
     return "## Training with Tandem\n\n" + "".join(f"- **{name}:** {value}\n" for name, value in facts.items())
 
@@ -40,26 +39,6 @@ def _training(config: RunConfig, step: int) -> str:
 def _base(config: RunConfig) -> str | None:
     revision = config.model.revision
     return f"{config.model.path} at {revision}" if revision else config.model.path
-
-
-def _tasks(config: RunConfig, algorithm: Any) -> dict[str, str]:
-    train = config.data.train
-    if not isinstance(algorithm, EmbeddingConfig):
-        return {"Data": str(train), "Losses": _losses(algorithm), "Prompt": _prompt(algorithm.prompt)}
-    found = {}
-    for name, task in algorithm.by_name.items():
-        data = train[name] if isinstance(train, dict) else train
-        prompts = f"query {_prompt(task.prompts.query)}, passage {_prompt(task.prompts.passage)}"
-        found[f"Task {name}".strip()] = f"{data}, {_losses(task)}, temperature {task.temperature:g}, prompts: {prompts}"
-    return found
-
-
-def _prompt(given: str | None) -> str:
-    return "as the base model has it" if given is None else f"`{given}`"
-
-
-def _losses(how: Any) -> str:
-    return " + ".join(item.name if item.weight == 1 else f"{item.weight:g} {item.name}" for item in how.loss)
 
 
 def _evaluation(config: RunConfig, step: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The verb `data`: what rows become, token by token, and how long they are."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,15 +14,12 @@ from rich.text import Text
 
 from actors.batch import Prompt, Sequence
 from actors.models.tokenizer import tokenizer_for
-from algorithms.config_encoder import EncoderConfig
-from algorithms.config_offline import DPOConfig, SFTConfig
-from algorithms.config_rl import RLConfig
-from algorithms.data.conventions import Use
 from algorithms.data.overlong import Reading, divided
 from algorithms.data.pairs import Judged, Pair, prompt_length
 from algorithms.data.reading import reading_of
 from algorithms.data.tokens import load_sets
 from launch.config import RunConfig
+from launch.kinds.table import job_kind
 from launch.screen.console import VisibleConsole
 from launch.screen.shown import visible
 from launch.settings.named_code import refuse_code
@@ -46,11 +44,11 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None, *,
     if not code:
         refuse_code(config)
     console = console or VisibleConsole(emoji=False)
-    if isinstance(config.algorithm, EncoderConfig):
-        from launch.verbs.encoder_preview import preview_encoder_rows
+    job_kind(config).preview(rows, console)
 
-        preview_encoder_rows(config, rows, console)
-        return
+
+def preview_sets(config: RunConfig, rows: int, console: Console, show: "Show") -> None:
+    """Print every set of rows as `show` does it: `rows` of the training rows each, and lengths of all."""
     tokenizer = tokenizer_for(config.model)
     fields: list[Field] = ["data.train"] if config.data.eval is None else ["data.train", "data.eval"]
     for field in fields:
@@ -59,34 +57,35 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None, *,
             label = f"{field}.{name}" if name else field
             limit = config.rollout.max_prompt_tokens
             reading = reading_of(config.algorithm, found, config.data, tokenizer, max_prompt_tokens=limit, field=label)
-            _preview(config, reading, tokenizer, shown, console)
+            _preview(Shown(config, reading, tokenizer, shown, console), show)
 
 
-def _preview(
-    config: RunConfig, reading: Reading[Any], tokenizer: "PreTrainedTokenizerFast", shown: int, console: Console
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One set of rows that is shown, and where."""
+
+    config: RunConfig
+    reading: Reading[Any]
+    tokenizer: "PreTrainedTokenizerFast"
+    count: int
+    """Rows of it to print."""
+    console: Console
+
+
+Show = Callable[[Shown, list[Any]], None]
+"""Prints the first rows of a set as its job reads them, and the lengths of all."""
+
+
+def _preview(shown: Shown, show: "Show") -> None:
     """One set of rows, and what becomes of those that are too long."""
-    algorithm = config.algorithm
+    config, reading, console = shown.config, shown.reading, shown.console
     tally = reading.tally()
     indices = reading.without_huge(range(len(reading.rows)), tally)
     if not indices:
         reading.conclude(tally)
     items = reading.encode(indices)
-    kinds: dict[Use, Callable[..., None]] = {
-        "sft": _preview_sequences,
-        "unpaired": _preview_judged,
-        "rl": _preview_prompts,
-        "pairs": _preview_pairs,
-    }
-    use: Use = "pairs"
-    if isinstance(algorithm, SFTConfig):
-        use = "sft"
-    elif isinstance(algorithm, RLConfig):
-        use = "rl"
-    elif isinstance(algorithm, DPOConfig) and algorithm.unpaired:
-        use = "unpaired"
     _print_convention(config, reading, console)
-    kinds[use](config, items, tokenizer, shown, reading.field, console)
+    show(shown, items)
     reading.limited(items, indices, tally)
     if line := reading.account(tally):
         console.print(f"  {line}", style="bold", highlight=False, markup=False)
@@ -100,21 +99,16 @@ def _preview(
         )
 
 
-def _preview_prompts(
-    config: RunConfig,
-    found: list[Prompt],
-    tokenizer: "PreTrainedTokenizerFast",
-    shown: int,
-    field: str,
-    console: Console,
-) -> None:
+def preview_prompts(shown: Shown, found: list[Prompt]) -> None:
+    """Print what reward functions receive, and prompts as the policy reads them."""
+    tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
     columns = ", ".join(found[0].row)
     console.print(f"  reward functions receive the columns {columns}", highlight=False, markup=False)
-    for prompt in found[:shown]:
+    for prompt in found[: shown.count]:
         body = Text(visible(str(tokenizer.decode(prompt.token_ids, skip_special_tokens=False)), lines=True))
         console.print(Panel(body, title=f"row {prompt.index + 1}, {len(prompt.token_ids)} tokens", title_align="left"))
         console.print(_row_table(prompt))
-    limit = config.rollout.max_prompt_tokens
+    limit = shown.config.rollout.max_prompt_tokens
     lengths = {"prompt": ([len(prompt.token_ids) for prompt in found], limit, "rollout.max_prompt_tokens")}
     print_lengths(lengths, _unknown(tokenizer, (prompt.token_ids for prompt in found)), field, console)
 
@@ -127,27 +121,22 @@ def _row_table(prompt: Prompt) -> Table:
     return table
 
 
-def _preview_sequences(
-    config: RunConfig,
-    found: list[Sequence],
-    tokenizer: "PreTrainedTokenizerFast",
-    shown: int,
-    field: str,
-    console: Console,
-) -> None:
-    for number, sequence in enumerate(found[:shown], start=1):
+def preview_sequences(shown: Shown, found: list[Sequence]) -> None:
+    """Print sequences, with the trained part marked."""
+    tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
+    for number, sequence in enumerate(found[: shown.count], start=1):
         trained = int(sequence.action_mask.sum())
         title = f"row {number}, {len(sequence)} tokens, {trained} trained on"
         body = marked(sequence, tokenizer, marks=_needs_marks(console))
         console.print(Panel(body, title=title, title_align="left"))
-    lengths = _sequence_lengths(found, "trained on", config)
+    lengths = _sequence_lengths(found, "trained on", shown.config)
     print_lengths(lengths, _unknown(tokenizer, (sequence.token_ids for sequence in found)), field, console)
 
 
-def _preview_pairs(
-    config: RunConfig, found: list[Pair], tokenizer: "PreTrainedTokenizerFast", shown: int, field: str, console: Console
-) -> None:
-    for number, pair in enumerate(found[:shown], start=1):
+def preview_pairs(shown: Shown, found: list[Pair]) -> None:
+    """Print prompts with their two responses."""
+    tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
+    for number, pair in enumerate(found[: shown.count], start=1):
         start = prompt_length(pair.chosen)
         chosen, rejected = len(pair.chosen) - start, len(pair.rejected) - start
         title = f"row {number}, prompt {start} tokens, chosen {chosen}, rejected {rejected}"
@@ -161,7 +150,7 @@ def _preview_pairs(
         "rejected": ([len(pair.rejected) - start for pair, start in zip(found, starts, strict=True)], None, ""),
         "longer of both": (
             [max(len(pair.chosen), len(pair.rejected)) for pair in found],
-            config.data.max_length,
+            shown.config.data.max_length,
             "data.max_length",
         ),
     }
@@ -184,19 +173,14 @@ def _response_ids(sequence: Sequence) -> NDArray[np.int64]:
     return sequence.token_ids[sequence.action_mask]
 
 
-def _preview_judged(
-    config: RunConfig,
-    found: list[Judged],
-    tokenizer: "PreTrainedTokenizerFast",
-    shown: int,
-    field: str,
-    console: Console,
-) -> None:
-    for number, item in enumerate(found[:shown], start=1):
+def preview_judged(shown: Shown, found: list[Judged]) -> None:
+    """Print single responses with their labels."""
+    tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
+    for number, item in enumerate(found[: shown.count], start=1):
         console.print(_judged_panel(number, item, tokenizer, marks=_needs_marks(console)))
     good = sum(item.desirable for item in found)
     console.print(f"  {good} desirable rows, {len(found) - good} undesirable ones", highlight=False)
-    lengths = _sequence_lengths([item.sequence for item in found], "response", config)
+    lengths = _sequence_lengths([item.sequence for item in found], "response", shown.config)
     print_lengths(lengths, _unknown(tokenizer, (item.sequence.token_ids for item in found)), field, console)
 
 

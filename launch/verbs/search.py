@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.files.own_files import stranger
-from algorithms.config_encoder import EmbeddingConfig, RerankerConfig
 from launch.config import RunConfig, load
+from launch.kinds.encoder import EncoderKind
+from launch.kinds.table import job_kind
 from launch.screen.shown import visible
 from launch.settings.named_code import code_of
 from launch.verbs.encoder_files import (
@@ -132,16 +133,17 @@ def _texts(config: RunConfig, run: Path) -> Iterator[str]:
     from algorithms.encoder.data import training_tasks
     from algorithms.encoder.held_out import RankedSet, held_out
 
-    algorithm, data = config.algorithm, config.data
-    if not isinstance(algorithm, EmbeddingConfig | RerankerConfig):
-        raise UserError(f"--corpus: required for a run of {algorithm.name}, which has no passages, got {run}")
+    kind, data = job_kind(config), config.data
+    if not isinstance(kind, EncoderKind):
+        name = config.algorithm.name
+        raise UserError(f"--corpus: required for a run of {name}, which has no passages, got {run}")
     if data.eval is not None:
-        for held in held_out(data, reranker=isinstance(algorithm, RerankerConfig)):
+        for held in held_out(data, reranker=kind.reranks):
             if isinstance(held, RankedSet):
                 yield from held.corpus or chain.from_iterable(held.candidates)
             else:
                 yield from chain.from_iterable(map(_passages, held.rows))
-    for task in training_tasks(algorithm, data, at_most=_MOST_OWN):
+    for task in training_tasks(kind.algorithm, data, at_most=_MOST_OWN):
         for row in task.rows:
             yield from _passages(row)
 

@@ -140,11 +140,11 @@ def _gspo(policy: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, ids: Te
 
 
 def _cispo(policy: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, _: Tensor) -> Tensor:
-    return cispo_policy_loss(policy, old, advantages, mask, max_ratio=1.2)[0]
+    return cispo_policy_loss(policy, old, advantages, mask, cispo_max_ratio=1.2)[0]
 
 
 def _sapo(policy: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, _: Tensor) -> Tensor:
-    return sapo_policy_loss(policy, old, advantages, mask, temperatures=(1.0, 1.05))[0]
+    return sapo_policy_loss(policy, old, advantages, mask, sapo_temperatures=(1.0, 1.05))[0]
 
 
 GSPO = {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 0.03, "epsilon_high": 0.04}

@@ -1,0 +1,90 @@
+"""What a process says of itself while it works, so that one that is slow can be told from one that hangs.
+
+A worker answers `pulse` from a thread beside the one that works (see `actors.group`); it neither waits for the work nor
+touches it.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from inspect import iscoroutinefunction, isfunction, isgeneratorfunction
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """What one process does at the moment.
+
+    Example: Pulse(pid=4711, method="update", seconds=3.2, done=5)
+    """
+
+    pid: int
+    method: str | None
+    """What it runs; None when it waits for a call."""
+    seconds: float
+    """Since this method, or the waiting, began: by its own clock, as those of two nodes differ."""
+    done: int
+    """Micro-batches of this method, or of the last one, that it has read; of an engine, all its steps so far."""
+
+
+class Work:
+    """Notes what a process does. Written by the thread that works and read by others."""
+
+    def __init__(self) -> None:
+        # One tuple, set at once: a reader never sees a method with the time of another.
+        self._now: tuple[str | None, float] = None, time.monotonic()
+        self._done = 0
+
+    @contextmanager
+    def on(self, method: str, *, goes_on: bool = False) -> Iterator[None]:
+        """Within it, the process runs this method; what that calls is a part of it. `goes_on`: `done` is not reset."""
+        if self._now[0] is not None:
+            yield
+            return
+        if not goes_on:
+            self._done = 0
+        self._now = method, time.monotonic()
+        try:
+            yield
+        finally:
+            self._now = None, time.monotonic()
+
+    def progressed(self) -> None:
+        """Count a micro-batch, or a step, that is done."""
+        self._done += 1
+
+    def pulse(self) -> Pulse:
+        """What this process does now."""
+        method, began = self._now
+        return Pulse(pid=os.getpid(), method=method, seconds=time.monotonic() - began, done=self._done)
+
+
+class Watched:
+    """A worker of whose public methods its pulse tells."""
+
+    work = Work()
+    """Of the process: it has one worker."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, method in list(vars(cls).items()):
+            if isfunction(method) and not name.startswith("_"):
+                setattr(cls, name, _noted(method))
+
+    def pulse(self) -> Pulse:
+        """What this rank does now; answered while it works."""
+        return self.work.pulse()
+
+
+def _noted(method: Callable[..., Any]) -> Callable[..., Any]:
+    assert not iscoroutinefunction(method) and not isgeneratorfunction(method), f"{method} would end before its work"
+
+    @wraps(method)
+    def noted(self: Watched, *arguments: Any, **options: Any) -> Any:
+        with self.work.on(method.__name__):
+            return method(self, *arguments, **options)
+
+    return noted

@@ -1,0 +1,49 @@
+"""What is learned about a configuration before anything starts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from actors.config import UserError
+from launch.checks.aside import Aside
+from launch.checks.estimate import DecoderShape
+from launch.config import RunConfig
+from launch.run.manifest import Checkpoint
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the checks learned about a configuration."""
+
+    config: RunConfig
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    shape: DecoderShape | None = None
+    """None when the architecture is unknown or on the hub."""
+    parameters: int | None = None
+    rows: int | None = None
+    """Training rows read that the run draws, at most READ_ROWS of each set."""
+    complete: bool = True
+    """Whether these are all."""
+    mean_tokens: float | None = None
+    """Mean length of a training prompt (GRPO) or sequence (SFT)."""
+    notes: list[str] = field(default_factory=list)
+    """Of the data: rows that are too long."""
+    rewards: list[str] = field(default_factory=list)
+    """What each reward function gave when it was called."""
+    aside: Aside = field(default_factory=Aside)
+    """Who makes the calls that need the tokenizers' library."""
+    elsewhere: bool = False
+    """The run will be on other machines: of paths there, nothing is known here."""
+    code: bool = True
+    """Whether code that the configuration names may run here."""
+    checkpoint: Checkpoint | None = None
+    """Where the run would go on."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the problems of a check, so that the user sees those of the others too."""
+        try:
+            yield
+        except UserError as error:
+            self.problems.extend(error.problems)

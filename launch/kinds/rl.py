@@ -1,0 +1,224 @@
+"""Reinforcement learning as the launcher sees it: engines sample, rewards score, PPO has a critic beside them."""
+
+from typing import TYPE_CHECKING, Any
+
+from actors.config import GroupConfig, refuse_unused
+from actors.config_rollout import RolloutConfig
+from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
+from launch.checks.estimate import (
+    Arithmetic,
+    DecoderShape,
+    Memory,
+    engine_memory,
+    reference_memory,
+    rl_arithmetic,
+    trainer_memory,
+)
+from launch.config import RunConfig
+from launch.kinds.kind import ON_SEQUENCES, JobKind
+from launch.settings.metric_names import of_responses
+from launch.settings.rules_adapters import check_no_dropout
+from launch.settings.rules_evaluation import check_asked_metrics, check_held_out_is_given
+from launch.settings.rules_rl import (
+    check_evaluation_comes,
+    check_evaluation_is_asked,
+    check_prompt_lengths,
+    check_sampling,
+)
+from launch.settings.rules_rows import check_nothing_is_searched, check_positions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launch.checks.findings import Findings
+    from launch.checks.reward_checks import RewardProbe
+    from launch.checks.rows import Field, Sets
+
+_ENGINES = ("cluster.kubernetes.rollout_node_selector", "cluster.kubernetes.autoscaling")
+
+
+def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
+    """Index in `reward.models` and name of the group of each reward model."""
+    return [
+        (index, f"reward_model_{index + 1}" if index else "reward_model") for index in range(len(config.reward.models))
+    ]
+
+
+class RLKind(JobKind):
+    """What jobs that learn from their own responses share."""
+
+    rows = "prompts"
+    samples_responses = True
+    reads = ON_SEQUENCES | {"reward", "rollout", "reference", *_ENGINES}
+
+    @property
+    def algorithm(self) -> RLConfig:
+        return self._section(RLConfig)
+
+    def check_sections(self) -> None:
+        check_prompt_lengths(self.config)
+        check_positions(self.config, *self.longest())
+        check_sampling(self.config, self.algorithm)
+        check_nothing_is_searched(self.config)
+
+    def check_evaluation(self) -> None:
+        check_evaluation_is_asked(self.config, self.algorithm, self.held_out)
+        check_held_out_is_given(self.config, self.held_out)
+        check_evaluation_comes(self.algorithm)
+        check_asked_metrics(self.config, self.metric_names())
+
+    def check_dropout(self) -> None:
+        name = self.config.algorithm.name
+        why = f"{name}, whose importance ratio compares with the sampler, which drops nothing"
+        check_no_dropout(self.config, why)
+
+    def metric_names(self) -> list[str]:
+        return [f"eval/{name}" for name in of_responses(self.config, self.algorithm.eval_samples_per_prompt)]
+
+    def groups(self) -> dict[str, GroupConfig | RolloutConfig]:
+        found: dict[str, GroupConfig | RolloutConfig] = {"policy": self.config.policy, "rollout": self.config.rollout}
+        return found | self._critic_group() | self._reference_group() | self._reward_model_groups()
+
+    def _critic_group(self) -> dict[str, GroupConfig | RolloutConfig]:
+        return {}
+
+    def _reward_model_groups(self) -> dict[str, GroupConfig | RolloutConfig]:
+        return {name: self.config.reward.models[index].group for index, name in reward_model_groups(self.config)}
+
+    def longest(self) -> tuple[str, int]:
+        return "rollout.max_prompt_tokens + rollout.max_response_tokens", self.config.rollout.max_model_len
+
+    @property
+    def known_steps(self) -> int | None:
+        return self.algorithm.total_steps(None)
+
+    @property
+    def update_samples(self) -> int:
+        return self.algorithm.samples_per_update or self.algorithm.samples_per_step
+
+    def arithmetic(self, rows: int | None, mean_tokens: float | None) -> Arithmetic:
+        rollout = self.config.rollout
+        prompt = rollout.max_prompt_tokens if mean_tokens is None else mean_tokens
+        return rl_arithmetic(self.algorithm, self.config.policy, prompt + rollout.max_response_tokens, rows)
+
+    def tokens_per_update(self, mean_tokens: float | None) -> float:
+        rollout = self.config.rollout
+        tokens = rollout.max_model_len if mean_tokens is None else mean_tokens + rollout.max_response_tokens
+        return self.update_samples * tokens
+
+    def memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
+        config, dtype = self.config, self.config.model.dtype
+        found = {"policy": self._policy_memory(shape, parameters)}
+        found["rollout"] = engine_memory(parameters, config.rollout, dtype)
+        for index, name in reward_model_groups(config):
+            found[name] = reference_memory(shape, parameters, config.reward.models[index].group, dtype)
+        return found | self._critic_memory(shape, parameters) | self._reference_memory(shape, parameters)
+
+    def _critic_memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
+        return {}
+
+    def check_shape(self, shape: DecoderShape) -> None:
+        from launch.checks.engine_shape import check_engine_shape
+
+        check_engine_shape(self.config, shape, self.longest()[1])
+
+    def check_data(
+        self, findings: "Findings", rewards: "RewardProbe", sets: "dict[Field, Sets]", *, tokenise: bool
+    ) -> None:
+        from launch.checks.data_checks import check_resumed_rows, check_rewards, check_sets
+        from launch.checks.other_models import check_other_model
+        from launch.models.files import check_reward_model
+
+        train, held_out = check_sets(findings, sets, tokenise)
+        if train is not None:
+            check_resumed_rows(findings, train)
+        check_rewards(findings, rewards, train, held_out)
+        for index, model in enumerate(self.config.reward.models):
+            check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)
+
+    def warnings(self) -> list[str]:
+        from launch.checks.engine_options import sampling_warnings
+
+        return sampling_warnings(self.config)
+
+    def preview(self, rows: int, console: "Console") -> None:
+        from launch.verbs.preview import preview_prompts, preview_sets
+
+        preview_sets(self.config, rows, console, preview_prompts)
+
+    def policy_worker(self) -> tuple[type, tuple[Any, ...]]:
+        from actors.train.policy import PolicyWorker
+
+        return PolicyWorker, ()
+
+    def build(self, placement: Any, reporter: Any, roster: Any) -> Any:
+        from launch.run.build import build_rl
+
+        return build_rl(self.config, placement, reporter, roster)
+
+    def step_lines(self, steps: int | None, rows: int | None) -> list[str]:
+        if rows:
+            assert steps is not None, "rows are known"
+            visits = steps * self.algorithm.prompts_per_step / rows
+            return [f"{steps} steps are {visits:.3g} passes over {rows} prompts"]
+        if self.algorithm.epochs:
+            return ["how many steps epochs take is known when the run has read data.train"]
+        return []
+
+    def length_line(self, mean_tokens: float) -> str:
+        limit = self.config.rollout.max_response_tokens
+        return f"{super().length_line(mean_tokens)}; responses count with their limit of {limit}"
+
+    @property
+    def samples_held_out(self) -> bool:
+        return self.algorithm.eval_every is not None
+
+
+class PPOKind(RLKind):
+    """PPO, whose critic is a group of its own."""
+
+    title = "PPO"
+    reads = RLKind.reads | {"critic"}
+
+    @property
+    def algorithm(self) -> PPOConfig:
+        return self._section(PPOConfig)
+
+    def check_critic(self) -> None:
+        if self.config.critic is None:
+            raise ValueError("critic: required for ppo (critic={} takes the defaults), got nothing")
+        refuse_unused(self.config.critic, "ema_decay", why="as a critic is not exported", section="critic.")
+
+    def _critic_group(self) -> dict[str, GroupConfig | RolloutConfig]:
+        return {"critic": self.config.critic} if self.config.critic else {}
+
+    def _critic_memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
+        model, critic = self.config.model, self.config.critic
+        if critic is None:
+            return {}
+        checkpointing = model.gradient_checkpointing
+        return {"critic": trainer_memory(shape, parameters, critic, model.dtype, gradient_checkpointing=checkpointing)}
+
+    def steps_problem(self, rows: int) -> str | None:
+        problem = self.algorithm.warmup_problem(rows)
+        return problem and f"algorithm.{problem}"
+
+    def check_data(
+        self, findings: "Findings", rewards: "RewardProbe", sets: "dict[Field, Sets]", *, tokenise: bool
+    ) -> None:
+        from launch.checks.other_models import check_other_model
+        from launch.models.files import check_critic
+
+        super().check_data(findings, rewards, sets, tokenise=tokenise)
+        if self.config.critic is not None and self.config.critic.path is not None:
+            check_other_model(findings, self.config.critic.path, "critic.path", check_critic)
+
+
+class GRPOKind(RLKind):
+    """GRPO and its family, without a critic."""
+
+    title = "GRPO"
+
+    @property
+    def algorithm(self) -> GRPOConfig:
+        return self._section(GRPOConfig)

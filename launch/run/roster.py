@@ -1,0 +1,81 @@
+"""Everything that a run has started, in one place: loops, checkpoints and weight transfer look their groups up here."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from actors.group import ActorGroup
+from algorithms.rewards.pool import RewardPool
+from algorithms.rollouts.rollouts import Rollouts
+from launch.run.reserve import Placement
+
+
+class Members(Mapping[str, ActorGroup[Any]]):
+    """Groups of a run by name: those that there are whenever one is looked up."""
+
+    def __init__(self, groups: Mapping[str, ActorGroup[Any]], names: tuple[str, ...] | None = None) -> None:
+        """`names`: the only ones that it has (default: all)."""
+        self._groups = groups
+        self._names = names
+
+    def __getitem__(self, name: str) -> ActorGroup[Any]:
+        if self._names is not None and name not in self._names:
+            raise KeyError(name)
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups if self._names is None else [name for name in self._names if name in self._groups])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @property
+    def version(self) -> int:
+        """How many of their processes were replaced so far; whoever keeps handles gets them anew when it moves."""
+        return sum(group.version for group in self.values())
+
+
+class Roster(Members):
+    """The groups of a run, its reward processes and its rollouts; ended in `shutdown`, whatever happened.
+
+    Example:
+        roster["policy"].replace(1)
+        rebuild(roster["policy"], partial(start_building, total_updates=100))
+    """
+
+    def __init__(self, logs: str) -> None:
+        """`logs`: directory of the processes' output."""
+        self._started: dict[str, ActorGroup[Any]] = {}
+        super().__init__(self._started)
+        self._logs = logs
+        self.pool: RewardPool | None = None
+        self.rollouts: Rollouts | None = None
+
+    def add(
+        self,
+        name: str,
+        worker: type,
+        timeout_s: float,
+        placement: Placement,
+        concurrency: dict[str, int] | None = None,
+    ) -> ActorGroup[Any]:
+        """A group in its place, remembered for shutdown; `spawn` starts its processes."""
+        assert name not in self._started, f"{name} would be forgotten, and its processes never ended"
+        slots = placement.slots[name]
+        group: ActorGroup[Any] = ActorGroup(
+            name, worker, slots, timeout_s=timeout_s, log_directory=self._logs, concurrency=concurrency
+        )
+        self._started[name] = group
+        return group
+
+    def members(self, *names: str) -> Members:
+        """Those of the run's groups that have these names, now or later."""
+        return Members(self, names)
+
+    def shutdown(self) -> None:
+        """End all processes that the run has started."""
+        if self.rollouts:
+            self.rollouts.close()
+        if self.pool:
+            self.pool.close()
+        for group in self.values():
+            group.shutdown()

@@ -1,0 +1,147 @@
+"""Rules of the jobs that sample responses: rewards, sampling, lengths, and how weights reach the engines.
+
+Every failure is a ValueError whose text begins with the field.
+"""
+
+from actors.config import refuse_unused
+from actors.config_rollout import RESHAPING
+from algorithms.config_rl import RLConfig
+from algorithms.rewards.functions import BUILT_IN
+from launch.config import RunConfig
+
+
+def check_prompt_lengths(config: RunConfig) -> None:
+    """Raise ValueError for lengths of sequences, which are not read, and for prompts that would lose their ends."""
+    name, data = config.algorithm.name, config.data
+    why = f"for {name}, which reads rollout.max_prompt_tokens and rollout.max_response_tokens"
+    refuse_unused(data, "max_length", why=why, section="data.")
+    if data.overlong == "truncate" and data.truncation_side == "right":
+        raise ValueError(
+            f"data.truncation_side must be left for {name}: cut at the right, a prompt would lose what is to be "
+            f"answered, got right"
+        )
+
+
+def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
+    """Raise ValueError for the first rule about sampled responses and their rewards that the configuration breaks."""
+    _rewards_are_given(config)
+    _whole_distribution_is_sampled(config, algorithm)
+    _responses_can_differ(config, algorithm)
+    _a_response_can_be_solved(config, algorithm)
+    _overlong_fits(config, algorithm)
+    _transfer_fits_devices(config)
+
+
+def check_evaluation_is_asked(config: RunConfig, algorithm: RLConfig, rows: str) -> None:
+    """Raise ValueError when evaluations are to take place and there are no rows, or the other way round."""
+    if algorithm.eval_every and not config.data.evaluates:
+        raise ValueError(f"algorithm.eval_every needs {rows}, got eval_every {algorithm.eval_every}")
+    if config.data.eval_fraction is not None and not algorithm.eval_every:
+        raise ValueError(f"data.eval_fraction needs algorithm.eval_every, got {config.data.eval_fraction:g} without")
+
+
+def check_evaluation_comes(algorithm: RLConfig) -> None:
+    """Raise ValueError when evaluation decides something, and no step has one."""
+    if algorithm.stop_when and not algorithm.eval_every:
+        raise ValueError("algorithm.stop_when needs algorithm.eval_every, got none")
+    if algorithm.best_by and not algorithm.eval_every:
+        raise ValueError(f"algorithm.best_by needs algorithm.eval_every, got {algorithm.best_by} without")
+
+
+def _rewards_are_given(config: RunConfig) -> None:
+    reward, name = config.reward, config.algorithm.name
+    sources = [*reward.functions, *reward.models, *reward.endpoints]
+    if not sources:
+        raise ValueError(
+            f"reward.functions must name at least one reward for {name}, or reward.models or reward.endpoints, got []"
+        )
+    if not any(source.weight for source in sources):
+        raise ValueError("reward must have a source with a weight other than 0, got weight 0 for all of them")
+    if not reward.functions and not reward.endpoints:
+        why = "with reward.models alone, which are groups of their own"
+        refuse_unused(reward, "workers", "deadline_s", "memory_mib", "pass_env", why=why, section="reward.")
+
+
+def _whole_distribution_is_sampled(config: RunConfig, algorithm: RLConfig) -> None:
+    rollout = config.rollout
+    for name, value in rollout.reshaped_by.items():
+        if algorithm.importance_correction:
+            raise ValueError(
+                f"algorithm.importance_correction must be left out with rollout.{name} {value:g}: the weights would "
+                f"compare the policy with {RESHAPING[name]}"
+            )
+        if algorithm.kl_coef and algorithm.kl_in == "reward":
+            raise ValueError(
+                f"algorithm.kl_in must be loss, or kl_coef 0, with rollout.{name} {value:g}: the reward's KL would be "
+                f"not the policy's but that of {RESHAPING[name]}, a hidden penalty for length"
+            )
+
+
+def _responses_can_differ(config: RunConfig, algorithm: RLConfig) -> None:
+    rollout = config.rollout
+    for name in ("samples_per_prompt", "eval_samples_per_prompt"):
+        for greedy in ("top_k", "min_p"):
+            if getattr(algorithm, name) > 1 and getattr(rollout, greedy) == 1:
+                raise ValueError(
+                    f"rollout.{greedy} must not be 1 with algorithm.{name} {getattr(algorithm, name)}: only the "
+                    f"likeliest token is left, so all responses to a prompt would be the same, got 1"
+                )
+
+
+def _a_response_can_be_solved(config: RunConfig, algorithm: RLConfig) -> None:
+    reward = config.reward
+    if not algorithm.eval_every or algorithm.eval_samples_per_prompt < 2:
+        return
+    if reward.models or reward.endpoints or any(each.name not in BUILT_IN for each in reward.functions):
+        return
+    most = sum(max(0.0, each.weight) for each in reward.functions)  # each of them gives from 0 to 1
+    if most < algorithm.eval_pass_reward - 1e-9:
+        raise ValueError(
+            f"algorithm.eval_pass_reward must be at most {most:g}, the most that reward.functions with their weights "
+            f"give, or no response is ever solved, got {algorithm.eval_pass_reward:g}"
+        )
+
+
+def _overlong_fits(config: RunConfig, algorithm: RLConfig) -> None:
+    longest = config.rollout.max_response_tokens
+    if algorithm.overlong and algorithm.overlong.buffer > longest:
+        raise ValueError(
+            f"algorithm.overlong.buffer must not exceed rollout.max_response_tokens ({longest}), "
+            f"got {algorithm.overlong.buffer}"
+        )
+
+
+def _transfer_fits_devices(config: RunConfig) -> None:
+    backend = config.rollout.transfer.backend
+    if backend in ("nccl", "ipc") and not (config.rollout.gpus_per_engine and config.policy.gpus_per_rank):
+        raise ValueError(
+            f"rollout.transfer.backend {backend} needs GPUs on both sides, got policy.gpus_per_rank "
+            f"{config.policy.gpus_per_rank:g} and rollout.gpus_per_engine {config.rollout.gpus_per_engine:g}"
+        )
+    if backend == "nccl" and config.cluster.placement == "shared":
+        raise ValueError(
+            "rollout.transfer.backend must be ipc with cluster.placement shared, as NCCL refuses two processes on one "
+            "GPU, got nccl"
+        )
+    on_gpu = config.rollout.gpus_per_engine and config.policy.gpus_per_rank
+    if on_gpu and config.cluster.placement == "shared" and config.rollout.engines > config.policy.ranks:
+        raise ValueError(
+            f"rollout.engines must be at most policy.ranks ({config.policy.ranks}) with cluster.placement shared, as "
+            f"an engine takes its weights from the policy's rank on its GPU, got {config.rollout.engines}"
+        )
+    if backend == "ipc" and config.cluster.placement != "shared":
+        raise ValueError(f"rollout.transfer.backend ipc needs cluster.placement shared, got {config.cluster.placement}")
+    if config.rollout.transfer.store == "holder" and (chosen := transfer_backend(config)) != "gloo":
+        raise ValueError(
+            f"rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host "
+            f"memory, got {backend}" + f", which is {chosen} here" * (backend == "auto")
+        )
+
+
+def transfer_backend(config: RunConfig) -> str:
+    """`rollout.transfer.backend`, with auto decided by where policy and engines live."""
+    chosen = config.rollout.transfer.backend
+    if chosen != "auto":
+        return chosen
+    on_gpu = config.policy.gpus_per_rank and config.rollout.gpus_per_engine
+    return ("ipc" if config.cluster.placement == "shared" else "nccl") if on_gpu else "gloo"

@@ -1,0 +1,113 @@
+"""Kinds of jobs: every job has one, which holds its settings, and the kinds differ where the jobs do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.config import validate
+from launch.kinds.kind import JobKind
+from launch.kinds.rl import GRPOKind
+from launch.kinds.table import KINDS, job_kind
+from launch.run.placement import demands
+from launch.settings.readers import readers
+from launch.settings.tree import jobs
+
+ROWS: dict[str, Any] = {"model": {"init": {}}, "data": {"train": "rows.jsonl"}}
+SAMPLED = ROWS | {"reward": {"functions": ["exact_match"], "models": ["a/reward", "another/reward"]}}
+JOBS: dict[str, dict[str, Any]] = {
+    "sft": ROWS | {"algorithm": {"name": "sft", "steps": 5}},
+    "reward": ROWS | {"algorithm": {"name": "reward", "steps": 5}},
+    "dpo": ROWS | {"algorithm": {"name": "dpo", "steps": 5}},
+    "ppo": SAMPLED | {"algorithm": {"name": "ppo", "critic_warmup_steps": 3, "epochs": 1}, "critic": {}},
+    "grpo": SAMPLED | {"algorithm": {"name": "grpo", "kl_coef": 0.1}},
+    "embedding": ROWS | {"algorithm": {"name": "embedding", "steps": 5, "pooling": "mean"}},
+    "reranker": ROWS | {"algorithm": {"name": "reranker", "steps": 5}},
+}
+
+
+def kind(job: str, **sections: Any) -> JobKind:
+    """The kind of a job of this name; sections add to those of JOBS."""
+    return job_kind(validate(JOBS[job] | {name: JOBS[job].get(name, {}) | part for name, part in sections.items()}))
+
+
+def test_every_job_has_a_kind() -> None:
+    assert list(KINDS) == list(jobs()) == list(JOBS)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_kind_holds_the_settings_of_its_job(job: str) -> None:
+    found = kind(job)
+    assert type(found) is KINDS[job]
+    assert found.algorithm is found.config.algorithm
+    assert type(found.algorithm) is jobs()[job]
+
+
+def test_a_kind_of_another_jobs_settings_is_a_mistake_of_the_table() -> None:
+    with pytest.raises(AssertionError, match="the table of kinds gives GRPOKind for ppo"):
+        GRPOKind(kind("ppo").config).update_samples  # noqa: B018
+
+
+GROUPS = {
+    "sft": ["policy"],
+    "reward": ["policy"],
+    "dpo": ["policy", "reference"],
+    "ppo": ["policy", "rollout", "critic", "reference", "reward_model", "reward_model_2"],
+    "grpo": ["policy", "rollout", "reference", "reward_model", "reward_model_2"],
+    "embedding": ["policy"],
+    "reranker": ["policy"],
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_groups_stand_in_the_order_in_which_they_are_placed(job: str) -> None:
+    found = kind(job)
+    assert list(found.groups()) == GROUPS[job]
+    processes = ["reward"] if found.samples_responses else []
+    assert [demand.group for demand in demands(found.config)] == GROUPS[job] + processes
+
+
+def test_a_reference_within_the_policy_is_no_group() -> None:
+    assert list(kind("dpo", model={"lora": {}}, reference={"from_policy": True}).groups()) == ["policy"]
+    assert list(kind("dpo", algorithm={"loss": "simpo"}).groups()) == ["policy"]
+
+
+@pytest.mark.parametrize(
+    ("job", "role", "rows", "samples"),
+    [
+        ("sft", "causal", "sequences", 128),
+        ("reward", "scores", "pairs", 128),
+        ("dpo", "causal", "pairs", 128),
+        ("ppo", "causal", "prompts", 128),
+        ("grpo", "causal", "prompts", 16 * 8),
+        ("embedding", "encoder", "rows", 128),
+        ("reranker", "encoder", "rows", 128),
+    ],
+)
+def test_what_a_job_makes_of_a_model_and_what_its_updates_are_made_of(
+    job: str, role: str, rows: str, samples: int
+) -> None:
+    found = kind(job)
+    assert (found.role, found.rows, found.update_samples) == (role, rows, samples)
+    assert kind(job, algorithm={"samples_per_update": 64}).update_samples == 64
+
+
+def test_rows_that_leave_the_policy_no_step() -> None:
+    assert kind("ppo").steps_problem(4 * 128) is None
+    problem = kind("ppo").steps_problem(3 * 128)
+    assert problem is not None and problem.startswith("algorithm.critic_warmup_steps must be below the steps of epochs")
+    assert kind("grpo").steps_problem(1) is None
+
+
+def test_what_to_do_with_a_model() -> None:
+    said = {job: kind(job).next_command("out/run", Path("out/run/export")) for job in JOBS}
+    assert said["reward"] == "reward.models=[out/run/export] in a ppo or grpo run  # reward with it"
+    assert said["embedding"] == said["reranker"] == "tandem search out/run  # search with it"
+    assert {said[job] for job in ("sft", "dpo", "ppo", "grpo")} == {"tandem chat out/run  # talk to it"}
+
+
+def test_a_kind_says_which_settings_it_reads() -> None:
+    assert readers("critic.ranks") == ("ppo",)
+    assert readers("data.corpus") == ("embedding", "reranker")
+    assert readers("reference.sync_every") == ("dpo", "ppo", "grpo")
+    assert readers("policy.ranks") == tuple(JOBS)

@@ -1,0 +1,122 @@
+"""Bundles that a real Ray reserves: engines one by one, and what is said while they wait."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.util.placement_group import placement_group_table, remove_placement_group
+
+from launch.run.reserve import place, release
+from tests.test_placement import config_for
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
+from actors.config import UserError
+from launch.run import reserve
+from launch.run.reserve import place, release
+from tests.test_placement import config_for
+
+cluster = Cluster(True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False})
+names = {}
+for name in ("a", "b"):
+    node = cluster.add_node(num_cpus=4, object_store_memory=80 * 2**20, labels={"name": name})
+    names[node.node_id] = name
+cluster.wait_for_nodes(60)
+ray.init(cluster.address, log_to_driver=False)
+reserve._LOOK_S = 0.3
+
+def config(**rollout):
+    sections = {"cluster": {"wait_s": 1}, "policy": {"cpus_per_rank": 1}}
+    return config_for(algorithm={"name": "grpo", "steps": 1}, rollout=rollout, **sections)
+
+def where(told, **rollout):
+    placement = place(config(**rollout), told.append)
+    nodes = [names[reserve._where(slot.placement)[0].node] for slot in placement.slots["rollout"]]
+    groups = len({slot.placement.id for slot in placement.slots["rollout"]})
+    release(placement)
+    return nodes, groups
+
+def refused(**rollout):
+    told = []
+    try:
+        where(told, **rollout)
+    except UserError as error:
+        assert told, "the wait is told of"
+        return str(error).partition(" s: ")[2]
+
+print("packed", *where([], engines=3, cpus_per_engine=2))
+print("apart", *where([], engines=4, engines_per_node=2, cpus_per_engine=1))
+print("never", refused(engines=5, cpus_per_engine=2))
+print("few", refused(engines=3, engines_per_node=1, cpus_per_engine=1))
+print("narrow", refused(engines=3, cpus_per_engine=2.5))
+other = placement_group([{"CPU": 3}, {"CPU": 2}], "STRICT_SPREAD")
+assert other.wait(30)
+print("taken", refused(engines=3, cpus_per_engine=1.5))
+remove_placement_group(other)
+print("again", *where([], engines=2, cpus_per_engine=3))
+"""
+
+
+def test_an_engines_bundle_is_its_own(local_ray: None) -> None:
+    """One can be given back while the others, and the other groups, stay; the groups have one for all their ranks."""
+    config = config_for(
+        policy={"ranks": 2, "cpus_per_rank": 0.25}, rollout={"engines": 2, "cpus_per_engine": 0.5}, cluster={}
+    )
+    placement = place(config, print)
+    try:
+        first, second = [slot.placement for slot in placement.slots["rollout"]]
+        assert [slot.bundle for slot in placement.slots["rollout"]] == [0, 0]
+        assert len({slot.placement.id for slot in placement.slots["policy"]}) == 1
+        remove_placement_group(first)
+        states = [placement_group_table(group)["state"] for group in (first, second)]
+        assert states == ["REMOVED", "CREATED"]
+        assert placement_group_table(placement.slots["policy"][0].placement)["state"] == "CREATED"
+    finally:
+        release(placement)
+    assert {placement_group_table(group)["state"] for group in placement.reserved} == {"REMOVED"}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a program on a cluster of two nodes with four CPUs each has found, line by line."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path_factory.mktemp("home"))}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("packed", (["a", "a", "b"], 3)),
+        ("apart", (["a", "a", "b", "b"], 2)),
+        ("again", (["a", "b"], 2)),
+    ],
+)
+def test_engines_are_packed_on_few_nodes_or_kept_apart(told: dict[str, str], case: str, expected: Any) -> None:
+    """Neighbours side by side; which node comes first is Ray's affair."""
+    nodes, groups = expected
+    swapped = [{"a": "b", "b": "a"}[node] for node in nodes]
+    assert told[case] in {f"{each} {groups}" for each in (nodes, swapped)}
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("never", "rollout needs 10 CPU, the cluster has 8"),
+        ("few", "rollout needs 3 nodes with 1 CPU, the cluster has 2 such nodes"),
+        ("narrow", "rollout needs 3 bundles with 2.5 CPU, each on one node, the cluster has room for 2 of them"),
+        ("taken", "rollout needs 4.5 CPU, free now are 3"),
+    ],
+)
+def test_a_shortage_is_that_of_all_engines(told: dict[str, str], case: str, line: str) -> None:
+    """Also when some of them have their bundles already: these are not missing."""
+    assert told[case] == line
