@@ -108,7 +108,8 @@ class GroupConfig(PlacedConfig):
     """Compute threads per rank (default: the cores of the machine that starts the run, divided by the ranks, or by
     those on each node)."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 + gradients, 3 + parameters)."""
+    """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 + gradients, 3 + parameters, of which no rank
+    then holds all at any time)."""
     offload_optimizer: bool = False
     """Keep optimizer state in host memory (ZeRO 1 to 3)."""
     offload_parameters: bool = False

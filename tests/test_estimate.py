@@ -220,9 +220,18 @@ def test_the_cache_of_an_engine_on_a_gpu_is_not_in_host_memory() -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "stage", "average", "copies"),
-    [("adamw", "fp32", 0, None, 2), ("adam", "fp32", 1, None, 3), ("adamw", "bf16", 0, None, 3), ("adamw", "bf16", 2,
-     None, 3), ("sgd", "fp32", 0, None, 0), ("sgd", "bf16", 1, None, 1), ("sgd", "fp32", 0, 0.9, 1)],
-)  # fmt: skip
+    [
+        ("adamw", "fp32", 0, None, 2),
+        ("adam", "fp32", 1, None, 3),
+        ("adamw", "fp32", 3, None, 2),
+        ("adamw", "bf16", 0, None, 3),
+        ("adamw", "bf16", 2, None, 3),
+        ("adamw", "bf16", 3, None, 3),
+        ("sgd", "fp32", 0, None, 0),
+        ("sgd", "bf16", 1, None, 1),
+        ("sgd", "fp32", 0, 0.9, 1),
+    ],
+)
 def test_copies_that_an_optimizer_keeps(name: Any, dtype: Any, stage: Any, average: float | None, copies: int) -> None:
     group = TrainerConfig(optimizer=OptimizerConfig(name=name), zero_stage=stage, ema_decay=average)
     memory = trainer_memory(SHAPE, 1000, group, dtype, gradient_checkpointing=False)

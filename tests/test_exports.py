@@ -10,11 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit
+from actors.models.dividing import OnlySettings
 from actors.models.encoders import load_encoder, write_encoder
-from actors.models.load import export_model, load_model, load_value_model
+from actors.models.export import export_model
+from actors.models.load import load_model, load_value_model
 from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
+from tests.weights import weights_of
 
 SETTINGS = {"attention_dropout": 0.1, "use_cache": True, "rope_theta": 5000.0, "torch_dtype": "bfloat16", "ours": [1]}
 GENERATION = {"eos_token_id": [2, 5], "temperature": 0.6, "do_sample": False}
@@ -60,7 +63,7 @@ def test_the_export_of_a_policy_has_the_settings_of_its_source(tmp_path: Path, g
     assert model.config.attention_dropout == 0
     with torch.no_grad():
         model.model.norm.weight += 1
-    export_model(model, dict(model.state_dict()), load_tokenizer(str(source)), tmp_path / "export")
+    export_model(model, *weights_of(model), load_tokenizer(str(source)), tmp_path / "export")
     assert _changed(source, tmp_path / "export") == {"torch_dtype": "float32"}, "it was trained in fp32"
     file = tmp_path / "export/generation_config.json"
     assert (_read(file) == GENERATION) if generation else not file.exists()
@@ -76,7 +79,7 @@ def test_the_tokenizer_of_an_export_is_that_of_its_source(tmp_path: Path) -> Non
     file.write_text(json.dumps(_read(file) | {"tokenizer_class": "Qwen2TokenizerFast", "ours": 1}))
     (source / "merges.txt").write_text("#version: 0.2\n")
     model = load_model(ModelConfig(path=str(source)), str(source))
-    export_model(model, dict(model.state_dict()), load_tokenizer(str(source)), tmp_path / "export")
+    export_model(model, *weights_of(model), load_tokenizer(str(source)), tmp_path / "export")
     names = {path.name for path in source.iterdir()}
     assert {path.name for path in (tmp_path / "export").iterdir()} == names
     for name in names - {"config.json", "model.safetensors"}:
@@ -92,7 +95,7 @@ def test_links_out_of_a_source_are_not_copied(tmp_path: Path) -> None:
         (source / name).unlink(missing_ok=True)
         (source / name).symlink_to(tmp_path / name)
     model = load_model(ModelConfig(path=str(source)), str(source))
-    export_model(model, dict(model.state_dict()), load_tokenizer(str(source)), tmp_path / "export")
+    export_model(model, *weights_of(model), load_tokenizer(str(source)), tmp_path / "export")
     assert _read(tmp_path / "export/generation_config.json") == GENERATION
     assert [path.name for path in (tmp_path / "export").iterdir() if b"SECRET" in path.read_bytes()] == []
     assert len(load_tokenizer(str(tmp_path / "export"))) == len(load_tokenizer(str(source)))
@@ -102,14 +105,14 @@ def test_a_new_model_has_the_settings_that_it_was_made_of(tmp_path: Path) -> Non
     init = ModelConfig(init=ModelInit(hidden_size=16, heads=2, layers=1))
     skeleton = write_skeleton(init, tmp_path / "model")
     model = load_model(init, skeleton)
-    export_model(model, dict(model.state_dict()), load_tokenizer(skeleton), tmp_path / "export")
+    export_model(model, *weights_of(model), load_tokenizer(skeleton), tmp_path / "export")
     assert _changed(tmp_path / "model", tmp_path / "export") == {}
 
 
 def test_a_score_head_changes_class_and_labels_only(tmp_path: Path) -> None:
     source = _source(tmp_path / "source", **SETTINGS)
     model = load_value_model(ModelConfig(path=str(source)), str(source))
-    export_model(model, dict(model.state_dict()), load_tokenizer(str(source)), tmp_path / "export")
+    export_model(model, *weights_of(model), load_tokenizer(str(source)), tmp_path / "export")
     assert _changed(source, tmp_path / "export") == {
         "architectures": ["Qwen2ForSequenceClassification"],
         "id2label": {"0": "LABEL_0"},
@@ -142,5 +145,6 @@ def test_the_export_of_an_embedding_model_has_the_settings_of_its_source(tmp_pat
     (source / "config.json").write_text(json.dumps(_read(source / "config.json") | changes))
     path = ModelConfig(path=str(source))
     model = load_encoder(path, head, str(source))
-    write_encoder(load_encoder(path, head, str(source)), dict(model.named_parameters()), head, tmp_path / "export")
+    weights = weights_of(model.transformers_model)
+    write_encoder(load_encoder(path, head, str(source), OnlySettings()), *weights, {}, head, tmp_path / "export")
     assert _changed(source, tmp_path / "export") == {}

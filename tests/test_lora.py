@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
-from actors.models.load import export_model
+from actors.models.export import export_model
 from actors.models.lora import (
     MergeError,
     adapted_layer_kinds,
@@ -41,6 +41,7 @@ from actors.models.lora import (
 )
 from actors.models.tokenizer import tokenizer_for
 from launch.verbs.export import export
+from tests.weights import weights_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -325,7 +326,7 @@ def test_exported_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> Non
     for umask, name in ((0o027, "group"), (0o077, "mine"), (0o022, "run/export")):
         old = os.umask(umask)
         try:
-            export_model(model, dict(model.state_dict()), tokenizer, tmp_path / name)
+            export_model(model, *weights_of(model), tokenizer, tmp_path / name)
         finally:
             os.umask(old)
         modes.append(readable_by(tmp_path / name))

@@ -10,9 +10,9 @@ import torch
 from actors.config import FrozenGroupConfig, OptimizerConfig, TrainerConfig
 from actors.train.engine import (
     TrainingEngine,
-    _deepspeed_config,
     _optimizer,
     _schedule,
+    deepspeed_config,
     inference_module,
 )
 from tests.one_rank import alone  # noqa: F401
@@ -146,7 +146,7 @@ def test_deepspeed_is_configured_so_and_by_nothing_else(
     settings: dict[str, Any], dtype: Any, zero: dict[str, Any], others: dict[str, Any]
 ) -> None:
     """In bf16, gradients of micro-batches are added up in float32; settings that are passed on take precedence."""
-    found = _deepspeed_config(TrainerConfig.model_validate(settings), dtype)
+    found = deepspeed_config(TrainerConfig.model_validate(settings), dtype)
     assert found == COMMON | others | {"zero_optimization": {"contiguous_gradients": True, **zero}}
 
 

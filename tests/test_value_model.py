@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.batch import Sequence
 from actors.config import ModelConfig, ModelInit, UserError
-from actors.models.load import TokenValues, export_model, load_model, load_value_model
+from actors.models.export import export_model
+from actors.models.load import TokenValues, load_model, load_value_model
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from actors.train.worker import pack_sequences
+from tests.weights import weights_of
 
 CPU = torch.device("cpu")
 Family = Literal["qwen2", "llama"]
@@ -44,7 +46,7 @@ def _exported(family: Family, directory: Path, **config: Any) -> tuple[TokenValu
     skeleton = Path(write_skeleton(_model(family), directory / "skeleton"))
     _configure(skeleton, **config)
     model = _spread(load_value_model(_model(family), str(skeleton)))
-    export_model(model, model.state_dict(), load_tokenizer(str(skeleton)), directory / "export")
+    export_model(model, *weights_of(model), load_tokenizer(str(skeleton)), directory / "export")
     return TokenValues(model), directory / "export"
 
 
@@ -168,7 +170,7 @@ def test_a_critic_from_the_policy_has_its_body(family: Family, origin: str, tmp_
     policy: Any = load_model(settings, skeleton)
     if origin == "path":
         policy = _spread(policy)
-        export_model(policy, policy.state_dict(), load_tokenizer(skeleton), tmp_path / "policy")
+        export_model(policy, *weights_of(policy), load_tokenizer(skeleton), tmp_path / "policy")
         settings, skeleton = ModelConfig(path=str(tmp_path / "policy")), str(tmp_path / "policy")
         policy = AutoModelForCausalLM.from_pretrained(skeleton)
     torch.manual_seed(7)

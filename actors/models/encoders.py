@@ -7,7 +7,9 @@ the configuration names, and for a reranker a head with one score.
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,31 @@ from actors.config import EncoderHead, ModelConfig, UserError
 from actors.files.readable import make_readable
 from actors.files.stored import only_data
 from actors.models.as_source import restore_settings
+from actors.models.dividing import Divider, loading
+from actors.models.export import save_weights
 from actors.models.hub_cache import local_directory
-from actors.models.load import TORCH_DTYPES, linear_in_float32
+from actors.models.load import linear_in_float32
+from actors.models.precision import TORCH_DTYPES
+from actors.models.tensor_files import Meta
 
 _NO_CODE = {"trust_remote_code": False}
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
 
 
-def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None = None) -> Any:
     """A SentenceTransformer, or for a reranker a CrossEncoder with one score, on CPU.
 
-    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given).
+    `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given). A `divider` divides
+    the transformer's weights over the ranks as they are read; those of `model.init`, of which each rank writes itself
+    files first, are small.
 
     Raises:
         UserError: a directory without pooling information where the configuration gives none, with another one than
             the configuration gives, of the other kind, or a reranker without exactly one score.
     """
     if model.init is None:
-        return _load(model, head, local_directory(directory))
+        return _load(model, head, local_directory(directory), divider)
     with tempfile.TemporaryDirectory() as scratch:  # sentence-transformers loads from directories only
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
         with torch.random.fork_rng():
@@ -47,11 +55,11 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
             body = AutoModel.from_config(config, trust_remote_code=False)
         # save_pretrained would write on rank 0 only.
         save_file(body.state_dict(), Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        return _load(model, head, scratch)
+        return _load(model, head, scratch, divider)
 
 
-def _load(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
-    with only_data(directory):
+def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None) -> Any:
+    with only_data(directory), loading(divider):
         loaded = (
             _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
         )
@@ -240,9 +248,25 @@ def _separate_pairs(tokenizer: Any) -> None:
     )
 
 
-def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead, directory: Path) -> None:
-    """Write `model`, with the whole parameters `state` by their names in it, as a directory that
-    `SentenceTransformer(path)` or `CrossEncoder(path)` loads: with the head's instructions, and a card of its own."""
+def write_encoder(
+    model: Any,
+    metas: Sequence[Meta],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    others: dict[str, torch.Tensor],
+    head: EncoderHead,
+    directory: Path,
+) -> None:
+    """Write a directory that `SentenceTransformer(path)` or `CrossEncoder(path)` loads: with the head's instructions,
+    and a card of its own.
+
+    Args:
+        model: `load_encoder`'s, of which the transformer may be without values.
+        metas: of all weights of the transformer.
+        tensors: those weights, one at a time; see `export_model`.
+        others: whole parameters of all other modules, by their names in the model.
+        head: with the instructions.
+        directory: to be written to.
+    """
     model.prompts.update(head.prompts)
     if head.kind == "embedding":
         model.similarity_fn_name = "cosine"  # what training and evaluation compare by
@@ -250,9 +274,11 @@ def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead,
         model.default_prompt_name = "query"
     model[0].unpad_inputs = None
     model._model_card_text = None  # the base model's, with its figures
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    named = {name for name, _ in model.named_parameters()}
-    assert not unexpected and not named & set(missing), (unexpected, missing)
+    _, unexpected = model.load_state_dict(others, strict=False)
+    inside = {id(parameter) for parameter in model.transformers_model.parameters()}
+    rest = {name for name, parameter in model.named_parameters() if id(parameter) not in inside}
+    assert not unexpected and rest == others.keys(), (unexpected, rest ^ others.keys())
+    _write_one_by_one(model.transformers_model, metas, tensors)
     model.model_card_data.local_files_only = True
     body = model.transformers_model.config.name_or_path
     model.save(str(directory))
@@ -261,6 +287,19 @@ def write_encoder(model: Any, state: dict[str, torch.Tensor], head: EncoderHead,
     AutoTokenizer.from_pretrained(
         directory, trust_remote_code=False
     )  # what cannot be read back is noticed here, not by the user
+
+
+def _write_one_by_one(body: Any, metas: Sequence[Meta], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Let a transformer write these weights, and its own buffers, wherever sentence-transformers has it written."""
+    parameters = {name for name, _ in body.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in body.state_dict().items() if name not in parameters}
+    known = [*metas, *((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in buffers.items())]
+
+    def save(path: str, **_: Any) -> None:
+        del body.save_pretrained
+        save_weights(body, known, chain(tensors, buffers.items()), Path(path))
+
+    body.save_pretrained = save
 
 
 def load_guide(path: str, device: torch.device) -> Any:

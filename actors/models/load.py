@@ -1,55 +1,57 @@
 """Causal language models: built tiny from numbers or loaded from a directory, and wrapped to yield token logprobs."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from actors.config import ModelConfig, UserError
-from actors.files.readable import make_readable
 from actors.files.stored import only_data
-from actors.models.as_source import copy_tokenizer, restore_settings, without_dropout
+from actors.models.as_source import without_dropout
 from actors.models.attention import PACKED_SDPA, register_packed_sdpa
+from actors.models.dividing import Divider, drawing, loading
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
 from actors.models.packed import PackedBatch
+from actors.models.precision import TORCH_DTYPES
+from actors.models.tensor_files import unread_tensors
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-
-def load_model(model: ModelConfig, directory: str) -> PreTrainedModel:
+def load_model(model: ModelConfig, directory: str, divider: Divider | None = None) -> PreTrainedModel:
     """The policy's initial model: random weights for `model.init`, else the weights of `model.path`.
 
     `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given), or is a model of
-    the hub as `located` names it.
+    the hub as `located` names it. With a `divider`, which all ranks must have, the weights are the same and divided
+    over the ranks as they come.
     """
     options, directory = _options(model), local_directory(directory)
     config = _without_dropout(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     if model.init:
         torch.manual_seed(model.init.seed)
-        built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        with drawing(divider):
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
-        with only_data(directory):
-            built = AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, **options)
+        built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
     _refuse_unsupported(built)
     return _ready_to_train(built, model)
 
 
-def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = False) -> PreTrainedModel:
+def load_value_model(
+    model: ModelConfig, directory: str, divider: Divider | None = None, *, needs_head: bool = False
+) -> PreTrainedModel:
     """A sequence-classification model with one score; a causal model's directory gives its body a new head.
 
-    For `model.init` it has the policy's initial body. `directory` is as for `load_model`. Raises UserError with
-    `needs_head` when the directory holds no trained head.
+    For `model.init` it has the policy's initial body. `directory` and `divider` are as for `load_model`. Raises
+    UserError with `needs_head` when the directory holds no trained head.
     """
     options, directory = _options(model), local_directory(directory)
     config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
@@ -58,15 +60,13 @@ def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = F
     if config.pad_token_id in ends:
         config.pad_token_id = None
     if model.init:
-        body = load_model(model, directory).get_decoder().state_dict()
-        built: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, **options)
-        getattr(built, built.base_model_prefix).load_state_dict(body)
+        body = load_model(model, directory, divider).get_decoder().state_dict(keep_vars=True)
+        with drawing(divider):
+            built: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, **options)
+        # Its very parameters: there is nothing to copy in those that are divided.
+        getattr(built, built.base_model_prefix).load_state_dict(body, assign=True)
     else:
-        loader: Any = AutoModelForSequenceClassification
-        with only_data(directory):
-            built, loaded = loader.from_pretrained(
-                directory, config=config, output_loading_info=True, trust_remote_code=False, **options
-            )
+        built, loaded = _from_directory(AutoModelForSequenceClassification, directory, config, options, divider)
         if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
             raise UserError(
                 f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"
@@ -74,6 +74,24 @@ def load_value_model(model: ModelConfig, directory: str, *, needs_head: bool = F
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
     return _ready_to_train(built, model)
+
+
+def _from_directory(
+    loader: Any, directory: str, config: PretrainedConfig, options: dict[str, Any], divider: Divider | None
+) -> tuple[Any, dict[str, Any]]:
+    """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
+    options = options | {"trust_remote_code": False}
+    tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
+    with only_data(directory), loading(divider):
+        if tensors is None:
+            return loader.from_pretrained(directory, config=config, output_loading_info=True, **options)
+        with torch.device("meta"):  # for its class, the only one that takes tensors instead of a directory
+            model = loader.from_config(config, **options)
+        built, loaded = type(model).from_pretrained(
+            None, config=model.config, state_dict=tensors, output_loading_info=True, **options
+        )
+    built.config.name_or_path = directory  # where an export finds the settings of its source
+    return built, loaded
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:
@@ -211,17 +229,3 @@ def _hidden_states(decoder: Any, batch: PackedBatch, attention: str) -> torch.Te
 def _at(indices: torch.Tensor, values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """[A] values at their tokens, 0 elsewhere, [T]."""
     return torch.zeros(len(batch.token_ids), dtype=values.dtype, device=values.device).index_copy(0, indices, values)
-
-
-def export_model(model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
-    """Write a Hugging Face directory that `AutoModelForCausalLM.from_pretrained` loads: the new weights, with the
-    settings of the directory that the model was loaded from."""
-    scores = model.get_output_embeddings() is None
-    if model.can_generate():
-        # transformers refuses to write what many models come with, such as a temperature without sampling.
-        model.generation_config = GenerationConfig()
-    model.save_pretrained(directory, state_dict=state)
-    source = model.config.name_or_path or ""
-    restore_settings(directory, source, scores=scores)
-    copy_tokenizer(tokenizer, directory, source)
-    make_readable(directory)

@@ -37,6 +37,7 @@ from transformers.pytorch_utils import Conv1D
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.files.readable import make_readable
 from actors.models.as_source import restore_settings
+from actors.models.dividing import gathered_by_peft
 from actors.models.hub_cache import configured_directory, split_commit
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
@@ -77,7 +78,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         target_modules=_targets(model, config.targets),
         task_type=_task_type(model),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), gathered_by_peft(model):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, adapter_name=_NAME)
     for head in _heads(model):

@@ -17,7 +17,8 @@ class ValueWorker(TrainedWorker):
     def load_module(self) -> torch.nn.Module:
         from actors.models.load import TokenValues, load_value_model
 
-        self.hf_model = load_value_model(self.model_config, self.directory).to(self.device)  # type: ignore[arg-type]
+        model = load_value_model(self.model_config, self.directory, self.divider())
+        self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         module = TokenValues(self.hf_model)
         self.shares_prompts = module.shares_prompts
         return module

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from actors.config import EncoderHead, ModelConfig, TrainerConfig
-from actors.train.engine import gathered
+from actors.train.engine import gathered, to_the_end
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Metrics
 
@@ -107,7 +107,7 @@ class EncoderWorker(TrainedWorker):
         from actors.models.encoders import load_encoder, load_guide
 
         self.shares_prompts = False
-        self.model = load_encoder(self.model_config, self.head, self.directory).to(self.device)
+        self.model = load_encoder(self.model_config, self.head, self.directory, self.divider()).to(self.device)
         self.hf_model = self.model.transformers_model
         if self.model_config.lora:
             for module in list(self.model)[1:]:
@@ -164,14 +164,20 @@ class EncoderWorker(TrainedWorker):
         """Write a sentence-transformers directory, with adapters merged and alone below it; see `export`. Rank 0
         writes."""
         from actors.models import lora
+        from actors.models.dividing import OnlySettings
         from actors.models.encoders import load_encoder, write_encoder
 
-        state, error = {}, lora.MergeError()
-        for name, tensor in lora.plain_parameters(self.model, gathered, merged=True, error=error):
+        others = {}
+        for place, module in list(self.model.named_children())[1:]:
+            for name, parameter in module.named_parameters():
+                with gathered([parameter]):
+                    others[f"{place}.{name}"] = parameter.detach().cpu().clone()
+        error = lora.MergeError()
+        tensors = lora.plain_parameters(self.hf_model, gathered, merged=True, error=error)
+        with to_the_end(tensors):
             if self.rank == 0:
-                state[name] = tensor.cpu().clone()
-        if self.rank == 0:
-            write_encoder(load_encoder(self.model_config, self.head, self.directory), state, self.head, directory)
+                shell = load_encoder(self.model_config, self.head, self.directory, OnlySettings())
+                write_encoder(shell, lora.parameter_metas(self.hf_model), tensors, others, self.head, directory)
         return self.write_adapter(directory, error)
 
     def _first_pass(

@@ -15,7 +15,7 @@ from actors.batch import Sequence
 from actors.config_rollout import TransferConfig
 from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
-from actors.train.engine import gathered
+from actors.train.engine import gathered, to_the_end
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Held, Plan, Share, pack_sequences
 from actors.weights.engine_client import EngineClient
@@ -29,7 +29,8 @@ class PolicyWorker(TrainedWorker):
     def load_module(self) -> torch.nn.Module:
         from actors.models.load import TokenLogprobs, load_model
 
-        self.hf_model = load_model(self.model_config, self.directory).to(self.device)  # type: ignore[arg-type]
+        model = load_model(self.model_config, self.directory, self.divider())
+        self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
         return module
@@ -70,17 +71,14 @@ class PolicyWorker(TrainedWorker):
 
     def write_weights(self, file: Path) -> None:
         """Write the weights as they are now, adapters merged into them, for `ReferenceWorker.follow`; rank 0 does."""
-        from safetensors.torch import save_file
+        from actors.models.lora import parameter_metas, plain_parameters
+        from actors.models.tensor_files import write_tensors
 
-        from actors.models.lora import plain_parameters
-
-        state = {}
-        for name, tensor in plain_parameters(self.hf_model, gathered, merged=True):
+        tensors = plain_parameters(self.hf_model, gathered, merged=True)
+        with to_the_end(tensors):
             if self.rank == 0:
-                state[name] = tensor.cpu().clone()
-        if self.rank == 0:
-            with told_when_full(file):
-                save_file(state, file)
+                with told_when_full(file):
+                    write_tensors({file: parameter_metas(self.hf_model)}, tensors, None)
 
     def prepare_to_connect(self) -> None:
         """Import what `connect` needs: seconds of work, best done while the engines are still starting."""

@@ -12,7 +12,8 @@ from actors.batch import Place, Sequence, experience
 from actors.config import GroupConfig, ModelConfig
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
-from actors.train.engine import gathered, inference_module, load_library
+from actors.train.engine import gathered, inference_module, load_library, to_the_end
+from actors.train.sharding import Sharding, sharding
 from actors.train.worker import Held, Plan, Share, Worker, pack_sequences, read_inputs
 
 _WEIGHTS = "weights.safetensors"
@@ -33,9 +34,13 @@ class FrozenWorker(Worker):
         self.directory = directory
         self.group = group
 
-    def hold(self, module: torch.nn.Module, address: str, port: int) -> None:
-        """Meet the other ranks and hold the module, frozen."""
+    def meet(self, address: str, port: int) -> Sharding | None:
+        """Meet the other ranks; returns what divides the model over them, None where each is to hold the whole."""
         self.join(address, port, self.group.timeout_s)
+        return sharding(self.group, self.model_config.dtype)
+
+    def hold(self, module: torch.nn.Module) -> None:
+        """Hold the module, frozen."""
         self.module = inference_module(module.to(self.device), self.group, self.model_config.dtype)
 
     def read(self, batch: PackedBatch, temperature: float = 1.0) -> torch.Tensor:
@@ -51,10 +56,10 @@ class ReferenceWorker(FrozenWorker):
         """Meet the other ranks and load the frozen model."""
         from actors.models.load import TokenLogprobs, load_model
 
-        self.hf_model = load_model(self.model_config, self.directory)
+        self.hf_model = load_model(self.model_config, self.directory, self.meet(address, port))
         module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
-        self.hold(module, address, port)
+        self.hold(module)
 
     def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
         """`reference_logprobs` of rollouts.
@@ -85,31 +90,27 @@ class ReferenceWorker(FrozenWorker):
     @torch.no_grad()
     def follow(self, file: Path, mix: float) -> None:
         """Become mix x the weights in a file of `PolicyWorker.write_weights` + (1 - mix) x its own; collective."""
-        from safetensors import safe_open
+        from actors.models.tensor_files import read_tensor
 
-        with safe_open(file, framework="pt") as others:
-            for name, parameter in self.hf_model.named_parameters():
-                with gathered([parameter], changed=True):
-                    # Under ZeRO-3 the other ranks get what rank 0 writes.
-                    if self.rank == 0 or self.group.zero_stage < 3:
-                        other = others.get_tensor(name).to(parameter.device)
-                        parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
+        for name, parameter in self.hf_model.named_parameters():
+            with gathered([parameter], changed=True):
+                # Under ZeRO-3 the other ranks get what rank 0 writes.
+                if self.rank == 0 or self.group.zero_stage < 3:
+                    other = read_tensor(file, name).to(parameter.device)
+                    parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
 
     def save(self, directory: Path) -> list[StoredFile]:
         """Write the weights of a reference that follows the policy; returns the file."""
-        from safetensors.torch import save_file
+        from actors.models.lora import parameter_metas, plain_parameters
+        from actors.models.tensor_files import write_tensors
 
-        state = {}
-        for name, parameter in self.hf_model.named_parameters():
-            with gathered([parameter]):
-                if self.rank == 0:
-                    state[name] = parameter.detach().cpu().clone()
-        if self.rank != 0:
-            return []
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(state, directory / _WEIGHTS)
         file = directory / _WEIGHTS
-        return [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
+        tensors = plain_parameters(self.hf_model, gathered, merged=False)
+        with to_the_end(tensors):
+            if self.rank == 0:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_tensors({file: parameter_metas(self.hf_model)}, tensors, None)
+        return [] if self.rank else [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote."""
@@ -123,9 +124,10 @@ class ScoringWorker(FrozenWorker):
         """Meet the other ranks and load the frozen model."""
         from actors.models.load import TokenValues, load_value_model
 
-        module = TokenValues(load_value_model(self.model_config, self.directory, needs_head=True))
+        divider = self.meet(address, port)
+        module = TokenValues(load_value_model(self.model_config, self.directory, divider, needs_head=True))
         self.shares_prompts = module.shares_prompts
-        self.hold(module, address, port)
+        self.hold(module)
 
     def scores(self, plan: Plan, held: Held, *inputs: Any) -> dict[Place, float]:
         """Score of each episode, read at its last sampled token; `held` says what is in the lists that `inputs` are."""

@@ -20,7 +20,8 @@ from actors.files import stored
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.models.packed import PackedBatch, Read
-from actors.train.engine import TrainingEngine, gathered, load_library
+from actors.train.engine import TrainingEngine, gathered, load_library, to_the_end
+from actors.train.sharding import Sharding, sharding
 from actors.train.worker import (
     Held,
     LossFunction,
@@ -60,6 +61,10 @@ class TrainedWorker(Worker):
     @abstractmethod
     def load_module(self) -> torch.nn.Module:
         """The model, wrapped to answer a batch with two [T] tensors; sets `hf_model` and `shares_prompts`."""
+
+    def divider(self) -> Sharding | None:
+        """What divides the model over the ranks while it is loaded; None where each holds the whole of it."""
+        return sharding(self.group, self.model_config.dtype)
 
     def build(self, address: str, port: int, total_updates: int) -> None:
         """Meet the other ranks, load the model and hand it to DeepSpeed. `total_updates` ends the schedule."""
@@ -229,15 +234,15 @@ class TrainedWorker(Worker):
         All ranks gather, rank 0 writes.
         """
         from actors.models import lora
-        from actors.models.load import export_model
+        from actors.models.export import export_model
         from actors.models.tokenizer import load_tokenizer
 
-        state, error = {}, lora.MergeError()
-        for name, tensor in lora.plain_parameters(self.hf_model, gathered, merged=True, error=error):
+        error = lora.MergeError()
+        tensors = lora.plain_parameters(self.hf_model, gathered, merged=True, error=error)
+        with to_the_end(tensors):
             if self.rank == 0:
-                state[name] = tensor.cpu().clone()
-        if self.rank == 0:
-            export_model(lora.unquantized_shell(self.hf_model), state, load_tokenizer(self.directory), directory)
+                shell, metas = lora.unquantized_shell(self.hf_model), lora.parameter_metas(self.hf_model)
+                export_model(shell, metas, tensors, load_tokenizer(self.directory), directory)
         return self.write_adapter(directory, error)
 
     def write_adapter(self, directory: Path, error: "MergeError") -> float | None:

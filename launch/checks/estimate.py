@@ -190,9 +190,10 @@ def kv_bytes_per_token(shape: DecoderShape, dtype: Dtype) -> int:
 
 
 def _optimizer_bytes(group: TrainerConfig, dtype: Dtype) -> int:
-    """Per parameter: Adam's two float32 moments, the float32 master copy that bf16 and every ZeRO stage keep, and the
-    average of the weights."""
-    copies = (dtype == "bf16" or group.zero_stage > 0) + (group.ema_decay is not None)
+    """Per parameter: Adam's two float32 moments, the float32 master copy that bf16, ZeRO 1 and 2 and offloading keep,
+    and the average of the weights."""
+    master = dtype == "bf16" or group.zero_stage in (1, 2) or group.offload_optimizer or group.offload_parameters
+    copies = master + (group.ema_decay is not None)
     return (_moments(group.optimizer) + copies) * FLOAT32
 
 
