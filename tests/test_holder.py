@@ -99,7 +99,8 @@ class Trio:
         self.engine(engine, Engine.submit, [Request(id=number, token_ids=[5, 6, 7], sampling=sampling)], None)
         [finished] = self.engine(engine, Engine.poll, 60.0)
         assert (finished.request, finished.error) == (number, "")
-        return {span.version for episode in self.engine(engine, Engine.collect, number) for span in episode.versions}
+        episodes = self.engine(engine, Engine.collect, number)
+        return {span.version for episode in episodes for turn in episode.turns for span in turn.versions}
 
 
 class LateGroup(ActorGroup[Engine]):
@@ -107,11 +108,12 @@ class LateGroup(ActorGroup[Engine]):
 
     def spawn(self, *args: Any, **kwargs: Any) -> None:
         """Start the first engine."""
-        self.handles = [self._remotes[0].remote(0, 2, *args, **kwargs)]
+        self._arguments = args, kwargs
+        self.handles = [self._start(0)]
 
-    def start_late(self, *args: Any) -> None:
+    def start_late(self) -> None:
         """Start the second engine, and wait for it."""
-        self.handles.append(self._remotes[1].remote(1, 2, *args))
+        self.handles.append(self._start(1))
         self.gather([self.submit(1, Engine.ready)], "ready", ranks=[1])
 
 
@@ -147,7 +149,7 @@ def _started(slot: Slot, directory: Path, lora: LoraConfig | None = None) -> Tri
         verify_every=1,
         timeout_s=ROLLOUT.transfer.timeout_s,
     )
-    return Trio(policy, holder, engines, store, lambda: engines.start_late(skeleton, ROLLOUT, model, "gloo", 0))
+    return Trio(policy, holder, engines, store, engines.start_late)
 
 
 def _end(trio: Trio) -> None:

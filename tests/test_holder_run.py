@@ -20,7 +20,7 @@ def settings(model: Path, data: dict[str, Any], lora: bool) -> dict[str, Any]:
         "algorithm": {"name": "grpo", "steps": 3, **sizes},
         "model": {"path": str(model)} | ({"lora": {"rank": 4}} if lora else {}),
         "data": data,
-        "policy": {"optimizer": {"lr": 3e-3}},
+        "policy": {"optimizer": {"lr": 3e-3 if lora else 5e-4}},
         "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "engines": 2},
         "reward": {"functions": ["exact_match"]},
     }

@@ -122,6 +122,8 @@ def test_only_the_last_version_is_there(sender: Any) -> None:
     with pytest.raises(ValueError, match=r"^asked for the weights of version 1, the holder has those of version 2$"):
         holder.offer(1)
     assert holder.offer(2).tensors == as_info(sender.source.metadata())
+    pulse = holder.pulse()
+    assert (pulse.method, pulse.done) == (None, len(holder.held.buffers)) and pulse.done > 2
 
 
 def test_a_serving_goes_on_with_its_version_when_the_next_arrives(sender: Any) -> None:

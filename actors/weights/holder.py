@@ -14,6 +14,7 @@ import torch
 
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
+from actors.pulse import Pulse, Work
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 from actors.rollout.worker import Adapter
 from actors.weights.gloo_sender import Meta, as_info, as_metas, buckets, from_sender, gloo_group, receive_bucket, views
@@ -49,7 +50,12 @@ class WeightHolder:
         self.checksums: dict[Kind, dict[str, int]] = {}
         self.arrived: tuple[list[Meta], list[torch.Tensor]] | None = None
         self.group: Any = None
+        self.work = Work()
         self.server = serve_store(listener(node_address()), 1, timeout_s)
+
+    def pulse(self) -> Pulse:
+        """Whether it receives now, and how many buckets it has so far; servings, which are beside it, do not count."""
+        return self.work.pulse()
 
     def join(self, info: dict[str, Any]) -> None:
         """Meet the trainer's sender, which takes the place of any before it."""
@@ -59,8 +65,12 @@ class WeightHolder:
     def receive(self, info: dict[str, Any]) -> None:
         """Receive whole weights; what was received before goes on being served."""
         self.arrived = None
-        metas = as_metas(**info)
-        self.arrived = metas, [receive_bucket(self.group, bucket) for bucket in buckets(metas, self.bucket_bytes)]
+        metas, buffers = as_metas(**info), []
+        with self.work.on("receive"):
+            for bucket in buckets(metas, self.bucket_bytes):
+                buffers.append(receive_bucket(self.group, bucket))
+                self.work.progressed()
+        self.arrived = metas, buffers
 
     def keep(self, version: int) -> None:
         """Serve what has arrived as `version` from now on, without an adapter."""
