@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +12,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from actors.batch import Prompt
 from actors.config import UserError
 from actors.files import parts
 from actors.files.own_files import sha256_of
 from actors.files.parts import Entry, SavedPart, read_arrays, write_arrays
+from actors.rollout.types import Sampling
 from algorithms.batches import Batches, WeightedBatches
 from algorithms.encoder.batches import Example, TaskBatches, TaskRows
 from algorithms.loop import Best
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
+from algorithms.rollouts.rollouts import Limits, Rollouts
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints
 from launch.run.manifest import former_parts, read_manifest
 from launch.run.saves import RunCheckpointer, Saves, resume
+from tests.fake_engines import FakeEngines
 from tests.test_rl_steps import Loop
 
 GOLDEN = Path(__file__).resolve().parent / "golden/checkpoints"
@@ -258,6 +262,11 @@ def test_a_ppo_checkpoint_of_the_version_before_gives_all_parts_their_state(tmp_
         normalize=True, clip=2.0, overlong=None, missing_eos_penalty=1.0, max_response_tokens=8
     )
     made.arguments["batches"] = batches = Batches(60, seed=0, shuffle=True)
+    sampling = Sampling(samples=2, temperature=1.0, max_tokens=8)
+    nothing: Iterator[Prompt] = iter(())
+    made.arguments["rollouts"] = Rollouts(
+        FakeEngines(), None, nothing, sampling, Limits(silence_s=1), groups_per_step=4
+    )  # fmt: skip
     loop = made.ppo(kl_coef=0.05, kl_target=1.0, kl_horizon=200, eval_every=2, best_by="eval/reward/mean")
     assert found.keys() == {"policy", "critic", "reference"} | loop.parts.keys()
     for name, part in loop.parts.items():
@@ -267,6 +276,7 @@ def test_a_ppo_checkpoint_of_the_version_before_gives_all_parts_their_state(tmp_
     assert vars(shaper.moments) == state["rewards"]
     assert loop.kl.coef == state["kl"]["coef"] != 0.05
     assert loop.best.value == state["best"]["value"]
+    assert loop.rollouts.training.room == 0, "nothing starts before it is asked for"
     assert {name: part.save(tmp_path) for name, part in loop.parts.items()} == {
         name: entry for name, entry in found.items() if entry
     }
