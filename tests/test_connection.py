@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from actors.config_rollout import RolloutConfig
+from actors.config_rollout import RolloutConfig, TransferConfig
 from launch.run.connection import Connection
 
 
@@ -11,9 +11,9 @@ def test_ranks_get_the_handles_of_now_when_a_process_was_replaced() -> None:
     connected: list[Any] = []
     policy = SimpleNamespace(version=0, call=lambda method, handles, *_: connected.append((method.__name__, handles)))
     rollout, critic = SimpleNamespace(version=0, handles=["first"]), SimpleNamespace(version=0)
-    config: Any = SimpleNamespace(rollout=RolloutConfig())
+    config: Any = SimpleNamespace(rollout=RolloutConfig(transfer=TransferConfig(backend="gloo")))
     roster: Any = {"policy": policy, "critic": critic, "rollout": rollout}
-    connection = Connection(config, roster, "gloo")
+    connection = Connection(config, roster)
     connection.ensure()
     critic.version += 1
     connection.ensure()
@@ -34,8 +34,8 @@ def test_a_meeting_that_failed_counts_for_nothing() -> None:
             raise error
 
     roster: Any = {"policy": SimpleNamespace(version=0, call=call), "rollout": SimpleNamespace(version=0, handles=[])}
-    config: Any = SimpleNamespace(rollout=RolloutConfig())
-    connection = Connection(config, roster, "gloo")
+    config: Any = SimpleNamespace(rollout=RolloutConfig(transfer=TransferConfig(backend="gloo")))
+    connection = Connection(config, roster)
     for left in (1, 0, 0):
         try:
             connection.ensure()

@@ -295,7 +295,7 @@ def _estimator(config: Any, coef: float, groups: ScoredGroups) -> Estimator:
 def test_the_mean_advantage_of_a_response_is_over_its_tokens() -> None:
     """Of those asked for that this rank has."""
     fields: Any = {(0, 1): {"advantages": np.array([0.0, 0.5, 1.5], np.float32)}, (2, 0): {"advantages": np.ones(3)}}
-    worker: Any = None
+    worker = object.__new__(Worker)
     assert Worker.mean_advantages(worker, {(0, 1): 2, (7, 0): 3}, fields) == {(0, 1): 1.0}
 
 

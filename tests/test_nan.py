@@ -56,7 +56,7 @@ def test_a_reference_point_of_kto_that_is_nan_is_refused(
     monkeypatch.setattr(dpo, "strangers", lambda rows: [1, 0])
     monkeypatch.setattr(dpo, "_joined", lambda *_: None)
     loop: Any = object.__new__(DPO)
-    loop.policy, loop.max_length = None, 8
+    loop.roster, loop.max_length = {"policy": None}, 8
     loop.read, loop._read = lambda *_: np.array(ratios), lambda _: np.zeros(2)
     found = loop._mismatched_kl([["row"], ["other"]])
     assert found == pytest.approx(kl, nan_ok=True)

@@ -32,12 +32,12 @@ cluster.wait_for_nodes(60)
 ray.init(cluster.address, log_to_driver=False)
 reserve._LOOK_S = 0.3
 
-def config(**rollout):
-    sections = {"cluster": {"wait_s": 1}, "policy": {"cpus_per_rank": 1}}
+def config(wait_s, rollout):
+    sections = {"cluster": {"wait_s": wait_s}, "policy": {"cpus_per_rank": 1}}
     return config_for(algorithm={"name": "grpo", "steps": 1}, rollout=rollout, **sections)
 
-def where(told, **rollout):
-    placement = place(config(**rollout), told.append)
+def where(told, wait_s=60, **rollout):
+    placement = place(config(wait_s, rollout), told.append)
     nodes = [names[reserve._where(slot.placement)[0].node] for slot in placement.slots["rollout"]]
     groups = len({slot.placement.id for slot in placement.slots["rollout"]})
     release(placement)
@@ -46,7 +46,7 @@ def where(told, **rollout):
 def refused(**rollout):
     told = []
     try:
-        where(told, **rollout)
+        where(told, wait_s=4, **rollout)
     except UserError as error:
         assert told, "the wait is told of"
         return str(error).partition(" s: ")[2]

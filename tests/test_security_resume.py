@@ -20,6 +20,7 @@ from actors.files.own_files import load_data_only, sha256_of, stranger
 from actors.files.pickled import foreign_names
 from actors.models.encoders import load_encoder
 from actors.models.load import load_model, load_value_model
+from actors.train.worker import Worker
 from launch.config import validate
 from launch.models.tensors import check_whole
 from launch.run.checkpoint import Checkpoints, Written
@@ -46,7 +47,7 @@ class OneRank:
 
     def submit(self, rank: int, method: Callable[..., Any], *arguments: Any) -> Future[Any]:
         answer: Future[Any] = Future()
-        answer.set_result(method(None, *arguments))
+        answer.set_result(method(object.__new__(Worker), *arguments))
         return answer
 
     def gather(self, refs: list[Future[Any]], what: str) -> list[Any]:

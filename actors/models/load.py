@@ -80,15 +80,21 @@ def _from_directory(
     loader: Any, directory: str, config: PretrainedConfig, options: dict[str, Any], divider: Divider | None
 ) -> tuple[Any, dict[str, Any]]:
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
-    options = options | {"trust_remote_code": False}
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     with only_data(directory), loading(divider):
         if tensors is None:
-            return loader.from_pretrained(directory, config=config, output_loading_info=True, **options)
+            return loader.from_pretrained(
+                directory, config=config, output_loading_info=True, trust_remote_code=False, **options
+            )
         with torch.device("meta"):  # for its class, the only one that takes tensors instead of a directory
-            model = loader.from_config(config, **options)
+            model = loader.from_config(config, trust_remote_code=False, **options)
         built, loaded = type(model).from_pretrained(
-            None, config=model.config, state_dict=tensors, output_loading_info=True, **options
+            None,
+            config=model.config,
+            state_dict=tensors,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded
