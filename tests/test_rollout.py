@@ -163,9 +163,8 @@ def test_a_request_is_told_of_when_all_its_samples_have_ended() -> None:
     """In the order in which the last of each did; its samples are in order, and can be collected once."""
     polls = [[segment(1, 1), segment(2, 0)], [], [segment(2, 1), segment(1, 0, (4,), "length")]]
     found = worker(FakeEngine(*polls))
-    assert ended(found, request(1, 2), request(2, 2)) == []
+    told = ended(found, request(1, 2), request(2, 2))
     assert run(found.poll(0.1)) == []
-    told = run(found.poll(0.1))
     assert [each.request for each in told] == [2, 1]
     assert [(info.sampled_tokens, info.status) for info in told[1].infos] == [(1, "truncated"), (3, "ok")]
     assert [episode.sampled_tokens for episode in run(found.collect(1))] == [1, 3]

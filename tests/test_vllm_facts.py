@@ -20,7 +20,7 @@ PROGRAM = """
 import json, os, sys
 from types import SimpleNamespace
 import numpy as np, torch
-from actors.rollout import engine as rollout_engine
+from actors.rollout import vllm_options
 from actors.config import LoraConfig, ModelConfig, ModelInit
 from actors.config_rollout import RolloutConfig
 from actors.rollout.types import Sampling
@@ -47,9 +47,9 @@ def changed(params):
 
 def arguments(**settings):
     given = {}
-    rollout_engine.LLM = lambda **options: given.update(options)
+    vllm_options.LLM = lambda **options: given.update(options)
     model = ModelConfig(init=ModelInit(), dtype="bf16")
-    rollout_engine.build_llm("model", RolloutConfig(**settings), model, "gloo", 5)
+    vllm_options.build_llm("model", RolloutConfig(**settings), model, "gloo", 5)
     given["weight_transfer_config"] = given["weight_transfer_config"].backend
     return given
 
@@ -68,10 +68,10 @@ told = {
     "served": {name: supports_lora(ModelRegistry._try_load_model_cls(name)) for name in sys.argv[1:]},
     "norm": np.frombuffer(answers["norm"], np.float32).tolist(),
     "packed": packed,
-    "params": changed(rollout_engine.sampling_params(
+    "params": changed(vllm_options.sampling_params(
         RolloutConfig(**settings), Sampling(samples=4, temperature=0.7, max_tokens=40)
     )),
-    "plain params": changed(rollout_engine.sampling_params(
+    "plain params": changed(vllm_options.sampling_params(
         RolloutConfig(), Sampling(samples=1, temperature=1.0, max_tokens=40)
     )),
     "arguments": arguments(**engine),
@@ -116,7 +116,6 @@ def test_settings_become_these_sampling_parameters(told: dict[str, Any]) -> None
         "output_kind": "<RequestOutputKind.FINAL_ONLY: 2>",
     }
     assert told["params"] == always | {
-        "n": 4,
         "temperature": 0.7,
         "top_p": 0.9,
         "top_k": 11,

@@ -68,7 +68,7 @@ class MeasuredWorker(PolicyWorker):
         self.measure("load")
         return module
 
-    def work(self, address: str, port: int, model: ModelConfig, directory: str, output: Path) -> dict[str, float]:
+    def do_all(self, address: str, port: int, model: ModelConfig, directory: str, output: Path) -> dict[str, float]:
         """Load, train for a step, save and export; returns the metrics of the step and what the process held."""
         self.model_config, self.directory = model, directory
         self.held, self.base = {}, memory("VmRSS")
@@ -121,9 +121,9 @@ def found(
         ranks.spawn(ModelConfig(init=SMALL), small, group, 0)
         address, port = ranks.gather([ranks.submit(0, MeasuredWorker.address)], "address")[0]
         # What imports and first calls take is not the model's.
-        ranks.call(MeasuredWorker.work, address, port, ModelConfig(init=SMALL), small, output / "small")
+        ranks.call(MeasuredWorker.do_all, address, port, ModelConfig(init=SMALL), small, output / "small")
         directory = str(model[0])
-        said = ranks.call(MeasuredWorker.work, address, port, ModelConfig(path=directory), directory, output)
+        said = ranks.call(MeasuredWorker.do_all, address, port, ModelConfig(path=directory), directory, output)
         results[stage] = said, output
         ranks.shutdown()
     remove_placement_group(placement)

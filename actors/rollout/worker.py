@@ -7,6 +7,7 @@ The driver imports this module for its method names, so vLLM is imported only wh
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -79,9 +80,14 @@ class EngineHost:
 
         To be asked again whenever it has answered; raises what has ended the engine.
         """
-        # In a thread: the engine's news are waited for without holding up who submits, collects or aborts.
-        segments = await asyncio.to_thread(self.engine.poll, wait_s)
-        return [self._finish(request) for request in self._completed(segments)]
+        until = time.monotonic() + wait_s
+        while True:
+            # In a thread: the engine's news are waited for without holding up who submits, collects or aborts.
+            segments = await asyncio.to_thread(self.engine.poll, max(0.0, until - time.monotonic()))
+            completed = self._completed(segments)
+            # A sample that ends before the others of its request is no news for the driver, and not worth a call.
+            if completed or time.monotonic() >= until:
+                return [self._finish(request) for request in completed]
 
     @ray.method(concurrency_group="requests")
     async def collect(self, request: int) -> list[Episode]:
