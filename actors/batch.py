@@ -150,7 +150,7 @@ class Episode:
                 found[end - 1] = turn.reward
         return found
 
-    def at_sampled(self, values: Callable[[Turn], NDArray[Any]], elsewhere: float) -> NDArray[np.float32]:
+    def at_sampled(self, values: Callable[[Turn], NDArray[np.generic]], elsewhere: float) -> NDArray[np.float32]:
         """`values` of what each turn has sampled, [R] each, at its place among all tokens, [L]."""
         parts = [
             part

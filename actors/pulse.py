@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import iscoroutinefunction, isfunction, isgeneratorfunction
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+W = TypeVar("W", bound="Watched")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,7 @@ class Watched:
     work = Work()
     """Of the process: it has one worker."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         for name, method in list(vars(cls).items()):
             if isfunction(method) and not name.startswith("_"):
@@ -79,11 +83,11 @@ class Watched:
         return self.work.pulse()
 
 
-def _noted(method: Callable[..., Any]) -> Callable[..., Any]:
+def _noted(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
     assert not iscoroutinefunction(method) and not isgeneratorfunction(method), f"{method} would end before its work"
 
     @wraps(method)
-    def noted(self: Watched, *arguments: Any, **options: Any) -> Any:
+    def noted(self: W, *arguments: P.args, **options: P.kwargs) -> T:
         with self.work.on(method.__name__):
             return method(self, *arguments, **options)
 

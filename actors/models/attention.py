@@ -14,7 +14,7 @@ Shapes: T tokens of the row, N slots, S sequences and L padded length of a segme
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -148,7 +148,7 @@ def packed_sdpa(
     scaling: float | None = None,
     packed_layout: PackedLayout | None = None,
     cu_seq_lens_q: Tensor | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each packed sequence; transformers' attention-function signature.
 
@@ -183,7 +183,7 @@ def packed_sdpa(
 
 
 def _refuse_unsupported(
-    module: torch.nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    module: torch.nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, object]
 ) -> None:
     model = type(module).__name__
     for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
@@ -273,17 +273,23 @@ def _select_rows(rows: Tensor, indices: Tensor) -> Tensor:
     return rows.flatten(1).index_select(0, indices).unflatten(1, rows.shape[1:])
 
 
+class _OfMap(Protocol):
+    """What the passes of a function below tell each other."""
+
+    slot_map: SlotMap
+
+
 class _ToSlots(torch.autograd.Function):
     """[T, H, D] of tokens -> [N, H, D] of slots. The gradient of a token is the sum over its copies."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, slot_map: SlotMap) -> Tensor:
+    def forward(ctx: _OfMap, tokens: Tensor, slot_map: SlotMap) -> Tensor:
         ctx.slot_map = slot_map
         return _select_rows(tokens, slot_map.sources)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _OfMap, grad: Tensor) -> tuple[Tensor, None]:
         slot_map = ctx.slot_map
         if len(slot_map.copies) == len(slot_map.slots):
             return _select_rows(grad, slot_map.slots), None
@@ -294,11 +300,11 @@ class _FromSlots(torch.autograd.Function):
     """[N, H, D] of slots -> [T, H, D] of tokens. Slots that no token is read from get gradient 0."""
 
     @staticmethod
-    def forward(ctx: Any, slots: Tensor, slot_map: SlotMap) -> Tensor:
+    def forward(ctx: _OfMap, slots: Tensor, slot_map: SlotMap) -> Tensor:
         ctx.slot_map = slot_map
         return _select_rows(slots, slot_map.slots)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _OfMap, grad: Tensor) -> tuple[Tensor, None]:
         return _sum_rows(grad, ctx.slot_map.read, ctx.slot_map.read_start), None

@@ -3,7 +3,7 @@
 Shapes: T tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -58,10 +58,22 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperat
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
 
 
+class _Kept(Protocol):
+    """What the backward pass has of the forward pass; the methods and the other attributes are PyTorch's."""
+
+    temperature: float
+    chunk: int
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+        ctx: _Kept, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropies, normalizers = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
@@ -84,7 +96,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_logprobs is None and grad_entropies is None:
             return (None,) * 6
         hidden, weight, bias, targets, normalizers, entropies = ctx.saved_tensors

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class ModelInputs:
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
 
-    def attention_arguments(self, implementation: str) -> dict[str, Any]:
+    def attention_arguments(self, implementation: str) -> dict[str, object]:
         """Keyword arguments by which an attention implementation learns the sequence borders.
 
         Raises:

@@ -257,7 +257,7 @@ class _TwiceError(ValueError):
     pass
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -265,10 +265,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = ascii(value) if not isinstance(value, str) or not value.isprintable() else value
     return text if len(text) <= 80 else text[:77] + "..."

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from actors.config import ModelConfig, ModelInit
 from actors.models.hub_cache import located
@@ -38,7 +37,7 @@ def vocabulary_size(init: ModelInit) -> int:
     return len(pieces) + (9 if init.family == "bert" else 7)
 
 
-def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:
+def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, object]:
     """The Hugging Face configuration of a `model.init` model."""
     if init.family == "bert":
         return _bert_config(init, dtype, vocabulary, pad)
@@ -62,7 +61,7 @@ def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) 
     }
 
 
-def _bert_config(init: ModelInit, dtype: str, vocabulary: int, pad: int) -> dict[str, Any]:
+def _bert_config(init: ModelInit, dtype: str, vocabulary: int, pad: int) -> dict[str, object]:
     return {
         "architectures": [_ARCHITECTURES[init.family]],
         "model_type": init.family,

@@ -1,7 +1,7 @@
 """How a vLLM engine is made and what it is asked for: from Tandem's settings to vLLM's own."""
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from vllm import LLM, SamplingParams
@@ -13,7 +13,7 @@ from actors.config_rollout import RolloutConfig
 from actors.rollout.types import Sampling
 from actors.weights.transfer import WORKER_BACKENDS
 
-_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+_DTYPES: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
 _ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -52,7 +52,7 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
     return LLM(**(options | config.vllm))
 
 
-def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, Any]:
+def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, object]:
     from actors.models.lora import adapted_layer_kinds
 
     return {

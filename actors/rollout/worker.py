@@ -89,7 +89,7 @@ class EngineHost:
         return self._ended.pop(request)
 
     @ray.method(concurrency_group="requests")
-    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[Any, ...]:
+    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[list[Episode] | None, ...]:
         """None, then, group by group, the episodes of each of its shares, which are lists of their numbers.
 
         An engine's process does this as it is on the machine that most of them are on, and no rank should fetch
@@ -203,12 +203,12 @@ class RolloutWorker(EngineHost):
         await self._between_steps(self.engine.resume)
 
     @ray.method(concurrency_group="control")
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    async def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
         """Join the transfer group."""
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def update_weights(self, update_info: Any, first: bool, remember_checksums: bool) -> None:
+    async def update_weights(self, update_info: dict[str, Any], first: bool, remember_checksums: bool) -> None:
         """Receive weights that the trainer sends.
 
         At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model.
@@ -298,7 +298,7 @@ class RolloutWorker(EngineHost):
         return await self._between_steps(load)
 
     @ray.method(concurrency_group="control")
-    async def worker_call(self, method: str, *args: Any) -> list[Any]:
+    async def worker_call(self, method: str, *args: object) -> list[Any]:
         """Call a method of `actors.weights.transfer.WorkerExtension` on every worker process of this engine."""
         return await self._between_steps(lambda: self.engine.llm.collective_rpc(method, args=args))
 

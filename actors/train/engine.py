@@ -10,14 +10,17 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.serialization import MAP_LOCATION
 
 from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
 from actors.files import stored
@@ -35,7 +38,7 @@ _MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "
 """Where DeepSpeed keeps a rank's float32 weights: ZeRO 1 and 2, ZeRO 3, and ZeRO 1 with bf16."""
 
 
-def load_library() -> Any:
+def load_library() -> ModuleType:
     """DeepSpeed, imported."""
     if not torch.cuda.is_available():
         # Otherwise DeepSpeed guesses, and says so on the screen.
@@ -53,7 +56,7 @@ def checkpoint_types() -> tuple[type, ...]:
     return ZeroStageEnum, LossScaler, fragment_address
 
 
-def join_process_group(store: Any, rank: int, world_size: int, timeout_s: float) -> None:
+def join_process_group(store: Store, rank: int, world_size: int, timeout_s: float) -> None:
     """Join torch.distributed, through a store that all ranks share."""
     # DeepSpeed reads places from the environment.
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
@@ -66,7 +69,7 @@ def _backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
-def joined_library(timeout_s: float) -> Any:
+def joined_library(timeout_s: float) -> ModuleType:
     """DeepSpeed, with the process group that this process has joined as its own."""
     deepspeed = load_library()
     if not torch.cuda.is_available():
@@ -77,7 +80,22 @@ def joined_library(timeout_s: float) -> Any:
     return deepspeed
 
 
-def _checkpoint_files(frozen: set[str]) -> Any:
+class _Files(Protocol):
+    """How DeepSpeed writes and reads its files."""
+
+    hashes: dict[Path, str]
+
+    def save(self, state_dict: object, path: str) -> None: ...
+
+
+class _Stage3(Protocol):
+    """DeepSpeed's optimizer of ZeRO-3, as far as it is looked into."""
+
+    fp16_partitioned_groups_flat: list[torch.Tensor]
+    fp32_partitioned_groups_flat: list[torch.Tensor]
+
+
+def _checkpoint_files(frozen: set[str]) -> _Files:
     """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
     starts from; hashed, and as data only, as its own way would run what they name."""
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
@@ -87,14 +105,14 @@ def _checkpoint_files(frozen: set[str]) -> Any:
             super().__init__()
             self.hashes: dict[Path, str] = {}
 
-        def save(self, state_dict: Any, path: str) -> None:
+        def save(self, state_dict: object, path: str) -> None:
             if isinstance(state_dict, dict) and state_dict.get("module"):
                 # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
                 module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
                 state_dict = state_dict | {"module": module}
             self.hashes[Path(path)] = stored.write(state_dict, Path(path))
 
-        def load(self, path: str, map_location: Any = None) -> Any:
+        def load(self, path: str, map_location: MAP_LOCATION = None) -> object:
             return stored.read(Path(path), checkpoint_types(), map_location)
 
     return CheckpointFiles()
@@ -130,11 +148,11 @@ class TrainingEngine:
         self.decay = group.ema_decay
         self.averages = [weights.detach().clone() for weights in self._masters()] if self.decay else []
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> Any:
         """What the module answers, with gradients: of a packed batch, logprobs and entropies [T]."""
         return self.engine(*inputs)
 
-    def evaluate(self, *inputs: Any) -> Any:
+    def evaluate(self, *inputs: object) -> Any:
         """What the module answers, without gradients and dropout."""
         self.engine.eval()
         with torch.no_grad():
@@ -184,7 +202,7 @@ class TrainingEngine:
 
     def _masters(self) -> Sequence[torch.Tensor]:
         """The trained weights in float32, those that this rank updates: parameters, or flat shares of them."""
-        optimizer: Any = self.engine.optimizer
+        optimizer = self.engine.optimizer
         for name in _MASTERS:
             if hasattr(optimizer, name):
                 return getattr(optimizer, name)
@@ -198,7 +216,7 @@ class TrainingEngine:
             return
         for weights, value in zip(self._masters(), values, strict=True):
             weights.copy_(value)
-        optimizer: Any = self.engine.optimizer
+        optimizer = self.engine.optimizer
         if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2
             optimizer.update_lp_params()
         elif hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
@@ -249,7 +267,7 @@ class TrainingEngine:
             raise ValueError(f"the checkpoint is of another model: it {lacks}")
 
 
-def _without_copies(optimizer: Any) -> None:
+def _without_copies(optimizer: _Stage3) -> None:
     """Leave ZeRO-3 in float32 one copy of a rank's weights, which is what is trained, too.
 
     DeepSpeed 0.19.8 means to, but takes the parameters for being elsewhere: it compares a device with the name of one.
@@ -293,7 +311,7 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     return engine
 
 
-def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> Any:
+def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> AbstractContextManager[object]:
     """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it.
 
     `changed`: all ranks then get what rank 0 has made of them.
@@ -305,7 +323,7 @@ def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False)
 
 
 @contextmanager
-def to_the_end(tensors: Iterator[Any]) -> Iterator[None]:
+def to_the_end(tensors: Iterator[object]) -> Iterator[None]:
     """Afterwards, what is `gathered` one by one is so to the end, also on ranks that use none of it, and where one
     fails to write it: the other ranks would wait for that one."""
     try:
@@ -314,7 +332,7 @@ def to_the_end(tensors: Iterator[Any]) -> Iterator[None]:
         deque(tensors, maxlen=0)
 
 
-def _finite(norm: Any) -> float:
+def _finite(norm: float | torch.Tensor) -> float:
     """The norm, or FloatingPointError; DeepSpeed 0.19.8 says inf also where it is NaN."""
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient norm of an update is {float(norm)}: the model is lost, see the log")
@@ -331,13 +349,15 @@ def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.
     return _OPTIMIZERS[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_updates: int) -> Any:
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_updates: int
+) -> torch.optim.lr_scheduler.LambdaLR:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(config.rate, updates=total_updates))
 
 
-def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
+def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, object]:
     """DeepSpeed's configuration for a group."""
-    zero: dict[str, Any] = {"stage": group.zero_stage, "contiguous_gradients": True}
+    zero: dict[str, object] = {"stage": group.zero_stage, "contiguous_gradients": True}
     if group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if group.offload_parameters:
@@ -345,7 +365,7 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
     if group.zero_stage == 3:
         # Small tensors stay whole on every rank; the rest is sharded.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         # Sizes are ours to count: micro-batches are packed by tokens and the boundary is set by hand.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -362,7 +382,7 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
     return config | group.deepspeed | {"zero_optimization": zero | group.deepspeed.get("zero_optimization", {})}
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from actors.train.engine import TrainingEngine, gathered, load_library, to_the_e
 from actors.train.sharding import Sharding, sharding
 from actors.train.worker import (
     Held,
+    Input,
     LossFunction,
     Metrics,
     Totals,
@@ -88,7 +89,7 @@ class TrainedWorker(Worker):
         totals: list[Totals],
         loss: LossFunction,
         temperature: float,
-        *inputs: Any,
+        *inputs: Input,
     ) -> list[Metrics]:
         """Optimizer updates on scored episodes; returns the metrics of each.
 

@@ -6,7 +6,6 @@ It has no model and no vLLM. While a version arrives it still has the one before
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -16,7 +15,19 @@ from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 from actors.rollout.worker import Adapter
-from actors.weights.gloo_sender import Meta, as_info, as_metas, buckets, from_sender, gloo_group, receive_bucket, views
+from actors.weights.gloo_sender import (
+    Group,
+    Meeting,
+    Meta,
+    Tensors,
+    as_info,
+    as_metas,
+    buckets,
+    from_sender,
+    gloo_group,
+    receive_bucket,
+    views,
+)
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import trainer_answers
 from actors.weights.ticket import Kind
@@ -48,18 +59,19 @@ class WeightHolder:
         self.adapter: tuple[int, Adapter] | None = None
         self.checksums: dict[Kind, dict[str, int]] = {}
         self.arrived: tuple[list[Meta], list[torch.Tensor]] | None = None
-        self.group: Any = None
+        self.group: Group | None = None
         self.server = serve_store(listener(node_address()), 1, timeout_s)
 
-    def join(self, info: dict[str, Any]) -> None:
+    def join(self, info: Meeting) -> None:
         """Meet the trainer's sender, which takes the place of any before it."""
         store = join_store(info["master_address"], info["master_port"], info["world_size"], info["timeout_s"])
         self.group = gloo_group(store, info["rank_offset"], info["world_size"], info["timeout_s"])
 
-    def receive(self, info: dict[str, Any]) -> None:
+    def receive(self, info: Tensors) -> None:
         """Receive whole weights; what was received before goes on being served."""
         self.arrived = None
         metas = as_metas(**info)
+        assert self.group is not None, "join comes first"
         self.arrived = metas, [receive_bucket(self.group, bucket) for bucket in buckets(metas, self.bucket_bytes)]
 
     def keep(self, version: int) -> None:

@@ -3,10 +3,11 @@
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayActorError
 
 from actors.group import ActorGroup, GroupError, no_answer
@@ -15,6 +16,8 @@ from actors.train.policy import PolicyWorker
 from actors.weights.holder import WeightHolder
 from actors.weights.offer import Offer
 from actors.weights.ticket import Account, Got, Kind, Sent, Ticket
+
+T = TypeVar("T")
 
 _MOMENT_S = 5.0
 """Longest wait for what the holder says of servings that failed."""
@@ -88,7 +91,7 @@ class HolderStore:
             self._blame_holder(serving)
         return found
 
-    def _blame_holder(self, serving: list[Any]) -> None:
+    def _blame_holder(self, serving: list[ObjectRef[None]]) -> None:
         """Raise GroupError when the holder has died: engines then fail because of it."""
         done, _ = ray.wait(serving, num_returns=len(serving), timeout=_MOMENT_S)
         for call in done:
@@ -101,7 +104,7 @@ class HolderStore:
     def _prompt(self, ticket: Ticket, sent: Sent) -> list[int] | None:
         return ticket.canary if len(sent.logprobs) else None
 
-    def _of_holder(self, method: Callable[..., Any], *args: Any) -> list[Any]:
+    def _of_holder(self, method: Callable[..., T], *args: object) -> list[T]:
         return self.holder.gather([self.holder.submit(0, method, *args)], method.__name__, self.timeout_s)
 
     def sent(self, kind: Kind) -> dict[str, int]:
@@ -125,10 +128,10 @@ class _Wave:
 
     def ask(
         self,
-        method: Callable[..., Any],
-        arguments: Callable[[int], tuple[Any, ...]] = lambda _: (),
+        method: Callable[..., T],
+        arguments: Callable[[int], tuple[object, ...]] = lambda _: (),
         engines: Sequence[int] | None = None,
-    ) -> dict[int, Any]:
+    ) -> dict[int, T]:
         """What each of these engines (default: of all) that has not failed answers within the deadline."""
         asked = [engine for engine in (self.engines if engines is None else engines) if engine not in self.failed]
         calls = {engine: self.rollout.submit(engine, method, *arguments(engine)) for engine in asked}

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from ray import ObjectRef
 from safetensors.torch import save
 
 from actors.config_rollout import TransferConfig
@@ -69,6 +70,12 @@ class ParameterSource:
                 self.canary_logprobs = self.logprobs(self.canary)
 
 
+class Transfer(Protocol):
+    """The policy's side of a backend."""
+
+    def send_weights(self) -> None: ...
+
+
 class Receivers(TransferClient, Protocol):
     """Whom a publisher sends to: all engines (`EngineClient`), or the holder (`HolderClient`)."""
 
@@ -76,8 +83,8 @@ class Receivers(TransferClient, Protocol):
     canary: list[int] | None
 
     def resume(self) -> None: ...
-    def load_adapter(self, adapter: Adapter) -> list[Any]: ...
-    def loaded(self, references: list[Any]) -> None: ...
+    def load_adapter(self, adapter: Adapter) -> list[ObjectRef]: ...
+    def loaded(self, references: list[ObjectRef]) -> None: ...
     def accounts_of(self, kind: Kind, checksums: dict[str, int]) -> list[Got | None]: ...
 
 
@@ -212,21 +219,30 @@ def open_transfer(
     timeout_s: float,
     client: TransferClient,
     source: Source,
-) -> Any:
-    """Meet all who receive and return what makes a transfer with `send_weights`. Called on every policy rank.
+) -> Transfer:
+    """Meet all who receive and return what makes a transfer. Called on every policy rank.
 
     `world_size` counts the sender and every process that receives; `port` is used by nccl only.
     """
-    shared: dict[str, Any] = {
-        "rank": rank,
-        "world_size": world_size,
-        "address": address,
-        "bucket_bytes": bucket_bytes,
-        "client": client,
-        "source": source,
-    }
     if backend == "gloo":
-        return GlooSender(timeout_s=timeout_s, **shared)
+        return GlooSender(
+            rank=rank,
+            world_size=world_size,
+            address=address,
+            bucket_bytes=bucket_bytes,
+            timeout_s=timeout_s,
+            client=client,
+            source=source,
+        )
     from actors.weights.transfer import open_gpu_transfer
 
-    return open_gpu_transfer(backend, port=port, **shared)
+    return open_gpu_transfer(
+        backend,
+        rank=rank,
+        world_size=world_size,
+        address=address,
+        port=port,
+        bucket_bytes=bucket_bytes,
+        client=client,
+        source=source,
+    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from actors.config import Dtype
 from actors.config_rollout import TransferConfig
+from actors.group import ActorGroup
 from actors.rollout.worker import RolloutWorker
 from actors.weights.ticket import Account, Kind, Sent, Ticket
 
@@ -79,7 +80,7 @@ def _difference(sent: Sent, logprobs: np.ndarray) -> float:
 
 
 def verify(
-    evidence: Evidence, rollout: Any, ticket: Ticket, accounts: Sequence[Account], allowed: float
+    evidence: Evidence, rollout: ActorGroup[RolloutWorker], ticket: Ticket, accounts: Sequence[Account], allowed: float
 ) -> float | None:
     """Compare, and find the tensor behind a disagreement; `rollout` is the engines' group.
 
@@ -100,7 +101,9 @@ def verify(
     return found.difference
 
 
-def _changed(evidence: Evidence, rollout: Any, ticket: Ticket, engine: int, worker: int, kind: Kind) -> WeightSyncError:
+def _changed(
+    evidence: Evidence, rollout: ActorGroup[RolloutWorker], ticket: Ticket, engine: int, worker: int, kind: Kind
+) -> WeightSyncError:
     """Which tensors of a part are others at a worker process than they were at the trainer."""
     sent = evidence.sent(kind)
     received: dict[str, int] = _of_engine(rollout, engine, _CHECKSUMS[kind])[worker]
@@ -130,7 +133,7 @@ def _layer(tensor: str) -> str:
     return tensor.removeprefix("base_model.model.").partition(".lora_")[0]
 
 
-def _culprits(evidence: Evidence, rollout: Any, accounts: Sequence[Account]) -> str:
+def _culprits(evidence: Evidence, rollout: ActorGroup[RolloutWorker], accounts: Sequence[Account]) -> str:
     from actors.weights.probe import differing_tensors
 
     if any(len(got.digests) > 1 for account in accounts for got in account.parts.values()):
@@ -147,7 +150,7 @@ def _culprits(evidence: Evidence, rollout: Any, accounts: Sequence[Account]) -> 
     return "every tensor arrived intact and every layer answers alike: the models differ in something else"
 
 
-def _of_engine(rollout: Any, engine: int, method: str, *args: Any) -> list[Any]:
+def _of_engine(rollout: ActorGroup[RolloutWorker], engine: int, method: str, *args: object) -> list[Any]:
     """What each worker process of an engine answers."""
     call = rollout.submit(engine, _ENGINE.worker_call, method, *args)
     return rollout.gather([call], method, ranks=[engine])[0]
