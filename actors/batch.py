@@ -128,6 +128,7 @@ class Episode:
     def token_ids(self) -> NDArray[np.int64]:
         """All tokens, given and sampled, in their order, [L]."""
         parts = [part for turn in self.turns for part in (turn.given_token_ids, turn.sampled_token_ids)]
+        # What travels is int32, half the bytes; PyTorch gathers by int64.
         return np.concatenate(parts).astype(np.int64)
 
     @property

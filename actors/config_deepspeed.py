@@ -223,6 +223,7 @@ def _check_value(field: str, value: Any, kind: Kind) -> None:
     elif kind is str:
         fits, rule = isinstance(value, str), "text"
     else:
+        # true and false are numbers, too, for Python.
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits = fits and math.isfinite(value) and value >= 0
         fits = fits and (kind is float or value == int(value))

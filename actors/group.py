@@ -138,6 +138,7 @@ class ActorGroup(Generic[W]):
         It starts in the same slot, or in another, which the rank then has. Calls to the one before fail. What ranks
         share, they must build anew: see `launch.run.groups.rebuild`.
         """
+        # Ended first: its slot has room for one process.
         ray.kill(self.handles[rank])
         if slot is not None:
             self.slots[rank] = slot
@@ -156,6 +157,8 @@ class ActorGroup(Generic[W]):
         options = _options(self.slots[rank], f"{self._log_directory}/{self.name}-{rank}.log")
         args, kwargs = self._arguments
         handle = self._remote.options(**options).remote(rank, len(self), *args, **kwargs)
+        # Calls to a process that was replaced may end after its successor has started: whose they are must still be
+        # known.
         self._born[handle._actor_id] = rank, self.generations[rank]
         self._fresh.add(rank)
         return handle
@@ -254,10 +257,12 @@ def answers_of(
     if told:
         told(0, len(refs))
     while pending:
+        # A negative timeout is an error for Ray; with 0 it still gives what is ready.
         ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
             raise GroupError(no_answer(name, late, what, timeout_s, nodes))
+        # Ray gives as many as it was asked for, here one: the others that are ready are taken along.
         if pending:
             more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
             ready += more
@@ -278,6 +283,7 @@ def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Se
 def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, timeout_s: float, node: str) -> T:
     where = f" (on {node})" if node else ""
     try:
+        # The answer is there, but may still have to come from another node.
         return ray.get(ref, timeout=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, GroupError):
@@ -302,6 +308,7 @@ def _environment(slot: Slot, log: str) -> dict[str, str]:
     # Ray hides GPUs only from actors that ask for some; a rank without any must not find one either.
     hidden = {} if slot.gpus else {"CUDA_VISIBLE_DEVICES": ""} | _CPU_ENVIRONMENT
     alone = {ONE_NODE: "1"} if slot.alone else {}
+    # A user's variables win against these defaults, but not against the threads that were counted.
     return hidden | slot.env | alone | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
 
 
@@ -312,8 +319,10 @@ def write_output_to_log() -> None:
     if not log or not os.path.isdir(os.path.dirname(log)):
         return
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # What is buffered was meant for the output as it is now.
     sys.stdout.flush()
     sys.stderr.flush()
+    # The descriptors, not sys.stdout: libraries in C++ and child processes write to those.
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -328,6 +337,7 @@ def _cause(error: RayTaskError) -> str:
 def first_line(text: str) -> str:
     """The first line that says something, without the traceback that Ray puts before it and the secrets of URLs."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    # What is raised stands last in a traceback, behind the frames.
     if lines and "ray::" in lines[0]:
         return masked(lines[-1])
     return masked(lines[0]) if lines else "no message"

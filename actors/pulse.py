@@ -58,6 +58,7 @@ class Work:
 
     def progressed(self) -> None:
         """Count a micro-batch, or a step, that is done."""
+        # No lock: one thread writes, and a reader may as well see the count before.
         self._done += 1
 
     def pulse(self) -> Pulse:
@@ -74,6 +75,7 @@ class Watched:
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        # Of the class itself only: what it inherits was noted where it was defined, and would be noted twice.
         for name, method in list(vars(cls).items()):
             if isfunction(method) and not name.startswith("_"):
                 setattr(cls, name, _noted(method))

@@ -54,6 +54,7 @@ def free_port() -> int:
 def serve_store(at: socket.socket, world_size: int, timeout_s: float) -> TCPStore:
     """The store of a meeting, served at a listening socket, which it takes over."""
     address, port = at.getsockname()[:2]
+    # Detached, as the store closes it: a socket that Python collects would close it, too.
     return _store(address, port, world_size, timeout_s, is_master=True, master_listen_fd=at.detach())
 
 
@@ -77,6 +78,7 @@ def _store(
         port,
         world_size,
         timeout=timedelta(seconds=timeout_s),
+        # The others come only once they are told of the port, which is after this call.
         wait_for_workers=False,
         is_master=is_master,
         master_listen_fd=master_listen_fd,
@@ -91,12 +93,14 @@ def bind_stores_to_their_address() -> None:
     """
     module = sys.modules["torch.distributed.rendezvous"]
     original = module._create_c10d_store
+    # Asked for again, it would wrap its own function.
     if getattr(original, "binds", False):
         return
 
     def create(
         hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True
     ) -> Store:
+        # As torch decides who serves: rank 0, unless an agent of torchrun does.
         if rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return original(hostname, port, rank, world_size, timeout, use_libuv)
         return _store(

@@ -67,6 +67,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         ValueError: it is no whole file of arrays.
     """
     with file.open("rb") as opened:
+        # Of the file that is open: its name may mean another one by now.
         if why := stranger_by(os.fstat(opened.fileno())) and stranger(file):
             raise UserError(f"checkpoint.resume: {file} {why}; it was not loaded")
         content = opened.read()

@@ -46,6 +46,7 @@ def write(value: object, path: Path) -> str:
 def read(path: Path, types: Sequence[type] = (), map_location: MAP_LOCATION = "cpu") -> Any:
     """What `write` wrote; raises UserError for a file of somebody else's, or that names another type."""
     with path.open("rb") as file, safe_globals(list(types)):
+        # Of the file that is open: its name may mean another one by now.
         why = stranger_by(os.fstat(file.fileno())) and stranger(path)
         if why is None:
             try:

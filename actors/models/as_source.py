@@ -65,6 +65,7 @@ def copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path, source
 
 def without_dropout(settings: dict[str, object]) -> list[str]:
     """Names of the settings that must be 0 for a model without dropout."""
+    # Rates are floats; other settings may have the word in their names.
     return [name for name, value in settings.items() if _is_dropout(name) and isinstance(value, float)]
 
 
@@ -96,6 +97,7 @@ def _merged(given: dict[str, object], written: dict[str, object], *, scores: boo
 
 def _read(file: Path) -> dict[str, object]:
     try:
+        # Editors on Windows put a byte order mark first, which JSON does not allow.
         found = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):  # it was there when the model was loaded
         return {}

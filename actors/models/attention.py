@@ -73,6 +73,7 @@ class SlotMap:
         if not copies.all():
             raise ValueError(f"token {int(copies.argmin())} of {len(copies)} is in no sequence")
         starts = np.cumsum(copies) - copies
+        # Stable: the copies of a token are then added up in the same order in every run.
         grouped = slots[np.argsort(sources, kind="stable")]
         tokens, is_read = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         tokens[slots] = sources
@@ -120,6 +121,7 @@ class PackedLayout:
             if sum(segment.slots for segment in segments) == sum(lengths):
                 return cls(sum(lengths), segments, None)
             sources = np.arange(sum(lengths))
+        # Stable: the layout, and with it how sums are rounded, is the same in every run.
         order = np.argsort(lengths, kind="stable")
         segments = _segments([lengths[i] for i in order], device)
         slots = _slots(np.array(lengths), order, segments)
@@ -248,6 +250,7 @@ def _attend(
                 q, k, v, is_causal=True, enable_gqa=grouped, dropout_p=dropout, scale=scaling
             )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
+    # A single one is whole already: cat would copy it.
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -259,6 +262,7 @@ def _attend_short(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     hidden = torch.full((length, length), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
     hidden = hidden.repeat(queries.shape[1] // length, 1).expand(len(queries), -1, -1)
     scale = size**-0.5 if scaling is None else scaling
+    # Mask and scale are part of the product: no further pass over the scores.
     scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=scale)
     return (scores.softmax(-1) @ values).view_as(query)
 

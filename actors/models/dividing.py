@@ -98,6 +98,7 @@ def _drawing(divider: Divider) -> Iterator[None]:
         for name in drawn:
             divider.divide(module.get_parameter(name))
 
+    # On the class, as the model is made within from_config; it is put back in any case.
     kind._initialize_weights = draw
     try:
         with _given(given), _DrawnAsIfReal():

@@ -54,6 +54,7 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider:
         return _load(model, head, local_directory(directory), divider)
     with tempfile.TemporaryDirectory() as scratch:  # sentence-transformers loads from directories only
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
+        # The weights depend on their own seed, and nothing drawn later on them.
         with torch.random.fork_rng():
             torch.manual_seed(model.init.seed)
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -79,6 +80,7 @@ def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divide
         _read_out_in_float32(loaded)
     loaded.transformers_model.config.use_cache = False
     if model.gradient_checkpointing:
+        # The reentrant kind needs an input that has a gradient: below adapters, none has.
         loaded.transformers_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Loaded models are in evaluation mode, in which dropout and gradient checkpointing do nothing.
     return loaded.train()
@@ -280,6 +282,7 @@ def write_encoder(
     model[0].unpad_inputs = None
     model._model_card_text = None  # the base model's, with its figures
     _, unexpected = model.load_state_dict(others, strict=False)
+    # By identity: a module may hold the transformer under any name.
     inside = {id(parameter) for parameter in model.transformers_model.parameters()}
     rest = {name for name, parameter in model.named_parameters() if id(parameter) not in inside}
     assert not unexpected and rest == others.keys(), (unexpected, rest ^ others.keys())

@@ -59,6 +59,7 @@ def save_weights(
     model.save_pretrained(directory, state_dict={})  # the settings
     ignored: set[str] = set(model._keys_to_ignore_on_save or ())
     empty = {
+        # Names and shapes alone: transformers says how the files would have them, before any weight is there.
         name: torch.empty(shape, dtype=dtype, device="meta")
         for name, dtype, shape in metas
         if name not in ignored
@@ -101,5 +102,6 @@ def _as_stored(
             yield from revert_weight_conversion(model, {name: tensor}).items()
         return
     # Kinds of which several tensors are one in files: the whole model is needed at one time.
+    # Copies: each of the tensors may be gone when the next is asked for.
     whole = {name: tensor.cpu().clone() for name, tensor in tensors}
     yield from revert_weight_conversion(model, whole).items()

@@ -109,10 +109,12 @@ def _options(model: ModelConfig) -> dict[str, object]:
 
 
 def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    # A training pass reads whole sequences: nobody would ask for keys and values again.
     built.config.use_cache = False
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     if model.gradient_checkpointing:
+        # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
 

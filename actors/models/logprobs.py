@@ -91,6 +91,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normalizers[rows] = log_total + top.squeeze(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers, entropies)
         ctx.temperature, ctx.chunk = temperature, chunk
+        # A loss without entropies shall not cost a pass over zeros in their place.
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
@@ -117,6 +118,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             ).div_(ctx.temperature)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
+            # The products in the dtype of the weight, as those of the forward pass.
             grad_logits = grad_logits.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight

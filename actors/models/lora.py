@@ -78,6 +78,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         target_modules=_targets(model, config.targets),
         task_type=_task_type(model),
     )
+    # What is drawn later must not depend on how many adapters have drawn before.
     with torch.random.fork_rng(), gathered_by_peft(model):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, adapter_name=_NAME)
@@ -209,6 +210,7 @@ def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, AdaptedLaye
     adapted: dict[int, AdaptedLayer] = {id(layer.get_base_layer().weight): layer for layer in layers}
     added = {id(parameter) for layer in layers for parameter in _adapter_of(layer).values()}
     for name, parameter in model.named_parameters():
+        # By identity: PEFT renames what it wraps, and parameters may be tied.
         if id(parameter) not in added:
             yield name.replace(".base_layer.", "."), parameter, adapted.get(id(parameter))
 
@@ -243,6 +245,7 @@ class MergeError:
 
     def add(self, weight: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> None:
         """Count a layer: its weight without adapters, the merged one in float32, and that in the weight's dtype."""
+        # float64: squares of billions of small numbers, of which a float32 sum would stop growing.
         self.change += float((exact - weight).double().square().sum())
         self.lost += float((exact - rounded).double().square().sum())
 
@@ -259,6 +262,7 @@ def plain_parameters(
     for name, parameter, layer in _plain(model):
         adapter = _adapter_of(layer) if merged and layer is not None else {}
         with gather([parameter, *adapter.values()]):
+            # Not around the yield: the reader would compute without gradients, too.
             with torch.no_grad():
                 tensor = _merged(layer, error) if adapter and layer is not None else _dequantized(parameter)
             yield name, tensor

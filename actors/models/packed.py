@@ -94,6 +94,7 @@ class PackedBatch:
     def sequence_sums(self, per_token: torch.Tensor) -> torch.Tensor:
         """Sum of a [T] tensor over the action tokens of each sequence, [S]."""
         sums = per_token.new_zeros(len(self.lengths))
+        # where, not a product: NaN x 0 is NaN, and what lies beside the actions may be anything.
         sums = sums.index_add(0, self.sequence_ids, torch.where(self.action_mask, per_token, 0))
         return sums[:0] if self.idle else sums
 
@@ -137,6 +138,7 @@ def pack(
     def row(arrays: Seq[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)[kept]).to(device)
 
+    # Whoever has run out of work does not know which fields the others have: any that is asked for is there.
     no_fields: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros(1, device=device))
     no_labels: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros(0, device=device))
     token_ids = row([sequence.token_ids for sequence in sequences])
@@ -204,6 +206,7 @@ def _model_inputs(
     tokens = np.arange(len(places)) if sources is None else sources
     is_input = np.zeros(len(token_ids), dtype=np.bool_)
     is_input[tokens[computed]] = True
+    # Where a kept token is among the inputs; of the others, nobody asks.
     renumbered = np.cumsum(is_input) - 1
     # Each action token is at one position; of the positions of a shared prompt token, any will do.
     is_read = np.arange(len(token_ids))

@@ -34,6 +34,7 @@ def vocabulary_size(init: ModelInit) -> int:
     encoded = [character.encode("utf-8", "surrogatepass") for character in init.alphabet]
     pieces = {byte.to_bytes() for each in encoded for byte in each}
     pieces |= {each[:end] for each in encoded for end in range(2, len(each) + 1)}
+    # Padding, unknown, end and four roles; an encoder has a first token and a separator beside these.
     return len(pieces) + (9 if init.family == "bert" else 7)
 
 

@@ -88,13 +88,16 @@ class _TensorFile:
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
             self.missing[name] = begin, end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # The tensors begin at a multiple of 8 bytes, as in the files of the library.
         text += b" " * (-len(text) % 8)
         self.start = 8 + len(text)
         self.stream = os.fdopen(create(path), "wb")
         self.stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
+        # Popped, so that a tensor that comes a second time fails.
         begin, end = self.missing.pop(name)
+        # As bytes: numpy has no bfloat16.
         content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         assert len(content) == end - begin, f"{name} has {len(content)} bytes, not the {end - begin} of its dtype"
         self.stream.seek(self.start + begin)

@@ -97,6 +97,7 @@ class EngineThread:
         """Of the weights in service; -1 before the first."""
         self._work = Work()
         self.ready: Future[None] = Future()
+        # A daemon: its loop has no end, and must not keep the process alive.
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
@@ -130,6 +131,7 @@ class EngineThread:
 
     def stats(self) -> EngineStats:
         """How the engine is; see `Engine`."""
+        # Read once, as the engine thread sets them meanwhile.
         samples, seen = len(self._running), self._round
         scheduler = self._scheduler()
         return EngineStats(
@@ -148,6 +150,7 @@ class EngineThread:
         """Logprobs of every token but the first at temperature 1, [L-1]. Runs on the engine thread, which steps on."""
         output: Future[RequestOutput] = Future()
         self._canaries[self._add(token_ids, prompt_logprob_params())[0]] = output
+        # It ends also when the engine is lost: that answers every canary.
         while not output.done():
             self._step()
         steps = output.result().prompt_logprobs
@@ -157,6 +160,7 @@ class EngineThread:
 
     def pause(self) -> None:
         """Stop stepping, keeping all running requests. Runs on the engine thread."""
+        # Level 0: scheduling alone stops, weights and cache stay where they are.
         self.llm.sleep(level=0, mode="keep")
         self._paused = True
 
@@ -165,6 +169,7 @@ class EngineThread:
 
         Runs on the engine thread.
         """
+        # Before scheduling goes on: no step may read keys and values of the old weights.
         self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
         self.llm.wake_up(tags=["scheduling"])
         self._paused = False
@@ -209,6 +214,7 @@ class EngineThread:
     def _add(self, token_ids: list[int], params: SamplingParams) -> tuple[str, str]:
         """Give vLLM a request; returns the name that its outputs bear, and the one that vLLM has for it inside."""
         name = str(next(self._names))
+        # Salted, so that no keys and values are found that other weights, or another seed, have left.
         prompt: TokensPrompt = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
         return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
 
@@ -373,6 +379,7 @@ def _refused(request: int, index: int, error: Exception) -> Segment:
 
 def _spans(completion: _Completion, length: int) -> list[VersionSpan]:
     """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
+    # Weights that came and went between two tokens have sampled none.
     spans = [span for span in completion.weight_versions or [] if span.end > span.start]
     if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
         raise RuntimeError(

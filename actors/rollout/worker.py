@@ -105,6 +105,7 @@ class EngineHost:
     @ray.method(concurrency_group="requests")
     async def abort(self, requests: list[int]) -> None:
         """End these requests; `poll` tells of each, and what they have so far can be collected."""
+        # What has ended on the way here is no longer open, and the engine knows nothing of it.
         self.engine.abort([request for request in requests if request in self._open])
 
     @ray.method(concurrency_group="control")
@@ -126,6 +127,7 @@ class EngineHost:
         request, segments = self._open.pop(number)
         if refused := [segment.error for segment in segments if segment.finish == "refused"]:
             return Finished(request=number, infos=[], error=refused[0])
+        # They end in any order; which response has which number must not depend on it.
         segments.sort(key=lambda segment: segment.index)
         episodes = [self._episode(request, segment) for segment in segments]
         self._ended[number] = episodes
@@ -168,6 +170,7 @@ class RolloutWorker(EngineHost):
         self.tokenizer = load_tokenizer(directory)
         directory = configured_directory(directory)
         self.engine: EngineThread = EngineThread(
+            # Engines that drew alike would answer a prompt that comes twice with the same.
             lambda: build_llm(directory, config, model, backend, seed + rank),
             lambda sampling: sampling_params(config, sampling),
             config.max_concurrent,
@@ -229,6 +232,7 @@ class RolloutWorker(EngineHost):
         return await self._between_steps(lambda: self._put_into_service(version, canary))
 
     def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
+        # vLLM notes the version itself with each token that it samples from now on: text, there.
         self.engine.llm.finish_weight_update(str(version))
         self.engine.version = version
         self.engine.resume()

@@ -139,6 +139,7 @@ class EncoderWorker(TrainedWorker):
         started = time.perf_counter()
         batches = self._batches(texts)
         rate = self.engine.learning_rate
+        # The largest share decides for all ranks: they must read in the same way, as their passes are collective.
         keep = self._most(sum(batch.padded for batch in batches)) <= self.group.micro_batch_tokens
         known = self._gather(self._guided(texts, guide), counts) if guide else None
         graphs, states, outputs = self._first_pass(batches, len(texts), keep)
@@ -275,6 +276,7 @@ class EncoderWorker(TrainedWorker):
     def _by_prompt(self, texts: list[EncoderText]) -> list[list[int]]:
         """Places of texts that can share a forward pass, longest texts first: all of them, unless pooling leaves out
         the instruction's tokens, or a chat template has a place of its own for it."""
+        # By characters: how many tokens they have is known only once they are padded together.
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place].text) - len(texts[place].passage or ""))
         pooled = all(getattr(module, "include_prompt", True) for module in self.model)
         if pooled and "message" not in self.model.modalities:
@@ -383,6 +385,7 @@ def cut_lengths(lengths: list[int], budget: int, overhead: int) -> list[range]:
     least = np.zeros(len(lengths) + 1, dtype=np.int64)
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     for end in range(1, len(lengths) + 1):
+        # Each of them is padded to the first, which is the longest.
         padded = sizes[:end] * np.arange(end, 0, -1)
         allowed = padded <= budget
         allowed[end - 1] = True

@@ -30,6 +30,7 @@ from actors.models.precision import TORCH_DTYPES
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "adam": partial(torch.optim.Adam, fused=True),
+    # SGD has neither betas nor eps, which all are given.
     "sgd": lambda parameters, betas, eps, **options: torch.optim.SGD(parameters, **options),
 }
 
@@ -142,6 +143,7 @@ class TrainingEngine:
         )
         if group.zero_stage == 3 and not (group.offload_optimizer or group.offload_parameters):
             _without_copies(self.engine.optimizer)
+        # Tied parameters by all of their names, as a state dict has them.
         named = module.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.files = self.engine.checkpoint_engine = _checkpoint_files(self.frozen)
@@ -176,11 +178,14 @@ class TrainingEngine:
         norm = None
         if self.plain:
             parameters = self.module.parameters()
+            # Clipped here, as a norm that is not finite is then found before any weight has changed.
             norm = _finite(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         self.engine.step()
+        # DeepSpeed computes it as a part of its step, not before.
         norm = _finite(self.engine.get_global_grad_norm()) if norm is None else norm
         if self.decay:
             for average, weights in zip(self.averages, self._masters(), strict=True):
+                # Of the float32 weights: in bf16, steps as small as 1 - decay would be rounded away.
                 average.lerp_(weights.detach(), 1 - self.decay)
         return norm
 
@@ -342,6 +347,7 @@ def _finite(norm: float | torch.Tensor) -> float:
 def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
+        # Matrices decay; biases and the scales of norms do not, as is usual.
         {"params": [p for p in trained if len(whole_shape(p)) >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
@@ -363,7 +369,7 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, object]:
     if group.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     if group.zero_stage == 3:
-        # Small tensors stay whole on every rank; the rest is sharded.
+        # At 0 even the smallest parameter is sharded, which DeepSpeed would else keep whole on every rank.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
     config: dict[str, object] = {
         # Sizes are ours to count: micro-batches are packed by tokens and the boundary is set by hand.
@@ -375,6 +381,7 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, object]:
         "bf16": {"enabled": dtype == "bf16"},
         # Left to itself, DeepSpeed sums micro-batches, and stage 1 also ranks, in bf16.
         **({"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if dtype == "bf16" else {}),
+        # Never: what a run prints is ours.
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -388,4 +395,5 @@ def write_json(path: Path, value: object) -> None:
     partial.unlink(missing_ok=True)
     with partial.open("x") as file:  # "x" follows no link that somebody has put there
         file.write(json.dumps(value, indent=2))
+    # In one step, on one file system: the part lies beside the file.
     os.replace(partial, path)

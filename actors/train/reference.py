@@ -96,6 +96,7 @@ class ReferenceWorker(FrozenWorker):
                 # Under ZeRO-3 the other ranks get what rank 0 writes.
                 if self.rank == 0 or self.group.zero_stage < 3:
                     other = read_tensor(file, name).to(parameter.device)
+                    # In float32 and rounded once: in bf16 a small mix would change nothing.
                     parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
 
     def save(self, directory: Path) -> list[StoredFile]:

@@ -94,6 +94,7 @@ class Worker(Watched):
 
     def address(self) -> tuple[str, int]:
         """Where rank 0, this one, will be met: address and port, at which it listens from now on."""
+        # Held open until `join`, so that nobody else gets the port.
         self._listener = listener(node_address())
         return self._listener.getsockname()[:2]
 
@@ -111,6 +112,7 @@ class Worker(Watched):
         """Element by element; collective."""
         if self.world_size == 1:
             return values
+        # On the device, as NCCL reduces nothing else.
         summed = torch.from_numpy(values).to(self.device)
         dist.all_reduce(summed)
         return summed.cpu().numpy()
@@ -181,6 +183,7 @@ class Worker(Watched):
                 [experience(episodes[place]) for place in places], self.device, share_prompts=share_prompts
             )
             values = batch.split(forward(batch))
+            # Not strict: an idle batch has one token, and no episode.
             found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
             self.work.progressed()
         return hand_out({}, found, shares)

@@ -46,6 +46,7 @@ class RewardWorker:
             if os.path.isdir(self._directory):
                 os.chdir(self._directory)
             if os.getcwd() not in sys.path:
+                # At the end: a user's file shall not take the place of a library's module.
                 sys.path.append(os.getcwd())
             confine(self._kept, self._memory_mib)
             self._scorer = self._load()

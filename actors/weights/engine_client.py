@@ -57,6 +57,7 @@ class EngineClient:
             except RayActorError:
                 answers_of(_GROUP, [references.index(reference)], [reference], method, self.timeout_s)
             except RayTaskError:
+                # Its process lives: it may have failed because another one died.
                 continue
         if late and time.monotonic() >= deadline:
             silent = [references.index(reference) for reference in late]
@@ -85,6 +86,7 @@ class EngineClient:
 
     def update_weights(self, update_info: object) -> None:
         """Let every engine receive."""
+        # With the first part of a transfer only, of which there may be several.
         starting, self.starting = self.starting, False
         self._all("update_weights", update_info, starting, self.canary is not None)
 
@@ -97,6 +99,7 @@ class EngineClient:
 
     def load_adapter(self, adapter: Adapter) -> list[ObjectRef]:
         """Let every engine load an adapter as `version`; `loaded` waits for what this returns."""
+        # Once, however many engines fetch it: as an argument it would be stored anew for each.
         shared = ray.put(adapter)
         return [handle.load_adapter.remote(shared, self.version, self.canary) for handle in self.handles]
 

@@ -89,6 +89,7 @@ def as_metas(names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[
 def buckets(metas: Sequence[Meta], bucket_bytes: int) -> list[list[Meta]]:
     """Split tensors, in order, into buckets of at most `bucket_bytes` (a larger tensor is a bucket of its own)."""
     groups: list[list[Meta]] = []
+    # As if full: the first tensor opens a bucket.
     filled = bucket_bytes + 1
     for meta in metas:
         if filled + size(meta) > bucket_bytes:
@@ -112,6 +113,7 @@ def views(buffer: torch.Tensor, metas: Sequence[Meta]) -> Iterator[tuple[str, to
     for meta in metas:
         raw = meta.dtype.itemsize * torch.Size(meta.shape).numel()
         yield meta.name, buffer[start : start + raw].view(meta.dtype).view(meta.shape)
+        # With the padding behind the tensor.
         start += size(meta)
 
 
@@ -203,9 +205,11 @@ class GlooSender:
         stream = iter(self.source)
         for bucket in buckets(metas, self.bucket_bytes):
             buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
+            # Not strict, and the views first: otherwise a tensor too many would be taken, which the next bucket needs.
             for (name, view), (sent, tensor) in zip(views(buffer, bucket), stream, strict=False):
                 assert name == sent, f"source yields {sent} where its metadata says {name}"
                 view.copy_(tensor)
+            # They are done before the last bucket only when they have failed.
             if received.done():
                 received.result()
             try:

@@ -69,6 +69,7 @@ class WeightHolder:
 
     def receive(self, info: Tensors) -> None:
         """Receive whole weights; what was received before goes on being served."""
+        # Let go before the new ones come: with what is served, there is memory for two models, not three.
         self.arrived = None
         metas = as_metas(**info)
         assert self.group is not None, "join comes first"
@@ -108,10 +109,12 @@ class WeightHolder:
     @ray.method(concurrency_group="serve")
     def serve(self, offer: Offer, workers: int) -> None:
         """Send whole weights to the worker processes of one engine, which come for this offer."""
+        # Kept by this name until all is sent, also when a newer version comes meanwhile.
         held = self._held(offer.version)
         group = join_offer(offer, 0, 1 + workers)
         for buffer in held.buffers:
             group.broadcast([buffer], from_sender()).wait()
+        # Nobody leaves while another still receives.
         group.barrier().wait()
 
     @ray.method(concurrency_group="serve")

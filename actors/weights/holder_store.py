@@ -60,9 +60,11 @@ class HolderStore:
         if ticket.version != self.version:
             raise ValueError(f"version {ticket.version} cannot be fetched: the holder has version {self.version}")
         weights, adapter = ticket.parts["weights"], ticket.parts.get("adapter")
+        # Asked before any engine is: where the holder has none to give, all of them go on undisturbed.
         [offer] = self._of_holder(_HOLDER.offer, weights.version)
         file = self.holder.submit(0, _HOLDER.adapter_of, ticket.version) if adapter else None
         if file is not None:
+            # Waited for here: as an argument, its failure would look like the fault of the engine that it was given to.
             self.holder.gather([file], "adapter_of", self.timeout_s)
         wave = _Wave(self.rollout, engines, self.timeout_s)
         # Also the first sign of life, so that nothing is served to an engine that has died.

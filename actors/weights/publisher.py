@@ -61,6 +61,7 @@ class ParameterSource:
         self.sent, self.merge_error = {}, MergeError()
         merged = not self.base_only
         for name, tensor in plain_parameters(self.model, gathered, merged=merged, error=self.merge_error):
+            # Before it is handed out: under ZeRO-3 it is gone when the next one is asked for.
             if self.sends and self.canary is not None:
                 self.sent[name] = checksum(tensor)
             yield name, tensor
@@ -165,6 +166,7 @@ class Publisher:
             self.transfer.send_weights()
         except BaseException as error:
             if self.rank == 0:
+                # The error that was first is the one to tell, also when this fails, too.
                 with told_beside(error, "letting the engines go on"):
                     self.client.resume()
             raise
@@ -179,6 +181,7 @@ class Publisher:
         loading = []
         if self.rank == 0:
             loading = self.client.load_adapter(Adapter(adapter_config(self.model, None), save(state)))
+        # On every rank, as reading is collective, and while the engines load.
         logprobs = _NONE if canary is None else self.source.logprobs(canary)
         if self.rank == 0:
             self.client.loaded(loading)
@@ -194,6 +197,7 @@ class Publisher:
         if self.sends_adapter or not has_adapters(self.model):
             return None
         error, allowed = self.source.merge_error.value, self.config.max_merge_error
+        # NaN is more than allowed.
         if allowed is not None and not error <= allowed:
             raise WeightSyncError(
                 f"after version {self.client.version} the engines lack {error:.3g} of what the adapters change, which "
@@ -204,6 +208,7 @@ class Publisher:
 
     def answers(self, seed: int) -> dict[str, np.ndarray]:
         """What the weights that were sent answer to a fixed input; collective."""
+        # Only the tensors are asked for: with a canary, the pass would read it and account anew.
         self.source.canary = None
         return trainer_answers(self.source, seed)
 

@@ -93,6 +93,7 @@ class ChecksumMixin:
         load = self.model.load_weights
 
         def load_and_remember(weights: Iterable[tuple[str, torch.Tensor]]) -> object:
+            # Two readers of what may be a generator.
             weights = list(weights)
             self.received.update((name, checksum(tensor)) for name, tensor in weights)
             return load(weights)
@@ -149,11 +150,13 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self.staged = staged
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        # Taken at once: what a failed load leaves over is not for the next transfer.
         staged, self.staged = self.staged, []
         if self.group is None and not staged:
             raise RuntimeError("weights arrived before the transfer group was opened")
         metas = as_metas(update_info.names, update_info.dtype_names, update_info.shapes)
         for bucket in buckets(metas, self.bucket_bytes):
+            # Each bucket is let go as it is loaded.
             buffer = staged.pop(0) if staged else receive_bucket(self.group, bucket)
             self.model.load_weights(views(buffer, bucket))  # type: ignore[operator]
 

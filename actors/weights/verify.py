@@ -16,6 +16,7 @@ from actors.group import ActorGroup
 from actors.rollout.worker import RolloutWorker
 from actors.weights.ticket import Account, Kind, Sent, Ticket
 
+# In nats: both sides add up in other orders, and what that changes grows with what a dtype rounds away.
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.15}
 _PROBE_SEED = 7
 _CHECKSUMS: dict[Kind, str] = {"weights": "received_checksums", "adapter": "bound_checksums"}
@@ -91,8 +92,10 @@ def verify(
         WeightSyncError: naming tensors or layers.
     """
     found = compare(ticket, accounts)
+    # First, as what arrived changed explains a canary that differs, and names the tensor.
     if found.wrong:
         raise _changed(evidence, rollout, ticket, *found.wrong[0])
+    # Not `>`: NaN must fail.
     if found.difference is not None and not found.difference <= allowed:
         raise WeightSyncError(
             f"after version {ticket.version} the engine's logprobs differ from the trainer's by "
