@@ -128,6 +128,7 @@ class Episode:
     def token_ids(self) -> NDArray[np.int64]:
         """All tokens, given and sampled, in their order, [L]."""
         parts = [part for turn in self.turns for part in (turn.given_token_ids, turn.sampled_token_ids)]
+        # What travels is int32, half the bytes; PyTorch gathers by int64.
         return np.concatenate(parts).astype(np.int64)
 
     @property
@@ -150,7 +151,7 @@ class Episode:
                 found[end - 1] = turn.reward
         return found
 
-    def at_sampled(self, values: Callable[[Turn], NDArray[Any]], elsewhere: float) -> NDArray[np.float32]:
+    def at_sampled(self, values: Callable[[Turn], NDArray[np.generic]], elsewhere: float) -> NDArray[np.float32]:
         """`values` of what each turn has sampled, [R] each, at its place among all tokens, [L]."""
         parts = [
             part

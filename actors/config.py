@@ -3,7 +3,7 @@
 Imports neither torch nor ray nor vllm, so that a configuration can be checked in a fraction of a second.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -112,7 +112,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_code_of_others(cls, values: Any) -> Any:
+    def _no_code_of_others(cls, values: object) -> object:
         if isinstance(values, dict) and "trust_remote_code" in values:
             raise ValueError(
                 "trust_remote_code must be left out, as Tandem never runs code of a model's repository (transformers "

@@ -8,8 +8,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-Spec = Mapping[str, Any]
-"""Field -> its type, or the fields below it."""
+Kind = type | tuple[str, ...]
+"""Of a field: the type of its values, or all of these."""
+Spec = Mapping[str, "Kind | Spec"]
+"""Field -> its kind, or the fields below it."""
 
 _SWITCH = {"enabled": bool}
 _STAGE_3: Spec = {
@@ -187,7 +189,7 @@ def _check_zero(options: Mapping[str, Any], zero_stage: int) -> None:
             )
 
 
-def _check(options: Mapping[str, Any], known: Spec, section: str) -> None:
+def _check(options: Mapping[str, object], known: Spec, section: str) -> None:
     for name, value in options.items():
         field = f"{section}{name}"
         if field in OURS:
@@ -210,7 +212,7 @@ def _below(section: str) -> list[str]:
     return [field.removeprefix(section) for field in OURS if field.rpartition(".")[0] == section.rstrip(".")]
 
 
-def _check_value(field: str, value: Any, kind: Any) -> None:
+def _check_value(field: str, value: Any, kind: Kind) -> None:
     if isinstance(kind, tuple):
         fits, rule = value in kind, f"one of {', '.join(kind)}"
     elif kind is bool:
@@ -221,6 +223,7 @@ def _check_value(field: str, value: Any, kind: Any) -> None:
     elif kind is str:
         fits, rule = isinstance(value, str), "text"
     else:
+        # true and false are numbers, too, for Python.
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits = fits and math.isfinite(value) and value >= 0
         fits = fits and (kind is float or value == int(value))
@@ -229,6 +232,6 @@ def _check_value(field: str, value: Any, kind: Any) -> None:
         raise ValueError(f"deepspeed.{field} must be {rule}, got {_shown(value)}")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -107,9 +109,9 @@ class ActorGroup(Generic[W]):
         make: Any = ray.remote
         self._remote = make(concurrency_groups={CONTROL: _CONTROL_CALLS} | (concurrency or {}))(worker)
         self._log_directory = log_directory
-        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+        self._arguments: tuple[tuple[object, ...], dict[str, object]] = (), {}
         self._fresh: set[int] = set()
-        self._born: dict[Any, tuple[int, int]] = {}
+        self._born: dict[object, tuple[int, int]] = {}
         """Id of every actor that was started -> its rank and generation."""
 
     def __len__(self) -> int:
@@ -125,7 +127,7 @@ class ActorGroup(Generic[W]):
         """How many processes were replaced so far: what depends on all of them is out of date when it moves."""
         return sum(self.generations)
 
-    def spawn(self, *args: Any, **kwargs: Any) -> None:
+    def spawn(self, *args: object, **kwargs: object) -> None:
         """Start all actors as `worker(rank, ranks, *args, **kwargs)`, without waiting for them."""
         self._arguments = args, kwargs
         self.handles = [self._start(rank) for rank in range(len(self))]
@@ -136,6 +138,7 @@ class ActorGroup(Generic[W]):
         It starts in the same slot, or in another, which the rank then has. Calls to the one before fail. What ranks
         share, they must build anew: see `launch.run.groups.rebuild`.
         """
+        # Ended first: its slot has room for one process.
         ray.kill(self.handles[rank])
         if slot is not None:
             self.slots[rank] = slot
@@ -146,20 +149,30 @@ class ActorGroup(Generic[W]):
         """Whether a rank's process is as it was started: nothing was called but its pulse."""
         return rank in self._fresh
 
-    def origin(self, ref: Any) -> tuple[int, int]:
+    def origin(self, ref: ObjectRef) -> tuple[int, int]:
         """Rank and generation of the process that a reference of `submit` is, or was, to be answered by."""
         return self._born[ref.task_id().actor_id()]
 
-    def _start(self, rank: int) -> Any:
+    def _start(self, rank: int) -> ActorHandle:
         options = _options(self.slots[rank], f"{self._log_directory}/{self.name}-{rank}.log")
         args, kwargs = self._arguments
         handle = self._remote.options(**options).remote(rank, len(self), *args, **kwargs)
+        # Calls to a process that was replaced may end after its successor has started: whose they are must still be
+        # known.
         self._born[handle._actor_id] = rank, self.generations[rank]
         self._fresh.add(rank)
         return handle
 
+    @overload
     def submit(
-        self, rank: int, method: Callable[Concatenate[W, P], T], *args: Any, num_returns: int = 1, **kwargs: Any
+        self, rank: int, method: Callable[..., object], *args: object, num_returns: int, **kwargs: Any
+    ) -> Any: ...
+    @overload
+    def submit(
+        self, rank: int, method: Callable[Concatenate[W, P], T], *args: object, **kwargs: Any
+    ) -> "ObjectRef[T]": ...
+    def submit(
+        self, rank: int, method: Callable[..., object], *args: object, num_returns: int = 1, **kwargs: Any
     ) -> Any:
         """Call a method on one rank and return its object reference(s) at once."""
         self._fresh.discard(rank)
@@ -172,11 +185,11 @@ class ActorGroup(Generic[W]):
         The error of a rank that has not answered within `within_s` seconds, or is dead. A process that is still being
         started does not answer.
         """
-        refs = [handle.pulse.options(concurrency_group=CONTROL).remote() for handle in self.handles]
+        refs: list[ObjectRef] = [handle.pulse.options(concurrency_group=CONTROL).remote() for handle in self.handles]
         done = ray.wait(refs, num_returns=len(refs), timeout=within_s)[0] if refs else []
         return [self._pulse(rank, ref, within_s, answered=ref in done) for rank, ref in enumerate(refs)]
 
-    def _pulse(self, rank: int, ref: Any, within_s: float, *, answered: bool) -> Pulse | GroupError:
+    def _pulse(self, rank: int, ref: "ObjectRef[Pulse]", within_s: float, *, answered: bool) -> Pulse | GroupError:
         if not answered:
             return GroupError(no_answer(self.name, [rank], _PULSE, within_s, self.nodes))
         try:
@@ -189,19 +202,19 @@ class ActorGroup(Generic[W]):
         refs = [self.submit(rank, method, *args, **kwargs) for rank in range(len(self))]
         return self.gather(refs, method.__name__)
 
-    def scatter(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+    def scatter(self, method: Callable[..., T], arguments: Sequence[tuple[object, ...]]) -> list[T]:
         """Call a method with one argument tuple per rank and wait for all; raises GroupError."""
         refs = [self.submit(rank, method, *arguments[rank]) for rank in range(len(self))]
         return self.gather(refs, method.__name__)
 
     def gather(
         self,
-        refs: Sequence[Any],
+        refs: "Sequence[ObjectRef[T]]",
         what: str,
         timeout_s: float | None = None,
         ranks: Sequence[int] | None = None,
         told: Callable[[int, int], None] | None = None,
-    ) -> list[Any]:
+    ) -> list[T]:
         """Wait for references within the deadline; the first failure ends the wait, whichever rank it is on.
 
         `ranks` says whose they are (default: one of each rank, in order); `told` hears how many of them have answered.
@@ -209,13 +222,13 @@ class ActorGroup(Generic[W]):
         owners = ranks or range(len(refs))
         return answers_of(self.name, owners, refs, what, timeout_s or self.timeout_s, self.nodes, told)
 
-    def notice(self, refs: Sequence[Any], what: str) -> None:
+    def notice(self, refs: Sequence[ObjectRef], what: str) -> None:
         """Raise GroupError if a call, one of each rank, has failed already; does not wait for the others."""
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for ref in done:
             self._answer(refs.index(ref), ref, what)
 
-    def _answer(self, rank: int, ref: Any, what: str) -> Any:
+    def _answer(self, rank: int, ref: "ObjectRef[T]", what: str) -> T:
         return _answer(self.name, rank, ref, what, self.timeout_s, self.nodes[rank])
 
     def shutdown(self) -> None:
@@ -229,12 +242,12 @@ class ActorGroup(Generic[W]):
 def answers_of(
     name: str,
     owners: Sequence[int],
-    refs: Sequence[Any],
+    refs: "Sequence[ObjectRef[T]]",
     what: str,
     timeout_s: float,
     nodes: Sequence[str] = (),
     told: Callable[[int, int], None] | None = None,
-) -> list[Any]:
+) -> list[T]:
     """What a group's ranks answer to a call, in order; `owners` says whose the references are.
 
     The first failure ends the wait, whichever rank it is on. Raises GroupError.
@@ -244,10 +257,12 @@ def answers_of(
     if told:
         told(0, len(refs))
     while pending:
+        # A negative timeout is an error for Ray; with 0 it still gives what is ready.
         ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
             raise GroupError(no_answer(name, late, what, timeout_s, nodes))
+        # Ray gives as many as it was asked for, here one: the others that are ready are taken along.
         if pending:
             more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
             ready += more
@@ -265,9 +280,10 @@ def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Se
     return f"{name}.{what}: no answer from rank(s) {late} within {timeout_s:g} s" + f" (on {where})" * bool(where)
 
 
-def _answer(name: str, rank: int, ref: Any, what: str, timeout_s: float, node: str) -> Any:
+def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, timeout_s: float, node: str) -> T:
     where = f" (on {node})" if node else ""
     try:
+        # The answer is there, but may still have to come from another node.
         return ray.get(ref, timeout=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, GroupError):
@@ -278,7 +294,7 @@ def _answer(name: str, rank: int, ref: Any, what: str, timeout_s: float, node: s
         raise GroupError(f"{name}[{rank}].{what}: {cause}{where}") from error
 
 
-def _options(slot: Slot, log: str) -> dict[str, Any]:
+def _options(slot: Slot, log: str) -> dict[str, object]:
     return {
         "num_cpus": slot.cpus,
         "num_gpus": slot.gpus,
@@ -292,6 +308,7 @@ def _environment(slot: Slot, log: str) -> dict[str, str]:
     # Ray hides GPUs only from actors that ask for some; a rank without any must not find one either.
     hidden = {} if slot.gpus else {"CUDA_VISIBLE_DEVICES": ""} | _CPU_ENVIRONMENT
     alone = {ONE_NODE: "1"} if slot.alone else {}
+    # A user's variables win against these defaults, but not against the threads that were counted.
     return hidden | slot.env | alone | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
 
 
@@ -302,8 +319,10 @@ def write_output_to_log() -> None:
     if not log or not os.path.isdir(os.path.dirname(log)):
         return
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # What is buffered was meant for the output as it is now.
     sys.stdout.flush()
     sys.stderr.flush()
+    # The descriptors, not sys.stdout: libraries in C++ and child processes write to those.
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -318,6 +337,7 @@ def _cause(error: RayTaskError) -> str:
 def first_line(text: str) -> str:
     """The first line that says something, without the traceback that Ray puts before it and the secrets of URLs."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    # What is raised stands last in a traceback, behind the frames.
     if lines and "ray::" in lines[0]:
         return masked(lines[-1])
     return masked(lines[0]) if lines else "no message"

@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import iscoroutinefunction, isfunction, isgeneratorfunction
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+W = TypeVar("W", bound="Watched")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,7 @@ class Work:
 
     def progressed(self) -> None:
         """Count a micro-batch, or a step, that is done."""
+        # No lock: one thread writes, and a reader may as well see the count before.
         self._done += 1
 
     def pulse(self) -> Pulse:
@@ -68,8 +73,9 @@ class Watched:
     work = Work()
     """Of the process: it has one worker."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        # Of the class itself only: what it inherits was noted where it was defined, and would be noted twice.
         for name, method in list(vars(cls).items()):
             if isfunction(method) and not name.startswith("_"):
                 setattr(cls, name, _noted(method))
@@ -79,11 +85,11 @@ class Watched:
         return self.work.pulse()
 
 
-def _noted(method: Callable[..., Any]) -> Callable[..., Any]:
+def _noted(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
     assert not iscoroutinefunction(method) and not isgeneratorfunction(method), f"{method} would end before its work"
 
     @wraps(method)
-    def noted(self: Watched, *arguments: Any, **options: Any) -> Any:
+    def noted(self: W, *arguments: P.args, **options: P.kwargs) -> T:
         with self.work.on(method.__name__):
             return method(self, *arguments, **options)
 

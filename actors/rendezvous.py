@@ -8,11 +8,11 @@ import os
 import socket
 import sys
 from datetime import timedelta
-from typing import Any
 
 import psutil
 import ray
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Store
 
 from actors.group import ONE_NODE
 
@@ -51,20 +51,39 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve_store(at: socket.socket, world_size: int, timeout_s: float) -> Any:
+def serve_store(at: socket.socket, world_size: int, timeout_s: float) -> TCPStore:
     """The store of a meeting, served at a listening socket, which it takes over."""
     address, port = at.getsockname()[:2]
+    # Detached, as the store closes it: a socket that Python collects would close it, too.
     return _store(address, port, world_size, timeout_s, is_master=True, master_listen_fd=at.detach())
 
 
-def join_store(address: str, port: int, world_size: int, timeout_s: float) -> Any:
+def join_store(address: str, port: int, world_size: int, timeout_s: float) -> TCPStore:
     """The store that another process serves; waits for it."""
     return _store(address, port, world_size, timeout_s, is_master=False)
 
 
-def _store(address: str, port: int, world_size: int, timeout_s: float, **options: Any) -> Any:
-    make: Any = dist.TCPStore  # type: ignore[attr-defined]
-    return make(address, port, world_size, timeout=timedelta(seconds=timeout_s), wait_for_workers=False, **options)
+def _store(
+    address: str,
+    port: int,
+    world_size: int,
+    timeout_s: float,
+    *,
+    is_master: bool,
+    master_listen_fd: int | None = None,
+    use_libuv: bool = True,
+) -> TCPStore:
+    return TCPStore(
+        address,
+        port,
+        world_size,
+        timeout=timedelta(seconds=timeout_s),
+        # The others come only once they are told of the port, which is after this call.
+        wait_for_workers=False,
+        is_master=is_master,
+        master_listen_fd=master_listen_fd,
+        use_libuv=use_libuv,
+    )
 
 
 def bind_stores_to_their_address() -> None:
@@ -72,12 +91,16 @@ def bind_stores_to_their_address() -> None:
 
     vLLM's workers meet so, and take no store. `_create_c10d_store` of torch 2.13 makes every such store.
     """
-    module: Any = sys.modules["torch.distributed.rendezvous"]
+    module = sys.modules["torch.distributed.rendezvous"]
     original = module._create_c10d_store
+    # Asked for again, it would wrap its own function.
     if getattr(original, "binds", False):
         return
 
-    def create(hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True) -> Any:
+    def create(
+        hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True
+    ) -> Store:
+        # As torch decides who serves: rank 0, unless an agent of torchrun does.
         if rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return original(hostname, port, rank, world_size, timeout, use_libuv)
         return _store(
@@ -91,4 +114,4 @@ def bind_stores_to_their_address() -> None:
         )
 
     vars(create)["binds"] = True
-    module._create_c10d_store = create
+    vars(module)["_create_c10d_store"] = create

@@ -19,6 +19,7 @@ def disk_problem(error: BaseException, path: Path) -> UserError | None:
     None also where it is told as one already, by a process whose disk it was.
     """
     chain, met = [], error
+    # Errors that are raised from each other make a circle.
     while met is not None and met not in chain:
         chain.append(met)
         met = met.__cause__ or met.__context__
@@ -53,6 +54,7 @@ def _full(why: str, path: Path) -> UserError:
         mount = mount.parent
     try:
         found = os.statvfs(mount)
+        # What users may take: root has a reserve beyond it.
         whole, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
         disk = f", {_size(whole)} with {_size(free)} free"
     except OSError:

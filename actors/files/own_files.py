@@ -45,6 +45,7 @@ def stranger_by(status: os.stat_result) -> str | None:
 def load_data_only() -> None:
     """From here on `torch.load` makes data only in this process and its children, also where a library asks for more
     or the environment does."""
+    # With both variables set, torch.load refuses every file.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
@@ -52,6 +53,7 @@ def load_data_only() -> None:
 def create(path: Path) -> int:
     """Open a new file for writing, in place of one or a link that was there, that no others may write; returns the
     descriptor."""
+    # A link would be written through, to wherever it leads.
     path.unlink(missing_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 

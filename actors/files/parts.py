@@ -45,7 +45,7 @@ class SavedPart(Protocol):
         ...
 
 
-def write_arrays(arrays: Mapping[str, NDArray[Any]], file: Path) -> None:
+def write_arrays(arrays: Mapping[str, NDArray[np.generic]], file: Path) -> None:
     """Write arrays by name, as safetensors, into a new file in a directory that is made where it is missing.
 
     Raises:
@@ -59,7 +59,7 @@ def write_arrays(arrays: Mapping[str, NDArray[Any]], file: Path) -> None:
             opened.write(save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
-def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
     """What `write_arrays` has written, read-only.
 
     Raises:
@@ -67,6 +67,7 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
         ValueError: it is no whole file of arrays.
     """
     with file.open("rb") as opened:
+        # Of the file that is open: its name may mean another one by now.
         if why := stranger_by(os.fstat(opened.fileno())) and stranger(file):
             raise UserError(f"checkpoint.resume: {file} {why}; it was not loaded")
         content = opened.read()

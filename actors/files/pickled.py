@@ -67,6 +67,7 @@ def _named(path: Path, *, strict: bool = False) -> Iterator[tuple[bool, str]]:
     with path.open("rb") as file:
         if strict and _first_number(file) != _MAGIC:
             raise ValueError("is a pickle, but not one of torch.save")
+        # With strict, the first one was read to see what the file is.
         for _ in range(_PICKLES - strict):
             yield from _named_in(file)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import MAP_LOCATION, get_unsafe_globals_in_checkpoint, safe_globals
 
 from actors.config_base import UserError
 from actors.files.own_files import create, sha256_of, stranger, stranger_by
@@ -27,7 +27,7 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, AssertionE
 """What torch raises for a file that `torch.save` did not write."""
 
 
-def write(value: Any, path: Path) -> str:
+def write(value: object, path: Path) -> str:
     """Write with `torch.save`; returns the file's SHA-256, of which the hashing and the writing go on side by side."""
     hashing: Any = None
     try:
@@ -43,9 +43,10 @@ def write(value: Any, path: Path) -> str:
     return hashing.sha256.hexdigest()
 
 
-def read(path: Path, types: Sequence[type] = (), map_location: Any = "cpu") -> Any:
+def read(path: Path, types: Sequence[type] = (), map_location: MAP_LOCATION = "cpu") -> Any:
     """What `write` wrote; raises UserError for a file of somebody else's, or that names another type."""
     with path.open("rb") as file, safe_globals(list(types)):
+        # Of the file that is open: its name may mean another one by now.
         why = stranger_by(os.fstat(file.fileno())) and stranger(path)
         if why is None:
             try:
@@ -107,7 +108,7 @@ class _Hashing:
         self._file = file
         self._hasher = hasher
 
-    def write(self, content: Any) -> int:
+    def write(self, content: bytes | memoryview) -> int:
         if len(content) < _PIECE:
             self.sha256.update(content)
             return self._written(content)
@@ -120,7 +121,7 @@ class _Hashing:
     def flush(self) -> None:
         self._file.flush()
 
-    def _written(self, content: Any) -> int:
+    def _written(self, content: bytes | memoryview) -> int:
         try:
             return self._file.write(content)
         except OSError as error:

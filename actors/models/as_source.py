@@ -3,9 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from actors.models.hub_cache import TOKENIZER_FILES, has_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _TOKENIZER = (
@@ -46,7 +49,7 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
             (directory / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_tokenizer(tokenizer: Any, directory: Path, source: str) -> None:
+def copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path, source: str) -> None:
     """Put a tokenizer beside a model: the files that it was loaded from, where that was `source`.
 
     Written anew they would differ: transformers names another class, and leaves out what it does not need itself.
@@ -60,8 +63,9 @@ def copy_tokenizer(tokenizer: Any, directory: Path, source: str) -> None:
         shutil.copyfile(file, directory / file.name)
 
 
-def without_dropout(settings: dict[str, Any]) -> list[str]:
+def without_dropout(settings: dict[str, object]) -> list[str]:
     """Names of the settings that must be 0 for a model without dropout."""
+    # Rates are floats; other settings may have the word in their names.
     return [name for name, value in settings.items() if _is_dropout(name) and isinstance(value, float)]
 
 
@@ -80,7 +84,7 @@ def _is_part(file: Path) -> bool:
     return target.parent == root and target.name in (*_TOKENIZER, GENERATION)
 
 
-def _merged(given: dict[str, Any], written: dict[str, Any], *, scores: bool) -> dict[str, Any]:
+def _merged(given: dict[str, object], written: dict[str, object], *, scores: bool) -> dict[str, object]:
     # A source's own code is not copied with it, nor is its quantisation where the weights are whole.
     ours = ["architectures", "transformers_version", "quantization_config", "auto_map"]
     ours += [*_LABELS, "pad_token_id"] if scores else []
@@ -91,8 +95,9 @@ def _merged(given: dict[str, Any], written: dict[str, Any], *, scores: bool) -> 
     return settings | (dict.fromkeys(named, dtype) if dtype else {})
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, object]:
     try:
+        # Editors on Windows put a byte order mark first, which JSON does not allow.
         found = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):  # it was there when the model was loaded
         return {}

@@ -14,7 +14,7 @@ Shapes: T tokens of the row, N slots, S sequences and L padded length of a segme
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ class SlotMap:
         if not copies.all():
             raise ValueError(f"token {int(copies.argmin())} of {len(copies)} is in no sequence")
         starts = np.cumsum(copies) - copies
+        # Stable: the copies of a token are then added up in the same order in every run.
         grouped = slots[np.argsort(sources, kind="stable")]
         tokens, is_read = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         tokens[slots] = sources
@@ -120,6 +121,7 @@ class PackedLayout:
             if sum(segment.slots for segment in segments) == sum(lengths):
                 return cls(sum(lengths), segments, None)
             sources = np.arange(sum(lengths))
+        # Stable: the layout, and with it how sums are rounded, is the same in every run.
         order = np.argsort(lengths, kind="stable")
         segments = _segments([lengths[i] for i in order], device)
         slots = _slots(np.array(lengths), order, segments)
@@ -148,7 +150,7 @@ def packed_sdpa(
     scaling: float | None = None,
     packed_layout: PackedLayout | None = None,
     cu_seq_lens_q: Tensor | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each packed sequence; transformers' attention-function signature.
 
@@ -183,7 +185,7 @@ def packed_sdpa(
 
 
 def _refuse_unsupported(
-    module: torch.nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    module: torch.nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, object]
 ) -> None:
     model = type(module).__name__
     for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
@@ -248,6 +250,7 @@ def _attend(
                 q, k, v, is_causal=True, enable_gqa=grouped, dropout_p=dropout, scale=scaling
             )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
+    # A single one is whole already: cat would copy it.
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -259,6 +262,7 @@ def _attend_short(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     hidden = torch.full((length, length), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
     hidden = hidden.repeat(queries.shape[1] // length, 1).expand(len(queries), -1, -1)
     scale = size**-0.5 if scaling is None else scaling
+    # Mask and scale are part of the product: no further pass over the scores.
     scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=scale)
     return (scores.softmax(-1) @ values).view_as(query)
 
@@ -273,17 +277,23 @@ def _select_rows(rows: Tensor, indices: Tensor) -> Tensor:
     return rows.flatten(1).index_select(0, indices).unflatten(1, rows.shape[1:])
 
 
+class _OfMap(Protocol):
+    """What the passes of a function below tell each other."""
+
+    slot_map: SlotMap
+
+
 class _ToSlots(torch.autograd.Function):
     """[T, H, D] of tokens -> [N, H, D] of slots. The gradient of a token is the sum over its copies."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, slot_map: SlotMap) -> Tensor:
+    def forward(ctx: _OfMap, tokens: Tensor, slot_map: SlotMap) -> Tensor:
         ctx.slot_map = slot_map
         return _select_rows(tokens, slot_map.sources)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _OfMap, grad: Tensor) -> tuple[Tensor, None]:
         slot_map = ctx.slot_map
         if len(slot_map.copies) == len(slot_map.slots):
             return _select_rows(grad, slot_map.slots), None
@@ -294,11 +304,11 @@ class _FromSlots(torch.autograd.Function):
     """[N, H, D] of slots -> [T, H, D] of tokens. Slots that no token is read from get gradient 0."""
 
     @staticmethod
-    def forward(ctx: Any, slots: Tensor, slot_map: SlotMap) -> Tensor:
+    def forward(ctx: _OfMap, slots: Tensor, slot_map: SlotMap) -> Tensor:
         ctx.slot_map = slot_map
         return _select_rows(slots, slot_map.slots)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _OfMap, grad: Tensor) -> tuple[Tensor, None]:
         return _sum_rows(grad, ctx.slot_map.read, ctx.slot_map.read_start), None

@@ -8,11 +8,12 @@ of every parameter that a module is given (`register_module_parameter_registrati
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch._ops import OpOverload
 from torch.nn import Parameter
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,7 +44,7 @@ class OnlySettings:
         return True
 
 
-def loading(divider: Divider | None) -> Any:
+def loading(divider: Divider | None) -> AbstractContextManager[None]:
     """A context in which `from_pretrained` divides what it loads; what a directory lacks, such as a new head, stays
     whole until the engine takes it."""
     return _loading(divider) if divider else nullcontext()
@@ -72,7 +73,7 @@ def _loading(divider: Divider) -> Iterator[None]:
         yield
 
 
-def drawing(divider: Divider | None) -> Any:
+def drawing(divider: Divider | None) -> AbstractContextManager[None]:
     """A context in which `from_config` divides the weights that it draws: the very same as without it."""
     return _drawing(divider) if divider else nullcontext()
 
@@ -88,7 +89,7 @@ def _drawing(divider: Divider) -> Iterator[None]:
             return None
         return Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    def draw(model: PreTrainedModel, module: torch.nn.Module, *settings: Any) -> None:
+    def draw(model: PreTrainedModel, module: torch.nn.Module, *settings: object) -> None:
         drawn = [name for name, each in module.named_parameters(recurse=False) if each.is_meta]
         for name in drawn:
             empty = module.get_parameter(name)
@@ -97,6 +98,7 @@ def _drawing(divider: Divider) -> Iterator[None]:
         for name in drawn:
             divider.divide(module.get_parameter(name))
 
+    # On the class, as the model is made within from_config; it is put back in any case.
     kind._initialize_weights = draw
     try:
         with _given(given), _DrawnAsIfReal():
@@ -112,7 +114,9 @@ class _DrawnAsIfReal(TorchDispatchMode):
     be other numbers.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         if torch.Tag.nondeterministic_seeded in func.tags and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             func(torch.empty_like(args[0], device="cpu"), *args[1:], **(kwargs or {}))
             return args[0]
@@ -120,7 +124,7 @@ class _DrawnAsIfReal(TorchDispatchMode):
 
 
 @contextmanager
-def _given(hook: Any) -> Iterator[None]:
+def _given(hook: Callable[..., Any]) -> Iterator[None]:
     """Within it, `hook` is told (module, name, parameter) of every parameter that is given to any module, and may
     answer with another one."""
     handle = register_module_parameter_registration_hook(hook)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,6 +28,11 @@ from actors.models.hub_cache import local_directory
 from actors.models.load import linear_in_float32
 from actors.models.precision import TORCH_DTYPES
 from actors.models.tensor_files import Meta
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    Encoder = SentenceTransformer | CrossEncoder
 
 _NO_CODE = {"trust_remote_code": False}
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
@@ -49,6 +54,7 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider:
         return _load(model, head, local_directory(directory), divider)
     with tempfile.TemporaryDirectory() as scratch:  # sentence-transformers loads from directories only
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
+        # The weights depend on their own seed, and nothing drawn later on them.
         with torch.random.fork_rng():
             torch.manual_seed(model.init.seed)
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -60,7 +66,7 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider:
 
 def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None) -> Any:
     with only_data(directory), loading(divider):
-        loaded = (
+        loaded: Any = (
             _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
         )
     if loaded.transformers_model is None:
@@ -74,6 +80,7 @@ def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divide
         _read_out_in_float32(loaded)
     loaded.transformers_model.config.use_cache = False
     if model.gradient_checkpointing:
+        # The reentrant kind needs an input that has a gradient: below adapters, none has.
         loaded.transformers_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Loaded models are in evaluation mode, in which dropout and gradient checkpointing do nothing.
     return loaded.train()
@@ -90,7 +97,9 @@ def _read_out_in_float32(loaded: Any) -> None:
         loaded[0].register_forward_hook(_tokens_in_float32)
 
 
-def _tokens_in_float32(module: Any, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+def _tokens_in_float32(
+    module: torch.nn.Module, inputs: object, features: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     if "token_embeddings" in features:
         features["token_embeddings"] = features["token_embeddings"].float()
     return features
@@ -111,16 +120,14 @@ def _limit_length(loaded: Any, head: EncoderHead) -> None:
         loaded.max_seq_length = min(limits)
 
 
-def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     if _saved_as(directory) == "CrossEncoder":
         raise UserError(f"model.path: must be an embedding model or a plain one, got a reranker in {directory}")
     if _describes_itself(directory):
-        loaded: Any = SentenceTransformer(
-            directory, device="cpu", model_kwargs=_options(model), trust_remote_code=False
-        )
+        loaded = SentenceTransformer(directory, device="cpu", model_kwargs=_options(model), trust_remote_code=False)
         keep_texts(loaded, directory, "model.path")
         _require_same_head(loaded, head, directory)
         return loaded
@@ -145,12 +152,12 @@ def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> An
     return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
 
 
-def _load_reranker(model: ModelConfig, directory: str) -> Any:
+def _load_reranker(model: ModelConfig, directory: str) -> "CrossEncoder":
     from sentence_transformers import CrossEncoder
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     if _saved_as(directory) == "CrossEncoder":
-        loaded: Any = CrossEncoder(directory, device="cpu", model_kwargs=_options(model), trust_remote_code=False)
+        loaded = CrossEncoder(directory, device="cpu", model_kwargs=_options(model), trust_remote_code=False)
         keep_texts(loaded, directory, "model.path")
     else:
         settings = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -177,7 +184,7 @@ def _load_reranker(model: ModelConfig, directory: str) -> Any:
     return loaded
 
 
-def keep_texts(loaded: Any, directory: str, field: str) -> None:
+def keep_texts(loaded: "Encoder", directory: str, field: str) -> None:
     """Let a sentence-transformers model take texts as they are, also where its tokenizer has a chat template.
 
     Raises UserError for one that is saved to write them by its template: that is a program, and would run without
@@ -209,7 +216,7 @@ def _saved_as(directory: str) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
 
 
-def _require_same_head(loaded: Any, head: EncoderHead, directory: str) -> None:
+def _require_same_head(loaded: "Encoder", head: EncoderHead, directory: str) -> None:
     kinds = [type(module).__name__ for module in loaded]
     pooling = next((module.pooling_mode for module in loaded if type(module).__name__ == "Pooling"), None)
     if head.pooling is not None and _POOLING[head.pooling] != pooling:
@@ -275,6 +282,7 @@ def write_encoder(
     model[0].unpad_inputs = None
     model._model_card_text = None  # the base model's, with its figures
     _, unexpected = model.load_state_dict(others, strict=False)
+    # By identity: a module may hold the transformer under any name.
     inside = {id(parameter) for parameter in model.transformers_model.parameters()}
     rest = {name for name, parameter in model.named_parameters() if id(parameter) not in inside}
     assert not unexpected and rest == others.keys(), (unexpected, rest ^ others.keys())
@@ -295,7 +303,7 @@ def _write_one_by_one(body: Any, metas: Sequence[Meta], tensors: Iterable[tuple[
     buffers = {name: tensor for name, tensor in body.state_dict().items() if name not in parameters}
     known = [*metas, *((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in buffers.items())]
 
-    def save(path: str, **_: Any) -> None:
+    def save(path: str, **_: object) -> None:
         del body.save_pretrained
         save_weights(body, known, chain(tensors, buffers.items()), Path(path))
 

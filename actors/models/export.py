@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from actors.files.readable import make_readable
@@ -23,7 +22,7 @@ def export_model(
     model: PreTrainedModel,
     metas: Sequence[Meta],
     tensors: Iterable[tuple[str, torch.Tensor]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -60,7 +59,10 @@ def save_weights(
     model.save_pretrained(directory, state_dict={})  # the settings
     ignored: set[str] = set(model._keys_to_ignore_on_save or ())
     empty = {
-        name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in metas if name not in ignored
+        # Names and shapes alone: transformers says how the files would have them, before any weight is there.
+        name: torch.empty(shape, dtype=dtype, device="meta")
+        for name, dtype, shape in metas
+        if name not in ignored
     }
     stored = revert_weight_conversion(model, empty)
     kept = ((name, tensor) for name, tensor in tensors if name not in ignored)
@@ -100,5 +102,6 @@ def _as_stored(
             yield from revert_weight_conversion(model, {name: tensor}).items()
         return
     # Kinds of which several tensors are one in files: the whole model is needed at one time.
+    # Copies: each of the tensors may be gone when the next is asked for.
     whole = {name: tensor.cpu().clone() for name, tensor in tensors}
     yield from revert_weight_conversion(model, whole).items()

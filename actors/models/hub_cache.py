@@ -68,6 +68,7 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
     with suppress(OSError, ValueError):  # a commit itself, or not there
         commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
     snapshot = folder / "snapshots" / commit
+    # The commit is read from a file: it must not lead out of the cache.
     return snapshot if commit and ".." not in commit and (snapshot / "config.json").is_file() else None
 
 
@@ -162,6 +163,7 @@ def _load(name: str, revision: str | None, field: str, *, small: bool) -> Path:
     try:
         info = HfApi().model_info(name, revision=revision, timeout=_DEADLINE_S)
         ignored = [*_NOT_TORCH, *_OTHER_FORMATS]
+        # The same weights a second time, in a format that can hold code.
         if any(sibling.rfilename.endswith(".safetensors") for sibling in info.siblings or []):
             ignored.append("*.bin")
         wanted = _SMALL if small else None

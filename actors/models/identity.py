@@ -38,6 +38,7 @@ def model_identity(path: str, revision: str | None = None) -> str | None:
         config = directory / "config.json"
         digest.update(config.read_bytes() if config.is_file() else b"")
         for file in weight_files(directory):
+            # Names and sizes, too: pieces alone do not say where they are from.
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             for piece in _pieces(file):
                 digest.update(piece)

@@ -11,6 +11,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from actors.config import ModelConfig, UserError
@@ -77,8 +78,12 @@ def load_value_model(
 
 
 def _from_directory(
-    loader: Any, directory: str, config: PretrainedConfig, options: dict[str, Any], divider: Divider | None
-) -> tuple[Any, dict[str, Any]]:
+    loader: type[_BaseAutoModelClass],
+    directory: str,
+    config: PretrainedConfig,
+    options: dict[str, object],
+    divider: Divider | None,
+) -> tuple[Any, dict[str, set[str]]]:
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     with only_data(directory), loading(divider):
@@ -100,9 +105,9 @@ def _from_directory(
     return built, loaded
 
 
-def _options(model: ModelConfig) -> dict[str, Any]:
+def _options(model: ModelConfig) -> dict[str, object]:
     """How a model is made or loaded: precision, attention, quantisation."""
-    options: dict[str, Any] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model)}
+    options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model)}
     if model.quantize:
         device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
         options |= {"quantization_config": quantization_config(model), "device_map": device}
@@ -110,10 +115,12 @@ def _options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    # A training pass reads whole sequences: nobody would ask for keys and values again.
     built.config.use_cache = False
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     if model.gradient_checkpointing:
+        # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
 
@@ -171,7 +178,7 @@ class TokenLogprobs(torch.nn.Module):
         return _at(actions, logprobs, batch), _at(actions, entropies, batch)
 
 
-def linear_in_float32(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+def linear_in_float32(layer: "torch.nn.Linear | ScoreHead", hidden: torch.Tensor) -> torch.Tensor:
     """What a layer with `weight` and `bias` (or None) makes of [..., D], computed and answered at least in float32."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     bias = None if layer.bias is None else layer.bias.to(dtype)
@@ -219,7 +226,7 @@ class TokenValues(torch.nn.Module):
         return scores, torch.zeros_like(scores)
 
 
-def _hidden_states(decoder: Any, batch: PackedBatch, attention: str) -> torch.Tensor:
+def _hidden_states(decoder: torch.nn.Module, batch: PackedBatch, attention: str) -> torch.Tensor:
     """Last hidden state that is read for each action token, [A, D]."""
     hidden = decoder(
         input_ids=batch.inputs.token_ids[None],

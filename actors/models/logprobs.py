@@ -3,7 +3,7 @@
 Shapes: T tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -58,10 +58,22 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperat
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
 
 
+class _Kept(Protocol):
+    """What the backward pass has of the forward pass; the methods and the other attributes are PyTorch's."""
+
+    temperature: float
+    chunk: int
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+        ctx: _Kept, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropies, normalizers = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
@@ -79,12 +91,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normalizers[rows] = log_total + top.squeeze(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers, entropies)
         ctx.temperature, ctx.chunk = temperature, chunk
+        # A loss without entropies shall not cost a pass over zeros in their place.
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_logprobs is None and grad_entropies is None:
             return (None,) * 6
         hidden, weight, bias, targets, normalizers, entropies = ctx.saved_tensors
@@ -105,6 +118,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             ).div_(ctx.temperature)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
+            # The products in the dtype of the weight, as those of the forward pass.
             grad_logits = grad_logits.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight

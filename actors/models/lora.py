@@ -13,12 +13,12 @@ import difflib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from safetensors.torch import save_file
@@ -40,7 +40,7 @@ from actors.models.as_source import restore_settings
 from actors.models.dividing import gathered_by_peft
 from actors.models.hub_cache import configured_directory, split_commit
 
-Gather = Callable[[Sequence[Parameter]], AbstractContextManager[Any]]
+Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 _NAME = "default"
@@ -78,6 +78,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         target_modules=_targets(model, config.targets),
         task_type=_task_type(model),
     )
+    # What is drawn later must not depend on how many adapters have drawn before.
     with torch.random.fork_rng(), gathered_by_peft(model):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, adapter_name=_NAME)
@@ -88,7 +89,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers that can have adapters: all but the output embedding, score heads, and the pooler of
     a bare encoder, which is not read."""
-    output: Any = model.get_output_embeddings()
+    output = model.get_output_embeddings()
     heads = _heads(model)
     apart = tuple(f"{name}." for name in (heads or ["pooler"]))
     return [
@@ -181,22 +182,40 @@ def adapters_disabled(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
+class AdaptedLayer(Protocol):
+    """peft.tuners.lora.LoraLayer, as far as it is used: by the adapter's name, what it consists of."""
+
+    scaling: Mapping[str, float]
+    lora_A: Mapping[str, torch.nn.Linear]
+    lora_B: Mapping[str, torch.nn.Linear]
+    lora_magnitude_vector: Mapping[str, torch.nn.Linear]
+
+    def get_base_layer(self) -> Any: ...  # Linear, or Conv1D of transformers
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+    def enable_adapters(self, enabled: bool) -> None: ...
+
+
+def _is_adapted(module: object) -> TypeGuard[AdaptedLayer]:
+    return hasattr(module, "lora_A")
+
+
+def _adapted_layers(model: PreTrainedModel) -> dict[str, AdaptedLayer]:
     """Name -> peft.tuners.lora.LoraLayer, told by what it holds."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return {name: module for name, module in model.named_modules() if _is_adapted(module)}
 
 
-def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, Any]]:
+def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, AdaptedLayer | None]]:
     """(plain name, parameter, the adapted layer whose weight it is), in the order of the model without adapters."""
     layers = list(_adapted_layers(model).values())
-    adapted: dict[int, Any] = {id(layer.get_base_layer().weight): layer for layer in layers}
+    adapted: dict[int, AdaptedLayer] = {id(layer.get_base_layer().weight): layer for layer in layers}
     added = {id(parameter) for layer in layers for parameter in _adapter_of(layer).values()}
     for name, parameter in model.named_parameters():
+        # By identity: PEFT renames what it wraps, and parameters may be tied.
         if id(parameter) not in added:
             yield name.replace(".base_layer.", "."), parameter, adapted.get(id(parameter))
 
 
-def _adapter_of(layer: Any) -> dict[str, Parameter]:
+def _adapter_of(layer: AdaptedLayer) -> dict[str, Parameter]:
     return {name: value for name, value in layer.named_parameters() if not name.startswith("base_layer.")}
 
 
@@ -226,6 +245,7 @@ class MergeError:
 
     def add(self, weight: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> None:
         """Count a layer: its weight without adapters, the merged one in float32, and that in the weight's dtype."""
+        # float64: squares of billions of small numbers, of which a float32 sum would stop growing.
         self.change += float((exact - weight).double().square().sum())
         self.lost += float((exact - rounded).double().square().sum())
 
@@ -242,12 +262,13 @@ def plain_parameters(
     for name, parameter, layer in _plain(model):
         adapter = _adapter_of(layer) if merged and layer is not None else {}
         with gather([parameter, *adapter.values()]):
+            # Not around the yield: the reader would compute without gradients, too.
             with torch.no_grad():
-                tensor = _merged(layer, error) if adapter else _dequantized(parameter)
+                tensor = _merged(layer, error) if adapter and layer is not None else _dequantized(parameter)
             yield name, tensor
 
 
-def _merged(layer: Any, error: MergeError | None) -> torch.Tensor:
+def _merged(layer: AdaptedLayer, error: MergeError | None) -> torch.Tensor:
     weight = _dequantized(layer.get_base_layer().weight)
     transposed = isinstance(layer.get_base_layer(), Conv1D)
     change = layer.scaling[_NAME] * layer.lora_B[_NAME].weight.float() @ layer.lora_A[_NAME].weight.float()
@@ -295,7 +316,7 @@ def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict
 
 def adapter_config(model: PreTrainedModel, base: str | None) -> str:
     """adapter_config.json of a PEFT directory whose adapters belong to the model in the directory `base`."""
-    settings: dict[str, Any] = model.peft_config[_NAME].to_dict()  # type: ignore[index, union-attr, operator]
+    settings: dict[str, object] = model.peft_config[_NAME].to_dict()  # type: ignore[index, union-attr, operator]
     name, commit = split_commit(base) if base else (None, None)
     settings |= {"base_model_name_or_path": name, "revision": commit}
     settings |= {"inference_mode": True, "modules_to_save": _heads(model) or None}
@@ -355,14 +376,8 @@ def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
     """
     if model.quantize is None:
         return None
-    lacking = [
-        what
-        for what, there in (
-            ("no GPU", torch.cuda.is_available()),
-            ("no bitsandbytes", importlib.util.find_spec("bitsandbytes")),
-        )
-        if not there
-    ]
+    needed = {"no GPU": torch.cuda.is_available(), "no bitsandbytes": importlib.util.find_spec("bitsandbytes")}
+    lacking = [what for what, there in needed.items() if not there]
     if lacking:
         raise UserError(f"model.quantize: nf4 needs a GPU and the bitsandbytes package, got {' and '.join(lacking)}")
     return BitsAndBytesConfig(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class ModelInputs:
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
 
-    def attention_arguments(self, implementation: str) -> dict[str, Any]:
+    def attention_arguments(self, implementation: str) -> dict[str, object]:
         """Keyword arguments by which an attention implementation learns the sequence borders.
 
         Raises:
@@ -94,6 +94,7 @@ class PackedBatch:
     def sequence_sums(self, per_token: torch.Tensor) -> torch.Tensor:
         """Sum of a [T] tensor over the action tokens of each sequence, [S]."""
         sums = per_token.new_zeros(len(self.lengths))
+        # where, not a product: NaN x 0 is NaN, and what lies beside the actions may be anything.
         sums = sums.index_add(0, self.sequence_ids, torch.where(self.action_mask, per_token, 0))
         return sums[:0] if self.idle else sums
 
@@ -137,6 +138,7 @@ def pack(
     def row(arrays: Seq[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)[kept]).to(device)
 
+    # Whoever has run out of work does not know which fields the others have: any that is asked for is there.
     no_fields: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros(1, device=device))
     no_labels: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros(0, device=device))
     token_ids = row([sequence.token_ids for sequence in sequences])
@@ -204,6 +206,7 @@ def _model_inputs(
     tokens = np.arange(len(places)) if sources is None else sources
     is_input = np.zeros(len(token_ids), dtype=np.bool_)
     is_input[tokens[computed]] = True
+    # Where a kept token is among the inputs; of the others, nobody asks.
     renumbered = np.cumsum(is_input) - 1
     # Each action token is at one position; of the positions of a shared prompt token, any will do.
     is_read = np.arange(len(token_ids))

@@ -129,6 +129,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             size = path.stat().st_size
             start = stream.read(8)
             length = int.from_bytes(start, "little")
+            # Before reading: the length of a file that is none of these can be any number.
             if len(start) < 8 or length > size - 8 or length > _MOST_HEADER_BYTES:
                 raise ValueError(_not_safetensors(path, start + stream.read(200), size, length))
             content = stream.read(length)
@@ -138,6 +139,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(_not_safetensors(path, start + content[:200], size, length))
     header = parse_json(content, f"the header of {path.name}")
     assert isinstance(header, dict), "it begins with a brace"
+    # Free texts under the name that no tensor can have.
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, value) for name, value in header.items()}
     _require_cover(path, [value["data_offsets"] for value in header.values()], size - 8 - length)
@@ -257,7 +259,7 @@ class _TwiceError(ValueError):
     pass
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -265,10 +267,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
+    # true and false are integers, too, for Python.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = ascii(value) if not isinstance(value, str) or not value.isprintable() else value
     return text if len(text) <= 80 else text[:77] + "..."

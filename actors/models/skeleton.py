@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from actors.config import ModelConfig, ModelInit
 from actors.models.hub_cache import located
@@ -35,10 +34,11 @@ def vocabulary_size(init: ModelInit) -> int:
     encoded = [character.encode("utf-8", "surrogatepass") for character in init.alphabet]
     pieces = {byte.to_bytes() for each in encoded for byte in each}
     pieces |= {each[:end] for each in encoded for end in range(2, len(each) + 1)}
+    # Padding, unknown, end and four roles; an encoder has a first token and a separator beside these.
     return len(pieces) + (9 if init.family == "bert" else 7)
 
 
-def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, Any]:
+def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) -> dict[str, object]:
     """The Hugging Face configuration of a `model.init` model."""
     if init.family == "bert":
         return _bert_config(init, dtype, vocabulary, pad)
@@ -62,7 +62,7 @@ def hf_config(init: ModelInit, dtype: str, vocabulary: int, eos: int, pad: int) 
     }
 
 
-def _bert_config(init: ModelInit, dtype: str, vocabulary: int, pad: int) -> dict[str, Any]:
+def _bert_config(init: ModelInit, dtype: str, vocabulary: int, pad: int) -> dict[str, object]:
     return {
         "architectures": [_ARCHITECTURES[init.family]],
         "model_type": init.family,

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class UnreadTensor:
     def __init__(self, file: Path, name: str, dtype: str, shape: tuple[int, ...], *, reads: bool) -> None:
         self.file, self.name, self.dtype, self.shape, self.reads = file, name, dtype, shape, reads
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType) -> torch.Tensor:
         if not self.reads and self.dtype in _DTYPES:
             return torch.empty(self.shape, dtype=_DTYPES[self.dtype])[index]
         return read_tensor(self.file, self.name)[index]
@@ -79,7 +80,7 @@ class _TensorFile:
     def __init__(self, path: Path, metas: Sequence[Meta], metadata: dict[str, str] | None) -> None:
         # The library's own order and alignment, for files that do not depend on how they were written.
         ordered = sorted(metas, key=lambda meta: (-meta[1].itemsize, meta[0]))
-        header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+        header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
         self.missing: dict[str, tuple[int, int]] = {}
         end = 0
         for name, dtype, shape in ordered:
@@ -87,13 +88,16 @@ class _TensorFile:
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
             self.missing[name] = begin, end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # The tensors begin at a multiple of 8 bytes, as in the files of the library.
         text += b" " * (-len(text) % 8)
         self.start = 8 + len(text)
         self.stream = os.fdopen(create(path), "wb")
         self.stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
+        # Popped, so that a tensor that comes a second time fails.
         begin, end = self.missing.pop(name)
+        # As bytes: numpy has no bfloat16.
         content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         assert len(content) == end - begin, f"{name} has {len(content)} bytes, not the {end - begin} of its dtype"
         self.stream.seek(self.start + begin)

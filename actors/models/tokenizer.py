@@ -154,6 +154,7 @@ def _beginning_fault(name: str, begins: bytes, size: int) -> str | None:
     """What is wrong with a file that begins so."""
     if what := what_instead(begins, size):
         return f"{name} must hold the tokenizer, {what}"
+    # Behind a byte order mark, which some editors put first.
     start = begins.lstrip(b"\xef\xbb\xbf \t\r\n")
     if name.endswith(".json") and not start.startswith(b"{"):
         return f"{name} must hold a JSON object, {'is empty' if not start else 'holds something else'}"

@@ -12,16 +12,17 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
@@ -47,6 +48,28 @@ class _Sample:
     """Its name within vLLM, which an abort needs."""
 
 
+class _Logprobs(Protocol):
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+class _Span(Protocol):
+    start: int
+    end: int
+    version: str
+
+
+class _Completion(Protocol):
+    """vLLM's CompletionOutput with the `flat_logprobs` that it was asked for."""
+
+    token_ids: Sequence[int]
+    logprobs: _Logprobs
+    weight_versions: Sequence[_Span] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    text: str
+
+
 class EngineThread:
     """Owns the vLLM engine: everything that touches it runs on this thread, between steps. See `Engine`."""
 
@@ -55,7 +78,7 @@ class EngineThread:
         self._build = build
         self._params = params
         self._slots = slots
-        self._calls: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._calls: queue.Queue[tuple[Callable[[], object], Future[Any]]] = queue.Queue()
         self._running: dict[str, _Sample] = {}
         self._canaries: dict[str, Future[RequestOutput]] = {}
         self._segments: list[Segment] = []
@@ -74,6 +97,7 @@ class EngineThread:
         """Of the weights in service; -1 before the first."""
         self._work = Work()
         self.ready: Future[None] = Future()
+        # A daemon: its loop has no end, and must not keep the process alive.
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
@@ -107,6 +131,7 @@ class EngineThread:
 
     def stats(self) -> EngineStats:
         """How the engine is; see `Engine`."""
+        # Read once, as the engine thread sets them meanwhile.
         samples, seen = len(self._running), self._round
         scheduler = self._scheduler()
         return EngineStats(
@@ -125,6 +150,7 @@ class EngineThread:
         """Logprobs of every token but the first at temperature 1, [L-1]. Runs on the engine thread, which steps on."""
         output: Future[RequestOutput] = Future()
         self._canaries[self._add(token_ids, prompt_logprob_params())[0]] = output
+        # It ends also when the engine is lost: that answers every canary.
         while not output.done():
             self._step()
         steps = output.result().prompt_logprobs
@@ -134,6 +160,7 @@ class EngineThread:
 
     def pause(self) -> None:
         """Stop stepping, keeping all running requests. Runs on the engine thread."""
+        # Level 0: scheduling alone stops, weights and cache stay where they are.
         self.llm.sleep(level=0, mode="keep")
         self._paused = True
 
@@ -142,6 +169,7 @@ class EngineThread:
 
         Runs on the engine thread.
         """
+        # Before scheduling goes on: no step may read keys and values of the old weights.
         self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
         self.llm.wake_up(tags=["scheduling"])
         self._paused = False
@@ -186,7 +214,8 @@ class EngineThread:
     def _add(self, token_ids: list[int], params: SamplingParams) -> tuple[str, str]:
         """Give vLLM a request; returns the name that its outputs bear, and the one that vLLM has for it inside."""
         name = str(next(self._names))
-        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
+        # Salted, so that no keys and values are found that other weights, or another seed, have left.
+        prompt: TokensPrompt = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
         return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
 
     def _abort(self, requests: set[int]) -> None:
@@ -293,7 +322,7 @@ class EngineThread:
             return
         self._preemptions, preempt = 0, scheduler._preempt_request
 
-        def counted(*args: Any, **options: Any) -> Any:
+        def counted(*args: object, **options: object) -> object:
             self._preemptions = (self._preemptions or 0) + 1
             return preempt(*args, **options)
 
@@ -309,7 +338,7 @@ def _fulfil(future: "Future[T]", answer: T) -> None:
         future.set_result(answer)
 
 
-def _fail(future: "Future[Any]", error: Exception) -> None:
+def _fail(future: "Future[T]", error: Exception) -> None:
     with suppress(InvalidStateError):
         future.set_exception(error)
 
@@ -317,7 +346,7 @@ def _fail(future: "Future[Any]", error: Exception) -> None:
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
-def _segment(sample: _Sample, completion: Any) -> Segment:
+def _segment(sample: _Sample, completion: _Completion) -> Segment:
     """Of one of vLLM's completions. Raises RuntimeError where it does not say of each token what sampled it."""
     tokens = list(completion.token_ids)
     if completion.logprobs.token_ids != tokens:
@@ -348,8 +377,9 @@ def _refused(request: int, index: int, error: Exception) -> Segment:
     )
 
 
-def _spans(completion: Any, length: int) -> list[VersionSpan]:
+def _spans(completion: _Completion, length: int) -> list[VersionSpan]:
     """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
+    # Weights that came and went between two tokens have sampled none.
     spans = [span for span in completion.weight_versions or [] if span.end > span.start]
     if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
         raise RuntimeError(

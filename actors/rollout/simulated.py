@@ -93,6 +93,7 @@ class SimulatedEngine:
             left = until - time.monotonic()
             if segments or left <= 0:
                 return segments
+            # In short naps: what another thread aborts or loses meanwhile is to be seen soon.
             time.sleep(max(0.0, min(pause, left, 0.05)))
 
     def abort(self, requests: list[int]) -> None:

@@ -1,7 +1,7 @@
 """How a vLLM engine is made and what it is asked for: from Tandem's settings to vLLM's own."""
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from vllm import LLM, SamplingParams
@@ -13,7 +13,8 @@ from actors.config_rollout import RolloutConfig
 from actors.rollout.types import Sampling
 from actors.weights.transfer import WORKER_BACKENDS
 
-_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
+_DTYPES: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
+# What vLLM takes for max_lora_rank; an adapter of a rank between two gets the larger.
 _ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -42,7 +43,9 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         max_num_seqs=config.max_concurrent,
         gpu_memory_utilization=config.gpu_share(shared=backend == "ipc"),
         enforce_eager=not compiled,
+        # Of the distribution that was drawn from: the importance ratio needs the logprobs of what really happened.
         logprobs_mode="processed_logprobs",
+        # Not the model's own generation_config.json: its top_p or penalties would apply where ours say nothing.
         generation_config="vllm",
         weight_transfer_config=WeightTransferConfig(backend=WORKER_BACKENDS[backend]),
         worker_extension_cls="actors.weights.transfer.WorkerExtension",
@@ -52,7 +55,7 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
     return LLM(**(options | config.vllm))
 
 
-def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, Any]:
+def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, object]:
     from actors.models.lora import adapted_layer_kinds
 
     return {
@@ -78,11 +81,13 @@ def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams
         repetition_penalty=config.repetition_penalty,
         presence_penalty=config.presence_penalty,
         max_tokens=sampling.max_tokens,
+        # Of the sampled token alone, as two flat lists instead of an object for each token.
         logprobs=0,
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         stop=config.stop or None,
         stop_token_ids=config.stop_token_ids,
+        # The text is decoded from all tokens in the end; vLLM needs it only to look for stop strings.
         detokenize=bool(config.stop),
         skip_special_tokens=True,
     )

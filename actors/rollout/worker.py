@@ -95,7 +95,7 @@ class EngineHost:
         return self._ended.pop(request)
 
     @ray.method(concurrency_group="requests")
-    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[Any, ...]:
+    async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[list[Episode] | None, ...]:
         """None, then, group by group, the episodes of each of its shares, which are lists of their numbers.
 
         An engine's process does this as it is on the machine that most of them are on, and no rank should fetch
@@ -111,6 +111,7 @@ class EngineHost:
     @ray.method(concurrency_group="requests")
     async def abort(self, requests: list[int]) -> None:
         """End these requests; `poll` tells of each, and what they have so far can be collected."""
+        # What has ended on the way here is no longer open, and the engine knows nothing of it.
         self.engine.abort([request for request in requests if request in self._open])
 
     @ray.method(concurrency_group="control")
@@ -132,6 +133,7 @@ class EngineHost:
         request, segments = self._open.pop(number)
         if refused := [segment.error for segment in segments if segment.finish == "refused"]:
             return Finished(request=number, infos=[], error=refused[0])
+        # They end in any order; which response has which number must not depend on it.
         segments.sort(key=lambda segment: segment.index)
         episodes = [self._episode(request, segment) for segment in segments]
         self._ended[number] = episodes
@@ -174,6 +176,7 @@ class RolloutWorker(EngineHost):
         self.tokenizer = load_tokenizer(directory)
         directory = configured_directory(directory)
         self.engine: EngineThread = EngineThread(
+            # Engines that drew alike would answer a prompt that comes twice with the same.
             lambda: build_llm(directory, config, model, backend, seed + rank),
             lambda sampling: sampling_params(config, sampling),
             config.max_concurrent,
@@ -209,12 +212,12 @@ class RolloutWorker(EngineHost):
         await self._between_steps(self.engine.resume)
 
     @ray.method(concurrency_group="control")
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    async def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
         """Join the transfer group."""
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def update_weights(self, update_info: Any, first: bool, remember_checksums: bool) -> None:
+    async def update_weights(self, update_info: dict[str, Any], first: bool, remember_checksums: bool) -> None:
         """Receive weights that the trainer sends.
 
         At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model.
@@ -235,6 +238,7 @@ class RolloutWorker(EngineHost):
         return await self._between_steps(lambda: self._put_into_service(version, canary))
 
     def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
+        # vLLM notes the version itself with each token that it samples from now on: text, there.
         self.engine.llm.finish_weight_update(str(version))
         self.engine.version = version
         self.engine.resume()
@@ -304,7 +308,7 @@ class RolloutWorker(EngineHost):
         return await self._between_steps(load)
 
     @ray.method(concurrency_group="control")
-    async def worker_call(self, method: str, *args: Any) -> list[Any]:
+    async def worker_call(self, method: str, *args: object) -> list[Any]:
         """Call a method of `actors.weights.transfer.WorkerExtension` on every worker process of this engine."""
         return await self._between_steps(lambda: self.engine.llm.collective_rpc(method, args=args))
 

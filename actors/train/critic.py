@@ -3,12 +3,10 @@
 The driver imports this module for its method names; models are imported only where a worker needs them.
 """
 
-from typing import Any
-
 import torch
 
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Held, Plan, Share
+from actors.train.worker import Handed, Held, Input, Plan, Share
 
 
 class ValueWorker(TrainedWorker):
@@ -27,7 +25,7 @@ class ValueWorker(TrainedWorker):
 class CriticWorker(ValueWorker):
     """One data-parallel rank of the critic."""
 
-    def values(self, shares: list[Share], plan: Plan, held: Held, *inputs: Any) -> Any:
+    def values(self, shares: list[Share], plan: Plan, held: Held, *inputs: Input) -> Handed:
         """`values` of rollouts; see `ReferenceWorker.logprobs`."""
         return self.read_episodes(self.read, "values", shares, plan, held, inputs, share_prompts=self.shares_prompts)
 

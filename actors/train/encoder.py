@@ -31,6 +31,9 @@ from actors.train.worker import Metrics
 OutputLoss = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(outputs of all ranks' texts [N, D] or scores [N], the guide's vectors [N, D] or None) -> (loss, metrics)."""
 
+Features = dict[str, Any]
+"""Padded inputs of a model, [B, L] and the like, among what sentence-transformers keeps beside them."""
+
 _TOKENISED_TOGETHER = 512
 """Texts that are padded to one length before they are cut into micro-batches."""
 _PASS_OVERHEAD = {"cpu": 128, "cuda": 1024}
@@ -59,7 +62,7 @@ class TextBatch:
 
     places: list[int]
     """Of the texts among those given; none for a pass that only keeps step with other ranks."""
-    features: dict[str, Any]
+    features: Features
     """Padded inputs of the model."""
     tokens: int
     """Without padding."""
@@ -70,12 +73,12 @@ class TextBatch:
 class TextModule(torch.nn.Module):
     """A sentence-transformers model that answers with one output of each text."""
 
-    def __init__(self, model: Any, output: str) -> None:
+    def __init__(self, model: torch.nn.Module, output: str) -> None:
         super().__init__()
         self.model = model
         self.output = output
 
-    def forward(self, features: dict[str, Any]) -> torch.Tensor:
+    def forward(self, features: Features) -> torch.Tensor:
         """Vectors [B, D] or scores [B], float32."""
         found = self.model(dict(features))[self.output].float()
         return found.squeeze(1) if self.output == "scores" else found
@@ -136,6 +139,7 @@ class EncoderWorker(TrainedWorker):
         started = time.perf_counter()
         batches = self._batches(texts)
         rate = self.engine.learning_rate
+        # The largest share decides for all ranks: they must read in the same way, as their passes are collective.
         keep = self._most(sum(batch.padded for batch in batches)) <= self.group.micro_batch_tokens
         known = self._gather(self._guided(texts, guide), counts) if guide else None
         graphs, states, outputs = self._first_pass(batches, len(texts), keep)
@@ -212,11 +216,8 @@ class EncoderWorker(TrainedWorker):
         value.backward()
         assert outputs.grad is not None
         start = sum(counts[: self.rank])
-        return (
-            float(value.detach()),
-            {name: float(metric) for name, metric in metrics.items()},
-            outputs.grad[start : start + counts[self.rank]],
-        )
+        gradients = outputs.grad[start : start + counts[self.rank]]
+        return float(value.detach()), {name: float(metric) for name, metric in metrics.items()}, gradients
 
     def _gather(self, own: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Rows of all ranks, without gradients."""
@@ -232,7 +233,7 @@ class EncoderWorker(TrainedWorker):
     def _guided(self, texts: list[EncoderText], guide: str) -> torch.Tensor:
         """The guide's vectors of the texts, [texts, D]; it puts its own instructions before them."""
         model = self.guides[guide]
-        found: list[Any] = [None] * len(texts)
+        found: dict[int, torch.Tensor] = {}
         for kind, encode in (("query", model.encode_query), ("passage", model.encode_document)):
             places = [place for place, text in enumerate(texts) if text.kind == kind]
             if places:
@@ -240,7 +241,8 @@ class EncoderWorker(TrainedWorker):
                 for place, row in zip(places, rows, strict=True):
                     found[place] = row
         size = model.get_embedding_dimension()
-        vectors = torch.stack(found).clone().float() if texts else torch.zeros((0, size), device=self.device)
+        ordered = [found[place] for place in range(len(texts))]
+        vectors = torch.stack(ordered).clone().float() if texts else torch.zeros((0, size), device=self.device)
         if not vectors.isfinite().all():  # the loss would take every passage for a negative, and be finite
             raise FloatingPointError(f"the vectors of the guide {guide} are not finite")
         return vectors
@@ -274,6 +276,7 @@ class EncoderWorker(TrainedWorker):
     def _by_prompt(self, texts: list[EncoderText]) -> list[list[int]]:
         """Places of texts that can share a forward pass, longest texts first: all of them, unless pooling leaves out
         the instruction's tokens, or a chat template has a place of its own for it."""
+        # By characters: how many tokens they have is known only once they are padded together.
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place].text) - len(texts[place].passage or ""))
         pooled = all(getattr(module, "include_prompt", True) for module in self.model)
         if pooled and "message" not in self.model.modalities:
@@ -297,7 +300,7 @@ class EncoderWorker(TrainedWorker):
             tokens = sum(lengths[index] for index in chosen)
             yield TextBatch([places[index] for index in chosen], taken, tokens, longest * len(chosen))
 
-    def _features(self, texts: list[EncoderText]) -> dict[str, Any]:
+    def _features(self, texts: list[EncoderText]) -> Features:
         prompts = {text.prompt for text in texts}
         one = prompts.pop() if len(prompts) == 1 else None
         # The prompt is given apart where all texts have the same, as pooling may have to leave it out.
@@ -306,19 +309,16 @@ class EncoderWorker(TrainedWorker):
             prefix + text.text if text.passage is None else (prefix + text.text, text.passage)
             for prefix, text in zip(before, texts, strict=True)
         ]
-        features = self.model.preprocess(inputs, prompt=one or None)
-        return features
+        return self.model.preprocess(inputs, prompt=one or None)
 
     def _forward(self, batch: TextBatch) -> torch.Tensor:
         found = self.engine.forward(self._on_device(batch.features))
         self.work.progressed()
         return found
 
-    def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: value.to(self.device) if isinstance(value, torch.Tensor) else value
-            for name, value in features.items()
-        }
+    def _on_device(self, features: Features) -> Features:
+        device = self.device
+        return {name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in features.items()}
 
     def _in_order(self, batches: list[TextBatch], found: list[torch.Tensor], count: int) -> torch.Tensor:
         shape = (count, *found[0].shape[1:])
@@ -365,7 +365,7 @@ def _at(gradients: torch.Tensor, batch: TextBatch) -> torch.Tensor:
     return gradients[batch.places] if batch.places else gradients.new_zeros(())
 
 
-def _rows(value: Any, chosen: list[int], part: slice) -> Any:
+def _rows(value: object, chosen: list[int], part: slice) -> object:
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
     return value[chosen][:, part] if value.ndim > 1 else value[chosen]
@@ -385,6 +385,7 @@ def cut_lengths(lengths: list[int], budget: int, overhead: int) -> list[range]:
     least = np.zeros(len(lengths) + 1, dtype=np.int64)
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     for end in range(1, len(lengths) + 1):
+        # Each of them is padded to the first, which is the longest.
         padded = sizes[:end] * np.arange(end, 0, -1)
         allowed = padded <= budget
         allowed[end - 1] = True

@@ -10,14 +10,17 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.serialization import MAP_LOCATION
 
 from actors.config import Dtype, GroupConfig, OptimizerConfig, TrainerConfig
 from actors.files import stored
@@ -27,6 +30,7 @@ from actors.models.precision import TORCH_DTYPES
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "adam": partial(torch.optim.Adam, fused=True),
+    # SGD has neither betas nor eps, which all are given.
     "sgd": lambda parameters, betas, eps, **options: torch.optim.SGD(parameters, **options),
 }
 
@@ -35,7 +39,7 @@ _MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "
 """Where DeepSpeed keeps a rank's float32 weights: ZeRO 1 and 2, ZeRO 3, and ZeRO 1 with bf16."""
 
 
-def load_library() -> Any:
+def load_library() -> ModuleType:
     """DeepSpeed, imported."""
     if not torch.cuda.is_available():
         # Otherwise DeepSpeed guesses, and says so on the screen.
@@ -53,7 +57,7 @@ def checkpoint_types() -> tuple[type, ...]:
     return ZeroStageEnum, LossScaler, fragment_address
 
 
-def join_process_group(store: Any, rank: int, world_size: int, timeout_s: float) -> None:
+def join_process_group(store: Store, rank: int, world_size: int, timeout_s: float) -> None:
     """Join torch.distributed, through a store that all ranks share."""
     # DeepSpeed reads places from the environment.
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
@@ -66,7 +70,7 @@ def _backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
-def joined_library(timeout_s: float) -> Any:
+def joined_library(timeout_s: float) -> ModuleType:
     """DeepSpeed, with the process group that this process has joined as its own."""
     deepspeed = load_library()
     if not torch.cuda.is_available():
@@ -77,7 +81,22 @@ def joined_library(timeout_s: float) -> Any:
     return deepspeed
 
 
-def _checkpoint_files(frozen: set[str]) -> Any:
+class _Files(Protocol):
+    """How DeepSpeed writes and reads its files."""
+
+    hashes: dict[Path, str]
+
+    def save(self, state_dict: object, path: str) -> None: ...
+
+
+class _Stage3(Protocol):
+    """DeepSpeed's optimizer of ZeRO-3, as far as it is looked into."""
+
+    fp16_partitioned_groups_flat: list[torch.Tensor]
+    fp32_partitioned_groups_flat: list[torch.Tensor]
+
+
+def _checkpoint_files(frozen: set[str]) -> _Files:
     """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
     starts from; hashed, and as data only, as its own way would run what they name."""
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
@@ -87,14 +106,14 @@ def _checkpoint_files(frozen: set[str]) -> Any:
             super().__init__()
             self.hashes: dict[Path, str] = {}
 
-        def save(self, state_dict: Any, path: str) -> None:
+        def save(self, state_dict: object, path: str) -> None:
             if isinstance(state_dict, dict) and state_dict.get("module"):
                 # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
                 module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
                 state_dict = state_dict | {"module": module}
             self.hashes[Path(path)] = stored.write(state_dict, Path(path))
 
-        def load(self, path: str, map_location: Any = None) -> Any:
+        def load(self, path: str, map_location: MAP_LOCATION = None) -> object:
             return stored.read(Path(path), checkpoint_types(), map_location)
 
     return CheckpointFiles()
@@ -124,17 +143,18 @@ class TrainingEngine:
         )
         if group.zero_stage == 3 and not (group.offload_optimizer or group.offload_parameters):
             _without_copies(self.engine.optimizer)
+        # Tied parameters by all of their names, as a state dict has them.
         named = module.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.files = self.engine.checkpoint_engine = _checkpoint_files(self.frozen)
         self.decay = group.ema_decay
         self.averages = [weights.detach().clone() for weights in self._masters()] if self.decay else []
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> Any:
         """What the module answers, with gradients: of a packed batch, logprobs and entropies [T]."""
         return self.engine(*inputs)
 
-    def evaluate(self, *inputs: Any) -> Any:
+    def evaluate(self, *inputs: object) -> Any:
         """What the module answers, without gradients and dropout."""
         self.engine.eval()
         with torch.no_grad():
@@ -158,11 +178,14 @@ class TrainingEngine:
         norm = None
         if self.plain:
             parameters = self.module.parameters()
+            # Clipped here, as a norm that is not finite is then found before any weight has changed.
             norm = _finite(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         self.engine.step()
+        # DeepSpeed computes it as a part of its step, not before.
         norm = _finite(self.engine.get_global_grad_norm()) if norm is None else norm
         if self.decay:
             for average, weights in zip(self.averages, self._masters(), strict=True):
+                # Of the float32 weights: in bf16, steps as small as 1 - decay would be rounded away.
                 average.lerp_(weights.detach(), 1 - self.decay)
         return norm
 
@@ -184,7 +207,7 @@ class TrainingEngine:
 
     def _masters(self) -> Sequence[torch.Tensor]:
         """The trained weights in float32, those that this rank updates: parameters, or flat shares of them."""
-        optimizer: Any = self.engine.optimizer
+        optimizer = self.engine.optimizer
         for name in _MASTERS:
             if hasattr(optimizer, name):
                 return getattr(optimizer, name)
@@ -198,7 +221,7 @@ class TrainingEngine:
             return
         for weights, value in zip(self._masters(), values, strict=True):
             weights.copy_(value)
-        optimizer: Any = self.engine.optimizer
+        optimizer = self.engine.optimizer
         if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2
             optimizer.update_lp_params()
         elif hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
@@ -249,7 +272,7 @@ class TrainingEngine:
             raise ValueError(f"the checkpoint is of another model: it {lacks}")
 
 
-def _without_copies(optimizer: Any) -> None:
+def _without_copies(optimizer: _Stage3) -> None:
     """Leave ZeRO-3 in float32 one copy of a rank's weights, which is what is trained, too.
 
     DeepSpeed 0.19.8 means to, but takes the parameters for being elsewhere: it compares a device with the name of one.
@@ -293,7 +316,7 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     return engine
 
 
-def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> Any:
+def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> AbstractContextManager[object]:
     """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it.
 
     `changed`: all ranks then get what rank 0 has made of them.
@@ -305,7 +328,7 @@ def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False)
 
 
 @contextmanager
-def to_the_end(tensors: Iterator[Any]) -> Iterator[None]:
+def to_the_end(tensors: Iterator[object]) -> Iterator[None]:
     """Afterwards, what is `gathered` one by one is so to the end, also on ranks that use none of it, and where one
     fails to write it: the other ranks would wait for that one."""
     try:
@@ -314,7 +337,7 @@ def to_the_end(tensors: Iterator[Any]) -> Iterator[None]:
         deque(tensors, maxlen=0)
 
 
-def _finite(norm: Any) -> float:
+def _finite(norm: float | torch.Tensor) -> float:
     """The norm, or FloatingPointError; DeepSpeed 0.19.8 says inf also where it is NaN."""
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient norm of an update is {float(norm)}: the model is lost, see the log")
@@ -324,6 +347,7 @@ def _finite(norm: Any) -> float:
 def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
+        # Matrices decay; biases and the scales of norms do not, as is usual.
         {"params": [p for p in trained if len(whole_shape(p)) >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
@@ -331,21 +355,23 @@ def _optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.
     return _OPTIMIZERS[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_updates: int) -> Any:
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_updates: int
+) -> torch.optim.lr_scheduler.LambdaLR:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(config.rate, updates=total_updates))
 
 
-def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
+def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, object]:
     """DeepSpeed's configuration for a group."""
-    zero: dict[str, Any] = {"stage": group.zero_stage, "contiguous_gradients": True}
+    zero: dict[str, object] = {"stage": group.zero_stage, "contiguous_gradients": True}
     if group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if group.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     if group.zero_stage == 3:
-        # Small tensors stay whole on every rank; the rest is sharded.
+        # At 0 even the smallest parameter is sharded, which DeepSpeed would else keep whole on every rank.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         # Sizes are ours to count: micro-batches are packed by tokens and the boundary is set by hand.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -355,6 +381,7 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
         "bf16": {"enabled": dtype == "bf16"},
         # Left to itself, DeepSpeed sums micro-batches, and stage 1 also ranks, in bf16.
         **({"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if dtype == "bf16" else {}),
+        # Never: what a run prints is ours.
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -362,10 +389,11 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, Any]:
     return config | group.deepspeed | {"zero_optimization": zero | group.deepspeed.get("zero_optimization", {})}
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     with partial.open("x") as file:  # "x" follows no link that somebody has put there
         file.write(json.dumps(value, indent=2))
+    # In one step, on one file system: the part lies beside the file.
     os.replace(partial, path)

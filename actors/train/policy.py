@@ -5,7 +5,7 @@ The driver imports this module for its method names; models and vLLM are importe
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.train.engine import gathered, to_the_end
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Held, Plan, Share, pack_sequences
+from actors.train.worker import Handed, Held, Input, Plan, Share, pack_sequences
 from actors.weights.engine_client import EngineClient
 from actors.weights.holder_client import HolderClient
 from actors.weights.ticket import Account, Kind, Ticket
+
+if TYPE_CHECKING:
+    from actors.weights.publisher import Receivers
 
 
 class PolicyWorker(TrainedWorker):
@@ -35,7 +38,7 @@ class PolicyWorker(TrainedWorker):
         self.shares_prompts = module.shares_prompts
         return module
 
-    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
+    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
         """`old_logprobs` of rollouts: those of the weights as they are now; see `ReferenceWorker.logprobs`."""
         return self.read_episodes(
             lambda batch: self.read(batch, temperature),
@@ -47,7 +50,9 @@ class PolicyWorker(TrainedWorker):
             share_prompts=self.shares_prompts,
         )
 
-    def reference_logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
+    def reference_logprobs(
+        self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Input
+    ) -> Handed:
         """`reference_logprobs` of rollouts by the policy with its adapters disabled: the model it started from."""
         from actors.models.lora import adapters_disabled
 
@@ -93,7 +98,7 @@ class PolicyWorker(TrainedWorker):
         """Meet the holder, to which `publish` then sends. Called on every rank; rank 0 sends."""
         self._open_publisher(HolderClient(holder, config.timeout_s), 1, "gloo", config)
 
-    def _open_publisher(self, client: Any, receivers: int, backend: str, config: TransferConfig) -> None:
+    def _open_publisher(self, client: "Receivers", receivers: int, backend: str, config: TransferConfig) -> None:
         from actors.weights.publisher import Publisher
 
         place = node_address(), free_port()

@@ -4,7 +4,6 @@ The driver imports this module for its method names; models are imported only wh
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
 from actors.train.engine import gathered, inference_module, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
-from actors.train.worker import Held, Plan, Share, Worker, pack_sequences, read_inputs
+from actors.train.worker import Handed, Held, Input, Plan, Share, Worker, pack_sequences, read_inputs
 
 _WEIGHTS = "weights.safetensors"
 
@@ -61,7 +60,7 @@ class ReferenceWorker(FrozenWorker):
         self.shares_prompts = module.shares_prompts
         self.hold(module)
 
-    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Any) -> Any:
+    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
         """`reference_logprobs` of rollouts.
 
         Args:
@@ -97,6 +96,7 @@ class ReferenceWorker(FrozenWorker):
                 # Under ZeRO-3 the other ranks get what rank 0 writes.
                 if self.rank == 0 or self.group.zero_stage < 3:
                     other = read_tensor(file, name).to(parameter.device)
+                    # In float32 and rounded once: in bf16 a small mix would change nothing.
                     parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
 
     def save(self, directory: Path) -> list[StoredFile]:
@@ -129,7 +129,7 @@ class ScoringWorker(FrozenWorker):
         self.shares_prompts = module.shares_prompts
         self.hold(module)
 
-    def scores(self, plan: Plan, held: Held, *inputs: Any) -> dict[Place, float]:
+    def scores(self, plan: Plan, held: Held, *inputs: Input) -> dict[Place, float]:
         """Score of each episode, read at its last sampled token; `held` says what is in the lists that `inputs` are."""
         episodes, _ = read_inputs(held, inputs)
         found: dict[Place, float] = {}

@@ -36,12 +36,16 @@ class Sharding:
         parameter.data = parameter.data.to(self._dtype)
         self._first.convert_to_zero_parameters(param_list=[parameter])
 
-    def equal(self, one: Any, other: Any) -> bool:
+    def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:
         """Whether two divided parameters have the same values; collective."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        same = torch.tensor(float(torch.equal(one.ds_tensor, other.ds_tensor)), device=device)
+        same = torch.tensor(float(torch.equal(_share(one), _share(other))), device=device)
         dist.all_reduce(same, dist.ReduceOp.MIN)
         return bool(same)
+
+
+def _share(parameter: Any) -> torch.Tensor:
+    return parameter.ds_tensor
 
 
 def sharding(group: GroupConfig, dtype: Dtype) -> Sharding | None:

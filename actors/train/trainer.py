@@ -24,6 +24,7 @@ from actors.train.engine import TrainingEngine, gathered, load_library, to_the_e
 from actors.train.sharding import Sharding, sharding
 from actors.train.worker import (
     Held,
+    Input,
     LossFunction,
     Metrics,
     Totals,
@@ -88,7 +89,7 @@ class TrainedWorker(Worker):
         totals: list[Totals],
         loss: LossFunction,
         temperature: float,
-        *inputs: Any,
+        *inputs: Input,
     ) -> list[Metrics]:
         """Optimizer updates on scored episodes; returns the metrics of each.
 
@@ -169,16 +170,19 @@ class TrainedWorker(Worker):
         norm = self.engine.step() if learns else self.engine.skip()
         seconds = time.perf_counter() - started
         metrics = self._reduced()
+        # Known only when all ranks have told, after the step; no rank then goes on to save or publish these weights.
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss of an update is {metrics['loss']}")
         return metrics | {"grad_norm": norm, "learning_rate": rate, "time/update_rank": seconds}
 
     def _add(self, shares: dict[str, torch.Tensor]) -> None:
         for name, share in shares.items():
+            # An update has any number of micro-batches: in float32 the later shares would lose digits.
             share = share.detach().double()
             self.sums[name] = self.sums[name] + share if name in self.sums else share
 
     def _reduced(self) -> Metrics:
+        # One sum for all: every rank has the same names in the same order, as the loss function gives them.
         values = torch.stack(list(self.sums.values()))
         if self.world_size > 1:
             dist.all_reduce(values)
@@ -196,6 +200,7 @@ class TrainedWorker(Worker):
         with told_when_full(directory):
             hashes = self.engine.save(directory)
             random = f"random-{self.rank}.pt"
+            # Dropout goes on where it was: a resumed run draws what this one would have drawn.
             hashes[random] = stored.write(self._random_state(), directory / random)
         files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
         return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]

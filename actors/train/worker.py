@@ -52,6 +52,10 @@ Plan = list[list[Place]]
 Held = list[tuple[int, list[int]]]
 """Of each list of episodes that a rank is given: key of the group, and which of its episodes are in the list."""
 
+Input = Any
+"""What a stage is given by Ray: lists of episodes, as `Held` says, and then the TokenFields of earlier stages."""
+Handed = object
+"""What `hand_out` returns: one object, or as many as the driver has asked for."""
 Share = tuple[list[str], list[Place]]
 """What one rank of another stage goes on with: names of fields, and the episodes that it needs them of."""
 
@@ -90,6 +94,7 @@ class Worker(Watched):
 
     def address(self) -> tuple[str, int]:
         """Where rank 0, this one, will be met: address and port, at which it listens from now on."""
+        # Held open until `join`, so that nobody else gets the port.
         self._listener = listener(node_address())
         return self._listener.getsockname()[:2]
 
@@ -107,6 +112,7 @@ class Worker(Watched):
         """Element by element; collective."""
         if self.world_size == 1:
             return values
+        # On the device, as NCCL reduces nothing else.
         summed = torch.from_numpy(values).to(self.device)
         dist.all_reduce(summed)
         return summed.cpu().numpy()
@@ -118,8 +124,8 @@ class Worker(Watched):
         held: Held,
         estimate: Estimate,
         reported: dict[Place, int],
-        *inputs: Any,
-    ) -> Any:
+        *inputs: Input,
+    ) -> Handed:
         """Advantages of whole groups of episodes, token by token, and what else `estimate` finds; collective.
 
         Args:
@@ -161,10 +167,10 @@ class Worker(Watched):
         shares: list[Share],
         plan: Plan,
         held: Held,
-        inputs: Seq[Any],
+        inputs: Seq[Input],
         *,
         share_prompts: bool,
-    ) -> Any:
+    ) -> Handed:
         """What `forward` reads at the action tokens of episodes, as the field `name`.
 
         Returns:
@@ -177,6 +183,7 @@ class Worker(Watched):
                 [experience(episodes[place]) for place in places], self.device, share_prompts=share_prompts
             )
             values = batch.split(forward(batch))
+            # Not strict: an idle batch has one token, and no episode.
             found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
             self.work.progressed()
         return hand_out({}, found, shares)
@@ -192,7 +199,7 @@ class Worker(Watched):
         return found
 
 
-def read_inputs(held: Held, inputs: Seq[Any]) -> tuple[dict[Place, Episode], TokenFields]:
+def read_inputs(held: Held, inputs: Seq[Input]) -> tuple[dict[Place, Episode], TokenFields]:
     """Episodes by their places, and the token fields that come after them, those of each episode in one."""
     episodes = {
         (key, index): episode
@@ -206,7 +213,7 @@ def read_inputs(held: Held, inputs: Seq[Any]) -> tuple[dict[Place, Episode], Tok
     return episodes, fields
 
 
-def hand_out(told: Any, found: TokenFields, shares: list[Share]) -> Any:
+def hand_out(told: object, found: TokenFields, shares: list[Share]) -> Handed:
     """What a rank returns that computes fields: `told`, then an object for each share, which nobody else fetches.
 
     Ray takes a tuple apart only where several objects are asked for: without a share it is `told` alone.

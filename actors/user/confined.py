@@ -68,9 +68,11 @@ def at_most(memory_mib: int, cpu_s: float) -> Iterator[None]:
     with _ONE:  # The limit is the process's: of two threads, one would put back what the other had set.
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         limit = _allocated() + memory_mib * 2**20
+        # Soft limits only, as a hard one could not be put back; and none that is looser than what held before.
         if soft == resource.RLIM_INFINITY or limit < soft:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         soft_s, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+        # The kernel counts whole seconds, since the process began.
         ends = math.ceil(time.process_time() + cpu_s)
         if soft_s == resource.RLIM_INFINITY or ends < soft_s:
             resource.setrlimit(resource.RLIMIT_CPU, (ends, hard_s))

@@ -4,12 +4,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection
-from typing import Any
 
 from actors.batch import Episode, Prompt
 from actors.user.confined import confine
 
-Scorer = Callable[[Prompt, list[Episode], float], list[Any]]
+Scorer = Callable[[Prompt, list[Episode], float], list[object]]
 """Scores of a prompt's rollouts, in their order, by a time on time.monotonic() if it can."""
 _OWN_SHARE = 0.9
 """Share of a call's deadline after which the scorer should not wait for others: at its end the process is killed."""
@@ -47,6 +46,7 @@ class RewardWorker:
             if os.path.isdir(self._directory):
                 os.chdir(self._directory)
             if os.getcwd() not in sys.path:
+                # At the end: a user's file shall not take the place of a library's module.
                 sys.path.append(os.getcwd())
             confine(self._kept, self._memory_mib)
             self._scorer = self._load()
@@ -54,7 +54,7 @@ class RewardWorker:
 
     def score(
         self, prompts: list[Prompt], samples: list[int], only: int | None, deadline_s: float, *groups: list[Episode]
-    ) -> list[list[Any]]:
+    ) -> list[list[object]]:
         """Score all rollouts of each prompt, or only the one at index `only`, within `deadline_s` seconds.
 
         The answer may hold fewer prompts than were given, the first at least, when these have taken much of the time.

@@ -29,6 +29,7 @@ def bound_checksums(model_runner: Any, directory: str) -> dict[str, int]:
     bound = {}
     for name, tensor in tensors.items():
         module, is_a = parse_fine_tuned_lora_name(name, mapper and mapper.get_rename_mapper())
+        # vLLM multiplies B by the scaling once, while it loads it.
         scaling = 1.0 if is_a else helper.vllm_lora_scaling_factor
         if (module, is_a) in held and _holds(held[module, is_a], tensor, scaling):
             bound[name] = checksum(tensor)
@@ -46,6 +47,7 @@ def _held(manager: Any) -> Iterator[tuple[tuple[str, bool], torch.Tensor]]:
 
 
 def _holds(buffer: torch.Tensor, tensor: torch.Tensor, scaling: float) -> bool:
+    # Cast, then scaled, as vLLM does it: the comparison is exact.
     expected = tensor.to(device=buffer.device, dtype=buffer.dtype) * scaling
     rows, columns = expected.shape
     if len(buffer) < rows or buffer.shape[1] < columns:

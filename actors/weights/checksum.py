@@ -21,10 +21,12 @@ def checksum(tensor: Tensor) -> int:
     that swapped values and swapped rows differ too.
     """
     raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    # The wider the words, the fewer there are to add up.
     width = next(size for size in _WORDS if raw.numel() % size == 0)
     words = raw.view(_WORDS[width])
     small = words.device.type == "cpu" and len(words) <= _SMALL
     sums = _row_sums_small(words) if small else _row_sums(words)
+    # The length is in it, as zeros at the end add nothing; the factors are odd, so that no row is lost modulo 2^64.
     total = len(words) + sum((2 * row + 1) * value for row, value in enumerate(sums))
     return total % 2**64
 

@@ -1,15 +1,19 @@
 """How the policy's sender reaches all rollout engines: each call goes to every engine and has a deadline."""
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.group import GroupError, answers_of, no_answer
 from actors.rollout.worker import Adapter
 from actors.weights.ticket import Got, Kind
+
+T = TypeVar("T")
 
 _GROUP = "rollout"
 """What the driver calls the engines' group, and their logs."""
@@ -29,11 +33,11 @@ class EngineClient:
         self.canary: list[int] | None = None
         self.accounts: list[Got | None] = []
 
-    def _all(self, method: str, *args: Any) -> list[Any]:
+    def _all(self, method: str, *args: object) -> list[Any]:
         references = [getattr(handle, method).remote(*args) for handle in self.handles]
         return self._wait(method, references)
 
-    def _wait(self, method: str, references: list[Any]) -> list[Any]:
+    def _wait(self, method: str, references: "list[ObjectRef[T]]") -> list[T]:
         """Answers of all engines within the deadline. Raises GroupError, which names the engine."""
         deadline = time.monotonic() + self.timeout_s
         try:
@@ -43,7 +47,7 @@ class EngineClient:
                 self._tell_of_others(method, references, deadline)
             raise
 
-    def _tell_of_others(self, method: str, references: list[Any], deadline: float) -> None:
+    def _tell_of_others(self, method: str, references: list[ObjectRef], deadline: float) -> None:
         """Raise GroupError of an engine that has died, or does not answer: in a transfer that all share, others fail
         because of it."""
         done, late = ray.wait(references, num_returns=len(references), timeout=_MOMENT_S)
@@ -53,6 +57,7 @@ class EngineClient:
             except RayActorError:
                 answers_of(_GROUP, [references.index(reference)], [reference], method, self.timeout_s)
             except RayTaskError:
+                # Its process lives: it may have failed because another one died.
                 continue
         if late and time.monotonic() >= deadline:
             silent = [references.index(reference) for reference in late]
@@ -63,13 +68,13 @@ class EngineClient:
 
         Engines that do not answer soon are not waited for: that one is gone, or stands still, may be why it has failed.
         """
-        references: list[Any] = [handle.resume.remote() for handle in self.handles]
+        references: list[ObjectRef] = [handle.resume.remote() for handle in self.handles]
         ray.wait(references, num_returns=len(references), timeout=min(self.timeout_s, _MOMENT_S))
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None:
         """Let every engine join the transfer group; each has its own ranks in it, after the sender's 0."""
         infos = [
-            init_info | ({"rank_offset": 1 + index * self.tensor_parallel} if "rank_offset" in init_info else {})
+            {**init_info} | ({"rank_offset": 1 + index * self.tensor_parallel} if "rank_offset" in init_info else {})
             for index in range(len(self.handles))
         ]
         calls = zip(self.handles, infos, strict=True)
@@ -79,8 +84,9 @@ class EngineClient:
         """Nothing yet: every engine pauses and prepares itself when it is asked to receive, which saves a call."""
         self.starting = True
 
-    def update_weights(self, update_info: Any) -> None:
+    def update_weights(self, update_info: object) -> None:
         """Let every engine receive."""
+        # With the first part of a transfer only, of which there may be several.
         starting, self.starting = self.starting, False
         self._all("update_weights", update_info, starting, self.canary is not None)
 
@@ -91,12 +97,13 @@ class EngineClient:
         """
         self.accounts = self._all("finish_weight_update", self.version, self.canary)
 
-    def load_adapter(self, adapter: Adapter) -> list[Any]:
+    def load_adapter(self, adapter: Adapter) -> list[ObjectRef]:
         """Let every engine load an adapter as `version`; `loaded` waits for what this returns."""
+        # Once, however many engines fetch it: as an argument it would be stored anew for each.
         shared = ray.put(adapter)
         return [handle.load_adapter.remote(shared, self.version, self.canary) for handle in self.handles]
 
-    def loaded(self, references: list[Any]) -> None:
+    def loaded(self, references: list[ObjectRef]) -> None:
         """Wait until every engine uses its adapter; their accounts are then in `accounts`."""
         self.accounts = self._wait("load_adapter", references)
 

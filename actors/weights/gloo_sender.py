@@ -3,13 +3,14 @@
 vLLM takes four seconds to import, which the policy needs on GPUs only (see `transfer.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from actors.rendezvous import listener, serve_store
 
@@ -25,6 +26,33 @@ class Meta(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Tensors(TypedDict):
+    """Several of them in plain values: `as_info`."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class Meeting(TypedDict):
+    """Where the sender of whole models waits for those who receive, and on what terms."""
+
+    master_address: str
+    master_port: int
+    world_size: int
+    rank_offset: int
+    """Rank of the first receiver that is told so."""
+    bucket_bytes: int
+    timeout_s: float
+
+
+class Group(Protocol):
+    """What of torch's ProcessGroupGloo is used here; its type stub lacks these methods."""
+
+    def broadcast(self, tensors: list[torch.Tensor], options: dist.BroadcastOptions) -> dist.Work: ...
+    def barrier(self) -> dist.Work: ...
+
+
 class Source(Protocol):
     """Tensors to send; iterated once for a transfer, on every rank of the policy."""
 
@@ -35,13 +63,13 @@ class Source(Protocol):
 class TransferClient(Protocol):
     """What the trainer side asks of those who receive; see `actors.weights.engine_client.EngineClient`."""
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None: ...
     def start_weight_update(self) -> None: ...
-    def update_weights(self, update_info: Any) -> None: ...
+    def update_weights(self, update_info: object) -> None: ...
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
-def as_info(metas: Sequence[Meta]) -> dict[str, Any]:
+def as_info(metas: Sequence[Meta]) -> Tensors:
     """Tensors in plain values, which every way of calling a vLLM worker can carry; `as_metas` is its inverse."""
     return {
         "names": [meta.name for meta in metas],
@@ -61,6 +89,7 @@ def as_metas(names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[
 def buckets(metas: Sequence[Meta], bucket_bytes: int) -> list[list[Meta]]:
     """Split tensors, in order, into buckets of at most `bucket_bytes` (a larger tensor is a bucket of its own)."""
     groups: list[list[Meta]] = []
+    # As if full: the first tensor opens a bucket.
     filled = bucket_bytes + 1
     for meta in metas:
         if filled + size(meta) > bucket_bytes:
@@ -84,12 +113,14 @@ def views(buffer: torch.Tensor, metas: Sequence[Meta]) -> Iterator[tuple[str, to
     for meta in metas:
         raw = meta.dtype.itemsize * torch.Size(meta.shape).numel()
         yield meta.name, buffer[start : start + raw].view(meta.dtype).view(meta.shape)
+        # With the padding behind the tensor.
         start += size(meta)
 
 
-def gloo_group(store: Any, rank: int, world_size: int, timeout_s: float) -> Any:
+def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float) -> Group:
     """The processes of a transfer, beside any other group that they are in."""
-    return dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
+    group: Any = dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
+    return group
 
 
 def receive_bucket(group: Any, bucket: Sequence[Meta]) -> torch.Tensor:
@@ -127,13 +158,13 @@ class GlooSender:
         self.timeout_s = timeout_s
         self.client = client
         self.source = source
-        self.group: Any = None
+        self.group: Group | None = None
         if self.is_sender:
             self._meet(address, world_size)
 
     def _meet(self, address: str, world_size: int) -> None:
         store = serve_store(listener(address), world_size, self.timeout_s)
-        info = {
+        info: Meeting = {
             "master_address": address,
             "master_port": store.port,
             "world_size": world_size,
@@ -169,14 +200,16 @@ class GlooSender:
             beside.shutdown(wait=False)
         self.client.finish_weight_update()
 
-    def _broadcast(self, metas: list[Meta], received: Any) -> None:
+    def _broadcast(self, metas: list[Meta], received: "Future[None]") -> None:
         assert self.group is not None
         stream = iter(self.source)
         for bucket in buckets(metas, self.bucket_bytes):
             buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
+            # Not strict, and the views first: otherwise a tensor too many would be taken, which the next bucket needs.
             for (name, view), (sent, tensor) in zip(views(buffer, bucket), stream, strict=False):
                 assert name == sent, f"source yields {sent} where its metadata says {name}"
                 view.copy_(tensor)
+            # They are done before the last bucket only when they have failed.
             if received.done():
                 received.result()
             try:

@@ -6,7 +6,6 @@ It has no model and no vLLM. While a version arrives it still has the one before
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -17,7 +16,19 @@ from actors.group import write_output_to_log
 from actors.pulse import Pulse, Work
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 from actors.rollout.worker import Adapter
-from actors.weights.gloo_sender import Meta, as_info, as_metas, buckets, from_sender, gloo_group, receive_bucket, views
+from actors.weights.gloo_sender import (
+    Group,
+    Meeting,
+    Meta,
+    Tensors,
+    as_info,
+    as_metas,
+    buckets,
+    from_sender,
+    gloo_group,
+    receive_bucket,
+    views,
+)
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import trainer_answers
 from actors.weights.ticket import Kind
@@ -49,7 +60,7 @@ class WeightHolder:
         self.adapter: tuple[int, Adapter] | None = None
         self.checksums: dict[Kind, dict[str, int]] = {}
         self.arrived: tuple[list[Meta], list[torch.Tensor]] | None = None
-        self.group: Any = None
+        self.group: Group | None = None
         self.work = Work()
         self.server = serve_store(listener(node_address()), 1, timeout_s)
 
@@ -57,15 +68,17 @@ class WeightHolder:
         """Whether it receives now, and how many buckets it has so far; servings, which are beside it, do not count."""
         return self.work.pulse()
 
-    def join(self, info: dict[str, Any]) -> None:
+    def join(self, info: Meeting) -> None:
         """Meet the trainer's sender, which takes the place of any before it."""
         store = join_store(info["master_address"], info["master_port"], info["world_size"], info["timeout_s"])
         self.group = gloo_group(store, info["rank_offset"], info["world_size"], info["timeout_s"])
 
-    def receive(self, info: dict[str, Any]) -> None:
+    def receive(self, info: Tensors) -> None:
         """Receive whole weights; what was received before goes on being served."""
+        # Let go before the new ones come: with what is served, there is memory for two models, not three.
         self.arrived = None
         metas, buffers = as_metas(**info), []
+        assert self.group is not None, "join comes first"
         with self.work.on("receive"):
             for bucket in buckets(metas, self.bucket_bytes):
                 buffers.append(receive_bucket(self.group, bucket))
@@ -106,10 +119,12 @@ class WeightHolder:
     @ray.method(concurrency_group="serve")
     def serve(self, offer: Offer, workers: int) -> None:
         """Send whole weights to the worker processes of one engine, which come for this offer."""
+        # Kept by this name until all is sent, also when a newer version comes meanwhile.
         held = self._held(offer.version)
         group = join_offer(offer, 0, 1 + workers)
         for buffer in held.buffers:
             group.broadcast([buffer], from_sender()).wait()
+        # Nobody leaves while another still receives.
         group.barrier().wait()
 
     @ray.method(concurrency_group="serve")

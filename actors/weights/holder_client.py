@@ -1,8 +1,9 @@
 """How the policy's sender reaches the holder: each call has a deadline."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from actors.group import answers_of
@@ -22,20 +23,20 @@ class HolderClient:
         self.version = -1
         self.canary: list[int] | None = None
 
-    def _call(self, method: str, *args: Any) -> None:
+    def _call(self, method: str, *args: object) -> None:
         self._wait(method, [getattr(self.holder, method).remote(*args)])
 
-    def _wait(self, method: str, references: list[Any]) -> None:
+    def _wait(self, method: str, references: list[ObjectRef]) -> None:
         answers_of(_GROUP, [0], references, method, self.timeout_s)
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None:
         """Let the holder join the transfer group."""
         self._call("join", init_info)
 
     def start_weight_update(self) -> None:
         """Nothing: a holder needs no preparation."""
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: object) -> None:
         """Let the holder receive, beside what it has."""
         self._call("receive", update_info)
 
@@ -46,11 +47,11 @@ class HolderClient:
     def resume(self) -> None:
         """Nothing, after a transfer that failed: no engine took part, and the holder keeps what it had."""
 
-    def load_adapter(self, adapter: Adapter) -> list[Any]:
+    def load_adapter(self, adapter: Adapter) -> list[ObjectRef]:
         """Let the holder serve an adapter as `version`; `loaded` waits for what this returns."""
         return [self.holder.keep_adapter.remote(ray.put(adapter), self.version)]
 
-    def loaded(self, references: list[Any]) -> None:
+    def loaded(self, references: list[ObjectRef]) -> None:
         """Wait until the holder has the adapter."""
         self._wait("keep_adapter", references)
 

@@ -3,10 +3,11 @@
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayActorError
 
 from actors.group import ActorGroup, GroupError, no_answer
@@ -15,6 +16,8 @@ from actors.train.policy import PolicyWorker
 from actors.weights.holder import WeightHolder
 from actors.weights.offer import Offer
 from actors.weights.ticket import Account, Got, Kind, Sent, Ticket
+
+T = TypeVar("T")
 
 _MOMENT_S = 5.0
 """Longest wait for what the holder says of servings that failed."""
@@ -57,9 +60,11 @@ class HolderStore:
         if ticket.version != self.version:
             raise ValueError(f"version {ticket.version} cannot be fetched: the holder has version {self.version}")
         weights, adapter = ticket.parts["weights"], ticket.parts.get("adapter")
+        # Asked before any engine is: where the holder has none to give, all of them go on undisturbed.
         [offer] = self._of_holder(_HOLDER.offer, weights.version)
         file = self.holder.submit(0, _HOLDER.adapter_of, ticket.version) if adapter else None
         if file is not None:
+            # Waited for here: as an argument, its failure would look like the fault of the engine that it was given to.
             self.holder.gather([file], "adapter_of", self.timeout_s)
         wave = _Wave(self.rollout, engines, self.timeout_s)
         # Also the first sign of life, so that nothing is served to an engine that has died.
@@ -88,7 +93,7 @@ class HolderStore:
             self._blame_holder(serving)
         return found
 
-    def _blame_holder(self, serving: list[Any]) -> None:
+    def _blame_holder(self, serving: list[ObjectRef[None]]) -> None:
         """Raise GroupError when the holder has died: engines then fail because of it."""
         done, _ = ray.wait(serving, num_returns=len(serving), timeout=_MOMENT_S)
         for call in done:
@@ -101,7 +106,7 @@ class HolderStore:
     def _prompt(self, ticket: Ticket, sent: Sent) -> list[int] | None:
         return ticket.canary if len(sent.logprobs) else None
 
-    def _of_holder(self, method: Callable[..., Any], *args: Any) -> list[Any]:
+    def _of_holder(self, method: Callable[..., T], *args: object) -> list[T]:
         return self.holder.gather([self.holder.submit(0, method, *args)], method.__name__, self.timeout_s)
 
     def sent(self, kind: Kind) -> dict[str, int]:
@@ -125,10 +130,10 @@ class _Wave:
 
     def ask(
         self,
-        method: Callable[..., Any],
-        arguments: Callable[[int], tuple[Any, ...]] = lambda _: (),
+        method: Callable[..., T],
+        arguments: Callable[[int], tuple[object, ...]] = lambda _: (),
         engines: Sequence[int] | None = None,
-    ) -> dict[int, Any]:
+    ) -> dict[int, T]:
         """What each of these engines (default: of all) that has not failed answers within the deadline."""
         asked = [engine for engine in (self.engines if engines is None else engines) if engine not in self.failed]
         calls = {engine: self.rollout.submit(engine, method, *arguments(engine)) for engine in asked}

@@ -1,12 +1,11 @@
 """Where a holder serves whole weights to one engine, and how both meet there. Without vLLM."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from actors.rendezvous import join_store
-from actors.weights.gloo_sender import gloo_group
+from actors.weights.gloo_sender import Group, Tensors, gloo_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +22,15 @@ class Offer:
     """Under which the two find each other there: each serving has its own."""
     bucket_bytes: int
     timeout_s: float
-    tensors: dict[str, Any]
+    tensors: Tensors
     """`actors.weights.gloo_sender.as_info` of them, in the order in which they come."""
 
 
-def join_offer(offer: Offer, rank: int, world_size: int) -> Any:
+def join_offer(offer: Offer, rank: int, world_size: int) -> Group:
     """The gloo group of one serving: the holder is rank 0, the engine's worker processes follow it.
 
     Each serving has a group of its own, so that an engine that dies in it takes no other along.
     """
     # A client of its own for each caller: one that waits for a key makes all others of the same client wait.
-    prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]
     store = join_store(offer.address, offer.port, world_size, offer.timeout_s)
-    return gloo_group(prefixed(offer.key, store), rank, world_size, offer.timeout_s)
+    return gloo_group(PrefixStore(offer.key, store), rank, world_size, offer.timeout_s)

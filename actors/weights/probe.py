@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+# Share of a layer's largest answer: what rounding may be, and a stale layer exceeds by far.
 _TOLERANCE = 1e-2
 
 
 def probe_input(width: int, seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The same input [1, width] wherever it is made."""
+    # On CPU: with the same seed, generators of GPUs draw other numbers.
     generator = torch.Generator().manual_seed(seed * 100_003 + width)
     return torch.randn(1, width, generator=generator).to(dtype=dtype, device=device)
 
@@ -23,6 +25,7 @@ def trainer_answers(parameters: Iterable[tuple[str, torch.Tensor]], seed: int) -
     for name, tensor in parameters:
         if tensor.ndim == 2:
             x = probe_input(tensor.shape[1], seed, tensor.dtype, tensor.device)
+            # As float32: numpy has no bfloat16.
             answers[name] = (x @ tensor.T)[0].float().cpu().numpy()
         elif tensor.ndim == 1:
             answers[name] = tensor.float().cpu().numpy()

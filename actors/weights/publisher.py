@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from ray import ObjectRef
 from safetensors.torch import save
 
 from actors.config_rollout import TransferConfig
@@ -60,6 +61,7 @@ class ParameterSource:
         self.sent, self.merge_error = {}, MergeError()
         merged = not self.base_only
         for name, tensor in plain_parameters(self.model, gathered, merged=merged, error=self.merge_error):
+            # Before it is handed out: under ZeRO-3 it is gone when the next one is asked for.
             if self.sends and self.canary is not None:
                 self.sent[name] = checksum(tensor)
             yield name, tensor
@@ -69,6 +71,12 @@ class ParameterSource:
                 self.canary_logprobs = self.logprobs(self.canary)
 
 
+class Transfer(Protocol):
+    """The policy's side of a backend."""
+
+    def send_weights(self) -> None: ...
+
+
 class Receivers(TransferClient, Protocol):
     """Whom a publisher sends to: all engines (`EngineClient`), or the holder (`HolderClient`)."""
 
@@ -76,8 +84,8 @@ class Receivers(TransferClient, Protocol):
     canary: list[int] | None
 
     def resume(self) -> None: ...
-    def load_adapter(self, adapter: Adapter) -> list[Any]: ...
-    def loaded(self, references: list[Any]) -> None: ...
+    def load_adapter(self, adapter: Adapter) -> list[ObjectRef]: ...
+    def loaded(self, references: list[ObjectRef]) -> None: ...
     def accounts_of(self, kind: Kind, checksums: dict[str, int]) -> list[Got | None]: ...
 
 
@@ -158,6 +166,7 @@ class Publisher:
             self.transfer.send_weights()
         except BaseException as error:
             if self.rank == 0:
+                # The error that was first is the one to tell, also when this fails, too.
                 with told_beside(error, "letting the engines go on"):
                     self.client.resume()
             raise
@@ -172,6 +181,7 @@ class Publisher:
         loading = []
         if self.rank == 0:
             loading = self.client.load_adapter(Adapter(adapter_config(self.model, None), save(state)))
+        # On every rank, as reading is collective, and while the engines load.
         logprobs = _NONE if canary is None else self.source.logprobs(canary)
         if self.rank == 0:
             self.client.loaded(loading)
@@ -187,6 +197,7 @@ class Publisher:
         if self.sends_adapter or not has_adapters(self.model):
             return None
         error, allowed = self.source.merge_error.value, self.config.max_merge_error
+        # NaN is more than allowed.
         if allowed is not None and not error <= allowed:
             raise WeightSyncError(
                 f"after version {self.client.version} the engines lack {error:.3g} of what the adapters change, which "
@@ -197,6 +208,7 @@ class Publisher:
 
     def answers(self, seed: int) -> dict[str, np.ndarray]:
         """What the weights that were sent answer to a fixed input; collective."""
+        # Only the tensors are asked for: with a canary, the pass would read it and account anew.
         self.source.canary = None
         return trainer_answers(self.source, seed)
 
@@ -212,21 +224,30 @@ def open_transfer(
     timeout_s: float,
     client: TransferClient,
     source: Source,
-) -> Any:
-    """Meet all who receive and return what makes a transfer with `send_weights`. Called on every policy rank.
+) -> Transfer:
+    """Meet all who receive and return what makes a transfer. Called on every policy rank.
 
     `world_size` counts the sender and every process that receives; `port` is used by nccl only.
     """
-    shared: dict[str, Any] = {
-        "rank": rank,
-        "world_size": world_size,
-        "address": address,
-        "bucket_bytes": bucket_bytes,
-        "client": client,
-        "source": source,
-    }
     if backend == "gloo":
-        return GlooSender(timeout_s=timeout_s, **shared)
+        return GlooSender(
+            rank=rank,
+            world_size=world_size,
+            address=address,
+            bucket_bytes=bucket_bytes,
+            timeout_s=timeout_s,
+            client=client,
+            source=source,
+        )
     from actors.weights.transfer import open_gpu_transfer
 
-    return open_gpu_transfer(backend, port=port, **shared)
+    return open_gpu_transfer(
+        backend,
+        rank=rank,
+        world_size=world_size,
+        address=address,
+        port=port,
+        bucket_bytes=bucket_bytes,
+        client=client,
+        source=source,
+    )

@@ -8,10 +8,12 @@ engines at once, `holder_store.py` keeps them in a process of its own for whoeve
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from actors.group import ActorGroup
+from actors.rollout.worker import RolloutWorker
 from actors.weights.ticket import Account, Kind, Ticket
 from actors.weights.verify import verify
 
@@ -45,7 +47,7 @@ class WeightStore(Protocol):
         ...
 
 
-def sync(store: WeightStore, rollout: Any, version: int, tolerance: float) -> dict[str, float]:
+def sync(store: WeightStore, rollout: ActorGroup[RolloutWorker], version: int, tolerance: float) -> dict[str, float]:
     """Publish, let all engines of the group `rollout` fetch, and verify; returns metrics.
 
     Raises what a store raises, and WeightSyncError where an engine computes with other weights.

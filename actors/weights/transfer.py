@@ -8,7 +8,7 @@ worker extension, which vLLM imports in each of its worker processes.
           \\---- control calls (start, update, finish) through the client ----/
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
+    TrainerInitInfo,
     TrainerWeightTransferEngine,
     WeightSource,
     WeightTransferEngine,
@@ -75,7 +76,7 @@ class ChecksumMixin:
         self.received = {}
         super().start_weight_update()  # type: ignore[misc]
 
-    def receive_weights(self, update_info: Any) -> None:
+    def receive_weights(self, update_info: object) -> None:
         try:
             self._receive(update_info)
         except BaseException as error:
@@ -85,13 +86,14 @@ class ChecksumMixin:
                 self.finish_weight_update()
             raise
 
-    def _receive(self, update_info: Any) -> None:
+    def _receive(self, update_info: object) -> None:
         if not self.remember:
             super().receive_weights(update_info)  # type: ignore[misc]
             return
         load = self.model.load_weights
 
-        def load_and_remember(weights: Any) -> Any:
+        def load_and_remember(weights: Iterable[tuple[str, torch.Tensor]]) -> object:
+            # Two readers of what may be a generator.
             weights = list(weights)
             self.received.update((name, checksum(tensor)) for name, tensor in weights)
             return load(weights)
@@ -148,11 +150,13 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self.staged = staged
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        # Taken at once: what a failed load leaves over is not for the next transfer.
         staged, self.staged = self.staged, []
         if self.group is None and not staged:
             raise RuntimeError("weights arrived before the transfer group was opened")
         metas = as_metas(update_info.names, update_info.dtype_names, update_info.shapes)
         for bucket in buckets(metas, self.bucket_bytes):
+            # Each bucket is let go as it is loaded.
             buffer = staged.pop(0) if staged else receive_bucket(self.group, bucket)
             self.model.load_weights(views(buffer, bucket))  # type: ignore[operator]
 
@@ -252,7 +256,7 @@ def open_gpu_transfer(
     source: Source,
 ) -> TrainerWeightTransferEngine:
     """Meet all vLLM workers over nccl or ipc; see `actors.weights.publisher.open_transfer`."""
-    infos: dict[str, Any] = {
+    infos: dict[str, Callable[[], TrainerInitInfo]] = {
         "nccl": lambda: NCCLTrainerInitInfo(
             address, port, world_size, packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank
         ),

@@ -12,9 +12,11 @@ import numpy as np
 
 from actors.config import Dtype
 from actors.config_rollout import TransferConfig
+from actors.group import ActorGroup
 from actors.rollout.worker import RolloutWorker
 from actors.weights.ticket import Account, Kind, Sent, Ticket
 
+# In nats: both sides add up in other orders, and what that changes grows with what a dtype rounds away.
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.15}
 _PROBE_SEED = 7
 _CHECKSUMS: dict[Kind, str] = {"weights": "received_checksums", "adapter": "bound_checksums"}
@@ -79,7 +81,7 @@ def _difference(sent: Sent, logprobs: np.ndarray) -> float:
 
 
 def verify(
-    evidence: Evidence, rollout: Any, ticket: Ticket, accounts: Sequence[Account], allowed: float
+    evidence: Evidence, rollout: ActorGroup[RolloutWorker], ticket: Ticket, accounts: Sequence[Account], allowed: float
 ) -> float | None:
     """Compare, and find the tensor behind a disagreement; `rollout` is the engines' group.
 
@@ -90,8 +92,10 @@ def verify(
         WeightSyncError: naming tensors or layers.
     """
     found = compare(ticket, accounts)
+    # First, as what arrived changed explains a canary that differs, and names the tensor.
     if found.wrong:
         raise _changed(evidence, rollout, ticket, *found.wrong[0])
+    # Not `>`: NaN must fail.
     if found.difference is not None and not found.difference <= allowed:
         raise WeightSyncError(
             f"after version {ticket.version} the engine's logprobs differ from the trainer's by "
@@ -100,7 +104,9 @@ def verify(
     return found.difference
 
 
-def _changed(evidence: Evidence, rollout: Any, ticket: Ticket, engine: int, worker: int, kind: Kind) -> WeightSyncError:
+def _changed(
+    evidence: Evidence, rollout: ActorGroup[RolloutWorker], ticket: Ticket, engine: int, worker: int, kind: Kind
+) -> WeightSyncError:
     """Which tensors of a part are others at a worker process than they were at the trainer."""
     sent = evidence.sent(kind)
     received: dict[str, int] = _of_engine(rollout, engine, _CHECKSUMS[kind])[worker]
@@ -130,7 +136,7 @@ def _layer(tensor: str) -> str:
     return tensor.removeprefix("base_model.model.").partition(".lora_")[0]
 
 
-def _culprits(evidence: Evidence, rollout: Any, accounts: Sequence[Account]) -> str:
+def _culprits(evidence: Evidence, rollout: ActorGroup[RolloutWorker], accounts: Sequence[Account]) -> str:
     from actors.weights.probe import differing_tensors
 
     if any(len(got.digests) > 1 for account in accounts for got in account.parts.values()):
@@ -147,7 +153,7 @@ def _culprits(evidence: Evidence, rollout: Any, accounts: Sequence[Account]) -> 
     return "every tensor arrived intact and every layer answers alike: the models differ in something else"
 
 
-def _of_engine(rollout: Any, engine: int, method: str, *args: Any) -> list[Any]:
+def _of_engine(rollout: ActorGroup[RolloutWorker], engine: int, method: str, *args: object) -> list[Any]:
     """What each worker process of an engine answers."""
     call = rollout.submit(engine, _ENGINE.worker_call, method, *args)
     return rollout.gather([call], method, ranks=[engine])[0]
