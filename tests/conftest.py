@@ -45,11 +45,13 @@ LONGEST = (
     "rlhf_run",
     "sync",
     "encoder_run",
+    "holder_run",
     "own_task",
     "encoder_update",
     "invariance",
     "reward_pool",
     "roster",
+    "zero3_memory",
 )
 """Files of a minute and more, which start first: of two processes, whichever is done early takes the short ones."""
 ROOT = Path(__file__).resolve().parent.parent

@@ -88,7 +88,8 @@ class RayEngines:
 
     def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
         """See `Engines`."""
-        ray.wait([*self._polls, *others], num_returns=1, timeout=timeout_s)
+        if waits_for := [*self._polls, *others]:  # Ray refuses to wait for nothing
+            ray.wait(waits_for, num_returns=1, timeout=timeout_s)
         events: list[Ended | Lost] = []
         # Calls first: an engine that could not take its requests has nothing to tell of them.
         for call in _done(self._calls):
