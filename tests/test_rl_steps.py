@@ -131,7 +131,7 @@ def test_nothing_is_published_while_only_the_critic_learns() -> None:
     loop = made.ppo(critic_warmup_steps=2)
     for _ in range(4):
         groups = [group(1.0, 0.0, version=loop.version)]
-        finish(loop, groups, loop._update(groups, *loop._plan(groups), Parts()))
+        finish(loop, groups, loop.learn(groups, Clock(loop.reporter))[0])
     assert made.critic.asked.count("update") == 4 and made.policy.asked.count("update") == 2
     assert made.published == [1, 2]
     assert [metrics["weights/version"] for metrics in made.reported] == [0, 0, 1, 2]
