@@ -22,6 +22,7 @@ from actors.batch import Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
+from actors.pulse import Pulse
 from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from actors.train.policy import PolicyWorker
@@ -240,6 +241,14 @@ def test_an_engine_that_dies_takes_no_other_along(trio: Trio) -> None:
     trio.fetch(0)
 
 
+def running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_holder_that_dies_is_named_and_engines_keep_what_they_have(trio: Trio, tmp_path: Path) -> None:
     """While it serves, and before."""
     assert trio.ticket is not None
@@ -249,7 +258,14 @@ def test_a_holder_that_dies_is_named_and_engines_keep_what_they_have(trio: Trio,
         while not (tmp_path / "waits").exists():
             assert not fetching.done()
             time.sleep(0.05)
+        [pulse] = trio.holder.pulses(30)
+        assert isinstance(pulse, Pulse)
         ray.kill(trio.holder.handles[0])
+        # Until it is really gone: what it had sent before would be enough for the engine.
+        until = time.monotonic() + 30
+        while running(pulse.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not running(pulse.pid)
         (tmp_path / "waits").unlink()
         with pytest.raises(GroupError, match=r"^holder\[0\]\.serve: the process died \("):
             fetching.result(60)
