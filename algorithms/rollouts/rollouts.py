@@ -34,6 +34,8 @@ from algorithms.rollouts.saved import group_arrays, groups_of
 _LOOK_S = 1.0
 """Longest wait between two looks at deadlines."""
 _CLOSE_S = 10.0
+_MOST_STALE = 8
+"""Groups that may be left out as too old for one that is asked for or made ahead."""
 _FILE = "ahead.safetensors"
 """Of what was made ahead, in a checkpoint."""
 
@@ -206,11 +208,17 @@ class Rollouts:
 
     def _wait_for(self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None) -> None:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
-        known, self._wanted = -1, (lane, groups)
+        known, self._wanted, before = -1, (lane, groups), lane.stale
         while True:
             if version is not None:
                 lane.drop_older_than(version - self.max_staleness)
                 self._changed.notify_all()  # what was dropped is to be replaced
+                # Engines that still have old weights would replace what is stale by what is stale, for ever.
+                if lane.stale - before > _MOST_STALE * (groups + lane.ahead):
+                    raise GroupError(
+                        f"rollout.take: {lane.stale - before} groups in a row are of weights older than version "
+                        f"{version - self.max_staleness}: the engines do not have those that were published"
+                    )
             if told and len(lane.ready) != known:
                 known = min(len(lane.ready), groups)
                 told(known)
