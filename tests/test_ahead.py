@@ -218,8 +218,6 @@ def test_engines_that_keep_old_weights_end_the_run() -> None:
     """Else what is too old would be replaced by what is too old, for ever."""
     engines = SimulatedEngines([Table(lengths=(5,), token_s=0.01)], Clock())
     rollouts = made(engines, groups=2, ahead=0)
-    with pytest.raises(
-        GroupError, match=r"^rollout\.take: \d+ groups in a row .* older than version 3: the"
-    ):
+    with pytest.raises(GroupError, match=r"^rollout\.take: \d+ groups in a row .* older than version 3: the"):
         rollouts.take(2, 3, seed=0)
     rollouts.close()
