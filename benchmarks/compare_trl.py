@@ -87,18 +87,30 @@ def commands(workload: Workload, python: Path, steps: int, seed: int) -> dict[st
     return {"Tandem": ours + overrides, "TRL": [*theirs, f"--steps={steps}", f"--seed={seed}"]}
 
 
-def measure(side: str, command: list[str], workload: Workload, steps: int, deadline_s: float) -> Measurement:
-    """Run one process of one side to its end.
+def measure(
+    side: str,
+    command: list[str],
+    workload: Workload,
+    steps: int,
+    deadline_s: float,
+    *,
+    lines: Path | None = None,
+    tree: Path = ROOT,
+    environment: dict[str, str] | None = None,
+) -> Measurement:
+    """Run one process of one side to its end, in `tree`; its steps are the JSON lines of `lines`, else of its output.
 
     Raises:
         BenchmarkError: when it fails, or takes longer than `deadline_s`, or reports too few steps.
     """
     directory = Path(tempfile.mkdtemp(prefix=f"compare-{side.lower()}-"))
     standard_output = directory / "stdout"
-    lines = directory / "ours" / "metrics.jsonl" if side == "Tandem" else standard_output
+    if lines is None:
+        lines = directory / "ours" / "metrics.jsonl" if side == "Tandem" else standard_output
     filled = [part.format(directory=directory) for part in command]
     with standard_output.open("w") as out, (directory / "stderr").open("w") as err:
-        process = subprocess.Popen(filled, cwd=ROOT, stdout=out, stderr=err, env=load.marked_environment())
+        marked = load.marked_environment() if environment is None else load.marked(environment)
+        process = subprocess.Popen(filled, cwd=tree, stdout=out, stderr=err, env=marked)
         foreign = load.ForeignLoad()
         try:
             seen = list(follow(process, lines, time.monotonic() + deadline_s, foreign))

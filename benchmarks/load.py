@@ -11,7 +11,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def marked_environment() -> dict[str, str]:
     """Environment for the measured process; its descendants inherit the mark by which they are told from the rest."""
-    return {**os.environ, MARK: str(os.getpid())}
+    return marked(dict(os.environ))
+
+
+def marked(environment: dict[str, str]) -> dict[str, str]:
+    """An environment with the mark."""
+    return {**environment, MARK: str(os.getpid())}
 
 
 class ForeignLoad:

@@ -25,6 +25,7 @@ from algorithms.rewards import math_size
 from algorithms.rl.advantages import Moments, whiten
 from algorithms.rl.metrics import rollout_metrics
 from algorithms.rl.shaping import RunningMoments
+from algorithms.rollouts.failures import Failures
 
 NAN = math.nan
 
@@ -93,7 +94,7 @@ def test_the_extremes_of_rewards_are_nan_wherever_one_is(place: int) -> None:
     group: Any = SimpleNamespace(
         rewards=np.array(rewards), compared=np.ones(2), scores=score, infos=[info], prompt=SimpleNamespace(of_set=None)
     )
-    metrics = rollout_metrics([group], 0, 0)
+    metrics = rollout_metrics([group], 0, Failures(0))
     assert math.isnan(metrics["reward/min"]) and math.isnan(metrics["reward/max"])
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from actors.batch import Episode, EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo
-from algorithms.rewards.scores import Score
+from algorithms.rewards.scores import Score, failed_score
 from algorithms.rl import responses
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 from tests.episodes import episode
 
@@ -135,7 +136,10 @@ def test_rewards_are_told_whole_by_source_and_by_set() -> None:
 
 def test_lengths_statuses_and_ages_of_a_step() -> None:
     groups = [group(1, 1.0, 3.0, version=2), group(2, -2.0, 2.0, 0.5, version=5)]
-    told = rollout_metrics(groups, 7, 4)
+    failures = Failures(max_failed=1)
+    failures.not_finished(3, 100)
+    failures.not_scored([failed_score("no reward", "prompt", "completion")], 100)
+    told = rollout_metrics(groups, 7, failures)
     rest = {name: value for name, value in told.items() if not name.startswith("reward/")}
     assert rest == pytest.approx(
         {
@@ -148,3 +152,4 @@ def test_lengths_statuses_and_ages_of_a_step() -> None:
         }
     )
     assert (told["reward/min"], told["reward/max"]) == (-2.0, 3.0)
+    assert told["reward/failed"] == 1.0, "of the four, one was generated but not scored"

@@ -21,6 +21,7 @@ from algorithms.rl.baselines import BASELINES
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 
 Response = tuple[float, int, EpisodeStatus]
@@ -192,7 +193,7 @@ def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
     one = {"group": 0.5 / (math.sqrt(0.5) + 1e-4), "leave_one_out": 1.0}[advantage]
     assert [sample.advantage for sample in samples] == pytest.approx([0, 0, 0, 0, one, -one, *[0] * 10])
     assert [teaches(group) for group in groups] == [False, True, False, False]
-    assert rollout_metrics(groups, 0, 0)["reward/zero_variance_fraction"] == 0.75
+    assert rollout_metrics(groups, 0, Failures(0))["reward/zero_variance_fraction"] == 0.75
 
 
 def test_ranks_whiten_also_what_is_one_number_for_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +269,7 @@ def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any])
         scale = len(counted) / (len(counted) - 1)
         naive += [0.0 if math.isnan(score) else (score - mean) * scale for score in scores]
     np.testing.assert_allclose([sample.advantage for sample in samples], naive, rtol=1e-9, atol=1e-9)
-    assert rollout_metrics(kept, 0, 0)["reward/zero_variance_fraction"] == 0
+    assert rollout_metrics(kept, 0, Failures(0))["reward/zero_variance_fraction"] == 0
     shown = loop.shaper.metrics(kept)
     assert set(shown) == ({"reward/shaped_mean"} if any(shaping.values()) else set())
     for value in shown.values():

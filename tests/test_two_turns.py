@@ -27,6 +27,7 @@ from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import rollout_metrics, sample_rows
 from algorithms.rl.ppo import PPO
 from algorithms.rl.shaper import RewardShaper
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 from tests.episodes import episode, turn
 from tests.fake_ranks import FakeRanks, done, split_fake
@@ -441,7 +442,7 @@ def test_a_reward_model_reads_the_end_of_the_last_turn() -> None:
 def test_what_is_reported_counts_what_was_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = RewardShaper(**SHAPER).shape(scored(), [np.ones(3, np.bool_)] * 5)
     everyone = [each for of_prompt in EPISODES for each in of_prompt]
-    told = rollout_metrics(groups, VERSION, 0)
+    told = rollout_metrics(groups, VERSION, Failures(0))
     sampled = sum(len(one.sampled_token_ids) for each in everyone for one in each.turns)
     assert told["tokens/generated"] == sampled
     assert told["rollout/response_tokens_mean"] == pytest.approx(sampled / 15)
@@ -453,7 +454,7 @@ def test_what_is_reported_counts_what_was_sampled(monkeypatch: pytest.MonkeyPatc
     rows = sample_rows(groups, {(n, i): 0.5 for n in range(5) for i in range(3)}, 15, pytest.fail)
     assert sorted(row.get("turns", 1) for row in rows) == [1, *[2] * 14]
     assert sum("turn_rewards" in row for row in rows) == 14
-    alone = rollout_metrics([_one_turn()], VERSION, 0)
+    alone = rollout_metrics([_one_turn()], VERSION, Failures(0))
     assert not alone.keys() & {"tokens/given", "rollout/turns_mean", "reward/turns"}
 
 

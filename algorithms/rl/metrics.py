@@ -9,6 +9,7 @@ from actors.rollout.types import RolloutInfo
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
 from algorithms.rl.responses import report_ends, responses_of
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 
 Advantages = Mapping[tuple[int, int], float]
@@ -43,7 +44,7 @@ def teaches(group: ScoredGroup) -> bool:
     return differ(group.compared)
 
 
-def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) -> Metrics:
+def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failures) -> Metrics:
     """Lengths, statuses and ages of a step's rollouts; `version` is that of the weights they should be of."""
     infos = [info for group in groups for info in group.infos]
     staleness = [version - info.oldest_version for info in infos]
@@ -58,7 +59,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failed: int) ->
             "tokens/generated": float(generated),
             "rollout/response_tokens_mean": generated / len(infos),
             "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
-            "rollout/failed": float(failed),
+            "rollout/failed": float(failures.samples),
+            "reward/failed": float(failures.unscored),
             "staleness/mean": float(np.mean(staleness)),
             "staleness/max": float(max(staleness)),
         }

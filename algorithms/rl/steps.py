@@ -208,7 +208,7 @@ class Steps:
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
-        metrics |= rollout_metrics(groups, self.version, self.rollouts.failures.samples) | self.shaper.metrics(groups)
+        metrics |= rollout_metrics(groups, self.version, self.rollouts.failures) | self.shaper.metrics(groups)
         with clock("sync"):
             metrics |= self._publish_moved()
             if self.sync_reference:
