@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ os.environ |= {"RAY_prestart_worker_first_driver": "0"}
 import pytest
 import yaml
 from filelock import FileLock
+
+from tests.preloaded import preloaded_workers, server
 
 # A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,6 +60,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefgh"
 DEADLINE_S = 240
 _MARK = "TANDEM_TEST_RUN"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One process for all that have workers forked: that of the tests, or what starts several of those."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    directory = Path(tempfile.mkdtemp(prefix="tp", dir="/tmp"))
+    ended = ExitStack()
+    ended.callback(shutil.rmtree, directory, ignore_errors=True)
+    ended.enter_context(server(directory))
+    config.add_cleanup(ended.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -172,7 +185,8 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
         port = probe.getsockname()[1]
     options = [f"--port={port}", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={directory}"]
     options += ["--no-monitor", "--include-log-monitor=false"]
-    program = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
+    program = [sys.executable, "-c", "from tests.preloaded import start_ray; start_ray()"]
+    program += ["start", "--head", "--block", "--include-dashboard=false"]
     mark = uuid.uuid4().hex
     with (directory / "log").open("w") as log:
         head = subprocess.Popen(
@@ -322,14 +336,15 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     home = os.environ.get("HOME")
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
+    with preloaded_workers():
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 * 2**20,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
     yield
     ray.shutdown()
     os.environ.pop("HOME") if home is None else os.environ.update(HOME=home)
