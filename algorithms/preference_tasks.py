@@ -7,7 +7,6 @@ loss has learned can be compared with what is right.
 import random
 import string
 from collections.abc import Callable
-from typing import Any
 
 from algorithms.tasks import reverse, sort_letters, swap_neighbours
 
@@ -58,7 +57,7 @@ def reverse_judged(
     seed: int = 0,
     length: int = 6,
     letters: str = string.ascii_lowercase,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | bool]]:
     """Rows of prompt, completion and label for the prompts that `reverse` gives; half of the completions are right.
 
     Raises UserError as sort_letters does.

@@ -16,7 +16,6 @@ arguments, so that they can stand side by side as train, eval and corpus of one 
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from actors.config import UserError
 
@@ -78,7 +77,7 @@ def cross_lingual(
     words: int = 8,
     negatives: Sequence[int] = _NEGATIVES,
     passages: int = 1000,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | list[str]]]:
     """Rows of query, positive and negatives for training; of query, positives and negatives for a held-out split.
 
     `count` rows (`eval_count` of a held-out split, where it is given). Every kind of fact has `words` values. A row has

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Reading(Generic[Item]):
     convention: Convention
     rows: list[Row]
     """With data.columns applied."""
-    examples: list[Any]
+    examples: Items[object]
     """What the convention reads in each row."""
     data: DataConfig
     field: str
@@ -160,7 +160,7 @@ class Reading(Generic[Item]):
         return f"{self.field}: {tally.over:,} of {tally.of} longer than {self.rule} {self.limit}: {how}"
 
 
-def _texts(example: Any) -> list[str]:
+def _texts(example: object) -> list[str]:
     """The texts in what a convention reads in a row."""
     if isinstance(example, str):
         return [example]

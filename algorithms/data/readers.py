@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict, TypeGuard, TypeVar, TypeVarTuple
 
 from actors.config import UserError
 from algorithms.data.sources import Row
 from algorithms.words import kind_of, nearest
 
-Message = dict[str, Any]
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -20,6 +21,14 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
     "function_call": "assistant",
 }
+
+
+class Message(TypedDict):
+    """A turn for a chat template; whatever else it has, such as a name, goes there too."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +83,7 @@ class RowError(ValueError):
     """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
 
 
-def at_row(index: int, field: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def at_row(index: int, field: str, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     """What `function` makes of the row of this index; raises UserError with field and number for what is wrong."""
     try:
         return function(*arguments)
@@ -82,14 +91,15 @@ def at_row(index: int, field: str, function: Callable[..., Any], *arguments: Any
         raise UserError(f"{field}: row {index + 1}: {error}") from error
 
 
-def messages_of(value: Any, column: str) -> list[Message]:
+def messages_of(value: object, column: str) -> list[Message]:
     """Check a list of {role, content} messages. Raises RowError."""
     if not isinstance(value, list) or not value:
         raise RowError(f"column {column} must be a list of messages, got {kind_of(value)}")
+    messages: list[Message] = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowError(f"message {number} of column {column} must have role and content, got {kind_of(message)}")
-        if not isinstance(message.get("content"), str):
+        if not _has_text(message):
             raise RowError(
                 f"content of message {number} of column {column} must be text, got {kind_of(message.get('content'))}"
             )
@@ -97,7 +107,13 @@ def messages_of(value: Any, column: str) -> list[Message]:
             raise RowError(
                 f"content of message {number} of column {column} must not be empty, got {kind_of(message['content'])}"
             )
-    return value
+        messages.append(message)
+    return messages
+
+
+def _has_text(message: dict[str, object]) -> TypeGuard[Message]:
+    """Of one that has a role: whether it also has a text, and so is a message."""
+    return isinstance(message.get("content"), str)
 
 
 def _says_nothing(message: Message) -> bool:
@@ -139,7 +155,11 @@ def read_sharegpt(row: Row) -> Example:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         raise RowError(f"column conversations must be a list of turns, got {kind_of(turns)}")
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    messages: list[Message] = []
+    if system := row.get("system"):
+        if not isinstance(system, str):
+            raise RowError(f"column system must be text, got {kind_of(system)}")
+        messages.append({"role": "system", "content": system})
     for number, turn in enumerate(turns, start=1):
         if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
             raise RowError("column conversations holds role and content: set data.columns {messages: conversations}")
@@ -149,7 +169,7 @@ def read_sharegpt(row: Row) -> Example:
         if speaker not in _SHAREGPT_ROLES:
             near = nearest(str(speaker), _SHAREGPT_ROLES)
             raise RowError(f"turn {number} of column conversations has unknown from {speaker!r}{near}")
-        message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
+        message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
         if _says_nothing(message):
             raise RowError(f"turn {number} of column conversations must not be empty, got {kind_of(turn['value'])}")
         messages.append(message)
@@ -171,7 +191,10 @@ def read_alpaca(row: Row) -> Example:
     output = _text_of(row, "output")
     if not row.get("system"):
         return Completion(prompt=prompt, completion=output)
-    context = [{"role": "system", "content": _text_of(row, "system")}, {"role": "user", "content": prompt}]
+    context: list[Message] = [
+        {"role": "system", "content": _text_of(row, "system")},
+        {"role": "user", "content": prompt},
+    ]
     return Dialogue(messages=[*context, {"role": "assistant", "content": output}], given=2)
 
 

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NoReturn, Protocol
 
 from actors.config import UserError
 
@@ -27,7 +27,14 @@ _WEB_PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _LFS_POINTER = "version https://git-lfs"
 
 
-def rows_of_file(path: Path, field: str) -> Iterator[Any]:
+class _Stream(Protocol):
+    """What is read of: a file, one that is being expanded, or bytes in memory."""
+
+    def readline(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes: ...
+
+
+def rows_of_file(path: Path, field: str) -> Iterator[object]:
     """The rows of a file, whatever they are; raises UserError for a file that cannot be read, then or on the way."""
     if path.is_dir():
         raise UserError(f"{field}: must be a file, got directory {path}")
@@ -41,14 +48,14 @@ def rows_of_file(path: Path, field: str) -> Iterator[Any]:
     return rows_of_parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
 
 
-def _json(path: Path, field: str) -> Iterator[Any]:
+def _json(path: Path, field: str) -> Iterator[object]:
     """Objects of a file of lines, or the items of a file that is one list. Blank lines are skipped.
 
     Whether a file is gzipped is told by its first bytes, not by its name.
     """
     try:
         with path.open("rb") as raw:
-            stream: Any = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
+            stream: _Stream = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
             if path.name.removesuffix(".gz").endswith(".json"):
                 content = stream.read(_MAX_LIST_BYTES + 1)
                 if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
@@ -64,7 +71,7 @@ def _json(path: Path, field: str) -> Iterator[Any]:
 class _Expanding:
     """A gzipped file as it is read; raises UserError when it holds far more than its size tells."""
 
-    def __init__(self, raw: Any, path: Path, field: str) -> None:
+    def __init__(self, raw: BinaryIO, path: Path, field: str) -> None:
         self._stream = gzip.GzipFile(fileobj=raw)
         self._most = most_bytes(path)
         self._told = f"{field}: {path} {EXPANDS_TOO_FAR}"
@@ -94,7 +101,7 @@ def most_bytes(path: Path) -> int:
     return max(_EXPANDED_BYTES, _EXPANDS * path.stat().st_size)
 
 
-def _lines(stream: Any, path: Path, field: str) -> Iterator[Any]:
+def _lines(stream: _Stream, path: Path, field: str) -> Iterator[object]:
     for number, line in enumerate(iter(functools.partial(stream.readline, MAX_ROW_BYTES + 1), b""), start=1):
         if len(line) > MAX_ROW_BYTES:
             limit = MAX_ROW_BYTES // 2**20
@@ -104,10 +111,12 @@ def _lines(stream: Any, path: Path, field: str) -> Iterator[Any]:
             yield _parse(text, number, path, field)
 
 
-def _list(content: bytes, path: Path, field: str) -> Iterator[Any]:
+def _list(content: bytes, path: Path, field: str) -> Iterator[object]:
     if len(content) > _MAX_LIST_BYTES:
         raise UserError(f"{field}: {path} must have an object a line (.jsonl) to be so large, got one list")
-    return iter(_parse(_decoded(content, 1, path, field), 1, path, field))
+    rows = _parse(_decoded(content, 1, path, field), 1, path, field)
+    assert isinstance(rows, list), "it begins with a bracket"
+    return iter(rows)
 
 
 def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
@@ -118,7 +127,7 @@ def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
         raise UserError(f"{field}: line {number} of {path} is not UTF-8 text") from None
 
 
-def _parse(text: str, line: int, path: Path, field: str) -> Any:
+def _parse(text: str, line: int, path: Path, field: str) -> object:
     try:
         return json.loads(
             text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
@@ -139,7 +148,7 @@ def _parse(text: str, line: int, path: Path, field: str) -> Any:
         raise UserError(f"{field}: line {line} of {path} is not valid JSON (nested too deeply)") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -148,7 +157,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not valid JSON, which has no {name}")
 
 

@@ -4,9 +4,9 @@ A value that rows share is stored once, in a dictionary: a small file may stand 
 with dictionaries are read as such, so that lengths can be added up first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actors.config import UserError
 from algorithms.data.row_files import EXPANDS_TOO_FAR, abbreviated, most_bytes
@@ -20,7 +20,42 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96
 """Bytes of a value; for one of any length those of its place in a dictionary."""
 
 
-def rows_of_parquet(path: Path, field: str) -> Iterator[Any]:
+class _Array(Protocol):
+    """An array of Arrow's, which has no types of its own; each kind of array has some of these."""
+
+    type: object
+    nbytes: int
+    dictionary: "_Array"
+    indices: "_Array"
+    offsets: Any
+    keys: "_Array"
+    items: "_Array"
+
+    def __len__(self) -> int: ...
+    def slice(self, offset: int, length: int) -> "_Array": ...
+    def flatten(self) -> Any: ...  # Of a struct its fields, of lists all their items.
+
+
+class _File(Protocol):
+    """A Parquet file; its footer, which says how columns are stored, has no types."""
+
+    metadata: Any
+    schema: Any
+
+    def iter_batches(self, batch_size: int, row_groups: list[int]) -> "Iterator[_Batch]": ...
+
+
+class _Batch(Protocol):
+    """Some rows, column by column."""
+
+    columns: Sequence[_Array]
+    num_rows: int
+
+    def slice(self, offset: int, length: int) -> "_Batch": ...
+    def to_pylist(self) -> list[object]: ...
+
+
+def rows_of_parquet(path: Path, field: str) -> Iterator[object]:
     """The rows of a file; raises UserError for one that cannot be read, or that expands too far, then or on the way."""
     import pyarrow
     import pyarrow.parquet
@@ -49,12 +84,12 @@ def rows_of_parquet(path: Path, field: str) -> Iterator[Any]:
         raise UserError(f"{field}: {path} cannot be read as Parquet ({reason})") from None
 
 
-def _rows(file: Any, group: int) -> Iterator[Any]:
+def _rows(file: _File, group: int) -> Iterator[object]:
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
         yield from batch.to_pylist()
 
 
-def _rows_by_size(careful: Any, group: int) -> Iterator[Any]:
+def _rows_by_size(careful: _File, group: int) -> Iterator[object]:
     """The same, slowly, of values that stay in their dictionaries until a few rows of them are made."""
     for batch in careful.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
         size = sum(map(_expanded, batch.columns))
@@ -63,16 +98,16 @@ def _rows_by_size(careful: Any, group: int) -> Iterator[Any]:
             yield from batch.slice(start, rows).to_pylist()
 
 
-def _groups(file: Any) -> Iterator[Any]:
+def _groups(file: _File) -> Iterator[Any]:
     return (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
 
 
-def _stored(file: Any) -> int:
+def _stored(file: _File) -> int:
     """Bytes of all columns, uncompressed, as they are stored."""
     return sum(group.total_byte_size for group in _groups(file))
 
 
-def _least(file: Any) -> int:
+def _least(file: _File) -> int:
     """Bytes of all values but those of any length, of which it counts places."""
     widths = [
         _WIDTHS.get(column.physical_type) or max(1, column.length)
@@ -81,7 +116,7 @@ def _least(file: Any) -> int:
     return sum(group.column(index).num_values * width for group in _groups(file) for index, width in enumerate(widths))
 
 
-def _shared(file: Any) -> list[str]:
+def _shared(file: _File) -> list[str]:
     """Paths of the columns of texts or bytes that have a dictionary."""
     found = []
     for index in range(len(file.schema)):
@@ -96,7 +131,7 @@ def _expanded_table(table: Any) -> int:
     return sum(_expanded(chunk) for column in table.columns for chunk in column.chunks)
 
 
-def _expanded(array: Any) -> int:
+def _expanded(array: _Array) -> int:
     """Bytes of an array of Arrow's when each value is made where it is shared."""
     import pyarrow
     import pyarrow.compute

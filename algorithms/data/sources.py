@@ -7,9 +7,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from actors.config import UserError
 from actors.secret_text import masked
@@ -19,7 +19,9 @@ from algorithms.user.code import cause_of, function_fault, load_function
 from algorithms.user.deadline import TooLate, Watch
 from algorithms.words import kind_of, nearest_file
 
-Row = dict[str, Any]
+Row = dict[str, object]
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _HUB_DEADLINE_S = 5
 _CONVERTED_S, _GENERATED_S = 10.0, 60.0
@@ -32,7 +34,7 @@ def read_rows(
     source: str,
     *,
     split: str,
-    arguments: dict[str, Any],
+    arguments: Mapping[str, object],
     limit: int | None,
     field: str,
     converter: str | None = None,
@@ -114,7 +116,7 @@ def _sources(value: str | dict[str, str] | None) -> list[str]:
     return [value] if isinstance(value, str) else [*(value or {}).values()]
 
 
-def _objects(rows: Iterable[Any], source: str, field: str) -> Iterator[Row]:
+def _objects(rows: Iterable[object], source: str, field: str) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(
@@ -147,9 +149,9 @@ _READ = (
 """Columns that are read as they are: others may have holes, which tables from elsewhere fill with NaN."""
 
 
-def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
+def _value_fault(name: str, given: object) -> tuple[str | None, int]:
     """What is wrong with the value of a column, or None, and the size of its texts."""
-    unseen: list[tuple[Any, int]] = [(name, 0), (given, 0)]
+    unseen: list[tuple[object, int]] = [(name, 0), (given, 0)]
     size = 0
     while unseen:
         value, depth = unseen.pop()
@@ -199,7 +201,7 @@ def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]
         raise UserError(f"data.converter: must keep at least one row of {field}, {converter} dropped all {number}")
 
 
-def _converter_fault(function: Callable[..., Any]) -> str | None:
+def _converter_fault(function: Callable[..., object]) -> str | None:
     if inspect.isgeneratorfunction(function):
         return "must return a row, is a generator (it has yield)"
     if fault := function_fault(function):
@@ -213,7 +215,7 @@ def _converter_fault(function: Callable[..., Any]) -> str | None:
     return None
 
 
-def _bounded(rows: Iterator[Any], source: str, field: str) -> Iterator[Any]:
+def _bounded(rows: Iterator[object], source: str, field: str) -> Iterator[object]:
     until = time.monotonic() + _ENDLESS_S
     for number, row in enumerate(rows):
         if number == _ENDLESS_ROWS or time.monotonic() > until:
@@ -221,7 +223,7 @@ def _bounded(rows: Iterator[Any], source: str, field: str) -> Iterator[Any]:
         yield row
 
 
-def _made(function: Callable[..., Any], row: Row, converter: str, where: str) -> Any:
+def _made(function: Callable[..., object], row: Row, converter: str, where: str) -> object:
     try:
         with Watch(_CONVERTED_S) as watch:
             return watch(function, row)
@@ -231,13 +233,13 @@ def _made(function: Callable[..., Any], row: Row, converter: str, where: str) ->
         raise UserError(f"data.converter: {converter} raised {cause_of(error)} for {where}") from error
 
 
-def _from_file(path: Path, field: str) -> Iterator[Any]:
+def _from_file(path: Path, field: str) -> Iterator[object]:
     if not path.exists():
         raise UserError(f"{field}: no such file{nearest_file(path)}, got {path}")
     return rows_of_file(path, field)
 
 
-def _generated(name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+def _generated(name: str, split: str, arguments: Mapping[str, object], field: str) -> Iterator[object]:
     function = load_function(name, field)
     _check_arguments(function, name, arguments, field)
     code = getattr(inspect.unwrap(function), "__code__", None)
@@ -257,7 +259,7 @@ def _generated(name: str, split: str, arguments: dict[str, Any], field: str) -> 
         raise UserError(f"{field}: {name} raised {cause_of(error)}") from error
 
 
-def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[str, Any], field: str) -> None:
+def _check_arguments(function: Callable[..., object], name: str, arguments: Mapping[str, object], field: str) -> None:
     if fault := function_fault(function):
         raise UserError(f"{field}: {name} {fault}")
     if "split" in arguments:
@@ -275,12 +277,12 @@ def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[st
         raise UserError(f"data.arguments: {error}, {name} takes {signature}, got {arguments}") from None
 
 
-def _watched(file: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
+def _watched(file: str | None, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     with Watch(_GENERATED_S, file) as watch:
         return watch(function, *arguments)
 
 
-def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+def _from_hub(source: str, split: str, arguments: Mapping[str, Any], field: str) -> Iterator[object]:
     """Rows of a hub dataset. The hub is probed first: `datasets` would retry an unreachable one for minutes."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode

@@ -21,6 +21,7 @@ from algorithms.data.rendering import (
     encode_texts,
     render_messages,
     template_of,
+    tokenise_messages,
     with_system_prompt,
 )
 from algorithms.data.sources import Row, check_source_settings, read_rows
@@ -188,14 +189,14 @@ def _render_prompt(value: str | list[Message], data: DataConfig, tokenizer: "Pre
         if data.system_prompt is not None:
             raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
         return value
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    messages: list[Message] = [{"role": "user", "content": value}] if isinstance(value, str) else value
     return render_messages(with_system_prompt(messages, data), tokenizer, add_generation_prompt=True)
 
 
 def _sequence(example: Example, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn) -> Sequence:
     if isinstance(example, Completion) and tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
-        example = Dialogue(messages=turns, given=1)
+        asked: Message = {"role": "user", "content": example.prompt}
+        example = Dialogue(messages=[asked, {"role": "assistant", "content": example.completion}], given=1)
     if isinstance(example, Dialogue):
         messages = with_system_prompt(example.messages, data)
         given = len(messages) - len(example.messages) + example.given
@@ -236,8 +237,7 @@ def _dialogue(
     template = template_of(tokenizer)
     if not _GENERATION.search(template):
         return _mask_by_prefixes(messages, given, tokenizer)
-    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    rendered = render_messages(messages, tokenizer, **options)
+    rendered = tokenise_messages(messages, tokenizer)
     token_ids, mask = rendered["input_ids"], np.array(rendered["assistant_masks"], dtype=np.bool_)
     if any(message["role"] == "assistant" for message in messages[:given]):
         mask[: len(_prefix(messages[:given], token_ids, tokenizer, add_generation_prompt=True))] = False
@@ -268,10 +268,10 @@ def _mask_by_prefixes(
 
 def _closes_with_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the template writes the end-of-sequence token right after the content of every assistant turn."""
-    exchange = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    exchange: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     tails = render_messages(exchange * 2, tokenizer).split("answer")[1:]
     eos = tokenizer.eos_token
-    return eos is not None and len(tails) == 2 and all(tail.lstrip().startswith(eos) for tail in tails)
+    return isinstance(eos, str) and len(tails) == 2 and all(tail.lstrip().startswith(eos) for tail in tails)
 
 
 def _prefix(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
@@ -175,7 +175,7 @@ def numbers_of(row: Row, column: str, count: int, what: str) -> tuple[float, ...
     return tuple(number_of(item, column) for item in value)
 
 
-def number_of(value: Any, column: str) -> float:
+def number_of(value: object, column: str) -> float:
     """A finite number; a bool is 0 or 1. Raises RowError when it is none."""
     if not isinstance(value, Real):
         raise RowError(f"{column} must be a number, got {kind_of(value)}")

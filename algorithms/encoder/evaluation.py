@@ -6,12 +6,15 @@ job computed, so that all of them share the work, also where none holds a whole 
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.encoder.held_out import HeldOut, RankedSet, SimilaritySet
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float32]
 TextKind = Literal["query", "passage"]
@@ -108,7 +111,7 @@ class _KnownEmbeddings:
             self._embeddings[kind] = torch.from_numpy(_checked(given, len(mine), "embeddings"))
             self._places |= {text: place for place, text in enumerate(mine)}
 
-    def encode(self, texts: Sequence[Text], truncate_dim: int | None = None, **_: Any) -> Any:
+    def encode(self, texts: Sequence[Text], truncate_dim: int | None = None, **_: object) -> "torch.Tensor":
         """[texts, D or truncate_dim]; the texts are of one kind."""
         embeddings = self._embeddings[texts[0][0]]
         if truncate_dim is not None and truncate_dim > embeddings.shape[1]:
@@ -117,7 +120,7 @@ class _KnownEmbeddings:
 
     encode_query = encode_document = encode
 
-    def set_evaluation_metrics(self, *_: Any) -> None:
+    def set_evaluation_metrics(self, *_: object) -> None:
         """A model card's, of which there is none."""
 
 
@@ -128,11 +131,11 @@ class _KnownScores:
         self.model_card_data = self
         self._scores, self._lowest = scores, min(scores.values()) - 1
 
-    def predict(self, pairs: Sequence[Sequence[Any]], **_: Any) -> NDArray[np.float64]:
+    def predict(self, pairs: Sequence[tuple[int, str]], **_: object) -> NDArray[np.float64]:
         """[pairs], of the number of a row and a passage."""
         return np.array([self._scores.get((number, passage), self._lowest) for number, passage in pairs])
 
-    def set_evaluation_metrics(self, *_: Any) -> None:
+    def set_evaluation_metrics(self, *_: object) -> None:
         """A model card's, of which there is none."""
 
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
@@ -181,8 +181,9 @@ def _documents(rows: list[Row], field: str) -> list[tuple[str, ...]]:
     found = []
     for number, row in enumerate(rows, start=1):
         texts = row.get(_DOCUMENTS)
-        listed = isinstance(texts, list | tuple) and all(isinstance(text, str) and text.strip() for text in texts)
-        distinct = tuple(dict.fromkeys(texts)) if listed and texts else ()
+        distinct: tuple[str, ...] = ()
+        if isinstance(texts, list | tuple) and all(isinstance(text, str) and text.strip() for text in texts):
+            distinct = tuple(dict.fromkeys(texts))
         if len(distinct) < 2:
             raise UserError(
                 f"{field}: row {number}: {_DOCUMENTS} must be a list of at least 2 texts, got {kind_of(texts)}"
@@ -233,7 +234,7 @@ def passage_of_row(row: Row, number: int, field: str) -> str:
     return passage
 
 
-def _id(value: Any) -> str | None:
+def _id(value: object) -> str | None:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
@@ -255,5 +256,5 @@ def _unknown(row: Row, field: str, *, reranker: bool) -> str:
     )
 
 
-def _listed(names: Iterable[Any]) -> str:
+def _listed(names: Iterable[object]) -> str:
     return ", ".join(map(str, names)) or "none"

@@ -11,7 +11,7 @@ given to another prompt of the update.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from actors.batch import Labelled, Sequence
 from actors.config import UserError
 from actors.models.packed import PackedBatch
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Totals
+from actors.train.worker import LossFunction, Totals
 from algorithms.config_offline import LENGTH_AVERAGED, DPOConfig
 from algorithms.data.pairs import Judged, Pair, prompt_length
 from algorithms.loop import Clock, Metrics
 from algorithms.losses import masked_sum
-from algorithms.offline.loop import Offline, with_token_counts
+from algorithms.offline.loop import Offline, Plans, with_token_counts
 from algorithms.offline.preference_losses import PairLogprobs, kto_loss, matched_references, nll_weight, preference_loss
 from algorithms.offline.reference_cache import ReferenceCache
 
@@ -114,14 +114,14 @@ def kto_batch_loss(
 
 
 @dataclass(kw_only=True)
-class DPO(Offline[Any]):
+class DPO(Offline[Pair | Judged]):
     """The loop, over pairs, or over judged responses for KTO."""
 
     title = "DPO"
     config: DPOConfig
     reference: str | None
     """Name of the group that gives reference logprobs."""
-    read_reference: Callable[..., Any] | None
+    read_reference: Callable[..., list[list[float]]] | None
     """Its method that gives summed logprobs of sequences."""
     reference_tokens: int
     """Token budget of a micro-batch of `reference`."""
@@ -147,12 +147,12 @@ class DPO(Offline[Any]):
         if self.reference != "policy":
             self.roster[self.reference].shutdown()
 
-    def update(self, rows: list[Any]) -> Metrics:
+    def update(self, rows: list[Pair | Judged]) -> Metrics:
         plans, totals, loss = self._prepared(rows)
         metrics = self.policy.scatter(TrainedWorker.learn, [(plan, totals, loss, True) for plan in plans])[0]
         return with_token_counts(metrics, plans, "loss/dpo")
 
-    def measure(self, rows: list[Any]) -> Metrics:
+    def measure(self, rows: list[Pair | Judged]) -> Metrics:
         plans, totals, loss = self._prepared(rows)
         return self.policy.scatter(TrainedWorker.evaluate, [(plan, totals, loss, True) for plan in plans])[0]
 
@@ -168,16 +168,16 @@ class DPO(Offline[Any]):
         assert self.read_reference is not None
         return self.read(self.roster[self.reference], self.read_reference, rows, self.reference_tokens)
 
-    def _prepared(self, rows: list[Any]) -> tuple[Any, Totals, Any]:
+    def _prepared(self, rows: list[Pair | Judged]) -> tuple[Plans, Totals, LossFunction]:
         """Micro-batches of labelled sequences, global counts, and the loss."""
         sequences = [self._sequences(row) for row in rows]
         labels = {"reference": self._read(sequences)}
         tokens = sum(int(sequence.action_mask.sum()) for row in sequences for sequence in row)
         totals = Totals(tokens=tokens, sequences=len(rows), trained_tokens=tokens)
         if self.config.unpaired:
-            good = np.array([row.desirable for row in rows])
+            good = np.array([row.desirable for row in rows if isinstance(row, Judged)])
             labels["desirable"] = good.astype(np.float64)
-            loss: Any = partial(
+            loss: LossFunction = partial(
                 kto_batch_loss, config=self.config, kl=self._mismatched_kl(sequences), desirable=int(good.sum())
             )
         else:

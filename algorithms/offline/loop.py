@@ -133,7 +133,11 @@ class Offline(ABC, Generic[Row]):
         return [[[sequence for i in batch for sequence in rows[i]] for batch in rank] for rank in plan]
 
     def read(
-        self, group: ActorGroup[Any], method: Callable[..., Any], rows: list[list[Sequence]], budget: int | None = None
+        self,
+        group: ActorGroup[Any],
+        method: Callable[..., list[list[float]]],
+        rows: list[list[Sequence]],
+        budget: int | None = None,
     ) -> np.ndarray:
         """What `method` says of every sequence, row by row, float64 [rows x sequences of a row].
 

@@ -153,7 +153,7 @@ class LoadedEndpoint:
             raise http.client.IncompleteRead(bytes(read))
         return bytes(read)
 
-    def _rewards(self, answer: bytes) -> list[Any]:
+    def _rewards(self, answer: bytes) -> list[object]:
         try:
             values = json.loads(answer)
         except (ValueError, RecursionError):
@@ -174,7 +174,7 @@ class LoadedEndpoint:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     # urllib would follow with a GET without the samples, and with the headers, secrets included, wherever it is sent.
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
         return None
 
 

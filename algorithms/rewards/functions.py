@@ -4,7 +4,6 @@ import importlib
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from algorithms.config import RewardFunction
 from algorithms.rewards.math_final import gold_text, stated_answer
@@ -52,7 +51,7 @@ def gold_fault(answer: object) -> str | None:
     return fault_in(text)
 
 
-def parsed_gold(answer: object) -> list[Any]:
+def parsed_gold(answer: object) -> list[object]:
     """A gold answer as math-verify's expressions, parsed whole.
 
     Raises ValueError: it holds no expression, more than one expression, or a number too large to compare.
@@ -65,7 +64,7 @@ def parsed_gold(answer: object) -> list[Any]:
     return expressions
 
 
-def _parsed(text: str) -> list[Any]:
+def _parsed(text: str) -> list[object]:
     """A normalised answer as expressions; none if it is not an expression from its first to its last character."""
     math_verify = importlib.import_module("math_verify")
     return math_verify.parse(
@@ -81,10 +80,10 @@ def _time_limit() -> int | None:
     return MATH_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
 
 
-BUILT_IN: dict[str, Callable[..., Any]] = {"exact_match": exact_match, "math": math_answer}
+BUILT_IN: dict[str, Callable[..., object]] = {"exact_match": exact_match, "math": math_answer}
 
 
-def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
+def resolve(function: RewardFunction, index: int = 0) -> Callable[..., object]:
     """Find the callable that `function.name` names; `index` is its place in reward.functions, for messages.
 
     Relative paths start at the working directory, from which `module:function` is importable too.
@@ -100,7 +99,7 @@ def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
     return call
 
 
-def _fault(call: Any) -> str | None:
+def _fault(call: Callable[..., object]) -> str | None:
     """What is wrong with `call` as a reward function, whatever the data."""
     if fault := function_fault(call):
         return fault

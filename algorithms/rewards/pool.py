@@ -18,7 +18,9 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.batch import Episode, Prompt
 from actors.config import UserError
@@ -54,7 +56,7 @@ class _Job:
 class _Worker:
     """An actor, what it is doing now (`call`; with jobs, or its start), since and until when (on time.monotonic())."""
 
-    actor: Any
+    actor: ActorHandle
     call: ObjectRef | None
     since: float
     deadline: float
@@ -78,7 +80,7 @@ class RewardPool:
         config: RewardConfig,
         *,
         cpus_per_worker: float = 0.1,
-        places: Sequence[Any] | None = None,
+        places: Sequence[PlacementGroupSchedulingStrategy | str] | None = None,
         start_timeout_s: float = 120,
     ) -> None:
         """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`.
@@ -144,7 +146,8 @@ class RewardPool:
     def _start(self, index: int) -> _Worker:
         options = {"num_cpus": self._cpus, "scheduling_strategy": self._places[index]}
         kept, memory_mib = sorted(self._config.kept_variables), self._config.memory_mib
-        actor = ray.remote(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
+        make: Any = ray.remote
+        actor = make(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
         now = time.monotonic()
         return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
 

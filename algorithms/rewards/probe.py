@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from actors.config import UserError
 from actors.user.confined import confine
@@ -61,7 +60,7 @@ class _Reporter:
         self.file: str | None = None
         self.deadline_s = 0.0
 
-    def say(self, **event: Any) -> None:
+    def say(self, **event: object) -> None:
         os.write(self._pipe, json.dumps(event).encode() + b"\n")
 
     def begin(self, doing: str, limit_s: float) -> None:

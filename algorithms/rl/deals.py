@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.batch import Place
+from ray import ObjectRef
+
+from actors.batch import Episode, Place, TokenFields
 from actors.group import ActorGroup
 from actors.train.worker import Held, Share, Totals
 from algorithms.rl.experience import RankWork
 from algorithms.rollouts.groups import ScoredGroup
 
-Split = Callable[[list[tuple[Any, list[list[int]]]]], list[list[Any]]]
+Episodes = ObjectRef[list[Episode]]
+Split = Callable[[list[tuple[Episodes, list[list[int]]]]], list[list[Episodes]]]
 """(per group: reference to list[Episode], the numbers of the episodes of each share) -> per group: a reference to each
 share."""
 
@@ -58,9 +61,9 @@ class Taker:
 class Parts:
     """References to TokenFields, by the stage and the rank that go on with them."""
 
-    references: dict[tuple[str, int], list[Any]] = field(default_factory=dict)
+    references: dict[tuple[str, int], list[ObjectRef[TokenFields]]] = field(default_factory=dict)
 
-    def of(self, taker: Taker, rank: int) -> list[Any]:
+    def of(self, taker: Taker, rank: int) -> list[ObjectRef[TokenFields]]:
         """What a rank of a stage gets."""
         return self.references.get((taker.name, rank), [])
 
@@ -94,8 +97,8 @@ class Updates:
 def submit_finding(
     group: ActorGroup[Any],
     rank: int,
-    method: Callable[..., Any],
-    *arguments: Any,
+    method: Callable[..., object],
+    *arguments: object,
     fields: Iterable[str],
     places: Iterable[Place],
     takers: Sequence[Taker],
@@ -117,7 +120,7 @@ def submit_finding(
 
 def hand_episodes(
     groups: Sequence[ScoredGroup], work: Sequence[RankWork], split: Split
-) -> list[tuple[Held, list[Any]]]:
+) -> list[tuple[Held, list[Episodes]]]:
     """For every rank: which episodes it gets, and references to lists of them."""
     held: list[dict[int, list[int]]] = [share.held for share in work]
     divided: dict[int, list[int]] = {}
@@ -141,11 +144,11 @@ def hand_episodes(
     ]
 
 
-def split_by(engines: ActorGroup[Any], method: Callable[..., Any]) -> Split:
+def split_by(engines: ActorGroup[Any], method: Callable[..., object]) -> Split:
     """Lets rollout engines split groups, each some of them; the wait for that has the engines' deadline."""
 
-    def split(asked: list[tuple[Any, list[list[int]]]]) -> list[list[Any]]:
-        parts: list[list[Any]] = [[] for _ in asked]
+    def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
+        parts: list[list[Episodes]] = [[] for _ in asked]
         told = []
         ranks = range(min(len(engines), len(asked)))
         for engine in ranks:

@@ -117,7 +117,7 @@ def sample_rows(
         if not rollouts[number]:
             continue
         group, rollout = groups[number], rollouts[number][index]
-        own = {
+        own: dict[str, object] = {
             "prompt": group.prompt.text,
             "completion": rollout.text,
             "reward": group.scores[index].reward,
@@ -131,9 +131,9 @@ def sample_rows(
     return rows
 
 
-def _turns(info: RolloutInfo) -> dict[str, Any]:
+def _turns(info: RolloutInfo) -> dict[str, object]:
     """What a row tells of turns: nothing of a single one without a reward."""
-    several = {"turns": info.turns} if info.turns > 1 else {}
+    several: dict[str, object] = {"turns": info.turns} if info.turns > 1 else {}
     return several | ({"turn_rewards": list(info.turn_rewards)} if info.turn_rewards else {})
 
 
@@ -147,6 +147,6 @@ def best_to_worst(groups: Sequence[ScoredGroup], count: int) -> list[tuple[int, 
     return spread_over(order, count)
 
 
-def _columns(group: ScoredGroup) -> dict[str, Any]:
+def _columns(group: ScoredGroup) -> dict[str, object]:
     """Those of the data row, without a prompt that is the same text."""
     return {name: value for name, value in group.prompt.row.items() if name != "prompt" or value != group.prompt.text}

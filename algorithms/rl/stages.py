@@ -59,12 +59,12 @@ class RL(Steps):
     def read(
         self,
         group: ActorGroup[Any],
-        method: Callable[..., Any],
+        method: Callable[..., object],
         groups: Sequence[ScoredGroup],
         budget: str,
         name: str,
         takers: Sequence[Taker],
-        *options: Any,
+        *options: object,
     ) -> Pending:
         """Let the ranks of a group begin to read all episodes, for those that go on with the field `name`.
 
@@ -79,8 +79,10 @@ class RL(Steps):
             zip(work, hand_episodes(groups, work, self.split), strict=True)
         ):
             plan = [[(number, index) for number, index, _ in batch] for batch in share.plans[0]]
-            deal: dict[str, Any] = {"fields": [name], "places": share.places, "takers": takers}
-            calls.append(submit_finding(group, rank, method, plan, held, *options, *episodes, **deal))
+            arguments = (plan, held, *options, *episodes)
+            calls.append(
+                submit_finding(group, rank, method, *arguments, fields=[name], places=share.places, takers=takers)
+            )
 
         def finish() -> Parts:
             group.gather([told for told, _ in calls], method.__name__)
@@ -120,12 +122,11 @@ class RL(Steps):
             estimator = Estimator(config=self.config, kl_coef=kl_coef, counted=counted)
             episodes = [groups[number].rollouts for number in numbers]
             arguments = (own, held, estimator, reported, *episodes, *parts.of(taken, rank))
-            deal: dict[str, Any] = {
-                "fields": ["advantages", "returns"],
-                "places": [(number, index) for number, indices in held for index in indices],
-                "takers": takers,
-            }
-            calls.append(submit_finding(group, rank, Worker.advantages, *arguments, **deal))
+            places = [(number, index) for number, indices in held for index in indices]
+            fields = ["advantages", "returns"]
+            calls.append(
+                submit_finding(group, rank, Worker.advantages, *arguments, fields=fields, places=places, takers=takers)
+            )
         told = group.gather([answer for answer, _ in calls], "advantages")
         metrics: Metrics = told[0][0]
         if "reward/kl_per_response" in metrics and self.policy_learns:

@@ -47,7 +47,7 @@ class Steps:
     """The run's groups by name, looked up at every use."""
     reference: str | None
     """Name of the group that gives reference logprobs."""
-    read_reference: Callable[..., Any] | None
+    read_reference: Callable[..., object] | None
     """Its method that does."""
     models: list[RewardModelGroup]
     rollouts: Rollouts

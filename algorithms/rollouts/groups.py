@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -20,8 +19,8 @@ class ScoredGroup:
     """All responses to one prompt, with their rewards."""
 
     prompt: Prompt
-    rollouts: Any
-    """Reference to list[Episode]."""
+    rollouts: ObjectRef[list[Episode]]
+    """They stay where they were sampled."""
     infos: list[RolloutInfo]
     scores: list[Score]
 
@@ -56,7 +55,7 @@ def prompt_finder(prompts: Sequence[Prompt]) -> Callable[[str, int], Prompt]:
     return lambda of_set, row: by_place[of_set, row]
 
 
-def kept(episodes: list[Episode]) -> ObjectRef:
+def kept(episodes: list[Episode]) -> ObjectRef[list[Episode]]:
     """A reference to episodes that this process keeps."""
     return ray.put(episodes)
 

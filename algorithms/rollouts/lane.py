@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
-from actors.batch import Prompt
+from ray import ObjectRef
+
+from actors.batch import Episode, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
@@ -29,10 +30,11 @@ class Running:
     attempts: int = 1
     """Engines that have had it."""
     infos: list[RolloutInfo] = field(default_factory=list)
-    rollouts: Any = None
+    rollouts: ObjectRef[list[Episode]] | None = None
 
     def scored(self, scores: list[Score]) -> ScoredGroup:
         """The finished group."""
+        assert self.rollouts is not None, "they are collected before they are scored"
         return ScoredGroup(prompt=self.prompt, rollouts=self.rollouts, infos=self.infos, scores=scores)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from actors.config import UserError
 from actors.secret_text import masked
@@ -29,7 +28,7 @@ Problem = Callable[[str], UserError]
 """Makes a line of a rule: with the field, and what was given."""
 
 
-def load_function(name: str, field: str, *, known: Collection[str] = (), alone: bool = False) -> Callable[..., Any]:
+def load_function(name: str, field: str, *, known: Collection[str] = (), alone: bool = False) -> Callable[..., object]:
     """The function that `name` names, imported: relative paths, and modules, start at the working directory.
 
     Args:
@@ -98,7 +97,7 @@ def file_of(module: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def function_fault(function: Any) -> str | None:
+def function_fault(function: object) -> str | None:
     """What is wrong with a callable that is to return a value at once, whatever it takes."""
     for item in (function, type(function).__call__):
         if inspect.iscoroutinefunction(item) or inspect.isasyncgenfunction(item):

@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _LOOK_EVERY_S = 0.2
 _HARMLESS = ("sleep", "print", "append", "len", "time", "monotonic", "count", "cycle")
@@ -61,7 +64,7 @@ class Watch:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
             signal.signal(signal.SIGALRM, self._handler)
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         """What `function` returns; raises TooLate."""
         if self._file is None:
             self._file = getattr(getattr(function, "__code__", None), "co_filename", None)
