@@ -212,7 +212,7 @@ def _below(section: str) -> list[str]:
     return [field.removeprefix(section) for field in OURS if field.rpartition(".")[0] == section.rstrip(".")]
 
 
-def _check_value(field: str, value: Any, kind: Kind) -> None:
+def _check_value(field: str, value: object, kind: Kind) -> None:
     if isinstance(kind, tuple):
         fits, rule = value in kind, f"one of {', '.join(kind)}"
     elif kind is bool:
@@ -224,9 +224,8 @@ def _check_value(field: str, value: Any, kind: Kind) -> None:
         fits, rule = isinstance(value, str), "text"
     else:
         # true and false are numbers, too, for Python.
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value) and value >= 0
-        fits = fits and (kind is float or value == int(value))
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        fits = math.isfinite(number) and number >= 0 and (kind is float or number == int(number))
         rule = "a whole number, at least 0" if kind is int else "a number, at least 0"
     if not fits:
         raise ValueError(f"deepspeed.{field} must be {rule}, got {_shown(value)}")

@@ -217,7 +217,7 @@ class RolloutWorker(EngineHost):
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def update_weights(self, update_info: dict[str, Any], first: bool, remember_checksums: bool) -> None:
+    async def update_weights(self, update_info: dict[str, object], first: bool, remember_checksums: bool) -> None:
         """Receive weights that the trainer sends.
 
         At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model.
