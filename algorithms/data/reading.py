@@ -56,7 +56,7 @@ def reading_of(
         return sequence_reading(rows, data, tokenizer, train_on=algorithm.train_on, field=field)
     if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
         return judged_reading(rows, data, tokenizer, field=field)
-    return pair_reading(rows, data, tokenizer, field=field)
+    return pair_reading(rows, data, tokenizer, field=field)  # reward models and all other preference losses
 
 
 def run_data(
@@ -83,11 +83,13 @@ def run_data(
                 found.held_out += items
                 continue
             if data.eval_fraction is not None:
+                # After rendering: rows that are left out as too long are in neither part.
                 items, held_out = divided(items, data.eval_fraction, label)
                 found.held_out += _of_set(held_out, name)
             found.sizes[name] = len(items)
             found.train += _of_set(items, name)
     if len(found.sizes) > 1 and isinstance(algorithm, RLConfig):
+        # The rows of each set are numbered from 0, and two prompts of a run must not have one number.
         found.train = _numbered(found.train)
     return found
 

@@ -58,6 +58,7 @@ def render_messages(
 def tokenise_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast") -> MaskedTokens:
     """apply_chat_template to ids, and what of them the template's markers say the model has written; raises RowError
     as `render_messages` does."""
+    # By the template itself, as the markers' places are known only while it is rendered.
     return _rendered(messages, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
 
 
@@ -111,12 +112,14 @@ def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plai
 
     A template writes its own BOS, so that adding one there would double it (huggingface/trl issue 1073).
     """
+    # Called through Any: transformers types what a call gives for one text and for many alike.
     encoding: Any = tokenizer
     encoded: list[list[int]] = encoding(texts, add_special_tokens=False)["input_ids"]
+    # By encoding nothing: what its post-processor adds, no setting of a tokenizer says.
     bos, automatic = bos_of(tokenizer), encoding("")["input_ids"]
     if not plain or bos is None or automatic[:1] != [bos]:
         return encoded
-    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]  # a text may have it written out
 
 
 def bos_of(tokenizer: "PreTrainedTokenizerFast") -> int | None:
@@ -146,6 +149,7 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> Bou
         exchange: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
         try:
             written = render_messages(exchange, tokenizer)
+            # Longest first, as one may be a part of another.
             for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
                 written = written.replace(token, "x") if token else written
             overhead = 2 * len(written.encode())
@@ -169,4 +173,5 @@ def _count(tokenizer: "PreTrainedTokenizerFast", text: str) -> int:
 def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:
     unknown = tokenizer.unk_token_id
     others = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
+    # Some tokenizers have one token for several of these: then it does not tell unknown text.
     return unknown if isinstance(unknown, int) and unknown not in others else -1

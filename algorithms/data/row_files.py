@@ -43,6 +43,7 @@ def rows_of_file(path: Path, field: str) -> Iterator[object]:
     if not path.name.endswith(FILE_TYPES):
         small = " in small letters" if path.name.lower().endswith(FILE_TYPES) else ""
         raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}{small}, got {path.name}")
+    # Here, as that module imports from this one.
     from algorithms.data.row_parquet import rows_of_parquet
 
     return rows_of_parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
@@ -58,6 +59,7 @@ def _json(path: Path, field: str) -> Iterator[object]:
             stream: _Stream = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
             if path.name.removesuffix(".gz").endswith(".json"):
                 content = stream.read(_MAX_LIST_BYTES + 1)
+                # Behind a byte order mark, if there is one.
                 if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
                     yield from _list(content, path, field)
                     return
@@ -84,6 +86,7 @@ class _Expanding:
     def read(self, size: int) -> bytes:
         """All there is, at most `size` bytes."""
         parts = []
+        # Piece by piece: a file that expands without end is noticed before it has filled the memory.
         while size > 0 and (part := self._counted(self._stream.read(min(size, 2**20)))):
             parts.append(part)
             size -= len(part)
@@ -102,6 +105,7 @@ def most_bytes(path: Path) -> int:
 
 
 def _lines(stream: _Stream, path: Path, field: str) -> Iterator[object]:
+    # A byte more than a row may have tells a longer one, of which no more is read.
     for number, line in enumerate(iter(functools.partial(stream.readline, MAX_ROW_BYTES + 1), b""), start=1):
         if len(line) > MAX_ROW_BYTES:
             limit = MAX_ROW_BYTES // 2**20
@@ -121,14 +125,15 @@ def _list(content: bytes, path: Path, field: str) -> Iterator[object]:
 
 def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte order mark stands first
     except UnicodeDecodeError as error:
-        number += error.object.count(b"\n", 0, error.start)
+        number += error.object.count(b"\n", 0, error.start)  # a list is decoded as one text
         raise UserError(f"{field}: line {number} of {path} is not UTF-8 text") from None
 
 
 def _parse(text: str, line: int, path: Path, field: str) -> object:
     try:
+        # Python's parser also takes NaN, infinities and names given twice, and makes infinity of 1e999.
         return json.loads(
             text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
         )
@@ -142,6 +147,7 @@ def _parse(text: str, line: int, path: Path, field: str) -> object:
             f"{field}: {where} of {path} is not valid JSON ({error.msg[0].lower()}{error.msg[1:]})"
         ) from None
     except ValueError as error:  # of the hooks below
+        # A .json file was parsed whole: the hooks do not know the line.
         where = f"line {line} of {path}" if path.suffixes[:1] != [".json"] else str(path)
         raise UserError(f"{field}: {where} {error}") from None
     except RecursionError:
@@ -169,6 +175,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
+    # From 4,300 digits on Python refuses in words of its own; no data has numbers as long as that.
     if len(text) > 1000:
         raise ValueError(f"must hold numbers of at most 1000 digits, got one of {len(text)}")
     return int(text)

@@ -66,10 +66,13 @@ def rows_of_parquet(path: Path, field: str) -> Iterator[object]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             for name in names:
+                # Rows become dictionaries, in which one of the two would be lost.
                 if names.count(name) > 1:
                     raise UserError(f"{field}: {path} must have each column once, got {abbreviated(name)} twice")
+            # By the footer alone: of the rows nothing is read yet.
             if _stored(file) > most or _least(file) > _FACTOR * most:
                 raise too_far
+            # Read as dictionaries, values stay shared: their lengths can be added up without making them.
             shared = _shared(file)
             with pyarrow.parquet.ParquetFile(path, read_dictionary=shared) as careful:
                 for index, group in enumerate(_groups(file)):
@@ -78,6 +81,7 @@ def rows_of_parquet(path: Path, field: str) -> Iterator[object]:
                     if expanded > _FACTOR * most:
                         raise too_far
                     usual = size <= max(_BATCH_BYTES, _USUAL * group.total_byte_size)
+                    # The quick way makes _BATCH_ROWS rows at one time, whatever they hold.
                     yield from _rows(file, index) if usual else _rows_by_size(careful, index)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -121,6 +125,7 @@ def _shared(file: _File) -> list[str]:
     found = []
     for index in range(len(file.schema)):
         column = file.schema.column(index)
+        # All else has a fixed width, and is counted by `_least`.
         texts = column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "JSON", "ENUM", "NONE")
         if texts and any("DICTIONARY" in text for group in _groups(file) for text in group.column(index).encodings):
             found.append(column.path)
@@ -143,10 +148,11 @@ def _expanded(array: _Array) -> int:
         if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_binary(values.type)):
             return array.nbytes
         lengths = compute.binary_length(values).cast(pyarrow.int64()).take(array.indices)
-        return (compute.sum(lengths).as_py() or 0) + 4 * len(array)
+        return (compute.sum(lengths).as_py() or 0) + 4 * len(array)  # the sum of nothing is null
     if pyarrow.types.is_struct(kind):
-        return 4 * len(array) + sum(map(_expanded, array.flatten()))
+        return 4 * len(array) + sum(map(_expanded, array.flatten()))  # 4 bytes: roughly what a place costs
     if pyarrow.types.is_map(kind):
+        # A slice of a map has keys and items of the whole: its offsets say which are its own.
         first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
         return 4 * len(array) + sum(_expanded(part.slice(first, last - first)) for part in (array.keys, array.items))
     if pyarrow.types.is_list(kind):

@@ -63,6 +63,7 @@ def read_rows(
         rows = _from_file(Path(source), field)
     else:
         rows = _from_hub(source, split, arguments, field)
+    # zip takes a number only with a row: the next one then says how many the converter was given.
     read, found = itertools.count(), _objects(rows, source, field)
     if converter:
         found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
@@ -87,7 +88,7 @@ def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub
         exists = path.exists()
     except OSError as error:
         raise UserError(f"{field}: {error.strerror}, got {_short(source)}") from None
-    if ":" in source[1:] and not exists:
+    if ":" in source[1:] and not exists:  # a file may have a colon in its name
         return "generator"
     return "file" if exists or source.endswith(FILE_TYPES) or not _is_hub_id(source) else "hub"
 
@@ -151,6 +152,7 @@ _READ = (
 
 def _value_fault(name: str, given: object) -> tuple[str | None, int]:
     """What is wrong with the value of a column, or None, and the size of its texts."""
+    # A stack of its own: what is nested too deeply would end Python's.
     unseen: list[tuple[object, int]] = [(name, 0), (given, 0)]
     size = 0
     while unseen:
@@ -167,6 +169,7 @@ def _value_fault(name: str, given: object) -> tuple[str | None, int]:
         elif isinstance(value, float):
             if not math.isfinite(value) and name in _READ:
                 return f"must hold finite numbers, got {value} in column {name}", size
+        # Rows are compared and shown by their text, and sent to other processes: an object's address is no data.
         elif callable(value) or isinstance(value, Iterator) or type(value).__repr__ is object.__repr__:
             return f"must hold data, got {kind_of(value)} in column {name}", size
     return None, size
@@ -242,16 +245,18 @@ def _from_file(path: Path, field: str) -> Iterator[object]:
 def _generated(name: str, split: str, arguments: Mapping[str, object], field: str) -> Iterator[object]:
     function = load_function(name, field)
     _check_arguments(function, name, arguments, field)
+    # The file of the function below its decorators: in its loops the watch can tell what never ends.
     code = getattr(inspect.unwrap(function), "__code__", None)
     file = code.co_filename if code else None
     try:
         given = _watched(file, functools.partial(function, split=split, **arguments))
         if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
             raise UserError(f"{name} must give rows one after the other, got {kind_of(given)}")
-        rows, end = iter(given), object()
+        rows, end = iter(given), object()  # no row is this object
+        # The deadline is that of one row: a generator may be right and take hours.
         while (row := _watched(file, next, rows, end)) is not end:
             yield row
-    except UserError as error:
+    except UserError as error:  # such as the tasks that come with Tandem raise
         raise UserError(*(f"{field}: {problem}" for problem in error.problems)) from error
     except TooLate as error:
         raise UserError(f"{field}: {name} {error}, and gave no row") from None
@@ -268,6 +273,7 @@ def _check_arguments(function: Callable[..., object], name: str, arguments: Mapp
             f"got {arguments['split']}"
         )
     signature = inspect.signature(function)
+    # One with **options takes split among them.
     takes_any = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
     if "split" not in signature.parameters and not takes_any:
         raise UserError(f"{field}: {name} must take split, takes {signature}")
@@ -307,6 +313,7 @@ def _from_hub(source: str, split: str, arguments: Mapping[str, Any], field: str)
 def _is_cached(source: str) -> bool:
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
+    # Where `datasets` keeps what it has prepared, and below it where the hub's client keeps what it has loaded.
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")) / source.replace("/", "___")
     return prepared.exists() or (Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}").exists()
 

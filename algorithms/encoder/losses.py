@@ -35,6 +35,7 @@ class _OfVectors(Protocol):
 class KnownVectors(torch.nn.Sequential):
     """Stands where a loss expects an embedding model, which is not called: its vectors are known."""
 
+    # gist compares it, and the tokenizers, with the guide's, to see whether texts are to be tokenised anew.
     max_seq_length = 1
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class KnownScores(CrossEncoder):
     """Stands where a loss expects a reranker: a pair's passage is the number of its score in `scores` [N]."""
 
     def __init__(self, scores: torch.Tensor) -> None:
-        torch.nn.Module.__init__(self)
+        torch.nn.Module.__init__(self)  # its own would load a model
         self.scores = scores
 
     @property
@@ -95,8 +96,10 @@ def embedding_loss(
     whole = columns[0].shape[-1]
     total = columns[0].new_zeros(())
     for size in task.matryoshka or [whole]:
+        # Cut vectors are used at length 1 again: so are they compared here.
         cut = [normalize(column[:, :size], dim=-1) for column in columns] if size < whole else columns
         for item in task.loss:
+            # Sizes are added up and not averaged, as sentence-transformers does.
             total = total + item.weight * _of_vectors(task, item.name, cut, guide, targets)
     return total
 
@@ -111,13 +114,13 @@ def _of_vectors(
             model,
             KnownVectors(),  # type: ignore[arg-type]
             temperature=task.temperature,
-            mini_batch_size=len(columns[0]),
+            mini_batch_size=len(columns[0]),  # one: nothing is encoded here
             margin_strategy=task.guide_margin_strategy,
             margin=task.guide_margin,
         )
         return loss.calculate_loss([[column] for column in columns], [[column] for column in guide])
     if name == "triplet":
-        columns = columns[:3]
+        columns = columns[:3]  # query, positive, one negative
     if name in ("contrastive", "online_contrastive"):
         assert targets is not None
         targets = targets.int()
@@ -177,6 +180,7 @@ def reranker_loss(config: RerankerConfig, scores: torch.Tensor, sizes: list[int]
 def _of_scores(name: str, scores: torch.Tensor, sizes: list[int], labels: torch.Tensor) -> torch.Tensor:
     if name == "cross_entropy":
         rows = torch.nn.utils.rnn.pad_sequence(list(scores.split(sizes)), batch_first=True, padding_value=_ABSENT)
+        # The first is the positive.
         return cross_entropy(rows, torch.zeros(len(sizes), dtype=torch.long, device=scores.device))
     model = KnownScores(scores)
     places = [list(part) for part in torch.arange(len(scores)).split(sizes)]
@@ -189,6 +193,7 @@ def _of_scores(name: str, scores: torch.Tensor, sizes: list[int], labels: torch.
         columns = [list(column) for column in zip(*lists, strict=True)]
         return reranking.MarginMSELoss(model)([queries, *columns], list(labels.split(sizes)))
     if name == "listmle":
+        # The right order is that of the labels, not the one in which the data has the passages.
         return reranking.ListMLELoss(model, respect_input_order=False)([queries, lists], list(labels.split(sizes)))
     return _LISTWISE[name](model)([queries, lists], list(labels.split(sizes)))
 

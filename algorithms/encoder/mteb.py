@@ -16,6 +16,7 @@ def mteb_tasks(names: list[str]) -> list[Any]:
         UserError: mteb is not installed or cannot be imported, no name is given, or it has no task of a name.
     """
     try:
+        # By name, as it is an extra: type checkers should not ask for it.
         mteb = importlib.import_module("mteb")
     except ImportError as error:
         raise UserError(

@@ -72,7 +72,7 @@ class LoadedFunction:
             rows = [{name: values[index] for name, values in keywords.items()} for index in range(count)]
             return [checked_number(*_call(self, row)) for row in rows]
         values, cause = _call(self, keywords)
-        if cause and count > 1:
+        if cause and count > 1:  # which sample it was is not known
             return [self.evaluate(samples.only(index))[0] for index in range(count)]
         if cause:
             return [cause]
@@ -181,6 +181,7 @@ def _call(function: LoadedFunction, keywords: Mapping[str, object]) -> tuple[obj
 def _plain(returned: object) -> object:
     """Numbers instead of arrays, tensors and their scalars, a plain list instead of one of the user's classes."""
     found = returned.tolist() if _is_array(returned) else returned
+    # What a class of the user's does when it is read happens here, where its failure is caught.
     return list(found) if isinstance(found, (list, tuple)) else found
 
 
@@ -196,7 +197,7 @@ def _is_array(value: object) -> TypeGuard[_Array]:
 
 
 def _is_scalar(value: object) -> TypeGuard[_Array]:
-    return getattr(value, "ndim", None) == 0
+    return getattr(value, "ndim", None) == 0  # numpy's and torch's scalars are such arrays
 
 
 def checked_number(value: object, cause: str | None = None) -> Outcome:

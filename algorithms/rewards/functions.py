@@ -67,10 +67,11 @@ def parsed_gold(answer: object) -> list[object]:
 def _parsed(text: str) -> list[object]:
     """A normalised answer as expressions; none if it is not an expression from its first to its last character."""
     math_verify = importlib.import_module("math_verify")
+    # In a box, which is read from its first to its last character: in a plain text the likeliest part would be taken.
     return math_verify.parse(
         rf"\boxed{{{text}}}",
         extraction_config=[math_verify.LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
+        fallback_mode="no_fallback",  # else the text itself would be an expression
         parsing_timeout=_time_limit(),
     )
 
@@ -93,6 +94,7 @@ def resolve(function: RewardFunction, index: int = 0) -> Callable[..., object]:
     if function.name in BUILT_IN:
         return BUILT_IN[function.name]
     field = f"reward.functions.{index}.name"
+    # Alone: reward processes, and that of `check`, run nothing else.
     call = load_function(function.name, field, known=BUILT_IN, alone=True)
     if fault := _fault(call):
         raise problem_at(field, function.name)(f"{function.name.rpartition(':')[2]} {fault}")

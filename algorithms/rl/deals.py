@@ -109,10 +109,11 @@ def submit_finding(
     """
     found, owners, shares = list(places), list[tuple[str, int]](), list[Share]()
     for taker in takers:
-        if names := sorted(taker.fields.intersection(fields)):
+        if names := sorted(taker.fields.intersection(fields)):  # a set has another order in every process
             for to, own in taker.shares(found).items():
                 owners.append((taker.name, to))
                 shares.append((names, own))
+    # An object for each: a rank fetches its own samples only, and each is gone when its rank has used it.
     answer = group.submit(rank, method, shares, *arguments, num_returns=1 + len(shares))
     told, *references = answer if shares else [answer]
     return told, Parts({owner: [part] for owner, part in zip(owners, references, strict=True)})
@@ -127,8 +128,9 @@ def hand_episodes(
     for rank, own in enumerate(held):
         for number, indices in own.items():
             infos = groups[number].infos
+            # Splitting is a call and a copy: for a few tokens less it does not pay.
             if sum(infos[index].tokens for index in indices) * _SPARE >= sum(info.tokens for info in infos):
-                own[number] = list(range(len(infos)))
+                own[number] = list(range(len(infos)))  # of what is handed over as a whole, all of it
             else:
                 divided.setdefault(number, []).append(rank)
     asked = [(groups[number].rollouts, [held[rank][number] for rank in ranks]) for number, ranks in divided.items()]
@@ -150,6 +152,7 @@ def split_by(engines: ActorGroup[Any], method: Callable[..., object]) -> Split:
     def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
         parts: list[list[Episodes]] = [[] for _ in asked]
         told = []
+        # All at one time: any engine can split any group, wherever it was sampled.
         ranks = range(min(len(engines), len(asked)))
         for engine in ranks:
             own = range(engine, len(asked), len(engines))
@@ -159,6 +162,7 @@ def split_by(engines: ActorGroup[Any], method: Callable[..., object]) -> Split:
             told.append(first)
             for number, of_group in zip(own, shares, strict=True):
                 parts[number], others = others[: len(of_group)], others[len(of_group) :]
+        # The first object of each call comes with the others: who waits for it hears of a failure.
         engines.gather(told, "split", ranks=list(ranks))
         return parts
 

@@ -85,7 +85,7 @@ class RL(Steps):
             )
 
         def finish() -> Parts:
-            group.gather([told for told, _ in calls], method.__name__)
+            group.gather([told for told, _ in calls], method.__name__)  # the fields themselves stay there
             return sum((parts for _, parts in calls), Parts())
 
         return finish
@@ -113,6 +113,7 @@ class RL(Steps):
         """
         kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
         calls, whole = [], self._counted(groups)
+        # Advantages of tokens stay with the ranks: the driver asks for means of those that it will show.
         kept = best_to_worst(groups, self.samples_per_step)
         reported = {(number, index): groups[number].infos[index].sampled_tokens for number, index in kept}
         for rank, numbers in enumerate(deal_groups(groups, len(group))):
@@ -129,6 +130,7 @@ class RL(Steps):
             )
         told = group.gather([answer for answer, _ in calls], "advantages")
         metrics: Metrics = told[0][0]
+        # While only the critic learns, the KL is what it was: it says nothing about the coefficient.
         if "reward/kl_per_response" in metrics and self.policy_learns:
             self.kl.update(metrics["reward/kl_per_response"], sum(len(each.infos) for each in groups))
         means = {place: mean for _, of_rank in told for place, mean in of_rank.items()}
@@ -140,6 +142,7 @@ class RL(Steps):
         return [
             update
             for epoch in range(self.config.epochs_per_step)
+            # Epochs draw other orders: seeds of one are the steps, those of two lie the millionth prime apart.
             for update in split_updates(samples, per_update, self.seed + self.step + 15_485_863 * epoch)
         ]
 
@@ -185,6 +188,7 @@ class RL(Steps):
         """Start a group's optimizer updates; returns what waits for them and gives their metrics."""
         group, totals, temperature = updates.group, updates.totals, self.sampling.temperature
         if group is self.policy:
+            # Where no sample has an advantage, weights stay what they are: there is nothing to publish.
             self.moved = any(each.trained_tokens for each in totals)
         given = hand_episodes(groups, updates.work, self.split)
         method: Any = PolicyWorker.update

@@ -78,6 +78,7 @@ class RayEngines:
     def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.submit, requests, seed)] = engine, "submit"
+        # One poll at a time: it tells of these as well, if there is one.
         if not self._waiting[engine]:
             self._poll(engine)
         self._waiting[engine] += len(requests)
@@ -101,6 +102,7 @@ class RayEngines:
             self._answer(engine, call, method, events)
         for call in _done(self._polls):
             engine = self._polls.pop(call)
+            # A lost engine has told of nothing.
             finished = self._answer(engine, call, "poll", events) or []
             self._waiting[engine] -= len(finished)
             events += (Ended(engine, each) for each in finished)

@@ -71,7 +71,7 @@ class Lane:
         """The prompts that may start now."""
         room = self.room
         drawn = list(islice(self._prompts, room))
-        self.ended = len(drawn) < room
+        self.ended = len(drawn) < room  # only an iterator that has ended gives fewer
         self.on_the_way += len(drawn)
         return drawn
 
@@ -81,12 +81,14 @@ class Lane:
 
     def take(self, groups: int) -> list[ScoredGroup]:
         """The first of those that are ready, at most so many."""
+        # In the order of their prompts: by when they ended, steps would be of short responses first.
         numbers = sorted(self.ready)[:groups]
         self.taken += len(numbers)
         return [self.ready.pop(number) for number in numbers]
 
     def give_back(self, groups: list[ScoredGroup], again: list[Prompt], taken: int) -> None:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
+        # Below 0, and so before all that are drawn from now on.
         self.ready = {order - len(groups): group for order, group in enumerate(groups)}
         self._prompts = chain(again, self._prompts)
         self.taken = taken

@@ -90,7 +90,7 @@ def _episodes(arrays: Arrays) -> list[Episode]:
 
 
 def _turns(arrays: Arrays) -> list[Turn]:
-    lengths = np.stack([arrays["given"], arrays["sampled"]], axis=1).reshape(-1)
+    lengths = np.stack([arrays["given"], arrays["sampled"]], axis=1).reshape(-1)  # of each turn both, in turn
     tokens = [arrays["tokens"][start:end] for start, end in _parts(lengths)]
     logprobs = [arrays["logprobs"][start:end] for start, end in _parts(arrays["sampled"])]
     spans = [VersionSpan(version=v, start=s, end=e) for v, s, e in arrays["versions"].tolist()]
@@ -128,7 +128,7 @@ def _parts(lengths: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype)
+    return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype)  # of nothing alone it makes no array
 
 
 def _text(values: Sequence[str]) -> NDArray[np.uint8]:

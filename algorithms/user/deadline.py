@@ -53,6 +53,7 @@ class Watch:
         self._works = threading.current_thread() is threading.main_thread()
         if self._works:
             self._handler = signal.signal(signal.SIGALRM, self._look)
+            # A watch within a watch gives the outer one its timer back.
             self._timer = signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
         return self
 
@@ -100,6 +101,7 @@ def stuck(frame: FrameType | None, file: str | None, passed_s: float, limit_s: f
         name = frame.f_code.co_filename
         if name == file and any(first <= _line(frame) <= last for first, last in _endless_loops(file)):
             return f"never ends: a loop without an end{line_in(frame, file)}"
+        # Only where it stands in the sleep itself, and not in something that the line calls.
         if name == file and frame is innermost and (seconds := _sleep_at(file, _line(frame))) > limit_s:
             return f"took longer than {limit_s:g} s: it sleeps for {seconds:g} s{line_in(frame, file)}"
         frame = frame.f_back
