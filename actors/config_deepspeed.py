@@ -155,6 +155,7 @@ def check_deepspeed(options: Mapping[str, Any], zero_stage: int, *, gpu: bool) -
     allowed by DeepSpeed itself with this stage or without a GPU."""
     _check(options, FIELDS, "")
     _check_zero(options, zero_stage)
+    # Behind _check, so that what is there is a section of known fields.
     zero = options.get("zero_optimization", {})
     for name in _ON_GPU:
         if zero.get(name) and not gpu:
@@ -194,6 +195,7 @@ def _check(options: Mapping[str, object], known: Spec, section: str) -> None:
         field = f"{section}{name}"
         if field in OURS:
             raise ValueError(f"deepspeed.{field} must be left out ({OURS[field]}), got {_shown(value)}")
+        # Also among what is not to be passed through: whoever misspells that is told why it may not.
         if name not in known:
             near = difflib.get_close_matches(str(name), [*known, *_below(section)], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
