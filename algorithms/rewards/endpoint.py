@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from actors.config import UserError
@@ -139,7 +138,9 @@ class LoadedEndpoint:
             return _Passing(cause, float(after) if after.isdecimal() else 0.0)  # seconds; a date is not read
         return _Failure(cause)
 
-    def _read(self, response: Any, until: float, most: int | None = None) -> bytes:
+    def _read(
+        self, response: http.client.HTTPResponse | urllib.error.HTTPError, until: float, most: int | None = None
+    ) -> bytes:
         """All of the body, or its first `most` bytes; raises TimeoutError when it is not there by `until`."""
         read = bytearray()
         # A timeout of the socket would start anew with every byte.
