@@ -84,7 +84,7 @@ class Turn:
 
     def __post_init__(self) -> None:
         tokens, logprobs = len(self.sampled_token_ids), len(self.rollout_logprobs)
-        if tokens != logprobs:
+        if tokens != logprobs:  # they would be shifted against each other, and train
             raise ValueError(f"a turn needs one logprob per sampled token, got {logprobs} of {tokens}")
         if self.reward is not None and not tokens:
             raise ValueError(f"a turn without sampled tokens can have no reward, got {self.reward}")
@@ -139,6 +139,7 @@ class Episode:
     @property
     def versions(self) -> NDArray[np.float32]:
         """Weight version of every sampled token, [L]; -1 where a token was given."""
+        # Among the fields, which are float32: one dtype travels for all.
         return self.at_sampled(_versions, -1)
 
     @property
@@ -205,7 +206,7 @@ def experience(episode: Episode, fields: dict[str, NDArray[np.float32]] | None =
         fields={
             "rollout_logprobs": episode.at_sampled(lambda turn: turn.rollout_logprobs, 0),
             "versions": episode.versions,
-            **(fields or {}),
+            **(fields or {}),  # what a stage has computed wins
         },
         turn_rewards=episode.turn_rewards,
     )

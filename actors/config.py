@@ -52,6 +52,7 @@ class ModelInit(Config):
         kv_heads = self.kv_heads or self.heads
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size must be a multiple of heads ({self.heads}), got {self.hidden_size}")
+        # Encoders are not rolled out, so no kernel of vLLM's reads their heads.
         if self.family != "bert" and (self.hidden_size // self.heads) % 8:
             raise ValueError(
                 f"hidden_size / heads must be a multiple of 8 (rollout kernels need it), "
@@ -113,6 +114,7 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _no_code_of_others(cls, values: object) -> object:
+        # Before pydantic says that it knows no such key: people look for this one.
         if isinstance(values, dict) and "trust_remote_code" in values:
             raise ValueError(
                 "trust_remote_code must be left out, as Tandem never runs code of a model's repository (transformers "
@@ -139,6 +141,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _flash_attention_is_half_precision(self) -> "ModelConfig":
+        # Refused here, where it costs a second; the kernels would say so after the model is loaded.
         if self.attention == "flash_attention_2" and self.dtype != "bf16":
             raise ValueError(f"attention flash_attention_2 needs dtype bf16, got {self.dtype}")
         return self

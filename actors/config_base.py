@@ -42,7 +42,7 @@ def refuse_unused(config: Config, *names: str, why: str, section: str = "") -> N
 
     One that equals its default may be given: a run's config.json, which can be run again, gives every field.
     """
-    for name, value in changed(config, *names).items():
+    for name, value in changed(config, *names).items():  # the first is enough: it is removed, and then the next is told
         got = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
         raise ValueError(f"{section}{name} must be left out {why}, got {got}")
 

@@ -155,6 +155,7 @@ def check_deepspeed(options: Mapping[str, Any], zero_stage: int, *, gpu: bool) -
     allowed by DeepSpeed itself with this stage or without a GPU."""
     _check(options, FIELDS, "")
     _check_zero(options, zero_stage)
+    # Behind _check, so that what is there is a section of known fields.
     zero = options.get("zero_optimization", {})
     for name in _ON_GPU:
         if zero.get(name) and not gpu:
@@ -194,6 +195,7 @@ def _check(options: Mapping[str, object], known: Spec, section: str) -> None:
         field = f"{section}{name}"
         if field in OURS:
             raise ValueError(f"deepspeed.{field} must be left out ({OURS[field]}), got {_shown(value)}")
+        # Also among what is not to be passed through: whoever misspells that is told why it may not.
         if name not in known:
             near = difflib.get_close_matches(str(name), [*known, *_below(section)], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
@@ -212,7 +214,7 @@ def _below(section: str) -> list[str]:
     return [field.removeprefix(section) for field in OURS if field.rpartition(".")[0] == section.rstrip(".")]
 
 
-def _check_value(field: str, value: Any, kind: Kind) -> None:
+def _check_value(field: str, value: object, kind: Kind) -> None:
     if isinstance(kind, tuple):
         fits, rule = value in kind, f"one of {', '.join(kind)}"
     elif kind is bool:
@@ -224,9 +226,8 @@ def _check_value(field: str, value: Any, kind: Kind) -> None:
         fits, rule = isinstance(value, str), "text"
     else:
         # true and false are numbers, too, for Python.
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value) and value >= 0
-        fits = fits and (kind is float or value == int(value))
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        fits = math.isfinite(number) and number >= 0 and (kind is float or number == int(number))
         rule = "a whole number, at least 0" if kind is int else "a number, at least 0"
     if not fits:
         raise ValueError(f"deepspeed.{field} must be {rule}, got {_shown(value)}")

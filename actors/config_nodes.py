@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+# Short words count between underscores only: a MONKEY holds no KEY.
 _SECRET = re.compile(
     r"((^|_)(KEY|TOKEN|PASS|PWD|PAT|CREDENTIALS?|AUTHORIZATION|WEBHOOK|COOKIE)(?=_|$)|(^|_)(AUTH|AUTHENTICATION|DSN)$"
     r"|PASSWORD|PASSWD|PASSPHRASE|APIKEY|SECRET|CONN(ECTION)?_?STR(ING)?(?=_|$))"
@@ -54,10 +55,12 @@ def _check_environment(variables: dict[str, str]) -> dict[str, str]:
     for name in variables:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name} must be a name of letters, digits and _, got {name!r}")
+        # Two values for one thing: which of them counts would depend on who starts the process.
         if name in _SET_ELSEWHERE:
             raise ValueError(f"{name} must be left out, as {_SET_ELSEWHERE[name]}, got {variables[name]!r}")
         if _RUNS_CODE.fullmatch(name):
             raise ValueError(f"{name} must be left out, as programs run other code by it, got {variables[name]!r}")
+        # Without the value: a message is kept in logs.
         if is_secret(name):
             raise ValueError(f"{name} must come from the environment of the nodes: configurations are kept and shown")
         if _PASSWORD_IN_URL.search(variables[name]):

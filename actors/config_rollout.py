@@ -120,6 +120,7 @@ class RolloutConfig(PlacedConfig):
     def _one_gpu_per_process(self) -> "RolloutConfig":
         if self.engines_per_node and self.engines % self.engines_per_node:
             raise ValueError(f"engines_per_node must divide engines ({self.engines}), got {self.engines_per_node}")
+        # vLLM gives each of an engine's processes a GPU of its own.
         if self.gpus_per_engine not in (0, self.tensor_parallel):
             raise ValueError(
                 f"gpus_per_engine must be 0 or tensor_parallel ({self.tensor_parallel}), got {self.gpus_per_engine:g}"
@@ -128,6 +129,7 @@ class RolloutConfig(PlacedConfig):
 
     def gpu_share(self, *, shared: bool) -> float:
         """`gpu_memory_utilization`, or its default on a GPU that an engine has alone, or `shared` with other groups."""
+        # Shared, the groups beside it need the rest.
         return self.gpu_memory_utilization or (0.4 if shared else 0.85)
 
     @property

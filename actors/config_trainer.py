@@ -51,6 +51,7 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> "OptimizerConfig":
+        # transformers' schedule of this name has none, and would read neither.
         for name, value in changed(self, "warmup_updates", "warmup_ratio").items():
             if self.schedule == "constant":
                 raise ValueError(
@@ -82,10 +83,11 @@ class OptimizerConfig(Config):
         begins with an update of rate 0: here the first of n has 1/n.
         """
         warmup = self.warmup(updates)
-        if update < warmup:
+        if update < warmup:  # 1/n and not 0/n: an update of rate 0 would be wasted
             return (update + 1) / warmup
         if self.schedule.startswith("constant"):
             return 1.0
+        # Beyond the last update, too, the rate is that of the end.
         done = min((update - warmup) / max(1, updates - warmup), 1.0)
         if self.schedule == "linear":
             return 1 - done
@@ -129,6 +131,7 @@ class GroupConfig(PlacedConfig):
         if self.ranks_per_node and self.ranks % self.ranks_per_node:
             raise ValueError(f"ranks_per_node must divide ranks ({self.ranks}), got {self.ranks_per_node}")
         gpus = self.gpus_per_rank * (self.ranks_per_node or 1)
+        # Ray gives fractions of one GPU, but not one and a half.
         if gpus > 1 and gpus % 1:
             raise ValueError(f"ranks_per_node x gpus_per_rank must be whole GPUs, or a part of one, got {gpus:g}")
         return self
@@ -163,7 +166,7 @@ class FrozenGroupConfig(GroupConfig):
 
     @model_validator(mode="after")
     def _only_parameters(self) -> "FrozenGroupConfig":
-        if self.zero_stage in (1, 2):
+        if self.zero_stage in (1, 2):  # these shard nothing but gradients and optimizer state
             raise ValueError(
                 f"zero_stage must be 0 or 3 for a group without optimizer and gradients, got {self.zero_stage}"
             )

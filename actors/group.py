@@ -103,7 +103,7 @@ class ActorGroup(Generic[W]):
         self.name = name
         self.timeout_s = timeout_s
         self.slots = list(slots)
-        self.handles: list[Any] = []
+        self.handles: list[ActorHandle] = []
         self.generations = [0] * len(self.slots)
         """Of each rank: how often its process was replaced."""
         make: Any = ray.remote

@@ -45,7 +45,7 @@ class Work:
     @contextmanager
     def on(self, method: str, *, goes_on: bool = False) -> Iterator[None]:
         """Within it, the process runs this method; what that calls is a part of it. `goes_on`: `done` is not reset."""
-        if self._now[0] is not None:
+        if self._now[0] is not None:  # a method that another one calls is a part of that
             yield
             return
         if not goes_on:
@@ -76,7 +76,7 @@ class Watched:
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         # Of the class itself only: what it inherits was noted where it was defined, and would be noted twice.
-        for name, method in list(vars(cls).items()):
+        for name, method in list(vars(cls).items()):  # a copy: setattr changes it
             if isfunction(method) and not name.startswith("_"):
                 setattr(cls, name, _noted(method))
 

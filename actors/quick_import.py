@@ -93,6 +93,7 @@ def quick_vllm(*, compiled: bool) -> Iterator[None]:
 def _leave_compiler() -> None:
     stub = types.ModuleType("vllm.env_override")
     vars(stub)["_apply_constrain_to_fx_strides_patch"] = lambda: None
+    # Whoever imports the real module finds this one.
     sys.modules.setdefault(stub.__name__, stub)
 
 

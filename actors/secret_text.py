@@ -29,6 +29,7 @@ _TOKEN = re.compile(
     r"(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)"
 )
 """How the tokens of well-known services look."""
+# Digits and letters: words and numbers alone are none.
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=]{20,}")
 VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 _HIDDEN = "***"
@@ -40,6 +41,7 @@ FREE = (*ARGUMENTS, "headers")
 
 def names_secret(name: str) -> bool:
     """Whether a header, parameter or argument of this name may hold a secret: X-API-Key, but not stop_token."""
+    # What is harmless is cut out first: of stop_token_ids, nothing is left that tells of a secret.
     return _NAME.search(_HARMLESS.sub("", name)) is not None
 
 

@@ -43,12 +43,13 @@ class Batches:
 
     def load(self, directory: Path, entry: Entry) -> None:
         """Continue from `entry`. Raises UserError when the data has another number of rows than then."""
-        if "rows" not in entry:
+        if "rows" not in entry:  # saved by WeightedBatches
             raise UserError(
                 f"data.train: must draw from the checkpoint's sets ({', '.join(entry['sets'])}) to resume, got one"
             )
         if entry["rows"] != self._rows:
             raise UserError(f"data.train: must hold the checkpoint's {entry['rows']} rows to resume, got {self._rows}")
+        # The order itself is not saved: seed and epoch give it again, whatever the number of rows.
         self.epoch, self.position = entry["epoch"], entry["position"]
         self._order = self._draw()
 
@@ -70,12 +71,13 @@ class WeightedBatches:
     """
 
     def __init__(self, sizes: dict[str, int], weights: dict[str, float], *, seed: int, shuffle: bool) -> None:
-        starts = np.cumsum([0, *sizes.values()])[:-1].tolist()
+        starts = np.cumsum([0, *sizes.values()])[:-1].tolist()  # where each set begins among the rows of all
         self._starts = dict(zip(sizes, starts, strict=True))
         total = sum(weights.values())
+        # A set of weight 0 is never drawn: it needs no order, and no place in a checkpoint.
         self._shares = {name: weights[name] / total for name in sizes if weights[name]}
         self._sets = {
-            name: Batches(size, seed=seed + number, shuffle=shuffle)
+            name: Batches(size, seed=seed + number, shuffle=shuffle)  # sets of one size would else come in one order
             for number, (name, size) in enumerate(sizes.items())
             if name in self._shares
         }
@@ -86,6 +88,7 @@ class WeightedBatches:
         taken = []
         for _ in range(count):
             draws = sum(self._drawn.values()) + 1
+            # Of equal ones max takes the first, in the configuration's order: nothing random, so nothing to save.
             name = max(self._shares, key=lambda name: self._shares[name] * draws - self._drawn[name])
             self._drawn[name] += 1
             taken.append(self._starts[name] + self._sets[name].next(1)[0])
@@ -111,6 +114,7 @@ class WeightedBatches:
             )
         for name, rows in self._sets.items():
             rows.load(directory, entry["sets"][name])
+        # Counts by other shares would first be caught up with: the new ones would hold in the long run only.
         if entry["shares"] == self._shares:
             self._drawn = dict(entry["drawn"])
 
@@ -121,4 +125,4 @@ def row_order(
     """The order of the rows of one set or several: by `weights`, without them in proportion to the sizes."""
     if weights:
         return WeightedBatches(sizes, weights, seed=seed, shuffle=shuffle)
-    return Batches(sum(sizes.values()), seed=seed, shuffle=shuffle)
+    return Batches(sum(sizes.values()), seed=seed, shuffle=shuffle)  # one shuffle of all is in proportion by itself

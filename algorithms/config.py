@@ -66,6 +66,7 @@ class DataConfig(Config):
     @field_validator("train", "eval", mode="before")
     @classmethod
     def _sources(cls, value: object, info: ValidationInfo) -> object:
+        # Checked by hand: of a union pydantic tells what is wrong with each member, several lines for one mistake.
         named = isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
         if isinstance(value, str) or named or (value is None and info.field_name == "eval"):
             return value
@@ -81,7 +82,7 @@ class DataConfig(Config):
             raise ValueError(f"system_prompt must not be empty (null for none), got {self.system_prompt!r}")
         if self.eval is None and self.eval_limit is not None:
             raise ValueError(f"eval_limit must be left out without data.eval, got {self.eval_limit}")
-        if self.overlong != "truncate":
+        if self.overlong != "truncate":  # nothing else cuts
             refuse_unused(self, "truncation_side", why=f"with overlong {self.overlong}, which cuts nothing")
         if self.weights:
             _check_weights(self.weights, self.train)
@@ -101,6 +102,7 @@ def _check_weights(weights: dict[str, float], train: str | dict[str, str]) -> No
             hint = difflib.get_close_matches(name, train, 1)
             near = f" (did you mean {hint[0]}?)" if hint else ""
             raise ValueError(f"weights.{name} must be the name of a set in data.train ({', '.join(train)}){near}")
+    # All or none: a set that was forgotten would never be drawn, and nothing would show it.
     if missing := [name for name in train if name not in weights]:
         raise ValueError(f"weights must name every set in data.train, got none for {', '.join(missing)}")
     if not any(weights.values()):
@@ -191,6 +193,7 @@ class RewardConfig(Config):
         for name in ("functions", "models", "endpoints"):
             seen: list[dict[str, Any]] = []
             for index, source in enumerate(getattr(self, name)):
+                # Without the weight: one source with two weights is the same mistake.
                 values = source.model_dump(exclude={"weight"})
                 if values in seen:
                     got = values.get("name") or values.get("path") or values.get("url")
@@ -215,4 +218,5 @@ class RewardConfig(Config):
 
 _OnSequences = SFTConfig | RewardModelConfig | DPOConfig
 _OnTexts = EmbeddingConfig | RerankerConfig
+# Tagged, so that a mistake in a section is told of that section, not of every other in the union too.
 AlgorithmConfig = Annotated[_OnSequences | PPOConfig | GRPOConfig | _OnTexts, Field(discriminator="name")]

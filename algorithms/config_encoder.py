@@ -56,6 +56,7 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 
 
 def _listed(value: object) -> object:
+    # A name, a list of names and a list of {name, weight} are one form before pydantic checks it.
     items = value if isinstance(value, list) else [value]
     return [{"name": item} if isinstance(item, str) else item for item in items]
 
@@ -143,6 +144,7 @@ class EmbeddingTask(Config):
     def _losses_fit(self) -> "EmbeddingTask":
         names = self.losses
         _require_each_once(names)
+        # An update has vectors of one kind of rows, which all losses of the sum are given.
         if len({name in PAIR_LOSSES for name in names}) > 1:
             raise ValueError(
                 f"loss must name losses of one kind of rows: {', '.join(PAIR_LOSSES)} read two texts with a score, "
@@ -150,9 +152,10 @@ class EmbeddingTask(Config):
             )
         if "gist" in names and self.guide is None:
             raise ValueError("guide must be the directory of an embedding model for loss gist, got none")
-        needing = [name for name in names if name in NEGATIVE_LOSSES]
+        needing = [name for name in names if name in NEGATIVE_LOSSES]  # infonce and gist have other rows' passages
         if needing and self.negatives == 0:
             raise ValueError(f"negatives must be at least 1 for loss {', '.join(needing)}, got 0")
+        # Beside other losses there may be more, of which triplet reads the first.
         if names == ["triplet"] and (self.negatives or 1) > 1:
             raise ValueError(f"negatives must be 1 for loss triplet, which reads one, got {self.negatives}")
         if len(set(self.matryoshka)) < len(self.matryoshka):
@@ -218,6 +221,7 @@ class EmbeddingConfig(EncoderConfig, EmbeddingTask):
 
     @model_validator(mode="after")
     def _shares_are_comparable(self) -> "EmbeddingConfig":
+        # These would get their numbers of rows.
         without = [name for name, task in self.tasks.items() if task.weight is None]
         if without and len(without) < len(self.tasks):
             raise ValueError(
@@ -228,6 +232,7 @@ class EmbeddingConfig(EncoderConfig, EmbeddingTask):
 
     @model_validator(mode="after")
     def _tasks_say_how(self) -> "EmbeddingConfig":
+        # The class is a task itself, for the usual job of one data set: with several, nobody would read its own fields.
         for name in changed(self, *EmbeddingTask.model_fields) if self.tasks else ():
             got = json.dumps(self.model_dump(mode="json", exclude_defaults=True)[name], ensure_ascii=False)
             raise ValueError(f"{name} must be left out with tasks, each of which says it for itself, got {got}")
@@ -274,8 +279,10 @@ class RerankerConfig(EncoderConfig):
         _require_each_once(names)
         if "margin_mse" in names and self.targets == "labels":
             raise ValueError("targets must be scores for loss margin_mse, which learns a teacher's margins, got labels")
+        # Beside another loss, that one reads them.
         if names == ["cross_entropy"] and self.targets == "scores":
             raise ValueError("targets must be labels for loss cross_entropy alone, which reads no scores, got scores")
+        # These two look at one passage at a time; for the others a list of one holds nothing to compare.
         if self.negatives == 0 and set(names) - {"bce", "mse"}:
             raise ValueError(f"negatives must be at least 1 for loss {', '.join(names)}, got 0")
         return self

@@ -33,6 +33,7 @@ class StopWhen(Config):
 
     def met_by(self, value: float) -> bool:
         """Whether a value of the metric is good enough; NaN never is."""
+        # Comparisons with NaN are false: no test of its own is needed.
         return (self.at_least is not None and value >= self.at_least) or (
             self.at_most is not None and value <= self.at_most
         )
@@ -202,9 +203,11 @@ class DPOConfig(OfflineConfig):
             raise ValueError(f"loss must name each loss once, got {', '.join(names)}")
         if "kto" in names and len(names) > 1:
             raise ValueError(f"loss kto reads single responses, not pairs, so it must be alone, got {', '.join(names)}")
+        # At 0 robust is sigmoid under another name, and exo takes the logarithm of 0.
         for name in ("robust", "exo"):
             if name in names and not self.label_smoothing:
                 raise ValueError(f"label_smoothing must be above 0 for {name}, got 0")
+        # In a weighted sum, one loss that reads it is enough.
         if self.label_smoothing and not set(names) & set(PER_SAMPLE_SMOOTHED):
             verb = "does" if len(names) == 1 else "do"
             raise ValueError(
@@ -230,10 +233,11 @@ class DPOConfig(OfflineConfig):
         for name, loss in READ_BY_ONE.items():
             if loss not in self.losses:
                 refuse_unused(self, name, why=f"without loss {loss}, the only one that reads it")
-        if self.losses == ["sft"]:
+        if self.losses == ["sft"]:  # in a sum, another loss reads it
             refuse_unused(self, "beta", why="for sft alone, which does not read it")
         if self.unpaired:
             why = "for kto, which has desirable_weight and undesirable_weight"
+            # kto is always alone, and its loss reads no weight.
             refuse_unused(self.loss[0], "weight", why=why, section="loss.0.")
         return self
 

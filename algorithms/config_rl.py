@@ -164,11 +164,13 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _arithmetic(self) -> "RLConfig":
+        # A smaller last update would take as large a step as the others, for fewer samples.
         if self.samples_per_update and self.samples_per_step % self.samples_per_update:
             raise ValueError(
                 f"samples_per_update must divide prompts_per_step x samples_per_prompt = {self.samples_per_step}, "
                 f"got {self.samples_per_update}"
             )
+        # Not falsy: 0 is a temperature, and None means that of rollout.
         if self.eval_temperature == 0 and self.eval_samples_per_prompt > 1:
             raise ValueError(
                 f"eval_samples_per_prompt must be 1 with eval_temperature 0, which gives the same response every time, "
@@ -187,6 +189,7 @@ class RLConfig(Config):
             raise ValueError(
                 f"kl_target must be left out unless kl_in is reward and kl_coef above 0, got {self.kl_target:g}"
             )
+        # A step changes the coefficient by up to 0.2 x samples / horizon: from 5 horizons on, it could reach 0.
         if self.kl_target and self.samples_per_step >= 5 * self.kl_horizon:
             raise ValueError(
                 f"kl_horizon must be above a fifth of the {self.samples_per_step} samples of a step, "
@@ -195,7 +198,7 @@ class RLConfig(Config):
         self._check_kl_in_loss()
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             raise ValueError(f"dual_clip must be above 1 + clip_high = {1 + self.clip_high:g}, got {self.dual_clip:g}")
-        if not self.kl_coef:
+        if not self.kl_coef:  # no reference is started, so nothing of it is read
             refuse_unused(self, "kl_in", "kl_estimator", "kl_importance_ratio", why="with kl_coef 0")
         elif self.kl_in == "reward":
             refuse_unused(self, "kl_importance_ratio", why="with kl_in reward")
@@ -272,7 +275,7 @@ class PPOConfig(RLConfig):
     def warmup_problem(self, prompts: int | None) -> str | None:
         """What is wrong with critic_warmup_steps, for this many training prompts; None where nothing is known to be."""
         total = self.total_steps(prompts)
-        if total is None or not 0 < total <= self.critic_warmup_steps:
+        if total is None or not 0 < total <= self.critic_warmup_steps:  # 0 steps only evaluate
             return None
         steps = "steps" if self.epochs is None else f"the steps of epochs {self.epochs}"
         return (
@@ -321,6 +324,7 @@ class GRPOConfig(RLConfig):
 
     @model_validator(mode="after")
     def _groups(self) -> "GRPOConfig":
+        # reinforce_pp compares nothing within a group: it is right with one sample.
         if self.samples_per_prompt < 2 and self.baseline.compare:
             raise ValueError(
                 f"samples_per_prompt must be at least 2 for grpo with advantage {self.advantage}, which compares the "
@@ -339,6 +343,7 @@ class GRPOConfig(RLConfig):
     @model_validator(mode="after")
     def _losses(self) -> "GRPOConfig":
         check_choice(self, "loss", SURROGATES)
+        # A sum over tokens would count its one ratio as often as a sequence has tokens.
         if self.surrogate.by_sequence and self.aggregation != "sequence":
             raise ValueError(
                 f"aggregation must be sequence with loss {self.loss}, whose ratio is one of a sequence, "

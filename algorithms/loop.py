@@ -63,6 +63,7 @@ class Clock:
     def lap(self) -> Metrics:
         """Seconds of each verb and of the whole step since the last lap."""
         now = time.perf_counter()
+        # The whole is measured, not added up: what no verb covers is in it.
         seconds = self._seconds | {"time/step": now - self._started}
         self._started, self._seconds = now, {}
         return seconds
@@ -74,12 +75,13 @@ LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
 
 def tokens_per_second(tokens: float, seconds: Metrics) -> float:
     """Of a step, whatever its job: `tokens` by the step's `time/*` without evaluation."""
+    # Evaluation does not train: steps with and without one are to be comparable.
     return tokens / (seconds["time/step"] - seconds.get("time/evaluate", 0.0))
 
 
 def good_enough(stop_when: StopWhen | None, metrics: Metrics) -> bool:
     """Whether an evaluation has reached the value at which training may end."""
-    if stop_when is None or not any(name.startswith("eval/") for name in metrics):
+    if stop_when is None or not any(name.startswith("eval/") for name in metrics):  # nothing was evaluated yet
         return False
     return stop_when.met_by(evaluated(metrics, stop_when.metric, "algorithm.stop_when.metric"))
 
@@ -139,7 +141,7 @@ def improves(name: str, value: float, best: float | None) -> bool:
 
 def less_is_better(name: str) -> bool:
     """Whether the lowest value of a metric is the best."""
-    return name.rpartition("/")[2] in LESS_IS_BETTER
+    return name.rpartition("/")[2] in LESS_IS_BETTER  # eval/loss and eval/NAME/loss alike
 
 
 def spread_over(items: Sequence[T], count: int) -> list[T]:
@@ -149,5 +151,6 @@ def spread_over(items: Sequence[T], count: int) -> list[T]:
     """
     if count >= len(items):
         return list(items)
+    # Counted from the end, so that one alone is the last.
     last, gaps = len(items) - 1, max(1, count - 1)
     return [items[last - round((count - 1 - place) * last / gaps)] for place in range(count)]

@@ -15,8 +15,9 @@ LARGEST_LOG_RATIO = 40.0
 
 def bounded(log_ratio: Tensor) -> Tensor:
     """`log_ratio` cut from above to LARGEST_LOG_RATIO, but with its gradient: beyond, a loss keeps its direction."""
+    # What is beyond is subtracted as a constant: clamp alone would leave no gradient there.
     cut = log_ratio - (log_ratio.detach() - LARGEST_LOG_RATIO).clamp(min=0)
-    return torch.where(log_ratio.isposinf(), LARGEST_LOG_RATIO, cut)
+    return torch.where(log_ratio.isposinf(), LARGEST_LOG_RATIO, cut)  # inf - inf is NaN
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -54,9 +55,11 @@ def clipped_policy_loss(
     Returns:
         loss of each token, 0 outside `mask`, [T]; tokens whose gradient the clip cuts off, bool [T].
     """
+    # Masked before exp: beside the actions it may overflow, and the gradient of inf x 0 is NaN.
     log_ratio = torch.where(mask, policy_logprobs - old_logprobs, 0)
     ratio, advantages = torch.exp(bounded(log_ratio)), torch.where(mask, advantages, 0)
     unclipped, within = -ratio * advantages, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    # Losses are the surrogate's negative, so that the paper's minimum is a maximum.
     losses, clipped = torch.maximum(unclipped, within), within > unclipped
     if dual_clip is None:
         return losses, clipped
@@ -89,7 +92,7 @@ def gspo_policy_loss(
     """
     log_ratio = torch.where(mask, policy_logprobs - old_logprobs, 0)
     action_tokens = _sequence_sums(mask.to(log_ratio.dtype), sequence_ids)
-    means = _sequence_sums(log_ratio, sequence_ids) / action_tokens.clamp(min=1)
+    means = _sequence_sums(log_ratio, sequence_ids) / action_tokens.clamp(min=1)  # a sequence may have no action
     # The clip of tokens, each of which has the log ratio of its sequence.
     zeros, bounds = torch.zeros_like(log_ratio), {"clip_low": clip_low, "clip_high": clip_high}
     return clipped_policy_loss(means[sequence_ids], zeros, advantages, mask, **bounds)
@@ -110,6 +113,7 @@ def cispo_policy_loss(
         loss of each token, 0 outside `mask`, [T]; tokens whose ratio was capped, bool [T].
     """
     policy = torch.where(mask, policy_logprobs, 0)
+    # A weight: with a gradient of its own this would no longer be REINFORCE.
     ratio = torch.exp(bounded(torch.where(mask, policy_logprobs - old_logprobs, 0))).detach()
     losses = -ratio.clamp(max=cispo_max_ratio) * advantages * policy
     return torch.where(mask, losses, 0), mask & (ratio > cispo_max_ratio)
@@ -136,7 +140,7 @@ def sapo_policy_loss(
     """
     ratio = torch.exp(bounded(torch.where(mask, policy_logprobs - old_logprobs, 0)))
     positive, negative = (torch.full_like(ratio, tau) for tau in sapo_temperatures)
-    tau = torch.where(advantages > 0, positive, negative)
+    tau = torch.where(advantages > 0, positive, negative)  # 0 gives no loss, whatever tau is
     losses = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
     return torch.where(mask, losses, 0), torch.zeros_like(mask)
 
@@ -164,7 +168,7 @@ def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: L
     if estimator == "k3":
         # In both terms: with the second alone, the gradient would lead away from the reference.
         difference = bounded(difference)
-        return torch.expm1(difference) - difference
+        return torch.expm1(difference) - difference  # exact also where it is nearly 0
     raise ValueError(f"estimator must be k1, k2 or k3, got {estimator!r}")
 
 
@@ -254,6 +258,7 @@ def clipped_value_loss(
     if clip is None:
         return errors / 2, torch.zeros_like(mask)
     bounded = (values.clamp(old_values - clip, old_values + clip) - returns).square()
+    # The larger error counts: a value that has moved too far gains nothing by moving on.
     return torch.maximum(errors, bounded) / 2, bounded > errors
 
 
@@ -292,6 +297,7 @@ def aggregate(
     """
     if mode not in ("token", "sequence", "constant"):
         raise ValueError(f"mode must be token, sequence or constant, got {mode!r}")
+    # Counts of the whole update: a mean of the micro-batch's own would weigh the tokens of small ones more.
     unit, count = ("token", tokens) if mode == "token" else ("sequence", sequences)
     if count <= 0:
         raise ValueError(f"an optimizer step needs at least one {unit} to learn from, got {count}")
@@ -302,6 +308,7 @@ def aggregate(
     if mode == "token":
         return masked_sum(loss_tokens, mask) / count
     action_tokens = _sequence_sums(mask.to(loss_tokens.dtype), sequence_ids)
+    # A sequence without actions has no mean: divided by 1 it adds 0, and no NaN.
     return masked_sum(loss_tokens / action_tokens[sequence_ids].clamp(min=1), mask) / count
 
 
@@ -322,6 +329,7 @@ def mismatch(policy_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) ->
     difference = torch.where(mask, policy - rollout, 0)
     return {
         "logprob_abs_sum": difference.abs().sum(),
+        # An idle rank has no token, and max of none fails.
         "logprob_abs_max": torch.cat([difference.abs(), difference.new_zeros(1)]).max(),
         "kl_sum": masked_sum(kl_penalty(rollout, policy, "k3"), mask),
         "tokens": mask.sum().double(),

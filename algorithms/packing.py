@@ -35,13 +35,14 @@ def plan_micro_batches(
     if len(groups) != len(lengths):
         raise ValueError(f"groups must be as many as lengths, {len(lengths)}, got {len(groups)}")
     plan = [_first_fit(share, lengths, token_budget) for share in _shares(lengths, ranks, groups)]
-    count = max(1, *map(len, plan))
+    count = max(1, *map(len, plan))  # every rank must take part in every collective
     return [micro_batches + [[] for _ in range(count - len(micro_batches))] for micro_batches in plan]
 
 
 def _shares(lengths: Sequence[int], ranks: int, groups: Sequence[int]) -> list[list[int]]:
     """Samples of each rank, groups one after another, longest group and sample first."""
     members: dict[int, list[int]] = {}
+    # Longest first, as is usual in packing: what comes last is small, and fills gaps.
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         members.setdefault(groups[index], []).append(index)
     mean = sum(lengths) / ranks
@@ -60,6 +61,7 @@ def _shares(lengths: Sequence[int], ranks: int, groups: Sequence[int]) -> list[l
         rank = loads.index(min(loads))
         shares[rank].append(index)
         loads[rank] += lengths[index]
+    # Groups one after another: samples that share a prompt meet in one micro-batch, which then computes it once.
     first = {index: place for place, samples in enumerate(members.values()) for index in samples}
     return [sorted(share, key=lambda index: (first[index], -lengths[index], index)) for share in shares]
 
@@ -77,4 +79,5 @@ def _first_fit(share: list[int], lengths: Sequence[int], token_budget: int) -> l
         else:
             micro_batches[fit].append(index)
             room[fit] -= length
+    # By length, as attention takes neighbours of one length together.
     return [sorted(micro_batch, key=lambda index: (lengths[index], -index)) for micro_batch in micro_batches]

@@ -7,7 +7,6 @@ loss has learned can be compared with what is right.
 import random
 import string
 from collections.abc import Callable
-from typing import Any
 
 from algorithms.tasks import reverse, sort_letters, swap_neighbours
 
@@ -31,6 +30,7 @@ def reverse_preferences(
     letters. Raises UserError as sort_letters does.
     """
     rows = reverse(split, count=count, eval_count=eval_count, seed=seed, length=length, letters=letters)
+    # A stream of its own, so that the prompts are those of `reverse` with the same seed.
     generator = random.Random(f"{seed} {split} preferences")
     return [_preference(row["prompt"], row["answer"], letters, generator) for row in rows]
 
@@ -58,7 +58,7 @@ def reverse_judged(
     seed: int = 0,
     length: int = 6,
     letters: str = string.ascii_lowercase,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | bool]]:
     """Rows of prompt, completion and label for the prompts that `reverse` gives; half of the completions are right.
 
     Raises UserError as sort_letters does.
@@ -77,6 +77,7 @@ def edit_distance(text: str, other: str) -> int:
     """Fewest insertions, deletions and replacements of a character that make one text the other."""
     row = list(range(len(other) + 1))
     for number, character in enumerate(text, start=1):
+        # One row of the table is enough: above and left are in it, the diagonal is remembered.
         diagonal, row[0] = row[0], number
         for place, wanted in enumerate(other, start=1):
             replaced = diagonal + (character != wanted)
@@ -92,7 +93,7 @@ def _preference(prompt: str, answer: str, letters: str, generator: random.Random
     rejected, count = chosen, 1
     while edit_distance(rejected, answer) <= edit_distance(chosen, answer):
         rejected = _mistaken(prompt, answer, _MISTAKES, letters, generator, count=count)
-        count += 1
+        count += 1  # worse and worse, so that this ends
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
@@ -118,7 +119,7 @@ def _replaced(prompt: str, response: str, letters: str, generator: random.Random
 
 def _left_out(prompt: str, response: str, letters: str, generator: random.Random) -> str:
     place = generator.randrange(len(response))
-    return response[:place] + response[place + 1 :] or response
+    return response[:place] + response[place + 1 :] or response  # never empty
 
 
 def _inserted(prompt: str, response: str, letters: str, generator: random.Random) -> str:

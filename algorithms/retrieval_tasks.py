@@ -16,7 +16,6 @@ arguments, so that they can stand side by side as train, eval and corpus of one 
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from actors.config import UserError
 
@@ -78,7 +77,7 @@ def cross_lingual(
     words: int = 8,
     negatives: Sequence[int] = _NEGATIVES,
     passages: int = 1000,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | list[str]]]:
     """Rows of query, positive and negatives for training; of query, positives and negatives for a held-out split.
 
     `count` rows (`eval_count` of a held-out split, where it is given). Every kind of fact has `words` values. A row has
@@ -129,7 +128,7 @@ def cross_lingual_corpus(
     if len(records) < passages:
         raise UserError(f"passages must not exceed the {len(records)} records of split {split}, got {passages}")
     texts = [passage_of(record) for record in records]
-    generator.shuffle(texts)
+    generator.shuffle(texts)  # else the answers would come first
     return [{"id": f"p{number}", "text": text} for number, text in enumerate(texts)]
 
 
@@ -154,11 +153,13 @@ def _told(record: Record, language: int) -> list[str]:
 
 
 def _digest(record: Record) -> bytes:
+    # Not Python's hash, which differs from process to process.
     return hashlib.sha256(" ".join(_told(record, 0)).encode()).digest()
 
 
 def _in_split(record: Record, split: str) -> bool:
     """One record in five is held out, chosen by its hash."""
+    # The first byte decides this, the next two the phrasings: neither tells of the other.
     return (_digest(record)[0] % 5 == 0) == (split in _HELD_OUT_SPLITS)
 
 
@@ -198,6 +199,7 @@ def _records(split: str, words: int, generator: random.Random) -> Iterator[Recor
     """All records of `split`, each once, in random order."""
     size = words ** len(_FACTS)
     for index in generator.sample(range(size), size):
+        # The digits of the index in base `words`: every number is another record.
         record = tuple(index // words**fact % words for fact in range(len(_FACTS)))
         if _in_split(record, split):
             yield record
@@ -218,7 +220,7 @@ def _others(
                 found[other] = None
             if len(found) == number:
                 break
-        else:
+        else:  # of the loop: none of the draws will do
             return None
     return list(found)
 
@@ -227,5 +229,6 @@ def _changed(record: Record, facts: int, words: int, generator: random.Random) -
     """A record that differs from `record` in exactly `facts` facts."""
     changed = list(record)
     for fact in generator.sample(range(len(record)), facts):
+        # Never by 0, so that the word is another.
         changed[fact] = (record[fact] + generator.randrange(1, words)) % words
     return tuple(changed)

@@ -81,7 +81,7 @@ def _with_slips(rows: list[dict[str, str]], split: str, slips: float, seed: int)
     """Rows of which a share of `slips` completions has two different neighbouring characters swapped."""
     if not 0 <= slips <= 1:
         raise UserError(f"slips must be between 0 and 1, got {slips}")
-    generator = random.Random(f"{seed} slips")
+    generator = random.Random(f"{seed} slips")  # its own stream: the problems stay the same
     if split in _HELD_OUT_SPLITS:
         return rows
     return [
@@ -138,7 +138,7 @@ def _problems(
     split: str, count: int, seed: int, size: int, prompt_of: Callable[[int], str], answer_of: Callable[[str], str]
 ) -> list[dict[str, str]]:
     """`count` distinct problems of `split`, drawn from the `size` problems that prompt_of numbers."""
-    prompts: dict[str, None] = {}
+    prompts: dict[str, None] = {}  # a set that keeps its order
     for index in _order(size, count, random.Random(f"{seed} {split}")):
         prompt = prompt_of(index)
         if _held_out(prompt) == (split in _HELD_OUT_SPLITS):
@@ -154,6 +154,7 @@ def _problems(
 
 def _order(size: int, count: int, generator: random.Random) -> Iterable[int]:
     """All indices in random order; of a space much larger than `count`, an endless random stream."""
+    # So few of so many are wanted that random ones seldom repeat.
     if size > max(_ENUMERATED, 20 * count):
         return _stream(size, generator)
     return generator.sample(range(size), size)
@@ -166,4 +167,5 @@ def _stream(size: int, generator: random.Random) -> Iterator[int]:
 
 def _held_out(prompt: str) -> bool:
     """One problem in five, chosen by its hash."""
+    # Not Python's hash, which differs from process to process.
     return hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import UnionType
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -12,7 +12,7 @@ def shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}")
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What a value is in plain words, and (shortened) itself, for messages."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
@@ -25,11 +25,11 @@ def kind_of(value: Any) -> str:
     return noun_of(value)
 
 
-def noun_of(value: Any) -> str:
+def noun_of(value: object) -> str:
     """What kind of value it is, in plain words."""
     if value is None:
         return "null"
-    nouns: dict[Any, str] = {
+    nouns: dict[type | UnionType, str] = {
         bool: "a truth value",
         str: "text",
         int | float: "a number",

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 from benchmarks import load, results, trl_env, workloads
 from benchmarks.workloads import WORKLOADS, Workload
@@ -135,7 +134,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def follow(
     process: subprocess.Popen[bytes], path: Path, deadline: float, foreign: load.ForeignLoad
-) -> Iterator[tuple[float, dict[str, Any]]]:
+) -> Iterator[tuple[float, dict[str, float]]]:
     """Arrival time and content of every JSON line of a growing file, until the process ends.
 
     Raises:
@@ -160,7 +159,7 @@ def follow(
 
 
 def _measurement(
-    side: str, seen: list[tuple[float, dict[str, Any]]], workload: Workload, foreign_cores: float
+    side: str, seen: list[tuple[float, dict[str, float]]], workload: Workload, foreign_cores: float
 ) -> Measurement:
     seconds = [after - before for (before, _), (after, _) in itertools.pairwise(seen)]
     kept = [record for _, record in seen[1:]]

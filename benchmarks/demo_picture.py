@@ -10,7 +10,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -46,7 +45,7 @@ def draw(run: Path, into: Path = DOCS) -> list[Path]:
     return [_picture(lines, colours, into / f"demo-curves-{theme}.svg") for theme, colours in THEMES.items()]
 
 
-def _line(rows: list[dict[str, Any]], metric: str) -> tuple[list[int], list[float]]:
+def _line(rows: list[dict[str, float]], metric: str) -> tuple[list[int], list[float]]:
     points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
     return [step for step, _ in points], [value for _, value in points]
 

@@ -21,12 +21,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from benchmarks.recorded_jobs import jobs, start, write_rows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDING = "recording.json"
@@ -55,6 +58,26 @@ class Finding:
     text: str
 
 
+class Kept(TypedDict):
+    """What a recording keeps of a run."""
+
+    series: dict[str, Series]
+    """By the field's name."""
+    tensors: Hashes
+    """Of the export."""
+    seconds: NotRequired[float]
+
+
+class Recording(TypedDict):
+    """The file RECORDING."""
+
+    commit: str
+    start: str
+    """Directory of the model that all jobs start from."""
+    model: Hashes
+    jobs: dict[str, Kept]
+
+
 def record(output: Path, tree: Path, model: Path, names: list[str]) -> None:
     """Run the jobs with the code in `tree` and write `output`/RECORDING; makes `model` if it is not there.
 
@@ -66,15 +89,16 @@ def record(output: Path, tree: Path, model: Path, names: list[str]) -> None:
     if not (model / "config.json").is_file():
         _run(output, tree, "model", start(output / "data"))
         shutil.copytree(output / "runs" / "model" / "export", model)
-    found: dict[str, Any] = {}
+    found: dict[str, Kept] = {}
     for name, settings in jobs(output / "data", model).items():
         if name not in names:
             continue
         started = time.monotonic()
         _run(output, tree, name, {"model": {"path": str(model)}, **settings})
-        found[name] = kept(output / "runs" / name) | {"seconds": round(time.monotonic() - started, 1)}
-        print(f"{name}: {found[name]['seconds']:.0f} s", flush=True)
-    recording = {"commit": _commit(tree), "start": str(model), "model": _hashes(model), "jobs": found}
+        seconds = time.monotonic() - started
+        found[name] = {**kept(output / "runs" / name), "seconds": round(seconds, 1)}
+        print(f"{name}: {seconds:.0f} s", flush=True)
+    recording: Recording = {"commit": _commit(tree), "start": str(model), "model": _hashes(model), "jobs": found}
     (output / RECORDING).write_text(json.dumps(recording), encoding="utf-8")
 
 
@@ -98,7 +122,7 @@ def _commit(tree: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
-def _run(output: Path, tree: Path, name: str, settings: dict[str, Any]) -> None:
+def _run(output: Path, tree: Path, name: str, settings: Mapping[str, object]) -> None:
     common = {
         "tracking": {"wandb": False, "samples_per_step": 64},
         "checkpoint": {"resume": False},
@@ -108,7 +132,7 @@ def _run(output: Path, tree: Path, name: str, settings: dict[str, Any]) -> None:
     # Of a run in this place, only what this one writes may be kept.
     shutil.rmtree(output / "runs" / name, ignore_errors=True)
     config, log = output / f"{name}.yaml", output / f"{name}.log"
-    config.write_text(json.dumps(common | settings, indent=1) + "\n", encoding="utf-8")
+    config.write_text(json.dumps({**common, **settings}, indent=1) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "launch", "run", str(config)]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=tree, env=_environment(tree), stdout=out, stderr=subprocess.STDOUT)
@@ -124,8 +148,8 @@ def _run(output: Path, tree: Path, name: str, settings: dict[str, Any]) -> None:
         raise SystemExit(f"{name}: the run must end with 0, got {code}, see {log}")
 
 
-def kept(run: Path) -> dict[str, Any]:
-    """What a recording keeps of a run's directory: `series`, field -> Series, and `tensors`, name -> SHA-256."""
+def kept(run: Path) -> Kept:
+    """What a recording keeps of a run's directory."""
     series: dict[str, Series] = {}
     for row in _lines(run / "metrics.jsonl"):
         for name in row:
@@ -140,17 +164,17 @@ def kept(run: Path) -> dict[str, Any]:
     return {"series": series, "tensors": _hashes(run / "export")}
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _lines(file: Path) -> Iterator[dict[str, Value]]:
     return map(json.loads, file.read_text(encoding="utf-8").splitlines() if file.is_file() else ())
 
 
-def _finite(value: Any) -> Value:
+def _finite(value: Value) -> Value:
     if isinstance(value, str):
         return value
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _tensors(directory: Path) -> dict[str, Any]:
+def _tensors(directory: Path) -> "dict[str, np.ndarray]":
     """Arrays of all safetensors files, those of adapters too, by the file's name and their own."""
     from safetensors.numpy import load_file
 
@@ -185,7 +209,7 @@ def compare(ours: Path, others: Path) -> Iterator[Finding]:
         yield _of_tensors(job, "export", mine["tensors"], theirs["tensors"], places)
 
 
-def _read(place: Path) -> dict[str, Any]:
+def _read(place: Path) -> Recording:
     if not (place / RECORDING).is_file():
         raise SystemExit(f"{place}: must be a recording, has no {RECORDING}")
     return json.loads((place / RECORDING).read_text(encoding="utf-8"))
@@ -246,7 +270,7 @@ def _of_tensors(job: str, field: str, ours: Hashes, others: Hashes, places: tupl
     return Finding(job=job, field=field, largest=largest, text=text)
 
 
-def _share(ours: Any, others: Any) -> float:
+def _share(ours: "np.ndarray | None", others: "np.ndarray | None") -> float:
     """Largest difference of two arrays as a share of their largest value; inf where it cannot be told."""
     if ours is None or others is None or (ours.dtype, ours.shape) != (others.dtype, others.shape):
         return math.inf

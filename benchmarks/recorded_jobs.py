@@ -8,7 +8,6 @@ import json
 import random
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
 STEPS = 20
 LETTERS = "abcdefgh"
@@ -19,7 +18,7 @@ def likeness(completion: str, answer: str) -> float:
     return SequenceMatcher(None, completion, answer).ratio() - 0.01 * len(completion)
 
 
-def jobs(data: Path, model: Path) -> dict[str, dict[str, Any]]:
+def jobs(data: Path, model: Path) -> dict[str, dict[str, object]]:
     """Name -> configuration, but for what all have in common; `data` is the directory that `write_rows` has filled."""
     words = {"train": str(data / "words.jsonl"), "eval": str(data / "words-eval.jsonl")}
     pairs = {"train": str(data / "pairs.jsonl"), "eval": str(data / "pairs-eval.jsonl")}
@@ -60,17 +59,17 @@ def jobs(data: Path, model: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _learning(rate: float, **optimizer: object) -> dict[str, Any]:
+def _learning(rate: float, **optimizer: object) -> dict[str, object]:
     # Below 1, at which older checkouts clip once more, and almost always reached.
     return _frozen() | {"optimizer": {"lr": rate, "max_grad_norm": 0.5, **optimizer}}
 
 
-def _frozen() -> dict[str, Any]:
+def _frozen() -> dict[str, object]:
     # Several micro-batches an update, and sums whose order does not depend on the machine's cores.
     return {"threads_per_rank": 1, "micro_batch_tokens": 256}
 
 
-def start(data: Path) -> dict[str, Any]:
+def start(data: Path) -> dict[str, object]:
     """Configuration of the run that makes the jobs' model, which is still wrong most of the time."""
     init = {"hidden_size": 64, "layers": 2, "heads": 2, "alphabet": LETTERS, "max_positions": 64}
     return {

@@ -9,7 +9,6 @@ import json
 import sys
 import tempfile
 import time
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -20,7 +19,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class Lines(TrainerCallback):
@@ -29,7 +28,7 @@ class Lines(TrainerCallback):
     def __init__(self) -> None:
         self.started = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """One line."""
         now = time.perf_counter()
         print(json.dumps({"step": state.global_step, "time/step": now - self.started}), file=sys.__stdout__, flush=True)

@@ -32,7 +32,7 @@ def stranger(path: Path) -> str | None:
 
 def stranger_by(status: os.stat_result) -> str | None:
     """As `stranger`, of what the system says about a file."""
-    if status.st_uid not in (os.geteuid(), 0):
+    if status.st_uid not in (os.geteuid(), 0):  # root could change anything anyway
         owner = _user(status.st_uid)
         return f"belongs to {owner}, neither to you nor to root (if you trust what it holds, copy the run: cp -r)"
     if status.st_mode & stat.S_IWOTH:

@@ -33,6 +33,7 @@ _PICKLES = 5
 def foreign_names(path: Path) -> list[str]:
     """What a file names that no weights need, such as "posix.system", as far as it can be read."""
     found: set[str] = set()
+    # Loading will say what is wrong with a file that cannot be read; nothing of it has run by then.
     with contextlib.suppress(OSError, ValueError, *_DAMAGED):
         for code, text in _named(path):
             if code:

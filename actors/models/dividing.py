@@ -115,7 +115,7 @@ class _DrawnAsIfReal(TorchDispatchMode):
     """
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
         if torch.Tag.nondeterministic_seeded in func.tags and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             func(torch.empty_like(args[0], device="cpu"), *args[1:], **(kwargs or {}))

@@ -146,7 +146,8 @@ def _load_embedding(model: ModelConfig, head: EncoderHead, directory: str) -> "S
         module_output_name="token_embeddings",
     )
     _require_padding(transformer.tokenizer, directory)
-    modules: list[Any] = [transformer, Pooling(transformer.get_embedding_dimension(), _POOLING[head.pooling])]  # type: ignore[arg-type]
+    pooling = Pooling(transformer.get_embedding_dimension(), _POOLING[head.pooling])  # type: ignore[arg-type]
+    modules: list[torch.nn.Module] = [transformer, pooling]
     if head.normalize is not False:
         modules.append(Normalize())
     return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
@@ -201,9 +202,10 @@ def keep_texts(loaded: "Encoder", directory: str, field: str) -> None:
             )
 
 
-def _options(model: ModelConfig) -> dict[str, Any]:
+def _options(model: ModelConfig) -> dict[str, object]:
+    options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype]}
     flash = {"attn_implementation": "flash_attention_2"} if model.attention == "flash_attention_2" else {}
-    return {"dtype": TORCH_DTYPES[model.dtype]} | flash
+    return options | flash
 
 
 def _describes_itself(directory: str) -> bool:

@@ -81,6 +81,7 @@ def located(path: str, revision: str | None = None, field: str = "model.path") -
     """
     if Path(path).is_dir():
         return str(Path(path).absolute())
+    # With the cache, as another one may hold another commit.
     key = (path, revision, str(cache_directory()))
     if key not in _LOCATED:
         name, commit = split_commit(path)
@@ -96,7 +97,7 @@ def located_models() -> list[str]:
 def split_commit(path: str) -> tuple[str, str | None]:
     """Name and commit of `owner/name@COMMIT`; a path without one has None."""
     name, _, commit = path.rpartition("@")
-    return (name, commit) if name and not Path(path).exists() else (path, None)
+    return (name, commit) if name and not Path(path).exists() else (path, None)  # a directory may have an @ in its name
 
 
 def small_files(name: str, revision: str | None, field: str) -> Path:
@@ -150,6 +151,7 @@ def is_complete(snapshot: Path) -> bool:
         files = weight_files(snapshot)
     except ValueError:
         return False
+    # sentence-transformers keeps a dense layer's weights in a directory of its own, such as 2_Dense.
     modules = [path.parent for path in snapshot.glob("*_*/config.json") if "Dense" in path.parent.name]
     return bool(files) and all(any(module.glob("*.[sb]*")) for module in modules)
 

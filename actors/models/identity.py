@@ -36,6 +36,7 @@ def model_identity(path: str, revision: str | None = None) -> str | None:
     directory, digest = Path(path), hashlib.sha256()
     try:
         config = directory / "config.json"
+        # Settings, too: the same weights with another number of heads are another model.
         digest.update(config.read_bytes() if config.is_file() else b"")
         for file in weight_files(directory):
             # Names and sizes, too: pieces alone do not say where they are from.
@@ -71,7 +72,7 @@ def _spans(file: Path, size: int) -> Iterator[tuple[int, int]]:
                 yield from _spread(begin, end, _PIECES)
         return
     yield from _spread(0, size, _STRIDES)
-    yield max(0, size - 2**20), size
+    yield max(0, size - 2**20), size  # the directory of a zip, with its checksums
 
 
 def _spread(begin: int, end: int, places: int) -> Iterator[tuple[int, int]]:

@@ -80,7 +80,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             shifted = _scaled_logits(hidden[rows], weight, bias, temperature)
-            top = shifted.amax(-1, keepdim=True)
+            top = shifted.amax(-1, keepdim=True)  # so that no exponential overflows
             shifted.sub_(top)  # before both sums below, which would cancel badly with a large common offset
             target_logits = shifted.gather(-1, targets[rows, None]).squeeze(-1)
             weights = shifted.exp()

@@ -305,7 +305,7 @@ def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict
     found: dict[str, torch.Tensor] = {}
     for name, parameter in (named | heads).items():
         with gather([parameter]):
-            if keep:
+            if keep:  # rank 0's; the others only help to gather
                 found[name] = parameter.detach().cpu().clone()
     if not keep:
         return {}
@@ -383,7 +383,7 @@ def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=model.quantize,
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=True,  # scales are quantised, too
         bnb_4bit_compute_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[model.dtype],
     )
 

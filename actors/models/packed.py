@@ -93,7 +93,7 @@ class PackedBatch:
 
     def sequence_sums(self, per_token: torch.Tensor) -> torch.Tensor:
         """Sum of a [T] tensor over the action tokens of each sequence, [S]."""
-        sums = per_token.new_zeros(len(self.lengths))
+        sums = per_token.new_zeros(len(self.lengths))  # index_add: sequences without actions stay 0
         # where, not a product: NaN x 0 is NaN, and what lies beside the actions may be anything.
         sums = sums.index_add(0, self.sequence_ids, torch.where(self.action_mask, per_token, 0))
         return sums[:0] if self.idle else sums

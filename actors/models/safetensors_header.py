@@ -55,6 +55,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         ValueError: there are weights, but not all, or none of the names that are looked for.
     """
+    # In the order of transformers: safetensors before pickles, a single file before an index.
     for single, index in ((_SINGLE, _INDEX), (_SINGLE_BIN, _INDEX_BIN)):
         for name in (single, index):
             if what := not_a_file(directory / name):
@@ -69,6 +70,7 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / "adapter_config.json").is_file():
         raise ValueError("it holds a PEFT adapter without its base; `tandem export` makes the whole model of it")
     others = sorted(path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf"))
+    # What the Trainer of transformers leaves there is no model.
     models = [name for name in others if name not in ("training_args.bin", "optimizer.bin", "scheduler.bin")]
     if models:
         raise ValueError(f"there is neither {_SINGLE} nor {_INDEX}, only {models[0]}")
@@ -164,6 +166,7 @@ def _tensor(path: Path, name: str, value: Any) -> StoredTensor:
 def _require_cover(path: Path, spans: list[list[int]], data: int) -> None:
     """Raise ValueError unless the tensors fill the file's data without gap or overlap, as the format demands."""
     reached = 0
+    # No gap and no overlap: bytes that belong to no tensor could be anything.
     for begin, end in sorted(spans):
         if begin != reached:
             raise ValueError(f"{path.name}: tensors {'overlap' if begin < reached else 'leave a gap'} at byte {begin}")
@@ -206,7 +209,7 @@ def _texts_of_pickle(path: Path) -> set[str]:
         raise ValueError(f"{path.name} {what}")
     if not start.startswith((b"PK\x03\x04", b"\x80")):
         raise ValueError(f"{path.name} is no file of torch.save")
-    if start.startswith(b"PK"):
+    if start.startswith(b"PK"):  # a zip, as torch.save writes today
         import zipfile
 
         if not zipfile.is_zipfile(path):

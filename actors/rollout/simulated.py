@@ -75,6 +75,7 @@ class SimulatedEngine:
         with self._lock:
             for request in requests:
                 for index in range(request.sampling.samples):
+                    # By number, so that a run is the same every time.
                     length = self.table.lengths[self._submitted % len(self.table.lengths)]
                     self._submitted += 1
                     self._waiting.append(_Sample(request, index, min(length, request.sampling.max_tokens)))

@@ -68,6 +68,7 @@ class EngineHost:
     @ray.method(concurrency_group="requests")
     async def submit(self, requests: list[Request], seed: int | None) -> None:
         """Start sampling responses to prompts; see `Engine.submit`, and `poll`."""
+        # Random weights, of which no version would tell.
         if self.engine.stats().version < 0:
             raise RuntimeError("asked to generate before the first weights arrived")
         for request in requests:
@@ -167,7 +168,7 @@ class RolloutWorker(EngineHost):
         write_output_to_log()
         load_data_only()
         meet_on_node_address()
-        without_science()
+        without_science()  # before anything imports transformers
         with quick_vllm(compiled=config.compile or torch.cuda.is_available()):
             from actors.rollout.engine import EngineThread
             from actors.rollout.vllm_options import build_llm, sampling_params
@@ -217,7 +218,7 @@ class RolloutWorker(EngineHost):
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def update_weights(self, update_info: dict[str, Any], first: bool, remember_checksums: bool) -> None:
+    async def update_weights(self, update_info: dict[str, object], first: bool, remember_checksums: bool) -> None:
         """Receive weights that the trainer sends.
 
         At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model.
@@ -274,6 +275,7 @@ class RolloutWorker(EngineHost):
                 self.engine.llm.update_weights({"update_info": offer.tensors})
                 found = self._put_into_service(version, canary)
             except BaseException as error:
+                # Half of it may be new: nothing may be sampled before whole weights have come.
                 self.engine.version = -1
                 with told_beside(error, "going on"):
                     self.engine.resume()

@@ -33,4 +33,5 @@ class CriticWorker(ValueWorker):
 class RewardModelWorker(ValueWorker):
     """One data-parallel rank of a reward model in training: its score is read at a response's last token."""
 
+    # A reward is for the whole response, and only its last token has read all of it.
     reads = "end"

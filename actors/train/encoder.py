@@ -138,7 +138,7 @@ class EncoderWorker(TrainedWorker):
         """
         started = time.perf_counter()
         batches = self._batches(texts)
-        rate = self.engine.learning_rate
+        rate = self.engine.learning_rate  # a step moves on to the next
         # The largest share decides for all ranks: they must read in the same way, as their passes are collective.
         keep = self._most(sum(batch.padded for batch in batches)) <= self.group.micro_batch_tokens
         known = self._gather(self._guided(texts, guide), counts) if guide else None
@@ -213,7 +213,7 @@ class EncoderWorker(TrainedWorker):
         """Loss of the whole update, its metrics, and its gradients with respect to this rank's outputs."""
         outputs = self._gather(own, counts).requires_grad_()
         value, metrics = loss(outputs, guide)
-        value.backward()
+        value.backward()  # to the outputs; into the model they go later
         assert outputs.grad is not None
         start = sum(counts[: self.rank])
         gradients = outputs.grad[start : start + counts[self.rank]]
@@ -225,7 +225,7 @@ class EncoderWorker(TrainedWorker):
             return own.detach().clone()
         longest = max(counts)
         padded = own.new_zeros((longest, *own.shape[1:]))
-        padded[: len(own)] = own
+        padded[: len(own)] = own  # all_gather takes the same shape of all
         found = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(found, padded)
         return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
@@ -259,7 +259,7 @@ class EncoderWorker(TrainedWorker):
         missing = self._most(len(batches)) - len(batches)
         if missing:
             idle = EncoderText(kind="query", text="a", prompt="", passage="a" if self._reranks else None)
-            batches += [TextBatch([], self._features([idle]), 0, 0)] * missing
+            batches += [TextBatch([], self._features([idle]), 0, 0)] * missing  # ranks must make as many passes
         return batches
 
     def _instruction(self, text: EncoderText) -> str:

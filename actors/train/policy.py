@@ -101,7 +101,7 @@ class PolicyWorker(TrainedWorker):
     def _open_publisher(self, client: "Receivers", receivers: int, backend: str, config: TransferConfig) -> None:
         from actors.weights.publisher import Publisher
 
-        place = node_address(), free_port()
+        place = node_address(), free_port()  # of this rank's node, where the transfer group will be served
         self.publisher = Publisher(
             self.engine, self._canary_logprobs, client, receivers, backend, config, self.rank, place
         )

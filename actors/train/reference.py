@@ -114,7 +114,7 @@ class ReferenceWorker(FrozenWorker):
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote."""
-        self.follow(directory / _WEIGHTS, 1.0)
+        self.follow(directory / _WEIGHTS, 1.0)  # a mix of 1 is the file itself
 
 
 class ScoringWorker(FrozenWorker):
@@ -135,6 +135,7 @@ class ScoringWorker(FrozenWorker):
         found: dict[Place, float] = {}
         for places in plan:
             sequences = [experience(episodes[place]) for place in places]
+            # Where training has read it: at the last sampled token, whatever was sampled before.
             batch = pack_sequences(sequences, self.device, share_prompts=self.shares_prompts, read="end")
             found.update(zip(places, batch.sequence_sums(self.read(batch)).tolist(), strict=False))
             self.work.progressed()

@@ -33,7 +33,7 @@ class Sharding:
 
     def divide(self, parameter: torch.nn.Parameter) -> None:
         """Keep this rank's share of what rank 0 has in the parameter, in the dtype of the group; collective."""
-        parameter.data = parameter.data.to(self._dtype)
+        parameter.data = parameter.data.to(self._dtype)  # before it is divided: shares are of this dtype
         self._first.convert_to_zero_parameters(param_list=[parameter])
 
     def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:

@@ -156,7 +156,7 @@ class TrainedWorker(Worker):
     ) -> Metrics:
         started = time.perf_counter()
         self.sums = {}
-        rate = self.engine.learning_rate
+        rate = self.engine.learning_rate  # a step moves on to the next
         # Without a token to learn from, a step would still go where the moments and the weight decay lead.
         learns = totals.trained_tokens > 0
         for index, batch in enumerate(batches):

@@ -74,9 +74,9 @@ class Worker(Watched):
 
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
         write_output_to_log()
-        load_data_only()
+        load_data_only()  # before a library loads anything
         meet_on_node_address()
-        without_science()
+        without_science()  # before anything imports transformers
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -194,7 +194,7 @@ class Worker(Watched):
         for sequences in plan:
             batch = pack_sequences(sequences, self.device, share_prompts=share_prompts)
             sums = batch.sequence_sums(forward(batch)).tolist()
-            found.append(sums[: len(sequences)])
+            found.append(sums[: len(sequences)])  # an idle batch has a sum, and no sequence
             self.work.progressed()
         return found
 

@@ -68,6 +68,7 @@ class RewardWorker:
         for prompt, count, rollouts in zip(prompts, samples, groups, strict=True):
             if len(rollouts) != count:
                 raise ValueError(f"expected {count} rollouts of prompt {prompt.index}, got {len(rollouts)}")
+            # At least one prompt is scored by each call.
             if scores and time.monotonic() - begun > _LATE_SHARE * deadline_s:
                 break
             chosen = rollouts if only is None else [rollouts[only]]

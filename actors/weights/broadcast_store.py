@@ -26,6 +26,7 @@ class BroadcastStore:
 
     def publish(self, version: int) -> Ticket:
         """Send the policy's weights to all engines, which use them when this returns."""
+        # All ranks are called, as gathering is collective; rank 0 alone talks to the engines.
         told = self.policy.call(PolicyWorker.publish, version, self.canary, version % self.verify_every == 0)[0]
         assert told is not None, "rank 0 tells"
         ticket, accounts = told
@@ -34,7 +35,7 @@ class BroadcastStore:
 
     def fetch(self, ticket: Ticket, engines: Sequence[int]) -> list[Account]:
         """What the engines have said when they got it; raises ValueError of any other version or engine."""
-        if ticket.version != self.version:
+        if ticket.version != self.version:  # whose accounts those are
             raise ValueError(
                 f"version {ticket.version} cannot be fetched from a broadcast: the last one was {self.version}"
             )

@@ -62,6 +62,7 @@ class WeightHolder:
         self.arrived: tuple[list[Meta], list[torch.Tensor]] | None = None
         self.group: Group | None = None
         self.work = Work()
+        # One store for all servings, each under a key of its own: engines find it where it was.
         self.server = serve_store(listener(node_address()), 1, timeout_s)
 
     def pulse(self) -> Pulse:
@@ -110,7 +111,7 @@ class WeightHolder:
             version=version,
             address=address,
             port=port,
-            key="",
+            key="",  # whoever is served gets one
             bucket_bytes=self.bucket_bytes,
             timeout_s=self.timeout_s,
             tensors=tensors,

@@ -86,6 +86,7 @@ class HolderStore:
         self, wave: "_Wave", offer: Offer, engines: Sequence[int], version: int, canary: list[int] | None
     ) -> dict[int, Got]:
         """Let these engines of the wave receive whole weights."""
+        # A key for each: a serving that failed must not meet its second try.
         offers = {engine: replace(offer, key=uuid.uuid4().hex) for engine in engines}
         serving = [self.holder.submit(0, _HOLDER.serve, each, self.tensor_parallel) for each in offers.values()]
         found = wave.ask(_ENGINE.fetch, lambda engine: (offers[engine], version, canary), engines)

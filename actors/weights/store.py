@@ -55,6 +55,7 @@ def sync(store: WeightStore, rollout: ActorGroup[RolloutWorker], version: int, t
     ticket = store.publish(version)
     began = time.perf_counter()
     accounts = store.fetch(ticket, range(len(rollout)))
+    # Until the engines have the weights: comparing comes after it, and is not counted.
     metrics = {"weights/sync_seconds": ticket.seconds + time.perf_counter() - began}
     if ticket.merge_error is not None:
         metrics["weights/merge_error"] = ticket.merge_error

@@ -41,7 +41,7 @@ class Ticket:
     @property
     def last(self) -> Kind:
         """The part without which an engine does not have this version."""
-        return list(self.parts)[-1]
+        return list(self.parts)[-1]  # an adapter comes after the weights below it
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ def _layer(tensor: str) -> str:
 def _culprits(evidence: Evidence, rollout: ActorGroup[RolloutWorker], accounts: Sequence[Account]) -> str:
     from actors.weights.probe import differing_tensors
 
+    # More than one worker process.
     if any(len(got.digests) > 1 for account in accounts for got in account.parts.values()):
         return "every tensor arrived intact; with tensor_parallel > 1 single layers are not probed"
     answers = evidence.answers(_PROBE_SEED)

@@ -146,9 +146,12 @@ def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Con
         _check_names(data.columns, use)
     rows = [_rename(row, data.columns, number, field) for number, row in enumerate(rows, start=1)]
     conventions = _CONVENTIONS[use]
+    # By the first row alone: every other must have its columns, or is an error below.
     fitting = [convention for convention in conventions if rows[0].keys() >= set(convention.columns)]
     chosen = [convention for convention in fitting if data.columns.keys() & set(convention.columns)]
+    # Rows of prompt, chosen and rejected also fit the pairs without a prompt.
     found = _most_specific(chosen or fitting)
+    # Last, as question and answer may be further columns of rows that have a prompt.
     if not found and use == "rl" and rows[0].keys() >= set(QUESTION_ANSWER.columns):
         found = [QUESTION_ANSWER]
     if len(found) > 1:
@@ -160,6 +163,7 @@ def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Con
         )
     if not found:
         raise UserError(_no_convention(rows[0], conventions, use, field))
+    # A margin that only some rows have would be 0 in the others, a mistake that nothing would show.
     wanted = [*found[0].columns, *(name for name in found[0].optional if any(name in row for row in rows))]
     for number, row in enumerate(rows, start=1):
         for column in wanted:
@@ -206,6 +210,7 @@ def _missing(column: str, row: Row, number: int, field: str, convention: str) ->
 
 def _no_convention(row: Row, conventions: tuple[Convention, ...], use: Use, field: str) -> str:
     """Says what would fit; where one known column is there or nearly there, which one is missing."""
+    # Rows of the other preference job: renaming their columns would not help.
     if use == "unpaired" and row.keys() >= {"chosen", "rejected"}:
         return (
             f"{field}: loss kto needs prompt + completion + label, these rows are pairs (columns {_names(row)}): "
@@ -220,6 +225,7 @@ def _no_convention(row: Row, conventions: tuple[Convention, ...], use: Use, fiel
     spare = [column for column in row if not any(column in convention.columns for convention in conventions)]
     near = [(column, match[0]) for column in known if (match := difflib.get_close_matches(column, spare, 1))]
     hint = f" (should {near[0][1]} be {near[0][0]}?)" if near else ""
+    # The convention with most columns there already is the one that was probably meant.
     closest = max(conventions, key=lambda convention: len(row.keys() & set(convention.columns)))
     missing = next(column for column in closest.columns if column not in row)
     new, old = near[0] if near else (missing, next(iter(spare), "NAME"))

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Reading(Generic[Item]):
     convention: Convention
     rows: list[Row]
     """With data.columns applied."""
-    examples: list[Any]
+    examples: Items[object]
     """What the convention reads in each row."""
     data: DataConfig
     field: str
@@ -97,6 +97,7 @@ class Reading(Generic[Item]):
 
         A text of megabytes takes seconds and gigabytes, so such rows are counted here where they need not be cut.
         """
+        # What is to be cut is tokenised whole, as the cut is counted in tokens.
         if self.data.overlong == "truncate" or self.count is None:
             return list(indices)
         kept = []
@@ -125,6 +126,7 @@ class Reading(Generic[Item]):
             tally.over += 1
             tally.longest = max(tally.longest, length)
             tally.first = min(tally.first or index + 1, index + 1)
+            # Only now: cutting costs as much as encoding did, and most rows are short enough.
             shorter = self.cut(item) if self.data.overlong == "truncate" else None
             if shorter is not None:
                 tally.truncated += 1
@@ -160,7 +162,7 @@ class Reading(Generic[Item]):
         return f"{self.field}: {tally.over:,} of {tally.of} longer than {self.rule} {self.limit}: {how}"
 
 
-def _texts(example: Any) -> list[str]:
+def _texts(example: object) -> list[str]:
     """The texts in what a convention reads in a row."""
     if isinstance(example, str):
         return [example]
@@ -190,7 +192,7 @@ def cut_sequence(sequence: Sequence, limit: int, side: Side, bos: int | None) ->
         keep = np.arange(len(sequence)) >= len(sequence) - limit + has_bos
         keep[0] |= has_bos
     mask = sequence.action_mask[keep].copy()
-    mask[:1] = False
+    mask[:1] = False  # nothing comes before it that would predict it
     return replace(sequence, token_ids=sequence.token_ids[keep], action_mask=mask) if mask.any() else None
 
 
@@ -201,6 +203,7 @@ def cut_responses(sequences: list[Sequence], limit: int, side: Side, bos: int | 
     """
     prompt = int(sequences[0].action_mask.argmax())
     if side == "left":
+        # As much of the prompt as the longest response leaves: all must go on beginning alike.
         kept = min(prompt, limit - max(len(sequence) - prompt for sequence in sequences))
         if kept < 1:
             return None
@@ -212,6 +215,7 @@ def cut_responses(sequences: list[Sequence], limit: int, side: Side, bos: int | 
         _joined(sequence.token_ids[:prompt].tolist(), sequence.token_ids[prompt:limit].tolist())
         for sequence in sequences
     ]
+    # What told them apart may have been cut off: such a pair teaches nothing.
     same = any(np.array_equal(one.token_ids, other.token_ids) for one, other in itertools.combinations(cut, 2))
     return None if same else cut
 
@@ -225,7 +229,7 @@ def held_out_count(items: int, fraction: float, field: str) -> int:
     """How many of so many items are held out; raises UserError when there are not two."""
     if items < 2:
         raise UserError(f"data.eval_fraction: needs at least two rows in {field}, got {items}")
-    return min(items - 1, max(1, round(fraction * items)))
+    return min(items - 1, max(1, round(fraction * items)))  # at least one row on either side
 
 
 def divided(items: list[Item], fraction: float, field: str) -> tuple[list[Item], list[Item]]:
@@ -234,6 +238,7 @@ def divided(items: list[Item], fraction: float, field: str) -> tuple[list[Item],
     Raises UserError when there are not two items.
     """
     count = held_out_count(len(items), fraction, field)
+    # Seeded by their number, not by run.seed: runs of different seeds are evaluated on the same rows.
     held_out = set(np.random.default_rng(len(items)).permutation(len(items))[:count].tolist())
     return (
         [item for index, item in enumerate(items) if index not in held_out],

@@ -74,12 +74,13 @@ def pair_reading(
     limit, side = data.max_length, data.truncation_side
 
     def encode(indices: Items[int]) -> list[Pair]:
+        # Chosen and rejected side by side: [::2] and [1::2] take them apart again.
         texts: list[tuple[str, str]] = []
         for index in indices:
             for answer in (examples[index].chosen, examples[index].rejected):
                 texts.append(at_row(index, field, _split_text, answer, data, tokenizer))
         found = _encoded(texts, tokenizer)
-        _check_prompts(found[::2], indices, field)
+        _check_prompts(found[::2], indices, field)  # both of a pair have the same one
         return [
             _pair(better, worse, examples[index].margin, index, field)
             for better, worse, index in zip(found[::2], found[1::2], indices, strict=True)
@@ -162,7 +163,7 @@ def prompt_length(sequence: Sequence) -> int:
 
 def _check_prompts(answered: list[Sequence], indices: Items[int], field: str) -> None:
     for sequence, index in zip(answered, indices, strict=True):
-        if not len(sequence) or sequence.action_mask[0]:
+        if not len(sequence) or sequence.action_mask[0]:  # the mask begins where the prompt ends
             raise UserError(f"{field}: row {index + 1}: prompt has no tokens")
 
 
@@ -172,6 +173,7 @@ def _split_text(answer: Answer, data: DataConfig, tokenizer: "PreTrainedTokenize
     if not isinstance(eos, str):
         raise RowError("responses need a tokenizer with an end-of-sequence token, got one without")
     content = answer.completion if isinstance(answer, Completion) else answer.messages[-1]["content"]
+    # It may be written out at the end; further on, it would teach to go on talking after it.
     if eos in content.removesuffix(eos):
         raise RowError(f"a response must not go on after the end-of-sequence token {eos}")
     if isinstance(answer, Completion) and tokenizer.chat_template is None:
@@ -179,6 +181,7 @@ def _split_text(answer: Answer, data: DataConfig, tokenizer: "PreTrainedTokenize
             raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
         return answer.prompt, answer.completion
     messages = with_system_prompt(_messages(answer), data)
+    # Told apart as text: which tokens stand at the border depends on what follows it.
     prompt = render_messages(messages[:-1], tokenizer, add_generation_prompt=True)
     whole = render_messages(messages, tokenizer)
     if not whole.startswith(prompt):
@@ -191,6 +194,7 @@ def _split_text(answer: Answer, data: DataConfig, tokenizer: "PreTrainedTokenize
 
 def _messages(answer: Answer) -> list[Message]:
     if isinstance(answer, Completion):
+        # Two texts are a conversation of two turns to a model that has a chat template.
         return [{"role": "user", "content": answer.prompt}, {"role": "assistant", "content": answer.completion}]
     return answer.messages
 
@@ -206,6 +210,7 @@ def _encoded(texts: list[tuple[str, str]], tokenizer: "PreTrainedTokenizerFast")
     by_text = dict(zip(distinct, encode_texts(distinct, tokenizer, plain=plain), strict=True))
     prompts = [by_text[prompt] for prompt, _ in texts]
     if plain:
+        # Without a BOS: they go on.
         responses = encode_texts([response for _, response in texts], tokenizer, plain=False)
     else:
         wholes = encode_texts([prompt + response for prompt, response in texts], tokenizer, plain=False)
@@ -229,6 +234,7 @@ def _ended(response: list[int], eos: int, special: set[int], *, plain: bool) -> 
         return response[: response.index(eos) + 1]
     if plain:
         return [*response, eos]
+    # Without any special token, all of it is the response.
     last = max((place for place, token in enumerate(response) if token in special), default=len(response) - 1)
     return response[: last + 1]
 

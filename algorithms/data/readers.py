@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict, TypeGuard, TypeVar, TypeVarTuple
 
 from actors.config import UserError
 from algorithms.data.sources import Row
 from algorithms.words import kind_of, nearest
 
-Message = dict[str, Any]
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
+# What a tool says is an observation, and a call of one is the assistant's turn.
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -20,6 +22,14 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
     "function_call": "assistant",
 }
+
+
+class Message(TypedDict):
+    """A turn for a chat template; whatever else it has, such as a name, goes there too."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +84,7 @@ class RowError(ValueError):
     """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
 
 
-def at_row(index: int, field: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def at_row(index: int, field: str, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     """What `function` makes of the row of this index; raises UserError with field and number for what is wrong."""
     try:
         return function(*arguments)
@@ -82,14 +92,15 @@ def at_row(index: int, field: str, function: Callable[..., Any], *arguments: Any
         raise UserError(f"{field}: row {index + 1}: {error}") from error
 
 
-def messages_of(value: Any, column: str) -> list[Message]:
+def messages_of(value: object, column: str) -> list[Message]:
     """Check a list of {role, content} messages. Raises RowError."""
     if not isinstance(value, list) or not value:
         raise RowError(f"column {column} must be a list of messages, got {kind_of(value)}")
+    messages: list[Message] = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowError(f"message {number} of column {column} must have role and content, got {kind_of(message)}")
-        if not isinstance(message.get("content"), str):
+        if not _has_text(message):
             raise RowError(
                 f"content of message {number} of column {column} must be text, got {kind_of(message.get('content'))}"
             )
@@ -97,7 +108,13 @@ def messages_of(value: Any, column: str) -> list[Message]:
             raise RowError(
                 f"content of message {number} of column {column} must not be empty, got {kind_of(message['content'])}"
             )
-    return value
+        messages.append(message)
+    return messages
+
+
+def _has_text(message: dict[str, object]) -> TypeGuard[Message]:
+    """Of one that has a role: whether it also has a text, and so is a message."""
+    return isinstance(message.get("content"), str)
 
 
 def _says_nothing(message: Message) -> bool:
@@ -139,8 +156,13 @@ def read_sharegpt(row: Row) -> Example:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         raise RowError(f"column conversations must be a list of turns, got {kind_of(turns)}")
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    messages: list[Message] = []
+    if system := row.get("system"):
+        if not isinstance(system, str):
+            raise RowError(f"column system must be text, got {kind_of(system)}")
+        messages.append({"role": "system", "content": system})
     for number, turn in enumerate(turns, start=1):
+        # Messages under ShareGPT's column name: one setting mends it.
         if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
             raise RowError("column conversations holds role and content: set data.columns {messages: conversations}")
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
@@ -149,7 +171,7 @@ def read_sharegpt(row: Row) -> Example:
         if speaker not in _SHAREGPT_ROLES:
             near = nearest(str(speaker), _SHAREGPT_ROLES)
             raise RowError(f"turn {number} of column conversations has unknown from {speaker!r}{near}")
-        message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
+        message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
         if _says_nothing(message):
             raise RowError(f"turn {number} of column conversations must not be empty, got {kind_of(turn['value'])}")
         messages.append(message)
@@ -166,12 +188,15 @@ def read_prompt_completion(row: Row) -> Example:
 
 def read_alpaca(row: Row) -> Example:
     prompt = _text_of(row, "instruction")
-    if str(row.get("input") or "").strip():
+    if str(row.get("input") or "").strip():  # Alpaca's rows may have an empty one
         prompt += "\n\n" + _text_of(row, "input")
     output = _text_of(row, "output")
     if not row.get("system"):
         return Completion(prompt=prompt, completion=output)
-    context = [{"role": "system", "content": _text_of(row, "system")}, {"role": "user", "content": prompt}]
+    context: list[Message] = [
+        {"role": "system", "content": _text_of(row, "system")},
+        {"role": "user", "content": prompt},
+    ]
     return Dialogue(messages=[*context, {"role": "assistant", "content": output}], given=2)
 
 
@@ -190,6 +215,8 @@ def _asks(value: str | list[Message], column: str) -> str | list[Message]:
 
 def check_answer(row: Row) -> None:
     """Raise RowError for a row whose answer, which rewards compare with, is empty."""
+    # An empty one would make every response wrong, without a word. Rows without the column are another matter: their
+    # rewards may not read it.
     answer = row.get("answer", 0)
     if answer is None or (isinstance(answer, str) and not answer.strip()):
         raise RowError(f"column answer must not be empty, got {kind_of(answer)}{_WAY_OUT}")
@@ -235,6 +262,7 @@ def read_implicit_pair(row: Row) -> Preference:
 def read_labelled(row: Row) -> Judgement:
     """Prompt, completion and label: true (or 1) for a desirable completion, false (or 0) for one that is not."""
     label = row["label"]
+    # Not by truth: the text "false" is true for Python.
     if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
         raise RowError(f"column label must be true or false (or 1 or 0), got {kind_of(label)}")
     prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
@@ -252,6 +280,7 @@ def _differ(chosen: str | list[Message], rejected: str | list[Message]) -> None:
 
 def _margin(row: Row) -> float:
     value = row.get("margin", 0.0)
+    # bool is an int for Python, and a column of labels no margin.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RowError(f"column margin must be a finite number, got {kind_of(value)}")
     return float(value)
@@ -267,11 +296,12 @@ def _prompt_end(chosen: str, rejected: str) -> int:
     """Length of the common beginning of two texts, cut back to where a word begins; one space goes to the responses."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
     end = next((index for index, (left, right) in pairs if left != right), min(len(chosen), len(rejected)))
+    # Different words may begin with the same letters.
     while end and not chosen[end - 1].isspace():
         end -= 1
     if not chosen[:end].strip():
         raise RowError("chosen and rejected have no common beginning that could be the prompt: add a column prompt")
-    return end - chosen[:end].endswith(" ")
+    return end - chosen[:end].endswith(" ")  # most tokenizers have a word's space before it
 
 
 def _conversation(prompt: str | list[Message], response: str | list[Message]) -> list[Message]:
@@ -279,6 +309,7 @@ def _conversation(prompt: str | list[Message], response: str | list[Message]) ->
     context = _as_messages(prompt, "user")
     if isinstance(response, str):
         return [*context, {"role": "assistant", "content": response}]
+    # A text may be any turn of the conversation; messages can only be its beginning.
     if isinstance(prompt, str):
         repeated = any(message["content"] == prompt for message in response[:-1])
     else:
@@ -291,6 +322,7 @@ def _last_turns(chosen: list[Message], rejected: list[Message]) -> list[Answer]:
     if chosen[:-1] != rejected[:-1]:
         pairs = enumerate(zip(chosen[:-1], rejected[:-1], strict=False), start=1)
         shorter = min(len(chosen), len(rejected))
+        # Where none of them differs, one conversation is longer than the other.
         first = next((number for number, (left, right) in pairs if left != right), shorter)
         raise RowError(f"chosen and rejected must share all messages but the last, they part at message {first}")
     return answers

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from actors.batch import Prompt
 from algorithms.config import DataConfig
-from algorithms.config_offline import DPOConfig, SFTConfig
+from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import RLConfig
 from algorithms.data.overlong import Reading, divided
 from algorithms.data.pairs import judged_reading, pair_reading
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 Field = Literal["data.train", "data.eval"]
+Item = TypeVar("Item")
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,7 @@ class RunData:
 
 
 def reading_of(
-    algorithm: Any,
+    algorithm: RLConfig | OfflineConfig,
     rows: list[Row],
     data: DataConfig,
     tokenizer: "PreTrainedTokenizerFast",
@@ -55,11 +56,15 @@ def reading_of(
         return sequence_reading(rows, data, tokenizer, train_on=algorithm.train_on, field=field)
     if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
         return judged_reading(rows, data, tokenizer, field=field)
-    return pair_reading(rows, data, tokenizer, field=field)
+    return pair_reading(rows, data, tokenizer, field=field)  # reward models and all other preference losses
 
 
 def run_data(
-    algorithm: Any, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, max_prompt_tokens: int
+    algorithm: RLConfig | OfflineConfig,
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    max_prompt_tokens: int,
 ) -> RunData:
     """Load, render and tokenise all rows to train on and to evaluate on; of data.eval_fraction, every set its share.
 
@@ -78,16 +83,18 @@ def run_data(
                 found.held_out += items
                 continue
             if data.eval_fraction is not None:
+                # After rendering: rows that are left out as too long are in neither part.
                 items, held_out = divided(items, data.eval_fraction, label)
                 found.held_out += _of_set(held_out, name)
             found.sizes[name] = len(items)
             found.train += _of_set(items, name)
     if len(found.sizes) > 1 and isinstance(algorithm, RLConfig):
+        # The rows of each set are numbered from 0, and two prompts of a run must not have one number.
         found.train = _numbered(found.train)
     return found
 
 
-def _of_set(items: list[Any], name: str) -> list[Any]:
+def _of_set(items: list[Item], name: str) -> list[Item]:
     """Prompts know which set they are from, so that rewards can be told apart."""
     return [replace(item, of_set=name) if isinstance(item, Prompt) else item for item in items] if name else items
 

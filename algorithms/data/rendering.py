@@ -2,8 +2,8 @@
 
 import functools
 import time
-from collections.abc import Sequence, Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from actors.config import UserError
 from actors.user.confined import at_most
@@ -32,18 +32,46 @@ def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Messag
     return [{"role": "system", "content": data.system_prompt}, *messages]
 
 
-def render_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast", **options: Any) -> Any:
-    """apply_chat_template to text, or with return_dict=True to ids; raises RowError with the template's complaint."""
+class MaskedTokens(TypedDict):
+    """What apply_chat_template gives with return_dict and return_assistant_tokens_mask, both [L]."""
+
+    input_ids: list[int]
+    assistant_masks: list[int]
+
+
+class Bounds(TypedDict, total=False):
+    """Fields of a `Reading` that say how long a text may become; none without a tokenizer."""
+
+    overhead: int
+    growth: int
+    unknown_id: int
+    count: Callable[[str], int]
+
+
+def render_messages(
+    messages: list[Message], tokenizer: "PreTrainedTokenizerFast", *, add_generation_prompt: bool = False
+) -> str:
+    """apply_chat_template to text; raises RowError with the template's complaint."""
+    return _rendered(messages, tokenizer, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def tokenise_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast") -> MaskedTokens:
+    """apply_chat_template to ids, and what of them the template's markers say the model has written; raises RowError
+    as `render_messages` does."""
+    # By the template itself, as the markers' places are known only while it is rendered.
+    return _rendered(messages, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+
+
+def _rendered(messages: list[Message], tokenizer: "PreTrainedTokenizerFast", **options: bool) -> Any:
     if tokenizer.chat_template is None:
         raise RowError("messages need a tokenizer with a chat template, got one without")
-    options = {"tokenize": False, **options}
     try:
         return run_template(tokenizer, messages, **options)
     except Exception as error:  # a template comes with the model, and its expressions raise anything
         raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
 
 
-def run_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+def run_template(tokenizer: Any, messages: Sequence[Mapping[str, object]], **options: bool) -> Any:
     """apply_chat_template with a deadline and a limit of memory: a template is a program of whoever made the model.
 
     Raises what it raises, also TimeoutError and MemoryError. One that is late within a single operation of Python's
@@ -84,18 +112,20 @@ def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plai
 
     A template writes its own BOS, so that adding one there would double it (huggingface/trl issue 1073).
     """
-    encoded: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    bos: Any = tokenizer.bos_token_id
-    automatic: Any = tokenizer("")["input_ids"]
+    # Called through Any: transformers types what a call gives for one text and for many alike.
+    encoding: Any = tokenizer
+    encoded: list[list[int]] = encoding(texts, add_special_tokens=False)["input_ids"]
+    # By encoding nothing: what its post-processor adds, no setting of a tokenizer says.
+    bos, automatic = bos_of(tokenizer), encoding("")["input_ids"]
     if not plain or bos is None or automatic[:1] != [bos]:
         return encoded
-    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]  # a text may have it written out
 
 
 def bos_of(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     """The token that begins a sequence, where the tokenizer has one."""
-    bos: Any = tokenizer.bos_token_id
-    return bos
+    bos = tokenizer.bos_token_id
+    return bos if isinstance(bos, int) else None
 
 
 def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str, field: str) -> None:
@@ -105,7 +135,7 @@ def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str,
             raise UserError(f"{field}: row {index + 1}: {what} has no tokens")
 
 
-def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dict[str, Any]:
+def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> Bounds:
     """How many more tokens than bytes of its row a text may have: `overhead` of a Reading, and its `growth`; and its
     `unknown_id` and `count`.
 
@@ -116,9 +146,10 @@ def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> dic
         return {}
     overhead = 2  # the tokens that begin and end a plain text
     if tokenizer.chat_template is not None:
-        exchange = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        exchange: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
         try:
             written = render_messages(exchange, tokenizer)
+            # Longest first, as one may be a part of another.
             for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
                 written = written.replace(token, "x") if token else written
             overhead = 2 * len(written.encode())
@@ -140,6 +171,7 @@ def _count(tokenizer: "PreTrainedTokenizerFast", text: str) -> int:
 
 
 def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int:
-    unknown: Any = tokenizer.unk_token_id
-    others: list[Any] = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, None]
-    return -1 if unknown in others else unknown
+    unknown = tokenizer.unk_token_id
+    others = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
+    # Some tokenizers have one token for several of these: then it does not tell unknown text.
+    return unknown if isinstance(unknown, int) and unknown not in others else -1

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NoReturn, Protocol
 
 from actors.config import UserError
 
@@ -27,7 +27,14 @@ _WEB_PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _LFS_POINTER = "version https://git-lfs"
 
 
-def rows_of_file(path: Path, field: str) -> Iterator[Any]:
+class _Stream(Protocol):
+    """What is read of: a file, one that is being expanded, or bytes in memory."""
+
+    def readline(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes: ...
+
+
+def rows_of_file(path: Path, field: str) -> Iterator[object]:
     """The rows of a file, whatever they are; raises UserError for a file that cannot be read, then or on the way."""
     if path.is_dir():
         raise UserError(f"{field}: must be a file, got directory {path}")
@@ -36,21 +43,23 @@ def rows_of_file(path: Path, field: str) -> Iterator[Any]:
     if not path.name.endswith(FILE_TYPES):
         small = " in small letters" if path.name.lower().endswith(FILE_TYPES) else ""
         raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}{small}, got {path.name}")
+    # Here, as that module imports from this one.
     from algorithms.data.row_parquet import rows_of_parquet
 
     return rows_of_parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
 
 
-def _json(path: Path, field: str) -> Iterator[Any]:
+def _json(path: Path, field: str) -> Iterator[object]:
     """Objects of a file of lines, or the items of a file that is one list. Blank lines are skipped.
 
     Whether a file is gzipped is told by its first bytes, not by its name.
     """
     try:
         with path.open("rb") as raw:
-            stream: Any = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
+            stream: _Stream = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
             if path.name.removesuffix(".gz").endswith(".json"):
                 content = stream.read(_MAX_LIST_BYTES + 1)
+                # Behind a byte order mark, if there is one.
                 if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
                     yield from _list(content, path, field)
                     return
@@ -64,7 +73,7 @@ def _json(path: Path, field: str) -> Iterator[Any]:
 class _Expanding:
     """A gzipped file as it is read; raises UserError when it holds far more than its size tells."""
 
-    def __init__(self, raw: Any, path: Path, field: str) -> None:
+    def __init__(self, raw: BinaryIO, path: Path, field: str) -> None:
         self._stream = gzip.GzipFile(fileobj=raw)
         self._most = most_bytes(path)
         self._told = f"{field}: {path} {EXPANDS_TOO_FAR}"
@@ -77,6 +86,7 @@ class _Expanding:
     def read(self, size: int) -> bytes:
         """All there is, at most `size` bytes."""
         parts = []
+        # Piece by piece: a file that expands without end is noticed before it has filled the memory.
         while size > 0 and (part := self._counted(self._stream.read(min(size, 2**20)))):
             parts.append(part)
             size -= len(part)
@@ -94,7 +104,8 @@ def most_bytes(path: Path) -> int:
     return max(_EXPANDED_BYTES, _EXPANDS * path.stat().st_size)
 
 
-def _lines(stream: Any, path: Path, field: str) -> Iterator[Any]:
+def _lines(stream: _Stream, path: Path, field: str) -> Iterator[object]:
+    # A byte more than a row may have tells a longer one, of which no more is read.
     for number, line in enumerate(iter(functools.partial(stream.readline, MAX_ROW_BYTES + 1), b""), start=1):
         if len(line) > MAX_ROW_BYTES:
             limit = MAX_ROW_BYTES // 2**20
@@ -104,22 +115,25 @@ def _lines(stream: Any, path: Path, field: str) -> Iterator[Any]:
             yield _parse(text, number, path, field)
 
 
-def _list(content: bytes, path: Path, field: str) -> Iterator[Any]:
+def _list(content: bytes, path: Path, field: str) -> Iterator[object]:
     if len(content) > _MAX_LIST_BYTES:
         raise UserError(f"{field}: {path} must have an object a line (.jsonl) to be so large, got one list")
-    return iter(_parse(_decoded(content, 1, path, field), 1, path, field))
+    rows = _parse(_decoded(content, 1, path, field), 1, path, field)
+    assert isinstance(rows, list), "it begins with a bracket"
+    return iter(rows)
 
 
 def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte order mark stands first
     except UnicodeDecodeError as error:
-        number += error.object.count(b"\n", 0, error.start)
+        number += error.object.count(b"\n", 0, error.start)  # a list is decoded as one text
         raise UserError(f"{field}: line {number} of {path} is not UTF-8 text") from None
 
 
-def _parse(text: str, line: int, path: Path, field: str) -> Any:
+def _parse(text: str, line: int, path: Path, field: str) -> object:
     try:
+        # Python's parser also takes NaN, infinities and names given twice, and makes infinity of 1e999.
         return json.loads(
             text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
         )
@@ -133,13 +147,14 @@ def _parse(text: str, line: int, path: Path, field: str) -> Any:
             f"{field}: {where} of {path} is not valid JSON ({error.msg[0].lower()}{error.msg[1:]})"
         ) from None
     except ValueError as error:  # of the hooks below
+        # A .json file was parsed whole: the hooks do not know the line.
         where = f"line {line} of {path}" if path.suffixes[:1] != [".json"] else str(path)
         raise UserError(f"{field}: {where} {error}") from None
     except RecursionError:
         raise UserError(f"{field}: line {line} of {path} is not valid JSON (nested too deeply)") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -148,7 +163,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not valid JSON, which has no {name}")
 
 
@@ -160,6 +175,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
+    # From 4,300 digits on Python refuses in words of its own; no data has numbers as long as that.
     if len(text) > 1000:
         raise ValueError(f"must hold numbers of at most 1000 digits, got one of {len(text)}")
     return int(text)

@@ -7,9 +7,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from actors.config import UserError
 from actors.secret_text import masked
@@ -19,7 +19,9 @@ from algorithms.user.code import cause_of, function_fault, load_function
 from algorithms.user.deadline import TooLate, Watch
 from algorithms.words import kind_of, nearest_file
 
-Row = dict[str, Any]
+Row = dict[str, object]
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _HUB_DEADLINE_S = 5
 _CONVERTED_S, _GENERATED_S = 10.0, 60.0
@@ -32,7 +34,7 @@ def read_rows(
     source: str,
     *,
     split: str,
-    arguments: dict[str, Any],
+    arguments: Mapping[str, object],
     limit: int | None,
     field: str,
     converter: str | None = None,
@@ -61,6 +63,7 @@ def read_rows(
         rows = _from_file(Path(source), field)
     else:
         rows = _from_hub(source, split, arguments, field)
+    # zip takes a number only with a row: the next one then says how many the converter was given.
     read, found = itertools.count(), _objects(rows, source, field)
     if converter:
         found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
@@ -85,7 +88,7 @@ def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub
         exists = path.exists()
     except OSError as error:
         raise UserError(f"{field}: {error.strerror}, got {_short(source)}") from None
-    if ":" in source[1:] and not exists:
+    if ":" in source[1:] and not exists:  # a file may have a colon in its name
         return "generator"
     return "file" if exists or source.endswith(FILE_TYPES) or not _is_hub_id(source) else "hub"
 
@@ -114,7 +117,7 @@ def _sources(value: str | dict[str, str] | None) -> list[str]:
     return [value] if isinstance(value, str) else [*(value or {}).values()]
 
 
-def _objects(rows: Iterable[Any], source: str, field: str) -> Iterator[Row]:
+def _objects(rows: Iterable[object], source: str, field: str) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(
@@ -147,9 +150,10 @@ _READ = (
 """Columns that are read as they are: others may have holes, which tables from elsewhere fill with NaN."""
 
 
-def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
+def _value_fault(name: str, given: object) -> tuple[str | None, int]:
     """What is wrong with the value of a column, or None, and the size of its texts."""
-    unseen: list[tuple[Any, int]] = [(name, 0), (given, 0)]
+    # A stack of its own: what is nested too deeply would end Python's.
+    unseen: list[tuple[object, int]] = [(name, 0), (given, 0)]
     size = 0
     while unseen:
         value, depth = unseen.pop()
@@ -165,6 +169,7 @@ def _value_fault(name: str, given: Any) -> tuple[str | None, int]:
         elif isinstance(value, float):
             if not math.isfinite(value) and name in _READ:
                 return f"must hold finite numbers, got {value} in column {name}", size
+        # Rows are compared and shown by their text, and sent to other processes: an object's address is no data.
         elif callable(value) or isinstance(value, Iterator) or type(value).__repr__ is object.__repr__:
             return f"must hold data, got {kind_of(value)} in column {name}", size
     return None, size
@@ -199,7 +204,7 @@ def _converted(rows: Iterator[Row], converter: str, field: str) -> Iterator[Row]
         raise UserError(f"data.converter: must keep at least one row of {field}, {converter} dropped all {number}")
 
 
-def _converter_fault(function: Callable[..., Any]) -> str | None:
+def _converter_fault(function: Callable[..., object]) -> str | None:
     if inspect.isgeneratorfunction(function):
         return "must return a row, is a generator (it has yield)"
     if fault := function_fault(function):
@@ -213,7 +218,7 @@ def _converter_fault(function: Callable[..., Any]) -> str | None:
     return None
 
 
-def _bounded(rows: Iterator[Any], source: str, field: str) -> Iterator[Any]:
+def _bounded(rows: Iterator[object], source: str, field: str) -> Iterator[object]:
     until = time.monotonic() + _ENDLESS_S
     for number, row in enumerate(rows):
         if number == _ENDLESS_ROWS or time.monotonic() > until:
@@ -221,7 +226,7 @@ def _bounded(rows: Iterator[Any], source: str, field: str) -> Iterator[Any]:
         yield row
 
 
-def _made(function: Callable[..., Any], row: Row, converter: str, where: str) -> Any:
+def _made(function: Callable[..., object], row: Row, converter: str, where: str) -> object:
     try:
         with Watch(_CONVERTED_S) as watch:
             return watch(function, row)
@@ -231,25 +236,27 @@ def _made(function: Callable[..., Any], row: Row, converter: str, where: str) ->
         raise UserError(f"data.converter: {converter} raised {cause_of(error)} for {where}") from error
 
 
-def _from_file(path: Path, field: str) -> Iterator[Any]:
+def _from_file(path: Path, field: str) -> Iterator[object]:
     if not path.exists():
         raise UserError(f"{field}: no such file{nearest_file(path)}, got {path}")
     return rows_of_file(path, field)
 
 
-def _generated(name: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+def _generated(name: str, split: str, arguments: Mapping[str, object], field: str) -> Iterator[object]:
     function = load_function(name, field)
     _check_arguments(function, name, arguments, field)
+    # The file of the function below its decorators: in its loops the watch can tell what never ends.
     code = getattr(inspect.unwrap(function), "__code__", None)
     file = code.co_filename if code else None
     try:
         given = _watched(file, functools.partial(function, split=split, **arguments))
         if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
             raise UserError(f"{name} must give rows one after the other, got {kind_of(given)}")
-        rows, end = iter(given), object()
+        rows, end = iter(given), object()  # no row is this object
+        # The deadline is that of one row: a generator may be right and take hours.
         while (row := _watched(file, next, rows, end)) is not end:
             yield row
-    except UserError as error:
+    except UserError as error:  # such as the tasks that come with Tandem raise
         raise UserError(*(f"{field}: {problem}" for problem in error.problems)) from error
     except TooLate as error:
         raise UserError(f"{field}: {name} {error}, and gave no row") from None
@@ -257,7 +264,7 @@ def _generated(name: str, split: str, arguments: dict[str, Any], field: str) -> 
         raise UserError(f"{field}: {name} raised {cause_of(error)}") from error
 
 
-def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[str, Any], field: str) -> None:
+def _check_arguments(function: Callable[..., object], name: str, arguments: Mapping[str, object], field: str) -> None:
     if fault := function_fault(function):
         raise UserError(f"{field}: {name} {fault}")
     if "split" in arguments:
@@ -266,6 +273,7 @@ def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[st
             f"got {arguments['split']}"
         )
     signature = inspect.signature(function)
+    # One with **options takes split among them.
     takes_any = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
     if "split" not in signature.parameters and not takes_any:
         raise UserError(f"{field}: {name} must take split, takes {signature}")
@@ -275,12 +283,12 @@ def _check_arguments(function: Callable[..., Any], name: str, arguments: dict[st
         raise UserError(f"data.arguments: {error}, {name} takes {signature}, got {arguments}") from None
 
 
-def _watched(file: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
+def _watched(file: str | None, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     with Watch(_GENERATED_S, file) as watch:
         return watch(function, *arguments)
 
 
-def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) -> Iterator[Any]:
+def _from_hub(source: str, split: str, arguments: Mapping[str, Any], field: str) -> Iterator[object]:
     """Rows of a hub dataset. The hub is probed first: `datasets` would retry an unreachable one for minutes."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
@@ -305,6 +313,7 @@ def _from_hub(source: str, split: str, arguments: dict[str, Any], field: str) ->
 def _is_cached(source: str) -> bool:
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
+    # Where `datasets` keeps what it has prepared, and below it where the hub's client keeps what it has loaded.
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")) / source.replace("/", "___")
     return prepared.exists() or (Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}").exists()
 

@@ -21,6 +21,7 @@ from algorithms.data.rendering import (
     encode_texts,
     render_messages,
     template_of,
+    tokenise_messages,
     with_system_prompt,
 )
 from algorithms.data.sources import Row, check_source_settings, read_rows
@@ -73,7 +74,7 @@ def load_sets(
     }
     if isinstance(given, str):
         return found
-    return {name: [{"source": name} | row for row in rows] for name, rows in found.items()}
+    return {name: [{"source": name} | row for row in rows] for name, rows in found.items()}  # a row's own column wins
 
 
 def prompts(
@@ -179,6 +180,7 @@ def prompt_text(value: str | list[Message]) -> str:
     """A prompt as reward functions and people see it: of messages, the last user turn."""
     if isinstance(value, str):
         return value
+    # Rewards and people look at the question, not at what was said before it.
     users = [message["content"] for message in value if message["role"] == "user"]
     return users[-1] if users else value[-1]["content"]
 
@@ -188,17 +190,17 @@ def _render_prompt(value: str | list[Message], data: DataConfig, tokenizer: "Pre
         if data.system_prompt is not None:
             raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
         return value
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    messages: list[Message] = [{"role": "user", "content": value}] if isinstance(value, str) else value
     return render_messages(with_system_prompt(messages, data), tokenizer, add_generation_prompt=True)
 
 
 def _sequence(example: Example, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn) -> Sequence:
     if isinstance(example, Completion) and tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
-        example = Dialogue(messages=turns, given=1)
+        asked: Message = {"role": "user", "content": example.prompt}
+        example = Dialogue(messages=[asked, {"role": "assistant", "content": example.completion}], given=1)
     if isinstance(example, Dialogue):
         messages = with_system_prompt(example.messages, data)
-        given = len(messages) - len(example.messages) + example.given
+        given = len(messages) - len(example.messages) + example.given  # a system prompt is given, too
         token_ids, mask = _dialogue(messages, given, tokenizer, train_on)
     elif data.system_prompt is not None:
         raise RowError("data.system_prompt applies to conversations only, and this row is plain text")
@@ -206,7 +208,7 @@ def _sequence(example: Example, data: DataConfig, tokenizer: "PreTrainedTokenize
         token_ids, mask = _plain(example, tokenizer)
     if train_on == "all":
         mask = np.ones(len(token_ids), dtype=np.bool_)
-    mask[:1] = False
+    mask[:1] = False  # nothing comes before it that would predict it
     if not mask.any():
         raise RowError(f"has no token to train on (train_on {train_on}, {len(token_ids)} tokens)")
     return Sequence(token_ids=np.array(token_ids, dtype=np.int64), action_mask=mask)
@@ -221,6 +223,7 @@ def _plain(example: Completion | Text, tokenizer: "PreTrainedTokenizerFast") -> 
     else:
         [prompt] = encode_texts([example.prompt], tokenizer, plain=True)
         [target] = encode_texts([example.completion], tokenizer, plain=False)
+    # The end is learned with the rest: a model that never saw it would not stop.
     token_ids = [*prompt, *target] if target[-1:] == [eos] else [*prompt, *target, eos]
     mask = np.arange(len(token_ids)) >= len(prompt)
     return token_ids, mask
@@ -234,11 +237,12 @@ def _dialogue(
         token_ids = encode_texts([render_messages(messages, tokenizer)], tokenizer, plain=False)[0]
         return token_ids, np.ones(len(token_ids), dtype=np.bool_)
     template = template_of(tokenizer)
+    # Without markers transformers gives a mask of zeros, and no more than a warning.
     if not _GENERATION.search(template):
         return _mask_by_prefixes(messages, given, tokenizer)
-    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    rendered = render_messages(messages, tokenizer, **options)
+    rendered = tokenise_messages(messages, tokenizer)
     token_ids, mask = rendered["input_ids"], np.array(rendered["assistant_masks"], dtype=np.bool_)
+    # The markers are around all turns of the assistant, also around those that are only context.
     if any(message["role"] == "assistant" for message in messages[:given]):
         mask[: len(_prefix(messages[:given], token_ids, tokenizer, add_generation_prompt=True))] = False
     # Templates that leave the end-of-turn token outside the markers would teach a model that never stops.
@@ -258,6 +262,7 @@ def _mask_by_prefixes(
         if messages[index]["role"] != "assistant":
             continue
         start = len(_prefix(messages[:index], token_ids, tokenizer, add_generation_prompt=True))
+        # Up to this token: what a template writes behind it, such as a line break, no sampler has sampled.
         if closes and tokenizer.eos_token_id in token_ids[start:]:
             end = token_ids.index(tokenizer.eos_token_id, start) + 1
         else:
@@ -268,10 +273,11 @@ def _mask_by_prefixes(
 
 def _closes_with_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the template writes the end-of-sequence token right after the content of every assistant turn."""
-    exchange = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    exchange: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    # Twice, as a template may close the last turn otherwise than those before it.
     tails = render_messages(exchange * 2, tokenizer).split("answer")[1:]
     eos = tokenizer.eos_token
-    return eos is not None and len(tails) == 2 and all(tail.lstrip().startswith(eos) for tail in tails)
+    return isinstance(eos, str) and len(tails) == 2 and all(tail.lstrip().startswith(eos) for tail in tails)
 
 
 def _prefix(

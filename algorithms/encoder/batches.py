@@ -63,6 +63,7 @@ def draw_graded(row: Graded, negatives: int | None, *, binary: bool, generator: 
         first = positives[int(generator.integers(len(positives)))]
     others = [index for index in range(len(row.passages)) if index != first]
     if negatives is not None:
+        # A second positive among the negatives would be pushed away.
         others = _some([index for index in others if index not in positives], negatives, generator)
     taken = [first, *others]
     return Example(
@@ -124,7 +125,7 @@ class TaskRows:
     def __post_init__(self) -> None:
         if not self.rows:
             raise ValueError("rows must hold at least one row, got none")
-        if self.share is not None and not self.share > 0:
+        if self.share is not None and not self.share > 0:  # nor NaN
             raise ValueError(f"share must be above 0, got {self.share}")
 
 
@@ -161,6 +162,7 @@ class _Visits:
                 texts.update(example.texts)
                 self.waiting.pop(index, None)
             else:
+                # It keeps its place in the line, and the example that was drawn when its turn was.
                 self.waiting.setdefault(index, (epoch, example))
             if len(batch) == count:
                 return batch
@@ -171,8 +173,9 @@ class _Visits:
 
     def _candidates(self) -> Iterator[tuple[int, int, Example]]:
         """Index, epoch and example of the rows that wait, then of those to come until every row was there once."""
-        for index, (epoch, example) in list(self.waiting.items()):
+        for index, (epoch, example) in list(self.waiting.items()):  # a copy, as rows leave meanwhile
             yield index, epoch, example
+        # The rest of this pass and a whole one: a row that did not fit in by then has its texts in the batch.
         for _ in range(2 * len(self.order) - self.position):
             index = self._advance()
             if index not in self.waiting:
@@ -187,6 +190,7 @@ class _Visits:
         return self.order[self.position - 1]
 
     def _draw(self, index: int, epoch: int) -> Example:
+        # A stream for each row and epoch: what is drawn does not depend on which rows have waited.
         generator = np.random.default_rng([self.seed, _DRAW, self.number, epoch, index])
         return self.task.draw(self.task.rows[index], generator)
 
@@ -212,6 +216,7 @@ class _Visits:
             )
         self.epoch, self.position = state["epoch"], state["position"]
         self.order = self._draw_order()
+        # Who waits is enough to save: the streams give the same examples again.
         self.waiting = {index: (epoch, self._draw(index, epoch)) for epoch, index in waits}
 
 
@@ -237,6 +242,7 @@ class TaskBatches:
         self._visits = [
             _Visits(task=task, number=number, seed=self._seed, shuffle=shuffle) for number, task in enumerate(ordered)
         ]
+        # Without shares, every row comes as often as any other, whichever task it is of.
         self._shares = np.cumsum([len(task.rows) if task.share is None else task.share for task in ordered])
         self.updates = 0
 
@@ -245,6 +251,7 @@ class TaskBatches:
 
         Raises UserError when a whole pass over a distinct task's rows does not give `count` rows of different texts.
         """
+        # A stream for each update: a resumed run has the same turns without a generator's state.
         point = np.random.default_rng([self._seed, _TURN, self.updates]).random() * self._shares[-1]
         visits = self._visits[int(np.searchsorted(self._shares[:-1], point, side="right"))]
         self.updates += 1

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
@@ -40,6 +40,7 @@ class ColumnRole:
         known = [tuple(name for name in names if name in there) for names in self.names]
         if self.numbered:
             matches = [str(name) for name in there if re.fullmatch(rf"{self.numbered}_[0-9]+", str(name))]
+            # By number: positive_10 comes after positive_9.
             known.append(tuple(sorted(matches, key=lambda name: int(name.rpartition("_")[2]))))
         return [names for names in known if names]
 
@@ -85,6 +86,7 @@ Reading = dict[ColumnRole, Columns]
 def renamed_row(row: Row, data: DataConfig, number: int, field: str) -> Row:
     """The row after data.columns was applied, with both names. Raises UserError for a column that is not there."""
     for name, given in data.columns.items():
+        # Once: the setting is the same for every row.
         if number == 1 and not any(role.found([name]) for role in _ROLES):
             known = [column for role in _ROLES for columns in role.names for column in columns]
             raise UserError(
@@ -123,6 +125,7 @@ def check_columns(row: Row, data: DataConfig, first: Reading) -> None:
             if column not in row:
                 hint = nearest(column, [str(other) for other in row if other not in read])
                 raise RowError(f"lacks column {column!r}{hint}, its columns are {_listed(row)}")
+        # More of what is read already; columns that nothing reads may come and go.
         added = [name for name in _columns(row, data, (), (role,))[role] if name not in columns]
         if added:
             raise RowError(f"has column {added[0]!r}, which row 1 lacks; all rows must have the same")
@@ -175,7 +178,7 @@ def numbers_of(row: Row, column: str, count: int, what: str) -> tuple[float, ...
     return tuple(number_of(item, column) for item in value)
 
 
-def number_of(value: Any, column: str) -> float:
+def number_of(value: object, column: str) -> float:
     """A finite number; a bool is 0 or 1. Raises RowError when it is none."""
     if not isinstance(value, Real):
         raise RowError(f"{column} must be a number, got {kind_of(value)}")
@@ -192,11 +195,12 @@ def _is_ranking(row: Row, data: DataConfig) -> bool:
     """Whether a graded row has positives and negatives; otherwise it has passages with labels or scores."""
     labelled = LABELS.found(row) or GRADES.found(row)
     positives, negatives, passages = (role.found(row) for role in (POSITIVES, NEGATIVES, PASSAGES))
+    # A positive with a label but no negatives is a passage with a label, which need not be a positive.
     ranking = bool(positives and (negatives or not labelled))
     listed = bool(labelled and (passages or (positives and not negatives)))
     if ranking and listed:
         for_ranking, for_list = (_wanted(found, data) for found in (positives, passages))
-        if bool(for_ranking) == bool(for_list):
+        if bool(for_ranking) == bool(for_list):  # neither was named, or both
             column = positives[0][0]
             raise RowError(
                 f"columns {_listed(row)} fit both positives with negatives and passages with labels; choose with "

@@ -31,6 +31,7 @@ def training_tasks(
     Raises:
         UserError: names of data and tasks that differ, rows that cannot be read, or that a loss cannot learn from.
     """
+    # Before any row is read, which may take minutes.
     if isinstance(algorithm, EmbeddingConfig):
         _require_same_names(algorithm, data)
     sources = load_named_rows(data, "data.train", at_most=at_most)
@@ -54,10 +55,12 @@ def _require_same_names(algorithm: EmbeddingConfig, data: DataConfig) -> None:
 
 def _embedding_task(task: EmbeddingTask, data: DataConfig, name: str, rows: list[Row]) -> TaskRows:
     field, option = _field(name), f"algorithm.tasks.{name}." if name else "algorithm."
+    # Only a MixedTask has one. Without, every row comes as often as any other.
     share = getattr(task, "weight", None) or float(len(rows))
     if task.rows == "pair":
         pairs = scored_pairs(rows, data, field)
         _check_scores(pairs, task, field)
+        # Texts may be in several pairs of a batch: each pair has a score of its own, and none makes negatives.
         return TaskRows(name=name, rows=pairs, draw=_draw_pair, distinct=False, share=share, field=field)
     found = rankings(rows, data, field, scores=task.scored)
     negatives = _negatives(task, found, field, f"{option}negatives")
@@ -99,6 +102,7 @@ def _negatives(task: EmbeddingTask, rows: list[Ranking], field: str, option: str
             raise UserError(f"{field}: row {number}: must have a negative for loss {needing}, got none")
     if task.losses == ["triplet"]:
         return 1  # it reads only one
+    # Losses read negatives column by column: all rows of an update must have as many.
     counts = [len(row.negatives) for row in rows]
     if min(counts) < max(counts):
         few, many = counts.index(min(counts)) + 1, counts.index(max(counts)) + 1
@@ -139,6 +143,7 @@ def _check_lists(rows: list[Graded], algorithm: RerankerConfig, field: str) -> N
                 f"algorithm.negatives: must be given for loss cross_entropy, which tells one positive from negatives, "
                 f"where a row has several positives ({where} has {positives}), got nothing"
             )
+        # MarginMSE reads passages column by column, for all queries of an update.
         uneven = len(row.passages) != len(rows[0].passages)
         if "margin_mse" in algorithm.losses and algorithm.negatives is None and uneven:
             raise UserError(

@@ -28,9 +28,11 @@ def embedding_output_loss(
     vectors: torch.Tensor, guide: torch.Tensor | None, *, task: EmbeddingTask, width: int, targets: NDArray[np.float32]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and metrics of an update; vectors [rows x width, D], row by row; targets [rows, ...] or of size 0."""
+    # Here, on the ranks: the driver, which only sends this function, needs no sentence-transformers.
     from algorithms.encoder.losses import embedding_loss
 
     columns = list(vectors.reshape(-1, width, vectors.shape[-1]).unbind(1))
+    # Column by column, as sentence-transformers has its texts: all queries, all positives, all first negatives.
     guided = None if guide is None else list(guide.reshape(-1, width, guide.shape[-1]).unbind(1))
     wanted = torch.from_numpy(targets).to(vectors.device) if targets.size else None
     loss = embedding_loss(task, columns, guided, wanted)
@@ -78,12 +80,13 @@ class Embedding(EncoderLoop):
         task = self.config.by_name[self.task]
         targets = np.array([row.targets for row in rows], dtype=np.float32)
         if task.rows == "pair":
-            targets = targets[:, 0]
+            targets = targets[:, 0]  # one score of two texts
         return partial(embedding_output_loss, task=task, width=len(rows[0].texts), targets=targets)
 
     def measure(self, rows: list[HeldOut]) -> Metrics:
         sizes = [size for task in self.config.by_name.values() for size in task.matryoshka]
         found: Metrics = {}
+        # One by one, as each may have the instructions of its own task.
         for held_out in rows:
             encode = partial(self._encode, prompts=self._prompts(held_out.name))
             found |= measure_embeddings([held_out], encode, truncate=sorted(set(sizes)))

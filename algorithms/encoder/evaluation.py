@@ -6,12 +6,15 @@ job computed, so that all of them share the work, also where none holds a whole 
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.encoder.held_out import HeldOut, RankedSet, SimilaritySet
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float32]
 TextKind = Literal["query", "passage"]
@@ -20,7 +23,7 @@ Encode = Callable[[list[str], TextKind, list[str | None] | None], Floats]
 Text = tuple[TextKind, str, str | None]
 """What it is, the text, and the row's own prompt. Example: ("query", "capital of France", None)."""
 
-_DEPTH = 10
+_DEPTH = 10  # of ndcg@ and mrr@
 _MAP_DEPTH = 100
 _RECALL_DEPTHS = (1, 5, 10, 100)
 _SCORES_AT_ONCE = 2**27
@@ -82,6 +85,7 @@ def measure_scores(sets: Sequence[HeldOut], score: PairScores) -> dict[str, floa
         distinct = list(dict.fromkeys(pair for _, pair in pairs))
         prompts = [prompt for _, prompt, _ in distinct]
         texts = [(query, passage) for query, _, passage in distinct]
+        # Rows without prompts need no such parameter.
         given = score(texts) if set(prompts) <= {None} else score(texts, prompts)
         values = dict(zip(distinct, _checked(given, len(distinct), "scores").tolist(), strict=True))
         found |= _named(held, _reranking(held, {(number, pair[2]): values[pair] for number, pair in pairs}))
@@ -94,10 +98,11 @@ class _KnownEmbeddings:
     def __init__(self, texts: Iterable[Text], encode: Encode) -> None:
         import torch
 
+        # Evaluators tell the model's card of their results: this object, which takes no notice.
         self.model_card_data = self
         self._places: dict[Text, int] = {}
         self._embeddings: dict[TextKind, torch.Tensor] = {}
-        distinct = list(dict.fromkeys(texts))
+        distinct = list(dict.fromkeys(texts))  # rows share passages: each is encoded once
         kinds: tuple[TextKind, ...] = ("query", "passage")
         for kind in kinds:
             mine = [text for text in distinct if text[0] == kind]
@@ -108,7 +113,7 @@ class _KnownEmbeddings:
             self._embeddings[kind] = torch.from_numpy(_checked(given, len(mine), "embeddings"))
             self._places |= {text: place for place, text in enumerate(mine)}
 
-    def encode(self, texts: Sequence[Text], truncate_dim: int | None = None, **_: Any) -> Any:
+    def encode(self, texts: Sequence[Text], truncate_dim: int | None = None, **_: object) -> "torch.Tensor":
         """[texts, D or truncate_dim]; the texts are of one kind."""
         embeddings = self._embeddings[texts[0][0]]
         if truncate_dim is not None and truncate_dim > embeddings.shape[1]:
@@ -117,7 +122,7 @@ class _KnownEmbeddings:
 
     encode_query = encode_document = encode
 
-    def set_evaluation_metrics(self, *_: Any) -> None:
+    def set_evaluation_metrics(self, *_: object) -> None:
         """A model card's, of which there is none."""
 
 
@@ -125,14 +130,14 @@ class _KnownScores:
     """A cross-encoder to evaluators: gives the scores of pairs that were computed before, of others a lower one."""
 
     def __init__(self, scores: dict[tuple[int, str], float]) -> None:
-        self.model_card_data = self
-        self._scores, self._lowest = scores, min(scores.values()) - 1
+        self.model_card_data = self  # as above
+        self._scores, self._lowest = scores, min(scores.values()) - 1  # lost positives come behind all
 
-    def predict(self, pairs: Sequence[Sequence[Any]], **_: Any) -> NDArray[np.float64]:
+    def predict(self, pairs: Sequence[tuple[int, str]], **_: object) -> NDArray[np.float64]:
         """[pairs], of the number of a row and a passage."""
         return np.array([self._scores.get((number, passage), self._lowest) for number, passage in pairs])
 
-    def set_evaluation_metrics(self, *_: Any) -> None:
+    def set_evaluation_metrics(self, *_: object) -> None:
         """A model card's, of which there is none."""
 
 
@@ -165,11 +170,13 @@ def _retrieval(held: RankedSet, encode: Encode, sizes: list[int]) -> dict[str, f
     # of what is a positive.
     corpus: dict[str, Text] = {text: ("passage", text, None) for text in held.corpus}
     model: Any = _KnownEmbeddings([*relevant, *corpus.values()], encode)
+    # Beyond the corpus everything is found, by any model.
     depths = [depth for depth in _RECALL_DEPTHS if depth <= len(corpus)]
     arguments: Any = {
         "queries": {query: query for query in relevant},
         "corpus": corpus,
         "relevant_docs": relevant,
+        # All queries against a chunk of the corpus: at most half a GiB of float32, but as deep as map looks.
         "corpus_chunk_size": max(_MAP_DEPTH, _SCORES_AT_ONCE // len(relevant)),
         "accuracy_at_k": [1],
         "precision_recall_at_k": depths,

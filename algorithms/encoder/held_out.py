@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
@@ -87,11 +87,13 @@ def held_out(data: DataConfig, *, reranker: bool) -> list[HeldOut]:
             continue
         ranked, documents = _ranked_rows(rows, data, field, by_id, reranker=reranker)
         own = [text for row in ranked for text in row.positives + row.negatives]
+        # Other rows' passages too: a query's own handful would be no search.
         corpus = (
             [] if reranker else list(dict.fromkeys([*own, *(text for row in documents for text in row), *passages]))
         )
         kind = "reranking" if reranker else "retrieval"
         found.append(RankedSet(kind=kind, name=name, rows=ranked, documents=documents, corpus=corpus))
+    # A corpus that nothing reads is a slip: most likely the evaluation should have searched it.
     named = any(_IDS in rows[0] for rows in sources.values()) or _IDS in data.columns
     if data.corpus is not None and not named and not any(item.kind == "retrieval" for item in found):
         raise UserError(
@@ -126,6 +128,7 @@ def _ranked_rows(
     ranked = rankings(rows, data, field)
     documents = _documents(rows, field) if _DOCUMENTS in first else []
     for number, row in enumerate(ranked, start=1):
+        # What a first stage found says already which passages are wrong.
         if row.negatives and documents:
             raise UserError(f"{field}: row {number}: must have negatives or documents, got both")
         if reranker and not (row.negatives or documents):
@@ -181,8 +184,9 @@ def _documents(rows: list[Row], field: str) -> list[tuple[str, ...]]:
     found = []
     for number, row in enumerate(rows, start=1):
         texts = row.get(_DOCUMENTS)
-        listed = isinstance(texts, list | tuple) and all(isinstance(text, str) and text.strip() for text in texts)
-        distinct = tuple(dict.fromkeys(texts)) if listed and texts else ()
+        distinct: tuple[str, ...] = ()
+        if isinstance(texts, list | tuple) and all(isinstance(text, str) and text.strip() for text in texts):
+            distinct = tuple(dict.fromkeys(texts))
         if len(distinct) < 2:
             raise UserError(
                 f"{field}: row {number}: {_DOCUMENTS} must be a list of at least 2 texts, got {kind_of(texts)}"
@@ -199,7 +203,7 @@ def _read_corpus(data: DataConfig) -> tuple[list[str], dict[str, str]]:
     for number, row in enumerate(rows, start=1):
         text = passage_of_row(row, number, "data.corpus")
         passages.append(text)
-        given = row.get("id", row.get("_id"))
+        given = row.get("id", row.get("_id"))  # BEIR calls it _id
         key = _id(given)
         if key is None and given is not None:
             raise UserError(f"data.corpus: row {number}: id must be text or an integer, got {kind_of(given)}")
@@ -227,13 +231,15 @@ def passage_of_row(row: Row, number: int, field: str) -> str:
     if not isinstance(text, str) or not isinstance(title, str | None):
         wrong = (column, text) if not isinstance(text, str) else ("title", title)
         raise UserError(f"{field}: row {number}: {wrong[0]} must be text, got {kind_of(wrong[1])}")
+    # In one text, as BEIR gives them to models.
     passage = f"{title or ''} {text}".strip()
     if not passage:
         raise UserError(f"{field}: row {number}: {column} must not be empty, got {kind_of(text)}")
     return passage
 
 
-def _id(value: Any) -> str | None:
+def _id(value: object) -> str | None:
+    # True is an int, too, for Python.
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
@@ -246,6 +252,7 @@ def _unknown(row: Row, field: str, *, reranker: bool) -> str:
             f"reranker, got two texts with a score (columns {_listed(row)})"
         )
     known = [name for role in roles for columns in role.names for name in columns] + [_IDS]
+    # Closer than usual, as the known names are many and short.
     near = [(match[0], name) for name in map(str, row) if (match := difflib.get_close_matches(name, known, 1, 0.75))]
     hint = next((f" (should {given} be {name}?)" for name, given in near if name != given), "")
     similarity = "" if reranker else ", or sentence1, sentence2 and score"
@@ -255,5 +262,5 @@ def _unknown(row: Row, field: str, *, reranker: bool) -> str:
     )
 
 
-def _listed(names: Iterable[Any]) -> str:
+def _listed(names: Iterable[object]) -> str:
     return ", ".join(map(str, names)) or "none"

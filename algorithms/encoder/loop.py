@@ -55,6 +55,7 @@ class EncoderLoop(Offline[Example]):
     def update(self, rows: list[Example]) -> Metrics:
         dealt = deal([sum(map(len, row.texts)) for row in rows], len(self.policy))
         texts = [[text for row in rank for text in self.texts(rows[row])] for rank in dealt]
+        # In the order of the ranks: so do the outputs of all come to the loss.
         loss = self.loss([rows[row] for rank in dealt for row in rank])
         counts = [len(rank) for rank in texts]
         calls = [(rank, counts, loss, self.guide) for rank in texts]
@@ -78,6 +79,7 @@ class EncoderLoop(Offline[Example]):
         """Outputs of texts in their order, [texts, D] or [texts]; all ranks share the work."""
         ranks = len(self.policy)
         found: list[NDArray[np.float32]] = []
+        # In characters: tokens are counted where the tokenizer is, on the ranks.
         sizes = [len(text.text) + len(text.passage or "") for text in texts]
         for part in _chunks(sizes, ranks):
             self.reporter.progress(part.start, len(texts), "texts")
@@ -86,7 +88,7 @@ class EncoderLoop(Offline[Example]):
             calls = [([chunk[place] for place in rank],) for rank in dealt]
             answers = self.policy.scatter(EncoderWorker.encode, calls)
             places = [place for rank in dealt for place in rank]
-            found.append(np.concatenate(answers)[np.argsort(places)])
+            found.append(np.concatenate(answers)[np.argsort(places)])  # back in the order of the texts
         return np.concatenate(found)
 
 
@@ -95,7 +97,7 @@ def _chunks(sizes: list[int], ranks: int) -> Iterator[range]:
     start = characters = 0
     for place, size in enumerate(sizes):
         full = place - start == _CHUNK * ranks or characters + size > _CHUNK_CHARACTERS * ranks
-        if full and place > start:
+        if full and place > start:  # a text that is too long alone is a part of its own
             yield range(start, place)
             start, characters = place, 0
         characters += size
@@ -111,5 +113,6 @@ def deal(sizes: list[int], ranks: int) -> list[list[int]]:
     dealt: list[list[int]] = [[] for _ in range(ranks)]
     for turn, place in enumerate(order):
         lap, rank = divmod(turn, ranks)
+        # Forth and back, so that no rank always gets the largest of a lap.
         dealt[rank if lap % 2 == 0 else ranks - 1 - rank].append(place)
-    return [sorted(rank) for rank in dealt]
+    return [sorted(rank) for rank in dealt]  # rows in their order, as far as one rank has them

@@ -4,12 +4,12 @@ They expect a model, which they call on texts. Here they get one that answers wi
 texts can be read by whichever rank, and in whichever micro-batch, has room for them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder import losses as reranking
 from sentence_transformers.sentence_transformer import losses as embedding
 from sentence_transformers.util import pairwise_cos_sim
@@ -26,9 +26,16 @@ _ABSENT = -1e16
 """Score of a passage that is not there: its probability is 0, and so is its gradient."""
 
 
+class _OfVectors(Protocol):
+    """A loss of sentence-transformers that takes embeddings which are there already, and labels, or None."""
+
+    def compute_loss_from_embeddings(self, embeddings: Columns, labels: Any) -> torch.Tensor: ...
+
+
 class KnownVectors(torch.nn.Sequential):
     """Stands where a loss expects an embedding model, which is not called: its vectors are known."""
 
+    # gist compares it, and the tokenizers, with the guide's, to see whether texts are to be tokenised anew.
     max_seq_length = 1
 
     def __init__(self) -> None:
@@ -40,7 +47,7 @@ class KnownScores(CrossEncoder):
     """Stands where a loss expects a reranker: a pair's passage is the number of its score in `scores` [N]."""
 
     def __init__(self, scores: torch.Tensor) -> None:
-        torch.nn.Module.__init__(self)
+        torch.nn.Module.__init__(self)  # its own would load a model
         self.scores = scores
 
     @property
@@ -53,11 +60,13 @@ class KnownScores(CrossEncoder):
         """Where the scores are."""
         return self.scores.device
 
-    def preprocess(self, inputs: Any, prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, inputs: Sequence[tuple[int, int]], prompt: str | None = None, **_: object
+    ) -> dict[str, torch.Tensor]:
         """Numbers of the pairs' scores."""
         return {"places": torch.tensor([place for _, place in inputs])}
 
-    def forward(self, input: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
+    def forward(self, input: dict[str, torch.Tensor], **_: object) -> dict[str, torch.Tensor]:
         """{scores: [B, 1]}."""
         return {"scores": self.scores[input["places"]].unsqueeze(1)}
 
@@ -87,8 +96,10 @@ def embedding_loss(
     whole = columns[0].shape[-1]
     total = columns[0].new_zeros(())
     for size in task.matryoshka or [whole]:
+        # Cut vectors are used at length 1 again: so are they compared here.
         cut = [normalize(column[:, :size], dim=-1) for column in columns] if size < whole else columns
         for item in task.loss:
+            # Sizes are added up and not averaged, as sentence-transformers does.
             total = total + item.weight * _of_vectors(task, item.name, cut, guide, targets)
     return total
 
@@ -103,25 +114,25 @@ def _of_vectors(
             model,
             KnownVectors(),  # type: ignore[arg-type]
             temperature=task.temperature,
-            mini_batch_size=len(columns[0]),
+            mini_batch_size=len(columns[0]),  # one: nothing is encoded here
             margin_strategy=task.guide_margin_strategy,
             margin=task.guide_margin,
         )
         return loss.calculate_loss([[column] for column in columns], [[column] for column in guide])
     if name == "triplet":
-        columns = columns[:3]
+        columns = columns[:3]  # query, positive, one negative
     if name in ("contrastive", "online_contrastive"):
         assert targets is not None
         targets = targets.int()
     return _EMBEDDING[name](model, task).compute_loss_from_embeddings(columns, targets)
 
 
-def _infonce(model: Any, task: EmbeddingTask) -> Any:
+def _infonce(model: SentenceTransformer, task: EmbeddingTask) -> _OfVectors:
     both: Any = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
     return embedding.MultipleNegativesRankingLoss(model, scale=1 / task.temperature, **(both if task.symmetric else {}))
 
 
-def _triplet(model: Any, task: EmbeddingTask) -> Any:
+def _triplet(model: SentenceTransformer, task: EmbeddingTask) -> _OfVectors:
     metric = {
         "cosine": embedding.TripletDistanceMetric.COSINE,
         "euclidean": embedding.TripletDistanceMetric.EUCLIDEAN,
@@ -129,7 +140,7 @@ def _triplet(model: Any, task: EmbeddingTask) -> Any:
     return embedding.TripletLoss(model, distance_metric=metric, triplet_margin=task.margin)
 
 
-def _distill(model: Any, task: EmbeddingTask) -> Any:
+def _distill(model: SentenceTransformer, task: EmbeddingTask) -> _OfVectors:
     return embedding.DistillKLDivLoss(
         model,
         similarity_fct=pairwise_cos_sim,
@@ -138,7 +149,7 @@ def _distill(model: Any, task: EmbeddingTask) -> Any:
     )
 
 
-_EMBEDDING: dict[str, Callable[[Any, EmbeddingTask], Any]] = {
+_EMBEDDING: dict[str, Callable[[SentenceTransformer, EmbeddingTask], _OfVectors]] = {
     "infonce": _infonce,
     "triplet": _triplet,
     "distill_kl": _distill,
@@ -169,11 +180,12 @@ def reranker_loss(config: RerankerConfig, scores: torch.Tensor, sizes: list[int]
 def _of_scores(name: str, scores: torch.Tensor, sizes: list[int], labels: torch.Tensor) -> torch.Tensor:
     if name == "cross_entropy":
         rows = torch.nn.utils.rnn.pad_sequence(list(scores.split(sizes)), batch_first=True, padding_value=_ABSENT)
+        # The first is the positive.
         return cross_entropy(rows, torch.zeros(len(sizes), dtype=torch.long, device=scores.device))
-    model: Any = KnownScores(scores)
+    model = KnownScores(scores)
     places = [list(part) for part in torch.arange(len(scores)).split(sizes)]
-    lists: Any = [[int(place) for place in part] for part in places]
-    queries: Any = list(range(len(sizes)))
+    lists = [[int(place) for place in part] for part in places]
+    queries = list(range(len(sizes)))
     if name in ("bce", "mse"):
         owners = [query for query, size in enumerate(sizes) for _ in range(size)]
         return _POINTWISE[name](model)([owners, list(range(len(scores)))], labels)
@@ -181,12 +193,17 @@ def _of_scores(name: str, scores: torch.Tensor, sizes: list[int], labels: torch.
         columns = [list(column) for column in zip(*lists, strict=True)]
         return reranking.MarginMSELoss(model)([queries, *columns], list(labels.split(sizes)))
     if name == "listmle":
+        # The right order is that of the labels, not the one in which the data has the passages.
         return reranking.ListMLELoss(model, respect_input_order=False)([queries, lists], list(labels.split(sizes)))
     return _LISTWISE[name](model)([queries, lists], list(labels.split(sizes)))
 
 
-_POINTWISE: dict[str, Any] = {"bce": reranking.BinaryCrossEntropyLoss, "mse": reranking.MSELoss}
-_LISTWISE: dict[str, Any] = {
+_OfScores = Callable[[CrossEncoder], torch.nn.Module]
+_POINTWISE: dict[str, _OfScores] = {
+    "bce": reranking.BinaryCrossEntropyLoss,
+    "mse": reranking.MSELoss,
+}
+_LISTWISE: dict[str, _OfScores] = {
     "ranknet": reranking.RankNetLoss,
     "lambda": reranking.LambdaLoss,
     "listnet": reranking.ListNetLoss,

@@ -90,6 +90,7 @@ def mining_task(rows: Sequence[Ranking], corpus: Sequence[str]) -> MiningTask:
     for text in chain(corpus, positives, negatives):
         if numbers.setdefault(same_text(text), len(passages)) == len(passages):
             passages.append(text)
+    # By the query's text alone, whatever prompt it has: what answers it does not depend on the prompt.
     answers: dict[str, dict[int, None]] = {}
     for row in rows:
         found = answers.setdefault(same_text(row.query), {})
@@ -148,9 +149,10 @@ def without_answers(
     """
     excluded = np.zeros(len(EXCLUSIONS), np.int64)
     others = np.flatnonzero(ids != task.itself[query])
+    # The query itself takes no place: as many others are looked at with it as without.
     looked_at = others[:width]
     answers = np.isin(ids[looked_at], () if keep_positives else task.positives[query])
-    excluded[:2] = answers.sum(), len(ids) - len(others)
+    excluded[:2] = answers.sum(), len(ids) - len(others)  # the first two of EXCLUSIONS
     return looked_at[~answers], excluded
 
 
@@ -173,12 +175,12 @@ def choose_negatives(
     for place, broken in _broken(scores, worst_positive, rules):
         excluded[place] = (alive & broken).sum()
         alive &= ~broken
-    left = np.argsort(-scores, kind="stable")
+    left = np.argsort(-scores, kind="stable")  # equal scores keep their order
     left = left[alive[left]]
-    excluded[6] = min(rules.first, len(left))
+    excluded[6] = min(rules.first, len(left))  # skipped by --range
     left = left[rules.first : rules.last]
     if rules.sampling == "random" and len(left) > rules.negatives:
-        left = left[sorted(generator.sample(range(len(left)), rules.negatives))]
+        left = left[sorted(generator.sample(range(len(left)), rules.negatives))]  # best first, also of those drawn
     return left[: rules.negatives], excluded
 
 

@@ -16,7 +16,8 @@ def mteb_tasks(names: list[str]) -> list[Any]:
         UserError: mteb is not installed or cannot be imported, no name is given, or it has no task of a name.
     """
     try:
-        mteb: Any = importlib.import_module("mteb")
+        # By name, as it is an extra: type checkers should not ask for it.
+        mteb = importlib.import_module("mteb")
     except ImportError as error:
         raise UserError(
             f'algorithm.mteb: needs the package mteb (pip install "tandem-rlhf[mteb]"), '
@@ -48,7 +49,7 @@ def run_mteb(path: Path, tasks: list[str], output: Path, kind: Literal["embeddin
         UserError: as mteb_tasks does, or a task fails: its data cannot be had, or it is not one for rerankers.
     """
     found = mteb_tasks(tasks)
-    mteb: Any = importlib.import_module("mteb")
+    mteb = importlib.import_module("mteb")
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
     loader = SentenceTransformer if kind == "embedding" else CrossEncoder

@@ -31,6 +31,7 @@ def reranker_output_loss(
     labels: NDArray[np.float32],
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and metrics of an update; scores and labels [N], query by query; `sizes`: passages of each query."""
+    # Here, on the ranks: the driver, which only sends this function, needs no sentence-transformers.
     from algorithms.encoder.losses import reranker_loss
 
     wanted = torch.from_numpy(labels).to(scores.device)
@@ -38,10 +39,11 @@ def reranker_output_loss(
     lists = [
         (mine, theirs)
         for mine, theirs in zip(scores.detach().split(sizes), wanted.split(sizes), strict=True)
-        if theirs.max() > theirs.min()
+        if theirs.max() > theirs.min()  # where all are alike, none is the best
     ]
     if not lists:
         return loss, {}
+    # By label, not by place: of several best passages, any may come first.
     first = [theirs[mine.argmax()] == theirs.max() for mine, theirs in lists]
     return loss, {"reranker/accuracy": torch.stack(first).float().mean()}
 
@@ -60,7 +62,7 @@ class Reranker(EncoderLoop):
         return [EncoderText(kind="query", text=query, prompt=prompt, passage=passage) for passage in passages]
 
     def loss(self, rows: list[Example]) -> OutputLoss:
-        sizes = [len(row.texts) - 1 for row in rows]
+        sizes = [len(row.texts) - 1 for row in rows]  # without the query
         labels = np.array([label for row in rows for label in row.targets], dtype=np.float32)
         return partial(reranker_output_loss, config=self.config, sizes=sizes, labels=labels)
 

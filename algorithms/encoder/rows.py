@@ -155,7 +155,7 @@ def describe(rows: list[Row], data: DataConfig, field: str, use: RowUse, *, scor
     reading, found = _read(rows, data, field, use, make[use], scores=scores)
     parts = []
     for role, columns in reading.items():
-        names = _joined([data.columns.get(name, name) for name in columns])
+        names = _joined([data.columns.get(name, name) for name in columns])  # as the data calls them
         if names and use == "ranking" and role in (POSITIVES, NEGATIVES):
             names += f" ({_span([len(getattr(row, role.what)) for row in found])} a row)"
         if names or role is not PROMPT:
@@ -187,6 +187,7 @@ def _read(
         try:
             if number == 1:
                 reading = choose_columns(row, data, use, scores=scores)
+            # Once for each set of names: millions of rows have one or two.
             elif tuple(row) not in known:
                 check_columns(row, data, reading)
             known.add(tuple(row))
@@ -209,9 +210,11 @@ def _ranking(row: Row, reading: Reading) -> Ranking:
     positives, negatives = texts_of(row, reading[POSITIVES]), texts_of(row, reading[NEGATIVES])
     if not positives:
         raise RowError(f"{_joined(reading[POSITIVES])} must hold a positive, got an empty list")
+    # One update would pull and push the same text.
     for text in set(positives).intersection(negatives):
         raise RowError(f"a negative must not be one of the positives, got {kind_of(text)} as both")
     scores = _teacher_scores(row, reading, len(positives), len(negatives)) if reading.get(TEACHER_SCORES) else None
+    # With negatives or a teacher, the row's labels are about other things than its positive.
     if scores is None and not reading[NEGATIVES]:
         _refuse_label_0(row)
     return Ranking(
@@ -232,7 +235,7 @@ def _scored(row: Row, reading: Reading) -> Scored:
 def _graded(row: Row, reading: Reading) -> Graded:
     if POSITIVES in reading:
         ranking = _ranking(row, reading)
-        labels = (1.0,) * len(ranking.positives) + (0.0,) * len(ranking.negatives)
+        labels = (1.0,) * len(ranking.positives) + (0.0,) * len(ranking.negatives)  # unless a teacher has said more
         if ranking.positive_scores is not None and ranking.negative_scores is not None:
             labels = ranking.positive_scores + ranking.negative_scores
         passages = ranking.positives + ranking.negatives

@@ -31,13 +31,14 @@ def unpaired(row: Judged) -> Unpaired:
 def unpaired_text(row: Judgement) -> Unpaired:
     """Of a row that is not rendered yet."""
     answer = row.answer
+    # As text, as messages are dictionaries, which cannot be counted.
     prompt = answer.prompt if isinstance(answer, Completion) else json.dumps(answer.messages[:-1])
     return Unpaired(prompt, row.desirable)
 
 
 def require_comparable(found: RunData, algorithm: DPOConfig, data: DataConfig, *, seed: int) -> None:
     """Check the rows of a run, Judged; raises UserError as `check_comparable` does."""
-    rows, sets = iter(found.train), {}
+    rows, sets = iter(found.train), {}  # sets stand one behind the other
     for name, size in found.sizes.items():
         sets[name] = [unpaired(row) for row in itertools.islice(rows, size)]
     check_comparable(algorithm, data, sets, [unpaired(row) for row in found.held_out], seed=seed)

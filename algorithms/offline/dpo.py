@@ -11,7 +11,7 @@ given to another prompt of the update.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from actors.batch import Labelled, Sequence
 from actors.config import UserError
 from actors.models.packed import PackedBatch
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Totals
+from actors.train.worker import LossFunction, Totals
 from algorithms.config_offline import LENGTH_AVERAGED, DPOConfig
 from algorithms.data.pairs import Judged, Pair, prompt_length
 from algorithms.loop import Clock, Metrics
 from algorithms.losses import masked_sum
-from algorithms.offline.loop import Offline, with_token_counts
+from algorithms.offline.loop import Offline, Plans, with_token_counts
 from algorithms.offline.preference_losses import PairLogprobs, kto_loss, matched_references, nll_weight, preference_loss
 from algorithms.offline.reference_cache import ReferenceCache
 
@@ -54,6 +54,7 @@ def dpo_loss(
         chosen_tokens=counts[::2],
         rejected_tokens=counts[1::2],
     )
+    # Chosen ones have even numbers. A token of a shared prompt has the number of either, but is no action.
     of_chosen = batch.action_mask & (batch.sequence_ids % 2 == 0)
     nll = -masked_sum(policy_logprobs, of_chosen) / chosen_tokens
     loss = policy_logprobs.new_zeros(())
@@ -62,7 +63,7 @@ def dpo_loss(
         if item.name in _MATCHED:
             matched = labels[f"reference_{item.name}"]
             compared = replace(pairs, reference_chosen=matched[::2], reference_rejected=matched[1::2])
-        if item.name != "sft":
+        if item.name != "sft":  # which is its log-likelihood alone, below
             loss = loss + item.weight * preference_loss(item.name, compared, config).sum() / totals.sequences
         if weight := nll_weight(item.name, config):
             loss = loss + item.weight * weight * nll
@@ -74,6 +75,7 @@ def _reward_metrics(pairs: PairLogprobs, config: DPOConfig, totals: Totals) -> d
     chosen, rejected = pairs.policy_chosen.detach(), pairs.policy_rejected.detach()
     metrics = {"logprobs/chosen": chosen.sum(), "logprobs/rejected": rejected.sum()}
     if config.needs_reference:
+        # Of the first loss only, so that curves of a weighted sum mean one thing.
         chosen, rejected = chosen - pairs.reference_chosen, rejected - pairs.reference_rejected
     if config.losses[0] in LENGTH_AVERAGED:
         chosen, rejected = chosen / pairs.chosen_tokens, rejected / pairs.rejected_tokens
@@ -106,6 +108,7 @@ def kto_batch_loss(
     losses = kto_loss(sums, reference, good, kl, beta=config.beta, **weights)
     rewards = config.beta * (sums.detach() - reference)
     undesirable = totals.sequences - desirable
+    # Metrics are means over the rows of a kind, of which an update may have none.
     return losses.sum() / totals.sequences, {
         "rewards/chosen": rewards[good].sum() / max(1, desirable),
         "rewards/rejected": rewards[~good].sum() / max(1, undesirable),
@@ -114,14 +117,14 @@ def kto_batch_loss(
 
 
 @dataclass(kw_only=True)
-class DPO(Offline[Any]):
+class DPO(Offline[Pair | Judged]):
     """The loop, over pairs, or over judged responses for KTO."""
 
     title = "DPO"
     config: DPOConfig
     reference: str | None
     """Name of the group that gives reference logprobs."""
-    read_reference: Callable[..., Any] | None
+    read_reference: Callable[..., list[list[float]]] | None
     """Its method that gives summed logprobs of sequences."""
     reference_tokens: int
     """Token budget of a micro-batch of `reference`."""
@@ -144,15 +147,17 @@ class DPO(Offline[Any]):
         missing = self.cache.missing([self._sequences(row) for row in [*self.rows, *self.evaluation]])
         if missing:
             self.cache.add(missing, self._read(missing))
+        # It has done its work, and the policy may have its memory. With adapters disabled, the policy is the reference.
         if self.reference != "policy":
             self.roster[self.reference].shutdown()
 
-    def update(self, rows: list[Any]) -> Metrics:
+    def update(self, rows: list[Pair | Judged]) -> Metrics:
         plans, totals, loss = self._prepared(rows)
+        # True: both responses of a pair hold their prompt once, where the model can.
         metrics = self.policy.scatter(TrainedWorker.learn, [(plan, totals, loss, True) for plan in plans])[0]
         return with_token_counts(metrics, plans, "loss/dpo")
 
-    def measure(self, rows: list[Any]) -> Metrics:
+    def measure(self, rows: list[Pair | Judged]) -> Metrics:
         plans, totals, loss = self._prepared(rows)
         return self.policy.scatter(TrainedWorker.evaluate, [(plan, totals, loss, True) for plan in plans])[0]
 
@@ -168,19 +173,20 @@ class DPO(Offline[Any]):
         assert self.read_reference is not None
         return self.read(self.roster[self.reference], self.read_reference, rows, self.reference_tokens)
 
-    def _prepared(self, rows: list[Any]) -> tuple[Any, Totals, Any]:
+    def _prepared(self, rows: list[Pair | Judged]) -> tuple[Plans, Totals, LossFunction]:
         """Micro-batches of labelled sequences, global counts, and the loss."""
         sequences = [self._sequences(row) for row in rows]
         labels = {"reference": self._read(sequences)}
         tokens = sum(int(sequence.action_mask.sum()) for row in sequences for sequence in row)
         totals = Totals(tokens=tokens, sequences=len(rows), trained_tokens=tokens)
         if self.config.unpaired:
-            good = np.array([row.desirable for row in rows])
+            good = np.array([row.desirable for row in rows if isinstance(row, Judged)])
             labels["desirable"] = good.astype(np.float64)
-            loss: Any = partial(
+            loss: LossFunction = partial(
                 kto_batch_loss, config=self.config, kl=self._mismatched_kl(sequences), desirable=int(good.sum())
             )
         else:
+            # With the weights before this update, as the losses of all micro-batches compare by them.
             labels |= self._matched(sequences, labels["reference"])
             chosen = sum(int(row[0].action_mask.sum()) for row in sequences)
             loss = partial(dpo_loss, config=self.config, chosen_tokens=chosen)
@@ -201,6 +207,7 @@ class DPO(Offline[Any]):
                 reference_chosen=reference[::2],
                 reference_rejected=reference[1::2],
             )
+            # Side by side again, as the sequences are.
             found[f"reference_{name}"] = np.stack([chosen, rejected], axis=1).reshape(-1)
         return found
 
@@ -230,6 +237,7 @@ def strangers(sequences: list[Sequence]) -> list[int]:
         )
     count, found = len(prompts), []
     for number, prompt in enumerate(prompts):
+        # TRL takes the very next row, whose response may be to the same prompt, and right.
         steps = next(step for step in range(1, count) if prompts[(number + step) % count] != prompt)
         found.append((number + steps) % count)
     return found
@@ -239,6 +247,7 @@ def _joined(asked: Sequence, answered: Sequence, max_length: int) -> Sequence:
     """The prompt of one sequence with the response of another, cut where it would become too long."""
     prompt = prompt_length(asked)
     response = answered.token_ids[prompt_length(answered) :]
+    # One response token at least.
     token_ids = np.concatenate([asked.token_ids[:prompt], response])[: max(max_length, prompt + 1)]
     return Sequence(token_ids=token_ids, action_mask=np.arange(len(token_ids)) >= prompt)
 

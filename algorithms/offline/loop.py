@@ -60,7 +60,7 @@ class Offline(ABC, Generic[Row]):
         self.reporter.start(self.title, self.total_updates, self.step)
         with clock("prepare"):
             self.prepare()
-        clock.lap()
+        clock.lap()  # preparing is no part of the first step
         while not self.done:
             with clock("data"):
                 batch = self.draw()
@@ -70,15 +70,17 @@ class Offline(ABC, Generic[Row]):
             self.after_update(clock)
             evaluation = self._evaluate(clock)
             metrics |= evaluation
+            # Before saving: a best checkpoint is kept longer than others.
             best = self.best.improved_by(evaluation)
             with clock("checkpoint"):
                 self.checkpoint.save(self.step, self.done, best)
             seconds = clock.lap()
             metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/trained"], seconds)
             try:
+                # Before `keep`: a run that is killed in between makes this update again, and reports it once more.
                 self.reporter.step(self.step, metrics | seconds)
             finally:
-                self.checkpoint.keep()
+                self.checkpoint.keep()  # also when only the report has failed: the update is made
             self.checkpoint.end_if_asked()
 
     def prepare(self) -> None:
@@ -119,6 +121,7 @@ class Offline(ABC, Generic[Row]):
         self.last_evaluation = entry["last_evaluation"]
 
     def _evaluate(self, clock: Clock) -> Metrics:
+        # Also after the last update, whatever its number: that is the model which is exported.
         due = self.step % self.config.eval_every == 0 or self.step == self.total_updates
         if not self.evaluation or not due:
             return {}
@@ -133,7 +136,11 @@ class Offline(ABC, Generic[Row]):
         return [[[sequence for i in batch for sequence in rows[i]] for batch in rank] for rank in plan]
 
     def read(
-        self, group: ActorGroup[Any], method: Callable[..., Any], rows: list[list[Sequence]], budget: int | None = None
+        self,
+        group: ActorGroup[Any],
+        method: Callable[..., list[list[float]]],
+        rows: list[list[Sequence]],
+        budget: int | None = None,
     ) -> np.ndarray:
         """What `method` says of every sequence, row by row, float64 [rows x sequences of a row].
 
@@ -141,17 +148,19 @@ class Offline(ABC, Generic[Row]):
         """
         tokens = budget or self.micro_batch_tokens
         plan = plan_micro_batches([sum(map(len, row)) for row in rows], len(group), tokens)
+        # Rows of two sequences are pairs, which share their prompt.
         calls = [([[s for i in batch for s in rows[i]] for batch in rank], len(rows[0]) > 1) for rank in plan]
         values = np.empty((len(rows), len(rows[0])))
         for rank, answers in zip(plan, group.scatter(method, calls), strict=True):
             for batch, answer in zip(rank, answers, strict=True):
-                if batch:
+                if batch:  # a rank without work still answers, of nothing
                     values[batch] = np.array(answer).reshape(len(batch), -1)
         return values.reshape(-1)
 
 
 def with_token_counts(metrics: Metrics, plans: Plans, loss: str) -> Metrics:
     """Metrics of an update: its loss by the job's name for it, and the tokens it trained on."""
+    # An empty micro-batch is one token that nobody needs; packed sequences have no padding.
     empty = sum(not batch for rank in plans for batch in rank)
     tokens = sum(len(sequence) for rank in plans for batch in rank for sequence in batch)
     return {loss if name == "loss" else name: value for name, value in metrics.items()} | {

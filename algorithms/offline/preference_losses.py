@@ -97,7 +97,7 @@ def _two_sided(chosen_margin: Tensor, rejected_margin: Tensor, label_smoothing: 
     For the other side of either margin is a constant: that response's gradient comes where it is itself trained.
     """
     both = _smoothed(chosen_margin, label_smoothing) + _smoothed(rejected_margin, label_smoothing)
-    return both - both.detach() / 2
+    return both - both.detach() / 2  # half the value, all of the gradient
 
 
 def _exo(margin: Tensor, label_smoothing: float) -> Tensor:
@@ -226,7 +226,7 @@ def kto_loss(
     Raises:
         ValueError: a negative or undefined `kl`.
     """
-    if not kl >= 0:
+    if not kl >= 0:  # nor NaN
         raise ValueError(f"kl must be at least 0, got {kl}")
     reward = beta * (policy - reference - kl)
     return torch.where(desirable, desirable_weight * torch.sigmoid(-reward), undesirable_weight * torch.sigmoid(reward))
@@ -261,7 +261,7 @@ def expected_calibration_error(probabilities: NDArray[np.float64], bins: int = 1
     if bins < 1 or not len(p) or not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"calibration needs probabilities between 0 and 1 and at least 1 bin, got {len(p)} and {bins}")
     confidence = np.maximum(p, 1 - p)
-    correct = np.where(p == 0.5, 0.5, p > 0.5)
+    correct = np.where(p == 0.5, 0.5, p > 0.5)  # a coin's toss is right half of the time
     bin_of = np.minimum((confidence - 0.5) * 2 * bins, bins - 1).astype(np.int64)
     # The mean gap of a bin times its share of the pairs is the sum of its gaps over all pairs.
     return float(np.abs(np.bincount(bin_of, weights=correct - confidence)).sum() / len(p))

@@ -33,7 +33,7 @@ class ReferenceCache:
         sequences = [sequence for row in rows for sequence in row]
         self._values |= {_key(item): float(value) for item, value in zip(sequences, values, strict=True)}
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(f".{os.getpid()}.partial")
+        partial = self._file.with_suffix(f".{os.getpid()}.partial")  # another run may write the same cache
         partial.unlink(missing_ok=True)
         with partial.open("xb") as stream:  # "x" follows no link that somebody has put there
             np.savez(stream, keys=np.array(list(self._values)), values=np.array(list(self._values.values())))
@@ -52,10 +52,12 @@ def model_content(directory: Path, settings: str) -> str:
     if not directory.is_dir() and (commit := model_identity(str(directory))):
         return "\n".join([str(directory), settings, commit])
     files = sorted(directory.glob("*")) if directory.is_dir() else []
+    # Not their content: gigabytes would be read at every start.
     parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files if path.is_file()]
     return "\n".join([str(directory), settings, *parts])
 
 
 def _key(sequence: Sequence) -> str:
+    # With the mask: it says of which tokens the logprobs were added up.
     content = sequence.token_ids.tobytes() + sequence.action_mask.tobytes()
     return hashlib.sha256(content).hexdigest()

@@ -28,7 +28,7 @@ def reward_model_loss(
     batch: PackedBatch, values: torch.Tensor, _: torch.Tensor, totals: Totals, *, centering: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """This micro-batch's share of the loss (see the module) and of its metrics; values: [T], pairs side by side."""
-    scores = batch.sequence_sums(values)
+    scores = batch.sequence_sums(values)  # of one action, the last token
     chosen, rejected, margins = scores[::2], scores[1::2], batch.labels["margin"][::2]
     losses = bradley_terry_loss(chosen, rejected, margins) + centering * centering_penalty(chosen, rejected)
     metrics = {
@@ -49,6 +49,7 @@ class RewardModel(Offline[Pair]):
 
     def update(self, rows: list[Pair]) -> Metrics:
         plans = self.plans([_sequences(row) for row in rows], len(self.policy))
+        # Each sequence has one action, where its score is read.
         totals = Totals(tokens=2 * len(rows), sequences=len(rows), trained_tokens=2 * len(rows))
         loss = partial(reward_model_loss, centering=self.config.centering)
         metrics = self.policy.scatter(TrainedWorker.learn, [(plan, totals, loss, True) for plan in plans])[0]
@@ -59,6 +60,7 @@ class RewardModel(Offline[Pair]):
         chosen, rejected = scores[::2], scores[1::2]
         margins = np.array([row.margin for row in rows])
         better, worse = torch.from_numpy(chosen), torch.from_numpy(rejected)
+        # Here rather than on the ranks: calibration needs every score, and the loss is made of the same.
         losses = bradley_terry_loss(better, worse, torch.from_numpy(margins))
         losses = losses + self.config.centering * centering_penalty(better, worse)
         return {

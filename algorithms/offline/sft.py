@@ -59,6 +59,7 @@ class SFT(Offline[Sequence]):
 
 
 def _totals(rows: list[Sequence]) -> Totals:
+    # Of the update over all ranks: a mean of each rank's own would depend on how rows were dealt.
     trained = sum(int(sequence.action_mask.sum()) for sequence in rows)
     if not trained:
         raise ValueError(f"a batch of {len(rows)} sequences has no token to train on")

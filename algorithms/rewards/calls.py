@@ -12,10 +12,10 @@ It returns a finite number per sample, or None to abstain. Runs without torch an
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Protocol, TypeGuard
 
 from actors.config import UserError
 from actors.user.confined import limits_memory
@@ -34,10 +34,10 @@ class Samples:
 
     prompts: list[str]
     completions: list[str]
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Sequence[object]]
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """The columns, sample by sample."""
         count = len(self.completions)
         return [{name: values[index] for name, values in self.columns.items()} for index in range(count)]
@@ -57,8 +57,8 @@ class LoadedFunction:
     label: str
     """Key of its values in Score.parts, unique within the run."""
     weight: float
-    arguments: dict[str, Any]
-    call: Callable[..., Any]
+    arguments: Mapping[str, object]
+    call: Callable[..., object]
 
     def evaluate(self, samples: Samples) -> list[Outcome]:
         """Call the function; its mistakes are outcomes, never an exception.
@@ -72,7 +72,7 @@ class LoadedFunction:
             rows = [{name: values[index] for name, values in keywords.items()} for index in range(count)]
             return [checked_number(*_call(self, row)) for row in rows]
         values, cause = _call(self, keywords)
-        if cause and count > 1:
+        if cause and count > 1:  # which sample it was is not known
             return [self.evaluate(samples.only(index))[0] for index in range(count)]
         if cause:
             return [cause]
@@ -128,12 +128,12 @@ def check_signature(
         raise UserError(*problems)
 
 
-def _batched(call: Callable[..., Any]) -> bool:
+def _batched(call: Callable[..., object]) -> bool:
     """Whether a function is called with all samples of a batch, rather than with each alone."""
     return "completions" in inspect.signature(call).parameters
 
 
-def _own_names(call: Callable[..., Any]) -> tuple[str, str]:
+def _own_names(call: Callable[..., object]) -> tuple[str, str]:
     return ("completions", "prompts") if _batched(call) else ("completion", "prompt")
 
 
@@ -144,16 +144,20 @@ def _required(parameter: inspect.Parameter) -> bool:
     )
 
 
-def _accepts(call: Callable[..., Any], name: str) -> bool:
+def _accepts(call: Callable[..., object], name: str) -> bool:
     parameters = inspect.signature(call).parameters
     named = name in parameters and parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
     return named or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
 
 
-def _keywords(function: LoadedFunction, samples: Samples) -> dict[str, list[Any]]:
+def _keywords(function: LoadedFunction, samples: Samples) -> dict[str, list[object]]:
     """Lists for those of the function's parameters that the batch fills: copies, which the function may change."""
     completion_name, prompt_name = _own_names(function.call)
-    offered = {**samples.columns, completion_name: samples.completions, prompt_name: samples.prompts}
+    offered: dict[str, Sequence[object]] = {
+        **samples.columns,
+        completion_name: samples.completions,
+        prompt_name: samples.prompts,
+    }
     return {
         name: list(values)
         for name, values in offered.items()
@@ -161,7 +165,7 @@ def _keywords(function: LoadedFunction, samples: Samples) -> dict[str, list[Any]
     }
 
 
-def _call(function: LoadedFunction, keywords: dict[str, Any]) -> tuple[Any, str | None]:
+def _call(function: LoadedFunction, keywords: Mapping[str, object]) -> tuple[object, str | None]:
     """What the function returns, of plain values where it is an array, or the cause of its failure."""
     try:
         return _plain(function.call(**keywords, **function.arguments)), None
@@ -174,18 +178,34 @@ def _call(function: LoadedFunction, keywords: dict[str, Any]) -> tuple[Any, str 
         return None, f"{cause}: more than reward.memory_mib allows" if limited else cause
 
 
-def _plain(returned: Any) -> Any:
+def _plain(returned: object) -> object:
     """Numbers instead of arrays, tensors and their scalars, a plain list instead of one of the user's classes."""
-    found = returned.tolist() if hasattr(returned, "tolist") else returned
+    found = returned.tolist() if _is_array(returned) else returned
+    # What a class of the user's does when it is read happens here, where its failure is caught.
     return list(found) if isinstance(found, (list, tuple)) else found
 
 
-def checked_number(value: Any, cause: str | None = None) -> Outcome:
+class _Array(Protocol):
+    """What numpy's and torch's arrays have in common."""
+
+    def tolist(self) -> object: ...
+    def item(self) -> object: ...
+
+
+def _is_array(value: object) -> TypeGuard[_Array]:
+    return hasattr(value, "tolist")
+
+
+def _is_scalar(value: object) -> TypeGuard[_Array]:
+    return getattr(value, "ndim", None) == 0  # numpy's and torch's scalars are such arrays
+
+
+def checked_number(value: object, cause: str | None = None) -> Outcome:
     """What a source gave for a sample as an outcome, or `cause` when there is one."""
     if cause or value is None:
         return cause
     try:
-        if getattr(value, "ndim", None) == 0:  # numpy and torch scalars
+        if _is_scalar(value):
             value = value.item()
         if not isinstance(value, Real):
             return f"returned {_returned(value)}, not a number"
@@ -197,6 +217,6 @@ def checked_number(value: Any, cause: str | None = None) -> Outcome:
     return number if math.isfinite(number) else f"returned {number}, not a finite number"
 
 
-def _returned(value: Any) -> str:
+def _returned(value: object) -> str:
     """What a function gave; without the value, so that causes can be counted."""
     return "nothing (None)" if value is None else noun_of(value)

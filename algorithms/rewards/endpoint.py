@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from actors.config import UserError
@@ -97,8 +96,9 @@ class LoadedEndpoint:
             except _Passing as error:
                 plural = "" if attempt == 1 else "s"
                 cause = f"{error} ({attempt} attempt{plural}, within reward.deadline_s)"
-                wait = max(pause_s, error.pause_s)
+                wait = max(pause_s, error.pause_s)  # at least what Retry-After asks for
             pause_s *= 2
+            # A pause beyond the deadline would only be waited for in vain.
             if attempt > self.retries or time.monotonic() + wait >= until:
                 break
             time.sleep(wait)
@@ -112,7 +112,7 @@ class LoadedEndpoint:
             with _OPENER.open(request, timeout=seconds) as response:
                 return self._read(response, until)
         except urllib.error.HTTPError as error:
-            with error:
+            with error:  # the answer is a connection, to be closed
                 raise self._refusal(error, until) from None
         except urllib.error.URLError as error:
             late = isinstance(error.reason, TimeoutError)
@@ -126,6 +126,7 @@ class LoadedEndpoint:
 
     def _refusal(self, error: urllib.error.HTTPError, until: float) -> Exception:
         try:
+            # Services tell in the body what was wrong; the status alone seldom helps.
             said = self._read(error, until, 2000).decode(errors="replace")
         except (OSError, http.client.HTTPException, _Failure):
             said = ""
@@ -134,10 +135,12 @@ class LoadedEndpoint:
         cause = f"answered {error.code} {self._public(str(error.reason))}{said}"
         if error.code == 429 or error.code >= 500:
             after = str(error.headers.get("Retry-After", ""))
-            return _Passing(cause, float(after) if after.isdecimal() else 0.0)
+            return _Passing(cause, float(after) if after.isdecimal() else 0.0)  # seconds; a date is not read
         return _Failure(cause)
 
-    def _read(self, response: Any, until: float, most: int | None = None) -> bytes:
+    def _read(
+        self, response: http.client.HTTPResponse | urllib.error.HTTPError, until: float, most: int | None = None
+    ) -> bytes:
         """All of the body, or its first `most` bytes; raises TimeoutError when it is not there by `until`."""
         read = bytearray()
         # A timeout of the socket would start anew with every byte.
@@ -153,7 +156,7 @@ class LoadedEndpoint:
             raise http.client.IncompleteRead(bytes(read))
         return bytes(read)
 
-    def _rewards(self, answer: bytes) -> list[Any]:
+    def _rewards(self, answer: bytes) -> list[object]:
         try:
             values = json.loads(answer)
         except (ValueError, RecursionError):
@@ -174,7 +177,7 @@ class LoadedEndpoint:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     # urllib would follow with a GET without the samples, and with the headers, secrets included, wherever it is sent.
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
         return None
 
 
@@ -250,7 +253,7 @@ def _filled(template: str, environment: Mapping[str, str]) -> str:
 def _faults(url: str) -> list[str]:
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port  # reading the port checks it
     except ValueError:
         host = None
     if not host:

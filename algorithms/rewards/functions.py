@@ -4,7 +4,6 @@ import importlib
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from algorithms.config import RewardFunction
 from algorithms.rewards.math_final import gold_text, stated_answer
@@ -52,7 +51,7 @@ def gold_fault(answer: object) -> str | None:
     return fault_in(text)
 
 
-def parsed_gold(answer: object) -> list[Any]:
+def parsed_gold(answer: object) -> list[object]:
     """A gold answer as math-verify's expressions, parsed whole.
 
     Raises ValueError: it holds no expression, more than one expression, or a number too large to compare.
@@ -65,13 +64,14 @@ def parsed_gold(answer: object) -> list[Any]:
     return expressions
 
 
-def _parsed(text: str) -> list[Any]:
+def _parsed(text: str) -> list[object]:
     """A normalised answer as expressions; none if it is not an expression from its first to its last character."""
     math_verify = importlib.import_module("math_verify")
+    # In a box, which is read from its first to its last character: in a plain text the likeliest part would be taken.
     return math_verify.parse(
         rf"\boxed{{{text}}}",
         extraction_config=[math_verify.LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
+        fallback_mode="no_fallback",  # else the text itself would be an expression
         parsing_timeout=_time_limit(),
     )
 
@@ -81,10 +81,10 @@ def _time_limit() -> int | None:
     return MATH_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
 
 
-BUILT_IN: dict[str, Callable[..., Any]] = {"exact_match": exact_match, "math": math_answer}
+BUILT_IN: dict[str, Callable[..., object]] = {"exact_match": exact_match, "math": math_answer}
 
 
-def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
+def resolve(function: RewardFunction, index: int = 0) -> Callable[..., object]:
     """Find the callable that `function.name` names; `index` is its place in reward.functions, for messages.
 
     Relative paths start at the working directory, from which `module:function` is importable too.
@@ -94,13 +94,14 @@ def resolve(function: RewardFunction, index: int = 0) -> Callable[..., Any]:
     if function.name in BUILT_IN:
         return BUILT_IN[function.name]
     field = f"reward.functions.{index}.name"
+    # Alone: reward processes, and that of `check`, run nothing else.
     call = load_function(function.name, field, known=BUILT_IN, alone=True)
     if fault := _fault(call):
         raise problem_at(field, function.name)(f"{function.name.rpartition(':')[2]} {fault}")
     return call
 
 
-def _fault(call: Any) -> str | None:
+def _fault(call: Callable[..., object]) -> str | None:
     """What is wrong with `call` as a reward function, whatever the data."""
     if fault := function_fault(call):
         return fault

@@ -33,6 +33,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     r"""Begin, end and content of each \boxed{} that is closed; of those in each other, the outer one."""
     opened: list[tuple[int, int] | None] = []
     found: list[tuple[int, int, str]] = []
+    # A brace behind a backslash is a token of neither group: it opens and closes nothing.
     for token in _BRACES.finditer(text):
         if token[1]:
             opened.append((token.start(), token.end()))
@@ -49,11 +50,13 @@ def stated_answer(text: str) -> str | None:
     """The normalised answer that a completion states; None when there is none, or several."""
     if boxed := boxes(text):
         begin, end, content = boxed[-1]
+        # Where only one is, nothing stands before it that could be an alternative.
         before = boxed[-2][1] if len(boxed) > 1 else begin
+        # An "or" behind the last box, or between the last two.
         offered = _NEXT.match(text[end : end + 80]) or _NEXT.match(text[before : begin + 1])
         answer = normalised(content)
         return None if offered or fault_in(answer) else _right_side(answer)
-    _, marked, after = text.rpartition("####")
+    _, marked, after = text.rpartition("####")  # as GSM8K's solutions end
     if marked:
         lines = after.strip().splitlines()
         line = lines[0].strip() if lines else ""
@@ -61,6 +64,7 @@ def stated_answer(text: str) -> str | None:
     for sentence in reversed(_SENTENCES.split(text[-_TAIL:])):
         if answer := whole(sentence) or _of_sentence(sentence):
             return answer
+        # A number that could not be read whole: one of an earlier sentence is not the answer either.
         if re.search(r"\d|\\[A-Za-z]{2}", sentence):
             return None
     return None
@@ -86,8 +90,8 @@ def whole(text: str) -> str | None:
 
 def _of_sentence(sentence: str) -> str | None:
     """What is stated last in a sentence: an expression after "is" and the like, or the last number or formula."""
-    sentence = sentence[-LONGEST:]
-    for found in list(_STATES.finditer(sentence))[:-4:-1]:
+    sentence = sentence[-LONGEST:]  # what is stated last stands there
+    for found in list(_STATES.finditer(sentence))[:-4:-1]:  # the last three, from the end
         rest = sentence[found.end() :].strip(" *_`.!?,")
         if re.search(r"\d.{0,30}(?<![A-Za-z])or\W{0,3}\w{0,8}\W{0,3}$", sentence[: found.end()][-60:]):
             return None

@@ -1,7 +1,7 @@
 """Whether the reward `math` can read the golds of a data set: all of them before a run, not one by one in it."""
 
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from actors.config import UserError
 from algorithms.rewards.functions import gold_fault, parsed_gold
@@ -13,7 +13,7 @@ _PARSE_S = 0.5
 """Longest time that golds are parsed for; the characters of all of them are looked at in any case."""
 
 
-def check_golds(rows: list[dict[str, Any]], label: str) -> None:
+def check_golds(rows: Sequence[Mapping[str, object]], label: str) -> None:
     """Check the column `answer` of every row that has one.
 
     Raises UserError: the first row whose gold is not an expression as a whole.
@@ -23,6 +23,7 @@ def check_golds(rows: list[dict[str, Any]], label: str) -> None:
         if "answer" not in row:
             continue
         answer = row["answer"]
+        # Most golds are plain numbers behind a mark, as GSM8K's are: these need no parser.
         line = answer.rpartition("####")[2].strip() if isinstance(answer, str) and "boxed" not in answer else ""
         if is_plain_number(line):
             continue

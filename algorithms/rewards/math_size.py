@@ -48,6 +48,7 @@ def _group(tokens: list[str], at: int, depth: int) -> tuple[float, int]:
     """Decimal logarithm of what stands from `at` to the bracket that closes it, and where that is."""
     if depth > _DEEPEST:
         raise _TooLarge
+    # In logarithms: a product adds up, and a sum is at most its largest term times the number of terms.
     largest, product, terms = 0.0, 0.0, 1
     while at < len(tokens) and tokens[at] not in _CLOSING:
         if tokens[at] in _SEPARATING:
@@ -64,7 +65,7 @@ def _factor(tokens: list[str], at: int, depth: int) -> tuple[float, int]:
     size, at = _atom(tokens, at, depth)
     if at < len(tokens) and tokens[at] in ("^", "**"):
         at += 1
-        while at < len(tokens) and tokens[at] in "+-":
+        while at < len(tokens) and tokens[at] in "+-":  # from above: a negative power counts as a positive one
             at += 1
         if depth > _DEEPEST:
             raise _TooLarge
@@ -91,6 +92,7 @@ def _atom(tokens: list[str], at: int, depth: int) -> tuple[float, int]:
 def _of_number(token: str) -> float:
     digits, _, exponent = token.lower().partition("e")
     whole = re.sub(r"[,_]", "", digits.partition(".")[0]).lstrip("0")
+    # Of the first digits: converting all of them would be the work that this saves.
     leading = math.log10(int(whole[:15])) if whole[:15] else 0.0
     size = leading + max(0, len(whole) - 15)
     return size + (int(exponent[:9]) if len(exponent) <= 10 and exponent else 10.0**9 if exponent else 0)

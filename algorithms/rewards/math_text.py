@@ -79,14 +79,18 @@ def normalised(text: str) -> str:
     text = _unwrapped(text.translate(_UNICODE))
     text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\limits|\^\{?\\circ\}?|\\degree|\\\$|\$", "", text)
     text = re.sub(r"\\text\s*\{\s*(and|or)\s*\}", r" \1 ", text).strip()
+    # Separators of thousands first: scales and exponents are multiplied out by digits that stand together.
     text = _GROUPS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     text = _without_commas(text)
     text = _SCALED.sub(lambda found: _shifted(found[1], _SCALES[found[2].lower()]), text)
     text = _SCIENTIFIC.sub(lambda found: _shifted(found[1], int(found[2])), text)
     text = _PERCENT.sub(r"\\%", text)
+    # 1 1/2 is one and a half, and no product.
     text = re.sub(r"(?<![\w./}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}", text)
+    # A repeating decimal is the fraction that it stands for.
     text = re.sub(r"(?<!\d)(\d*)\.(\d*)\\overline\s*\{(\d+)\}", _repeating, text)
-    text = re.sub(r"(?<![\w.])(\d+)_\{?(\d{1,2})\}?(?![\w.])", _of_base, text)
+    text = re.sub(r"(?<![\w.])(\d+)_\{?(\d{1,2})\}?(?![\w.])", _of_base, text)  # 12_5 is a number in base 5
+    # "18 or x" would lose its second half, as a unit.
     if not _ALTERNATIVES.search(text):
         text = _UNIT.sub("", text)
     text = re.sub(r"(?<=[\w})\]])\s+and\s+(?=[-\w\\({])", ", ", text)
@@ -131,7 +135,7 @@ def fault_in(text: str) -> str | None:
 
 
 def _unwrapped(text: str) -> str:
-    for _ in range(8):
+    for _ in range(8):  # a box in a formula in bold, at most so deep
         text = text.strip().rstrip(".,;").strip() if not text.strip().endswith(r"\,") else text.strip()[:-2]
         found = _WRAPPED.fullmatch(text)
         if not found:
@@ -157,6 +161,7 @@ def _without_commas(text: str) -> str:
 def _shifted(number: str, exponent: int) -> str:
     """Exact decimal digits of number x 10^exponent."""
     shifted = format(Decimal(number).scaleb(exponent), "f")
+    # The space keeps the digits apart from what follows the scale.
     return (shifted.rstrip("0").rstrip(".") if "." in shifted else shifted) + " "
 
 

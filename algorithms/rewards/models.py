@@ -36,6 +36,7 @@ def score_with_models(
     """
     if not models or not groups:
         return groups
+    # Advantages come later, and nothing here reads them.
     samples = samples_of(groups, [np.zeros(len(group.infos)) for group in groups])
     pending = []
     for model in models:
@@ -43,7 +44,7 @@ def score_with_models(
         work = divide([samples], len(ranks), model.micro_batch_tokens)
         given = hand_episodes(groups, work, split)
         plans = [[[(number, index) for number, index, _ in batch] for batch in share.plans[0]] for share in work]
-        pending.append(
+        pending.append(  # all models have their work before one is waited for
             [
                 ranks.submit(rank, ScoringWorker.scores, plan, held, *episodes)
                 for rank, (plan, (held, episodes)) in enumerate(zip(plans, given, strict=True))

@@ -18,7 +18,9 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.batch import Episode, Prompt
 from actors.config import UserError
@@ -54,7 +56,7 @@ class _Job:
 class _Worker:
     """An actor, what it is doing now (`call`; with jobs, or its start), since and until when (on time.monotonic())."""
 
-    actor: Any
+    actor: ActorHandle
     call: ObjectRef | None
     since: float
     deadline: float
@@ -78,7 +80,7 @@ class RewardPool:
         config: RewardConfig,
         *,
         cpus_per_worker: float = 0.1,
-        places: Sequence[Any] | None = None,
+        places: Sequence[PlacementGroupSchedulingStrategy | str] | None = None,
         start_timeout_s: float = 120,
     ) -> None:
         """Start the workers without waiting for them. A worker's start, imports included, has `start_timeout_s`.
@@ -99,7 +101,7 @@ class RewardPool:
         self._pending: deque[_Job] = deque()
         self._finished: list[tuple[int, list[Score]]] = []
         self._workers: list[_Worker] = []
-        self._seconds_per_job = math.inf
+        self._seconds_per_job = math.inf  # until a call has told, none is shared
         self._places = places or ["DEFAULT"] * config.workers
         for index in range(config.workers):
             self._workers.append(self._start(index))
@@ -143,8 +145,11 @@ class RewardPool:
 
     def _start(self, index: int) -> _Worker:
         options = {"num_cpus": self._cpus, "scheduling_strategy": self._places[index]}
+        # A set has another order in every process.
         kept, memory_mib = sorted(self._config.kept_variables), self._config.memory_mib
-        actor = ray.remote(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
+        # Through Any: ray types what an actor's class gives as the class itself, whose methods have no `remote`.
+        make: Any = ray.remote
+        actor = make(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
         now = time.monotonic()
         return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
 
@@ -155,7 +160,7 @@ class RewardPool:
         """Take in what is done, end what is late, hand out what waits."""
         refs = self.refs()
         done = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) if refs else set()
-        for worker in list(self._workers):
+        for worker in list(self._workers):  # a copy, as a lost one is replaced
             if worker.call in done:
                 self._receive(worker)
             elif worker.call is not None and time.monotonic() > worker.deadline:
@@ -184,6 +189,7 @@ class RewardPool:
         if not jobs:
             return  # its start
         self._seconds_per_job = (time.monotonic() - worker.since) / len(answer)
+        # What the worker did not get to goes first, in its order.
         self._pending.extendleft(reversed(jobs[len(answer) :]))
         for job, scores in zip(jobs, answer, strict=False):
             job.scores += scores
@@ -203,6 +209,7 @@ class RewardPool:
             if job.one_by_one:
                 self._give_up(job, what)
                 continue
+            # Only who was alone is guilty for certain; those who shared the call are tried alone before.
             job.one_by_one = len(jobs) == 1
             job.alone = True
             self._pending.appendleft(job)
@@ -229,7 +236,7 @@ class RewardPool:
                 return
             if worker.call is None:
                 worker.jobs = jobs = self._next_jobs()
-                only = len(jobs[0].scores) if jobs[0].one_by_one else None
+                only = len(jobs[0].scores) if jobs[0].one_by_one else None  # the next one
                 prompts, samples = [job.prompt for job in jobs], [job.samples for job in jobs]
                 groups, limit = [job.rollouts for job in jobs], self._config.deadline_s
                 worker.call = worker.actor.score.remote(prompts, samples, only, limit, *groups)
@@ -238,7 +245,7 @@ class RewardPool:
 
     def _next_jobs(self) -> list[_Job]:
         """The batches of the next call: one, or several quick ones, but no more than an even share of those waiting."""
-        share = -(-len(self._pending) // len(self._workers))
+        share = -(-len(self._pending) // len(self._workers))  # rounded up
         quick = int(min(share, _QUICK_CALL_S / self._seconds_per_job))
         jobs = [self._pending.popleft()]
         while len(jobs) < quick and not jobs[0].alone and not self._pending[0].alone:

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from actors.config import UserError
 from actors.user.confined import confine
@@ -61,7 +60,7 @@ class _Reporter:
         self.file: str | None = None
         self.deadline_s = 0.0
 
-    def say(self, **event: Any) -> None:
+    def say(self, **event: object) -> None:
         os.write(self._pipe, json.dumps(event).encode() + b"\n")
 
     def begin(self, doing: str, limit_s: float) -> None:
@@ -80,6 +79,7 @@ class _Reporter:
             if reason is None and passed < limit_s:
                 continue
             late = f"took longer than {limit_s:g} s{line_in(frame, self.file)}"
+            # From this thread: the main one stands in the function, and would never get to it.
             self.say(event="late", doing=doing, reason=reason or late, stuck=reason is not None)
             os._exit(0)
 
@@ -87,6 +87,7 @@ class _Reporter:
 def serve() -> None:
     """Serve one request; the argument is the number of the pipe to answer on."""
     source, reporter = os.fdopen(os.dup(0), "rb"), _Reporter(int(sys.argv[1]))
+    # What the function prints or reads must not get into this conversation.
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(nothing, descriptor)
@@ -114,6 +115,7 @@ def serve() -> None:
             _try(loaded, trial.batches, reporter, request.call_s)
     except UserError as error:
         reporter.say(event="problems", problems=error.problems)
+    # Then without waiting for threads that the function may have left.
     reporter.say(event="done")
     os._exit(0)
 

@@ -54,6 +54,7 @@ def load_sources(config: RewardConfig, *, confined: bool = False) -> list[Loaded
     Raises UserError like `resolve` and `load_endpoint`, with the problems of all of them.
     """
     functions, _, endpoints = sources_labels(config)
+    # First: they take their secrets, which are gone before a function is imported.
     services, faults = _loaded(
         functools.partial(load_endpoint, endpoint, index, label, config.deadline_s)
         for index, (endpoint, label) in enumerate(zip(config.endpoints, endpoints, strict=True))
@@ -64,7 +65,7 @@ def load_sources(config: RewardConfig, *, confined: bool = False) -> list[Loaded
         functools.partial(load_reward_function, function, index, label)
         for index, (function, label) in enumerate(zip(config.functions, functions, strict=True))
     )
-    if problems or faults:
+    if problems or faults:  # all of them, not one a try
         raise UserError(*problems, *faults)
     return [*sources, *services]
 
@@ -172,7 +173,7 @@ def add_scores(
     if score.status == "abstained" and not any(weights[label] for label in parts):
         which = "every reward source with a weight" if parts or score.parts else "every reward source"
         return failed_score(f"{which} abstained (gave no value)", prompt, completion)
-    before = score.reward if score.status == "ok" else 0.0
+    before = score.reward if score.status == "ok" else 0.0  # NaN while all have abstained
     reward = before + sum(weights[label] * value for label, value in parts.items())
     if not math.isfinite(reward):
         return failed_score(f"the weighted sum of the rewards is {reward}, not a finite number", prompt, completion)
@@ -188,7 +189,7 @@ def failed_score(cause: str, prompt: str | None, completion: str | None) -> Scor
 
 
 def _model_base(path: str) -> str:
-    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]  # neither tells models apart
     # Every job exports into a directory of this name; the one above it tells runs apart.
     return parts[-2] if parts[-1:] == ["export"] and len(parts) > 1 else (parts or ["model"])[-1]
 

@@ -59,6 +59,7 @@ def leave_one_out(rewards: ArrayLike) -> NDArray[np.float64]:
         ValueError: as in `group_relative`.
     """
     above = centred(rewards)
+    # r less the mean of the others is (r less the mean of all) N / (N - 1): one rule for groups of equal rewards.
     return above * (len(above) / (len(above) - 1))
 
 
@@ -119,7 +120,7 @@ def token_rewards(
     rewards = np.zeros(np.shape(mask))
     rewards[actions] = -kl_coef * penalties
     if len(actions):
-        rewards[actions[-1]] += score
+        rewards[actions[-1]] += score  # the end-of-sequence token, where there is one
     for position, reward in turns.items():
         if position not in actions:
             raise ValueError(f"the reward of a turn must be at an action token, got position {position}")
@@ -208,6 +209,7 @@ class Moments:
         spread = self.squares - self.total * self.mean
         if not math.isfinite(spread):  # sums that overflow do not say that all numbers are equal
             return math.nan
+        # Squares of deviations: 1e-12 is (1e-6)^2.
         return spread / (self.count - 1) if spread > 1e-12 * self.squares else 0.0
 
 

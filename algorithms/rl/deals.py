@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.batch import Place
+from ray import ObjectRef
+
+from actors.batch import Episode, Place, TokenFields
 from actors.group import ActorGroup
 from actors.train.worker import Held, Share, Totals
 from algorithms.rl.experience import RankWork
 from algorithms.rollouts.groups import ScoredGroup
 
-Split = Callable[[list[tuple[Any, list[list[int]]]]], list[list[Any]]]
+Episodes = ObjectRef[list[Episode]]
+Split = Callable[[list[tuple[Episodes, list[list[int]]]]], list[list[Episodes]]]
 """(per group: reference to list[Episode], the numbers of the episodes of each share) -> per group: a reference to each
 share."""
 
@@ -58,9 +61,9 @@ class Taker:
 class Parts:
     """References to TokenFields, by the stage and the rank that go on with them."""
 
-    references: dict[tuple[str, int], list[Any]] = field(default_factory=dict)
+    references: dict[tuple[str, int], list[ObjectRef[TokenFields]]] = field(default_factory=dict)
 
-    def of(self, taker: Taker, rank: int) -> list[Any]:
+    def of(self, taker: Taker, rank: int) -> list[ObjectRef[TokenFields]]:
         """What a rank of a stage gets."""
         return self.references.get((taker.name, rank), [])
 
@@ -94,8 +97,8 @@ class Updates:
 def submit_finding(
     group: ActorGroup[Any],
     rank: int,
-    method: Callable[..., Any],
-    *arguments: Any,
+    method: Callable[..., object],
+    *arguments: object,
     fields: Iterable[str],
     places: Iterable[Place],
     takers: Sequence[Taker],
@@ -106,10 +109,11 @@ def submit_finding(
     """
     found, owners, shares = list(places), list[tuple[str, int]](), list[Share]()
     for taker in takers:
-        if names := sorted(taker.fields.intersection(fields)):
+        if names := sorted(taker.fields.intersection(fields)):  # a set has another order in every process
             for to, own in taker.shares(found).items():
                 owners.append((taker.name, to))
                 shares.append((names, own))
+    # An object for each: a rank fetches its own samples only, and each is gone when its rank has used it.
     answer = group.submit(rank, method, shares, *arguments, num_returns=1 + len(shares))
     told, *references = answer if shares else [answer]
     return told, Parts({owner: [part] for owner, part in zip(owners, references, strict=True)})
@@ -117,15 +121,16 @@ def submit_finding(
 
 def hand_episodes(
     groups: Sequence[ScoredGroup], work: Sequence[RankWork], split: Split
-) -> list[tuple[Held, list[Any]]]:
+) -> list[tuple[Held, list[Episodes]]]:
     """For every rank: which episodes it gets, and references to lists of them."""
     held: list[dict[int, list[int]]] = [share.held for share in work]
     divided: dict[int, list[int]] = {}
     for rank, own in enumerate(held):
         for number, indices in own.items():
             infos = groups[number].infos
+            # Splitting is a call and a copy: for a few tokens less it does not pay.
             if sum(infos[index].tokens for index in indices) * _SPARE >= sum(info.tokens for info in infos):
-                own[number] = list(range(len(infos)))
+                own[number] = list(range(len(infos)))  # of what is handed over as a whole, all of it
             else:
                 divided.setdefault(number, []).append(rank)
     asked = [(groups[number].rollouts, [held[rank][number] for rank in ranks]) for number, ranks in divided.items()]
@@ -141,12 +146,13 @@ def hand_episodes(
     ]
 
 
-def split_by(engines: ActorGroup[Any], method: Callable[..., Any]) -> Split:
+def split_by(engines: ActorGroup[Any], method: Callable[..., object]) -> Split:
     """Lets rollout engines split groups, each some of them; the wait for that has the engines' deadline."""
 
-    def split(asked: list[tuple[Any, list[list[int]]]]) -> list[list[Any]]:
-        parts: list[list[Any]] = [[] for _ in asked]
+    def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
+        parts: list[list[Episodes]] = [[] for _ in asked]
         told = []
+        # All at one time: any engine can split any group, wherever it was sampled.
         ranks = range(min(len(engines), len(asked)))
         for engine in ranks:
             own = range(engine, len(asked), len(engines))
@@ -156,6 +162,7 @@ def split_by(engines: ActorGroup[Any], method: Callable[..., Any]) -> Split:
             told.append(first)
             for number, of_group in zip(own, shares, strict=True):
                 parts[number], others = others[: len(of_group)], others[len(of_group) :]
+        # The first object of each call comes with the others: who waits for it hears of a failure.
         engines.gather(told, "split", ranks=list(ranks))
         return parts
 

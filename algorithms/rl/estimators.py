@@ -70,12 +70,15 @@ class Estimator:
         if not self.kl_coef:
             return np.zeros(len(item))
         rollout, reference = (
-            torch.from_numpy(item.fields[name]).double() for name in ("rollout_logprobs", "reference_logprobs")
+            # The difference of nearly equal numbers, which k3 makes smaller still.
+            torch.from_numpy(item.fields[name]).double()
+            for name in ("rollout_logprobs", "reference_logprobs")
         )
         return np.where(item.action_mask, kl_penalty(rollout, reference, self.config.kl_estimator).numpy(), 0.0)
 
     def _rewards(self, score: float, item: Experience, kl: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of each token, those of turns where these end, [L]."""
+        # A score has earned them already: what is left of it comes at the end.
         rest = score - math.fsum(item.turn_rewards.values())
         return token_rewards(rest, kl, item.action_mask, kl_coef=self.kl_coef, turns=item.turn_rewards)
 
@@ -84,6 +87,7 @@ class Estimator:
     ) -> list[dict[str, NDArray[np.float64]]]:
         """One number for all tokens of a response."""
         scores = np.array([score for score, _ in group])
+        # Before comparing, so that the others' penalties are in the baseline as well.
         whole = compared(self.config, scores - self.kl_coef * np.array([kl.sum() for kl in penalties]), counted)
         return [{"advantages": value * item.action_mask} for value, (_, item) in zip(whole, group, strict=True)]
 
@@ -127,6 +131,7 @@ class Estimator:
         if self.config.baseline.critic:
             counted = [kept for group in self.counted for kept in group]
             sums.append(_moments_of_returns([item for item, kept in zip(items, counted, strict=True) if kept]))
+        # Summed up in one vector: every sum over ranks is a collective.
         responses, tokens, kl, *rest = add(np.concatenate(sums)).tolist()
         metrics = {}
         if self.kl_coef:
@@ -141,6 +146,7 @@ class Estimator:
             variance = squares / tokens - (returns / tokens) ** 2
             unexplained = error_squares / tokens - (errors / tokens) ** 2
             metrics |= {"critic/returns_mean": returns / tokens, "critic/values_mean": values / tokens}
+            # Where all returns are equal, there is nothing to explain.
             metrics["critic/explained_variance"] = 0.0 if variance <= 1e-12 else 1 - unexplained / variance
         return metrics
 
@@ -153,6 +159,7 @@ class Estimator:
             for group, each, flags in zip(groups, found, self.counted, strict=True)
             for (_, item), fields, counted in zip(group, each, flags, strict=True)
         ]
+        # By sums, which add up over ranks as the mean and the variance do not.
         moments = sum((Moments.of(fields["advantages"], mask) for mask, fields, counted in rows if counted), Moments())
         sums = add(np.array([moments.count, moments.total, moments.squares], dtype=np.float64)).tolist()
         whole = Moments(int(sums[0]), sums[1], sums[2])

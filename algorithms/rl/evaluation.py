@@ -27,7 +27,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 def pass_at_k(samples: int, solved: int, k: int) -> float:
     """Chance that k of a prompt's samples, drawn at random, hold a solved one: 1 - C(n - c, k) / C(n, k), the unbiased
     estimate of arXiv 2107.03374."""
-    return 1 - math.comb(samples - solved, k) / math.comb(samples, k)
+    return 1 - math.comb(samples - solved, k) / math.comb(samples, k)  # comb is 0 where fewer than k are unsolved
 
 
 def final_answer(text: str) -> str:
@@ -48,7 +48,7 @@ def final_answer(text: str) -> str:
 
 def majority(answers: list[str]) -> int:
     """Place of the first response that gives the most frequent answer; of equally frequent ones, the first counts."""
-    counts = Counter(answers)
+    counts = Counter(answers)  # max takes the first of equally frequent ones
     return max(range(len(answers)), key=lambda index: counts[answers[index]])
 
 

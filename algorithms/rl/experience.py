@@ -49,7 +49,7 @@ class RankWork:
         held: dict[int, list[int]] = {}
         for number, index in self.places:
             held.setdefault(number, []).append(index)
-        return {number: sorted(indices) for number, indices in held.items()}
+        return {number: sorted(indices) for number, indices in held.items()}  # in the order of the group's list
 
 
 def samples_of(groups: Sequence[ScoredGroup], advantages: list[np.ndarray]) -> list[Sample]:
@@ -76,6 +76,7 @@ def split_updates(samples: list[Sample], per_update: int, seed: int) -> list[lis
     groups: dict[int, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.group, []).append(sample)
+    # Groups, not samples, are shuffled: those of one prompt are computed together, and compared.
     drawn = np.random.default_rng(seed).permutation(list(groups)).tolist()
     order = [sample for number in drawn for sample in groups[number]]
     return [order[start : start + per_update] for start in range(0, len(order), per_update)]

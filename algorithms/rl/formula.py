@@ -29,6 +29,7 @@ class Formula:
 
     def of(self, config: Config) -> Callable[..., Any]:
         """The function with the settings of `config`."""
+        # Looked up only by who computes: the module may import torch.
         return partial(resolve_name(self.place), **{name: getattr(config, name) for name in self.reads})
 
 

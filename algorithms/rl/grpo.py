@@ -44,10 +44,12 @@ class GRPO(RL):
         """Update the policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("advantages"):
             samples, metrics = self._advantages(groups)
+            # Planned before anything is computed: a rank that computes fields must know who goes on with them.
             updates, estimation = self._plan(samples), self.estimation(self.policy, groups)
         learns = [updates.taker]
         with clock("reference"):
             takers = [estimation, *learns] if self._by_token else learns
+            # Both begin before one is waited for.
             reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
             parts = reference() + old()
         advantages: Advantages = {(each.group, each.index): each.advantage for each in samples}
@@ -68,6 +70,7 @@ class GRPO(RL):
             with clock("rollout"):
                 groups = self.sample(wanted - len(kept), attempt)
             with clock("score"):
+                # Shaped before it is decided who teaches: equal rewards may differ by penalties for length.
                 groups = self.shape(self.score(groups))
             sampled += len(groups)
             kept += [group for group in groups if teaches(group)] if self.config.dynamic_sampling else groups
@@ -93,7 +96,7 @@ class GRPO(RL):
         if config.dynamic_sampling:
             metrics["rollout/dynamic_sampling_kept"] = len(groups) / self.sampled
         if self._by_token:
-            return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped]), metrics
+            return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped]), metrics  # not known yet
         advantages = [compared(config, each.shaped, each.counted) for each in shaped]
         return samples_of(groups, advantages), metrics
 
@@ -103,5 +106,6 @@ class GRPO(RL):
 
     def _with_gradient(self, update: list[Sample]) -> list[Sample]:
         """Samples that move the policy. Those with advantage 0 count in the denominators and are not computed."""
+        # These move the policy at every token, whatever its advantage is.
         others = (self.config.kl_coef and self.config.kl_in == "loss") or self.config.entropy_coef
         return update if others else [sample for sample in update if sample.advantage != 0]

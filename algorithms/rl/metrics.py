@@ -24,7 +24,7 @@ def reward_metrics(groups: Sequence[ScoredGroup], prefix: str) -> Metrics:
     if len(groups[0].scores) > 1:
         metrics[f"{prefix}/zero_variance_fraction"] = float(np.mean([not teaches(group) for group in groups]))
     names = {name for group in groups for score in group.scores for name in score.parts}
-    for name in names if len(names) > 1 else ():
+    for name in names if len(names) > 1 else ():  # a single source is the reward, but for its weight
         parts = [score.parts[name] for group in groups for score in group.scores if name in score.parts]
         metrics[f"{prefix}/{name}"] = float(np.mean(parts))
     return metrics | _by_set(groups, prefix)
@@ -47,7 +47,7 @@ def teaches(group: ScoredGroup) -> bool:
 def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failures) -> Metrics:
     """Lengths, statuses and ages of a step's rollouts; `version` is that of the weights they should be of."""
     infos = [info for group in groups for info in group.infos]
-    staleness = [version - info.oldest_version for info in infos]
+    staleness = [version - info.oldest_version for info in infos]  # by the oldest token
     generated = sum(info.sampled_tokens for info in infos)
     rewards = [score.reward for group in groups for score in group.scores]
     return (
@@ -113,13 +113,14 @@ def sample_rows(
     note, where some cannot be read."""
     chosen = best_to_worst(groups, count)
     until = report_ends()
+    # Each group is fetched once, however many of its responses are shown.
     rollouts = {number: responses_of(groups[number], note, until) for number in {place[0] for place in chosen}}
     rows = []
     for number, index in chosen:
         if not rollouts[number]:
             continue
         group, rollout = groups[number], rollouts[number][index]
-        own = {
+        own: dict[str, object] = {
             "prompt": group.prompt.text,
             "completion": rollout.text,
             "reward": group.scores[index].reward,
@@ -133,9 +134,9 @@ def sample_rows(
     return rows
 
 
-def _turns(info: RolloutInfo) -> dict[str, Any]:
+def _turns(info: RolloutInfo) -> dict[str, object]:
     """What a row tells of turns: nothing of a single one without a reward."""
-    several = {"turns": info.turns} if info.turns > 1 else {}
+    several: dict[str, object] = {"turns": info.turns} if info.turns > 1 else {}
     return several | ({"turn_rewards": list(info.turn_rewards)} if info.turn_rewards else {})
 
 
@@ -149,6 +150,6 @@ def best_to_worst(groups: Sequence[ScoredGroup], count: int) -> list[tuple[int, 
     return spread_over(order, count)
 
 
-def _columns(group: ScoredGroup) -> dict[str, Any]:
+def _columns(group: ScoredGroup) -> dict[str, object]:
     """Those of the data row, without a prompt that is the same text."""
     return {name: value for name, value in group.prompt.row.items() if name != "prompt" or value != group.prompt.text}

@@ -42,11 +42,12 @@ def policy_loss(
     since. mismatch/tokens is their number, by which `update_metrics` divides anew.
     """
     mask, rollout_logprobs = batch.action_mask, batch.fields["rollout_logprobs"]
+    # What is computed, while the loss is divided by all of the update: samples without a gradient are in its mean.
     per_token = max(1, totals.trained_tokens)
     differences = mismatch(policy_logprobs, rollout_logprobs, mask & (batch.fields["versions"] == version))
     old_logprobs, surrogate = _old_logprobs(batch, policy_logprobs, config), config.surrogate
     vectors = [policy_logprobs, old_logprobs, batch.fields["advantages"], mask]
-    vectors += [batch.sequence_ids] if surrogate.by_sequence else []
+    vectors += [batch.sequence_ids] if surrogate.by_sequence else []  # the others take no such argument
     losses, clipped = surrogate.of(config)(*vectors)
     losses, metrics = _corrected(losses, batch, old_logprobs, per_token, config)
     metrics |= {
@@ -63,6 +64,7 @@ def policy_loss(
         metrics["policy/kl"] = masked_sum(penalties, mask) / per_token
     if config.entropy_coef:
         losses = losses - config.entropy_coef * entropies
+    # mask_truncated may leave an update without any: its loss is 0, and no NaN.
     counts = {"tokens": max(1, totals.tokens), "sequences": max(1, totals.sequences)}
     loss = aggregate(losses, mask, batch.sequence_ids, mode=config.aggregation, constant=constant, **counts)
     return loss, metrics

@@ -72,6 +72,7 @@ class PPO(RL):
         """Update critic and policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("reference"):
             critic, policy = self._plan(groups)
+            # By the ranks of the critic: what it reads most, values, comes from them.
             estimation = self.estimation(self.critic, groups)
             learners = [critic.taker, policy.taker] if self.policy_learns else [critic.taker]
             takers = [estimation, *learners]
@@ -96,6 +97,7 @@ class PPO(RL):
     def _plan(self, groups: Sequence[ScoredGroup]) -> tuple[Updates, Updates]:
         """Updates of the critic and of the policy, on all samples that the loss counts."""
         samples = samples_of(groups, [np.full(len(group.infos), np.nan) for group in groups])
+        # All of them: unlike a group's, no advantage is known to be 0 before the critic has told.
         updates = [self.counted(update) for update in self.updates(samples)]
         critic = self.plan(self.critic, "critic", updates, updates, {"values", "returns"})
         return critic, self.plan_policy(updates, updates)

@@ -26,7 +26,7 @@ def responses_of(group: ScoredGroup, note: Callable[[str], None], until: float) 
     """
     try:
         return ray.get(group.rollouts, timeout=max(_LEAST_S, until - time.monotonic()))
-    except RayError as error:
+    except RayError as error:  # a deadline that has passed is one, too
         why = type(error).__name__
         note(f"the responses to data row {group.prompt.index} could not be read ({why}): they are in no samples file")
         return []

@@ -34,6 +34,7 @@ class RewardShaper:
         One that is shaped already stays as it is: the running mean has moved on, and would give it other scores than
         those that decided about it.
         """
+        # GRPO asks again for the groups that dynamic sampling has kept.
         new = [(group, kept) for group, kept in zip(groups, counted, strict=True) if not isinstance(group, ShapedGroup)]
         scores = iter(self([group for group, _ in new], [kept for _, kept in new]))
         return [
@@ -56,6 +57,7 @@ class RewardShaper:
         scores = [group.rewards.astype(np.float64) for group in groups]
         if self.normalize and scores:
             seen = scores if counted is None else [each[chosen] for each, chosen in zip(scores, counted, strict=True)]
+            # Before they are normalised: else the first step's would be divided by nothing.
             self.moments.update(np.concatenate(seen))
             scores = [self.moments.normalise(each) for each in scores]
         if self.clip is not None:
@@ -76,7 +78,7 @@ class RewardShaper:
             if info.status == "truncated":
                 penalties[index] += self.missing_eos_penalty
             if self.overlong is not None:
-                penalties[index] -= overlong_penalty(
+                penalties[index] -= overlong_penalty(  # which is below 0
                     info.sampled_tokens,
                     self.max_response_tokens,
                     buffer=self.overlong.buffer,

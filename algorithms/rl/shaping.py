@@ -100,7 +100,7 @@ class AdaptiveKL:
             raise ValueError(f"KL must be finite, got {kl}")
         if samples >= 5 * self.horizon:
             raise ValueError(f"horizon must be above a fifth of the {samples} samples of a step, got {self.horizon}")
-        error = min(0.2, max(-0.2, kl / self.target - 1))
+        error = min(0.2, max(-0.2, kl / self.target - 1))  # the paper's bounds
         self.coef *= 1 + error * samples / self.horizon
 
     def save(self, directory: Path) -> Entry:

@@ -59,12 +59,12 @@ class RL(Steps):
     def read(
         self,
         group: ActorGroup[Any],
-        method: Callable[..., Any],
+        method: Callable[..., object],
         groups: Sequence[ScoredGroup],
         budget: str,
         name: str,
         takers: Sequence[Taker],
-        *options: Any,
+        *options: object,
     ) -> Pending:
         """Let the ranks of a group begin to read all episodes, for those that go on with the field `name`.
 
@@ -79,11 +79,13 @@ class RL(Steps):
             zip(work, hand_episodes(groups, work, self.split), strict=True)
         ):
             plan = [[(number, index) for number, index, _ in batch] for batch in share.plans[0]]
-            deal: dict[str, Any] = {"fields": [name], "places": share.places, "takers": takers}
-            calls.append(submit_finding(group, rank, method, plan, held, *options, *episodes, **deal))
+            arguments = (plan, held, *options, *episodes)
+            calls.append(
+                submit_finding(group, rank, method, *arguments, fields=[name], places=share.places, takers=takers)
+            )
 
         def finish() -> Parts:
-            group.gather([told for told, _ in calls], method.__name__)
+            group.gather([told for told, _ in calls], method.__name__)  # the fields themselves stay there
             return sum((parts for _, parts in calls), Parts())
 
         return finish
@@ -111,6 +113,7 @@ class RL(Steps):
         """
         kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
         calls, whole = [], self._counted(groups)
+        # Advantages of tokens stay with the ranks: the driver asks for means of those that it will show.
         kept = best_to_worst(groups, self.samples_per_step)
         reported = {(number, index): groups[number].infos[index].sampled_tokens for number, index in kept}
         for rank, numbers in enumerate(deal_groups(groups, len(group))):
@@ -120,14 +123,14 @@ class RL(Steps):
             estimator = Estimator(config=self.config, kl_coef=kl_coef, counted=counted)
             episodes = [groups[number].rollouts for number in numbers]
             arguments = (own, held, estimator, reported, *episodes, *parts.of(taken, rank))
-            deal: dict[str, Any] = {
-                "fields": ["advantages", "returns"],
-                "places": [(number, index) for number, indices in held for index in indices],
-                "takers": takers,
-            }
-            calls.append(submit_finding(group, rank, Worker.advantages, *arguments, **deal))
+            places = [(number, index) for number, indices in held for index in indices]
+            fields = ["advantages", "returns"]
+            calls.append(
+                submit_finding(group, rank, Worker.advantages, *arguments, fields=fields, places=places, takers=takers)
+            )
         told = group.gather([answer for answer, _ in calls], "advantages")
         metrics: Metrics = told[0][0]
+        # While only the critic learns, the KL is what it was: it says nothing about the coefficient.
         if "reward/kl_per_response" in metrics and self.policy_learns:
             self.kl.update(metrics["reward/kl_per_response"], sum(len(each.infos) for each in groups))
         means = {place: mean for _, of_rank in told for place, mean in of_rank.items()}
@@ -139,6 +142,7 @@ class RL(Steps):
         return [
             update
             for epoch in range(self.config.epochs_per_step)
+            # Epochs draw other orders: seeds of one are the steps, those of two lie the millionth prime apart.
             for update in split_updates(samples, per_update, self.seed + self.step + 15_485_863 * epoch)
         ]
 
@@ -184,6 +188,7 @@ class RL(Steps):
         """Start a group's optimizer updates; returns what waits for them and gives their metrics."""
         group, totals, temperature = updates.group, updates.totals, self.sampling.temperature
         if group is self.policy:
+            # Where no sample has an advantage, weights stay what they are: there is nothing to publish.
             self.moved = any(each.trained_tokens for each in totals)
         given = hand_episodes(groups, updates.work, self.split)
         method: Any = PolicyWorker.update

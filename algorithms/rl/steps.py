@@ -35,7 +35,7 @@ from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.rollouts import Rollouts
 
-_EVALUATION_SEED = 1_000_003
+_EVALUATION_SEED = 1_000_003  # the same for all steps and runs, so that they compare
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Steps:
     """The run's groups by name, looked up at every use."""
     reference: str | None
     """Name of the group that gives reference logprobs."""
-    read_reference: Callable[..., Any] | None
+    read_reference: Callable[..., object] | None
     """Its method that does."""
     models: list[RewardModelGroup]
     rollouts: Rollouts
@@ -129,6 +129,7 @@ class Steps:
         groups = self.rollouts.take(
             wanted,
             self.version,
+            # Primes (the 1,000th, the 10,000th) keep the seeds of steps, of their parts and of runs apart.
             seed=(self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31,
             step_samples=self.config.samples_per_step,
             goes_on=attempt > 0,
@@ -168,6 +169,7 @@ class Steps:
         due = config.eval_every and (self.step % config.eval_every == 0 or self.step == self.total_steps)
         if not due:
             return {}
+        # 0 is a temperature: greedy.
         temperature = self.sampling.temperature if config.eval_temperature is None else config.eval_temperature
         sampling = Sampling(
             samples=config.eval_samples_per_prompt, temperature=temperature, max_tokens=self.sampling.max_tokens
@@ -208,6 +210,7 @@ class Steps:
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
+        # Before publishing: ages count from the weights that these responses were asked of.
         metrics |= rollout_metrics(groups, self.version, self.rollouts.failures) | self.shaper.metrics(groups)
         with clock("sync"):
             metrics |= self._publish_moved()
@@ -220,11 +223,12 @@ class Steps:
             self.checkpoint.save(self.step, self.done, best)
         metrics |= clock.lap()
         metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
+        # On the screen: what the untrained model says, and then as often as it is evaluated.
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
             self.reporter.step(self.step, metrics)
             rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
             self.reporter.samples(self.step, rows, shown)
         finally:
-            self.checkpoint.keep()
+            self.checkpoint.keep()  # also when only the report has failed: the step is made
         self.checkpoint.end_if_asked()

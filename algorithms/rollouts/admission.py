@@ -58,6 +58,7 @@ class Loads:
     def _set(self, engine: int, load: int) -> None:
         self._loads[engine] = load
         heapq.heappush(self._heap, (load, engine))
+        # Where loads fall more often than they are asked for, nothing else would drop old entries.
         if len(self._heap) > 8 * len(self._loads) + 64:
             self._heap = [(now, each) for each, now in enumerate(self._loads) if each not in self._gone]
             heapq.heapify(self._heap)

@@ -3,15 +3,19 @@
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
+from ray import ObjectRef
 
+from actors.batch import Episode
 from actors.group import ActorGroup, GroupError
 from actors.rollout.types import Finished, Request
 from actors.rollout.worker import EngineHost
+
+T = TypeVar("T")
 
 _POLL_S = 5.0
 """How long a poll waits within the engine's process; one that has nothing to tell is asked again."""
@@ -46,12 +50,12 @@ class Engines(Protocol):
     def abort(self, engine: int, requests: list[int]) -> None:
         """End requests of an engine; `wait` tells of each, with what it has so far."""
 
-    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """What has happened since the last call; waits up to `timeout_s` seconds for something, or for any of `others`
         (references)."""
         ...
 
-    def collect(self, engine: int, request: int) -> Any:
+    def collect(self, engine: int, request: int) -> "ObjectRef[list[Episode]]":
         """Reference to the responses to a request that has ended, list[Episode]; to be asked for once."""
         ...
 
@@ -63,8 +67,8 @@ class RayEngines:
         self.group = group
         self._waiting = [0] * len(group)
         """Requests of each engine that have not ended."""
-        self._polls: dict[Any, int] = {}
-        self._calls: dict[Any, tuple[int, str]] = {}
+        self._polls: dict[ObjectRef[list[Finished]], int] = {}
+        self._calls: dict[ObjectRef[None], tuple[int, str]] = {}
         """Of which only failures matter."""
         self._lost: set[int] = set()
 
@@ -74,6 +78,7 @@ class RayEngines:
     def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.submit, requests, seed)] = engine, "submit"
+        # One poll at a time: it tells of these as well, if there is one.
         if not self._waiting[engine]:
             self._poll(engine)
         self._waiting[engine] += len(requests)
@@ -82,11 +87,11 @@ class RayEngines:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.abort, requests)] = engine, "abort"
 
-    def collect(self, engine: int, request: int) -> Any:
+    def collect(self, engine: int, request: int) -> "ObjectRef[list[Episode]]":
         """See `Engines`."""
         return self.group.submit(engine, _HOST.collect, request)
 
-    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """See `Engines`."""
         if waits_for := [*self._polls, *others]:  # Ray refuses to wait for nothing
             ray.wait(waits_for, num_returns=1, timeout=timeout_s)
@@ -97,7 +102,8 @@ class RayEngines:
             self._answer(engine, call, method, events)
         for call in _done(self._polls):
             engine = self._polls.pop(call)
-            finished: list[Finished] = self._answer(engine, call, "poll", events) or []
+            # A lost engine has told of nothing.
+            finished = self._answer(engine, call, "poll", events) or []
             self._waiting[engine] -= len(finished)
             events += (Ended(engine, each) for each in finished)
             if self._waiting[engine] and engine not in self._lost:
@@ -107,7 +113,7 @@ class RayEngines:
     def _poll(self, engine: int) -> None:
         self._polls[self.group.submit(engine, _HOST.poll, _POLL_S)] = engine
 
-    def _answer(self, engine: int, call: Any, method: str, events: list[Ended | Lost]) -> Any:
+    def _answer(self, engine: int, call: "ObjectRef[T]", method: str, events: list[Ended | Lost]) -> T | None:
         try:
             return self.group.gather([call], method, ranks=[engine])[0]
         except GroupError as error:
@@ -117,6 +123,6 @@ class RayEngines:
             return None
 
 
-def _done(calls: dict[Any, Any]) -> list[Any]:
+def _done(calls: "Mapping[ObjectRef[T], object]") -> "list[ObjectRef[T]]":
     references = list(calls)
     return ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []

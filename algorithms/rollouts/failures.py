@@ -53,6 +53,7 @@ class Failures:
         self.unscored += sum(score.status == "failed" for score in scores)
         for score in scores:
             if score.error and score.cause:
+                # By cause, not by sample: a broken function fails thousands of times in one way.
                 self._causes.setdefault(score.cause, score.error)
         if not self._too_many(asked):
             return

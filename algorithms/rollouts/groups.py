@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -20,8 +19,8 @@ class ScoredGroup:
     """All responses to one prompt, with their rewards."""
 
     prompt: Prompt
-    rollouts: Any
-    """Reference to list[Episode]."""
+    rollouts: ObjectRef[list[Episode]]
+    """They stay where they were sampled."""
     infos: list[RolloutInfo]
     scores: list[Score]
 
@@ -38,6 +37,7 @@ class ScoredGroup:
     @property
     def oldest_version(self) -> int | None:
         """Of the weights that sampled any token of the group; None where there is no token."""
+        # -1: no token.
         return min((info.oldest_version for info in self.infos if info.oldest_version >= 0), default=None)
 
 
@@ -53,10 +53,11 @@ def episodes_of(group: ScoredGroup, timeout_s: float) -> list[Episode]:
 def prompt_finder(prompts: Sequence[Prompt]) -> Callable[[str, int], Prompt]:
     """Finds prompts by the name of their set and their row in it; raises KeyError where there is none."""
     by_place = {(prompt.of_set, prompt.index): prompt for prompt in prompts}
+    # By set and row, as a checkpoint has no prompts: the data is read anew.
     return lambda of_set, row: by_place[of_set, row]
 
 
-def kept(episodes: list[Episode]) -> ObjectRef:
+def kept(episodes: list[Episode]) -> ObjectRef[list[Episode]]:
     """A reference to episodes that this process keeps."""
     return ray.put(episodes)
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
-from actors.batch import Prompt
+from ray import ObjectRef
+
+from actors.batch import Episode, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
@@ -29,10 +30,11 @@ class Running:
     attempts: int = 1
     """Engines that have had it."""
     infos: list[RolloutInfo] = field(default_factory=list)
-    rollouts: Any = None
+    rollouts: ObjectRef[list[Episode]] | None = None
 
     def scored(self, scores: list[Score]) -> ScoredGroup:
         """The finished group."""
+        assert self.rollouts is not None, "they are collected before they are scored"
         return ScoredGroup(prompt=self.prompt, rollouts=self.rollouts, infos=self.infos, scores=scores)
 
 
@@ -69,7 +71,7 @@ class Lane:
         """The prompts that may start now."""
         room = self.room
         drawn = list(islice(self._prompts, room))
-        self.ended = len(drawn) < room
+        self.ended = len(drawn) < room  # only an iterator that has ended gives fewer
         self.on_the_way += len(drawn)
         return drawn
 
@@ -79,12 +81,14 @@ class Lane:
 
     def take(self, groups: int) -> list[ScoredGroup]:
         """The first of those that are ready, at most so many."""
+        # In the order of their prompts: by when they ended, steps would be of short responses first.
         numbers = sorted(self.ready)[:groups]
         self.taken += len(numbers)
         return [self.ready.pop(number) for number in numbers]
 
     def give_back(self, groups: list[ScoredGroup], again: list[Prompt], taken: int) -> None:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
+        # Below 0, and so before all that are drawn from now on.
         self.ready = {order - len(groups): group for order, group in enumerate(groups)}
         self._prompts = chain(again, self._prompts)
         self.taken = taken

@@ -162,6 +162,7 @@ class Rollouts:
         with self._changed:
             lane = self.training
             ready = [lane.ready[order] for order in sorted(lane.ready)]
+            # What these have sampled is not kept: their prompts start anew.
             ahead = [*self._running.values(), *self._scoring.values()]
             again = sorted((each for each in ahead if each.lane is lane), key=lambda each: each.order)
             taken = lane.taken
@@ -208,7 +209,7 @@ class Rollouts:
 
     def _wait_for(self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None) -> None:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
-        known, self._wanted, before = -1, (lane, groups), lane.stale
+        known, self._wanted, before = -1, (lane, groups), lane.stale  # -1: told once in any case
         while True:
             if version is not None:
                 lane.drop_older_than(version - self.max_staleness)
@@ -271,7 +272,7 @@ class Rollouts:
         drawn = lane.draw()
         if not drawn:
             return
-        seed, lane.seed = lane.seed, None
+        seed, lane.seed = lane.seed, None  # once, as it restarts the samplers
         now = self._clock()
         numbers = [next(self._ids) for _ in drawn]
         groups = [
@@ -282,7 +283,7 @@ class Rollouts:
 
     def _place(self) -> int:
         engine = self._loads.least()
-        if self._loads[engine] == 1:
+        if self._loads[engine] == 1:  # it had nothing: its silence begins now
             self._heard[engine] = self._clock()
         return engine
 
@@ -326,7 +327,7 @@ class Rollouts:
             Running(next(self._ids), group.order, group.lane, group.prompt, self._place(), now, group.attempts + 1)
             for group in groups
         ]
-        self._send(again, None)
+        self._send(again, None)  # no seed: samplers there are in the middle of other prompts
 
     def _answers(self) -> Iterator[tuple[Running, list[Score]]]:
         """Groups that the pool has scored; without a pool all of them, with nothing said yet."""

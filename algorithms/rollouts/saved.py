@@ -6,7 +6,6 @@ ends: `tokens` holds the tokens of all turns, given and sampled, one after the o
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.groups import ScoredGroup, kept
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, np.ndarray]
 _STATUSES: tuple[EpisodeStatus, ...] = ("ok", "truncated", "failed")
 
 
@@ -91,7 +90,7 @@ def _episodes(arrays: Arrays) -> list[Episode]:
 
 
 def _turns(arrays: Arrays) -> list[Turn]:
-    lengths = np.stack([arrays["given"], arrays["sampled"]], axis=1).reshape(-1)
+    lengths = np.stack([arrays["given"], arrays["sampled"]], axis=1).reshape(-1)  # of each turn both, in turn
     tokens = [arrays["tokens"][start:end] for start, end in _parts(lengths)]
     logprobs = [arrays["logprobs"][start:end] for start, end in _parts(arrays["sampled"])]
     spans = [VersionSpan(version=v, start=s, end=e) for v, s, e in arrays["versions"].tolist()]
@@ -123,13 +122,13 @@ def _scores(arrays: Arrays) -> list[Score]:
     ]
 
 
-def _parts(lengths: NDArray[Any]) -> list[tuple[int, int]]:
+def _parts(lengths: np.ndarray) -> list[tuple[int, int]]:
     """(start, end) of parts with these lengths, one after the other."""
     return list(pairwise([0, *np.cumsum(lengths).tolist()]))
 
 
-def _joined(parts: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype)
+def _joined(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype)  # of nothing alone it makes no array
 
 
 def _text(values: Sequence[str]) -> NDArray[np.uint8]:
@@ -139,7 +138,7 @@ def _text(values: Sequence[str]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(len(part).to_bytes(4, "little") + part for part in parts), dtype=np.uint8)
 
 
-def _texts(values: NDArray[Any]) -> list[str]:
+def _texts(values: np.ndarray) -> list[str]:
     content, found, at = values.tobytes(), list[str](), 0
     while at < len(content):
         end = at + 4 + int.from_bytes(content[at : at + 4], "little")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from actors.config import UserError
 from actors.secret_text import masked
@@ -29,7 +28,7 @@ Problem = Callable[[str], UserError]
 """Makes a line of a rule: with the field, and what was given."""
 
 
-def load_function(name: str, field: str, *, known: Collection[str] = (), alone: bool = False) -> Callable[..., Any]:
+def load_function(name: str, field: str, *, known: Collection[str] = (), alone: bool = False) -> Callable[..., object]:
     """The function that `name` names, imported: relative paths, and modules, start at the working directory.
 
     Args:
@@ -98,7 +97,7 @@ def file_of(module: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def function_fault(function: Any) -> str | None:
+def function_fault(function: object) -> str | None:
     """What is wrong with a callable that is to return a value at once, whatever it takes."""
     for item in (function, type(function).__call__):
         if inspect.iscoroutinefunction(item) or inspect.isasyncgenfunction(item):
@@ -133,6 +132,7 @@ def _message(error: BaseException) -> str:
 
 def _imported(source: str, problem: Problem, *, alone: bool) -> ModuleType:
     load, file = _loader(source, problem, alone=alone)
+    # Where others wait too, Ctrl-C is the user's; in a process of its own it can only be the code's.
     mistakes = BaseException if alone else (Exception, SystemExit)
     try:
         if alone:
@@ -142,6 +142,7 @@ def _imported(source: str, problem: Problem, *, alone: bool) -> ModuleType:
     except TooLate as error:
         raise problem(f"importing {source} {error}") from None
     except mistakes as error:  # importing runs someone else's code
+        # It, or a package that it is in; what it imports itself is another mistake.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
             raise problem(no_module(error.name, source)) from None
         raise problem(f"importing {source} failed with {cause_of(error, file)}") from (None if alone else error)
@@ -166,7 +167,7 @@ def _loader(source: str, problem: Problem, *, alone: bool) -> tuple[Callable[[],
 
 
 def _load_once(path: Path) -> ModuleType:
-    return sys.modules.get(_module_name(path)) or _load_again(path)
+    return sys.modules.get(_module_name(path)) or _load_again(path)  # a second run would have other globals
 
 
 def _load_again(path: Path) -> ModuleType:
@@ -174,6 +175,7 @@ def _load_again(path: Path) -> ModuleType:
     name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader, "a .py file always has a loader"
+    # Before it runs: dataclasses and pickle look their module up by name.
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _LOOK_EVERY_S = 0.2
 _HARMLESS = ("sleep", "print", "append", "len", "time", "monotonic", "count", "cycle")
@@ -50,6 +53,7 @@ class Watch:
         self._works = threading.current_thread() is threading.main_thread()
         if self._works:
             self._handler = signal.signal(signal.SIGALRM, self._look)
+            # A watch within a watch gives the outer one its timer back.
             self._timer = signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
         return self
 
@@ -61,7 +65,7 @@ class Watch:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
             signal.signal(signal.SIGALRM, self._handler)
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         """What `function` returns; raises TooLate."""
         if self._file is None:
             self._file = getattr(getattr(function, "__code__", None), "co_filename", None)
@@ -97,6 +101,7 @@ def stuck(frame: FrameType | None, file: str | None, passed_s: float, limit_s: f
         name = frame.f_code.co_filename
         if name == file and any(first <= _line(frame) <= last for first, last in _endless_loops(file)):
             return f"never ends: a loop without an end{line_in(frame, file)}"
+        # Only where it stands in the sleep itself, and not in something that the line calls.
         if name == file and frame is innermost and (seconds := _sleep_at(file, _line(frame))) > limit_s:
             return f"took longer than {limit_s:g} s: it sleeps for {seconds:g} s{line_in(frame, file)}"
         frame = frame.f_back

@@ -22,6 +22,7 @@ def fault_unseen(name: str, known: Collection[str] = ()) -> str | None:
             return no_file(source)
         file = Path(source)
     elif (found := _file_of(source)) is None:
+        # What an installed module holds, only importing it would tell.
         return None if _is_installed(source) else no_module(source, source)
     else:
         file = found
@@ -63,13 +64,14 @@ def _is_installed(module: str) -> bool:
 def _names(body: Iterable[ast.stmt]) -> Iterator[str]:
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield "*" if node.name == "__getattr__" else node.name
+            yield "*" if node.name == "__getattr__" else node.name  # it may answer to any name
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from ((item.asname or item.name).partition(".")[0] for item in node.names)
+            yield from ((item.asname or item.name).partition(".")[0] for item in node.names)  # of `import a.b` it is a
         elif isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
             for part in ("body", "orelse", "finalbody"):
                 yield from _names(getattr(node, part, []))
             for handler in getattr(node, "handlers", []):
                 yield from _names(handler.body)
         else:
+            # Every name in it, whether it is bound or read: one too many only means that a fault is found later.
             yield from (item.id for item in ast.walk(node) if isinstance(item, ast.Name))
