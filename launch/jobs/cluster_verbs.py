@@ -5,7 +5,7 @@ Imports only the standard library at the top, as the command line does.
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from launch.verbs.arguments import UsageError
 
@@ -118,7 +118,12 @@ def _check_place(arguments: argparse.Namespace, *ray_only: str) -> None:
             raise UsageError(f"--{name}: {rule}, got {getattr(arguments, name)}")
 
 
-def _kube(arguments: argparse.Namespace) -> dict[str, Any]:
+class _Place(TypedDict):
+    namespace: str | None
+    context: str | None
+
+
+def _kube(arguments: argparse.Namespace) -> _Place:
     return {"namespace": arguments.namespace, "context": arguments.context}
 
 

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from launch.checks.check import preflight
 from launch.config import RunConfig
 from launch.jobs.access import dashboard_access
-from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob
+from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob, Texts
 from launch.jobs.package import CONFIG_FILE, Package, package_files, package_warnings, shown_size
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
@@ -49,7 +48,7 @@ class _Submission:
         }
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
+    def runtime_env(self) -> Texts:
         """The job's, inherited by its workers."""
         variables = {STOP_WAIT: str(self.config.cluster.stop_wait_s)}
         return {"working_dir": self.package.uri, "env_vars": variables}
@@ -95,7 +94,7 @@ def submit_job(
     if wait:
         return wait_for(client, job_id, known=known, as_json=as_json, more=values)
     if as_json:
-        print(json.dumps(job_object(client.job(job_id), access.address) | values, ensure_ascii=False))
+        print(json.dumps({**job_object(client.job(job_id), access.address), **values}, ensure_ascii=False))
     return 0
 
 

@@ -5,9 +5,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from actors.config import UserError
 from launch.jobs.access import dashboard_access
@@ -23,6 +22,9 @@ _POLL_S = 1.0
 _SAVED = re.compile(r"^(.+; a checkpoint is in |model:   )", re.MULTILINE)
 """What a driver prints in the end (`launch/run/run.py`) that was stopped, or is done."""
 _STEP, _INTERRUPTED = re.compile(r"^step [1-9]", re.MULTILINE), re.compile(r"^interrupted", re.MULTILINE)
+
+JobValues = Mapping[str, str | int | None]
+"""What --json prints of a job, by name."""
 
 
 def job_status(job_id: str, *, address: str | None, as_json: bool) -> int:
@@ -115,7 +117,7 @@ def show_jobs(*, address: str | None, everything: bool, as_json: bool) -> int:
 
 
 def wait_for(
-    client: JobsClient, job_id: str, *, known: str = "", as_json: bool = False, more: dict[str, Any] | None = None
+    client: JobsClient, job_id: str, *, known: str = "", as_json: bool = False, more: JobValues | None = None
 ) -> int:
     """Follow a job's log on standard output (`as_json`: standard error) until it ends; then say how it ended.
 
@@ -146,7 +148,7 @@ def wait_for(
         return FAILED
     unsaved = _unsaved(client, job)
     if as_json:
-        found = job_object(job, client.access.address) | ({"cause": unsaved} if unsaved else {}) | (more or {})
+        found = {**job_object(job, client.access.address), **({"cause": unsaved} if unsaved else {}), **(more or {})}
         print(json.dumps(found, ensure_ascii=False), flush=True)
     print("\n".join([*_ending(job), *([f"{job_id} {unsaved}"] if unsaved else [])]), file=sys.stderr)
     return FAILED if unsaved else exit_code(job)
@@ -162,7 +164,7 @@ def exit_code(job: SubmittedJob) -> int:
     return code if code > 0 else 128 - code  # a driver that a signal ended, as shells count
 
 
-def job_object(job: SubmittedJob, address: str) -> dict[str, Any]:
+def job_object(job: SubmittedJob, address: str) -> JobValues:
     """A job as --json prints it."""
     metadata = job.metadata
     return {

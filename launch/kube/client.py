@@ -9,12 +9,12 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from actors.config import UserError
 from launch.config import RunConfig
 from launch.kube.kubeconfig import KubeApi, connect_kube
+from launch.kube.objects import RayJob
 from launch.kube.submission import DELETION_S, OURS, command_for, delete_in_full, pods_grace_s, submit_documents
 from launch.kube.watch import JobLog, RayJobState, follow_rayjob, state_line
 
@@ -136,7 +136,7 @@ def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> i
     return 0
 
 
-def _waited(api: KubeApi, document: dict[str, Any], answer: dict[str, Any] | None) -> int:
+def _waited(api: KubeApi, document: RayJob, answer: Mapping[str, object] | None) -> int:
     """Watch to the end, print `answer` with what became of the job if there is one, and return the job's exit code."""
     log = JobLog(api, _mode(document))
     if not log.in_a_pod:
@@ -152,12 +152,12 @@ def _waited(api: KubeApi, document: dict[str, Any], answer: dict[str, Any] | Non
     return code
 
 
-def _tailed(api: KubeApi, document: dict[str, Any], log: JobLog) -> int:
+def _tailed(api: KubeApi, document: RayJob, log: JobLog) -> int:
     state = _followed(api, document, log, _print)
     return INTERRUPTED if state is None else state.exit_code
 
 
-def _followed(api: KubeApi, document: dict[str, Any], log: JobLog, show: Callable[[str], None]) -> RayJobState | None:
+def _followed(api: KubeApi, document: RayJob, log: JobLog, show: Callable[[str], None]) -> RayJobState | None:
     """Watch to the end, and return the state then; None if the RayJob was deleted."""
     name = document["metadata"]["name"]
     state = follow_rayjob(api, name, document["metadata"]["uid"], log, say=_say, show=show)
@@ -166,7 +166,7 @@ def _followed(api: KubeApi, document: dict[str, Any], log: JobLog, show: Callabl
     return state
 
 
-def _stopped(api: KubeApi, document: dict[str, Any], limit_s: float) -> int:
+def _stopped(api: KubeApi, document: RayJob, limit_s: float) -> int:
     name, began = document["metadata"]["name"], time.monotonic()
     if not delete_in_full(api, document, limit_s):
         _say(f"RayJob {name} and its pods should be gone within {limit_s:g} s and are not: the deletion goes on")
@@ -194,7 +194,7 @@ def _rayjob_name(run: str) -> str:
     return kube_name(run, LONGEST_NAME["rayjob"])
 
 
-def _existing(api: KubeApi, name: str) -> dict[str, Any]:
+def _existing(api: KubeApi, name: str) -> RayJob:
     document = api.rayjob(name)
     if document is None:
         raise UserError(f"name: must be a RayJob in namespace {api.namespace}, got {name}{_nearest(api, name)}")
@@ -206,7 +206,7 @@ def _nearest(api: KubeApi, name: str) -> str:
     return f" (did you mean {near[0]}?)" if near else " (--namespace names another)"
 
 
-def _mode(document: dict[str, Any]) -> str:
+def _mode(document: RayJob) -> str:
     return document["spec"].get("submissionMode") or "K8sJobMode"
 
 

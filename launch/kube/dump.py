@@ -7,7 +7,6 @@ string and key is quoted unless it is plainly a word, and nothing is folded.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 _WORD = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 """No colon, space, sign or digit first: neither number, date, time, anchor, tag nor flow."""
@@ -18,7 +17,7 @@ _LONGEST_KEY = 1000
 """YAML 1.1 reads a key before its colon only up to 1024 characters."""
 
 
-def dump(documents: Sequence[Any]) -> str:
+def dump(documents: Sequence[object]) -> str:
     """Documents as YAML, divided by `---`; apiVersion, kind, metadata and spec first, other keys as they come.
 
     Raises:
@@ -28,14 +27,14 @@ def dump(documents: Sequence[Any]) -> str:
     return "---\n".join(texts)
 
 
-def _ordered(document: Any) -> Any:
+def _ordered(document: object) -> object:
     if not isinstance(document, Mapping):
         return document
     first = [key for key in _FIRST if key in document]
     return {key: document[key] for key in [*first, *(key for key in document if key not in first)]}
 
 
-def _lines(value: Any) -> Iterator[str]:
+def _lines(value: object) -> Iterator[str]:
     """A value at the left margin."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
@@ -55,7 +54,7 @@ def _lines(value: Any) -> Iterator[str]:
         yield from (line.removeprefix(" ") for line in _item("", value))
 
 
-def _item(before: str, value: Any) -> Iterator[str]:
+def _item(before: str, value: object) -> Iterator[str]:
     """`before` and a value, on one line if that is possible."""
     if _has_lines(value):
         yield before
@@ -68,11 +67,11 @@ def _item(before: str, value: Any) -> Iterator[str]:
         yield f"{before} {_scalar(value)}"
 
 
-def _has_lines(value: Any) -> bool:
+def _has_lines(value: object) -> bool:
     return bool(value) and isinstance(value, Mapping | list | tuple)
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -3,16 +3,15 @@
 import importlib.metadata
 import posixpath
 from collections.abc import Iterator
-from typing import Any
 
 from actors.config import UserError
 from launch.config import RunConfig
 from launch.kube.config import MOVABLE, POD_VARIABLES, ray_version
 from launch.kube.config_parts import CODE, DRAIN_MARGIN_S, RUN_CONFIG, SecretReference
+from launch.kube.objects import Manifest
 from launch.kube.sizes import PodSize
 from launch.run.placement import demands, section_of
 
-Manifest = dict[str, Any]
 RUN_FILE = f"{RUN_CONFIG}/run.yaml"
 HOME = "/home/tandem"
 HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
@@ -100,7 +99,7 @@ def _tandem_version() -> str:
     return importlib.metadata.version("tandem-rlhf")
 
 
-def _metadata(config: RunConfig, name: str) -> Manifest:
+def _metadata(config: RunConfig, name: str) -> dict[str, dict[str, str]]:
     annotations = dict(sorted(config.cluster.kubernetes.annotations.items()))
     return {"labels": object_labels(config, name)} | ({"annotations": annotations} if annotations else {})
 
@@ -177,9 +176,9 @@ def _environment(config: RunConfig) -> list[Manifest]:
         plain["RAY_AUTH_MODE"] = "disabled"
     assert plain.keys() <= POD_VARIABLES.keys()
     plain |= dict(sorted(cluster.env.items()))
-    return [{"name": name, "value": literal(value)} for name, value in plain.items()] + [
-        {"name": name, "valueFrom": secret_source(reference)} for name, reference in sorted(kubernetes.secrets.items())
-    ]
+    given: list[Manifest] = [{"name": name, "value": literal(value)} for name, value in plain.items()]
+    secrets = sorted(kubernetes.secrets.items())
+    return given + [{"name": name, "valueFrom": secret_source(reference)} for name, reference in secrets]
 
 
 def secret_source(reference: SecretReference) -> Manifest:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import UserError
 from launch.config import RunConfig
@@ -15,10 +15,10 @@ from launch.kube.config import ray_version
 from launch.kube.config_parts import CODE, GcsStorageConfig
 from launch.kube.dump import dump
 from launch.kube.network import network_policy
+from launch.kube.objects import Document, DocumentMetadata, Manifest
 from launch.kube.packing import DRIVER_RESOURCE, ROLE, PodGroup, pod_groups
 from launch.kube.pods import (
     RUN_FILE,
-    Manifest,
     container_security,
     environment_problems,
     head_pod,
@@ -42,7 +42,7 @@ def render(config: RunConfig, kind: Kind = "rayjob") -> str:
     return dump(manifests(config, kind))
 
 
-def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
+def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Document]:
     """The ConfigMap `<name>-config`, the NetworkPolicy `<name>-network` and the RayJob; or policy and RayCluster.
 
     Raises:
@@ -56,26 +56,29 @@ def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
     return documents
 
 
-def build_manifests(config: RunConfig, kind: Kind) -> list[Manifest]:
+def build_manifests(config: RunConfig, kind: Kind) -> list[Document]:
     """As `manifests`, but only what the configuration itself forbids is an error."""
     if problems := list(environment_problems(config)):
         raise UserError(*problems)
     name = kube_name(config.run.name, LONGEST_NAME[kind])
-    metadata = _metadata(config, name, name)
-    annotations = {"tandem-run": config.run.name} | dict(sorted(config.cluster.kubernetes.annotations.items()))
-    metadata |= {"labels": metadata["labels"] | _queue_labels(config), "annotations": annotations}
-    owner = {"apiVersion": "ray.io/v1", "kind": {"rayjob": "RayJob", "raycluster": "RayCluster"}[kind]}
+    metadata = _metadata(config, name, object_labels(config, name) | _queue_labels(config))
+    metadata["annotations"] = {"tandem-run": config.run.name} | dict(
+        sorted(config.cluster.kubernetes.annotations.items())
+    )
+    policy = network_policy(config, name)
     if kind == "raycluster":
-        return [network_policy(config, name), {**owner, "metadata": metadata, "spec": _cluster(config, name, None)}]
+        cluster = _cluster(config, name, None)
+        return [policy, {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": cluster}]
     # Not immutable: the node's agent would keep serving the old one to the pods of a run that is started again.
-    config_map = {
+    config_map: Document = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(config, f"{name}-config", name),
+        "metadata": _metadata(config, f"{name}-config", object_labels(config, name)),
         "data": {"run.yaml": dump([run_values(config)])},
     }
     spec = _job(config, name) | {"rayClusterSpec": _cluster(config, name, f"{name}-config")}
-    return [config_map, network_policy(config, name), {**owner, "metadata": metadata, "spec": spec}]
+    job: Document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
+    return [config_map, policy, job]
 
 
 def kube_name(run: str, longest: int) -> str:
@@ -104,8 +107,8 @@ def run_values(config: RunConfig) -> Manifest:
     return values
 
 
-def _metadata(config: RunConfig, name: str, run: str) -> Manifest:
-    return {"name": name, "namespace": config.cluster.kubernetes.namespace, "labels": object_labels(config, run)}
+def _metadata(config: RunConfig, name: str, labels: dict[str, str]) -> DocumentMetadata:
+    return {"name": name, "namespace": config.cluster.kubernetes.namespace, "labels": labels}
 
 
 def _queue_labels(config: RunConfig) -> dict[str, str]:
@@ -199,7 +202,7 @@ def _start(size: PodSize) -> dict[str, str]:
     return {"object-store-memory": str(size.object_store_mib * 2**20)}
 
 
-def _gcs(gcs: GcsStorageConfig) -> dict[str, Any]:
+def _gcs(gcs: GcsStorageConfig) -> Manifest:
     options: Manifest = {"backend": gcs.storage}
     if gcs.storage == "redis":
         options["redisAddress"] = gcs.address

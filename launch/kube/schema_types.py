@@ -2,7 +2,7 @@
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
@@ -37,7 +37,7 @@ class OneOf(ManifestPart):
         return self
 
 
-def _is_part(annotation: Any) -> bool:
+def _is_part(annotation: object) -> bool:
     return any(isinstance(item, type) and issubclass(item, ManifestPart) for item in get_args(annotation))
 
 
@@ -50,14 +50,14 @@ def quantity_value(quantity: str | int) -> Decimal:
     return Decimal(number + (exponent or "")) * _UNITS[unit or ""]
 
 
-def _quantity(value: Any) -> str | int:
+def _quantity(value: object) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("must be a quantity such as 8Gi")
     quantity_value(value)
     return value
 
 
-def _int_or_name(value: Any) -> str | int:
+def _int_or_name(value: object) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("must be a port's number or its name")
     if isinstance(value, int) and not 1 <= value <= 65535:
@@ -114,7 +114,7 @@ def _resource(text: str) -> str:
 def unique(field: str) -> AfterValidator:
     """Refuses lists in which two items have the same value of a field."""
 
-    def check(items: list[Any]) -> list[Any]:
+    def check(items: list[ManifestPart]) -> list[ManifestPart]:
         values = [getattr(item, field) for item in items]
         for value in values:
             if values.count(value) > 1:

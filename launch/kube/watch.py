@@ -9,11 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from actors.config import UserError
 from launch.jobs.own_lines import of_ray
 from launch.kube.kubeconfig import KubeApi, KubeUnreachable
+from launch.kube.objects import Pod, RayJob, RayJobStatus
 
 Diagnosis = TypeVar("Diagnosis")
 POLL_S = 2.0
@@ -47,9 +48,9 @@ class RayJobState:
     ended: str
 
     @classmethod
-    def of(cls, document: dict[str, Any]) -> "RayJobState":
+    def of(cls, document: RayJob) -> "RayJobState":
         """Read it from a RayJob as the API server gives it."""
-        status = document.get("status") or {}
+        status: RayJobStatus = document.get("status") or {}
         return cls(
             name=document["metadata"]["name"],
             uid=document["metadata"].get("uid") or "",
@@ -123,21 +124,21 @@ class JobLog:
             if not position.complete:
                 yield from (line for line in self._new_lines_of(pod, position) if not of_ray(line))
 
-    def _pods(self, state: RayJobState) -> list[dict[str, Any]]:
+    def _pods(self, state: RayJobState) -> list[Pod]:
         if self.mode == "K8sJobMode":
             return self.api.pods(f"job-name={state.name}")
         if self.mode == "SidecarMode" and state.cluster:
             return self.api.pods(f"ray.io/cluster={state.cluster},ray.io/node-type=head")
         return []
 
-    def _new_lines_of(self, pod: dict[str, Any], position: "_Position") -> list[str]:
+    def _new_lines_of(self, pod: Pod, position: "_Position") -> list[str]:
         began = time.monotonic()
         # Counted back from the node's own clock; the surplus is dropped by its times.
         since = None if position.at is None else int(began - position.at) + 5
         container = _SUBMITTER if self.mode == "SidecarMode" else pod["spec"]["containers"][0]["name"]
         tail = self.tail if position.at is None else None
         text = self.api.log(pod["metadata"]["name"], container, since_s=since, tail=tail)
-        position.complete = pod["status"].get("phase") in ("Succeeded", "Failed")
+        position.complete = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
         position.at = began if text else position.at
         return position.after(text)
 
@@ -238,7 +239,7 @@ def _allowed(diagnosis: Callable[[], Diagnosis], otherwise: Diagnosis) -> Diagno
         return otherwise
 
 
-def _reason(pod: dict[str, Any]) -> str:
+def _reason(pod: Pod) -> str:
     """Why a pod does not run; empty if it does, or has ended."""
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:

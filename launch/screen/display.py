@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -141,7 +141,7 @@ class Display:
         elif first or worth_keeping or time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
             self._keep()
 
-    def samples(self, rows: list[dict[str, Any]]) -> None:
+    def samples(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Print a table of completions; rows hold `prompt`, `completion`, `reward` and `version`."""
         numbers = [_sample_numbers(row) for row in rows]
         room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2
@@ -316,7 +316,7 @@ def _wrapped(text: str, cells: int) -> list[str]:
     return lines
 
 
-def _sample_numbers(row: Mapping[str, Any]) -> str:
+def _sample_numbers(row: Mapping[str, object]) -> str:
     """Reward and, where there is one, advantage of a sample."""
     reward, advantage = row.get("reward"), row.get("advantage")
     told = f"reward {reward:<6.3g}" if isinstance(reward, int | float) else "failed       "

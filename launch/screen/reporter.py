@@ -1,7 +1,5 @@
 """One place to report to: the screen, the files and trackers, and warnings when a metric leaves its healthy range."""
 
-from typing import Any
-
 from algorithms.loop import spread_over
 from launch.screen.display import Display
 from launch.screen.health import Health
@@ -45,13 +43,13 @@ class RunReporter:
         if self._curves:
             self._curves.step()
 
-    def samples(self, step: int, rows: list[dict[str, Any]], show: bool) -> None:
+    def samples(self, step: int, rows: list[dict[str, object]], show: bool) -> None:
         """Write completions with their rewards, and show a few of them: from the best to the worst."""
         self._tracker.samples(step, rows)
         if show and rows:
             self._display.samples(spread_over(rows, SAMPLES_SHOWN))
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, rows: list[dict[str, object]]) -> None:
         """Write the completions of an evaluation."""
         self._tracker.evaluation(step, rows)
 

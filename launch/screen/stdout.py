@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 _JOINERS = "\u200c\u200d"
 
@@ -20,7 +20,7 @@ class LastingOutput:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -52,10 +52,10 @@ class VisibleOutput:
     behind it decides.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
@@ -96,7 +96,7 @@ def show_what_acts() -> None:
             setattr(sys, name, VisibleOutput(stream))
 
 
-def behind(stream: Any) -> TextIO:
+def behind(stream: TextIO | VisibleOutput) -> TextIO:
     """The stream without what `show_what_acts` put before it."""
     return stream.stream if isinstance(stream, VisibleOutput) else stream
 

@@ -5,7 +5,6 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from algorithms.loop import LESS_IS_BETTER
 from launch.config import RunConfig
@@ -94,7 +93,7 @@ def _results(config: RunConfig, rows: Rows, width: int) -> list[str]:
 
 
 def _metrics_of(config: RunConfig, evaluation: Row) -> list[str]:
-    algorithm: Any = config.algorithm
+    algorithm = config.algorithm
     asked = [getattr(algorithm, "best_by", None), algorithm.stop_when.metric if algorithm.stop_when else None]
 
     def rank(name: str) -> int:

@@ -13,9 +13,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from actors.config_base import UserError
 from actors.files.full_disk import disk_problem
@@ -88,12 +88,12 @@ class Tracker:
         for feeder in self._feeders:
             feeder.log(step, metrics)
 
-    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def samples(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Write one line per sample: `step` and the columns of the row."""
         for row in rows:
             self._samples.write({"step": step, **row})
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Write one line per completion of an evaluation: `step` and the columns of the row."""
         assert self._evaluations is not None, "only jobs that sample responses to held-out prompts have any"
         for row in rows:
@@ -194,7 +194,7 @@ class _WandbSink:
         if said := self._feeder.stdout.read():  # up to its end
             raise RuntimeError(said.strip())
 
-    def _write(self, value: Any) -> None:
+    def _write(self, value: object) -> None:
         assert self._feeder.stdin is not None and self._feeder.stdout is not None
         try:
             self._feeder.stdin.write(json.dumps(value) + "\n")
@@ -225,7 +225,7 @@ class _Lines:
         self._path, self._warn = path, warn
         self._file = self._open(os.O_TRUNC if anew else 0)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         # A lone surrogate, which UTF-8 lacks, is written as the escape that JSON has for it.
         line = _text(row).encode("utf-8", "backslashreplace") + b"\n"
         with _unwritable(self._path):
@@ -286,7 +286,7 @@ def _unwritable(path: Path) -> Iterator[None]:
         raise UserError(f"run.output: {rule}, got {path.parent.parent}") from None
 
 
-def _text(row: dict[str, Any]) -> str:
+def _text(row: Mapping[str, object]) -> str:
     """A row as JSON, whatever its columns are: those of a generator's rows may hold anything, and their classes' code
     may fail where it is asked for a text."""
     try:
@@ -299,7 +299,7 @@ def _text(row: dict[str, Any]) -> str:
         return f"{{{', '.join(parts)}}}"
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: object) -> object:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}

@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.models.hub_cache import cached_snapshot, is_hub_id
@@ -14,6 +14,10 @@ from launch.models.tensors import check_whole
 from launch.models.transformers_source import causal_architectures
 from launch.models.values import READ_BOTH_WAYS, architecture_of, model_values, unfinished
 from launch.screen.shown import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.configuration_utils import PreTrainedConfig
 
 Message = dict[str, str]
 _LONGEST_ANSWER = 512
@@ -69,7 +73,7 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int 
     return 0
 
 
-def _require_speaker(directory: Path, model: str) -> dict[str, Any]:
+def _require_speaker(directory: Path, model: str) -> dict[str, object]:
     """The fields of config.json; raises UserError for what can be known to fail before torch is imported."""
     values = check_whole(directory, "MODEL")
     architecture = architecture_of(values)
@@ -95,7 +99,7 @@ def _require_speaker(directory: Path, model: str) -> dict[str, Any]:
     return values
 
 
-def _positions(values: Any) -> int | None:
+def _positions(values: "dict[str, object] | PreTrainedConfig") -> int | None:
     """Tokens that a model's context has by its configuration, a mapping or an object; None where it does not say."""
     read = values.get if isinstance(values, dict) else lambda name: getattr(values, name, None)
     for name in _POSITIONS:
@@ -104,7 +108,7 @@ def _positions(values: Any) -> int | None:
     return None
 
 
-def _require_room(directory: Path, values: dict[str, Any], prompt: str) -> None:
+def _require_room(directory: Path, values: dict[str, object], prompt: str) -> None:
     """Raise UserError, before torch is imported, for a prompt that leaves no room for an answer."""
     tokenizer = load_tokenizer(str(directory))
     text = _render(tokenizer, [{"role": "user", "content": prompt}])
@@ -132,13 +136,14 @@ class _Speaker:
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             loader = transformers.AutoModelForCausalLM
+            # Any: by the annotations of transformers, no model it loads can be moved, or generate.
             model: Any = loader.from_pretrained(directory, dtype="auto", trust_remote_code=False)
             self._model = model.to(self._device)
         except Exception as error:  # each architecture has its own way not to load
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"MODEL: cannot be loaded ({reason}), got {directory}") from error
         self._max_tokens = max_tokens or _LONGEST_ANSWER
-        self._sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        self._sampling: dict[str, float | bool] = {"do_sample": temperature > 0}
         if temperature > 0:
             # top_k 0: the whole distribution, as in training; transformers would keep 50 tokens.
             self._sampling.update(temperature=temperature, top_k=0, top_p=1.0)
@@ -174,7 +179,7 @@ class _Speaker:
         return self._tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
 
-def _render(tokenizer: Any, conversation: list[Message]) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", conversation: list[Message]) -> str:
     """The chat template's text; a base model without one reads the turns one after the other."""
     if tokenizer.chat_template:
         try:

@@ -6,8 +6,9 @@ sequence-classification model with one score.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from actors.config import UserError
 from actors.models.hub_cache import has_tokenizer, is_hub_id, local_directory
@@ -22,6 +23,7 @@ from launch.verbs.chat import model_directory
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
+Model = TypeVar("Model", bound="SentenceTransformer | CrossEncoder")
 EncoderForm = Literal["embedding", "reranker"]
 
 
@@ -83,7 +85,7 @@ def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderForm:
     raise UserError(f"{field}: must say how it pools (modules.json), got {directory}")
 
 
-def _json(path: Path, field: str) -> dict[str, Any]:
+def _json(path: Path, field: str) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -119,7 +121,7 @@ def load_reranker(directory: Path, field: str) -> "CrossEncoder":
     return model
 
 
-def _loaded(loader: Any, directory: Path, field: str) -> Any:
+def _loaded(loader: Callable[..., Model], directory: Path, field: str) -> Model:
     from actors.models.encoders import keep_texts  # imports torch
 
     try:

@@ -73,6 +73,7 @@ def _print_texts(kind: EncoderKind, task: TaskRows, drawn: list[Example], consol
         "passage": (list(map(len, passages)), limit, rule),
     }
     if kind.reranks:
+        # Any: a tokenizer takes pairs of texts as tuples, and its annotation knows only lists.
         pairs: Any = [pair for row in texts for pair in kind.read_texts(row)]
         lengths["together"] = (list(map(len, tokenizer(pairs).input_ids)), limit, rule)
     unknown = tokenizer.unk_token_id

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from actors.files.own_files import stranger
@@ -107,7 +106,7 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
     if os.environ.get("RAY_ADDRESS"):
         return config
     policy, model = config.policy, config.model
-    changes: dict[str, Any] = {"ranks_per_node": None, "node_labels": {}, "resources": {}, "cpus_per_rank": 0.01}
+    changes: dict[str, object] = {"ranks_per_node": None, "node_labels": {}, "resources": {}, "cpus_per_rank": 0.01}
     if policy.ranks * policy.gpus_per_rank > this_machine().gpus:
         changes["gpus_per_rank"] = 0
         model = model.model_copy(update={"attention": "auto"})
@@ -155,7 +154,7 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             release(placement)
 
 
-def _worker(config: RunConfig, directory: Path) -> tuple[type, tuple[Any, ...]]:
+def _worker(config: RunConfig, directory: Path) -> tuple[type, tuple[object, ...]]:
     """Class of the policy's ranks, and what they are made with."""
     from actors.models.skeleton import write_skeleton
 

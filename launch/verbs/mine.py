@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from actors.config import UserError
 from actors.files.own_files import stranger
@@ -29,9 +29,10 @@ from launch.verbs.mining_parts import digest_of_files, digest_of_values, mining_
 
 if TYPE_CHECKING:
     from algorithms.encoder.mining import MiningRules, MiningTask
-    from algorithms.encoder.rows import Ranking
+    from algorithms.encoder.rows import Graded, Ranking, Scored
     from launch.verbs.miner import Mined, Scores
 
+_Row = TypeVar("_Row", "Ranking", "Scored", "Graded")
 _QUANTILES = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "max": 1.0}
 
 
@@ -181,7 +182,7 @@ def _own_rows(options: MineOptions) -> tuple[list["Ranking"], list[str]]:
     return rows, corpus
 
 
-def _instructed(row: Any, algorithm: EmbeddingConfig, name: str) -> Any:
+def _instructed(row: _Row, algorithm: EmbeddingConfig, name: str) -> _Row:
     """The row with the instruction that its task puts before queries, where tasks have their own."""
     task = algorithm.tasks.get(name)
     own = task.prompts.query if task else None
@@ -222,7 +223,7 @@ def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":
     )
 
 
-def _identity(options: MineOptions, task: "MiningTask", model: Path, reranker: Path | None) -> dict[str, Any]:
+def _identity(options: MineOptions, task: "MiningTask", model: Path, reranker: Path | None) -> dict[str, object]:
     """All that the result depends on."""
     read = ([row.prompt, row.query, row.positives] for row in task.rows)
     elsewhere = {"model", "data", "corpus", "reranker", "output"}
@@ -235,7 +236,7 @@ def _identity(options: MineOptions, task: "MiningTask", model: Path, reranker: P
     }
 
 
-def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[str, Any]]:
+def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[str, object]]:
     """Rows as FlagEmbedding has them; those without a negative are left out."""
     from algorithms.encoder.mining import same_text
 
@@ -246,7 +247,7 @@ def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[
         ids = mined.ids[query][mined.ids[query] >= 0]
         if not len(ids):
             continue
-        made: dict[str, Any] = {"query": row.query, "pos": list(row.positives)}
+        made: dict[str, object] = {"query": row.query, "pos": list(row.positives)}
         made["neg"] = [task.passages[item] for item in ids]
         if scored:
             keys = [same_text(task.passages[item]) for item in task.positives[query]]
@@ -256,10 +257,10 @@ def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[
         yield made if row.prompt is None else made | {"prompt": row.prompt}
 
 
-def _ranked(task: "MiningTask", mined: "Mined") -> Iterator[dict[str, Any]]:
+def _ranked(task: "MiningTask", mined: "Mined") -> Iterator[dict[str, object]]:
     """Distinct queries with all their positives and the passages in order."""
     for (prompt, query), positives, ids in zip(task.queries, task.positives, mined.ids, strict=True):
-        made: dict[str, Any] = {"query": query, "positive": [task.passages[item] for item in positives]}
+        made: dict[str, object] = {"query": query, "positive": [task.passages[item] for item in positives]}
         made["documents"] = [task.passages[item] for item in ids[ids >= 0]]
         yield made if prompt is None else made | {"prompt": prompt}
 

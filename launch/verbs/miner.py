@@ -22,7 +22,7 @@ from algorithms.encoder.mining import (
     without_answers,
 )
 from launch.verbs.encoder_files import say
-from launch.verbs.mining_parts import MiningParts
+from launch.verbs.mining_parts import MinedPart, MiningParts
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -139,7 +139,7 @@ class Miner:
 
     def _block(
         self, numbers: range, chunks: list[range], first: int, shards: list[Scores], parts: MiningParts
-    ) -> list[dict[str, NDArray]]:
+    ) -> list[MinedPart]:
         """The parts of a block of queries, whose candidates are searched at once."""
         queries = self._queries(numbers, parts)
         # One more than is looked at: the query itself may be among them.
@@ -152,7 +152,7 @@ class Miner:
                 inside = slice(chunk.start - numbers.start, chunk.stop - numbers.start)
                 positives = self._positive_scores(chunk, queries[inside], shards)
                 part = self._chunk(chunk, ids[inside], scores[inside], positives)
-                parts.save("mined", number, **part)
+                parts.save("mined", number, part)
             made.append(part)
             self._say("mined", chunk.stop, len(self.task.queries), "queries")
         return made
@@ -165,7 +165,7 @@ class Miner:
         scores = self.model.similarity_pairwise(torch.from_numpy(repeated), torch.from_numpy(passages))
         return np.split(scores.float().numpy(), np.cumsum([len(found) for found in ids])[:-1])
 
-    def _chunk(self, numbers: range, ids: Ids, scores: Scores, positives: list[Scores]) -> dict[str, NDArray]:
+    def _chunk(self, numbers: range, ids: Ids, scores: Scores, positives: list[Scores]) -> MinedPart:
         """A part: what Mined has of these queries."""
         excluded = np.zeros(len(EXCLUSIONS), np.int64)
         candidates: list[Ids] = []

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,15 @@ _IDENTITY, _LOCK, _RESULT = "identity.json", "lock", "result.jsonl"
 _OURS = re.compile(r"(?:(?:passages|queries|mined)-\d+\.np[yz]|identity\.json|result\.jsonl)(?:\.tmp)?|lock")
 
 
+class MinedPart(TypedDict):
+    """What is found for some queries, as `launch.verbs.miner.Mined` has it for all."""
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    positive_scores: NDArray[np.float32]
+    excluded: NDArray[np.int64]
+
+
 class MiningParts:
     """The directory `FILE.jsonl.partial`."""
 
@@ -32,19 +41,30 @@ class MiningParts:
         self._output = output
         self.directory = directory
 
-    def load(self, name: str, number: int) -> dict[str, NDArray[Any]] | None:
-        """The arrays of a part, or None when it is not there."""
+    def load(self, name: str, number: int) -> MinedPart | None:
+        """A part, or None when it is not there."""
         try:
             with np.load(self._path(name, number)) as file:
-                return dict(file)
+                return {
+                    "ids": file["ids"],
+                    "scores": file["scores"],
+                    "positive_scores": file["positive_scores"],
+                    "excluded": file["excluded"],
+                }
         except FileNotFoundError:
             return None
 
-    def save(self, name: str, number: int, **arrays: NDArray[Any]) -> None:
+    def save(self, name: str, number: int, part: MinedPart) -> None:
         """Write a part."""
         with _replaced(self._path(name, number)) as partial, partial.open("wb") as file:
-            values: Any = arrays  # to the type checker, any of them could be savez's own argument
-            np.savez(file, **values)
+            # By name: to the type checker, a mapping's values could be savez's own argument.
+            np.savez(
+                file,
+                ids=part["ids"],
+                scores=part["scores"],
+                positive_scores=part["positive_scores"],
+                excluded=part["excluded"],
+            )
 
     def shard(self, name: str, number: int) -> NDArray[np.float32] | None:
         """An array on disk, which is read where it is used, or None when it is not there."""
@@ -56,7 +76,7 @@ class MiningParts:
         with _replaced(self._path(name, number).with_suffix(".npy")) as partial, partial.open("wb") as file:
             np.save(file, array)
 
-    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
+    def finish(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Put the rows in place, one JSON object a line, and remove all parts.
 
         Raises:
@@ -81,7 +101,7 @@ class MiningParts:
 
 
 @contextlib.contextmanager
-def mining_parts(output: Path, identity: dict[str, Any]) -> Iterator[MiningParts]:
+def mining_parts(output: Path, identity: Mapping[str, object]) -> Iterator[MiningParts]:
     """The parts of this mining; what an interrupted one has left is continued.
 
     Args:
@@ -115,7 +135,7 @@ def _lock(file: int, output: Path) -> None:
         raise UserError(f"--output: another process is writing it, got {output}") from None
 
 
-def _begin(directory: Path, output: Path, identity: dict[str, Any]) -> None:
+def _begin(directory: Path, output: Path, identity: Mapping[str, object]) -> None:
     path = directory / _IDENTITY
     advice = f"remove the directory or choose another output, got {output}"
     if not path.exists():
@@ -156,7 +176,7 @@ def digest_of_files(directory: Path) -> str:
     return found.hexdigest()
 
 
-def digest_of_values(values: Iterable[Any]) -> str:
+def digest_of_values(values: Iterable[object]) -> str:
     """JSON values, as one number."""
     found = hashlib.sha256()
     for value in values:

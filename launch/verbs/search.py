@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.files.own_files import stranger
@@ -23,6 +23,7 @@ from launch.verbs.encoder_files import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from algorithms.encoder.rows import Graded, Ranking, Scored
@@ -100,7 +101,7 @@ def reranker_search(directory: Path, candidates: Callable[[str], list[str]], top
 
     def find(query: str) -> Found:
         passages = candidates(query)
-        scores: NDArray[Any] = model.predict([(query, passage) for passage in passages])
+        scores: NDArray[np.float32] = model.predict([(query, passage) for passage in passages])
         order = (-scores).argsort(kind="stable")[:top]
         return [(float(scores[place]), passages[place]) for place in order]
 
