@@ -27,7 +27,7 @@ FIRST_S = 8.0
 _SLOW_S = 2.0
 """Time beyond its deadline in which an answer that has begun must end, in seconds."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-Texts: TypeAlias = "Mapping[str, str | Texts]"
+Texts: TypeAlias = Mapping[str, "str | Texts"]
 """Texts by name, or further ones below a name."""
 _Answer = TypeVar("_Answer", dict, list)
 
@@ -100,6 +100,7 @@ class JobsClient:
 
     def jobs(self) -> list[SubmittedJob]:
         """All jobs, drivers that were not submitted included."""
+        # The slash at the end belongs to it: this path answers with a list, those of one job with an object.
         values = self._json(self._request("GET", "/api/jobs/"), list)
         return [_job(item) for item in values]
 
@@ -163,6 +164,7 @@ class JobsClient:
     ) -> requests.Response:
         read_s = read_s or READ_S
         url, timeout = self.access.address + path, (CONNECT_S, read_s)
+        # No redirect is followed: the token is meant for this address.
         call = partial(self._session.request, method, url, timeout=timeout, allow_redirects=False, json=json, data=data)
         try:
             response = within(read_s + _SLOW_S, call)
@@ -180,6 +182,7 @@ class JobsClient:
             known = difflib.get_close_matches(job_id, [job.id for job in self.jobs()], 2)
             hint = f" (did you mean {' or '.join(known)}?)" if known else ""
             return UnknownJob(f"ID: {address} knows no such job{hint}, got {job_id}")
+        # A 500 of Ray's is a whole traceback.
         said = cause_line(response.text) or response.reason
         if status >= 500:
             return NoAnswer(f"{self.access.source}: {address} answered {status}: {said}")
@@ -198,7 +201,11 @@ class JobsClient:
 
     def _check_version(self, warn: Callable[[str], None]) -> None:
         response = self._request(
-            "GET", "/api/version", accept=tuple({*range(200, 500)} - {401, 403}), read_s=min(FIRST_S, READ_S)
+            # 401 and 403 are told as what they are; of other answers the body tells that this is no Ray.
+            "GET",
+            "/api/version",
+            accept=tuple({*range(200, 500)} - {401, 403}),
+            read_s=min(FIRST_S, READ_S),
         )
         try:
             theirs = str(response.json()["ray_version"])
@@ -209,7 +216,7 @@ class JobsClient:
             ) from None
         try:
             ours = importlib.metadata.version("ray")
-        except importlib.metadata.PackageNotFoundError:
+        except importlib.metadata.PackageNotFoundError:  # a machine that only submits needs no ray
             return
         if ours != theirs:
             warn(f"the cluster runs Ray {theirs} and this machine has {ours}: Tandem is tested with the same on both")
@@ -232,9 +239,11 @@ def cause_line(text: str) -> str:
     Example: cause_line("Job entrypoint command failed with exit code 2, ...:\\nerror: model.path: ...") is
         "error: model.path: ..."
     """
+    # Colours and other sequences first: what is left of them would be text.
     plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
     lines = [" ".join(re.sub(r"[\x00-\x1f\x7f]", " ", line).split()) for line in plain.splitlines()]
     lines = [line for line in lines if line.strip(". ")]
+    # A line of our own says most, then the last exception of a traceback.
     for pattern in (r"(error|run failed): .", r"([\w.]*(Error|Exception|Exit|Interrupt)\b|Failed\b).*: ."):
         if found := [line for line in lines if re.match(pattern, line)]:
             return _shortened(found[-1])
@@ -250,10 +259,12 @@ def _job(values: Mapping[str, object]) -> SubmittedJob:
     start, end, code = values.get("start_time"), values.get("end_time"), values.get("driver_exit_code")
     metadata = values.get("metadata")
     return SubmittedJob(
+        # A driver that was not submitted has only the second one.
         id=str(values.get("submission_id") or values.get("job_id")),
         state=str(values.get("status")),
         message=str(values.get("message") or ""),
         exit_code=code if isinstance(code, int) else None,
+        # Ray counts milliseconds.
         start_s=start / 1000 if isinstance(start, int | float) and start else None,
         end_s=end / 1000 if isinstance(end, int | float) and end else None,
         metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
@@ -287,5 +298,6 @@ def _system_error(error: BaseException) -> str:
         seen.append(item)
         if isinstance(item, OSError) and item.strerror:
             return str(item.strerror)
+        # requests wraps urllib3, and that the system: by attribute, cause, context or as an argument.
         todo += [getattr(item, "reason", None), item.__cause__, item.__context__, *item.args]
     return " ".join(str(seen[-1]).split())[:200]

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 def on_submit(arguments: argparse.Namespace) -> int:
     """Start a job; with --wait, end as it does. Raises UserError, UsageError."""
+    # Before the configuration is read, which takes longer.
     _check_place(arguments, "id")
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
     if not arguments.kube:
+        # Each verb imports what it needs, as `requests` or the Kubernetes client would delay all others.
         from launch.jobs.submit import submit_job
 
         return submit_job(

@@ -54,6 +54,7 @@ class _Tail:
     def add(self, text: str) -> None:
         self.heard_s = time.monotonic()
         expected = self.known[self.position : self.position + len(text)]
+        # Another log than the one that is known: all of it is new.
         if not text.startswith(expected):
             self.known, self.printed = "", min(self.printed, self.position)
         new = text[max(0, self.printed - self.position) :]
@@ -91,6 +92,7 @@ async def _follow(client: JobsClient, job_id: str, tail: _Tail) -> SubmittedJob:
             except NoAnswer as error:
                 if time.monotonic() - tail.heard_s > LOST_S:
                     raise ConnectionLost(f"{error.problems[0]} (tried again for {LOST_S:g} s)") from None
+            # A server that is back at once, and away again, is not asked without pause.
             await asyncio.sleep(1)
 
 
@@ -99,11 +101,18 @@ async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSessio
     access = client.access
     url = f"{access.address}/api/jobs/{quote(job_id, safe='')}/logs/tail"
     headers = {} if access.token is None else {"Authorization": f"Bearer {access.token}"}
+    # The proxy and certificates that requests takes: both ways lead to the same server.
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
     timeout = aiohttp.ClientWSTimeout(ws_close=CONNECT_S)  # pyright: ignore[reportCallIssue]
     async with asyncio.timeout(READ_S):
         socket = await session.ws_connect(
-            url, headers=headers, proxy=proxy, ssl=_trusted(url), max_msg_size=0, timeout=timeout
+            # 0: no limit. From 4 MiB on, by default, aiohttp would close the connection.
+            url,
+            headers=headers,
+            proxy=proxy,
+            ssl=_trusted(url),
+            max_msg_size=0,
+            timeout=timeout,
         )
     tail.position = 0
     ended = False
@@ -112,6 +121,7 @@ async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSessio
             try:
                 message = await socket.receive(timeout=SILENCE_S)
             except TimeoutError:
+                # Silent for a second time since the job ended: nothing more comes.
                 if ended:
                     return
                 job = await asyncio.to_thread(client.job, job_id)

@@ -22,6 +22,7 @@ def start_of_tail(text: str, count: int) -> int:
         if not count:
             break
         start -= len(line)
+        # Lines of Ray are passed over: they are not shown either.
         count -= not of_ray(line)
     return start
 
@@ -56,4 +57,5 @@ def _may_become(start: str) -> bool:
     """Whether a line that begins so, and has not ended, may be Ray's."""
     if len(start) > _LONGEST:
         return False
+    # A year, or digits that may become one: the rest of a time follows.
     return start.startswith(_ENTRYPOINT[: len(start)]) or bool(re.match(r"\d{1,3}$|\d{4}($|-)", start))

@@ -15,6 +15,7 @@ from launch.jobs.follow import ConnectionLost, follow_log
 from launch.jobs.own_lines import WithoutOwnLines, of_ray, start_of_tail
 
 JOB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+# 130 as shells say of what Ctrl-C has ended.
 STOPPED, INTERRUPTED, FAILED = 130, 130, 1
 STOP_MARGIN_S = 30
 """Time beyond the job's own for its last checkpoint after which `stop` gives up, in seconds."""
@@ -129,6 +130,7 @@ def wait_for(
         The driver's exit code; 130 for a job that was stopped, and after Ctrl-C, which leaves it alone; 1 when the
         connection was lost for good, Ray ended the job, or a stop killed it with its last step unsaved.
     """
+    # With --json, standard output holds one object.
     output = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
@@ -198,11 +200,13 @@ def _stopped(client: JobsClient, job: SubmittedJob, until: float) -> SubmittedJo
     told = None
     while True:
         try:
+            # PENDING it was told in vain: again, once it runs.
             if job.state != told:
                 client.stop(job.id)
                 told = job.state
             job = client.job(job.id)
         except NoAnswer:
+            # It may answer again, and the job ends without us: asked until time is up.
             if time.monotonic() > until:
                 raise
         if job.ended or time.monotonic() > until:
@@ -222,6 +226,7 @@ def _ending(job: SubmittedJob) -> list[str]:
 def _hint(job: SubmittedJob) -> str:
     """What to do about a driver that could not start."""
     cause = job.cause or ""
+    # A line of ours names the module by itself, and what to do.
     if found := re.match(r"(?!error: ).*No module named '?(\w+)", cause):
         if found[1] == "launch":
             return " (the cluster's Python lacks Tandem: install it on all nodes, or submit from a clone)"
@@ -244,6 +249,7 @@ def _unsaved(client: JobsClient, job: SubmittedJob) -> str | None:
         return None
     # Ray appends the log of one attempt to that of the one before.
     text = re.split(rf"^Running entrypoint for job {re.escape(job.id)}: .*\n", text, flags=re.MULTILINE)[-1]
+    # Without a line but warnings, the driver had not begun; interrupted before its first step, it has lost none.
     begun = re.search(r"^(?!warning: )\S", text, re.MULTILINE)
     nothing_lost = _INTERRUPTED.search(text) and not _STEP.search(text)
     if not begun or _SAVED.search(text) or nothing_lost:

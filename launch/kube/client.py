@@ -18,7 +18,7 @@ from launch.kube.objects import RayJob
 from launch.kube.submission import DELETION_S, OURS, command_for, delete_in_full, pods_grace_s, submit_documents
 from launch.kube.watch import JobLog, RayJobState, follow_rayjob, state_line
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # as shells say of what Ctrl-C ended: 128 and SIGINT
 
 
 def kube_submit(
@@ -41,6 +41,7 @@ def kube_submit(
     """
     from launch.kube.render import manifests
 
+    # Before the cluster is asked: a mistake of the configuration is told without one.
     documents = manifests(config, "rayjob")
     api = connect_kube(namespace or config.cluster.kubernetes.namespace, context)
     document, action = submit_documents(api, documents, say=_say)
@@ -124,6 +125,7 @@ def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> i
 
     api = connect_kube(namespace, context)
     found = api.rayjobs(",".join(f"{key}={value}" for key, value in OURS.items()))
+    # Times begin with a digit below 9, so that those which have not started come last.
     states = sorted(map(RayJobState.of, found), key=lambda state: (state.started or "9", state.name))
     if as_json:
         print(json.dumps([dataclasses.asdict(state) for state in states]))
@@ -141,11 +143,14 @@ def _waited(api: KubeApi, document: RayJob, answer: Mapping[str, object] | None)
     log = JobLog(api, _mode(document))
     if not log.in_a_pod:
         _say(f"no pod has the log in {log.mode}: {_through_dashboard(api, RayJobState.of(document))}")
+    # With --json, standard output is for the object alone.
     state = _followed(api, document, log, _print if answer is None else _say)
     code = INTERRUPTED if state is None else state.exit_code
+    # It never ran, and its message is the operator's rule: the user's mistake, as one of the configuration.
     if state is not None and state.state == "ValidationFailed":
         raise UserError(f"RayJob {state.name}: must keep KubeRay's rules, got {state.message or state.line}")
     if state is not None and code:
+        # Where no pod had the log, the operator's message holds the last of it.
         _say(*([] if log.in_a_pod else state.message.splitlines()[-20:]), f"RayJob {state.name} ended with {code}")
     if answer is not None:
         print(json.dumps({**answer, **({} if state is None else dataclasses.asdict(state)), "exit_code": code}))
@@ -207,7 +212,7 @@ def _nearest(api: KubeApi, name: str) -> str:
 
 
 def _mode(document: RayJob) -> str:
-    return document["spec"].get("submissionMode") or "K8sJobMode"
+    return document["spec"].get("submissionMode") or "K8sJobMode"  # KubeRay's default
 
 
 def _next_commands(api: KubeApi, name: str) -> list[str]:

@@ -40,6 +40,7 @@ MOVABLE = ("HF_HOME", "RAY_worker_niceness")
 
 def ray_version() -> str:
     """The installed Ray, whose version manifests and images must have."""
+    # Of the package as it is installed: `check` imports no ray.
     return importlib.metadata.version("ray")
 
 
@@ -53,6 +54,7 @@ def _check_selector(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _check_annotations(annotations: dict[str, str]) -> dict[str, str]:
+    # Keys are those of labels; values may be any text.
     _check_selector(dict.fromkeys(annotations, ""))
     for key, value in annotations.items():
         if key.startswith(_RESERVED):
@@ -159,6 +161,7 @@ class KubernetesConfig(Config):
 
     @model_validator(mode="after")
     def _ends_in_one_way(self) -> "KubernetesConfig":
+        # The same as in rules_job.py for manifests of any origin; here a mistake has the name of its setting.
         if self.deletion_rules and self.shutdown:
             raise ValueError("shutdown must be false with deletion_rules, got true")
         if self.ttl_s is not None and not self.shutdown:
@@ -194,6 +197,7 @@ class KubernetesConfig(Config):
         for name in self.secrets:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"secrets.{name} must be a name of letters, digits and _, got {name!r}")
+            # Every pod has these, and a container cannot have a name twice.
             if name in POD_VARIABLES:
                 raise ValueError(f"secrets.{name} must be left out, as {POD_VARIABLES[name]}, got one")
         if self.ray_auth == "disabled":

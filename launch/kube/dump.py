@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _WORD = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 """No colon, space, sign or digit first: neither number, date, time, anchor, tag nor flow."""
+# Words, and yet a truth value, null or number to some reader of YAML.
 _SPECIAL = {"true", "false", "yes", "no", "on", "off", "y", "n", "null", "none", "nan", "inf", "_"}
 _FIRST = ("apiVersion", "kind", "metadata", "spec")
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -41,6 +42,7 @@ def _lines(value: object) -> Iterator[str]:
             if not isinstance(key, str):
                 raise ValueError(f"a key must be text, got {key!r}")
             name = _text(key)
+            # A key behind `?` may be of any length.
             if len(name) > _LONGEST_KEY:
                 yield f"? {name}"
                 name = ""
@@ -48,6 +50,7 @@ def _lines(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple) and value:
         for item in value:
             lines = list(_lines(item)) if _has_lines(item) else list(_item("", item))
+            # `_item` puts a blank before a value, as after a name; here the dash has one.
             yield f"- {lines[0].removeprefix(' ')}"
             yield from (f"  {line}" if line else "" for line in lines[1:])
     else:
@@ -58,9 +61,11 @@ def _item(before: str, value: object) -> Iterator[str]:
     """`before` and a value, on one line if that is possible."""
     if _has_lines(value):
         yield before
+        # Lists begin in the column of their name, as kubectl writes them.
         indent = "  " if isinstance(value, Mapping) else ""
         yield from (f"{indent}{line}" if line else "" for line in _lines(value))
     elif isinstance(value, str) and _is_block(value):
+        # |- says that the last line has no end, which a bare | would add.
         yield f"{before} |" if value.endswith("\n") else f"{before} |-"
         yield from (f"  {line}" if line else "" for line in value.removesuffix("\n").split("\n"))
     else:
@@ -74,7 +79,7 @@ def _has_lines(value: object) -> bool:
 def _scalar(value: object) -> str:
     if value is None:
         return "null"
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # before int: True is one, too
         return str(value).lower()
     if isinstance(value, str):
         return _text(value)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kubernetes.client.exceptions import ApiException
     from urllib3 import BaseHTTPResponse
 
-CONNECT_S, READ_S = 5, 8
+CONNECT_S, READ_S = 5, 8  # seconds
 _SLOW_S = 2
 """Time beyond READ_S in which an answer that has begun must end, in seconds."""
 _GROUP, _VERSION, _RAYJOBS = "ray.io", "v1", "rayjobs"
@@ -81,6 +81,7 @@ class KubeApi:
 
     def delete_rayjob(self, name: str) -> None:
         """Begin to delete a RayJob; it is there until its cluster's pods have ended."""
+        # Foreground: the RayJob stays until what it owns is gone, so that its absence tells of its pods.
         self._custom("delete", "delete_namespaced_custom_object", name, propagation_policy="Foreground")
 
     def part(self, document: Document) -> KubeObject | None:
@@ -102,7 +103,7 @@ class KubeApi:
             "apiVersion": owner["apiVersion"],
             "kind": owner["kind"],
             "name": metadata["name"],
-            "uid": metadata["uid"],
+            "uid": metadata["uid"],  # by which the server goes: a RayJob of the same name is another owner
         }
         change = {"metadata": {"ownerReferences": [reference]}}
         self._part("patch", "patch", document, document["metadata"]["name"], self.namespace, change)
@@ -111,6 +112,7 @@ class KubeApi:
         """Pods with these labels, in the order of their creation."""
         found = self._core("list", "pods", "list_namespaced_pod", self.namespace, label_selector=labels)
         pods: list[Pod] = self._items(found)
+        # The API writes all times alike, in UTC: in this form they sort as texts.
         return sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
 
     def warnings(self, name: str) -> list[str]:
@@ -181,6 +183,7 @@ class KubeApi:
         call: Callable[..., BaseHTTPResponse] = getattr(api, method)
         options |= {"_preload_content": False, "_request_timeout": (CONNECT_S, READ_S)}
         try:
+            # The client's deadlines are for connecting and for each read; this one is for the whole answer.
             return within(READ_S + _SLOW_S, lambda: call(*arguments, **options).data)
         except ApiException as error:
             return self._absent(error, verb, resource)
@@ -202,10 +205,12 @@ class KubeApi:
         if error.status == 404 and status is not None and status.about == "namespaces":
             name = self.namespace
             raise UserError(f"namespace: must exist in the cluster, got {name} (kubectl create namespace {name})")
+        # A path that nobody serves is answered in plain text: the server does not know the kind.
         if error.status == 404 and resource == _RAYJOBS and status is None:
             raise UserError(
                 f"kubernetes: KubeRay must be installed in the cluster, got no rayjobs ({_INSTALL_OPERATOR})"
             )
+        # A container that has not begun is an error, too, which only its text tells from others.
         if error.status == 404 or (error.status == 400 and resource == "pods/log" and "waiting to start" in message):
             return
         raise self._refusal(error.status or 0, f"{verb} {resource} in namespace {self.namespace}", message)
@@ -240,8 +245,10 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
         raise UserError(f"--kube: needs the package kubernetes, got {missing} ({how})") from None
     settings = client.Configuration()
     settings.retries = False  # type: ignore[assignment]  # urllib3's three tries would make four deadlines of one.
+    # KUBECONFIG may name several files, which the client merges.
     path = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
     if not any(os.path.exists(part) for part in path.split(os.pathsep)):
+        # Kubernetes sets it in all pods.
         if "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise UserError(f"kubeconfig: must exist, got no file {path} (KUBECONFIG names another)")
         try:
@@ -319,4 +326,5 @@ def _status(error: "ApiException") -> _Status | None:
 
 def _cause(error: Exception) -> str:
     text = " ".join(str(error).split())
+    # urllib3 writes its connection and the host before the reason.
     return text.rpartition(": ")[2] if "object at 0x" in text or "host=" in text else text or type(error).__name__

@@ -22,6 +22,7 @@ def network_policy(config: RunConfig, name: str) -> Document:
     """
     labels = object_labels(config, name)
     ours = {"matchLabels": {key: labels[key] for key in ("app.kubernetes.io/part-of", "app.kubernetes.io/instance")}}
+    # Both selectors in one entry: pods of that name in that namespace. In two, either would be enough.
     operator = {
         "namespaceSelector": {
             "matchLabels": {"kubernetes.io/metadata.name": config.cluster.kubernetes.operator_namespace}
@@ -38,7 +39,7 @@ def network_policy(config: RunConfig, name: str) -> Document:
         },
         "spec": {
             "podSelector": ours,
-            "policyTypes": ["Ingress", "Egress"],
+            "policyTypes": ["Ingress", "Egress"],  # a direction that is named is closed but for its rules
             "ingress": [
                 {"from": [{"podSelector": ours}]},
                 {"from": [operator], "ports": [{"protocol": "TCP", "port": port} for port in _DASHBOARD_PORTS]},

@@ -50,6 +50,7 @@ class KubeObject(TypedDict):
     metadata: Metadata
 
 
+# Only what of a RayJob the stop and the log need to know.
 class _PodFields(TypedDict, total=False):
     terminationGracePeriodSeconds: int
 

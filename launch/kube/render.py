@@ -87,6 +87,7 @@ def kube_name(run: str, longest: int) -> str:
         return run
     name = re.sub(r"[^a-z0-9-]", "-", run.lower())
     name = name if name[0].isalpha() else f"run-{name}"
+    # 9: a hyphen and the 8 digits of the hash, which tells apart what would become the same name.
     return f"{name[: longest - 9].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
@@ -97,7 +98,7 @@ def run_values(config: RunConfig) -> Manifest:
         return values
     sections = [(values.setdefault("policy", {}), "trainer"), (values.setdefault("rollout", {}), "rollout")]
     if config.critic is not None:
-        sections.append((values["critic"], "trainer"))
+        sections.append((values["critic"], "trainer"))  # there, as its default is none
     if config.reference_group:
         sections.append((values.setdefault("reference", {}), "trainer"))
     models = values.get("reward", {}).get("models", [])
@@ -149,6 +150,7 @@ def _job(config: RunConfig, name: str) -> Manifest:
             for rule in kubernetes.deletion_rules
         ]
         job["deletionStrategy"] = {"deletionRules": rules}
+    # Where the entrypoint asks for resources, Ray places the driver on a worker; else it is on the head.
     if driver_on_worker(config):
         job |= {"entrypointNumCpus": 1, "entrypointResources": json.dumps({DRIVER_RESOURCE: 1})}
     if kubernetes.submission_mode == "K8sJobMode":
@@ -165,7 +167,7 @@ def _cluster(config: RunConfig, name: str, config_map: str | None) -> Manifest:
     if kubernetes.autoscaling:
         cluster["enableInTreeAutoscaling"] = True
         cluster["autoscalerOptions"] = {
-            "version": "v2",
+            "version": "v2",  # Ray's default since 2.47
             "idleTimeoutSeconds": kubernetes.autoscaling.idle_timeout_s,
             "securityContext": container_security(),
         }
@@ -187,6 +189,7 @@ def _cluster(config: RunConfig, name: str, config_map: str | None) -> Manifest:
 def _workers(config: RunConfig, group: PodGroup, size: PodSize) -> Manifest:
     count = len(group.nodes)
     scaled = config.cluster.kubernetes.autoscaling is not None and group.name == "rollout"
+    # The autoscaler starts them when the engines of the run ask.
     fewest = 0 if scaled else count
     workers: Manifest = {"groupName": group.name, "replicas": fewest, "minReplicas": fewest, "maxReplicas": count}
     if group.labels:

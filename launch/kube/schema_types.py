@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 _QUANTITY = re.compile(r"\+?(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i|[numkMGTPE])|([eE][+-]?\d+))?")
+# k is the only thousandfold in lower case: m is a thousandth, M a million.
 _UNITS = {
     "": Decimal(1),
     "n": Decimal("1e-9"),
@@ -51,6 +52,7 @@ def quantity_value(quantity: str | int) -> Decimal:
 
 
 def _quantity(value: object) -> str | int:
+    # To Python, YAML's true is an int.
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("must be a quantity such as 8Gi")
     quantity_value(value)
@@ -148,6 +150,7 @@ RayJobName = Annotated[
 EnvName = Annotated[
     str, _words(r"[-._A-Za-z][-._A-Za-z0-9]*", 253, "letters, digits, '_', '-' and '.', no digit first")
 ]
+# . and .. would be directories, not files
 FileKey = Annotated[str, _words(r"(?!\.\.?$)[-._A-Za-z0-9]+", 253, "letters, digits, '-', '_' and '.'")]
 Text = Annotated[str, Field(min_length=1)]
 ImageName = Annotated[Text, AfterValidator(_image)]

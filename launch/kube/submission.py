@@ -16,7 +16,7 @@ DIGEST = "tandem-digest"
 """Annotation of a RayJob: sha256 of the documents it was made of."""
 DELETION_S = 60
 """Time that the operator and the API server take for a deletion, beside the pods' own, in seconds."""
-_DEFAULT_GRACE_S = 30
+_DEFAULT_GRACE_S = 30  # Kubernetes' own
 
 
 def submit_documents(api: KubeApi, documents: list[Document], *, say: Callable[[str], None]) -> tuple[RayJob, str]:
@@ -28,6 +28,7 @@ def submit_documents(api: KubeApi, documents: list[Document], *, say: Callable[[
     Raises:
         UserError: another RayJob has its name and is not finished or not Tandem's; the cluster refuses the request.
     """
+    # Before the namespace and the digest itself are written into them.
     digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
     for document in documents:
         document["metadata"]["namespace"] = api.namespace
@@ -48,6 +49,7 @@ def submit_documents(api: KubeApi, documents: list[Document], *, say: Callable[[
     made: list[Document] = []
     try:
         for document in parts:
+            # Parts first: a pod that needs a ConfigMap does not start without it.
             _replace(api, document)
             made.append(document)
         created = api.create_rayjob(job)
@@ -68,6 +70,7 @@ def _is_in_use(api: KubeApi, document: RayJob, digest: str) -> bool:
     name, state = metadata["name"], RayJobState.of(document)
     if not _is_ours(document):
         raise UserError(f"run.name: must be free in namespace {api.namespace}, got a RayJob {name} not of Tandem's")
+    # Both are on their way out: the caller waits until the name is free.
     if state.finished or metadata.get("deletionTimestamp"):
         return False
     if (metadata.get("annotations") or {}).get(DIGEST) == digest:
@@ -99,6 +102,7 @@ def delete_in_full(api: KubeApi, document: RayJob, limit_s: float) -> bool:
     metadata, deadline = document["metadata"], time.monotonic() + limit_s
     if not metadata.get("deletionTimestamp"):
         api.delete_rayjob(metadata["name"])
+    # Another uid: somebody has created it again, so this one is gone.
     while (found := api.rayjob(metadata["name"])) is not None and found["metadata"]["uid"] == metadata["uid"]:
         if time.monotonic() > deadline:
             return False

@@ -34,7 +34,7 @@ _KINDS: dict[str, type[ParsedManifest]] = {
     "ConfigMap": ConfigMapManifest,
     "NetworkPolicy": NetworkPolicyManifest,
 }
-_LARGEST_CONFIG_MAP = 2**20
+_LARGEST_CONFIG_MAP = 2**20  # Kubernetes' own limit
 _TYPES = {
     "string_type": "must be a string (quoted, if it looks like a number or a boolean)",
     "int_type": "must be a whole number",
@@ -123,6 +123,7 @@ def _parse(document: Mapping[str, object]) -> ParsedManifest | list[str]:
     if not isinstance(kind, str) or kind not in _KINDS:
         near = difflib.get_close_matches(str(kind), _KINDS, 1)
         return [f"kind: must be one of {', '.join(_KINDS)}{_hint(near)}, got {_short(kind)}"]
+    # Before pydantic, which takes null wherever a field may be left out.
     nulls = [f"{path}: must have a value or be left out, got null" for path in _nulls(document, "")]
     if nulls:
         return nulls
@@ -144,6 +145,7 @@ def _nulls(value: object, path: str) -> Iterator[str]:
 
 
 def _problem(error: "ErrorDetails", document: Mapping[str, object]) -> str:
+    # pydantic's mark of a mistake in a key; the path ends there anyway.
     location = [step for step in error["loc"] if step != "[key]"]
     path, kind, got = "", error["type"], _got(document, location, error["input"])
     for step in location:
@@ -156,6 +158,7 @@ def _problem(error: "ErrorDetails", document: Mapping[str, object]) -> str:
         return f"{path}: required, got nothing"
     if kind == "value_error":
         message = str(error.get("ctx", {})["error"])
+        # Validators of ours begin with a dot where a field below the path is wrong.
         message = message if message.startswith(".") else f": {message}"
         return path + message + ("" if ", got " in message else f", got {got}")
     return f"{path}: {_rule(error)}, got {got}"
@@ -187,6 +190,7 @@ def _rule(error: "ErrorDetails") -> str:
     if kind == "greater_than_equal":
         return f"must be at least {context['ge']}"
     if kind in ("less_than", "less_than_equal"):
+        # All of them are whole numbers: below 5 is at most 4.
         return f"must be at most {context['le'] if 'le' in context else context['lt'] - 1}"
     if kind == "too_short":
         return f"must have at least {context['min_length']}"
@@ -196,6 +200,7 @@ def _rule(error: "ErrorDetails") -> str:
 def _part_at(part: type[ManifestPart], location: Sequence[str | int]) -> type[ManifestPart]:
     for step in location:
         if isinstance(step, str):
+            # An index changes nothing: the parts of a list have one type, which `_parts` finds.
             part = next(_parts(part.model_fields[step].annotation))
     return part
 

@@ -23,7 +23,7 @@ OPERATOR_WAIT_S = 120
 UNREACHABLE_S = 120
 """Time for which the API server may be away while a RayJob is watched."""
 _SUBMITTER = "ray-job-submitter"
-_LONGEST = 240
+_LONGEST = 240  # characters of a message in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class JobLog:
         """Lines that have come since the last call."""
         pods = self._pods(state)
         if self.tail is not None and not self.read:
+            # The last lines are those of the latest attempt: the logs of those before count as read.
             self.read = {pod["metadata"]["uid"]: _Position(complete=True) for pod in pods[:-1]}
         for pod in pods:
             position = self.read.setdefault(pod["metadata"]["uid"], _Position())
@@ -138,7 +139,9 @@ class JobLog:
         container = _SUBMITTER if self.mode == "SidecarMode" else pod["spec"]["containers"][0]["name"]
         tail = self.tail if position.at is None else None
         text = self.api.log(pod["metadata"]["name"], container, since_s=since, tail=tail)
+        # The pod was asked before its log: if it had ended by then, this was all of it.
         position.complete = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        # An empty answer is no reading: the container may not have begun.
         position.at = began if text else position.at
         return position.after(text)
 
@@ -157,8 +160,10 @@ class _Position:
         lines, again = [], self.lines_of_stamp
         for raw in text.removesuffix("\n").split("\n") if text else []:
             stamp, _, line = raw.partition(" ")
+            # Times of the same form and zone compare as texts.
             if stamp < self.stamp:
                 continue
+            # Several lines of one moment: as many as were shown are left out.
             if stamp == self.stamp and again:
                 again -= 1
                 continue
@@ -200,6 +205,7 @@ def follow_rayjob(
             if now - lost > UNREACHABLE_S:
                 raise
         else:
+            # Here, and not above: what it printed last has been shown.
             if state.finished:
                 return state
             if not state.state and time.monotonic() - began > OPERATOR_WAIT_S:
@@ -218,6 +224,7 @@ def _waits(api: KubeApi, state: RayJobState) -> str:
     if not state.cluster:
         return ""
     pods = api.pods(f"ray.io/cluster={state.cluster}")
+    # The submitter comes when the cluster is there.
     pods += api.pods(f"job-name={state.name}") if state.state == "Running" else []
     if not pods:
         said = _allowed(lambda: api.warnings(state.cluster), [])
@@ -247,6 +254,7 @@ def _reason(pod: Pod) -> str:
             return f"{condition.get('reason')}: {condition.get('message') or ''}"
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting")
+        # That one waits for an init container, which has the reason.
         if waiting and waiting.get("reason") != "PodInitializing":
             message = waiting.get("message")
             return f"{waiting.get('reason')}: {message}" if message else str(waiting.get("reason"))

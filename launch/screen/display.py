@@ -31,11 +31,11 @@ HEARTBEAT_S, LATER_HEARTBEAT_S = 15.0, 60.0
 """Longest silence there, before the first step and after it, in seconds."""
 HISTORY_LINES = 10
 """Lines about steps that a run without evaluations leaves on a terminal."""
-DURATIONS_KEPT = 20
+DURATIONS_KEPT = 20  # steps from whose mean the ETA is made
 TEXT_CELLS = 60
 PHASE_LINES, FIGURE_LINES, BAR_CELLS, SHORTEST_BAR_CELLS = 3, 4, 30, 8
-LONGEST_TEXT = 500
-PLAIN_WIDTH = 200
+LONGEST_TEXT = 500  # characters of a sample that are looked at, before it is cut to its cells
+PLAIN_WIDTH = 200  # cells of a line in a log file
 
 _BEGINNING = {
     "sync": "warming up: the engines get their first weights",
@@ -125,6 +125,7 @@ class Display:
     def step(self, step: int, metrics: Metrics) -> None:
         """Show the results of a finished step; evaluation metrics stay visible until the next evaluation."""
         now = time.monotonic()
+        # An evaluation before the first step is none.
         if self._step_started is not None and step > self._first:
             self._durations.append(now - self._step_started)
         first = not self._metrics
@@ -144,6 +145,7 @@ class Display:
     def samples(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Print a table of completions; rows hold `prompt`, `completion`, `reward` and `version`."""
         numbers = [_sample_numbers(row) for row in rows]
+        # 8: indent, gap and arrow.
         room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2
         cells = max(8, min(TEXT_CELLS, room))
         self._print(f"[italic]samples at step {self._step}[/]")
@@ -240,6 +242,7 @@ class Display:
     def _beat(self) -> None:
         """Where there is no panel: break a silence that lasts."""
         while not self._ended.wait(1.0):
+            # Before the first step, people wonder whether anything happens at all.
             longest = HEARTBEAT_S if not self._metrics else LATER_HEARTBEAT_S
             if self._phase and max(self._printed_at, self._phase_started) + longest < time.monotonic():
                 self._print(escape(self._doing()))
@@ -284,6 +287,7 @@ class Display:
             line.truncate(width)
             yield line
         frames = "-\\|/" if self._ascii else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+        # By the clock: it turns evenly, however often it is drawn.
         frame = frames[int(time.monotonic() * 8) % len(frames)]
         for place, line in enumerate(_wrapped(self._doing(), width - 2)):
             yield Text(f"{frame} " if not place else "  ", "green").append(line, "none")

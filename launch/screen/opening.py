@@ -91,7 +91,7 @@ def _rows(file: Path) -> int | None:
         if file.suffix != ".jsonl" or file.stat().st_size > _LARGEST_FILE:
             return None
         with file.open("rb") as stream:
-            return sum(bool(line.strip()) for line in stream)
+            return sum(bool(line.strip()) for line in stream)  # blank lines are no rows
     except (OSError, ValueError):
         return None
 

@@ -20,6 +20,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
     Example: visible("a\n\x1b[2J\u7b54") is "a", the sign, "\\x1b[2J" and the letter.
     """
+    # Line ends of Windows are ordinary: one sign, and no escape before it.
     text = text.replace("\r\n", "\n")
     return "".join(character if character.isprintable() else _sign(character, lines=lines) for character in text)
 
@@ -27,6 +28,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 def _sign(character: str, *, lines: bool) -> str:
     if character == "\n":
         return character if lines else NEWLINE
+    # Of all spaces, Python calls only the plain one printable.
     if character in _JOINERS or unicodedata.category(character) == "Zs" or (lines and character == "\t"):
         return character
     return character.encode("unicode_escape").decode("ascii")

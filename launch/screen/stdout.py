@@ -80,6 +80,7 @@ def _escaped(text: str) -> str:
 
 
 def _harmless(char: str) -> bool:
+    # Spaces of other scripts, too; up to 0x9F they are control characters.
     return char.isprintable() or char in "\n\t" or char in _JOINERS or (char.isspace() and ord(char) > 0x9F)
 
 
@@ -90,6 +91,7 @@ def show_what_acts() -> None:
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        # What stands there may be somebody else's stream, which need not have `reconfigure`.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         if not isinstance(stream, VisibleOutput):

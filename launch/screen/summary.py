@@ -88,7 +88,7 @@ def _results(config: RunConfig, rows: Rows, width: int) -> list[str]:
         return []
     names = [name for name in steps[-1] if name in _IN_TRAINING or name.startswith("loss/")]
     if "reward/mean" in names:
-        names = ["reward/mean"]
+        names = ["reward/mean"]  # the losses of reinforcement say nothing
     return _table(names, [steps[0], steps[-1]] if len(steps) > 1 else steps, width, best=False)
 
 
@@ -97,6 +97,7 @@ def _metrics_of(config: RunConfig, evaluation: Row) -> list[str]:
     asked = [getattr(algorithm, "best_by", None), algorithm.stop_when.metric if algorithm.stop_when else None]
 
     def rank(name: str) -> int:
+        # What the user has asked to judge by goes first.
         if name in asked:
             return -1
         return next((place for place, end in enumerate(_HEADLINES) if name.endswith(f"/{end}")), len(_HEADLINES))

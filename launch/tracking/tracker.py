@@ -73,6 +73,7 @@ class Tracker:
                 files.append(_Lines(directory / name, anew=not resumed_step, warn=warn))
         self._metrics, self._samples = files[:2]
         self._evaluations = files[2] if len(files) > 2 else None
+        # Of an earlier run of this name, another kind of job.
         if self._evaluations is None and not resumed_step:
             (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
@@ -122,7 +123,7 @@ class _Feeder:
     def log(self, step: int, metrics: Metrics) -> None:
         if self._failed:
             return
-        self._waiting.put((step, dict(metrics)))
+        self._waiting.put((step, dict(metrics)))  # a copy: the caller goes on with its own
         if self._thread is None:
             # Daemon: a service that hangs must not keep a finished run alive.
             thread = threading.Thread(target=self._feed, name="tracking", daemon=True)
@@ -149,6 +150,7 @@ class _Feeder:
                 sink.log(*item)
             sink.close()
         except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
+            # A RuntimeError holds the feeder's own line, which needs no class.
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
             self._warn(f"tracking: {kind}{masked(' '.join(str(error).split()))}; files are written as before")
 
@@ -166,7 +168,7 @@ class _WandbSink:
             [sys.executable, "-P", str(Path(__file__).with_name("wandb_feeder.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # W&B's own chatter; what fails comes on standard output
             text=True,
         )
         public = public_values(config)
@@ -243,7 +245,7 @@ class _Lines:
                 written += os.write(self._file, line[written:])
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, end)
+                os.ftruncate(self._file, end)  # the part that a full disk still took
             raise
 
     def _go_on_where_it_should_be(self) -> None:
@@ -295,6 +297,7 @@ def _text(row: Mapping[str, object]) -> str:
         if len(row) == 1:
             (name,) = row
             return json.dumps({str(name): f"cannot be shown ({type(error).__name__})"})
+        # One by one, so that only the columns that fail are replaced.
         parts = (_text({name: value})[1:-1] for name, value in row.items())
         return f"{{{', '.join(parts)}}}"
 

@@ -21,7 +21,7 @@ def feed() -> None:
     """Leave the driver's family, then deliver."""
     if os.fork():
         os._exit(0)
-    os.setsid()
+    os.setsid()  # no terminal, and so no Ctrl-C of it
     try:
         _deliver()
     except Exception as error:  # services fail in many ways (network, quota, login): the driver warns of it
@@ -52,6 +52,7 @@ def _deliver() -> None:
 def _reached(kept: int, run: "wandb.Run") -> int:
     """The last step that the run at Weights & Biases has: of those given, a lost node may not have delivered all."""
     there = getattr(run, "step", None) if getattr(run, "resumed", False) is True else None
+    # run.step is that of the next `log`.
     return min(kept, there - 1) if isinstance(there, int) else kept
 
 

@@ -45,6 +45,7 @@ def known_run(directory: Path, config: Mapping[str, object], *, same: bool, may_
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)  # a link that somebody has put there is not followed
     file.write_text(json.dumps(known | {"config": digest}), encoding="utf-8")
+    # allow: goes on with the id where it is known, and begins it where it is not.
     return {"id": known["id"], "resume": "allow", "file": str(file)}
 
 

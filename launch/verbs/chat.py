@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 _LONGEST_ANSWER = 512
+# What families call the length of their context in config.json.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -37,6 +38,7 @@ def model_directory(path: str, field: str = "MODEL") -> Path:
         model_values(directory / "export", field)
     if state := unfinished(directory):
         raise UserError(f"{field}: {state}, got {path}")
+    # Something is there, or would be if a shell had expanded ~: this raises what is wrong with it.
     if os.path.lexists(directory) or path.startswith("~"):
         model_values(directory, field)
     siblings = [str(entry) for entry in directory.parent.glob("*") if _model_in(entry)]
@@ -59,7 +61,9 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int 
     if max_tokens is not None and (limit := _positions(values)) and max_tokens >= limit:
         raise UserError(f"--max-tokens: must be below the model's {limit} positions, got {max_tokens}")
     if prompt is not None:
+        # A prompt is known now; lines of a conversation are counted as they come.
         _require_room(directory, values, prompt)
+    # Imports torch, which takes seconds: all that can be refused without it has been.
     speaker = _Speaker(directory, temperature, max_tokens)
     if prompt is not None:
         speaker.answer([{"role": "user", "content": prompt}])
@@ -112,6 +116,7 @@ def _require_room(directory: Path, values: dict[str, object], prompt: str) -> No
     """Raise UserError, before torch is imported, for a prompt that leaves no room for an answer."""
     tokenizer = load_tokenizer(str(directory))
     text = _render(tokenizer, [{"role": "user", "content": prompt}])
+    # A chat template writes the special tokens itself.
     ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     _require_length(len(ids), _positions(values))
 
@@ -160,13 +165,14 @@ class _Speaker:
         inputs = self._tokenizer(
             _render(self._tokenizer, conversation),
             return_tensors="pt",
-            return_token_type_ids=False,
+            return_token_type_ids=False,  # generate() refuses what the model does not take
             add_special_tokens=not self._tokenizer.chat_template,
         ).to(self._device)
         length = inputs["input_ids"].shape[1]
         limit = _positions(self._model.config)
         _require_length(length, limit)
         streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        # In place of its own, which would print control characters as they are.
         vars(streamer)["on_finalized_text"] = _print_visibly
         with torch.inference_mode():
             output = self._model.generate(

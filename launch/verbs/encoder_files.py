@@ -35,6 +35,7 @@ def encoder_directory(model: str, field: str = "MODEL") -> Path:
     """
     directory = Path(model)
     for candidate in (directory / "export", directory):
+        # Before the hub: a directory that is here goes first.
         if (candidate / "modules.json").is_file():
             return _whole(candidate, field)
     if is_hub_id(model):
@@ -103,6 +104,7 @@ def load_embedding_model(directory: Path, field: str = "MODEL") -> "SentenceTran
     from sentence_transformers import SentenceTransformer
 
     model = _loaded(SentenceTransformer, directory, field)
+    # A transformer alone gives a vector for each token, not one for the text.
     if len(model) == 1 and getattr(model[0], "module_output_name", None) == "token_embeddings":
         raise UserError(f"{field}: must say how it pools (modules.json has no Pooling), got {directory}")
     return model
@@ -153,6 +155,7 @@ def read_passages(source: str, field: str = "--corpus") -> list[str]:
         rows = read_rows(source, split="train", arguments={}, limit=None, field=field)
         return [passage_of_row(row, number, field) for number, row in enumerate(rows, start=1)]
     try:
+        # Without the mark that editors on Windows put first; by "\n" alone, as a passage may hold other separators.
         lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

@@ -80,6 +80,7 @@ def mine(options: MineOptions) -> int:
     model, reranker = _directories(options)
     task = _task(options)
     rules = mining_rules(options, task)
+    # Imports torch, after all that can be refused without it.
     from launch.verbs.miner import Miner
 
     miner = Miner(
@@ -94,6 +95,7 @@ def mine(options: MineOptions) -> int:
         query_prompt=options.query_prompt,
         passage_prompt=options.passage_prompt,
     )
+    # The device, too: scores of a GPU and of a CPU differ in the last bits, and parts must agree.
     identity = _identity(options, task, model, reranker) | {"device": miner.model.device.type}
     with mining_parts(output, identity) as parts:
         try:
@@ -186,6 +188,7 @@ def _instructed(row: _Row, algorithm: EmbeddingConfig, name: str) -> _Row:
     """The row with the instruction that its task puts before queries, where tasks have their own."""
     task = algorithm.tasks.get(name)
     own = task.prompts.query if task else None
+    # Rows of two texts and a score have no prompt; a row's own stays.
     return replace(row, prompt=own) if own is not None and getattr(row, "prompt", "") is None else row
 
 
@@ -226,13 +229,14 @@ def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":
 def _identity(options: MineOptions, task: "MiningTask", model: Path, reranker: Path | None) -> dict[str, object]:
     """All that the result depends on."""
     read = ([row.prompt, row.query, row.positives] for row in task.rows)
+    # What these hold is told by the digests; where the result goes changes nothing in it.
     elsewhere = {"model", "data", "corpus", "reranker", "output"}
     settings = {name: value for name, value in asdict(options).items() if name not in elsewhere}
     return {
         "model": digest_of_files(model),
         "reranker": digest_of_files(reranker) if reranker else None,
         "data": digest_of_values([*read, task.passages]),
-        "settings": json.loads(json.dumps(settings)),
+        "settings": json.loads(json.dumps(settings)),  # as they come back from the file: tuples are lists
     }
 
 
@@ -240,6 +244,7 @@ def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[
     """Rows as FlagEmbedding has them; those without a negative are left out."""
     from algorithms.encoder.mining import same_text
 
+    # Where the scores of each query's positives begin.
     starts = [0]
     for positives in task.positives:
         starts.append(starts[-1] + len(positives))
@@ -251,6 +256,7 @@ def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[
         made["neg"] = [task.passages[item] for item in ids]
         if scored:
             keys = [same_text(task.passages[item]) for item in task.positives[query]]
+            # The query's positives are those of all its rows: each row has the scores of its own.
             by_text = dict(zip(keys, _plain(mined.positive_scores[starts[query] : starts[query + 1]]), strict=True))
             made["pos_scores"] = [by_text[same_text(text)] for text in row.positives]
             made["neg_scores"] = _plain(mined.scores[query][: len(ids)])

@@ -27,6 +27,7 @@ from launch.verbs.mining_parts import MinedPart, MiningParts
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
+# Passages of a shard, in batches, and at most; queries of a part, in batches: an interruption costs no more.
 _SHARD_BATCHES, _LONGEST_SHARD = 128, 8192
 _CHUNK_BATCHES = 4
 _SAY_EVERY_S = 2
@@ -83,6 +84,7 @@ class Miner:
         for number, start in enumerate(range(0, len(self.task.queries), block)):
             numbers = range(start, min(start + block, len(self.task.queries)))
             chunks = [numbers[at : at + chunk] for at in range(0, len(numbers), chunk)]
+            # Rounded up: the last part of a block may be a small one.
             first = number * -(-block // chunk)
             done = [parts.load("mined", first + at) for at in range(len(chunks))]
             if any(part is None for part in done):
@@ -112,6 +114,7 @@ class Miner:
                 )
                 parts.save_shard("passages", number, _finite(shard))
                 shard = parts.shard("passages", number)
+                # Read back: it lies on the disk then, not in memory.
                 assert shard is not None
             shards.append(shard)
             self._say("encoded", min(start + self._shard, len(texts)), len(texts), "passages")
@@ -179,13 +182,16 @@ class Miner:
             judged, positives = self._judged(numbers, candidates)
         chosen = np.full((len(numbers), self.rules.negatives), -1, np.int64)
         for place, number in enumerate(numbers):
+            # One for each query: the draw does not depend on which parts were there already.
             generator = random.Random(f"{self.seed} {number}")
             best, out = choose_negatives(judged[place], positives[place].min(), self.rules, generator)
             chosen[place, : len(best)] = candidates[place][best]
             candidates[place], judged[place] = candidates[place][best], judged[place][best]
             excluded += out
+        # Its scores are only written: for what was chosen, not for all candidates.
         if self.reranker is not None and not self.rescores:
             judged, positives = self._judged(numbers, candidates)
+        # Parts have one shape; where `ids` is -1, the score means nothing.
         padded = np.zeros(chosen.shape, np.float32)
         for place, found in enumerate(judged):
             padded[place, : len(found)] = found

@@ -85,6 +85,7 @@ class MiningParts:
         result = self.directory / _RESULT
         with _replaced(result) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # An interrupted end may have left the same file there.
         if self._output.exists() and not filecmp.cmp(result, self._output, shallow=False):
             raise UserError(f"--output: must not exist yet (the result is in {result}), got {self._output}")
         os.replace(result, self._output)
@@ -130,6 +131,7 @@ def refuse_existing(output: Path) -> None:
 
 def _lock(file: int, output: Path) -> None:
     try:
+        # Gone with the process that holds it, however that ends.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"--output: another process is writing it, got {output}") from None
@@ -142,6 +144,7 @@ def _begin(directory: Path, output: Path, identity: Mapping[str, object]) -> Non
         names = [entry.name for entry in directory.iterdir()]
         if strange := [name for name in names if not _OURS.fullmatch(name)]:
             raise UserError(f"--output: {directory} holds other files ({strange[0]}); {advice}")
+        # Without an identity nobody can tell what these belong to; the lock is held by now.
         for name in set(names) - {_LOCK}:
             (directory / name).unlink()
         with _replaced(path) as partial:
@@ -171,6 +174,7 @@ def digest_of_files(directory: Path) -> str:
     found = hashlib.sha256(str(directory.resolve()).encode())
     for path in sorted(directory.rglob("*")):
         if path.is_file():
+            # Not the content: reading gigabytes of weights would take longer than some minings.
             state = path.stat()
             found.update(json.dumps([str(path.relative_to(directory)), state.st_size, state.st_mtime_ns]).encode())
     return found.hexdigest()

@@ -47,11 +47,12 @@ def parse_verb(name: str, verb: Verb, rest: list[str]) -> argparse.Namespace:
         description=verb.summary,
         epilog=f"example:\n  {verb.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # a misspelt option must not pass for a longer one
     )
     verb.declare(parser)
     _check_options(parser, rest)
     try:
+        # Intermixed: options may stand between CONFIG and the settings.
         arguments, extra = parser.parse_known_intermixed_args(rest)
     except SystemExit as done:  # argparse has printed the help
         sys.exit(done.code)
@@ -60,6 +61,7 @@ def parse_verb(name: str, verb: Verb, rest: list[str]) -> argparse.Namespace:
             f"{extra[0][:80]}: must be left out, as {parser.prog} takes no such argument, got {extra[0][:80]!r}"
         )
     for action in parser._actions:
+        # An empty text comes of a shell variable that is not set.
         if getattr(arguments, action.dest, None) == "" and action.dest not in _MAY_BE_EMPTY:
             raise UsageError(f"{_shown(action)}: must not be empty, got ''")
     return arguments
@@ -85,6 +87,7 @@ def _check_options(parser: argparse.ArgumentParser, rest: list[str]) -> None:
         _refuse_settings([word for word in rest if _is_option(word) and word.partition("=")[0] not in known])
     given = [word.partition("=")[0] for word in rest[: rest.index("--") if "--" in rest else None] if _is_option(word)]
     for option in given:
+        # -f1, too: a short option with its value behind it.
         if option not in known and option[:2] not in known:
             near = difflib.get_close_matches(option.lower(), [item for item in known if item.startswith("--")], 1)
             hint = f" (did you mean {near[0]}?)" if near else f" (see {parser.prog} --help)"

@@ -84,7 +84,8 @@ def _preview(shown: Shown[Item], show: Show[Item]) -> None:
     tally = reading.tally()
     indices = reading.without_huge(range(len(reading.rows)), tally)
     if not indices:
-        reading.conclude(tally)
+        reading.conclude(tally)  # raises: there is nothing to show
+    # Rows over the limit included: their lengths are what one looks for here.
     items = reading.encode(indices)
     _print_convention(config, reading, console)
     show(shown, items)
@@ -204,6 +205,7 @@ def _sequence_lengths(
     }
 
 
+# Where no colour tells what is trained: in a file, a pipe, or by NO_COLOR.
 def _needs_marks(console: Console) -> bool:
     return console.color_system is None or console.no_color
 

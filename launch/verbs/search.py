@@ -57,6 +57,7 @@ def search(
     kind = encoder_kind(directory)
     if first_stage is not None and kind == "embedding":
         raise UserError(f"--first-stage: is for a reranker, got an embedding model in {directory}")
+    # Each once: the same text at several places would fill the answer.
     passages = list(dict.fromkeys(read_passages(corpus) if corpus is not None else own_passages(Path(model))))
     if kind == "embedding":
         find = embedding_search(directory, passages, top)
@@ -102,6 +103,7 @@ def reranker_search(directory: Path, candidates: Callable[[str], list[str]], top
     def find(query: str) -> Found:
         passages = candidates(query)
         scores: NDArray[np.float32] = model.predict([(query, passage) for passage in passages])
+        # Stable: of equal ones the first stage's order stays.
         order = (-scores).argsort(kind="stable")[:top]
         return [(float(scores[place]), passages[place]) for place in order]
 
@@ -123,7 +125,7 @@ def own_passages(run: Path) -> list[str]:
             f"{name}), got {run}"
         )
     for text in _texts(config, run):
-        found[text] = None
+        found[text] = None  # a set that keeps the order
         if len(found) == _MOST_OWN:
             say(f"only the first {_MOST_OWN} passages of the run's data are searched; --corpus names others")
             break
