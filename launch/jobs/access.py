@@ -20,7 +20,7 @@ class DashboardAccess:
 
     address: str
     """Scheme, host, port and path if any, without a slash at the end."""
-    token: str | None = field(repr=False)
+    token: str | None = field(repr=False)  # so that no message or traceback shows it
     token_source: str
     """Where the token is from, or why there is none."""
     source: str = "--address"

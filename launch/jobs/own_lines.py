@@ -33,7 +33,7 @@ class WithoutOwnLines:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._held = ""
-        self._within_line = False
+        self._within_line = False  # whether the beginning of the line at hand was passed on
 
     def __call__(self, text: str) -> None:
         kept = []

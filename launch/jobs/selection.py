@@ -130,6 +130,7 @@ def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> 
 def _always(entry: os.DirEntry[str], path: str, results: str) -> str | None:
     if not entry.is_dir():
         return None
+    # `outputs` also where this run writes elsewhere: earlier ones did not.
     if entry.name in NEVER or path in ("outputs", results) or os.path.isfile(os.path.join(entry.path, "pyvenv.cfg")):
         return _ALWAYS
     return "Tandem, as a link to a directory" if entry.is_symlink() else None

@@ -116,6 +116,7 @@ def _is_block(text: str) -> bool:
     """Whether a literal block keeps the text: lines of printable characters, none that begins or ends with a blank."""
     lines = text.removesuffix("\n").split("\n")
     return (
+        # A reader counts the first line's blanks as indentation, and drops empty lines at the end.
         "\n" in text
         and bool(lines[0])
         and bool(lines[-1])

@@ -136,6 +136,7 @@ def pack_nodes(wanted: list[Reservation], gpus_per_node: int) -> list[PackedNode
 
 def _add_reward_processes(nodes: list[PackedNode], reward: Demand) -> None:
     """They have no bundles, and live where there is room: in equal pods, on any."""
+    # All on the first one, as pods of a group are equal: their size is that of the largest node.
     nodes[0].processes[reward.group] += reward.count
     nodes[0].reserved["CPU"] += reward.count * reward.cpus
 

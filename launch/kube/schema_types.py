@@ -64,6 +64,7 @@ def _int_or_name(value: object) -> str | int:
         raise ValueError("must be a port's number or its name")
     if isinstance(value, int) and not 1 <= value <= 65535:
         raise ValueError("must be from 1 to 65535")
+    # With a letter: digits alone would be taken for a number.
     if isinstance(value, str) and not re.fullmatch(r"(?=.{1,15}$)[a-z0-9-]*[a-z][a-z0-9-]*", value):
         raise ValueError("must be a port's number or its name (at most 15 of a-z, 0-9 and -)")
     return value

@@ -56,6 +56,7 @@ def submit_documents(api: KubeApi, documents: list[Document], *, say: Callable[[
     except KubeUnreachable:
         raise  # It may have been created: submitted again, the same configuration finds out.
     except UserError:
+        # Where the RayJob was made nevertheless, its pods need them.
         if api.rayjob(name) is None:
             for document in made:
                 api.delete_part(document)

@@ -150,10 +150,10 @@ class JobLog:
 class _Position:
     """How far a container's log has been read: a reading begins a little earlier, so that no line is missed."""
 
-    at: float | None = None
-    stamp: str = ""
-    lines_of_stamp: int = 0
-    complete: bool = False
+    at: float | None = None  # when it was read last, on time.monotonic()
+    stamp: str = ""  # of its last line, as the node wrote it
+    lines_of_stamp: int = 0  # lines of that stamp, which were shown
+    complete: bool = False  # whether nothing more can come
 
     def after(self, text: str) -> list[str]:
         """The lines of `text` that were not there before."""
@@ -192,6 +192,7 @@ def follow_rayjob(
                 return None
             state = RayJobState.of(found)
             line = state_line(api, state)
+            # Only what is new: the state is asked for every two seconds, for days.
             if line != said:
                 say(said := line)
             for text in log.new_lines(state):
@@ -201,7 +202,7 @@ def follow_rayjob(
             now = time.monotonic()
             if lost is None:
                 say(f"{error} (trying for {UNREACHABLE_S} s)")
-            lost = lost or now
+            lost = lost or now  # the first failure counts, not the last
             if now - lost > UNREACHABLE_S:
                 raise
         else:

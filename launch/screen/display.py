@@ -56,17 +56,17 @@ class Display:
         self._live: Live | None = None
         self._open, self._ended = False, threading.Event()
         self._lock = threading.RLock()
-        self._held: list[str] = []
+        self._held: list[str] = []  # lines of `open` that wait for the first one after them
         self._title, self._total, self._step, self._first, self._begun = "", 0, 0, 0, False
-        self._beginning = True
+        self._beginning = True  # until a phase has come that is one of a step
         self._phase, self._detail, self._phase_started = "", "", self._started
-        self._spent: dict[tuple[str, str], float] = {}
+        self._spent: dict[tuple[str, str], float] = {}  # see `time_spent`
         self._metrics: Metrics = {}
         self._evaluation: Metrics = {}
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._step_started: float | None = None
         self._printed_at = -math.inf
-        self._kept_step = -1
+        self._kept_step = -1  # the step whose line was printed last
 
     def __enter__(self) -> Self:
         return self

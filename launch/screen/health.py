@@ -76,7 +76,7 @@ class Health:
         self._rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
         # From 0: rewards that are all high are near the highest, however little they differ.
         self._lowest, self._highest = 0.0, -math.inf
-        self._entropy = -math.inf
+        self._entropy = -math.inf  # the highest so far
         self._warned: dict[str, int] = {}
         """Metric that was warned about -> steps for which it has been in its range since."""
         self._said_solved = False

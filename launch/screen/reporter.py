@@ -1,5 +1,7 @@
 """One place to report to: the screen, the files and trackers, and warnings when a metric leaves its healthy range."""
 
+from collections.abc import Mapping, Sequence
+
 from algorithms.loop import spread_over
 from launch.screen.display import Display
 from launch.screen.health import Health
@@ -44,13 +46,13 @@ class RunReporter:
         if self._curves:
             self._curves.step()
 
-    def samples(self, step: int, rows: list[dict[str, object]], show: bool) -> None:
+    def samples(self, step: int, rows: Sequence[Mapping[str, object]], show: bool) -> None:
         """Write completions with their rewards, and show a few of them: from the best to the worst."""
         self._tracker.samples(step, rows)
         if show and rows:
             self._display.samples(spread_over(rows, SAMPLES_SHOWN))
 
-    def evaluation(self, step: int, rows: list[dict[str, object]]) -> None:
+    def evaluation(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Write the completions of an evaluation."""
         self._tracker.evaluation(step, rows)
 

@@ -39,6 +39,7 @@ def fitted(text: str, cells: int) -> str:
     if cell_len(text) <= cells:
         return text
     room, end = max(0, cells - len(_DOTS)), 0
+    # Ends within the text, which is wider than the room.
     while (width := cell_len(text[end])) <= room:
         room, end = room - width, end + 1
     return f"{text[:end]}{_DOTS[: max(0, cells)]}"

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int 
     return 0
 
 
-def _require_speaker(directory: Path, model: str) -> dict[str, object]:
+def _require_speaker(directory: Path, model: str) -> Mapping[str, object]:
     """The fields of config.json; raises UserError for what can be known to fail before torch is imported."""
     values = check_whole(directory, "MODEL")
     architecture = architecture_of(values)
@@ -103,16 +104,16 @@ def _require_speaker(directory: Path, model: str) -> dict[str, object]:
     return values
 
 
-def _positions(values: "dict[str, object] | PreTrainedConfig") -> int | None:
+def _positions(values: "Mapping[str, object] | PreTrainedConfig") -> int | None:
     """Tokens that a model's context has by its configuration, a mapping or an object; None where it does not say."""
-    read = values.get if isinstance(values, dict) else lambda name: getattr(values, name, None)
+    read = values.get if isinstance(values, Mapping) else lambda name: getattr(values, name, None)
     for name in _POSITIONS:
         if isinstance(found := read(name), int):
             return found
     return None
 
 
-def _require_room(directory: Path, values: dict[str, object], prompt: str) -> None:
+def _require_room(directory: Path, values: Mapping[str, object], prompt: str) -> None:
     """Raise UserError, before torch is imported, for a prompt that leaves no room for an answer."""
     tokenizer = load_tokenizer(str(directory))
     text = _render(tokenizer, [{"role": "user", "content": prompt}])

@@ -210,6 +210,7 @@ def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":
         # As in sentence-transformers: ten times as many where some will be excluded.
         several = options.rescores or any(limit is not None for limit in bounded)
         first, last = 0, count * (10 if several else 1) + task.most_positives
+    # By the query of the fewest positives: others get as many negatives as there are, without an error.
     others = len(task.passages) - (0 if options.rank else min(map(len, task.positives)))
     if count > others:
         kind = "passages" if options.rank else "passages that are no positives of a query"

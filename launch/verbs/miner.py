@@ -73,6 +73,7 @@ class Miner:
     @property
     def width(self) -> int:
         """Passages looked at for a query, its positives among them."""
+        # Positives rank high, and are taken out only afterwards: room for those of any query.
         most = self.rules.negatives if self.rank else self.rules.last + self.task.most_positives
         return min(most, len(self.task.passages))
 

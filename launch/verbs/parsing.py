@@ -6,7 +6,6 @@ Imports only the standard library: help must appear at once.
 import argparse
 import difflib
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import NoReturn
@@ -51,11 +50,8 @@ def parse_verb(name: str, verb: Verb, rest: list[str]) -> argparse.Namespace:
     )
     verb.declare(parser)
     _check_options(parser, rest)
-    try:
-        # Intermixed: options may stand between CONFIG and the settings.
-        arguments, extra = parser.parse_known_intermixed_args(rest)
-    except SystemExit as done:  # argparse has printed the help
-        sys.exit(done.code)
+    # Intermixed: options may stand between CONFIG and the settings.
+    arguments, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise UsageError(
             f"{extra[0][:80]}: must be left out, as {parser.prog} takes no such argument, got {extra[0][:80]!r}"
