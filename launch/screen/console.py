@@ -29,6 +29,7 @@ class VisibleConsole(Console):
 
     def __init__(self, **options: Unpack[ConsoleOptionsGiven]) -> None:
         """`options` are rich's; without `file` it prints to standard output as it is now."""
+        # Behind `VisibleOutput`, which would show rich's own codes as text.
         super().__init__(**{"file": behind(sys.stdout), **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

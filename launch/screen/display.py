@@ -85,6 +85,7 @@ class Display:
             for line in lines:
                 for part in flowed(line.split("  "), width, cut=False):
                     self._print(escape(part))
+            # Transient: what is worth keeping is printed above the panel, which leaves nothing itself.
             self._live = Live(_Panel(self), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
         else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def feed() -> None:
     """Leave the driver's family, then deliver."""
+    # The driver waits for this process; the other one has no parent then, and is nobody's child.
     if os.fork():
         os._exit(0)
     os.setsid()  # no terminal, and so no Ctrl-C of it

@@ -127,6 +127,7 @@ class Miner:
             return np.array(found)
         queries = [self.task.queries[number] for number in numbers]
         vectors: list[Scores] = [np.empty(0, np.float32)] * len(queries)
+        # encode_query takes one prompt for all of its texts.
         for prompt in dict.fromkeys(prompt for prompt, _ in queries):
             places = [place for place, query in enumerate(queries) if query[0] == prompt]
             encoded = self.model.encode_query(
