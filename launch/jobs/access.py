@@ -56,8 +56,7 @@ def _normal(name: str, value: str) -> str:
     text = value if "://" in value else f"http://{value}"
     try:
         parts = urlsplit(text)
-        # Asked for, as only reading it tells that a port is no number.
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port  # asked for, as only reading it tells that a port is no number
     except ValueError:
         host, parts = None, urlsplit("")
     if "@" in parts.netloc:

@@ -182,8 +182,7 @@ class JobsClient:
             known = difflib.get_close_matches(job_id, [job.id for job in self.jobs()], 2)
             hint = f" (did you mean {' or '.join(known)}?)" if known else ""
             return UnknownJob(f"ID: {address} knows no such job{hint}, got {job_id}")
-        # A 500 of Ray's is a whole traceback.
-        said = cause_line(response.text) or response.reason
+        said = cause_line(response.text) or response.reason  # a 500 of Ray's is a whole traceback
         if status >= 500:
             return NoAnswer(f"{self.access.source}: {address} answered {status}: {said}")
         return UserError(f"{self.access.source}: {address} refused the request ({status}): {said}")
@@ -264,8 +263,7 @@ def _job(values: Mapping[str, object]) -> SubmittedJob:
         state=str(values.get("status")),
         message=str(values.get("message") or ""),
         exit_code=code if isinstance(code, int) else None,
-        # Ray counts milliseconds.
-        start_s=start / 1000 if isinstance(start, int | float) and start else None,
+        start_s=start / 1000 if isinstance(start, int | float) and start else None,  # Ray counts milliseconds
         end_s=end / 1000 if isinstance(end, int | float) and end else None,
         metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 def on_submit(arguments: argparse.Namespace) -> int:
     """Start a job; with --wait, end as it does. Raises UserError, UsageError."""
-    # Before the configuration is read, which takes longer.
-    _check_place(arguments, "id")
+    _check_place(arguments, "id")  # before the configuration is read, which takes longer
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)

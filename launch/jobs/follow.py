@@ -54,8 +54,7 @@ class _Tail:
     def add(self, text: str) -> None:
         self.heard_s = time.monotonic()
         expected = self.known[self.position : self.position + len(text)]
-        # Another log than the one that is known: all of it is new.
-        if not text.startswith(expected):
+        if not text.startswith(expected):  # another log than the one that is known: all of it is new
             self.known, self.printed = "", min(self.printed, self.position)
         new = text[max(0, self.printed - self.position) :]
         self.position += len(text)
@@ -92,8 +91,7 @@ async def _follow(client: JobsClient, job_id: str, tail: _Tail) -> SubmittedJob:
             except NoAnswer as error:
                 if time.monotonic() - tail.heard_s > LOST_S:
                     raise ConnectionLost(f"{error.problems[0]} (tried again for {LOST_S:g} s)") from None
-            # A server that is back at once, and away again, is not asked without pause.
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # a server that is back at once, and away again, is not asked without pause
 
 
 async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSession, tail: _Tail) -> None:
@@ -106,12 +104,11 @@ async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSessio
     timeout = aiohttp.ClientWSTimeout(ws_close=CONNECT_S)  # pyright: ignore[reportCallIssue]
     async with asyncio.timeout(READ_S):
         socket = await session.ws_connect(
-            # 0: no limit. From 4 MiB on, by default, aiohttp would close the connection.
             url,
             headers=headers,
             proxy=proxy,
             ssl=_trusted(url),
-            max_msg_size=0,
+            max_msg_size=0,  # no limit: from 4 MiB on, by default, aiohttp would close the connection
             timeout=timeout,
         )
     tail.position = 0
@@ -121,8 +118,7 @@ async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSessio
             try:
                 message = await socket.receive(timeout=SILENCE_S)
             except TimeoutError:
-                # Silent for a second time since the job ended: nothing more comes.
-                if ended:
+                if ended:  # silent for a second time since the job ended: nothing more comes
                     return
                 job = await asyncio.to_thread(client.job, job_id)
                 ended = job.ended

@@ -22,8 +22,7 @@ def start_of_tail(text: str, count: int) -> int:
         if not count:
             break
         start -= len(line)
-        # Lines of Ray are passed over: they are not shown either.
-        count -= not of_ray(line)
+        count -= not of_ray(line)  # lines of Ray are passed over: they are not shown either
     return start
 
 

@@ -125,8 +125,7 @@ def _check_size(zipped: int, sizes: dict[str, int]) -> None:
 def _add(archive: zipfile.ZipFile, digest: "hashlib._Hash", path: str, mode: int, chunks: Iterator[bytes]) -> None:
     """Add one file, and to the digest what it is; its content's hash has a fixed length, so no two trees are alike."""
     info = zipfile.ZipInfo(path, _EARLIEST)
-    # The upper half is the mode of Unix; 0o100000 is a plain file.
-    info.external_attr = (0o100000 | mode) << 16
+    info.external_attr = (0o100000 | mode) << 16  # the upper half is the mode of Unix; 0o100000 is a plain file
     info.compress_type = zipfile.ZIP_DEFLATED
     content = hashlib.sha256()
     with archive.open(info, "w") as target:
@@ -140,6 +139,5 @@ def _chunks(path: os.PathLike[str], check: Callable[[], None]) -> Iterator[bytes
     """The file's bytes; `check` ends it early."""
     with open(path, "rb") as file:
         while chunk := file.read(MIB):
-            # Checked as it is written: a tree of gigabytes is refused at the limit.
-            yield chunk
+            yield chunk  # checked as it is written: a tree of gigabytes is refused at the limit
             check()

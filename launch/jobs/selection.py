@@ -87,8 +87,7 @@ def select_files(root: Path, output: str = "outputs") -> Selection:
         _walk(selection, "", ())
     except OSError as error:
         raise UserError(f"upload: {error.filename} must be readable, or be left out ({error.strerror})") from None
-    # Only now is it known what else is uploaded.
-    _judge_links(selection)
+    _judge_links(selection)  # only now is it known what else is uploaded
     selection.files = dict(sorted(selection.files.items()))
     return selection
 
@@ -137,8 +136,7 @@ def _always(entry: os.DirEntry[str], path: str, results: str) -> str | None:
 
 
 def _rule(rules: tuple[_IgnoreFile, ...], path: str) -> str | None:
-    # The last file that says something decides: the deepest, and there .rayignore.
-    for item in reversed(rules):
+    for item in reversed(rules):  # the last file that says something decides: the deepest, and there .rayignore
         verdict = item.verdict(path)
         if verdict is not None:
             return verdict or None

@@ -77,8 +77,7 @@ def submit_job(
     with package.data:
         client = JobsClient(access, warn)
         submission = _Submission(job_id, config, package)
-        # Asked before anything is uploaded: the job may be there and need none of it.
-        old = client.find(job_id)
+        old = client.find(job_id)  # asked before anything is uploaded: the job may be there and need none of it
         again = old is not None and _settle(client, old, submission, note)
         known = _old_log(client, old) if again else ""
         started = old is None or again
@@ -163,8 +162,7 @@ def _settle(client: JobsClient, old: SubmittedJob, submission: _Submission, note
 def _check_directory(client: JobsClient, submission: _Submission) -> None:
     """Two jobs would overwrite each other's checkpoints; raises UserError."""
     directory = submission.metadata["directory"]
-    # By the directory, not the name: two runs of a name may write to different places.
-    for job in client.jobs():
+    for job in client.jobs():  # by the directory, not the name: two runs of a name may write to different places
         if job.id != submission.id and not job.ended and job.metadata.get("directory") == directory:
             attach, stop = (command(verb, job.id, client.access.address) for verb in ("logs -f", "stop"))
             raise UserError(
@@ -193,8 +191,7 @@ def _upload(client: JobsClient, package: Package, note: Callable[[str], None]) -
 def _start(client: JobsClient, submission: _Submission, replaced: SubmittedJob | None) -> None:
     """Start the job; an answer that does not come leaves open whether it was."""
     if replaced is not None:
-        # Ray refuses an id that it has, also that of a job which has ended.
-        client.delete(submission.id)
+        client.delete(submission.id)  # Ray refuses an id that it has, also that of a job which has ended
     unknown = f"whether it was submitted says: {command('status', submission.id, client.access.address)}"
     try:
         labels = submission.config.cluster.driver_labels

@@ -15,8 +15,7 @@ from launch.jobs.follow import ConnectionLost, follow_log
 from launch.jobs.own_lines import WithoutOwnLines, of_ray, start_of_tail
 
 JOB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-# 130 as shells say of what Ctrl-C has ended.
-STOPPED, INTERRUPTED, FAILED = 130, 130, 1
+STOPPED, INTERRUPTED, FAILED = 130, 130, 1  # 130 as shells say of what Ctrl-C has ended
 STOP_MARGIN_S = 30
 """Time beyond the job's own for its last checkpoint after which `stop` gives up, in seconds."""
 _POLL_S = 1.0
@@ -130,8 +129,7 @@ def wait_for(
         The driver's exit code; 130 for a job that was stopped, and after Ctrl-C, which leaves it alone; 1 when the
         connection was lost for good, Ray ended the job, or a stop killed it with its last step unsaved.
     """
-    # With --json, standard output holds one object.
-    output = sys.stderr if as_json else sys.stdout
+    output = sys.stderr if as_json else sys.stdout  # with --json, standard output holds one object
 
     def write(text: str) -> None:
         output.write(text)
@@ -200,8 +198,7 @@ def _stopped(client: JobsClient, job: SubmittedJob, until: float) -> SubmittedJo
     told = None
     while True:
         try:
-            # PENDING it was told in vain: again, once it runs.
-            if job.state != told:
+            if job.state != told:  # PENDING it was told in vain: again, once it runs
                 client.stop(job.id)
                 told = job.state
             job = client.job(job.id)

@@ -42,8 +42,7 @@ def _lines(value: object) -> Iterator[str]:
             if not isinstance(key, str):
                 raise ValueError(f"a key must be text, got {key!r}")
             name = _text(key)
-            # A key behind `?` may be of any length.
-            if len(name) > _LONGEST_KEY:
+            if len(name) > _LONGEST_KEY:  # a key behind `?` may be of any length
                 yield f"? {name}"
                 name = ""
             yield from _item(f"{name}:", item)
@@ -116,8 +115,7 @@ def _is_block(text: str) -> bool:
     """Whether a literal block keeps the text: lines of printable characters, none that begins or ends with a blank."""
     lines = text.removesuffix("\n").split("\n")
     return (
-        # A reader counts the first line's blanks as indentation, and drops empty lines at the end.
-        "\n" in text
+        "\n" in text  # a reader counts the first line's blanks as indentation, and drops empty lines at the end
         and bool(lines[0])
         and bool(lines[-1])
         and not lines[0].startswith(" ")

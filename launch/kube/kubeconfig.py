@@ -248,8 +248,7 @@ def connect_kube(namespace: str | None, context: str | None) -> KubeApi:
     # KUBECONFIG may name several files, which the client merges.
     path = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
     if not any(os.path.exists(part) for part in path.split(os.pathsep)):
-        # Kubernetes sets it in all pods.
-        if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        if "KUBERNETES_SERVICE_HOST" not in os.environ:  # Kubernetes sets it in all pods
             raise UserError(f"kubeconfig: must exist, got no file {path} (KUBECONFIG names another)")
         try:
             config.load_incluster_config(client_configuration=settings)

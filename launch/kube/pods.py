@@ -58,8 +58,7 @@ def submitter_pod(config: RunConfig, name: str) -> Manifest:
     if scratch := _scratch(config):
         container |= {"env": [{"name": "HOME", "value": HOME}], "volumeMounts": scratch}
         spec["volumes"] = _scratch_volumes(config)
-    # It only follows the driver, and has nothing to save.
-    del spec["terminationGracePeriodSeconds"]
+    del spec["terminationGracePeriodSeconds"]  # it only follows the driver, and has nothing to save
     return {"metadata": _metadata(config, name), "spec": spec}
 
 

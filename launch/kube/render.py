@@ -189,8 +189,7 @@ def _cluster(config: RunConfig, name: str, config_map: str | None) -> Manifest:
 def _workers(config: RunConfig, group: PodGroup, size: PodSize) -> Manifest:
     count = len(group.nodes)
     scaled = config.cluster.kubernetes.autoscaling is not None and group.name == "rollout"
-    # The autoscaler starts them when the engines of the run ask.
-    fewest = 0 if scaled else count
+    fewest = 0 if scaled else count  # the autoscaler starts them when the engines of the run ask
     workers: Manifest = {"groupName": group.name, "replicas": fewest, "minReplicas": fewest, "maxReplicas": count}
     if group.labels:
         workers["labels"] = dict(sorted(group.labels.items()))

@@ -93,8 +93,7 @@ def _group(group: RayGroup, place: str, ray_version: str) -> Iterator[str]:
     for name in metadata.labels:
         if name.startswith("ray.io/"):
             yield f'{place}.template.metadata.labels["{name}"]: must be left out, as the operator sets it, got one'
-    # The operator takes the first container for Ray: a sidecar before it would be started as one.
-    others = [
+    others = [  # the operator takes the first container for Ray: a sidecar before it would be started as one
         container for container in containers[1:] if image_ray_version(container.image) or _by_name(container.name)
     ]
     if others and named is None and not _by_name(containers[0].name):

@@ -70,8 +70,7 @@ def _runtime_env(text: str) -> Iterator[str]:
         return
     variables = values.get("env_vars")
     for name, value in variables.items() if isinstance(variables, dict) else ():
-        # Ray's API gives a job's environment to whoever asks for the job.
-        if is_secret(str(name), str(value)):
+        if is_secret(str(name), str(value)):  # Ray's API gives a job's environment to whoever asks for the job
             yield f"spec.runtimeEnvYAML.env_vars.{name}: must come from a Secret (env of the containers), got a value"
         elif not isinstance(value, str):
             yield f"spec.runtimeEnvYAML.env_vars.{name}: must be a string, got {value!r}"

@@ -95,8 +95,7 @@ class PodResources(ManifestPart):
 
     @model_validator(mode="after")
     def _within_limits(self) -> "PodResources":
-        # A validator can raise only one.
-        for problem in self._problems():
+        for problem in self._problems():  # a validator can raise only one
             raise ValueError(problem)
         return self
 

@@ -7,8 +7,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 _QUANTITY = re.compile(r"\+?(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i|[numkMGTPE])|([eE][+-]?\d+))?")
-# k is the only thousandfold in lower case: m is a thousandth, M a million.
-_UNITS = {
+_UNITS = {  # k is the only thousandfold in lower case: m is a thousandth, M a million
     "": Decimal(1),
     "n": Decimal("1e-9"),
     "u": Decimal("1e-6"),
@@ -52,8 +51,7 @@ def quantity_value(quantity: str | int) -> Decimal:
 
 
 def _quantity(value: object) -> str | int:
-    # To Python, YAML's true is an int.
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int):  # to Python, YAML's true is an int
         raise ValueError("must be a quantity such as 8Gi")
     quantity_value(value)
     return value

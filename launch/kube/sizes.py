@@ -80,8 +80,7 @@ def worker_size(config: RunConfig, group: PodGroup, processes: Mapping[str, int]
     memory = kubernetes.memory_gib
     if memory is None:
         held = max(_held(node, config, processes) for node in group.nodes) + (DRIVER_BYTES if driver else 0)
-        # What is written to /dev/shm counts as memory of the pod.
-        memory = _gib(held) + shm
+        memory = _gib(held) + shm  # what is written to /dev/shm counts as memory of the pod
     elif memory <= shm:
         raise UserError(f"cluster.kubernetes.memory_gib: must exceed shared memory ({shm} GiB), got {memory}")
     cpus = max(_cpus(node, kubernetes.cpus_per_gpu * gpus) for node in group.nodes)

@@ -49,15 +49,13 @@ def submit_documents(api: KubeApi, documents: list[Document], *, say: Callable[[
     made: list[Document] = []
     try:
         for document in parts:
-            # Parts first: a pod that needs a ConfigMap does not start without it.
-            _replace(api, document)
+            _replace(api, document)  # parts first: a pod that needs a ConfigMap does not start without it
             made.append(document)
         created = api.create_rayjob(job)
     except KubeUnreachable:
         raise  # It may have been created: submitted again, the same configuration finds out.
     except UserError:
-        # Where the RayJob was made nevertheless, its pods need them.
-        if api.rayjob(name) is None:
+        if api.rayjob(name) is None:  # where the RayJob was made nevertheless, its pods need them
             for document in made:
                 api.delete_part(document)
         raise

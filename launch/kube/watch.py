@@ -160,11 +160,9 @@ class _Position:
         lines, again = [], self.lines_of_stamp
         for raw in text.removesuffix("\n").split("\n") if text else []:
             stamp, _, line = raw.partition(" ")
-            # Times of the same form and zone compare as texts.
-            if stamp < self.stamp:
+            if stamp < self.stamp:  # times of the same form and zone compare as texts
                 continue
-            # Several lines of one moment: as many as were shown are left out.
-            if stamp == self.stamp and again:
+            if stamp == self.stamp and again:  # several lines of one moment: as many as were shown are left out
                 again -= 1
                 continue
             again = 0
@@ -192,8 +190,7 @@ def follow_rayjob(
                 return None
             state = RayJobState.of(found)
             line = state_line(api, state)
-            # Only what is new: the state is asked for every two seconds, for days.
-            if line != said:
+            if line != said:  # only what is new: the state is asked for every two seconds, for days
                 say(said := line)
             for text in log.new_lines(state):
                 show(text)
@@ -206,8 +203,7 @@ def follow_rayjob(
             if now - lost > UNREACHABLE_S:
                 raise
         else:
-            # Here, and not above: what it printed last has been shown.
-            if state.finished:
+            if state.finished:  # here, and not above: what it printed last has been shown
                 return state
             if not state.state and time.monotonic() - began > OPERATOR_WAIT_S:
                 raise UserError(_no_operator(name))

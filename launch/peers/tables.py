@@ -53,8 +53,7 @@ def by_ending() -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for name, entry in by_name().items():
         parts = name.split(".")
-        # People write less of a name than the tables have.
-        for start in range(1, len(parts)):
+        for start in range(1, len(parts)):  # people write less of a name than the tables have
             found.setdefault(".".join(parts[start:]), entry)
     return found
 

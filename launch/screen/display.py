@@ -126,8 +126,7 @@ class Display:
     def step(self, step: int, metrics: Metrics) -> None:
         """Show the results of a finished step; evaluation metrics stay visible until the next evaluation."""
         now = time.monotonic()
-        # An evaluation before the first step is none.
-        if self._step_started is not None and step > self._first:
+        if self._step_started is not None and step > self._first:  # an evaluation before the first step is none
             self._durations.append(now - self._step_started)
         first = not self._metrics
         self._step_started, self._step, self._metrics = now, step, metrics
@@ -146,8 +145,7 @@ class Display:
     def samples(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Print a table of completions; rows hold `prompt`, `completion`, `reward` and `version`."""
         numbers = [_sample_numbers(row) for row in rows]
-        # 8: indent, gap and arrow.
-        room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2
+        room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2  # 8: indent, gap and arrow
         cells = max(8, min(TEXT_CELLS, room))
         self._print(f"[italic]samples at step {self._step}[/]")
         for row, line in zip(rows, numbers, strict=True):

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 Metrics = Mapping[str, float]
 
-# Label, metric and format.
-SHOWN = (
+SHOWN = (  # label, metric and format
     ("reward", "reward/mean", ".3f"),
     ("accuracy", "reward_model/accuracy", ".3f"),
     ("accuracy", "rewards/accuracy", ".3f"),

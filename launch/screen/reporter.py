@@ -36,8 +36,7 @@ class RunReporter:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Write and show a step's metrics, and warn about those out of range."""
-        # Written before it is shown: the terminal may be gone.
-        self._tracker.log(step, metrics)
+        self._tracker.log(step, metrics)  # written before it is shown: the terminal may be gone
         self._display.step(step, metrics)
         for line in self._health.warnings(metrics):
             self._display.warning(line)

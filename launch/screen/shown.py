@@ -20,8 +20,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
     Example: visible("a\n\x1b[2J\u7b54") is "a", the sign, "\\x1b[2J" and the letter.
     """
-    # Line ends of Windows are ordinary: one sign, and no escape before it.
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")  # line ends of Windows are ordinary: one sign, and no escape before it
     return "".join(character if character.isprintable() else _sign(character, lines=lines) for character in text)
 
 
@@ -39,8 +38,7 @@ def fitted(text: str, cells: int) -> str:
     if cell_len(text) <= cells:
         return text
     room, end = max(0, cells - len(_DOTS)), 0
-    # Ends within the text, which is wider than the room.
-    while (width := cell_len(text[end])) <= room:
+    while (width := cell_len(text[end])) <= room:  # ends within the text, which is wider than the room
         room, end = room - width, end + 1
     return f"{text[:end]}{_DOTS[: max(0, cells)]}"
 

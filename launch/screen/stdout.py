@@ -105,8 +105,7 @@ def behind(stream: TextIO | VisibleOutput) -> TextIO:
 
 def lasting_stdout() -> TextIO:
     """Standard output as it is now, for a console that shows what acts by itself."""
-    # A cast, as no type tells what `__getattr__` passes on.
-    return cast(TextIO, LastingOutput(behind(sys.stdout)))
+    return cast(TextIO, LastingOutput(behind(sys.stdout)))  # a cast, as no type tells what `__getattr__` passes on
 
 
 def tell(line: str) -> None:

@@ -97,8 +97,7 @@ def _metrics_of(config: RunConfig, evaluation: Row) -> list[str]:
     asked = [getattr(algorithm, "best_by", None), algorithm.stop_when.metric if algorithm.stop_when else None]
 
     def rank(name: str) -> int:
-        # What the user has asked to judge by goes first.
-        if name in asked:
+        if name in asked:  # what the user has asked to judge by goes first
             return -1
         return next((place for place, end in enumerate(_HEADLINES) if name.endswith(f"/{end}")), len(_HEADLINES))
 

@@ -90,8 +90,7 @@ def _panels(names: set[str], rows: Rows) -> list[Panel]:
     """The panels of a reinforcement run or of an imitation run, as the metrics tell."""
     phases = sorted(name for name in names if name.startswith("time/") and name not in _TIMED_APART)
     if "reward/mean" in names:
-        # Title, metrics, and whether the axis is a logarithmic one.
-        wanted: list[tuple[str, list[str], bool]] = [
+        wanted: list[tuple[str, list[str], bool]] = [  # title, metrics, and whether the axis is a logarithmic one
             ("reward", ["reward/mean", "eval/reward/mean"], False),
             ("held-out prompts solved", [*_pass_at_k(names), "eval/majority"], False),
             ("entropy (nats per token)", ["policy/entropy"], False),

@@ -97,5 +97,4 @@ def _step(line: bytes) -> int | None:
     except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
-    # Not isinstance: to it, true is an int.
-    return step if type(step) is int and step >= 0 else None
+    return step if type(step) is int and step >= 0 else None  # not isinstance: to it, true is an int

@@ -58,8 +58,7 @@ class CurveDrawer:
     def stop(self) -> None:
         """End the process that is drawing, if there is one."""
         if self._process is not None:
-            # A picture is put in place as a whole: what is killed here leaves the one before.
-            self._process.kill()
+            self._process.kill()  # a picture is put in place as a whole: what is killed here leaves the one before
             self._process.communicate()
             self._process = None
 

@@ -73,8 +73,7 @@ class Tracker:
                 files.append(_Lines(directory / name, anew=not resumed_step, warn=warn))
         self._metrics, self._samples = files[:2]
         self._evaluations = files[2] if len(files) > 2 else None
-        # Of an earlier run of this name, another kind of job.
-        if self._evaluations is None and not resumed_step:
+        if self._evaluations is None and not resumed_step:  # of an earlier run of this name, another kind of job
             (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
         if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":

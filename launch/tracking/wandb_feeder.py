@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def feed() -> None:
     """Leave the driver's family, then deliver."""
-    # The driver waits for this process; the other one has no parent then, and is nobody's child.
-    if os.fork():
+    if os.fork():  # the driver waits for this process; the other one has no parent then, and is nobody's child
         os._exit(0)
     os.setsid()  # no terminal, and so no Ctrl-C of it
     try:
@@ -53,8 +52,7 @@ def _deliver() -> None:
 def _reached(kept: int, run: "wandb.Run") -> int:
     """The last step that the run at Weights & Biases has: of those given, a lost node may not have delivered all."""
     there = getattr(run, "step", None) if getattr(run, "resumed", False) is True else None
-    # run.step is that of the next `log`.
-    return min(kept, there - 1) if isinstance(there, int) else kept
+    return min(kept, there - 1) if isinstance(there, int) else kept  # run.step is that of the next `log`
 
 
 def _keep(file: Path, known: Mapping[str, object]) -> None:

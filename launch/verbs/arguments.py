@@ -93,8 +93,7 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--range",
         metavar=("A", "B"),
-        # `range` would stand for Python's own wherever it is read.
-        dest="window",
+        dest="window",  # `range` would stand for Python's own wherever it is read
         nargs=2,
         type=_whole,
         help="of the candidates that limits and margins leave, those from place A, counted from 0, to before B "

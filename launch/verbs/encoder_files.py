@@ -35,8 +35,7 @@ def encoder_directory(model: str, field: str = "MODEL") -> Path:
     """
     directory = Path(model)
     for candidate in (directory / "export", directory):
-        # Before the hub: a directory that is here goes first.
-        if (candidate / "modules.json").is_file():
+        if (candidate / "modules.json").is_file():  # before the hub: a directory that is here goes first
             return _whole(candidate, field)
     if is_hub_id(model):
         return _whole(Path(local_directory(model, field)), field)

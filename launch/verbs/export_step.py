@@ -56,8 +56,7 @@ def export_step(run: str, step: int) -> str:
     if not (partial / "config.json").is_file():
         raise UserError(f"RUN: must be on storage that all nodes share (rank 0 wrote {partial} elsewhere), got {run}")
     remove(final)
-    # Whole or not at all, for whoever looks meanwhile.
-    os.replace(partial, final)
+    os.replace(partial, final)  # whole or not at all, for whoever looks meanwhile
     return str(final)
 
 
@@ -151,8 +150,7 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             for line in merging_lost(error, f"{output.stem}/adapter"):
                 _say(line)
         finally:
-            # A second Ctrl-C must not leave actors behind.
-            hold()
+            hold()  # a second Ctrl-C must not leave actors behind
             roster.shutdown()
             release(placement)
 

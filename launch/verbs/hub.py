@@ -52,8 +52,7 @@ def push(directory: Path, name: str, *, private: bool) -> str:
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
         text = " ".join(str(error).split()) or type(error).__name__
         if token := get_token():
-            # A client's error may quote the request that failed.
-            text = text.replace(token, "***")
+            text = text.replace(token, "***")  # a client's error may quote the request that failed
         raise ConnectionError(text[:500]) from None
     return f"{constants.ENDPOINT}/{name}"
 

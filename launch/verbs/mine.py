@@ -80,8 +80,7 @@ def mine(options: MineOptions) -> int:
     model, reranker = _directories(options)
     task = _task(options)
     rules = mining_rules(options, task)
-    # Imports torch, after all that can be refused without it.
-    from launch.verbs.miner import Miner
+    from launch.verbs.miner import Miner  # imports torch, after all that can be refused without it
 
     miner = Miner(
         task=task,
@@ -245,8 +244,7 @@ def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[
     """Rows as FlagEmbedding has them; those without a negative are left out."""
     from algorithms.encoder.mining import same_text
 
-    # Where the scores of each query's positives begin.
-    starts = [0]
+    starts = [0]  # where the scores of each query's positives begin
     for positives in task.positives:
         starts.append(starts[-1] + len(positives))
     for row, query in zip(task.rows, task.query_of_row, strict=True):

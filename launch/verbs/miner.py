@@ -85,8 +85,7 @@ class Miner:
         for number, start in enumerate(range(0, len(self.task.queries), block)):
             numbers = range(start, min(start + block, len(self.task.queries)))
             chunks = [numbers[at : at + chunk] for at in range(0, len(numbers), chunk)]
-            # Rounded up: the last part of a block may be a small one.
-            first = number * -(-block // chunk)
+            first = number * -(-block // chunk)  # rounded up: the last part of a block may be a small one
             done = [parts.load("mined", first + at) for at in range(len(chunks))]
             if any(part is None for part in done):
                 done = self._block(numbers, chunks, first, shards, parts)
@@ -114,8 +113,7 @@ class Miner:
                     normalize_embeddings=True,
                 )
                 parts.save_shard("passages", number, _finite(shard))
-                shard = parts.shard("passages", number)
-                # Read back: it lies on the disk then, not in memory.
+                shard = parts.shard("passages", number)  # read back: it lies on the disk then, not in memory
                 assert shard is not None
             shards.append(shard)
             self._say("encoded", min(start + self._shard, len(texts)), len(texts), "passages")

@@ -57,8 +57,7 @@ class MiningParts:
     def save(self, name: str, number: int, part: MinedPart) -> None:
         """Write a part."""
         with _replaced(self._path(name, number)) as partial, partial.open("wb") as file:
-            # By name: to the type checker, a mapping's values could be savez's own argument.
-            np.savez(
+            np.savez(  # by name: to the type checker, a mapping's values could be savez's own argument
                 file,
                 ids=part["ids"],
                 scores=part["scores"],
@@ -131,8 +130,7 @@ def refuse_existing(output: Path) -> None:
 
 def _lock(file: int, output: Path) -> None:
     try:
-        # Gone with the process that holds it, however that ends.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process that holds it, however that ends
     except BlockingIOError:
         raise UserError(f"--output: another process is writing it, got {output}") from None
 

@@ -83,8 +83,7 @@ def _check_options(parser: argparse.ArgumentParser, rest: list[str]) -> None:
         _refuse_settings([word for word in rest if _is_option(word) and word.partition("=")[0] not in known])
     given = [word.partition("=")[0] for word in rest[: rest.index("--") if "--" in rest else None] if _is_option(word)]
     for option in given:
-        # -f1, too: a short option with its value behind it.
-        if option not in known and option[:2] not in known:
+        if option not in known and option[:2] not in known:  # -f1, too: a short option with its value behind it
             near = difflib.get_close_matches(option.lower(), [item for item in known if item.startswith("--")], 1)
             hint = f" (did you mean {near[0]}?)" if near else f" (see {parser.prog} --help)"
             raise UsageError(f"{option[:80]}: unknown option of {parser.prog}{hint}")

@@ -85,8 +85,7 @@ def _preview(shown: Shown[Item], show: Show[Item]) -> None:
     indices = reading.without_huge(range(len(reading.rows)), tally)
     if not indices:
         reading.conclude(tally)  # raises: there is nothing to show
-    # Rows over the limit included: their lengths are what one looks for here.
-    items = reading.encode(indices)
+    items = reading.encode(indices)  # rows over the limit included: their lengths are what one looks for here
     _print_convention(config, reading, console)
     show(shown, items)
     reading.limited(items, indices, tally)

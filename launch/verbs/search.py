@@ -103,8 +103,7 @@ def reranker_search(directory: Path, candidates: Callable[[str], list[str]], top
     def find(query: str) -> Found:
         passages = candidates(query)
         scores: NDArray[np.float32] = model.predict([(query, passage) for passage in passages])
-        # Stable: of equal ones the first stage's order stays.
-        order = (-scores).argsort(kind="stable")[:top]
+        order = (-scores).argsort(kind="stable")[:top]  # stable: of equal ones the first stage's order stays
         return [(float(scores[place]), passages[place]) for place in order]
 
     return find
