@@ -20,7 +20,7 @@ class DashboardAccess:
 
     address: str
     """Scheme, host, port and path if any, without a slash at the end."""
-    token: str | None = field(repr=False)
+    token: str | None = field(repr=False)  # so that no message or traceback shows it
     token_source: str
     """Where the token is from, or why there is none."""
     source: str = "--address"
@@ -56,7 +56,7 @@ def _normal(name: str, value: str) -> str:
     text = value if "://" in value else f"http://{value}"
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port  # asked for, as only reading it tells that a port is no number
     except ValueError:
         host, parts = None, urlsplit("")
     if "@" in parts.netloc:
@@ -64,6 +64,7 @@ def _normal(name: str, value: str) -> str:
     plain = not (parts.query or parts.fragment) and re.fullmatch(r"[\x21-\x7e]+", text)
     # Between two dots of a name are 1 to 63 characters; an address in brackets has colons.
     plain = plain and host and (":" in host or all(0 < len(part) < 64 for part in host.rstrip(".").split(".")))
+    # `auto` is how Ray calls a cluster on this machine: an address for ray.init, not of a dashboard.
     if not host or parts.scheme not in ("http", "https") or not plain or value == "auto":
         raise UserError(f"{name}: must be the http(s) address of the cluster's dashboard, {_EXAMPLE}, got {value}")
     return text.rstrip("/")
@@ -79,6 +80,7 @@ def _token(environment: Mapping[str, str]) -> tuple[str | None, str]:
         raise UserError(f"RAY_AUTH_MODE: must be token or disabled, or unset, got {mode}")
     if mode == "disabled":
         return None, "RAY_AUTH_MODE is disabled"
+    # Unset is not the same as token: see the docstring for why the file of a local Ray does not count.
     if not (mode or environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")):
         return None, "no variable names one"
     token, source = _stored_token(environment)
@@ -97,8 +99,9 @@ def _stored_token(environment: Mapping[str, str]) -> tuple[str | None, str]:
     path = Path(named).expanduser() if named else Path("~/.ray/auth_token").expanduser()
     source = f"RAY_AUTH_TOKEN_PATH ({path})" if named else str(path)
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8").strip()  # an editor leaves a line end
     except (OSError, UnicodeDecodeError) as error:
+        # A file that is named must be there; the default one need not.
         if named or not isinstance(error, FileNotFoundError):
             reason = getattr(error, "strerror", None) or "not text"
             raise UserError(f"{source}: must be a file with a token that can be read ({reason})") from None

@@ -7,10 +7,10 @@ whole tracebacks and logs: `cause_line` finds the line that says why.
 import difflib
 import importlib.metadata
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any, cast
+from typing import IO, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import requests
@@ -27,6 +27,9 @@ FIRST_S = 8.0
 _SLOW_S = 2.0
 """Time beyond its deadline in which an answer that has begun must end, in seconds."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+Texts: TypeAlias = Mapping[str, "str | Texts"]
+"""Texts by name, or further ones below a name."""
+_Answer = TypeVar("_Answer", dict, list)
 
 
 class NoAnswer(UserError):
@@ -88,15 +91,16 @@ class JobsClient:
 
     def job(self, job_id: str) -> SubmittedJob:
         """One job; raises UnknownJob."""
-        return _job(self._json(self._request("GET", f"/api/jobs/{quote(job_id, safe='')}", job_id)))
+        return _job(self._json(self._request("GET", f"/api/jobs/{quote(job_id, safe='')}", job_id), dict))
 
     def find(self, job_id: str) -> SubmittedJob | None:
         """One job, or None."""
         response = self._request("GET", f"/api/jobs/{quote(job_id, safe='')}", accept=(200, 404))
-        return None if response.status_code == 404 else _job(self._json(response))
+        return None if response.status_code == 404 else _job(self._json(response, dict))
 
     def jobs(self) -> list[SubmittedJob]:
         """All jobs, drivers that were not submitted included."""
+        # The slash at the end belongs to it: this path answers with a list, those of one job with an object.
         values = self._json(self._request("GET", "/api/jobs/"), list)
         return [_job(item) for item in values]
 
@@ -104,12 +108,17 @@ class JobsClient:
         self,
         job_id: str,
         entrypoint: str,
-        runtime_env: dict[str, Any],
+        runtime_env: Texts,
         metadata: dict[str, str],
         labels: dict[str, str],
     ) -> None:
         """Start a job on a node with these labels, on the head without; an id that exists is the server's error."""
-        body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": runtime_env, "metadata": metadata}
+        body: dict[str, str | Texts] = {
+            "entrypoint": entrypoint,
+            "submission_id": job_id,
+            "runtime_env": runtime_env,
+            "metadata": metadata,
+        }
         # Ray 2.60 leaves the head for a selector alone; it asks for no resources.
         selector = {"entrypoint_label_selector": labels} if labels else {}
         self._request("POST", "/api/jobs/", json=body | selector)
@@ -117,7 +126,7 @@ class JobsClient:
     def logs(self, job_id: str) -> str:
         """All that the job's driver has printed so far; nothing before it runs."""
         response = self._request("GET", f"/api/jobs/{quote(job_id, safe='')}/logs", job_id)
-        return str(self._json(response).get("logs") or "")
+        return str(self._json(response, dict).get("logs") or "")
 
     def stop(self, job_id: str) -> None:
         """Tell a job to stop; returns at once, and has no effect on one that is PENDING (Ray 2.60)."""
@@ -150,11 +159,13 @@ class JobsClient:
         *,
         accept: tuple[int, ...] = (200,),
         read_s: float | None = None,
-        **body: Any,
+        json: Texts | None = None,
+        data: IO[bytes] | None = None,
     ) -> requests.Response:
         read_s = read_s or READ_S
         url, timeout = self.access.address + path, (CONNECT_S, read_s)
-        call = partial(self._session.request, method, url, timeout=timeout, allow_redirects=False, **body)
+        # No redirect is followed: the token is meant for this address.
+        call = partial(self._session.request, method, url, timeout=timeout, allow_redirects=False, json=json, data=data)
         try:
             response = within(read_s + _SLOW_S, call)
         except (requests.exceptions.RequestException, HTTPError, UnicodeError, DeadlinePassed) as error:
@@ -171,7 +182,7 @@ class JobsClient:
             known = difflib.get_close_matches(job_id, [job.id for job in self.jobs()], 2)
             hint = f" (did you mean {' or '.join(known)}?)" if known else ""
             return UnknownJob(f"ID: {address} knows no such job{hint}, got {job_id}")
-        said = cause_line(response.text) or response.reason
+        said = cause_line(response.text) or response.reason  # a 500 of Ray's is a whole traceback
         if status >= 500:
             return NoAnswer(f"{self.access.source}: {address} answered {status}: {said}")
         return UserError(f"{self.access.source}: {address} refused the request ({status}): {said}")
@@ -189,7 +200,11 @@ class JobsClient:
 
     def _check_version(self, warn: Callable[[str], None]) -> None:
         response = self._request(
-            "GET", "/api/version", accept=tuple({*range(200, 500)} - {401, 403}), read_s=min(FIRST_S, READ_S)
+            # 401 and 403 are told as what they are; of other answers the body tells that this is no Ray.
+            "GET",
+            "/api/version",
+            accept=tuple({*range(200, 500)} - {401, 403}),
+            read_s=min(FIRST_S, READ_S),
         )
         try:
             theirs = str(response.json()["ray_version"])
@@ -200,12 +215,12 @@ class JobsClient:
             ) from None
         try:
             ours = importlib.metadata.version("ray")
-        except importlib.metadata.PackageNotFoundError:
+        except importlib.metadata.PackageNotFoundError:  # a machine that only submits needs no ray
             return
         if ours != theirs:
             warn(f"the cluster runs Ray {theirs} and this machine has {ours}: Tandem is tested with the same on both")
 
-    def _json(self, response: requests.Response, kind: type = dict) -> Any:
+    def _json(self, response: requests.Response, kind: type[_Answer]) -> _Answer:
         try:
             values = response.json()
         except ValueError:
@@ -223,9 +238,11 @@ def cause_line(text: str) -> str:
     Example: cause_line("Job entrypoint command failed with exit code 2, ...:\\nerror: model.path: ...") is
         "error: model.path: ..."
     """
+    # Colours and other sequences first: what is left of them would be text.
     plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
     lines = [" ".join(re.sub(r"[\x00-\x1f\x7f]", " ", line).split()) for line in plain.splitlines()]
     lines = [line for line in lines if line.strip(". ")]
+    # A line of our own says most, then the last exception of a traceback.
     for pattern in (r"(error|run failed): .", r"([\w.]*(Error|Exception|Exit|Interrupt)\b|Failed\b).*: ."):
         if found := [line for line in lines if re.match(pattern, line)]:
             return _shortened(found[-1])
@@ -237,16 +254,18 @@ def _shortened(line: str) -> str:
     return line if len(line) <= 500 else f"{line[:250]} ... {line[-250:]}"
 
 
-def _job(values: dict[str, Any]) -> SubmittedJob:
-    start, end = values.get("start_time"), values.get("end_time")
+def _job(values: Mapping[str, object]) -> SubmittedJob:
+    start, end, code = values.get("start_time"), values.get("end_time"), values.get("driver_exit_code")
+    metadata = values.get("metadata")
     return SubmittedJob(
+        # A driver that was not submitted has only the second one.
         id=str(values.get("submission_id") or values.get("job_id")),
         state=str(values.get("status")),
         message=str(values.get("message") or ""),
-        exit_code=cast(int | None, values.get("driver_exit_code")),
-        start_s=start / 1000 if start else None,
-        end_s=end / 1000 if end else None,
-        metadata={str(key): str(value) for key, value in (values.get("metadata") or {}).items()},
+        exit_code=code if isinstance(code, int) else None,
+        start_s=start / 1000 if isinstance(start, int | float) and start else None,  # Ray counts milliseconds
+        end_s=end / 1000 if isinstance(end, int | float) and end else None,
+        metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )
 
 
@@ -268,8 +287,8 @@ def _why(error: Exception, read_s: float) -> str:
 
 def _system_error(error: BaseException) -> str:
     """The operating system's words for what lies below an error of requests."""
-    todo: list[Any] = [error]
-    seen: list[Any] = []
+    todo: list[object] = [error]
+    seen: list[BaseException] = []
     while todo:
         item = todo.pop(0)
         if not isinstance(item, BaseException) or item in seen:
@@ -277,5 +296,6 @@ def _system_error(error: BaseException) -> str:
         seen.append(item)
         if isinstance(item, OSError) and item.strerror:
             return str(item.strerror)
+        # requests wraps urllib3, and that the system: by attribute, cause, context or as an argument.
         todo += [getattr(item, "reason", None), item.__cause__, item.__context__, *item.args]
     return " ".join(str(seen[-1]).split())[:200]

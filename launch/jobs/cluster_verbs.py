@@ -5,7 +5,7 @@ Imports only the standard library at the top, as the command line does.
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from launch.verbs.arguments import UsageError
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 def on_submit(arguments: argparse.Namespace) -> int:
     """Start a job; with --wait, end as it does. Raises UserError, UsageError."""
-    _check_place(arguments, "id")
+    _check_place(arguments, "id")  # before the configuration is read, which takes longer
     from launch.config import load
 
     config = load(arguments.config, arguments.overrides)
     if not arguments.kube:
+        # Each verb imports what it needs, as `requests` or the Kubernetes client would delay all others.
         from launch.jobs.submit import submit_job
 
         return submit_job(
@@ -118,7 +119,12 @@ def _check_place(arguments: argparse.Namespace, *ray_only: str) -> None:
             raise UsageError(f"--{name}: {rule}, got {getattr(arguments, name)}")
 
 
-def _kube(arguments: argparse.Namespace) -> dict[str, Any]:
+class _Place(TypedDict):
+    namespace: str | None
+    context: str | None
+
+
+def _kube(arguments: argparse.Namespace) -> _Place:
     return {"namespace": arguments.namespace, "context": arguments.context}
 
 

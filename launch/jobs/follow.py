@@ -54,7 +54,7 @@ class _Tail:
     def add(self, text: str) -> None:
         self.heard_s = time.monotonic()
         expected = self.known[self.position : self.position + len(text)]
-        if not text.startswith(expected):
+        if not text.startswith(expected):  # another log than the one that is known: all of it is new
             self.known, self.printed = "", min(self.printed, self.position)
         new = text[max(0, self.printed - self.position) :]
         self.position += len(text)
@@ -91,7 +91,7 @@ async def _follow(client: JobsClient, job_id: str, tail: _Tail) -> SubmittedJob:
             except NoAnswer as error:
                 if time.monotonic() - tail.heard_s > LOST_S:
                     raise ConnectionLost(f"{error.problems[0]} (tried again for {LOST_S:g} s)") from None
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # a server that is back at once, and away again, is not asked without pause
 
 
 async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSession, tail: _Tail) -> None:
@@ -99,11 +99,17 @@ async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSessio
     access = client.access
     url = f"{access.address}/api/jobs/{quote(job_id, safe='')}/logs/tail"
     headers = {} if access.token is None else {"Authorization": f"Bearer {access.token}"}
+    # The proxy and certificates that requests takes: both ways lead to the same server.
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
     timeout = aiohttp.ClientWSTimeout(ws_close=CONNECT_S)  # pyright: ignore[reportCallIssue]
     async with asyncio.timeout(READ_S):
         socket = await session.ws_connect(
-            url, headers=headers, proxy=proxy, ssl=_trusted(url), max_msg_size=0, timeout=timeout
+            url,
+            headers=headers,
+            proxy=proxy,
+            ssl=_trusted(url),
+            max_msg_size=0,  # no limit: from 4 MiB on, by default, aiohttp would close the connection
+            timeout=timeout,
         )
     tail.position = 0
     ended = False
@@ -112,7 +118,7 @@ async def _stream(client: JobsClient, job_id: str, session: aiohttp.ClientSessio
             try:
                 message = await socket.receive(timeout=SILENCE_S)
             except TimeoutError:
-                if ended:
+                if ended:  # silent for a second time since the job ended: nothing more comes
                     return
                 job = await asyncio.to_thread(client.job, job_id)
                 ended = job.ended

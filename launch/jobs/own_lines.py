@@ -22,7 +22,7 @@ def start_of_tail(text: str, count: int) -> int:
         if not count:
             break
         start -= len(line)
-        count -= not of_ray(line)
+        count -= not of_ray(line)  # lines of Ray are passed over: they are not shown either
     return start
 
 
@@ -32,7 +32,7 @@ class WithoutOwnLines:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._held = ""
-        self._within_line = False
+        self._within_line = False  # whether the beginning of the line at hand was passed on
 
     def __call__(self, text: str) -> None:
         kept = []
@@ -56,4 +56,5 @@ def _may_become(start: str) -> bool:
     """Whether a line that begins so, and has not ended, may be Ray's."""
     if len(start) > _LONGEST:
         return False
+    # A year, or digits that may become one: the rest of a time follows.
     return start.startswith(_ENTRYPOINT[: len(start)]) or bool(re.match(r"\d{1,3}$|\d{4}($|-)", start))

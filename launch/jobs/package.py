@@ -56,6 +56,7 @@ def package_files(selection: Selection, config: RunConfig) -> Package:
     Raises:
         UserError: more than Ray accepts, with the largest files; a file that cannot be read.
     """
+    # A file of this name, as from another upload that was unpacked, would be there twice.
     sizes = {path: size for path, size in selection.files.items() if path != CONFIG_FILE}
     digest = hashlib.sha256()
     file = tempfile.TemporaryFile()  # noqa: SIM115, as its closing ends it and the upload still reads it
@@ -68,6 +69,7 @@ def package_files(selection: Selection, config: RunConfig) -> Package:
         for path in sizes:
             try:
                 source = selection.root / path
+                # Of the mode only this, as in git: the rest differs by the umask of whoever made the clone.
                 mode = 0o755 if source.stat().st_mode & 0o100 else 0o644
                 _add(archive, digest, path, mode, _chunks(source, check))
             except OSError as error:
@@ -99,6 +101,7 @@ def shown_size(size: float) -> str:
 
 def _resolved(config: RunConfig) -> bytes:
     """The configuration as JSON that YAML reads as the same."""
+    # Sorted, so that the same configuration gives the same digest.
     text = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     try:
         return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
@@ -122,7 +125,7 @@ def _check_size(zipped: int, sizes: dict[str, int]) -> None:
 def _add(archive: zipfile.ZipFile, digest: "hashlib._Hash", path: str, mode: int, chunks: Iterator[bytes]) -> None:
     """Add one file, and to the digest what it is; its content's hash has a fixed length, so no two trees are alike."""
     info = zipfile.ZipInfo(path, _EARLIEST)
-    info.external_attr = (0o100000 | mode) << 16
+    info.external_attr = (0o100000 | mode) << 16  # the upper half is the mode of Unix; 0o100000 is a plain file
     info.compress_type = zipfile.ZIP_DEFLATED
     content = hashlib.sha256()
     with archive.open(info, "w") as target:
@@ -136,5 +139,5 @@ def _chunks(path: os.PathLike[str], check: Callable[[], None]) -> Iterator[bytes
     """The file's bytes; `check` ends it early."""
     with open(path, "rb") as file:
         while chunk := file.read(MIB):
-            yield chunk
+            yield chunk  # checked as it is written: a tree of gigabytes is refused at the limit
             check()

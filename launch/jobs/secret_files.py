@@ -10,7 +10,7 @@ from pathspec import GitIgnoreSpec
 FILES = (
     # Private keys; what has an extension is none. This comes first, as the last line that fits decides.
     *("id_*", "!id_*.*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
-    *("kubeconfig*", "*.kubeconfig", "!kubeconfig.py"),
+    *("kubeconfig*", "*.kubeconfig", "!kubeconfig.py"),  # this package has code of that name
     *("*.pem", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.p8", "*.tfstate", "*.tfstate.*"),
     # Code of such a name is none, as `passwords.py`.
     *("secrets.*", "passw*", "apikey*", "!secrets.py", "!passw*.py", "!apikey*.py"),
@@ -61,7 +61,7 @@ def holds_secrets(path: str) -> bool:
 
     Example: holds_secrets("sub/.AWS/") and holds_secrets("sub/.aws/config").
     """
-    lower = path.lower()
+    lower = path.lower()  # ignore files tell capitals apart; people who name a key file do not
     if _folders().match_file(lower):
         return True
     return not lower.endswith("/") and _files().match_file(lower.rpartition("/")[2])

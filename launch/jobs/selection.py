@@ -87,7 +87,7 @@ def select_files(root: Path, output: str = "outputs") -> Selection:
         _walk(selection, "", ())
     except OSError as error:
         raise UserError(f"upload: {error.filename} must be readable, or be left out ({error.strerror})") from None
-    _judge_links(selection)
+    _judge_links(selection)  # only now is it known what else is uploaded
     selection.files = dict(sorted(selection.files.items()))
     return selection
 
@@ -107,6 +107,7 @@ def _judge_links(selection: Selection) -> None:
 def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> None:
     rules = (*above, *_ignore_files(selection.root, prefix))
     with os.scandir(selection.root / prefix) as entries:
+        # In order: what is said of files, and what is in the package, is the same at each try.
         for entry in sorted(entries, key=lambda item: item.name):
             path = prefix + entry.name
             try:
@@ -114,6 +115,7 @@ def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> 
             except UnicodeEncodeError:  # no rule could be asked about it, and no zip could name it
                 raise UserError(f"upload: a file's name must be UTF-8, got {os.fsencode(path)!r}") from None
             folder = entry.is_dir()
+            # The order matters: what is never taken is not looked into.
             if rule := _always(entry, path, selection.results) or _rule(rules, f"{path}/" if folder else path):
                 selection.left_out[path] = rule
             elif holds_secrets(named := f"{path}/" if folder else path) and not _asked_for(rules, named):
@@ -127,13 +129,14 @@ def _walk(selection: Selection, prefix: str, above: tuple[_IgnoreFile, ...]) -> 
 def _always(entry: os.DirEntry[str], path: str, results: str) -> str | None:
     if not entry.is_dir():
         return None
+    # `outputs` also where this run writes elsewhere: earlier ones did not.
     if entry.name in NEVER or path in ("outputs", results) or os.path.isfile(os.path.join(entry.path, "pyvenv.cfg")):
         return _ALWAYS
     return "Tandem, as a link to a directory" if entry.is_symlink() else None
 
 
 def _rule(rules: tuple[_IgnoreFile, ...], path: str) -> str | None:
-    for item in reversed(rules):
+    for item in reversed(rules):  # the last file that says something decides: the deepest, and there .rayignore
         verdict = item.verdict(path)
         if verdict is not None:
             return verdict or None
@@ -142,6 +145,7 @@ def _rule(rules: tuple[_IgnoreFile, ...], path: str) -> str | None:
 
 def _asked_for(rules: tuple[_IgnoreFile, ...], path: str) -> bool:
     """Whether a `!` line of a .rayignore brings `path` back."""
+    # A line of .gitignore says what is committed, not that a secret may leave this machine.
     return any(item.verdict(path) == "" for item in rules if item.name.endswith(".rayignore"))
 
 
@@ -149,7 +153,9 @@ def _ignore_files(root: Path, prefix: str) -> Iterator[_IgnoreFile]:
     for name in _IGNORE_FILES:
         path = root / prefix / name
         if path.is_file():
+            # A name in it need not be UTF-8; git takes it as bytes.
             text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            # Not splitlines(), which breaks lines at characters that a name may hold.
             lines = tuple((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
             spec = GitIgnoreSpec.from_lines(line for _, line in lines)
             yield _IgnoreFile(prefix + name, prefix, lines, spec)

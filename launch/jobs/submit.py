@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from launch.checks.check import preflight
 from launch.config import RunConfig
 from launch.jobs.access import dashboard_access
-from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob
+from launch.jobs.client import JobsClient, NoAnswer, SubmittedJob, Texts
 from launch.jobs.package import CONFIG_FILE, Package, package_files, package_warnings, shown_size
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
 from launch.jobs.verbs import JOB_ID, command, job_object, wait_for, warn
 
+# exec: the driver takes the place of the shell that Ray starts, and gets its signals. `python` is the one of the
+# PATH that the node was started with.
 ENTRYPOINT = f"exec python -m launch run {CONFIG_FILE}"
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Variable by which Ray knows how long to wait between SIGTERM and SIGKILL; its default is 3 seconds."""
@@ -49,7 +50,7 @@ class _Submission:
         }
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
+    def runtime_env(self) -> Texts:
         """The job's, inherited by its workers."""
         variables = {STOP_WAIT: str(self.config.cluster.stop_wait_s)}
         return {"working_dir": self.package.uri, "env_vars": variables}
@@ -76,7 +77,7 @@ def submit_job(
     with package.data:
         client = JobsClient(access, warn)
         submission = _Submission(job_id, config, package)
-        old = client.find(job_id)
+        old = client.find(job_id)  # asked before anything is uploaded: the job may be there and need none of it
         again = old is not None and _settle(client, old, submission, note)
         known = _old_log(client, old) if again else ""
         started = old is None or again
@@ -95,7 +96,7 @@ def submit_job(
     if wait:
         return wait_for(client, job_id, known=known, as_json=as_json, more=values)
     if as_json:
-        print(json.dumps(job_object(client.job(job_id), access.address) | values, ensure_ascii=False))
+        print(json.dumps({**job_object(client.job(job_id), access.address), **values}, ensure_ascii=False))
     return 0
 
 
@@ -105,6 +106,7 @@ def _notes(as_json: bool) -> Callable[[str], None]:
 
 
 def _checked_id(given: str | None, config: RunConfig) -> str:
+    # With time and random digits 111 characters at most, of the 128 that JOB_ID allows.
     job_id = given or f"{config.run.name[:90]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     if not re.fullmatch(JOB_ID, job_id):
         rule = "must be letters, digits, dots, hyphens and underscores, at most 128, the first a letter or digit"
@@ -134,6 +136,7 @@ def _settle(client: JobsClient, old: SubmittedJob, submission: _Submission, note
     Raises:
         UserError: the id is taken: by a running job of another configuration, or by a job that is not Tandem's.
     """
+    # The digest is of configuration and files: by it the same job is known again.
     same = old.metadata.get("digest") == submission.package.digest
     if not old.submitted_by_tandem:
         raise UserError(f"--id: must be no other program's job ({old.state}), got {old.id}")
@@ -159,7 +162,7 @@ def _settle(client: JobsClient, old: SubmittedJob, submission: _Submission, note
 def _check_directory(client: JobsClient, submission: _Submission) -> None:
     """Two jobs would overwrite each other's checkpoints; raises UserError."""
     directory = submission.metadata["directory"]
-    for job in client.jobs():
+    for job in client.jobs():  # by the directory, not the name: two runs of a name may write to different places
         if job.id != submission.id and not job.ended and job.metadata.get("directory") == directory:
             attach, stop = (command(verb, job.id, client.access.address) for verb in ("logs -f", "stop"))
             raise UserError(
@@ -188,7 +191,7 @@ def _upload(client: JobsClient, package: Package, note: Callable[[str], None]) -
 def _start(client: JobsClient, submission: _Submission, replaced: SubmittedJob | None) -> None:
     """Start the job; an answer that does not come leaves open whether it was."""
     if replaced is not None:
-        client.delete(submission.id)
+        client.delete(submission.id)  # Ray refuses an id that it has, also that of a job which has ended
     unknown = f"whether it was submitted says: {command('status', submission.id, client.access.address)}"
     try:
         labels = submission.config.cluster.driver_labels

@@ -53,6 +53,7 @@ def _sources(function: str) -> list[str]:
     if not module or not name:
         return []
     dotted = module.replace(".", "/")
+    # A module is a file or a package; of a package all files are needed.
     return [module] if module.endswith(".py") else [f"{dotted}.py", dotted]
 
 
@@ -67,6 +68,7 @@ def _normal(path: Path) -> str:
     """Without `.` and with every `..` at the beginning, with slashes."""
     parts: list[str] = []
     for part in path.parts:
+        # Not resolve(), which follows links: the upload has the names as they are.
         if part == ".." and parts and parts[-1] != "..":
             parts.pop()
         else:

@@ -5,9 +5,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from actors.config import UserError
 from launch.jobs.access import dashboard_access
@@ -16,13 +15,16 @@ from launch.jobs.follow import ConnectionLost, follow_log
 from launch.jobs.own_lines import WithoutOwnLines, of_ray, start_of_tail
 
 JOB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-STOPPED, INTERRUPTED, FAILED = 130, 130, 1
+STOPPED, INTERRUPTED, FAILED = 130, 130, 1  # 130 as shells say of what Ctrl-C has ended
 STOP_MARGIN_S = 30
 """Time beyond the job's own for its last checkpoint after which `stop` gives up, in seconds."""
 _POLL_S = 1.0
 _SAVED = re.compile(r"^(.+; a checkpoint is in |model:   )", re.MULTILINE)
 """What a driver prints in the end (`launch/run/run.py`) that was stopped, or is done."""
 _STEP, _INTERRUPTED = re.compile(r"^step [1-9]", re.MULTILINE), re.compile(r"^interrupted", re.MULTILINE)
+
+JobValues = Mapping[str, str | int | None]
+"""What --json prints of a job, by name."""
 
 
 def job_status(job_id: str, *, address: str | None, as_json: bool) -> int:
@@ -115,7 +117,7 @@ def show_jobs(*, address: str | None, everything: bool, as_json: bool) -> int:
 
 
 def wait_for(
-    client: JobsClient, job_id: str, *, known: str = "", as_json: bool = False, more: dict[str, Any] | None = None
+    client: JobsClient, job_id: str, *, known: str = "", as_json: bool = False, more: JobValues | None = None
 ) -> int:
     """Follow a job's log on standard output (`as_json`: standard error) until it ends; then say how it ended.
 
@@ -127,7 +129,7 @@ def wait_for(
         The driver's exit code; 130 for a job that was stopped, and after Ctrl-C, which leaves it alone; 1 when the
         connection was lost for good, Ray ended the job, or a stop killed it with its last step unsaved.
     """
-    output = sys.stderr if as_json else sys.stdout
+    output = sys.stderr if as_json else sys.stdout  # with --json, standard output holds one object
 
     def write(text: str) -> None:
         output.write(text)
@@ -146,7 +148,7 @@ def wait_for(
         return FAILED
     unsaved = _unsaved(client, job)
     if as_json:
-        found = job_object(job, client.access.address) | ({"cause": unsaved} if unsaved else {}) | (more or {})
+        found = {**job_object(job, client.access.address), **({"cause": unsaved} if unsaved else {}), **(more or {})}
         print(json.dumps(found, ensure_ascii=False), flush=True)
     print("\n".join([*_ending(job), *([f"{job_id} {unsaved}"] if unsaved else [])]), file=sys.stderr)
     return FAILED if unsaved else exit_code(job)
@@ -162,7 +164,7 @@ def exit_code(job: SubmittedJob) -> int:
     return code if code > 0 else 128 - code  # a driver that a signal ended, as shells count
 
 
-def job_object(job: SubmittedJob, address: str) -> dict[str, Any]:
+def job_object(job: SubmittedJob, address: str) -> JobValues:
     """A job as --json prints it."""
     metadata = job.metadata
     return {
@@ -196,11 +198,12 @@ def _stopped(client: JobsClient, job: SubmittedJob, until: float) -> SubmittedJo
     told = None
     while True:
         try:
-            if job.state != told:
+            if job.state != told:  # PENDING it was told in vain: again, once it runs
                 client.stop(job.id)
                 told = job.state
             job = client.job(job.id)
         except NoAnswer:
+            # It may answer again, and the job ends without us: asked until time is up.
             if time.monotonic() > until:
                 raise
         if job.ended or time.monotonic() > until:
@@ -220,6 +223,7 @@ def _ending(job: SubmittedJob) -> list[str]:
 def _hint(job: SubmittedJob) -> str:
     """What to do about a driver that could not start."""
     cause = job.cause or ""
+    # A line of ours names the module by itself, and what to do.
     if found := re.match(r"(?!error: ).*No module named '?(\w+)", cause):
         if found[1] == "launch":
             return " (the cluster's Python lacks Tandem: install it on all nodes, or submit from a clone)"
@@ -242,6 +246,7 @@ def _unsaved(client: JobsClient, job: SubmittedJob) -> str | None:
         return None
     # Ray appends the log of one attempt to that of the one before.
     text = re.split(rf"^Running entrypoint for job {re.escape(job.id)}: .*\n", text, flags=re.MULTILINE)[-1]
+    # Without a line but warnings, the driver had not begun; interrupted before its first step, it has lost none.
     begun = re.search(r"^(?!warning: )\S", text, re.MULTILINE)
     nothing_lost = _INTERRUPTED.search(text) and not _STEP.search(text)
     if not begun or _SAVED.search(text) or nothing_lost:

@@ -33,6 +33,7 @@ def within(deadline_s: float, call: Callable[[], T]) -> T:
     try:
         return call()
     finally:
+        # First the alarm, then its handler: between the two, it would end the process.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:  # somebody else's alarm goes on

@@ -14,6 +14,7 @@ from launch.kube.sizes import UNKNOWN_CPU_PROCESS, host_memory
 NODE_START_S = 1200
 """Time that a new node with GPUs and the pull of a large image may take."""
 
+# What the Dockerfiles copy into an image, by name.
 _IN_IMAGES = ("actors", "algorithms", "launch", "configs", "examples")
 
 
@@ -53,5 +54,6 @@ def _stays_here(config: RunConfig, path: str) -> bool:
     """Whether a path that is here would be missing in the pods."""
     plain = posixpath.normpath(path)
     if posixpath.isabs(plain):
+        # With a slash at both ends: /shared2 is not below /shared.
         return not any(f"{plain}/".startswith(f"{root}/") for root in (config.cluster.kubernetes.volume.mount, CODE))
     return plain.split("/")[0] not in _IN_IMAGES

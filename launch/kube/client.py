@@ -9,16 +9,16 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from actors.config import UserError
 from launch.config import RunConfig
 from launch.kube.kubeconfig import KubeApi, connect_kube
+from launch.kube.objects import RayJob
 from launch.kube.submission import DELETION_S, OURS, command_for, delete_in_full, pods_grace_s, submit_documents
 from launch.kube.watch import JobLog, RayJobState, follow_rayjob, state_line
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # as shells say of what Ctrl-C ended: 128 and SIGINT
 
 
 def kube_submit(
@@ -41,6 +41,7 @@ def kube_submit(
     """
     from launch.kube.render import manifests
 
+    # Before the cluster is asked: a mistake of the configuration is told without one.
     documents = manifests(config, "rayjob")
     api = connect_kube(namespace or config.cluster.kubernetes.namespace, context)
     document, action = submit_documents(api, documents, say=_say)
@@ -120,10 +121,12 @@ def kube_stop(name: str, *, namespace: str | None, context: str | None, timeout_
 
 def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> int:
     """Print Tandem's RayJobs in the namespace: a table, or a list of objects."""
+    # Here, as that module imports requests and aiohttp, which no other verb of this one needs.
     from launch.jobs.verbs import print_table
 
     api = connect_kube(namespace, context)
     found = api.rayjobs(",".join(f"{key}={value}" for key, value in OURS.items()))
+    # Times begin with a digit below 9, so that those which have not started come last.
     states = sorted(map(RayJobState.of, found), key=lambda state: (state.started or "9", state.name))
     if as_json:
         print(json.dumps([dataclasses.asdict(state) for state in states]))
@@ -136,28 +139,31 @@ def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> i
     return 0
 
 
-def _waited(api: KubeApi, document: dict[str, Any], answer: dict[str, Any] | None) -> int:
+def _waited(api: KubeApi, document: RayJob, answer: Mapping[str, object] | None) -> int:
     """Watch to the end, print `answer` with what became of the job if there is one, and return the job's exit code."""
     log = JobLog(api, _mode(document))
     if not log.in_a_pod:
         _say(f"no pod has the log in {log.mode}: {_through_dashboard(api, RayJobState.of(document))}")
+    # With --json, standard output is for the object alone.
     state = _followed(api, document, log, _print if answer is None else _say)
     code = INTERRUPTED if state is None else state.exit_code
+    # It never ran, and its message is the operator's rule: the user's mistake, as one of the configuration.
     if state is not None and state.state == "ValidationFailed":
         raise UserError(f"RayJob {state.name}: must keep KubeRay's rules, got {state.message or state.line}")
     if state is not None and code:
+        # Where no pod had the log, the operator's message holds the last of it.
         _say(*([] if log.in_a_pod else state.message.splitlines()[-20:]), f"RayJob {state.name} ended with {code}")
     if answer is not None:
         print(json.dumps({**answer, **({} if state is None else dataclasses.asdict(state)), "exit_code": code}))
     return code
 
 
-def _tailed(api: KubeApi, document: dict[str, Any], log: JobLog) -> int:
+def _tailed(api: KubeApi, document: RayJob, log: JobLog) -> int:
     state = _followed(api, document, log, _print)
     return INTERRUPTED if state is None else state.exit_code
 
 
-def _followed(api: KubeApi, document: dict[str, Any], log: JobLog, show: Callable[[str], None]) -> RayJobState | None:
+def _followed(api: KubeApi, document: RayJob, log: JobLog, show: Callable[[str], None]) -> RayJobState | None:
     """Watch to the end, and return the state then; None if the RayJob was deleted."""
     name = document["metadata"]["name"]
     state = follow_rayjob(api, name, document["metadata"]["uid"], log, say=_say, show=show)
@@ -166,7 +172,7 @@ def _followed(api: KubeApi, document: dict[str, Any], log: JobLog, show: Callabl
     return state
 
 
-def _stopped(api: KubeApi, document: dict[str, Any], limit_s: float) -> int:
+def _stopped(api: KubeApi, document: RayJob, limit_s: float) -> int:
     name, began = document["metadata"]["name"], time.monotonic()
     if not delete_in_full(api, document, limit_s):
         _say(f"RayJob {name} and its pods should be gone within {limit_s:g} s and are not: the deletion goes on")
@@ -194,7 +200,7 @@ def _rayjob_name(run: str) -> str:
     return kube_name(run, LONGEST_NAME["rayjob"])
 
 
-def _existing(api: KubeApi, name: str) -> dict[str, Any]:
+def _existing(api: KubeApi, name: str) -> RayJob:
     document = api.rayjob(name)
     if document is None:
         raise UserError(f"name: must be a RayJob in namespace {api.namespace}, got {name}{_nearest(api, name)}")
@@ -206,8 +212,8 @@ def _nearest(api: KubeApi, name: str) -> str:
     return f" (did you mean {near[0]}?)" if near else " (--namespace names another)"
 
 
-def _mode(document: dict[str, Any]) -> str:
-    return document["spec"].get("submissionMode") or "K8sJobMode"
+def _mode(document: RayJob) -> str:
+    return document["spec"].get("submissionMode") or "K8sJobMode"  # KubeRay's default
 
 
 def _next_commands(api: KubeApi, name: str) -> list[str]:

@@ -40,7 +40,7 @@ MOVABLE = ("HF_HOME", "RAY_worker_niceness")
 
 def ray_version() -> str:
     """The installed Ray, whose version manifests and images must have."""
-    return importlib.metadata.version("ray")
+    return importlib.metadata.version("ray")  # of the package as it is installed: `check` imports no ray
 
 
 def _check_selector(labels: dict[str, str]) -> dict[str, str]:
@@ -53,7 +53,7 @@ def _check_selector(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _check_annotations(annotations: dict[str, str]) -> dict[str, str]:
-    _check_selector(dict.fromkeys(annotations, ""))
+    _check_selector(dict.fromkeys(annotations, ""))  # keys are those of labels; values may be any text
     for key, value in annotations.items():
         if key.startswith(_RESERVED):
             raise ValueError(f"{key} must be left out, as Tandem, KubeRay or Kueue sets it, got {value!r}")
@@ -159,6 +159,7 @@ class KubernetesConfig(Config):
 
     @model_validator(mode="after")
     def _ends_in_one_way(self) -> "KubernetesConfig":
+        # The same as in rules_job.py for manifests of any origin; here a mistake has the name of its setting.
         if self.deletion_rules and self.shutdown:
             raise ValueError("shutdown must be false with deletion_rules, got true")
         if self.ttl_s is not None and not self.shutdown:
@@ -194,7 +195,7 @@ class KubernetesConfig(Config):
         for name in self.secrets:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"secrets.{name} must be a name of letters, digits and _, got {name!r}")
-            if name in POD_VARIABLES:
+            if name in POD_VARIABLES:  # every pod has these, and a container cannot have a name twice
                 raise ValueError(f"secrets.{name} must be left out, as {POD_VARIABLES[name]}, got one")
         if self.ray_auth == "disabled":
             refuse_unused(self, "ray_auth_secret", why="with ray_auth disabled")

@@ -19,13 +19,15 @@ RUN_CONFIG = "/etc/tandem"
 """Where pods find the run's configuration."""
 DRAIN_MARGIN_S = 30
 """Between the end of Ray's drain and that of the pod."""
+# Ray's own, whose tags are a version without `ray`: rayproject/ray:2.60.0-gpu.
 _RAY_IMAGES = ("ray", "ray-ml", "ray-llm")
 
 
 def image_ray_version(image: str) -> str | None:
     """The version of Ray that an image's tag names: registry/tandem:0.1-ray2.60.0, rayproject/ray:2.60.0-gpu."""
+    # A digest may follow the tag, which alone names the Ray.
     name, _, tag = image.partition("@")[0].rpartition(":")
-    if not name or "/" in tag:
+    if not name or "/" in tag:  # no tag: the colon is that of a registry's port
         return None
     found = re.search(r"(?:^|[^a-z0-9])ray[-_]?v?(\d+\.\d+\.\d+(?:rc\d+)?)", tag.lower())
     if found is None and name.rpartition("/")[2] in _RAY_IMAGES:
@@ -57,6 +59,7 @@ class VolumeConfig(Config):
 
     @model_validator(mode="after")
     def _hides_nothing(self) -> "VolumeConfig":
+        # Both ways round: a mount above one of these hides it, one below lies within it.
         for used in (CODE, RUN_CONFIG, "/dev/shm", "/tmp", "/home", "/usr", "/proc", "/sys"):
             if f"{used}/".startswith(f"{self.mount}/") or f"{self.mount}/".startswith(f"{used}/"):
                 raise ValueError(f"mount must not overlap {used}, got {self.mount}")
@@ -132,6 +135,7 @@ class GcsStorageConfig(Config):
         if self.storage != "rocksdb":
             refuse_unused(self, "claim", "size_gib", why=f"with storage {self.storage}")
         if self.storage == "redis" and not re.fullmatch(r"(rediss?://)?[^\s:/@]+:\d+", self.address or ""):
+            # Of an address with @, nothing is repeated: what stands before it may be a password.
             got = "a user or a password (not shown)" if "@" in (self.address or "") else self.address or "nothing"
             raise ValueError(f"address must be host:port or redis(s)://host:port with storage redis, got {got}")
         if self.password and self.password.optional:

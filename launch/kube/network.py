@@ -1,9 +1,8 @@
 """The network policy of a run: who may talk to its pods, and where these may talk to."""
 
-from typing import Any
-
 from launch.config import RunConfig
-from launch.kube.pods import Manifest, object_labels
+from launch.kube.objects import Document, Manifest
+from launch.kube.pods import object_labels
 
 METADATA = ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32")
 """Where clouds give a node's credentials to whoever asks from it: link-local addresses, Alibaba's, and Azure's."""
@@ -16,13 +15,14 @@ _DASHBOARD_PORTS = (8265, 52365)
 """Of the dashboard and of each node's agent: what KubeRay's operator asks."""
 
 
-def network_policy(config: RunConfig, name: str) -> Manifest:
+def network_policy(config: RunConfig, name: str) -> Document:
     """Pods of the run talk to each other; the operator to their dashboard; they to DNS and the world, less METADATA.
 
     No policy can name the pods of the same run in general, so each run has one of its own.
     """
     labels = object_labels(config, name)
     ours = {"matchLabels": {key: labels[key] for key in ("app.kubernetes.io/part-of", "app.kubernetes.io/instance")}}
+    # Both selectors in one entry: pods of that name in that namespace. In two, either would be enough.
     operator = {
         "namespaceSelector": {
             "matchLabels": {"kubernetes.io/metadata.name": config.cluster.kubernetes.operator_namespace}
@@ -39,7 +39,7 @@ def network_policy(config: RunConfig, name: str) -> Manifest:
         },
         "spec": {
             "podSelector": ours,
-            "policyTypes": ["Ingress", "Egress"],
+            "policyTypes": ["Ingress", "Egress"],  # a direction that is named is closed but for its rules
             "ingress": [
                 {"from": [{"podSelector": ours}]},
                 {"from": [operator], "ports": [{"protocol": "TCP", "port": port} for port in _DASHBOARD_PORTS]},
@@ -49,7 +49,7 @@ def network_policy(config: RunConfig, name: str) -> Manifest:
     }
 
 
-def outward() -> list[dict[str, Any]]:
+def outward() -> list[Manifest]:
     """Egress rules: DNS, wherever the cluster has it (a node's cache is at a link-local address), and the world."""
     return [
         {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]},

@@ -14,7 +14,7 @@ ROLE = "tandem-role"
 """Ray label of the nodes, with placement separate: rollout, or trainer for everything else."""
 DRIVER_RESOURCE = "tandem-driver"
 """Ray resource of the pods that have room for the driver, where it is not on the head."""
-_EPSILON = 1e-9
+_EPSILON = 1e-9  # shares such as 0.1 add up to 1 only nearly
 
 
 @dataclass(slots=True)
@@ -40,6 +40,7 @@ class PackedNode:
         if gpus <= 1:
             found = [index for index, share in enumerate(self.free) if share >= gpus - _EPSILON][:1]
         else:
+            # Several GPUs are whole ones, of which nothing is taken yet.
             found = [index for index, share in enumerate(self.free) if share == 1][: math.ceil(gpus)]
         if len(found) < math.ceil(gpus):
             return False
@@ -65,6 +66,7 @@ class PodGroup:
     @property
     def resources(self) -> dict[str, float]:
         """Custom Ray resources of each pod."""
+        # CPU and GPU are told to Ray by the container's resources.
         names = {name for node in self.nodes for name in node.reserved} - {"CPU", "GPU"}
         return {name: max(node.reserved[name] for node in self.nodes) for name in sorted(names)}
 
@@ -79,6 +81,7 @@ def pod_groups(config: RunConfig) -> list[PodGroup]:
     parts = {"workers": wanted}
     if config.cluster.placement == "separate" and "rollout" in by_name:
         parts = {
+            # Two groups of pods, so that each can have nodes of its own kind.
             "trainer": [item for item in wanted if item.name != "rollout"],
             "rollout": [item for item in wanted if item.name == "rollout"],
         }
@@ -103,6 +106,7 @@ def pack_nodes(wanted: list[Reservation], gpus_per_node: int) -> list[PackedNode
     """GPUs of a bundle -> nodes, from the first on, that have no room for it: as none is ever freed, they stay full."""
     for reservation in wanted:
         used: set[int] = set()
+        # A copy: a node that is passed over because it has one of these bundles has room for others.
         passed = full.copy() if reservation.apart else full
         processes = [Counter[str]() for _ in reservation.bundles]
         for group, bundles in reservation.ranks.items():
@@ -132,6 +136,7 @@ def pack_nodes(wanted: list[Reservation], gpus_per_node: int) -> list[PackedNode
 
 def _add_reward_processes(nodes: list[PackedNode], reward: Demand) -> None:
     """They have no bundles, and live where there is room: in equal pods, on any."""
+    # All on the first one, as pods of a group are equal: their size is that of the largest node.
     nodes[0].processes[reward.group] += reward.count
     nodes[0].reserved["CPU"] += reward.count * reward.cpus
 
@@ -141,6 +146,7 @@ def _labels(wanted: Iterable[Demand], pods: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for demand in wanted:
         for key, value in demand.labels.items():
+            # `!value` asks for nodes without it: nothing that a pod could have.
             if key.startswith("ray.io/") or value.startswith("!"):
                 continue
             field_name = f"{demand.group}.node_labels.{key}"

@@ -3,16 +3,15 @@
 import importlib.metadata
 import posixpath
 from collections.abc import Iterator
-from typing import Any
 
 from actors.config import UserError
 from launch.config import RunConfig
 from launch.kube.config import MOVABLE, POD_VARIABLES, ray_version
 from launch.kube.config_parts import CODE, DRAIN_MARGIN_S, RUN_CONFIG, SecretReference
+from launch.kube.objects import Manifest
 from launch.kube.sizes import PodSize
 from launch.run.placement import demands, section_of
 
-Manifest = dict[str, Any]
 RUN_FILE = f"{RUN_CONFIG}/run.yaml"
 HOME = "/home/tandem"
 HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
@@ -24,7 +23,7 @@ def head_pod(config: RunConfig, name: str, size: PodSize, config_map: str | None
     """The head's template, with a ConfigMap at RUN_CONFIG; with autoscaling it may talk to the API server."""
     spec = {"containers": [_ray_container(config, "ray-head", size, config_map)], **_pod(config)}
     if config.cluster.kubernetes.autoscaling:
-        spec["automountServiceAccountToken"] = True
+        spec["automountServiceAccountToken"] = True  # the autoscaler beside Ray talks to the API server
     return {"metadata": _metadata(config, name), "spec": spec | _volumes(config, size, config_map)}
 
 
@@ -59,7 +58,7 @@ def submitter_pod(config: RunConfig, name: str) -> Manifest:
     if scratch := _scratch(config):
         container |= {"env": [{"name": "HOME", "value": HOME}], "volumeMounts": scratch}
         spec["volumes"] = _scratch_volumes(config)
-    del spec["terminationGracePeriodSeconds"]
+    del spec["terminationGracePeriodSeconds"]  # it only follows the driver, and has nothing to save
     return {"metadata": _metadata(config, name), "spec": spec}
 
 
@@ -100,7 +99,7 @@ def _tandem_version() -> str:
     return importlib.metadata.version("tandem-rlhf")
 
 
-def _metadata(config: RunConfig, name: str) -> Manifest:
+def _metadata(config: RunConfig, name: str) -> dict[str, dict[str, str]]:
     annotations = dict(sorted(config.cluster.kubernetes.annotations.items()))
     return {"labels": object_labels(config, name)} | ({"annotations": annotations} if annotations else {})
 
@@ -124,7 +123,7 @@ def _pod(config: RunConfig) -> Manifest:
             "runAsUser": kubernetes.run_as_user,
             "runAsGroup": kubernetes.run_as_user,
             "fsGroup": kubernetes.fs_group,
-            "fsGroupChangePolicy": "OnRootMismatch",
+            "fsGroupChangePolicy": "OnRootMismatch",  # else kubelet walks the whole volume at each start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
@@ -145,6 +144,7 @@ def _ray_container(config: RunConfig, role: str, size: PodSize, config_map: str 
         "imagePullPolicy": config.cluster.kubernetes.image_pull_policy,
         "workingDir": CODE,
         "env": _environment(config),
+        # Kubernetes gives GPUs only where request and limit are the same.
         "resources": {"requests": {"cpu": str(size.cpus), **memory, **gpus}, "limits": {**memory, **gpus}},
         "volumeMounts": _mounts(config, config_map),
         "securityContext": container_security(read_only=config.cluster.kubernetes.read_only_root),
@@ -169,17 +169,19 @@ def _environment(config: RunConfig) -> list[Manifest]:
     plain = {
         "HF_HOME": _default_cache(config),
         **({"HOME": HOME} if kubernetes.read_only_root else {}),
+        # The drain must end before kubelet kills what is left.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace_s(config) - DRAIN_MARGIN_S),
         "RAY_JOB_STOP_WAIT_TIME_S": str(cluster.stop_wait_s),
-        "RAY_worker_niceness": "0",
+        "RAY_worker_niceness": "0",  # Ray's own is 15, and these processes are what the pod is for
     }
     if kubernetes.ray_auth == "disabled":
         plain["RAY_AUTH_MODE"] = "disabled"
     assert plain.keys() <= POD_VARIABLES.keys()
+    # Of the names above only MOVABLE are there: see `environment_problems`.
     plain |= dict(sorted(cluster.env.items()))
-    return [{"name": name, "value": literal(value)} for name, value in plain.items()] + [
-        {"name": name, "valueFrom": secret_source(reference)} for name, reference in sorted(kubernetes.secrets.items())
-    ]
+    given: list[Manifest] = [{"name": name, "value": literal(value)} for name, value in plain.items()]
+    secrets = sorted(kubernetes.secrets.items())
+    return given + [{"name": name, "valueFrom": secret_source(reference)} for name, reference in secrets]
 
 
 def secret_source(reference: SecretReference) -> Manifest:
@@ -192,6 +194,7 @@ def _mounts(config: RunConfig, config_map: str | None) -> list[Manifest]:
     mounts = _shared(config, of_a_run=config_map is not None)
     if config_map:
         mounts.append({"name": "config", "mountPath": RUN_CONFIG, "readOnly": True})
+    # With a /dev/shm of our own, KubeRay adds none, which would be as large as the pod's memory.
     return [*mounts, {"name": "shm", "mountPath": "/dev/shm"}, *_scratch(config)]
 
 
@@ -209,6 +212,7 @@ def _shared(config: RunConfig, *, of_a_run: bool) -> list[Manifest]:
         return mounts
     output = f"{CODE}/{below}" if below else posixpath.normpath(config.run.output)
     inside = below or posixpath.relpath(output, volume.mount)
+    # Further mounts of the same volume, below the one that is read-only.
     own = {f"{output}/{config.run.name}": posixpath.normpath(f"{inside}/{config.run.name}")}
     for cache in _caches(config):
         if cache.startswith(f"{volume.mount}/"):
@@ -254,6 +258,7 @@ def relative_output(config: RunConfig) -> str | None:
                 f"got {config.run.output}"
             )
         return None
+    # A volume in their place would hide what the image has there.
     hidden = (".", "..", "actors", "algorithms", "launch", "configs", "examples")
     if given.split("/")[0] in hidden:
         raise UserError(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import UserError
 from launch.config import RunConfig
@@ -15,10 +15,10 @@ from launch.kube.config import ray_version
 from launch.kube.config_parts import CODE, GcsStorageConfig
 from launch.kube.dump import dump
 from launch.kube.network import network_policy
+from launch.kube.objects import Document, DocumentMetadata, Manifest
 from launch.kube.packing import DRIVER_RESOURCE, ROLE, PodGroup, pod_groups
 from launch.kube.pods import (
     RUN_FILE,
-    Manifest,
     container_security,
     environment_problems,
     head_pod,
@@ -42,7 +42,7 @@ def render(config: RunConfig, kind: Kind = "rayjob") -> str:
     return dump(manifests(config, kind))
 
 
-def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
+def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Document]:
     """The ConfigMap `<name>-config`, the NetworkPolicy `<name>-network` and the RayJob; or policy and RayCluster.
 
     Raises:
@@ -56,26 +56,29 @@ def manifests(config: RunConfig, kind: Kind = "rayjob") -> list[Manifest]:
     return documents
 
 
-def build_manifests(config: RunConfig, kind: Kind) -> list[Manifest]:
+def build_manifests(config: RunConfig, kind: Kind) -> list[Document]:
     """As `manifests`, but only what the configuration itself forbids is an error."""
     if problems := list(environment_problems(config)):
         raise UserError(*problems)
     name = kube_name(config.run.name, LONGEST_NAME[kind])
-    metadata = _metadata(config, name, name)
-    annotations = {"tandem-run": config.run.name} | dict(sorted(config.cluster.kubernetes.annotations.items()))
-    metadata |= {"labels": metadata["labels"] | _queue_labels(config), "annotations": annotations}
-    owner = {"apiVersion": "ray.io/v1", "kind": {"rayjob": "RayJob", "raycluster": "RayCluster"}[kind]}
+    metadata = _metadata(config, name, object_labels(config, name) | _queue_labels(config))
+    metadata["annotations"] = {"tandem-run": config.run.name} | dict(
+        sorted(config.cluster.kubernetes.annotations.items())
+    )
+    policy = network_policy(config, name)
     if kind == "raycluster":
-        return [network_policy(config, name), {**owner, "metadata": metadata, "spec": _cluster(config, name, None)}]
+        cluster = _cluster(config, name, None)
+        return [policy, {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": cluster}]
     # Not immutable: the node's agent would keep serving the old one to the pods of a run that is started again.
-    config_map = {
+    config_map: Document = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(config, f"{name}-config", name),
+        "metadata": _metadata(config, f"{name}-config", object_labels(config, name)),
         "data": {"run.yaml": dump([run_values(config)])},
     }
     spec = _job(config, name) | {"rayClusterSpec": _cluster(config, name, f"{name}-config")}
-    return [config_map, network_policy(config, name), {**owner, "metadata": metadata, "spec": spec}]
+    job: Document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
+    return [config_map, policy, job]
 
 
 def kube_name(run: str, longest: int) -> str:
@@ -84,6 +87,7 @@ def kube_name(run: str, longest: int) -> str:
         return run
     name = re.sub(r"[^a-z0-9-]", "-", run.lower())
     name = name if name[0].isalpha() else f"run-{name}"
+    # 9: a hyphen and the 8 digits of the hash, which tells apart what would become the same name.
     return f"{name[: longest - 9].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
@@ -94,7 +98,7 @@ def run_values(config: RunConfig) -> Manifest:
         return values
     sections = [(values.setdefault("policy", {}), "trainer"), (values.setdefault("rollout", {}), "rollout")]
     if config.critic is not None:
-        sections.append((values["critic"], "trainer"))
+        sections.append((values["critic"], "trainer"))  # there, as its default is none
     if config.reference_group:
         sections.append((values.setdefault("reference", {}), "trainer"))
     models = values.get("reward", {}).get("models", [])
@@ -104,8 +108,8 @@ def run_values(config: RunConfig) -> Manifest:
     return values
 
 
-def _metadata(config: RunConfig, name: str, run: str) -> Manifest:
-    return {"name": name, "namespace": config.cluster.kubernetes.namespace, "labels": object_labels(config, run)}
+def _metadata(config: RunConfig, name: str, labels: dict[str, str]) -> DocumentMetadata:
+    return {"name": name, "namespace": config.cluster.kubernetes.namespace, "labels": labels}
 
 
 def _queue_labels(config: RunConfig) -> dict[str, str]:
@@ -146,6 +150,7 @@ def _job(config: RunConfig, name: str) -> Manifest:
             for rule in kubernetes.deletion_rules
         ]
         job["deletionStrategy"] = {"deletionRules": rules}
+    # Where the entrypoint asks for resources, Ray places the driver on a worker; else it is on the head.
     if driver_on_worker(config):
         job |= {"entrypointNumCpus": 1, "entrypointResources": json.dumps({DRIVER_RESOURCE: 1})}
     if kubernetes.submission_mode == "K8sJobMode":
@@ -162,7 +167,7 @@ def _cluster(config: RunConfig, name: str, config_map: str | None) -> Manifest:
     if kubernetes.autoscaling:
         cluster["enableInTreeAutoscaling"] = True
         cluster["autoscalerOptions"] = {
-            "version": "v2",
+            "version": "v2",  # Ray's default since 2.47
             "idleTimeoutSeconds": kubernetes.autoscaling.idle_timeout_s,
             "securityContext": container_security(),
         }
@@ -184,7 +189,7 @@ def _cluster(config: RunConfig, name: str, config_map: str | None) -> Manifest:
 def _workers(config: RunConfig, group: PodGroup, size: PodSize) -> Manifest:
     count = len(group.nodes)
     scaled = config.cluster.kubernetes.autoscaling is not None and group.name == "rollout"
-    fewest = 0 if scaled else count
+    fewest = 0 if scaled else count  # the autoscaler starts them when the engines of the run ask
     workers: Manifest = {"groupName": group.name, "replicas": fewest, "minReplicas": fewest, "maxReplicas": count}
     if group.labels:
         workers["labels"] = dict(sorted(group.labels.items()))
@@ -199,7 +204,7 @@ def _start(size: PodSize) -> dict[str, str]:
     return {"object-store-memory": str(size.object_store_mib * 2**20)}
 
 
-def _gcs(gcs: GcsStorageConfig) -> dict[str, Any]:
+def _gcs(gcs: GcsStorageConfig) -> Manifest:
     options: Manifest = {"backend": gcs.storage}
     if gcs.storage == "redis":
         options["redisAddress"] = gcs.address

@@ -56,6 +56,7 @@ _RAY_START = {
 _RESOURCE_OPTIONS = ("num-cpus", "num-gpus", "memory", "resources")
 _NUMBERS = ("num-cpus", "num-gpus", "memory", "object-store-memory")
 """Options that are whole numbers, of CPUs, GPUs and bytes."""
+# Variables that the operator sets itself: another value would contradict it.
 _OPERATORS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 _OWN_COMMAND = "ray.io/overwrite-container-cmd"
 
@@ -92,7 +93,7 @@ def _group(group: RayGroup, place: str, ray_version: str) -> Iterator[str]:
     for name in metadata.labels:
         if name.startswith("ray.io/"):
             yield f'{place}.template.metadata.labels["{name}"]: must be left out, as the operator sets it, got one'
-    others = [
+    others = [  # the operator takes the first container for Ray: a sidecar before it would be started as one
         container for container in containers[1:] if image_ray_version(container.image) or _by_name(container.name)
     ]
     if others and named is None and not _by_name(containers[0].name):
@@ -121,6 +122,7 @@ def _start_options(group: RayGroup, place: str) -> Iterator[str]:
             yield f"{where}: unknown option of ray start{hint}, got {value}"
         elif option in _NUMBERS and not re.fullmatch(r"[0-9]{1,18}", value):
             yield f"{where}: must be a whole number, got {value}"
+        # Its value is a number by now: _NUMBERS has it.
         elif option == "object-store-memory":
             yield from _object_store(group, int(value), where)
 
@@ -208,4 +210,5 @@ def _authentication(spec: RayClusterSpec, path: str, in_job: bool) -> Iterator[s
 
 
 def _reaches(version: str, *least: int) -> bool:
+    # As numbers: as texts, 2.9 would come after 2.52.
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3]) >= least

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from launch.kube.schema import GcsOptions, RayClusterSpec
 from launch.kube.schema_container import PodContainer
 
-_STORE = "/data/gcs"
+_STORE = "/data/gcs"  # where the operator mounts the volume
 
 
 def gcs_problems(spec: RayClusterSpec, path: str, annotations: dict[str, str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ def job_problems(job: RayJobManifest, ray_version: str) -> Iterator[str]:
     yield from _deletion(spec)
     yield from _selector(spec)
     yield from _submission(spec, ray_version)
+    # The operator refuses the two together, but only once the RayJob is created.
     if job.metadata.labels.get("kai.scheduler/queue") and spec.submissionMode == "K8sJobMode":
         yield "spec.submissionMode: must be HTTPMode or SidecarMode with the label kai.scheduler/queue, got K8sJobMode"
     if spec.rayClusterSpec is not None:
@@ -35,8 +36,10 @@ def job_problems(job: RayJobManifest, ray_version: str) -> Iterator[str]:
 def _entrypoint(spec: RayJobSpec) -> Iterator[str]:
     if not spec.entrypoint.strip() and spec.submissionMode != "InteractiveMode":
         yield f"spec.entrypoint: required with submissionMode {spec.submissionMode}, got nothing"
+    # The operator pastes it into a shell script, where a second line would be another command.
     if "\n" in spec.entrypoint.strip():
         yield "spec.entrypoint: must be one line, got several"
+    # A manifest that was edited by hand may have lost the ConfigMap that its command reads.
     if f"{RUN_CONFIG}/" in spec.entrypoint and spec.rayClusterSpec is not None:
         mounts = spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].volumeMounts
         if all(mount.mountPath.rstrip("/") != RUN_CONFIG for mount in mounts):
@@ -67,7 +70,7 @@ def _runtime_env(text: str) -> Iterator[str]:
         return
     variables = values.get("env_vars")
     for name, value in variables.items() if isinstance(variables, dict) else ():
-        if is_secret(str(name), str(value)):
+        if is_secret(str(name), str(value)):  # Ray's API gives a job's environment to whoever asks for the job
             yield f"spec.runtimeEnvYAML.env_vars.{name}: must come from a Secret (env of the containers), got a value"
         elif not isinstance(value, str):
             yield f"spec.runtimeEnvYAML.env_vars.{name}: must be a string, got {value!r}"
@@ -90,6 +93,7 @@ def _deletion(spec: RayJobSpec) -> Iterator[str]:
         return
     if strategy.deletionRules and spec.shutdownAfterJobFinishes:
         yield "spec.shutdownAfterJobFinishes: must be left out with deletionStrategy.deletionRules, got true"
+    # onSuccess and onFailure: the older form, which KubeRay still takes.
     policies = {f"{where}.{name}.policy": getattr(strategy, name) for name in ("onSuccess", "onFailure")}
     policies |= {f"{where}.deletionRules[{i}].policy": rule for i, rule in enumerate(strategy.deletionRules or [])}
     for place, item in policies.items():

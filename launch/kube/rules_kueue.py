@@ -42,5 +42,5 @@ def kueue_problems(manifest: RayJobManifest | RayClusterManifest) -> Iterator[st
     if len(groups) > _MOST_GROUPS:
         yield f"{path}.workerGroupSpecs: must be at most {_MOST_GROUPS} with a queue, got {len(groups)}"
     for index, group in enumerate(groups):
-        if group.groupName == "head":
+        if group.groupName == "head":  # Kueue gives the head's own set of pods this name
             yield f"{path}.workerGroupSpecs[{index}].groupName: must not be head with a queue, got head"

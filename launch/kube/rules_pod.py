@@ -8,7 +8,7 @@ from launch.kube.schema_types import quantity_value
 from launch.kube.schema_volumes import PodVolume
 
 _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-_DEFAULT_GRACE_S = 30
+_DEFAULT_GRACE_S = 30  # Kubernetes' own
 
 
 def pod_problems(pod: PodSpec, path: str) -> Iterator[str]:
@@ -60,6 +60,7 @@ def _memory_volume(volume: PodVolume, container: PodContainer, path: str) -> Ite
 
 
 def _user(pod: PodSpec, container: PodContainer, place: str) -> Iterator[str]:
+    # The container's own first: it counts where both say something.
     contexts = [context for context in (container.securityContext, pod.securityContext) if context]
     users = [context.runAsUser for context in contexts if context.runAsUser is not None]
     no_root = [context.runAsNonRoot for context in contexts if context.runAsNonRoot is not None]
@@ -71,6 +72,7 @@ def _probes(container: PodContainer, place: str) -> Iterator[str]:
     names = [port.name for port in container.ports]
     for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
         probe = getattr(container, kind)
+        # Kubernetes wants 1 of the other two kinds.
         if kind != "readinessProbe" and probe and probe.successThreshold not in (None, 1):
             yield f"{place}.{kind}.successThreshold: must be 1, got {probe.successThreshold}"
         for action in ("httpGet", "tcpSocket"):

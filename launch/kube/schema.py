@@ -195,6 +195,7 @@ class DeletionStrategy(ManifestPart):
 
     @model_validator(mode="after")
     def _rules_or_outcomes(self) -> "DeletionStrategy":
+        # The older form needs both.
         outcomes = [name for name in ("onSuccess", "onFailure") if getattr(self, name)]
         if len(outcomes) != (2 if self.deletionRules is None else 0):
             got = ["deletionRules"] * (self.deletionRules is not None) + outcomes
@@ -214,6 +215,7 @@ class RayJobSpec(ManifestPart):
     """A job, and the cluster that it runs on."""
 
     entrypoint: str = ""
+    # The CRD takes any text here: the server would not see a typo.
     submissionMode: Literal["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"] = "K8sJobMode"
     rayClusterSpec: RayClusterSpec | None = None
     clusterSelector: dict[LabelKey, LabelValue] = {}
@@ -222,7 +224,7 @@ class RayJobSpec(ManifestPart):
     metadata: dict[str, str] = {}
     entrypointNumCpus: Annotated[float, Field(ge=0)] | None = None
     entrypointNumGpus: Annotated[float, Field(ge=0)] | None = None
-    entrypointResources: str = ""
+    entrypointResources: str = ""  # a JSON object
     backoffLimit: Count = 0
     activeDeadlineSeconds: Positive | None = None
     preRunningDeadlineSeconds: Positive | None = None

@@ -64,6 +64,7 @@ class PodEnv(ManifestPart):
     def _no_literal_secret(self) -> "PodEnv":
         if self.value is not None and self.valueFrom is not None:
             raise ValueError("must have value or valueFrom, got both")
+        # Its message begins with a dot: it goes on with the path, see validate.py.
         if self.value and is_secret(self.name, self.value):
             raise ValueError(
                 f".value: {self.name} must come from a Secret (valueFrom.secretKeyRef), got a literal value"
@@ -94,13 +95,14 @@ class PodResources(ManifestPart):
 
     @model_validator(mode="after")
     def _within_limits(self) -> "PodResources":
-        for problem in self._problems():
+        for problem in self._problems():  # a validator can raise only one
             raise ValueError(problem)
         return self
 
     def _problems(self) -> Iterator[str]:
         for name in sorted({*self.limits, *self.requests}):
             limit, request = self.limits.get(name), self.requests.get(name)
+            # With a domain, as nvidia.com/gpu, it cannot be overcommitted: request and limit are one whole number.
             if "/" not in name:
                 if limit is not None and request is not None and quantity_value(request) > quantity_value(limit):
                     yield f".requests.{name}: must not exceed the limit ({limit}), got {request}"
@@ -251,5 +253,5 @@ class PodContainer(ManifestPart):
     startupProbe: Probe | None = None
     lifecycle: Lifecycle | None = None
     securityContext: SecurityContext | None = None
-    restartPolicy: Literal["Always"] | None = None
+    restartPolicy: Literal["Always"] | None = None  # of an init container that stays, as a sidecar
     terminationMessagePolicy: Literal["File", "FallbackToLogsOnError"] | None = None

@@ -30,6 +30,7 @@ class LabelExpression(ManifestPart):
 
     @model_validator(mode="after")
     def _values_if_compared(self) -> "LabelExpression":
+        # Exists and DoesNotExist look at the key alone.
         if bool(self.values) == self.operator.endswith(("Exists", "NotExist")):
             needs = "no values" if self.values else "values"
             raise ValueError(f".values: must be {needs} with operator {self.operator}, got {self.values}")

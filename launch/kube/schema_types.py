@@ -2,12 +2,12 @@
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 _QUANTITY = re.compile(r"\+?(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i|[numkMGTPE])|([eE][+-]?\d+))?")
-_UNITS = {
+_UNITS = {  # k is the only thousandfold in lower case: m is a thousandth, M a million
     "": Decimal(1),
     "n": Decimal("1e-9"),
     "u": Decimal("1e-6"),
@@ -37,7 +37,7 @@ class OneOf(ManifestPart):
         return self
 
 
-def _is_part(annotation: Any) -> bool:
+def _is_part(annotation: object) -> bool:
     return any(isinstance(item, type) and issubclass(item, ManifestPart) for item in get_args(annotation))
 
 
@@ -50,18 +50,19 @@ def quantity_value(quantity: str | int) -> Decimal:
     return Decimal(number + (exponent or "")) * _UNITS[unit or ""]
 
 
-def _quantity(value: Any) -> str | int:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+def _quantity(value: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):  # to Python, YAML's true is an int
         raise ValueError("must be a quantity such as 8Gi")
     quantity_value(value)
     return value
 
 
-def _int_or_name(value: Any) -> str | int:
+def _int_or_name(value: object) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("must be a port's number or its name")
     if isinstance(value, int) and not 1 <= value <= 65535:
         raise ValueError("must be from 1 to 65535")
+    # With a letter: digits alone would be taken for a number.
     if isinstance(value, str) and not re.fullmatch(r"(?=.{1,15}$)[a-z0-9-]*[a-z][a-z0-9-]*", value):
         raise ValueError("must be a port's number or its name (at most 15 of a-z, 0-9 and -)")
     return value
@@ -114,7 +115,7 @@ def _resource(text: str) -> str:
 def unique(field: str) -> AfterValidator:
     """Refuses lists in which two items have the same value of a field."""
 
-    def check(items: list[Any]) -> list[Any]:
+    def check(items: list[ManifestPart]) -> list[ManifestPart]:
         values = [getattr(item, field) for item in items]
         for value in values:
             if values.count(value) > 1:
@@ -148,6 +149,7 @@ RayJobName = Annotated[
 EnvName = Annotated[
     str, _words(r"[-._A-Za-z][-._A-Za-z0-9]*", 253, "letters, digits, '_', '-' and '.', no digit first")
 ]
+# . and .. would be directories, not files
 FileKey = Annotated[str, _words(r"(?!\.\.?$)[-._A-Za-z0-9]+", 253, "letters, digits, '-', '_' and '.'")]
 Text = Annotated[str, Field(min_length=1)]
 ImageName = Annotated[Text, AfterValidator(_image)]

@@ -80,10 +80,11 @@ def worker_size(config: RunConfig, group: PodGroup, processes: Mapping[str, int]
     memory = kubernetes.memory_gib
     if memory is None:
         held = max(_held(node, config, processes) for node in group.nodes) + (DRIVER_BYTES if driver else 0)
-        memory = _gib(held) + shm
+        memory = _gib(held) + shm  # what is written to /dev/shm counts as memory of the pod
     elif memory <= shm:
         raise UserError(f"cluster.kubernetes.memory_gib: must exceed shared memory ({shm} GiB), got {memory}")
     cpus = max(_cpus(node, kubernetes.cpus_per_gpu * gpus) for node in group.nodes)
+    # The entrypoint asks for one CPU: see `_job` of render.py.
     return PodSize(cpus + driver, gpus, memory, shm, store)
 
 
@@ -140,6 +141,7 @@ def _held(node: PackedNode, config: RunConfig, processes: Mapping[str, int] | No
 
 def _cpus(node: PackedNode, for_gpus: int) -> int:
     """What the groups reserve at least, as Ray admits no more; else by GPU, or one for each process."""
+    # Sums of shares such as 0.1 may come out a little above whole numbers.
     reserved = math.ceil(node.reserved["CPU"] - 1e-9)
     return max(1, reserved, for_gpus or min(_MOST_CPUS, node.processes.total()))
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any
 
 from actors.config import UserError
 from launch.kube.kubeconfig import KubeApi, KubeUnreachable
+from launch.kube.objects import Document, KubeObject, RayJob
 from launch.kube.watch import POLL_S, RayJobState
 
 OURS = {"app.kubernetes.io/part-of": "tandem"}
@@ -16,12 +16,10 @@ DIGEST = "tandem-digest"
 """Annotation of a RayJob: sha256 of the documents it was made of."""
 DELETION_S = 60
 """Time that the operator and the API server take for a deletion, beside the pods' own, in seconds."""
-_DEFAULT_GRACE_S = 30
+_DEFAULT_GRACE_S = 30  # Kubernetes' own
 
 
-def submit_documents(
-    api: KubeApi, documents: list[dict[str, Any]], *, say: Callable[[str], None]
-) -> tuple[dict[str, Any], str]:
+def submit_documents(api: KubeApi, documents: list[Document], *, say: Callable[[str], None]) -> tuple[RayJob, str]:
     """Create ConfigMap, NetworkPolicy and the RayJob, which comes last, or find it running.
 
     Returns:
@@ -30,12 +28,13 @@ def submit_documents(
     Raises:
         UserError: another RayJob has its name and is not finished or not Tandem's; the cluster refuses the request.
     """
+    # Before the namespace and the digest itself are written into them.
     digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
     for document in documents:
         document["metadata"]["namespace"] = api.namespace
     *parts, job = documents
     name = job["metadata"]["name"]
-    job["metadata"].setdefault("annotations", {})[DIGEST] = digest
+    job["metadata"]["annotations"] = (job["metadata"].get("annotations") or {}) | {DIGEST: digest}
     before = api.rayjob(name)
     if before is not None and _is_in_use(api, before, digest):
         _own(api, parts, before)  # An earlier submission may have ended before it came to this.
@@ -47,16 +46,16 @@ def submit_documents(
             raise UserError(
                 f"run.name: RayJob {name} must be gone within {limit_s} s of its deletion, got it still there"
             )
-    made: list[dict[str, Any]] = []
+    made: list[Document] = []
     try:
         for document in parts:
-            _replace(api, document)
+            _replace(api, document)  # parts first: a pod that needs a ConfigMap does not start without it
             made.append(document)
         created = api.create_rayjob(job)
     except KubeUnreachable:
         raise  # It may have been created: submitted again, the same configuration finds out.
     except UserError:
-        if api.rayjob(name) is None:
+        if api.rayjob(name) is None:  # where the RayJob was made nevertheless, its pods need them
             for document in made:
                 api.delete_part(document)
         raise
@@ -64,12 +63,13 @@ def submit_documents(
     return created, "created" if before is None else "created again"
 
 
-def _is_in_use(api: KubeApi, document: dict[str, Any], digest: str) -> bool:
+def _is_in_use(api: KubeApi, document: RayJob, digest: str) -> bool:
     """Whether the RayJob runs this configuration; raises UserError if it must not be replaced."""
     metadata = document["metadata"]
     name, state = metadata["name"], RayJobState.of(document)
     if not _is_ours(document):
         raise UserError(f"run.name: must be free in namespace {api.namespace}, got a RayJob {name} not of Tandem's")
+    # Both are on their way out: the caller waits until the name is free.
     if state.finished or metadata.get("deletionTimestamp"):
         return False
     if (metadata.get("annotations") or {}).get(DIGEST) == digest:
@@ -80,7 +80,7 @@ def _is_in_use(api: KubeApi, document: dict[str, Any], digest: str) -> bool:
     )
 
 
-def _replace(api: KubeApi, document: dict[str, Any]) -> None:
+def _replace(api: KubeApi, document: Document) -> None:
     name = document["metadata"]["name"]
     before = api.part(document)
     if before is not None and not _is_ours(before):
@@ -91,16 +91,17 @@ def _replace(api: KubeApi, document: dict[str, Any]) -> None:
     api.create_part(document)
 
 
-def _own(api: KubeApi, parts: list[dict[str, Any]], job: dict[str, Any]) -> None:
+def _own(api: KubeApi, parts: list[Document], job: RayJob) -> None:
     for document in parts:
         api.own_part(document, job)
 
 
-def delete_in_full(api: KubeApi, document: dict[str, Any], limit_s: float) -> bool:
+def delete_in_full(api: KubeApi, document: RayJob, limit_s: float) -> bool:
     """Delete a RayJob and wait for its end and that of its pods; False if they are still there after the limit."""
     metadata, deadline = document["metadata"], time.monotonic() + limit_s
     if not metadata.get("deletionTimestamp"):
         api.delete_rayjob(metadata["name"])
+    # Another uid: somebody has created it again, so this one is gone.
     while (found := api.rayjob(metadata["name"])) is not None and found["metadata"]["uid"] == metadata["uid"]:
         if time.monotonic() > deadline:
             return False
@@ -108,7 +109,7 @@ def delete_in_full(api: KubeApi, document: dict[str, Any], limit_s: float) -> bo
     return True
 
 
-def pods_grace_s(document: dict[str, Any]) -> int:
+def pods_grace_s(document: RayJob) -> int:
     """Seconds that a RayJob's pods have between SIGTERM and their end."""
     cluster = document["spec"].get("rayClusterSpec") or {}
     groups = [cluster.get("headGroupSpec") or {}, *(cluster.get("workerGroupSpecs") or [])]
@@ -122,5 +123,5 @@ def command_for(api: KubeApi, verb: str, name: str) -> str:
     return f"tandem {verb} {name} --kube --namespace {api.namespace}{context}"
 
 
-def _is_ours(document: dict[str, Any]) -> bool:
+def _is_ours(document: KubeObject) -> bool:
     return (document["metadata"].get("labels") or {}).items() >= OURS.items()

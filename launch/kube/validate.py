@@ -6,9 +6,9 @@ what the custom resources' own rules, the operator, Kueue and Ray demand (`launc
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -25,13 +25,16 @@ from launch.kube.schema_pod import PodSpec
 from launch.kube.schema_types import ManifestPart
 from launch.settings.file import BoundedLoader
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 _KINDS: dict[str, type[ParsedManifest]] = {
     "RayJob": RayJobManifest,
     "RayCluster": RayClusterManifest,
     "ConfigMap": ConfigMapManifest,
     "NetworkPolicy": NetworkPolicyManifest,
 }
-_LARGEST_CONFIG_MAP = 2**20
+_LARGEST_CONFIG_MAP = 2**20  # Kubernetes' own limit
 _TYPES = {
     "string_type": "must be a string (quoted, if it looks like a number or a boolean)",
     "int_type": "must be a whole number",
@@ -66,23 +69,24 @@ def check_manifest_file(path: str, ray_version: str) -> str:
         raise UserError(f"--check: must hold manifests, got {path} without any")
     if problems := manifest_problems(documents, ray_version):
         raise UserError(*problems)
-    names = [f"{document['kind']} {document['metadata']['name']}" for document in documents]
-    return "\n".join([f"{path}: ok ({', '.join(names)})", *_warnings(documents)])
+    parsed = [_KINDS[document["kind"]].model_validate(document) for document in documents]
+    names = [f"{document.kind} {document.metadata.name}" for document in parsed]
+    return "\n".join([f"{path}: ok ({', '.join(names)})", *_warnings(parsed)])
 
 
-def _warnings(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _warnings(documents: Iterable[ParsedManifest]) -> Iterator[str]:
     for document in documents:
-        found = cluster_of(_KINDS[document["kind"]].model_validate(dict(document)))
+        found = cluster_of(document)
         if found is None:
             continue
-        place, name = found[0], f"{document['kind']}/{document['metadata']['name']}"
+        place, name = found[0], f"{document.kind}/{document.metadata.name}"
         auth = found[1].authOptions
         if auth is None or auth.mode != "token":
             mode = "no mode" if auth is None else auth.mode
             yield f"warning: {name}/{place}.authOptions: {mode}, so {UNPROTECTED}"
 
 
-def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) -> list[str]:
+def manifest_problems(documents: Sequence[Mapping[str, object]], ray_version: str) -> list[str]:
     """What is wrong with RayJobs, RayClusters, ConfigMaps and NetworkPolicies as loaded from YAML; empty if nothing is.
 
     Each problem is a line, `RayJob/spec.backoffLimit: must be at least 0, got -1`; with several documents the name
@@ -105,7 +109,7 @@ def manifest_problems(documents: Sequence[Mapping[str, Any]], ray_version: str) 
     return list(dict.fromkeys(problems))
 
 
-def _prefix(document: Mapping[str, Any], index: int | None) -> str:
+def _prefix(document: Mapping[str, object], index: int | None) -> str:
     kind = document.get("kind") or "document"
     if index is None:
         return f"{kind}/"
@@ -114,11 +118,12 @@ def _prefix(document: Mapping[str, Any], index: int | None) -> str:
     return f"{kind}/{name or index + 1}/"
 
 
-def _parse(document: Mapping[str, Any]) -> ParsedManifest | list[str]:
+def _parse(document: Mapping[str, object]) -> ParsedManifest | list[str]:
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         near = difflib.get_close_matches(str(kind), _KINDS, 1)
         return [f"kind: must be one of {', '.join(_KINDS)}{_hint(near)}, got {_short(kind)}"]
+    # Before pydantic, which takes null wherever a field may be left out.
     nulls = [f"{path}: must have a value or be left out, got null" for path in _nulls(document, "")]
     if nulls:
         return nulls
@@ -128,7 +133,7 @@ def _parse(document: Mapping[str, Any]) -> ParsedManifest | list[str]:
         return [_problem(item, document) for item in error.errors()]
 
 
-def _nulls(value: Any, path: str) -> Iterator[str]:
+def _nulls(value: object, path: str) -> Iterator[str]:
     if value is None:
         yield path
     elif isinstance(value, Mapping):
@@ -139,36 +144,45 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
             yield from _nulls(item, _join(path, index))
 
 
-def _problem(error: Any, document: Mapping[str, Any]) -> str:
+def _problem(error: "ErrorDetails", document: Mapping[str, object]) -> str:
+    # pydantic's mark of a mistake in a key; the path ends there anyway.
     location = [step for step in error["loc"] if step != "[key]"]
     path, kind, got = "", error["type"], _got(document, location, error["input"])
     for step in location:
         path = _join(path, step)
     if kind == "extra_forbidden":
-        fields = _part_at(_KINDS[document["kind"]], location[:-1]).model_fields
+        fields = _part_at(_KINDS[str(document["kind"])], location[:-1]).model_fields
         near = difflib.get_close_matches(str(location[-1]), fields, 1)
         return f"{path}: unknown field{_hint(near)}, got {got}"
     if kind == "missing":
         return f"{path}: required, got nothing"
     if kind == "value_error":
-        message = str(error["ctx"]["error"])
+        message = str(error.get("ctx", {})["error"])
+        # Validators of ours begin with a dot where a field below the path is wrong.
         message = message if message.startswith(".") else f": {message}"
         return path + message + ("" if ", got " in message else f", got {got}")
     return f"{path}: {_rule(error)}, got {got}"
 
 
-def _got(document: Mapping[str, Any], location: Sequence[Any], value: Any) -> str:
+def _got(document: Mapping[str, object], location: Sequence[int | str], value: object) -> str:
     """A value as messages show it: not that of a secret, by any name on the way to it or beside it."""
-    part: Any = document
+    part: object = document
     names = [str(step) for step in location]
     for step in location[:-1]:
-        part = part[step]
+        part = _below(part, step)
     if isinstance(part, Mapping):
         names.append(str(part.get("name")))
     return "a value (not shown)" if any(is_secret(name, str(value)) for name in names) else _shown(value)
 
 
-def _rule(error: Any) -> str:
+def _below(part: object, step: int | str) -> object:
+    if isinstance(part, list) and isinstance(step, int):
+        return part[step]
+    assert isinstance(part, Mapping), "pydantic names only what is there"
+    return part[step]
+
+
+def _rule(error: "ErrorDetails") -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "literal_error":
         names = re.findall(r"'([^']*)'", context["expected"])
@@ -176,6 +190,7 @@ def _rule(error: Any) -> str:
     if kind == "greater_than_equal":
         return f"must be at least {context['ge']}"
     if kind in ("less_than", "less_than_equal"):
+        # All of them are whole numbers: below 5 is at most 4.
         return f"must be at most {context['le'] if 'le' in context else context['lt'] - 1}"
     if kind == "too_short":
         return f"must have at least {context['min_length']}"
@@ -185,11 +200,12 @@ def _rule(error: Any) -> str:
 def _part_at(part: type[ManifestPart], location: Sequence[str | int]) -> type[ManifestPart]:
     for step in location:
         if isinstance(step, str):
+            # An index changes nothing: the parts of a list have one type, which `_parts` finds.
             part = next(_parts(part.model_fields[step].annotation))
     return part
 
 
-def _parts(annotation: Any) -> Iterator[type[ManifestPart]]:
+def _parts(annotation: object) -> Iterator[type[ManifestPart]]:
     if isinstance(annotation, type) and issubclass(annotation, ManifestPart):
         yield annotation
     for item in get_args(annotation):
@@ -259,10 +275,10 @@ def _hint(near: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return {dict: "a mapping", list: "a list"}.get(type(value)) or _short(value)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

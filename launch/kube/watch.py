@@ -9,11 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from actors.config import UserError
 from launch.jobs.own_lines import of_ray
 from launch.kube.kubeconfig import KubeApi, KubeUnreachable
+from launch.kube.objects import Pod, RayJob, RayJobStatus
 
 Diagnosis = TypeVar("Diagnosis")
 POLL_S = 2.0
@@ -22,7 +23,7 @@ OPERATOR_WAIT_S = 120
 UNREACHABLE_S = 120
 """Time for which the API server may be away while a RayJob is watched."""
 _SUBMITTER = "ray-job-submitter"
-_LONGEST = 240
+_LONGEST = 240  # characters of a message in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class RayJobState:
     ended: str
 
     @classmethod
-    def of(cls, document: dict[str, Any]) -> "RayJobState":
+    def of(cls, document: RayJob) -> "RayJobState":
         """Read it from a RayJob as the API server gives it."""
-        status = document.get("status") or {}
+        status: RayJobStatus = document.get("status") or {}
         return cls(
             name=document["metadata"]["name"],
             uid=document["metadata"].get("uid") or "",
@@ -117,27 +118,30 @@ class JobLog:
         """Lines that have come since the last call."""
         pods = self._pods(state)
         if self.tail is not None and not self.read:
+            # The last lines are those of the latest attempt: the logs of those before count as read.
             self.read = {pod["metadata"]["uid"]: _Position(complete=True) for pod in pods[:-1]}
         for pod in pods:
             position = self.read.setdefault(pod["metadata"]["uid"], _Position())
             if not position.complete:
                 yield from (line for line in self._new_lines_of(pod, position) if not of_ray(line))
 
-    def _pods(self, state: RayJobState) -> list[dict[str, Any]]:
+    def _pods(self, state: RayJobState) -> list[Pod]:
         if self.mode == "K8sJobMode":
             return self.api.pods(f"job-name={state.name}")
         if self.mode == "SidecarMode" and state.cluster:
             return self.api.pods(f"ray.io/cluster={state.cluster},ray.io/node-type=head")
         return []
 
-    def _new_lines_of(self, pod: dict[str, Any], position: "_Position") -> list[str]:
+    def _new_lines_of(self, pod: Pod, position: "_Position") -> list[str]:
         began = time.monotonic()
         # Counted back from the node's own clock; the surplus is dropped by its times.
         since = None if position.at is None else int(began - position.at) + 5
         container = _SUBMITTER if self.mode == "SidecarMode" else pod["spec"]["containers"][0]["name"]
         tail = self.tail if position.at is None else None
         text = self.api.log(pod["metadata"]["name"], container, since_s=since, tail=tail)
-        position.complete = pod["status"].get("phase") in ("Succeeded", "Failed")
+        # The pod was asked before its log: if it had ended by then, this was all of it.
+        position.complete = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        # An empty answer is no reading: the container may not have begun.
         position.at = began if text else position.at
         return position.after(text)
 
@@ -146,19 +150,19 @@ class JobLog:
 class _Position:
     """How far a container's log has been read: a reading begins a little earlier, so that no line is missed."""
 
-    at: float | None = None
-    stamp: str = ""
-    lines_of_stamp: int = 0
-    complete: bool = False
+    at: float | None = None  # when it was read last, on time.monotonic()
+    stamp: str = ""  # of its last line, as the node wrote it
+    lines_of_stamp: int = 0  # lines of that stamp, which were shown
+    complete: bool = False  # whether nothing more can come
 
     def after(self, text: str) -> list[str]:
         """The lines of `text` that were not there before."""
         lines, again = [], self.lines_of_stamp
         for raw in text.removesuffix("\n").split("\n") if text else []:
             stamp, _, line = raw.partition(" ")
-            if stamp < self.stamp:
+            if stamp < self.stamp:  # times of the same form and zone compare as texts
                 continue
-            if stamp == self.stamp and again:
+            if stamp == self.stamp and again:  # several lines of one moment: as many as were shown are left out
                 again -= 1
                 continue
             again = 0
@@ -186,7 +190,7 @@ def follow_rayjob(
                 return None
             state = RayJobState.of(found)
             line = state_line(api, state)
-            if line != said:
+            if line != said:  # only what is new: the state is asked for every two seconds, for days
                 say(said := line)
             for text in log.new_lines(state):
                 show(text)
@@ -195,11 +199,11 @@ def follow_rayjob(
             now = time.monotonic()
             if lost is None:
                 say(f"{error} (trying for {UNREACHABLE_S} s)")
-            lost = lost or now
+            lost = lost or now  # the first failure counts, not the last
             if now - lost > UNREACHABLE_S:
                 raise
         else:
-            if state.finished:
+            if state.finished:  # here, and not above: what it printed last has been shown
                 return state
             if not state.state and time.monotonic() - began > OPERATOR_WAIT_S:
                 raise UserError(_no_operator(name))
@@ -217,6 +221,7 @@ def _waits(api: KubeApi, state: RayJobState) -> str:
     if not state.cluster:
         return ""
     pods = api.pods(f"ray.io/cluster={state.cluster}")
+    # The submitter comes when the cluster is there.
     pods += api.pods(f"job-name={state.name}") if state.state == "Running" else []
     if not pods:
         said = _allowed(lambda: api.warnings(state.cluster), [])
@@ -238,7 +243,7 @@ def _allowed(diagnosis: Callable[[], Diagnosis], otherwise: Diagnosis) -> Diagno
         return otherwise
 
 
-def _reason(pod: dict[str, Any]) -> str:
+def _reason(pod: Pod) -> str:
     """Why a pod does not run; empty if it does, or has ended."""
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:
@@ -246,6 +251,7 @@ def _reason(pod: dict[str, Any]) -> str:
             return f"{condition.get('reason')}: {condition.get('message') or ''}"
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting")
+        # That one waits for an init container, which has the reason.
         if waiting and waiting.get("reason") != "PodInitializing":
             message = waiting.get("message")
             return f"{waiting.get('reason')}: {message}" if message else str(waiting.get("reason"))

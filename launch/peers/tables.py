@@ -53,7 +53,7 @@ def by_ending() -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for name, entry in by_name().items():
         parts = name.split(".")
-        for start in range(1, len(parts)):
+        for start in range(1, len(parts)):  # people write less of a name than the tables have
             found.setdefault(".".join(parts[start:]), entry)
     return found
 
@@ -72,6 +72,7 @@ def by_value() -> dict[tuple[str, str], str]:
 
 def plain(name: str) -> str:
     """A name as the tables write it: --learning-rate, learningRate and +learning_rate are learning_rate."""
+    # + and ~ are Hydra's: a setting that is added, or removed.
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("+~-"))
     return name.replace("-", "_").lower()
 
@@ -87,6 +88,7 @@ def migrating_markdown() -> str:
         parts.append(f"## {peer}\n\n| there | here | note |\n|---|---|---|")
         for entry in entries(table):
             names, ours = (", ".join(f"`{name}`" for name in part) for part in (entry.names, entry.ours))
+            # chr(92): before Python 3.12 no backslash can stand in an f-string's braces.
             parts.append(f"| {names} | {ours or 'none'} | {entry.note.replace('|', chr(92) + '|')} |")
         parts.append("")
     parts.append("## Values\n\n| setting | there | here |\n|---|---|---|")

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -31,11 +31,11 @@ HEARTBEAT_S, LATER_HEARTBEAT_S = 15.0, 60.0
 """Longest silence there, before the first step and after it, in seconds."""
 HISTORY_LINES = 10
 """Lines about steps that a run without evaluations leaves on a terminal."""
-DURATIONS_KEPT = 20
+DURATIONS_KEPT = 20  # steps from whose mean the ETA is made
 TEXT_CELLS = 60
 PHASE_LINES, FIGURE_LINES, BAR_CELLS, SHORTEST_BAR_CELLS = 3, 4, 30, 8
-LONGEST_TEXT = 500
-PLAIN_WIDTH = 200
+LONGEST_TEXT = 500  # characters of a sample that are looked at, before it is cut to its cells
+PLAIN_WIDTH = 200  # cells of a line in a log file
 
 _BEGINNING = {
     "sync": "warming up: the engines get their first weights",
@@ -56,17 +56,17 @@ class Display:
         self._live: Live | None = None
         self._open, self._ended = False, threading.Event()
         self._lock = threading.RLock()
-        self._held: list[str] = []
+        self._held: list[str] = []  # lines of `open` that wait for the first one after them
         self._title, self._total, self._step, self._first, self._begun = "", 0, 0, 0, False
-        self._beginning = True
+        self._beginning = True  # until a phase has come that is one of a step
         self._phase, self._detail, self._phase_started = "", "", self._started
-        self._spent: dict[tuple[str, str], float] = {}
+        self._spent: dict[tuple[str, str], float] = {}  # see `time_spent`
         self._metrics: Metrics = {}
         self._evaluation: Metrics = {}
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._step_started: float | None = None
         self._printed_at = -math.inf
-        self._kept_step = -1
+        self._kept_step = -1  # the step whose line was printed last
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +85,7 @@ class Display:
             for line in lines:
                 for part in flowed(line.split("  "), width, cut=False):
                     self._print(escape(part))
+            # Transient: what is worth keeping is printed above the panel, which leaves nothing itself.
             self._live = Live(_Panel(self), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
         else:
@@ -125,7 +126,7 @@ class Display:
     def step(self, step: int, metrics: Metrics) -> None:
         """Show the results of a finished step; evaluation metrics stay visible until the next evaluation."""
         now = time.monotonic()
-        if self._step_started is not None and step > self._first:
+        if self._step_started is not None and step > self._first:  # an evaluation before the first step is none
             self._durations.append(now - self._step_started)
         first = not self._metrics
         self._step_started, self._step, self._metrics = now, step, metrics
@@ -141,10 +142,10 @@ class Display:
         elif first or worth_keeping or time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
             self._keep()
 
-    def samples(self, rows: list[dict[str, Any]]) -> None:
+    def samples(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Print a table of completions; rows hold `prompt`, `completion`, `reward` and `version`."""
         numbers = [_sample_numbers(row) for row in rows]
-        room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2
+        room = (self.width - 8 - max((len(line) for line in numbers), default=0)) // 2  # 8: indent, gap and arrow
         cells = max(8, min(TEXT_CELLS, room))
         self._print(f"[italic]samples at step {self._step}[/]")
         for row, line in zip(rows, numbers, strict=True):
@@ -240,6 +241,7 @@ class Display:
     def _beat(self) -> None:
         """Where there is no panel: break a silence that lasts."""
         while not self._ended.wait(1.0):
+            # Before the first step, people wonder whether anything happens at all.
             longest = HEARTBEAT_S if not self._metrics else LATER_HEARTBEAT_S
             if self._phase and max(self._printed_at, self._phase_started) + longest < time.monotonic():
                 self._print(escape(self._doing()))
@@ -284,6 +286,7 @@ class Display:
             line.truncate(width)
             yield line
         frames = "-\\|/" if self._ascii else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+        # By the clock: it turns evenly, however often it is drawn.
         frame = frames[int(time.monotonic() * 8) % len(frames)]
         for place, line in enumerate(_wrapped(self._doing(), width - 2)):
             yield Text(f"{frame} " if not place else "  ", "green").append(line, "none")
@@ -316,7 +319,7 @@ def _wrapped(text: str, cells: int) -> list[str]:
     return lines
 
 
-def _sample_numbers(row: Mapping[str, Any]) -> str:
+def _sample_numbers(row: Mapping[str, object]) -> str:
     """Reward and, where there is one, advantage of a sample."""
     reward, advantage = row.get("reward"), row.get("advantage")
     told = f"reward {reward:<6.3g}" if isinstance(reward, int | float) else "failed       "

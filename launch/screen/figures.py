@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 Metrics = Mapping[str, float]
 
-SHOWN = (
+SHOWN = (  # label, metric and format
     ("reward", "reward/mean", ".3f"),
     ("accuracy", "reward_model/accuracy", ".3f"),
     ("accuracy", "rewards/accuracy", ".3f"),
@@ -19,7 +19,7 @@ SHOWN = (
 )
 MANY, HEADLINES = 4, ("ndcg@10", "recall@1", "base_ndcg@10", "spearman")
 """Of more evaluation metrics than `MANY`, only these are shown, if any of them is there."""
-_SMALL = 0.001
+_SMALL = 0.001  # three decimals would show 0.000
 
 
 def step_figures(metrics: Metrics) -> list[str]:
@@ -40,6 +40,7 @@ def held_out_figures(metrics: Metrics) -> list[str]:
 
 
 def _tells(name: str, value: float) -> bool:
+    # That nothing failed goes without saying.
     return _end(name) != "std" and (bool(value) or _end(name) != "failed")
 
 

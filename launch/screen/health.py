@@ -74,8 +74,9 @@ class Health:
 
     def __init__(self) -> None:
         self._rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
+        # From 0: rewards that are all high are near the highest, however little they differ.
         self._lowest, self._highest = 0.0, -math.inf
-        self._entropy = -math.inf
+        self._entropy = -math.inf  # the highest so far
         self._warned: dict[str, int] = {}
         """Metric that was warned about -> steps for which it has been in its range since."""
         self._said_solved = False
@@ -84,6 +85,7 @@ class Health:
         """Lines for the metrics that are out of range now and that it helps to tell; absent ones are not judged."""
         problems = self._problems(metrics)
         lines = [line for name, line in problems.items() if name not in self._warned]
+        # Out of range again, a metric begins to recover anew; new ones are added with 0.
         for name in (*self._warned, *problems):
             self._warned[name] = 0 if name in problems else self._warned[name] + 1
         self._warned = {name: steps for name, steps in self._warned.items() if steps < RECOVERY_STEPS}

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.skeleton import hf_config, vocabulary_size
@@ -61,7 +60,7 @@ def _model(config: RunConfig) -> str:
     return f"{name} ({', '.join(known)})" if known else name
 
 
-def _values(file: Path) -> Mapping[str, Any]:
+def _values(file: Path) -> Mapping[str, object]:
     try:
         if file.stat().st_size > _LARGEST_FILE:
             return {}
@@ -92,7 +91,7 @@ def _rows(file: Path) -> int | None:
         if file.suffix != ".jsonl" or file.stat().st_size > _LARGEST_FILE:
             return None
         with file.open("rb") as stream:
-            return sum(bool(line.strip()) for line in stream)
+            return sum(bool(line.strip()) for line in stream)  # blank lines are no rows
     except (OSError, ValueError):
         return None
 

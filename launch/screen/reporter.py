@@ -1,6 +1,6 @@
 """One place to report to: the screen, the files and trackers, and warnings when a metric leaves its healthy range."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from algorithms.loop import spread_over
 from launch.screen.display import Display
@@ -36,7 +36,7 @@ class RunReporter:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Write and show a step's metrics, and warn about those out of range."""
-        self._tracker.log(step, metrics)
+        self._tracker.log(step, metrics)  # written before it is shown: the terminal may be gone
         self._display.step(step, metrics)
         for line in self._health.warnings(metrics):
             self._display.warning(line)
@@ -45,13 +45,13 @@ class RunReporter:
         if self._curves:
             self._curves.step()
 
-    def samples(self, step: int, rows: list[dict[str, Any]], show: bool) -> None:
+    def samples(self, step: int, rows: Sequence[Mapping[str, object]], show: bool) -> None:
         """Write completions with their rewards, and show a few of them: from the best to the worst."""
         self._tracker.samples(step, rows)
         if show and rows:
             self._display.samples(spread_over(rows, SAMPLES_SHOWN))
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Write the completions of an evaluation."""
         self._tracker.evaluation(step, rows)
 

@@ -20,13 +20,14 @@ def visible(text: str, *, lines: bool = False) -> str:
 
     Example: visible("a\n\x1b[2J\u7b54") is "a", the sign, "\\x1b[2J" and the letter.
     """
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")  # line ends of Windows are ordinary: one sign, and no escape before it
     return "".join(character if character.isprintable() else _sign(character, lines=lines) for character in text)
 
 
 def _sign(character: str, *, lines: bool) -> str:
     if character == "\n":
         return character if lines else NEWLINE
+    # Of all spaces, Python calls only the plain one printable.
     if character in _JOINERS or unicodedata.category(character) == "Zs" or (lines and character == "\t"):
         return character
     return character.encode("unicode_escape").decode("ascii")
@@ -37,7 +38,7 @@ def fitted(text: str, cells: int) -> str:
     if cell_len(text) <= cells:
         return text
     room, end = max(0, cells - len(_DOTS)), 0
-    while (width := cell_len(text[end])) <= room:
+    while (width := cell_len(text[end])) <= room:  # ends within the text, which is wider than the room
         room, end = room - width, end + 1
     return f"{text[:end]}{_DOTS[: max(0, cells)]}"
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 _JOINERS = "\u200c\u200d"
 
@@ -20,7 +20,7 @@ class LastingOutput:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -52,10 +52,10 @@ class VisibleOutput:
     behind it decides.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
@@ -80,6 +80,7 @@ def _escaped(text: str) -> str:
 
 
 def _harmless(char: str) -> bool:
+    # Spaces of other scripts, too; up to 0x9F they are control characters.
     return char.isprintable() or char in "\n\t" or char in _JOINERS or (char.isspace() and ord(char) > 0x9F)
 
 
@@ -90,20 +91,21 @@ def show_what_acts() -> None:
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        # What stands there may be somebody else's stream, which need not have `reconfigure`.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         if not isinstance(stream, VisibleOutput):
             setattr(sys, name, VisibleOutput(stream))
 
 
-def behind(stream: Any) -> TextIO:
+def behind(stream: TextIO | VisibleOutput) -> TextIO:
     """The stream without what `show_what_acts` put before it."""
     return stream.stream if isinstance(stream, VisibleOutput) else stream
 
 
 def lasting_stdout() -> TextIO:
     """Standard output as it is now, for a console that shows what acts by itself."""
-    return cast(TextIO, LastingOutput(behind(sys.stdout)))
+    return cast(TextIO, LastingOutput(behind(sys.stdout)))  # a cast, as no type tells what `__getattr__` passes on
 
 
 def tell(line: str) -> None:

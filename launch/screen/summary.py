@@ -5,7 +5,6 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from algorithms.loop import LESS_IS_BETTER
 from launch.config import RunConfig
@@ -89,16 +88,16 @@ def _results(config: RunConfig, rows: Rows, width: int) -> list[str]:
         return []
     names = [name for name in steps[-1] if name in _IN_TRAINING or name.startswith("loss/")]
     if "reward/mean" in names:
-        names = ["reward/mean"]
+        names = ["reward/mean"]  # the losses of reinforcement say nothing
     return _table(names, [steps[0], steps[-1]] if len(steps) > 1 else steps, width, best=False)
 
 
 def _metrics_of(config: RunConfig, evaluation: Row) -> list[str]:
-    algorithm: Any = config.algorithm
+    algorithm = config.algorithm
     asked = [getattr(algorithm, "best_by", None), algorithm.stop_when.metric if algorithm.stop_when else None]
 
     def rank(name: str) -> int:
-        if name in asked:
+        if name in asked:  # what the user has asked to judge by goes first
             return -1
         return next((place for place, end in enumerate(_HEADLINES) if name.endswith(f"/{end}")), len(_HEADLINES))
 

@@ -18,7 +18,7 @@ Rows = list[dict[str, float | None]]
 Panel = Callable[["Axes", Rows], None]
 
 _DPI, _COLUMNS, _PANEL_INCHES = 120, 2, (5.5, 3.0)
-_FEW = 4
+_FEW = 4  # points of a line that could be overlooked
 _TIMED_APART = ("time/step", "time/update_rank")
 """Not phases of a step, but their sum and a part of one."""
 _SHARES = ["rollout/truncated_fraction", "reward/zero_variance_fraction"]
@@ -40,7 +40,7 @@ def draw_curves(directory: Path) -> Path | None:
 
     names = {name for row in rows for name in row}
     panels = _panels(names, rows)
-    lines_of_panels = -(-len(panels) // _COLUMNS)
+    lines_of_panels = -(-len(panels) // _COLUMNS)  # rounded up
     figure = Figure(figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * lines_of_panels), layout="constrained")
     figure.suptitle(directory.name)
     for index, panel in enumerate(panels, start=1):
@@ -90,7 +90,7 @@ def _panels(names: set[str], rows: Rows) -> list[Panel]:
     """The panels of a reinforcement run or of an imitation run, as the metrics tell."""
     phases = sorted(name for name in names if name.startswith("time/") and name not in _TIMED_APART)
     if "reward/mean" in names:
-        wanted: list[tuple[str, list[str], bool]] = [
+        wanted: list[tuple[str, list[str], bool]] = [  # title, metrics, and whether the axis is a logarithmic one
             ("reward", ["reward/mean", "eval/reward/mean"], False),
             ("held-out prompts solved", [*_pass_at_k(names), "eval/majority"], False),
             ("entropy (nats per token)", ["policy/entropy"], False),

@@ -43,6 +43,7 @@ def cut(path: Path, reached: int) -> History:
             content = line.strip(b"\0\r\n ")
             step = _step(content)
             if step is None:
+                # Else it is the last line, cut off by a kill: nothing to report.
                 if line.endswith(b"\n") or b"\0" in line:
                     found.broken.append(number)
             elif step > reached:
@@ -50,6 +51,7 @@ def cut(path: Path, reached: int) -> History:
             else:
                 found.kept.add(step)
                 new.write(content + b"\n")
+            # Also where only bytes around the row are left out.
             changed |= step is None or step > reached or line != content + b"\n"
     if found.broken:
         found.aside = place_aside(path.parent)
@@ -95,4 +97,4 @@ def _step(line: bytes) -> int | None:
     except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
-    return step if type(step) is int and step >= 0 else None
+    return step if type(step) is int and step >= 0 else None  # not isinstance: to it, true is an int

@@ -51,14 +51,14 @@ class CurveDrawer:
                 try:
                     self._process.wait(DEADLINE_S)
                 except subprocess.TimeoutExpired:
-                    self._deadline = 0.0
+                    self._deadline = 0.0  # past: `_look` ends it, and says so
                 self._look()
         return path if path.is_file() else None
 
     def stop(self) -> None:
         """End the process that is drawing, if there is one."""
         if self._process is not None:
-            self._process.kill()
+            self._process.kill()  # a picture is put in place as a whole: what is killed here leaves the one before
             self._process.communicate()
             self._process = None
 

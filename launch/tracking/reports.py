@@ -18,7 +18,7 @@ OFF = {
 def switch_off() -> None:
     """Set each variable that is not set, for this process and those that it starts."""
     for name, value in OFF.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, value)  # whoever has set it has chosen
 
 
 def chosen() -> dict[str, str]:

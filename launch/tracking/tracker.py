@@ -13,9 +13,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from actors.config_base import UserError
 from actors.files.full_disk import disk_problem
@@ -73,7 +73,7 @@ class Tracker:
                 files.append(_Lines(directory / name, anew=not resumed_step, warn=warn))
         self._metrics, self._samples = files[:2]
         self._evaluations = files[2] if len(files) > 2 else None
-        if self._evaluations is None and not resumed_step:
+        if self._evaluations is None and not resumed_step:  # of an earlier run of this name, another kind of job
             (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
         if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
@@ -88,12 +88,12 @@ class Tracker:
         for feeder in self._feeders:
             feeder.log(step, metrics)
 
-    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def samples(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Write one line per sample: `step` and the columns of the row."""
         for row in rows:
             self._samples.write({"step": step, **row})
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Write one line per completion of an evaluation: `step` and the columns of the row."""
         assert self._evaluations is not None, "only jobs that sample responses to held-out prompts have any"
         for row in rows:
@@ -122,7 +122,7 @@ class _Feeder:
     def log(self, step: int, metrics: Metrics) -> None:
         if self._failed:
             return
-        self._waiting.put((step, dict(metrics)))
+        self._waiting.put((step, dict(metrics)))  # a copy: the caller goes on with its own
         if self._thread is None:
             # Daemon: a service that hangs must not keep a finished run alive.
             thread = threading.Thread(target=self._feed, name="tracking", daemon=True)
@@ -149,6 +149,7 @@ class _Feeder:
                 sink.log(*item)
             sink.close()
         except Exception as error:  # services fail in many ways (network, quota, login); none may stop a run
+            # A RuntimeError holds the feeder's own line, which needs no class.
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
             self._warn(f"tracking: {kind}{masked(' '.join(str(error).split()))}; files are written as before")
 
@@ -166,7 +167,7 @@ class _WandbSink:
             [sys.executable, "-P", str(Path(__file__).with_name("wandb_feeder.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # W&B's own chatter; what fails comes on standard output
             text=True,
         )
         public = public_values(config)
@@ -194,7 +195,7 @@ class _WandbSink:
         if said := self._feeder.stdout.read():  # up to its end
             raise RuntimeError(said.strip())
 
-    def _write(self, value: Any) -> None:
+    def _write(self, value: object) -> None:
         assert self._feeder.stdin is not None and self._feeder.stdout is not None
         try:
             self._feeder.stdin.write(json.dumps(value) + "\n")
@@ -225,7 +226,7 @@ class _Lines:
         self._path, self._warn = path, warn
         self._file = self._open(os.O_TRUNC if anew else 0)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         # A lone surrogate, which UTF-8 lacks, is written as the escape that JSON has for it.
         line = _text(row).encode("utf-8", "backslashreplace") + b"\n"
         with _unwritable(self._path):
@@ -243,7 +244,7 @@ class _Lines:
                 written += os.write(self._file, line[written:])
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, end)
+                os.ftruncate(self._file, end)  # the part that a full disk still took
             raise
 
     def _go_on_where_it_should_be(self) -> None:
@@ -286,7 +287,7 @@ def _unwritable(path: Path) -> Iterator[None]:
         raise UserError(f"run.output: {rule}, got {path.parent.parent}") from None
 
 
-def _text(row: dict[str, Any]) -> str:
+def _text(row: Mapping[str, object]) -> str:
     """A row as JSON, whatever its columns are: those of a generator's rows may hold anything, and their classes' code
     may fail where it is asked for a text."""
     try:
@@ -295,11 +296,12 @@ def _text(row: dict[str, Any]) -> str:
         if len(row) == 1:
             (name,) = row
             return json.dumps({str(name): f"cannot be shown ({type(error).__name__})"})
+        # One by one, so that only the columns that fail are replaced.
         parts = (_text({name: value})[1:-1] for name, value in row.items())
         return f"{{{', '.join(parts)}}}"
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: object) -> object:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}

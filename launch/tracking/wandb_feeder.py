@@ -9,15 +9,19 @@ ends by itself, with everything delivered, also when the driver is killed. What 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import wandb
 
 
 def feed() -> None:
     """Leave the driver's family, then deliver."""
-    if os.fork():
+    if os.fork():  # the driver waits for this process; the other one has no parent then, and is nobody's child
         os._exit(0)
-    os.setsid()
+    os.setsid()  # no terminal, and so no Ctrl-C of it
     try:
         _deliver()
     except Exception as error:  # services fail in many ways (network, quota, login): the driver warns of it
@@ -45,13 +49,13 @@ def _deliver() -> None:
     run.finish()
 
 
-def _reached(kept: int, run: Any) -> int:
+def _reached(kept: int, run: "wandb.Run") -> int:
     """The last step that the run at Weights & Biases has: of those given, a lost node may not have delivered all."""
     there = getattr(run, "step", None) if getattr(run, "resumed", False) is True else None
-    return min(kept, there - 1) if isinstance(there, int) else kept
+    return min(kept, there - 1) if isinstance(there, int) else kept  # run.step is that of the next `log`
 
 
-def _keep(file: Path, known: dict[str, Any]) -> None:
+def _keep(file: Path, known: Mapping[str, object]) -> None:
     partial = file.with_name(f"{file.name}.partial")
     partial.unlink(missing_ok=True)
     with partial.open("x", encoding="utf-8") as there:  # "x" follows no link that somebody has put there

@@ -93,7 +93,7 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--range",
         metavar=("A", "B"),
-        dest="window",
+        dest="window",  # `range` would stand for Python's own wherever it is read
         nargs=2,
         type=_whole,
         help="of the candidates that limits and margins leave, those from place A, counted from 0, to before B "
@@ -238,6 +238,7 @@ def _whole(text: str) -> int:
 
 
 def _integer(text: str, lowest: int) -> int:
+    # int() takes no longer text: Python bounds the time of the conversion.
     if not text.isdecimal() or len(text) > 4300 or not lowest <= int(text) < 2**31:
         big = f" to {2**31 - 1}" if text.isdecimal() and len(text) > 9 else ""
         raise argparse.ArgumentTypeError(f"must be a whole number from {lowest}{big}, got {_cut(text)}")
@@ -268,7 +269,7 @@ def _number(text: str, rule: str, *, lowest: float = 0, highest: float = math.in
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
+        value = math.nan  # of which no comparison below is true
     if not (lowest <= value <= highest and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{rule}, got {_cut(text)}")
     return value

@@ -2,8 +2,9 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
 from actors.models.hub_cache import cached_snapshot, is_hub_id
@@ -15,8 +16,13 @@ from launch.models.transformers_source import causal_architectures
 from launch.models.values import READ_BOTH_WAYS, architecture_of, model_values, unfinished
 from launch.screen.shown import visible
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.configuration_utils import PreTrainedConfig
+
 Message = dict[str, str]
 _LONGEST_ANSWER = 512
+# What families call the length of their context in config.json.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -33,6 +39,7 @@ def model_directory(path: str, field: str = "MODEL") -> Path:
         model_values(directory / "export", field)
     if state := unfinished(directory):
         raise UserError(f"{field}: {state}, got {path}")
+    # Something is there, or would be if a shell had expanded ~: this raises what is wrong with it.
     if os.path.lexists(directory) or path.startswith("~"):
         model_values(directory, field)
     siblings = [str(entry) for entry in directory.parent.glob("*") if _model_in(entry)]
@@ -55,7 +62,9 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int 
     if max_tokens is not None and (limit := _positions(values)) and max_tokens >= limit:
         raise UserError(f"--max-tokens: must be below the model's {limit} positions, got {max_tokens}")
     if prompt is not None:
+        # A prompt is known now; lines of a conversation are counted as they come.
         _require_room(directory, values, prompt)
+    # Imports torch, which takes seconds: all that can be refused without it has been.
     speaker = _Speaker(directory, temperature, max_tokens)
     if prompt is not None:
         speaker.answer([{"role": "user", "content": prompt}])
@@ -69,7 +78,7 @@ def chat(model: str, *, prompt: str | None, temperature: float, max_tokens: int 
     return 0
 
 
-def _require_speaker(directory: Path, model: str) -> dict[str, Any]:
+def _require_speaker(directory: Path, model: str) -> Mapping[str, object]:
     """The fields of config.json; raises UserError for what can be known to fail before torch is imported."""
     values = check_whole(directory, "MODEL")
     architecture = architecture_of(values)
@@ -95,19 +104,20 @@ def _require_speaker(directory: Path, model: str) -> dict[str, Any]:
     return values
 
 
-def _positions(values: Any) -> int | None:
+def _positions(values: "Mapping[str, object] | PreTrainedConfig") -> int | None:
     """Tokens that a model's context has by its configuration, a mapping or an object; None where it does not say."""
-    read = values.get if isinstance(values, dict) else lambda name: getattr(values, name, None)
+    read = values.get if isinstance(values, Mapping) else lambda name: getattr(values, name, None)
     for name in _POSITIONS:
         if isinstance(found := read(name), int):
             return found
     return None
 
 
-def _require_room(directory: Path, values: dict[str, Any], prompt: str) -> None:
+def _require_room(directory: Path, values: Mapping[str, object], prompt: str) -> None:
     """Raise UserError, before torch is imported, for a prompt that leaves no room for an answer."""
     tokenizer = load_tokenizer(str(directory))
     text = _render(tokenizer, [{"role": "user", "content": prompt}])
+    # A chat template writes the special tokens itself.
     ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     _require_length(len(ids), _positions(values))
 
@@ -132,13 +142,14 @@ class _Speaker:
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             loader = transformers.AutoModelForCausalLM
+            # Any: by the annotations of transformers, no model it loads can be moved, or generate.
             model: Any = loader.from_pretrained(directory, dtype="auto", trust_remote_code=False)
             self._model = model.to(self._device)
         except Exception as error:  # each architecture has its own way not to load
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"MODEL: cannot be loaded ({reason}), got {directory}") from error
         self._max_tokens = max_tokens or _LONGEST_ANSWER
-        self._sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        self._sampling: dict[str, float | bool] = {"do_sample": temperature > 0}
         if temperature > 0:
             # top_k 0: the whole distribution, as in training; transformers would keep 50 tokens.
             self._sampling.update(temperature=temperature, top_k=0, top_p=1.0)
@@ -155,13 +166,14 @@ class _Speaker:
         inputs = self._tokenizer(
             _render(self._tokenizer, conversation),
             return_tensors="pt",
-            return_token_type_ids=False,
+            return_token_type_ids=False,  # generate() refuses what the model does not take
             add_special_tokens=not self._tokenizer.chat_template,
         ).to(self._device)
         length = inputs["input_ids"].shape[1]
         limit = _positions(self._model.config)
         _require_length(length, limit)
         streamer = TextStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        # In place of its own, which would print control characters as they are.
         vars(streamer)["on_finalized_text"] = _print_visibly
         with torch.inference_mode():
             output = self._model.generate(
@@ -174,7 +186,7 @@ class _Speaker:
         return self._tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
 
-def _render(tokenizer: Any, conversation: list[Message]) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", conversation: list[Message]) -> str:
     """The chat template's text; a base model without one reads the turns one after the other."""
     if tokenizer.chat_template:
         try:

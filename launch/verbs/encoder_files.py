@@ -6,8 +6,9 @@ sequence-classification model with one score.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from actors.config import UserError
 from actors.models.hub_cache import has_tokenizer, is_hub_id, local_directory
@@ -22,6 +23,7 @@ from launch.verbs.chat import model_directory
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
+Model = TypeVar("Model", bound="SentenceTransformer | CrossEncoder")
 EncoderForm = Literal["embedding", "reranker"]
 
 
@@ -33,7 +35,7 @@ def encoder_directory(model: str, field: str = "MODEL") -> Path:
     """
     directory = Path(model)
     for candidate in (directory / "export", directory):
-        if (candidate / "modules.json").is_file():
+        if (candidate / "modules.json").is_file():  # before the hub: a directory that is here goes first
             return _whole(candidate, field)
     if is_hub_id(model):
         return _whole(Path(local_directory(model, field)), field)
@@ -83,7 +85,7 @@ def encoder_kind(directory: Path, field: str = "MODEL") -> EncoderForm:
     raise UserError(f"{field}: must say how it pools (modules.json), got {directory}")
 
 
-def _json(path: Path, field: str) -> dict[str, Any]:
+def _json(path: Path, field: str) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -101,6 +103,7 @@ def load_embedding_model(directory: Path, field: str = "MODEL") -> "SentenceTran
     from sentence_transformers import SentenceTransformer
 
     model = _loaded(SentenceTransformer, directory, field)
+    # A transformer alone gives a vector for each token, not one for the text.
     if len(model) == 1 and getattr(model[0], "module_output_name", None) == "token_embeddings":
         raise UserError(f"{field}: must say how it pools (modules.json has no Pooling), got {directory}")
     return model
@@ -119,7 +122,7 @@ def load_reranker(directory: Path, field: str) -> "CrossEncoder":
     return model
 
 
-def _loaded(loader: Any, directory: Path, field: str) -> Any:
+def _loaded(loader: Callable[..., Model], directory: Path, field: str) -> Model:
     from actors.models.encoders import keep_texts  # imports torch
 
     try:
@@ -151,6 +154,7 @@ def read_passages(source: str, field: str = "--corpus") -> list[str]:
         rows = read_rows(source, split="train", arguments={}, limit=None, field=field)
         return [passage_of_row(row, number, field) for number, row in enumerate(rows, start=1)]
     try:
+        # Without the mark that editors on Windows put first; by "\n" alone, as a passage may hold other separators.
         lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

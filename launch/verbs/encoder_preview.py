@@ -47,6 +47,7 @@ def preview_encoder_rows(kind: EncoderKind, rows: int, console: Console) -> None
 def _panel(kind: EncoderKind, task: TaskRows, number: int, example: Example) -> Panel:
     first, *others = _instructed(kind, task, example)
     lines = Text(visible(first, lines=True), style="bold")
+    # Not every loss has a target for each of the texts.
     targets = example.targets[-len(others) :] if len(example.targets) >= len(others) else ("",) * len(others)
     for place, (text, target) in enumerate(zip(others, targets, strict=True)):
         mark = f"{target:g}" if isinstance(target, float) else "+" if place == 0 else "-"
@@ -58,7 +59,7 @@ def _instructed(kind: EncoderKind, task: TaskRows, example: Example) -> list[str
     """The row's texts with the instructions that the configuration puts before them; a model may have its own."""
     before = kind.instructions(task.name, len(example.texts))
     if example.prompt is not None:
-        before[0] = example.prompt
+        before[0] = example.prompt  # a row's own goes before that of its task
     return [prompt + text for prompt, text in zip(before, example.texts, strict=True)]
 
 
@@ -73,6 +74,7 @@ def _print_texts(kind: EncoderKind, task: TaskRows, drawn: list[Example], consol
         "passage": (list(map(len, passages)), limit, rule),
     }
     if kind.reranks:
+        # Any: a tokenizer takes pairs of texts as tuples, and its annotation knows only lists.
         pairs: Any = [pair for row in texts for pair in kind.read_texts(row)]
         lengths["together"] = (list(map(len, tokenizer(pairs).input_ids)), limit, rule)
     unknown = tokenizer.unk_token_id

@@ -47,6 +47,7 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     try:
         # Contents only: the copy is a new file, which others may read as the umask says.
         ignored = functools.partial(_left_out, source)
+        # The target may be there, if it is empty: see `_target`.
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored, copy_function=shutil.copyfile)
     except OSError as error:
         raise _unwritable(output, error) from None
@@ -60,6 +61,7 @@ def _left_out(source: Path, folder: str, names: list[str]) -> set[str]:
     secret = {
         name
         for name, place in places.items()
+        # A slash marks a directory, as in ignore files.
         if holds_secrets(f"{place.relative_to(source).as_posix()}{'/' * place.is_dir()}")
     }
     for name in sorted(secret):
@@ -115,6 +117,7 @@ def _base_of(directory: Path) -> Path:
     revision = settings.get("revision")
     named = f"base_model_name_or_path in {path}"
     if is_hub_id(base):
+        # The commit that the adapters were made for, where they say one.
         found = Path(local_directory(f"{base}@{revision}" if revision else base, f"RUN: {named}"))
         check_whole(found, f"RUN: {named}")
         return found

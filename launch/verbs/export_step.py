@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from actors.files.own_files import stranger
@@ -46,7 +45,7 @@ def export_step(run: str, step: int) -> str:
         raise UserError(f"--step: must be a step whose checkpoint is kept in {directory} ({there}), got {step}")
     os.environ.update(taken_here(config.cluster.env, os.environ, code=True))
     final, partial = directory / f"export-step-{step}", directory / f"export-step-{step}.partial"
-    remove(partial)
+    remove(partial)  # of an export that was interrupted
     _require_base(config, directory / "checkpoints" / f"step-{step}", step)
     try:
         _write(_on_this_machine(config), directory.absolute(), step, partial.absolute())
@@ -57,7 +56,7 @@ def export_step(run: str, step: int) -> str:
     if not (partial / "config.json").is_file():
         raise UserError(f"RUN: must be on storage that all nodes share (rank 0 wrote {partial} elsewhere), got {run}")
     remove(final)
-    os.replace(partial, final)
+    os.replace(partial, final)  # whole or not at all, for whoever looks meanwhile
     return str(final)
 
 
@@ -107,10 +106,11 @@ def _on_this_machine(config: RunConfig) -> RunConfig:
     if os.environ.get("RAY_ADDRESS"):
         return config
     policy, model = config.policy, config.model
-    changes: dict[str, Any] = {"ranks_per_node": None, "node_labels": {}, "resources": {}, "cpus_per_rank": 0.01}
+    # Ray starts as many ranks as their reservations leave room for: next to nothing each, so that all fit.
+    changes: dict[str, object] = {"ranks_per_node": None, "node_labels": {}, "resources": {}, "cpus_per_rank": 0.01}
     if policy.ranks * policy.gpus_per_rank > this_machine().gpus:
         changes["gpus_per_rank"] = 0
-        model = model.model_copy(update={"attention": "auto"})
+        model = model.model_copy(update={"attention": "auto"})  # what only GPUs have must give way
     return config.model_copy(update={"policy": policy.model_copy(update=changes), "model": model})
 
 
@@ -150,12 +150,12 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             for line in merging_lost(error, f"{output.stem}/adapter"):
                 _say(line)
         finally:
-            hold()
+            hold()  # a second Ctrl-C must not leave actors behind
             roster.shutdown()
             release(placement)
 
 
-def _worker(config: RunConfig, directory: Path) -> tuple[type, tuple[Any, ...]]:
+def _worker(config: RunConfig, directory: Path) -> tuple[type, tuple[object, ...]]:
     """Class of the policy's ranks, and what they are made with."""
     from actors.models.skeleton import write_skeleton
 
@@ -168,6 +168,7 @@ def _explain(error: Exception, directory: Path, step: int) -> None:
     """Say why there is no model, as a mistake of the user's where it is one."""
     from actors.group import GroupError, first_line
 
+    # Ray wraps what a rank has raised; the group wraps Ray's error once more.
     original = getattr(error.__cause__, "cause", None)
     if isinstance(error, GroupError) and isinstance(original, UserError):
         raise UserError(*original.problems) from None

@@ -47,7 +47,7 @@ def _below(setting: Setting) -> list[Setting]:
         item
         for item in settings()
         if any(item.path.startswith(start) and "." not in item.path[len(start) :] for start in prefixes)
-        and item.path.rpartition(".")[2] not in ("N", "NAME")
+        and item.path.rpartition(".")[2] not in ("N", "NAME")  # these stand for the items themselves
         and (not of or of & set(item.jobs))
     ]
 
@@ -72,6 +72,7 @@ def _of_one(setting: Setting, below: list[Setting]) -> str:
 
 def _sentence(setting: Setting) -> str:
     """The first sentence of the text, and whose field it is where only some algorithms have it."""
+    # Named only where not all of the seven kinds of jobs have the field.
     text = setting.text.partition(". ")[0].rstrip(".") + "."
     return f"{text} ({', '.join(setting.jobs)})" if setting.jobs and len(setting.jobs) < 7 else text
 

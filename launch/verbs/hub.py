@@ -7,7 +7,7 @@ from actors.config import UserError
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}")
-_LONGEST = 96
+_LONGEST = 96  # the hub's own limit
 
 
 def hub_id_problem(name: str) -> str | None:
@@ -44,6 +44,7 @@ def push(directory: Path, name: str, *, private: bool) -> str:
     disable_progress_bars()
     try:
         api = HfApi()
+        # None, not False: an organisation may make new ones private by default.
         api.create_repo(name, private=private or None, exist_ok=True)
         if private and api.repo_info(name).private is not True:  # what is there already keeps what it is
             raise ValueError("the repository is there already, and it is public: make it private, or take another name")
@@ -51,7 +52,7 @@ def push(directory: Path, name: str, *, private: bool) -> str:
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
         text = " ".join(str(error).split()) or type(error).__name__
         if token := get_token():
-            text = text.replace(token, "***")
+            text = text.replace(token, "***")  # a client's error may quote the request that failed
         raise ConnectionError(text[:500]) from None
     return f"{constants.ENDPOINT}/{name}"
 

@@ -34,6 +34,7 @@ def check_public(directory: Path, field: str, given: Path) -> None:
 def _is_part(link: Path, root: Path) -> bool:
     """Whether a link leads to a file of `root` that is none of a secret's name, or to a blob of the hub's cache."""
     target = link.resolve()
+    # Of this model's own blobs: those of others lie beside another `snapshots`.
     if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
         return True
     return target.is_relative_to(root) and not holds_secrets(target.relative_to(root).as_posix())

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from actors.config import UserError
 from actors.files.own_files import stranger
@@ -29,9 +29,10 @@ from launch.verbs.mining_parts import digest_of_files, digest_of_values, mining_
 
 if TYPE_CHECKING:
     from algorithms.encoder.mining import MiningRules, MiningTask
-    from algorithms.encoder.rows import Ranking
+    from algorithms.encoder.rows import Graded, Ranking, Scored
     from launch.verbs.miner import Mined, Scores
 
+_Row = TypeVar("_Row", "Ranking", "Scored", "Graded")
 _QUANTILES = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "max": 1.0}
 
 
@@ -79,7 +80,7 @@ def mine(options: MineOptions) -> int:
     model, reranker = _directories(options)
     task = _task(options)
     rules = mining_rules(options, task)
-    from launch.verbs.miner import Miner
+    from launch.verbs.miner import Miner  # imports torch, after all that can be refused without it
 
     miner = Miner(
         task=task,
@@ -93,6 +94,7 @@ def mine(options: MineOptions) -> int:
         query_prompt=options.query_prompt,
         passage_prompt=options.passage_prompt,
     )
+    # The device, too: scores of a GPU and of a CPU differ in the last bits, and parts must agree.
     identity = _identity(options, task, model, reranker) | {"device": miner.model.device.type}
     with mining_parts(output, identity) as parts:
         try:
@@ -181,10 +183,11 @@ def _own_rows(options: MineOptions) -> tuple[list["Ranking"], list[str]]:
     return rows, corpus
 
 
-def _instructed(row: Any, algorithm: EmbeddingConfig, name: str) -> Any:
+def _instructed(row: _Row, algorithm: EmbeddingConfig, name: str) -> _Row:
     """The row with the instruction that its task puts before queries, where tasks have their own."""
     task = algorithm.tasks.get(name)
     own = task.prompts.query if task else None
+    # Rows of two texts and a score have no prompt; a row's own stays.
     return replace(row, prompt=own) if own is not None and getattr(row, "prompt", "") is None else row
 
 
@@ -206,6 +209,7 @@ def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":
         # As in sentence-transformers: ten times as many where some will be excluded.
         several = options.rescores or any(limit is not None for limit in bounded)
         first, last = 0, count * (10 if several else 1) + task.most_positives
+    # By the query of the fewest positives: others get as many negatives as there are, without an error.
     others = len(task.passages) - (0 if options.rank else min(map(len, task.positives)))
     if count > others:
         kind = "passages" if options.rank else "passages that are no positives of a query"
@@ -222,44 +226,46 @@ def mining_rules(options: MineOptions, task: "MiningTask") -> "MiningRules":
     )
 
 
-def _identity(options: MineOptions, task: "MiningTask", model: Path, reranker: Path | None) -> dict[str, Any]:
+def _identity(options: MineOptions, task: "MiningTask", model: Path, reranker: Path | None) -> dict[str, object]:
     """All that the result depends on."""
     read = ([row.prompt, row.query, row.positives] for row in task.rows)
+    # What these hold is told by the digests; where the result goes changes nothing in it.
     elsewhere = {"model", "data", "corpus", "reranker", "output"}
     settings = {name: value for name, value in asdict(options).items() if name not in elsewhere}
     return {
         "model": digest_of_files(model),
         "reranker": digest_of_files(reranker) if reranker else None,
         "data": digest_of_values([*read, task.passages]),
-        "settings": json.loads(json.dumps(settings)),
+        "settings": json.loads(json.dumps(settings)),  # as they come back from the file: tuples are lists
     }
 
 
-def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[str, Any]]:
+def _rows(task: "MiningTask", mined: "Mined", *, scored: bool) -> Iterator[dict[str, object]]:
     """Rows as FlagEmbedding has them; those without a negative are left out."""
     from algorithms.encoder.mining import same_text
 
-    starts = [0]
+    starts = [0]  # where the scores of each query's positives begin
     for positives in task.positives:
         starts.append(starts[-1] + len(positives))
     for row, query in zip(task.rows, task.query_of_row, strict=True):
         ids = mined.ids[query][mined.ids[query] >= 0]
         if not len(ids):
             continue
-        made: dict[str, Any] = {"query": row.query, "pos": list(row.positives)}
+        made: dict[str, object] = {"query": row.query, "pos": list(row.positives)}
         made["neg"] = [task.passages[item] for item in ids]
         if scored:
             keys = [same_text(task.passages[item]) for item in task.positives[query]]
+            # The query's positives are those of all its rows: each row has the scores of its own.
             by_text = dict(zip(keys, _plain(mined.positive_scores[starts[query] : starts[query + 1]]), strict=True))
             made["pos_scores"] = [by_text[same_text(text)] for text in row.positives]
             made["neg_scores"] = _plain(mined.scores[query][: len(ids)])
         yield made if row.prompt is None else made | {"prompt": row.prompt}
 
 
-def _ranked(task: "MiningTask", mined: "Mined") -> Iterator[dict[str, Any]]:
+def _ranked(task: "MiningTask", mined: "Mined") -> Iterator[dict[str, object]]:
     """Distinct queries with all their positives and the passages in order."""
     for (prompt, query), positives, ids in zip(task.queries, task.positives, mined.ids, strict=True):
-        made: dict[str, Any] = {"query": query, "positive": [task.passages[item] for item in positives]}
+        made: dict[str, object] = {"query": query, "positive": [task.passages[item] for item in positives]}
         made["documents"] = [task.passages[item] for item in ids[ids >= 0]]
         yield made if prompt is None else made | {"prompt": prompt}
 

@@ -22,11 +22,12 @@ from algorithms.encoder.mining import (
     without_answers,
 )
 from launch.verbs.encoder_files import say
-from launch.verbs.mining_parts import MiningParts
+from launch.verbs.mining_parts import MinedPart, MiningParts
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
+# Passages of a shard, in batches, and at most; queries of a part, in batches: an interruption costs no more.
 _SHARD_BATCHES, _LONGEST_SHARD = 128, 8192
 _CHUNK_BATCHES = 4
 _SAY_EVERY_S = 2
@@ -72,6 +73,7 @@ class Miner:
     @property
     def width(self) -> int:
         """Passages looked at for a query, its positives among them."""
+        # Positives rank high, and are taken out only afterwards: room for those of any query.
         most = self.rules.negatives if self.rank else self.rules.last + self.task.most_positives
         return min(most, len(self.task.passages))
 
@@ -83,7 +85,7 @@ class Miner:
         for number, start in enumerate(range(0, len(self.task.queries), block)):
             numbers = range(start, min(start + block, len(self.task.queries)))
             chunks = [numbers[at : at + chunk] for at in range(0, len(numbers), chunk)]
-            first = number * -(-block // chunk)
+            first = number * -(-block // chunk)  # rounded up: the last part of a block may be a small one
             done = [parts.load("mined", first + at) for at in range(len(chunks))]
             if any(part is None for part in done):
                 done = self._block(numbers, chunks, first, shards, parts)
@@ -111,7 +113,7 @@ class Miner:
                     normalize_embeddings=True,
                 )
                 parts.save_shard("passages", number, _finite(shard))
-                shard = parts.shard("passages", number)
+                shard = parts.shard("passages", number)  # read back: it lies on the disk then, not in memory
                 assert shard is not None
             shards.append(shard)
             self._say("encoded", min(start + self._shard, len(texts)), len(texts), "passages")
@@ -123,6 +125,7 @@ class Miner:
             return np.array(found)
         queries = [self.task.queries[number] for number in numbers]
         vectors: list[Scores] = [np.empty(0, np.float32)] * len(queries)
+        # encode_query takes one prompt for all of its texts.
         for prompt in dict.fromkeys(prompt for prompt, _ in queries):
             places = [place for place, query in enumerate(queries) if query[0] == prompt]
             encoded = self.model.encode_query(
@@ -139,7 +142,7 @@ class Miner:
 
     def _block(
         self, numbers: range, chunks: list[range], first: int, shards: list[Scores], parts: MiningParts
-    ) -> list[dict[str, NDArray]]:
+    ) -> list[MinedPart]:
         """The parts of a block of queries, whose candidates are searched at once."""
         queries = self._queries(numbers, parts)
         # One more than is looked at: the query itself may be among them.
@@ -152,7 +155,7 @@ class Miner:
                 inside = slice(chunk.start - numbers.start, chunk.stop - numbers.start)
                 positives = self._positive_scores(chunk, queries[inside], shards)
                 part = self._chunk(chunk, ids[inside], scores[inside], positives)
-                parts.save("mined", number, **part)
+                parts.save("mined", number, part)
             made.append(part)
             self._say("mined", chunk.stop, len(self.task.queries), "queries")
         return made
@@ -165,7 +168,7 @@ class Miner:
         scores = self.model.similarity_pairwise(torch.from_numpy(repeated), torch.from_numpy(passages))
         return np.split(scores.float().numpy(), np.cumsum([len(found) for found in ids])[:-1])
 
-    def _chunk(self, numbers: range, ids: Ids, scores: Scores, positives: list[Scores]) -> dict[str, NDArray]:
+    def _chunk(self, numbers: range, ids: Ids, scores: Scores, positives: list[Scores]) -> MinedPart:
         """A part: what Mined has of these queries."""
         excluded = np.zeros(len(EXCLUSIONS), np.int64)
         candidates: list[Ids] = []
@@ -179,13 +182,16 @@ class Miner:
             judged, positives = self._judged(numbers, candidates)
         chosen = np.full((len(numbers), self.rules.negatives), -1, np.int64)
         for place, number in enumerate(numbers):
+            # One for each query: the draw does not depend on which parts were there already.
             generator = random.Random(f"{self.seed} {number}")
             best, out = choose_negatives(judged[place], positives[place].min(), self.rules, generator)
             chosen[place, : len(best)] = candidates[place][best]
             candidates[place], judged[place] = candidates[place][best], judged[place][best]
             excluded += out
+        # Its scores are only written: for what was chosen, not for all candidates.
         if self.reranker is not None and not self.rescores:
             judged, positives = self._judged(numbers, candidates)
+        # Parts have one shape; where `ids` is -1, the score means nothing.
         padded = np.zeros(chosen.shape, np.float32)
         for place, found in enumerate(judged):
             padded[place, : len(found)] = found

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,15 @@ _IDENTITY, _LOCK, _RESULT = "identity.json", "lock", "result.jsonl"
 _OURS = re.compile(r"(?:(?:passages|queries|mined)-\d+\.np[yz]|identity\.json|result\.jsonl)(?:\.tmp)?|lock")
 
 
+class MinedPart(TypedDict):
+    """What is found for some queries, as `launch.verbs.miner.Mined` has it for all."""
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    positive_scores: NDArray[np.float32]
+    excluded: NDArray[np.int64]
+
+
 class MiningParts:
     """The directory `FILE.jsonl.partial`."""
 
@@ -32,19 +41,29 @@ class MiningParts:
         self._output = output
         self.directory = directory
 
-    def load(self, name: str, number: int) -> dict[str, NDArray[Any]] | None:
-        """The arrays of a part, or None when it is not there."""
+    def load(self, name: str, number: int) -> MinedPart | None:
+        """A part, or None when it is not there."""
         try:
             with np.load(self._path(name, number)) as file:
-                return dict(file)
+                return {
+                    "ids": file["ids"],
+                    "scores": file["scores"],
+                    "positive_scores": file["positive_scores"],
+                    "excluded": file["excluded"],
+                }
         except FileNotFoundError:
             return None
 
-    def save(self, name: str, number: int, **arrays: NDArray[Any]) -> None:
+    def save(self, name: str, number: int, part: MinedPart) -> None:
         """Write a part."""
         with _replaced(self._path(name, number)) as partial, partial.open("wb") as file:
-            values: Any = arrays  # to the type checker, any of them could be savez's own argument
-            np.savez(file, **values)
+            np.savez(  # by name: to the type checker, a mapping's values could be savez's own argument
+                file,
+                ids=part["ids"],
+                scores=part["scores"],
+                positive_scores=part["positive_scores"],
+                excluded=part["excluded"],
+            )
 
     def shard(self, name: str, number: int) -> NDArray[np.float32] | None:
         """An array on disk, which is read where it is used, or None when it is not there."""
@@ -56,7 +75,7 @@ class MiningParts:
         with _replaced(self._path(name, number).with_suffix(".npy")) as partial, partial.open("wb") as file:
             np.save(file, array)
 
-    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
+    def finish(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Put the rows in place, one JSON object a line, and remove all parts.
 
         Raises:
@@ -65,6 +84,7 @@ class MiningParts:
         result = self.directory / _RESULT
         with _replaced(result) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # An interrupted end may have left the same file there.
         if self._output.exists() and not filecmp.cmp(result, self._output, shallow=False):
             raise UserError(f"--output: must not exist yet (the result is in {result}), got {self._output}")
         os.replace(result, self._output)
@@ -81,7 +101,7 @@ class MiningParts:
 
 
 @contextlib.contextmanager
-def mining_parts(output: Path, identity: dict[str, Any]) -> Iterator[MiningParts]:
+def mining_parts(output: Path, identity: Mapping[str, object]) -> Iterator[MiningParts]:
     """The parts of this mining; what an interrupted one has left is continued.
 
     Args:
@@ -110,18 +130,19 @@ def refuse_existing(output: Path) -> None:
 
 def _lock(file: int, output: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process that holds it, however that ends
     except BlockingIOError:
         raise UserError(f"--output: another process is writing it, got {output}") from None
 
 
-def _begin(directory: Path, output: Path, identity: dict[str, Any]) -> None:
+def _begin(directory: Path, output: Path, identity: Mapping[str, object]) -> None:
     path = directory / _IDENTITY
     advice = f"remove the directory or choose another output, got {output}"
     if not path.exists():
         names = [entry.name for entry in directory.iterdir()]
         if strange := [name for name in names if not _OURS.fullmatch(name)]:
             raise UserError(f"--output: {directory} holds other files ({strange[0]}); {advice}")
+        # Without an identity nobody can tell what these belong to; the lock is held by now.
         for name in set(names) - {_LOCK}:
             (directory / name).unlink()
         with _replaced(path) as partial:
@@ -151,12 +172,13 @@ def digest_of_files(directory: Path) -> str:
     found = hashlib.sha256(str(directory.resolve()).encode())
     for path in sorted(directory.rglob("*")):
         if path.is_file():
+            # Not the content: reading gigabytes of weights would take longer than some minings.
             state = path.stat()
             found.update(json.dumps([str(path.relative_to(directory)), state.st_size, state.st_mtime_ns]).encode())
     return found.hexdigest()
 
 
-def digest_of_values(values: Iterable[Any]) -> str:
+def digest_of_values(values: Iterable[object]) -> str:
     """JSON values, as one number."""
     found = hashlib.sha256()
     for value in values:

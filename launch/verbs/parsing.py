@@ -6,7 +6,6 @@ Imports only the standard library: help must appear at once.
 import argparse
 import difflib
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import NoReturn
@@ -47,19 +46,18 @@ def parse_verb(name: str, verb: Verb, rest: list[str]) -> argparse.Namespace:
         description=verb.summary,
         epilog=f"example:\n  {verb.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # a misspelt option must not pass for a longer one
     )
     verb.declare(parser)
     _check_options(parser, rest)
-    try:
-        arguments, extra = parser.parse_known_intermixed_args(rest)
-    except SystemExit as done:  # argparse has printed the help
-        sys.exit(done.code)
+    # Intermixed: options may stand between CONFIG and the settings.
+    arguments, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise UsageError(
             f"{extra[0][:80]}: must be left out, as {parser.prog} takes no such argument, got {extra[0][:80]!r}"
         )
     for action in parser._actions:
+        # An empty text comes of a shell variable that is not set.
         if getattr(arguments, action.dest, None) == "" and action.dest not in _MAY_BE_EMPTY:
             raise UsageError(f"{_shown(action)}: must not be empty, got ''")
     return arguments
@@ -85,7 +83,7 @@ def _check_options(parser: argparse.ArgumentParser, rest: list[str]) -> None:
         _refuse_settings([word for word in rest if _is_option(word) and word.partition("=")[0] not in known])
     given = [word.partition("=")[0] for word in rest[: rest.index("--") if "--" in rest else None] if _is_option(word)]
     for option in given:
-        if option not in known and option[:2] not in known:
+        if option not in known and option[:2] not in known:  # -f1, too: a short option with its value behind it
             near = difflib.get_close_matches(option.lower(), [item for item in known if item.startswith("--")], 1)
             hint = f" (did you mean {near[0]}?)" if near else f" (see {parser.prog} --help)"
             raise UsageError(f"{option[:80]}: unknown option of {parser.prog}{hint}")

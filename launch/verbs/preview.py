@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 Field = Literal["data.train", "data.eval"]
+Item = TypeVar("Item")
+"""What a job reads in a row: a prompt, a sequence, a pair, a judged response."""
 
 
 def preview(config: RunConfig, rows: int = 3, console: Console | None = None, *, code: bool = True) -> None:
@@ -47,7 +49,7 @@ def preview(config: RunConfig, rows: int = 3, console: Console | None = None, *,
     job_kind(config).preview(rows, console)
 
 
-def preview_sets(config: RunConfig, rows: int, console: Console, show: "Show") -> None:
+def preview_sets(config: RunConfig, rows: int, console: Console, show: "Show[Item]") -> None:
     """Print every set of rows as `show` does it: `rows` of the training rows each, and lengths of all."""
     tokenizer = tokenizer_for(config.model)
     fields: list[Field] = ["data.train"] if config.data.eval is None else ["data.train", "data.eval"]
@@ -61,29 +63,29 @@ def preview_sets(config: RunConfig, rows: int, console: Console, show: "Show") -
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Generic[Item]):
     """One set of rows that is shown, and where."""
 
     config: RunConfig
-    reading: Reading[Any]
+    reading: Reading[Item]
     tokenizer: "PreTrainedTokenizerFast"
     count: int
     """Rows of it to print."""
     console: Console
 
 
-Show = Callable[[Shown, list[Any]], None]
+Show = Callable[[Shown[Item], list[Item]], None]
 """Prints the first rows of a set as its job reads them, and the lengths of all."""
 
 
-def _preview(shown: Shown, show: "Show") -> None:
+def _preview(shown: Shown[Item], show: Show[Item]) -> None:
     """One set of rows, and what becomes of those that are too long."""
     config, reading, console = shown.config, shown.reading, shown.console
     tally = reading.tally()
     indices = reading.without_huge(range(len(reading.rows)), tally)
     if not indices:
-        reading.conclude(tally)
-    items = reading.encode(indices)
+        reading.conclude(tally)  # raises: there is nothing to show
+    items = reading.encode(indices)  # rows over the limit included: their lengths are what one looks for here
     _print_convention(config, reading, console)
     show(shown, items)
     reading.limited(items, indices, tally)
@@ -99,7 +101,7 @@ def _preview(shown: Shown, show: "Show") -> None:
         )
 
 
-def preview_prompts(shown: Shown, found: list[Prompt]) -> None:
+def preview_prompts(shown: Shown[Prompt], found: list[Prompt]) -> None:
     """Print what reward functions receive, and prompts as the policy reads them."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
     columns = ", ".join(found[0].row)
@@ -121,7 +123,7 @@ def _row_table(prompt: Prompt) -> Table:
     return table
 
 
-def preview_sequences(shown: Shown, found: list[Sequence]) -> None:
+def preview_sequences(shown: Shown[Sequence], found: list[Sequence]) -> None:
     """Print sequences, with the trained part marked."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
     for number, sequence in enumerate(found[: shown.count], start=1):
@@ -133,7 +135,7 @@ def preview_sequences(shown: Shown, found: list[Sequence]) -> None:
     print_lengths(lengths, _unknown(tokenizer, (sequence.token_ids for sequence in found)), field, console)
 
 
-def preview_pairs(shown: Shown, found: list[Pair]) -> None:
+def preview_pairs(shown: Shown[Pair], found: list[Pair]) -> None:
     """Print prompts with their two responses."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
     for number, pair in enumerate(found[: shown.count], start=1):
@@ -173,7 +175,7 @@ def _response_ids(sequence: Sequence) -> NDArray[np.int64]:
     return sequence.token_ids[sequence.action_mask]
 
 
-def preview_judged(shown: Shown, found: list[Judged]) -> None:
+def preview_judged(shown: Shown[Judged], found: list[Judged]) -> None:
     """Print single responses with their labels."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
     for number, item in enumerate(found[: shown.count], start=1):
@@ -202,6 +204,7 @@ def _sequence_lengths(
     }
 
 
+# Where no colour tells what is trained: in a file, a pipe, or by NO_COLOR.
 def _needs_marks(console: Console) -> bool:
     return console.color_system is None or console.no_color
 
@@ -215,7 +218,7 @@ def marked(sequence: Sequence, tokenizer: "PreTrainedTokenizerFast", *, marks: b
     return text
 
 
-def _print_convention(config: RunConfig, reading: Reading[Any], console: Console) -> None:
+def _print_convention(config: RunConfig, reading: Reading[Item], console: Console) -> None:
     data, field = config.data, reading.field
     convention = reading.convention
     where, _, name = field.removeprefix("data.").partition(".")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.files.own_files import stranger
@@ -23,6 +23,7 @@ from launch.verbs.encoder_files import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from algorithms.encoder.rows import Graded, Ranking, Scored
@@ -56,6 +57,7 @@ def search(
     kind = encoder_kind(directory)
     if first_stage is not None and kind == "embedding":
         raise UserError(f"--first-stage: is for a reranker, got an embedding model in {directory}")
+    # Each once: the same text at several places would fill the answer.
     passages = list(dict.fromkeys(read_passages(corpus) if corpus is not None else own_passages(Path(model))))
     if kind == "embedding":
         find = embedding_search(directory, passages, top)
@@ -100,8 +102,8 @@ def reranker_search(directory: Path, candidates: Callable[[str], list[str]], top
 
     def find(query: str) -> Found:
         passages = candidates(query)
-        scores: NDArray[Any] = model.predict([(query, passage) for passage in passages])
-        order = (-scores).argsort(kind="stable")[:top]
+        scores: NDArray[np.float32] = model.predict([(query, passage) for passage in passages])
+        order = (-scores).argsort(kind="stable")[:top]  # stable: of equal ones the first stage's order stays
         return [(float(scores[place]), passages[place]) for place in order]
 
     return find
@@ -122,7 +124,7 @@ def own_passages(run: Path) -> list[str]:
             f"{name}), got {run}"
         )
     for text in _texts(config, run):
-        found[text] = None
+        found[text] = None  # a set that keeps the order
         if len(found) == _MOST_OWN:
             say(f"only the first {_MOST_OWN} passages of the run's data are searched; --corpus names others")
             break
