@@ -4,8 +4,9 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -207,7 +208,7 @@ def load(path: str, overrides: list[str]) -> RunConfig:
     return config
 
 
-def validate(values: dict[str, Any]) -> RunConfig:
+def validate(values: Mapping[str, object]) -> RunConfig:
     """Validate plain values into a RunConfig; raises UserError with one line per problem."""
     odd, errors = odd_values(RunConfig, values), []
     try:

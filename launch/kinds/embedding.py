@@ -1,12 +1,13 @@
 """Embedding models (bi-encoders) as the launcher sees them: several tasks, instructions and prompts, vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import EncoderHead, UserError
 from algorithms.config_encoder import EmbeddingConfig, Prompts
 from launch.kinds.encoder import EncoderKind, Texts, told_losses, told_prompt
+from launch.kinds.kind import Loop
 from launch.settings.metric_names import of_embeddings
 from launch.settings.rules_encoder import check_one_source, check_pooling_is_given
 
@@ -33,7 +34,7 @@ class EmbeddingKind(EncoderKind):
     def metrics_of_set(self) -> list[str]:
         return of_embeddings(self.algorithm)
 
-    def check_model(self, values: dict[str, Any], directory: Path | None) -> None:
+    def check_model(self, values: Mapping[str, object], directory: Path | None) -> None:
         from launch.models.encoders import check_embedding_policy
 
         check_embedding_policy(self, values, directory)
@@ -67,7 +68,7 @@ class EmbeddingKind(EncoderKind):
             prompts=_kept_prompts(self.algorithm),
         )
 
-    def loop_class(self) -> type[Any]:
+    def loop_class(self) -> Callable[..., Loop]:
         from algorithms.encoder.embedding import Embedding
 
         return Embedding

@@ -1,22 +1,21 @@
 """From a RunConfig to a running group and the loop of a job that learns to compare texts: embedding, reranker."""
 
-from typing import Any
-
 from actors.models.hub_cache import located
 from actors.models.skeleton import write_skeleton
 from actors.train.encoder import EncoderWorker
 from algorithms.encoder.batches import TaskBatches
 from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import held_out
+from algorithms.loop import Reporter
 from launch.kinds.encoder import EncoderKind
+from launch.kinds.kind import Loop
 from launch.run.groups import built, start_building
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
-from launch.screen.reporter import RunReporter
 
 
-def build_encoder(kind: EncoderKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
+def build_encoder(kind: EncoderKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
     """Start the group of an embedding or reranker run and return its loop."""
     config, algorithm = kind.config, kind.algorithm
     directory = write_skeleton(config.model, config.directory / "model")

@@ -1,21 +1,25 @@
 """From a RunConfig to running groups and the loop of a job that learns from given data: sft, reward, dpo."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from algorithms.batches import row_order
 from algorithms.data.reading import run_data
+from algorithms.loop import Reporter
+from launch.kinds.kind import Loop
 from launch.kinds.offline import DPOKind, OfflineKind
 from launch.run.groups import built, reference_sync, start_building, start_loading
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
-from launch.screen.reporter import RunReporter
+
+if TYPE_CHECKING:
+    from algorithms.offline.reference_cache import ReferenceCache
 
 
-def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
+def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
     """Start the groups of an SFT, reward-model or preference run and return its loop."""
     reporter.phase("loading libraries")
     from actors.train.reference import ReferenceWorker
@@ -56,7 +60,7 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter
     return loop
 
 
-def preference_arguments(kind: DPOKind, directory: str, placement: Placement, roster: Roster) -> dict[str, Any]:
+def preference_arguments(kind: DPOKind, directory: str, placement: Placement, roster: Roster) -> dict[str, object]:
     """What the loop of preference losses takes beside those of every loop: who gives reference logprobs, and how."""
     from actors.train.policy import PolicyWorker
     from actors.train.reference import ReferenceWorker
@@ -80,7 +84,7 @@ def preference_arguments(kind: DPOKind, directory: str, placement: Placement, ro
     }
 
 
-def _reference_cache(kind: DPOKind, directory: str) -> Any:
+def _reference_cache(kind: DPOKind, directory: str) -> "ReferenceCache | None":
     """Where precomputed reference logprobs are kept, shared by the runs of an output directory."""
     from algorithms.offline.reference_cache import ReferenceCache, model_content
 

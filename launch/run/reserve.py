@@ -16,6 +16,7 @@ from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig
 from launch.run.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
+from launch.run.reserved import Placement
 from launch.run.shortage import Node, lacking, shortage
 from launch.settings.environment import with_token_kept
 
@@ -33,25 +34,6 @@ class Place:
     """Its number in the placement group."""
     node: str
     """Id of the node."""
-
-
-@dataclass(slots=True)
-class Placement:
-    """Reserved bundles, and the slots of every group in them."""
-
-    reserved: list[PlacementGroup] = field(default_factory=list)
-    slots: dict[str, list[Slot]] = field(default_factory=dict)
-    nodes: set[str] = field(default_factory=set)
-    """Ids of the nodes that the bundles are on."""
-
-    def where(self) -> str:
-        """Which groups are where; empty when there is only one node. Example: policy on 10.0.0.2 (4), 10.0.0.3 (4)"""
-        counts = {group: Counter(slot.node for slot in slots if slot.node) for group, slots in self.slots.items()}
-        return "; ".join(
-            f"{group} on {', '.join(f'{node} ({count})' for node, count in found.items())}"
-            for group, found in counts.items()
-            if found
-        )
 
 
 def place(config: RunConfig, notify: Notify) -> Placement:

@@ -8,19 +8,23 @@ What a part keeps is known to the part alone (`actors.files.parts`); a loop says
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.files.own_files import StoredFile
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
+from algorithms.loop import Reporter
 from launch.checks.output import require_there
 from launch.config import RunConfig
+from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
 from launch.run.ending import Ending, reason_to_end
 from launch.run.manifest import Checkpoint, damage_of, read_manifest
 from launch.run.signals import finish_steps
-from launch.screen.reporter import RunReporter
+
+if TYPE_CHECKING:
+    from actors.train.trainer import TrainedWorker
 
 _UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
 """What a part raises for a state that it has not saved: of an edited manifest, or of another version."""
@@ -29,7 +33,7 @@ _UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
 class Saves:
     """The parts of a run by name, of which each writes and reads its own."""
 
-    def __init__(self, groups: Mapping[str, ActorGroup[Any]]) -> None:
+    def __init__(self, groups: "Mapping[str, ActorGroup[TrainedWorker]]") -> None:
         """`groups`: those that learn, or follow one that does."""
         self.groups = groups
         self.parts: dict[str, SavedPart] = {}
@@ -119,16 +123,7 @@ class RunCheckpointer:
         finish_steps()
 
 
-class Loop(Protocol):
-    """What a run's loop says about itself."""
-
-    @property
-    def parts(self) -> Mapping[str, SavedPart]:
-        """What has state beside the groups."""
-        ...
-
-
-def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -> None:
+def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> None:
     """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one.
 
     Raises:
@@ -157,7 +152,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -
 
 def require_as_saved(
     directory: Path,
-    groups: Mapping[str, ActorGroup[Any]],
+    groups: "Mapping[str, ActorGroup[TrainedWorker]]",
     refused: Callable[[str], UserError],
     parts: Iterable[str] = (),
 ) -> bool:
@@ -191,7 +186,7 @@ def require_as_saved(
     return None not in hashes.values()
 
 
-def load_best(config: RunConfig, trained: Mapping[str, ActorGroup[Any]]) -> int | None:
+def load_best(config: RunConfig, trained: "Mapping[str, ActorGroup[TrainedWorker]]") -> int | None:
     """Let the groups go back to the best checkpoint, when there is one; returns its step."""
     from actors.train.trainer import TrainedWorker
 

@@ -8,7 +8,7 @@ from typing import Any
 from actors.models.tokenizer import load_tokenizer
 from launch.config import RunConfig
 from launch.run.connection import Connection
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
 from launch.run.roster import Roster
 
 _CANARY_TOKENS = 24

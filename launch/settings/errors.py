@@ -1,8 +1,10 @@
 """What is wrong with a configuration, from pydantic's errors: one line each, of field, rule and value, in our words."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from pydantic_core import ErrorDetails
 
 from actors.config_nodes import is_secret_setting
 from actors.secret_text import ARGUMENTS, argument_is_secret, masked, masked_value, without_secrets_of
@@ -39,7 +41,7 @@ _NUMBERS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[str]:
+def problems(errors: list[ErrorDetails], odd: list[Odd], values: Mapping[str, object]) -> list[str]:
     """One line for each mistake: pydantic's errors, and what it would have taken; `values` is what was validated."""
     algorithm = values.get("algorithm")
     job = algorithm.get("name") if isinstance(algorithm, dict) else None
@@ -61,7 +63,7 @@ def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[
     return [masked(line) for line in dict.fromkeys(foreign + lines)]
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value on one line of sane length, as YAML writes true, false and null, without secrets."""
     value = masked_value(value)
     if value is None or isinstance(value, bool):
@@ -80,7 +82,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _problem(error: Any) -> list[str]:
+def _problem(error: ErrorDetails) -> list[str]:
     location, kind, value = _location(error), error["type"], error.get("input")
     ctx = error.get("ctx", {})
     field = dotted(location)
@@ -105,14 +107,14 @@ def _problem(error: Any) -> list[str]:
     return [f"{field}: {_rule(kind, location, ctx, value) or error['msg']}, got {_got(location, value)}"]
 
 
-def _got(location: list[str], value: Any) -> str:
+def _got(location: list[str], value: object) -> str:
     hidden = "headers" in location or any(is_secret_setting(part) for part in location)
     given = [at for at, part in enumerate(location) if part in ARGUMENTS]
     hidden |= any(argument_is_secret(part) for at in given[:1] for part in location[at + 1 :])
     return "a value (not shown)" if hidden else shown(value)
 
 
-def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: Any) -> str:
+def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: object) -> str:
     """What the value must be."""
     if kind in _NUMBERS:
         return _NUMBERS[kind](ctx)
@@ -147,7 +149,7 @@ def _type_of(location: list[str]) -> str:
     return settings.type_text(items[0]) if items else "list of the right length"
 
 
-def _example(location: list[str], value: Any) -> str:
+def _example(location: list[str], value: object) -> str:
     """A section with the field that is given first: {train: ...}; a path or name given alone is most likely that."""
     fields = names.fields_of(".".join(location))
     below = [items[0] for name in fields for items in [settings.by_path()[_join(location, name)]]]
@@ -166,7 +168,7 @@ def _join(location: list[str], name: str) -> str:
     return settings.generic(".".join([*location, name]))
 
 
-def _tag_problem(field: str, value: Any) -> str:
+def _tag_problem(field: str, value: object) -> str:
     given = value.get("name") if isinstance(value, dict) else value
     choices = sorted(settings.jobs())
     if isinstance(value, dict) and "name" not in value:
@@ -176,19 +178,19 @@ def _tag_problem(field: str, value: Any) -> str:
     return f"{field}: must be one of {', '.join(choices)}, got {shown(given)}{_meant(field, given, choices)}"
 
 
-def _choice_problem(field: str, value: Any, expected: str) -> str:
+def _choice_problem(field: str, value: object, expected: str) -> str:
     choices = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
     rule = f"one of {expected}" if len(choices) > 1 else expected
     return f"{field}: must be {rule}, got {shown(value)}{_meant(field, value, choices)}"
 
 
-def _meant(field: str, value: Any, choices: list[str]) -> str:
+def _meant(field: str, value: object, choices: list[str]) -> str:
     return names.value_hint(field, value) or names.nearest_name(str(value), choices)
 
 
-def _without_branches(errors: list[Any]) -> list[Any]:
+def _without_branches(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """One error where a value may be of several types and is of none: of the type that it came furthest as."""
-    found: dict[tuple[str, ...], Any] = {}
+    found: dict[tuple[str, ...], ErrorDetails] = {}
     kept = []
     for error in errors:
         branch = next((at for at, part in enumerate(error["loc"]) if _is_branch(str(part))), None)
@@ -202,7 +204,7 @@ def _without_branches(errors: list[Any]) -> list[Any]:
     return kept + list(found.values())
 
 
-def _location(error: Any) -> list[str]:
+def _location(error: ErrorDetails) -> list[str]:
     """Field names and indices, without the names of an algorithm or of a type among several."""
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["algorithm"]:
@@ -214,7 +216,7 @@ def _is_branch(part: str) -> bool:
     return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES)
 
 
-def _unknown(location: list[str], value: Any, job: str | None) -> list[str]:
+def _unknown(location: list[str], value: object, job: str | None) -> list[str]:
     """The lines about an unknown field; a section that is none of ours is told by those of its fields that we know."""
     told = [
         _unknown_line(path, item, hint)
@@ -226,7 +228,7 @@ def _unknown(location: list[str], value: Any, job: str | None) -> list[str]:
     return [_unknown_line(location, value, names.hint(".".join(location), job))]
 
 
-def _unknown_line(location: list[str], value: Any, hint: str) -> str:
+def _unknown_line(location: list[str], value: object, hint: str) -> str:
     path = ".".join(location)
     if "." in location[-1] and settings.generic(path) in settings.by_path():
         nested = "{".join(f"{part}: " for part in path.split("."))
@@ -234,7 +236,7 @@ def _unknown_line(location: list[str], value: Any, hint: str) -> str:
     return f"{dotted(location)}: unknown field{hint}, got {_got(location, value)}"
 
 
-def _leaves(location: list[str], value: Any) -> list[tuple[list[str], Any]]:
+def _leaves(location: list[str], value: object) -> list[tuple[list[str], object]]:
     if not isinstance(value, dict) or not value:
         return [(location, value)]
     return [leaf for name, item in value.items() for leaf in _leaves([*location, str(name)], item)]

@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -45,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own)
 
-    def get_single_node(self) -> Any:
+    def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:
             _require_plain(node, {}, 0)
@@ -131,7 +130,7 @@ class BoundedLoader(yaml.SafeLoader):
     Loading raises YAMLError for others, or RecursionError where they are nested too deeply to be told.
     """
 
-    def compose_document(self) -> Any:
+    def compose_document(self) -> yaml.Node | None:
         """A document's nodes."""
         node = super().compose_document()
         if node is not None:
@@ -160,7 +159,7 @@ def _require_small(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
     return size
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, object]:
     """Parse a YAML file into a mapping; raises UserError when it is missing, malformed or no mapping."""
     values = parse(_text_of(path), path)
     if not isinstance(values, dict):
@@ -194,7 +193,7 @@ def _text_of(path: str) -> str:
         raise UserError(f"config file: cannot be read (not UTF-8 text), got {path}") from None
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(values: dict[str, object], overrides: list[str]) -> dict[str, object]:
     """Set dotted keys: `policy.optimizer.lr=1e-4`. Raises UserError for an override without `=`."""
     for override in overrides:
         key, sign, text = override.partition("=")
@@ -209,18 +208,19 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         for depth, name in enumerate(parents):
             if section.get(name) is None:
                 section[name] = {}
-            section = section[name]
+            below = section[name]
             whole = _short(".".join(parents[: depth + 1]))
-            if isinstance(section, list):
+            if isinstance(below, list):
                 raise UserError(f"override {_short(key)}: {whole} is a list, to be given whole: {whole}=[a, b]")
-            if not isinstance(section, dict):
-                got = "a value (not shown)" if argument_is_secret(key) else _short(masked(str(section)))
+            if not isinstance(below, dict):
+                got = "a value (not shown)" if argument_is_secret(key) else _short(masked(str(below)))
                 raise UserError(f"override {_short(key)}: {whole} holds no fields, got {got} there")
+            section = below
         section[leaf] = parse(text, f"override {_short(key)}")
     return values
 
 
-def parse(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> object:
     """The value of a YAML text; raises UserError, which names `where`, when it is malformed."""
     if _brackets(text) > 5 * _DEEPEST:  # PyYAML would take seconds to get there; brackets in text are rarely so many
         raise UserError(f"{where}: must be nested at most {_DEEPEST} deep, got more")

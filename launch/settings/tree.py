@@ -107,7 +107,7 @@ def default_text(setting: Setting) -> str:
     return own if own == outer else f"{outer}; {own} where {section} is given"
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """A value as it stands in a YAML file."""
     match value:
         case None:
@@ -136,7 +136,7 @@ def limit_text(limit: float) -> str:
 
 def _of_algorithms() -> list[Setting]:
     """Fields of all algorithms; those that share type, default and text are one setting."""
-    found: dict[tuple[Any, ...], Setting] = {}
+    found: dict[tuple[object, ...], Setting] = {}
     for job, model in jobs().items():
         for setting in _below(model, "algorithm", (job,)):
             alike = setting.path == "algorithm.name" or _words(setting.field.annotation)
@@ -158,7 +158,7 @@ def _below(model: type[BaseModel], prefix: str, of: tuple[str, ...], within: Bas
     return found
 
 
-def _item(annotation: Any) -> str:
+def _item(annotation: object) -> str:
     """How an item of a list (`.N`) or mapping (`.NAME`) of sections is named; empty for a section itself."""
     for part in _parts(annotation):
         if get_origin(part) is list:
@@ -168,11 +168,11 @@ def _item(annotation: Any) -> str:
     return ""
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _sections(annotation: object) -> list[type[BaseModel]]:
     return [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
-def _parts(annotation: Any) -> list[Any]:
+def _parts(annotation: object) -> list[object]:
     """A type and all types that it is made of, without those of nested sections."""
     annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) is Literal:
@@ -180,7 +180,7 @@ def _parts(annotation: Any) -> list[Any]:
     return [annotation, *(part for item in get_args(annotation) for part in _parts(item))]
 
 
-_NAMES = {
+_NAMES: dict[object, str] = {
     int: "whole number",
     float: "number",
     str: "text",
@@ -190,7 +190,7 @@ _NAMES = {
 }
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: object) -> str:
     annotation = getattr(annotation, "__value__", annotation)
     origin, of = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -227,13 +227,13 @@ def _bounds(field: FieldInfo) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _metadata(part: Any) -> list[Any]:
+def _metadata(part: object) -> list[object]:
     given = getattr(part, "__metadata__", ())
     own = [limit for item in given for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     return own + [more for item in get_args(part) for more in _metadata(item)]
 
 
-def choices_of(annotation: Any) -> list[Any]:
+def choices_of(annotation: object) -> list[object]:
     """The values of the Literals in a type; none of a type without any."""
     annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) is Literal:

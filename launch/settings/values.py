@@ -3,7 +3,7 @@
 import re
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -22,10 +22,10 @@ class Odd(NamedTuple):
 
     location: tuple[str, ...]
     rule: str
-    value: Any
+    value: object
 
 
-def odd_values(model: type[BaseModel], values: Any, location: tuple[str, ...] = ()) -> list[Odd]:
+def odd_values(model: type[BaseModel], values: object, location: tuple[str, ...] = ()) -> list[Odd]:
     """What is refused in `values`, which are to become a `model`, with where it stands."""
     if not isinstance(values, dict):
         return []
@@ -36,7 +36,7 @@ def odd_values(model: type[BaseModel], values: Any, location: tuple[str, ...] = 
     return found
 
 
-def _odd(name: str, annotation: Any, value: Any, location: tuple[str, ...]) -> list[Odd]:
+def _odd(name: str, annotation: object, value: object, location: tuple[str, ...]) -> list[Odd]:
     kinds = _kinds(annotation)
     if isinstance(value, dict):
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -49,7 +49,7 @@ def _odd(name: str, annotation: Any, value: Any, location: tuple[str, ...]) -> l
     return [Odd(location, rule, value)] if rule else []
 
 
-def _odd_items(name: str, annotation: Any, value: Any, location: tuple[str, ...]) -> list[Odd]:
+def _odd_items(name: str, annotation: object, value: dict | list | tuple, location: tuple[str, ...]) -> list[Odd]:
     found = []
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for inner in _items(annotation):
@@ -61,7 +61,7 @@ def _odd_items(name: str, annotation: Any, value: Any, location: tuple[str, ...]
     return found
 
 
-def _rule(name: str, kinds: frozenset[Any], value: Any) -> str:
+def _rule(name: str, kinds: frozenset[object], value: object) -> str:
     """What the value must be; empty where it may be what it is, or pydantic will say so."""
     if bool not in kinds and kinds & {int, float}:
         return _number_rule(kinds, value)
@@ -69,7 +69,7 @@ def _rule(name: str, kinds: frozenset[Any], value: Any) -> str:
     return _text_rule(name, value) if plain and isinstance(value, str) else ""
 
 
-def _number_rule(kinds: frozenset[Any], value: Any) -> str:
+def _number_rule(kinds: frozenset[object], value: object) -> str:
     rule = "must be a number" if float in kinds else "must be a whole number"
     if isinstance(value, bool):
         return rule
@@ -89,13 +89,13 @@ def _text_rule(name: str, value: str) -> str:
     return "must be one line without control characters" if broken else ""
 
 
-def _tag(model: type[BaseModel]) -> Any:
+def _tag(model: type[BaseModel]) -> object:
     field = model.model_fields.get("name")
     return (get_args(field.annotation) or (None,))[0] if field else None
 
 
 @cache
-def _kinds(annotation: Any) -> frozenset[Any]:
+def _kinds(annotation: object) -> frozenset[object]:
     """The types that a value may have, without those of the items of a list or mapping."""
     annotation = getattr(annotation, "__value__", annotation)
     origin = get_origin(annotation)
@@ -107,7 +107,7 @@ def _kinds(annotation: Any) -> frozenset[Any]:
 
 
 @cache
-def _items(annotation: Any) -> tuple[Any, ...]:
+def _items(annotation: object) -> tuple[object, ...]:
     """Types of the items, where a value may be a list or mapping."""
     annotation = getattr(annotation, "__value__", annotation)
     origin, of = get_origin(annotation), get_args(annotation)
