@@ -162,9 +162,10 @@ def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
     values = policy.values
     findings.shape = shape = decoder_shape(values)
     findings.parameters = policy.parameters
-    positions = values.get("max_position_embeddings")
+    given, padding = values.get("max_position_embeddings"), values.get("pad_token_id")
+    positions = given if isinstance(given, int) else 0
     if positions and values["model_type"] in _COUNT_FROM_PADDING:
-        positions -= (values.get("pad_token_id") or 0) + 1
+        positions -= (padding if isinstance(padding, int) else 0) + 1
     name, longest = kind.longest()
     if positions and longest > positions:
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
@@ -172,8 +173,10 @@ def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
         kind.check_shape(shape)
 
 
-def _check_stop_tokens(config: RunConfig, vocabulary: int | None) -> None:
-    if beyond := [token for token in config.rollout.stop_token_ids if vocabulary and token >= vocabulary]:
+def _check_stop_tokens(config: RunConfig, vocabulary: object) -> None:
+    if not isinstance(vocabulary, int):
+        return
+    if beyond := [token for token in config.rollout.stop_token_ids if token >= vocabulary]:
         raise UserError(
             f"rollout.stop_token_ids: must be below the size of the model's vocabulary ({vocabulary}), got {beyond[0]}"
         )

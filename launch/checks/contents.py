@@ -5,7 +5,6 @@ elsewhere, under a path that another run may have written since.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from actors.models.identity import model_identity
 from launch.config import RunConfig
@@ -30,7 +29,7 @@ def model_contents(config: RunConfig) -> dict[str, str]:
     return {name: content for name, content in found.items() if content}
 
 
-def changed_contents(config: RunConfig, then: Any, directory: object) -> list[str]:
+def changed_contents(config: RunConfig, then: object, directory: object) -> list[str]:
     """A line for each model that has another content than the manifest of the checkpoint in `directory` says; `then`:
     its `contents`."""
     if not isinstance(then, dict):  # of an older version

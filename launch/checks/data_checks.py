@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from algorithms.data.sources import read_rows
 from launch.checks.findings import Findings
@@ -23,7 +22,7 @@ from launch.settings.named_code import names_code
 def read_data(findings: Findings) -> dict[Field, Sets]:
     """The rows of both data sets, where they are here and what they must be."""
     data, found = findings.config.data, {}
-    given: dict[Field, Any] = {"data.train": data.train, "data.eval": data.eval}
+    given: dict[Field, str | dict[str, str] | None] = {"data.train": data.train, "data.eval": data.eval}
     for where, value in given.items():
         sources = named_sources(where, value)
         unread = []

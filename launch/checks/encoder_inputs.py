@@ -45,7 +45,7 @@ def _mean_tokens(kind: EncoderKind, drawn: list[Example]) -> float:
     tokenizer, limit = tokenizer_for(kind.config.model), kind.algorithm.max_tokens
     total = characters = 0
     for number, row in enumerate(drawn, start=1):
-        texts: Any = kind.read_texts(row.texts)
+        texts: Any = kind.read_texts(row.texts)  # transformers declares pairs as lists, and takes these
         lengths = [len(ids) for ids in tokenizer(texts).input_ids]
         total += sum(min(length, limit or length) for length in lengths)
         characters += sum(map(len, row.texts))

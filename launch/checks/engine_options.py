@@ -7,9 +7,9 @@ import ast
 import importlib.util
 import operator
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from actors.config_rollout import RESHAPING, RolloutConfig
@@ -113,12 +113,12 @@ def sampling_warnings(config: RunConfig) -> list[str]:
     return found
 
 
-def _refused(name: str, value: Any) -> str:
+def _refused(name: str, value: object) -> str:
     got = "a value (not shown)" if name == "hf_token" else f"{value!r:.80}"
     return f"rollout.vllm.{name}: must be left out, {DECIDED.get(name, DECIDED['data_parallel_size'])}, got {got}"
 
 
-def _problems(given: dict[str, Any], vllm: Path) -> list[str]:
+def _problems(given: Mapping[str, object], vllm: Path) -> list[str]:
     """One line for each argument that the engine of this vLLM (its directory) does not take."""
     fields, problems = _fields(vllm / "engine/arg_utils.py"), []
     for name, value in given.items():
@@ -145,7 +145,7 @@ def _fields(file: Path) -> dict[str, ast.expr]:
     return {}
 
 
-def _fits(value: Any, annotation: ast.expr, vllm: Path) -> bool:
+def _fits(value: object, annotation: ast.expr, vllm: Path) -> bool:
     """Whether a YAML value can be what an annotation says; of types that are not known here, anything can."""
     annotation = _resolved(annotation, vllm)
     match annotation:
@@ -207,7 +207,7 @@ def _in_words(annotation: ast.expr, vllm: Path) -> str:
 
 
 @cache
-def _members(name: str, vllm: Path) -> tuple[Any, ...]:
+def _members(name: str, vllm: Path) -> tuple[int, ...] | tuple[str, ...]:
     """What a YAML value of an enumeration of vLLM's is: its numbers, or its members' names; () for any other type.
 
     vLLM takes names in lower-case letters, too.
@@ -224,7 +224,7 @@ def _members(name: str, vllm: Path) -> tuple[Any, ...]:
     return ()
 
 
-def _outside(name: str, value: Any, vllm: Path) -> str | None:
+def _outside(name: str, value: object, vllm: Path) -> str | None:
     """The bound that a number breaks, where vLLM's configuration has a field of this name with bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -242,7 +242,7 @@ def _is_any(annotation: ast.expr) -> bool:
     return isinstance(annotation, ast.Name) and annotation.id == "Any"
 
 
-def _choices(literal: ast.Subscript) -> tuple[Any, ...]:
+def _choices(literal: ast.Subscript) -> tuple[object, ...]:
     items = literal.slice.elts if isinstance(literal.slice, ast.Tuple) else [literal.slice]
     return tuple(ast.literal_eval(item) for item in items)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from launch.checks.reward_checks import ProbeRow
 from launch.checks.rows import Field, Row, Rows, Sets
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
+
+if TYPE_CHECKING:
+    from algorithms.data.overlong import Reading
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -138,7 +141,7 @@ def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
     return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
 
 
-def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> Any:
+def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> "Reading[object]":
     """The rows as the job reads them; without a tokenizer they cannot be encoded."""
     from actors.models.tokenizer import tokenizer_for
     from algorithms.data.reading import reading_of
@@ -171,7 +174,7 @@ def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows
         found.lacking.setdefault(name, f"{label}: row {number}")
 
 
-def _examples(reading: Any) -> list[ProbeRow]:
+def _examples(reading: "Reading[object]") -> list[ProbeRow]:
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
@@ -179,7 +182,7 @@ def _examples(reading: Any) -> list[ProbeRow]:
     return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
 
-def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
+def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tuple[int, int]:
     """Count the rows that are too long, and learn how long the first ones are; returns how many are left out, of how
     many that were looked at.
 
@@ -209,7 +212,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
     return tally.dropped, tally.looked_at
 
 
-def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
+def _chunks(reading: "Reading[object]", sample: int) -> Iterator[tuple[int, list[int]]]:
     """Rows to tokenise, a few at a time, after how many rows they were found."""
     wanted: list[int] = []
     size = 0
@@ -223,7 +226,7 @@ def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
     yield len(reading.rows), wanted
 
 
-def _check_longest(reading: Any, start: int) -> None:
+def _check_longest(reading: "Reading[object]", start: int) -> None:
     """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
     index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
     tally = reading.tally()
@@ -237,11 +240,11 @@ def _check_longest(reading: Any, start: int) -> None:
         )
 
 
-def _may_be_too_long(reading: Any, index: int) -> bool:
+def _may_be_too_long(reading: "Reading[object]", index: int) -> bool:
     return _bytes_of(reading.examples[index]) * reading.growth + reading.overhead > reading.limit
 
 
-def _bytes_of(example: Any) -> int:
+def _bytes_of(example: object) -> int:
     """Bytes of what is read in a row, of a pair the longer one's; more than that rather than less."""
     from algorithms.data.readers import Completion, Preference, Text
 
@@ -253,21 +256,23 @@ def _bytes_of(example: Any) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
-def _tokens(item: Any) -> int:
+def _tokens(item: object) -> int:
     """Tokens of a prompt or sequence, of a pair those of both sequences."""
     return sum(map(len, _ids_of(item)))
 
 
-def _ids_of(item: Any) -> list[NDArray[np.int64]]:
+def _ids_of(item: object) -> list[NDArray[np.int64]]:
     """Token ids of a prompt or sequence, of a pair those of both sequences."""
     from actors.batch import Prompt, Sequence
-    from algorithms.data.pairs import Pair
+    from algorithms.data.pairs import Judged, Pair
 
     if isinstance(item, Pair):
         return [item.chosen.token_ids, item.rejected.token_ids]
     if isinstance(item, Prompt):
         return [np.asarray(item.token_ids, dtype=np.int64)]
-    return [(item if isinstance(item, Sequence) else item.sequence).token_ids]
+    sequence = item.sequence if isinstance(item, Judged) else item
+    assert isinstance(sequence, Sequence), "there are no other items"
+    return [sequence.token_ids]
 
 
 def _affordable(rows: list[Row]) -> int:

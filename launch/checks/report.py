@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
 
 from pydantic import BaseModel
 from rich.box import SIMPLE
@@ -30,7 +29,7 @@ MIB = 2**20
 PLAIN_WIDTH = 120
 
 
-def as_object(findings: Findings) -> dict[str, Any]:
+def as_object(findings: Findings) -> dict[str, object]:
     """The report as JSON values: config, placement, arithmetic, memory (bytes of one process), rows too long, rewards
     as called, and warnings."""
     config = findings.config

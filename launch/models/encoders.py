@@ -1,6 +1,7 @@
 """What the directory of an embedding model or reranker says of itself, read without torch: pooling, vectors, scores."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _POOLING_MODES = {
 """Our name -> those of sentence-transformers, in the files that it writes and in older ones."""
 
 
-def check_embedding_policy(kind: EmbeddingKind, values: dict[str, Any], directory: Path | None) -> None:
+def check_embedding_policy(kind: EmbeddingKind, values: Mapping[str, object], directory: Path | None) -> None:
     """Check that a model can become the embedding model that the configuration asks for.
 
     Args:
@@ -31,7 +32,8 @@ def check_embedding_policy(kind: EmbeddingKind, values: dict[str, Any], director
         UserError: the directory does not say how it pools and neither does the configuration, or they contradict each
             other, it holds a model of the other kind, or vectors are shorter than their cuts.
     """
-    algorithm, size = kind.algorithm, values.get("hidden_size")
+    algorithm, hidden = kind.algorithm, values.get("hidden_size")
+    size = hidden if isinstance(hidden, int) else None
     if directory and (directory / "modules.json").is_file():
         check_embedding_model(kind.config, directory, "model.path")
         size = _check_modules(algorithm, size, directory)
@@ -44,7 +46,7 @@ def check_embedding_policy(kind: EmbeddingKind, values: dict[str, Any], director
         kind.check_size(size)
 
 
-def check_reranker_policy(values: dict[str, Any], directory: Path | None) -> None:
+def check_reranker_policy(values: Mapping[str, object], directory: Path | None) -> None:
     """Raise UserError for a model that gives several scores, which no reranker does."""
     classes = scores_given(values)
     if architecture_of(values).endswith("ForSequenceClassification") and classes != 1:

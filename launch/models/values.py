@@ -3,9 +3,10 @@
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import UserError
 from actors.models.safetensors_header import not_a_file, parse_json, weight_files
@@ -33,7 +34,7 @@ READ_BOTH_WAYS = (
 _MOST_BYTES = 16 * 2**20
 
 
-def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
+def model_values(directory: Path, field: str = "model.path") -> dict[str, object]:
     """The fields of config.json of a directory with weights.
 
     Raises:
@@ -52,7 +53,7 @@ def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
     return values
 
 
-def config_values(directory: Path, field: str) -> dict[str, Any]:
+def config_values(directory: Path, field: str) -> dict[str, object]:
     """The fields of config.json, whether or not there are weights beside it; raises UserError as `model_values`."""
     path = directory / "config.json"
     try:
@@ -142,18 +143,22 @@ def unfinished(directory: Path) -> str | None:
     )
 
 
-def architecture_of(values: dict[str, Any]) -> str:
+def architecture_of(values: Mapping[str, object]) -> str:
     """The first architecture that config.json names; empty where it names none."""
-    return next(iter(values.get("architectures") or []), "")
+    names = values.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def scores_given(values: dict[str, Any]) -> int:
+def scores_given(values: Mapping[str, object]) -> int:
     """How many scores a classifier gives; a configuration that names no classes has two."""
     labels = values.get("id2label")
-    return len(labels) if isinstance(labels, dict) and labels else int(values.get("num_labels") or 2)
+    if isinstance(labels, dict) and labels:
+        return len(labels)
+    given = values.get("num_labels")
+    return int(given) if isinstance(given, int | float | str) and given else 2
 
 
-def check_architecture(values: dict[str, Any], role: Role, directory: Path, field: str, what: str) -> None:
+def check_architecture(values: Mapping[str, object], role: Role, directory: Path, field: str, what: str) -> None:
     """Raise UserError unless a model can become what it shall; `what` says who asks, such as `grpo`."""
     if quantized := values.get("quantization_config") or values.get("compression_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -163,7 +168,7 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
         )
     if role == "encoder":
         return
-    kind, architecture = values["model_type"], architecture_of(values)
+    kind, architecture = str(values["model_type"]), architecture_of(values)
     shown = f"{architecture or kind} in {directory}"
     wanted = f"must be a causal language model for {what}"
     if "vision_config" in values or "audio_config" in values or architecture.endswith("ForConditionalGeneration"):
@@ -181,7 +186,7 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
         raise UserError(f"{field}: {wanted}{wants}, got {shown}")
 
 
-def _check_type(values: dict[str, Any], path: Path, field: str) -> None:
+def _check_type(values: Mapping[str, object], path: Path, field: str) -> None:
     kind, known = values.get("model_type"), known_types()
     if not isinstance(kind, str) or not kind:
         got = "nothing" if kind is None else short(kind)
@@ -206,7 +211,7 @@ def _check_type(values: dict[str, Any], path: Path, field: str) -> None:
     )
 
 
-def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
+def _check_counts(values: Mapping[str, object], path: Path, field: str) -> None:
     for name in _COUNTS:
         value = values.get(name)
         if value is None or isinstance(value, list):  # some families give one for each layer
@@ -231,7 +236,7 @@ def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
         )
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {list: "list", str: "string"}.get(type(value), "number")
+    return "list" if isinstance(value, list) else "string" if isinstance(value, str) else "number"

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from actors.files.full_disk import told_when_full
@@ -284,7 +283,7 @@ class Checkpoints:
         for old in others[: max(0, len(others) - kept)]:
             shutil.rmtree(old)
 
-    def _require_same(self, then: dict[str, Any], directory: Path, contents: Any) -> None:
+    def _require_same(self, then: dict[str, object], directory: Path, contents: object) -> None:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
         names are those of then (`contents`)."""
         now = identity(self._config)
@@ -303,7 +302,7 @@ class Checkpoints:
             raise UserError(*problems)
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
+def identity(config: RunConfig) -> dict[str, dict[str, object]]:
     """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
 
     Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect. The
@@ -329,7 +328,7 @@ def _anew(config: RunConfig) -> str:
     return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
 
 
-def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+def _changes(field: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
     """(dotted field, old value, new value) of every leaf that differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):

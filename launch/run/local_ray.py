@@ -47,7 +47,7 @@ def require_token() -> None:
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":
         return
-    raylet: Any = importlib.import_module("ray._raylet")
+    raylet = importlib.import_module("ray._raylet")
     os.environ["RAY_AUTH_MODE"] = "token"
     stored = mode is not None and (Path.home() / ".ray" / "auth_token").is_file()
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or stored):

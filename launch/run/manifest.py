@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from actors.files.own_files import sha256_of, stranger
 from actors.files.parts import Entry
@@ -17,6 +17,18 @@ _MOST_BYTES = 4 * 2**30
 """Of files that are read to find out whether a checkpoint is whole; of larger ones, only the sizes are compared."""
 
 
+class Manifest(TypedDict):
+    """What is read of manifest.json beside its files."""
+
+    step: int
+    identity: dict[str, object]
+    """Settings that a run which goes on must share."""
+    parts: dict[str, Entry]
+    contents: NotRequired[object]
+    """Identities of models: older versions have none, and nobody has looked at them yet."""
+    data: NotRequired[object]
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A complete checkpoint."""
@@ -26,7 +38,7 @@ class Checkpoint:
     """Steps done."""
     parts: dict[str, Entry]
     """What the manifest keeps of each part of the run; see `actors.files.parts`."""
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, object] = field(default_factory=dict)
     """Settings of data when it was saved; empty where that was not kept."""
 
 
@@ -41,7 +53,7 @@ def finished(checkpoints: Path) -> list[Path]:
     return sorted((path for path in checkpoints.glob("step-*") if step_of(path) >= 0 and path.is_dir()), key=step_of)
 
 
-def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict[str, str | None]]:
+def read_manifest(directory: Path) -> tuple[Manifest, dict[str, int], dict[str, str | None]]:
     """The manifest of a checkpoint, bytes of its files, and their SHA-256, None of all where it has none.
 
     One of an older version, with a single state of the loop, is given as those of today are: in parts.

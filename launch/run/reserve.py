@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import ray
 from ray._private import state as ray_state
@@ -176,8 +175,8 @@ def _ask(
     labels = {name: "".join(value.split()) for name, value in wanted.labels.items()}
     if avoided:
         labels["ray.io/node-id"] = f"!in({','.join(sorted(avoided))})"
-    options: dict[str, Any] = {"_soft_target_node_id": near} if near else {}
-    return placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles), **options)
+    selector = [labels] * len(bundles)
+    return placement_group(bundles, strategy, bundle_label_selector=selector, _soft_target_node_id=near)
 
 
 def _addresses() -> dict[str, str]:

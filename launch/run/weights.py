@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from itertools import count
-from typing import Any
 
 from actors.models.tokenizer import load_tokenizer
 from launch.config import RunConfig
@@ -42,16 +41,17 @@ def publisher(
 
     transfer, rollout, holder = config.rollout.transfer, roster["rollout"], roster.get("holder")
     length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
-    shared: dict[str, Any] = {
-        "policy": roster["policy"],
-        "canary": canary_tokens(len(load_tokenizer(directory)), length),
-        "verify_every": transfer.verify_every,
-    }
-    store = BroadcastStore(**shared)
+    policy, canary = roster["policy"], canary_tokens(len(load_tokenizer(directory)), length)
+    store = BroadcastStore(policy=policy, canary=canary, verify_every=transfer.verify_every)
     if holder:
-        tensor_parallel, timeout_s = config.rollout.tensor_parallel, transfer.timeout_s
         store = HolderStore(
-            **shared, holder=holder, rollout=rollout, tensor_parallel=tensor_parallel, timeout_s=timeout_s
+            policy=policy,
+            canary=canary,
+            verify_every=transfer.verify_every,
+            holder=holder,
+            rollout=rollout,
+            tensor_parallel=config.rollout.tensor_parallel,
+            timeout_s=transfer.timeout_s,
         )
     allowed = tolerance(transfer, config.model.dtype)
 
