@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _LONGEST_LINE = 2000
+# The command was given about now: what is imported later counts as time that the user has waited.
 _STARTED = time.monotonic()
 
 
@@ -51,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
+        # Asked for, it is output; without a verb it stands for the mistake.
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USER_ERROR
     name, *rest = argv
+    # Before any library is imported that would tell its maker of its use.
     switch_off()
     show_what_acts()
     if name in ("--version", "-V"):
@@ -63,6 +66,7 @@ def _main(argv: list[str]) -> int:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
     code = not getattr(arguments, "no_code", False)
+    # `export --step` starts the policy's ranks.
     workers = getattr(arguments, "step", None) is not None
     if problem := reach_code(_working_directory(), name, code=code, workers=workers):
         raise UsageError(problem)
@@ -100,6 +104,7 @@ def _one_line(problem: str) -> str:
     """A line that any terminal can show: what was given may be of any length, and hold anything."""
     from actors.secret_text import masked
 
+    # More is masked than is shown: half a secret, cut at the edge, would not be known for one.
     public = masked(problem[: 2 * _LONGEST_LINE])[:_LONGEST_LINE] + " ..." * (len(problem) > _LONGEST_LINE)
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in public)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
@@ -109,6 +114,7 @@ def _one_line(problem: str) -> str:
 def _missing_package(error: ModuleNotFoundError) -> str:
     """One line about a package that Tandem needs and this Python lacks; one of its own modules is a fault of ours."""
     package = (error.name or "").partition(".")[0]
+    # One of ours that is missing is no matter of installing: its traceback says more.
     if package in ("", "launch", "algorithms", "actors"):
         raise error
     return (
@@ -136,6 +142,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
+        # Before the other checks: whether the run can begin here needs no model and no data.
         check_nodes(config, this_machine())
         check_ray_address(os.environ.get("RAY_ADDRESS"))
         return _checked_and_run(config, aside)
@@ -182,7 +189,7 @@ def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
     try:
         findings = examine(config, aside)
     except UserError:
-        display.discard()
+        display.discard()  # else the opening of a run that never began would stand above the mistake
         raise
     rows = f": {findings.rows:,} rows to train on" if findings.rows is not None else ""
     display.note(f"configuration checked{rows}")
@@ -234,6 +241,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.private and not arguments.push:
         raise UsageError("--private: needs --push, got none")
     if arguments.push:
+        # Before the export, which may take minutes.
         check_can_push("--push", arguments.push)
     source = arguments.run
     if arguments.step is not None:
@@ -291,7 +299,7 @@ def _help(arguments: argparse.Namespace) -> int:
 
 def _help_of_verb(name: str) -> None:
     """The verb's own help, and that of the section of this name (`data`, `run`), if there is one."""
-    with contextlib.suppress(SystemExit):
+    with contextlib.suppress(SystemExit):  # argparse ends the process once it has printed help
         parse_verb(name, VERBS[name], ["--help"])
     from launch.verbs.help import help_text, is_setting
 

@@ -72,6 +72,7 @@ class TrackingConfig(Config):
     def _names_are_names(self) -> "TrackingConfig":
         if not self.wandb:
             refuse_unused(self, "entity", "group", "tags", why="with wandb false, as nothing else has them")
+        # What wandb itself refuses, though only once the run logs to it.
         if len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
             raise ValueError(f"project must be of 1 to 128 characters, without / \\ # ? % :, got {self.project[:80]!r}")
         for name, value in (("entity", self.entity), ("group", self.group), *(("tags", tag) for tag in self.tags)):
@@ -213,6 +214,7 @@ def validate(values: Mapping[str, object]) -> RunConfig:
     odd, errors = odd_values(RunConfig, values), []
     try:
         config = RunConfig.model_validate(values)
+        # pydantic takes true for 1 and '5' for 5: what it has taken is refused all the same.
         if not odd:
             return config
     except ValidationError as error:
@@ -224,4 +226,4 @@ def validate(values: Mapping[str, object]) -> RunConfig:
 
 def machine_cpus() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0))  # not os.cpu_count(), which looks at no cpuset of a container

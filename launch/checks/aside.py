@@ -48,6 +48,7 @@ class Aside:
         self._connection: _Channel | None = None
 
     def __enter__(self) -> "Aside":
+        # Then there is nothing to gain, and a fork would copy locks that other threads hold.
         loaded = {"transformers", "torch", "ray"} & sys.modules.keys()
         if not loaded and threading.active_count() == 1:
             ours, theirs = Pipe()
@@ -70,7 +71,7 @@ class Aside:
         self._connection = None
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
+        with contextlib.suppress(ChildProcessError):  # somebody else may have waited for it
             os.waitpid(self._pid, 0)
 
     def _give_up(self) -> NoReturn:
@@ -89,7 +90,7 @@ class Aside:
         connection.close()
         self._connection = None
         if code != _UNABLE:
-            if code == -signal.SIGXCPU:
+            if code == -signal.SIGXCPU:  # the limit of CPU time that rendering sets itself
                 raise UserError("data: must be rendered by the chat template in seconds, got one that never ends")
             reason = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise UserError(
@@ -124,7 +125,7 @@ def _serve(connection: _Channel) -> NoReturn:
     try:
         from actors.models.tokenizer import fast_tokenizer
 
-        fast_tokenizer()
+        fast_tokenizer()  # what takes a second is imported before the first question comes
         while True:
             function, args, options = connection.recv()
             try:

@@ -20,6 +20,7 @@ def keep_contents(config: RunConfig) -> None:
 
 def kept_contents(config: RunConfig) -> dict[str, str]:
     """`model_contents` as `keep_contents` has found them, with those of models that came to this machine since."""
+    # What there was at the start wins: that is what the run has read.
     return model_contents(config) | _AT_START.get(str(config.directory), {})
 
 
@@ -60,6 +61,7 @@ def _models(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
         yield "model.path", config.model.path, config.model.revision
     if config.critic and config.critic.path:
         yield "critic.path", config.critic.path, None
+    # These have no setting for a revision.
     for index, model in enumerate(config.reward.models):
         yield f"reward.models[{index}].path", model.path, None
     if guide := config.algorithm.guides.get("guide"):

@@ -84,6 +84,7 @@ def check_rewards(findings: Findings, probe: RewardProbe, train: Rows | None, he
     findings.rewards += called.lines
     findings.problems += called.problems
     findings.warnings += called.warnings
+    # The variables that headers name are those of the machines where rewards are computed.
     environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
     for index, endpoint in enumerate(config.reward.endpoints):
         from algorithms.rewards.endpoint import check_endpoint  # a tenth of a second, for what few have
@@ -111,6 +112,7 @@ def is_unread(findings: Findings, field: str, source: str) -> bool:
         return True
     if findings.code:
         return False
+    # A corpus is texts, which no converter changes.
     converted = findings.config.data.converter is not None and not field.startswith("data.corpus")
     if names_code(source, field):
         return True
@@ -133,6 +135,7 @@ def one_per_column(problems: Iterable[str]) -> list[str]:
     for problem in problems:
         field, _, rule = problem.partition(": ")
         key = field if field.startswith("data.columns.") else problem
+        # That nothing reads it says more than that a set lacks it.
         if key not in kept or rule.startswith("must be a column that is read"):
             kept[key] = problem
     return list(kept.values())

@@ -122,7 +122,7 @@ def _problems(given: Mapping[str, object], vllm: Path) -> list[str]:
     """One line for each argument that the engine of this vLLM (its directory) does not take."""
     fields, problems = _fields(vllm / "engine/arg_utils.py"), []
     for name, value in given.items():
-        if name.startswith("data_parallel_"):
+        if name.startswith("data_parallel_"):  # refused above, whatever its value
             continue
         if name not in fields:
             hint = nearest(name, fields.keys() - DECIDED.keys()) or ": EngineArgs in its documentation lists them"
@@ -159,7 +159,7 @@ def _fits(value: object, annotation: ast.expr, vllm: Path) -> bool:
             return isinstance(value, list) and all(_fits(each, item, vllm) for each in value)
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
             return isinstance(value, dict) and all(_fits(each, item, vllm) for each in value.values())
-        case ast.Subscript(value=ast.Name(id="type")):
+        case ast.Subscript(value=ast.Name(id="type")):  # a class, which no YAML value is
             return False
         case ast.Name(id=name) if name in _PLAIN:
             return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
@@ -217,6 +217,7 @@ def _members(name: str, vllm: Path) -> tuple[int, ...] | tuple[str, ...]:
         body = text.partition(f"\nclass {name}(")[2]
         if not body or "Enum" not in body.partition("\n")[0]:
             continue
+        # The class ends where a line begins at the margin; `X = 1` is a number, `X = auto()` a name.
         members = re.findall(r"^    (\w+) = (\d+)?", re.split(r"\n(?=\S)", body, maxsplit=1)[0], re.MULTILINE)
         if all(number for _, number in members):
             return tuple(int(number) for _, number in members)
@@ -228,6 +229,7 @@ def _outside(name: str, value: object, vllm: Path) -> str | None:
     """The bound that a number breaks, where vLLM's configuration has a field of this name with bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    # As in `max_loras: int = Field(default=1, ge=1)`; in brackets of its own a default may call something.
     declared = re.compile(rf"^    {name}: [^\n=]*= Field\(((?:[^()]|\([^()]*\))*)\)", re.MULTILINE)
     for file in sorted((vllm / "config").glob("*.py")):
         if match := declared.search(file.read_text(encoding="utf-8")):

@@ -59,6 +59,7 @@ def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
             intermediate_size=size_in(config, "intermediate_size"),
             vocab_size=size_in(config, "vocab_size"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            # Qwen2 has these whatever its config.json says; in the other families it decides.
             qkv_bias=family == "qwen2" or attention_bias,
             output_bias=family != "qwen2" and attention_bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
@@ -90,7 +91,7 @@ def parameter_count(shape: DecoderShape) -> int:
     attention = hidden * (queries + 2 * keys) + queries * hidden
     biases = (queries + 2 * keys) * shape.qkv_bias + hidden * shape.output_bias + (2 * inner + hidden) * shape.mlp_bias
     norms = 2 * hidden + 2 * shape.head_dim * shape.qk_norm
-    embeddings = shape.vocab_size * hidden * (1 if shape.tie_embeddings else 2)
+    embeddings = shape.vocab_size * hidden * (1 if shape.tie_embeddings else 2)  # tied: the head is the embedding
     return embeddings + shape.layers * (attention + biases + 3 * hidden * inner + norms) + hidden
 
 
@@ -143,6 +144,7 @@ def trainer_memory(
     ranks, stage = group.ranks, group.zero_stage
     optimizer = parameters * _optimizer_bytes(group, dtype) // (ranks if stage >= 1 else 1)
     offloaded = optimizer if group.offload_optimizer and group.gpus_per_rank else 0
+    # Recomputed, only one layer is there at a time, beside what each of them has been given.
     kept_layers = 1 if gradient_checkpointing else shape.layers
     boundaries = shape.layers * shape.hidden_size if gradient_checkpointing else 0
     per_token = kept_layers * _layer_activations(shape) + boundaries
@@ -162,6 +164,7 @@ def reference_memory(shape: DecoderShape, parameters: int, group: GroupConfig, d
     """One rank of a group that only reads: no gradients, one layer's activations at a time."""
     return Memory(
         **_weights(shape, parameters, group, dtype),
+        # The chunk's logits and their softmax: nothing has a gradient.
         logits=2 * group.logprob_chunk_tokens * shape.vocab_size * FLOAT32,
         activations=group.micro_batch_tokens * _layer_activations(shape) * DTYPE_BYTES[dtype],
         base=TRAINER_BASE,
@@ -170,6 +173,7 @@ def reference_memory(shape: DecoderShape, parameters: int, group: GroupConfig, d
 
 def _weights(shape: DecoderShape, parameters: int, group: GroupConfig, dtype: Dtype) -> dict[str, int]:
     """Bytes of a rank's share of the parameters; offloaded, its device holds one layer and the embeddings, whole."""
+    # Stages 1 and 2 divide gradients and optimizer state alone.
     share = parameters * DTYPE_BYTES[dtype] // (group.ranks if group.zero_stage == 3 else 1)
     if not (group.offload_parameters and group.gpus_per_rank):
         return {"weights": share}

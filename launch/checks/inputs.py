@@ -87,12 +87,13 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
                 f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
             )
         reading = _reading(config, rows, label, tokenise=tokenise)
+        # A reward can take a column only if every row has it.
         columns.append(set.intersection(*map(set, reading.rows)))
         kept = len(rows)
         found.complete = found.complete and len(rows) < READ_ROWS
         _note_lacking(reading.rows, columns[-1], label, found)
         if config.data.eval is not None:
-            found.digest = hash((found.digest, *map(repr, rows)))
+            found.digest = hash((found.digest, *map(repr, rows)))  # by repr, as lists and mappings have no hash
         if kind.samples_responses:
             found.examples += _examples(reading)
         if kind.unpaired:
@@ -103,7 +104,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
             kept -= dropped
             counted = counted or looked_at == len(rows)
         found.whole = found.whole and kept == len(rows) and counted
-        if where == "data.train" and config.data.eval_fraction is not None:
+        if where == "data.train" and config.data.eval_fraction is not None:  # held-out rows are taken from what is left
             kept -= held_out_count(kept, config.data.eval_fraction, label)
         # Of a set with weight 0 no row is drawn.
         found.count += kept if where == "data.eval" or config.data.weights.get(name, 1) else 0
@@ -136,6 +137,7 @@ def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
     """A warning when evaluation reads what is trained on."""
     data = config.data
     files = all(isinstance(source, str) and Path(source).is_file() for source in (data.train, data.eval))
+    # The same file tells it, too, where not as many rows of both were read.
     if train.digest != held_out.digest and not (files and Path(str(data.train)).samefile(str(data.eval))):
         return []
     return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
@@ -178,6 +180,7 @@ def _examples(reading: "Reading[object]") -> list[ProbeRow]:
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
+    # Evenly from the first to the last; of fewer rows each once.
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
     return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
@@ -191,6 +194,7 @@ def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tup
     tally, sample = reading.tally(), _affordable(reading.rows)
     if len(reading.rows) == READ_ROWS:
         tally.total += 1  # there may be more than were read
+    # CPU time: what is found must not depend on what else the machine does.
     until, unknown = time.process_time() + _COUNTING_S, 0
     for seen, wanted in _chunks(reading, sample):
         wanted = reading.without_huge(wanted, tally)
@@ -228,6 +232,7 @@ def _chunks(reading: "Reading[object]", sample: int) -> Iterator[tuple[int, list
 
 def _check_longest(reading: "Reading[object]", start: int) -> None:
     """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
+    # By its text, which takes no tokenizer: the longest one is most likely too long, if any is.
     index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
     tally = reading.tally()
     indices = reading.without_huge([index], tally)

@@ -40,6 +40,7 @@ def rows_problem(config: RunConfig, checkpoint: Checkpoint, rows: int) -> str | 
 
 def _changes(config: RunConfig, checkpoint: Checkpoint) -> list[tuple[str, str, str]]:
     then, now = checkpoint.data, data_settings(config)
+    # A setting that was not known then was not kept.
     differing = [name for name in now if name in then and then[name] != now[name]]
     return [(name, _shown(then[name]), _shown(now[name])) for name in differing]
 

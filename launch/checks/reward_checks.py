@@ -128,6 +128,7 @@ class RewardProbe:
         self._processes: dict[int, _Process] = {}
 
     def __enter__(self) -> "RewardProbe":
+        # As in the run: reward processes see what reward.pass_env lets through.
         environment = without_secrets(os.environ, self._reward.pass_env)
         for index, function in enumerate(self._reward.functions):
             if not (self._code or function.name in BUILT_IN):
@@ -178,6 +179,7 @@ class RewardProbe:
                     imported.append(event)
                 else:
                     self._take(event, index, examples, found)
+        # Of one that could not be imported, nobody knows what it reads.
         if len(imported) == len(self._reward.functions):
             found.problems += self._unread_names(data, imported)
         return found
@@ -196,6 +198,7 @@ class RewardProbe:
         else:
             example = examples[event["batch"]]
             outcomes = dict(zip(_labels(example), event["outcomes"], strict=True))
+            # A text is what was raised, or what was wrong with what it returned.
             failed = next(((label, value) for label, value in outcomes.items() if isinstance(value, str)), None)
             if failed:
                 raised = "" if failed[1].startswith("returned") else "raised "
@@ -284,7 +287,7 @@ def _start(environment: dict[str, str]) -> _Process:
         env=environment,
     )
     theirs.close()
-    os.close(writing)
+    os.close(writing)  # else the pipe would not end with the process
     return _Process(process=process, channel=ours, answers=reading)
 
 
@@ -293,7 +296,7 @@ def _send(channel: socket.socket, message: bytes) -> None:
     with contextlib.suppress(OSError):
         for start in range(0, len(message), 65536):
             sent = memoryview(message)[start : start + 65536]
-            while sent:
+            while sent:  # send() may take a part only
                 sent = sent[channel.send(sent, socket.MSG_NOSIGNAL) :]
 
 
@@ -313,6 +316,6 @@ def _events(each: _Process, seconds: float) -> Iterator[_Event]:
     else:
         yield {"event": "late", "doing": "calling", "reason": f"took longer than {seconds:g} s", "stuck": True}
         return
-    code = each.process.wait()
+    code = each.process.wait()  # the pipe has ended, so the process has, or will at once
     if not ended:
         yield {"event": "died", "reason": f"signal {-code}" if code < 0 else f"exit code {code}"}

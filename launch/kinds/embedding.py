@@ -54,6 +54,7 @@ class EmbeddingKind(EncoderKind):
     def instructions(self, task: str, count: int) -> list[str]:
         how = self.algorithm.by_name[task]
         query, passage = how.prompts.query or "", how.prompts.passage or ""
+        # The texts of a pair have one role: neither of them is a passage.
         return [query, *[query if how.rows == "pair" else passage] * (count - 1)]
 
     def read_texts(self, texts: Sequence[str]) -> Texts:
@@ -90,6 +91,7 @@ def _kept_prompts(algorithm: EmbeddingConfig) -> dict[str, str]:
     """
     tasks = algorithm.by_name
     kept = {f"{name}_{kind}": text for name, task in tasks.items() if name for kind, text in _given(task.prompts)}
+    # All are pairs: then these decide.
     deciding = [task for task in tasks.values() if task.rows == "ranking"] or list(tasks.values())
     for kind in ("query", "document"):
         texts = {dict(_given(task.prompts)).get(kind) for task in deciding}

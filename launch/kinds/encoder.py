@@ -70,6 +70,7 @@ class EncoderKind(OfflineKind):
         return "algorithm.max_tokens", self.algorithm.max_tokens or 0
 
     def memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
+        # Vectors or scores are all that comes out: there are no logits over a vocabulary.
         return {group: replace(parts, logits=0) for group, parts in super().memory(shape, parameters).items()}
 
     def check_packages(self) -> None:
@@ -116,7 +117,7 @@ class EncoderKind(OfflineKind):
     def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         from actors.train.encoder import EncoderWorker
 
-        return EncoderWorker, (self.head(), [])
+        return EncoderWorker, (self.head(), [])  # no guides: only losses read them
 
     @abstractmethod
     def head(self) -> EncoderHead:

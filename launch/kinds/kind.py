@@ -95,6 +95,7 @@ class JobKind(ABC):
 
     def _section(self, section: type[S]) -> S:
         found = self.config.algorithm
+        # Typed by the kind, so that nobody else asks which class it is.
         assert isinstance(found, section), f"the table of kinds gives {type(self).__name__} for {found.name}"
         return found
 
@@ -157,6 +158,7 @@ class JobKind(ABC):
 
     def tokens_per_update(self, mean_tokens: float | None) -> float:
         """Tokens of an update, at most; `mean_tokens`: those of a prompt, sequence or pair."""
+        # Unknown: micro-batches count as full.
         return math.inf if mean_tokens is None else self.update_samples * mean_tokens
 
     def memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:

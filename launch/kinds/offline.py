@@ -57,6 +57,7 @@ class OfflineKind(JobKind):
 
     def arithmetic(self, rows: int | None, mean_tokens: float | None) -> Arithmetic:
         mean = self.longest()[1] if mean_tokens is None else mean_tokens
+        # Of unknown rows: those of one update.
         return offline_arithmetic(
             self.algorithm, self.config.policy, mean, rows or self.algorithm.samples_per_update, self.rows
         )

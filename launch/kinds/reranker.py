@@ -45,6 +45,7 @@ class RerankerKind(EncoderKind):
         return describe(rows, self.config.data, field, "graded", scores=self.algorithm.targets == "scores")
 
     def instructions(self, task: str, count: int) -> list[str]:
+        # It stands before the query; passages are read as they are.
         return [self.algorithm.prompt or "", *[""] * (count - 1)]
 
     def read_texts(self, texts: Sequence[str]) -> Texts:
@@ -53,6 +54,7 @@ class RerankerKind(EncoderKind):
 
     def head(self) -> EncoderHead:
         prompt = self.algorithm.prompt
+        # None leaves the base model's own; "" takes it away.
         kept = {} if prompt is None else {"query": prompt}
         return EncoderHead(kind="reranker", max_tokens=self.algorithm.max_tokens, prompts=kept)
 

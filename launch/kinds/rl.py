@@ -46,7 +46,9 @@ _ENGINES = ("cluster.kubernetes.rollout_node_selector", "cluster.kubernetes.auto
 def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
     """Index in `reward.models` and name of the group of each reward model."""
     return [
-        (index, f"reward_model_{index + 1}" if index else "reward_model") for index in range(len(config.reward.models))
+        # A single one, as is usual, has no number.
+        (index, f"reward_model_{index + 1}" if index else "reward_model")
+        for index in range(len(config.reward.models))
     ]
 
 
@@ -96,7 +98,7 @@ class RLKind(JobKind):
 
     @property
     def known_steps(self) -> int | None:
-        return self.algorithm.total_steps(None)
+        return self.algorithm.total_steps(None)  # None where epochs give them
 
     @property
     def update_samples(self) -> int:

@@ -58,7 +58,7 @@ def check_family(
     foreign = sorted(inner.keys() - family.known)
     biases = [name for name in found if name.endswith(".q_proj.bias")]
     differs = None
-    if len(foreign) > max(1, family.foreign * len(inner)):
+    if len(foreign) > max(1, family.foreign * len(inner)):  # a single one is no proof: somebody may have added it
         differs = f"which has no {foreign[0]}, and weights with {inner[foreign[0]]}"
     elif causal and (lacking := _lacking(family, values, found)):
         differs = f"which has {lacking} in its layers, and weights without them"
@@ -99,6 +99,7 @@ def _family(kind: str) -> _Family | None:
     directory = source_directory(kind)
     if directory is None:
         return None
+    # convert_*.py names tensors as others have them.
     files = [path for path in sorted(directory.glob("*.py")) if not path.name.startswith("convert_")]
     models = [path.read_text(encoding="utf-8") for path in files if path.name.startswith("modeling_")]
     # One of several models in a directory that reads text alone has all its parts there.
@@ -127,8 +128,10 @@ def _of_each_layer(source: str) -> set[str]:
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     # Some norms have no parameters.
     bare = {node.name for node in classes if node.name.endswith("Norm") and "Parameter" not in ast.unparse(node)}
+    # Not ...SparseMoeBlock, which is a part of a layer.
     layers = [node for node in classes if re.search(r"(DecoderLayer|(?<!Moe)Block)$", node.name)]
     built = [_built(node, bare) for node in layers if not re.search("Vision|Audio", node.name)]
+    # A family may have several kinds of layers: what all of them build.
     return set.intersection(*filter(None, built)) if any(built) else set()
 
 

@@ -36,6 +36,7 @@ def check_kinds(values: Mapping[str, object], path: Path, field: str, *, strict:
     rules += [("eos_token_id", (int, list), "a whole number or a list of them"), ("layer_types", (list,), "a list")]
     for name, kinds, rule in rules:
         value = values.get(name)
+        # For Python true is an int; in a config.json it is no number.
         if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
             continue
         raise UserError(f"{field}: {name} in {path} must be {rule}, got {short(value)}")
@@ -77,9 +78,10 @@ def _check_rope(values: Mapping[str, object], path: Path, field: str) -> None:
             continue
         if not isinstance(given, dict):
             raise UserError(f"{field}: {name} in {path} must be an object, got {short(given)}")
+        # One for each kind of layer, or one for all layers.
         each = [value for value in given.values() if isinstance(value, dict)] or [given]
         for rope in each:
-            kind = rope.get("rope_type", rope.get("type", "default"))
+            kind = rope.get("rope_type", rope.get("type", "default"))  # older files say type
             where = f"{field}: rope_type of {name} in {path}"
             _require_known(kind, rope_types(), where, "types of rotary positions")
             if lacking := [key for key in _ROPE_NEEDS.get(kind, ()) if rope.get(key) is None]:

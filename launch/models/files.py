@@ -102,7 +102,7 @@ def check_names(config: RunConfig, policy: Policy) -> None:
     names = trained_parameters(policy.values, kind.role, rerank=kind.reranks)
     if names is None:
         return
-    tied = bool(policy.values.get("tie_word_embeddings"))
+    tied = bool(policy.values.get("tie_word_embeddings"))  # one tensor by two names: to freeze one of them freezes both
     check_patterns(config.model.freeze, names, "model.freeze", tied=tied)
     if config.model.lora:
         check_targets(config.model.lora, names, "model.lora.targets")
@@ -202,6 +202,7 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
 
 def _require_one_score(stored: Mapping[str, StoredTensor], directory: Path, field: str) -> bool:
     """Whether there is a trained score head; raises UserError for one with several scores."""
+    # score.weight [scores, hidden], as transformers calls a classifier's head on a decoder.
     heads = [tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0].endswith("score")]
     if heads and heads[0][:1] != (1,):
         raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
@@ -232,6 +233,7 @@ def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
     try:
         own = load_tokenizer(str(directory))
     except UserError as error:
+        # load_tokenizer knows no other field.
         raise UserError(*(problem.replace("model.path", field, 1) for problem in error.problems)) from None
     if vocabulary(own) != vocabulary(tokenizer_for(config.model)):
         raise UserError(

@@ -88,6 +88,7 @@ def expected_tensors(values: Mapping[str, object], role: Role, stored: Iterable[
     if not all(isinstance(values.get(name), int) for name in REQUIRED):
         return None
     if values["model_type"] in DECODERS:
+        # Saved from the model without its head, whose names begin with model. otherwise.
         bare = "embed_tokens.weight" in stored
         found = _decoder(values, "" if bare else "model.")
         if role == "causal" and not values.get("tie_word_embeddings", False):
@@ -95,6 +96,7 @@ def expected_tensors(values: Mapping[str, object], role: Role, stored: Iterable[
         return found
     if values["model_type"] in BERTS:
         word = "embeddings.word_embeddings.weight"
+        # bert., roberta. or nothing, as whoever saved it has had a head or not.
         prefix = next((name.removesuffix(word) for name in stored if name.endswith(word)), "")
         return _bert(values, prefix)
     return None
@@ -173,6 +175,7 @@ def _check_layers(
     said = values.get("num_hidden_layers") or values.get("n_layer")
     held, further = layer_count(stored), values.get("num_nextn_predict_layers")
     further = further if isinstance(further, int) else 0
+    # DeepSeek's and others keep layers that predict several tokens behind the last one.
     if isinstance(said, int) and held is not None and not said <= held <= said + further:
         raise UserError(
             f"{field}: weights must be of the {said} layers that config.json says, got {held} layers in {directory}"
@@ -184,6 +187,7 @@ def _check_embedding(
 ) -> None:
     """For a family that is not known: the rows and columns of its embedding."""
     found = [name for name in stored if name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
+    # Of several, nobody says which is meant.
     if len(found) != 1 or len(stored[found[0]].shape) != 2:
         return
     rows, width = stored[found[0]].shape
@@ -239,6 +243,7 @@ def check_patterns(patterns: list[str], names: Iterable[str], field: str, *, tie
             near = difflib.get_close_matches(pattern, known, 1, cutoff=0.4)
             hint = f" (for example {near[0]})" if near else ""
             raise UserError(f"{field}: each pattern must match a parameter{hint}, got {pattern}")
+    # With the embedding frozen, a tied head is no parameter that is left.
     own = [name for name in known if not (tied and name == "lm_head.weight")]
     if patterns and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in own):
         raise UserError(f"{field}: must leave something to train, got {patterns}")
@@ -251,6 +256,7 @@ def check_targets(lora: LoraConfig, expected: Shapes, field: str) -> None:
     matrices = [name.removesuffix(".weight") for name, shape in expected.items() if len(shape) == 2]
     layers = [name for name in matrices if not _APART.search(f"{name}.")]
     for target in lora.targets:
+        # PEFT's rule: the whole name, or its end from a dot on.
         if any(f".{name}".endswith(f".{target}") for name in layers):
             continue
         kinds = sorted({name.rpartition(".")[2] for name in layers})

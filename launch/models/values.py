@@ -42,7 +42,7 @@ def model_values(directory: Path, field: str = "model.path") -> dict[str, object
     """
     require_directory(directory, field)
     values = config_values(directory, field)
-    if "algorithm" in values and "model_type" not in values:
+    if "algorithm" in values and "model_type" not in values:  # a run has a config.json as well
         raise UserError(f"{field}: {unfinished(directory) or 'is a run directory without a model'}, got {directory}")
     try:
         found = bool(weight_files(directory))
@@ -66,7 +66,7 @@ def config_values(directory: Path, field: str) -> dict[str, object]:
         raise UserError(f"{field}: {error}, got {directory}") from None
     if not isinstance(values, dict):
         raise UserError(f"{field}: {path} must hold an object, got a {_kind(values)}")
-    if "algorithm" not in values or "model_type" in values:
+    if "algorithm" not in values or "model_type" in values:  # else a run's: `model_values` tells it
         _check_type(values, path, field)
         _check_counts(values, path, field)
         check_kinds(values, path, field, strict=values["model_type"] in (*DECODERS, *BERTS))
@@ -166,7 +166,7 @@ def check_architecture(values: Mapping[str, object], role: Role, directory: Path
             f"{field}: must hold plain weights (model.quantize makes 4 bits of them), got weights quantised with "
             f"{short(method)} in {directory}"
         )
-    if role == "encoder":
+    if role == "encoder":  # any transformer gives vectors
         return
     kind, architecture = str(values["model_type"]), architecture_of(values)
     shown = f"{architecture or kind} in {directory}"
@@ -176,7 +176,7 @@ def check_architecture(values: Mapping[str, object], role: Role, directory: Path
     if architecture.endswith("ForSequenceClassification") and role == "causal":
         raise UserError(f"{field}: {wanted}, and a classifier gives scores, got {shown}")
     known = causal_architectures()
-    if not known:
+    if not known:  # the installed transformers has another form than is known here
         return
     plain = (
         not architecture or architecture in known.get(kind, ()) or architecture.endswith("ForSequenceClassification")
@@ -227,6 +227,7 @@ def _check_counts(values: Mapping[str, object], path: Path, field: str) -> None:
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if not (isinstance(hidden, int) and isinstance(heads, int)):
         return
+    # With a head_dim of their own, heads need not divide anything.
     if not values.get("head_dim") and hidden % heads and (kind in DECODERS or kind in BERTS):
         raise UserError(f"{field}: num_attention_heads in {path} must divide hidden_size ({hidden}), got {heads}")
     groups = values.get("num_key_value_heads")

@@ -102,7 +102,9 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
         # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
         engines.wait(reporter)
     building = start_building(models.policy, _policy_updates(kind.algorithm, steps))
+    # One that has failed already ends the start here, not after the models are loaded.
     engines.notice()
+    # A reference that stays as it is, is read from its directory again: only one that follows has weights to save.
     saves = Saves(roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else [])))
     connection = Connection(config, roster)
     arguments: LoopArguments = {
@@ -121,10 +123,12 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     loop = kind.loop(arguments)
     load_models(models, building, steps * kind.algorithm.updates_per_step, reporter)
     reporter.phase("preparing to send weights")
+    # While engines still start: what is imported for it takes seconds.
     models.policy.call(PolicyWorker.prepare_to_connect)
     engines.wait(reporter)
     reporter.phase("connecting engines")
     connection.ensure()
+    # Last: the ranks have to hold models before they can load shards into them.
     resume(config, saves, loop, reporter)
     return loop
 
@@ -156,6 +160,7 @@ def _policy_updates(algorithm: RLConfig, steps: int) -> int:
 def _reward_pool(config: RunConfig, placement: Placement) -> RewardPool | None:
     if not config.reward.functions and not config.reward.endpoints:
         return None
+    # The pool starts its own processes: of a slot it needs only where.
     places = [slot.strategy for slot in placement.slots["reward"]]
     return RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS, places=places)
 
@@ -198,6 +203,7 @@ def _reading(config: RunConfig, roster: Roster) -> "ReadArguments":
 
 def _budgets(config: RunConfig) -> dict[str, int]:
     """Token budget of a micro-batch of each group."""
+    # Without a group of its own, the reference is the policy's ranks, with adapters switched off.
     reference = config.reference if config.reference_group else config.policy
     budgets = {"policy": config.policy.micro_batch_tokens, "reference": reference.micro_batch_tokens}
     return budgets | ({"critic": config.critic.micro_batch_tokens} if config.critic else {})
@@ -243,6 +249,7 @@ def _rollouts(kind: RLKind, engines: ActorGroup[RolloutWorker], pool: RewardPool
     return Rollouts(
         RayEngines(engines),
         pool,
+        # Drawn no earlier than a prompt may start: checkpoints keep how far `batches` has come.
         (data.prompts[data.batches.next(1)[0]] for _ in count()),
         _sampling(config, algorithm),
         limits,

@@ -21,22 +21,25 @@ def build_encoder(kind: EncoderKind, placement: Placement, reporter: Reporter, r
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("loading model")
     policy = roster.add("policy", EncoderWorker, config.policy.timeout_s, placement)
+    # Each once: several settings may name the same model.
     guides = sorted({located(path, field=f"algorithm.{name}") for name, path in algorithm.guides.items()})
     policy.spawn(config.model, directory, config.policy, config.run.seed, kind.head(), guides)
     reporter.phase("reading data")
     tasks = training_tasks(algorithm, config.data)
     updates = algorithm.updates(sum(len(task.rows) for task in tasks))
     building = start_building(policy, updates)
+    # While the ranks load the model.
     evaluation = held_out(config.data, reranker=kind.reranks)
     reporter.phase("loading model")
     built(policy, building, reporter)
     if not kind.reranks:
+        # A check knows the size only of a model without further modules behind its pooling.
         kind.check_size(policy.call(EncoderWorker.dimension)[0])
     saves = Saves(roster.members("policy"))
     loop = kind.loop_class()(
         config=algorithm,
         roster=roster,
-        rows=[],
+        rows=[],  # those of all tasks are in `batches`, which draws from one task at a time
         batches=TaskBatches(tasks, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=evaluation,
         checkpoint=RunCheckpointer(config, saves, placement.nodes),

@@ -30,11 +30,14 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, r
     reporter.phase("loading model")
     policy = roster.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
+    # Starts the reference, if there is to be one: it loads its model while this process reads the data.
     extra = kind.loop_arguments(directory, placement, roster)
     reference = roster.get("reference")
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
+    # One that stays as it is, is read from its directory again.
     saves = Saves(roster.members("policy", *(["reference"] if config.reference.sync_every else [])))
     reporter.phase("reading data")
+    # No limit of prompts: rows are prompts with responses, and data.max_length is theirs.
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
         reporter.note(note)
@@ -89,10 +92,11 @@ def _reference_cache(kind: DPOKind, directory: str) -> "ReferenceCache | None":
     from algorithms.offline.reference_cache import ReferenceCache, model_content
 
     config = kind.config
-    if kind.algorithm.reference == "live":
+    if kind.algorithm.reference == "live":  # live: computed anew in every update
         return None
     init = config.model.init.model_dump_json() if config.model.init else ""
     content = model_content(
+        # A new model is what its numbers and its seed make of it: its directory holds no weights.
         Path(directory) if not config.model.init else Path("init"),
         f"{config.model.dtype} {config.model.quantize} {init}",
     )

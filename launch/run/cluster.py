@@ -55,11 +55,13 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     Raises:
         UserError: a cluster that cannot be joined.
     """
+    # Else Ray leaves out a line that several processes write alike.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     reports.switch_off()
     _keep_messages(log_directory)
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Every process writes a log of its own; what of it matters, the run's own screen says.
     options: _Options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     with _joined(address, config, options) if address else _started(config, options, log_directory):
@@ -69,7 +71,7 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
             yield
         finally:
             hold()
-            ray.shutdown()
+            ray.shutdown()  # a cluster that was joined goes on without this driver
 
 
 @contextmanager
@@ -90,6 +92,7 @@ def _started(config: RunConfig, options: _Options, logs: Path) -> Iterator[None]
 
 @contextmanager
 def _joined(address: str, config: RunConfig, options: _Options) -> Iterator[None]:
+    # Whether Ray 2.60 uses a token that is there depends on how it was started: said, it does not.
     os.environ["RAY_AUTH_MODE"] = auth_mode()
     with _runtime_environment(config) as environment:
         _join(address, options, environment)
@@ -106,8 +109,10 @@ def _join(address: str, options: _Options, environment: _RuntimeEnvironment) -> 
 
 
 def _variables(config: RunConfig) -> dict[str, str]:
+    # Workers import our code, and the user's, from where the run was started.
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     kept = {NO_TOKEN: os.environ[NO_TOKEN]} if NO_TOKEN in os.environ else {}
+    # The last one wins: no setting of the user's may let the hub's token out again.
     return {"PYTHONPATH": path, **reports.chosen(), **config.cluster.env, **kept}
 
 
@@ -132,7 +137,7 @@ def _runtime_environment(config: RunConfig) -> Iterator[_RuntimeEnvironment]:
     with NamedTemporaryFile(suffix=".zip") as file:
         with package_files(select_files(Path.cwd(), config.run.output), config).data as data:
             shutil.copyfileobj(data, file)
-        file.flush()
+        file.flush()  # Ray reads it by its name
         yield {"working_dir": file.name, "env_vars": variables}
 
 
@@ -174,5 +179,6 @@ def _link_logs(directory: Path) -> None:
 def draining(nodes: set[str]) -> list[str]:
     """Addresses of those of the nodes, given by id, and of the driver's own, that are about to go: what runs there may
     go on until their grace period ends."""
+    # Not public; Ray's own Train learns of it in the same way.
     leaving = ray_state.state.get_draining_nodes().keys() & (nodes | {ray.get_runtime_context().get_node_id()})
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in leaving] if leaving else []

@@ -53,7 +53,7 @@ def rebuild(group: ActorGroup[W], start: Callable[[ActorGroup[W]], list["ObjectR
         rebuild(reference, partial(start_loading, build=ReferenceWorker.build))
     """
     for rank in range(len(group)):
-        if not group.is_fresh(rank):
+        if not group.is_fresh(rank):  # one that was only started has met nobody
             group.replace(rank)
     group.gather(start(group), "build")
 
@@ -65,12 +65,13 @@ def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> 
     from actors.train.reference import ReferenceWorker
 
     every, mix = config.reference.sync_every, config.reference.sync_mix
+    # Absolute: workers may have another working directory.
     file = config.directory.absolute() / "reference-sync.safetensors"
 
     def sync(step: int) -> None:
         if every and step % every == 0:
             roster["policy"].call(PolicyWorker.write_weights, file)
             roster["reference"].call(ReferenceWorker.follow, file, mix)
-            file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)  # as large as the model, and read for good
 
     return sync

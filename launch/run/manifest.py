@@ -69,7 +69,9 @@ def read_manifest(directory: Path) -> tuple[Manifest, dict[str, int], dict[str, 
     hashes = {name: manifest["sha256"][name] if "sha256" in manifest else None for name in files}
     if "state" in manifest:
         manifest |= {"step": manifest["state"]["step"], "parts": former_parts(manifest["state"], files)}
+    # dict() raises for what is no object: an edited manifest must not get further.
     parts, _ = dict(manifest["parts"]), dict(manifest["identity"])
+    # isinstance would take true for 1.
     if type(manifest["step"]) is not int or manifest["step"] != step_of(directory):
         raise ValueError("it is of another step")
     if not all(isinstance(entry, dict) for entry in parts.values()):
@@ -120,6 +122,7 @@ def is_whole(directory: Path) -> bool:
         _, files, hashes = read_manifest(directory)
         if stranger(directory / "manifest.json") or damage_of(directory, files):
             return False
+        # Whoever offers this checkpoint in a message should not wait minutes for it.
         quick = sum(files.values()) <= _MOST_BYTES
         return all(not (quick and sha256) or sha256_of(directory / name) == sha256 for name, sha256 in hashes.items())
     except UNREADABLE:

@@ -74,6 +74,7 @@ def _spawn_reference(
     if not config.reference_group:
         return None
     group = roster.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
+    # The initial policy: adapters begin as no change, so it is the model without them.
     plain = config.model.model_copy(update={"lora": None, "freeze": []})
     group.spawn(plain, directory, config.reference, config.run.seed)
     return group
@@ -87,7 +88,9 @@ def _spawn_reward_models(
     found = []
     for index, name in reward_model_groups(config):
         source = config.reward.models[index]
+        # A model of the hub with its commit: all ranks load the same one, whatever its branch does meanwhile.
         path = located(source.path, field=f"reward.models.{index}.path")
+        # It reads token ids of the policy's, not text.
         require_same_tokens(directory, path, f"reward.models.{index}.path")
         group = roster.add(name, ScoringWorker, source.group.timeout_s, placement)
         group.spawn(_other_model(config, source.path), path, source.group, config.run.seed)
@@ -124,5 +127,6 @@ def critic_path(config: RunConfig) -> str | None:
 
 def _other_model(config: RunConfig, path: str) -> ModelConfig:
     """The settings of a model beside the policy."""
+    # `revision` and `init` say where the policy is from, the others what of it is trained.
     own = {"path": path, "revision": None, "init": None, "lora": None, "quantize": None, "freeze": []}
     return config.model.model_copy(update=own)

@@ -47,7 +47,7 @@ class Roster(Members):
     def __init__(self, logs: str) -> None:
         """`logs`: directory of the processes' output."""
         self._started: dict[str, ActorGroup[Any]] = {}
-        super().__init__(self._started)
+        super().__init__(self._started)  # the same dictionary: groups that are added later are members, too
         self._logs = logs
         self.pool: RewardPool | None = None
         self.rollouts: Rollouts | None = None
@@ -73,6 +73,7 @@ class Roster(Members):
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""
+        # First: its thread calls engines and reward processes.
         if self.rollouts:
             self.rollouts.close()
         if self.pool:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
     from launch.run.roster import Roster
 
+# policy[1].update: ValueError: ..., or policy.update: no answer from rank(s) [1, 3] within 60 s
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
 
@@ -58,6 +59,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         benchmarks = job_kind(config).benchmarks
         if benchmarks:
             mteb_tasks(benchmarks)  # an unknown name shall not be found after hours
+        # Before the tracker, which writes metrics that this may have to move aside.
         found = _prepare(config, display.note)
         tracker = Tracker(config.directory, config, found.step if found else 0, display.warning)
         curves = CurveDrawer(config.directory, display.warning)
@@ -68,6 +70,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             ended_by = error
         picture = _close(display, tracker, curves)
         code = _farewell(config, display, ended_by, picture)
+        # After the farewell: the model is there, whatever becomes of these.
         if config.run.hub_model_id and not code:
             arm()
             print(f"uploading to {config.run.hub_model_id} ...", flush=True)

@@ -52,8 +52,9 @@ class Saves:
         for name, group in self.groups.items():
             for rank in group.call(TrainedWorker.save, directory / name):
                 files += [(f"{name}/{file}", size, sha256) for file, size, sha256 in rank]
-        entries: dict[str, Entry] = {name: {} for name in self.groups}
+        entries: dict[str, Entry] = {name: {} for name in self.groups}  # all that ranks keep is in their files
         for name, part in self.parts.items():
+            # Ranks and driver are both between steps here: their parts fit each other.
             entries[name] = part.save(directory / name)
             files += _files_below(directory, name)
         return Written(entries, files)
@@ -104,7 +105,7 @@ class RunCheckpointer:
         or the run another's."""
         require_there(self._directory)
         self._checkpoints.require_ours()
-        self._ending = None if last else reason_to_end(self._nodes)
+        self._ending = None if last else reason_to_end(self._nodes)  # after the last step it ends anyway
         if self._ending or best or self._checkpoints.due(step, last):
             self._checkpoints.write(step, self._saves.write)
             self._written = step, best
@@ -113,6 +114,7 @@ class RunCheckpointer:
         """Make what `save` has written, if anything, the latest checkpoint."""
         if self._written:
             step, best = self._written
+            # Also where `keep` fails: it is not tried again.
             self._written = None
             self._checkpoints.keep(step, best=best)
 
@@ -140,6 +142,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
     found = checkpoints.latest()
     if found is None:
         return
+    # Before its files are read, which may take minutes.
     if problem := saves.difference(found.parts):
         raise checkpoints.refused(f"{found.directory} {problem}")
     reporter.phase("verifying the checkpoint")
@@ -174,6 +177,7 @@ def require_as_saved(
         raise refused(f"{directory} is damaged, {damage}")
     looking = {}
     for name, group in groups.items():
+        # The largest first, dealt out in turn: every rank hashes about as many bytes.
         own = [file for file in sorted(sizes, key=lambda file: -sizes[file]) if file.startswith(f"{name}/")]
         shares = [{file: hashes[file] for file in own[rank :: len(group)]} for rank in range(len(group))]
         looking[name] = [

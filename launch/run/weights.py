@@ -40,6 +40,7 @@ def publisher(
     from actors.weights.verify import tolerance
 
     transfer, rollout, holder = config.rollout.transfer, roster["rollout"], roster.get("holder")
+    # An engine takes a prompt only with room for one token behind it.
     length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
     policy, canary = roster["policy"], canary_tokens(len(load_tokenizer(directory)), length)
     store = BroadcastStore(policy=policy, canary=canary, verify_every=transfer.verify_every)
@@ -56,7 +57,7 @@ def publisher(
     allowed = tolerance(transfer, config.model.dtype)
 
     def publish(version: int) -> dict[str, float]:
-        connection.ensure()
+        connection.ensure()  # engines that were replaced since the last version have met nobody yet
         return sync(store, rollout, version, allowed)
 
     return publish

@@ -46,6 +46,7 @@ def problems(errors: list[ErrorDetails], odd: list[Odd], values: Mapping[str, ob
     algorithm = values.get("algorithm")
     job = algorithm.get("name") if isinstance(algorithm, dict) else None
     job = job if isinstance(job, str) else None
+    # These get hints of their own, which cost a search: see below.
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]
     places = {item.location for item in odd}
     lines = [f"{dotted([*item.location])}: {item.rule}, got {_got([*item.location], item.value)}" for item in odd]
@@ -60,7 +61,7 @@ def problems(errors: list[ErrorDetails], odd: list[Odd], values: Mapping[str, ob
         if len(foreign) > _MOST_LINES:  # each costs a search by spelling
             foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(unknown)} or more"]
             break
-    return [masked(line) for line in dict.fromkeys(foreign + lines)]
+    return [masked(line) for line in dict.fromkeys(foreign + lines)]  # each once, in order
 
 
 def shown(value: object) -> str:
@@ -69,12 +70,13 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return settings.value_text(value)
     if isinstance(value, str):
-        value = value[: _LONGEST_VALUE + 1]
+        value = value[: _LONGEST_VALUE + 1]  # before repr(), which would write out all of it
     return _cut(repr(value), _LONGEST_VALUE)
 
 
 def dotted(location: list[str]) -> str:
     """A dotted name on one line of sane length."""
+    # A name may hold line breaks, or halves of characters that no terminal can show.
     return _cut(".".join(location).encode("unicode_escape", "backslashreplace").decode(), _LONGEST_NAME)
 
 
@@ -108,6 +110,7 @@ def _problem(error: ErrorDetails) -> list[str]:
 
 
 def _got(location: list[str], value: object) -> str:
+    # HTTP headers mostly carry keys, whatever they are called.
     hidden = "headers" in location or any(is_secret_setting(part) for part in location)
     given = [at for at, part in enumerate(location) if part in ARGUMENTS]
     hidden |= any(argument_is_secret(part) for at in given[:1] for part in location[at + 1 :])
@@ -152,12 +155,14 @@ def _type_of(location: list[str]) -> str:
 def _example(location: list[str], value: object) -> str:
     """A section with the field that is given first: {train: ...}; a path or name given alone is most likely that."""
     fields = names.fields_of(".".join(location))
+    # The first is as good as any: only fields of `algorithm` are several.
     below = [items[0] for name in fields for items in [settings.by_path()[_join(location, name)]]]
     required = [item.path.rpartition(".")[2] for item in below if item.required]
     text = isinstance(value, str)
     takes = [
         item.path.rpartition(".")[2] for item in below if text and value in settings.choices_of(item.field.annotation)
     ]
+    # What most who give a plain value have meant by it.
     usual = [name for name in ("path", "ranks", "lr", "engines") if name in fields]
     first = (takes or required or usual or fields or ["field"])[0]
     plain = text and re.fullmatch(r"[\w./@:-]+", value)
@@ -179,6 +184,7 @@ def _tag_problem(field: str, value: object) -> str:
 
 
 def _choice_problem(field: str, value: object, expected: str) -> str:
+    # pydantic lists them as 'a', 'b' or 'c'.
     choices = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
     rule = f"one of {expected}" if len(choices) > 1 else expected
     return f"{field}: must be {rule}, got {shown(value)}{_meant(field, value, choices)}"
@@ -200,6 +206,7 @@ def _without_branches(errors: list[ErrorDetails]) -> list[ErrorDetails]:
         field = tuple(map(str, error["loc"][:branch]))
         known = found.get(field)
         if known is None or len(error["loc"]) > len(known["loc"]):
+            # Further than the branch: the value was read as this type, and something within it is wrong.
             found[field] = error if len(error["loc"]) > branch + 1 else {**error, "type": "union"}
     return kept + list(found.values())
 
@@ -208,7 +215,7 @@ def _location(error: ErrorDetails) -> list[str]:
     """Field names and indices, without the names of an algorithm or of a type among several."""
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["algorithm"]:
-        del location[1:2]
+        del location[1:2]  # the tag: pydantic puts it behind the field of a tagged union
     return [part for part in location if not _is_branch(part)]
 
 
@@ -230,6 +237,7 @@ def _unknown(location: list[str], value: object, job: str | None) -> list[str]:
 
 def _unknown_line(location: list[str], value: object, hint: str) -> str:
     path = ".".join(location)
+    # A dotted name is for the command line: in a file, sections are nested.
     if "." in location[-1] and settings.generic(path) in settings.by_path():
         nested = "{".join(f"{part}: " for part in path.split("."))
         hint = f" (in a file: {nested}...{'}' * path.count('.')})"

@@ -55,6 +55,7 @@ def secret_problems(config: Described) -> list[str]:
     """One line for each secret that stands in the configuration itself; no line shows one."""
     found = list(_endpoint_secrets(config))
     values = config.model_dump(mode="json")
+    # `_endpoint_secrets` has looked: a $NAME may stand within a header.
     del values["reward"]["endpoints"]
     for field, rule in _secrets(values, (), ""):
         found.append(f"{field}: {rule}, got a literal (not shown)")
@@ -112,6 +113,7 @@ def _secrets(value: object, path: tuple[str, ...], owner: str, secret: bool = Fa
     around it says that it is one."""
     if isinstance(value, dict):
         for name, item in value.items():
+            # The value decides with the name: of `key: $NAME` nothing is secret.
             text = item if isinstance(item, str) else ""
             told = bool(owner) and (secret or argument_is_secret(name, text))
             told = told or (path[-1:] != () and path[-1] in _LABELS and _label_is_secret(name))
@@ -130,7 +132,7 @@ def _label_is_secret(name: str) -> bool:
 
 
 def _is_secret(value: object, path: tuple[str, ...], secret: bool) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):  # true is an int for Python
         return secret and any(_NUMBER.search(name) for name in path)
     if not isinstance(value, str) or not value or is_variable(value):
         return False
@@ -148,6 +150,7 @@ def _endpoint_secrets(config: Described) -> Iterator[str]:
                 yield f"{field}.headers.{name}: {rule}"
         if not (parts := _address(endpoint.url)):
             continue
+        # ?api_key=...: many services take it there.
         query = [name for name, value in parse_qsl(parts.query) if names_secret(name)]
         if "@" in parts.netloc or query or holds_token(endpoint.url):
             from algorithms.rewards.endpoint import shown_address  # takes time, which only a mistake needs

@@ -45,6 +45,7 @@ class Setting:
 
 def jobs() -> dict[str, type[BaseModel]]:
     """Name of each algorithm -> its section."""
+    # An alias that was declared as one has its type in __value__.
     union, *_ = get_args(getattr(AlgorithmConfig, "__value__", AlgorithmConfig))
     return {get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(union)}
 
@@ -81,7 +82,7 @@ def generic(path: str) -> str:
                 done = longer
                 break
         else:
-            done = f"{done}.{part}".lstrip(".")
+            done = f"{done}.{part}".lstrip(".")  # unknown from here on: kept as it was given
     return done
 
 
@@ -131,6 +132,7 @@ def value_text(value: object) -> str:
 def limit_text(limit: float) -> str:
     """A bound as one would write it: 1000, 1e9, 2147483648."""
     short = f"{limit:g}"
+    # Six digits are all that :g keeps.
     return re.sub(r"e\+0*", "e", short) if float(short) == limit else f"{limit:.12g}"
 
 
@@ -153,6 +155,7 @@ def _below(model: type[BaseModel], prefix: str, of: tuple[str, ...], within: Bas
         found.append(Setting(path, field, of, within))
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         for section in _sections(field.annotation):
+            # Of a section within a list or mapping there is none.
             inner = default if isinstance(default, section) else None
             found += _below(section, path + _item(field.annotation), of, inner)
     return found
@@ -176,7 +179,7 @@ def _parts(annotation: object) -> list[object]:
     """A type and all types that it is made of, without those of nested sections."""
     annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) is Literal:
-        return [annotation]
+        return [annotation]  # its arguments are values, not types
     return [annotation, *(part for item in get_args(annotation) for part in _parts(item))]
 
 
@@ -228,6 +231,7 @@ def _bounds(field: FieldInfo) -> list[str]:
 
 
 def _metadata(part: object) -> list[object]:
+    # Of Annotated: pydantic's Field holds its limits in `metadata`, those of annotated_types stand for themselves.
     given = getattr(part, "__metadata__", ())
     own = [limit for item in given for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     return own + [more for item in get_args(part) for more in _metadata(item)]

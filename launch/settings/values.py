@@ -40,6 +40,7 @@ def _odd(name: str, annotation: object, value: object, location: tuple[str, ...]
     kinds = _kinds(annotation)
     if isinstance(value, dict):
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        # Of a union, the section that `name` chooses; else the first, of which pydantic says what is wrong.
         named = [section for section in sections if _tag(section) == value.get("name")] or sections[:1]
         if named:
             return odd_values(named[0], value, location)
@@ -63,6 +64,7 @@ def _odd_items(name: str, annotation: object, value: dict | list | tuple, locati
 
 def _rule(name: str, kinds: frozenset[object], value: object) -> str:
     """What the value must be; empty where it may be what it is, or pydantic will say so."""
+    # For Python true is an int, and pydantic reads a number out of a text.
     if bool not in kinds and kinds & {int, float}:
         return _number_rule(kinds, value)
     plain = str in kinds or any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
@@ -85,6 +87,7 @@ def _text_rule(name: str, value: str) -> str:
         return ""
     if len(value) > _LONGEST:
         return f"must be at most {_LONGEST} characters"
+    # ASCII's control characters, those of Latin-1, and halves of a pair in UTF-16.
     broken = any(ord(char) < 32 or 127 <= ord(char) < 160 or "\ud800" <= char <= "\udfff" for char in value)
     return "must be one line without control characters" if broken else ""
 
@@ -103,6 +106,7 @@ def _kinds(annotation: object) -> frozenset[object]:
         return _kinds(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return frozenset(kind for part in get_args(annotation) for kind in _kinds(part))
+    # list[...] and dict[...]: their items are those of `_items`.
     return frozenset() if origin else frozenset({annotation})
 
 
