@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _LONGEST_LINE = 2000
-# The command was given about now: what is imported later counts as time that the user has waited.
-_STARTED = time.monotonic()
+_STARTED = time.monotonic()  # the user waits from here on, also for what is imported later
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,12 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        # Asked for, it is output; without a verb it stands for the mistake.
-        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        print(_overview(), file=sys.stdout if argv else sys.stderr)  # without a verb, it tells of a mistake
         return 0 if argv else USER_ERROR
     name, *rest = argv
-    # Before any library is imported that would tell its maker of its use.
-    switch_off()
+    switch_off()  # before any library is imported that would tell its maker of its use
     show_what_acts()
     if name in ("--version", "-V"):
         print(f"tandem {_version()}")
@@ -66,8 +63,7 @@ def _main(argv: list[str]) -> int:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
     code = not getattr(arguments, "no_code", False)
-    # `export --step` starts the policy's ranks.
-    workers = getattr(arguments, "step", None) is not None
+    workers = getattr(arguments, "step", None) is not None  # `export --step` starts the policy's ranks
     if problem := reach_code(_working_directory(), name, code=code, workers=workers):
         raise UsageError(problem)
     from actors.config import UserError
@@ -114,8 +110,7 @@ def _one_line(problem: str) -> str:
 def _missing_package(error: ModuleNotFoundError) -> str:
     """One line about a package that Tandem needs and this Python lacks; one of its own modules is a fault of ours."""
     package = (error.name or "").partition(".")[0]
-    # One of ours that is missing is no matter of installing: its traceback says more.
-    if package in ("", "launch", "algorithms", "actors"):
+    if package in ("", "launch", "algorithms", "actors"):  # no matter of installing: the traceback says more
         raise error
     return (
         f"package {package}: must be installed for {sys.executable} on {socket.gethostname()}, as "
@@ -142,8 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
-        # Before the other checks: whether the run can begin here needs no model and no data.
-        check_nodes(config, this_machine())
+        check_nodes(config, this_machine())  # before the other checks, as it needs no model and no data
         check_ray_address(os.environ.get("RAY_ADDRESS"))
         return _checked_and_run(config, aside)
 
@@ -241,8 +235,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.private and not arguments.push:
         raise UsageError("--private: needs --push, got none")
     if arguments.push:
-        # Before the export, which may take minutes.
-        check_can_push("--push", arguments.push)
+        check_can_push("--push", arguments.push)  # before the export, which may take minutes
     source = arguments.run
     if arguments.step is not None:
         from launch.verbs.export_step import export_step

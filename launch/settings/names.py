@@ -6,7 +6,7 @@ Imported only once there is a mistake.
 import difflib
 
 from launch.peers import tables
-from launch.settings.tree import by_path, generic, jobs
+from launch.settings.tree import Setting, by_path, generic, jobs
 
 _ALIKE = 0.75
 """Similarity from which one name may be meant by another: `trainer` is not `tracking` (0.67)."""
@@ -126,7 +126,7 @@ def _of_entry(entry: tables.Entry | None, job: str | None) -> str:
     return f" (here: {' and '.join(ours or entry.ours)}{'; ' if entry.note else ''}{entry.note})"
 
 
-def _of_job(items: tuple, job: str | None) -> bool:
+def _of_job(items: tuple[Setting, ...], job: str | None) -> bool:
     """Whether the field is there for the job: `algorithm` has others for each, and only ppo has a critic."""
     if not items or job not in jobs():
         return True
