@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _LONGEST_LINE = 2000
-_STARTED = time.monotonic()
+_STARTED = time.monotonic()  # the user waits from here on, also for what is imported later
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        print(_overview(), file=sys.stdout if argv else sys.stderr)  # without a verb, it tells of a mistake
         return 0 if argv else USER_ERROR
     name, *rest = argv
-    switch_off()
+    switch_off()  # before any library is imported that would tell its maker of its use
     show_what_acts()
     if name in ("--version", "-V"):
         print(f"tandem {_version()}")
@@ -63,7 +63,7 @@ def _main(argv: list[str]) -> int:
         raise unknown_verb(name, VERBS)
     arguments = parse_verb(name, VERBS[name], rest)
     code = not getattr(arguments, "no_code", False)
-    workers = getattr(arguments, "step", None) is not None
+    workers = getattr(arguments, "step", None) is not None  # `export --step` starts the policy's ranks
     if problem := reach_code(_working_directory(), name, code=code, workers=workers):
         raise UsageError(problem)
     from actors.config import UserError
@@ -100,6 +100,7 @@ def _one_line(problem: str) -> str:
     """A line that any terminal can show: what was given may be of any length, and hold anything."""
     from actors.secret_text import masked
 
+    # More is masked than is shown: half a secret, cut at the edge, would not be known for one.
     public = masked(problem[: 2 * _LONGEST_LINE])[:_LONGEST_LINE] + " ..." * (len(problem) > _LONGEST_LINE)
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in public)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
@@ -109,7 +110,7 @@ def _one_line(problem: str) -> str:
 def _missing_package(error: ModuleNotFoundError) -> str:
     """One line about a package that Tandem needs and this Python lacks; one of its own modules is a fault of ours."""
     package = (error.name or "").partition(".")[0]
-    if package in ("", "launch", "algorithms", "actors"):
+    if package in ("", "launch", "algorithms", "actors"):  # no matter of installing: the traceback says more
         raise error
     return (
         f"package {package}: must be installed for {sys.executable} on {socket.gethostname()}, as "
@@ -136,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
-        check_nodes(config, this_machine())
+        check_nodes(config, this_machine())  # before the other checks, as it needs no model and no data
         check_ray_address(os.environ.get("RAY_ADDRESS"))
         return _checked_and_run(config, aside)
 
@@ -182,7 +183,7 @@ def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
     try:
         findings = examine(config, aside)
     except UserError:
-        display.discard()
+        display.discard()  # else the opening of a run that never began would stand above the mistake
         raise
     rows = f": {findings.rows:,} rows to train on" if findings.rows is not None else ""
     display.note(f"configuration checked{rows}")
@@ -234,7 +235,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.private and not arguments.push:
         raise UsageError("--private: needs --push, got none")
     if arguments.push:
-        check_can_push("--push", arguments.push)
+        check_can_push("--push", arguments.push)  # before the export, which may take minutes
     source = arguments.run
     if arguments.step is not None:
         from launch.verbs.export_step import export_step
@@ -291,7 +292,7 @@ def _help(arguments: argparse.Namespace) -> int:
 
 def _help_of_verb(name: str) -> None:
     """The verb's own help, and that of the section of this name (`data`, `run`), if there is one."""
-    with contextlib.suppress(SystemExit):
+    with contextlib.suppress(SystemExit):  # argparse ends the process once it has printed help
         parse_verb(name, VERBS[name], ["--help"])
     from launch.verbs.help import help_text, is_setting
 

@@ -4,8 +4,9 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -71,6 +72,7 @@ class TrackingConfig(Config):
     def _names_are_names(self) -> "TrackingConfig":
         if not self.wandb:
             refuse_unused(self, "entity", "group", "tags", why="with wandb false, as nothing else has them")
+        # What wandb itself refuses, though only once the run logs to it.
         if len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
             raise ValueError(f"project must be of 1 to 128 characters, without / \\ # ? % :, got {self.project[:80]!r}")
         for name, value in (("entity", self.entity), ("group", self.group), *(("tags", tag) for tag in self.tags)):
@@ -207,11 +209,12 @@ def load(path: str, overrides: list[str]) -> RunConfig:
     return config
 
 
-def validate(values: dict[str, Any]) -> RunConfig:
+def validate(values: Mapping[str, object]) -> RunConfig:
     """Validate plain values into a RunConfig; raises UserError with one line per problem."""
     odd, errors = odd_values(RunConfig, values), []
     try:
         config = RunConfig.model_validate(values)
+        # pydantic takes true for 1 and '5' for 5: what it has taken is refused all the same.
         if not odd:
             return config
     except ValidationError as error:
@@ -223,4 +226,4 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 def machine_cpus() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0))  # not os.cpu_count(), which looks at no cpuset of a container

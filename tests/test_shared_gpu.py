@@ -14,6 +14,8 @@ from actors.config import ModelConfig, UserError
 from actors.models.load import PACKED_SDPA, _attention
 from launch.checks.engine_options import sampling_warnings
 from launch.config import RunConfig, validate
+from launch.kinds.rl import RLKind
+from launch.kinds.table import job_kind
 from launch.run.build import build_rl
 from launch.run.roster import Roster
 
@@ -84,8 +86,10 @@ def started(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("launch.run.build._reward_pool", lambda config, placement: None)
     placement: Any = SimpleNamespace(nodes=set(), slots=defaultdict(list))
     reporter: Any = SimpleNamespace(phase=_nothing, note=_nothing, progress=_nothing)
+    kind = job_kind(config)
+    assert isinstance(kind, RLKind)
     with pytest.raises(_Stop):
-        build_rl(config, placement, reporter, Roster(""))
+        build_rl(kind, placement, reporter, Roster(""))
     return [call for call in calls if not call.endswith(" address")]
 
 

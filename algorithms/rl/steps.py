@@ -17,7 +17,7 @@ from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
-from algorithms.batches import Batches
+from algorithms.batches import Batches, WeightedBatches
 from algorithms.config_rl import RLConfig
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
 from algorithms.rewards.models import RewardModelGroup, score_with_models
@@ -54,7 +54,7 @@ class Steps:
     split: Split
     """Splits groups of episodes that a deal divides."""
     shaper: RewardShaper
-    batches: Batches
+    batches: Batches | WeightedBatches
     """Which prompts come next: `rollouts` draws from it."""
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]

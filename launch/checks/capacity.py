@@ -31,6 +31,7 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
     if cpus > told_cpus + 1e-6:
         limit = _limit("CPUs", config.cluster.cpus, machine.cpus)
         problems.append(_overbooked("CPUs", [(item, item.cpus) for item in wanted], cpus, limit))
+    # For Ray, CPUs are no more than a number: it starts all the same.
     elif cpus > machine.cpus + 1e-6:
         warnings.append(
             f"cluster.cpus: {told_cpus} are told to Ray, the groups ask for {cpus:g}, and this machine has "
@@ -60,6 +61,7 @@ def _limit(kind: str, told: int | None, there: int) -> str:
 
 
 def _for_one_gpu(config: RunConfig, gpus: int) -> str:
+    # Without engines one GPU is enough; with them, sharing it is what makes it so.
     if gpus != 1 or not job_kind(config).samples_responses or config.cluster.placement == "shared":
         return ""
     return " (for one GPU: cluster.placement=shared, as in configs/grpo-1gpu.yaml)"
@@ -77,7 +79,9 @@ def gpu_settings(config: RunConfig, gpus: int) -> list[str]:
     samples, rl = kind.update_samples, kind.samples_responses
     frozen = [f"reward.models.{index}.group" for index in range(len(config.reward.models))]
     frozen += ["reference"] * config.reference_group
+    # More than two groups, or a single GPU: all of them take turns on every GPU there is.
     shared = bool(frozen or config.critic is not None or (rl and gpus == 1))
+    # A rank without a sample of an update is refused; where engines are apart, half of the GPUs are theirs.
     ranks = min(samples or gpus, gpus if shared or not rl else gpus // 2)
     groups = ["policy", *(["critic"] if config.critic is not None else []), *frozen]
     found = ["cluster.placement=shared"] * shared
@@ -155,5 +159,6 @@ def total_gpus(config: RunConfig, wanted: list[Demand]) -> float:
     """GPUs of all groups; groups that share a bundle share its GPU."""
     if config.cluster.placement != "shared":
         return sum(item.count * item.gpus for item in wanted)
+    # Rank i of every group is in bundle i: it holds the largest demand of those that are so many.
     bundles = max(item.count for item in wanted)
     return sum(max((item.gpus for item in wanted if item.count > bundle), default=0.0) for bundle in range(bundles))

@@ -87,10 +87,12 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     kind, crowded = job_kind(config), False
     if not elsewhere:
         with findings.collecting():
+            # First, as a directory of somebody else's has no checkpoints to look for.
             check_output(config)
             findings.checkpoint = Checkpoints(config).latest()
             if findings.checkpoint:
                 findings.warnings += data_warnings(config, findings.checkpoint)
+        # Too few CPUs or GPUs and too little memory have one cause, which is told once: see `check_room`.
         told = len(findings.problems)
         with findings.collecting():
             findings.warnings += check_resources(config, this_machine())
@@ -100,6 +102,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     if not findings.code:
         with findings.collecting():
             findings.warnings += check_code_is_there(config)
+    # While the other process imports the tokenizers' library.
     sets = kind.read_sets(findings)
     policy = None
     with findings.collecting():
@@ -107,6 +110,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     with findings.collecting():
         check_bucket(config, findings.shape)
     if not elsewhere:
+        # nvidia-smi takes a second: asked only for what will be on GPUs.
         on_gpus = any(item.gpus for item in demands(config))
         check_room(findings, this_machine(with_gpu_memory=on_gpus), crowded=crowded)
         with findings.collecting():
@@ -144,6 +148,7 @@ def _check_model(findings: Findings, kind: JobKind) -> Policy | None:
     if config.model.path is not None and is_elsewhere(findings, "model.path", config.model.path):
         return None
     policy = read_policy(config)
+    # A snapshot without weights says its sizes, and has no directory.
     directory = policy and policy.directory
     if config.model.init is None and directory is None:
         lacks = "does not hold it" if policy is None else "does not hold its weights"
@@ -162,9 +167,10 @@ def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
     values = policy.values
     findings.shape = shape = decoder_shape(values)
     findings.parameters = policy.parameters
-    positions = values.get("max_position_embeddings")
+    given, padding = values.get("max_position_embeddings"), values.get("pad_token_id")
+    positions = given if isinstance(given, int) else 0
     if positions and values["model_type"] in _COUNT_FROM_PADDING:
-        positions -= (values.get("pad_token_id") or 0) + 1
+        positions -= (padding if isinstance(padding, int) else 0) + 1
     name, longest = kind.longest()
     if positions and longest > positions:
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
@@ -172,13 +178,16 @@ def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
         kind.check_shape(shape)
 
 
-def _check_stop_tokens(config: RunConfig, vocabulary: int | None) -> None:
-    if beyond := [token for token in config.rollout.stop_token_ids if vocabulary and token >= vocabulary]:
+def _check_stop_tokens(config: RunConfig, vocabulary: object) -> None:
+    if not isinstance(vocabulary, int):
+        return
+    if beyond := [token for token in config.rollout.stop_token_ids if token >= vocabulary]:
         raise UserError(
             f"rollout.stop_token_ids: must be below the size of the model's vocabulary ({vocabulary}), got {beyond[0]}"
         )
 
 
 def _check_tracking(config: RunConfig) -> None:
+    # Looked for, not imported, which is the run's to do.
     if config.tracking.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("tracking.tensorboard: needs the package tensorboard, which is not installed, got true")

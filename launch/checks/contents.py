@@ -5,7 +5,6 @@ elsewhere, under a path that another run may have written since.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from actors.models.identity import model_identity
 from launch.config import RunConfig
@@ -21,6 +20,7 @@ def keep_contents(config: RunConfig) -> None:
 
 def kept_contents(config: RunConfig) -> dict[str, str]:
     """`model_contents` as `keep_contents` has found them, with those of models that came to this machine since."""
+    # What there was at the start wins: that is what the run has read.
     return model_contents(config) | _AT_START.get(str(config.directory), {})
 
 
@@ -30,7 +30,7 @@ def model_contents(config: RunConfig) -> dict[str, str]:
     return {name: content for name, content in found.items() if content}
 
 
-def changed_contents(config: RunConfig, then: Any, directory: object) -> list[str]:
+def changed_contents(config: RunConfig, then: object, directory: object) -> list[str]:
     """A line for each model that has another content than the manifest of the checkpoint in `directory` says; `then`:
     its `contents`."""
     if not isinstance(then, dict):  # of an older version
@@ -61,6 +61,7 @@ def _models(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
         yield "model.path", config.model.path, config.model.revision
     if config.critic and config.critic.path:
         yield "critic.path", config.critic.path, None
+    # These have no setting for a revision.
     for index, model in enumerate(config.reward.models):
         yield f"reward.models[{index}].path", model.path, None
     if guide := config.algorithm.guides.get("guide"):

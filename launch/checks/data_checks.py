@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from algorithms.data.sources import read_rows
 from launch.checks.findings import Findings
@@ -23,7 +22,7 @@ from launch.settings.named_code import names_code
 def read_data(findings: Findings) -> dict[Field, Sets]:
     """The rows of both data sets, where they are here and what they must be."""
     data, found = findings.config.data, {}
-    given: dict[Field, Any] = {"data.train": data.train, "data.eval": data.eval}
+    given: dict[Field, str | dict[str, str] | None] = {"data.train": data.train, "data.eval": data.eval}
     for where, value in given.items():
         sources = named_sources(where, value)
         unread = []
@@ -85,6 +84,7 @@ def check_rewards(findings: Findings, probe: RewardProbe, train: Rows | None, he
     findings.rewards += called.lines
     findings.problems += called.problems
     findings.warnings += called.warnings
+    # The variables that headers name are those of the machines where rewards are computed.
     environment = None if findings.elsewhere or os.environ.get("RAY_ADDRESS") else os.environ
     for index, endpoint in enumerate(config.reward.endpoints):
         from algorithms.rewards.endpoint import check_endpoint  # a tenth of a second, for what few have
@@ -112,6 +112,7 @@ def is_unread(findings: Findings, field: str, source: str) -> bool:
         return True
     if findings.code:
         return False
+    # A corpus is texts, which no converter changes.
     converted = findings.config.data.converter is not None and not field.startswith("data.corpus")
     if names_code(source, field):
         return True
@@ -134,6 +135,7 @@ def one_per_column(problems: Iterable[str]) -> list[str]:
     for problem in problems:
         field, _, rule = problem.partition(": ")
         key = field if field.startswith("data.columns.") else problem
+        # That nothing reads it says more than that a set lacks it.
         if key not in kept or rule.startswith("must be a column that is read"):
             kept[key] = problem
     return list(kept.values())

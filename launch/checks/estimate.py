@@ -6,7 +6,6 @@ Pure functions of the configuration and a few numbers; no torch, no Ray. Bytes e
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from actors.config import Dtype, GroupConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from actors.config_rollout import RolloutConfig
@@ -45,27 +44,41 @@ class DecoderShape:
     qk_norm: bool = False
 
 
-def decoder_shape(config: Mapping[str, Any]) -> DecoderShape | None:
+def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
     """Shape from the fields of a Hugging Face config.json; None when it does not describe a decoder like ours."""
     try:
-        heads, family = config["num_attention_heads"], config["model_type"]
+        heads, hidden = size_in(config, "num_attention_heads"), size_in(config, "hidden_size")
+        family = config["model_type"]
         attention_bias = bool(config.get("attention_bias", False))
         return DecoderShape(
-            hidden_size=config["hidden_size"],
-            layers=config["num_hidden_layers"],
+            hidden_size=hidden,
+            layers=size_in(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate_size=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
+            kv_heads=size_in(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads,
+            head_dim=size_in(config, "head_dim") if config.get("head_dim") else hidden // heads,
+            intermediate_size=size_in(config, "intermediate_size"),
+            vocab_size=size_in(config, "vocab_size"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            # Qwen2 has these whatever its config.json says; in the other families it decides.
             qkv_bias=family == "qwen2" or attention_bias,
             output_bias=family != "qwen2" and attention_bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
             qk_norm=family == "qwen3",
         )
-    except KeyError:
+    except (KeyError, TypeError):  # some families have a list, with a number for each layer
         return None
+
+
+def size_in(config: Mapping[str, object], name: str) -> int:
+    """A whole number of a config.json.
+
+    Raises:
+        KeyError, TypeError: it has none of this name, or it is something else.
+    """
+    value = config[name]
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r:.80}")
+    return value
 
 
 def parameter_count(shape: DecoderShape) -> int:
@@ -78,20 +91,21 @@ def parameter_count(shape: DecoderShape) -> int:
     attention = hidden * (queries + 2 * keys) + queries * hidden
     biases = (queries + 2 * keys) * shape.qkv_bias + hidden * shape.output_bias + (2 * inner + hidden) * shape.mlp_bias
     norms = 2 * hidden + 2 * shape.head_dim * shape.qk_norm
-    embeddings = shape.vocab_size * hidden * (1 if shape.tie_embeddings else 2)
+    embeddings = shape.vocab_size * hidden * (1 if shape.tie_embeddings else 2)  # tied: the head is the embedding
     return embeddings + shape.layers * (attention + biases + 3 * hidden * inner + norms) + hidden
 
 
-def encoder_parameters(config: Mapping[str, Any]) -> int:
+def encoder_parameters(config: Mapping[str, object]) -> int:
     """Parameters of a BERT from the fields of its config.json: embeddings with their norm, per layer 4 h^2 + 2 h i with
     biases and two norms, and the pooler."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    embeddings = (config["vocab_size"] + config["max_position_embeddings"] + config.get("type_vocab_size", 2)) * hidden
+    hidden, inner = size_in(config, "hidden_size"), size_in(config, "intermediate_size")
+    kinds = size_in({"type_vocab_size": 2, **config}, "type_vocab_size")
+    embeddings = (size_in(config, "vocab_size") + size_in(config, "max_position_embeddings") + kinds) * hidden
     layer = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
-    return embeddings + 2 * hidden + config["num_hidden_layers"] * layer + hidden * hidden + hidden
+    return embeddings + 2 * hidden + size_in(config, "num_hidden_layers") * layer + hidden * hidden + hidden
 
 
-def counted_parameters(config: Mapping[str, Any]) -> int | None:
+def counted_parameters(config: Mapping[str, object]) -> int | None:
     """Parameters from the fields of a Hugging Face config.json; None when it describes neither a decoder like ours nor
     a BERT."""
     shape = decoder_shape(config)
@@ -130,6 +144,7 @@ def trainer_memory(
     ranks, stage = group.ranks, group.zero_stage
     optimizer = parameters * _optimizer_bytes(group, dtype) // (ranks if stage >= 1 else 1)
     offloaded = optimizer if group.offload_optimizer and group.gpus_per_rank else 0
+    # Recomputed, only one layer is there at a time, beside what each of them has been given.
     kept_layers = 1 if gradient_checkpointing else shape.layers
     boundaries = shape.layers * shape.hidden_size if gradient_checkpointing else 0
     per_token = kept_layers * _layer_activations(shape) + boundaries
@@ -149,6 +164,7 @@ def reference_memory(shape: DecoderShape, parameters: int, group: GroupConfig, d
     """One rank of a group that only reads: no gradients, one layer's activations at a time."""
     return Memory(
         **_weights(shape, parameters, group, dtype),
+        # The chunk's logits and their softmax: nothing has a gradient.
         logits=2 * group.logprob_chunk_tokens * shape.vocab_size * FLOAT32,
         activations=group.micro_batch_tokens * _layer_activations(shape) * DTYPE_BYTES[dtype],
         base=TRAINER_BASE,
@@ -157,6 +173,7 @@ def reference_memory(shape: DecoderShape, parameters: int, group: GroupConfig, d
 
 def _weights(shape: DecoderShape, parameters: int, group: GroupConfig, dtype: Dtype) -> dict[str, int]:
     """Bytes of a rank's share of the parameters; offloaded, its device holds one layer and the embeddings, whole."""
+    # Stages 1 and 2 divide gradients and optimizer state alone.
     share = parameters * DTYPE_BYTES[dtype] // (group.ranks if group.zero_stage == 3 else 1)
     if not (group.offload_parameters and group.gpus_per_rank):
         return {"weights": share}

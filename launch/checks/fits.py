@@ -58,7 +58,9 @@ def check_room(findings: Findings, machine: Machine, *, crowded: bool = False) -
     if len(findings.problems) == problems:  # else it is the same mistake
         with findings.collecting():
             policy = processes.get("policy", Memory())
+            # Of adapters alone: too little to count.
             optimizer = 0 if config.model.lora else policy.optimizer + policy.optimizer_offloaded
+            # Sharded, every rank writes its part; without ZeRO all have the same, which is written once.
             ranks = config.policy.ranks if config.policy.zero_stage else 1
             free = free_disk(config.directory)
             findings.warnings += check_disk(config, findings.parameters, optimizer * ranks, free)
@@ -68,6 +70,7 @@ def _one_of_each(config: RunConfig) -> RunConfig:
     """The configuration with one process in each group that has a setting of how many."""
     groups = {"policy": "ranks", "critic": "ranks", "reference": "ranks", "rollout": "engines"}
     given = {name: getattr(config, name) for name in groups}
+    # Not validated again: one process may break a rule about several.
     fewer = {name: group.model_copy(update={groups[name]: 1}) for name, group in given.items() if group is not None}
     return config.model_copy(update=fewer)
 
@@ -99,6 +102,7 @@ def check_memory(
     if machine.gpu_memory is not None:
         _check_gpus(config, known, machine.gpu_memory)
     whole = sum(_on_host(config, group, memory, filled) * _count(config, group) for group, memory in known.items())
+    # Memory of the machine as well: /dev/shm is a part of it.
     whole += config.cluster.object_store_mib * 2**20 if processes else 0
     if machine.free is not None and whole > machine.free:
         warnings.append(
@@ -149,7 +153,7 @@ def check_bucket(config: RunConfig, shape: DecoderShape | None) -> None:
     if shape is None or not on_gpus or config.cluster.placement != "shared":
         return
     numbers = shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
-    needed = -(-numbers * DTYPE_BYTES[config.model.dtype] // 2**20)
+    needed = -(-numbers * DTYPE_BYTES[config.model.dtype] // 2**20)  # rounded up
     if config.rollout.transfer.bucket_mib < needed:
         raise UserError(
             f"rollout.transfer.bucket_mib: must hold the model's largest tensor ({needed} MiB) on a shared GPU, "
@@ -233,6 +237,7 @@ def _trained_part(config: RunConfig, group: str, memory: Memory) -> Memory:
     if not little and config.algorithm.steps != 0:
         return memory
     return Memory(
+        # To 4 bits at best from fp32: what is refused is a lower bound.
         weights=memory.weights // (8 if config.model.quantize and group == "policy" else 1),
         logits=memory.logits,
         activations=memory.activations,
@@ -245,6 +250,7 @@ def _host_parts(config: RunConfig, known: Mapping[str, Memory]) -> list[Part]:
     """What surely lies in the machine's own memory."""
     found = []
     for group, memory in known.items():
+        # With a GPU, the machine's own memory has only what is offloaded.
         names = ("optimizer_offloaded", "weights_offloaded") if _gpus(config, group) else tuple(_WORDS)
         count = _count(config, group)
         found += [Part(group, _WORDS[name], getattr(memory, name) * count) for name in names if getattr(memory, name)]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from launch.checks.reward_checks import ProbeRow
 from launch.checks.rows import Field, Row, Rows, Sets
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
+
+if TYPE_CHECKING:
+    from algorithms.data.overlong import Reading
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -84,12 +87,13 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
                 f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
             )
         reading = _reading(config, rows, label, tokenise=tokenise)
+        # A reward can take a column only if every row has it.
         columns.append(set.intersection(*map(set, reading.rows)))
         kept = len(rows)
         found.complete = found.complete and len(rows) < READ_ROWS
         _note_lacking(reading.rows, columns[-1], label, found)
         if config.data.eval is not None:
-            found.digest = hash((found.digest, *map(repr, rows)))
+            found.digest = hash((found.digest, *map(repr, rows)))  # by repr, as lists and mappings have no hash
         if kind.samples_responses:
             found.examples += _examples(reading)
         if kind.unpaired:
@@ -100,7 +104,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
             kept -= dropped
             counted = counted or looked_at == len(rows)
         found.whole = found.whole and kept == len(rows) and counted
-        if where == "data.train" and config.data.eval_fraction is not None:
+        if where == "data.train" and config.data.eval_fraction is not None:  # held-out rows are taken from what is left
             kept -= held_out_count(kept, config.data.eval_fraction, label)
         # Of a set with weight 0 no row is drawn.
         found.count += kept if where == "data.eval" or config.data.weights.get(name, 1) else 0
@@ -133,12 +137,13 @@ def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
     """A warning when evaluation reads what is trained on."""
     data = config.data
     files = all(isinstance(source, str) and Path(source).is_file() for source in (data.train, data.eval))
+    # The same file tells it, too, where not as many rows of both were read.
     if train.digest != held_out.digest and not (files and Path(str(data.train)).samefile(str(data.eval))):
         return []
     return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
 
 
-def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> Any:
+def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> "Reading[object]":
     """The rows as the job reads them; without a tokenizer they cannot be encoded."""
     from actors.models.tokenizer import tokenizer_for
     from algorithms.data.reading import reading_of
@@ -171,15 +176,16 @@ def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows
         found.lacking.setdefault(name, f"{label}: row {number}")
 
 
-def _examples(reading: Any) -> list[ProbeRow]:
+def _examples(reading: "Reading[object]") -> list[ProbeRow]:
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
+    # Evenly from the first to the last; of fewer rows each once.
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
     return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
 
 
-def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
+def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tuple[int, int]:
     """Count the rows that are too long, and learn how long the first ones are; returns how many are left out, of how
     many that were looked at.
 
@@ -188,6 +194,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
     tally, sample = reading.tally(), _affordable(reading.rows)
     if len(reading.rows) == READ_ROWS:
         tally.total += 1  # there may be more than were read
+    # CPU time: what is found must not depend on what else the machine does.
     until, unknown = time.process_time() + _COUNTING_S, 0
     for seen, wanted in _chunks(reading, sample):
         wanted = reading.without_huge(wanted, tally)
@@ -209,7 +216,7 @@ def _measure(reading: Any, lengths: list[int], found: Rows) -> tuple[int, int]:
     return tally.dropped, tally.looked_at
 
 
-def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
+def _chunks(reading: "Reading[object]", sample: int) -> Iterator[tuple[int, list[int]]]:
     """Rows to tokenise, a few at a time, after how many rows they were found."""
     wanted: list[int] = []
     size = 0
@@ -223,8 +230,9 @@ def _chunks(reading: Any, sample: int) -> Iterator[tuple[int, list[int]]]:
     yield len(reading.rows), wanted
 
 
-def _check_longest(reading: Any, start: int) -> None:
+def _check_longest(reading: "Reading[object]", start: int) -> None:
     """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
+    # By its text, which takes no tokenizer: the longest one is most likely too long, if any is.
     index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
     tally = reading.tally()
     indices = reading.without_huge([index], tally)
@@ -237,11 +245,11 @@ def _check_longest(reading: Any, start: int) -> None:
         )
 
 
-def _may_be_too_long(reading: Any, index: int) -> bool:
+def _may_be_too_long(reading: "Reading[object]", index: int) -> bool:
     return _bytes_of(reading.examples[index]) * reading.growth + reading.overhead > reading.limit
 
 
-def _bytes_of(example: Any) -> int:
+def _bytes_of(example: object) -> int:
     """Bytes of what is read in a row, of a pair the longer one's; more than that rather than less."""
     from algorithms.data.readers import Completion, Preference, Text
 
@@ -253,21 +261,23 @@ def _bytes_of(example: Any) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
-def _tokens(item: Any) -> int:
+def _tokens(item: object) -> int:
     """Tokens of a prompt or sequence, of a pair those of both sequences."""
     return sum(map(len, _ids_of(item)))
 
 
-def _ids_of(item: Any) -> list[NDArray[np.int64]]:
+def _ids_of(item: object) -> list[NDArray[np.int64]]:
     """Token ids of a prompt or sequence, of a pair those of both sequences."""
     from actors.batch import Prompt, Sequence
-    from algorithms.data.pairs import Pair
+    from algorithms.data.pairs import Judged, Pair
 
     if isinstance(item, Pair):
         return [item.chosen.token_ids, item.rejected.token_ids]
     if isinstance(item, Prompt):
         return [np.asarray(item.token_ids, dtype=np.int64)]
-    return [(item if isinstance(item, Sequence) else item.sequence).token_ids]
+    sequence = item.sequence if isinstance(item, Judged) else item
+    assert isinstance(sequence, Sequence), "there are no other items"
+    return [sequence.token_ids]
 
 
 def _affordable(rows: list[Row]) -> int:

@@ -46,6 +46,7 @@ def this_machine(*, with_gpu_memory: bool = False) -> Machine:
 
 def machine_gpus() -> int:
     """NVIDIA devices of this machine that CUDA_VISIBLE_DEVICES does not hide."""
+    # Not nvidia-smi, which may take a second.
     found = len(glob.glob("/dev/nvidia[0-9]*"))
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
@@ -102,6 +103,7 @@ def _limit(directory: Path, limit_file: str, use_file: str) -> tuple[int, int] |
         return None
     if not limit.isdecimal():  # "max"
         return None
+    # Files in the page cache: the kernel gives their memory back.
     found = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
     return int(limit), max(0, use - (int(found[1]) if found else 0))
 
@@ -109,6 +111,7 @@ def _limit(directory: Path, limit_file: str, use_file: str) -> tuple[int, int] |
 def free_disk(directory: Path) -> int | None:
     """Bytes free where a directory is or will be made; None where nobody says."""
     existing = directory.absolute()
+    # The disk that it will be on, if it is not there yet.
     while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
     return _free_bytes(str(existing))
@@ -119,6 +122,7 @@ def _free_bytes(path: str) -> int | None:
         status = os.statvfs(path)
     except OSError:
         return None
+    # f_bavail, not f_bfree: some is kept for root.
     return status.f_frsize * status.f_bavail if status.f_blocks else None
 
 

@@ -20,7 +20,7 @@ def check_other_model(findings: Findings, path: str, field: str, check: Callable
             if directory is None or not is_complete(directory):
                 say_it_is_loaded(findings, field, path, None, f"does not hold {'its weights' if directory else 'it'}")
                 return
-        findings.aside.call(check, findings.config, directory, field)
+        findings.aside.call(check, findings.config, directory, field)  # aside, as it reads a tokenizer
 
 
 def say_it_is_loaded(findings: Findings, field: str, path: str, revision: str | None, lacks: str) -> None:

@@ -45,6 +45,7 @@ def _unusable(directory: Path) -> str | None:
     """Why a directory cannot be made or written."""
     if "\0" in str(directory):
         return "no path has a null character"
+    # The kernel's limits are in bytes of the encoded name.
     longest = max(directory.parts, key=lambda part: len(os.fsencode(part)))
     if len(os.fsencode(longest)) > _LONGEST_NAME:
         return f"a name in it has {len(os.fsencode(longest))} bytes, {_LONGEST_NAME} is the most"
@@ -73,8 +74,10 @@ def _is_ours(directory: Path) -> bool:
         values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         values = None
+    # A model's config.json has none of these sections.
     if isinstance(values, dict) and {"algorithm", "checkpoint", "run"} <= values.keys():
         return True
     if any((directory / name).is_file() for name in ("metrics.jsonl", "logs/driver.id")):
         return True
+    # Also a directory without any file.
     return all(item.is_file() and item.suffix in _BESIDE for item in directory.iterdir())

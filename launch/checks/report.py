@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
 
 from pydantic import BaseModel
 from rich.box import SIMPLE
@@ -30,7 +29,7 @@ MIB = 2**20
 PLAIN_WIDTH = 120
 
 
-def as_object(findings: Findings) -> dict[str, Any]:
+def as_object(findings: Findings) -> dict[str, object]:
     """The report as JSON values: config, placement, arithmetic, memory (bytes of one process), rows too long, rewards
     as called, and warnings."""
     config = findings.config
@@ -52,7 +51,7 @@ def as_object(findings: Findings) -> dict[str, Any]:
 
 def print_tables(findings: Findings) -> None:
     """Print the report: coloured tables on a terminal, plain text elsewhere."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH  # rich asks a terminal how wide it is, and takes 80 for a file
     console = VisibleConsole(soft_wrap=True, highlight=False, emoji=False, width=width)
     console.print("[bold]configuration[/] (# set: differs from the default)")
     for line, is_set in config_lines(findings.config):
@@ -83,6 +82,7 @@ def config_lines(section: BaseModel, depth: int = 0) -> list[tuple[str, bool]]:
             lines.append((f"{'  ' * depth}{name}:", False))
             lines += config_lines(value, depth + 1)
         else:
+            # Through the section: fields may be written in another form than they are held.
             plain = section.model_dump(mode="json", include={name})[name]
             plain = public_endpoints(plain) if name == "endpoints" else plain
             default = about.get_default(call_default_factory=True)
@@ -132,6 +132,7 @@ def _print_memory(console: Console, findings: Findings) -> None:
         console.print("unknown: the model's size cannot be read from its directory")
         return
     counts = {item.group: item.count for item in demands(findings.config)}
+    # An engine is as many processes.
     counts["rollout"] = counts.get("rollout", 0) * findings.config.rollout.tensor_parallel
     table = Table("process", "count", *MEMORY_PARTS, "total", box=SIMPLE)
     for group, parts in memory.items():

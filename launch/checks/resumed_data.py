@@ -1,7 +1,6 @@
 """Whether a run that is resumed reads the rows that it read before: settings of data, and the number of rows."""
 
 import json
-from typing import Any
 
 from launch.config import RunConfig
 from launch.run.manifest import Checkpoint
@@ -10,7 +9,7 @@ _LONGEST = 60
 """Characters of a value that a line shows."""
 
 
-def data_settings(config: RunConfig) -> dict[str, Any]:
+def data_settings(config: RunConfig) -> dict[str, object]:
     """What a checkpoint keeps of the section `data`, as JSON values; `shuffle` is a part of its identity."""
     return config.data.model_dump(mode="json", exclude={"shuffle"})
 
@@ -41,10 +40,11 @@ def rows_problem(config: RunConfig, checkpoint: Checkpoint, rows: int) -> str | 
 
 def _changes(config: RunConfig, checkpoint: Checkpoint) -> list[tuple[str, str, str]]:
     then, now = checkpoint.data, data_settings(config)
+    # A setting that was not known then was not kept.
     differing = [name for name in now if name in then and then[name] != now[name]]
     return [(name, _shown(then[name]), _shown(now[name])) for name in differing]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from actors.user.confined import hidden, without_secrets
 from algorithms.config import DataConfig, RewardConfig
@@ -35,13 +35,49 @@ _GRACE_S = 1.0
 _PROMPT_COLUMNS = ("prompt", "messages", "question", "answer")
 
 
+class _Imported(TypedDict):
+    """What a process says once it has its function: the columns that it takes, or that it takes any."""
+
+    event: Literal["imported"]
+    takes: list[str]
+    takes_any: bool
+
+
+class _Problems(TypedDict):
+    event: Literal["problems"]
+    problems: list[str]
+
+
+class _Late(TypedDict):
+    event: Literal["late"]
+    doing: Literal["importing", "calling"]
+    reason: str
+    stuck: bool
+
+
+class _Died(TypedDict):
+    event: Literal["died"]
+    reason: str
+
+
+class _Outcomes(TypedDict):
+    """What a function gave for each completion of a batch: a value, None, or what it raised."""
+
+    event: Literal["called"]
+    batch: int
+    outcomes: list[float | str | None]
+
+
+_Event = _Imported | _Problems | _Late | _Died | _Outcomes
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
     """A training row to call rewards with."""
 
     number: int
     prompt: str
-    row: dict[str, Any]
+    row: dict[str, object]
 
     @property
     def own_answer(self) -> str | None:
@@ -92,6 +128,7 @@ class RewardProbe:
         self._processes: dict[int, _Process] = {}
 
     def __enter__(self) -> "RewardProbe":
+        # As in the run: reward processes see what reward.pass_env lets through.
         environment = without_secrets(os.environ, self._reward.pass_env)
         for index, function in enumerate(self._reward.functions):
             if not (self._code or function.name in BUILT_IN):
@@ -132,7 +169,7 @@ class RewardProbe:
             known = pickle.dumps(Trial(columns=columns, batches=batches, lacking=lacking or {}))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             found.warnings.append(f"reward.functions: not called here, as a row cannot be passed on ({error})")
-        imported: list[dict[str, Any]] = []
+        imported: list[_Imported] = []
         trial = known or pickle.dumps(Trial(columns=None, lacking={}, batches=[]))
         for each in self._processes.values():
             _send(each.channel, trial)
@@ -142,11 +179,14 @@ class RewardProbe:
                     imported.append(event)
                 else:
                     self._take(event, index, examples, found)
+        # Of one that could not be imported, nobody knows what it reads.
         if len(imported) == len(self._reward.functions):
             found.problems += self._unread_names(data, imported)
         return found
 
-    def _take(self, event: dict[str, Any], index: int, examples: list[ProbeRow], found: Called) -> None:
+    def _take(
+        self, event: _Problems | _Late | _Died | _Outcomes, index: int, examples: list[ProbeRow], found: Called
+    ) -> None:
         name, where = self._reward.functions[index].name, f"reward.functions.{index}.name"
         if event["event"] == "problems":
             found.problems += [problem + self._hint(problem) for problem in event["problems"]]
@@ -158,6 +198,7 @@ class RewardProbe:
         else:
             example = examples[event["batch"]]
             outcomes = dict(zip(_labels(example), event["outcomes"], strict=True))
+            # A text is what was raised, or what was wrong with what it returned.
             failed = next(((label, value) for label, value in outcomes.items() if isinstance(value, str)), None)
             if failed:
                 raised = "" if failed[1].startswith("returned") else "raised "
@@ -179,7 +220,7 @@ class RewardProbe:
         missed = next((name for name in names if re.search(rf"\b{name}\b", text)), None)
         return f" (reward.pass_env=[{missed}] lets functions read it)" if missed else ""
 
-    def _take_late(self, event: dict[str, Any], index: int, found: Called) -> None:
+    def _take_late(self, event: _Late, index: int, found: Called) -> None:
         name, limit = self._reward.functions[index].name, self._reward.deadline_s
         line = f"reward.functions.{index}.name: {event['doing']} {name} {event['reason']}"
         late = event["doing"] == "calling" and limit <= _CALL_S and not self._elsewhere
@@ -197,7 +238,7 @@ class RewardProbe:
         else:
             found.warnings.append(line)
 
-    def _unread_names(self, data: DataConfig, imported: list[dict[str, Any]]) -> list[str]:
+    def _unread_names(self, data: DataConfig, imported: list[_Imported]) -> list[str]:
         """A problem for each name in data.columns that neither a convention nor a reward reads."""
         if self._reward.endpoints or any(event["takes_any"] for event in imported):
             return []
@@ -210,7 +251,7 @@ class RewardProbe:
         ]
 
 
-def _is_about_the_text(example: ProbeRow, outcomes: dict[str, Any]) -> bool:
+def _is_about_the_text(example: ProbeRow, outcomes: dict[str, float | str | None]) -> bool:
     """Whether a function has failed only because of what it was called with: it takes the row's own answer, or there is
     none and it says that the text's value is wrong."""
     own, *others = outcomes.values()
@@ -225,8 +266,8 @@ def _labels(example: ProbeRow) -> list[str]:
     return [own, repr(NEUTRAL)]
 
 
-def _shown(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:.6g}"
+def _shown(value: float | str | None) -> str:
+    return f"{value:.6g}" if isinstance(value, int | float) else "nothing"
 
 
 def _start(environment: dict[str, str]) -> _Process:
@@ -246,7 +287,7 @@ def _start(environment: dict[str, str]) -> _Process:
         env=environment,
     )
     theirs.close()
-    os.close(writing)
+    os.close(writing)  # else the pipe would not end with the process
     return _Process(process=process, channel=ours, answers=reading)
 
 
@@ -255,11 +296,11 @@ def _send(channel: socket.socket, message: bytes) -> None:
     with contextlib.suppress(OSError):
         for start in range(0, len(message), 65536):
             sent = memoryview(message)[start : start + 65536]
-            while sent:
+            while sent:  # send() may take a part only
                 sent = sent[channel.send(sent, socket.MSG_NOSIGNAL) :]
 
 
-def _events(each: _Process, seconds: float) -> Iterator[dict[str, Any]]:
+def _events(each: _Process, seconds: float) -> Iterator[_Event]:
     """What a process says until it ends, or for `seconds`; "died" when it ends without a last word."""
     until, text, ended = time.monotonic() + seconds, b"", False
     while select.select([each.answers], [], [], max(0.0, until - time.monotonic()))[0]:
@@ -275,6 +316,6 @@ def _events(each: _Process, seconds: float) -> Iterator[dict[str, Any]]:
     else:
         yield {"event": "late", "doing": "calling", "reason": f"took longer than {seconds:g} s", "stuck": True}
         return
-    code = each.process.wait()
+    code = each.process.wait()  # the pipe has ended, so the process has, or will at once
     if not ended:
         yield {"event": "died", "reason": f"signal {-code}" if code < 0 else f"exit code {code}"}

@@ -1,7 +1,7 @@
 """What the checks know of the rows of a configuration."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from launch.checks.reward_checks import ProbeRow
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from algorithms.offline.comparable import Unpaired
 
 Field = Literal["data.train", "data.eval"]
-Row = dict[str, Any]
+Row = dict[str, object]
 Sets = dict[str, list[Row]]
 """Rows of each set, by its name; "" where there is one."""
 

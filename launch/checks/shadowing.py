@@ -48,10 +48,11 @@ def shadowing(directory: str) -> str | None:
     names = {*sys.stdlib_module_names, *_AT_START, *_NEEDED, *installed} - {*_HARMLESS}
     if not _same(directory, ours):
         names |= {*_OURS}
+    # Started among installed packages: these are what is imported, by whatever name.
     if any(_same(directory, place) for place in sys.path if "site-packages" in place or place.endswith("lib-dynload")):
         return None
     try:
-        entries = sorted(os.listdir(directory))
+        entries = sorted(os.listdir(directory))  # the same file is told each time
     except OSError:
         return None
     if {*_OURS, "pyproject.toml"} <= {*entries} and not _same(directory, ours):
@@ -96,7 +97,7 @@ def make_importable(directory: str, *, code: bool) -> None:
     """
     if not _same(directory, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))):
         sys.path[:] = [place for place in sys.path if place and not _same(directory, place)]
-    if code and directory not in sys.path and "" not in sys.path:
+    if code and directory not in sys.path and "" not in sys.path:  # "" is the working directory, too
         sys.path.append(directory)
 
 
@@ -111,6 +112,7 @@ def _installed() -> tuple[set[str], set[str]]:
             name = entry.partition(".")[0]
             if entry == name and os.path.isdir(os.path.join(place, entry)):
                 found.add(name)
+                # No __init__.py: a namespace, to which other directories add.
                 if not os.path.isfile(os.path.join(place, entry, "__init__.py")):
                     shared.add(name)
             elif entry.endswith(_MODULES):

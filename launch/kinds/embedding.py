@@ -1,12 +1,13 @@
 """Embedding models (bi-encoders) as the launcher sees them: several tasks, instructions and prompts, vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import EncoderHead, UserError
 from algorithms.config_encoder import EmbeddingConfig, Prompts
 from launch.kinds.encoder import EncoderKind, Texts, told_losses, told_prompt
+from launch.kinds.kind import Loop
 from launch.settings.metric_names import of_embeddings
 from launch.settings.rules_encoder import check_one_source, check_pooling_is_given
 
@@ -33,7 +34,7 @@ class EmbeddingKind(EncoderKind):
     def metrics_of_set(self) -> list[str]:
         return of_embeddings(self.algorithm)
 
-    def check_model(self, values: dict[str, Any], directory: Path | None) -> None:
+    def check_model(self, values: Mapping[str, object], directory: Path | None) -> None:
         from launch.models.encoders import check_embedding_policy
 
         check_embedding_policy(self, values, directory)
@@ -53,6 +54,7 @@ class EmbeddingKind(EncoderKind):
     def instructions(self, task: str, count: int) -> list[str]:
         how = self.algorithm.by_name[task]
         query, passage = how.prompts.query or "", how.prompts.passage or ""
+        # The texts of a pair have one role: neither of them is a passage.
         return [query, *[query if how.rows == "pair" else passage] * (count - 1)]
 
     def read_texts(self, texts: Sequence[str]) -> Texts:
@@ -67,7 +69,7 @@ class EmbeddingKind(EncoderKind):
             prompts=_kept_prompts(self.algorithm),
         )
 
-    def loop_class(self) -> type[Any]:
+    def loop_class(self) -> Callable[..., Loop]:
         from algorithms.encoder.embedding import Embedding
 
         return Embedding
@@ -89,6 +91,7 @@ def _kept_prompts(algorithm: EmbeddingConfig) -> dict[str, str]:
     """
     tasks = algorithm.by_name
     kept = {f"{name}_{kind}": text for name, task in tasks.items() if name for kind, text in _given(task.prompts)}
+    # All are pairs: then these decide.
     deciding = [task for task in tasks.values() if task.rows == "ranking"] or list(tasks.values())
     for kind in ("query", "document"):
         texts = {dict(_given(task.prompts)).get(kind) for task in deciding}

@@ -4,11 +4,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import EncoderHead, OptimizerConfig
 from algorithms.config_encoder import EmbeddingConfig, EmbeddingLoss, RerankerConfig, RerankerLoss
 from launch.checks.estimate import DecoderShape, Memory
+from launch.kinds.kind import Loop
 from launch.kinds.offline import OfflineKind
 from launch.settings.rules_encoder import check_searched_sets, check_texts
 from launch.settings.rules_rows import check_nothing_is_sampled, check_positions
@@ -16,10 +17,14 @@ from launch.settings.rules_rows import check_nothing_is_sampled, check_positions
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from actors.train.trainer import TrainedWorker
     from algorithms.data.sources import Row
+    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.reward_checks import RewardProbe
     from launch.checks.rows import Field, Sets
+    from launch.run.reserved import Placement
+    from launch.run.roster import Roster
 
 Texts = list[str] | list[tuple[str, str]]
 """What a tokenizer is given: texts, or a query together with a passage."""
@@ -65,6 +70,7 @@ class EncoderKind(OfflineKind):
         return "algorithm.max_tokens", self.algorithm.max_tokens or 0
 
     def memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
+        # Vectors or scores are all that comes out: there are no logits over a vocabulary.
         return {group: replace(parts, logits=0) for group, parts in super().memory(shape, parameters).items()}
 
     def check_packages(self) -> None:
@@ -108,16 +114,16 @@ class EncoderKind(OfflineKind):
     def read_texts(self, texts: Sequence[str]) -> Texts:
         """A row's texts, the query first, as the model reads them."""
 
-    def policy_worker(self) -> tuple[type, tuple[Any, ...]]:
+    def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         from actors.train.encoder import EncoderWorker
 
-        return EncoderWorker, (self.head(), [])
+        return EncoderWorker, (self.head(), [])  # no guides: only losses read them
 
     @abstractmethod
     def head(self) -> EncoderHead:
         """What the workers must know of the algorithm to make its model."""
 
-    def build(self, placement: Any, reporter: Any, roster: Any) -> Any:
+    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
         from launch.run.build_encoder import build_encoder
 
         return build_encoder(self, placement, reporter, roster)

@@ -7,8 +7,9 @@ imports when it is called: to load and check a configuration stays quick.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from actors.config import Config, GroupConfig
 from actors.config_rollout import RolloutConfig
@@ -22,10 +23,15 @@ from launch.settings.rules_reference import check_reference_can_follow, check_re
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from actors.files.parts import SavedPart
+    from actors.train.trainer import TrainedWorker
+    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.reward_checks import RewardProbe
     from launch.checks.rows import Field, Sets
     from launch.models.values import Role
+    from launch.run.reserved import Placement
+    from launch.run.roster import Roster
 
 S = TypeVar("S", bound=Config)
 
@@ -36,6 +42,24 @@ ON_SEQUENCES = frozenset(
     )
 )
 """Settings that all jobs read but those that compare texts."""
+
+
+class Loop(Protocol):
+    """What a run asks of the loop that a kind builds."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        ...
+
+    @property
+    def parts(self) -> "Mapping[str, SavedPart]":
+        """What has state beside the groups."""
+        ...
+
+    def train(self) -> None:
+        """Run all steps."""
+        ...
 
 
 class JobKind(ABC):
@@ -71,6 +95,7 @@ class JobKind(ABC):
 
     def _section(self, section: type[S]) -> S:
         found = self.config.algorithm
+        # Typed by the kind, so that nobody else asks which class it is.
         assert isinstance(found, section), f"the table of kinds gives {type(self).__name__} for {found.name}"
         return found
 
@@ -133,6 +158,7 @@ class JobKind(ABC):
 
     def tokens_per_update(self, mean_tokens: float | None) -> float:
         """Tokens of an update, at most; `mean_tokens`: those of a prompt, sequence or pair."""
+        # Unknown: micro-batches count as full.
         return math.inf if mean_tokens is None else self.update_samples * mean_tokens
 
     def memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
@@ -154,7 +180,7 @@ class JobKind(ABC):
     def check_packages(self) -> None:
         """Packages beyond those that every job needs."""
 
-    def check_model(self, values: dict[str, Any], directory: Path | None) -> None:
+    def check_model(self, values: Mapping[str, object], directory: Path | None) -> None:
         """The policy's model beyond its architecture: the fields of its config.json, and where it is, if it is a
         directory."""
 
@@ -189,14 +215,13 @@ class JobKind(ABC):
     # The run itself.
 
     @abstractmethod
-    def policy_worker(self) -> tuple[type, tuple[Any, ...]]:
+    def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         """Class of the policy's ranks, and what they are made with beside model, settings and seed, where they only
         read and write their model."""
 
     @abstractmethod
-    def build(self, placement: Any, reporter: Any, roster: Any) -> Any:
-        """Start all groups and return the loop; the arguments are those of `launch.run.build*`, whose modules ask the
-        kind and so cannot be named here."""
+    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
+        """Start all groups in their places, and return the loop."""
 
     def finish_export(self, step: int) -> None:
         """Complete the exported model, which was saved after this step."""

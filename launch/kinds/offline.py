@@ -1,8 +1,9 @@
 """The jobs that learn from given sequences as the launcher sees them: fine-tuning, reward models, preferences."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from actors.config import ReferenceConfig
 from algorithms.config_offline import (
@@ -13,7 +14,7 @@ from algorithms.config_offline import (
     averaged_beta_warning,
 )
 from launch.checks.estimate import Arithmetic, offline_arithmetic
-from launch.kinds.kind import ON_SEQUENCES, JobKind
+from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import DPO, KTO, REWARD, SFT
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_reference import check_reference_can_follow, check_reference_is_read
@@ -22,10 +23,14 @@ from launch.settings.rules_rows import check_nothing_is_sampled, check_nothing_i
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from actors.train.trainer import TrainedWorker
     from algorithms.data.reading import RunData
+    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.reward_checks import RewardProbe
     from launch.checks.rows import Field, Rows, Sets
+    from launch.run.reserved import Placement
+    from launch.run.roster import Roster
 
 
 class OfflineKind(JobKind):
@@ -52,6 +57,7 @@ class OfflineKind(JobKind):
 
     def arithmetic(self, rows: int | None, mean_tokens: float | None) -> Arithmetic:
         mean = self.longest()[1] if mean_tokens is None else mean_tokens
+        # Of unknown rows: those of one update.
         return offline_arithmetic(
             self.algorithm, self.config.policy, mean, rows or self.algorithm.samples_per_update, self.rows
         )
@@ -73,20 +79,20 @@ class OfflineKind(JobKind):
     def require_rows(self, found: "RunData") -> None:
         """The same of all rows, in the run."""
 
-    def policy_worker(self) -> tuple[type, tuple[Any, ...]]:
+    def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         from actors.train.policy import PolicyWorker
 
         return PolicyWorker, ()
 
     @abstractmethod
-    def loop_class(self) -> type[Any]:
-        """The loop, a subclass of `algorithms.offline.loop.Offline`."""
+    def loop_class(self) -> Callable[..., Loop]:
+        """What makes the loop: a subclass of `algorithms.offline.loop.Offline`, by its fields."""
 
-    def loop_arguments(self, directory: str, placement: Any, roster: Any) -> dict[str, Any]:
+    def loop_arguments(self, directory: str, placement: "Placement", roster: "Roster") -> Mapping[str, object]:
         """Start what the loop reads beside the policy, and return what it takes beside the arguments of every loop."""
         return {}
 
-    def build(self, placement: Any, reporter: Any, roster: Any) -> Any:
+    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
         from launch.run.build_offline import build_offline
 
         return build_offline(self, placement, reporter, roster)
@@ -107,7 +113,7 @@ class SFTKind(OfflineKind):
 
         preview_sets(self.config, rows, console, preview_sequences)
 
-    def loop_class(self) -> type[Any]:
+    def loop_class(self) -> Callable[..., Loop]:
         from algorithms.offline.sft import SFT
 
         return SFT
@@ -135,12 +141,12 @@ class RewardModelKind(PairKind):
     def algorithm(self) -> RewardModelConfig:
         return self._section(RewardModelConfig)
 
-    def policy_worker(self) -> tuple[type, tuple[Any, ...]]:
+    def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         from actors.train.critic import RewardModelWorker
 
         return RewardModelWorker, ()
 
-    def loop_class(self) -> type[Any]:
+    def loop_class(self) -> Callable[..., Loop]:
         from algorithms.offline.reward_model import RewardModel
 
         return RewardModel
@@ -209,12 +215,12 @@ class DPOKind(PairKind):
         else:
             super().preview(rows, console)
 
-    def loop_class(self) -> type[Any]:
+    def loop_class(self) -> Callable[..., Loop]:
         from algorithms.offline.dpo import DPO
 
         return DPO
 
-    def loop_arguments(self, directory: str, placement: Any, roster: Any) -> dict[str, Any]:
+    def loop_arguments(self, directory: str, placement: "Placement", roster: "Roster") -> Mapping[str, object]:
         from launch.run.build_offline import preference_arguments
 
         return preference_arguments(self, directory, placement, roster)

@@ -1,12 +1,13 @@
 """Rerankers (cross-encoders) as the launcher sees them: one source, one prompt, a score for a query with a passage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import EncoderHead
 from algorithms.config_encoder import RerankerConfig
 from launch.kinds.encoder import EncoderKind, Texts, told_losses, told_prompt
+from launch.kinds.kind import Loop
 from launch.settings.metric_names import RERANKING
 from launch.settings.rules_encoder import check_one_source
 
@@ -30,7 +31,7 @@ class RerankerKind(EncoderKind):
     def metrics_of_set(self) -> list[str]:
         return [*RERANKING, *(f"base_{name}" for name in RERANKING)]
 
-    def check_model(self, values: dict[str, Any], directory: Path | None) -> None:
+    def check_model(self, values: Mapping[str, object], directory: Path | None) -> None:
         from launch.models.encoders import check_reranker_policy
 
         check_reranker_policy(values, directory)
@@ -44,6 +45,7 @@ class RerankerKind(EncoderKind):
         return describe(rows, self.config.data, field, "graded", scores=self.algorithm.targets == "scores")
 
     def instructions(self, task: str, count: int) -> list[str]:
+        # It stands before the query; passages are read as they are.
         return [self.algorithm.prompt or "", *[""] * (count - 1)]
 
     def read_texts(self, texts: Sequence[str]) -> Texts:
@@ -52,10 +54,11 @@ class RerankerKind(EncoderKind):
 
     def head(self) -> EncoderHead:
         prompt = self.algorithm.prompt
+        # None leaves the base model's own; "" takes it away.
         kept = {} if prompt is None else {"query": prompt}
         return EncoderHead(kind="reranker", max_tokens=self.algorithm.max_tokens, prompts=kept)
 
-    def loop_class(self) -> type[Any]:
+    def loop_class(self) -> Callable[..., Loop]:
         from algorithms.encoder.reranker import Reranker
 
         return Reranker

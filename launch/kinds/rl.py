@@ -1,6 +1,7 @@
 """Reinforcement learning as the launcher sees it: engines sample, rewards score, PPO has a critic beside them."""
 
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 from actors.config import GroupConfig, refuse_unused
 from actors.config_rollout import RolloutConfig
@@ -15,7 +16,7 @@ from launch.checks.estimate import (
     trainer_memory,
 )
 from launch.config import RunConfig
-from launch.kinds.kind import ON_SEQUENCES, JobKind
+from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import of_responses
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_evaluation import check_asked_metrics, check_held_out_is_given
@@ -30,9 +31,14 @@ from launch.settings.rules_rows import check_nothing_is_searched, check_position
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from actors.train.trainer import TrainedWorker
+    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.reward_checks import RewardProbe
     from launch.checks.rows import Field, Sets
+    from launch.run.loop_arguments import LoopArguments
+    from launch.run.reserved import Placement
+    from launch.run.roster import Roster
 
 _ENGINES = ("cluster.kubernetes.rollout_node_selector", "cluster.kubernetes.autoscaling")
 
@@ -40,7 +46,9 @@ _ENGINES = ("cluster.kubernetes.rollout_node_selector", "cluster.kubernetes.auto
 def reward_model_groups(config: RunConfig) -> list[tuple[int, str]]:
     """Index in `reward.models` and name of the group of each reward model."""
     return [
-        (index, f"reward_model_{index + 1}" if index else "reward_model") for index in range(len(config.reward.models))
+        # A single one, as is usual, has no number.
+        (index, f"reward_model_{index + 1}" if index else "reward_model")
+        for index in range(len(config.reward.models))
     ]
 
 
@@ -90,7 +98,7 @@ class RLKind(JobKind):
 
     @property
     def known_steps(self) -> int | None:
-        return self.algorithm.total_steps(None)
+        return self.algorithm.total_steps(None)  # None where epochs give them
 
     @property
     def update_samples(self) -> int:
@@ -146,15 +154,19 @@ class RLKind(JobKind):
 
         preview_sets(self.config, rows, console, preview_prompts)
 
-    def policy_worker(self) -> tuple[type, tuple[Any, ...]]:
+    def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         from actors.train.policy import PolicyWorker
 
         return PolicyWorker, ()
 
-    def build(self, placement: Any, reporter: Any, roster: Any) -> Any:
+    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
         from launch.run.build import build_rl
 
-        return build_rl(self.config, placement, reporter, roster)
+        return build_rl(self, placement, reporter, roster)
+
+    @abstractmethod
+    def loop(self, arguments: "LoopArguments") -> Loop:
+        """The loop, over what `build` has started."""
 
     def step_lines(self, steps: int | None, rows: int | None) -> list[str]:
         if rows:
@@ -183,6 +195,11 @@ class PPOKind(RLKind):
     @property
     def algorithm(self) -> PPOConfig:
         return self._section(PPOConfig)
+
+    def loop(self, arguments: "LoopArguments") -> Loop:
+        from algorithms.rl.ppo import PPO
+
+        return PPO(config=self.algorithm, **arguments)
 
     def check_critic(self) -> None:
         if self.config.critic is None:
@@ -222,3 +239,8 @@ class GRPOKind(RLKind):
     @property
     def algorithm(self) -> GRPOConfig:
         return self._section(GRPOConfig)
+
+    def loop(self, arguments: "LoopArguments") -> Loop:
+        from algorithms.rl.grpo import GRPO
+
+        return GRPO(config=self.algorithm, **arguments)

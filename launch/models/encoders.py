@@ -1,6 +1,7 @@
 """What the directory of an embedding model or reranker says of itself, read without torch: pooling, vectors, scores."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _POOLING_MODES = {
 """Our name -> those of sentence-transformers, in the files that it writes and in older ones."""
 
 
-def check_embedding_policy(kind: EmbeddingKind, values: dict[str, Any], directory: Path | None) -> None:
+def check_embedding_policy(kind: EmbeddingKind, values: Mapping[str, object], directory: Path | None) -> None:
     """Check that a model can become the embedding model that the configuration asks for.
 
     Args:
@@ -31,7 +32,8 @@ def check_embedding_policy(kind: EmbeddingKind, values: dict[str, Any], director
         UserError: the directory does not say how it pools and neither does the configuration, or they contradict each
             other, it holds a model of the other kind, or vectors are shorter than their cuts.
     """
-    algorithm, size = kind.algorithm, values.get("hidden_size")
+    algorithm, hidden = kind.algorithm, values.get("hidden_size")
+    size = hidden if isinstance(hidden, int) else None
     if directory and (directory / "modules.json").is_file():
         check_embedding_model(kind.config, directory, "model.path")
         size = _check_modules(algorithm, size, directory)
@@ -44,8 +46,9 @@ def check_embedding_policy(kind: EmbeddingKind, values: dict[str, Any], director
         kind.check_size(size)
 
 
-def check_reranker_policy(values: dict[str, Any], directory: Path | None) -> None:
+def check_reranker_policy(values: Mapping[str, object], directory: Path | None) -> None:
     """Raise UserError for a model that gives several scores, which no reranker does."""
+    # A model without a head gets one of its own; a head that is there is kept.
     classes = scores_given(values)
     if architecture_of(values).endswith("ForSequenceClassification") and classes != 1:
         raise UserError(f"model.path: must give one score, got {classes} classes in {directory}")
@@ -58,6 +61,7 @@ def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path
     """
     file = directory / "modules.json"
     try:
+        # By the last word alone: the package before it differs between versions.
         modules = {item["type"].rpartition(".")[2]: item["path"] for item in _json_of(file, "model.path")}
     except (KeyError, TypeError):
         raise UserError(f"model.path: {file} must list modules with type and path, got something else") from None
@@ -71,6 +75,7 @@ def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path
         return None
     values = _json_of(directory / modules["Pooling"] / "config.json", "model.path")
     written = [name.removeprefix("pooling_mode_") for name, on in values.items() if on is True]
+    # Older files have a switch for each mode; include_prompt is a switch, and no mode.
     given = values.get("pooling_mode", [name for name in written if name != "include_prompt"])
     modes = [given] if isinstance(given, str) else given
     if algorithm.pooling and modes not in [[mode] for mode in _POOLING_MODES[algorithm.pooling]]:
@@ -78,6 +83,7 @@ def _check_modules(algorithm: EmbeddingConfig, size: int | None, directory: Path
             f"algorithm.pooling: must be left out for a model that says how it pools ({', '.join(modes)} in "
             f"{directory}), got {algorithm.pooling}"
         )
+    # Several modes stand side by side, in vectors as many times as long.
     return size if modules.keys() <= {"Transformer", "Pooling", "Normalize"} and len(modes) == 1 else None
 
 
@@ -88,7 +94,7 @@ def check_embedding_model(config: RunConfig, directory: Path, field: str) -> Non
         raise UserError(f"{field}: must be an embedding model that says how it pools (modules.json), got {directory}")
     settings = directory / "config_sentence_transformers.json"
     kind = _json_of(settings, field).get("model_type") if settings.is_file() else None
-    if kind not in (None, "SentenceTransformer"):
+    if kind not in (None, "SentenceTransformer"):  # older versions do not write it
         what = {"CrossEncoder": "reranker", "SparseEncoder": "sparse one"}.get(kind, kind)
         raise UserError(f"{field}: must be an embedding model of dense vectors, got a {what} in {directory}")
     check_tensors(values, directory, field, "encoder")

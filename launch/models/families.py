@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from actors.config import UserError
 from launch.models.transformers_source import converted_types, source_directory
@@ -43,12 +43,14 @@ class _Family(NamedTuple):
     """Whether it is a mixture of experts, unless config.json says that there are none."""
 
 
-def check_family(values: Mapping[str, Any], names: Iterable[str], directory: Path, field: str, *, causal: bool) -> None:
+def check_family(
+    values: Mapping[str, object], names: Iterable[str], directory: Path, field: str, *, causal: bool
+) -> None:
     """Raise UserError when tensors with these names are not those of a model of config.json's model_type.
 
     A family is not looked at whose source is not known, or has parts of other families.
     """
-    kind = values["model_type"]
+    kind = str(values["model_type"])
     family, found = _family(kind), {name: _last(name) for name in sorted(names)}
     inner = {last: name for name, last in found.items() if _LAYER.search(name) and last not in _TABLES}
     if family is None or not inner:
@@ -56,7 +58,7 @@ def check_family(values: Mapping[str, Any], names: Iterable[str], directory: Pat
     foreign = sorted(inner.keys() - family.known)
     biases = [name for name in found if name.endswith(".q_proj.bias")]
     differs = None
-    if len(foreign) > max(1, family.foreign * len(inner)):
+    if len(foreign) > max(1, family.foreign * len(inner)):  # a single one is no proof: somebody may have added it
         differs = f"which has no {foreign[0]}, and weights with {inner[foreign[0]]}"
     elif causal and (lacking := _lacking(family, values, found)):
         differs = f"which has {lacking} in its layers, and weights without them"
@@ -67,7 +69,7 @@ def check_family(values: Mapping[str, Any], names: Iterable[str], directory: Pat
         raise UserError(f"{field}: model_type in {where} must be that of the weights, got {kind}, {differs}")
 
 
-def _lacking(family: _Family, values: Mapping[str, Any], found: Mapping[str, str]) -> str | None:
+def _lacking(family: _Family, values: Mapping[str, object], found: Mapping[str, str]) -> str | None:
     """What every layer of the family has, and none of the tensors is of."""
     if lacking := sorted(family.required - set(found.values())):
         return lacking[0]
@@ -75,11 +77,11 @@ def _lacking(family: _Family, values: Mapping[str, Any], found: Mapping[str, str
     return "experts" if family.experts and not mixed and not _may_be_dense(values) else None
 
 
-def _may_be_dense(values: Mapping[str, Any]) -> bool:
+def _may_be_dense(values: Mapping[str, object]) -> bool:
     """Whether a model of a family with experts has none by its config.json, or none in some layers."""
     few = any("expert" in name and value in (None, 0, 1, False) for name, value in values.items())
-    layers = values.get("num_hidden_layers")
-    dense = values.get("first_k_dense_replace"), len(values.get("mlp_only_layers") or [])
+    layers, listed = values.get("num_hidden_layers"), values.get("mlp_only_layers")
+    dense = values.get("first_k_dense_replace"), len(listed) if isinstance(listed, list) else 0
     hybrid = any(re.search("hybrid|layers_block_type|layer_types", name) for name in values)
     return few or hybrid or (isinstance(layers, int) and any(isinstance(n, int) and n >= layers for n in dense))
 
@@ -97,6 +99,7 @@ def _family(kind: str) -> _Family | None:
     directory = source_directory(kind)
     if directory is None:
         return None
+    # convert_*.py names tensors as others have them.
     files = [path for path in sorted(directory.glob("*.py")) if not path.name.startswith("convert_")]
     models = [path.read_text(encoding="utf-8") for path in files if path.name.startswith("modeling_")]
     # One of several models in a directory that reads text alone has all its parts there.
@@ -125,8 +128,10 @@ def _of_each_layer(source: str) -> set[str]:
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     # Some norms have no parameters.
     bare = {node.name for node in classes if node.name.endswith("Norm") and "Parameter" not in ast.unparse(node)}
+    # Not ...SparseMoeBlock, which is a part of a layer.
     layers = [node for node in classes if re.search(r"(DecoderLayer|(?<!Moe)Block)$", node.name)]
     built = [_built(node, bare) for node in layers if not re.search("Vision|Audio", node.name)]
+    # A family may have several kinds of layers: what all of them build.
     return set.intersection(*filter(None, built)) if any(built) else set()
 
 

@@ -2,8 +2,8 @@
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from launch.models.transformers_source import activations, rope_types
@@ -24,7 +24,7 @@ _ROPE_NEEDS = {
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 
 
-def check_kinds(values: dict[str, Any], path: Path, field: str, *, strict: bool) -> None:
+def check_kinds(values: Mapping[str, object], path: Path, field: str, *, strict: bool) -> None:
     """Check the kinds of the usual fields; where `strict`, a family whose fields are known, also what they name.
 
     Raises:
@@ -36,6 +36,7 @@ def check_kinds(values: dict[str, Any], path: Path, field: str, *, strict: bool)
     rules += [("eos_token_id", (int, list), "a whole number or a list of them"), ("layer_types", (list,), "a list")]
     for name, kinds, rule in rules:
         value = values.get(name)
+        # For Python true is an int; in a config.json it is no number.
         if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
             continue
         raise UserError(f"{field}: {name} in {path} must be {rule}, got {short(value)}")
@@ -45,8 +46,9 @@ def check_kinds(values: dict[str, Any], path: Path, field: str, *, strict: bool)
         _check_rope(values, path, field)
         _check_layers(values, path, field)
     for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
-        if values.get(name) is not None and not values[name] >= 0:
-            raise UserError(f"{field}: {name} in {path} must be at least 0, got {short(values[name])}")
+        value = values.get(name)
+        if isinstance(value, int | float) and not value >= 0:  # also NaN
+            raise UserError(f"{field}: {name} in {path} must be at least 0, got {short(value)}")
     quantization = values.get("quantization_config")
     if quantization is not None and not (isinstance(quantization, dict) and quantization.get("quant_method")):
         got = short(quantization)
@@ -57,9 +59,9 @@ def check_kinds(values: dict[str, Any], path: Path, field: str, *, strict: bool)
             raise UserError(f"{field}: {name} in {path} must be one of {', '.join(_DTYPES)}, got {short(value)}")
 
 
-def _check_layers(values: dict[str, Any], path: Path, field: str) -> None:
+def _check_layers(values: Mapping[str, object], path: Path, field: str) -> None:
     kinds, layers = values.get("layer_types"), values.get("num_hidden_layers")
-    if kinds is None:
+    if not isinstance(kinds, list):
         return
     if odd := [kind for kind in kinds if not isinstance(kind, str)]:
         raise UserError(f"{field}: layer_types in {path} must be names of kinds of layers, got {short(odd[0])}")
@@ -69,23 +71,24 @@ def _check_layers(values: dict[str, Any], path: Path, field: str) -> None:
         )
 
 
-def _check_rope(values: dict[str, Any], path: Path, field: str) -> None:
+def _check_rope(values: Mapping[str, object], path: Path, field: str) -> None:
     for name in ("rope_scaling", "rope_parameters"):
         given = values.get(name)
         if given is None:
             continue
         if not isinstance(given, dict):
             raise UserError(f"{field}: {name} in {path} must be an object, got {short(given)}")
+        # One for each kind of layer, or one for all layers.
         each = [value for value in given.values() if isinstance(value, dict)] or [given]
         for rope in each:
-            kind = rope.get("rope_type", rope.get("type", "default"))
+            kind = rope.get("rope_type", rope.get("type", "default"))  # older files say type
             where = f"{field}: rope_type of {name} in {path}"
             _require_known(kind, rope_types(), where, "types of rotary positions")
             if lacking := [key for key in _ROPE_NEEDS.get(kind, ()) if rope.get(key) is None]:
                 raise UserError(f"{field}: {name} in {path} must say {lacking[0]} for {kind}, got nothing")
 
 
-def _require_known(given: Any, known: frozenset[str], where: str, what: str) -> None:
+def _require_known(given: object, known: frozenset[str], where: str, what: str) -> None:
     """Raise UserError unless the installed transformers has what is named, as far as its source tells."""
     if not known or (isinstance(given, str) and given in known):
         return
@@ -94,7 +97,7 @@ def _require_known(given: Any, known: frozenset[str], where: str, what: str) -> 
     raise UserError(f"{where} must be one of transformers' {what}{hint}, got {short(given)}")
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value of config.json as a message shows it, in at most 80 characters."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)

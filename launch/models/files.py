@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Policy:
     """What is known of the policy's model without loading it."""
 
-    values: dict[str, Any]
+    values: Mapping[str, object]
     """The fields of its config.json."""
     directory: Path | None = None
     """Where all its files are; None for `model.init`, and where the hub's cache does not hold all."""
@@ -78,7 +78,7 @@ def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:
     return sum(math.prod(tensor.shape) for tensor in stored.values()) if stored else None
 
 
-def indexed_parameters(values: Mapping[str, Any], directory: Path) -> int | None:
+def indexed_parameters(values: Mapping[str, object], directory: Path) -> int | None:
     """Parameters by the index of weights that need not be there; None without one, or with one that does not say."""
     try:
         content = (directory / "model.safetensors.index.json").read_bytes()
@@ -102,7 +102,7 @@ def check_names(config: RunConfig, policy: Policy) -> None:
     names = trained_parameters(policy.values, kind.role, rerank=kind.reranks)
     if names is None:
         return
-    tied = bool(policy.values.get("tie_word_embeddings"))
+    tied = bool(policy.values.get("tie_word_embeddings"))  # one tensor by two names: to freeze one of them freezes both
     check_patterns(config.model.freeze, names, "model.freeze", tied=tied)
     if config.model.lora:
         check_targets(config.model.lora, names, "model.lora.targets")
@@ -113,7 +113,8 @@ def check_names(config: RunConfig, policy: Policy) -> None:
 def _check_served(config: RunConfig, policy: Policy) -> None:
     """Raise UserError when the engines are to compute with adapters and the installed vLLM knows none for the model."""
     sends = config.model.lora and config.rollout.transfer.lora == "adapter"
-    for architecture in (policy.values.get("architectures") or []) if sends else []:
+    named = policy.values.get("architectures")
+    for architecture in named if sends and isinstance(named, list) else []:
         if serves_adapters(architecture) is False:
             raise UserError(
                 f"rollout.transfer.lora: must be merged for {architecture}, for which vLLM serves no adapters (in bf16 "
@@ -201,6 +202,7 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
 
 def _require_one_score(stored: Mapping[str, StoredTensor], directory: Path, field: str) -> bool:
     """Whether there is a trained score head; raises UserError for one with several scores."""
+    # score.weight [scores, hidden], as transformers calls a classifier's head on a decoder.
     heads = [tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0].endswith("score")]
     if heads and heads[0][:1] != (1,):
         raise UserError(f"{field}: must give one score, got {heads[0][0]} classes in {directory}")
@@ -231,6 +233,7 @@ def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
     try:
         own = load_tokenizer(str(directory))
     except UserError as error:
+        # load_tokenizer knows no other field.
         raise UserError(*(problem.replace("model.path", field, 1) for problem in error.problems)) from None
     if vocabulary(own) != vocabulary(tokenizer_for(config.model)):
         raise UserError(

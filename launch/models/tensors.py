@@ -9,11 +9,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from actors.config import LoraConfig, UserError
 from actors.models.safetensors_header import StoredTensor, layer_count, pickled_names, stored_tensors
-from launch.checks.estimate import decoder_shape
+from launch.checks.estimate import decoder_shape, size_in
 from launch.models.families import check_family
 from launch.models.transformers_source import causal_architectures
 from launch.models.values import BERTS, DECODERS, REQUIRED, Role, architecture_of, model_values
@@ -29,15 +28,17 @@ _APART = re.compile(r"(^|\.)(embed_tokens|lm_head|score|pooler|classifier|embedd
 """Matrices that are no linear layers with adapters: see `linear_layers` of actors/models/lora.py."""
 
 
-def check_whole(directory: Path, field: str) -> dict[str, Any]:
+def check_whole(directory: Path, field: str) -> dict[str, object]:
     """The fields of config.json of a directory that holds a whole model, of any kind; raises UserError with `field`."""
     values = model_values(directory, field)
-    causal = architecture_of(values) in causal_architectures().get(values["model_type"], ())
+    causal = architecture_of(values) in causal_architectures().get(str(values["model_type"]), ())
     check_tensors(values, directory, field, "causal" if causal else "encoder")
     return values
 
 
-def check_tensors(values: Mapping[str, Any], directory: Path, field: str, role: Role) -> dict[str, StoredTensor] | None:
+def check_tensors(
+    values: Mapping[str, object], directory: Path, field: str, role: Role
+) -> dict[str, StoredTensor] | None:
     """Compare the weights of a directory with the fields of its config.json.
 
     Returns:
@@ -64,7 +65,7 @@ def check_tensors(values: Mapping[str, Any], directory: Path, field: str, role: 
     return stored
 
 
-def _check_names(values: Mapping[str, Any], directory: Path, field: str, role: Role) -> None:
+def _check_names(values: Mapping[str, object], directory: Path, field: str, role: Role) -> None:
     """For weights of which only the names are known, among other texts: *.bin."""
     try:
         names = {_modern(text) for text in pickled_names(directory)}
@@ -81,43 +82,45 @@ def _like_tensors(texts: Iterable[str]) -> list[str]:
     return [text for text in texts if re.fullmatch(r"\w+(\.\w+)+", text)]
 
 
-def expected_tensors(values: Mapping[str, Any], role: Role, stored: Iterable[str] = ()) -> Shapes | None:
+def expected_tensors(values: Mapping[str, object], role: Role, stored: Iterable[str] = ()) -> Shapes | None:
     """Every parameter of a model with these fields of config.json, named as in the files among whose names are
     `stored`; None for a family that is not known here."""
     if not all(isinstance(values.get(name), int) for name in REQUIRED):
         return None
     if values["model_type"] in DECODERS:
+        # Saved from the model without its head, whose names begin with model. otherwise.
         bare = "embed_tokens.weight" in stored
         found = _decoder(values, "" if bare else "model.")
         if role == "causal" and not values.get("tie_word_embeddings", False):
-            found["lm_head.weight"] = (values["vocab_size"], values["hidden_size"])
+            found["lm_head.weight"] = (size_in(values, "vocab_size"), size_in(values, "hidden_size"))
         return found
     if values["model_type"] in BERTS:
         word = "embeddings.word_embeddings.weight"
+        # bert., roberta. or nothing, as whoever saved it has had a head or not.
         prefix = next((name.removesuffix(word) for name in stored if name.endswith(word)), "")
         return _bert(values, prefix)
     return None
 
 
-def trained_parameters(values: Mapping[str, Any], role: Role, *, rerank: bool = False) -> Shapes | None:
+def trained_parameters(values: Mapping[str, object], role: Role, *, rerank: bool = False) -> Shapes | None:
     """Every parameter of the model that a job makes, by the names that it has there, tied ones by both; None for a
     family that is not known here."""
     if not all(isinstance(values.get(name), int) for name in REQUIRED):
         return None
     bare = role == "encoder" and not rerank
-    hidden = values["hidden_size"]
+    hidden, rows = size_in(values, "hidden_size"), size_in(values, "vocab_size")
     if values["model_type"] in DECODERS:
-        head = {"lm_head.weight": (values["vocab_size"], hidden)} if role == "causal" else {"score.weight": (1, hidden)}
+        head = {"lm_head.weight": (rows, hidden)} if role == "causal" else {"score.weight": (1, hidden)}
         return _decoder(values, "" if bare else "model.") | ({} if bare else head)
     if values["model_type"] in BERTS:
-        body = "" if bare else values["model_type"].removeprefix("xlm-") + "."
+        body = "" if bare else str(values["model_type"]).removeprefix("xlm-") + "."
         ends = [f"{body}pooler.dense"] + ([] if bare else ["classifier", "classifier.dense", "classifier.out_proj"])
         further = {f"{name}.weight": (hidden, hidden) for name in ends} | {f"{name}.bias": (hidden,) for name in ends}
         return _bert(values, body) | further
     return None
 
 
-def _decoder(values: Mapping[str, Any], prefix: str) -> Shapes:
+def _decoder(values: Mapping[str, object], prefix: str) -> Shapes:
     shape = decoder_shape(values)
     assert shape is not None, "the caller has looked for its fields"
     hidden, inner = shape.hidden_size, shape.intermediate_size
@@ -144,20 +147,20 @@ def _decoder(values: Mapping[str, Any], prefix: str) -> Shapes:
     return found
 
 
-def _bert(values: Mapping[str, Any], prefix: str) -> Shapes:
-    hidden, inner = values["hidden_size"], values["intermediate_size"]
+def _bert(values: Mapping[str, object], prefix: str) -> Shapes:
+    hidden, inner = size_in(values, "hidden_size"), size_in(values, "intermediate_size")
     found: Shapes = {
-        f"{prefix}embeddings.word_embeddings.weight": (values["vocab_size"], hidden),
+        f"{prefix}embeddings.word_embeddings.weight": (size_in(values, "vocab_size"), hidden),
         f"{prefix}embeddings.LayerNorm.weight": (hidden,),
         f"{prefix}embeddings.LayerNorm.bias": (hidden,),
     }
     for name, count in {"position": "max_position_embeddings", "token_type": "type_vocab_size"}.items():
-        if isinstance(values.get(count), int):
-            found[f"{prefix}embeddings.{name}_embeddings.weight"] = (values[count], hidden)
+        if isinstance(rows := values.get(count), int):
+            found[f"{prefix}embeddings.{name}_embeddings.weight"] = (rows, hidden)
     linear = {f"attention.self.{name}": (hidden, hidden) for name in ("query", "key", "value")}
     linear |= {"attention.output.dense": (hidden, hidden), "intermediate.dense": (inner, hidden)}
     linear |= {"output.dense": (hidden, inner)}
-    for number in range(values["num_hidden_layers"]):
+    for number in range(size_in(values, "num_hidden_layers")):
         layer = f"{prefix}encoder.layer.{number}."
         found |= {f"{layer}{name}.weight": size for name, size in linear.items()}
         found |= {f"{layer}{name}.bias": size[:1] for name, size in linear.items()}
@@ -166,9 +169,13 @@ def _bert(values: Mapping[str, Any], prefix: str) -> Shapes:
     return found
 
 
-def _check_layers(values: Mapping[str, Any], stored: Mapping[str, StoredTensor], directory: Path, field: str) -> None:
+def _check_layers(
+    values: Mapping[str, object], stored: Mapping[str, StoredTensor], directory: Path, field: str
+) -> None:
     said = values.get("num_hidden_layers") or values.get("n_layer")
-    held, further = layer_count(stored), values.get("num_nextn_predict_layers") or 0
+    held, further = layer_count(stored), values.get("num_nextn_predict_layers")
+    further = further if isinstance(further, int) else 0
+    # DeepSeek's and others keep layers that predict several tokens behind the last one.
     if isinstance(said, int) and held is not None and not said <= held <= said + further:
         raise UserError(
             f"{field}: weights must be of the {said} layers that config.json says, got {held} layers in {directory}"
@@ -176,10 +183,11 @@ def _check_layers(values: Mapping[str, Any], stored: Mapping[str, StoredTensor],
 
 
 def _check_embedding(
-    values: Mapping[str, Any], stored: Mapping[str, StoredTensor], directory: Path, field: str
+    values: Mapping[str, object], stored: Mapping[str, StoredTensor], directory: Path, field: str
 ) -> None:
     """For a family that is not known: the rows and columns of its embedding."""
     found = [name for name in stored if name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
+    # Of several, nobody says which is meant.
     if len(found) != 1 or len(stored[found[0]].shape) != 2:
         return
     rows, width = stored[found[0]].shape
@@ -235,6 +243,7 @@ def check_patterns(patterns: list[str], names: Iterable[str], field: str, *, tie
             near = difflib.get_close_matches(pattern, known, 1, cutoff=0.4)
             hint = f" (for example {near[0]})" if near else ""
             raise UserError(f"{field}: each pattern must match a parameter{hint}, got {pattern}")
+    # With the embedding frozen, a tied head is no parameter that is left.
     own = [name for name in known if not (tied and name == "lm_head.weight")]
     if patterns and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in own):
         raise UserError(f"{field}: must leave something to train, got {patterns}")
@@ -247,6 +256,7 @@ def check_targets(lora: LoraConfig, expected: Shapes, field: str) -> None:
     matrices = [name.removesuffix(".weight") for name, shape in expected.items() if len(shape) == 2]
     layers = [name for name in matrices if not _APART.search(f"{name}.")]
     for target in lora.targets:
+        # PEFT's rule: the whole name, or its end from a dot on.
         if any(f".{name}".endswith(f".{target}") for name in layers):
             continue
         kinds = sorted({name.rpartition(".")[2] for name in layers})

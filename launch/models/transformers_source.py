@@ -37,6 +37,7 @@ def rope_types() -> frozenset[str]:
     """Types of rotary positions that the installed transformers computes; empty as `known_types`."""
     listed = _source("../../modeling_rope_utils.py").partition("\nROPE_INIT_FUNCTIONS: ")[2].partition("\n}")[0]
     found = re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE)
+    # Without an entry there: transformers computes it apart.
     return frozenset(("default", *found)) if found else frozenset()
 
 
@@ -50,6 +51,7 @@ def converted_types() -> frozenset[str]:
 def source_directory(kind: str) -> Path | None:
     """Where the installed transformers has the source of a model_type; None where it is not found."""
     listed = _section("auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME = ")
+    # Most directories are called as their models are; these are not.
     special = dict(re.findall(r'"([\w.-]+)",\s*"(\w+)"', listed))
     file = _file(f"../{special.get(kind, kind).replace('-', '_')}/__init__.py")
     return file and file.parent

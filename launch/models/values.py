@@ -3,9 +3,10 @@
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from actors.config import UserError
 from actors.models.safetensors_header import not_a_file, parse_json, weight_files
@@ -33,7 +34,7 @@ READ_BOTH_WAYS = (
 _MOST_BYTES = 16 * 2**20
 
 
-def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
+def model_values(directory: Path, field: str = "model.path") -> dict[str, object]:
     """The fields of config.json of a directory with weights.
 
     Raises:
@@ -41,7 +42,7 @@ def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
     """
     require_directory(directory, field)
     values = config_values(directory, field)
-    if "algorithm" in values and "model_type" not in values:
+    if "algorithm" in values and "model_type" not in values:  # a run has a config.json as well
         raise UserError(f"{field}: {unfinished(directory) or 'is a run directory without a model'}, got {directory}")
     try:
         found = bool(weight_files(directory))
@@ -52,7 +53,7 @@ def model_values(directory: Path, field: str = "model.path") -> dict[str, Any]:
     return values
 
 
-def config_values(directory: Path, field: str) -> dict[str, Any]:
+def config_values(directory: Path, field: str) -> dict[str, object]:
     """The fields of config.json, whether or not there are weights beside it; raises UserError as `model_values`."""
     path = directory / "config.json"
     try:
@@ -65,7 +66,7 @@ def config_values(directory: Path, field: str) -> dict[str, Any]:
         raise UserError(f"{field}: {error}, got {directory}") from None
     if not isinstance(values, dict):
         raise UserError(f"{field}: {path} must hold an object, got a {_kind(values)}")
-    if "algorithm" not in values or "model_type" in values:
+    if "algorithm" not in values or "model_type" in values:  # else a run's: `model_values` tells it
         _check_type(values, path, field)
         _check_counts(values, path, field)
         check_kinds(values, path, field, strict=values["model_type"] in (*DECODERS, *BERTS))
@@ -142,18 +143,22 @@ def unfinished(directory: Path) -> str | None:
     )
 
 
-def architecture_of(values: dict[str, Any]) -> str:
+def architecture_of(values: Mapping[str, object]) -> str:
     """The first architecture that config.json names; empty where it names none."""
-    return next(iter(values.get("architectures") or []), "")
+    names = values.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def scores_given(values: dict[str, Any]) -> int:
+def scores_given(values: Mapping[str, object]) -> int:
     """How many scores a classifier gives; a configuration that names no classes has two."""
     labels = values.get("id2label")
-    return len(labels) if isinstance(labels, dict) and labels else int(values.get("num_labels") or 2)
+    if isinstance(labels, dict) and labels:
+        return len(labels)
+    given = values.get("num_labels")
+    return int(given) if isinstance(given, int | float | str) and given else 2
 
 
-def check_architecture(values: dict[str, Any], role: Role, directory: Path, field: str, what: str) -> None:
+def check_architecture(values: Mapping[str, object], role: Role, directory: Path, field: str, what: str) -> None:
     """Raise UserError unless a model can become what it shall; `what` says who asks, such as `grpo`."""
     if quantized := values.get("quantization_config") or values.get("compression_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -161,9 +166,9 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
             f"{field}: must hold plain weights (model.quantize makes 4 bits of them), got weights quantised with "
             f"{short(method)} in {directory}"
         )
-    if role == "encoder":
+    if role == "encoder":  # any transformer gives vectors
         return
-    kind, architecture = values["model_type"], architecture_of(values)
+    kind, architecture = str(values["model_type"]), architecture_of(values)
     shown = f"{architecture or kind} in {directory}"
     wanted = f"must be a causal language model for {what}"
     if "vision_config" in values or "audio_config" in values or architecture.endswith("ForConditionalGeneration"):
@@ -171,7 +176,7 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
     if architecture.endswith("ForSequenceClassification") and role == "causal":
         raise UserError(f"{field}: {wanted}, and a classifier gives scores, got {shown}")
     known = causal_architectures()
-    if not known:
+    if not known:  # the installed transformers has another form than is known here
         return
     plain = (
         not architecture or architecture in known.get(kind, ()) or architecture.endswith("ForSequenceClassification")
@@ -181,7 +186,7 @@ def check_architecture(values: dict[str, Any], role: Role, directory: Path, fiel
         raise UserError(f"{field}: {wanted}{wants}, got {shown}")
 
 
-def _check_type(values: dict[str, Any], path: Path, field: str) -> None:
+def _check_type(values: Mapping[str, object], path: Path, field: str) -> None:
     kind, known = values.get("model_type"), known_types()
     if not isinstance(kind, str) or not kind:
         got = "nothing" if kind is None else short(kind)
@@ -206,7 +211,7 @@ def _check_type(values: dict[str, Any], path: Path, field: str) -> None:
     )
 
 
-def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
+def _check_counts(values: Mapping[str, object], path: Path, field: str) -> None:
     for name in _COUNTS:
         value = values.get(name)
         if value is None or isinstance(value, list):  # some families give one for each layer
@@ -222,6 +227,7 @@ def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if not (isinstance(hidden, int) and isinstance(heads, int)):
         return
+    # With a head_dim of their own, heads need not divide anything.
     if not values.get("head_dim") and hidden % heads and (kind in DECODERS or kind in BERTS):
         raise UserError(f"{field}: num_attention_heads in {path} must divide hidden_size ({hidden}), got {heads}")
     groups = values.get("num_key_value_heads")
@@ -231,7 +237,7 @@ def _check_counts(values: dict[str, Any], path: Path, field: str) -> None:
         )
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {list: "list", str: "string"}.get(type(value), "number")
+    return "list" if isinstance(value, list) else "string" if isinstance(value, str) else "number"

@@ -26,7 +26,7 @@ def _registered() -> dict[str, tuple[str, str]]:
     for statement in tree.body if tree else ():
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_TEXT_GENERATION_MODELS":
             try:
-                return ast.literal_eval(statement.value)
+                return ast.literal_eval(statement.value)  # a table of plain tuples
             except ValueError:
                 return {}
     return {}
@@ -48,6 +48,7 @@ def _inherits(module: str, name: str) -> bool | None:
         return True
     if name in classes:
         bases = [_inherits(module, base.id) for base in classes[name].bases if isinstance(base, ast.Name)]
+        # One base that is not found may be the one that would say yes.
         return True if any(bases) else None if None in bases else False
     if name in origins:
         return origins[name][1] == _ADAPTERS or _inherits(*origins[name])

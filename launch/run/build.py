@@ -3,35 +3,42 @@
 The engines come first, as they take longest to start, then the rest beside them.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ray import ObjectRef
 
 from actors.batch import Prompt
-from actors.config import ModelConfig, UserError
+from actors.config import UserError
 from actors.group import ActorGroup
-from actors.models.hub_cache import located
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
-from algorithms.batches import Batches, row_order
+from algorithms.batches import Batches, WeightedBatches, row_order
 from algorithms.config_rl import RLConfig
 from algorithms.data.reading import run_data
+from algorithms.loop import Reporter
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
-from launch.kinds.rl import reward_model_groups
-from launch.kinds.table import job_kind
-from launch.models.files import require_same_tokens
+from launch.kinds.kind import Loop
+from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.connection import Connection
-from launch.run.groups import built, reference_sync, start_building, start_loading
+from launch.run.groups import reference_sync, start_building
 from launch.run.placement import REWARD_WORKER_CPUS
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
+from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
-from launch.run.weights import publisher, spawn_holder
-from launch.screen.reporter import RunReporter
+from launch.run.weights import publisher
 from launch.settings.rules_rl import transfer_backend
+
+if TYPE_CHECKING:
+    from algorithms.rl.shaper import RewardShaper
+    from algorithms.rollouts.rollouts import Rollouts
+    from launch.run.loop_arguments import LoopArguments, ReadArguments, SettingsArguments
 
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
@@ -42,86 +49,104 @@ def on_one_gpu(config: RunConfig) -> bool:
     return bool(config.cluster.placement == "shared" and config.rollout.gpus_per_engine)
 
 
-def build_rl(config: RunConfig, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Engines:
+    """Rollout engines that are being started."""
+
+    group: ActorGroup[RolloutWorker]
+    starting: list["ObjectRef[None]"]
+    deadline_s: float
+
+    def wait(self, reporter: Reporter) -> None:
+        """Until all of them can generate; raises GroupError."""
+        reporter.phase("starting engines")
+        waits = partial(reporter.progress, what="ready")
+        self.group.gather(self.starting, "ready", timeout_s=self.deadline_s, told=waits)
+
+    def notice(self) -> None:
+        """Raise GroupError where one has failed already."""
+        self.group.notice(self.starting, "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Rows to train and to evaluate on."""
+
+    drawn: int
+    """Prompts that one pass has."""
+    prompts: list[Prompt]
+    evaluation: list[Prompt]
+    batches: Batches | WeightedBatches
+    """Which of the prompts come next."""
+
+
+def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
     """Start all groups of a PPO or GRPO run and return its loop."""
-    algorithm = config.algorithm
-    assert isinstance(algorithm, RLConfig)
-    backend = transfer_backend(config)
+    config = kind.config
     directory = write_skeleton(config.model, config.directory / "model")
     reporter.phase("starting engines")
-    rollout = roster.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
-    share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
-    engines = config.rollout.model_copy(update={"gpu_memory_utilization": share})
-    rollout.spawn(directory, engines, config.model, backend, config.run.seed)
-    starting = [rollout.submit(rank, _ENGINE.ready) for rank in range(len(rollout))]
+    engines = _start_engines(config, directory, placement, roster)
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
     from algorithms.rl.deals import split_by
-    from algorithms.rl.grpo import GRPO
-    from algorithms.rl.ppo import PPO
 
     reporter.phase("loading models")
-    policy = roster.add("policy", PolicyWorker, config.policy.timeout_s, placement)
-    policy.spawn(config.model, directory, config.policy, config.run.seed)
-    spawn_holder(config, placement, roster)
-    frozen = _spawn_frozen(config, directory, placement, roster)
-    critic = _spawn_critic(config, directory, placement, roster)
+    models = spawn_models(config, directory, placement, roster)
     roster.pool = _reward_pool(config, placement)
     reporter.phase("reading data")
-    drawn, prompts, data = _rl_data(config, directory, reporter)
-    roster.rollouts = _rollouts(config, rollout, roster.pool, prompts, data["batches"])
-    if problem := job_kind(config).steps_problem(drawn):
-        raise UserError(problem)
-    steps = _total_steps(algorithm, drawn)
-    waits = partial(reporter.progress, what="ready")
-    engines_ready = partial(rollout.gather, starting, "ready", timeout_s=config.rollout.start_timeout_s, told=waits)
+    data = _rl_data(config, directory, reporter)
+    roster.rollouts = _rollouts(kind, engines.group, roster.pool, data)
+    steps = _total_steps(kind, data.drawn)
     if on_one_gpu(config):
         # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
-        reporter.phase("starting engines")
-        engines_ready()
-    building = start_building(policy, _policy_updates(algorithm, steps))
-    rollout.notice(starting, "ready")
-    trained = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
-    saves = Saves(trained)
+        engines.wait(reporter)
+    building = start_building(models.policy, _policy_updates(kind.algorithm, steps))
+    # One that has failed already ends the start here, not after the models are loaded.
+    engines.notice()
+    # A reference that stays as it is, is read from its directory again: only one that follows has weights to save.
+    saves = Saves(roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else [])))
     connection = Connection(config, roster)
-    arguments: dict[str, Any] = {
-        "config": algorithm,
+    arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,
-        "split": split_by(rollout, _ENGINE.split),
+        "split": split_by(engines.group, _ENGINE.split),
         "publish": publisher(config, roster, connection, directory),
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
-        "sampling": _sampling(config, algorithm),
-        "micro_batch_tokens": _budgets(config),
-        "seed": config.run.seed,
         "total_steps": steps,
-        "samples_per_step": config.tracking.samples_per_step,
-        "eval_samples": config.tracking.eval_samples,
-        "shaper": _shaper(config),
-        **_reference(config, roster),
-        **data,
+        "evaluation": data.evaluation,
+        "batches": data.batches,
+        **_reading(config, roster),
+        **_from_settings(kind),
     }
-    loop = PPO(**arguments) if critic else GRPO(**arguments)
-    reporter.phase("loading models")
-    loading = [(critic, start_building(critic, steps * algorithm.updates_per_step))] if critic else []
-    loading += [(group, start_loading(group, worker.build)) for worker, group in frozen.values()]
-    for group, models in [*loading, (policy, building)]:
-        built(group, models, reporter)
+    loop = kind.loop(arguments)
+    load_models(models, building, steps * kind.algorithm.updates_per_step, reporter)
     reporter.phase("preparing to send weights")
-    policy.call(PolicyWorker.prepare_to_connect)
-    reporter.phase("starting engines")
-    engines_ready()
+    # While engines still start: what is imported for it takes seconds.
+    models.policy.call(PolicyWorker.prepare_to_connect)
+    engines.wait(reporter)
     reporter.phase("connecting engines")
     connection.ensure()
+    # Last: the ranks have to hold models before they can load shards into them.
     resume(config, saves, loop, reporter)
     return loop
 
 
-def _total_steps(algorithm: RLConfig, prompts: int) -> int:
-    """Steps of the run over this many prompts."""
-    total = algorithm.total_steps(prompts)
+def _start_engines(config: RunConfig, directory: str, placement: Placement, roster: Roster) -> _Engines:
+    group = roster.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
+    share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
+    settings = config.rollout.model_copy(update={"gpu_memory_utilization": share})
+    group.spawn(directory, settings, config.model, transfer_backend(config), config.run.seed)
+    starting = [group.submit(rank, _ENGINE.ready) for rank in range(len(group))]
+    return _Engines(group, starting, config.rollout.start_timeout_s)
+
+
+def _total_steps(kind: RLKind, prompts: int) -> int:
+    """Steps of the run over this many prompts; raises UserError where the job cannot make so few, or many."""
+    if problem := kind.steps_problem(prompts):
+        raise UserError(problem)
+    total = kind.algorithm.total_steps(prompts)
     assert total is not None, "only unknown prompts leave it open"
     return total
 
@@ -135,6 +160,7 @@ def _policy_updates(algorithm: RLConfig, steps: int) -> int:
 def _reward_pool(config: RunConfig, placement: Placement) -> RewardPool | None:
     if not config.reward.functions and not config.reward.endpoints:
         return None
+    # The pool starts its own processes: of a slot it needs only where.
     places = [slot.strategy for slot in placement.slots["reward"]]
     return RewardPool(config.reward, cpus_per_worker=REWARD_WORKER_CPUS, places=places)
 
@@ -147,60 +173,7 @@ def _sampling(config: RunConfig, algorithm: RLConfig) -> Sampling:
     )
 
 
-def _spawn_frozen(
-    config: RunConfig, directory: str, placement: Placement, roster: Roster
-) -> dict[str, tuple[type[Any], ActorGroup[Any]]]:
-    """Name -> worker class and group, of the reference and the reward models."""
-    from actors.train.reference import ReferenceWorker, ScoringWorker
-
-    found: dict[str, tuple[type[Any], ActorGroup[Any]]] = {}
-    if config.reference_group:
-        group = roster.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
-        plain = config.model.model_copy(update={"lora": None, "freeze": []})
-        group.spawn(plain, directory, config.reference, config.run.seed)
-        found["reference"] = (ReferenceWorker, group)
-    for index, name in reward_model_groups(config):
-        source = config.reward.models[index]
-        path = located(source.path, field=f"reward.models.{index}.path")
-        require_same_tokens(directory, path, f"reward.models.{index}.path")
-        group = roster.add(name, ScoringWorker, source.group.timeout_s, placement)
-        group.spawn(_other_model(config, source.path), path, source.group, config.run.seed)
-        found[name] = (ScoringWorker, group)
-    return found
-
-
-def _spawn_critic(config: RunConfig, directory: str, placement: Placement, roster: Roster) -> ActorGroup[Any] | None:
-    """The critic, from its own path, the only reward model, or the policy's body with a new head."""
-    from actors.train.critic import CriticWorker
-
-    if config.critic is None:
-        return None
-    path = critic_path(config)
-    if path:
-        path = located(path, field="critic.path")
-        require_same_tokens(directory, path, "critic.path")
-    model = _other_model(config, path) if path else config.model
-    model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
-    group = roster.add("critic", CriticWorker, config.critic.timeout_s, placement)
-    group.spawn(model, path or directory, config.critic, config.run.seed)
-    return group
-
-
-def critic_path(config: RunConfig) -> str | None:
-    """Directory that the critic starts from; None for the policy's."""
-    if config.critic and config.critic.path:
-        return config.critic.path
-    models = config.reward.models
-    return models[0].path if len(models) == 1 else None
-
-
-def _other_model(config: RunConfig, path: str) -> ModelConfig:
-    """The settings of a model beside the policy."""
-    own = {"path": path, "revision": None, "init": None, "lora": None, "quantize": None, "freeze": []}
-    return config.model.model_copy(update=own)
-
-
-def _reference(config: RunConfig, roster: Roster) -> dict[str, Any]:
+def _reading(config: RunConfig, roster: Roster) -> "ReadArguments":
     """Who gives reference logprobs, and the reward models."""
     from actors.train.policy import PolicyWorker
     from actors.train.reference import ReferenceWorker
@@ -222,7 +195,7 @@ def _reference(config: RunConfig, roster: Roster) -> dict[str, Any]:
         )
         for index, name in reward_model_groups(config)
     ]
-    found = {"reference": reference, "read_reference": method, "models": models}
+    found: ReadArguments = {"reference": reference, "read_reference": method, "models": models}
     if config.reference.sync_every:
         found["sync_reference"] = reference_sync(config, roster)
     return found
@@ -230,16 +203,28 @@ def _reference(config: RunConfig, roster: Roster) -> dict[str, Any]:
 
 def _budgets(config: RunConfig) -> dict[str, int]:
     """Token budget of a micro-batch of each group."""
+    # Without a group of its own, the reference is the policy's ranks, with adapters switched off.
     reference = config.reference if config.reference_group else config.policy
     budgets = {"policy": config.policy.micro_batch_tokens, "reference": reference.micro_batch_tokens}
     return budgets | ({"critic": config.critic.micro_batch_tokens} if config.critic else {})
 
 
-def _shaper(config: RunConfig) -> Any:
+def _from_settings(kind: RLKind) -> "SettingsArguments":
+    """The arguments of a loop that need nothing of what was started."""
+    config = kind.config
+    return {
+        "shaper": _shaper(config, kind.algorithm),
+        "sampling": _sampling(config, kind.algorithm),
+        "micro_batch_tokens": _budgets(config),
+        "seed": config.run.seed,
+        "samples_per_step": config.tracking.samples_per_step,
+        "eval_samples": config.tracking.eval_samples,
+    }
+
+
+def _shaper(config: RunConfig, algorithm: RLConfig) -> "RewardShaper":
     from algorithms.rl.shaper import RewardShaper
 
-    algorithm = config.algorithm
-    assert isinstance(algorithm, RLConfig)
     return RewardShaper(
         normalize=config.reward.normalize,
         clip=config.reward.clip,
@@ -249,16 +234,13 @@ def _shaper(config: RunConfig) -> Any:
     )
 
 
-def _rollouts(
-    config: RunConfig, engines: ActorGroup[Any], pool: RewardPool | None, prompts: list[Prompt], batches: Batches
-) -> Any:
-    """Where scored groups come from; `batches` says which of the prompts come next."""
+def _rollouts(kind: RLKind, engines: ActorGroup[RolloutWorker], pool: RewardPool | None, data: _Data) -> "Rollouts":
+    """Where scored groups come from."""
     from algorithms.rollouts.engines import RayEngines
     from algorithms.rollouts.groups import prompt_finder
     from algorithms.rollouts.rollouts import Limits, Rollouts
 
-    algorithm = config.algorithm
-    assert isinstance(algorithm, RLConfig)
+    config, algorithm = kind.config, kind.algorithm
     limits = Limits(
         silence_s=config.rollout.timeout_s,
         prompt_s=config.rollout.prompt_timeout_s,
@@ -267,20 +249,20 @@ def _rollouts(
     return Rollouts(
         RayEngines(engines),
         pool,
-        (prompts[batches.next(1)[0]] for _ in count()),
+        # Drawn no earlier than a prompt may start: checkpoints keep how far `batches` has come.
+        (data.prompts[data.batches.next(1)[0]] for _ in count()),
         _sampling(config, algorithm),
         limits,
-        prompt_of=prompt_finder(prompts),
+        prompt_of=prompt_finder(data.prompts),
         groups_per_step=algorithm.prompts_per_step,
         max_staleness=algorithm.max_staleness,
     )
 
 
-def _rl_data(config: RunConfig, directory: str, reporter: RunReporter) -> tuple[int, list[Prompt], dict[str, Any]]:
-    """How many prompts one pass has, the prompts, and the loop's arguments about data."""
+def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
     data, limit = config.data, config.rollout.max_prompt_tokens
     found = run_data(config.algorithm, data, load_tokenizer(directory), max_prompt_tokens=limit)
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
-    return found.drawn(data.weights), found.train, {"evaluation": found.held_out, "batches": batches}
+    return _Data(found.drawn(data.weights), found.train, found.held_out, batches)

@@ -1,21 +1,25 @@
 """From a RunConfig to running groups and the loop of a job that learns from given data: sft, reward, dpo."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from algorithms.batches import row_order
 from algorithms.data.reading import run_data
+from algorithms.loop import Reporter
+from launch.kinds.kind import Loop
 from launch.kinds.offline import DPOKind, OfflineKind
 from launch.run.groups import built, reference_sync, start_building, start_loading
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
-from launch.screen.reporter import RunReporter
+
+if TYPE_CHECKING:
+    from algorithms.offline.reference_cache import ReferenceCache
 
 
-def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Any:
+def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
     """Start the groups of an SFT, reward-model or preference run and return its loop."""
     reporter.phase("loading libraries")
     from actors.train.reference import ReferenceWorker
@@ -26,11 +30,14 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter
     reporter.phase("loading model")
     policy = roster.add("policy", worker, config.policy.timeout_s, placement)
     policy.spawn(config.model, directory, config.policy, config.run.seed)
+    # Starts the reference, if there is to be one: it loads its model while this process reads the data.
     extra = kind.loop_arguments(directory, placement, roster)
     reference = roster.get("reference")
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
+    # One that stays as it is, is read from its directory again.
     saves = Saves(roster.members("policy", *(["reference"] if config.reference.sync_every else [])))
     reporter.phase("reading data")
+    # No limit of prompts: rows are prompts with responses, and data.max_length is theirs.
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
         reporter.note(note)
@@ -56,7 +63,7 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter
     return loop
 
 
-def preference_arguments(kind: DPOKind, directory: str, placement: Placement, roster: Roster) -> dict[str, Any]:
+def preference_arguments(kind: DPOKind, directory: str, placement: Placement, roster: Roster) -> dict[str, object]:
     """What the loop of preference losses takes beside those of every loop: who gives reference logprobs, and how."""
     from actors.train.policy import PolicyWorker
     from actors.train.reference import ReferenceWorker
@@ -80,15 +87,16 @@ def preference_arguments(kind: DPOKind, directory: str, placement: Placement, ro
     }
 
 
-def _reference_cache(kind: DPOKind, directory: str) -> Any:
+def _reference_cache(kind: DPOKind, directory: str) -> "ReferenceCache | None":
     """Where precomputed reference logprobs are kept, shared by the runs of an output directory."""
     from algorithms.offline.reference_cache import ReferenceCache, model_content
 
     config = kind.config
-    if kind.algorithm.reference == "live":
+    if kind.algorithm.reference == "live":  # live: computed anew in every update
         return None
     init = config.model.init.model_dump_json() if config.model.init else ""
     content = model_content(
+        # A new model is what its numbers and its seed make of it: its directory holds no weights.
         Path(directory) if not config.model.init else Path("init"),
         f"{config.model.dtype} {config.model.quantize} {init}",
     )

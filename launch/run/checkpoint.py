@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.config import UserError
 from actors.files.full_disk import told_when_full
@@ -29,6 +28,7 @@ from launch.run.manifest import (
     step_of,
 )
 
+# Not the number of the process: on another machine, or later, another one has it too.
 _THIS_DRIVER = uuid.uuid4().hex
 
 Files = Iterable[StoredFile]
@@ -115,6 +115,7 @@ class Checkpoints:
         Half-written checkpoints go silently. Finished ones and results go only where `checkpoint.resume` is false;
         those that a resumed run would write over, and results without a checkpoint, are kept aside.
         """
+        # Before any model is read: what is exported to its path later is not what this run has begun with.
         keep_contents(self._config)
         run, lines = self._config.directory, []
         name = self._reached() if self._config.checkpoint.resume else None
@@ -134,7 +135,7 @@ class Checkpoints:
             shutil.rmtree(path)
         for pointer in ("latest.partial", "best.partial", *(() if name else ("latest", "best"))):
             remove(self._directory / pointer)
-        if self.best() is None:
+        if self.best() is None:  # also where `algorithm.best_by` is another metric now
             remove(self._directory / "best")
         self._driver.parent.mkdir(parents=True, exist_ok=True)
         self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
@@ -282,9 +283,10 @@ class Checkpoints:
         others = [path for path in finished(self._directory) if path not in spared]
         kept = self._config.checkpoint.keep - 1  # the best one comes on top
         for old in others[: max(0, len(others) - kept)]:
+            # Only now: a run that is killed before has one checkpoint too many, and none too few.
             shutil.rmtree(old)
 
-    def _require_same(self, then: dict[str, Any], directory: Path, contents: Any) -> None:
+    def _require_same(self, then: dict[str, object], directory: Path, contents: object) -> None:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
         names are those of then (`contents`)."""
         now = identity(self._config)
@@ -294,6 +296,7 @@ class Checkpoints:
             f"{field}: must be {json.dumps(old)} to resume from {directory}{reasons.get(field, '')}, "
             f"got {json.dumps(new)}; {_anew(self._config)}"
             for field, old, new in _changes("", then, now)
+            # Without ZeRO every rank has the whole state: their number may change.
             if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
         ]
         if not problems:  # of other paths, the contents are others as well
@@ -303,7 +306,7 @@ class Checkpoints:
             raise UserError(*problems)
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
+def identity(config: RunConfig) -> dict[str, dict[str, object]]:
     """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
 
     Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect. The
@@ -329,7 +332,7 @@ def _anew(config: RunConfig) -> str:
     return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
 
 
-def _changes(field: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+def _changes(field: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
     """(dotted field, old value, new value) of every leaf that differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):

@@ -28,6 +28,7 @@ class Connection:
         version = self._ends.version
         if self._met != version:
             self._meet()
+            # Only once they have met: after a failure the next attempt is another meeting.
             self._met = version
 
     def _meet(self) -> None:

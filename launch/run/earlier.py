@@ -12,6 +12,7 @@ _MOST_NAMED = 6
 def results_in(directory: Path) -> list[Path]:
     """Metrics, samples, curves and models that are there."""
     found = [directory / name for name in _RESULTS] + sorted(directory.glob("export-step-*"))
+    # exists() follows a link; one that leads nowhere is in the way, too.
     return [path for path in found if path.exists() or path.is_symlink()]
 
 
@@ -25,12 +26,14 @@ def remove_results(directory: Path, checkpoints: Iterable[Path]) -> str | None:
 
 def set_results_aside(directory: Path) -> str | None:
     """Move what an earlier start without a checkpoint has left; returns where to."""
+    # An empty file is all that a start leaves which ended before its first step: nothing to keep.
     found = [path for path in results_in(directory) if not path.exists() or path.is_dir() or path.stat().st_size]
     if not found:
         return None
     aside = place_aside(directory)
     for path in found:
         move(path, directory, aside)
+    # What made them; this start has written no configuration yet.
     _copy(directory, aside, ["config.json"])
     return f"no checkpoint to go on from: what an earlier start left is kept in {aside} ({_named(found)})"
 
@@ -42,6 +45,7 @@ def set_newer_aside(directory: Path, newer: list[Path], reached: str) -> str | N
     aside = place_aside(directory)
     for path in newer:
         move(path, directory, aside)
+    # Copies: the run goes on writing these files.
     _copy(directory, aside, ["config.json", *_LINES])
     those = "it is" if len(newer) == 1 else "they are"
     return f"{_named(newer)}: newer than {reached}, which latest names; {those} kept in {aside}, with the metrics"
@@ -49,6 +53,7 @@ def set_newer_aside(directory: Path, newer: list[Path], reached: str) -> str | N
 
 def remove(path: Path) -> None:
     """Remove a file, link or directory, if it is there."""
+    # A link goes, not what it leads to.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -3,7 +3,7 @@
 from launch.run.cluster import draining
 from launch.run.signals import asked_to_stop
 
-STOPPED = 130
+STOPPED = 130  # 128 + SIGINT, as shells count
 PREEMPTED = 75
 """Exit code of a run that another try continues (EX_TEMPFAIL of sysexits.h)."""
 

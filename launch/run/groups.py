@@ -1,14 +1,24 @@
 """What every job does with its actor groups: let them meet and build, and one follow another."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ray import ObjectRef
 
 from actors.group import ActorGroup
+from algorithms.loop import Reporter
 from launch.config import RunConfig
-from launch.screen.reporter import RunReporter
+
+if TYPE_CHECKING:
+    from actors.train.trainer import TrainedWorker
+    from actors.train.worker import Worker
+
+W = TypeVar("W")
+L = TypeVar("L", bound="TrainedWorker")
+F = TypeVar("F", bound="Worker")
 
 
-def start_building(group: ActorGroup[Any], total_updates: int) -> list[Any]:
+def start_building(group: ActorGroup[L], total_updates: int) -> list["ObjectRef[None]"]:
     """Let the ranks of a group that learns meet and build their engines; returns references to wait for."""
     from actors.train.trainer import TrainedWorker
 
@@ -16,12 +26,12 @@ def start_building(group: ActorGroup[Any], total_updates: int) -> list[Any]:
     return [group.submit(rank, TrainedWorker.build, address, port, total_updates) for rank in range(len(group))]
 
 
-def built(group: ActorGroup[Any], building: list[Any], reporter: RunReporter) -> None:
+def built(group: ActorGroup[W], building: list["ObjectRef[None]"], reporter: Reporter) -> None:
     """Wait until all ranks of a group have their model, and say how many have."""
     group.gather(building, "build", told=lambda done, ranks: reporter.progress(done, ranks, f"{group.name} ranks"))
 
 
-def start_loading(group: ActorGroup[Any], build: Callable[..., Any]) -> list[Any]:
+def start_loading(group: ActorGroup[F], build: Callable[[F, str, int], None]) -> list["ObjectRef[None]"]:
     """Let the ranks of a frozen group meet and load their model; returns references to wait for."""
     from actors.train.worker import Worker
 
@@ -29,7 +39,7 @@ def start_loading(group: ActorGroup[Any], build: Callable[..., Any]) -> list[Any
     return [group.submit(rank, build, address, port) for rank in range(len(group))]
 
 
-def rebuild(group: ActorGroup[Any], start: Callable[[ActorGroup[Any]], list[Any]]) -> None:
+def rebuild(group: ActorGroup[W], start: Callable[[ActorGroup[W]], list["ObjectRef[None]"]]) -> None:
     """Let all ranks of a group meet and build anew after `ActorGroup.replace`; a checkpoint is then to be loaded.
 
     Ranks that have met the lost one are replaced, too: one may stand still for ever in a collective with it, and what
@@ -43,7 +53,7 @@ def rebuild(group: ActorGroup[Any], start: Callable[[ActorGroup[Any]], list[Any]
         rebuild(reference, partial(start_loading, build=ReferenceWorker.build))
     """
     for rank in range(len(group)):
-        if not group.is_fresh(rank):
+        if not group.is_fresh(rank):  # one that was only started has met nobody
             group.replace(rank)
     group.gather(start(group), "build")
 
@@ -55,12 +65,13 @@ def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> 
     from actors.train.reference import ReferenceWorker
 
     every, mix = config.reference.sync_every, config.reference.sync_mix
+    # Absolute: workers may have another working directory.
     file = config.directory.absolute() / "reference-sync.safetensors"
 
     def sync(step: int) -> None:
         if every and step % every == 0:
             roster["policy"].call(PolicyWorker.write_weights, file)
             roster["reference"].call(ReferenceWorker.follow, file, mix)
-            file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)  # as large as the model, and read for good
 
     return sync

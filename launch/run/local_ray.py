@@ -34,6 +34,7 @@ def private_directories(logs: Path) -> Iterator[tuple[Path, Path]]:
         session.mkdir()
         yield session, files
     finally:
+        # Ray's own link to the session that it began last.
         _keep_logs(session / "session_latest" / "logs", logs / "ray")
         for directory in (root, files):
             shutil.rmtree(directory, ignore_errors=True)
@@ -47,7 +48,7 @@ def require_token() -> None:
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":
         return
-    raylet: Any = importlib.import_module("ray._raylet")
+    raylet = importlib.import_module("ray._raylet")
     os.environ["RAY_AUTH_MODE"] = "token"
     stored = mode is not None and (Path.home() / ".ray" / "auth_token").is_file()
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or stored):
@@ -70,6 +71,7 @@ def only_what_is_used() -> Iterator[None]:
     parameter: Any = importlib.import_module("ray._private.parameter")
     original = parameter.RayParams
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # `ray.init` builds its parameters itself, from this name.
     parameter.RayParams = partial(original, no_monitor=True, include_log_monitor=False)
     try:
         yield
@@ -81,5 +83,6 @@ def _keep_logs(session: Path, kept: Path) -> None:
     if kept.is_symlink():
         kept.unlink()
     if session.is_dir():
+        # An earlier run's, under the same name.
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(session, kept, ignore_dangling_symlinks=True, copy_function=shutil.copyfile)

@@ -40,7 +40,7 @@ def told_of_ray(nodes: Collection[str]) -> Iterator[None]:
 
 def _dead_processes() -> str:
     """Those of a Ray that this process has started, in words; empty when all live, or it was joined."""
-    node: Any = ray_worker._global_node
+    node: Any = ray_worker._global_node  # declared as None, which it is before `ray.init`
     if node is None or not node.head:
         return ""
     dead = [f"{kind} (process {process.pid}, {_end(process.poll())})" for kind, process in node.dead_processes()]
@@ -53,7 +53,7 @@ def _end(code: int) -> str:
 
 def _dead_nodes(nodes: Collection[str]) -> str:
     """Those of the run's nodes that Ray holds for dead, in words; empty when all live, or Ray does not say in time."""
-    found: list[Any] = []
+    found: list[dict] = []
 
     def ask() -> None:
         found.extend(ray.nodes())

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from actors.files.own_files import sha256_of, stranger
 from actors.files.parts import Entry
@@ -17,6 +17,18 @@ _MOST_BYTES = 4 * 2**30
 """Of files that are read to find out whether a checkpoint is whole; of larger ones, only the sizes are compared."""
 
 
+class Manifest(TypedDict):
+    """What is read of manifest.json beside its files."""
+
+    step: int
+    identity: dict[str, object]
+    """Settings that a run which goes on must share."""
+    parts: dict[str, Entry]
+    contents: NotRequired[object]
+    """Identities of models: older versions have none, and nobody has looked at them yet."""
+    data: NotRequired[object]
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A complete checkpoint."""
@@ -26,7 +38,7 @@ class Checkpoint:
     """Steps done."""
     parts: dict[str, Entry]
     """What the manifest keeps of each part of the run; see `actors.files.parts`."""
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, object] = field(default_factory=dict)
     """Settings of data when it was saved; empty where that was not kept."""
 
 
@@ -41,7 +53,7 @@ def finished(checkpoints: Path) -> list[Path]:
     return sorted((path for path in checkpoints.glob("step-*") if step_of(path) >= 0 and path.is_dir()), key=step_of)
 
 
-def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict[str, str | None]]:
+def read_manifest(directory: Path) -> tuple[Manifest, dict[str, int], dict[str, str | None]]:
     """The manifest of a checkpoint, bytes of its files, and their SHA-256, None of all where it has none.
 
     One of an older version, with a single state of the loop, is given as those of today are: in parts.
@@ -57,7 +69,9 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, int], dict
     hashes = {name: manifest["sha256"][name] if "sha256" in manifest else None for name in files}
     if "state" in manifest:
         manifest |= {"step": manifest["state"]["step"], "parts": former_parts(manifest["state"], files)}
+    # dict() raises for what is no object: an edited manifest must not get further.
     parts, _ = dict(manifest["parts"]), dict(manifest["identity"])
+    # isinstance would take true for 1.
     if type(manifest["step"]) is not int or manifest["step"] != step_of(directory):
         raise ValueError("it is of another step")
     if not all(isinstance(entry, dict) for entry in parts.values()):
@@ -108,6 +122,7 @@ def is_whole(directory: Path) -> bool:
         _, files, hashes = read_manifest(directory)
         if stranger(directory / "manifest.json") or damage_of(directory, files):
             return False
+        # Whoever offers this checkpoint in a message should not wait minutes for it.
         quick = sum(files.values()) <= _MOST_BYTES
         return all(not (quick and sha256) or sha256_of(directory / name) == sha256 for name, sha256 in hashes.items())
     except UNREADABLE:

@@ -67,6 +67,7 @@ def demands(config: RunConfig) -> list[Demand]:
         if not isinstance(section, RolloutConfig):
             wanted.append(_group(name, section))
             continue
+        # An engine counts as one process, however many GPUs it has.
         wanted.append(_engines(section))
         if section.transfer.store == "holder":
             wanted.append(Demand("holder", 1, HOLDER_CPUS, 0, 1))
@@ -86,7 +87,7 @@ def reservations(config: RunConfig) -> list[Reservation]:
         return [_shared(wanted)]
     found = sorted(map(_own, wanted), key=_size, reverse=True)
     if config.cluster.placement == "separate":
-        found.sort(key=lambda item: item.name != "rollout")
+        found.sort(key=lambda item: item.name != "rollout")  # stable: the others stay in order
     return found
 
 
@@ -136,7 +137,7 @@ def _own(demand: Demand) -> Reservation:
         bundles=[dict(bundle) for _ in range(demand.count // together)],
         ranks={demand.group: [rank // together for rank in range(demand.count)]},
         apart=demand.per_node is not None,
-        each=demand.group == "rollout",
+        each=demand.group == "rollout",  # an engine is replaced by itself; ranks have met, and begin anew together
         labels=demand.labels,
     )
 
@@ -150,6 +151,7 @@ def _shared(wanted: list[Demand]) -> Reservation:
                 # Groups take turns on one GPU: the bundle holds the largest demand, not their sum.
                 held = bundle.get(name, 0.0)
                 bundle[name] = max(held, amount) if name == "GPU" else held + amount
+    # Groups whose labels differ were refused (launch/settings/rules.py).
     labels = {name: value for demand in wanted for name, value in demand.labels.items()}
     ranks = {demand.group: list(range(demand.count)) for demand in wanted}
     return Reservation(name="all groups", bundles=bundles, ranks=ranks, labels=labels)

@@ -42,10 +42,12 @@ def check_ray_address(address: str | None) -> None:
         return
     host, _, port = address.rpartition(":")
     rule = "must be host:port of a Ray head that can be reached"
+    # Length before int(), which refuses thousands of digits by an error of its own.
     fine = "://" not in address and host and not host.isspace() and port.isdecimal() and len(port) < 6
     if not fine or not 0 < int(port) < 2**16:
         raise UserError(f"RAY_ADDRESS: {rule} (`tandem submit` takes http addresses), got {address}")
     try:
+        # Brackets are those of an IPv6 address.
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S) as connection:
             # With TLS, the handshake is Ray's.
             problem = None if os.environ.get("RAY_USE_TLS", "0") == "1" else _first_answer(connection)
@@ -66,6 +68,7 @@ def _first_answer(connection: socket.socket) -> str | None:
     try:
         connection.sendall(_HELLO)
         while len(got) < _FRAME_HEADER:
+            # 0 would mean not to wait, and end in another error than a timeout.
             connection.settimeout(max(0.001, until - time.monotonic()))
             if not (more := connection.recv(_FRAME_HEADER - len(got))):
                 return "the connection was closed without an answer of its protocol"

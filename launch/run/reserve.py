@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import ray
 from ray._private import state as ray_state
@@ -16,6 +15,7 @@ from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig
 from launch.run.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
+from launch.run.reserved import Placement
 from launch.run.shortage import Node, lacking, shortage
 from launch.settings.environment import with_token_kept
 
@@ -35,25 +35,6 @@ class Place:
     """Id of the node."""
 
 
-@dataclass(slots=True)
-class Placement:
-    """Reserved bundles, and the slots of every group in them."""
-
-    reserved: list[PlacementGroup] = field(default_factory=list)
-    slots: dict[str, list[Slot]] = field(default_factory=dict)
-    nodes: set[str] = field(default_factory=set)
-    """Ids of the nodes that the bundles are on."""
-
-    def where(self) -> str:
-        """Which groups are where; empty when there is only one node. Example: policy on 10.0.0.2 (4), 10.0.0.3 (4)"""
-        counts = {group: Counter(slot.node for slot in slots if slot.node) for group, slots in self.slots.items()}
-        return "; ".join(
-            f"{group} on {', '.join(f'{node} ({count})' for node, count in found.items())}"
-            for group, found in counts.items()
-            if found
-        )
-
-
 def place(config: RunConfig, notify: Notify) -> Placement:
     """Reserve the bundles of all groups.
 
@@ -63,7 +44,7 @@ def place(config: RunConfig, notify: Notify) -> Placement:
     wanted, last = reservations(config), reward_processes(config)
     # Reward processes take what the groups leave, so they are asked for once these are placed.
     behind = [[last]] if last else []
-    deadline = Deadline(config.cluster.wait_s)
+    deadline = Deadline(config.cluster.wait_s)  # one for all that follows, a second try included
     if config.cluster.placement != "separate":
         return _placed([wanted, *behind], config, deadline, notify)
     engines, others = wanted[:1], wanted[1:]
@@ -119,10 +100,12 @@ def _placed(
                 places = _places(waiting, placement.reserved)
                 (of_engines if engines else of_others).update(place.node for place in places)
                 placement.slots |= _slots(reservation, by_name, places, _addresses())
+    # Ctrl-C too: on a cluster that was joined, the bundles would stay reserved.
     except BaseException:
         release(placement)
         raise
     placement.nodes = of_engines | of_others
+    # Known only once all are placed: whether anything is on another node.
     if len(placement.nodes) == 1:
         placement.slots = {
             name: [replace(slot, alone=True) for slot in slots] for name, slots in placement.slots.items()
@@ -151,6 +134,7 @@ class _Waiting:
 
         What is told is about the reservation as a whole: what it has already counts as free for it.
         """
+        # Not `ray.get(group.ready())`, which says nothing while it waits.
         while not group.wait(timeout_seconds=_LOOK_S):
             nodes = _nodes(Counter(place.node for place in before), self.wanted.bundles[0])
             lacks = partial(lacking, self.wanted, nodes)
@@ -167,6 +151,7 @@ def _places(waiting: _Waiting, reserved: list[PlacementGroup]) -> list[Place]:
     """Reserve the bundles of a reservation, in one placement group or in one each, which are added to `reserved`."""
     wanted = waiting.wanted
     if not wanted.each:
+        # PACK goes to further nodes where one has no room; STRICT_SPREAD waits for as many nodes as bundles.
         reserved.append(_ask(wanted.bundles, "STRICT_SPREAD" if wanted.apart else "PACK", wanted, waiting.avoided))
         waiting.until_reserved(reserved[-1], [])
         return _where(reserved[-1])
@@ -175,6 +160,7 @@ def _places(waiting: _Waiting, reserved: list[PlacementGroup]) -> list[Place]:
         # One after the other, as each one's node depends on those before: not there, or, as PACK has it, there too.
         used = {place.node for place in found} if wanted.apart else set[str]()
         near = found[-1].node if found and not wanted.apart else None
+        # For no other strategy does Ray take a node to be near.
         reserved.append(_ask([bundle], "STRICT_PACK", wanted, waiting.avoided | used, near))
         waiting.until_reserved(reserved[-1], found)
         found += _where(reserved[-1])
@@ -194,8 +180,8 @@ def _ask(
     labels = {name: "".join(value.split()) for name, value in wanted.labels.items()}
     if avoided:
         labels["ray.io/node-id"] = f"!in({','.join(sorted(avoided))})"
-    options: dict[str, Any] = {"_soft_target_node_id": near} if near else {}
-    return placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles), **options)
+    selector = [labels] * len(bundles)
+    return placement_group(bundles, strategy, bundle_label_selector=selector, _soft_target_node_id=near)
 
 
 def _addresses() -> dict[str, str]:
@@ -249,7 +235,7 @@ def _slot(demand: Demand, place: Place, sharing: int, addresses: dict[str, str])
         placement=place.group,
         bundle=place.bundle,
         cpus=demand.cpus,
-        gpus=demand.gpus / sharing,
+        gpus=demand.gpus / sharing,  # groups in one bundle ask Ray for parts of its GPU, which together are one
         threads=demand.threads,
         resources=dict(demand.resources),
         env=with_token_kept(demand.env, os.environ),

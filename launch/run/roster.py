@@ -1,12 +1,14 @@
 """Everything that a run has started, in one place: loops, checkpoints and weight transfer look their groups up here."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.group import ActorGroup
 from algorithms.rewards.pool import RewardPool
 from algorithms.rollouts.rollouts import Rollouts
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
+
+W = TypeVar("W")
 
 
 class Members(Mapping[str, ActorGroup[Any]]):
@@ -45,7 +47,7 @@ class Roster(Members):
     def __init__(self, logs: str) -> None:
         """`logs`: directory of the processes' output."""
         self._started: dict[str, ActorGroup[Any]] = {}
-        super().__init__(self._started)
+        super().__init__(self._started)  # the same dictionary: groups that are added later are members, too
         self._logs = logs
         self.pool: RewardPool | None = None
         self.rollouts: Rollouts | None = None
@@ -53,17 +55,15 @@ class Roster(Members):
     def add(
         self,
         name: str,
-        worker: type,
+        worker: type[W],
         timeout_s: float,
         placement: Placement,
         concurrency: dict[str, int] | None = None,
-    ) -> ActorGroup[Any]:
+    ) -> ActorGroup[W]:
         """A group in its place, remembered for shutdown; `spawn` starts its processes."""
         assert name not in self._started, f"{name} would be forgotten, and its processes never ended"
         slots = placement.slots[name]
-        group: ActorGroup[Any] = ActorGroup(
-            name, worker, slots, timeout_s=timeout_s, log_directory=self._logs, concurrency=concurrency
-        )
+        group = ActorGroup(name, worker, slots, timeout_s=timeout_s, log_directory=self._logs, concurrency=concurrency)
         self._started[name] = group
         return group
 
@@ -73,6 +73,7 @@ class Roster(Members):
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""
+        # First: its thread calls engines and reward processes.
         if self.rollouts:
             self.rollouts.close()
         if self.pool:

@@ -8,11 +8,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.files.full_disk import disk_problem
-from actors.group import GroupError, first_line
+from actors.group import ActorGroup, GroupError, first_line
 from actors.models.hub_cache import located_models
 from actors.secret_text import masked
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
@@ -25,7 +25,8 @@ from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
 from launch.run.lost import RayLost, told_of_ray
 from launch.run.manifest import Checkpoint
-from launch.run.reserve import Placement, place, release
+from launch.run.reserve import place, release
+from launch.run.reserved import Placement
 from launch.run.signals import arm, hold, interruptible
 from launch.screen.display import Display
 from launch.screen.merging import merging_lost
@@ -37,8 +38,10 @@ from launch.tracking.tracker import Tracker
 from launch.verbs.hub import push_export
 
 if TYPE_CHECKING:
+    from actors.train.trainer import TrainedWorker
     from launch.run.roster import Roster
 
+# policy[1].update: ValueError: ..., or policy.update: no answer from rank(s) [1, 3] within 60 s
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
 
@@ -56,6 +59,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         benchmarks = job_kind(config).benchmarks
         if benchmarks:
             mteb_tasks(benchmarks)  # an unknown name shall not be found after hours
+        # Before the tracker, which writes metrics that this may have to move aside.
         found = _prepare(config, display.note)
         tracker = Tracker(config.directory, config, found.step if found else 0, display.warning)
         curves = CurveDrawer(config.directory, display.warning)
@@ -66,6 +70,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             ended_by = error
         picture = _close(display, tracker, curves)
         code = _farewell(config, display, ended_by, picture)
+        # After the farewell: the model is there, whatever becomes of these.
         if config.run.hub_model_id and not code:
             arm()
             print(f"uploading to {config.run.hub_model_id} ...", flush=True)
@@ -170,7 +175,7 @@ def keep_commits(logs: Path) -> list[str]:
     return models
 
 
-def _export(policy: Any, config: RunConfig) -> float | None:
+def _export(policy: "ActorGroup[TrainedWorker]", config: RunConfig) -> float | None:
     """Put the model into `export/`, all of it or nothing; returns what `TrainedWorker.export` does."""
     from actors.train.trainer import TrainedWorker
 

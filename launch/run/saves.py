@@ -8,19 +8,23 @@ What a part keeps is known to the part alone (`actors.files.parts`); a loop says
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.files.own_files import StoredFile
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
+from algorithms.loop import Reporter
 from launch.checks.output import require_there
 from launch.config import RunConfig
+from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
 from launch.run.ending import Ending, reason_to_end
 from launch.run.manifest import Checkpoint, damage_of, read_manifest
 from launch.run.signals import finish_steps
-from launch.screen.reporter import RunReporter
+
+if TYPE_CHECKING:
+    from actors.train.trainer import TrainedWorker
 
 _UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
 """What a part raises for a state that it has not saved: of an edited manifest, or of another version."""
@@ -29,7 +33,7 @@ _UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
 class Saves:
     """The parts of a run by name, of which each writes and reads its own."""
 
-    def __init__(self, groups: Mapping[str, ActorGroup[Any]]) -> None:
+    def __init__(self, groups: "Mapping[str, ActorGroup[TrainedWorker]]") -> None:
         """`groups`: those that learn, or follow one that does."""
         self.groups = groups
         self.parts: dict[str, SavedPart] = {}
@@ -48,8 +52,9 @@ class Saves:
         for name, group in self.groups.items():
             for rank in group.call(TrainedWorker.save, directory / name):
                 files += [(f"{name}/{file}", size, sha256) for file, size, sha256 in rank]
-        entries: dict[str, Entry] = {name: {} for name in self.groups}
+        entries: dict[str, Entry] = {name: {} for name in self.groups}  # all that ranks keep is in their files
         for name, part in self.parts.items():
+            # Ranks and driver are both between steps here: their parts fit each other.
             entries[name] = part.save(directory / name)
             files += _files_below(directory, name)
         return Written(entries, files)
@@ -100,7 +105,7 @@ class RunCheckpointer:
         or the run another's."""
         require_there(self._directory)
         self._checkpoints.require_ours()
-        self._ending = None if last else reason_to_end(self._nodes)
+        self._ending = None if last else reason_to_end(self._nodes)  # after the last step it ends anyway
         if self._ending or best or self._checkpoints.due(step, last):
             self._checkpoints.write(step, self._saves.write)
             self._written = step, best
@@ -109,6 +114,7 @@ class RunCheckpointer:
         """Make what `save` has written, if anything, the latest checkpoint."""
         if self._written:
             step, best = self._written
+            # Also where `keep` fails: it is not tried again.
             self._written = None
             self._checkpoints.keep(step, best=best)
 
@@ -119,16 +125,7 @@ class RunCheckpointer:
         finish_steps()
 
 
-class Loop(Protocol):
-    """What a run's loop says about itself."""
-
-    @property
-    def parts(self) -> Mapping[str, SavedPart]:
-        """What has state beside the groups."""
-        ...
-
-
-def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -> None:
+def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> None:
     """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one.
 
     Raises:
@@ -145,6 +142,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -
     found = checkpoints.latest()
     if found is None:
         return
+    # Before its files are read, which may take minutes.
     if problem := saves.difference(found.parts):
         raise checkpoints.refused(f"{found.directory} {problem}")
     reporter.phase("verifying the checkpoint")
@@ -157,7 +155,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: RunReporter) -
 
 def require_as_saved(
     directory: Path,
-    groups: Mapping[str, ActorGroup[Any]],
+    groups: "Mapping[str, ActorGroup[TrainedWorker]]",
     refused: Callable[[str], UserError],
     parts: Iterable[str] = (),
 ) -> bool:
@@ -179,6 +177,7 @@ def require_as_saved(
         raise refused(f"{directory} is damaged, {damage}")
     looking = {}
     for name, group in groups.items():
+        # The largest first, dealt out in turn: every rank hashes about as many bytes.
         own = [file for file in sorted(sizes, key=lambda file: -sizes[file]) if file.startswith(f"{name}/")]
         shares = [{file: hashes[file] for file in own[rank :: len(group)]} for rank in range(len(group))]
         looking[name] = [
@@ -191,7 +190,7 @@ def require_as_saved(
     return None not in hashes.values()
 
 
-def load_best(config: RunConfig, trained: Mapping[str, ActorGroup[Any]]) -> int | None:
+def load_best(config: RunConfig, trained: "Mapping[str, ActorGroup[TrainedWorker]]") -> int | None:
     """Let the groups go back to the best checkpoint, when there is one; returns its step."""
     from actors.train.trainer import TrainedWorker
 

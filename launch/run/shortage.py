@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launch.run.placement import Reservation
 
+# Sums of fractions: 0.1 + 0.2 is more than 0.3.
 _ROUNDING = 1e-6
 _ANY_OF = re.compile(r"in\((.*)\)")
 
@@ -95,7 +96,7 @@ def _placed(wanted: Reservation, nodes: Sequence[Mapping[str, float]]) -> int:
                 for name, amount in bundle.items():
                     node[name] -= amount
                 if wanted.apart:
-                    left.remove(node)
+                    left.remove(node)  # the next bundle needs another node
                 placed += 1
                 break
     return placed

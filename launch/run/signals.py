@@ -19,6 +19,7 @@ def interruptible() -> Iterator[None]:
     """Within the block, the first SIGINT or SIGTERM raises KeyboardInterrupt and later ones are ignored."""
     global _asked, _interrupted_by
     _asked, _interrupted_by = False, ""
+    # Put back at the end: tests, and whoever calls `run`, have handlers of their own.
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     arm()
     try:
@@ -42,7 +43,7 @@ def hold() -> None:
 
 def finish_steps() -> None:
     """From now on, the first SIGTERM is only remembered: see `asked_to_stop`."""
-    if not _asked:
+    if not _asked:  # else a second one, which ends the run at once, would be taken for the first
         signal.signal(signal.SIGTERM, _ask)
 
 
@@ -54,7 +55,7 @@ def asked_to_stop() -> bool:
 def _ask(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = True
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)  # who asks again does not want to wait
 
 
 def interrupted_by() -> str:
@@ -66,4 +67,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted_by
     _interrupted_by = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     hold()
+    # After `hold`: another signal must not cut the ending short.
     raise KeyboardInterrupt

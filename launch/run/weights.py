@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable
 from itertools import count
-from typing import Any
 
 from actors.models.tokenizer import load_tokenizer
 from launch.config import RunConfig
 from launch.run.connection import Connection
-from launch.run.reserve import Placement
+from launch.run.reserved import Placement
 from launch.run.roster import Roster
 
 _CANARY_TOKENS = 24
@@ -41,22 +40,24 @@ def publisher(
     from actors.weights.verify import tolerance
 
     transfer, rollout, holder = config.rollout.transfer, roster["rollout"], roster.get("holder")
+    # An engine takes a prompt only with room for one token behind it.
     length = min(_CANARY_TOKENS, config.rollout.max_model_len - 1)
-    shared: dict[str, Any] = {
-        "policy": roster["policy"],
-        "canary": canary_tokens(len(load_tokenizer(directory)), length),
-        "verify_every": transfer.verify_every,
-    }
-    store = BroadcastStore(**shared)
+    policy, canary = roster["policy"], canary_tokens(len(load_tokenizer(directory)), length)
+    store = BroadcastStore(policy=policy, canary=canary, verify_every=transfer.verify_every)
     if holder:
-        tensor_parallel, timeout_s = config.rollout.tensor_parallel, transfer.timeout_s
         store = HolderStore(
-            **shared, holder=holder, rollout=rollout, tensor_parallel=tensor_parallel, timeout_s=timeout_s
+            policy=policy,
+            canary=canary,
+            verify_every=transfer.verify_every,
+            holder=holder,
+            rollout=rollout,
+            tensor_parallel=config.rollout.tensor_parallel,
+            timeout_s=transfer.timeout_s,
         )
     allowed = tolerance(transfer, config.model.dtype)
 
     def publish(version: int) -> dict[str, float]:
-        connection.ensure()
+        connection.ensure()  # engines that were replaced since the last version have met nobody yet
         return sync(store, rollout, version, allowed)
 
     return publish

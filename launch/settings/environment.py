@@ -27,5 +27,6 @@ def with_token_kept(variables: Mapping[str, str], environment: Mapping[str, str]
     """The variables, and the one by which the hub's library sends no token by itself, where they name another server
     as the hub, or other certificates, than the user's own `environment`: the token is for the hub that the user knows.
     """
+    # What cluster.env does not set stays as the user has it.
     others = any(variables.get(name, environment.get(name)) != environment.get(name) for name in _WHOM_TO_TRUST)
     return {**variables, NO_TOKEN: "1"} if others else dict(variables)

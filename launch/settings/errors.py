@@ -1,8 +1,10 @@
 """What is wrong with a configuration, from pydantic's errors: one line each, of field, rule and value, in our words."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from pydantic_core import ErrorDetails
 
 from actors.config_nodes import is_secret_setting
 from actors.secret_text import ARGUMENTS, argument_is_secret, masked, masked_value, without_secrets_of
@@ -39,11 +41,12 @@ _NUMBERS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[str]:
+def problems(errors: list[ErrorDetails], odd: list[Odd], values: Mapping[str, object]) -> list[str]:
     """One line for each mistake: pydantic's errors, and what it would have taken; `values` is what was validated."""
     algorithm = values.get("algorithm")
     job = algorithm.get("name") if isinstance(algorithm, dict) else None
     job = job if isinstance(job, str) else None
+    # These get hints of their own, which cost a search: see below.
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]
     places = {item.location for item in odd}
     lines = [f"{dotted([*item.location])}: {item.rule}, got {_got([*item.location], item.value)}" for item in odd]
@@ -58,21 +61,22 @@ def problems(errors: list[Any], odd: list[Odd], values: dict[str, Any]) -> list[
         if len(foreign) > _MOST_LINES:  # each costs a search by spelling
             foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(unknown)} or more"]
             break
-    return [masked(line) for line in dict.fromkeys(foreign + lines)]
+    return [masked(line) for line in dict.fromkeys(foreign + lines)]  # each once, in order
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value on one line of sane length, as YAML writes true, false and null, without secrets."""
     value = masked_value(value)
     if value is None or isinstance(value, bool):
         return settings.value_text(value)
     if isinstance(value, str):
-        value = value[: _LONGEST_VALUE + 1]
+        value = value[: _LONGEST_VALUE + 1]  # before repr(), which would write out all of it
     return _cut(repr(value), _LONGEST_VALUE)
 
 
 def dotted(location: list[str]) -> str:
     """A dotted name on one line of sane length."""
+    # A name may hold line breaks, or halves of characters that no terminal can show.
     return _cut(".".join(location).encode("unicode_escape", "backslashreplace").decode(), _LONGEST_NAME)
 
 
@@ -80,7 +84,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _problem(error: Any) -> list[str]:
+def _problem(error: ErrorDetails) -> list[str]:
     location, kind, value = _location(error), error["type"], error.get("input")
     ctx = error.get("ctx", {})
     field = dotted(location)
@@ -105,14 +109,15 @@ def _problem(error: Any) -> list[str]:
     return [f"{field}: {_rule(kind, location, ctx, value) or error['msg']}, got {_got(location, value)}"]
 
 
-def _got(location: list[str], value: Any) -> str:
+def _got(location: list[str], value: object) -> str:
+    # HTTP headers mostly carry keys, whatever they are called.
     hidden = "headers" in location or any(is_secret_setting(part) for part in location)
     given = [at for at, part in enumerate(location) if part in ARGUMENTS]
     hidden |= any(argument_is_secret(part) for at in given[:1] for part in location[at + 1 :])
     return "a value (not shown)" if hidden else shown(value)
 
 
-def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: Any) -> str:
+def _rule(kind: str, location: list[str], ctx: dict[str, Any], value: object) -> str:
     """What the value must be."""
     if kind in _NUMBERS:
         return _NUMBERS[kind](ctx)
@@ -147,15 +152,17 @@ def _type_of(location: list[str]) -> str:
     return settings.type_text(items[0]) if items else "list of the right length"
 
 
-def _example(location: list[str], value: Any) -> str:
+def _example(location: list[str], value: object) -> str:
     """A section with the field that is given first: {train: ...}; a path or name given alone is most likely that."""
     fields = names.fields_of(".".join(location))
+    # The first is as good as any: only fields of `algorithm` are several.
     below = [items[0] for name in fields for items in [settings.by_path()[_join(location, name)]]]
     required = [item.path.rpartition(".")[2] for item in below if item.required]
     text = isinstance(value, str)
     takes = [
         item.path.rpartition(".")[2] for item in below if text and value in settings.choices_of(item.field.annotation)
     ]
+    # What most who give a plain value have meant by it.
     usual = [name for name in ("path", "ranks", "lr", "engines") if name in fields]
     first = (takes or required or usual or fields or ["field"])[0]
     plain = text and re.fullmatch(r"[\w./@:-]+", value)
@@ -166,7 +173,7 @@ def _join(location: list[str], name: str) -> str:
     return settings.generic(".".join([*location, name]))
 
 
-def _tag_problem(field: str, value: Any) -> str:
+def _tag_problem(field: str, value: object) -> str:
     given = value.get("name") if isinstance(value, dict) else value
     choices = sorted(settings.jobs())
     if isinstance(value, dict) and "name" not in value:
@@ -176,19 +183,20 @@ def _tag_problem(field: str, value: Any) -> str:
     return f"{field}: must be one of {', '.join(choices)}, got {shown(given)}{_meant(field, given, choices)}"
 
 
-def _choice_problem(field: str, value: Any, expected: str) -> str:
+def _choice_problem(field: str, value: object, expected: str) -> str:
+    # pydantic lists them as 'a', 'b' or 'c'.
     choices = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
     rule = f"one of {expected}" if len(choices) > 1 else expected
     return f"{field}: must be {rule}, got {shown(value)}{_meant(field, value, choices)}"
 
 
-def _meant(field: str, value: Any, choices: list[str]) -> str:
+def _meant(field: str, value: object, choices: list[str]) -> str:
     return names.value_hint(field, value) or names.nearest_name(str(value), choices)
 
 
-def _without_branches(errors: list[Any]) -> list[Any]:
+def _without_branches(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """One error where a value may be of several types and is of none: of the type that it came furthest as."""
-    found: dict[tuple[str, ...], Any] = {}
+    found: dict[tuple[str, ...], ErrorDetails] = {}
     kept = []
     for error in errors:
         branch = next((at for at, part in enumerate(error["loc"]) if _is_branch(str(part))), None)
@@ -198,15 +206,16 @@ def _without_branches(errors: list[Any]) -> list[Any]:
         field = tuple(map(str, error["loc"][:branch]))
         known = found.get(field)
         if known is None or len(error["loc"]) > len(known["loc"]):
+            # Further than the branch: the value was read as this type, and something within it is wrong.
             found[field] = error if len(error["loc"]) > branch + 1 else {**error, "type": "union"}
     return kept + list(found.values())
 
 
-def _location(error: Any) -> list[str]:
+def _location(error: ErrorDetails) -> list[str]:
     """Field names and indices, without the names of an algorithm or of a type among several."""
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["algorithm"]:
-        del location[1:2]
+        del location[1:2]  # the tag: pydantic puts it behind the field of a tagged union
     return [part for part in location if not _is_branch(part)]
 
 
@@ -214,7 +223,7 @@ def _is_branch(part: str) -> bool:
     return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES)
 
 
-def _unknown(location: list[str], value: Any, job: str | None) -> list[str]:
+def _unknown(location: list[str], value: object, job: str | None) -> list[str]:
     """The lines about an unknown field; a section that is none of ours is told by those of its fields that we know."""
     told = [
         _unknown_line(path, item, hint)
@@ -226,15 +235,16 @@ def _unknown(location: list[str], value: Any, job: str | None) -> list[str]:
     return [_unknown_line(location, value, names.hint(".".join(location), job))]
 
 
-def _unknown_line(location: list[str], value: Any, hint: str) -> str:
+def _unknown_line(location: list[str], value: object, hint: str) -> str:
     path = ".".join(location)
+    # A dotted name is for the command line: in a file, sections are nested.
     if "." in location[-1] and settings.generic(path) in settings.by_path():
         nested = "{".join(f"{part}: " for part in path.split("."))
         hint = f" (in a file: {nested}...{'}' * path.count('.')})"
     return f"{dotted(location)}: unknown field{hint}, got {_got(location, value)}"
 
 
-def _leaves(location: list[str], value: Any) -> list[tuple[list[str], Any]]:
+def _leaves(location: list[str], value: object) -> list[tuple[list[str], object]]:
     if not isinstance(value, dict) or not value:
         return [(location, value)]
     return [leaf for name, item in value.items() for leaf in _leaves([*location, str(name)], item)]

@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -34,7 +33,7 @@ _CORE_SCHEMA = {
 """Type -> what a plain scalar of that type looks like, and how it may begin (YAML 1.2.2, section 10.3.2)."""
 _KINDS: dict[type, str] = {list: "a list", str: "a text", bool: "true or false"}
 """What a file holds that is no mapping."""
-_MERGE = "tag:yaml.org,2002:merge"
+_MERGE = "tag:yaml.org,2002:merge"  # `<<: *base`, which YAML 1.2 has dropped and files of people have
 _TEXT = "tag:yaml.org,2002:str"
 _PLAIN = frozenset(f"tag:yaml.org,2002:{name}" for name in (*_CORE_SCHEMA, "str", "seq", "map"))
 """Types that values may have."""
@@ -45,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own)
 
-    def get_single_node(self) -> Any:
+    def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:
             _require_plain(node, {}, 0)
@@ -56,13 +55,14 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     if len(text) > _MOST_DIGITS:
         raise _Refused(f"a number must have at most {_MOST_DIGITS} digits, got {len(text)}", node)
+    # 0o17 and 0x1f: Python's own int(text, 0) refuses 007, which is 7 here.
     bases = {"0o": 8, "0x": 16}
     return int(text[2:], bases[text[:2]]) if text[:2] in bases else int(text)
 
 
 for _type, (_pattern, _first) in _CORE_SCHEMA.items():  # in this order: an integer looks like a float, too
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"^(?:{_pattern})$"), [*_first])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])  # nothing behind a colon is null, too
 _Loader.add_implicit_resolver(_MERGE, re.compile("^<<$"), ["<"])
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
@@ -92,6 +92,7 @@ def _require_plain(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
     size = 1
     if isinstance(node, yaml.MappingNode):
         _require_keys(node)
+        # Names are plain text, and count for nothing.
         size += sum(_require_plain(value, sizes, depth + 1) for _, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_require_plain(value, sizes, depth + 1) for value in node.value)
@@ -110,6 +111,7 @@ def _require_keys(node: yaml.MappingNode) -> None:
             continue
         if not isinstance(key, yaml.ScalarNode):
             raise _Refused("a name must be text, got a list or mapping", key)
+        # `yes: 1` has a text for a name by the core schema; `1: a` and `null: a` have not.
         if key.tag != _TEXT:
             quoted = f" (in quotes: '{key.value[:40]}')" if key.value else ""
             raise _Refused(f"a name must be text{quoted}, got {key.value[:40] or 'nothing'}", key)
@@ -131,7 +133,7 @@ class BoundedLoader(yaml.SafeLoader):
     Loading raises YAMLError for others, or RecursionError where they are nested too deeply to be told.
     """
 
-    def compose_document(self) -> Any:
+    def compose_document(self) -> yaml.Node | None:
         """A document's nodes."""
         node = super().compose_document()
         if node is not None:
@@ -160,7 +162,7 @@ def _require_small(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
     return size
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, object]:
     """Parse a YAML file into a mapping; raises UserError when it is missing, malformed or no mapping."""
     values = parse(_text_of(path), path)
     if not isinstance(values, dict):
@@ -172,11 +174,13 @@ def read_yaml(path: str) -> dict[str, Any]:
 def _text_of(path: str) -> str:
     """The file's text; raises UserError for what is no file of text of a sane size, without waiting for a pipe."""
     try:
+        # Not opened before: to open a pipe would wait for a writer.
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
             raise UserError(f"config file: must be a file, got {kind}, {path}")
         with open(path, "rb") as file:
+            # One more tells that there is more, whatever size the file has said it has.
             content = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "no file name"
@@ -189,12 +193,12 @@ def _text_of(path: str) -> str:
     if len(content) > _MOST_BYTES:
         raise UserError(f"config file: must be at most {_MOST_BYTES} bytes, got more, {path}")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")  # with or without the mark that editors on Windows put first
     except UnicodeDecodeError:
         raise UserError(f"config file: cannot be read (not UTF-8 text), got {path}") from None
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(values: dict[str, object], overrides: list[str]) -> dict[str, object]:
     """Set dotted keys: `policy.optimizer.lr=1e-4`. Raises UserError for an override without `=`."""
     for override in overrides:
         key, sign, text = override.partition("=")
@@ -207,26 +211,28 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise UserError(f"override: must have at most {_DEEPEST} names before =, got {got}")
         section = values
         for depth, name in enumerate(parents):
+            # `critic:` with nothing behind it is null, and critic.lr=1e-5 makes a section of it.
             if section.get(name) is None:
                 section[name] = {}
-            section = section[name]
+            below = section[name]
             whole = _short(".".join(parents[: depth + 1]))
-            if isinstance(section, list):
+            if isinstance(below, list):
                 raise UserError(f"override {_short(key)}: {whole} is a list, to be given whole: {whole}=[a, b]")
-            if not isinstance(section, dict):
-                got = "a value (not shown)" if argument_is_secret(key) else _short(masked(str(section)))
+            if not isinstance(below, dict):
+                got = "a value (not shown)" if argument_is_secret(key) else _short(masked(str(below)))
                 raise UserError(f"override {_short(key)}: {whole} holds no fields, got {got} there")
+            section = below
         section[leaf] = parse(text, f"override {_short(key)}")
     return values
 
 
-def parse(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> object:
     """The value of a YAML text; raises UserError, which names `where`, when it is malformed."""
     if _brackets(text) > 5 * _DEEPEST:  # PyYAML would take seconds to get there; brackets in text are rarely so many
         raise UserError(f"{where}: must be nested at most {_DEEPEST} deep, got more")
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: it builds no objects
-    except _Refused as error:
+    except _Refused as error:  # before YAMLError, of which it is one
         raise UserError(f"{where}: {error}") from None
     except RecursionError:
         raise UserError(f"{where}: must be nested at most {_DEEPEST} deep, got more") from None
@@ -243,6 +249,7 @@ def _malformed(error: yaml.MarkedYAMLError) -> str:
     """What PyYAML found, with the line; in our words where the text most likely is one that needs quotes."""
     mark, problem = error.problem_mark or error.context_mark, str(error.problem or error.context)
     line = f" (line {mark.line + 1})" if mark else ""
+    # `*` and `&` begin aliases and anchors: a glob, or a title, that was not quoted.
     first = {"while scanning an alias": "*", "while scanning an anchor": "&"}.get(str(error.context))
     if found := re.match(r"found character '(.)' that cannot start any token", problem):
         first = found[1]

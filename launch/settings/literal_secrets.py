@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from actors.secret_text import (
@@ -33,6 +33,15 @@ _ADVICE = {
 }
 
 
+class EndpointValues(TypedDict):
+    """`algorithms.config.RewardEndpoint` as JSON values."""
+
+    url: str
+    weight: float
+    headers: dict[str, str]
+    retries: int
+
+
 class Described(Protocol):
     """What of a RunConfig is looked at here; by its own name it could not be named, as it asks these very rules."""
 
@@ -46,13 +55,14 @@ def secret_problems(config: Described) -> list[str]:
     """One line for each secret that stands in the configuration itself; no line shows one."""
     found = list(_endpoint_secrets(config))
     values = config.model_dump(mode="json")
+    # `_endpoint_secrets` has looked: a $NAME may stand within a header.
     del values["reward"]["endpoints"]
     for field, rule in _secrets(values, (), ""):
         found.append(f"{field}: {rule}, got a literal (not shown)")
     return found
 
 
-def public_values(config: Described) -> dict[str, Any]:
+def public_values(config: Described) -> dict[str, object]:
     """The configuration as JSON values, to be shown or sent: without headers that name no variable.
 
     No other secret is in it, as `secret_problems` has refused it.
@@ -62,7 +72,7 @@ def public_values(config: Described) -> dict[str, Any]:
     return values
 
 
-def public_endpoints(endpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def public_endpoints(endpoints: list[EndpointValues]) -> list[EndpointValues]:
     """The same of `reward.endpoints` alone."""
     return [
         {**endpoint, "headers": {name: _public_header(value) for name, value in endpoint["headers"].items()}}
@@ -98,11 +108,12 @@ def _is_this_machine(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or host == "::1" or host.startswith("127.")
 
 
-def _secrets(value: Any, path: tuple[str, ...], owner: str, secret: bool = False) -> Iterator[tuple[str, str]]:
+def _secrets(value: object, path: tuple[str, ...], owner: str, secret: bool = False) -> Iterator[tuple[str, str]]:
     """Dotted names of secrets with their rules. `owner`: which of ARGUMENTS the value is part of; `secret`: a name
     around it says that it is one."""
     if isinstance(value, dict):
         for name, item in value.items():
+            # The value decides with the name: of `key: $NAME` nothing is secret.
             text = item if isinstance(item, str) else ""
             told = bool(owner) and (secret or argument_is_secret(name, text))
             told = told or (path[-1:] != () and path[-1] in _LABELS and _label_is_secret(name))
@@ -120,8 +131,8 @@ def _label_is_secret(name: str) -> bool:
     return _LABEL.search(name.lower()) is not None
 
 
-def _is_secret(value: Any, path: tuple[str, ...], secret: bool) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+def _is_secret(value: object, path: tuple[str, ...], secret: bool) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):  # true is an int for Python
         return secret and any(_NUMBER.search(name) for name in path)
     if not isinstance(value, str) or not value or is_variable(value):
         return False
@@ -139,6 +150,7 @@ def _endpoint_secrets(config: Described) -> Iterator[str]:
                 yield f"{field}.headers.{name}: {rule}"
         if not (parts := _address(endpoint.url)):
             continue
+        # ?api_key=...: many services take it there.
         query = [name for name, value in parse_qsl(parts.query) if names_secret(name)]
         if "@" in parts.netloc or query or holds_token(endpoint.url):
             from algorithms.rewards.endpoint import shown_address  # takes time, which only a mistake needs

@@ -40,6 +40,7 @@ def of_responses(config: RunConfig, samples: int) -> list[str]:
 def of_embeddings(algorithm: EmbeddingConfig) -> list[str]:
     """Metrics of one evaluation set of an embedding model."""
     sizes = dict.fromkeys(size for task in (algorithm, *algorithm.by_name.values()) for size in task.matryoshka)
+    # Sets with graded passages are ordered by the model; which sets these are, only their rows tell.
     ordered = [f"rerank_{first}{name}" for first in ("", "base_") for name in RERANKING]
     cut = [f"dim{size}/{name}" for size in sizes for name in (RETRIEVAL[0], "spearman")]
     return [*RETRIEVAL, *ordered, "spearman", *cut]
@@ -54,7 +55,7 @@ def _of_samples(count: int) -> list[str]:
 
 def _of_sources(config: RunConfig) -> list[str]:
     """The rewards of each source, where there are several."""
-    if config.reward.sources < 2:
+    if config.reward.sources < 2:  # of a single one, reward/mean says it
         return []
     from algorithms.rewards.scores import sources_labels
 

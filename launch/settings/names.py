@@ -6,7 +6,7 @@ Imported only once there is a mistake.
 import difflib
 
 from launch.peers import tables
-from launch.settings.tree import by_path, generic, jobs
+from launch.settings.tree import Setting, by_path, generic, jobs
 
 _ALIKE = 0.75
 """Similarity from which one name may be meant by another: `trainer` is not `tracking` (0.67)."""
@@ -23,6 +23,7 @@ _LONGEST_LIST = 240
 def hint(path: str, job: str | None = None) -> str:
     """What to say of an unknown dotted name, in brackets; `job` is the algorithm's name, where it is known."""
     section, _, last = path.rpartition(".")
+    # A name that peers have is theirs, not one of ours misspelled.
     theirs = tables.plain(last) in tables.by_name()
     if not theirs and (near := nearest_name(last, fields_of(section, job), _MISSPELLED)):
         return near
@@ -34,6 +35,7 @@ def certain_hint(path: str, job: str | None = None) -> str:
     name = tables.plain(path)
     parts = name.split(".")
     of_others = ""
+    # From the whole name to its last part: the longest ending that is known says most.
     for start in range(len(parts)):
         ending = ".".join(parts[start:])
         entry, found = tables.by_name().get(ending), _elsewhere(ending, path, job)
@@ -56,8 +58,10 @@ def certain_hint(path: str, job: str | None = None) -> str:
 
 def value_hint(path: str, value: object) -> str:
     """What a peer's value of our field is here, in brackets; empty where nothing is known of it."""
+    # The tables give both by one name.
     field = generic(path).replace("critic.optimizer", "policy.optimizer").replace("critic.lora", "model.lora")
     name = str(value).lower().replace(" ", "_")
+    # GRPOTrainer and DPOConfig are classes of TRL.
     for word in (name, name.replace("-", "_"), name.removesuffix("trainer").removesuffix("config").rstrip("_-")):
         if ours := tables.by_value().get((field, word)):
             return f" (there is none: {ours[2:]})" if ours.startswith("- ") else f" (here: {ours})"
@@ -79,6 +83,7 @@ def fields_of(path: str, job: str | None = None) -> list[str]:
 
 def nearest_name(word: str, names: list[str], alike: float = _ALIKE) -> str:
     """`(did you mean ...?)` for the one of `names` that is spelled like `word`; empty where none is."""
+    # For difflib, `LR` and `lr` have nothing in common.
     same = [name for name in names if name.lower() == word.lower()]
     near = same or difflib.get_close_matches(word[:_LONGEST_NAME], names, 1, alike)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -96,6 +101,7 @@ def _elsewhere(ending: str, path: str, job: str | None) -> str:
 def _for_whom(ending: str) -> str:
     """What to say of a field that only other algorithms have."""
     [full, *_] = _ending_so(ending)
+    # `critic` is a section of its own, whose fields list no jobs.
     names = dict.fromkeys(name for item in by_path()[full] for name in item.jobs)
     return f" ({full} is a field for {', '.join(names) or 'ppo'})"
 
@@ -120,7 +126,7 @@ def _of_entry(entry: tables.Entry | None, job: str | None) -> str:
     return f" (here: {' and '.join(ours or entry.ours)}{'; ' if entry.note else ''}{entry.note})"
 
 
-def _of_job(items: tuple, job: str | None) -> bool:
+def _of_job(items: tuple[Setting, ...], job: str | None) -> bool:
     """Whether the field is there for the job: `algorithm` has others for each, and only ppo has a critic."""
     if not items or job not in jobs():
         return True

@@ -20,7 +20,7 @@ def readers(path: str) -> tuple[str, ...]:
     own = by_path()[path]
     if path.startswith("algorithm."):
         return tuple(job for job in jobs() if any(job in item.jobs for item in own))
-    while path and path not in READ_BY:
+    while path and path not in READ_BY:  # a section stands for all that is below it
         path = path.rpartition(".")[0]
     return READ_BY[path] if path else tuple(jobs())
 

@@ -29,6 +29,7 @@ def check_rules(config: RunConfig) -> None:
 
 
 def _precision_is_kept(config: RunConfig) -> None:
+    # A reference has no gradients to accumulate.
     groups = {"policy": config.policy} | ({"critic": config.critic} if config.critic else {})
     for name, group in groups.items():
         if config.model.dtype == "bf16" and group.zero_stage == 0:
@@ -45,6 +46,7 @@ def _groups_can_share(config: RunConfig, kind: JobKind) -> None:
         )
     if config.cluster.placement == "separate":
         for name, group in _placed(config).items():
+            # `separate` keeps groups apart by this very label (launch/run/reserve.py).
             if chosen := group.node_labels.get("ray.io/node-id"):
                 raise ValueError(
                     f"{name}.node_labels.ray.io/node-id must be left out with cluster.placement separate, got {chosen}"
@@ -60,7 +62,8 @@ def _groups_can_share(config: RunConfig, kind: JobKind) -> None:
         asked["critic.gpus_per_rank"] = config.critic.gpus_per_rank
     if config.reference_group:
         asked["reference.gpus_per_rank"] = config.reference.gpus_per_rank
-    used = {name: gpus for name, gpus in asked.items() if gpus}
+    used = {name: gpus for name, gpus in asked.items() if gpus}  # groups on CPUs share no GPU
+    # Ray gives several GPUs only whole, and a bundle's GPU is divided by the number of its groups.
     if len(set(used.values())) > 1 or max(used.values(), default=0) > 1:
         got = ", ".join(f"{name} {gpus:g}" for name, gpus in used.items())
         raise ValueError(f"cluster.placement shared needs groups that ask for the same, at most 1, GPU, got {got}")

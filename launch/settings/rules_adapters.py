@@ -43,7 +43,7 @@ def _transfer_fits(config: RunConfig, lora: LoraConfig) -> None:
             raise ValueError(
                 "rollout.transfer.lora must be merged with model.lora.dora, which vLLM does not serve, got adapter"
             )
-        if lora.rank > 512:
+        if lora.rank > 512:  # the largest that vLLM 0.32 has (MaxLoRARanks)
             raise ValueError(
                 f"model.lora.rank must be at most 512 with rollout.transfer.lora adapter (merged has no limit), "
                 f"got {lora.rank}"

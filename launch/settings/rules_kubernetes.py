@@ -34,6 +34,7 @@ def check_kubernetes(config: RunConfig) -> None:
             f"{section}grace_s must exceed {least}, cluster.stop_wait_s and {DRAIN_MARGIN_S} more, "
             f"got {kubernetes.grace_s}"
         )
+    # Of two values for one variable, nobody could say which a process has.
     plain = {name for variables in (cluster.env, *(demand.env for demand in wanted)) for name in variables}
     for name in sorted(plain & kubernetes.secrets.keys()):
         raise ValueError(f"{section}secrets.{name} must be left out, as an env field sets {name}, got both")

@@ -57,6 +57,7 @@ def _rewards_are_given(config: RunConfig) -> None:
         )
     if not any(source.weight for source in sources):
         raise ValueError("reward must have a source with a weight other than 0, got weight 0 for all of them")
+    # Only functions and endpoints have processes of their own.
     if not reward.functions and not reward.endpoints:
         why = "with reward.models alone, which are groups of their own"
         refuse_unused(reward, "workers", "deadline_s", "memory_mib", "pass_env", why=why, section="reward.")
@@ -80,7 +81,7 @@ def _whole_distribution_is_sampled(config: RunConfig, algorithm: RLConfig) -> No
 def _responses_can_differ(config: RunConfig, algorithm: RLConfig) -> None:
     rollout = config.rollout
     for name in ("samples_per_prompt", "eval_samples_per_prompt"):
-        for greedy in ("top_k", "min_p"):
+        for greedy in ("top_k", "min_p"):  # either keeps one token: the first, or those as likely as the likeliest
             if getattr(algorithm, name) > 1 and getattr(rollout, greedy) == 1:
                 raise ValueError(
                     f"rollout.{greedy} must not be 1 with algorithm.{name} {getattr(algorithm, name)}: only the "
@@ -95,7 +96,7 @@ def _a_response_can_be_solved(config: RunConfig, algorithm: RLConfig) -> None:
     if reward.models or reward.endpoints or any(each.name not in BUILT_IN for each in reward.functions):
         return
     most = sum(max(0.0, each.weight) for each in reward.functions)  # each of them gives from 0 to 1
-    if most < algorithm.eval_pass_reward - 1e-9:
+    if most < algorithm.eval_pass_reward - 1e-9:  # a sum of floats
         raise ValueError(
             f"algorithm.eval_pass_reward must be at most {most:g}, the most that reward.functions with their weights "
             f"give, or no response is ever solved, got {algorithm.eval_pass_reward:g}"

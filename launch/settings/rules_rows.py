@@ -12,6 +12,7 @@ from launch.config import RunConfig
 
 def check_positions(config: RunConfig, setting: str, longest: int) -> None:
     """Raise ValueError when a new model has fewer positions than tokens are read at one time, as `setting` says."""
+    # Of a model that is there, `check` reads it from config.json.
     positions = config.model.init.max_positions if config.model.init else None
     if positions is not None and longest > positions:
         raise ValueError(f"{setting} must not exceed model.init.max_positions ({positions}), got {longest}")

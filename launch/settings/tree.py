@@ -45,6 +45,7 @@ class Setting:
 
 def jobs() -> dict[str, type[BaseModel]]:
     """Name of each algorithm -> its section."""
+    # An alias that was declared as one has its type in __value__.
     union, *_ = get_args(getattr(AlgorithmConfig, "__value__", AlgorithmConfig))
     return {get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(union)}
 
@@ -81,7 +82,7 @@ def generic(path: str) -> str:
                 done = longer
                 break
         else:
-            done = f"{done}.{part}".lstrip(".")
+            done = f"{done}.{part}".lstrip(".")  # unknown from here on: kept as it was given
     return done
 
 
@@ -107,7 +108,7 @@ def default_text(setting: Setting) -> str:
     return own if own == outer else f"{outer}; {own} where {section} is given"
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """A value as it stands in a YAML file."""
     match value:
         case None:
@@ -131,12 +132,13 @@ def value_text(value: Any) -> str:
 def limit_text(limit: float) -> str:
     """A bound as one would write it: 1000, 1e9, 2147483648."""
     short = f"{limit:g}"
+    # Six digits are all that :g keeps.
     return re.sub(r"e\+0*", "e", short) if float(short) == limit else f"{limit:.12g}"
 
 
 def _of_algorithms() -> list[Setting]:
     """Fields of all algorithms; those that share type, default and text are one setting."""
-    found: dict[tuple[Any, ...], Setting] = {}
+    found: dict[tuple[object, ...], Setting] = {}
     for job, model in jobs().items():
         for setting in _below(model, "algorithm", (job,)):
             alike = setting.path == "algorithm.name" or _words(setting.field.annotation)
@@ -153,12 +155,13 @@ def _below(model: type[BaseModel], prefix: str, of: tuple[str, ...], within: Bas
         found.append(Setting(path, field, of, within))
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         for section in _sections(field.annotation):
+            # Of a section within a list or mapping there is none.
             inner = default if isinstance(default, section) else None
             found += _below(section, path + _item(field.annotation), of, inner)
     return found
 
 
-def _item(annotation: Any) -> str:
+def _item(annotation: object) -> str:
     """How an item of a list (`.N`) or mapping (`.NAME`) of sections is named; empty for a section itself."""
     for part in _parts(annotation):
         if get_origin(part) is list:
@@ -168,19 +171,19 @@ def _item(annotation: Any) -> str:
     return ""
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _sections(annotation: object) -> list[type[BaseModel]]:
     return [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
-def _parts(annotation: Any) -> list[Any]:
+def _parts(annotation: object) -> list[object]:
     """A type and all types that it is made of, without those of nested sections."""
     annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) is Literal:
-        return [annotation]
+        return [annotation]  # its arguments are values, not types
     return [annotation, *(part for item in get_args(annotation) for part in _parts(item))]
 
 
-_NAMES = {
+_NAMES: dict[object, str] = {
     int: "whole number",
     float: "number",
     str: "text",
@@ -190,7 +193,7 @@ _NAMES = {
 }
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: object) -> str:
     annotation = getattr(annotation, "__value__", annotation)
     origin, of = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -227,13 +230,14 @@ def _bounds(field: FieldInfo) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _metadata(part: Any) -> list[Any]:
+def _metadata(part: object) -> list[object]:
+    # Of Annotated: pydantic's Field holds its limits in `metadata`, those of annotated_types stand for themselves.
     given = getattr(part, "__metadata__", ())
     own = [limit for item in given for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     return own + [more for item in get_args(part) for more in _metadata(item)]
 
 
-def choices_of(annotation: Any) -> list[Any]:
+def choices_of(annotation: object) -> list[object]:
     """The values of the Literals in a type; none of a type without any."""
     annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) is Literal:

@@ -3,7 +3,7 @@
 import re
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -22,10 +22,10 @@ class Odd(NamedTuple):
 
     location: tuple[str, ...]
     rule: str
-    value: Any
+    value: object
 
 
-def odd_values(model: type[BaseModel], values: Any, location: tuple[str, ...] = ()) -> list[Odd]:
+def odd_values(model: type[BaseModel], values: object, location: tuple[str, ...] = ()) -> list[Odd]:
     """What is refused in `values`, which are to become a `model`, with where it stands."""
     if not isinstance(values, dict):
         return []
@@ -36,10 +36,11 @@ def odd_values(model: type[BaseModel], values: Any, location: tuple[str, ...] = 
     return found
 
 
-def _odd(name: str, annotation: Any, value: Any, location: tuple[str, ...]) -> list[Odd]:
+def _odd(name: str, annotation: object, value: object, location: tuple[str, ...]) -> list[Odd]:
     kinds = _kinds(annotation)
     if isinstance(value, dict):
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        # Of a union, the section that `name` chooses; else the first, of which pydantic says what is wrong.
         named = [section for section in sections if _tag(section) == value.get("name")] or sections[:1]
         if named:
             return odd_values(named[0], value, location)
@@ -49,7 +50,7 @@ def _odd(name: str, annotation: Any, value: Any, location: tuple[str, ...]) -> l
     return [Odd(location, rule, value)] if rule else []
 
 
-def _odd_items(name: str, annotation: Any, value: Any, location: tuple[str, ...]) -> list[Odd]:
+def _odd_items(name: str, annotation: object, value: dict | list | tuple, location: tuple[str, ...]) -> list[Odd]:
     found = []
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for inner in _items(annotation):
@@ -61,15 +62,16 @@ def _odd_items(name: str, annotation: Any, value: Any, location: tuple[str, ...]
     return found
 
 
-def _rule(name: str, kinds: frozenset[Any], value: Any) -> str:
+def _rule(name: str, kinds: frozenset[object], value: object) -> str:
     """What the value must be; empty where it may be what it is, or pydantic will say so."""
+    # For Python true is an int, and pydantic reads a number out of a text.
     if bool not in kinds and kinds & {int, float}:
         return _number_rule(kinds, value)
     plain = str in kinds or any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
     return _text_rule(name, value) if plain and isinstance(value, str) else ""
 
 
-def _number_rule(kinds: frozenset[Any], value: Any) -> str:
+def _number_rule(kinds: frozenset[object], value: object) -> str:
     rule = "must be a number" if float in kinds else "must be a whole number"
     if isinstance(value, bool):
         return rule
@@ -85,17 +87,18 @@ def _text_rule(name: str, value: str) -> str:
         return ""
     if len(value) > _LONGEST:
         return f"must be at most {_LONGEST} characters"
+    # ASCII's control characters, those of Latin-1, and halves of a pair in UTF-16.
     broken = any(ord(char) < 32 or 127 <= ord(char) < 160 or "\ud800" <= char <= "\udfff" for char in value)
     return "must be one line without control characters" if broken else ""
 
 
-def _tag(model: type[BaseModel]) -> Any:
+def _tag(model: type[BaseModel]) -> object:
     field = model.model_fields.get("name")
     return (get_args(field.annotation) or (None,))[0] if field else None
 
 
 @cache
-def _kinds(annotation: Any) -> frozenset[Any]:
+def _kinds(annotation: object) -> frozenset[object]:
     """The types that a value may have, without those of the items of a list or mapping."""
     annotation = getattr(annotation, "__value__", annotation)
     origin = get_origin(annotation)
@@ -103,11 +106,12 @@ def _kinds(annotation: Any) -> frozenset[Any]:
         return _kinds(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return frozenset(kind for part in get_args(annotation) for kind in _kinds(part))
+    # list[...] and dict[...]: their items are those of `_items`.
     return frozenset() if origin else frozenset({annotation})
 
 
 @cache
-def _items(annotation: Any) -> tuple[Any, ...]:
+def _items(annotation: object) -> tuple[object, ...]:
     """Types of the items, where a value may be a list or mapping."""
     annotation = getattr(annotation, "__value__", annotation)
     origin, of = get_origin(annotation), get_args(annotation)

@@ -1,0 +1,48 @@
+"""What the loops of PPO and the GRPO family are made with, beside their settings."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NotRequired, TypedDict
+
+from actors.batch import Prompt
+from actors.group import ActorGroup
+from actors.rollout.types import Sampling
+from algorithms.batches import Batches, WeightedBatches
+from algorithms.loop import Checkpointer, Metrics, Reporter
+from algorithms.rewards.models import RewardModelGroup
+from algorithms.rl.deals import Split
+from algorithms.rl.shaper import RewardShaper
+from algorithms.rollouts.rollouts import Rollouts
+
+
+class ReadArguments(TypedDict):
+    """Who reads the episodes of a step beside policy and critic."""
+
+    reference: str | None
+    read_reference: Callable[..., object] | None
+    models: list[RewardModelGroup]
+    sync_reference: NotRequired[Callable[[int], None]]
+
+
+class SettingsArguments(TypedDict):
+    """What follows from the configuration alone."""
+
+    shaper: RewardShaper
+    sampling: Sampling
+    micro_batch_tokens: dict[str, int]
+    seed: int
+    samples_per_step: int
+    eval_samples: int | None
+
+
+class LoopArguments(ReadArguments, SettingsArguments):
+    """The fields of `algorithms.rl.steps.Steps`, which says what each of them is."""
+
+    roster: Mapping[str, ActorGroup[Any]]
+    rollouts: Rollouts
+    split: Split
+    batches: Batches | WeightedBatches
+    evaluation: list[Prompt]
+    publish: Callable[[int], Metrics]
+    checkpoint: Checkpointer
+    reporter: Reporter
+    total_steps: int

@@ -1,0 +1,27 @@
+"""What a run has reserved on the cluster: its bundles, and the slots of every group in them."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ray.util.placement_group import PlacementGroup
+
+from actors.group import Slot
+
+
+@dataclass(slots=True)
+class Placement:
+    """Reserved bundles, and the slots of every group in them."""
+
+    reserved: list[PlacementGroup] = field(default_factory=list)
+    slots: dict[str, list[Slot]] = field(default_factory=dict)
+    nodes: set[str] = field(default_factory=set)
+    """Ids of the nodes that the bundles are on."""
+
+    def where(self) -> str:
+        """Which groups are where; empty when there is only one node. Example: policy on 10.0.0.2 (4), 10.0.0.3 (4)"""
+        counts = {group: Counter(slot.node for slot in slots if slot.node) for group, slots in self.slots.items()}
+        return "; ".join(
+            f"{group} on {', '.join(f'{node} ({count})' for node, count in found.items())}"
+            for group, found in counts.items()
+            if found
+        )
