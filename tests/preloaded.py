@@ -6,8 +6,8 @@ one, and otherwise runs the command as Ray would have. Nothing else is different
 of Ray, DeepSpeed or vLLM has begun to work, and runs Ray's own program.
 
 Trainers and engines are forked from processes of their own, with the modules that such a rank imports, and each number
-of OpenMP threads has others: OpenMP reads it when it is loaded. Runs that start `alone`, those of tests/cluster and what
-a user starts do without.
+of OpenMP threads has others: OpenMP reads it when it is loaded. Runs that start `alone`, those of tests/cluster and
+what a user starts do without.
 
     python -m tests.preloaded SOCKET    # until its standard input ends
 """

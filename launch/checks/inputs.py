@@ -1,9 +1,9 @@
 """Rows as `check` reads them: whether the job can learn from them, and how long they are. Imports no torch, no Ray."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from launch.kinds.table import job_kind
 
 if TYPE_CHECKING:
     from algorithms.data.overlong import Reading
+    from algorithms.data.readers import Judgement, Message
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -96,8 +97,9 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
             found.digest = hash((found.digest, *map(repr, rows)))  # by repr, as lists and mappings have no hash
         if kind.samples_responses:
             found.examples += _examples(reading)
+        # What a row has been read as is said by the convention of the kind of job, not by a type.
         if kind.unpaired:
-            found.unpaired[name] = list(map(unpaired_text, reading.examples))
+            found.unpaired[name] = list(map(unpaired_text, cast("Sequence[Judgement]", reading.examples)))
         counted = config.data.overlong == "error"  # else it is not known how many are left out
         if tokenise:
             dropped, looked_at = _measure(reading, lengths, found)
@@ -180,9 +182,10 @@ def _examples(reading: "Reading[object]") -> list[ProbeRow]:
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
+    prompts = cast("Sequence[str | list[Message]]", reading.examples)
     # Evenly from the first to the last; of fewer rows each once.
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
-    return [ProbeRow(number=i + 1, prompt=prompt_text(reading.examples[i]), row=reading.rows[i]) for i in chosen]
+    return [ProbeRow(number=i + 1, prompt=prompt_text(prompts[i]), row=reading.rows[i]) for i in chosen]
 
 
 def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tuple[int, int]:
