@@ -25,7 +25,7 @@ CHAIN = (
     ("actors/train/trainer.py", "update"),
     ("actors/train/trainer.py", "_update"),
     ("algorithms/rl/policy_loss.py", "policy_loss"),
-    ("algorithms/losses.py", "clipped_policy_loss"),
+    ("algorithms/rl/losses.py", "clipped_policy_loss"),
 )
 """Functions, each of which names the next one, or gets it as an argument."""
 
