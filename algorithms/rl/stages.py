@@ -15,6 +15,7 @@ import numpy as np
 
 from actors.group import ActorGroup
 from actors.train.policy import PolicyWorker
+from actors.train.trainer import TrainedWorker
 from actors.train.worker import LossFunction, Worker
 from algorithms.loop import Metrics
 from algorithms.rl.deals import Parts, Taker, Updates, hand_episodes, submit_finding
@@ -191,10 +192,17 @@ class RL(Steps):
             # Where no sample has an advantage, weights stay what they are: there is nothing to publish.
             self.moved = any(each.trained_tokens for each in totals)
         given = hand_episodes(groups, updates.work, self.split)
-        method: Any = PolicyWorker.update
         calls = [
             group.submit(
-                rank, method, share.plans, held, totals, loss, temperature, *episodes, *parts.of(updates.taker, rank)
+                rank,
+                TrainedWorker.update,
+                share.plans,
+                held,
+                totals,
+                loss,
+                temperature,
+                *episodes,
+                *parts.of(updates.taker, rank),
             )
             for rank, (share, (held, episodes)) in enumerate(zip(updates.work, given, strict=True))
         ]
