@@ -3,7 +3,7 @@
 With the importance ratio rho = pi / pi_old of each token, the loss is the aggregate over tokens of the surrogate that
 `algorithm.loss` names (`algorithms.rl.surrogates`), + kl_coef KL(pi || reference) where kl_in is loss (times rho with
 kl_importance_ratio), - entropy_coef entropy. pi_old is the sampler's, or with `importance_correction` the trainer's at
-the start of the step: the surrogate is then weighted by the truncated pi_old / pi_sampler.
+the start of the step: the surrogate is then weighted by pi_old / pi_sampler, truncated or masked.
 """
 
 import torch
