@@ -4,9 +4,9 @@
                  ^------------ failed and stale groups are replaced ----'
 
 A thread of its own keeps engines and reward pool busy; the loop only takes. With `max_staleness` 0 a step's prompts
-start when the step asks for them: on-policy, and the same groups whatever ends first. With n they start up to n steps
-ahead, beside training, and a group of which any token is more than n versions old is never given out. The driver sees
-lengths, statuses and rewards; tokens stay behind object references.
+start when the step asks for them: on-policy, and the same groups whatever ends first. With n (no setting reaches this
+yet) they start up to n steps ahead, beside training, and a group of which any token is more than n versions old is
+never given out. The driver sees lengths, statuses and rewards; tokens stay behind object references.
 """
 
 import time
@@ -51,7 +51,8 @@ class Limits:
     max_failed: float = 0.0
     """Share of a step's samples (reward.max_failed_fraction)."""
     attempts: int = 1
-    """How many engines a prompt may be lost with before the run ends; 1: a lost engine ends it."""
+    """How many engines a prompt may be lost with before the run ends (no setting reaches this yet). With 1, the loss of
+    an engine ends it where the engine had prompts; one that had none is done without, while another is left."""
 
 
 class Rollouts:
