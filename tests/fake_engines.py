@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from actors.batch import EpisodeStatus, Prompt
+from actors.episodes import EpisodeStatus, Prompt
 from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool, _Job

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.batch import Episode
 from actors.config import TrainerConfig
+from actors.episodes import Episode
 from actors.models.packed import PackedBatch
 from actors.train.critic import CriticWorker
 from actors.train.policy import PolicyWorker

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.batch import Episode
+from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
 from actors.rollout.types import Request, Segment

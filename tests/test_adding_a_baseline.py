@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.batch import Experience
+from actors.episodes import Experience
 from actors.train.worker import Totals, pack_experiences
 from algorithms.config_rl import GRPOConfig
 from algorithms.rl.estimators import Estimator

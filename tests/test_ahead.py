@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.group import GroupError
 from actors.rollout.simulated import Table
 from actors.rollout.types import Sampling

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Sequence
 from actors.config import UserError
+from actors.episodes import Sequence
 from algorithms.data.overlong import Reading, Tally, cut_responses, cut_sequence, divided, held_out_count
 
 BOS = 9

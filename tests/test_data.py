@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from actors.batch import Sequence
 from actors.config import ModelInit, UserError
+from actors.episodes import Sequence
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.batches import Batches
 from algorithms.config import DataConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Episode, Place, Prompt
+from actors.episodes import Episode, Place, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from actors.rollout.worker import RolloutWorker
 from actors.train.policy import PolicyWorker

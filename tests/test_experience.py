@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.rollout.types import RolloutInfo
 from actors.train.worker import Totals
 from algorithms.rewards.scores import empty_scores

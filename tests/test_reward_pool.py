@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import ray
 
-from actors.batch import Episode, Prompt
 from actors.config import UserError
+from actors.episodes import Episode, Prompt
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.rewards.pool import RewardFailure, RewardPool
 from algorithms.rollouts.failures import Failures

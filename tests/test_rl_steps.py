@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig

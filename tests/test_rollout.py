@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import VersionSpan
 from actors.config_rollout import RolloutConfig
+from actors.episodes import VersionSpan
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
 from actors.rollout.worker import Adapter, EngineHost, RolloutWorker
 from actors.weights.offer import Offer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.group import GroupError
 from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardFailure

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Episode, Prompt, Turn, VersionSpan
+from actors.episodes import Episode, Prompt, Turn, VersionSpan
 from actors.rollout.simulated import Table
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score, empty_scores

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.batch import Episode, Prompt, VersionSpan, experience
+from actors.episodes import Episode, Prompt, VersionSpan, experience
 from actors.rollout.types import RolloutInfo, Sampling
 from actors.train.policy import PolicyWorker
 from actors.train.reference import ScoringWorker

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Episode, Prompt, Sequence
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.episodes import Episode, Prompt, Sequence
 from actors.group import ActorGroup, Slot
 from actors.models.skeleton import write_skeleton
 from actors.rollout.types import RolloutInfo

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batch import Episode, EpisodeStatus, VersionSpan
+from actors.episodes import Episode, EpisodeStatus, VersionSpan
 
 Finish = Literal["stop", "length", "abort", "error", "refused"]
 """stop: ended by itself; length: cut at the limit; abort: asked to end; error: failed in the engine; refused: never

@@ -16,9 +16,9 @@ import numpy as np
 import ray
 import torch
 
-from actors.batch import Episode, EpisodeStatus, Turn
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
+from actors.episodes import Episode, EpisodeStatus, Turn
 from actors.failure import told_beside
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log

@@ -8,8 +8,8 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from actors.batch import Sequence
 from actors.config import UserError
+from actors.episodes import Sequence
 from algorithms.config import DataConfig
 from algorithms.data.conventions import Convention
 from algorithms.data.sources import Row

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.batch import Sequence
 from actors.config import UserError
+from actors.episodes import Sequence
 from algorithms.config import DataConfig
 from algorithms.data.conventions import read_examples
 from algorithms.data.overlong import Reading, cut_responses

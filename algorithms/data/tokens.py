@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batch import Prompt, Sequence
 from actors.config import UserError
+from actors.episodes import Prompt, Sequence
 from algorithms.config import DataConfig
 from algorithms.data.conventions import read_examples
 from algorithms.data.overlong import Reading, cut_sequence, shortened

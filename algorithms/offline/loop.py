@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.train.trainer import TrainedWorker

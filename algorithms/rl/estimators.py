@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from actors.batch import Experience
+from actors.episodes import Experience
 from actors.train.worker import Metrics, ScoredGroups
 from algorithms.config_rl import RLConfig
 from algorithms.rl.advantages import Advantages, Moments, among_counted, token_rewards, whiten

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray import ObjectRef
 
-from actors.batch import Episode
+from actors.episodes import Episode
 from actors.group import ActorGroup, GroupError
 from actors.rollout.types import Finished, Request
 from actors.rollout.worker import EngineHost

@@ -8,7 +8,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from actors.batch import Episode, Prompt
+from actors.episodes import Episode, Prompt
 from actors.group import GroupError
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score

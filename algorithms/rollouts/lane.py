@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 from ray import ObjectRef
 
-from actors.batch import Episode, Prompt
+from actors.episodes import Episode, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity

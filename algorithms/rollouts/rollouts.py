@@ -18,7 +18,7 @@ from threading import Condition, Thread
 
 import numpy as np
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling

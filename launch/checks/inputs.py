@@ -271,7 +271,7 @@ def _tokens(item: object) -> int:
 
 def _ids_of(item: object) -> list[NDArray[np.int64]]:
     """Token ids of a prompt or sequence, of a pair those of both sequences."""
-    from actors.batch import Prompt, Sequence
+    from actors.episodes import Prompt, Sequence
     from algorithms.data.pairs import Judged, Pair
 
     if isinstance(item, Pair):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
 
-from actors.batch import Prompt
 from actors.config import UserError
+from actors.episodes import Prompt
 from actors.group import ActorGroup
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer

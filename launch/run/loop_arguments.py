@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from algorithms.batches import Batches, WeightedBatches

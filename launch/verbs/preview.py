@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from actors.batch import Prompt, Sequence
+from actors.episodes import Prompt, Sequence
 from actors.models.tokenizer import tokenizer_for
 from algorithms.data.overlong import Reading, divided
 from algorithms.data.pairs import Judged, Pair, prompt_length
