@@ -14,11 +14,11 @@ from actors.episodes import Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.division.deals import Parts
+from algorithms.division.work import samples_of
 from algorithms.loop import Clock, good_enough
 from algorithms.rewards.scores import Score
-from algorithms.rl.deals import Parts
 from algorithms.rl.evaluation import response_rows
-from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
 from algorithms.rl.ppo import PPO

@@ -20,9 +20,9 @@ from actors.train.policy import PolicyWorker
 from actors.train.reference import ScoringWorker
 from actors.train.worker import pack_experiences
 from algorithms.config_rl import GRPOConfig, OverlongPenalty, PPOConfig
+from algorithms.division.work import samples_of
 from algorithms.loop import Clock
 from algorithms.rewards.scores import Score
-from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import rollout_metrics, sample_rows
 from algorithms.rl.ppo import PPO

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from algorithms.config_rl import GRPOConfig
+from algorithms.division.deals import Updates
+from algorithms.division.work import Sample, samples_of
 from algorithms.loop import Clock, Metrics
-from algorithms.rl.deals import Updates
 from algorithms.rl.estimators import compared
-from algorithms.rl.experience import Sample, samples_of
 from algorithms.rl.metrics import Advantages, teaches
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup

@@ -20,10 +20,10 @@ from actors.models.packed import PackedBatch
 from actors.train.critic import CriticWorker
 from actors.train.worker import LossFunction, Totals
 from algorithms.config_rl import PPOConfig
+from algorithms.division.deals import Updates
+from algorithms.division.work import samples_of
 from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, masked_sum
-from algorithms.rl.deals import Updates
-from algorithms.rl.experience import samples_of
 from algorithms.rl.losses import clipped_value_loss
 from algorithms.rl.metrics import Advantages
 from algorithms.rl.stages import RL

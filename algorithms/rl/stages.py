@@ -3,7 +3,7 @@
     ... -> shaped scores -> reference, values -> advantages -> update -> ...
 
 A stage that computes per token leaves its results with the ranks, as references to TokenFields, one for each rank that
-goes on with some of them (`algorithms.rl.deals`); the driver sees lengths, scores and metrics.
+goes on with some of them (`algorithms.division.deals`); the driver sees lengths, scores and metrics.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,8 @@ from actors.group import ActorGroup
 from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import LossFunction, Worker
-from algorithms.loop import Metrics
-from algorithms.rl.deals import Parts, Taker, Updates, hand_episodes, submit_finding
-from algorithms.rl.estimators import Estimator
-from algorithms.rl.experience import (
+from algorithms.division.deals import Parts, Taker, Updates, hand_episodes, submit_finding
+from algorithms.division.work import (
     Sample,
     count_micro_batches,
     deal_groups,
@@ -29,6 +27,8 @@ from algorithms.rl.experience import (
     split_updates,
     totals_of,
 )
+from algorithms.loop import Metrics
+from algorithms.rl.estimators import Estimator
 from algorithms.rl.metrics import Advantages, best_to_worst, update_metrics
 from algorithms.rl.policy_loss import policy_loss
 from algorithms.rl.steps import Steps

@@ -19,9 +19,8 @@ from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
 from algorithms.batches import Batches, WeightedBatches
 from algorithms.config_rl import RLConfig
+from algorithms.division.deals import Split
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
-from algorithms.rewards.models import RewardModelGroup, score_with_models
-from algorithms.rl.deals import Split
 from algorithms.rl.evaluation import response_rows, solving_metrics
 from algorithms.rl.metrics import (
     Advantages,
@@ -29,6 +28,7 @@ from algorithms.rl.metrics import (
     rollout_metrics,
     sample_rows,
 )
+from algorithms.rl.reward_models import RewardModelGroup, score_with_models
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
 from algorithms.rollouts.failures import Failures

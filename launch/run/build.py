@@ -89,7 +89,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
-    from algorithms.rl.deals import split_by
+    from algorithms.division.deals import split_by
 
     reporter.phase("loading models")
     models = spawn_models(config, directory, placement, roster)
@@ -177,8 +177,8 @@ def _reading(config: RunConfig, roster: Roster) -> "ReadArguments":
     """Who gives reference logprobs, and the reward models."""
     from actors.train.policy import PolicyWorker
     from actors.train.reference import ReferenceWorker
-    from algorithms.rewards.models import RewardModelGroup
     from algorithms.rewards.scores import sources_labels
+    from algorithms.rl.reward_models import RewardModelGroup
 
     reference, method = None, None
     if config.reference_needed:

@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.episodes import Place
 from actors.train.worker import Totals
-from algorithms.packing import plan_micro_batches
+from algorithms.division.packing import plan_micro_batches
 from algorithms.rollouts.groups import ScoredGroup
 
 
