@@ -13,8 +13,7 @@ import pytest
 from actors.config import UserError
 from actors.models.tokenizer import tokenizer_for
 from algorithms.config import DataConfig
-from algorithms.data.reading import run_data
-from algorithms.data.tokens import load_rows
+from algorithms.data.run_data import load_rows, run_data
 from algorithms.offline.comparable import require_comparable
 from algorithms.rewards.calls import check_signature
 from launch.checks.inputs import check_rows, check_unpaired

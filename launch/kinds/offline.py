@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from actors.train.trainer import TrainedWorker
-    from algorithms.data.reading import RunData
+    from algorithms.data.run_data import RunData
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.reward_checks import RewardProbe

@@ -19,7 +19,7 @@ from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, WeightedBatches, row_order
 from algorithms.config_rl import RLConfig
-from algorithms.data.reading import run_data
+from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig

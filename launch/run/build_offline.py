@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from algorithms.batches import row_order
-from algorithms.data.reading import run_data
+from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
 from launch.kinds.kind import Loop
 from launch.kinds.offline import DPOKind, OfflineKind
