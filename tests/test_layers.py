@@ -41,7 +41,8 @@ AT_HOME = {
     "vllm": {
         "actors/rollout/engine.py",
         "actors/rollout/vllm_options.py",
-        "actors/weights/transfer.py",
+        "actors/weights/vllm_receiver.py",
+        "actors/weights/vllm_sender.py",
         "actors/weights/binding.py",
     },
 }

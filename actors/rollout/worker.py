@@ -311,7 +311,7 @@ class RolloutWorker(EngineHost):
 
     @ray.method(concurrency_group="control")
     async def worker_call(self, method: str, *args: object) -> list[Any]:
-        """Call a method of `actors.weights.transfer.WorkerExtension` on every worker process of this engine."""
+        """Call a method of `actors.weights.vllm_receiver.WorkerExtension` on every worker process of this engine."""
         return await self._between_steps(lambda: self.engine.llm.collective_rpc(method, args=args))
 
     async def _between_steps(self, function: Callable[[], T]) -> T:
