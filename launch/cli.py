@@ -22,7 +22,7 @@ from launch.verbs.arguments import UsageError, Verb
 from launch.verbs.parsing import parse_verb, unknown_verb
 
 if TYPE_CHECKING:
-    from launch.checks.aside import Aside
+    from launch.checks.tokenizer_process import Aside
     from launch.config import RunConfig
     from launch.screen.display import Display
 
@@ -130,9 +130,9 @@ def _overview() -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.checks.aside import Aside
     from launch.checks.capacity import check_nodes
     from launch.checks.machine import this_machine
+    from launch.checks.tokenizer_process import Aside
     from launch.run.ray_address import check_ray_address
 
     with Aside() as aside:
@@ -192,7 +192,7 @@ def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from launch.checks.aside import Aside
+    from launch.checks.tokenizer_process import Aside
 
     with Aside() as aside:
         config = _loaded(arguments, aside)

@@ -22,8 +22,8 @@ from actors.train.engine import (
     gathered,
     inference_module,
 )
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from tests.one_rank import (
     SMALL,
     STAGES,

@@ -16,8 +16,8 @@ import pytest
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.critic import CriticWorker, RewardModelWorker
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from algorithms.config_offline import DPOConfig, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.division.deals import Parts, Updates, hand_episodes

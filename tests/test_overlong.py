@@ -20,7 +20,7 @@ from algorithms.data.overlong import shortened
 from algorithms.data.pairs import judged, pairs
 from algorithms.data.run_data import run_data
 from algorithms.data.tokens import prompts, sequences
-from launch.checks.inputs import check_rows
+from launch.checks.row_checks import check_rows
 from launch.config import validate
 from launch.verbs.preview import preview
 

@@ -16,8 +16,8 @@ import torch
 
 from actors.episodes import Episode, Prompt, VersionSpan, experience
 from actors.rollout.types import RolloutInfo, Sampling
+from actors.train.frozen import ScoringWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ScoringWorker
 from actors.train.worker import pack_experiences
 from algorithms.config_rl import GRPOConfig, OverlongPenalty, PPOConfig
 from algorithms.division.work import samples_of

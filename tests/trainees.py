@@ -16,8 +16,8 @@ from actors.group import ActorGroup, Slot
 from actors.models.skeleton import write_skeleton
 from actors.rollout.types import RolloutInfo
 from actors.train.critic import CriticWorker
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from actors.train.trainer import TrainedWorker
 from algorithms.data.pairs import Judged, Pair
 from algorithms.rewards.scores import Score

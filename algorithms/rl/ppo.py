@@ -25,7 +25,7 @@ from algorithms.division.work import samples_of
 from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, masked_sum
 from algorithms.rl.losses import clipped_value_loss
-from algorithms.rl.metrics import Advantages
+from algorithms.rl.metrics import ReportedAdvantages
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
@@ -69,7 +69,7 @@ class PPO(RL):
             metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
 
-    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, ReportedAdvantages]:
         """Update critic and policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("reference"):
             critic, policy = self._plan(groups)

@@ -29,7 +29,7 @@ from algorithms.division.work import (
 )
 from algorithms.loop import Metrics
 from algorithms.rl.estimators import Estimator
-from algorithms.rl.metrics import Advantages, best_to_worst, update_metrics
+from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
 from algorithms.rl.policy_loss import policy_loss
 from algorithms.rl.steps import Steps
 from algorithms.rollouts.groups import ScoredGroup
@@ -107,7 +107,7 @@ class RL(Steps):
         parts: Parts,
         taken: Taker,
         takers: Sequence[Taker],
-    ) -> tuple[Metrics, Advantages, Parts]:
+    ) -> tuple[Metrics, ReportedAdvantages, Parts]:
         """Advantages token by token, computed by the ranks of `group` from what they have `taken`.
 
         Returns metrics, the mean advantages of those episodes that samples.jsonl keeps, and what each taker gets.

@@ -23,7 +23,7 @@ from algorithms.division.deals import Split
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
 from algorithms.rl.evaluation import response_rows, solving_metrics
 from algorithms.rl.metrics import (
-    Advantages,
+    ReportedAdvantages,
     reward_metrics,
     rollout_metrics,
     sample_rows,
@@ -206,7 +206,7 @@ class Steps:
         return found | {"weights/version": float(self.version)}
 
     def finish_step(
-        self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: Advantages
+        self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: ReportedAdvantages
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1

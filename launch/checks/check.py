@@ -10,7 +10,6 @@ import os
 import sys
 
 from actors.config import UserError
-from launch.checks.aside import Aside
 from launch.checks.capacity import check_resources
 from launch.checks.data_checks import is_elsewhere, one_per_column
 from launch.checks.engine_options import check_engine_options
@@ -22,6 +21,7 @@ from launch.checks.other_models import say_it_is_loaded
 from launch.checks.output import check_output
 from launch.checks.resumed_data import data_warnings
 from launch.checks.reward_checks import RewardProbe
+from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind

@@ -14,8 +14,8 @@ from actors.config import GroupConfig
 from launch.checks.capacity import counted, machine_line, total_cpus, total_gpus
 from launch.checks.estimate import GIB, Memory, kv_bytes_per_token
 from launch.checks.findings import Findings
-from launch.checks.inputs import READ_ROWS
 from launch.checks.machine import this_machine
+from launch.checks.row_checks import READ_ROWS
 from launch.checks.sizes import arithmetic_of, memory_of
 from launch.config import RunConfig
 from launch.kinds.rl import reward_model_groups

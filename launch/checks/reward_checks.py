@@ -20,8 +20,8 @@ from typing import Literal, TypedDict
 
 from actors.user.confined import hidden, without_secrets
 from algorithms.config import DataConfig, RewardConfig
+from algorithms.rewards.built_in import BUILT_IN
 from algorithms.rewards.calls import Samples
-from algorithms.rewards.functions import BUILT_IN
 from algorithms.rewards.probe import ProbeRequest, Trial
 from algorithms.words import nearest
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from algorithms.data.sources import Row
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Sets
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
 

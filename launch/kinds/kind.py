@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Sets
     from launch.models.values import Role
     from launch.run.reserved import Placement
     from launch.run.roster import Roster

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from algorithms.data.run_data import RunData
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Rows, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Rows, Sets
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
 
@@ -192,7 +192,7 @@ class DPOKind(PairKind):
         return [f"eval/{name}" for name in (KTO if self.unpaired else DPO)]
 
     def check_rows(self, train: "Rows", held_out: "Rows | None") -> None:
-        from launch.checks.inputs import check_unpaired
+        from launch.checks.row_checks import check_unpaired
 
         if self.unpaired:
             check_unpaired(self.config, self.algorithm, train, held_out)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Sets
     from launch.run.loop_arguments import LoopArguments
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
@@ -160,7 +160,7 @@ class RLKind(JobKind):
         return PolicyWorker, ()
 
     def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
-        from launch.run.build import build_rl
+        from launch.run.build_rl import build_rl
 
         return build_rl(self, placement, reporter, roster)
 

@@ -63,8 +63,8 @@ def rebuild(group: ActorGroup[W], start: Callable[[ActorGroup[W]], list["ObjectR
 def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> Callable[[int], None]:
     """What a loop calls after each step: when it is time, the reference follows the policy, over a file that all ranks
     see."""
+    from actors.train.frozen import ReferenceWorker
     from actors.train.policy import PolicyWorker
-    from actors.train.reference import ReferenceWorker
 
     every, mix = config.reference.sync_every, config.reference.sync_mix
     # Absolute: workers may have another working directory.

@@ -23,8 +23,8 @@ from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
-from launch.run.lost import RayLost, told_of_ray
 from launch.run.manifest import Checkpoint
+from launch.run.ray_lost import RayLost, told_of_ray
 from launch.run.reserve import place, release
 from launch.run.reserved import Placement
 from launch.run.signals import arm, hold, interruptible

@@ -175,8 +175,8 @@ def _sampling(config: RunConfig, algorithm: RLConfig) -> Sampling:
 
 def _reading(config: RunConfig, roster: Roster) -> "ReadArguments":
     """Who gives reference logprobs, and the reward models."""
+    from actors.train.frozen import ReferenceWorker
     from actors.train.policy import PolicyWorker
-    from actors.train.reference import ReferenceWorker
     from algorithms.rewards.scores import sources_labels
     from algorithms.rl.reward_models import RewardModelGroup
 

@@ -12,8 +12,8 @@ from actors.config import UserError
 from algorithms.config import RewardFunction
 from algorithms.config_offline import DPOConfig
 from algorithms.data.sources import kind_of_source
+from launch.checks.known_rows import Field, Row, Rows, Sets
 from launch.checks.reward_checks import ProbeRow
-from launch.checks.rows import Field, Row, Rows, Sets
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 
