@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from launch.checks.shadowing import reach_code
 from launch.jobs import cluster_verbs
 from launch.screen.stdout import show_what_acts
-from launch.tracking.reports import switch_off
+from launch.telemetry import switch_off
 from launch.verbs import arguments as takes
 from launch.verbs.arguments import UsageError, Verb
 from launch.verbs.parsing import parse_verb, unknown_verb
@@ -229,8 +229,8 @@ def _curves(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from launch.exports.hub import check_can_push, push_model
     from launch.verbs.export import export
-    from launch.verbs.hub import check_can_push, push_model
 
     if arguments.private and not arguments.push:
         raise UsageError("--private: needs --push, got none")

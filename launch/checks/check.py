@@ -23,6 +23,7 @@ from launch.checks.resumed_data import data_warnings
 from launch.checks.reward_checks import RewardProbe
 from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
+from launch.exports.hub import check_can_push
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
 from launch.models.files import Policy, check_names, check_tokenizer, read_policy
@@ -32,7 +33,6 @@ from launch.run.ray_address import open_warnings
 from launch.settings.literal_secrets import plain_http_warnings
 from launch.settings.named_code import check_code_is_there
 from launch.settings.rules_kubernetes import auth_warnings
-from launch.verbs.hub import check_can_push
 
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Families whose first position is the one behind the padding token's number."""

@@ -129,7 +129,7 @@ class EncoderKind(OfflineKind):
         return build_encoder(self, placement, reporter, roster)
 
     def finish_export(self, step: int) -> None:
-        from launch.verbs.model_card import write_model_card
+        from launch.exports.model_card import write_model_card
 
         write_model_card(self, step)
 
