@@ -131,9 +131,9 @@ def _overview() -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     from launch.checks.capacity import check_nodes
-    from launch.checks.machine import this_machine
     from launch.checks.tokenizer_process import Aside
     from launch.run.ray_address import check_ray_address
+    from launch.sizes.machine import this_machine
 
     with Aside() as aside:
         config = _loaded(arguments, aside)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from actors.config import EncoderHead, OptimizerConfig
 from algorithms.config_encoder import EmbeddingConfig, EmbeddingLoss, RerankerConfig, RerankerLoss
-from launch.checks.estimate import DecoderShape, Memory
 from launch.kinds.kind import Loop
 from launch.kinds.offline import OfflineKind
 from launch.settings.rules_encoder import check_searched_sets, check_texts
 from launch.settings.rules_rows import check_nothing_is_sampled, check_positions
+from launch.sizes.estimate import DecoderShape, Memory
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,12 +13,12 @@ from algorithms.config_offline import (
     SFTConfig,
     averaged_beta_warning,
 )
-from launch.checks.estimate import Arithmetic, offline_arithmetic
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import DPO, KTO, REWARD, SFT
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_reference import check_reference_can_follow, check_reference_is_read
 from launch.settings.rules_rows import check_nothing_is_sampled, check_nothing_is_searched, check_positions
+from launch.sizes.estimate import Arithmetic, offline_arithmetic
 
 if TYPE_CHECKING:
     from rich.console import Console

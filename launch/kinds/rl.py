@@ -6,15 +6,6 @@ from typing import TYPE_CHECKING
 from actors.config import GroupConfig, refuse_unused
 from actors.config_rollout import RolloutConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
-from launch.checks.estimate import (
-    Arithmetic,
-    DecoderShape,
-    Memory,
-    engine_memory,
-    reference_memory,
-    rl_arithmetic,
-    trainer_memory,
-)
 from launch.config import RunConfig
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import of_responses
@@ -27,6 +18,15 @@ from launch.settings.rules_rl import (
     check_sampling,
 )
 from launch.settings.rules_rows import check_nothing_is_searched, check_positions
+from launch.sizes.estimate import (
+    Arithmetic,
+    DecoderShape,
+    Memory,
+    engine_memory,
+    reference_memory,
+    rl_arithmetic,
+    trainer_memory,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -27,13 +27,13 @@ from launch.kinds.kind import Loop
 from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.connection import Connection
 from launch.run.groups import reference_sync, start_building
-from launch.run.placement import REWARD_WORKER_CPUS
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.run.weights import publisher
 from launch.settings.rules_rl import transfer_backend
+from launch.sizes.placement import REWARD_WORKER_CPUS
 
 if TYPE_CHECKING:
     from algorithms.rl.shaper import RewardShaper
