@@ -69,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = Path(tempfile.mkdtemp(prefix="tp", dir="/tmp"))
     ended = ExitStack()
     ended.callback(shutil.rmtree, directory, ignore_errors=True)
+    # vLLM looks at a model's class once for each home, in a process of its own that takes as long as an engine's start.
+    os.environ["VLLM_CACHE_ROOT"] = str(directory / "vllm")
     ended.enter_context(server(directory))
     config.add_cleanup(ended.close)
 

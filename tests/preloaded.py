@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +60,11 @@ def server(directory: Path) -> Iterator[None]:
     path = directory / "preloaded"
     command = [sys.executable, "-m", "tests.preloaded", str(path)]
     root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdin=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with (directory / "preloaded.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+        )
     os.environ[SOCKET] = str(path)
     try:
         yield
@@ -99,8 +103,10 @@ class Server:
         kind = engine, environment.get("OMP_NUM_THREADS", "1")
         if kind not in self.loaded:
             self.loaded[kind] = self._load(*kind, connection)
-        # The connection goes along: it ends when the worker does.
-        socket.send_fds(self.loaded[kind], [message], [*descriptors, connection.fileno()])
+        # What could not load its modules has ended: the client is not answered, and starts its worker itself.
+        with suppress(BrokenPipeError):
+            # The connection goes along: it ends when the worker does.
+            socket.send_fds(self.loaded[kind], [message], [*descriptors, connection.fileno()])
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -150,6 +156,7 @@ def _become(given: dict, descriptors: list[int]) -> None:
     for target, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, target)
         os.close(descriptor)
+    os.write(descriptors[3], b"1")
     os.set_inheritable(descriptors[3], False)  # the client waits for this process, not for those that it starts
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -44,8 +44,11 @@ def forked(path: str, request: dict[str, object]) -> bool:
             return False
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-        # Nobody answers: the other end is closed when the worker has ended.
-        return connection.recv(1) == b""
+        if not connection.recv(1):
+            return False  # nobody there could fork it
+        # The other end is closed when the worker has ended.
+        connection.recv(1)
+        return True
 
 
 if __name__ == "__main__":
