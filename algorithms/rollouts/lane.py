@@ -58,6 +58,10 @@ class Lane:
         self.ended = False
         """No prompt is left."""
         self._prompts = prompts
+        self._looked_for: int | None = None
+        """Version that `drop_older_than` was asked for last."""
+        self._not_looked_at: list[int] = []
+        """Of those that are ready: since then."""
 
     @property
     def room(self) -> int:
@@ -73,6 +77,12 @@ class Lane:
         self.on_the_way += len(drawn)
         return drawn
 
+    def accept(self, order: int, group: ScoredGroup) -> None:
+        """A group is no longer on its way, but ready."""
+        self.on_the_way -= 1
+        self.ready[order] = group
+        self._not_looked_at.append(order)
+
     def can_give(self, groups: int) -> bool:
         """Whether so many are ready, or as many as there will ever be."""
         return len(self.ready) >= groups or (self.ended and not self.on_the_way)
@@ -86,6 +96,7 @@ class Lane:
     def give_back(self, groups: list[ScoredGroup], again: list[Prompt], taken: int) -> None:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
         self.ready = {order - len(groups): group for order, group in enumerate(groups)}
+        self._looked_for = None
         self._prompts = chain(again, self._prompts)
         self.taken = taken
         # What was asked for was given; what is ready, or was running, has been made ahead.
@@ -93,7 +104,11 @@ class Lane:
 
     def drop_older_than(self, version: int) -> None:
         """Leave out ready groups of which a token was sampled by weights older than this."""
-        for number, group in list(self.ready.items()):
-            if group.oldest_version is not None and group.oldest_version < version:
+        # Asked after every event: those that were young enough for this version still are.
+        new = [number for number in self._not_looked_at if number in self.ready]
+        for number in new if version == self._looked_for else list(self.ready):
+            oldest = self.ready[number].oldest_version
+            if oldest is not None and oldest < version:
                 del self.ready[number]
                 self.stale += 1
+        self._looked_for, self._not_looked_at = version, []

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Condition, Thread
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from algorithms.rollouts.saved import group_arrays, groups_of
 
 _LOOK_S = 1.0
 """Longest wait between two looks at deadlines."""
+_SHOW_S = 0.1
+"""Seconds between two looks of whoever waits for groups, as long as there are too few."""
 _CLOSE_S = 10.0
 _MOST_STALE = 8
 """Groups that may be left out as too old for one that is asked for or made ahead."""
@@ -91,6 +94,10 @@ class Rollouts:
         """When an engine last ended something, or got something to do after nothing."""
         self._wanted: tuple[Lane, int] | None = None
         """What somebody waits for."""
+        self._least: int | None = None
+        """Meanwhile: the oldest version that it may have."""
+        self._shown = 0.0
+        """When whoever waits was last woken, on time.monotonic()."""
         self._changed = Condition()
         self._error: BaseException | None = None
         self._closed = False
@@ -209,23 +216,24 @@ class Rollouts:
     def _wait_for(self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None) -> None:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
         known, self._wanted, before = -1, (lane, groups), lane.stale
+        self._least = None if version is None else version - self.max_staleness
+        if self._least is not None:
+            lane.drop_older_than(self._least)
+            self._changed.notify_all()  # what was dropped is to be replaced
         while True:
-            if version is not None:
-                lane.drop_older_than(version - self.max_staleness)
-                self._changed.notify_all()  # what was dropped is to be replaced
-                # Engines that still have old weights would replace what is stale by what is stale, for ever.
-                if lane.stale - before > _MOST_STALE * (groups + lane.ahead):
-                    raise GroupError(
-                        f"rollout.take: {lane.stale - before} groups in a row are of weights older than version "
-                        f"{version - self.max_staleness}: the engines do not have those that were published"
-                    )
+            # Engines that still have old weights would replace what is stale by what is stale, for ever.
+            if lane.stale - before > _MOST_STALE * (groups + lane.ahead):
+                raise GroupError(
+                    f"rollout.take: {lane.stale - before} groups in a row are of weights older than version "
+                    f"{self._least}: the engines do not have those that were published"
+                )
             if told and len(lane.ready) != known:
                 known = min(len(lane.ready), groups)
                 told(known)
             if self._error:
                 raise self._error
             if lane.can_give(groups):
-                self._wanted = None
+                self._wanted = self._least = None
                 return
             self._changed.wait(_LOOK_S)
 
@@ -259,12 +267,25 @@ class Rollouts:
         else:
             events = []  # the prompts have ended
         with self._changed:
+            rollouts = self._collect([event for event in events if isinstance(event, Ended)])
             for event in events:
-                self._lose(event) if isinstance(event, Lost) else self._receive(event)
+                self._lose(event) if isinstance(event, Lost) else self._receive(event, rollouts)
             for group, scores in self._answers():
                 self._accept(group, scores)
+            if self._least is not None:
+                self.training.drop_older_than(self._least)
             self._check_deadlines()
-            self._changed.notify_all()
+            if self._is_news():
+                self._changed.notify_all()
+
+    def _is_news(self) -> bool:
+        """Whether to wake who waits for groups: it has all of them, or has not been shown any progress for a while."""
+        # A wake-up takes as long as all else that is done for a group.
+        enough = not self._wanted or self._wanted[0].can_give(self._wanted[1])
+        if not enough and time.monotonic() < self._shown + _SHOW_S:
+            return False
+        self._shown = time.monotonic()
+        return True
 
     def _start(self, lane: Lane) -> None:
         """Give each prompt that may start to the engine with the least to do."""
@@ -296,7 +317,19 @@ class Rollouts:
         for engine in sorted(shares):
             self.engines.submit(engine, shares[engine], None if seed is None else seed + engine)
 
-    def _receive(self, event: Ended) -> None:
+    def _collect(self, ended: list[Ended]) -> dict[int, Any]:
+        """Id of a request -> reference to the responses, of those that have some."""
+        requests: dict[int, list[int]] = {}
+        for event in ended:
+            if event.finished.request in self._running and not event.finished.error:
+                requests.setdefault(event.engine, []).append(event.finished.request)
+        return {
+            request: rollouts
+            for engine, own in requests.items()
+            for request, rollouts in zip(own, self.engines.collect(engine, own), strict=True)
+        }
+
+    def _receive(self, event: Ended, rollouts: dict[int, Any]) -> None:
         group = self._running.pop(event.finished.request, None)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
@@ -304,7 +337,7 @@ class Rollouts:
         self._heard[group.engine] = self._clock()
         group.infos = _infos(event.finished, group)
         failed = sum(info.status == "failed" for info in group.infos)
-        group.rollouts = self.engines.collect(group.engine, group.id)
+        group.rollouts = rollouts[group.id]
         if failed:
             group.lane.on_the_way -= 1
             group.lane.failures.not_finished(failed, group.lane.samples_asked)
@@ -340,11 +373,11 @@ class Rollouts:
 
     def _accept(self, group: Running, scores: list[Score]) -> None:
         lane = group.lane
-        lane.on_the_way -= 1
         if any(score.status == "failed" for score in scores):
+            lane.on_the_way -= 1
             lane.failures.not_scored(scores, lane.samples_asked)
         else:
-            lane.ready[group.order] = group.scored(scores)
+            lane.accept(group.order, group.scored(scores))
 
     def _check_deadlines(self) -> None:
         now, limits = self._clock(), self.limits
