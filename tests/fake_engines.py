@@ -44,6 +44,8 @@ class FakeEngines:
         self.on: dict[int, int] = {}
         """Id of a request that has not ended -> its engine."""
         self.collected: list[tuple[int, int]] = []
+        self.collects: list[tuple[int, list[int]]] = []
+        """Call by call."""
         self.aborted: list[tuple[int, list[int]]] = []
         self.pool: FakePool | None = None
 
@@ -61,6 +63,7 @@ class FakeEngines:
 
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         assert not self.on.keys() & requests, "they have ended"
+        self.collects.append((engine, requests))
         self.collected += [(engine, request) for request in requests]
         return [f"rollouts {request}" for request in requests]
 

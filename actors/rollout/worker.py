@@ -104,8 +104,8 @@ class EngineHost:
     @ray.method(concurrency_group="requests")
     async def collect(self, *requests: int) -> list[Episode] | tuple[list[Episode], ...]:
         """The responses to a request that `poll` has told of, once; of several, a list for each to be returned."""
-        found = tuple(self._ended.pop(request) for request in requests)
-        return found if len(found) > 1 else found[0]
+        found = [self._ended.pop(request) for request in requests]
+        return tuple(found) if len(found) > 1 else found[0]
 
     @ray.method(concurrency_group="requests")
     async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[list[Episode] | None, ...]:

@@ -1,5 +1,6 @@
 """The groups of one purpose, training or an evaluation: from prompts that may start to groups that can be taken."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -11,6 +12,9 @@ from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+
+_SHOW_S = 0.1
+"""Seconds between two looks of whoever waits for groups, as long as there are too few."""
 
 
 @dataclass(slots=True)
@@ -112,3 +116,28 @@ class Lane:
                 del self.ready[number]
                 self.stale += 1
         self._looked_for, self._not_looked_at = version, []
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What somebody waits for."""
+
+    lane: Lane
+    groups: int
+    least: int | None
+    """Oldest version that they may have; None: any."""
+    _shown: float = 0.0
+
+    def drop_older(self) -> None:
+        """Leave out what is too old."""
+        if self.least is not None:
+            self.lane.drop_older_than(self.least)
+
+    def is_news(self) -> bool:
+        """Whether to wake who waits: all is there, or no progress has been shown for a while."""
+        # After every group, waking would take as long as all else that is done for it.
+        now = time.monotonic()
+        if now < self._shown + _SHOW_S and not self.lane.can_give(self.groups):
+            return False
+        self._shown = now
+        return True

@@ -29,13 +29,11 @@ from algorithms.rollouts.admission import Loads
 from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, episodes_of
-from algorithms.rollouts.lane import Lane, Running
+from algorithms.rollouts.lane import Lane, Running, Wanted
 from algorithms.rollouts.saved import group_arrays, groups_of
 
 _LOOK_S = 1.0
 """Longest wait between two looks at deadlines."""
-_SHOW_S = 0.1
-"""Seconds between two looks of whoever waits for groups, as long as there are too few."""
 _CLOSE_S = 10.0
 _MOST_STALE = 8
 """Groups that may be left out as too old for one that is asked for or made ahead."""
@@ -92,12 +90,7 @@ class Rollouts:
         self._loads = Loads(len(engines))
         self._heard = [0.0] * len(engines)
         """When an engine last ended something, or got something to do after nothing."""
-        self._wanted: tuple[Lane, int] | None = None
-        """What somebody waits for."""
-        self._least: int | None = None
-        """Meanwhile: the oldest version that it may have."""
-        self._shown = 0.0
-        """When whoever waits was last woken, on time.monotonic()."""
+        self._wanted: Wanted | None = None
         self._changed = Condition()
         self._error: BaseException | None = None
         self._closed = False
@@ -215,27 +208,28 @@ class Rollouts:
 
     def _wait_for(self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None) -> None:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
-        known, self._wanted, before = -1, (lane, groups), lane.stale
-        self._least = None if version is None else version - self.max_staleness
-        if self._least is not None:
-            lane.drop_older_than(self._least)
-            self._changed.notify_all()  # what was dropped is to be replaced
-        while True:
-            # Engines that still have old weights would replace what is stale by what is stale, for ever.
-            if lane.stale - before > _MOST_STALE * (groups + lane.ahead):
-                raise GroupError(
-                    f"rollout.take: {lane.stale - before} groups in a row are of weights older than version "
-                    f"{self._least}: the engines do not have those that were published"
-                )
-            if told and len(lane.ready) != known:
-                known = min(len(lane.ready), groups)
-                told(known)
-            if self._error:
-                raise self._error
-            if lane.can_give(groups):
-                self._wanted = self._least = None
-                return
-            self._changed.wait(_LOOK_S)
+        least = None if version is None else version - self.max_staleness
+        known, before, self._wanted = -1, lane.stale, Wanted(lane, groups, least)
+        self._wanted.drop_older()
+        self._changed.notify_all()  # what was dropped is to be replaced
+        try:
+            while True:
+                # Engines that still have old weights would replace what is stale by what is stale, for ever.
+                if lane.stale - before > _MOST_STALE * (groups + lane.ahead):
+                    raise GroupError(
+                        f"rollout.take: {lane.stale - before} groups in a row are of weights older than version "
+                        f"{least}: the engines do not have those that were published"
+                    )
+                if told and len(lane.ready) != known:
+                    known = min(len(lane.ready), groups)
+                    told(known)
+                if self._error:
+                    raise self._error
+                if lane.can_give(groups):
+                    return
+                self._changed.wait(_LOOK_S)
+        finally:
+            self._wanted = None
 
     def _lanes(self) -> list[Lane]:
         return [lane for lane in (self._evaluation, self.training) if lane]
@@ -272,20 +266,11 @@ class Rollouts:
                 self._lose(event) if isinstance(event, Lost) else self._receive(event, rollouts)
             for group, scores in self._answers():
                 self._accept(group, scores)
-            if self._least is not None:
-                self.training.drop_older_than(self._least)
+            if self._wanted:
+                self._wanted.drop_older()
             self._check_deadlines()
-            if self._is_news():
+            if not self._wanted or self._wanted.is_news():
                 self._changed.notify_all()
-
-    def _is_news(self) -> bool:
-        """Whether to wake who waits for groups: it has all of them, or has not been shown any progress for a while."""
-        # A wake-up takes as long as all else that is done for a group.
-        enough = not self._wanted or self._wanted[0].can_give(self._wanted[1])
-        if not enough and time.monotonic() < self._shown + _SHOW_S:
-            return False
-        self._shown = time.monotonic()
-        return True
 
     def _start(self, lane: Lane) -> None:
         """Give each prompt that may start to the engine with the least to do."""
