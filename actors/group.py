@@ -185,12 +185,14 @@ class ActorGroup(Generic[W]):
         The error of a rank that has not answered within `within_s` seconds, or is dead. A process that is still being
         started does not answer.
         """
-        deadline = Deadline(within_s)
+        deadline = Countdown(within_s)
         refs: list[ObjectRef] = [handle.pulse.options(concurrency_group=CONTROL).remote() for handle in self.handles]
         done = ray.wait(refs, num_returns=len(refs), timeout=within_s)[0] if refs else []
         return [self._pulse(rank, ref, deadline, answered=ref in done) for rank, ref in enumerate(refs)]
 
-    def _pulse(self, rank: int, ref: "ObjectRef[Pulse]", deadline: "Deadline", *, answered: bool) -> Pulse | GroupError:
+    def _pulse(
+        self, rank: int, ref: "ObjectRef[Pulse]", deadline: "Countdown", *, answered: bool
+    ) -> Pulse | GroupError:
         if not answered:
             return GroupError(no_answer(self.name, [rank], _PULSE, deadline.seconds, self.nodes))
         try:
@@ -232,7 +234,7 @@ class ActorGroup(Generic[W]):
 
     def answer(self, rank: int, ref: "ObjectRef[T]", what: str) -> T:
         """What a rank has answered to a call of which `ray.wait` has told that it is done; raises GroupError."""
-        return _answer(self.name, rank, ref, what, Deadline(self.timeout_s), self.nodes)
+        return _answer(self.name, rank, ref, what, Countdown(self.timeout_s), self.nodes)
 
     def shutdown(self) -> None:
         """End every actor, by handle."""
@@ -242,8 +244,8 @@ class ActorGroup(Generic[W]):
         self._fresh.clear()
 
 
-class Deadline:
-    """A time that all waits of one call share."""
+class Countdown:
+    """Seconds that all waits of one call share."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -268,7 +270,7 @@ def answers_of(
 
     The first failure ends the wait, whichever rank it is on. Raises GroupError.
     """
-    deadline = Deadline(timeout_s)
+    deadline = Countdown(timeout_s)
     pending, answers = list(refs), {}
     if told:
         told(0, len(refs))
@@ -294,7 +296,7 @@ def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Se
     return f"{name}.{what}: no answer from rank(s) {late} within {timeout_s:g} s" + f" (on {where})" * bool(where)
 
 
-def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, deadline: Deadline, nodes: Sequence[str]) -> T:
+def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, deadline: Countdown, nodes: Sequence[str]) -> T:
     where = f" (on {nodes[rank]})" if nodes and nodes[rank] else ""
     try:
         # What is done has come to this node, but may have gone to its disk since.
