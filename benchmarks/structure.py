@@ -2,7 +2,7 @@
 
 Files per folder, import circles, places of `launch/` that ask of which class a section of settings is, functions from
 `run()` to the line that clips an importance ratio, `Any` and comments per 1,000 lines. Read from the source: nothing is
-imported, so that it says the same of any version.
+imported, so that it says the same of any version. What the driver does for a sample is measured by `benchmarks.driver`.
 """
 
 import argparse

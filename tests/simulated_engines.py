@@ -55,9 +55,9 @@ class SimulatedEngines:
     def abort(self, engine: int, requests: list[int]) -> None:
         self.engines[engine].abort(requests)
 
-    def collect(self, engine: int, request: int) -> Any:
-        self.rollouts[request] = self.hosts[engine].ended.pop(request)
-        return request
+    def collect(self, engine: int, requests: list[int]) -> list[Any]:
+        self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}
+        return requests
 
     def go_on(self, seconds: float) -> None:
         """So much time passes, with whatever ends in it."""

@@ -71,7 +71,7 @@ class Loop:
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
             metrics=lambda _: {}, temperature=1.0,
-            failures=SimpleNamespace(samples=0), published=lambda _: None,
+            failures=Failures(0), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
