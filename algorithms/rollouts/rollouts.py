@@ -1,4 +1,4 @@
-"""From prompts to scored groups: start as many as may run, score them as they end, replace what failed.
+"""From prompts to scored groups: start as many as may run, score what ends, replace what failed or an engine has lost.
 
     prompts --admit--> engines --ended--> reward pool --scores--> ready --take--> a step
                  ^------------ failed and stale groups are replaced ----'
