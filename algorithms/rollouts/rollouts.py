@@ -53,7 +53,8 @@ class Limits:
     """Share of a step's samples (reward.max_failed_fraction)."""
     attempts: int = 1
     """How many engines a prompt may be lost with before the run ends (no setting reaches this yet). With 1, the loss of
-    an engine ends it where the engine had prompts; one that had none is done without, while another is left."""
+    an engine ends it where the engine had prompts; one that had none is done without, while another is left, until
+    weights are sent to it."""
 
 
 class Rollouts:
