@@ -200,4 +200,4 @@ def fails_half_way(model: Any) -> Callable[[], None]:
         raise RuntimeError("half of it is new")
 
     model.load_weights = load
-    return lambda: model.__dict__.pop("load_weights")
+    return lambda: setattr(model, "load_weights", original)
