@@ -87,9 +87,11 @@ def _copy(file: Path, target: Path) -> None:
 
 
 def _in_words_of_all(directory: Path) -> None:
-    """Rename what transformers 5 writes and 4 does not read: a class, and a list where 4 has a dictionary."""
+    """Say what transformers 5 writes so that 4 reads it: a class, its inputs, and a list where 4 has a dictionary."""
     settings = read_settings(directory / _CONFIG)
     if settings.get("tokenizer_class") == "TokenizersBackend":
+        # The class of 4 has token_type_ids, too, which models that generate refuse.
+        settings = {"model_input_names": ["input_ids", "attention_mask"]} | settings
         settings["tokenizer_class"] = _READ_BY_ALL
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
