@@ -17,6 +17,7 @@ from actors.models.export import export_model
 from actors.models.load import load_model
 from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
 from actors.models.tokenizer import load_tokenizer
+from actors.models.tokenizer_files import restore_tokenizer
 from tests.tokenizer_sources import KINDS, TEXTS, with_model
 from tests.weights import weights_of
 
@@ -77,7 +78,8 @@ def test_an_export_keeps_the_files_of_its_tokenizer(kind: str, sources: dict[str
 def test_all_that_belongs_to_a_tokenizer_is_kept(sources: dict[str, Path], tmp_path: Path) -> None:
     """Also what transformers 5 neither reads nor writes."""
     source = shutil.copytree(sources["qwen2"], tmp_path / "source")
-    for name in ("spiece.model", "qwen.tiktoken", "additional_chat_templates/tools.jinja", "added_tokens.json"):
+    others = ("spiece.model", "qwen.tiktoken", "additional_chat_templates/tools.jinja", "added_tokens.json")
+    for name in (*others, "preprocessor_config.json", "processor_config.json"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
     assert_kept(source, export(str(source), tmp_path / "export"))
@@ -218,3 +220,15 @@ def test_a_border_between_two_texts_is_kept(sources: dict[str, Path], tmp_path: 
     assert before("the", "one").input_ids == [*one, *two]
     assert after("the", "one").input_ids == [*one, end, *two, end]
     assert settings(target)["tokenizer_class"] != "TokenizersBackend"
+
+
+def test_a_tokenizer_without_a_source_stays(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies in the working directory."""
+    target = shutil.copytree(sources["gpt2"], tmp_path / "target")
+    monkeypatch.chdir(sources["qwen2"])
+    for source in ("", str(tmp_path / "gone")):
+        restore_tokenizer(target, source, changed=False)
+        assert names(target) == names(sources["gpt2"])
+        assert settings(target) == settings(sources["gpt2"])

@@ -16,6 +16,7 @@ from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
 from launch.config import RunConfig, validate
 from launch.run import run
+from launch.verbs.chat import _Speaker
 from tests.one_rank import alone  # noqa: F401
 from tests.test_exports import _source
 from tests.test_trainer import unborn
@@ -107,6 +108,15 @@ def test_a_file_that_transformers_can_read_is_no_problem(tmp_path: Path) -> None
     assert generation_problem(tmp_path) is None
     give(tmp_path, {"temperature": 0.6})
     assert generation_problem(tmp_path) is None
+
+
+@pytest.mark.parametrize(("held", "ends"), [({"eos_token_id": [2, 5], "max_new_tokens": -5}, [2, 5]), ([1], 2)])
+def test_a_chat_goes_on_without_what_cannot_be_read(held: object, ends: object, source: Path) -> None:
+    """With the tokens that end an answer, and no more of the file; or those of config.json."""
+    give(source, held)
+    speaker = _Speaker(source, temperature=0, max_tokens=3)
+    assert speaker._model.generation_config.eos_token_id == ends
+    assert isinstance(speaker.answer([{"role": "user", "content": "ab"}]), str)
 
 
 class Policy:

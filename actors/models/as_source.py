@@ -7,6 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Of models that read more than text: what turns the rest into their inputs."""
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _DTYPES = ("dtype", "torch_dtype")
 
@@ -16,8 +19,8 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
 
     Training runs without dropout and without a cache, and transformers renames settings; neither belongs to what was
     trained. Of the written config.json stay class, dtype and quantisation, and with `scores` (a model with a score
-    head) the labels and the padding token. generation_config.json is the source's file, or none. Without a `source`
-    (empty, or gone), all stays as it was written.
+    head) the labels and the padding token. generation_config.json and files of processors are the source's, or none.
+    Without a `source` (empty, or gone), all stays as it was written.
     """
     origin = Path(source)
     given, written = read_settings(origin / CONFIG) if source else {}, read_settings(directory / CONFIG)
@@ -25,6 +28,9 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
         return
     if given.get("model_type") == written.get("model_type"):
         settings = _merged(given, written, scores=scores)
+        for name in _PROCESSORS:
+            if is_own(origin / name, origin, _PROCESSORS):
+                shutil.copyfile(origin / name, directory / name)
     else:  # the text part of a larger model: the names are others
         changed = [name for name in written if name in given and (_is_dropout(name) or name == "use_cache")]
         settings = written | {name: given[name] for name in changed}
@@ -53,6 +59,12 @@ def generation_problem(directory: Path) -> str | None:
         reason = " ".join(str(error).split())
         return f"generation_config.json of the model is kept as it is, and transformers cannot read it: {reason}"
     return None
+
+
+def tokens_for_generation(directory: Path) -> dict[str, object]:
+    """Which tokens begin, end and pad a text, by the files of a model; for where `generation_problem` finds one."""
+    found = read_settings(directory / GENERATION) or read_settings(directory / CONFIG)
+    return {name: found[name] for name in _TOKENS if name in found}
 
 
 def without_dropout(settings: dict[str, object]) -> list[str]:

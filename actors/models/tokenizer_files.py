@@ -51,8 +51,8 @@ def restore_tokenizer(directory: Path, source: str, *, changed: bool) -> None:
         source: that it was loaded from; empty, or gone: there was none.
         changed: whether it encodes otherwise than its source: it stays as it was written.
     """
-    files = _files(Path(source)) if source else []
-    if changed or not has_vocabulary(Path(source)) or not all(is_own(file, Path(source), _FILES) for file in files):
+    files = _files(Path(source)) if source and has_vocabulary(Path(source)) else []
+    if changed or not files or not all(is_own(file, Path(source), _FILES) for file in files):
         _in_words_of_all(directory)
         return
     longest = read_settings(directory / _CONFIG).get("model_max_length")
