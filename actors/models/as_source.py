@@ -49,12 +49,14 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
 
 def generation_problem(directory: Path) -> str | None:
     """Why transformers cannot load the generation_config.json of an export, which is its source's; None: it can."""
-    if not (directory / GENERATION).is_file():
+    try:
+        found = json.loads((directory / GENERATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # then it does without
         return None
     from transformers import GenerationConfig
 
     try:
-        GenerationConfig.from_pretrained(directory)
+        GenerationConfig.from_dict(found)
     except Exception as error:  # each field has its own way to be wrong
         reason = " ".join(str(error).split())
         return f"generation_config.json of the model is kept as it is, and transformers cannot read it: {reason}"

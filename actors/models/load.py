@@ -88,10 +88,12 @@ def _from_directory(
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     # Its own is not read: training samples nothing by it, and some cannot be read. An export gets the file.
-    unread = {"generation_config": GenerationConfig(), "trust_remote_code": False}
+    loaded_with = options | {"generation_config": GenerationConfig()}
     with only_data(directory), loading(divider):
         if tensors is None:
-            return loader.from_pretrained(directory, config=config, output_loading_info=True, **unread, **options)
+            return loader.from_pretrained(
+                directory, config=config, output_loading_info=True, trust_remote_code=False, **loaded_with
+            )
         with torch.device("meta"):  # for its class, the only one that takes tensors instead of a directory
             model = loader.from_config(config, trust_remote_code=False, **options)
         built, loaded = type(model).from_pretrained(
@@ -99,8 +101,8 @@ def _from_directory(
             config=model.config,
             state_dict=tensors,
             output_loading_info=True,
-            **unread,
-            **options,
+            trust_remote_code=False,
+            **loaded_with,
         )
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded

@@ -340,9 +340,9 @@ def merge_adapter(directory: Path, base: str, output: Path) -> float:
     scores = {"num_labels": 1} if task == "SEQ_CLS" else {}
     loader: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     # Of the base neither its generation_config.json, which is copied, is read, nor the attention it asks for needed.
-    options = {"generation_config": GenerationConfig(), "attn_implementation": "eager", "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False, **scores)
-    model = loader.from_pretrained(base, config=config, dtype="auto", **options)
+    options = {"dtype": "auto", "attn_implementation": "eager", "generation_config": GenerationConfig()}
+    options["config"] = AutoConfig.from_pretrained(base, trust_remote_code=False, **scores)
+    model = loader.from_pretrained(base, trust_remote_code=False, **options)
     adapted: Any = PeftModel.from_pretrained(model, str(directory))
     error = _merge_layers(adapted).value
     adapted.unload().save_pretrained(output)
