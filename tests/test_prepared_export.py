@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from actors.config import LoraConfig, ModelConfig, UserError
+from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit, UserError
 from actors.models.as_source import generation_problem
+from actors.models.encoders import load_encoder
+from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
+from actors.train.encoder import EncoderWorker
 from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
 from launch.config import RunConfig, validate
@@ -185,3 +188,28 @@ def test_a_run_that_is_interrupted_leaves_no_half_export(config: RunConfig, monk
     with pytest.raises(KeyboardInterrupt):
         _learn(config, Policy(), monkeypatch, interrupted)
     assert sorted(path.name for path in config.directory.iterdir()) == ["config.json", "logs"]
+
+
+def test_an_embedding_model_is_prepared_too(tmp_path: Path) -> None:
+    """Its directory may go as well, and the export be prepared by a process that is no more."""
+    init = ModelConfig(init=ModelInit(family="bert", hidden_size=16, heads=2, layers=1))
+    skeleton = write_skeleton(init, tmp_path / "skeleton")
+    head = EncoderHead(kind="embedding", pooling="mean")
+    load_encoder(init, head, skeleton).save(str(tmp_path / "source"))
+
+    def rank(source: Path) -> Any:
+        worker = unborn(EncoderWorker)
+        worker.model_config, worker.directory = ModelConfig(path=str(source)), str(source)
+        worker.head, worker.guide_paths, worker.shell = EncoderHead(kind="embedding"), [], None
+        worker.build("", 0, 1)
+        return worker
+
+    worker = rank(tmp_path / "source")
+    assert worker.prepare_export(tmp_path / "export") is None
+    assert not list((tmp_path / "export").rglob("model*.safetensors"))
+    rank(tmp_path / "source").export(tmp_path / "export")
+    shutil.rmtree(tmp_path / "source")
+    worker.export(tmp_path / "export")
+    path = str(tmp_path / "export")
+    again = load_encoder(ModelConfig(path=path), EncoderHead(kind="embedding"), path)
+    assert again.encode("abc").shape == (16,)
