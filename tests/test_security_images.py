@@ -197,7 +197,7 @@ def test_packages_of_gpus_are_exact() -> None:
     assert [word for word in words if word in ("flash-attn", "bitsandbytes", "torch", "vllm")] == []
 
 
-@pytest.mark.parametrize("name", ["cpu", "dev", "mutants", "oracle"])
+@pytest.mark.parametrize("name", ["cpu", "dev", "interop", "mutants", "oracle"])
 def test_every_package_has_its_hashes(name: str) -> None:
     """pip refuses a list of which one lacks them, and files with others."""
     text = (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8")

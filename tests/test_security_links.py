@@ -59,7 +59,7 @@ def test_no_link_is_followed(victim: Path) -> None:
 def test_an_export_is_written_into_no_other_directory(tmp_path: Path) -> None:
     class Policy:
         def call(self, _: Any, directory: Path) -> list[None]:
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             (directory / "config.json").write_text("{}")
             return [None]
 
@@ -73,6 +73,8 @@ def test_an_export_is_written_into_no_other_directory(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     for name in ("export", "export.partial"):
         (tmp_path / "first" / name).symlink_to(tmp_path / "other")
-    run._export(Policy(), validate(values))
+    config = validate(values)
+    with run._prepared_export(Policy(), config, print):
+        run._export(Policy(), config)
     assert list((tmp_path / "other").iterdir()) == []
     assert (tmp_path / "first/export/config.json").is_file()

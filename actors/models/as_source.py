@@ -2,19 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from actors.models.hub_cache import TOKENIZER_FILES, has_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-_TOKENIZER = (
-    *TOKENIZER_FILES,
-    *("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
-)
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Of models that read more than text: what turns the rest into their inputs."""
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _DTYPES = ("dtype", "torch_dtype")
 
@@ -24,24 +19,27 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
 
     Training runs without dropout and without a cache, and transformers renames settings; neither belongs to what was
     trained. Of the written config.json stay class, dtype and quantisation, and with `scores` (a model with a score
-    head) the labels and the padding token. generation_config.json is the source's file, or none. Without a `source`
-    (empty, or gone), all stays as it was written.
+    head) the labels and the padding token. generation_config.json and files of processors are the source's, or none.
+    Without a `source` (empty, or gone), all stays as it was written.
     """
     origin = Path(source)
-    given, written = _read(origin / CONFIG) if source else {}, _read(directory / CONFIG)
+    given, written = read_settings(origin / CONFIG) if source else {}, read_settings(directory / CONFIG)
     if not given or not written:
         return
     if given.get("model_type") == written.get("model_type"):
         settings = _merged(given, written, scores=scores)
+        for name in _PROCESSORS:
+            if is_own(origin / name, origin, _PROCESSORS):
+                shutil.copyfile(origin / name, directory / name)
     else:  # the text part of a larger model: the names are others
         changed = [name for name in written if name in given and (_is_dropout(name) or name == "use_cache")]
         settings = written | {name: given[name] for name in changed}
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (directory / GENERATION).is_file():
         (directory / GENERATION).unlink()
-        if _is_part(origin / GENERATION):
+        if is_own(origin / GENERATION, origin, [GENERATION]):
             shutil.copyfile(origin / GENERATION, directory / GENERATION)
-        elif found := _read(origin / GENERATION):
+        elif found := read_settings(origin / GENERATION):
             from transformers import GenerationConfig
 
             known = GenerationConfig().to_dict()
@@ -49,18 +47,26 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
             (directory / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path, source: str) -> None:
-    """Put a tokenizer beside a model: the files that it was loaded from, where that was `source`.
+def generation_problem(directory: Path) -> str | None:
+    """Why transformers cannot load the generation_config.json of an export, which is its source's; None: it can."""
+    try:
+        found = json.loads((directory / GENERATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # then it does without
+        return None
+    from transformers import GenerationConfig
 
-    Written anew they would differ: transformers names another class, and leaves out what it does not need itself.
-    """
-    files = [file for name in _TOKENIZER if (file := Path(source, name)).is_file()]
-    known = source and Path(tokenizer.name_or_path or "/") == Path(source) and has_tokenizer(Path(source))
-    if not known or not all(map(_is_part, files)):
-        tokenizer.save_pretrained(directory)
-        return
-    for file in files:
-        shutil.copyfile(file, directory / file.name)
+    try:
+        GenerationConfig.from_dict(found)
+    except Exception as error:  # each field has its own way to be wrong
+        reason = " ".join(str(error).split())
+        return f"generation_config.json of the model is kept as it is, and transformers cannot read it: {reason}"
+    return None
+
+
+def tokens_for_generation(directory: Path) -> dict[str, object]:
+    """Which tokens begin, end and pad a text, by the files of a model; for where `generation_problem` finds one."""
+    found = read_settings(directory / GENERATION) or read_settings(directory / CONFIG)
+    return {name: found[name] for name in _TOKENS if name in found}
 
 
 def without_dropout(settings: dict[str, object]) -> list[str]:
@@ -73,15 +79,16 @@ def _is_dropout(name: str) -> bool:
     return "dropout" in name or "pdrop" in name
 
 
-def _is_part(file: Path) -> bool:
-    """Whether a file may be copied as it is: an export can be uploaded, and a link could lead to anything. In the hub's
-    cache, files are links to blobs beside the snapshot."""
+def is_own(file: Path, source: Path, names: Sequence[str]) -> bool:
+    """Whether a file of `source` may be copied as it is: an export can be uploaded, and a link could lead to anything.
+    One to another file there of these names (or patterns) may, and in the hub's cache those to blobs."""
     if not file.is_file():
         return False
-    root, target = file.parent.resolve(), file.resolve()
+    root, target = source.resolve(), file.resolve()
     if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
         return True
-    return target.parent == root and target.name in (*_TOKENIZER, GENERATION)
+    named = any(fnmatchcase(target.name, name.rpartition("/")[2]) for name in names)
+    return target.is_relative_to(root) and named
 
 
 def _merged(given: dict[str, object], written: dict[str, object], *, scores: bool) -> dict[str, object]:
@@ -95,7 +102,8 @@ def _merged(given: dict[str, object], written: dict[str, object], *, scores: boo
     return settings | (dict.fromkeys(named, dtype) if dtype else {})
 
 
-def _read(file: Path) -> dict[str, object]:
+def read_settings(file: Path) -> dict[str, object]:
+    """The object in a JSON file; empty where there is none."""
     try:
         # Editors on Windows put a byte order mark first, which JSON does not allow.
         found = json.loads(file.read_text(encoding="utf-8-sig"))

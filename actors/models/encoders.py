@@ -22,12 +22,14 @@ from actors.config import EncoderHead, ModelConfig, UserError
 from actors.files.readable import make_readable
 from actors.files.stored import only_data
 from actors.models.as_source import restore_settings
-from actors.models.dividing import Divider, loading
-from actors.models.export import save_weights
+from actors.models.dividing import Divider, OnlySettings, loading
+from actors.models.export import planned_files, save_settings, save_weights
 from actors.models.hub_cache import local_directory
 from actors.models.load import linear_in_float32
+from actors.models.lora import Gather
 from actors.models.precision import TORCH_DTYPES
 from actors.models.tensor_files import Meta
+from actors.models.tokenizer_files import restore_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _NO_CODE = {"trust_remote_code": False}
 _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
+_CHANGED = "_separates_pairs_by_tandem"
+"""Attribute of a tokenizer that encodes otherwise than the files that it was loaded from."""
 
 
 def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None = None) -> Any:
@@ -250,6 +254,7 @@ def _separate_pairs(tokenizer: Any) -> None:
     end = tokenizer.eos_token
     if end is None:
         raise UserError("model.path: must have a tokenizer that separates two texts, or an end-of-sequence token")
+    setattr(tokenizer, _CHANGED, True)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
         single="$A",
         pair=f"$A {end} $B:1 {end}:1",
@@ -257,10 +262,25 @@ def _separate_pairs(tokenizer: Any) -> None:
     )
 
 
+def load_shell(model: ModelConfig, head: EncoderHead, directory: str) -> Any:
+    """What `load_encoder` gives, with a transformer without values: to be written."""
+    return load_encoder(model, head, directory, OnlySettings())
+
+
+def other_parameters(model: Any, gather: Gather) -> dict[str, torch.Tensor]:
+    """Whole parameters of all modules but the transformer, on CPU, by their names; collective."""
+    found = {}
+    for place, module in list(model.named_children())[1:]:
+        for name, parameter in module.named_parameters():
+            with gather([parameter]):
+                found[f"{place}.{name}"] = parameter.detach().cpu().clone()
+    return found
+
+
 def write_encoder(
     model: Any,
     metas: Sequence[Meta],
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, torch.Tensor]] | None,
     others: dict[str, torch.Tensor],
     head: EncoderHead,
     directory: Path,
@@ -271,7 +291,7 @@ def write_encoder(
     Args:
         model: `load_encoder`'s, of which the transformer may be without values.
         metas: of all weights of the transformer.
-        tensors: those weights, one at a time; see `export_model`.
+        tensors: those weights, one at a time; see `export_model`. None: all else is written, and read back.
         others: whole parameters of all other modules, by their names in the model.
         head: with the instructions.
         directory: to be written to.
@@ -283,23 +303,28 @@ def write_encoder(
         model.default_prompt_name = "query"
     model[0].unpad_inputs = None
     model._model_card_text = None  # the base model's, with its figures
-    _, unexpected = model.load_state_dict(others, strict=False)
-    # By identity: a module may hold the transformer under any name.
-    inside = {id(parameter) for parameter in model.transformers_model.parameters()}
-    rest = {name for name, parameter in model.named_parameters() if id(parameter) not in inside}
-    assert not unexpected and rest == others.keys(), (unexpected, rest ^ others.keys())
-    _write_one_by_one(model.transformers_model, metas, tensors)
+    body = model.transformers_model
+    if tensors is not None:
+        _, unexpected = model.load_state_dict(others, strict=False)
+        # By identity: a module may hold the transformer under any name.
+        inside = {id(parameter) for parameter in body.parameters()}
+        rest = {name for name, parameter in model.named_parameters() if id(parameter) not in inside}
+        assert not unexpected and rest == others.keys(), (unexpected, rest ^ others.keys())
+    _write_one_by_one(body, metas, tensors)
     model.model_card_data.local_files_only = True
-    body = model.transformers_model.config.name_or_path
     model.save(str(directory))
-    restore_settings(directory, body, scores=head.kind == "reranker")
+    source = body.config.name_or_path
+    restore_settings(directory, source, scores=head.kind == "reranker")
+    changed = getattr(model.tokenizer, _CHANGED, False)
+    for file in list(directory.rglob("tokenizer_config.json")):
+        restore_tokenizer(file.parent, source, changed=changed)
     make_readable(directory)
-    AutoTokenizer.from_pretrained(
-        directory, trust_remote_code=False
-    )  # what cannot be read back is noticed here, not by the user
+    if tensors is None:
+        # What cannot be read back is noticed before training, not by the user.
+        AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
-def _write_one_by_one(body: Any, metas: Sequence[Meta], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def _write_one_by_one(body: Any, metas: Sequence[Meta], tensors: Iterable[tuple[str, torch.Tensor]] | None) -> None:
     """Let a transformer write these weights, and its own buffers, wherever sentence-transformers has it written."""
     parameters = {name for name, _ in body.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in body.state_dict().items() if name not in parameters}
@@ -307,7 +332,11 @@ def _write_one_by_one(body: Any, metas: Sequence[Meta], tensors: Iterable[tuple[
 
     def save(path: str, **_: object) -> None:
         del body.save_pretrained
-        save_weights(body, known, chain(tensors, buffers.items()), Path(path))
+        save_settings(body, Path(path))
+        if tensors is None:
+            planned_files(body, known)
+        else:
+            save_weights(body, known, chain(tensors, buffers.items()), Path(path))
 
     body.save_pretrained = save
 

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from actors.files.readable import make_readable
-from actors.models.as_source import copy_tokenizer, restore_settings
+from actors.models.as_source import restore_settings
 from actors.models.tensor_files import Meta, write_tensors
+from actors.models.tokenizer_files import copy_tokenizer
 
 _INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 50 * 10**9
@@ -37,15 +38,59 @@ def export_model(
         directory: to be written to.
         shard_bytes: of a file of weights, at most, unless a single tensor has more.
     """
-    scores = model.get_output_embeddings() is None
+    export_settings(model, metas, tokenizer, directory)
+    export_weights(model, metas, tensors, directory, shard_bytes)
+
+
+def export_weights(
+    model: PreTrainedModel,
+    metas: Sequence[Meta],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    directory: Path,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Add to what `export_settings` has written what is left of `export_model`."""
+    save_weights(model, metas, tensors, directory, shard_bytes)
+    make_readable(directory)
+
+
+def export_settings(
+    model: PreTrainedModel, metas: Sequence[Meta], tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """All of `export_model` but the weights, of which it is only found out how files would have them."""
+    save_settings(model, directory)
+    source = model.config.name_or_path or ""
+    restore_settings(directory, source, scores=model.get_output_embeddings() is None)
+    copy_tokenizer(tokenizer, directory, source)
+    planned_files(model, metas)
+    make_readable(directory)
+
+
+def save_settings(model: PreTrainedModel, directory: Path) -> None:
+    """What `model.save_pretrained` writes beside weights."""
     if model.can_generate():
         # transformers refuses to write what many models come with, such as a temperature without sampling.
         model.generation_config = GenerationConfig()
-    save_weights(model, metas, tensors, directory, shard_bytes)
-    source = model.config.name_or_path or ""
-    restore_settings(directory, source, scores=scores)
-    copy_tokenizer(tokenizer, directory, source)
-    make_readable(directory)
+    model.save_pretrained(directory, state_dict={})
+
+
+def planned_files(
+    model: PreTrainedModel, metas: Sequence[Meta], shard_bytes: int = SHARD_BYTES
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], StateDictSplit]:
+    """How files would have a model's weights, which need not be there: the weights by their names in the model and by
+    those in files, both without values, and what is to be in each file."""
+    ignored: set[str] = set(model._keys_to_ignore_on_save or ())
+    empty = {
+        # Names and shapes alone: transformers says how the files would have them, before any weight is there.
+        name: torch.empty(shape, dtype=dtype, device="meta")
+        for name, dtype, shape in metas
+        if name not in ignored
+    }
+    stored = revert_weight_conversion(model, empty)
+    split = split_torch_state_dict_into_shards(
+        stored, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
+    )
+    return empty, stored, split
 
 
 def save_weights(
@@ -55,20 +100,9 @@ def save_weights(
     directory: Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """What `model.save_pretrained(directory, state_dict=...)` writes; see `export_model`."""
-    model.save_pretrained(directory, state_dict={})  # the settings
-    ignored: set[str] = set(model._keys_to_ignore_on_save or ())
-    empty = {
-        # Names and shapes alone: transformers says how the files would have them, before any weight is there.
-        name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, dtype, shape in metas
-        if name not in ignored
-    }
-    stored = revert_weight_conversion(model, empty)
-    kept = ((name, tensor) for name, tensor in tensors if name not in ignored)
-    split = split_torch_state_dict_into_shards(
-        stored, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
-    )
+    """The weights that `model.save_pretrained(directory, state_dict=...)` writes; see `export_model`."""
+    empty, stored, split = planned_files(model, metas, shard_bytes)
+    kept = ((name, tensor) for name, tensor in tensors if name in empty)
     files: dict[Path, Sequence[Meta]] = {
         directory / file: [(name, stored[name].dtype, tuple(stored[name].shape)) for name in names]
         for file, names in split.filename_to_tensors.items()

@@ -24,7 +24,7 @@ _WITHOUT_OWNER = re.compile(
 """Models from before the hub had owners. Any other single word is a misspelt directory, unless it is in the cache."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_FURTHER_VOCABULARIES = ("*.model", "*.spm", "*vocab*.*", "*.tiktoken", "tekken.json", "bpe.codes", "*.vocab")
+FURTHER_VOCABULARIES = ("*.model", "*.spm", "*vocab*.*", "*.tiktoken", "tekken.json", "bpe.codes", "*.vocab")
 """Patterns of what older and rarer tokenizers keep theirs in."""
 _NOT_TORCH = ["*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.gguf"]
 _OTHER_FORMATS = ["original/*", "*.pth", "consolidated*", "metal/*"]
@@ -118,7 +118,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 def has_vocabulary(directory: Path) -> bool:
     """Whether a directory holds the tokens of a tokenizer, of whatever kind."""
-    return any(next(directory.glob(pattern), None) for pattern in (*VOCABULARIES, *_FURTHER_VOCABULARIES))
+    return any(next(directory.glob(pattern), None) for pattern in (*VOCABULARIES, *FURTHER_VOCABULARIES))
 
 
 def local_directory(path: str, field: str = "model.path") -> str:

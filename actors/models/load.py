@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -86,10 +87,12 @@ def _from_directory(
 ) -> tuple[Any, dict[str, set[str]]]:
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
+    # Its own is not read: training samples nothing by it, and some cannot be read. An export gets the file.
+    loaded_with = options | {"generation_config": GenerationConfig()}
     with only_data(directory), loading(divider):
         if tensors is None:
             return loader.from_pretrained(
-                directory, config=config, output_loading_info=True, trust_remote_code=False, **options
+                directory, config=config, output_loading_info=True, trust_remote_code=False, **loaded_with
             )
         with torch.device("meta"):  # for its class, the only one that takes tensors instead of a directory
             model = loader.from_config(config, trust_remote_code=False, **options)
@@ -99,7 +102,7 @@ def _from_directory(
             state_dict=tensors,
             output_loading_info=True,
             trust_remote_code=False,
-            **options,
+            **loaded_with,
         )
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded

@@ -27,7 +27,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
@@ -38,7 +37,9 @@ from actors.config import LoraConfig, ModelConfig, UserError
 from actors.files.readable import make_readable
 from actors.models.as_source import restore_settings
 from actors.models.dividing import gathered_by_peft
-from actors.models.hub_cache import configured_directory, split_commit
+from actors.models.hub_cache import configured_directory, has_vocabulary, split_commit
+from actors.models.tokenizer import load_tokenizer
+from actors.models.tokenizer_files import copy_tokenizer
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
@@ -332,24 +333,24 @@ def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) 
 
 
 def merge_adapter(directory: Path, base: str, output: Path) -> float:
-    """Merge a PEFT directory into its base model, which is in the directory `base`, and write the whole model, with its
-    tokenizer, to `output`; returns the `MergeError.value`."""
+    """Merge a PEFT directory into the model in the directory `base`, whole to `output`; returns `MergeError.value`."""
     from peft import PeftModel
 
     task = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-    loader = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
-    options = {"num_labels": 1} if task == "SEQ_CLS" else {}
-    model: Any = loader.from_pretrained(base, dtype="auto", trust_remote_code=False, **options)
-    if task != "SEQ_CLS":
-        model.generation_config = GenerationConfig()  # the base's own is copied; some of those cannot be written
+    scores = {"num_labels": 1} if task == "SEQ_CLS" else {}
+    loader: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    # Of the base neither its generation_config.json, which is copied, is read, nor the attention it asks for needed.
+    options = {"dtype": "auto", "attn_implementation": "eager", "generation_config": GenerationConfig()}
+    options["config"] = AutoConfig.from_pretrained(base, trust_remote_code=False, **scores)
+    model = loader.from_pretrained(base, trust_remote_code=False, **options)
     adapted: Any = PeftModel.from_pretrained(model, str(directory))
-    error = _merge_layers(adapted)
+    error = _merge_layers(adapted).value
     adapted.unload().save_pretrained(output)
-    restore_settings(output, base, scores=task == "SEQ_CLS")
-    tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
-    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(output)
+    restore_settings(output, base, scores=bool(scores))
+    tokenizer = str(directory) if has_vocabulary(directory) else base
+    copy_tokenizer(load_tokenizer(tokenizer), output, tokenizer)
     make_readable(output)
-    return error.value
+    return error
 
 
 def _merge_layers(model: Any) -> MergeError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from actors.config import ModelConfig, ModelInit
 from actors.models.hub_cache import located
 from actors.models.tokenizer import tokenizer_for
+from actors.models.tokenizer_files import save_tokenizer
 
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "bert": "BertModel"}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -21,7 +22,7 @@ def write_skeleton(model: ModelConfig, directory: Path) -> str:
         return located(model.path, model.revision)
     tokenizer = tokenizer_for(model)
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
     end, padding = (int(tokenizer.convert_tokens_to_ids(str(t))) for t in (tokenizer.eos_token, tokenizer.pad_token))  # type: ignore[arg-type]
     config = hf_config(model.init, model.dtype, len(tokenizer), end, padding)
     (directory / "config.json").write_text(json.dumps(config, indent=2))

@@ -12,7 +12,7 @@ The driver imports this module for its method names; models are imported only wh
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from actors.config import EncoderHead, ModelConfig, TrainerConfig
-from actors.train.engine import gathered, to_the_end
+from actors.train.engine import gathered
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Metrics
 
@@ -101,6 +101,7 @@ class EncoderWorker(TrainedWorker):
         super().__init__(rank, world_size, model, directory, group, seed)
         self.head = head
         self.guide_paths = guides
+        self.shell: Any = None
 
     @property
     def _reranks(self) -> bool:
@@ -165,24 +166,20 @@ class EncoderWorker(TrainedWorker):
         return self._in_order(batches, found, len(texts)).cpu().numpy()
 
     def write_model(self, directory: Path) -> float | None:
-        """Write a sentence-transformers directory, with adapters merged and alone below it; see `export`. Rank 0
-        writes."""
-        from actors.models import lora
-        from actors.models.dividing import OnlySettings
-        from actors.models.encoders import load_encoder, write_encoder
+        """Write a sentence-transformers directory; see `TrainedWorker.write_model`."""
+        from actors.models.encoders import other_parameters
 
-        others = {}
-        for place, module in list(self.model.named_children())[1:]:
-            for name, parameter in module.named_parameters():
-                with gathered([parameter]):
-                    others[f"{place}.{name}"] = parameter.detach().cpu().clone()
-        error = lora.MergeError()
-        tensors = lora.plain_parameters(self.hf_model, gathered, merged=True, error=error)
-        with to_the_end(tensors):
-            if self.rank == 0:
-                shell = load_encoder(self.model_config, self.head, self.directory, OnlySettings())
-                write_encoder(shell, lora.parameter_metas(self.hf_model), tensors, others, self.head, directory)
-        return self.write_adapter(directory, error)
+        self.others = other_parameters(self.model, gathered)
+        return super().write_model(directory)
+
+    def write_files(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]] | None) -> None:
+        """See `TrainedWorker.write_files`; with weights, the others are written once more."""
+        from actors.models import encoders, lora
+
+        if self.shell is None:  # kept, as its directory may be gone when training ends
+            self.shell = encoders.load_shell(self.model_config, self.head, self.directory)
+        others = {} if tensors is None else self.others
+        encoders.write_encoder(self.shell, lora.parameter_metas(self.hf_model), tensors, others, self.head, directory)
 
     def _first_pass(
         self, batches: list[TextBatch], count: int, keep: bool

@@ -6,7 +6,7 @@ The driver imports this module for its method names; models are imported only wh
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from actors.config import ModelConfig, TrainerConfig
+from actors.config import ModelConfig, TrainerConfig, UserError
 from actors.episodes import Sequence, experience
 from actors.files import stored
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.models.packed import PackedBatch, Read
+from actors.secret_text import masked
 from actors.train.engine import TrainingEngine, gathered, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
 from actors.train.worker import (
@@ -37,6 +38,9 @@ from actors.weights.checksum import checksum
 
 if TYPE_CHECKING:
     from actors.models.lora import MergeError
+
+_REASON_LENGTH = 300
+"""Characters of a library's message that are told."""
 
 
 class TrainedWorker(Worker):
@@ -225,13 +229,54 @@ class TrainedWorker(Worker):
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self.device)
 
+    def prepare_export(self, directory: Path) -> str | None:
+        """Write all of an export but the weights, on rank 0: what cannot be written is told before training.
+
+        Returns what whoever uses the export should know.
+
+        Raises:
+            UserError: what the model's directory holds cannot be exported.
+        """
+        from actors.models import lora
+        from actors.models.as_source import generation_problem
+
+        if self.rank:
+            return None
+        with told_when_full(directory):
+            try:
+                self.write_files(directory, None)
+                if lora.has_adapters(self.hf_model):
+                    lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), {})
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # transformers has a type for every file; each of them is the model's
+                reason = masked(" ".join(str(error).split())[:_REASON_LENGTH]) or type(error).__name__
+                raise UserError(
+                    f"model.path: must be a model that can be exported when training has ended ({reason}), "
+                    f"got {self.model_config.path or self.directory}"
+                ) from error
+        return generation_problem(directory)
+
     def export(self, directory: Path) -> float | None:
-        """Write the model as it is to be used: with the average of its weights, where the group keeps one.
+        """Write the model as it is to be used, with the average of its weights where the group keeps one, to where
+        `prepare_export` was, or to a new directory.
 
         Returns, with adapters, the share of what they change that rounding took from the merged weights.
         """
         with self.engine.averaged(), told_when_full(directory):
             return self.write_model(directory)
+
+    def write_files(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]] | None) -> None:
+        """Write the weights of an export, which come one at a time, or with None all the others of its files."""
+        from actors.models import lora
+        from actors.models.export import export_settings, export_weights
+        from actors.models.tokenizer import load_tokenizer
+
+        shell, metas = lora.unquantized_shell(self.hf_model), lora.parameter_metas(self.hf_model)
+        if tensors is None:
+            export_settings(shell, metas, load_tokenizer(self.directory), directory)
+        else:
+            export_weights(shell, metas, tensors, directory)
 
     def write_model(self, directory: Path) -> float | None:
         """Write a Hugging Face directory, with adapters merged and alone below it; see `export`.
@@ -239,15 +284,15 @@ class TrainedWorker(Worker):
         All ranks gather, rank 0 writes.
         """
         from actors.models import lora
-        from actors.models.export import export_model
-        from actors.models.tokenizer import load_tokenizer
 
         error = lora.MergeError()
         tensors = lora.plain_parameters(self.hf_model, gathered, merged=True, error=error)
         with to_the_end(tensors):
             if self.rank == 0:
-                shell, metas = lora.unquantized_shell(self.hf_model), lora.parameter_metas(self.hf_model)
-                export_model(shell, metas, tensors, load_tokenizer(self.directory), directory)
+                # What is prepared needs nothing of the model's directory, which may be gone by now.
+                if not (directory / "config.json").is_file():
+                    self.write_files(directory, None)
+                self.write_files(directory, tensors)
         return self.write_adapter(directory, error)
 
     def write_adapter(self, directory: Path, error: "MergeError") -> float | None:

@@ -143,10 +143,33 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
         loop = job_kind(config).build(placement, reporter, roster)
         for model in keep_commits(config.directory / "logs"):
             reporter.note(f"from the hub: {model}")
-        loop.train()
-        arm()  # The last step is saved: nothing is lost by ending at once.
-        display.phase("exporting")
-        _export_best(config, roster, loop.step, reporter)
+        display.phase("preparing the export")
+        with _prepared_export(roster["policy"], config, reporter.note):
+            loop.train()
+            arm()  # The last step is saved: nothing is lost by ending at once.
+            display.phase("exporting")
+            _export_best(config, roster, loop.step, reporter)
+
+
+@contextlib.contextmanager
+def _prepared_export(
+    policy: "ActorGroup[TrainedWorker]", config: RunConfig, tell_of: Callable[[str], None]
+) -> Iterator[None]:
+    """All of the export but its weights is written first: what cannot be written ends the run before training, and
+    what has become of the model's directory meanwhile does not matter. Raises UserError."""
+    from actors.train.trainer import TrainedWorker
+
+    partial = _partial(config)
+    remove(partial)
+    try:
+        note = policy.call(TrainedWorker.prepare_export, partial.absolute())[0]
+        _require_shared(partial, config)
+        if note:
+            tell_of(note)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # what has ended the run is told, not this
+            remove(partial)  # of a full disk, others need the room
 
 
 def _export_best(config: RunConfig, roster: "Roster", last: int, reporter: RunReporter) -> None:
@@ -179,21 +202,24 @@ def _export(policy: "ActorGroup[TrainedWorker]", config: RunConfig) -> float | N
     """Put the model into `export/`, all of it or nothing; returns what `TrainedWorker.export` does."""
     from actors.train.trainer import TrainedWorker
 
-    final, partial = config.directory / "export", config.directory / "export.partial"
-    remove(partial)
-    try:
-        error = policy.call(TrainedWorker.export, partial.absolute())[0]
-    except Exception:
-        remove(partial)  # of a full disk, others need the room
-        raise
+    final, partial = config.directory / "export", _partial(config)
+    error = policy.call(TrainedWorker.export, partial.absolute())[0]
+    _require_shared(partial, config)
+    remove(final)
+    os.replace(partial, final)
+    return error
+
+
+def _partial(config: RunConfig) -> Path:
+    return config.directory / "export.partial"
+
+
+def _require_shared(partial: Path, config: RunConfig) -> None:
     if not (partial / "config.json").is_file():
         raise UserError(
             f"run.output: must be on storage that all nodes share (rank 0 of the policy wrote {partial} elsewhere), "
             f"got {config.run.output}"
         )
-    remove(final)
-    os.replace(partial, final)
-    return error
 
 
 def _measure_with_mteb(config: RunConfig, tasks: list[str]) -> None:

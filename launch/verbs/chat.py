@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
+from actors.models.as_source import generation_problem, tokens_for_generation
 from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.tokenizer import load_tokenizer
 from algorithms.data.rendering import run_template, template_complaint
@@ -142,8 +143,11 @@ class _Speaker:
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             loader = transformers.AutoModelForCausalLM
+            options: dict[str, object] = {"dtype": "auto"}
+            if generation_problem(directory):
+                options["generation_config"] = transformers.GenerationConfig(**tokens_for_generation(directory))
             # Any: by the annotations of transformers, no model it loads can be moved, or generate.
-            model: Any = loader.from_pretrained(directory, dtype="auto", trust_remote_code=False)
+            model: Any = loader.from_pretrained(directory, trust_remote_code=False, **options)
             self._model = model.to(self._device)
         except Exception as error:  # each architecture has its own way not to load
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

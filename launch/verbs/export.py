@@ -81,7 +81,7 @@ def _merge(directory: Path, output: str | None) -> int:
         lost = merge_adapter(directory, str(base), target)
     except OSError as error:
         raise _unwritable(output, error) from None
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"RUN: adapters cannot be merged into {base} ({reason}), got {directory}") from error
     for line in merging_lost(lost, directory):

@@ -1,0 +1,62 @@
+"""transformers 4.57 loads what this project exports with 5, and finds the same tokens, texts and logits in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+FAST = {
+    "llama": "LlamaTokenizerFast",
+    "qwen2": "Qwen2TokenizerFast",
+    "plain": "PreTrainedTokenizerFast",
+    "gpt2": "GPT2TokenizerFast",
+}
+WAYS = {"": "whole", "-lora": "with adapters", "-merged": "merged later"}
+NEW = ("new-qwen2", "new-llama")
+NAMES = [kind + way for kind in FAST for way in WAYS] + list(NEW)
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def expected(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "expected.json").read_text())
+
+
+def test_this_is_the_other_version() -> None:
+    assert transformers.__version__.startswith("4.57.")
+
+
+@every
+def test_a_tokenizer_encodes_as_it_was_trained_with(name: str, exports: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exports / name)
+    assert type(tokenizer).__name__ == FAST.get(name.partition("-")[0], "PreTrainedTokenizerFast")
+    found = expected(exports / name)
+    assert {text: tokenizer(text).input_ids for text in found["ids"]} == found["ids"]
+    if found["rendered"]:
+        assert tokenizer.apply_chat_template(found["messages"], tokenize=False) == found["rendered"]
+
+
+@every
+def test_a_tokenizer_is_that_of_its_source(name: str, exports: Path) -> None:
+    source = AutoTokenizer.from_pretrained(expected(exports / name)["source"])
+    tokenizer = AutoTokenizer.from_pretrained(exports / name)
+    for part in ("special_tokens_map", "model_input_names", "model_max_length", "padding_side", "chat_template"):
+        assert getattr(tokenizer, part) == getattr(source, part), part
+    assert getattr(tokenizer, "add_bos_token", None) == getattr(source, "add_bos_token", None)
+    assert tokenizer.get_added_vocab() == source.get_added_vocab()
+
+
+@every
+def test_a_model_computes_the_same(name: str, exports: Path) -> None:
+    found = expected(exports / name)
+    tokenizer = AutoTokenizer.from_pretrained(exports / name)
+    model = AutoModelForCausalLM.from_pretrained(exports / name)
+    inputs = tokenizer(next(iter(found["ids"])), return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits[0]
+    torch.testing.assert_close(logits, torch.tensor(found["logits"]), atol=1e-5, rtol=1e-5)
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
