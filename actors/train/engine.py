@@ -250,9 +250,14 @@ class TrainingEngine:
             self.files.save(self.averages, str(directory / f"average-{self.rank}.pt"))
         return {str(path.relative_to(directory)): sha256 for path, sha256 in self.files.hashes.items()}
 
-    def load(self, directory: Path) -> None:
+    def load(self, directory: Path) -> tuple[float, float]:
         """Restore what `save` wrote; raises ValueError when it is not there, or of another model, UserError when it is
-        more than data."""
+        more than data.
+
+        Returns:
+            The rate of the next update by the schedule of then, and by this one, which holds: they differ where the run
+            has another number of updates now.
+        """
         path, _ = self.engine.load_checkpoint(str(directory), tag="state", custom_load_fn=self._load_trained)
         if path is None:
             raise ValueError(f"{directory}: holds no checkpoint of this group")
@@ -262,6 +267,19 @@ class TrainingEngine:
             found = stored.read(file)  # on CPU: it may have been written on a GPU that is not here
             for average, saved in zip(self.averages, found, strict=True):
                 average.copy_(saved)
+        then = self.learning_rate
+        self._set_rate()
+        return then, self.learning_rate
+
+    def _set_rate(self) -> None:
+        """Give the next update the rate that the schedule has for it: what was loaded is that of a run of as many
+        updates as were to be made then, which is 0 at the end of one."""
+        schedule = self.engine.lr_scheduler
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        rates = [base * rate(schedule.last_epoch) for base, rate in zip(schedule.base_lrs, schedule.lr_lambdas)]
+        # Of torch's optimizer, which DeepSpeed's wrap.
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _load_trained(self, src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
         """Load the model's part of a checkpoint, `src`: all that is trained; older ones have what is frozen, too."""

@@ -67,8 +67,11 @@ class Saves:
         said += [f"has a state of {', '.join(further)}, which this run has not"] if further else []
         return ", and ".join(said) or None
 
-    def load(self, found: Checkpoint, refused: Callable[[str], UserError]) -> None:
+    def load(self, found: Checkpoint, refused: Callable[[str], UserError]) -> dict[str, tuple[float, float]]:
         """Let all parts go on from a checkpoint: the driver's first, as they are there at once.
+
+        Returns:
+            Group that learns -> rate of its next update, by the schedule of then and by that of this run.
 
         Raises:
             UserError: a part's own, or `refused` of the part that cannot take what is there.
@@ -81,8 +84,11 @@ class Saves:
             except _UNFIT as error:
                 why = f"{type(error).__name__}: {error}"
                 raise refused(f"{found.directory} has a state of {name} that this run cannot take ({why})") from None
-        for name, group in self.groups.items():
-            group.call(TrainedWorker.load, found.directory.absolute() / name)
+        rates = {
+            name: group.call(TrainedWorker.load, found.directory.absolute() / name)[0]
+            for name, group in self.groups.items()
+        }
+        return {name: pair for name, pair in rates.items() if name != "reference"}  # which follows, and has none
 
 
 class RunCheckpointer:
@@ -150,7 +156,12 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
     reporter.phase("loading the checkpoint")
-    saves.load(found, checkpoints.refused)
+    for name, (then, now) in saves.load(found, checkpoints.refused).items():
+        if then != now:
+            reporter.note(
+                f"{name}.optimizer.schedule: {getattr(config, name).optimizer.schedule} over another number of updates "
+                f"than when {found.directory.name} was saved: the next one has rate {now:.3g}, not {then:.3g}"
+            )
 
 
 def require_as_saved(
