@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-_TOKENIZER = (
+TEXT_FILES = (
     *TOKENIZER_FILES,
     *("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
 )
+"""Of a tokenizer and its chat template."""
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _DTYPES = ("dtype", "torch_dtype")
 
@@ -54,7 +55,7 @@ def copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path, source
 
     Written anew they would differ: transformers names another class, and leaves out what it does not need itself.
     """
-    files = [file for name in _TOKENIZER if (file := Path(source, name)).is_file()]
+    files = [file for name in TEXT_FILES if (file := Path(source, name)).is_file()]
     known = source and Path(tokenizer.name_or_path or "/") == Path(source) and has_tokenizer(Path(source))
     if not known or not all(map(_is_part, files)):
         tokenizer.save_pretrained(directory)
@@ -81,7 +82,7 @@ def _is_part(file: Path) -> bool:
     root, target = file.parent.resolve(), file.resolve()
     if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
         return True
-    return target.parent == root and target.name in (*_TOKENIZER, GENERATION)
+    return target.parent == root and target.name in (*TEXT_FILES, GENERATION)
 
 
 def _merged(given: dict[str, object], written: dict[str, object], *, scores: bool) -> dict[str, object]:

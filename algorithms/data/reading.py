@@ -10,6 +10,7 @@ from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import RLConfig
 from algorithms.data.overlong import Reading, divided
 from algorithms.data.pairs import judged_reading, pair_reading
+from algorithms.data.row_contents import Contents
 from algorithms.data.sources import Row
 from algorithms.data.tokens import load_sets, prompt_reading, sequence_reading
 
@@ -29,6 +30,8 @@ class RunData:
     sizes: dict[str, int] = field(default_factory=dict)
     """Rows of each set."""
     held_out: list[Any] = field(default_factory=list)
+    contents: Contents = field(default_factory=Contents)
+    """What the sets hold, before anything is left out or cut."""
     notes: list[str] = field(default_factory=list)
     """A line for each set of which rows are too long."""
 
@@ -73,7 +76,7 @@ def run_data(
     found = RunData()
     fields: list[Field] = ["data.train"] if data.eval is None else ["data.train", "data.eval"]
     for where in fields:
-        for name, rows in load_sets(data, where).items():
+        for name, rows in load_sets(data, where, contents=found.contents).items():
             label = f"{where}.{name}" if name else where
             reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
             tally = reading.tally()

@@ -24,6 +24,7 @@ from algorithms.data.rendering import (
     tokenise_messages,
     with_system_prompt,
 )
+from algorithms.data.row_contents import Contents, content_of
 from algorithms.data.sources import Row, check_source_settings, read_rows
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ def load_sets(
     *,
     at_most: int | None = None,
     told: list[str] | None = None,
+    contents: Contents | None = None,
 ) -> dict[str, list[Row]]:
     """The training or evaluation rows of each source that `data` names, as data.converter leaves them; `at_most` so
     many of each. A single source has the name "". Rows of several get a column `source`, unless they have one.
 
     data.limit and data.eval_limit count the rows of a source that the converter keeps, and so do the numbers in later
-    messages; `told` gets a line about what the converter kept.
+    messages; `told` gets a line about what the converter kept, `contents` what each set holds.
 
     Raises UserError as read_rows and check_source_settings do.
     """
@@ -72,6 +74,8 @@ def load_sets(
         )
         for name, source in ({"": given} if isinstance(given, str) else given).items()
     }
+    if contents is not None:
+        contents.update({f"{field}.{name}" if name else field: content_of(rows) for name, rows in found.items()})
     if isinstance(given, str):
         return found
     return {name: [{"source": name} | row for row in rows] for name, rows in found.items()}  # a row's own column wins
