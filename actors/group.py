@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -185,15 +185,18 @@ class ActorGroup(Generic[W]):
         The error of a rank that has not answered within `within_s` seconds, or is dead. A process that is still being
         started does not answer.
         """
+        deadline = Countdown(within_s)
         refs: list[ObjectRef] = [handle.pulse.options(concurrency_group=CONTROL).remote() for handle in self.handles]
         done = ray.wait(refs, num_returns=len(refs), timeout=within_s)[0] if refs else []
-        return [self._pulse(rank, ref, within_s, answered=ref in done) for rank, ref in enumerate(refs)]
+        return [self._pulse(rank, ref, deadline, answered=ref in done) for rank, ref in enumerate(refs)]
 
-    def _pulse(self, rank: int, ref: "ObjectRef[Pulse]", within_s: float, *, answered: bool) -> Pulse | GroupError:
+    def _pulse(
+        self, rank: int, ref: "ObjectRef[Pulse]", deadline: "Countdown", *, answered: bool
+    ) -> Pulse | GroupError:
         if not answered:
-            return GroupError(no_answer(self.name, [rank], _PULSE, within_s, self.nodes))
+            return GroupError(no_answer(self.name, [rank], _PULSE, deadline.seconds, self.nodes))
         try:
-            return _answer(self.name, rank, ref, _PULSE, within_s, self.nodes[rank])
+            return _answer(self.name, rank, ref, _PULSE, deadline, self.nodes)
         except GroupError as error:
             return error
 
@@ -219,17 +222,19 @@ class ActorGroup(Generic[W]):
 
         `ranks` says whose they are (default: one of each rank, in order); `told` hears how many of them have answered.
         """
-        owners = ranks or range(len(refs))
-        return answers_of(self.name, owners, refs, what, timeout_s or self.timeout_s, self.nodes, told)
+        owners = range(len(refs)) if ranks is None else ranks
+        within_s = self.timeout_s if timeout_s is None else timeout_s
+        return answers_of(self.name, owners, refs, what, within_s, self.nodes, told)
 
     def notice(self, refs: Sequence[ObjectRef], what: str) -> None:
         """Raise GroupError if a call, one of each rank, has failed already; does not wait for the others."""
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for ref in done:
-            self._answer(refs.index(ref), ref, what)
+            self.answer(refs.index(ref), ref, what)
 
-    def _answer(self, rank: int, ref: "ObjectRef[T]", what: str) -> T:
-        return _answer(self.name, rank, ref, what, self.timeout_s, self.nodes[rank])
+    def answer(self, rank: int, ref: "ObjectRef[T]", what: str) -> T:
+        """What a rank has answered to a call of which `ray.wait` has told that it is done; raises GroupError."""
+        return _answer(self.name, rank, ref, what, Countdown(self.timeout_s), self.nodes)
 
     def shutdown(self) -> None:
         """End every actor, by handle."""
@@ -237,6 +242,19 @@ class ActorGroup(Generic[W]):
             ray.kill(handle)
         self.handles = []
         self._fresh.clear()
+
+
+class Countdown:
+    """Seconds that all waits of one call share."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until then; 0, with which Ray still gives what is there, and not less, which is an error for it."""
+        return max(0.0, self._at - time.monotonic())
 
 
 def answers_of(
@@ -252,13 +270,12 @@ def answers_of(
 
     The first failure ends the wait, whichever rank it is on. Raises GroupError.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = Countdown(timeout_s)
     pending, answers = list(refs), {}
     if told:
         told(0, len(refs))
     while pending:
-        # A negative timeout is an error for Ray; with 0 it still gives what is ready.
-        ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+        ready, pending = ray.wait(pending, timeout=deadline.left_s)
         if not ready:
             late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
             raise GroupError(no_answer(name, late, what, timeout_s, nodes))
@@ -267,8 +284,7 @@ def answers_of(
             more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
             ready += more
         for ref in ready:
-            rank = owners[refs.index(ref)]
-            answers[ref] = _answer(name, rank, ref, what, timeout_s, nodes[rank] if nodes else "")
+            answers[ref] = _answer(name, owners[refs.index(ref)], ref, what, deadline, nodes)
         if told:
             told(len(answers), len(refs))
     return [answers[ref] for ref in refs]
@@ -280,17 +296,22 @@ def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Se
     return f"{name}.{what}: no answer from rank(s) {late} within {timeout_s:g} s" + f" (on {where})" * bool(where)
 
 
-def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, timeout_s: float, node: str) -> T:
-    where = f" (on {node})" if node else ""
+def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, deadline: Countdown, nodes: Sequence[str]) -> T:
+    where = f" (on {nodes[rank]})" if nodes and nodes[rank] else ""
     try:
-        # The answer is there, but may still have to come from another node.
-        return ray.get(ref, timeout=timeout_s)
+        # What is done has come to this node, but may have gone to its disk since.
+        return ray.get(ref, timeout=deadline.left_s)
     except RayTaskError as error:
         if isinstance(error.cause, GroupError):
             raise GroupError(str(error.cause)) from error  # of a group that this one has called: the fault is there
         raise GroupError(f"{name}[{rank}].{what}: {_cause(error)}{where}") from error
     except RayActorError as error:
         cause = f"the process died ({first_line(str(error))})"
+        raise GroupError(f"{name}[{rank}].{what}: {cause}{where}") from error
+    except GetTimeoutError as error:
+        raise GroupError(no_answer(name, [rank], what, deadline.seconds, nodes)) from error
+    except RayError as error:  # the answer was lost with its node, for example
+        cause = f"{type(error).__name__}: {first_line(str(error))}"
         raise GroupError(f"{name}[{rank}].{what}: {cause}{where}") from error
 
 

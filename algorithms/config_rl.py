@@ -19,14 +19,14 @@ from actors.config_numbers import (
     Threshold,
     Tokens,
 )
-from algorithms.config_offline import StopWhen
+from algorithms.config_stop import StopWhen
 from algorithms.rl.baselines import BASELINES, WITHOUT_CRITIC, Baseline, BaselineName
 from algorithms.rl.formula import check_choice
 from algorithms.rl.surrogates import RATIO_BOUNDS, SURROGATES, Surrogate, SurrogateName
 
 
 class ImportanceCorrection(Config):
-    """Weights against differences between sampler's and trainer's logprobs: see `losses.importance_weights`."""
+    """Weights against differences between sampler's and trainer's logprobs: see `rl.losses.importance_weights`."""
 
     level: Literal["token", "sequence"] = "token"
     """One weight per token, or the product over a response."""

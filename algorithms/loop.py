@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.config import UserError
 from actors.files.parts import Entry
-from algorithms.config_offline import StopWhen
+from algorithms.config_stop import StopWhen
 
 Metrics = dict[str, float]
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 Files per folder, import circles, places of `launch/` that ask of which class a section of settings is, functions from
 `run()` to the line that clips an importance ratio, `Any` and comments per 1,000 lines. Read from the source: nothing is
-imported, so that it says the same of any version.
+imported, so that it says the same of any version. What the driver does for a sample is measured by `benchmarks.driver`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CHAIN = (
     ("actors/train/trainer.py", "update"),
     ("actors/train/trainer.py", "_update"),
     ("algorithms/rl/policy_loss.py", "policy_loss"),
-    ("algorithms/losses.py", "clipped_policy_loss"),
+    ("algorithms/rl/losses.py", "clipped_policy_loss"),
 )
 """Functions, each of which names the next one, or gets it as an argument."""
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from launch.checks.shadowing import reach_code
 from launch.jobs import cluster_verbs
 from launch.screen.stdout import show_what_acts
-from launch.tracking.reports import switch_off
+from launch.telemetry import switch_off
 from launch.verbs import arguments as takes
 from launch.verbs.arguments import UsageError, Verb
 from launch.verbs.parsing import parse_verb, unknown_verb
 
 if TYPE_CHECKING:
-    from launch.checks.aside import Aside
+    from launch.checks.tokenizer_process import Aside
     from launch.config import RunConfig
     from launch.screen.display import Display
 
@@ -130,10 +130,10 @@ def _overview() -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.checks.aside import Aside
     from launch.checks.capacity import check_nodes
-    from launch.checks.machine import this_machine
+    from launch.checks.tokenizer_process import Aside
     from launch.run.ray_address import check_ray_address
+    from launch.sizes.machine import this_machine
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
@@ -192,7 +192,7 @@ def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from launch.checks.aside import Aside
+    from launch.checks.tokenizer_process import Aside
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
@@ -229,8 +229,8 @@ def _curves(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from launch.exports.hub import check_can_push, push_model
     from launch.verbs.export import export
-    from launch.verbs.hub import check_can_push, push_model
 
     if arguments.private and not arguments.push:
         raise UsageError("--private: needs --push, got none")

@@ -24,11 +24,11 @@ from actors.config_nodes import Environment, NodeLabels
 from actors.config_numbers import Cores, Count, Steps, WholeSeconds
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
+from launch.exports.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
 from launch.settings.file import apply_overrides, read_yaml
 from launch.settings.literal_secrets import secret_problems
 from launch.settings.values import odd_values
-from launch.verbs.hub import hub_id_problem
 
 _WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
 """Characters that Weights & Biases takes."""

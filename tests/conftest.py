@@ -333,11 +333,22 @@ def _warm_model(tandem: Callable[..., Job], reverse: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A small Ray cluster in this process, with a home of its own."""
+    """A small Ray cluster in this process, with a home of its own; modules share it, one after the other."""
+    import ray
+
+    if not ray.is_initialized():
+        _start_ray(tmp_path_factory.mktemp("home"))
+    yield
+    # Of what a module has left running the next one shall know nothing.
+    if not _all_is_free(patience_s=10):
+        ray.shutdown()
+
+
+def _start_ray(directory: Path) -> None:
     import ray
 
     home = os.environ.get("HOME")
-    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["HOME"] = str(directory)
     with preloaded_workers():
         ray.init(
             address="local",
@@ -347,6 +358,21 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             object_store_memory=100 * 2**20,
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
         )
-    yield
-    ray.shutdown()
     os.environ.pop("HOME") if home is None else os.environ.update(HOME=home)
+
+
+def _all_is_free(patience_s: float) -> bool:
+    import ray
+
+    deadline = time.monotonic() + patience_s
+    while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def pytest_sessionfinish() -> None:
+    """The Ray that modules have shared ends."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

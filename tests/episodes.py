@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.batch import Episode, EpisodeStatus, Turn, VersionSpan
+from actors.episodes import Episode, EpisodeStatus, Turn, VersionSpan
 
 
 def turn(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from actors.batch import EpisodeStatus, Prompt
+from actors.episodes import EpisodeStatus, Prompt
 from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool, _Job
@@ -44,6 +44,8 @@ class FakeEngines:
         self.on: dict[int, int] = {}
         """Id of a request that has not ended -> its engine."""
         self.collected: list[tuple[int, int]] = []
+        self.collects: list[tuple[int, list[int]]] = []
+        """Call by call."""
         self.aborted: list[tuple[int, list[int]]] = []
         self.pool: FakePool | None = None
 
@@ -59,10 +61,11 @@ class FakeEngines:
     def abort(self, engine: int, requests: list[int]) -> None:
         self.aborted.append((engine, requests))
 
-    def collect(self, engine: int, request: int) -> Any:
-        assert request not in self.on, "it has ended"
-        self.collected.append((engine, request))
-        return f"rollouts {request}"
+    def collect(self, engine: int, requests: list[int]) -> list[Any]:
+        assert not self.on.keys() & requests, "they have ended"
+        self.collects.append((engine, requests))
+        self.collected += [(engine, request) for request in requests]
+        return [f"rollouts {request}" for request in requests]
 
     def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
         """The next line of the script comes true."""

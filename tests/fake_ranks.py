@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.batch import Episode
 from actors.config import TrainerConfig
+from actors.episodes import Episode
 from actors.models.packed import PackedBatch
 from actors.train.critic import CriticWorker
+from actors.train.frozen import ReferenceWorker, ScoringWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker, ScoringWorker
 from tests.episodes import split_here
 
 DEADLINE_S = 60.0

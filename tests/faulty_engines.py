@@ -72,30 +72,30 @@ def _with_model(function: Callable[..., Any], arguments: tuple[Any, ...], worker
 
 def stale_layer(model: Any, name: str) -> Callable[[], None]:
     """After the next transfer, one linear layer computes with its old packed weights, whatever arrived."""
-    from actors.weights import transfer
+    from actors.weights import vllm_receiver
 
     layer = model.get_submodule(name)
-    stale, finish = layer.cpu_linear, transfer.ChecksumMixin.finish_weight_update
+    stale, finish = layer.cpu_linear, vllm_receiver.ChecksumMixin.finish_weight_update
 
     def finish_with_one_stale(self: Any) -> None:
         finish(self)
         layer.cpu_linear = stale
 
-    return _replace(transfer.ChecksumMixin, "finish_weight_update", finish_with_one_stale)
+    return _replace(vllm_receiver.ChecksumMixin, "finish_weight_update", finish_with_one_stale)
 
 
 def stale_head(model: Any) -> Callable[[], None]:
     """The packed copy of a tied output embedding is not renewed: what vLLM does on CPU when left alone."""
-    from actors.weights import transfer
+    from actors.weights import vllm_receiver
 
-    return _replace(transfer, "_repack_output_embeddings", lambda model: None)
+    return _replace(vllm_receiver, "_repack_output_embeddings", lambda model: None)
 
 
 def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
     """One value of one tensor arrives a little different."""
-    from actors.weights import transfer
+    from actors.weights import vllm_receiver
 
-    views = transfer.views
+    views = vllm_receiver.views
 
     def with_change(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
         for found, tensor in views(buffer, metas):
@@ -103,14 +103,14 @@ def changed_in_transit(model: Any, name: str) -> Callable[[], None]:
                 tensor.view(-1)[-1] += 1e-6
             yield found, tensor
 
-    return _replace(transfer, "views", with_change)
+    return _replace(vllm_receiver, "views", with_change)
 
 
 def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
     """The transfer fails in its middle."""
-    from actors.weights import transfer
+    from actors.weights import vllm_receiver
 
-    views = transfer.views
+    views = vllm_receiver.views
 
     def until(buffer: Any, metas: Any) -> Iterator[tuple[str, Any]]:
         for found, tensor in views(buffer, metas):
@@ -118,26 +118,26 @@ def lost_in_transit(model: Any, name: str) -> Callable[[], None]:
                 raise RuntimeError(f"lost while receiving {name}")
             yield found, tensor
 
-    return _replace(transfer, "views", until)
+    return _replace(vllm_receiver, "views", until)
 
 
 def dies_while_receiving(model: Any) -> Callable[[], None]:
     """The engine's process ends when the second bucket of a transfer comes."""
-    from actors.weights import transfer
+    from actors.weights import vllm_receiver
 
-    receive, buckets = transfer.receive_bucket, count(1)
+    receive, buckets = vllm_receiver.receive_bucket, count(1)
 
     def until_the_second(*arguments: Any) -> Any:
         return receive(*arguments) if next(buckets) < 2 else os._exit(1)
 
-    return _replace(transfer, "receive_bucket", until_the_second)
+    return _replace(vllm_receiver, "receive_bucket", until_the_second)
 
 
 def waits_while_receiving(model: Any, file: Path) -> Callable[[], None]:
     """When the second bucket of a transfer comes, the engine says so in a file, and waits until this is gone."""
-    from actors.weights import transfer
+    from actors.weights import vllm_receiver
 
-    receive, buckets = transfer.receive_bucket, count(1)
+    receive, buckets = vllm_receiver.receive_bucket, count(1)
 
     def wait_at_the_second(*arguments: Any) -> Any:
         if next(buckets) == 2:
@@ -146,7 +146,7 @@ def waits_while_receiving(model: Any, file: Path) -> Callable[[], None]:
                 time.sleep(0.05)
         return receive(*arguments)
 
-    return _replace(transfer, "receive_bucket", wait_at_the_second)
+    return _replace(vllm_receiver, "receive_bucket", wait_at_the_second)
 
 
 def zeroed_layer(model: Any, name: str) -> Callable[[], None]:

@@ -33,7 +33,7 @@ _SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "CI": "true", "HF_HU
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mutation and what became of it. Example: algorithms.packing, algorithms.packing.plan, "a < b => a <= b",
+    """A mutation and what became of it. Example: algorithms.losses, algorithms.losses.bounded, "a < b => a <= b",
     survived."""
 
     module: str
@@ -84,7 +84,7 @@ def change_of(diff: str) -> str:
 
 
 def function_of(name: str) -> str:
-    """Of mutmut's name of a mutation. Example: algorithms.packing.xǁPǁsums__mutmut_3 is algorithms.packing.P.sums."""
+    """Of mutmut's name of a mutation. Example: algorithms.losses.xǁPǁsums__mutmut_3 is algorithms.losses.P.sums."""
     module, _, mangled = name.partition("__mutmut_")[0].rpartition(".")
     return f"{module}.{mangled.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 

@@ -41,7 +41,8 @@ def preloaded_workers() -> Iterator[None]:
     """Within the block, raylets that this process starts ask for their workers' processes here."""
     parameter = importlib.import_module("ray._private.parameter")
     original = parameter.RayParams
-    parameter.RayParams = partial(original, setup_worker_path=str(CLIENT))
+    # Nor do they start what nothing here uses, as in `launch.run.local_ray`.
+    parameter.RayParams = partial(original, setup_worker_path=str(CLIENT), no_monitor=True, include_log_monitor=False)
     try:
         yield
     finally:

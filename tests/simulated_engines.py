@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.batch import Episode
+from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
 from actors.rollout.types import Request, Segment
@@ -55,9 +55,9 @@ class SimulatedEngines:
     def abort(self, engine: int, requests: list[int]) -> None:
         self.engines[engine].abort(requests)
 
-    def collect(self, engine: int, request: int) -> Any:
-        self.rollouts[request] = self.hosts[engine].ended.pop(request)
-        return request
+    def collect(self, engine: int, requests: list[int]) -> list[Any]:
+        self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}
+        return requests
 
     def go_on(self, seconds: float) -> None:
         """So much time passes, with whatever ends in it."""

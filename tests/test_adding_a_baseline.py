@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.batch import Experience
+from actors.episodes import Experience
 from actors.train.worker import Totals, pack_experiences
 from algorithms.config_rl import GRPOConfig
 from algorithms.rl.estimators import Estimator
@@ -72,7 +72,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_example_is_two_functions_and_two_entries() -> None:
     assert [(kind, name) for kind, name, _ in EXAMPLE.whole] == [
         ("append", "algorithms/rl/advantages.py"),
-        ("append", "algorithms/losses.py"),
+        ("append", "algorithms/rl/losses.py"),
     ]
     [diff] = EXAMPLE.diffs
     changed = [line for line in diff.splitlines() if line[0] in "+-" and not line.startswith("---")]

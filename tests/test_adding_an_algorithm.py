@@ -18,7 +18,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_example_has_all_its_parts() -> None:
     assert [name for kind, name, _ in EXAMPLE.whole if kind == "new"] == [
-        "algorithms/slic.py",
+        "algorithms/offline/slic.py",
         "tests/test_slic.py",
         "configs/slic.yaml",
     ]
@@ -33,7 +33,7 @@ def test_the_example_follows_the_style(copy: Path, environment: dict[str, str]) 
     assert EXAMPLE.files == [
         "algorithms/config.py",
         "algorithms/config_offline.py",
-        "algorithms/slic.py",
+        "algorithms/offline/slic.py",
         "launch/kinds/offline.py",
         "launch/kinds/table.py",
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from launch.cli import main
 from launch.jobs import client
-from launch.jobs.within import DeadlinePassed, within
+from launch.jobs.call_deadline import DeadlinePassed, within
 from launch.kube import kubeconfig
 from tests.bad_servers import ANSWERS, bad_server
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.group import GroupError
 from actors.rollout.simulated import Table
 from actors.rollout.types import Sampling
@@ -53,7 +53,7 @@ def made(
 
     def held() -> bool:
         wanted = rollouts._wanted
-        return not rollouts._closed and (wanted is None or wanted[0].can_give(wanted[1]))
+        return not rollouts._closed and (wanted is None or wanted.lane.can_give(wanted.groups))
 
     engines.held = held
     return rollouts

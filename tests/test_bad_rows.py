@@ -13,12 +13,11 @@ import pytest
 from actors.config import UserError
 from actors.models.tokenizer import tokenizer_for
 from algorithms.config import DataConfig
-from algorithms.data.reading import run_data
-from algorithms.data.tokens import load_rows
+from algorithms.data.run_data import load_rows, run_data
 from algorithms.offline.comparable import require_comparable
 from algorithms.rewards.calls import check_signature
-from launch.checks.inputs import check_rows, check_unpaired
-from launch.checks.rows import Rows
+from launch.checks.known_rows import Rows
+from launch.checks.row_checks import check_rows, check_unpaired
 from launch.config import validate
 
 INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
@@ -356,7 +355,7 @@ def test_functions_of_the_wrong_form_are_told_before_they_are_called(recwarn: py
 
 
 def test_a_generator_without_end_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.checks.inputs.READ_ROWS", 20)
+    monkeypatch.setattr("launch.checks.row_checks.READ_ROWS", 20)
     Path("endless.py").write_text("def rows(split):\n    while True:\n        yield {'prompt': 'hi', 'answer': 'a'}\n")
     [warning] = check_rows(config("grpo", train="endless.py:rows"), "data.train", tokenise=True).warnings
     assert warning == "data.train: gave 20 rows and may give more, of which the run reads all; data.limit ends it"

@@ -77,7 +77,7 @@ def test_what_a_large_laboratory_has_passes() -> None:
 def test_pods_of_the_largest_run_are_packed_at_once() -> None:
     """Each bundle looks only at nodes that may have room: 100,000 engines beside as many ranks."""
     from launch.kube.packing import pack_nodes
-    from launch.run.placement import reservations
+    from launch.sizes.placement import reservations
 
     values = job()
     values["algorithm"] |= {"prompts_per_step": 100_000}

@@ -174,11 +174,11 @@ def test_rows_that_check_did_not_count_refuse_no_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlong: str
 ) -> None:
     """Of many rows `check` tokenises the first; the run leaves out those beyond that are too long."""
-    from launch.checks import inputs
-    from launch.checks.inputs import check_rows
+    from launch.checks import row_checks
+    from launch.checks.row_checks import check_rows
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inputs, "_COUNTING_S", 0.0)
+    monkeypatch.setattr(row_checks, "_COUNTING_S", 0.0)
     rows = ['{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "' + "b" * size + '"}]}'
             for size in [40] * 3000 + [400] * 20]  # fmt: skip
     Path("rows.jsonl").write_text("\n".join(rows))

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from actors.config import UserError
-from launch.checks.machine import machine_gpus
 from launch.config import machine_cpus
+from launch.sizes.machine import machine_gpus
 from launch.verbs.chat import chat
 from tests.fake_models import fake_model
 

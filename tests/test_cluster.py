@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
+from launch import telemetry
 from launch.config import RunConfig, validate
 from launch.run import ray_address
 from launch.run.cluster import _runtime_environment
 from launch.run.local_ray import private_directories, require_token
 from launch.run.ray_address import auth_mode, check_ray_address, open_warnings
-from launch.tracking import reports
 from tests.bad_servers import ANSWERS, bad_server
 
 
@@ -155,7 +155,7 @@ def test_a_submitted_job_keeps_its_own_environment(monkeypatch: pytest.MonkeyPat
     job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"PYTHONPATH": "/code"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with _runtime_environment(config) as submitted:
-        assert submitted == {"env_vars": {"HF_HOME": "/shared", **reports.chosen()}}
+        assert submitted == {"env_vars": {"HF_HOME": "/shared", **telemetry.chosen()}}
 
 
 NO_HEAD = "RAY_ADDRESS: must be host:port of a Ray head that can be reached"

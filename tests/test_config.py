@@ -11,8 +11,8 @@ import yaml
 from actors.config import UserError
 from algorithms.config import SFTConfig
 from launch.checks.check import examine, preflight
+from launch.checks.known_sizes import arithmetic_of
 from launch.checks.report import batch_lines
-from launch.checks.sizes import arithmetic_of
 from launch.config import RunConfig, load, validate
 from launch.settings.file import parse
 

@@ -8,11 +8,11 @@ import pytest
 
 from actors.config import ModelConfig
 from actors.models.skeleton import write_skeleton
-from launch.checks import machine
 from launch.checks.check import preflight
 from launch.config import RunConfig, load
 from launch.kinds.table import job_kind
 from launch.models.tensors import expected_tensors
+from launch.sizes import machine
 from tests.fake_models import write_weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from actors.batch import Sequence
 from actors.config import ModelInit, UserError
+from actors.episodes import Sequence
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
 from algorithms.data.conventions import detect

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Sequence
 from actors.config import UserError
-from algorithms.data.overlong import Reading, Tally, cut_responses, cut_sequence, divided, held_out_count
+from actors.episodes import Sequence
+from algorithms.data.held_out import divided, held_out_count
+from algorithms.data.overlong import cut_responses, cut_sequence
+from algorithms.data.reading import Reading, Tally
 
 BOS = 9
 
@@ -113,8 +115,8 @@ def huge_reading(examples: list[Any], overlong: str, limit: int, count: Any) -> 
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("algorithms.data.overlong._HUGE", 300)
-    monkeypatch.setattr("algorithms.data.overlong._PART", 200)
+    monkeypatch.setattr("algorithms.data.reading._HUGE", 300)
+    monkeypatch.setattr("algorithms.data.reading._PART", 200)
 
 
 @pytest.mark.usefixtures("_small")

@@ -10,13 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from actors.batch import Sequence
 from actors.config import ModelInit, UserError
+from actors.episodes import Sequence
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.batches import Batches
 from algorithms.config import DataConfig
 from algorithms.data.pairs import pairs, prompt_length
-from algorithms.data.tokens import load_rows, load_sets, prompts, sequences
+from algorithms.data.run_data import load_rows, load_sets
+from algorithms.data.tokens import prompts, sequences
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
 ROOT = Path(__file__).parents[1]

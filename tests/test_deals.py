@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Episode, Place, Prompt
+from actors.episodes import Episode, Place, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from actors.rollout.worker import RolloutWorker
 from actors.train.policy import PolicyWorker
 from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.division.deals import Parts, Taker, hand_episodes, split_by
+from algorithms.division.work import RankWork, samples_of
 from algorithms.loop import Clock
-from algorithms.rewards.models import RewardModelGroup, score_with_models
 from algorithms.rewards.scores import Score
-from algorithms.rl.deals import Parts, Taker, hand_episodes, split_by
-from algorithms.rl.experience import RankWork, samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.ppo import PPO
+from algorithms.rl.reward_models import RewardModelGroup, score_with_models
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.groups import ScoredGroup
 from tests.episodes import turn

@@ -201,8 +201,8 @@ def test_the_first_words_say_what_where_and_on_what(tmp_path: Path, monkeypatch:
     }
     config = validate(settings)
     from actors.models.tokenizer import tokenizer_for
-    from launch.checks.estimate import counted_parameters
     from launch.screen.opening import hf_config
+    from launch.sizes.estimate import counted_parameters
 
     assert config.model.init is not None
     values = hf_config(config.model.init, "fp32", len(tokenizer_for(config.model)), 0, 0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from actors.batch import Sequence
 from actors.config import UserError
+from actors.episodes import Sequence
 from algorithms.offline.dpo import strangers
 
 

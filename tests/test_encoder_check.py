@@ -15,13 +15,13 @@ from rich.console import Console
 from actors.config import EncoderHead, ModelConfig, ModelInit, UserError
 from actors.models.skeleton import hf_config, write_skeleton
 from launch.checks.check import examine
-from launch.checks.estimate import encoder_parameters
 from launch.checks.findings import Findings
-from launch.checks.sizes import memory_of
+from launch.checks.known_sizes import memory_of
 from launch.config import validate
 from launch.jobs.selection import select_files
 from launch.jobs.uploadable import upload_problems
 from launch.models.tensors import expected_tensors
+from launch.sizes.estimate import encoder_parameters
 from launch.verbs.preview import preview
 from tests.fake_models import write_weights
 

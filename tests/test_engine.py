@@ -21,8 +21,8 @@ from actors.train.engine import (
     gathered,
     inference_module,
 )
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from actors.train.schedule import rate_schedule
 from tests.one_rank import (
     SMALL,

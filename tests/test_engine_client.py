@@ -17,8 +17,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from actors.group import ActorGroup, GroupError, Slot
 from actors.weights import gloo_sender as module
 from actors.weights.engine_client import EngineClient
-from actors.weights.gloo_sender import GlooSender, Meta
+from actors.weights.gloo_sender import GlooSender
 from actors.weights.publisher import Publisher
+from actors.weights.wire import Meta
 from launch.run.cluster import _keep_messages
 from launch.run.run import _worker_log
 from tests.fake_receivers import Engine

@@ -1,4 +1,4 @@
-"""Sizes of launch/checks/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
+"""Sizes of launch/sizes/estimate.py against models that transformers builds, and against hand-worked arithmetic."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +12,9 @@ from actors.models.safetensors_header import stored_tensors
 from actors.models.skeleton import hf_config
 from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig
-from launch.checks.estimate import (
+from launch.kinds.table import KINDS
+from launch.models.files import stored_parameters
+from launch.sizes.estimate import (
     ENGINE_BASE,
     FLOAT32,
     GIB,
@@ -30,8 +32,6 @@ from launch.checks.estimate import (
     rollout_memory,
     trainer_memory,
 )
-from launch.kinds.table import KINDS
-from launch.models.files import stored_parameters
 
 NUMBERS = {
     "vocab_size": 101,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.batch import Experience
+from actors.episodes import Experience
 from actors.train.worker import ScoredGroups, Worker
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.rl.estimators import Estimator

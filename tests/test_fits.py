@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch.checks import check, machine
+from launch.checks import check
 from launch.checks.capacity import check_nodes, check_resources, gpu_settings, machine_line
-from launch.checks.estimate import GIB, DecoderShape, parameter_count
 from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_disk, check_memory, check_room
-from launch.checks.machine import Machine, memory_here
-from launch.checks.sizes import memory_of
+from launch.checks.known_sizes import memory_of
 from launch.config import RunConfig, validate
 from launch.settings.file import parse
+from launch.sizes import machine
+from launch.sizes.estimate import GIB, DecoderShape, parameter_count
+from launch.sizes.machine import Machine, memory_here
 
 SHAPE = DecoderShape(
     hidden_size=2048, layers=16, heads=16, kv_heads=16, head_dim=128, intermediate_size=8192, vocab_size=32000,

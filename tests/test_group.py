@@ -4,11 +4,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError
 from ray.util.placement_group import PlacementGroup
 
 from actors import group as module
 from actors.group import CONTROL, ActorGroup, GroupError, Slot
 from actors.pulse import Pulse
+
+
+class Reference(SimpleNamespace):
+    """What a call returns at once; no two are equal."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 class FakeHandle:
@@ -25,7 +33,7 @@ class FakeHandle:
         if name.startswith("_"):
             raise AttributeError(name)
         owner = SimpleNamespace(actor_id=lambda: self._actor_id)
-        reference = SimpleNamespace(task_id=lambda: owner, name=name, handle=self, group="")
+        reference = Reference(task_id=lambda: owner, name=name, handle=self, group="")
 
         def options(*, concurrency_group: str) -> Any:
             reference.group = concurrency_group
@@ -35,11 +43,16 @@ class FakeHandle:
 
 
 class FakeRay:
-    """Starts nothing; `late` are the numbers of actors that do not answer."""
+    """Starts nothing; `late` are the numbers of actors that do not answer. Each wait takes `wait_s`, each get as long
+    as it may, of a clock of its own."""
 
     def __init__(self) -> None:
         self.started: list[FakeHandle] = []
         self.late: set[int] = set()
+        self.wait_s = 0.0
+        self.now = 100.0
+        self.fails: RayError | None = None
+        """What every get raises."""
 
     def remote(self, concurrency_groups: dict[str, int]) -> Any:
         def start(options: dict[str, Any], *arguments: Any) -> FakeHandle:
@@ -54,13 +67,23 @@ class FakeRay:
     def kill(self, handle: FakeHandle) -> None:
         handle.alive = False
 
-    def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        done = [ref for ref in refs if ref.handle._actor_id not in self.late]
+    def wait(self, refs: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        assert timeout >= 0, "an error for Ray"
+        self.now += min(timeout, self.wait_s)
+        done = [ref for ref in refs if ref.handle._actor_id not in self.late][:num_returns]
         return done, [ref for ref in refs if ref not in done]
 
-    def get(self, ref: Any, timeout: float) -> Pulse:
-        assert (ref.name, ref.group) == ("pulse", CONTROL)
+    def get(self, ref: Any, timeout: float) -> Any:
+        if self.fails:
+            self.now += timeout
+            raise self.fails
+        if ref.name != "pulse":
+            return ref.handle._actor_id
+        assert ref.group == CONTROL
         return Pulse(pid=ref.handle._actor_id, method=None, seconds=0.0, done=0)
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class Worker:
@@ -72,6 +95,7 @@ class Worker:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "time", fake)
     return fake
 
 
@@ -143,3 +167,50 @@ def test_pulses_are_of_all_ranks_within_one_deadline(ray: FakeRay) -> None:
 def test_every_actor_has_the_control_group_beside_its_own(ray: FakeRay) -> None:
     started(), started(concurrency={"generate": 7, CONTROL: 3})
     assert [ray.started[number].groups for number in (0, 2)] == [{CONTROL: 2}, {"generate": 7, CONTROL: 3}]
+
+
+def called(group: ActorGroup[Any]) -> list[Any]:
+    return [group.submit(rank, Worker.work) for rank in range(2)]
+
+
+def test_a_call_has_one_deadline_for_its_waits_and_its_answers(ray: FakeRay) -> None:
+    """Nine seconds, of which the wait for an answer has taken six: it may come for three more."""
+    group = started()
+    ray.wait_s, ray.fails = 6, GetTimeoutError()
+    with pytest.raises(GroupError, match=r"^policy\.work: no answer from rank\(s\) \[0\] within 9 s$") as caught:
+        group.gather(called(group), "work")
+    assert isinstance(caught.value.__cause__, GetTimeoutError)
+    assert ray.now == 109
+
+
+def test_pulses_that_are_told_of_and_do_not_come_have_the_same_deadline(ray: FakeRay) -> None:
+    group = started()
+    ray.wait_s, ray.fails = 1, GetTimeoutError()
+    assert [str(pulse) for pulse in group.pulses(2.5)] == [
+        f"policy.pulse: no answer from rank(s) [{rank}] within 2.5 s" for rank in range(2)
+    ]
+    assert ray.now == 102.5
+
+
+def test_an_answer_that_is_lost_is_an_error_of_its_rank(ray: FakeRay) -> None:
+    group = started()
+    ray.fails = ObjectLostError("7", None, "")
+    for wait in (group.gather, group.notice):
+        with pytest.raises(GroupError, match=r"^policy\[0\]\.work: ObjectLostError: ") as caught:
+            wait(called(group), "work")
+        assert caught.value.__cause__ is ray.fails
+
+
+def test_a_deadline_of_0_is_one(ray: FakeRay) -> None:
+    """What is there is given; what is not is not waited for."""
+    group = started()
+    ray.wait_s = 1
+    assert group.gather(called(group), "work", timeout_s=0) == [0, 1]
+    ray.late = {1}
+    with pytest.raises(GroupError, match=r"^policy\.work: no answer from rank\(s\) \[1\] within 0 s$"):
+        group.gather(called(group), "work", timeout_s=0)
+    assert ray.now == 100
+
+
+def test_references_to_no_rank_are_no_one_elses(ray: FakeRay) -> None:
+    assert started().gather([], "work", ranks=[]) == []

@@ -18,8 +18,8 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.episodes import Sequence
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
 from actors.pulse import Pulse

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+import launch.exports.hub
 import launch.run.run
-import launch.verbs.hub
 from launch.config import validate
-from launch.verbs.hub import hub_id_problem, push_export
+from launch.exports.hub import hub_id_problem, push_export
 from tests.fake_hub import FakeHub, fake_hub
 from tests.fake_models import fake_model
 
@@ -150,7 +150,7 @@ def test_a_run_ends_well_whatever_becomes_of_the_upload(
         return "https://hub/ours/model"
 
     monkeypatch.setattr(launch.run.run, "_learn_and_export", train)
-    monkeypatch.setattr(launch.verbs.hub, "push", push)
+    monkeypatch.setattr(launch.exports.hub, "push", push)
     assert launch.run.run.run(config_for(tmp_path, hub_model_id="ours/model", hub_private=True)) == 0
     assert sent == [(tmp_path / "first/export", "ours/model", True)]
     told = capsys.readouterr()
@@ -166,7 +166,7 @@ def test_an_interrupted_upload_is_a_warning(tmp_path: Path, monkeypatch: pytest.
     def push(*arguments: Any, **options: Any) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch.verbs.hub, "push", push)
+    monkeypatch.setattr(launch.exports.hub, "push", push)
     warning = push_export(tmp_path, "ours/model", private=False)
     assert warning
     assert warning.startswith("run.hub_model_id: the model was not uploaded (interrupted); try again with `tandem exp")

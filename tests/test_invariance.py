@@ -16,14 +16,14 @@ import pytest
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.critic import CriticWorker, RewardModelWorker
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from algorithms.config_offline import DPOConfig, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.division.deals import Parts, Updates, hand_episodes
+from algorithms.division.work import samples_of
 from algorithms.offline.dpo import DPO
 from algorithms.offline.reward_model import RewardModel
-from algorithms.rl.deals import Parts, Updates, hand_episodes
-from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.ppo import PPO, critic_loss
 from algorithms.rl.shaper import RewardShaper

@@ -11,10 +11,10 @@ from launch.config import validate
 from launch.kinds.kind import JobKind
 from launch.kinds.rl import GRPOKind
 from launch.kinds.table import KINDS, job_kind
-from launch.run.placement import demands
 from launch.run.roster import Roster
 from launch.settings.readers import readers
 from launch.settings.tree import jobs
+from launch.sizes.placement import demands
 
 ROWS: dict[str, Any] = {"model": {"init": {}}, "data": {"train": "rows.jsonl"}}
 SAMPLED = ROWS | {"reward": {"functions": ["exact_match"], "models": ["a/reward", "another/reward"]}}

@@ -8,7 +8,7 @@ import pytest
 from actors.config import UserError
 from launch.config import validate
 from launch.kube.packing import PackedNode, PodGroup, pack_nodes, pod_groups
-from launch.run.placement import Reservation
+from launch.sizes.placement import Reservation
 
 
 def reserved(name: str, *gpus: float, apart: bool = False) -> Reservation:

@@ -25,9 +25,9 @@ from launch.kube.packing import DRIVER_RESOURCE, pack_nodes, pod_groups
 from launch.kube.pods import literal
 from launch.kube.render import LONGEST_NAME, Kind, kube_name, manifests, render
 from launch.kube.sizes import host_memory, worker_size
-from launch.run.placement import Reservation, demands
 from launch.settings.file import apply_overrides, parse
 from launch.settings.rules_kubernetes import check_kubernetes
+from launch.sizes.placement import Reservation, demands
 from tests.fake_models import header, write_safetensors
 from tests.kube_crd import problems_by_crd
 
@@ -358,7 +358,7 @@ def test_the_driver_finds_room_beside_the_groups(placement: str) -> None:
 
 
 def reservation(name: str, processes: int, gpus: float, per_node: int | None) -> Reservation:
-    """Bundles of a group as launch/run/placement.py makes them."""
+    """Bundles of a group as launch/sizes/placement.py makes them."""
     together = per_node or 1
     count = processes * together
     return Reservation(

@@ -17,6 +17,17 @@ MAY_IMPORT = {
     "algorithms": {"actors", "algorithms"},
     "launch": {"actors", "algorithms", "launch"},
 }
+OF_ALGORITHMS = {
+    "data": {"user"},
+    "division": {"rollouts"},
+    "encoder": {"data", "offline", "user"},
+    "offline": {"data", "division"},
+    "rewards": {"user"},
+    "rl": {"division", "rewards", "rollouts"},
+    "rollouts": {"rewards"},
+    "user": set[str](),
+}
+"""Folder of `algorithms/` -> the others that it may import."""
 AT_HOME = {
     "deepspeed": {"actors/train/engine.py"},
     "sentence_transformers": {
@@ -30,7 +41,8 @@ AT_HOME = {
     "vllm": {
         "actors/rollout/engine.py",
         "actors/rollout/vllm_options.py",
-        "actors/weights/transfer.py",
+        "actors/weights/vllm_receiver.py",
+        "actors/weights/vllm_sender.py",
         "actors/weights/binding.py",
     },
 }
@@ -65,6 +77,19 @@ def test_imports_go_one_way() -> None:
         for path in FILES
         for module in imports(path)
         if (top := module.partition(".")[0]) in ours and top not in MAY_IMPORT[name(path).partition("/")[0]]
+    ]
+    assert wrong == []
+
+
+def test_folders_of_algorithms_import_one_way() -> None:
+    """From rows and rewards to rollouts, their division over ranks, and what is learned from them."""
+    wrong = [
+        f"{name(path)} imports {module}"
+        for path in FILES
+        if (parts := path.relative_to(ROOT).parts)[0] == "algorithms" and len(parts) > 2
+        for module in imports(path)
+        if (used := module.split("."))[0] == "algorithms" and used[1:] and used[1] in OF_ALGORITHMS
+        if used[1] != parts[1] and used[1] not in OF_ALGORITHMS[parts[1]]
     ]
     assert wrong == []
 

@@ -9,17 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.losses import (
-    aggregate,
+from algorithms.losses import aggregate, masked_sum, nll_loss
+from algorithms.rl.losses import (
     cispo_policy_loss,
     clipped_policy_loss,
     clipped_value_loss,
     gspo_policy_loss,
     importance_weights,
     kl_penalty,
-    masked_sum,
     mismatch,
-    nll_loss,
     sapo_policy_loss,
     weighted_kl_penalty,
 )

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from actors.config import UserError
-from algorithms.rewards.functions import math_answer, parsed_gold
+from algorithms.rewards.built_in import math_answer, parsed_gold
 from algorithms.rewards.math_golds import check_golds
 
 GOLDS = [

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from algorithms.losses import kl_penalty, mismatch
+from algorithms.rl.losses import kl_penalty, mismatch
 
 BIT = 2.0**-20
 """Nats, 9.5e-7: a difference that logprobs in float32 have for no reason but another order of their sums."""

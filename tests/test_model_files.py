@@ -21,7 +21,7 @@ from actors.models.safetensors_header import StoredTensor, read_header
 from actors.models.tokenizer import _damaged, build_char_tokenizer, load_tokenizer, tokenizer_for
 from launch.checks.check import examine
 from launch.checks.findings import Findings
-from launch.checks.sizes import memory_of
+from launch.checks.known_sizes import memory_of
 from launch.config import validate
 from launch.kube.sizes import sized
 from launch.models.families import check_family

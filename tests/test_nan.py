@@ -17,12 +17,12 @@ from actors.train.encoder import EncoderWorker
 from actors.weights.probe import differing_tensors
 from algorithms.encoder.mining import MiningRules, choose_negatives
 from algorithms.loop import Best, improves
-from algorithms.losses import importance_weights
 from algorithms.offline import dpo
 from algorithms.offline.dpo import DPO
 from algorithms.offline.preference_losses import kto_loss
 from algorithms.rewards import math_size
 from algorithms.rl.advantages import Moments, whiten
+from algorithms.rl.losses import importance_weights
 from algorithms.rl.metrics import rollout_metrics
 from algorithms.rl.shaping import RunningMoments
 from algorithms.rollouts.failures import Failures

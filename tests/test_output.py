@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from launch.checks.machine import free_disk
 from launch.checks.output import check_output
 from launch.config import RunConfig, validate
 from launch.run.checkpoint import Checkpoints, identity
+from launch.sizes.machine import free_disk
 
 
 def job(output: object, name: str = "first", **checkpoint: Any) -> RunConfig:

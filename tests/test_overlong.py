@@ -15,11 +15,12 @@ from rich.console import Console
 from actors.config import ModelInit, UserError
 from actors.models.tokenizer import build_char_tokenizer, tokenizer_for
 from algorithms.batches import Batches, WeightedBatches, row_order
-from algorithms.data.overlong import divided, shortened
+from algorithms.data.held_out import divided
+from algorithms.data.overlong import shortened
 from algorithms.data.pairs import judged, pairs
-from algorithms.data.reading import run_data
+from algorithms.data.run_data import run_data
 from algorithms.data.tokens import prompts, sequences
-from launch.checks.inputs import check_rows
+from launch.checks.row_checks import check_rows
 from launch.config import validate
 from launch.verbs.preview import preview
 

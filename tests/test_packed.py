@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.models.attention import PACKED_SDPA, register_packed_sdpa
 from actors.models.load import TokenLogprobs
 from actors.models.packed import pack

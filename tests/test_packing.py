@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.packing import plan_micro_batches
+from algorithms.division.packing import plan_micro_batches
 
 
 @pytest.mark.parametrize("ranks", range(1, 7))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from actors.batch import Sequence
 from actors.config import ModelInit, UserError
+from actors.episodes import Sequence
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
 from algorithms.data.pairs import Pair, judged, pairs, prompt_length

@@ -7,12 +7,12 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.config import UserError
 from launch.checks.capacity import check_nodes
-from launch.checks.machine import Machine
 from launch.config import RunConfig, validate
-from launch.run import placement
-from launch.run.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
 from launch.run.reserve import Place, Placement, _by_node, _slots
 from launch.run.shortage import Node, matches, shortage
+from launch.sizes import placement
+from launch.sizes.machine import Machine
+from launch.sizes.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
 
 MACHINE = Machine(cpus=2, gpus=0, memory=None)
 

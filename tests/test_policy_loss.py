@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.batch import Experience
+from actors.episodes import Experience
 from actors.models.packed import PackedBatch
 from actors.rollout.types import Sampling
 from actors.train.worker import Totals, pack_experiences

@@ -16,10 +16,10 @@ from actors.config_rollout import TransferConfig
 from actors.models.lora import adapter_config, adapter_state, add_adapters
 from actors.weights import publisher as module
 from actors.weights.checksum import checksum, digest
-from actors.weights.gloo_sender import Meta
 from actors.weights.probe import trainer_answers
 from actors.weights.publisher import Publisher, open_transfer
 from actors.weights.ticket import Account, Got
+from actors.weights.wire import Meta
 
 SIZES: dict[str, Any] = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
 CANARY = [3, 1, 4]
@@ -227,7 +227,7 @@ def test_each_backend_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> Non
     """A port only those of GPUs, whose file needs vLLM; a deadline only gloo."""
     monkeypatch.setattr(module, "GlooSender", lambda **settings: ("gloo", settings))
     gpus = SimpleNamespace(open_gpu_transfer=lambda backend, **settings: (backend, settings))
-    monkeypatch.setitem(sys.modules, "actors.weights.transfer", gpus)
+    monkeypatch.setitem(sys.modules, "actors.weights.vllm_sender", gpus)
     shared: dict[str, Any] = {"rank": 1, "world_size": 3, "address": "a", "bucket_bytes": 5}
     shared |= {"client": object(), "source": object()}
     assert open_transfer("gloo", port=9, timeout_s=2.0, **shared) == ("gloo", shared | {"timeout_s": 2.0})

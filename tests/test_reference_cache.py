@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.models.hub_cache import _LOCATED, located
 from algorithms.offline.reference_cache import ReferenceCache, model_content
 

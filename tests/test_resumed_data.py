@@ -18,8 +18,8 @@ from actors.files.parts import Entry
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from algorithms.batches import Batches, WeightedBatches, row_order
-from algorithms.data.reading import run_data
 from algorithms.data.row_contents import Content, Contents, content_of, contents_of
+from algorithms.data.run_data import run_data
 from algorithms.data.sources import read_rows
 from algorithms.encoder.batches import TaskBatches
 from launch.checks.check import examine

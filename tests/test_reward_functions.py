@@ -11,7 +11,8 @@ import pytest
 
 from actors.config import UserError
 from algorithms.config import RewardFunction
-from algorithms.rewards.functions import exact_match, math_answer, resolve
+from algorithms.rewards.built_in import exact_match, math_answer
+from algorithms.rewards.calls import resolve
 from algorithms.words import kind_of, shorten
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -73,7 +74,7 @@ def test_a_file_may_have_the_name_of_a_module_and_import_its_neighbours(tmp_path
     call = resolve(RewardFunction(name=f"{tmp_path}/math.py:score"))
     assert call("x") == 0.25
     assert sys.modules["math"] is math
-    assert resolve(RewardFunction(name="algorithms.rewards.functions:exact_match")) is exact_match
+    assert resolve(RewardFunction(name="algorithms.rewards.built_in:exact_match")) is exact_match
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_math_works_outside_the_main_thread():
 
 
 def test_math_gives_up_on_an_expression_without_end(monkeypatch):
-    monkeypatch.setattr("algorithms.rewards.functions.MATH_TIMEOUT_S", 1)
+    monkeypatch.setattr("algorithms.rewards.built_in.MATH_TIMEOUT_S", 1)
     started = time.monotonic()
     assert math_answer("$" + "+".join(["x"] * 9000) + "$", "18") == 0.0
     assert time.monotonic() - started < 10

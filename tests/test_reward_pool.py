@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import ray
 
-from actors.batch import Episode, Prompt
 from actors.config import UserError
+from actors.episodes import Episode, Prompt
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.rewards.pool import RewardFailure, RewardPool
 from algorithms.rollouts.failures import Failures
@@ -72,6 +72,7 @@ TOKEN = "t0ken-of-the-pool"
 def small_ray(tmp_path_factory):
     home = os.environ.get("HOME")
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    ray.shutdown()  # that which other modules share: its processes have another environment
     # Ray's processes inherit the environment.
     os.environ |= {"TANDEM_TEST_TOKEN": TOKEN, "no_proxy": "127.0.0.1"}
     ray.init(

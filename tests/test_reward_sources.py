@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors.batch import Episode, Prompt
 from actors.config import UserError
+from actors.episodes import Episode, Prompt
 from algorithms.config import RewardConfig
 from algorithms.rewards import scores as rewards
 from algorithms.rewards.scores import Score, load_scorer, load_sources, score_batch, score_rollouts, sources_labels

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from actors.batch import Prompt
 from actors.config import UserError
+from actors.episodes import Prompt
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.rewards.calls import LoadedFunction, Samples, check_signature
 from algorithms.rewards.scores import (

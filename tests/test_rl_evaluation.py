@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
-from algorithms.config_offline import StopWhen
 from algorithms.config_rl import pass_sizes
+from algorithms.config_stop import StopWhen
 from algorithms.loop import Best, good_enough
 from algorithms.rl.evaluation import final_answer, majority, pass_at_k, solving_metrics
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Episode, EpisodeStatus, Prompt
+from actors.episodes import Episode, EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score, failed_score
 from algorithms.rl import responses

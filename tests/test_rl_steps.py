@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.division.deals import Parts
+from algorithms.division.work import samples_of
 from algorithms.loop import Clock, good_enough
 from algorithms.rewards.scores import Score
-from algorithms.rl.deals import Parts
 from algorithms.rl.evaluation import response_rows
-from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
 from algorithms.rl.ppo import PPO
@@ -71,7 +71,7 @@ class Loop:
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
             metrics=lambda _: {}, temperature=1.0,
-            failures=SimpleNamespace(samples=0), published=lambda _: None,
+            failures=Failures(0), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
             step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,

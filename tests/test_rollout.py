@@ -5,6 +5,7 @@ engines.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, replace
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import VersionSpan
 from actors.config_rollout import RolloutConfig
+from actors.episodes import VersionSpan
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
 from actors.rollout.worker import Adapter, EngineHost, RolloutWorker
 from actors.weights.offer import Offer
@@ -170,6 +171,42 @@ def test_a_request_is_told_of_when_all_its_samples_have_ended() -> None:
     assert [episode.sampled_tokens for episode in run(found.collect(1))] == [1, 3]
     with pytest.raises(KeyError):
         run(found.collect(1))
+
+
+def test_news_wait_a_moment_for_company_and_the_last_for_none() -> None:
+    """One poll tells of what ends shortly after the first; when nothing is running any more, it does so at once."""
+    engine = FakeEngine([segment(1)], [segment(2)])
+    found = worker(engine)
+    told = ended(found, *map(request, (1, 2, 3)))
+    assert [each.request for each in told] == [1, 2]
+    engine.segments.append([segment(3)])
+    began = time.monotonic()
+    assert [each.request for each in run(found.poll(60.0))] == [3]
+    assert time.monotonic() - began < 30
+
+
+def test_what_has_ended_before_the_engine_was_lost_is_told_first() -> None:
+    engine = FakeEngine([segment(1)])
+    found = worker(engine)
+    give = engine.poll
+
+    def poll(wait_s: float) -> list[Segment]:
+        segments = give(wait_s)
+        engine.broken = True
+        return segments
+
+    engine.poll = poll  # type: ignore[method-assign]
+    assert [each.request for each in ended(found, request(1), request(2))] == [1]
+    with pytest.raises(OSError, match="a kernel failed"):
+        run(found.poll(0.1))
+
+
+def test_several_requests_are_collected_in_one_call() -> None:
+    found = worker(FakeEngine([segment(1), segment(2, 0, (4,)), segment(3, 0, (5, 6))]))
+    ended(found, *map(request, (1, 2, 3)))
+    third, first = run(found.collect(3, 1))
+    assert [[each.sampled_tokens for each in group] for group in (third, first)] == [[2], [3]]
+    assert [each.sampled_tokens for each in run(found.collect(2))] == [1]
 
 
 def test_the_driver_is_told_of_the_oldest_version() -> None:

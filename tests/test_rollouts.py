@@ -1,19 +1,22 @@
 """Rollouts.take, whose engines end in a given order, fail, fall silent or die; no Ray and no waiting."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.group import GroupError
 from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import Loads, capacity
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
+from algorithms.rollouts.lane import Lane
 from algorithms.rollouts.rollouts import Limits, Rollouts
 from tests.fake_engines import After, FakeEngines, FakePool
 
@@ -95,6 +98,12 @@ def test_groups_come_in_the_order_of_their_prompts_whichever_ends_first() -> Non
         assert group.rollouts == f"rollouts {number}"
         assert [info.prompt_tokens for info in group.infos] == [number, number]
         assert [info.status for info in group.infos] == ["ok", "truncated" if number == 2 else "ok"]
+
+
+def test_an_engine_is_asked_once_for_all_that_has_ended_on_it() -> None:
+    engines = FakeEngines(After(1, {3: OK, 1: OK, 0: "failed ok"}), After(1, {2: OK, 4: OK}))
+    assert rows(Driver(engines, max_failed=1.0).take(4)) == [1, 2, 3, 4]
+    assert engines.collects == [(0, [3, 0]), (1, [1]), (2, [2]), (0, [4])]
 
 
 def test_a_failed_group_is_replaced_by_the_next_prompt_on_the_engine_with_the_least_to_do() -> None:
@@ -347,6 +356,35 @@ def test_capacity_is_what_may_be_trained_on_in_time(
     assert capacity(asked, ahead, taken, waiting) == expected
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked(ScoredGroup):
+    """A group of which it is counted how often somebody asks for its age."""
+
+    looks: list[int]
+
+    @property
+    def oldest_version(self) -> int | None:
+        [prompt] = self.prompt.token_ids
+        self.looks.append(prompt)
+        return prompt % 2
+
+
+def test_each_group_is_looked_at_once_for_a_version() -> None:
+    """Whoever waits for thousands asks after each of them which ones are too old."""
+    lane, looks = Lane(prompts(), ONE, Failures(0.0)), list[int]()
+    for number in range(100):
+        prompt = Prompt(index=number, token_ids=[number], text="", row={})
+        lane.accept(number, Looked(prompt=prompt, rollouts=None, infos=[], scores=[], looks=looks))
+        lane.drop_older_than(0)
+    assert looks == list(range(100)) and len(lane.ready) == 100
+    lane.drop_older_than(1)
+    assert list(lane.ready) == list(range(1, 100, 2)) and lane.stale == 50
+    lane.take(1)
+    lane.drop_older_than(1)
+    lane.drop_older_than(2)
+    assert not lane.ready and lane.stale == 99
+
+
 def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
     """Over many changes, also when engines are lost; of equal ones the first."""
     random = np.random.default_rng(3)
@@ -371,3 +409,11 @@ def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
         loads.lost(engine)
     with pytest.raises(LookupError, match="no engine is left"):
         loads.least()
+
+
+def test_nothing_is_taken_from_what_is_closed() -> None:
+    """Its thread has ended: who waited would wait for ever."""
+    driver = Driver(FakeEngines(After(1, {0: OK})))
+    driver.rollouts.close()
+    with pytest.raises(GroupError, match="the rollouts are closed"):
+        driver.take(1)

@@ -16,13 +16,13 @@ import ray
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Sequence
 from actors.config import FrozenGroupConfig, OptimizerConfig, TrainerConfig
+from actors.episodes import Sequence
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
 from actors.pulse import Pulse
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from actors.train.worker import Totals
 from algorithms.offline.sft import sft_loss
 from launch.run.groups import rebuild, start_building, start_loading

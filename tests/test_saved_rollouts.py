@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import Episode, Prompt, Turn, VersionSpan
+from actors.episodes import Episode, Prompt, Turn, VersionSpan
 from actors.rollout.simulated import Table
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score, empty_scores
@@ -89,7 +89,7 @@ def test_a_prompt_that_there_is_not_is_no_other_prompt(damage: dict[str, Any]) -
 def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp_path: Path) -> None:
     """Every prompt of the order is trained on once; ready groups are given out first, with what they were."""
     engines = SimulatedEngines([Table(lengths=(10, 20, 90, 15), token_s=0.01)] * 2, Clock())
-    engines.collect = lambda engine, request: engines.hosts[engine].ended.pop(request)  # type: ignore[method-assign]
+    engines.collect = lambda engine, own: [engines.hosts[engine].ended.pop(each) for each in own]  # type: ignore[method-assign]
     drawn = prompts()
     before = made(engines, groups=3, ahead=2, samples=1, drawn=drawn)
     used: list[int] = []
@@ -104,7 +104,7 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp
     kept = {group.prompt.index: shown(group) for group in before.training.ready.values()}
     before.close()
     again = SimulatedEngines([Table(lengths=(10,), token_s=0.01)], Clock())
-    again.collect = lambda engine, request: again.hosts[engine].ended.pop(request)  # type: ignore[method-assign]
+    again.collect = lambda engine, own: [again.hosts[engine].ended.pop(each) for each in own]  # type: ignore[method-assign]
     again.use(5)
     after = made(again, groups=3, ahead=2, samples=1, drawn=drawn)
     after.load(tmp_path, entry)

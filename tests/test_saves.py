@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.batch import Prompt
 from actors.config import UserError
+from actors.episodes import Prompt
 from actors.files import parts
 from actors.files.own_files import sha256_of
 from actors.files.parts import Entry, SavedPart, read_arrays, write_arrays

@@ -10,7 +10,7 @@ from actors.config import UserError
 from launch.cli import main
 from launch.config import validate
 from launch.settings.environment import NO_TOKEN, taken_here, with_token_kept
-from launch.tracking.reports import switch_off
+from launch.telemetry import switch_off
 
 JOB = """
 algorithm: {name: grpo, steps: 1, prompts_per_step: 1, samples_per_prompt: 2}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from algorithms.rewards.functions import math_answer
+from algorithms.rewards.built_in import math_answer
 from algorithms.rewards.math_size import is_too_large
 
 LARGE = [

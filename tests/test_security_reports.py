@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from launch import telemetry
 from launch.cli import main
 from launch.config import RunConfig, validate
 from launch.run.cluster import _runtime_environment
-from launch.tracking import reports
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKS = """
@@ -23,7 +23,7 @@ print(usage_stats_enabled(), HF_HUB_DISABLE_TELEMETRY, error_reporting_enabled()
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    for name in (*reports.OFF, "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    for name in (*telemetry.OFF, "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     job = {"algorithm": {"name": "sft", "steps": 1}, "model": {"init": {}}, "data": {"train": "rows.jsonl"}}
     return validate(job)
@@ -31,7 +31,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 def test_workers_get_the_switches(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with _runtime_environment(config) as environment:
-        assert environment["env_vars"].items() >= reports.OFF.items()
+        assert environment["env_vars"].items() >= telemetry.OFF.items()
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
     with _runtime_environment(config) as environment:
         assert environment["env_vars"]["VLLM_NO_USAGE_STATS"] == "0", "the user's choice goes along"
@@ -39,7 +39,7 @@ def test_workers_get_the_switches(config: RunConfig, monkeypatch: pytest.MonkeyP
 
 def test_a_command_sets_them_first(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help"]) == 0
-    assert {name: os.environ.get(name) for name in reports.OFF} == reports.OFF
+    assert {name: os.environ.get(name) for name in telemetry.OFF} == telemetry.OFF
     asked = subprocess.run([sys.executable, "-c", ASKS], capture_output=True, text=True, timeout=60, check=True)
     assert asked.stdout.split() == ["False", "True", "False"]
 
@@ -48,4 +48,4 @@ def test_a_command_sets_them_first(config: RunConfig, capsys: pytest.CaptureFixt
 def test_so_do_the_images_for_rays_own_processes(image: str) -> None:
     lines = [line for line in (ROOT / image).read_text().splitlines() if line.startswith("ENV ")]
     given = dict(word.split("=", 1) for line in lines for word in line.split()[1:])
-    assert given.items() >= reports.OFF.items()
+    assert given.items() >= telemetry.OFF.items()

@@ -277,4 +277,4 @@ def test_files_are_unpickled_in_one_place_only() -> None:
         for path in (root / package).rglob("*.py")
         if careless.search(path.read_text())
     }
-    assert found == {"actors/files/stored.py", "algorithms/rewards/probe.py"}
+    assert found == {"actors/files/stored.py", "launch/checks/reward_probe.py"}

@@ -16,6 +16,7 @@ from algorithms.user.code import cause_of
 from launch.checks.report import config_lines
 from launch.cli import main
 from launch.config import RunConfig, load, validate
+from launch.exports.hub import push_export, push_model
 from launch.jobs.package import package_warnings
 from launch.jobs.secret_files import docker_lines, holds_secrets
 from launch.jobs.selection import SECRET_FILE, select_files
@@ -23,7 +24,6 @@ from launch.run.run import keep_commits
 from launch.screen.opening import opening_lines
 from launch.settings.literal_secrets import plain_http_warnings, public_values, secret_problems
 from launch.verbs.export import export
-from launch.verbs.hub import push_export, push_model
 from tests.fake_models import cache_model, fake_model
 
 ROOT = Path(__file__).parent.parent
@@ -314,7 +314,7 @@ def test_export_copies_no_file_from_elsewhere(tmp_path: Path, monkeypatch: pytes
     export(str(run), output=str(tmp_path / "copy"))
     assert (tmp_path / "copy" / "same.json").read_text() == (run / "export" / "config.json").read_text()
     pushed: list[Any] = []
-    monkeypatch.setattr("launch.verbs.hub.push", lambda *given, **_: pushed.append(given))
+    monkeypatch.setattr("launch.exports.hub.push", lambda *given, **_: pushed.append(given))
     rule = "must hold no link that leads out of it or to a directory, got "
     link = run / "export" / "vocab.json"
     tree(run / "export", ".netrc")
@@ -356,7 +356,7 @@ def test_models_of_the_hubs_cache_are_links_and_can_be_copied(tmp_path: Path) ->
 
 def test_nothing_named_like_a_secret_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[Any] = []
-    monkeypatch.setattr("launch.verbs.hub.push", lambda *given, **_: pushed.append(given))
+    monkeypatch.setattr("launch.exports.hub.push", lambda *given, **_: pushed.append(given))
     run = run_with_export(tmp_path)
     push_model(str(run), "ours/model", private=False, adapter=False)
     assert len(pushed) == 1

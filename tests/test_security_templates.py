@@ -118,7 +118,7 @@ def hash_long() -> None:
 
 
 ASIDE = """
-from launch.checks.aside import Aside
+from launch.checks.tokenizer_process import Aside
 with Aside() as aside:
     from tests.test_security_templates import hash_long
     assert aside._connection is not None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import EpisodeStatus, Prompt
+from actors.episodes import EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
 from algorithms.loop import Clock, spread_over

@@ -16,7 +16,7 @@ from launch.checks.engine_options import sampling_warnings
 from launch.config import RunConfig, validate
 from launch.kinds.rl import RLKind
 from launch.kinds.table import job_kind
-from launch.run.build import build_rl
+from launch.run.build_rl import build_rl
 from launch.run.roster import Roster
 
 ROWS = '{"prompt": "ab", "answer": "b"}\n'
@@ -83,7 +83,7 @@ def started(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(RecordingGroup, "calls", calls, raising=False)
     monkeypatch.setattr(RecordingGroup, "spawned", {}, raising=False)
     monkeypatch.setattr("launch.run.roster.ActorGroup", RecordingGroup)
-    monkeypatch.setattr("launch.run.build._reward_pool", lambda config, placement: None)
+    monkeypatch.setattr("launch.run.build_rl._reward_pool", lambda config, placement: None)
     placement: Any = SimpleNamespace(nodes=set(), slots=defaultdict(list))
     reporter: Any = SimpleNamespace(phase=_nothing, note=_nothing, progress=_nothing)
     kind = job_kind(config)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from actors.batch import Experience, experience
+from actors.episodes import Experience, experience
 from actors.models.attention import PACKED_SDPA, PackedLayout, packed_sdpa, register_packed_sdpa
 from actors.models.load import TokenLogprobs
 from actors.models.packed import PackedBatch

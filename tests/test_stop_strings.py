@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.batch import VersionSpan
 from actors.config_rollout import RolloutConfig
+from actors.episodes import VersionSpan
 from actors.rollout.types import Request, Sampling, Segment
 from actors.rollout.worker import RolloutWorker, up_to_stop
 

@@ -10,10 +10,10 @@ from typing import Any, get_args
 import pytest
 
 from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
-from algorithms.losses import clipped_policy_loss
 from algorithms.rl.advantages import gae
 from algorithms.rl.baselines import BASELINES, WITHOUT_CRITIC, Baseline
 from algorithms.rl.formula import Formula, check_choice
+from algorithms.rl.losses import clipped_policy_loss
 from algorithms.rl.surrogates import RATIO_BOUNDS, SURROGATES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.batch import Episode, Sequence
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.episodes import Episode, Sequence
 from actors.models.skeleton import write_skeleton
 from actors.train.critic import RewardModelWorker
 from actors.train.policy import PolicyWorker

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from actors.batch import Episode, Prompt, VersionSpan, experience
+from actors.episodes import Episode, Prompt, VersionSpan, experience
 from actors.rollout.types import RolloutInfo, Sampling
+from actors.train.frozen import ScoringWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ScoringWorker
 from actors.train.worker import pack_experiences
 from algorithms.config_rl import GRPOConfig, OverlongPenalty, PPOConfig
+from algorithms.division.work import samples_of
 from algorithms.loop import Clock
 from algorithms.rewards.scores import Score
-from algorithms.rl.experience import samples_of
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import rollout_metrics, sample_rows
 from algorithms.rl.ppo import PPO

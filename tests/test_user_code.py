@@ -8,7 +8,7 @@ import pytest
 
 from actors.config import UserError
 from algorithms.user.code import load_function
-from algorithms.user.look import fault_unseen
+from algorithms.user.static_look import fault_unseen
 
 CODE = """
 import itertools

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.batch import Sequence
 from actors.config import ModelConfig, ModelInit, UserError
+from actors.episodes import Sequence
 from actors.models.export import export_model
 from actors.models.load import TokenValues, load_model, load_value_model
 from actors.models.skeleton import write_skeleton

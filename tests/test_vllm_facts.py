@@ -24,7 +24,7 @@ from actors.rollout import vllm_options
 from actors.config import LoraConfig, ModelConfig, ModelInit
 from actors.config_rollout import RolloutConfig
 from actors.rollout.types import Sampling
-from actors.weights.transfer import WorkerExtension
+from actors.weights.vllm_receiver import WorkerExtension
 from vllm import SamplingParams
 from vllm.model_executor.models import ModelRegistry, supports_lora
 from vllm.v1.engine import UtilityOutput
@@ -141,7 +141,7 @@ def test_settings_become_these_arguments_of_the_engine(told: dict[str, Any]) -> 
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "weight_transfer_config": "tandem_gloo",
-        "worker_extension_cls": "actors.weights.transfer.WorkerExtension",
+        "worker_extension_cls": "actors.weights.vllm_receiver.WorkerExtension",
         "disable_log_stats": True,
     }
     assert told["arguments"] == always | {

@@ -13,10 +13,11 @@ import torch
 from actors.group import ONE_NODE
 from actors.rollout.worker import Adapter
 from actors.weights.checksum import checksum
-from actors.weights.gloo_sender import GlooSender, Meta, as_info, as_metas, buckets, receive_bucket, views
+from actors.weights.gloo_sender import GlooSender
 from actors.weights.holder import WeightHolder
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import trainer_answers
+from actors.weights.wire import Meta, as_info, as_metas, buckets, receive_bucket, views
 
 BUCKET_BYTES, TIMEOUT_S = 256, 5.0
 Tensors = dict[str, torch.Tensor]

@@ -16,8 +16,8 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
-from actors.batch import Sequence
 from actors.config import ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.episodes import Sequence
 from actors.group import ActorGroup, Slot
 from actors.models.load import load_model
 from actors.models.lora import plain_parameters

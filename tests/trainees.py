@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.batch import Episode, Prompt, Sequence
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
+from actors.episodes import Episode, Prompt, Sequence
 from actors.group import ActorGroup, Slot
 from actors.models.skeleton import write_skeleton
 from actors.rollout.types import RolloutInfo
 from actors.train.critic import CriticWorker
+from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
-from actors.train.reference import ReferenceWorker
 from actors.train.trainer import TrainedWorker
 from algorithms.data.pairs import Judged, Pair
 from algorithms.rewards.scores import Score

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.models.attention import PACKED_SDPA, PackedLayout
 
 Read = Literal["before", "end"]

@@ -26,7 +26,7 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
-from actors.batch import VersionSpan
+from actors.episodes import VersionSpan
 from actors.pulse import Pulse, Work
 from actors.rollout.types import EngineStats, Finish, Request, Sampling, Segment
 from actors.rollout.vllm_options import prompt_logprob_params

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.batch import VersionSpan
+from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
 from actors.rollout.types import EngineStats, Request, Segment
 from actors.rollout.worker import EngineHost

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batch import Episode, EpisodeStatus, VersionSpan
+from actors.episodes import Episode, EpisodeStatus, VersionSpan
 
 Finish = Literal["stop", "length", "abort", "error", "refused"]
 """stop: ended by itself; length: cut at the limit; abort: asked to end; error: failed in the engine; refused: never
@@ -28,7 +28,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """An image or a sound within a prompt. No engine takes any yet: requests that hold some are refused."""
+    """An image or a sound within a prompt. No setting reaches this yet, and engines refuse requests that hold some."""
 
     kind: str
     data: bytes
@@ -44,7 +44,8 @@ class Request:
     """[P]"""
     sampling: Sampling
     session: str | None = None
-    """Requests of one session begin alike: an engine that has had one has its prefix in its cache."""
+    """Requests of one session begin alike: an engine that has had one has its prefix in its cache.
+    No setting reaches this yet, and nothing chooses an engine by it."""
     media: tuple[Media, ...] = ()
 
 

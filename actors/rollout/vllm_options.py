@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 from actors.config import LoraConfig, ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.rollout.types import Sampling
-from actors.weights.transfer import WORKER_BACKENDS
+from actors.weights.vllm_receiver import WORKER_BACKENDS
 
 _DTYPES: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
 # What vLLM takes for max_lora_rank; an adapter of a rank between two gets the larger.
@@ -48,7 +48,7 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         # Not the model's own generation_config.json: its top_p or penalties would apply where ours say nothing.
         generation_config="vllm",
         weight_transfer_config=WeightTransferConfig(backend=WORKER_BACKENDS[backend]),
-        worker_extension_cls="actors.weights.transfer.WorkerExtension",
+        worker_extension_cls="actors.weights.vllm_receiver.WorkerExtension",
         disable_log_stats=True,
         **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
     )

@@ -1,6 +1,6 @@
 """One rollout engine as a Ray actor: requests, weights and control calls, never queued behind generation.
 
-    submit(requests) --> [engine] --poll()--> which requests have ended, collect(id) --> their Episodes
+    submit(requests) --> [engine] --poll()--> which requests have ended, collect(ids) --> their Episodes
     pause / weights / canary --call--^        abort(ids), stats(): beside the engine's own thread
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
@@ -16,9 +16,9 @@ import numpy as np
 import ray
 import torch
 
-from actors.batch import Episode, EpisodeStatus, Turn
 from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
+from actors.episodes import Episode, EpisodeStatus, Turn
 from actors.failure import told_beside
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
@@ -35,6 +35,10 @@ T = TypeVar("T")
 
 CONCURRENCY = {"requests": 64, "control": 16}
 """Calls that run at one time in each concurrency group of an engine's actor."""
+
+_COMPANY_S = 0.02
+"""How long the news of a request that has ended waits for others, while any are running: the driver takes a millisecond
+for a poll, however much it tells."""
 
 _STATUSES: dict[Finish, EpisodeStatus] = {"stop": "ok", "length": "truncated"}
 
@@ -77,23 +81,32 @@ class EngineHost:
 
     @ray.method(concurrency_group="requests")
     async def poll(self, wait_s: float) -> list[Finished]:
-        """Requests all of whose samples have ended since the last poll; waits up to `wait_s` seconds for the first.
+        """Requests all of whose samples have ended since the last poll; waits up to `wait_s` seconds for the first, and
+        then a moment for others.
 
         To be asked again whenever it has answered; raises what has ended the engine.
         """
-        until = time.monotonic() + wait_s
+        until, completed = time.monotonic() + wait_s, list[int]()
         while True:
-            # In a thread: the engine's news are waited for without holding up who submits, collects or aborts.
-            segments = await asyncio.to_thread(self.engine.poll, max(0.0, until - time.monotonic()))
-            completed = self._completed(segments)
+            try:
+                # In a thread: the engine's news are waited for without holding up who submits, collects or aborts.
+                segments = await asyncio.to_thread(self.engine.poll, max(0.0, until - time.monotonic()))
+            except Exception:
+                if not completed:
+                    raise
+                segments, until = [], 0.0  # the next poll raises it again
             # A sample that ends before the others of its request is no news for the driver, and not worth a call.
-            if completed or time.monotonic() >= until:
+            if (news := self._completed(segments)) and not completed:
+                until = min(until, time.monotonic() + _COMPANY_S)
+            completed += news
+            if time.monotonic() >= until or len(completed) == len(self._open):
                 return [self._finish(request) for request in completed]
 
     @ray.method(concurrency_group="requests")
-    async def collect(self, request: int) -> list[Episode]:
-        """The responses to a request that `poll` has told of, once."""
-        return self._ended.pop(request)
+    async def collect(self, *requests: int) -> list[Episode] | tuple[list[Episode], ...]:
+        """The responses to a request that `poll` has told of, once; of several, a list for each to be returned."""
+        found = [self._ended.pop(request) for request in requests]
+        return tuple(found) if len(found) > 1 else found[0]
 
     @ray.method(concurrency_group="requests")
     async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[list[Episode] | None, ...]:
@@ -311,7 +324,7 @@ class RolloutWorker(EngineHost):
 
     @ray.method(concurrency_group="control")
     async def worker_call(self, method: str, *args: object) -> list[Any]:
-        """Call a method of `actors.weights.transfer.WorkerExtension` on every worker process of this engine."""
+        """Call a method of `actors.weights.vllm_receiver.WorkerExtension` on every worker process of this engine."""
         return await self._between_steps(lambda: self.engine.llm.collective_rpc(method, args=args))
 
     async def _between_steps(self, function: Callable[[], T]) -> T:

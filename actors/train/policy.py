@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from ray.actor import ActorHandle
 
-from actors.batch import Sequence
 from actors.config_rollout import TransferConfig
+from actors.episodes import Sequence
 from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.train.engine import gathered, to_the_end

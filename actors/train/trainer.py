@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from actors.batch import Sequence, experience
 from actors.config import ModelConfig, TrainerConfig
+from actors.episodes import Sequence, experience
 from actors.files import stored
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile

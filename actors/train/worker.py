@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from actors.batch import Episode, Experience, Labelled, Place, Sequence, TokenFields, experience
+from actors.episodes import Episode, Experience, Labelled, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log

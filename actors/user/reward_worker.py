@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 
-from actors.batch import Episode, Prompt
+from actors.episodes import Episode, Prompt
 from actors.user.confined import confine
 
 Scorer = Callable[[Prompt, list[Episode], float], list[object]]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from actors.group import GroupError, answers_of, no_answer
 from actors.rollout.worker import Adapter
@@ -53,12 +53,11 @@ class EngineClient:
         done, late = ray.wait(references, num_returns=len(references), timeout=_MOMENT_S)
         for reference in done:
             try:
-                ray.get(reference, timeout=self.timeout_s)
-            except RayActorError:
                 answers_of(_GROUP, [references.index(reference)], [reference], method, self.timeout_s)
-            except RayTaskError:
-                # Its process lives: it may have failed because another one died.
-                continue
+            except GroupError as error:
+                # Of one whose process lives, it may be because another one died.
+                if not isinstance(error.__cause__, RayTaskError):
+                    raise
         if late and time.monotonic() >= deadline:
             silent = [references.index(reference) for reference in late]
             raise GroupError(no_answer(_GROUP, silent, method, self.timeout_s))

@@ -16,7 +16,10 @@ from actors.group import write_output_to_log
 from actors.pulse import Pulse, Work
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 from actors.rollout.worker import Adapter
-from actors.weights.gloo_sender import (
+from actors.weights.offer import Offer, join_offer
+from actors.weights.probe import trainer_answers
+from actors.weights.ticket import Kind
+from actors.weights.wire import (
     Group,
     Meeting,
     Meta,
@@ -29,9 +32,6 @@ from actors.weights.gloo_sender import (
     receive_bucket,
     views,
 )
-from actors.weights.offer import Offer, join_offer
-from actors.weights.probe import trainer_answers
-from actors.weights.ticket import Kind
 
 HOLDER_CONCURRENCY = {"serve": 64}
 """Calls that run at one time beside what comes from the trainer: engines that are served, above all."""

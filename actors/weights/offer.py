@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch.distributed.distributed_c10d import PrefixStore
 
 from actors.rendezvous import join_store
-from actors.weights.gloo_sender import Group, Tensors, gloo_group
+from actors.weights.wire import Group, Tensors, gloo_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Offer:
     bucket_bytes: int
     timeout_s: float
     tensors: Tensors
-    """`actors.weights.gloo_sender.as_info` of them, in the order in which they come."""
+    """`actors.weights.wire.as_info` of them, in the order in which they come."""
 
 
 def join_offer(offer: Offer, rank: int, world_size: int) -> Group:

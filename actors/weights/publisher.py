@@ -24,10 +24,11 @@ from actors.models.lora import (
 from actors.rollout.worker import Adapter
 from actors.train.engine import TrainingEngine, gathered
 from actors.weights.checksum import checksum, digest
-from actors.weights.gloo_sender import GlooSender, Meta, Source, TransferClient
+from actors.weights.gloo_sender import GlooSender
 from actors.weights.probe import trainer_answers
 from actors.weights.ticket import Account, Got, Kind, Sent, Ticket
 from actors.weights.verify import WeightSyncError
+from actors.weights.wire import Meta, Source, TransferClient
 
 _NONE = np.empty(0, dtype=np.float32)
 """Logprobs that nobody will compare."""
@@ -239,7 +240,7 @@ def open_transfer(
             client=client,
             source=source,
         )
-    from actors.weights.transfer import open_gpu_transfer
+    from actors.weights.vllm_sender import open_gpu_transfer
 
     return open_gpu_transfer(
         backend,

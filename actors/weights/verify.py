@@ -20,7 +20,7 @@ from actors.weights.ticket import Account, Kind, Sent, Ticket
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.15}
 _PROBE_SEED = 7
 _CHECKSUMS: dict[Kind, str] = {"weights": "received_checksums", "adapter": "bound_checksums"}
-"""Part -> method of `actors.weights.transfer.WorkerExtension` that gives the names behind a digest."""
+"""Part -> method of `actors.weights.vllm_receiver.WorkerExtension` that gives the names behind a digest."""
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.batch import Sequence
 from actors.config import UserError
+from actors.episodes import Sequence
 from algorithms.config import DataConfig
 from algorithms.data.conventions import read_examples
-from algorithms.data.overlong import Reading, cut_responses
+from algorithms.data.overlong import cut_responses
 from algorithms.data.readers import Answer, Completion, Message, RowError, at_row
+from algorithms.data.reading import Reading
 from algorithms.data.rendering import bos_of, bounds, encode_texts, render_messages, with_system_prompt
 from algorithms.data.sources import Row
 

@@ -1,107 +1,170 @@
-"""All data of a run: which reading a job has of its rows, and the rows to train on and to evaluate on."""
+"""From rows to the items that a job learns from, and what becomes of rows that are longer than the limit."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Generic, TypeVar
 
-from actors.batch import Prompt
+from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
-from algorithms.config_rl import RLConfig
-from algorithms.data.overlong import Reading, divided
-from algorithms.data.pairs import judged_reading, pair_reading
-from algorithms.data.row_contents import Contents
+from algorithms.data.conventions import Convention
 from algorithms.data.sources import Row
-from algorithms.data.tokens import load_sets, prompt_reading, sequence_reading
 
-if TYPE_CHECKING:
-    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
-
-Field = Literal["data.train", "data.eval"]
 Item = TypeVar("Item")
+_HUGE, _PART = 500_000, 50_000
+"""Characters of a text of which only a part is tokenised at first, and of this part."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """How many of the rows looked at are longer than the limit, and what becomes of those."""
+
+    total: int
+    """Rows there are."""
+    looked_at: int = 0
+    over: int = 0
+    truncated: int = 0
+    longest: int = 0
+    first: int = 0
+    """Number of the first row that is too long."""
+    huge: bool = False
+    """Whether the tokens of one are not all counted, so that `longest` may be more."""
+
+    @property
+    def dropped(self) -> int:
+        """Rows that are left out."""
+        return self.over - self.truncated
+
+    @property
+    def of(self) -> str:
+        """What the counts are a part of."""
+        every = self.looked_at == self.total
+        return f"{self.total:,} rows" if every else f"the first {self.looked_at:,} rows"
 
 
 @dataclass(kw_only=True)
-class RunData:
-    """The rows of a run, as its job reads them."""
+class Reading(Generic[Item]):
+    """Rows that follow a convention, and how they become items (prompts, sequences, pairs, judged responses)."""
 
-    train: list[Any] = field(default_factory=list)
-    """Rows of several sets stand one set behind the other."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Rows of each set."""
-    held_out: list[Any] = field(default_factory=list)
-    contents: Contents = field(default_factory=Contents)
-    """What the sets hold, before anything is left out or cut."""
-    notes: list[str] = field(default_factory=list)
-    """A line for each set of which rows are too long."""
+    convention: Convention
+    rows: list[Row]
+    """With data.columns applied."""
+    examples: Items[object]
+    """What the convention reads in each row."""
+    data: DataConfig
+    field: str
+    """For messages."""
+    limit: int
+    rule: str
+    """Setting of the limit."""
+    encode: Callable[[Items[int]], list[Item]]
+    """Items of the rows of these indices; raises UserError for one that cannot be rendered or has no tokens."""
+    length: Callable[[Item], int]
+    cut: Callable[[Item], Item | None]
+    """An item that is too long, cut to the limit; None where that leaves nothing to learn from."""
+    overhead: int = 0
+    """Bytes that the chat template writes beside the messages."""
+    growth: int = 1
+    """Times by which the tokenizer's normalizer may lengthen a text, in bytes."""
+    unknown_id: int = -1
+    """The token that stands for text which the tokenizer cannot express, where it stands for that alone."""
+    count: Callable[[str], int] | None = None
+    """Tokens of a text."""
 
-    def drawn(self, weights: Mapping[str, float]) -> int:
-        """Rows that one pass draws: all but those of sets with weight 0."""
-        return sum(size for name, size in self.sizes.items() if weights.get(name, 1))
+    def items(self, tally: Tally | None = None) -> list[Item]:
+        """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.
 
+        Raises:
+            UserError: rows that are too long where that is an error, or when no row is left; or as `encode` does.
+        """
+        tally = tally or self.tally()
+        indices = self.without_huge(range(len(self.rows)), tally)
+        kept = self.limited(self.encode(indices), indices, tally)
+        self.conclude(tally)
+        return kept
 
-def reading_of(
-    algorithm: RLConfig | OfflineConfig,
-    rows: list[Row],
-    data: DataConfig,
-    tokenizer: "PreTrainedTokenizerFast",
-    *,
-    max_prompt_tokens: int,
-    field: str,
-) -> Reading[Any]:
-    """The rows as the algorithm reads them, not yet rendered.
+    def tally(self) -> Tally:
+        """Counts of nothing yet."""
+        return Tally(total=len(self.rows))
 
-    Raises UserError for rows that fit no convention or are empty.
-    """
-    if isinstance(algorithm, RLConfig):
-        return prompt_reading(rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=field)
-    if isinstance(algorithm, SFTConfig):
-        return sequence_reading(rows, data, tokenizer, train_on=algorithm.train_on, field=field)
-    if isinstance(algorithm, DPOConfig) and algorithm.unpaired:
-        return judged_reading(rows, data, tokenizer, field=field)
-    return pair_reading(rows, data, tokenizer, field=field)  # reward models and all other preference losses
+    def without_huge(self, indices: Items[int], tally: Tally) -> list[int]:
+        """Those of the rows that must be tokenised as a whole; of the others a part is longer than the limit already.
 
-
-def run_data(
-    algorithm: RLConfig | OfflineConfig,
-    data: DataConfig,
-    tokenizer: "PreTrainedTokenizerFast",
-    *,
-    max_prompt_tokens: int,
-) -> RunData:
-    """Load, render and tokenise all rows to train on and to evaluate on; of data.eval_fraction, every set its share.
-
-    Raises UserError as `load_sets`, `Reading.items` and `divided` do.
-    """
-    found = RunData()
-    fields: list[Field] = ["data.train"] if data.eval is None else ["data.train", "data.eval"]
-    for where in fields:
-        for name, rows in load_sets(data, where, contents=found.contents).items():
-            label = f"{where}.{name}" if name else where
-            reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
-            tally = reading.tally()
-            items = reading.items(tally)
-            found.notes += [note] if (note := reading.account(tally)) else []
-            if where == "data.eval":
-                found.held_out += items
+        A text of megabytes takes seconds and gigabytes, so such rows are counted here where they need not be cut.
+        """
+        # What is to be cut is tokenised whole, as the cut is counted in tokens.
+        if self.data.overlong == "truncate" or self.count is None:
+            return list(indices)
+        kept = []
+        for index in indices:
+            text = max(_texts(self.examples[index]), key=len, default="")
+            length = self.count(text[:_PART]) if len(text) > _HUGE else 0
+            # A few tokens of the part's end may be others in the whole text.
+            if length <= max(self.limit, 100) * 1.1:
+                kept.append(index)
                 continue
-            if data.eval_fraction is not None:
-                # After rendering: rows that are left out as too long are in neither part.
-                items, held_out = divided(items, data.eval_fraction, label)
-                found.held_out += _of_set(held_out, name)
-            found.sizes[name] = len(items)
-            found.train += _of_set(items, name)
-    if len(found.sizes) > 1 and isinstance(algorithm, RLConfig):
-        # The rows of each set are numbered from 0, and two prompts of a run must not have one number.
-        found.train = _numbered(found.train)
-    return found
+            tally.looked_at += 1
+            tally.over += 1
+            tally.longest, tally.huge = max(tally.longest, length), True
+            tally.first = min(tally.first or index + 1, index + 1)
+        return kept
+
+    def limited(self, found: Iterable[Item], indices: Items[int], tally: Tally) -> list[Item]:
+        """Those of the items that are short enough, or are once they were cut."""
+        kept: list[Item] = []
+        for item, index in zip(found, indices, strict=True):
+            length = self.length(item)
+            tally.looked_at += 1
+            if length <= self.limit:
+                kept.append(item)
+                continue
+            tally.over += 1
+            tally.longest = max(tally.longest, length)
+            tally.first = min(tally.first or index + 1, index + 1)
+            # Only now: cutting costs as much as encoding did, and most rows are short enough.
+            shorter = self.cut(item) if self.data.overlong == "truncate" else None
+            if shorter is not None:
+                tally.truncated += 1
+                kept.append(shorter)
+        return kept
+
+    def conclude(self, tally: Tally) -> None:
+        """Raise UserError when rows are too long and that is an error, or when every row is left out."""
+        if not tally.over:
+            return
+        longer = (
+            f"{tally.over:,} of {tally.of} {'is' if tally.over == 1 else 'are'} longer than {self.rule} {self.limit}"
+        )
+        if self.data.overlong == "error":
+            raise UserError(
+                f"{self.field}: {longer} (first row {tally.first}, the longest has {'over ' * tally.huge}"
+                f"{tally.longest:,} tokens); "
+                f"data.overlong=drop leaves them out, data.overlong=truncate cuts them"
+            )
+        if tally.dropped == tally.looked_at:
+            raise UserError(f"{self.field}: data.overlong {self.data.overlong} leaves no row, as {longer}")
+
+    def account(self, tally: Tally) -> str | None:
+        """One line about the rows that were too long; None when there were none."""
+        if not tally.over:
+            return None
+        how = {"error": "an error, data.overlong=drop leaves them out", "drop": "left out (data.overlong drop)"}.get(
+            self.data.overlong
+        )
+        if self.data.overlong == "truncate":
+            side = f"cut at the {self.data.truncation_side}"
+            how = f"{tally.truncated:,} of them {side}, {tally.dropped:,} left out (data.overlong truncate)"
+        return f"{self.field}: {tally.over:,} of {tally.of} longer than {self.rule} {self.limit}: {how}"
 
 
-def _of_set(items: list[Item], name: str) -> list[Item]:
-    """Prompts know which set they are from, so that rewards can be told apart."""
-    return [replace(item, of_set=name) if isinstance(item, Prompt) else item for item in items] if name else items
-
-
-def _numbered(prompts: list[Prompt]) -> list[Prompt]:
-    """Prompts of several sets with numbers of their own."""
-    return [replace(prompt, index=index) for index, prompt in enumerate(prompts)]
+def _texts(example: object) -> list[str]:
+    """The texts in what a convention reads in a row."""
+    if isinstance(example, str):
+        return [example]
+    if isinstance(example, dict):  # a message, which may have keys that no template reads
+        return _texts(example.get("content"))
+    if isinstance(example, list | tuple):
+        return [text for value in example for text in _texts(value)]
+    if is_dataclass(example):
+        return [text for item in fields(example) for text in _texts(getattr(example, item.name))]
+    return []

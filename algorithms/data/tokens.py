@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batch import Prompt, Sequence
-from actors.config import UserError
+from actors.episodes import Prompt, Sequence
 from algorithms.config import DataConfig
 from algorithms.data.conventions import read_examples
-from algorithms.data.overlong import Reading, cut_sequence, shortened
+from algorithms.data.overlong import cut_sequence, shortened
 from algorithms.data.readers import Completion, Dialogue, Example, Message, RowError, Text, at_row
+from algorithms.data.reading import Reading
 from algorithms.data.rendering import (
     bos_of,
     bounds,
@@ -24,8 +24,7 @@ from algorithms.data.rendering import (
     tokenise_messages,
     with_system_prompt,
 )
-from algorithms.data.row_contents import Contents, content_of
-from algorithms.data.sources import Row, check_source_settings, read_rows
+from algorithms.data.sources import Row
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -33,52 +32,6 @@ if TYPE_CHECKING:
 TrainOn = Literal["completions", "all"]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-def load_rows(data: DataConfig, field: Literal["data.train", "data.eval"], *, at_most: int | None = None) -> list[Row]:
-    """The training or evaluation rows of the one source that `data` names; see load_sets."""
-    [rows] = load_sets(data, field, at_most=at_most).values()
-    return rows
-
-
-def load_sets(
-    data: DataConfig,
-    field: Literal["data.train", "data.eval"],
-    *,
-    at_most: int | None = None,
-    told: list[str] | None = None,
-    contents: Contents | None = None,
-) -> dict[str, list[Row]]:
-    """The training or evaluation rows of each source that `data` names, as data.converter leaves them; `at_most` so
-    many of each. A single source has the name "". Rows of several get a column `source`, unless they have one.
-
-    data.limit and data.eval_limit count the rows of a source that the converter keeps, and so do the numbers in later
-    messages; `told` gets a line about what the converter kept, `contents` what each set holds.
-
-    Raises UserError as read_rows and check_source_settings do.
-    """
-    train = field == "data.train"
-    given, limit = (data.train, data.limit) if train else (data.eval, data.eval_limit)
-    if given is None:
-        raise UserError(f"{field}: required, got nothing")
-    check_source_settings(data)
-    found = {
-        name: read_rows(
-            source,
-            split=data.split if train else data.eval_split,
-            arguments=data.arguments,
-            limit=min((count for count in (limit, at_most) if count is not None), default=None),
-            field=f"{field}.{name}" if name else field,
-            converter=data.converter,
-            told=told,
-        )
-        for name, source in ({"": given} if isinstance(given, str) else given).items()
-    }
-    if contents is not None:
-        contents.update({f"{field}.{name}" if name else field: content_of(rows) for name, rows in found.items()})
-    if isinstance(given, str):
-        return found
-    return {name: [{"source": name} | row for row in rows] for name, rows in found.items()}  # a row's own column wins
 
 
 def prompts(

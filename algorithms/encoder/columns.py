@@ -79,7 +79,7 @@ _ROLES = (
     *(GRADED_QUERY, PASSAGES, LABELLED_PASSAGES, LABELS, GRADES, IDS),
 )
 
-Reading = dict[ColumnRole, Columns]
+ChosenColumns = dict[ColumnRole, Columns]
 """Which columns are what; () for what may be missing and is."""
 
 
@@ -101,7 +101,7 @@ def renamed_row(row: Row, data: DataConfig, number: int, field: str) -> Row:
     return row | {name: row[given] for name, given in data.columns.items()} if data.columns else row
 
 
-def choose_columns(row: Row, data: DataConfig, use: RowUse, *, scores: bool) -> Reading:
+def choose_columns(row: Row, data: DataConfig, use: RowUse, *, scores: bool) -> ChosenColumns:
     """How rows like this first one are read for `use`; a name in data.columns also chooses among several.
 
     `scores`: with a teacher's scores. A graded row is read as one with positives and negatives, or as passages with
@@ -117,7 +117,7 @@ def choose_columns(row: Row, data: DataConfig, use: RowUse, *, scores: bool) -> 
     return _columns(row, data, (GRADED_QUERY, passages, target), (PROMPT,))
 
 
-def check_columns(row: Row, data: DataConfig, first: Reading) -> None:
+def check_columns(row: Row, data: DataConfig, first: ChosenColumns) -> None:
     """Raises RowError unless the row's columns are the first row's."""
     read = {column for columns in first.values() for column in columns}
     for role, columns in first.items():
@@ -219,8 +219,10 @@ def _wanted(found: list[Columns], data: DataConfig) -> list[Columns]:
     return [names for names in found if data.columns.keys() & set(names)]
 
 
-def _columns(row: Row, data: DataConfig, needed: Iterable[ColumnRole], optional: Iterable[ColumnRole] = ()) -> Reading:
-    reading: Reading = {}
+def _columns(
+    row: Row, data: DataConfig, needed: Iterable[ColumnRole], optional: Iterable[ColumnRole] = ()
+) -> ChosenColumns:
+    chosen: ChosenColumns = {}
     for role in (*needed, *optional):
         found = role.found(row)
         found = _wanted(found, data) or found
@@ -230,10 +232,10 @@ def _columns(row: Row, data: DataConfig, needed: Iterable[ColumnRole], optional:
                 f"columns {one} and {other} could both be the {role.what}; choose with data.columns, "
                 f"for example {{{found[0][0]}: {found[0][0]}}}"
             )
-        reading[role] = found[0] if found else ()
-    if missing := [role for role in needed if not reading[role]]:
-        raise RowError(_unfit(row, " and ".join(map(str, needed)), missing, reading))
-    return reading
+        chosen[role] = found[0] if found else ()
+    if missing := [role for role in needed if not chosen[role]]:
+        raise RowError(_unfit(row, " and ".join(map(str, needed)), missing, chosen))
+    return chosen
 
 
 def _unfit(row: Row, wanted: str, missing: Iterable[ColumnRole], roles: Iterable[ColumnRole]) -> str:

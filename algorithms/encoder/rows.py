@@ -27,8 +27,8 @@ from algorithms.encoder.columns import (
     SCORE,
     SECOND,
     TEACHER_SCORES,
+    ChosenColumns,
     Columns,
-    Reading,
     RowUse,
     check_columns,
     choose_columns,
@@ -161,9 +161,9 @@ def describe(rows: list[Row], data: DataConfig, field: str, use: RowUse, *, scor
     Example: "query: query, positives: pos (1 a row), negatives: neg (7 to 15 a row), teacher scores: no"
     """
     make: dict[RowUse, Callable[..., Any]] = {"ranking": _ranking, "pair": _scored, "graded": _graded}
-    reading, found = _read(rows, data, field, use, make[use], scores=scores)
+    chosen, found = _read(rows, data, field, use, make[use], scores=scores)
     parts = []
-    for role, columns in reading.items():
+    for role, columns in chosen.items():
         names = _joined([data.columns.get(name, name) for name in columns])  # as the data calls them
         if names and use == "ranking" and role in (POSITIVES, NEGATIVES):
             names += f" ({_span([len(getattr(row, role.what)) for row in found])} a row)"
@@ -173,7 +173,7 @@ def describe(rows: list[Row], data: DataConfig, field: str, use: RowUse, *, scor
         parts.append(f"passages a row: {_span([len(row.passages) for row in found])}")
     if use == "ranking" and not scores:
         parts.append("teacher scores: no")
-    read = {data.columns.get(name, name) for columns in reading.values() for name in columns}
+    read = {data.columns.get(name, name) for columns in chosen.values() for name in columns}
     unread = [str(name) for name in rows[0] if name not in read]
     return ", ".join(parts + ([f"not read: {' '.join(unread)}"] if unread else []))
 
@@ -183,27 +183,27 @@ def _read(
     data: DataConfig,
     field: str,
     use: RowUse,
-    make: Callable[[Row, Reading], Made],
+    make: Callable[[Row, ChosenColumns], Made],
     *,
     scores: bool = False,
-) -> tuple[Reading, list[Made]]:
+) -> tuple[ChosenColumns, list[Made]]:
     """How the first row is read, and what becomes of each."""
-    reading: Reading = {}
+    chosen: ChosenColumns = {}
     known: set[Columns] = set()
     found: list[Made] = []
     for number, given in enumerate(rows, start=1):
         row = renamed_row(given, data, number, field)
         try:
             if number == 1:
-                reading = choose_columns(row, data, use, scores=scores)
+                chosen = choose_columns(row, data, use, scores=scores)
             # Once for each set of names: millions of rows have one or two.
             elif tuple(row) not in known:
-                check_columns(row, data, reading)
+                check_columns(row, data, chosen)
             known.add(tuple(row))
-            found.append(make(row, reading))
+            found.append(make(row, chosen))
         except RowError as error:
             raise UserError(f"{field}: row {number}: {error}") from error
-    return reading, found
+    return chosen, found
 
 
 def _joined(columns: Sequence[str]) -> str:
@@ -215,58 +215,58 @@ def _span(counts: list[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _ranking(row: Row, reading: Reading) -> Ranking:
-    positives, negatives = texts_of(row, reading[POSITIVES]), texts_of(row, reading[NEGATIVES])
+def _ranking(row: Row, chosen: ChosenColumns) -> Ranking:
+    positives, negatives = texts_of(row, chosen[POSITIVES]), texts_of(row, chosen[NEGATIVES])
     if not positives:
-        raise RowError(f"{_joined(reading[POSITIVES])} must hold a positive, got an empty list")
+        raise RowError(f"{_joined(chosen[POSITIVES])} must hold a positive, got an empty list")
     # One update would pull and push the same text.
     for text in set(positives).intersection(negatives):
         raise RowError(f"a negative must not be one of the positives, got {kind_of(text)} as both")
-    scores = _teacher_scores(row, reading, len(positives), len(negatives)) if reading.get(TEACHER_SCORES) else None
+    scores = _teacher_scores(row, chosen, len(positives), len(negatives)) if chosen.get(TEACHER_SCORES) else None
     # With negatives or a teacher, the row's labels are about other things than its positive.
-    if scores is None and not reading[NEGATIVES]:
+    if scores is None and not chosen[NEGATIVES]:
         _refuse_label_0(row)
     return Ranking(
-        query=text_of(row, reading[QUERY][0]),
+        query=text_of(row, chosen[QUERY][0]),
         positives=positives,
         negatives=negatives,
         positive_scores=None if scores is None else scores[: len(positives)],
         negative_scores=None if scores is None else scores[len(positives) :],
-        prompt=_prompt(row, reading),
+        prompt=_prompt(row, chosen),
     )
 
 
-def _scored(row: Row, reading: Reading) -> Scored:
-    first, second, [score] = (reading[role] for role in (FIRST, SECOND, SCORE))
+def _scored(row: Row, chosen: ChosenColumns) -> Scored:
+    first, second, [score] = (chosen[role] for role in (FIRST, SECOND, SCORE))
     return Scored(first=text_of(row, first[0]), second=text_of(row, second[0]), score=number_of(row[score], score))
 
 
-def _graded(row: Row, reading: Reading) -> Graded:
-    if POSITIVES in reading:
-        ranking = _ranking(row, reading)
+def _graded(row: Row, chosen: ChosenColumns) -> Graded:
+    if POSITIVES in chosen:
+        ranking = _ranking(row, chosen)
         labels = (1.0,) * len(ranking.positives) + (0.0,) * len(ranking.negatives)  # unless a teacher has said more
         if ranking.positive_scores is not None and ranking.negative_scores is not None:
             labels = ranking.positive_scores + ranking.negative_scores
         passages = ranking.positives + ranking.negatives
         return Graded(query=ranking.query, passages=passages, labels=labels, prompt=ranking.prompt)
-    [column] = next(reading[role] for role in (LABELS, GRADES) if role in reading)
-    columns = reading[PASSAGES] if PASSAGES in reading else reading[LABELLED_PASSAGES]
+    [column] = next(chosen[role] for role in (LABELS, GRADES) if role in chosen)
+    columns = chosen[PASSAGES] if PASSAGES in chosen else chosen[LABELLED_PASSAGES]
     passages = texts_of(row, columns)
     if not passages:
         raise RowError(f"{_joined(columns)} must hold at least one passage, got an empty list")
     labels = numbers_of(row, column, len(passages), "passages")
     return Graded(
-        query=text_of(row, reading[GRADED_QUERY][0]), passages=passages, labels=labels, prompt=_prompt(row, reading)
+        query=text_of(row, chosen[GRADED_QUERY][0]), passages=passages, labels=labels, prompt=_prompt(row, chosen)
     )
 
 
-def _teacher_scores(row: Row, reading: Reading, positives: int, negatives: int) -> tuple[float, ...]:
+def _teacher_scores(row: Row, chosen: ChosenColumns, positives: int, negatives: int) -> tuple[float, ...]:
     """Of all positives, then of all negatives."""
-    columns = reading[TEACHER_SCORES]
+    columns = chosen[TEACHER_SCORES]
     if columns[0] not in ("pos_scores", "neg_scores"):
         return numbers_of(row, columns[0], positives + negatives, f"texts ({positives} positives, then the negatives)")
     scores = numbers_of(row, "pos_scores", positives, "positives")
-    if reading[NEGATIVES] or "neg_scores" in row:
+    if chosen[NEGATIVES] or "neg_scores" in row:
         scores += numbers_of(row, "neg_scores", negatives, "negatives")
     return scores
 
@@ -280,8 +280,8 @@ def _refuse_label_0(row: Row) -> None:
                 raise RowError(f"{column} must be above 0 for a positive, got {label}: this row's text is a negative")
 
 
-def _prompt(row: Row, reading: Reading) -> str | None:
-    [column] = reading[PROMPT] or (None,)
+def _prompt(row: Row, chosen: ChosenColumns) -> str | None:
+    [column] = chosen[PROMPT] or (None,)
     prompt = None if column is None else row[column]
     if prompt is not None and not isinstance(prompt, str):
         raise RowError(f"{column} must be text (or null for none), got {kind_of(prompt)}")

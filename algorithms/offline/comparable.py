@@ -12,7 +12,7 @@ from algorithms.config import DataConfig
 from algorithms.config_offline import DPOConfig
 from algorithms.data.pairs import Judged, prompt_length
 from algorithms.data.readers import Completion, Judgement
-from algorithms.data.reading import RunData
+from algorithms.data.run_data import RunData
 
 
 class Unpaired(NamedTuple):

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from actors.batch import Labelled, Sequence
 from actors.config import UserError
+from actors.episodes import Labelled, Sequence
 from actors.models.packed import PackedBatch
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import LossFunction, Totals

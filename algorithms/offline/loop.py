@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.train.trainer import TrainedWorker
 from algorithms.config_offline import OfflineConfig
+from algorithms.division.packing import plan_micro_batches
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
-from algorithms.packing import plan_micro_batches
 
 Row = TypeVar("Row")
 Plans = list[list[list[Sequence]]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.models.identity import model_identity
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from actors.batch import Labelled, Sequence
+from actors.episodes import Labelled, Sequence
 from actors.models.packed import PackedBatch
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Totals

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.batch import Sequence
+from actors.episodes import Sequence
 from actors.models.packed import PackedBatch
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Totals

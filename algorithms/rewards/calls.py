@@ -1,4 +1,4 @@
-"""Reward functions: what they are called with, and what they must return.
+"""Reward functions: how one is found by its name, what it is called with, and what it must return.
 
 A function receives its arguments by parameter name. One with a `completions` parameter is called once per batch, with
 lists; one with a `completion` parameter is called per sample, with scalars. Both may also name `prompts` (`prompt`),
@@ -20,8 +20,8 @@ from typing import Protocol, TypeGuard
 from actors.config import UserError
 from actors.user.confined import limits_memory
 from algorithms.config import RewardFunction
-from algorithms.rewards.functions import resolve
-from algorithms.user.code import cause_of
+from algorithms.rewards.built_in import BUILT_IN
+from algorithms.user.code import cause_of, function_fault, load_function, problem_at
 from algorithms.words import nearest, noun_of
 
 Outcome = float | str | None
@@ -81,6 +81,37 @@ class LoadedFunction:
         if len(values) != count:
             return [f"returned {len(values)} values for {count} completions"] * count
         return [checked_number(value) for value in values]
+
+
+def resolve(function: RewardFunction, index: int = 0) -> Callable[..., object]:
+    """Find the callable that `function.name` names; `index` is its place in reward.functions, for messages.
+
+    Relative paths start at the working directory, from which `module:function` is importable too.
+    Raises UserError: no such built-in, file, module or function; an import that fails; not a plain callable that takes
+    `completion` or `completions`.
+    """
+    if function.name in BUILT_IN:
+        return BUILT_IN[function.name]
+    field = f"reward.functions.{index}.name"
+    # Alone: reward processes, and that of `check`, run nothing else.
+    call = load_function(function.name, field, known=BUILT_IN, alone=True)
+    if fault := _fault(call):
+        raise problem_at(field, function.name)(f"{function.name.rpartition(':')[2]} {fault}")
+    return call
+
+
+def _fault(call: Callable[..., object]) -> str | None:
+    """What is wrong with `call` as a reward function, whatever the data."""
+    if fault := function_fault(call):
+        return fault
+    try:
+        parameters = inspect.signature(call).parameters
+    except ValueError:
+        return "must have a readable signature"
+    if ("completion" in parameters) == ("completions" in parameters):
+        return "must take completion (one sample) or completions (a batch), one of the two"
+    fixed = [name for name, item in parameters.items() if item.kind is item.POSITIONAL_ONLY]
+    return f"must take {', '.join(fixed)} by name, not by position only" if fixed else None
 
 
 def load_reward_function(function: RewardFunction, index: int, label: str) -> LoadedFunction:

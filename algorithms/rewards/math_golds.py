@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from actors.config import UserError
-from algorithms.rewards.functions import gold_fault, parsed_gold
+from algorithms.rewards.built_in import gold_fault, parsed_gold
 from algorithms.rewards.math_final import gold_text
 from algorithms.rewards.math_text import is_plain_number
 from algorithms.words import shorten

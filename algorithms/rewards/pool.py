@@ -22,8 +22,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.batch import Episode, Prompt
 from actors.config import UserError
+from actors.episodes import Episode, Prompt
 from actors.user.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
 from algorithms.rewards.endpoint import shown_address

@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from actors.batch import Episode, Prompt
 from actors.config import UserError
+from actors.episodes import Episode, Prompt
 from actors.user.confined import forget
 from algorithms.config import RewardConfig
 from algorithms.rewards.calls import LoadedFunction, Outcome, Samples, load_reward_function

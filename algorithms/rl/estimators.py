@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from actors.batch import Experience
+from actors.episodes import Experience
 from actors.train.worker import Metrics, ScoredGroups
 from algorithms.config_rl import RLConfig
-from algorithms.losses import kl_penalty
 from algorithms.rl.advantages import Advantages, Moments, among_counted, token_rewards, whiten
+from algorithms.rl.losses import kl_penalty
 
 Fields = dict[str, NDArray[np.float32]]
 AddOverRanks = Callable[[NDArray[np.float64]], NDArray[np.float64]]

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from algorithms.config_rl import GRPOConfig
+from algorithms.division.deals import Updates
+from algorithms.division.work import Sample, samples_of
 from algorithms.loop import Clock, Metrics
-from algorithms.rl.deals import Updates
 from algorithms.rl.estimators import compared
-from algorithms.rl.experience import Sample, samples_of
-from algorithms.rl.metrics import Advantages, teaches
+from algorithms.rl.metrics import ReportedAdvantages, teaches
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
@@ -40,7 +40,7 @@ class GRPO(RL):
             metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
 
-    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, ReportedAdvantages]:
         """Update the policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("advantages"):
             samples, metrics = self._advantages(groups)
@@ -52,7 +52,7 @@ class GRPO(RL):
             # Both begin before one is waited for.
             reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
             parts = reference() + old()
-        advantages: Advantages = {(each.group, each.index): each.advantage for each in samples}
+        advantages: ReportedAdvantages = {(each.group, each.index): each.advantage for each in samples}
         if self._by_token:
             with clock("advantages"):
                 scores = [each.shaped for each in groups]

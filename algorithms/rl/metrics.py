@@ -12,7 +12,7 @@ from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 
-Advantages = Mapping[tuple[int, int], float]
+ReportedAdvantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own. None of those
 whose ranks have not told."""
 
@@ -107,7 +107,7 @@ def _mismatch(first: Metrics, trained_tokens: int) -> Metrics:
 
 
 def sample_rows(
-    groups: Sequence[ScoredGroup], advantages: Advantages, count: int, note: Callable[[str], None]
+    groups: Sequence[ScoredGroup], advantages: ReportedAdvantages, count: int, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """`count` of a step's responses, from the best to the worst, with the columns of their data rows; fewer, with a
     note, where some cannot be read."""

@@ -1,9 +1,9 @@
-"""The policy's loss in PPO and the GRPO family, from the token maths of `algorithms.losses`.
+"""The policy's loss in PPO and the GRPO family, from the token maths of `algorithms.rl.losses`.
 
 With the importance ratio rho = pi / pi_old of each token, the loss is the aggregate over tokens of the surrogate that
 `algorithm.loss` names (`algorithms.rl.surrogates`), + kl_coef KL(pi || reference) where kl_in is loss (times rho with
 kl_importance_ratio), - entropy_coef entropy. pi_old is the sampler's, or with `importance_correction` the trainer's at
-the start of the step: the surrogate is then weighted by the truncated pi_old / pi_sampler.
+the start of the step: the surrogate is then weighted by pi_old / pi_sampler, truncated or masked.
 """
 
 import torch
@@ -11,15 +11,8 @@ import torch
 from actors.models.packed import PackedBatch
 from actors.train.worker import Totals
 from algorithms.config_rl import RLConfig
-from algorithms.losses import (
-    aggregate,
-    bounded,
-    importance_weights,
-    kl_penalty,
-    masked_sum,
-    mismatch,
-    weighted_kl_penalty,
-)
+from algorithms.losses import aggregate, bounded, masked_sum
+from algorithms.rl.losses import importance_weights, kl_penalty, mismatch, weighted_kl_penalty
 
 Metrics = dict[str, torch.Tensor]
 

@@ -20,11 +20,12 @@ from actors.models.packed import PackedBatch
 from actors.train.critic import CriticWorker
 from actors.train.worker import LossFunction, Totals
 from algorithms.config_rl import PPOConfig
+from algorithms.division.deals import Updates
+from algorithms.division.work import samples_of
 from algorithms.loop import Clock, Metrics
-from algorithms.losses import aggregate, clipped_value_loss, masked_sum
-from algorithms.rl.deals import Updates
-from algorithms.rl.experience import samples_of
-from algorithms.rl.metrics import Advantages
+from algorithms.losses import aggregate, masked_sum
+from algorithms.rl.losses import clipped_value_loss
+from algorithms.rl.metrics import ReportedAdvantages
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
@@ -68,7 +69,7 @@ class PPO(RL):
             metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
 
-    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, Advantages]:
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, ReportedAdvantages]:
         """Update critic and policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("reference"):
             critic, policy = self._plan(groups)

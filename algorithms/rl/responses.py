@@ -6,7 +6,7 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError
 
-from actors.batch import Episode
+from actors.episodes import Episode
 from algorithms.rollouts.groups import ScoredGroup
 
 _DEADLINE_S, _LEAST_S = 60.0, 1.0

@@ -3,7 +3,7 @@
     ... -> shaped scores -> reference, values -> advantages -> update -> ...
 
 A stage that computes per token leaves its results with the ranks, as references to TokenFields, one for each rank that
-goes on with some of them (`algorithms.rl.deals`); the driver sees lengths, scores and metrics.
+goes on with some of them (`algorithms.division.deals`); the driver sees lengths, scores and metrics.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,10 @@ import numpy as np
 
 from actors.group import ActorGroup
 from actors.train.policy import PolicyWorker
+from actors.train.trainer import TrainedWorker
 from actors.train.worker import LossFunction, Worker
-from algorithms.loop import Metrics
-from algorithms.rl.deals import Parts, Taker, Updates, hand_episodes, submit_finding
-from algorithms.rl.estimators import Estimator
-from algorithms.rl.experience import (
+from algorithms.division.deals import Parts, Taker, Updates, hand_episodes, submit_finding
+from algorithms.division.work import (
     Sample,
     count_micro_batches,
     deal_groups,
@@ -28,7 +27,9 @@ from algorithms.rl.experience import (
     split_updates,
     totals_of,
 )
-from algorithms.rl.metrics import Advantages, best_to_worst, update_metrics
+from algorithms.loop import Metrics
+from algorithms.rl.estimators import Estimator
+from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
 from algorithms.rl.policy_loss import policy_loss
 from algorithms.rl.steps import Steps
 from algorithms.rollouts.groups import ScoredGroup
@@ -106,7 +107,7 @@ class RL(Steps):
         parts: Parts,
         taken: Taker,
         takers: Sequence[Taker],
-    ) -> tuple[Metrics, Advantages, Parts]:
+    ) -> tuple[Metrics, ReportedAdvantages, Parts]:
         """Advantages token by token, computed by the ranks of `group` from what they have `taken`.
 
         Returns metrics, the mean advantages of those episodes that samples.jsonl keeps, and what each taker gets.
@@ -191,10 +192,17 @@ class RL(Steps):
             # Where no sample has an advantage, weights stay what they are: there is nothing to publish.
             self.moved = any(each.trained_tokens for each in totals)
         given = hand_episodes(groups, updates.work, self.split)
-        method: Any = PolicyWorker.update
         calls = [
             group.submit(
-                rank, method, share.plans, held, totals, loss, temperature, *episodes, *parts.of(updates.taker, rank)
+                rank,
+                TrainedWorker.update,
+                share.plans,
+                held,
+                totals,
+                loss,
+                temperature,
+                *episodes,
+                *parts.of(updates.taker, rank),
             )
             for rank, (share, (held, episodes)) in enumerate(zip(updates.work, given, strict=True))
         ]

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
 from algorithms.batches import Batches, WeightedBatches
 from algorithms.config_rl import RLConfig
+from algorithms.division.deals import Split
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
-from algorithms.rewards.models import RewardModelGroup, score_with_models
-from algorithms.rl.deals import Split
 from algorithms.rl.evaluation import response_rows, solving_metrics
 from algorithms.rl.metrics import (
-    Advantages,
+    ReportedAdvantages,
     reward_metrics,
     rollout_metrics,
     sample_rows,
 )
+from algorithms.rl.reward_models import RewardModelGroup, score_with_models
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
 from algorithms.rollouts.failures import Failures
@@ -206,7 +206,7 @@ class Steps:
         return found | {"weights/version": float(self.version)}
 
     def finish_step(
-        self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: Advantages
+        self, groups: Sequence[ShapedGroup], metrics: Metrics, clock: Clock, advantages: ReportedAdvantages
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1

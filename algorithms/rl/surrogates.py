@@ -28,13 +28,13 @@ class Surrogate(Formula):
 _CLIP = ("clip_low", "clip_high")
 SURROGATES = {
     "clip": Surrogate(
-        "algorithms.losses:clipped_policy_loss", reads=(*_CLIP, "dual_clip"), bounds=(*_CLIP, "dual_clip")
+        "algorithms.rl.losses:clipped_policy_loss", reads=(*_CLIP, "dual_clip"), bounds=(*_CLIP, "dual_clip")
     ),
-    "gspo": Surrogate("algorithms.losses:gspo_policy_loss", reads=_CLIP, bounds=_CLIP, by_sequence=True),
+    "gspo": Surrogate("algorithms.rl.losses:gspo_policy_loss", reads=_CLIP, bounds=_CLIP, by_sequence=True),
     "cispo": Surrogate(
-        "algorithms.losses:cispo_policy_loss", reads=("cispo_max_ratio",), requires=("cispo_max_ratio",)
+        "algorithms.rl.losses:cispo_policy_loss", reads=("cispo_max_ratio",), requires=("cispo_max_ratio",)
     ),
-    "sapo": Surrogate("algorithms.losses:sapo_policy_loss", reads=("sapo_temperatures",)),
+    "sapo": Surrogate("algorithms.rl.losses:sapo_policy_loss", reads=("sapo_temperatures",)),
 }
 """Name -> surrogate. PPO has the first one."""
 

@@ -3,14 +3,14 @@
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import ObjectRef
 
-from actors.batch import Episode
+from actors.episodes import Episode
 from actors.group import ActorGroup, GroupError
 from actors.rollout.types import Finished, Request
 from actors.rollout.worker import EngineHost
@@ -55,8 +55,8 @@ class Engines(Protocol):
         (references)."""
         ...
 
-    def collect(self, engine: int, request: int) -> "ObjectRef[list[Episode]]":
-        """Reference to the responses to a request that has ended, list[Episode]; to be asked for once."""
+    def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[list[Episode]]]":
+        """References to the responses to each of these requests, which have ended; to be asked for once."""
         ...
 
 
@@ -87,20 +87,23 @@ class RayEngines:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.abort, requests)] = engine, "abort"
 
-    def collect(self, engine: int, request: int) -> "ObjectRef[list[Episode]]":
+    def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[list[Episode]]]":
         """See `Engines`."""
-        return self.group.submit(engine, _HOST.collect, request)
+        # One call, whatever the number: it takes the driver as long as all that it does for a sample beside.
+        found = self.group.submit(engine, _HOST.collect, *requests, num_returns=len(requests))
+        return found if len(requests) > 1 else [found]
 
     def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """See `Engines`."""
         if waits_for := [*self._polls, *others]:  # Ray refuses to wait for nothing
             ray.wait(waits_for, num_returns=1, timeout=timeout_s)
         events: list[Ended | Lost] = []
+        done = _done([*self._calls, *self._polls])
         # Calls first: an engine that could not take its requests has nothing to tell of them.
-        for call in _done(self._calls):
+        for call in [call for call in self._calls if call in done]:
             engine, method = self._calls.pop(call)
             self._answer(engine, call, method, events)
-        for call in _done(self._polls):
+        for call in [call for call in self._polls if call in done]:
             engine = self._polls.pop(call)
             # A lost engine has told of nothing.
             finished = self._answer(engine, call, "poll", events) or []
@@ -115,7 +118,7 @@ class RayEngines:
 
     def _answer(self, engine: int, call: "ObjectRef[T]", method: str, events: list[Ended | Lost]) -> T | None:
         try:
-            return self.group.gather([call], method, ranks=[engine])[0]
+            return self.group.answer(engine, call, method)
         except GroupError as error:
             if engine not in self._lost:
                 self._lost.add(engine)
@@ -123,6 +126,5 @@ class RayEngines:
             return None
 
 
-def _done(calls: "Mapping[ObjectRef[T], object]") -> "list[ObjectRef[T]]":
-    references = list(calls)
-    return ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []
+def _done(calls: Sequence[ObjectRef]) -> set[ObjectRef]:
+    return set(ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]) if calls else set()

@@ -8,7 +8,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from actors.batch import Episode, Prompt
+from actors.episodes import Episode, Prompt
 from actors.group import GroupError
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score
@@ -67,7 +67,7 @@ class ShapedGroup(ScoredGroup):
     """A group with what advantages are computed from: what decides about it is what trains."""
 
     shaped: np.ndarray
-    """Rewards normalised, clipped and less penalties for length, float64 [N]."""
+    """Rewards normalised, clipped and less penalties for length, with the rewards of turns added, float64 [N]."""
     counted: np.ndarray
     """Whether the loss counts the response, bool [N]."""
 

@@ -1,17 +1,21 @@
 """The groups of one purpose, training or an evaluation: from prompts that may start to groups that can be taken."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from ray import ObjectRef
 
-from actors.batch import Episode, Prompt
+from actors.episodes import Episode, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+
+_SHOW_S = 0.1
+"""Seconds between two looks of whoever waits for groups, as long as there are too few."""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,10 @@ class Lane:
         self.ended = False
         """No prompt is left."""
         self._prompts = prompts
+        self._looked_for: int | None = None
+        """Version that `drop_older_than` was asked for last."""
+        self._not_looked_at: list[int] = []
+        """Of those that are ready: since then."""
 
     @property
     def room(self) -> int:
@@ -74,6 +82,12 @@ class Lane:
         self.ended = len(drawn) < room  # only an iterator that has ended gives fewer
         self.on_the_way += len(drawn)
         return drawn
+
+    def accept(self, order: int, group: ScoredGroup) -> None:
+        """A group is no longer on its way, but ready."""
+        self.on_the_way -= 1
+        self.ready[order] = group
+        self._not_looked_at.append(order)
 
     def can_give(self, groups: int) -> bool:
         """Whether so many are ready, or as many as there will ever be."""
@@ -90,6 +104,7 @@ class Lane:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
         # Below 0, and so before all that are drawn from now on.
         self.ready = {order - len(groups): group for order, group in enumerate(groups)}
+        self._looked_for = None
         self._prompts = chain(again, self._prompts)
         self.taken = taken
         # What was asked for was given; what is ready, or was running, has been made ahead.
@@ -97,7 +112,36 @@ class Lane:
 
     def drop_older_than(self, version: int) -> None:
         """Leave out ready groups of which a token was sampled by weights older than this."""
-        for number, group in list(self.ready.items()):
-            if group.oldest_version is not None and group.oldest_version < version:
+        # Asked after every event: those that were young enough for this version still are.
+        new = [number for number in self._not_looked_at if number in self.ready]
+        for number in new if version == self._looked_for else list(self.ready):
+            oldest = self.ready[number].oldest_version
+            if oldest is not None and oldest < version:
                 del self.ready[number]
                 self.stale += 1
+        self._looked_for, self._not_looked_at = version, []
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What somebody waits for."""
+
+    lane: Lane
+    groups: int
+    least: int | None
+    """Oldest version that they may have; None: any."""
+    _shown: float = 0.0
+
+    def drop_older(self) -> None:
+        """Leave out what is too old."""
+        if self.least is not None:
+            self.lane.drop_older_than(self.least)
+
+    def is_news(self) -> bool:
+        """Whether to wake who waits: all is there, or no progress has been shown for a while."""
+        # After every group, waking would take as long as all else that is done for it.
+        now = time.monotonic()
+        if now < self._shown + _SHOW_S and not self.lane.can_give(self.groups):
+            return False
+        self._shown = now
+        return True

@@ -4,9 +4,9 @@
                  ^------------ failed and stale groups are replaced ----'
 
 A thread of its own keeps engines and reward pool busy; the loop only takes. With `max_staleness` 0 a step's prompts
-start when the step asks for them: on-policy, and the same groups whatever ends first. With n they start up to n steps
-ahead, beside training, and a group of which any token is more than n versions old is never given out. The driver sees
-lengths, statuses and rewards; tokens stay behind object references.
+start when the step asks for them: on-policy, and the same groups whatever ends first. With n (no setting reaches this
+yet) they start up to n steps ahead, beside training, and a group of which any token is more than n versions old is
+never given out. The driver sees lengths, statuses and rewards; tokens stay behind object references.
 """
 
 import time
@@ -17,8 +17,9 @@ from pathlib import Path
 from threading import Condition, Thread
 
 import numpy as np
+from ray import ObjectRef
 
-from actors.batch import Prompt
+from actors.episodes import Episode, Prompt
 from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling
@@ -28,7 +29,7 @@ from algorithms.rollouts.admission import Loads
 from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, episodes_of
-from algorithms.rollouts.lane import Lane, Running
+from algorithms.rollouts.lane import Lane, Running, Wanted
 from algorithms.rollouts.saved import group_arrays, groups_of
 
 _LOOK_S = 1.0
@@ -51,7 +52,8 @@ class Limits:
     max_failed: float = 0.0
     """Share of a step's samples (reward.max_failed_fraction)."""
     attempts: int = 1
-    """How many engines a prompt may be lost with before the run ends; 1: a lost engine ends it."""
+    """How many engines a prompt may be lost with before the run ends (no setting reaches this yet). With 1, the loss of
+    an engine ends it where the engine had prompts; one that had none is done without, while another is left."""
 
 
 class Rollouts:
@@ -89,8 +91,7 @@ class Rollouts:
         self._loads = Loads(len(engines))
         self._heard = [0.0] * len(engines)
         """When an engine last ended something, or got something to do after nothing."""
-        self._wanted: tuple[Lane, int] | None = None
-        """What somebody waits for."""
+        self._wanted: Wanted | None = None
         self._changed = Condition()
         self._error: BaseException | None = None
         self._closed = False
@@ -209,26 +210,31 @@ class Rollouts:
 
     def _wait_for(self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None) -> None:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
-        known, self._wanted, before = -1, (lane, groups), lane.stale  # -1: told once in any case
-        while True:
-            if version is not None:
-                lane.drop_older_than(version - self.max_staleness)
-                self._changed.notify_all()  # what was dropped is to be replaced
+        least = None if version is None else version - self.max_staleness
+        # `known` -1: told once in any case.
+        known, before, self._wanted = -1, lane.stale, Wanted(lane, groups, least)
+        self._wanted.drop_older()
+        self._changed.notify_all()  # what was dropped is to be replaced
+        try:
+            while True:
                 # Engines that still have old weights would replace what is stale by what is stale, for ever.
                 if lane.stale - before > _MOST_STALE * (groups + lane.ahead):
                     raise GroupError(
                         f"rollout.take: {lane.stale - before} groups in a row are of weights older than version "
-                        f"{version - self.max_staleness}: the engines do not have those that were published"
+                        f"{least}: the engines do not have those that were published"
                     )
-            if told and len(lane.ready) != known:
-                known = min(len(lane.ready), groups)
-                told(known)
-            if self._error:
-                raise self._error
-            if lane.can_give(groups):
-                self._wanted = None
-                return
-            self._changed.wait(_LOOK_S)
+                if told and len(lane.ready) != known:
+                    known = min(len(lane.ready), groups)
+                    told(known)
+                if self._error:
+                    raise self._error
+                if self._closed:
+                    raise GroupError("rollout.take: the rollouts are closed")
+                if lane.can_give(groups):
+                    return
+                self._changed.wait(_LOOK_S)
+        finally:
+            self._wanted = None
 
     def _lanes(self) -> list[Lane]:
         return [lane for lane in (self._evaluation, self.training) if lane]
@@ -260,12 +266,16 @@ class Rollouts:
         else:
             events = []  # the prompts have ended
         with self._changed:
+            rollouts = self._collect([event for event in events if isinstance(event, Ended)])
             for event in events:
-                self._lose(event) if isinstance(event, Lost) else self._receive(event)
+                self._lose(event) if isinstance(event, Lost) else self._receive(event, rollouts)
             for group, scores in self._answers():
                 self._accept(group, scores)
+            if self._wanted:
+                self._wanted.drop_older()
             self._check_deadlines()
-            self._changed.notify_all()
+            if not self._wanted or self._wanted.is_news():
+                self._changed.notify_all()
 
     def _start(self, lane: Lane) -> None:
         """Give each prompt that may start to the engine with the least to do."""
@@ -297,7 +307,19 @@ class Rollouts:
         for engine in sorted(shares):
             self.engines.submit(engine, shares[engine], None if seed is None else seed + engine)
 
-    def _receive(self, event: Ended) -> None:
+    def _collect(self, ended: list[Ended]) -> "dict[int, ObjectRef[list[Episode]]]":
+        """Id of a request -> reference to the responses, of those that have some."""
+        requests: dict[int, list[int]] = {}
+        for event in ended:
+            if event.finished.request in self._running and not event.finished.error:
+                requests.setdefault(event.engine, []).append(event.finished.request)
+        return {
+            request: rollouts
+            for engine, own in requests.items()
+            for request, rollouts in zip(own, self.engines.collect(engine, own), strict=True)
+        }
+
+    def _receive(self, event: Ended, rollouts: "dict[int, ObjectRef[list[Episode]]]") -> None:
         group = self._running.pop(event.finished.request, None)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
@@ -305,13 +327,13 @@ class Rollouts:
         self._heard[group.engine] = self._clock()
         group.infos = _infos(event.finished, group)
         failed = sum(info.status == "failed" for info in group.infos)
-        group.rollouts = self.engines.collect(group.engine, group.id)
+        group.rollouts = responses = rollouts[group.id]
         if failed:
             group.lane.on_the_way -= 1
             group.lane.failures.not_finished(failed, group.lane.samples_asked)
             return
         samples = len(group.infos)
-        ticket = self.pool.submit(group.prompt, group.rollouts, samples) if self.pool else group.id
+        ticket = self.pool.submit(group.prompt, responses, samples) if self.pool else group.id
         self._scoring[ticket] = group
 
     def _lose(self, event: Lost) -> None:
@@ -341,11 +363,11 @@ class Rollouts:
 
     def _accept(self, group: Running, scores: list[Score]) -> None:
         lane = group.lane
-        lane.on_the_way -= 1
         if any(score.status == "failed" for score in scores):
+            lane.on_the_way -= 1
             lane.failures.not_scored(scores, lane.samples_asked)
         else:
-            lane.ready[group.order] = group.scored(scores)
+            lane.accept(group.order, group.scored(scores))
 
     def _check_deadlines(self) -> None:
         now, limits = self._clock(), self.limits

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batch import Episode, EpisodeStatus, Prompt, Turn, VersionSpan
+from actors.episodes import Episode, EpisodeStatus, Prompt, Turn, VersionSpan
 from actors.rollout.types import RolloutInfo
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.groups import ScoredGroup, kept

@@ -2,7 +2,7 @@
 
 Reward functions run in processes of their own, which are there for such code alone; converters and generators of rows
 in whichever process reads the rows, with a deadline. Either way, a name that leads to nothing is the same line.
-`algorithms.user.look` says of the same names what is wrong with them without importing anything.
+`algorithms.user.static_look` says of the same names what is wrong with them without importing anything.
 """
 
 import importlib

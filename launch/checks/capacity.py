@@ -3,10 +3,10 @@
 import os
 
 from actors.config import UserError
-from launch.checks.machine import Machine
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
-from launch.run.placement import Demand, demands, section_of
+from launch.sizes.machine import Machine
+from launch.sizes.placement import Demand, demands, section_of
 
 
 def check_resources(config: RunConfig, machine: Machine) -> list[str]:

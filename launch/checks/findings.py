@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from actors.config import UserError
-from launch.checks.aside import Aside
-from launch.checks.estimate import DecoderShape
+from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
 from launch.run.manifest import Checkpoint
+from launch.sizes.estimate import DecoderShape
 
 
 @dataclass(slots=True)

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.config import UserError
-from launch.checks.estimate import DTYPE_BYTES, GIB, DecoderShape, Memory
 from launch.checks.findings import Findings
-from launch.checks.machine import Machine, free_disk
-from launch.checks.sizes import memory_of
+from launch.checks.known_sizes import memory_of
 from launch.config import RunConfig
 from launch.kinds.rl import reward_model_groups
 from launch.kinds.table import job_kind
-from launch.run.placement import demands
+from launch.sizes.estimate import DTYPE_BYTES, GIB, DecoderShape, Memory
+from launch.sizes.machine import Machine, free_disk
+from launch.sizes.placement import demands
 
 _RAY_ALLOWS = 10**10
 """Bytes of an object store up to which Ray 2.60 goes from /dev/shm to a disk instead of refusing to start."""

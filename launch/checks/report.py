@@ -12,17 +12,17 @@ from rich.table import Table
 
 from actors.config import GroupConfig
 from launch.checks.capacity import counted, machine_line, total_cpus, total_gpus
-from launch.checks.estimate import GIB, Memory, kv_bytes_per_token
 from launch.checks.findings import Findings
-from launch.checks.inputs import READ_ROWS
-from launch.checks.machine import this_machine
-from launch.checks.sizes import arithmetic_of, memory_of
+from launch.checks.known_sizes import arithmetic_of, memory_of
+from launch.checks.row_checks import READ_ROWS
 from launch.config import RunConfig
 from launch.kinds.rl import reward_model_groups
 from launch.kinds.table import job_kind
-from launch.run.placement import Demand, demands
 from launch.screen.console import VisibleConsole
 from launch.settings.literal_secrets import public_endpoints, public_values
+from launch.sizes.estimate import GIB, Memory, kv_bytes_per_token
+from launch.sizes.machine import this_machine
+from launch.sizes.placement import Demand, demands
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "logits", "activations", "kv_cache", "base")
 MIB = 2**20

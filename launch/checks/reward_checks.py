@@ -20,10 +20,10 @@ from typing import Literal, TypedDict
 
 from actors.user.confined import hidden, without_secrets
 from algorithms.config import DataConfig, RewardConfig
+from algorithms.rewards.built_in import BUILT_IN
 from algorithms.rewards.calls import Samples
-from algorithms.rewards.functions import BUILT_IN
-from algorithms.rewards.probe import ProbeRequest, Trial
 from algorithms.words import nearest
+from launch.checks.reward_probe import ProbeRequest, Trial
 
 NEUTRAL = "A sample completion."
 """What a function is called with beside a row's own answer."""
@@ -277,7 +277,7 @@ def _start(environment: dict[str, str]) -> _Process:
     reading, writing = os.pipe()
     # Without the working directory in front: a file of the user's called actors.py must not become ours.
     root = str(Path(__file__).resolve().parent.parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from algorithms.rewards.probe import serve; serve()"
+    code = f"import sys; sys.path.insert(0, {root!r}); from launch.checks.reward_probe import serve; serve()"
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code, str(writing)],
         stdin=theirs.fileno(),

@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from actors.config import UserError
 from launch.jobs.access import TOKEN_PLACES, DashboardAccess
-from launch.jobs.within import DeadlinePassed, within
+from launch.jobs.call_deadline import DeadlinePassed, within
 
 CONNECT_S, READ_S, UPLOAD_S = 5.0, 30.0, 600.0
 """Deadlines of a connection, of an answer, and of the answer to an upload, in seconds."""

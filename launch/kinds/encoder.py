@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from actors.config import EncoderHead, OptimizerConfig
 from algorithms.config_encoder import EmbeddingConfig, EmbeddingLoss, RerankerConfig, RerankerLoss
-from launch.checks.estimate import DecoderShape, Memory
 from launch.kinds.kind import Loop
 from launch.kinds.offline import OfflineKind
 from launch.settings.rules_encoder import check_searched_sets, check_texts
 from launch.settings.rules_rows import check_nothing_is_sampled, check_positions
+from launch.sizes.estimate import DecoderShape, Memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from algorithms.data.sources import Row
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Sets
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
 
@@ -129,7 +129,7 @@ class EncoderKind(OfflineKind):
         return build_encoder(self, placement, reporter, roster)
 
     def finish_export(self, step: int) -> None:
-        from launch.verbs.model_card import write_model_card
+        from launch.exports.model_card import write_model_card
 
         write_model_card(self, step)
 

@@ -15,10 +15,10 @@ from actors.config import Config, GroupConfig
 from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
-from launch.checks.estimate import Arithmetic, DecoderShape, Memory, reference_memory, trainer_memory
 from launch.config import RunConfig
 from launch.settings.rules_evaluation import check_asked_metrics, check_held_out_is_given
 from launch.settings.rules_reference import check_reference_can_follow, check_reference_is_read
+from launch.sizes.estimate import Arithmetic, DecoderShape, Memory, reference_memory, trainer_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Sets
     from launch.models.values import Role
     from launch.run.reserved import Placement
     from launch.run.roster import Roster

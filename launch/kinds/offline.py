@@ -13,22 +13,22 @@ from algorithms.config_offline import (
     SFTConfig,
     averaged_beta_warning,
 )
-from launch.checks.estimate import Arithmetic, offline_arithmetic
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import DPO, KTO, REWARD, SFT
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_reference import check_reference_can_follow, check_reference_is_read
 from launch.settings.rules_rows import check_nothing_is_sampled, check_nothing_is_searched, check_positions
+from launch.sizes.estimate import Arithmetic, offline_arithmetic
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from actors.train.trainer import TrainedWorker
-    from algorithms.data.reading import RunData
+    from algorithms.data.run_data import RunData
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Rows, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Rows, Sets
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
 
@@ -191,7 +191,7 @@ class DPOKind(PairKind):
         return [f"eval/{name}" for name in (KTO if self.unpaired else DPO)]
 
     def check_rows(self, train: "Rows", held_out: "Rows | None") -> None:
-        from launch.checks.inputs import check_unpaired
+        from launch.checks.row_checks import check_unpaired
 
         if self.unpaired:
             check_unpaired(self.config, self.algorithm, train, held_out)

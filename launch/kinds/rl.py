@@ -6,15 +6,6 @@ from typing import TYPE_CHECKING
 from actors.config import GroupConfig, refuse_unused
 from actors.config_rollout import RolloutConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
-from launch.checks.estimate import (
-    Arithmetic,
-    DecoderShape,
-    Memory,
-    engine_memory,
-    reference_memory,
-    rl_arithmetic,
-    trainer_memory,
-)
 from launch.config import RunConfig
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import of_responses
@@ -27,6 +18,15 @@ from launch.settings.rules_rl import (
     check_sampling,
 )
 from launch.settings.rules_rows import check_nothing_is_searched, check_positions
+from launch.sizes.estimate import (
+    Arithmetic,
+    DecoderShape,
+    Memory,
+    engine_memory,
+    reference_memory,
+    rl_arithmetic,
+    trainer_memory,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
+    from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
-    from launch.checks.rows import Field, Sets
     from launch.run.loop_arguments import LoopArguments
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
@@ -158,7 +158,7 @@ class RLKind(JobKind):
         return PolicyWorker, ()
 
     def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
-        from launch.run.build import build_rl
+        from launch.run.build_rl import build_rl
 
         return build_rl(self, placement, reporter, roster)
 

@@ -3,13 +3,13 @@
 import posixpath
 from pathlib import Path
 
-from launch.checks.estimate import GIB
 from launch.config import RunConfig
 from launch.jobs.uploadable import existing_paths
 from launch.kube.config_parts import CODE
 from launch.kube.pods import image
 from launch.kube.render import retries
 from launch.kube.sizes import UNKNOWN_CPU_PROCESS, host_memory
+from launch.sizes.estimate import GIB
 
 NODE_START_S = 1200
 """Time that a new node with GPUs and the pull of a large image may take."""

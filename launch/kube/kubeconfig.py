@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from actors.config import UserError
-from launch.jobs.within import DeadlinePassed, within
+from launch.jobs.call_deadline import DeadlinePassed, within
 from launch.kube.objects import Document, Event, KubeObject, Pod, RayJob
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from actors.config import UserError
 from launch.config import RunConfig
 from launch.kube.config_parts import LABEL_KEY, LABEL_VALUE
-from launch.run.placement import Demand, Reservation, demands, reservations
+from launch.sizes.placement import Demand, Reservation, demands, reservations
 
 ROLE = "tandem-role"
 """Ray label of the nodes, with placement separate: rollout, or trainer for everything else."""

@@ -10,7 +10,7 @@ from launch.kube.config import MOVABLE, POD_VARIABLES, ray_version
 from launch.kube.config_parts import CODE, DRAIN_MARGIN_S, RUN_CONFIG, SecretReference
 from launch.kube.objects import Manifest
 from launch.kube.sizes import PodSize
-from launch.run.placement import demands, section_of
+from launch.sizes.placement import demands, section_of
 
 RUN_FILE = f"{RUN_CONFIG}/run.yaml"
 HOME = "/home/tandem"

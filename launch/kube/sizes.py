@@ -7,13 +7,13 @@ from pathlib import Path
 
 from actors.config import UserError
 from actors.models.hub_cache import is_hub_id
-from launch.checks.estimate import DTYPE_BYTES, GIB, decoder_shape
 from launch.checks.findings import Findings
-from launch.checks.sizes import memory_of
+from launch.checks.known_sizes import memory_of
 from launch.config import RunConfig
 from launch.kube.packing import PackedNode, PodGroup
 from launch.models.files import read_policy
-from launch.run.placement import demands
+from launch.sizes.estimate import DTYPE_BYTES, GIB, decoder_shape
+from launch.sizes.placement import demands
 
 GPU_CONTEXT = 3 * GIB
 """Host memory of a process for its CUDA context, libraries and pinned buffers: an allowance, not measured."""

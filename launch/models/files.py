@@ -13,7 +13,6 @@ from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete,
 from actors.models.safetensors_header import StoredTensor, parse_json
 from actors.models.skeleton import hf_config, vocabulary_size
 from actors.models.tokenizer import load_tokenizer, tokenizer_for
-from launch.checks.estimate import counted_parameters
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
@@ -24,6 +23,7 @@ from launch.models.values import (
     model_values,
 )
 from launch.models.vllm_source import serves_adapters
+from launch.sizes.estimate import counted_parameters
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from actors.config import LoraConfig, UserError
 from actors.models.safetensors_header import StoredTensor, layer_count, pickled_names, stored_tensors
-from launch.checks.estimate import decoder_shape, size_in
 from launch.models.families import check_family
 from launch.models.transformers_source import causal_architectures
 from launch.models.values import BERTS, DECODERS, REQUIRED, Role, architecture_of, model_values
+from launch.sizes.estimate import decoder_shape, size_in
 
 Shapes = dict[str, tuple[int, ...]]
 """Name of a parameter -> its shape. Example: {"model.norm.weight": (64,)}."""

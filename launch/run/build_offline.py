@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from algorithms.batches import row_order
-from algorithms.data.reading import run_data
+from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
 from launch.kinds.kind import Loop
 from launch.kinds.offline import DPOKind, OfflineKind
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
     """Start the groups of an SFT, reward-model or preference run and return its loop."""
     reporter.phase("loading libraries")
-    from actors.train.reference import ReferenceWorker
+    from actors.train.frozen import ReferenceWorker
 
     config, algorithm = kind.config, kind.algorithm
     worker, _ = kind.policy_worker()
@@ -66,8 +66,8 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, r
 
 def preference_arguments(kind: DPOKind, directory: str, placement: Placement, roster: Roster) -> dict[str, object]:
     """What the loop of preference losses takes beside those of every loop: who gives reference logprobs, and how."""
+    from actors.train.frozen import ReferenceWorker
     from actors.train.policy import PolicyWorker
-    from actors.train.reference import ReferenceWorker
 
     config, reference, method, sync = kind.config, None, None, None
     if config.reference_group:

@@ -18,12 +18,12 @@ from ray.exceptions import AuthenticationError
 
 from actors.config import UserError
 from actors.secret_text import masked
+from launch import telemetry
 from launch.config import RunConfig, machine_cpus
 from launch.run.local_ray import only_what_is_used, private_directories, require_token
 from launch.run.ray_address import auth_mode, check_ray_address
 from launch.run.signals import arm, hold
 from launch.settings.environment import NO_TOKEN
-from launch.tracking import reports
 
 
 class _RuntimeEnvironment(TypedDict):
@@ -57,7 +57,7 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     """
     # Else Ray leaves out a line that several processes write alike.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    reports.switch_off()
+    telemetry.switch_off()
     _keep_messages(log_directory)
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -113,7 +113,7 @@ def _variables(config: RunConfig) -> dict[str, str]:
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     kept = {NO_TOKEN: os.environ[NO_TOKEN]} if NO_TOKEN in os.environ else {}
     # The last one wins: no setting of the user's may let the hub's token out again.
-    return {"PYTHONPATH": path, **reports.chosen(), **config.cluster.env, **kept}
+    return {"PYTHONPATH": path, **telemetry.chosen(), **config.cluster.env, **kept}
 
 
 @contextmanager

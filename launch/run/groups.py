@@ -42,6 +42,8 @@ def start_loading(group: ActorGroup[F], build: Callable[[F, str, int], None]) ->
 def rebuild(group: ActorGroup[W], start: Callable[[ActorGroup[W]], list["ObjectRef[None]"]]) -> None:
     """Let all ranks of a group meet and build anew after `ActorGroup.replace`; a checkpoint is then to be loaded.
 
+    No run does so yet: one that loses a rank ends, and goes on from its checkpoint when it is started again.
+
     Ranks that have met the lost one are replaced, too: one may stand still for ever in a collective with it, and what
     NCCL and DeepSpeed keep of a process group cannot be trusted to go with it. They start beside each other.
 
@@ -61,8 +63,8 @@ def rebuild(group: ActorGroup[W], start: Callable[[ActorGroup[W]], list["ObjectR
 def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> Callable[[int], None]:
     """What a loop calls after each step: when it is time, the reference follows the policy, over a file that all ranks
     see."""
+    from actors.train.frozen import ReferenceWorker
     from actors.train.policy import PolicyWorker
-    from actors.train.reference import ReferenceWorker
 
     every, mix = config.reference.sync_every, config.reference.sync_mix
     # Absolute: workers may have another working directory.

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from algorithms.batches import Batches, WeightedBatches
+from algorithms.division.deals import Split
 from algorithms.loop import Checkpointer, Metrics, Reporter
-from algorithms.rewards.models import RewardModelGroup
-from algorithms.rl.deals import Split
+from algorithms.rl.reward_models import RewardModelGroup
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.rollouts import Rollouts
 

@@ -14,10 +14,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from actors.config import UserError
 from actors.group import Slot
 from launch.config import RunConfig
-from launch.run.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
 from launch.run.reserved import Placement
 from launch.run.shortage import Node, lacking, shortage
 from launch.settings.environment import with_token_kept
+from launch.sizes.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
 
 Notify = Callable[[str], None]
 _LOOK_S = 2.0

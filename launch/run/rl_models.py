@@ -19,8 +19,8 @@ from launch.run.weights import spawn_holder
 
 if TYPE_CHECKING:
     from actors.train.critic import CriticWorker
+    from actors.train.frozen import ReferenceWorker, ScoringWorker
     from actors.train.policy import PolicyWorker
-    from actors.train.reference import ReferenceWorker, ScoringWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def spawn_models(config: RunConfig, directory: str, placement: Placement, roster
 
 def load_models(models: Models, building: list["ObjectRef[None]"], critic_updates: int, reporter: Reporter) -> None:
     """Let the other groups load their models beside the policy, which is `building` its own, and wait for all."""
-    from actors.train.reference import ReferenceWorker, ScoringWorker
+    from actors.train.frozen import ReferenceWorker, ScoringWorker
 
     reporter.phase("loading models")
     # All of them begin before any is waited for: they load at the same time.
@@ -69,7 +69,7 @@ def load_models(models: Models, building: list["ObjectRef[None]"], critic_update
 def _spawn_reference(
     config: RunConfig, directory: str, placement: Placement, roster: Roster
 ) -> "ActorGroup[ReferenceWorker] | None":
-    from actors.train.reference import ReferenceWorker
+    from actors.train.frozen import ReferenceWorker
 
     if not config.reference_group:
         return None
@@ -83,7 +83,7 @@ def _spawn_reference(
 def _spawn_reward_models(
     config: RunConfig, directory: str, placement: Placement, roster: Roster
 ) -> "list[ActorGroup[ScoringWorker]]":
-    from actors.train.reference import ScoringWorker
+    from actors.train.frozen import ScoringWorker
 
     found = []
     for index, name in reward_model_groups(config):

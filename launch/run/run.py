@@ -18,13 +18,14 @@ from actors.secret_text import masked
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from launch.checks.output import require_there
 from launch.config import RunConfig
+from launch.exports.hub import push_export
 from launch.kinds.table import job_kind
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
-from launch.run.lost import RayLost, told_of_ray
 from launch.run.manifest import Checkpoint
+from launch.run.ray_lost import RayLost, told_of_ray
 from launch.run.reserve import place, release
 from launch.run.reserved import Placement
 from launch.run.signals import arm, hold, interruptible
@@ -35,7 +36,6 @@ from launch.screen.stdout import tell
 from launch.screen.summary import how_it_ended, last_screen
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
-from launch.verbs.hub import push_export
 
 if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker

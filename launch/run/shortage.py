@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from launch.run.placement import Reservation
+from launch.sizes.placement import Reservation
 
 # Sums of fractions: 0.1 + 0.2 is more than 0.3.
 _ROUNDING = 1e-6

@@ -10,13 +10,13 @@ from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.skeleton import hf_config, vocabulary_size
 from actors.secret_text import masked
 from launch.checks.capacity import total_gpus
-from launch.checks.estimate import counted_parameters
-from launch.checks.machine import this_machine
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
-from launch.run.placement import demands
 from launch.screen.shown import visible
+from launch.sizes.estimate import counted_parameters
+from launch.sizes.machine import this_machine
+from launch.sizes.placement import demands
 
 _LARGEST_FILE = 2**24
 """Bytes of a file that is quickly read."""

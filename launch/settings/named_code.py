@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from actors.config import UserError
 from algorithms.data.sources import kind_of_source
-from algorithms.rewards.functions import BUILT_IN
-from algorithms.user.look import defined_names, fault_unseen, own_module
+from algorithms.rewards.built_in import BUILT_IN
+from algorithms.user.static_look import defined_names, fault_unseen, own_module
 from launch.config import RunConfig
 
 _OWN = ("algorithms.tasks", "algorithms.preference_tasks", "algorithms.retrieval_tasks")

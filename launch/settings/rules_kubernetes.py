@@ -7,7 +7,7 @@ from actors.config import refuse_unused
 from launch.config import RunConfig
 from launch.kube.config import UNPROTECTED
 from launch.kube.config_parts import DRAIN_MARGIN_S
-from launch.run.placement import demands, section_of
+from launch.sizes.placement import demands, section_of
 
 
 def check_kubernetes(config: RunConfig) -> None:

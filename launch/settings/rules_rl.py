@@ -6,7 +6,7 @@ Every failure is a ValueError whose text begins with the field.
 from actors.config import refuse_unused
 from actors.config_rollout import RESHAPING
 from algorithms.config_rl import RLConfig
-from algorithms.rewards.functions import BUILT_IN
+from algorithms.rewards.built_in import BUILT_IN
 from launch.config import RunConfig
 
 

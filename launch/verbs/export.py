@@ -11,11 +11,11 @@ from pathlib import Path
 from actors.config import UserError
 from actors.models.hub_cache import is_hub_id, local_directory
 from actors.models.safetensors_header import parse_json
+from launch.exports.links import check_links
 from launch.jobs.secret_files import holds_secrets
 from launch.models.tensors import check_whole
 from launch.screen.merging import merging_lost
 from launch.verbs.chat import model_directory
-from launch.verbs.links import check_links
 
 _ADAPTER = "adapter"
 _SETTINGS = "adapter_config.json"

@@ -11,13 +11,13 @@ from actors.config import UserError
 from actors.files.own_files import stranger
 from actors.secret_text import masked
 from launch.checks.contents import changed_contents
-from launch.checks.machine import this_machine
 from launch.config import RunConfig, validate
 from launch.kinds.table import job_kind
 from launch.run.earlier import remove
 from launch.run.manifest import UNREADABLE, read_manifest
 from launch.screen.merging import merging_lost
 from launch.settings.environment import taken_here
+from launch.sizes.machine import this_machine
 
 
 def kept_steps(run: Path) -> list[int]:

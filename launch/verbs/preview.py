@@ -12,12 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from actors.batch import Prompt, Sequence
+from actors.episodes import Prompt, Sequence
 from actors.models.tokenizer import tokenizer_for
-from algorithms.data.overlong import Reading, divided
+from algorithms.data.held_out import divided
 from algorithms.data.pairs import Judged, Pair, prompt_length
-from algorithms.data.reading import reading_of
-from algorithms.data.tokens import load_sets
+from algorithms.data.reading import Reading
+from algorithms.data.run_data import load_sets, reading_of
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.screen.console import VisibleConsole

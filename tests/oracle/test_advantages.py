@@ -12,8 +12,9 @@ from trl.rewards import get_soft_overlong_punishment
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from algorithms.losses import aggregate, clipped_policy_loss, clipped_value_loss, kl_penalty
+from algorithms.losses import aggregate
 from algorithms.rl.advantages import Moments, gae, group_relative, leave_one_out, rewards_to_go, token_rewards, whiten
+from algorithms.rl.losses import clipped_policy_loss, clipped_value_loss, kl_penalty
 from algorithms.rl.shaping import overlong_penalty
 from tests.oracle.difference import assert_same
 from tests.oracle.peer import run_lines

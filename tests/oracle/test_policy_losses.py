@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from algorithms.losses import (
-    aggregate,
+from algorithms.losses import aggregate
+from algorithms.rl.losses import (
     cispo_policy_loss,
     clipped_policy_loss,
     gspo_policy_loss,

@@ -1,5 +1,6 @@
-"""What travels between stages: Prompt -> Episode -> Experience, jagged; and PackedBatch, built at the model.
+"""What travels between stages: Prompt -> Episode -> Experience; `Episode.action_mask` makes the mask of sampled tokens.
 
+All of it is jagged, a sequence at a time: only at the model, `actors.models.packed` makes a PackedBatch of them.
 A type says which stage its data has reached: no field is empty "until later". Per-sample arrays are numpy, so that the
 driver and the data code need no torch.
 """

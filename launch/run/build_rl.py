@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
 
-from actors.batch import Prompt
 from actors.config import UserError
+from actors.episodes import Prompt
 from actors.group import ActorGroup
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
@@ -19,8 +19,8 @@ from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, WeightedBatches, row_order
 from algorithms.config_rl import RLConfig
-from algorithms.data.reading import run_data
 from algorithms.data.row_contents import Contents
+from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
@@ -28,13 +28,13 @@ from launch.kinds.kind import Loop
 from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.connection import Connection
 from launch.run.groups import reference_sync, start_building
-from launch.run.placement import REWARD_WORKER_CPUS
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.run.weights import publisher
 from launch.settings.rules_rl import transfer_backend
+from launch.sizes.placement import REWARD_WORKER_CPUS
 
 if TYPE_CHECKING:
     from algorithms.rl.shaper import RewardShaper
@@ -91,7 +91,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
 
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
-    from algorithms.rl.deals import split_by
+    from algorithms.division.deals import split_by
 
     reporter.phase("loading models")
     models = spawn_models(config, directory, placement, roster)
@@ -178,10 +178,10 @@ def _sampling(config: RunConfig, algorithm: RLConfig) -> Sampling:
 
 def _reading(config: RunConfig, roster: Roster) -> "ReadArguments":
     """Who gives reference logprobs, and the reward models."""
+    from actors.train.frozen import ReferenceWorker
     from actors.train.policy import PolicyWorker
-    from actors.train.reference import ReferenceWorker
-    from algorithms.rewards.models import RewardModelGroup
     from algorithms.rewards.scores import sources_labels
+    from algorithms.rl.reward_models import RewardModelGroup
 
     reference, method = None, None
     if config.reference_needed:

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.batch import Prompt
+from actors.episodes import Prompt
 from actors.rollout.types import RolloutInfo
 from actors.train.worker import Totals
-from algorithms.rewards.scores import empty_scores
-from algorithms.rl.deals import hand_episodes
-from algorithms.rl.experience import (
+from algorithms.division.deals import hand_episodes
+from algorithms.division.work import (
     RankWork,
     Sample,
     count_micro_batches,
@@ -24,6 +23,7 @@ from algorithms.rl.experience import (
     split_updates,
     totals_of,
 )
+from algorithms.rewards.scores import empty_scores
 from algorithms.rollouts.groups import ScoredGroup
 
 

@@ -8,8 +8,8 @@ from actors.models.tokenizer import tokenizer_for
 from algorithms.encoder.batches import Example, TaskBatches
 from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import held_out
-from launch.checks.inputs import READ_ROWS, TOKENISED_CHARACTERS
-from launch.checks.rows import Rows
+from launch.checks.known_rows import Rows
+from launch.checks.row_checks import READ_ROWS, TOKENISED_CHARACTERS
 from launch.kinds.encoder import EncoderKind
 
 _TOKENISED = 500

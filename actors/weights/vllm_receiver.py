@@ -1,4 +1,4 @@
-"""Weight transfer from the policy to vLLM, through vLLM's own weight-transfer API.
+"""The end of a weight transfer that receives: vLLM's worker processes, through vLLM's own weight-transfer API.
 
 Adds a `gloo` backend (CPU and tests) to vLLM's `nccl` and `ipc`, and makes every backend's worker side remember a
 checksum of each tensor it received. Importing this module registers the backends, so it is also the module of the
@@ -8,33 +8,29 @@ worker extension, which vLLM imports in each of its worker processes.
           \\---- control calls (start, update, finish) through the client ----/
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
-from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.failure import told_beside
 from actors.rendezvous import bind_stores_to_their_address, join_store
 from actors.weights.binding import bound_checksums
 from actors.weights.checksum import checksum, digest
-from actors.weights.gloo_sender import Source, TransferClient, as_metas, buckets, gloo_group, receive_bucket, views
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import engine_answers
+from actors.weights.wire import as_metas, buckets, gloo_group, receive_bucket, views
 
 # In vLLM's worker processes, before they meet each other.
 bind_stores_to_their_address()
@@ -228,38 +224,3 @@ class WorkerExtension:
 WeightTransferEngineFactory.register_engine("tandem_gloo", GlooWorkerEngine)
 WeightTransferEngineFactory.register_engine("tandem_nccl", NCCLWorkerEngine)
 WeightTransferEngineFactory.register_engine("tandem_ipc", IPCWorkerEngine)
-
-
-class _VllmSource(WeightSource):
-    """The policy's parameters, as vLLM's senders take them."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def metadata(self) -> list[ParamMeta]:
-        """Name, type and shape of what iteration yields, in its order."""
-        return [ParamMeta(*meta) for meta in self.source.metadata()]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.source)
-
-
-def open_gpu_transfer(
-    backend: str,
-    *,
-    rank: int,
-    world_size: int,
-    address: str,
-    port: int,
-    bucket_bytes: int,
-    client: TransferClient,
-    source: Source,
-) -> TrainerWeightTransferEngine:
-    """Meet all vLLM workers over nccl or ipc; see `actors.weights.publisher.open_transfer`."""
-    infos: dict[str, Callable[[], TrainerInitInfo]] = {
-        "nccl": lambda: NCCLTrainerInitInfo(
-            address, port, world_size, packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank
-        ),
-        "ipc": lambda: IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank),
-    }
-    return WeightTransferTrainerFactory.trainer_init(infos[backend](), client=client, source=_VllmSource(source))

@@ -1,8 +1,8 @@
 """Sizes of a run as far as the checks have learned what they rest on: batches, and memory of each process."""
 
-from launch.checks.estimate import Arithmetic, Memory
 from launch.checks.findings import Findings
 from launch.kinds.table import job_kind
+from launch.sizes.estimate import Arithmetic, Memory
 
 
 def arithmetic_of(findings: Findings) -> Arithmetic:

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from actors.config import UserError
 from actors.user.confined import confine
 from algorithms.config import RewardFunction
-from algorithms.rewards.calls import LoadedFunction, Samples, check_signature
-from algorithms.rewards.functions import resolve
+from algorithms.rewards.calls import LoadedFunction, Samples, check_signature, resolve
 from algorithms.user.deadline import line_in, stack_of, stuck
 
 _LOOK_EVERY_S = 0.1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from actors.batch import Place, Sequence, experience
 from actors.config import GroupConfig, ModelConfig
+from actors.episodes import Place, Sequence, experience
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
 from actors.train.engine import gathered, inference_module, load_library, to_the_end

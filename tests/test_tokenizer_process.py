@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import os, sys
 from actors.config import UserError
-from launch.checks.aside import Aside
+from launch.checks.tokenizer_process import Aside
 
 def pid():
     return os.getpid()
@@ -78,7 +78,7 @@ def test_calls_are_answered_as_if_they_were_made_here() -> None:
 def test_a_check_that_is_interrupted_leaves_no_process(tmp_path: Path) -> None:
     """The process ends with whoever started it, however that ends."""
     code = (
-        "import os, signal\nfrom launch.checks.aside import Aside\n"
+        "import os, signal\nfrom launch.checks.tokenizer_process import Aside\n"
         "aside = Aside().__enter__()\nprint(aside.call(os.getpid), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from actors.group import GroupError
-from launch.run import lost
-from launch.run.lost import RayLost, told_of_ray
+from launch.run import ray_lost
+from launch.run.ray_lost import RayLost, told_of_ray
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -21,7 +21,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray.util.placement_group import placement_group
 from actors.group import ActorGroup, Slot
-from launch.run.lost import RayLost, told_of_ray
+from launch.run.ray_lost import RayLost, told_of_ray
 from tests.fake_receivers import Engine
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
@@ -73,7 +73,7 @@ NODES = [
 def test_a_dead_node_is_told_of_where_the_run_lived_on_it(
     nodes: set[str], told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lost, "_dead_processes", str)
+    monkeypatch.setattr(ray_lost, "_dead_processes", str)
     monkeypatch.setattr(ray, "nodes", lambda: NODES)
     with pytest.raises(RayLost if told else GroupError) as caught, told_of_ray(nodes):
         raise GroupError("x")
@@ -83,8 +83,8 @@ def test_a_dead_node_is_told_of_where_the_run_lived_on_it(
 
 
 def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost, "_dead_processes", str)
-    monkeypatch.setattr(lost, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(ray_lost, "_dead_processes", str)
+    monkeypatch.setattr(ray_lost, "_PATIENCE_S", 0.2)
 
     def silent() -> list[Any]:
         time.sleep(30)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.batch import Place
+from actors.episodes import Place
 from actors.train.worker import Totals
-from algorithms.packing import plan_micro_batches
+from algorithms.division.packing import plan_micro_batches
 from algorithms.rollouts.groups import ScoredGroup
 
 

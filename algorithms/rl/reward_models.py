@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from actors.group import ActorGroup
-from actors.train.reference import ScoringWorker
+from actors.train.frozen import ScoringWorker
+from algorithms.division.deals import Split, hand_episodes
+from algorithms.division.work import divide, samples_of
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score, add_scores
-from algorithms.rl.deals import Split, hand_episodes
-from algorithms.rl.experience import divide, samples_of
 from algorithms.rollouts.groups import ScoredGroup
 
 

@@ -12,14 +12,14 @@ from actors.config import UserError
 from algorithms.config import RewardFunction
 from algorithms.config_offline import DPOConfig
 from algorithms.data.sources import kind_of_source
+from launch.checks.known_rows import Field, Row, Rows, Sets
 from launch.checks.reward_checks import ProbeRow
-from launch.checks.rows import Field, Row, Rows, Sets
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 
 if TYPE_CHECKING:
-    from algorithms.data.overlong import Reading
     from algorithms.data.readers import Judgement, Message
+    from algorithms.data.reading import Reading
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -42,7 +42,7 @@ def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) ->
     Raises:
         UserError: missing, empty or malformed data, a missing column, a row that is empty or of another kind.
     """
-    from algorithms.data.tokens import load_sets
+    from algorithms.data.run_data import load_sets
 
     sets = load_sets(config.data, where, at_most=READ_ROWS, told=told)
     for name, rows in sets.items():
@@ -74,7 +74,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     Raises:
         UserError: as `read_sets` does, and rows that are too long or cannot be rendered.
     """
-    from algorithms.data.overlong import held_out_count
+    from algorithms.data.held_out import held_out_count
     from algorithms.offline.comparable import unpaired_text
 
     kind, found, lengths = job_kind(config), Rows(), []
@@ -123,7 +123,7 @@ def check_unpaired(config: RunConfig, algorithm: DPOConfig, train: Rows, held_ou
     fraction = config.data.eval_fraction
     if not (train.complete and train.whole):
         return
-    from algorithms.data.overlong import divided
+    from algorithms.data.held_out import divided
     from algorithms.offline.comparable import check_comparable
 
     sets, evaluated = {}, []
@@ -148,7 +148,7 @@ def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
 def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> "Reading[object]":
     """The rows as the job reads them; without a tokenizer they cannot be encoded."""
     from actors.models.tokenizer import tokenizer_for
-    from algorithms.data.reading import reading_of
+    from algorithms.data.run_data import reading_of
 
     tokenizer: Any = tokenizer_for(config.model) if tokenise else None
     limit = config.rollout.max_prompt_tokens
@@ -271,7 +271,7 @@ def _tokens(item: object) -> int:
 
 def _ids_of(item: object) -> list[NDArray[np.int64]]:
     """Token ids of a prompt or sequence, of a pair those of both sequences."""
-    from actors.batch import Prompt, Sequence
+    from actors.episodes import Prompt, Sequence
     from algorithms.data.pairs import Judged, Pair
 
     if isinstance(item, Pair):

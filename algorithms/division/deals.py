@@ -14,10 +14,10 @@ from typing import Any
 
 from ray import ObjectRef
 
-from actors.batch import Episode, Place, TokenFields
+from actors.episodes import Episode, Place, TokenFields
 from actors.group import ActorGroup
 from actors.train.worker import Held, Share, Totals
-from algorithms.rl.experience import RankWork
+from algorithms.division.work import RankWork
 from algorithms.rollouts.groups import ScoredGroup
 
 Episodes = ObjectRef[list[Episode]]

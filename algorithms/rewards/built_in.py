@@ -1,15 +1,12 @@
-"""The reward functions that come with Tandem, and how one is found by its name. Runs without torch and ray."""
+"""The reward functions that come with Tandem. Runs without torch and ray."""
 
 import importlib
-import inspect
 import threading
 from collections.abc import Callable
 
-from algorithms.config import RewardFunction
 from algorithms.rewards.math_final import gold_text, stated_answer
 from algorithms.rewards.math_size import is_too_large
 from algorithms.rewards.math_text import fault_in
-from algorithms.user.code import function_fault, load_function, problem_at
 from algorithms.words import noun_of, shorten
 
 MATH_TIMEOUT_S = 5
@@ -82,34 +79,3 @@ def _time_limit() -> int | None:
 
 
 BUILT_IN: dict[str, Callable[..., object]] = {"exact_match": exact_match, "math": math_answer}
-
-
-def resolve(function: RewardFunction, index: int = 0) -> Callable[..., object]:
-    """Find the callable that `function.name` names; `index` is its place in reward.functions, for messages.
-
-    Relative paths start at the working directory, from which `module:function` is importable too.
-    Raises UserError: no such built-in, file, module or function; an import that fails; not a plain callable that takes
-    `completion` or `completions`.
-    """
-    if function.name in BUILT_IN:
-        return BUILT_IN[function.name]
-    field = f"reward.functions.{index}.name"
-    # Alone: reward processes, and that of `check`, run nothing else.
-    call = load_function(function.name, field, known=BUILT_IN, alone=True)
-    if fault := _fault(call):
-        raise problem_at(field, function.name)(f"{function.name.rpartition(':')[2]} {fault}")
-    return call
-
-
-def _fault(call: Callable[..., object]) -> str | None:
-    """What is wrong with `call` as a reward function, whatever the data."""
-    if fault := function_fault(call):
-        return fault
-    try:
-        parameters = inspect.signature(call).parameters
-    except ValueError:
-        return "must have a readable signature"
-    if ("completion" in parameters) == ("completions" in parameters):
-        return "must take completion (one sample) or completions (a batch), one of the two"
-    fixed = [name for name, item in parameters.items() if item.kind is item.POSITIONAL_ONLY]
-    return f"must take {', '.join(fixed)} by name, not by position only" if fixed else None

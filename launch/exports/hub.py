@@ -59,8 +59,8 @@ def push(directory: Path, name: str, *, private: bool) -> str:
 
 def push_model(path: str, name: str, *, private: bool, adapter: bool) -> None:
     """Upload what `export` gives of a run, or a model directory; raises UserError with what has failed."""
+    from launch.exports.links import check_public
     from launch.verbs.chat import model_directory
-    from launch.verbs.links import check_public
 
     directory = model_directory(path)
     directory = directory / "adapter" if adapter else directory
@@ -73,7 +73,7 @@ def push_model(path: str, name: str, *, private: bool, adapter: bool) -> None:
 
 def push_export(directory: Path, name: str, *, private: bool) -> str | None:
     """Upload the model of a run that is done; returns None, or a warning that says how to try again."""
-    from launch.verbs.links import check_public
+    from launch.exports.links import check_public
 
     try:
         check_public(directory / "export", "run.hub_model_id", directory)

@@ -1,4 +1,4 @@
-"""What the checks know of the rows of a configuration."""
+"""What the checks know of the rows of a configuration, once `row_checks` has read them."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
