@@ -140,7 +140,8 @@ def _start_engines(config: RunConfig, directory: str, placement: Placement, rost
     group = roster.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
     share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
     settings = config.rollout.model_copy(update={"gpu_memory_utilization": share})
-    group.spawn(directory, settings, config.model, transfer_backend(config), config.run.seed)
+    backend, keep = transfer_backend(config), config.reward.keep_special_tokens
+    group.spawn(directory, settings, config.model, backend, config.run.seed, keep)
     starting = [group.submit(rank, _ENGINE.ready) for rank in range(len(group))]
     return _Engines(group, starting, config.rollout.start_timeout_s)
 
