@@ -194,8 +194,8 @@ def _examples(reading: "Reading[object]", tokenizer: "PreTrainedTokenizerFast | 
 
 def _sampled(row: ProbeRow, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], ...]:
     """Its completions as a model would sample them, with the token that ends each."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return tuple([*tokenizer(text, add_special_tokens=False).input_ids, *end] for text in row.completions)
+    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    return tuple([*tokenizer.encode(text, add_special_tokens=False), *end] for text in row.completions)
 
 
 def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tuple[int, int]:
