@@ -12,7 +12,8 @@ class TransferConfig(Config):
     """How weights travel from the policy to the rollout engines, and how each transfer is verified."""
 
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
-    """vLLM weight-transfer backend; auto: nccl between GPUs, gloo on CPU."""
+    """vLLM weight-transfer backend; auto: nccl between GPUs, ipc where groups share them
+    (cluster.placement shared), gloo on CPU."""
     store: Literal["broadcast", "holder"] = "broadcast"
     """broadcast: one transfer from the policy to all engines; holder: over gloo to a process that keeps the last
     version in its memory (twice the model's while one arrives), and from there to each engine, also to one that comes

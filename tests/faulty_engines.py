@@ -189,3 +189,15 @@ def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:
     healthy = getattr(owner, name)
     setattr(owner, name, value)
     return lambda: setattr(owner, name, healthy)
+
+
+def fails_half_way(model: Any) -> Callable[[], None]:
+    """The model takes new weights, and then does not."""
+    original = model.load_weights
+
+    def load(weights: Any) -> Any:
+        original(weights)
+        raise RuntimeError("half of it is new")
+
+    model.load_weights = load
+    return lambda: setattr(model, "load_weights", original)

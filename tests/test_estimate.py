@@ -12,7 +12,8 @@ from actors.models.safetensors_header import stored_tensors
 from actors.models.skeleton import hf_config
 from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import GRPOConfig
-from launch.kinds.table import KINDS
+from launch.config import load
+from launch.kinds.table import KINDS, job_kind
 from launch.models.files import stored_parameters
 from launch.sizes.estimate import (
     ENGINE_BASE,
@@ -32,6 +33,9 @@ from launch.sizes.estimate import (
     rollout_memory,
     trainer_memory,
 )
+from launch.sizes.placement import demands
+
+ROOT = Path(__file__).resolve().parent.parent
 
 NUMBERS = {
     "vocab_size": 101,
@@ -132,6 +136,20 @@ def test_a_holder_has_a_version_and_the_one_that_arrives(lora: dict | None, sent
     assert found["rollout"] == engine_memory(1000, rollout, "bf16")
     assert (found["holder"].weights, found["holder"].base) == (copies * 2000, HOLDER_BASE)
     assert rollout_memory(1000, RolloutConfig(), model).keys() == {"rollout"}
+
+
+@pytest.mark.parametrize("store", ["broadcast", "holder"])
+@pytest.mark.parametrize("name", ["grpo", "ppo", "ppo-lora", "sft", "dpo", "reward", "embedding", "reranker"])
+def test_the_memory_of_every_group_that_is_placed_is_known(name: str, store: str) -> None:
+    """What is placed and not counted would be missing from `check`, and from the pods of a cluster."""
+    sampled = name in ("grpo", "ppo", "ppo-lora")
+    config = load(
+        str(ROOT / f"configs/{name}.yaml"),
+        [f"rollout.transfer.store={store}", "rollout.transfer.backend=gloo"] if sampled else [],
+    )
+    placed = {demand.group for demand in demands(config)} - {"reward"}
+    assert job_kind(config).memory(SHAPE, 1000).keys() == placed
+    assert ("holder" in placed) == (store == "holder" and sampled)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -39,6 +39,7 @@ from tests.faulty_engines import (
     Engine,
     changed_in_transit,
     dies_while_receiving,
+    fails_half_way,
     misnamed_adapter,
     waits_while_receiving,
     zeroed_layer,
@@ -225,6 +226,28 @@ def test_an_engine_that_computes_with_other_weights_is_told_without_a_policy(
         trio.fetch(0, 1)
     trio.engine(1, Engine.repair)
     trio.fetch(1)
+
+
+def test_nothing_is_sampled_from_weights_that_are_new_by_half(trio: Trio) -> None:
+    """What runs ends with the tokens of the old ones, and what comes then is refused, until whole weights are there."""
+    trio.engine(1, Engine.break_with, fails_half_way)
+    number, sampling = next(IDS), Sampling(samples=16, temperature=ROLLOUT.temperature, max_tokens=440)
+    request = Request(id=number, token_ids=[5, 6, 7], sampling=sampling)
+    taken = trio.engines.submit(1, Engine.submit, [request], None)  # not waited for: the weights come while it runs
+    assert trio.ticket is not None
+    with pytest.raises(GroupError, match="half of it is new"):
+        trio.store.fetch(trio.ticket, [1])
+    trio.engines.gather([taken], "submit", ranks=[1])
+    [finished] = trio.engine(1, Engine.poll, 60.0)
+    assert finished.request == number
+    turns = [turn for episode in trio.engine(1, Engine.collect, number) for turn in episode.turns]
+    assert "abort" in {turn.finish_reason for turn in turns}, "some were running"
+    assert {span.version for turn in turns for span in turn.versions} <= {5}
+    with pytest.raises(GroupError, match="before the first weights arrived"):
+        trio.engine(1, Engine.submit, [request], None)
+    trio.engine(1, Engine.repair)
+    trio.fetch(1)
+    assert trio.versions(1) == {5}
 
 
 def test_an_engine_that_dies_takes_no_other_along(trio: Trio) -> None:

@@ -1,6 +1,8 @@
 """Rewards: what functions are called with, what counts as a failure, how sources add up. No Ray."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from algorithms.rewards.scores import (
     sources_labels,
 )
 from tests.episodes import episode
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def loaded(call, *, name="mine.py:score", label="score", weight=1.0, **arguments) -> LoadedFunction:
@@ -63,7 +67,7 @@ def test_loading_reports_the_mistakes_of_all_sources():
     [
         ({"functions": ["a.py:score", "math", "b.py:score"]}, [["score", "math", "score_2"], [], []]),
         ({"functions": ["a:score", "b:score", "c:score_2"]}, [["score", "score_2", "score_2_2"], [], []]),
-        ({"functions": ["a:mean", "a:std"]}, [["mean_2", "std_2"], [], []]),
+        ({"functions": ["a:mean", "a:min", "a:failed"]}, [["mean_2", "min_2", "failed_2"], [], []]),
         (
             {
                 "functions": ["a:score"],
@@ -81,6 +85,16 @@ def test_loading_reports_the_mistakes_of_all_sources():
 )
 def test_labels_are_short_and_unique_over_all_sources(sources, labels):
     assert list(sources_labels(RewardConfig(**sources))) == labels
+
+
+def test_no_source_hides_a_metric_of_all_rewards():
+    """Every name that the code of the loops writes beside those of the sources is taken."""
+    sources = [path.read_text() for path in (ROOT / "algorithms" / "rl").glob("*.py")]
+    names = {name for text in sources for name in re.findall(r'"reward/(\w+)"', text)}
+    names |= {"mean", "std", "zero_variance_fraction"}  # of `reward_metrics`, for evaluations too
+    assert {"min", "failed", "kl_coef"} <= names
+    functions = [f"a:{name}" for name in sorted(names)]
+    assert sources_labels(RewardConfig(functions=functions))[0] == [f"{name}_2" for name in sorted(names)]
 
 
 def test_signature_is_checked_against_columns_and_arguments(tmp_path):

@@ -3,8 +3,8 @@
     submit --> [ calls ] --> add to vLLM, step, step, ... --> [ segments ] --> poll
                    ^---- pause, weights, adapters, canary
 
-The engine runs in this very process on CPU (it starts and generates fastest so) and in vLLM's own processes on GPU;
-both are driven by the same thread through vLLM's public `LLM` and `LLMEngine`.
+The engine runs in this very process on CPU (it starts and generates fastest so) and where weights come by ipc, else on
+GPU in vLLM's own processes; all are driven by the same thread through vLLM's public `LLM` and `LLMEngine`.
 """
 
 import os

@@ -286,7 +286,8 @@ class RolloutWorker(EngineHost):
         """Get whole weights from a holder and put them into service as `version`, or with -1 not yet.
 
         With a canary prompt, give account of them. Until all has come the engine goes on with what it has, and so it
-        does when that fails; when the model does not take what has come, it does not generate before it has others.
+        does when that fails; when the model does not take what has come, its requests end as they are, and it takes no
+        others before it has whole weights.
         """
 
         def load() -> Got | None:
@@ -300,8 +301,10 @@ class RolloutWorker(EngineHost):
                 self.engine.llm.update_weights({"update_info": offer.tensors})
                 found = self._put_into_service(version, canary)
             except BaseException as error:
-                # Half of it may be new: nothing may be sampled before whole weights have come.
+                # Half of it may be new: what runs ends with the tokens that it has, and no request is taken before
+                # whole weights have come.
                 self.engine.version = -1
+                self.engine.abort(list(self._open))
                 with told_beside(error, "going on"):
                     self.engine.resume()
                 raise

@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: initialise, accumulate, step, gather, save and load a trained model.
+"""DeepSpeed: initialise, accumulate, step, gather, save and load a trained model; no other file imports it.
 
 DeepSpeed takes seconds to import, and the driver imports this module for what workers do: so only functions do, and
 `load_library` for those who will need it.

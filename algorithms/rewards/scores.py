@@ -22,8 +22,9 @@ from algorithms.rewards.endpoint import LoadedEndpoint, load_endpoint
 from algorithms.words import shorten
 
 LoadedSource = LoadedFunction | LoadedEndpoint
-_TAKEN_LABELS = {"mean", "std", "zero_variance_fraction"}
-"""Metrics of the rewards, which stand beside those of the sources."""
+_TAKEN_LABELS = {"mean", "std", "min", "max", "zero_variance_fraction", "failed", "turns", "shaped_mean"}
+_TAKEN_LABELS |= {"kl_per_response", "kl_coef"}
+"""Metrics of all rewards, `reward/<name>`, beside which those of the sources stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

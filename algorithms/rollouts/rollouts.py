@@ -1,4 +1,4 @@
-"""From prompts to scored groups: start as many as may run, score them as they end, replace what failed.
+"""From prompts to scored groups: start as many as may run, score what ends, replace what failed or an engine has lost.
 
     prompts --admit--> engines --ended--> reward pool --scores--> ready --take--> a step
                  ^------------ failed and stale groups are replaced ----'
@@ -53,7 +53,8 @@ class Limits:
     """Share of a step's samples (reward.max_failed_fraction)."""
     attempts: int = 1
     """How many engines a prompt may be lost with before the run ends (no setting reaches this yet). With 1, the loss of
-    an engine ends it where the engine had prompts; one that had none is done without, while another is left."""
+    an engine ends it where the engine had prompts; one that had none is done without, while another is left, until
+    weights are sent to it."""
 
 
 class Rollouts:

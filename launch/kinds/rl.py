@@ -22,9 +22,9 @@ from launch.sizes.estimate import (
     Arithmetic,
     DecoderShape,
     Memory,
-    engine_memory,
     reference_memory,
     rl_arithmetic,
+    rollout_memory,
     trainer_memory,
 )
 
@@ -117,7 +117,7 @@ class RLKind(JobKind):
     def memory(self, shape: DecoderShape, parameters: int) -> dict[str, Memory]:
         config, dtype = self.config, self.config.model.dtype
         found = {"policy": self._policy_memory(shape, parameters)}
-        found["rollout"] = engine_memory(parameters, config.rollout, dtype)
+        found |= rollout_memory(parameters, config.rollout, config.model)
         for index, name in reward_model_groups(config):
             found[name] = reference_memory(shape, parameters, config.reward.models[index].group, dtype)
         return found | self._critic_memory(shape, parameters) | self._reference_memory(shape, parameters)

@@ -1,7 +1,7 @@
 """What of a run has state: its parts by name, how they are saved, verified and loaded, and when.
 
     groups that learn   policy, critic, a reference that follows    shards, each rank its own, below <name>/
-    the driver's parts  loop, batches, best, shaper, kl             JSON values in the manifest, arrays below <name>/
+    the driver's parts  loop, batches, best; rollouts, shaper, kl   JSON values in the manifest, arrays below <name>/
 
 What a part keeps is known to the part alone (`actors.files.parts`); a loop says which it has (`parts`).
 """
