@@ -109,6 +109,8 @@ class Episode:
     This is what reward functions score: an answer is in the last turn, and those that look for one must not find what
     an earlier turn was thinking of.
     """
+    marked_text: str | None = None
+    """The same with special tokens, which reward functions score with reward.keep_special_tokens; None without."""
 
     @property
     def prompt_token_ids(self) -> NDArray[np.int32]:

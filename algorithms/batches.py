@@ -42,7 +42,12 @@ class Batches:
         return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
 
     def load(self, directory: Path, entry: Entry) -> None:
-        """Continue from `entry`. Raises UserError when the data has another number of rows than then."""
+        """Continue from `entry`. Raises UserError when the data has another number of rows than then; where the entry
+        says that it may (`new_rows`), a new pass begins over as many as there are."""
+        if entry.get("new_rows") and entry.get("rows") != self._rows:
+            self.epoch, self.position = int(entry.get("epoch", 0)), 0
+            self._order = self._draw()
+            return
         if "rows" not in entry:  # saved by WeightedBatches
             raise UserError(
                 f"data.train: must draw from the checkpoint's sets ({', '.join(entry['sets'])}) to resume, got one"
@@ -105,8 +110,16 @@ class WeightedBatches:
     def load(self, directory: Path, entry: Entry) -> None:
         """Continue from `entry`. Raises UserError when the sets are others than then, or have other numbers of rows.
 
-        Other weights than then hold from here on: what was drawn before does not count for them.
+        Other weights than then hold from here on: what was drawn before does not count for them. Where the entry says
+        that there may be other rows (`new_rows`), sets may come and go, too: each is as `Batches` is.
         """
+        if entry.get("new_rows"):
+            known = entry.get("sets", {})
+            for name, rows in self._sets.items():
+                rows.load(directory, known.get(name, {}) | {"new_rows": True})
+            if entry.get("shares") == self._shares:
+                self._drawn = dict(entry["drawn"])
+            return
         if "sets" not in entry or entry["sets"].keys() != self._sets.keys():
             then = ", ".join(entry.get("sets", ["one set"]))
             raise UserError(

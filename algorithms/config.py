@@ -159,6 +159,9 @@ class RewardConfig(Config):
     """Reward models; a plain string stands for the directory of one with weight 1."""
     endpoints: list[RewardEndpoint] = []
     """HTTP services; a plain string stands for the address of one with weight 1."""
+    keep_special_tokens: bool = False
+    """Functions read the text of a response with its special tokens, but for the token that ended it; endpoints and
+    samples files have it without. One that takes `completion_ids` gets the sampled tokens, the last one included."""
     normalize: bool = False
     """Subtract the mean of all rewards so far and divide by their standard deviation, before baselines. Those of groups
     that dynamic_sampling drops are among them, those that mask_truncated leaves out are not, nor those of evaluations,
@@ -202,6 +205,12 @@ class RewardConfig(Config):
                         f"{got} again"
                     )
                 seen.append(values)
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_reads(self) -> Self:
+        if not self.functions:
+            refuse_unused(self, "keep_special_tokens", why="without functions, which alone read the text so")
         return self
 
     @property

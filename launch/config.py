@@ -45,6 +45,16 @@ class CheckpointConfig(Config):
     resume: bool = True
     """Continue from the run directory's latest checkpoint, if there is one; results without a checkpoint are kept
     aside, in `set-aside-N`. false removes what an earlier run of the same name left, its checkpoints too."""
+    accept_new_data: bool = False
+    """Continue although the rows of data.train, data.eval or data.corpus, or the files of the model's tokenizer or chat
+    template, are others than those of the checkpoint; else that is refused. Training goes on at the same place of the
+    pass where data.train has as many rows as then, else with a new pass."""
+
+    @model_validator(mode="after")
+    def _resumes(self) -> "CheckpointConfig":
+        if not self.resume:
+            refuse_unused(self, "accept_new_data", why="with resume false, which continues from no checkpoint")
+        return self
 
 
 class TrackingConfig(Config):

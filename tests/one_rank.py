@@ -46,14 +46,14 @@ def alone() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def engine(stage: int, *, dtype: Any = "fp32", **settings: Any) -> TrainingEngine:
+def engine(stage: int, *, dtype: Any = "fp32", updates: int = UPDATES, **settings: Any) -> TrainingEngine:
     given: dict[str, Any] = {"optimizer": OptimizerConfig(name="sgd", lr=0.5, max_grad_norm=1e6)} | settings
     if stage:
         # DeepSpeed 0.19.8 sets 2 GB of addresses aside for each engine by default, and engines are never freed: beyond
         # the machine's memory this process could not fork (ENOMEM), as later tests do.
         given["deepspeed"] = {"zero_optimization": {"reduce_bucket_size": 1_000_000}} | given.get("deepspeed", {})
     module = Net() if dtype == "fp32" else Net().bfloat16()
-    return TrainingEngine(module, TrainerConfig(zero_stage=stage, **given), dtype, UPDATES)
+    return TrainingEngine(module, TrainerConfig(zero_stage=stage, **given), dtype, updates)
 
 
 def train(trained: TrainingEngine, update: int) -> None:

@@ -406,7 +406,7 @@ def test_a_manifest_has_the_step_the_files_and_their_hashes(tmp_path: Path) -> N
     checkpoints.write(0, write)
     text = (checkpoints.keep(0) / "manifest.json").read_text(encoding="utf-8")
     manifest = json.loads(text)
-    assert manifest.keys() == {"step", "identity", "contents", "data", "parts", "files", "sha256"}
+    assert manifest.keys() == {"step", "identity", "contents", "data", "text_files", "rows", "parts", "files", "sha256"}
     assert (manifest["step"], manifest["files"]) == (0, {"empty": 0, "hashed": 1})
     assert manifest["parts"] == {"kl": {"coef": 0.5}}
     assert manifest["sha256"] == {"empty": hashlib.sha256().hexdigest(), "hashed": "taken by a rank"}

@@ -159,7 +159,8 @@ def test_data_that_changed_since_the_checkpoint_is_told(tmp_path: Path, monkeypa
         examine(job(limit=4))
     assert caught.value.problems == (
         "data.train: must hold the 6 rows of the checkpoint to resume from outputs/run/checkpoints/step-1 (data.limit "
-        "was null, and is 4), got 4; to start anew: checkpoint.resume=false, or another run.name than run",
+        "was null, and is 4), got 4; to go on all the same: checkpoint.accept_new_data=true; to start anew: "
+        "checkpoint.resume=false, or another run.name than run",
     )
     told = [line for line in examine(job(train="same.jsonl")).warnings if line.startswith("data.train: was")]
     assert told == [

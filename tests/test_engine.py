@@ -17,16 +17,17 @@ from actors.models.lora import add_adapters, plain_parameters
 from actors.train.engine import (
     TrainingEngine,
     _checkpoint_files,
-    _schedule,
     checkpoint_types,
     gathered,
     inference_module,
 )
 from actors.train.frozen import ReferenceWorker
 from actors.train.policy import PolicyWorker
+from actors.train.schedule import rate_schedule
 from tests.one_rank import (
     SMALL,
     STAGES,
+    STAGES_AND_DTYPES,
     UPDATES,
     Net,
     alone,  # noqa: F401
@@ -58,7 +59,7 @@ def test_only_max_grad_norm_clips(stage: int) -> None:
 def rates(updates: int, **settings: Any) -> list[float]:
     """Learning rates of all updates, of a peak of 1, as the optimizer gets them."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = _schedule(optimizer, OptimizerConfig(name="sgd", lr=1.0, **settings), updates)
+    schedule = rate_schedule(optimizer, OptimizerConfig(name="sgd", lr=1.0, **settings), updates)
     found = []
     for _ in range(updates):
         found.append(optimizer.param_groups[0]["lr"])
@@ -139,6 +140,28 @@ def test_the_average_is_that_of_the_definition_and_is_resumed(stage: int, tmp_pa
         assert_equal(weights(again), averaged)
     assert_equal(weights(again), own)
     train(again, 9)  # training goes on after an export
+
+
+@pytest.mark.parametrize(("stage", "dtype"), STAGES_AND_DTYPES)
+def test_the_schedule_of_a_longer_run_holds_from_the_first_update_on(stage: int, dtype: str, tmp_path: Path) -> None:
+    """A finished cosine run has rate 0; that of 10 updates is in its middle after 5: no update is made at rate 0."""
+    cosine = OptimizerConfig(name="sgd", lr=0.5, schedule="cosine", max_grad_norm=1e6)
+    first = engine(stage, dtype=dtype, updates=5, optimizer=cosine)
+    for update in range(5):
+        train(first, update)
+    first.save(tmp_path)
+    assert first.learning_rate == 0
+    longer = engine(stage, dtype=dtype, updates=10, optimizer=cosine)
+    assert longer.load(tmp_path) == (0, pytest.approx(0.25))
+    found, before = [], weights(longer)
+    for update in range(5, 10):
+        found.append(longer.learning_rate)
+        train(longer, update)
+        if update == 5:
+            assert float((weights(longer)["0.weight"] - before["0.weight"]).abs().max()) > 1e-2
+    assert found == pytest.approx([0.25 * (1 + math.cos(math.pi * update / 10)) for update in range(5, 10)])
+    same = engine(stage, dtype=dtype, updates=5, optimizer=cosine)
+    assert same.load(tmp_path) == (0, 0)
 
 
 class Mark:

@@ -11,10 +11,10 @@ from actors.config import FrozenGroupConfig, OptimizerConfig, TrainerConfig
 from actors.train.engine import (
     TrainingEngine,
     _optimizer,
-    _schedule,
     deepspeed_config,
     inference_module,
 )
+from actors.train.schedule import rate_schedule
 from tests.one_rank import alone  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -84,7 +84,7 @@ def test_a_group_without_parameters_is_none() -> None:
 def test_the_schedule_multiplies_the_rate_of_every_group() -> None:
     """Over all updates of the run, whose number decides where a decay ends."""
     optimizer = _optimizer(Dropping(), OptimizerConfig(lr=0.3))
-    schedule = _schedule(optimizer, OptimizerConfig(lr=0.3, schedule="linear", warmup_updates=4), 6)
+    schedule = rate_schedule(optimizer, OptimizerConfig(lr=0.3, schedule="linear", warmup_updates=4), 6)
     found = []
     for _ in range(6):
         found += [group["lr"] for group in optimizer.param_groups]

@@ -34,7 +34,7 @@ _READ_BY_ALL = "PreTrainedTokenizerFast"
 
 def copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path, source: str) -> None:
     """Put a tokenizer beside a model: the files that it was loaded from, where that was `source`."""
-    files = _files(Path(source)) if source and Path(tokenizer.name_or_path or "/") == Path(source) else []
+    files = files_of(Path(source)) if source and Path(tokenizer.name_or_path or "/") == Path(source) else []
     if not files or not all(is_own(file, Path(source), _FILES) for file in files):
         save_tokenizer(tokenizer, directory)
         _keep_class(directory, Path(source) if files else None)
@@ -51,12 +51,12 @@ def restore_tokenizer(directory: Path, source: str, *, changed: bool) -> None:
         source: that it was loaded from; empty, or gone: there was none.
         changed: whether it encodes otherwise than its source: it stays as it was written.
     """
-    files = _files(Path(source)) if source and has_vocabulary(Path(source)) else []
+    files = files_of(Path(source)) if source and has_vocabulary(Path(source)) else []
     if changed or not files or not all(is_own(file, Path(source), _FILES) for file in files):
         _in_words_of_all(directory)
         return
     longest = read_settings(directory / _CONFIG).get("model_max_length")
-    for file in _files(directory):
+    for file in files_of(directory):
         file.unlink()
     for file in files:
         _copy(file, directory / file.relative_to(source))
@@ -71,7 +71,8 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
     _in_words_of_all(directory)
 
 
-def _files(directory: Path) -> list[Path]:
+def files_of(directory: Path) -> list[Path]:
+    """The files of a tokenizer and its chat templates that are in a directory."""
     return sorted({file for pattern in _FILES for file in directory.glob(pattern) if file.is_file()})
 
 

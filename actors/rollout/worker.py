@@ -60,10 +60,11 @@ class EngineHost:
     """
 
     engine: Engine
+    _decode_marked: Callable[[Segment], str] | None = None
 
-    def __init__(self, decode: Callable[[Segment], str]) -> None:
-        """`decode` gives the text of a response."""
-        self._decode = decode
+    def __init__(self, decode: Callable[[Segment], str], marked: Callable[[Segment], str] | None = None) -> None:
+        """`decode` gives the text of a response, `marked` the one with special tokens, where that is wanted."""
+        self._decode, self._decode_marked = decode, marked
         self._open: dict[int, tuple[Request, list[Segment]]] = {}
         """Requests of which samples are still to end, and those that have ended."""
         self._ended: dict[int, list[Episode]] = {}
@@ -161,7 +162,9 @@ class EngineHost:
             versions=segment.versions,
             finish_reason=segment.finish,
         )
-        return Episode(turns=[turn], status=_STATUSES.get(segment.finish, "failed"), text=self._decode(segment))
+        marked = self._decode_marked(segment) if self._decode_marked else None
+        status = _STATUSES.get(segment.finish, "failed")
+        return Episode(turns=[turn], status=status, text=self._decode(segment), marked_text=marked)
 
 
 class RolloutWorker(EngineHost):
@@ -176,8 +179,9 @@ class RolloutWorker(EngineHost):
         model: ModelConfig,
         backend: str,
         seed: int,
+        keep_special_tokens: bool = False,
     ) -> None:
-        super().__init__(self._text)
+        super().__init__(self._text, self._marked_text if keep_special_tokens else None)
         write_output_to_log()
         load_data_only()
         meet_on_node_address()
@@ -207,12 +211,20 @@ class RolloutWorker(EngineHost):
         return self.engine.pulse()
 
     def _text(self, segment: Segment) -> str:
-        tokens, ended_by = segment.token_ids, segment.ended_by
         # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
-        spoken = tokens[:-1] if isinstance(ended_by, int) else tokens
-        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)  # type: ignore[assignment]
-        if isinstance(ended_by, str):
-            text = up_to_stop(text, ended_by, segment.text, keep=self.config.keep_stop_string)
+        return self._spoken(segment, ended=isinstance(segment.ended_by, int), special=False)
+
+    def _marked_text(self, segment: Segment) -> str:
+        # Here the end-of-sequence token would be part of the text, too.
+        by_token = segment.finish == "stop" and not isinstance(segment.ended_by, str)
+        return self._spoken(segment, ended=by_token, special=True)
+
+    def _spoken(self, segment: Segment, *, ended: bool, special: bool) -> str:
+        """What was sampled as text, with special tokens or without; `ended`: without the last token."""
+        tokens = segment.token_ids[:-1] if ended else segment.token_ids
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=not special)  # type: ignore[assignment]
+        if isinstance(segment.ended_by, str):
+            text = up_to_stop(text, segment.ended_by, segment.text, keep=self.config.keep_stop_string)
         return text
 
     @ray.method(concurrency_group="control")

@@ -209,12 +209,14 @@ class TrainedWorker(Worker):
         files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
         return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
 
-    def load(self, directory: Path) -> None:
-        """Restore this rank's share of a checkpoint."""
-        self.load_model(directory)
+    def load(self, directory: Path) -> tuple[float, float]:
+        """Restore this rank's share of a checkpoint; returns the rates of the next update then and now, as
+        `TrainingEngine.load` does."""
+        rates = self.engine.load(directory)
         path = directory / f"random-{self.rank}.pt"
         if path.exists():  # A run may go on with more ranks than it had.
             self._set_random_state(stored.read(path))
+        return rates
 
     def load_model(self, directory: Path) -> None:
         """Restore the model and its optimizer only, also on another device than that of the run."""

@@ -12,6 +12,7 @@ from algorithms.config_rl import RLConfig
 from algorithms.data.held_out import divided
 from algorithms.data.pairs import judged_reading, pair_reading
 from algorithms.data.reading import Reading
+from algorithms.data.row_contents import Contents, content_of
 from algorithms.data.sources import Row, check_source_settings, read_rows
 from algorithms.data.tokens import prompt_reading, sequence_reading
 
@@ -31,6 +32,8 @@ class RunData:
     sizes: dict[str, int] = field(default_factory=dict)
     """Rows of each set."""
     held_out: list[Any] = field(default_factory=list)
+    contents: Contents = field(default_factory=Contents)
+    """What the sets hold, before anything is left out or cut."""
     notes: list[str] = field(default_factory=list)
     """A line for each set of which rows are too long."""
 
@@ -51,12 +54,13 @@ def load_sets(
     *,
     at_most: int | None = None,
     told: list[str] | None = None,
+    contents: Contents | None = None,
 ) -> dict[str, list[Row]]:
     """The training or evaluation rows of each source that `data` names, as data.converter leaves them; `at_most` so
     many of each. A single source has the name "". Rows of several get a column `source`, unless they have one.
 
     data.limit and data.eval_limit count the rows of a source that the converter keeps, and so do the numbers in later
-    messages; `told` gets a line about what the converter kept.
+    messages; `told` gets a line about what the converter kept, `contents` what each set holds.
 
     Raises UserError as read_rows and check_source_settings do.
     """
@@ -77,6 +81,8 @@ def load_sets(
         )
         for name, source in ({"": given} if isinstance(given, str) else given).items()
     }
+    if contents is not None:
+        contents.update({f"{field}.{name}" if name else field: content_of(rows) for name, rows in found.items()})
     if isinstance(given, str):
         return found
     return {name: [{"source": name} | row for row in rows] for name, rows in found.items()}  # a row's own column wins
@@ -118,7 +124,7 @@ def run_data(
     found = RunData()
     fields: list[Field] = ["data.train"] if data.eval is None else ["data.train", "data.eval"]
     for where in fields:
-        for name, rows in load_sets(data, where).items():
+        for name, rows in load_sets(data, where, contents=found.contents).items():
             label = f"{where}.{name}" if name else where
             reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
             tally = reading.tally()

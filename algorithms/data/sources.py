@@ -40,7 +40,22 @@ def read_rows(
     converter: str | None = None,
     told: list[str] | None = None,
 ) -> list[Row]:
-    """The rows of `source`, after `converter`, at most `limit` of them.
+    """The rows of `source`, after `converter`, at most `limit` of them; see `each_row`."""
+    rows = each_row(source, split=split, arguments=arguments, limit=limit, field=field, converter=converter, told=told)
+    return list(rows)
+
+
+def each_row(
+    source: str,
+    *,
+    split: str,
+    arguments: Mapping[str, object],
+    limit: int | None,
+    field: str,
+    converter: str | None = None,
+    told: list[str] | None = None,
+) -> Iterator[Row]:
+    """The rows of `source`, after `converter`, at most `limit` of them, one after the other.
 
     Args:
         source: JSONL, JSON (one list, or one object a line) or Parquet file, the first two also gzipped;
@@ -67,12 +82,14 @@ def read_rows(
     read, found = itertools.count(), _objects(rows, source, field)
     if converter:
         found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
-    taken = list(itertools.islice(found, limit))
+    taken = 0
+    for row in itertools.islice(found, limit):
+        taken += 1
+        yield row
     if converter and told is not None and taken:
-        told.append(f"{field}: {converter} kept {len(taken):,} of {next(read):,} rows")
+        told.append(f"{field}: {converter} kept {taken:,} of {next(read):,} rows")
     if not taken:
         raise UserError(f"{field}: must hold at least one row, got none from {source}")
-    return taken
 
 
 def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub"]:

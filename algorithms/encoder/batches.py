@@ -207,8 +207,13 @@ class _Visits:
         """Epoch and index of the rows that wait, in the order of waiting, int64 [W, 2]."""
         return np.array([(epoch, index) for index, (epoch, _) in self.waiting.items()], dtype=np.int64).reshape(-1, 2)
 
-    def restore(self, state: Entry, waits: Sequence[Sequence[int]]) -> None:
-        """Continue from what `state` and `waits` gave."""
+    def restore(self, state: Entry, waits: Sequence[Sequence[int]], *, new_rows: bool = False) -> None:
+        """Continue from what `state` and `waits` gave; with `new_rows` with a new pass, where their number is another
+        one."""
+        if new_rows and state.get("rows") != len(self.task.rows):
+            self.epoch, self.position, self.waiting = int(state.get("epoch", 0)), 0, {}
+            self.order = self._draw_order()
+            return
         if state["rows"] != len(self.task.rows):
             raise UserError(
                 f"{self.task.field}: must hold the checkpoint's {state['rows']} rows to resume, "
@@ -264,9 +269,11 @@ class TaskBatches:
         return {"updates": self.updates, "tasks": {visits.task.name: visits.state() for visits in self._visits}}
 
     def load(self, directory: Path, entry: Entry) -> None:
-        """Continue from `entry`. Raises UserError when the tasks or their numbers of rows are others than then."""
+        """Continue from `entry`. Raises UserError when the tasks or their numbers of rows are others than then, unless
+        the entry says that rows may be (`new_rows`)."""
         names, tasks = [visits.task.name for visits in self._visits], entry["tasks"]
-        if set(names) != set(tasks):
+        new_rows, same = bool(entry.get("new_rows")), set(names) == set(tasks)
+        if not same and not new_rows:
             raise UserError(
                 f"data.train: must name the checkpoint's sources {', '.join(tasks)} to resume, got {', '.join(names)}"
             )
@@ -274,5 +281,7 @@ class TaskBatches:
         waits = {} if listed else read_arrays(directory / _WAITING)
         self.updates = entry["updates"]
         for visits in self._visits:
-            task = tasks[visits.task.name]
-            visits.restore(task, task["waiting"] if listed else waits[f"{visits.number}"].tolist())
+            task, waiting = tasks.get(visits.task.name, {}), []
+            if same:  # else tasks have other numbers than then
+                waiting = task["waiting"] if listed else waits[f"{visits.number}"].tolist()
+            visits.restore(task, waiting, new_rows=new_rows)

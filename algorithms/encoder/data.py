@@ -9,6 +9,7 @@ import numpy as np
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.config_encoder import NEGATIVE_LOSSES, EmbeddingConfig, EmbeddingTask, RerankerConfig
+from algorithms.data.row_contents import Contents
 from algorithms.data.sources import Row
 from algorithms.encoder.batches import (
     Example,
@@ -24,9 +25,14 @@ _BINARY = ("contrastive", "online_contrastive")
 
 
 def training_tasks(
-    algorithm: EmbeddingConfig | RerankerConfig, data: DataConfig, *, at_most: int | None = None
+    algorithm: EmbeddingConfig | RerankerConfig,
+    data: DataConfig,
+    *,
+    at_most: int | None = None,
+    contents: Contents | None = None,
 ) -> list[TaskRows]:
-    """The training rows of every task, and how an update draws from them; `at_most` so many rows of each.
+    """The training rows of every task, and how an update draws from them; `at_most` so many rows of each. `contents`
+    gets what they hold.
 
     Raises:
         UserError: names of data and tasks that differ, rows that cannot be read, or that a loss cannot learn from.
@@ -34,7 +40,7 @@ def training_tasks(
     # Before any row is read, which may take minutes.
     if isinstance(algorithm, EmbeddingConfig):
         _require_same_names(algorithm, data)
-    sources = load_named_rows(data, "data.train", at_most=at_most)
+    sources = load_named_rows(data, "data.train", at_most=at_most, contents=contents)
     if isinstance(algorithm, EmbeddingConfig):
         return [_embedding_task(task, data, name, sources[name]) for name, task in algorithm.by_name.items()]
     tasks = [_reranker_task(algorithm, data, name, rows) for name, rows in sources.items()]

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
+from algorithms.data.row_contents import Contents, content_of
 from algorithms.data.sources import Row, read_rows
 from algorithms.encoder.columns import FIRST, LABELS, NEGATIVES, PASSAGES, POSITIVES, QUERY, SCORE, SECOND, renamed_row
 from algorithms.encoder.rows import Graded, Ranking, Scored, gradeds, load_named_rows, rankings, scored_pairs
@@ -60,8 +61,9 @@ class RankedSet:
 HeldOut = SimilaritySet | RankedSet
 
 
-def held_out(data: DataConfig, *, reranker: bool) -> list[HeldOut]:
-    """The evaluation sets of `data`, read and checked; the columns of the first row decide what a set is.
+def held_out(data: DataConfig, *, reranker: bool, contents: Contents | None = None) -> list[HeldOut]:
+    """The evaluation sets of `data`, read and checked; the columns of the first row decide what a set is. `contents`
+    gets what they hold, and what the corpus does.
 
     - Two texts with a score (or label), and no positives: similarity; for embedding models only.
     - Query and positives, or query and passages with labels (right are those above 0; rows of a query are joined). For
@@ -76,8 +78,8 @@ def held_out(data: DataConfig, *, reranker: bool) -> list[HeldOut]:
     Raises:
         UserError: one line with field and row for data that cannot be read, or that such a model cannot be measured by.
     """
-    sources = load_named_rows(data, "data.eval")
-    passages, by_id = _read_corpus(data) if data.corpus is not None else ([], {})
+    sources = load_named_rows(data, "data.eval", contents=contents)
+    passages, by_id = _read_corpus(data, contents) if data.corpus is not None else ([], {})
     found: list[HeldOut] = []
     for name, given in sources.items():
         field = f"data.eval.{name}" if name else "data.eval"
@@ -195,10 +197,12 @@ def _documents(rows: list[Row], field: str) -> list[tuple[str, ...]]:
     return found
 
 
-def _read_corpus(data: DataConfig) -> tuple[list[str], dict[str, str]]:
+def _read_corpus(data: DataConfig, contents: Contents | None) -> tuple[list[str], dict[str, str]]:
     """Passages, and passages by id (as text: 7 and "7" are one id)."""
     assert data.corpus is not None
     rows = read_rows(data.corpus, split=data.eval_split, arguments=data.arguments, limit=None, field="data.corpus")
+    if contents is not None:
+        contents["data.corpus"] = content_of(rows)
     passages, by_id, numbers = [], {}, {}
     for number, row in enumerate(rows, start=1):
         text = passage_of_row(row, number, "data.corpus")

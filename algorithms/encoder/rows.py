@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.data.readers import RowError
+from algorithms.data.row_contents import Contents, content_of
 from algorithms.data.sources import Row, check_source_settings, read_rows
 from algorithms.encoder.columns import (
     FIRST,
@@ -91,11 +92,16 @@ class Graded:
 
 
 def load_named_rows(
-    data: DataConfig, field: Literal["data.train", "data.eval"], *, at_most: int | None = None
+    data: DataConfig,
+    field: Literal["data.train", "data.eval"],
+    *,
+    at_most: int | None = None,
+    contents: Contents | None = None,
 ) -> dict[str, list[Row]]:
     """The rows of each source that `data` names, as data.converter leaves them; a single source has the name ''.
 
     data.limit, data.eval_limit and `at_most` hold for each source. Without data.eval there are none.
+    `contents` gets what each set holds.
     Raises UserError as read_rows does; the messages name `data.train.NAME` where there are several sources.
     """
     train = field == "data.train"
@@ -104,7 +110,7 @@ def load_named_rows(
         raise UserError(f"{field}: must name at least one source, got {{}}")
     sources = {"": given} if isinstance(given, str) else given or {}
     check_source_settings(data)
-    return {
+    found = {
         name: read_rows(
             source,
             split=data.split if train else data.eval_split,
@@ -115,6 +121,9 @@ def load_named_rows(
         )
         for name, source in sources.items()
     }
+    if contents is not None:
+        contents.update({f"{field}.{name}" if name else field: content_of(rows) for name, rows in found.items()})
+    return found
 
 
 def rankings(rows: list[Row], data: DataConfig, field: str, *, scores: bool = False) -> list[Ranking]:

@@ -7,6 +7,9 @@ any column of the data, and the `arguments` of the configuration, which win over
     def score(completion, answer): return float(completion.strip() == answer)
     def score(completions, prompts, answer, **columns): return [...]
 
+Either may name `completion_ids`, too: the tokens that were sampled, the one that ended the response included. With
+`reward.keep_special_tokens` completions have their special tokens, but for that one.
+
 It returns a finite number per sample, or None to abstain. Runs without torch and ray.
 """
 
@@ -24,6 +27,7 @@ from algorithms.rewards.built_in import BUILT_IN
 from algorithms.user.code import cause_of, function_fault, load_function, problem_at
 from algorithms.words import nearest, noun_of
 
+_IDS = "completion_ids"
 Outcome = float | str | None
 """Of a source for a sample: a value, the cause of a failure, or None for an abstention."""
 
@@ -35,6 +39,10 @@ class Samples:
     prompts: list[str]
     completions: list[str]
     columns: Mapping[str, Sequence[object]]
+    marked: Sequence[str] | None = None
+    """Completions as functions read them, where that is not as all others do: with special tokens."""
+    completion_ids: Sequence[list[int]] | None = None
+    """The tokens of each that were sampled, [R]; None where no function asks for them."""
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -44,8 +52,13 @@ class Samples:
 
     def only(self, index: int) -> "Samples":
         """The batch of one that holds sample `index`."""
-        columns = {name: [values[index]] for name, values in self.columns.items()}
-        return Samples(prompts=[self.prompts[index]], completions=[self.completions[index]], columns=columns)
+        return Samples(
+            prompts=[self.prompts[index]],
+            completions=[self.completions[index]],
+            columns={name: [values[index]] for name, values in self.columns.items()},
+            marked=self.marked and [self.marked[index]],
+            completion_ids=self.completion_ids and [self.completion_ids[index]],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +72,12 @@ class LoadedFunction:
     weight: float
     arguments: Mapping[str, object]
     call: Callable[..., object]
+
+    @property
+    def asks_for_ids(self) -> bool:
+        """Whether it names the tokens of completions among its parameters: one that takes any columns has not asked."""
+        parameter = inspect.signature(self.call).parameters.get(_IDS)
+        return parameter is not None and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
     def evaluate(self, samples: Samples) -> list[Outcome]:
         """Call the function; its mistakes are outcomes, never an exception.
@@ -139,7 +158,8 @@ def check_signature(
     call = resolve(function, index)
     parameters = inspect.signature(call).parameters
     own = _own_names(call)
-    offered = {*columns, *own, *function.arguments}
+    taken = {*own, _IDS}
+    offered = {*columns, *taken, *function.arguments}
     missing = [name for name, item in parameters.items() if _required(item) and name not in offered]
     of = "" if where == "data.train" else f" of {where}"
     problems = [
@@ -151,8 +171,9 @@ def check_signature(
     ]
     for name in function.arguments:
         field = f"reward.functions.{index}.arguments.{name}"
-        if name in own:
-            problems.append(f"{field}: must not be {' or '.join(own)}, which every call passes, got {name}")
+        if name in taken:
+            passed = _IDS if name == _IDS else " or ".join(own)
+            problems.append(f"{field}: must not be {passed}, which every call passes, got {name}")
         elif not _accepts(call, name):
             problems.append(f"{field}: {function.name} has no such parameter{nearest(name, parameters)}, got {name}")
     if problems:
@@ -186,14 +207,18 @@ def _keywords(function: LoadedFunction, samples: Samples) -> dict[str, list[obje
     completion_name, prompt_name = _own_names(function.call)
     offered: dict[str, Sequence[object]] = {
         **samples.columns,
-        completion_name: samples.completions,
+        completion_name: samples.completions if samples.marked is None else samples.marked,
         prompt_name: samples.prompts,
     }
-    return {
+    found = {
         name: list(values)
         for name, values in offered.items()
         if name not in function.arguments and _accepts(function.call, name)
     }
+    if function.asks_for_ids:
+        assert samples.completion_ids is not None, "whoever has a function called knows what it asks for"
+        found[_IDS] = [list(ids) for ids in samples.completion_ids]
+    return found
 
 
 def _call(function: LoadedFunction, keywords: Mapping[str, object]) -> tuple[object, str | None]:

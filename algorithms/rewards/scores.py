@@ -114,10 +114,14 @@ def score_rollouts(
 ) -> list[Score]:
     """Score the rollouts of one prompt; one that failed to be generated is failed here too, and no source sees it."""
     whole = [rollout for rollout in rollouts if rollout.status != "failed"]
+    asked = any(isinstance(source, LoadedFunction) and source.asks_for_ids for source in sources)
+    marked = [rollout.text if rollout.marked_text is None else rollout.marked_text for rollout in whole]
     samples = Samples(
         prompts=[prompt.text] * len(whole),
         completions=[rollout.text for rollout in whole],
         columns={name: [value] * len(whole) for name, value in prompt.row.items()},
+        marked=marked,
+        completion_ids=[rollout.turns[-1].sampled_token_ids.tolist() for rollout in whole] if asked else None,
     )
     scores = iter(score_batch(sources, samples, until, models=models))
     return [

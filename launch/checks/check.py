@@ -11,13 +11,12 @@ import sys
 
 from actors.config import UserError
 from launch.checks.capacity import check_resources
-from launch.checks.data_checks import is_elsewhere, one_per_column
+from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
 from launch.checks.engine_options import check_engine_options
 from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_room
 from launch.checks.other_models import say_it_is_loaded
 from launch.checks.output import check_output
-from launch.checks.resumed_data import data_warnings
 from launch.checks.reward_checks import RewardProbe
 from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
@@ -90,8 +89,6 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
             # First, as a directory of somebody else's has no checkpoints to look for.
             check_output(config)
             findings.checkpoint = Checkpoints(config).latest()
-            if findings.checkpoint:
-                findings.warnings += data_warnings(config, findings.checkpoint)
         # Too few CPUs or GPUs and too little memory have one cause, which is told once: see `check_room`.
         told = len(findings.problems)
         with findings.collecting():
@@ -130,6 +127,9 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     kind.check_data(findings, rewards, sets, tokenise=readable)
     if findings.rows and findings.complete and (problem := kind.steps_problem(findings.rows)):
         findings.problems.append(problem)
+    if findings.checkpoint and not findings.problems:
+        with findings.collecting():
+            check_resumed(findings, findings.checkpoint)
     open_to_all = auth_warnings(config) + ([] if findings.elsewhere else open_warnings())
     findings.warnings.extend(plain_http_warnings(config) + open_to_all + kind.warnings())
 

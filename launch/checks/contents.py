@@ -5,23 +5,36 @@ elsewhere, under a path that another run may have written since.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from actors.files.own_files import sha256_of
 from actors.models.identity import model_identity
+from actors.models.tokenizer_files import files_of
+from launch.checks.resumed_data import GO_ON
 from launch.config import RunConfig
 
 _AT_START: dict[str, dict[str, str]] = {}
 """Run directory -> `model_contents` when this process began the run."""
+_TEXT_AT_START: dict[str, dict[str, str]] = {}
+"""Run directory -> `text_files` then."""
 
 
 def keep_contents(config: RunConfig) -> None:
     """Look at the models now, before they are read: what is exported there later is not what the run has read."""
     _AT_START[str(config.directory)] = model_contents(config)
+    _TEXT_AT_START[str(config.directory)] = text_files(config)
 
 
 def kept_contents(config: RunConfig) -> dict[str, str]:
     """`model_contents` as `keep_contents` has found them, with those of models that came to this machine since."""
     # What there was at the start wins: that is what the run has read.
     return model_contents(config) | _AT_START.get(str(config.directory), {})
+
+
+def kept_text_files(config: RunConfig) -> dict[str, str]:
+    """`text_files` as `keep_contents` has found them."""
+    kept = _TEXT_AT_START.get(str(config.directory))
+    return text_files(config) if kept is None else kept
 
 
 def model_contents(config: RunConfig) -> dict[str, str]:
@@ -42,6 +55,31 @@ def changed_contents(config: RunConfig, then: object, directory: object) -> list
         f"got {name}"
         for field, name in named
         if name in then and name in now and then[name] != now[name]
+    ]
+
+
+def text_files(config: RunConfig) -> dict[str, str]:
+    """Name -> SHA-256 of each file of the policy's tokenizer and chat template, where the model is a directory here: a
+    model of the hub is known by its commit."""
+    directory = Path(config.model.path or "")
+    if config.model.path is None or not directory.is_dir():
+        return {}
+    return {str(file.relative_to(directory)): sha256_of(file) for file in files_of(directory)}
+
+
+def changed_text_files(config: RunConfig, then: object, directory: object) -> list[str]:
+    """A line where the policy's tokenizer or chat template is another one than the manifest of the checkpoint in
+    `directory` says; `then`: its `text_files`."""
+    now = text_files(config)
+    if not isinstance(then, dict) or not then or not now:  # of an older version, or of a model of the hub
+        return []
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    if not changed:
+        return []
+    return [
+        f"model.path: must hold the tokenizer and chat template that {directory} was trained with "
+        f"({', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since), got {config.model.path}; "
+        f"{GO_ON}"
     ]
 
 

@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from algorithms.data.row_contents import contents_of
 from algorithms.data.sources import read_rows
 from launch.checks.findings import Findings
 from launch.checks.known_rows import Field, Rows, Sets
-from launch.checks.resumed_data import rows_problem
+from launch.checks.resumed_data import accepted, content_problems, data_warnings, rows_problem
 from launch.checks.reward_checks import RewardProbe
 from launch.checks.row_checks import (
     READ_ROWS,
@@ -16,7 +17,11 @@ from launch.checks.row_checks import (
     same_rows,
     sets_and_notes,
 )
+from launch.run.manifest import Checkpoint
 from launch.settings.named_code import names_code
+
+_COMPARED_S = 60.0
+"""Longest time for reading all rows once more, to compare them with those of a checkpoint."""
 
 
 def read_data(findings: Findings) -> dict[Field, Sets]:
@@ -48,17 +53,30 @@ def check_sets(findings: Findings, sets: dict[Field, Sets], readable: bool) -> t
     )
     if train is not None:
         findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-        findings.complete = train.complete
+        findings.complete, findings.whole = train.complete, train.whole
         if held_out is not None:
             findings.warnings += same_rows(config, train, held_out)
     return train, held_out
 
 
-def check_resumed_rows(findings: Findings, train: Rows) -> None:
-    """Compare the number of rows with that of the checkpoint where the run goes on, where all are known."""
-    if findings.checkpoint and train.complete and train.whole:
-        problem = rows_problem(findings.config, findings.checkpoint, train.count)
-        findings.problems += [problem] if problem else []
+def check_resumed(findings: Findings, checkpoint: Checkpoint) -> None:
+    """Compare the rows with those of the checkpoint where the run goes on: what each set holds, and how many are drawn,
+    as far as that is known here; what has not been read in time, the run compares."""
+    config, data = findings.config, findings.config.data
+    given = {"data.train": data.train, "data.eval": data.eval, "data.corpus": data.corpus}
+    sources = {name: source for where, value in given.items() for name, source in named_sources(where, value).items()}
+    readable = [name for name, source in sources.items() if not is_unread(findings, name, source)]
+    now = findings.aside.call(contents_of, data, readable, _COMPARED_S) if checkpoint.rows else None
+    problems = content_problems(config, checkpoint, now or {})
+    train_differs = any(problem.startswith("data.train") for problem in problems)
+    if findings.rows is not None and findings.complete and findings.whole and not train_differs:
+        problem = rows_problem(config, checkpoint, findings.rows)
+        problems += [problem] if problem else []
+    if config.checkpoint.accept_new_data:
+        findings.warnings += map(accepted, problems)
+    else:
+        findings.problems += problems
+    findings.warnings += data_warnings(config, checkpoint, now or {})
 
 
 def _check_set(findings: Findings, where: Field, sets: dict[Field, Sets], readable: bool) -> Rows | None:

@@ -25,6 +25,8 @@ class Findings:
     """Training rows read that the run draws, at most READ_ROWS of each set."""
     complete: bool = True
     """Whether these are all."""
+    whole: bool = True
+    """Whether none of them is left out for its length."""
     mean_tokens: float | None = None
     """Mean length of a training prompt (GRPO) or sequence (SFT)."""
     notes: list[str] = field(default_factory=list)

@@ -78,17 +78,27 @@ class ProbeRow:
     number: int
     prompt: str
     row: dict[str, object]
+    completion_ids: tuple[list[int], ...] | None = None
+    """Tokens of its `completions`; None where the tokenizer is not here, or was not read."""
 
     @property
     def own_answer(self) -> str | None:
         """The column whose value is the row's own answer, if there is one."""
         return next((name for name in _OWN_ANSWERS if isinstance(self.row.get(name), str | int | float)), None)
 
-    def samples(self) -> Samples:
-        """Its own answer and a neutral text as completions; without an answer two neutral ones."""
+    @property
+    def completions(self) -> list[str]:
+        """Its own answer and a neutral text; without an answer two neutral ones."""
         own = str(self.row[self.own_answer]) if self.own_answer else f"{NEUTRAL} {NEUTRAL}"
+        return [own, NEUTRAL]
+
+    def samples(self) -> Samples:
+        """The batch of its completions."""
+        texts = self.completions
+        # Without a tokenizer numbers that nearly every vocabulary has: those of a byte-level one.
+        ids = self.completion_ids or [list(text.encode()) for text in texts]
         columns = {name: [value, value] for name, value in self.row.items()}
-        return Samples(prompts=[self.prompt] * 2, completions=[own, NEUTRAL], columns=columns)
+        return Samples(prompts=[self.prompt] * 2, completions=texts, columns=columns, completion_ids=ids)
 
 
 @dataclass(kw_only=True)

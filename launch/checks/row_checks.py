@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,8 @@ from launch.config import RunConfig
 from launch.kinds.table import job_kind
 
 if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
     from algorithms.data.readers import Judgement, Message
     from algorithms.data.reading import Reading
 
@@ -47,7 +50,7 @@ def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) ->
     sets = load_sets(config.data, where, at_most=READ_ROWS, told=told)
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
-        reading = _reading(config, rows, label, tokenise=False)
+        reading = _reading(config, rows, label, None)
         if any(_is_math(function) for function in config.reward.functions):
             from algorithms.rewards.math_golds import check_golds
 
@@ -74,11 +77,13 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     Raises:
         UserError: as `read_sets` does, and rows that are too long or cannot be rendered.
     """
+    from actors.models.tokenizer import tokenizer_for
     from algorithms.data.held_out import held_out_count
     from algorithms.offline.comparable import unpaired_text
 
     kind, found, lengths = job_kind(config), Rows(), []
     sets = read_sets(config, where) if sets is None else sets
+    tokenizer = tokenizer_for(config.model) if tokenise else None
     columns = []
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
@@ -87,7 +92,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
             found.warnings.append(
                 f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
             )
-        reading = _reading(config, rows, label, tokenise=tokenise)
+        reading = _reading(config, rows, label, tokenizer)
         # A reward can take a column only if every row has it.
         columns.append(set.intersection(*map(set, reading.rows)))
         kept = len(rows)
@@ -96,7 +101,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
         if config.data.eval is not None:
             found.digest = hash((found.digest, *map(repr, rows)))  # by repr, as lists and mappings have no hash
         if kind.samples_responses:
-            found.examples += _examples(reading)
+            found.examples += _examples(reading, tokenizer)
         # What a row has been read as is said by the convention of the kind of job, not by a type.
         if kind.unpaired:
             found.unpaired[name] = list(map(unpaired_text, cast("Sequence[Judgement]", reading.examples)))
@@ -145,12 +150,10 @@ def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
     return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
 
 
-def _reading(config: RunConfig, rows: list[Row], label: str, *, tokenise: bool) -> "Reading[object]":
+def _reading(config: RunConfig, rows: list[Row], label: str, tokenizer: Any) -> "Reading[object]":
     """The rows as the job reads them; without a tokenizer they cannot be encoded."""
-    from actors.models.tokenizer import tokenizer_for
     from algorithms.data.run_data import reading_of
 
-    tokenizer: Any = tokenizer_for(config.model) if tokenise else None
     limit = config.rollout.max_prompt_tokens
     return reading_of(config.algorithm, rows, config.data, tokenizer, max_prompt_tokens=limit, field=label)
 
@@ -178,14 +181,21 @@ def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows
         found.lacking.setdefault(name, f"{label}: row {number}")
 
 
-def _examples(reading: "Reading[object]") -> list[ProbeRow]:
+def _examples(reading: "Reading[object]", tokenizer: "PreTrainedTokenizerFast | None") -> list[ProbeRow]:
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
     prompts = cast("Sequence[str | list[Message]]", reading.examples)
     # Evenly from the first to the last; of fewer rows each once.
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
-    return [ProbeRow(number=i + 1, prompt=prompt_text(prompts[i]), row=reading.rows[i]) for i in chosen]
+    found = [ProbeRow(number=i + 1, prompt=prompt_text(prompts[i]), row=reading.rows[i]) for i in chosen]
+    return found if tokenizer is None else [replace(row, completion_ids=_sampled(row, tokenizer)) for row in found]
+
+
+def _sampled(row: ProbeRow, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], ...]:
+    """Its completions as a model would sample them, with the token that ends each."""
+    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    return tuple([*tokenizer.encode(text, add_special_tokens=False), *end] for text in row.completions)
 
 
 def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tuple[int, int]:

@@ -65,13 +65,12 @@ class OfflineKind(JobKind):
     def check_data(
         self, findings: "Findings", rewards: "RewardProbe", sets: "dict[Field, Sets]", *, tokenise: bool
     ) -> None:
-        from launch.checks.data_checks import check_resumed_rows, check_sets
+        from launch.checks.data_checks import check_sets
 
         train, held_out = check_sets(findings, sets, tokenise)
         if train is not None:
             with findings.collecting():
                 self.check_rows(train, held_out)
-            check_resumed_rows(findings, train)
 
     def check_rows(self, train: "Rows", held_out: "Rows | None") -> None:
         """What an update needs of its rows beyond their form, as far as a check has read them; raises UserError."""

@@ -133,13 +133,11 @@ class RLKind(JobKind):
     def check_data(
         self, findings: "Findings", rewards: "RewardProbe", sets: "dict[Field, Sets]", *, tokenise: bool
     ) -> None:
-        from launch.checks.data_checks import check_resumed_rows, check_rewards, check_sets
+        from launch.checks.data_checks import check_rewards, check_sets
         from launch.checks.other_models import check_other_model
         from launch.models.files import check_reward_model
 
         train, held_out = check_sets(findings, sets, tokenise)
-        if train is not None:
-            check_resumed_rows(findings, train)
         check_rewards(findings, rewards, train, held_out)
         for index, model in enumerate(self.config.reward.models):
             check_other_model(findings, model.path, f"reward.models.{index}.path", check_reward_model)

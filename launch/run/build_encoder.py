@@ -3,6 +3,7 @@
 from actors.models.hub_cache import located
 from actors.models.skeleton import write_skeleton
 from actors.train.encoder import EncoderWorker
+from algorithms.data.row_contents import Contents
 from algorithms.encoder.batches import TaskBatches
 from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import held_out
@@ -25,17 +26,18 @@ def build_encoder(kind: EncoderKind, placement: Placement, reporter: Reporter, r
     guides = sorted({located(path, field=f"algorithm.{name}") for name, path in algorithm.guides.items()})
     policy.spawn(config.model, directory, config.policy, config.run.seed, kind.head(), guides)
     reporter.phase("reading data")
-    tasks = training_tasks(algorithm, config.data)
+    contents = Contents()
+    tasks = training_tasks(algorithm, config.data, contents=contents)
     updates = algorithm.updates(sum(len(task.rows) for task in tasks))
     building = start_building(policy, updates)
     # While the ranks load the model.
-    evaluation = held_out(config.data, reranker=kind.reranks)
+    evaluation = held_out(config.data, reranker=kind.reranks, contents=contents)
     reporter.phase("loading model")
     built(policy, building, reporter)
     if not kind.reranks:
         # A check knows the size only of a model without further modules behind its pooling.
         kind.check_size(policy.call(EncoderWorker.dimension)[0])
-    saves = Saves(roster.members("policy"))
+    saves = Saves(roster.members("policy"), contents)
     loop = kind.loop_class()(
         config=algorithm,
         roster=roster,

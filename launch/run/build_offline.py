@@ -34,14 +34,15 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, r
     extra = kind.loop_arguments(directory, placement, roster)
     reference = roster.get("reference")
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
-    # One that stays as it is, is read from its directory again.
-    saves = Saves(roster.members("policy", *(["reference"] if config.reference.sync_every else [])))
     reporter.phase("reading data")
     # No limit of prompts: rows are prompts with responses, and data.max_length is theirs.
     found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
     for note in found.notes:
         reporter.note(note)
     kind.require_rows(found)
+    # One that stays as it is, is read from its directory again.
+    members = roster.members("policy", *(["reference"] if config.reference.sync_every else []))
+    saves = Saves(members, found.contents)
     updates = algorithm.updates(found.drawn(config.data.weights))
     reporter.phase("loading model")
     built(policy, start_building(policy, updates), reporter)

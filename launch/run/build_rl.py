@@ -19,6 +19,7 @@ from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, WeightedBatches, row_order
 from algorithms.config_rl import RLConfig
+from algorithms.data.row_contents import Contents
 from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
 from algorithms.rewards.pool import RewardPool
@@ -78,6 +79,7 @@ class _Data:
     evaluation: list[Prompt]
     batches: Batches | WeightedBatches
     """Which of the prompts come next."""
+    contents: Contents
 
 
 def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
@@ -105,7 +107,8 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     # One that has failed already ends the start here, not after the models are loaded.
     engines.notice()
     # A reference that stays as it is, is read from its directory again: only one that follows has weights to save.
-    saves = Saves(roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else [])))
+    members = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
+    saves = Saves(members, data.contents)
     connection = Connection(config, roster)
     arguments: LoopArguments = {
         "roster": roster,
@@ -137,7 +140,8 @@ def _start_engines(config: RunConfig, directory: str, placement: Placement, rost
     group = roster.add("rollout", RolloutWorker, config.rollout.timeout_s, placement, CONCURRENCY)
     share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
     settings = config.rollout.model_copy(update={"gpu_memory_utilization": share})
-    group.spawn(directory, settings, config.model, transfer_backend(config), config.run.seed)
+    backend, keep = transfer_backend(config), config.reward.keep_special_tokens
+    group.spawn(directory, settings, config.model, backend, config.run.seed, keep)
     starting = [group.submit(rank, _ENGINE.ready) for rank in range(len(group))]
     return _Engines(group, starting, config.rollout.start_timeout_s)
 
@@ -265,4 +269,4 @@ def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
-    return _Data(found.drawn(data.weights), found.train, found.held_out, batches)
+    return _Data(found.drawn(data.weights), found.train, found.held_out, batches, found.contents)

@@ -6,24 +6,27 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.config import UserError
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, create, sha256_of, stranger
 from actors.files.parts import Entry
-from launch.checks.contents import changed_contents, keep_contents, kept_contents
+from algorithms.data.row_contents import Contents
+from launch.checks.contents import changed_contents, changed_text_files, keep_contents, kept_contents, kept_text_files
 from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
 from launch.run.manifest import (
     UNREADABLE,
     Checkpoint,
+    Manifest,
     damage_of,
     difference,
     finished,
     is_whole,
+    kept_rows,
     read_manifest,
     step_of,
 )
@@ -43,6 +46,8 @@ class Written:
     """What the manifest keeps of each part."""
     files: Files
     """Of all ranks and parts; several ranks may have seen the same one."""
+    rows: Contents = field(default_factory=Contents)
+    """What the sets hold that the run reads."""
 
 
 class Checkpoints:
@@ -87,10 +92,10 @@ class Checkpoints:
             raise self.refused(f"{directory / 'manifest.json'} {why}")
         if damage := damage_of(directory, files):
             raise self.refused(f"{directory} is damaged, {damage}")
-        self._require_same(manifest["identity"], directory, manifest.get("contents"))
+        self._require_same(manifest, directory)
         kept = manifest.get("data")
         data = kept if isinstance(kept, dict) else {}
-        return Checkpoint(directory, manifest["step"], manifest["parts"], data)
+        return Checkpoint(directory, manifest["step"], manifest["parts"], data, kept_rows(manifest.get("rows")))
 
     def refused(self, problem: str) -> UserError:
         """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
@@ -211,7 +216,9 @@ class Checkpoints:
         # What no rank has hashed are DeepSpeed's notes of a few lines, and arrays that this process has just written.
         hashes |= {name: sha256_of(partial / name) for name in files if name not in hashes}
         manifest = {"step": step, "identity": identity(self._config), "contents": kept_contents(self._config)}
-        manifest |= {"data": data_settings(self._config), "parts": written.parts, "files": files, "sha256": hashes}
+        manifest |= {"data": data_settings(self._config), "text_files": kept_text_files(self._config)}
+        manifest |= {"rows": {name: content.entry() for name, content in written.rows.items()}}
+        manifest |= {"parts": written.parts, "files": files, "sha256": hashes}
         with os.fdopen(create(partial / "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
 
@@ -286,10 +293,10 @@ class Checkpoints:
             # Only now: a run that is killed before has one checkpoint too many, and none too few.
             shutil.rmtree(old)
 
-    def _require_same(self, then: dict[str, object], directory: Path, contents: object) -> None:
+    def _require_same(self, manifest: Manifest, directory: Path) -> None:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
-        names are those of then (`contents`)."""
-        now = identity(self._config)
+        names are those of then."""
+        then, now = manifest["identity"], identity(self._config)
         sharded = " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"
         reasons = {"policy.ranks": sharded, "critic.ranks": sharded}
         problems = [
@@ -300,7 +307,9 @@ class Checkpoints:
             if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
         ]
         if not problems:  # of other paths, the contents are others as well
-            changed = changed_contents(self._config, contents, directory)
+            changed = changed_contents(self._config, manifest.get("contents"), directory)
+            if not changed and not self._config.checkpoint.accept_new_data:
+                changed = changed_text_files(self._config, manifest.get("text_files"), directory)
             problems = [f"{line}; {_anew(self._config)}" for line in changed]
         if problems:
             raise UserError(*problems)

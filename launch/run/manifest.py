@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 from actors.files.own_files import sha256_of, stranger
 from actors.files.parts import Entry
+from algorithms.data.row_contents import Content, Contents
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a manifest raises when there is none, or it is none."""
@@ -27,6 +28,8 @@ class Manifest(TypedDict):
     contents: NotRequired[object]
     """Identities of models: older versions have none, and nobody has looked at them yet."""
     data: NotRequired[object]
+    rows: NotRequired[object]
+    text_files: NotRequired[object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Checkpoint:
     """What the manifest keeps of each part of the run; see `actors.files.parts`."""
     data: dict[str, object] = field(default_factory=dict)
     """Settings of data when it was saved; empty where that was not kept."""
+    rows: Contents = field(default_factory=Contents)
+    """What the sets held that the run read then; empty where that was not kept."""
 
 
 def step_of(path: Path) -> int:
@@ -77,6 +82,12 @@ def read_manifest(directory: Path) -> tuple[Manifest, dict[str, int], dict[str, 
     if not all(isinstance(entry, dict) for entry in parts.values()):
         raise TypeError("a part is no object")
     return manifest, files, hashes
+
+
+def kept_rows(given: object) -> Contents:
+    """What the sets held, as a manifest keeps it; what cannot be compared with is left out."""
+    entries = given.items() if isinstance(given, dict) else ()
+    return {str(name): content for name, entry in entries if (content := Content.kept(entry))}
 
 
 def former_parts(state: dict[str, Any], files: Iterable[str]) -> dict[str, Entry]:

@@ -14,8 +14,10 @@ from actors.config import UserError
 from actors.files.own_files import StoredFile
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
+from algorithms.data.row_contents import Contents
 from algorithms.loop import Reporter
 from launch.checks.output import require_there
+from launch.checks.resumed_data import GO_ON, accepted, content_problems, over_new_rows
 from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
@@ -33,9 +35,10 @@ _UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
 class Saves:
     """The parts of a run by name, of which each writes and reads its own."""
 
-    def __init__(self, groups: "Mapping[str, ActorGroup[TrainedWorker]]") -> None:
-        """`groups`: those that learn, or follow one that does."""
+    def __init__(self, groups: "Mapping[str, ActorGroup[TrainedWorker]]", rows: Contents | None = None) -> None:
+        """`groups`: those that learn, or follow one that does; `rows`: what the sets hold that the run reads."""
         self.groups = groups
+        self.rows = rows or Contents()
         self.parts: dict[str, SavedPart] = {}
 
     def add(self, name: str, part: SavedPart) -> None:
@@ -57,7 +60,7 @@ class Saves:
             # Ranks and driver are both between steps here: their parts fit each other.
             entries[name] = part.save(directory / name)
             files += _files_below(directory, name)
-        return Written(entries, files)
+        return Written(entries, files, self.rows)
 
     def difference(self, kept: Iterable[str]) -> str | None:
         """What distinguishes the parts of a checkpoint from those of this run, in words that follow its name."""
@@ -67,8 +70,13 @@ class Saves:
         said += [f"has a state of {', '.join(further)}, which this run has not"] if further else []
         return ", and ".join(said) or None
 
-    def load(self, found: Checkpoint, refused: Callable[[str], UserError]) -> None:
-        """Let all parts go on from a checkpoint: the driver's first, as they are there at once.
+    def load(
+        self, found: Checkpoint, entries: Mapping[str, Entry], refused: Callable[[str], UserError]
+    ) -> dict[str, tuple[float, float]]:
+        """Let all parts go on from a checkpoint: the driver's first, from their `entries`, as they are there at once.
+
+        Returns:
+            Group that learns -> rate of its next update, by the schedule of then and by that of this run.
 
         Raises:
             UserError: a part's own, or `refused` of the part that cannot take what is there.
@@ -77,12 +85,20 @@ class Saves:
 
         for name, part in self.parts.items():
             try:
-                part.load(found.directory / name, found.parts[name])
+                part.load(found.directory / name, entries[name])
+            except UserError as error:
+                if name != "batches":
+                    raise
+                # Of rows that are left out: what the sets hold has been compared before.
+                raise UserError(*(f"{line}; {GO_ON}" for line in error.problems)) from None
             except _UNFIT as error:
                 why = f"{type(error).__name__}: {error}"
                 raise refused(f"{found.directory} has a state of {name} that this run cannot take ({why})") from None
-        for name, group in self.groups.items():
-            group.call(TrainedWorker.load, found.directory.absolute() / name)
+        rates = {
+            name: group.call(TrainedWorker.load, found.directory.absolute() / name)[0]
+            for name, group in self.groups.items()
+        }
+        return {name: pair for name, pair in rates.items() if name != "reference"}  # which follows, and has none
 
 
 class RunCheckpointer:
@@ -142,6 +158,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
     found = checkpoints.latest()
     if found is None:
         return
+    entries = _entries(config, found, saves.rows, reporter)
     # Before its files are read, which may take minutes.
     if problem := saves.difference(found.parts):
         raise checkpoints.refused(f"{found.directory} {problem}")
@@ -150,7 +167,31 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
     reporter.phase("loading the checkpoint")
-    saves.load(found, checkpoints.refused)
+    for name, (then, now) in saves.load(found, entries, checkpoints.refused).items():
+        if then != now:
+            reporter.note(
+                f"{name}.optimizer.schedule: {getattr(config, name).optimizer.schedule} over another number of updates "
+                f"than when {found.directory.name} was saved: the next one has rate {now:.3g}, not {then:.3g}"
+            )
+
+
+def _entries(config: RunConfig, found: Checkpoint, rows: Contents, reporter: Reporter) -> dict[str, Entry]:
+    """What the run's parts go on from: that of the checkpoint, or of a run over other rows where that is accepted.
+
+    Raises UserError: the rows are others than those of the checkpoint.
+    """
+    problems = content_problems(config, found, rows)
+    if rows and not found.rows:
+        reporter.note(f"{found.directory.name} does not say what rows it was trained on: they were not compared")
+    if not config.checkpoint.accept_new_data:
+        # What `check` has told already where it could read all rows in time.
+        if problems:
+            raise UserError(*problems)
+        return found.parts
+    for line in problems:
+        reporter.note(f"accepted: {accepted(line)}")
+    # Also where the sets hold the same: other limits leave out other rows.
+    return over_new_rows(found.parts)
 
 
 def require_as_saved(
