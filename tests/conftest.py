@@ -182,9 +182,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def cluster(environment: dict[str, str]) -> Iterator[str]:
     """Address of a Ray cluster of one node, with four CPUs to Ray's mind."""
     directory = Path(tempfile.mkdtemp(prefix="tc", dir="/tmp"))  # short: Ray's sockets are below it
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     options = [f"--port={port}", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={directory}"]
     options += ["--no-monitor", "--include-log-monitor=false"]
     program = [sys.executable, "-c", "from tests.preloaded import start_ray; start_ray()"]
@@ -213,9 +211,17 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def _without_token(environment: dict[str, str]) -> dict[str, str]:
-    """As users have it, who choose nothing about Ray."""
-    return {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH_")}
+    """As users have it, who choose nothing about Ray, on a machine without another Ray: the port at which Ray 2.60's
+    dashboard would answer to everybody is free."""
+    kept = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH_")}
+    return kept | {"DASHBOARD_METRIC_PORT": str(_free_port())}
 
 
 @pytest.fixture(scope="session")

@@ -66,17 +66,22 @@ def only_what_is_used() -> Iterator[None]:
     CPU of a start. Ray 2.60 has no argument of `ray.init` for them.
 
     Left out are the autoscaler's monitor; the log monitor, which sends the output of workers to a driver that shows it
-    otherwise; and a worker per CPU without our environment, of which none of our groups would ever be.
+    otherwise; a worker per CPU without our environment, of which none of our groups would ever be; and of the dashboard
+    and its agent, which Ray starts in any case, all but the least: else the one listens at port 44227 of all addresses,
+    where it is free, and answers without a token, and the other at a port for nobody.
     """
     parameter: Any = importlib.import_module("ray._private.parameter")
-    original = parameter.RayParams
+    utils: Any = importlib.import_module("ray._private.utils")
+    params, problem = parameter.RayParams, utils.get_dashboard_dependency_error
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # `ray.init` builds its parameters itself, from this name.
-    parameter.RayParams = partial(original, no_monitor=True, include_log_monitor=False)
+    parameter.RayParams = partial(params, no_monitor=True, include_log_monitor=False)
+    # As if the packages for more were not installed.
+    utils.get_dashboard_dependency_error = lambda: ImportError("a run has no use for a dashboard")
     try:
         yield
     finally:
-        parameter.RayParams = original
+        parameter.RayParams, utils.get_dashboard_dependency_error = params, problem
 
 
 def _keep_logs(session: Path, kept: Path) -> None:
