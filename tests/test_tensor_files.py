@@ -54,6 +54,7 @@ def test_an_export_is_that_of_transformers(name: str, size: int, loaded: bool, t
     expected, found = tmp_path / "expected", tmp_path / "found"
     state = {each: tensor.clone() for each, tensor in weights_of(model)[1]}
     model.save_pretrained(expected, state_dict=state, max_shard_size=size)
+    model.save_pretrained(found, state_dict={})  # what stands beside weights
     save_weights(model, *weights_of(model), found, size)
     names = {path.name for path in expected.iterdir()}
     if name == "experts" and size < 10**9:
@@ -100,6 +101,7 @@ def test_what_an_earlier_export_left_is_not_loaded(tmp_path: Path) -> None:
     first, second = MODELS["llama"](), MODELS["llama"]()
     for size in (10**9, 3000, 2000, 10**9):
         for model in (first, second):
+            model.save_pretrained(tmp_path, state_dict={})
             save_weights(model, *weights_of(model), tmp_path, size)
             again = AutoModelForCausalLM.from_pretrained(tmp_path)
             assert torch.equal(again.lm_head.weight, model.lm_head.weight)
