@@ -39,14 +39,12 @@ _ENGINE += ("vllm.entrypoints.llm", "vllm.v1.sample.sampler", "vllm.model_execut
 @contextmanager
 def preloaded_workers() -> Iterator[None]:
     """Within the block, raylets that this process starts ask for their workers' processes here."""
+    from launch.run.local_ray import only_what_is_used
+
     parameter = importlib.import_module("ray._private.parameter")
-    original = parameter.RayParams
-    # Nor do they start what nothing here uses, as in `launch.run.local_ray`.
-    parameter.RayParams = partial(original, setup_worker_path=str(CLIENT), no_monitor=True, include_log_monitor=False)
-    try:
+    with only_what_is_used():  # which puts Ray's own class back in the end
+        parameter.RayParams = partial(parameter.RayParams, setup_worker_path=str(CLIENT))
         yield
-    finally:
-        parameter.RayParams = original
 
 
 def start_ray() -> None:

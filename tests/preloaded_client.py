@@ -13,25 +13,33 @@ _PROGRAM = "default_worker.py"
 
 
 def main() -> None:
-    """Have the worker forked and wait for its end; or become it by Ray's own program."""
-    environment = context(sys.argv)
+    """Have the worker forked and wait for its end; or become it."""
+    given = context(sys.argv)
+    environment = merged(given.get("env_vars") or {})
     path = environment.get("TANDEM_TEST_PRELOADED", "")
     worker = next((index for index, text in enumerate(sys.argv) if text.endswith(_PROGRAM)), 0)
+    command = [text for text in sys.argv[worker:] if not text.startswith((_CONTEXT, "--language="))]
     # A rank has a log; Ray's own workers, those of rewards and of jobs start quickly.
-    if worker and "TANDEM_LOG" in environment and os.path.exists(path):
-        command = [text for text in sys.argv[worker:] if not text.startswith((_CONTEXT, "--language="))]
-        if forked(path, {"command": command, "environment": environment, "directory": os.getcwd()}):
-            return
+    asked = worker and "TANDEM_LOG" in environment and os.path.exists(path)
+    if asked and forked(path, {"command": command, "environment": environment, "directory": os.getcwd()}):
+        return
+    if worker and not (given.get("command_prefix") or given.get("override_worker_entrypoint")):
+        # What Ray's own program does, without importing Ray for it.
+        python = given.get("py_executable") or sys.executable
+        os.execve(python, [python, *sys.argv[1:worker], *command], environment)
     import ray
 
     program = os.path.join(os.path.dirname(ray.__file__), "_private/workers/setup_worker.py")
     os.execv(sys.executable, [sys.executable, program, *sys.argv[1:]])
 
 
-def context(arguments: list[str]) -> dict[str, str]:
+def context(arguments: list[str]) -> dict:
+    """What Ray has made of the worker's runtime environment."""
+    return json.loads(next((text.removeprefix(_CONTEXT) for text in arguments if text.startswith(_CONTEXT)), "{}"))
+
+
+def merged(added: dict[str, str]) -> dict[str, str]:
     """The worker's environment: this process's, and what its runtime environment adds."""
-    given = next((text.removeprefix(_CONTEXT) for text in arguments if text.startswith(_CONTEXT)), "{}")
-    added = json.loads(given).get("env_vars") or {}
     return dict(os.environ) | {name: os.path.expandvars(value) for name, value in added.items()}
 
 
