@@ -13,12 +13,13 @@ import pytest
 from actors.config import UserError
 from actors.models.tokenizer import tokenizer_for
 from algorithms.config import DataConfig
-from algorithms.data.run_data import load_rows, run_data
+from algorithms.data.run_data import run_data
 from algorithms.offline.comparable import require_comparable
 from algorithms.rewards.calls import check_signature
 from launch.checks.known_rows import Rows
 from launch.checks.row_checks import check_rows, check_unpaired
 from launch.config import validate
+from tests.one_set import load_rows
 
 INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
 JOBS: dict[str, dict[str, Any]] = {

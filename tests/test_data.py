@@ -16,8 +16,9 @@ from actors.models.tokenizer import build_char_tokenizer
 from algorithms.batches import Batches
 from algorithms.config import DataConfig
 from algorithms.data.pairs import pairs, prompt_length
-from algorithms.data.run_data import load_rows, load_sets
+from algorithms.data.run_data import load_sets
 from algorithms.data.tokens import prompts, sequences
+from tests.one_set import load_rows
 
 CHAR = build_char_tokenizer(ModelInit().alphabet)
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
 TALK = [
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "yo"},

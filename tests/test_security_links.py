@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from actors.files.own_files import create
-from actors.train.engine import write_json
 from launch.config import validate
 from launch.run import run
 from launch.tracking import wandb_feeder
@@ -44,15 +43,13 @@ def test_no_link_is_followed(victim: Path) -> None:
     wandb_feeder._keep(directory / "run.json", {"step": 3})
     link(victim, "wandb/run.json")
     known_run(directory, {}, same=False, may_be=False)
-    link(victim, "index.json.partial")
-    write_json(directory / "index.json", {"a": 1})
     link(victim, "mined.jsonl.tmp")
     with _replaced(directory / "mined.jsonl") as partial:
         partial.write_text("{}")
     with open(create(link(victim, "manifest.json")), "w") as file:
         file.write("{}")
     assert victim.read_text() == "kept"
-    made = ("curves.png", "metrics.jsonl", "run.json", "wandb/run.json", "index.json", "mined.jsonl", "manifest.json")
+    made = ("curves.png", "metrics.jsonl", "run.json", "wandb/run.json", "mined.jsonl", "manifest.json")
     assert [name for name in made if (directory / name).is_symlink() or not (directory / name).is_file()] == []
 
 

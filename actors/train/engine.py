@@ -5,7 +5,6 @@ DeepSpeed takes seconds to import, and the driver imports this module for what w
 """
 
 import importlib
-import json
 import math
 import os
 from collections import deque
@@ -387,13 +386,3 @@ def deepspeed_config(group: GroupConfig, dtype: Dtype) -> dict[str, object]:
     }
     # The settings that are passed through are checked not to be ours; see `actors.config_deepspeed`.
     return config | group.deepspeed | {"zero_optimization": zero | group.deepspeed.get("zero_optimization", {})}
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with partial.open("x") as file:  # "x" follows no link that somebody has put there
-        file.write(json.dumps(value, indent=2))
-    # In one step, on one file system: the part lies beside the file.
-    os.replace(partial, path)

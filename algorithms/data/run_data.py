@@ -42,12 +42,6 @@ class RunData:
         return sum(size for name, size in self.sizes.items() if weights.get(name, 1))
 
 
-def load_rows(data: DataConfig, field: Field, *, at_most: int | None = None) -> list[Row]:
-    """The training or evaluation rows of the one source that `data` names; see load_sets."""
-    [rows] = load_sets(data, field, at_most=at_most).values()
-    return rows
-
-
 def load_sets(
     data: DataConfig,
     field: Field,
