@@ -408,11 +408,19 @@ def _assert_continued(pair: Pair, tmp_path: Path) -> None:
         _assert_sampled_by(tmp_path / str(old_or_new), crossing[:4], span)
 
 
-def test_generation_goes_on_after_a_failed_transfer(pairs: dict[str, Pair]) -> None:
-    """The engines are resumed whatever happens, with the weights they had, and the cause reaches the driver."""
+def test_nothing_is_sampled_after_a_transfer_that_failed_half_way_until_the_next_one(pairs: dict[str, Pair]) -> None:
+    """Some layers have new weights and others have not; what ran ends with what it has, and the cause reaches the
+    driver."""
     pair, name = pairs["untied"], "model.layers.1.input_layernorm.weight"
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    _let_run(pair)
     with pair.broken(lost_in_transit, name), pytest.raises(GroupError, match=f"lost while receiving {name}"):
         pair.publish()
+    [ended] = pair.answers(asked)
+    assert "abort" in {rollout.turns[-1].finish_reason for rollout in ended}, "some were running"
+    with pytest.raises(GroupError, match="asked to generate before"):
+        pair.generate([5, 6, 7])
+    pair.publish()
     assert {rollout.status for rollout in pair.generate([5, 6, 7])} <= {"ok", "truncated"}
 
 

@@ -75,7 +75,7 @@ class EngineHost:
         """Start sampling responses to prompts; see `Engine.submit`, and `poll`."""
         # Random weights, of which no version would tell.
         if self.engine.stats().version < 0:
-            raise RuntimeError("asked to generate before the first weights arrived")
+            raise RuntimeError("asked to generate before the first weights arrived, or after half of new ones did")
         for request in requests:
             self._open[request.id] = request, []
         self.engine.submit(requests, seed)
@@ -234,8 +234,18 @@ class RolloutWorker(EngineHost):
 
     @ray.method(concurrency_group="control")
     async def resume(self) -> None:
-        """Go on with the weights there are."""
-        await self._between_steps(self.engine.resume)
+        """Go on with the weights there are; after a transfer that has failed half way, see `fetch`."""
+        await self._between_steps(self._go_on)
+
+    _half_new = False
+    """Whether new weights have begun to take the place of the old ones, and not all are there."""
+
+    def _go_on(self) -> None:
+        if self._half_new:
+            # What runs ends with the tokens that it has, and no request is taken before whole weights have come.
+            self.engine.version = -1
+            self.engine.abort(list(self._open))
+        self.engine.resume()
 
     @ray.method(concurrency_group="control")
     async def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
@@ -253,6 +263,7 @@ class RolloutWorker(EngineHost):
             if first:
                 self.engine.pause()
                 self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
+                self._half_new = True  # what has begun may have changed something, whatever fails
                 self.engine.llm.start_weight_update()
             self.engine.llm.update_weights({"update_info": update_info})
 
@@ -266,7 +277,7 @@ class RolloutWorker(EngineHost):
     def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
         # vLLM notes the version itself with each token that it samples from now on: text, there.
         self.engine.llm.finish_weight_update(str(version))
-        self.engine.version = version
+        self.engine.version, self._half_new = version, False
         self.engine.resume()
         if canary is None:
             return None
@@ -297,16 +308,13 @@ class RolloutWorker(EngineHost):
             try:
                 self.engine.forget_adapter()
                 self.engine.llm.collective_rpc("remember_checksums", args=(canary is not None,))
+                self._half_new = True  # what has begun may have changed something, whatever fails
                 self.engine.llm.start_weight_update()
                 self.engine.llm.update_weights({"update_info": offer.tensors})
                 found = self._put_into_service(version, canary)
             except BaseException as error:
-                # Half of it may be new: what runs ends with the tokens that it has, and no request is taken before
-                # whole weights have come.
-                self.engine.version = -1
-                self.engine.abort(list(self._open))
                 with told_beside(error, "going on"):
-                    self.engine.resume()
+                    self._go_on()
                 raise
             self.held = offer.version
             return found
