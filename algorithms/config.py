@@ -42,6 +42,9 @@ class DataConfig(Config):
     """Renames: name the convention expects -> name in the data."""
     system_prompt: str | None = None
     """System message put before every conversational prompt."""
+    template_arguments: dict[str, Any] = {}
+    """Variables that the chat template gets with every conversation, such as {enable_thinking: false}; a row's own
+    column `chat_template_kwargs` comes after them."""
     converter: str | None = None
     """`module:function` or `file.py:function` that makes a row of a known convention of each raw row; None drops it."""
     max_length: Tokens = 1024

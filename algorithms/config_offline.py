@@ -60,8 +60,8 @@ class SFTConfig(OfflineConfig):
 
     name: Literal["sft"]
     """Algorithm."""
-    train_on: Literal["completions", "all"] = "completions"
-    """Tokens the loss counts: assistant turns and completions only, or every token."""
+    train_on: Literal["completions", "last", "all"] = "completions"
+    """Tokens the loss counts: all assistant turns and completions, the last assistant turn alone, or every token."""
 
 
 class RewardModelConfig(OfflineConfig):

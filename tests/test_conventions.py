@@ -69,15 +69,29 @@ def test_conventions_are_detected_and_render_alike(name: str, row: dict[str, Any
 def test_sharegpt_and_alpaca_system_and_tool_turns() -> None:
     turns = [
         {"from": "human", "value": "q"},
-        {"from": "function_call", "value": "f()"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": "y"}}'},
         {"from": "observation", "value": "7"},
         {"from": "gpt", "value": "seven"},
     ]
-    sequence = sft({"conversations": turns, "system": "S"}, CHAR)
-    assert str(CHAR.decode(sequence.token_ids.tolist())).startswith(
-        "<|system|>S<|end|><|user|>q<|end|><|assistant|>f()"
+    calling = build_char_tokenizer(ModelInit().alphabet)
+    assert isinstance(calling.chat_template, str)
+    calling.chat_template = calling.chat_template.replace(
+        "{% generation %}",
+        "{% generation %}{% for call in message.tool_calls %}{{ call.function.name + '(' }}"
+        "{% for name in call.function.arguments %}{{ name + '=' + call.function.arguments[name] }}{% endfor %}{{ ')' }}"
+        "{% endfor %}",
     )
-    assert trained(sequence, CHAR) == "f()<|end|>seven<|end|>"
+    row = {"conversations": turns, "system": "S"}
+    sequence = sft(row, calling)
+    assert str(calling.decode(sequence.token_ids.tolist())).startswith(
+        "<|system|>S<|end|><|user|>q<|end|><|assistant|>f(x=y)<|end|><|tool|>7<|end|>"
+    )
+    assert trained(sequence, calling) == "f(x=y)<|end|>seven<|end|>"
+    with pytest.raises(UserError, match=r"row 1: the chat template leaves out the call of f of message 3 \(assistant\)"):
+        sft(row, CHAR)
+    turns[1]["value"] = "f()"
+    with pytest.raises(UserError, match=r"the call in turn 2 of column conversations must have a function with name"):
+        sft(row, calling)
     alpaca = sft({"instruction": "q", "output": "a", "system": "S"}, CHAR)
     assert CHAR.decode(alpaca.token_ids.tolist()) == "<|system|>S<|end|><|user|>q<|end|><|assistant|>a<|end|>"
 

@@ -109,15 +109,17 @@ def test_prefix_and_generation_marker_masks_agree() -> None:
 
 def test_a_template_that_closes_turns_with_another_token_trains_the_turn_only() -> None:
     tokenizer = byte_tokenizer(CHATML, eos="</s>")
-    assert trained(sft({"messages": TALK}, tokenizer), tokenizer) == "yo<|im_end|>\n4<|im_end|>\n"
+    assert trained(sft({"messages": TALK}, tokenizer), tokenizer) == "yo<|im_end|>4<|im_end|>"
 
 
-def test_a_template_that_rewrites_history_by_turn_is_refused_with_a_way_out() -> None:
+def test_a_template_that_rewrites_history_by_turn_trains_the_words_of_each() -> None:
     counting = CHATML.replace("{% for", "{{ messages | length }}{% for", 1)
-    message = complaint(sequences, [{"messages": TALK}], data(), byte_tokenizer(counting), train_on="completions")
-    assert "first 1 messages render differently within the whole conversation" in message
-    assert "algorithm.train_on all" in message
-    assert len(sft({"messages": TALK}, byte_tokenizer(counting), train_on="all"))
+    tokenizer = byte_tokenizer(counting)
+    sequence = sft({"messages": TALK}, tokenizer)
+    assert trained(sequence, tokenizer) == "yo<|im_end|>4<|im_end|>"
+    assert str(tokenizer.decode(sequence.token_ids.tolist())).startswith("4<|im_start|>user\nhi")
+    assert trained(sft({"messages": TALK}, tokenizer, train_on="last"), tokenizer) == "4<|im_end|>"
+    assert len(sft({"messages": TALK}, tokenizer, train_on="all"))
 
 
 def test_a_template_that_drops_thoughts_from_earlier_turns_can_be_masked() -> None:

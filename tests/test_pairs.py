@@ -210,7 +210,7 @@ def test_a_template_that_rewrites_prompts_is_refused() -> None:
         ({"chosen": 3}, "column chosen must be text or messages, got a number 3"),
         ({"prompt": None}, "column prompt must be text or messages, got null"),
         ({"prompt": say("hi", "yo")}, "column prompt must end with a user turn"),
-        ({"chosen": say("yes")}, "column chosen must end with an assistant turn, got a last role 'user'"),
+        ({"chosen": say("yes")}, "got a user turn that is not the prompt's, text 'yes'"),
         ({"chosen": say("a", "b", first="assistant") + say("c", first="assistant")}, "they part at message 2"),
         ({"chosen": "yes<|end|>no"}, "a response must not go on after the end-of-sequence token <|end|>"),
         ({"margin": float("nan")}, "column margin must be a finite number, got a number nan"),

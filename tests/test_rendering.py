@@ -10,7 +10,8 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 from actors.config import ModelInit, UserError
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data.readers import RowError
+from algorithms.data.messages import Message, RowError
+from algorithms.data.readers import Dialogue
 from algorithms.data.rendering import (
     bos_of,
     bounds,
@@ -19,10 +20,10 @@ from algorithms.data.rendering import (
     render_messages,
     template_complaint,
     template_of,
-    with_system_prompt,
 )
+from algorithms.data.written import with_system_prompt
 
-TALK = [{"role": "user", "content": "hi"}]
+TALK: list[Message] = [{"role": "user", "content": "hi"}]
 REFUSES = "{{ raise_exception('no') }}"
 
 
@@ -37,9 +38,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_the_system_prompt_comes_first_and_once() -> None:
-    assert with_system_prompt(TALK, data()) == TALK
-    own = with_system_prompt(TALK, data(system_prompt="S"))
-    assert own == [{"role": "system", "content": "S"}, *TALK]
+    given = Dialogue(messages=TALK, given=0)
+    assert with_system_prompt(given, data()) == given
+    own = with_system_prompt(given, data(system_prompt="S"))
+    assert own == Dialogue(messages=[{"role": "system", "content": "S"}, *TALK], given=1)
     assert with_system_prompt(own, data()) == own
     with pytest.raises(RowError, match=r"has a system message of its own, and data.system_prompt is set too"):
         with_system_prompt(own, data(system_prompt="S"))

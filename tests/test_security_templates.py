@@ -100,11 +100,16 @@ def test_a_long_conversation_may_need_more_memory_and_the_line_says_how_much() -
 @pytest.mark.parametrize("key", ["name", "tool_calls", "weight"])
 @pytest.mark.parametrize("value", [None, 1, [], {"a": [1, "b"]}])
 def test_a_message_may_have_keys_of_any_kind(key: str, value: Any) -> None:
-    """Tables fill keys that other rows have with null; OpenAI's messages have a weight and calls of tools."""
+    """Tables fill keys that other rows have with null; OpenAI's messages have a weight and calls of tools. What is
+    neither of these is one line."""
     tokenizer, data = tokenizer_with(build_char_tokenizer("a").chat_template), DataConfig(train="rows.jsonl")
     rows = [{"messages": [{"role": "user", "content": "ab", key: value}]}]
-    [prompt] = prompts(rows, data, tokenizer, max_prompt_tokens=99)
-    assert prompt.text == "ab"
+    if key == "name" or value is None or (key, value) in (("weight", 1), ("tool_calls", [])):
+        [prompt] = prompts(rows, data, tokenizer, max_prompt_tokens=99)
+        assert prompt.text == "ab"
+    else:
+        line = problem(lambda: prompts(rows, data, tokenizer, max_prompt_tokens=99))
+        assert line.startswith("data.train: row 1: ") and key.removesuffix("s") in line
 
 
 HASHES = "{% set n = namespace(t=(1, 2)) %}{% for i in range(99) %}{% set n.t = (n.t, n.t) %}{% endfor %}{{ {n.t: 1} }}"

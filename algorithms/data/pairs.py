@@ -4,6 +4,7 @@ A response ends as a rollout ends, with the end-of-sequence token; what a chat t
 The prompt is what a rollout would start from, so that both responses of a pair begin with the same token ids.
 """
 
+import functools
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,12 +14,17 @@ import numpy as np
 from actors.config import UserError
 from actors.episodes import Sequence
 from algorithms.config import DataConfig
+from algorithms.data.chat_format import ChatFormat
 from algorithms.data.conventions import read_examples
+from algorithms.data.encoded import Encoder, Masked
+from algorithms.data.messages import Message, RowError
 from algorithms.data.overlong import cut_responses
-from algorithms.data.readers import Answer, Completion, Message, RowError, at_row
+from algorithms.data.readers import Answer, Completion, Dialogue, at_row
 from algorithms.data.reading import Reading
-from algorithms.data.rendering import bos_of, bounds, encode_texts, render_messages, with_system_prompt
+from algorithms.data.rendering import bos_of, bounds
 from algorithms.data.sources import Row
+from algorithms.data.tokens import continuation
+from algorithms.data.written import Written, answered, with_system_prompt
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -72,15 +78,12 @@ def pair_reading(
 ) -> Reading[Pair]:
     """Rows read as preferences, not yet rendered; raises UserError for a row that is none."""
     convention, rows, examples = read_examples(rows, data, "pairs", field)
-    limit, side = data.max_length, data.truncation_side
+    limit, side, answers = data.max_length, data.truncation_side, _Answers(data, tokenizer)
 
     def encode(indices: Items[int]) -> list[Pair]:
         # Chosen and rejected side by side: [::2] and [1::2] take them apart again.
-        texts: list[tuple[str, str]] = []
-        for index in indices:
-            for answer in (examples[index].chosen, examples[index].rejected):
-                texts.append(at_row(index, field, _split_text, answer, data, tokenizer))
-        found = _encoded(texts, tokenizer)
+        both = [answer for index in indices for answer in (examples[index].chosen, examples[index].rejected)]
+        found = answers.of(both, [index for index in indices for _ in range(2)], field)
         _check_prompts(found[::2], indices, field)  # both of a pair have the same one
         return [
             _pair(better, worse, examples[index].margin, index, field)
@@ -107,6 +110,9 @@ def pair_reading(
 
 
 def _pair(better: Sequence, worse: Sequence, margin: float, index: int, field: str) -> Pair:
+    start = prompt_length(better)
+    if start != prompt_length(worse) or not np.array_equal(better.token_ids[:start], worse.token_ids[:start]):
+        raise UserError(f"{field}: row {index + 1}: chosen and rejected must have one prompt, theirs are other tokens")
     if np.array_equal(better.token_ids, worse.token_ids):
         raise UserError(f"{field}: row {index + 1}: chosen and rejected must differ, both became the same tokens")
     return Pair(chosen=better, rejected=worse, margin=margin)
@@ -127,11 +133,10 @@ def judged_reading(
 ) -> Reading[Judged]:
     """Rows read as judgements, not yet rendered; raises UserError for a row that is none."""
     convention, rows, examples = read_examples(rows, data, "unpaired", field)
-    limit, side = data.max_length, data.truncation_side
+    limit, side, answers = data.max_length, data.truncation_side, _Answers(data, tokenizer)
 
     def encode(indices: Items[int]) -> list[Judged]:
-        texts = [at_row(index, field, _split_text, examples[index].answer, data, tokenizer) for index in indices]
-        found = _encoded(texts, tokenizer)
+        found = answers.of([examples[index].answer for index in indices], indices, field)
         _check_prompts(found, indices, field)
         return [
             Judged(sequence=sequence, desirable=examples[index].desirable)
@@ -168,76 +173,63 @@ def _check_prompts(answered: list[Sequence], indices: Items[int], field: str) ->
             raise UserError(f"{field}: row {index + 1}: prompt has no tokens")
 
 
-def _split_text(answer: Answer, data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
-    """Text of the prompt, up to where a rollout would begin, and of the rest."""
-    eos = tokenizer.eos_token
-    if not isinstance(eos, str):
-        raise RowError("responses need a tokenizer with an end-of-sequence token, got one without")
-    content = answer.completion if isinstance(answer, Completion) else answer.messages[-1]["content"]
-    # It may be written out at the end; further on, it would teach to go on talking after it.
-    if eos in content.removesuffix(eos):
-        raise RowError(f"a response must not go on after the end-of-sequence token {eos}")
-    if isinstance(answer, Completion) and tokenizer.chat_template is None:
-        if data.system_prompt is not None:
-            raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
-        return answer.prompt, answer.completion
-    messages = with_system_prompt(_messages(answer), data)
-    # Told apart as text: which tokens stand at the border depends on what follows it.
-    prompt = render_messages(messages[:-1], tokenizer, add_generation_prompt=True)
-    whole = render_messages(messages, tokenizer)
-    if not whole.startswith(prompt):
-        raise RowError(
-            "the chat template renders the prompt of a whole conversation differently from one that is to be answered, "
-            "so the response cannot be told from it; use another chat template"
-        )
-    return prompt, whole[len(prompt) :]
+class _Answers:
+    """Makes sequences of prompts with their responses, many at a time.
 
-
-def _messages(answer: Answer) -> list[Message]:
-    if isinstance(answer, Completion):
-        # Two texts are a conversation of two turns to a model that has a chat template.
-        return [{"role": "user", "content": answer.prompt}, {"role": "assistant", "content": answer.completion}]
-    return answer.messages
-
-
-def _encoded(texts: list[tuple[str, str]], tokenizer: "PreTrainedTokenizerFast") -> list[Sequence]:
-    """One sequence of each (prompt, response): the tokens of the prompt alone, then the response's up to its end.
-
-    With a chat template, the response's tokens are those that SFT learns, unless prompt and response would merge at
-    their border: then, and in plain text, the response is encoded by itself, as a rollout samples it.
+    With a chat template, a response's tokens are those that SFT learns of the last turn, up to its end, unless prompt
+    and response would merge at their border: then, and in plain text, they are those that a rollout would sample.
     """
-    plain = tokenizer.chat_template is None
-    distinct = list(dict.fromkeys(prompt for prompt, _ in texts))  # the two responses of a pair share theirs
-    by_text = dict(zip(distinct, encode_texts(distinct, tokenizer, plain=plain), strict=True))
-    prompts = [by_text[prompt] for prompt, _ in texts]
-    if plain:
-        # Without a BOS: they go on.
-        responses = encode_texts([response for _, response in texts], tokenizer, plain=False)
-    else:
-        wholes = encode_texts([prompt + response for prompt, response in texts], tokenizer, plain=False)
-        responses = [
-            whole[len(prompt) :]
-            if whole[: len(prompt)] == prompt
-            else encode_texts([response], tokenizer, plain=False)[0]
-            for whole, prompt, (_, response) in zip(wholes, prompts, texts, strict=True)
+
+    def __init__(self, data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> None:
+        self.data, self.tokenizer = data, tokenizer
+        self.chat = ChatFormat(tokenizer, data.template_arguments)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
+
+    def of(self, answers: Items[Answer], indices: Items[int], field: str) -> list[Sequence]:
+        """A sequence of each; raises UserError with the number of a row of which none can be made."""
+        if not self.chat.template:
+            return [at_row(index, field, self._plain, answer) for answer, index in zip(answers, indices, strict=True)]
+        found = [at_row(index, field, self._written, answer) for answer, index in zip(answers, indices, strict=True)]
+        return [
+            at_row(index, field, _up_to_its_end, made)
+            for made, index in zip(self.encoder.conversations(found), indices, strict=True)
         ]
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ended = [_ended(response, tokenizer.eos_token_id, special, plain=plain) for response in responses]  # type: ignore[arg-type]
-    return [_sequence_of(prompt, response) for prompt, response in zip(prompts, ended, strict=True)]
+
+    def _written(self, answer: Answer) -> Written:
+        if isinstance(answer, Completion):
+            # Two texts are a conversation of two turns to a model that has a chat template.
+            turns: list[Message] = [
+                {"role": "user", "content": answer.prompt},
+                {"role": "assistant", "content": answer.completion},
+            ]
+            answer = Dialogue(messages=turns, given=1)
+        return answered(self.chat, with_system_prompt(answer, self.data))
+
+    def _plain(self, answer: Answer) -> Sequence:
+        eos = self.tokenizer.eos_token
+        if not isinstance(eos, str):
+            raise RowError("responses need a tokenizer with an end-of-sequence token, got one without")
+        if not isinstance(answer, Completion):
+            raise RowError("messages need a tokenizer with a chat template, got one without")
+        # It may be written out at the end; further on, it would teach to go on talking after it.
+        completion = answer.completion.removesuffix(eos)
+        if eos in completion:
+            raise RowError(f"a response must not go on after the end-of-sequence token {eos}")
+        if self.data.system_prompt is not None:
+            raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
+        prompt, response = continuation(replace(answer, completion=completion), self.tokenizer, self.encoder)
+        return _sequence_of(prompt, [*response, self.encoder.id_of(eos)])
 
 
-def _ended(response: list[int], eos: int, special: set[int], *, plain: bool) -> list[int]:
-    """A response up to its end-of-sequence token, which plain text gets here.
-
-    Where a template closes turns with another special token than the tokenizer's end of sequence, that one ends it.
-    """
-    if eos in response:
-        return response[: response.index(eos) + 1]
-    if plain:
-        return [*response, eos]
-    # Without any special token, all of it is the response.
-    last = max((place for place, token in enumerate(response) if token in special), default=len(response) - 1)
-    return response[: last + 1]
+def _up_to_its_end(made: Masked | RowError) -> Sequence:
+    if isinstance(made, RowError):
+        raise made
+    token_ids, mask = made
+    trained = np.flatnonzero(mask)
+    return _sequence_of(token_ids[: trained[0]], token_ids[trained[0] : trained[-1] + 1])
 
 
 def _sequence_of(prompt: list[int], response: list[int]) -> Sequence:

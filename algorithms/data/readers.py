@@ -2,10 +2,23 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NotRequired, TypedDict, TypeGuard, TypeVar, TypeVarTuple
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import TypeVar, TypeVarTuple
 
 from actors.config import UserError
+from algorithms.data.messages import (
+    Message,
+    RowError,
+    Tool,
+    arguments_of,
+    call_of,
+    decoded_list,
+    messages_of,
+    reasoning_of,
+    tools_of,
+)
+from algorithms.data.repeated import alike, check_response_alone, continued_conversation
 from algorithms.data.sources import Row
 from algorithms.words import kind_of, nearest
 
@@ -20,16 +33,9 @@ _SHAREGPT_ROLES = {
     "assistant": "assistant",
     "system": "system",
     "observation": "tool",
+    "tool": "tool",
     "function_call": "assistant",
 }
-
-
-class Message(TypedDict):
-    """A turn for a chat template; whatever else it has, such as a name, goes there too."""
-
-    role: str
-    content: str
-    tool_calls: NotRequired[object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,10 @@ class Dialogue:
 
     messages: list[Message]
     given: int
+    tools: list[Tool] | None = None
+    """Declared to the model, where the row has some."""
+    arguments: dict[str, object] = field(default_factory=dict)
+    """Of the chat template, by name: the row's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,8 @@ class Text:
     text: str
 
 
+Asked = str | Dialogue
+"""A prompt that is to be answered: a text, or a conversation all of which is given."""
 Example = Dialogue | Completion | Text
 Answer = Dialogue | Completion
 """A prompt and one response: the completion, or the last message of a dialogue (all others are given)."""
@@ -80,48 +92,12 @@ class Judgement:
 _WAY_OUT = " (a data.converter that returns None drops such rows)"
 
 
-class RowError(ValueError):
-    """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
-
-
 def at_row(index: int, field: str, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     """What `function` makes of the row of this index; raises UserError with field and number for what is wrong."""
     try:
         return function(*arguments)
     except RowError as error:
         raise UserError(f"{field}: row {index + 1}: {error}") from error
-
-
-def messages_of(value: object, column: str) -> list[Message]:
-    """Check a list of {role, content} messages. Raises RowError."""
-    if not isinstance(value, list) or not value:
-        raise RowError(f"column {column} must be a list of messages, got {kind_of(value)}")
-    messages: list[Message] = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowError(f"message {number} of column {column} must have role and content, got {kind_of(message)}")
-        if not _has_text(message):
-            raise RowError(
-                f"content of message {number} of column {column} must be text, got {kind_of(message.get('content'))}"
-            )
-        if _says_nothing(message):
-            raise RowError(
-                f"content of message {number} of column {column} must not be empty, got {kind_of(message['content'])}"
-            )
-        messages.append(message)
-    return messages
-
-
-def _has_text(message: dict[str, object]) -> TypeGuard[Message]:
-    """Of one that has a role: whether it also has a text, and so is a message."""
-    return isinstance(message.get("content"), str)
-
-
-def _says_nothing(message: Message) -> bool:
-    """Whether a turn of somebody who must say something is empty: a tool, or a system prompt, may be."""
-    if message["role"] not in ("user", "assistant") or message.get("tool_calls"):
-        return False
-    return not message["content"].strip()
 
 
 def _text_of(row: Row, column: str) -> str:
@@ -139,6 +115,9 @@ def _filled(value: str, column: str) -> str:
 
 def _text_or_messages(row: Row, column: str) -> str | list[Message]:
     value = row[column]
+    turns = decoded_list(value)
+    if isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns):
+        value = turns  # as JSON, or as it is; other texts may begin with a bracket, too
     if value is None or not isinstance(value, str | list):
         raise RowError(f"column {column} must be text or messages, got {kind_of(value)}")
     return _filled(value, column) if isinstance(value, str) else messages_of(value, column)
@@ -148,42 +127,61 @@ def _as_messages(value: str | list[Message], role: str) -> list[Message]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
+def _dialogue(row: Row, messages: list[Message], given: int) -> Dialogue:
+    return Dialogue(messages=messages, given=given, tools=tools_of(row), arguments=arguments_of(row))
+
+
 def read_messages(row: Row) -> Example:
-    return Dialogue(messages=messages_of(row["messages"], "messages"), given=0)
+    return _dialogue(row, messages_of(row["messages"], "messages"), 0)
 
 
 def read_sharegpt(row: Row) -> Example:
-    turns = row["conversations"]
+    turns = decoded_list(row["conversations"])
     if not isinstance(turns, list) or not turns:
         raise RowError(f"column conversations must be a list of turns, got {kind_of(turns)}")
-    messages: list[Message] = []
+    given: list[dict[str, object]] = []
     if system := row.get("system"):
         if not isinstance(system, str):
             raise RowError(f"column system must be text, got {kind_of(system)}")
-        messages.append({"role": "system", "content": system})
-    for number, turn in enumerate(turns, start=1):
-        # Messages under ShareGPT's column name: one setting mends it.
-        if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
-            raise RowError("column conversations holds role and content: set data.columns {messages: conversations}")
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise RowError(f"turn {number} of column conversations must have from and value, got {kind_of(turn)}")
-        speaker = turn.get("from")
-        if speaker not in _SHAREGPT_ROLES:
-            near = nearest(str(speaker), _SHAREGPT_ROLES)
-            raise RowError(f"turn {number} of column conversations has unknown from {speaker!r}{near}")
-        message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
-        if _says_nothing(message):
-            raise RowError(f"turn {number} of column conversations must not be empty, got {kind_of(turn['value'])}")
-        messages.append(message)
-    return Dialogue(messages=messages, given=0)
+        given.append({"role": "system", "content": system})
+    given += [_turn(turn, f"turn {number} of column conversations") for number, turn in enumerate(turns, start=1)]
+    return _dialogue(row, messages_of(given, "conversations"), 0)
+
+
+def _turn(turn: object, where: str) -> dict[str, object]:
+    """A turn of ShareGPT's as a message."""
+    # Messages under ShareGPT's column name: one setting mends it.
+    if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
+        raise RowError("column conversations holds role and content: set data.columns {messages: conversations}")
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        raise RowError(f"{where} must have from and value, got {kind_of(turn)}")
+    speaker = turn.get("from")
+    if speaker not in _SHAREGPT_ROLES:
+        raise RowError(f"{where} has unknown from {speaker!r}{nearest(str(speaker), _SHAREGPT_ROLES)}")
+    role, value = _SHAREGPT_ROLES[speaker], turn["value"]
+    further = {name: part for name, part in turn.items() if name not in ("from", "value")}
+    if speaker == "function_call":
+        found = decoded_list(value)
+        calls = found if isinstance(found, list) else [found]
+        return {"role": role, "content": "", "tool_calls": [call_of(call, f"the call in {where}") for call in calls]}
+    if role in ("user", "assistant") and not value.strip():
+        raise RowError(f"{where} must not be empty, got {kind_of(value)}")
+    return {"role": role, "content": value, **further}
 
 
 def read_prompt_completion(row: Row) -> Example:
     prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Completion(prompt=prompt, completion=completion)
-    context = _as_messages(prompt, "user")
-    return Dialogue(messages=[*context, *_as_messages(completion, "assistant")], given=len(context))
+        check_response_alone(prompt, completion, "completion")
+        return _with_tools(row, Completion(prompt=prompt, completion=completion))
+    return _dialogue(row, *_conversation(prompt, completion, "completion"))
+
+
+def _with_tools(row: Row, example: Completion) -> Answer:
+    """Two texts, as turns of a conversation where the row has something for its chat template."""
+    if tools_of(row) or arguments_of(row):
+        return _dialogue(row, *_conversation(example.prompt, example.completion, "completion"))
+    return example
 
 
 def read_alpaca(row: Row) -> Example:
@@ -192,12 +190,12 @@ def read_alpaca(row: Row) -> Example:
         prompt += "\n\n" + _text_of(row, "input")
     output = _text_of(row, "output")
     if not row.get("system"):
-        return Completion(prompt=prompt, completion=output)
+        return _with_tools(row, Completion(prompt=prompt, completion=output))
     context: list[Message] = [
         {"role": "system", "content": _text_of(row, "system")},
         {"role": "user", "content": prompt},
     ]
-    return Dialogue(messages=[*context, {"role": "assistant", "content": output}], given=2)
+    return _dialogue(row, [*context, {"role": "assistant", "content": output}], 2)
 
 
 def read_text(row: Row) -> Example:
@@ -213,6 +211,14 @@ def _asks(value: str | list[Message], column: str) -> str | list[Message]:
     return value
 
 
+def _asked(row: Row, value: str | list[Message]) -> Asked:
+    """A prompt with what the row has for its chat template."""
+    if isinstance(value, str) and not (tools_of(row) or arguments_of(row)):
+        return value
+    messages = _as_messages(value, "user")
+    return _dialogue(row, messages, len(messages))
+
+
 def check_answer(row: Row) -> None:
     """Raise RowError for a row whose answer, which rewards compare with, is empty."""
     # An empty one would make every response wrong, without a word. Rows without the column are another matter: their
@@ -222,14 +228,14 @@ def check_answer(row: Row) -> None:
         raise RowError(f"column answer must not be empty, got {kind_of(answer)}{_WAY_OUT}")
 
 
-def read_prompt(row: Row) -> str | list[Message]:
+def read_prompt(row: Row) -> Asked:
     check_answer(row)
-    return _asks(_text_or_messages(row, "prompt"), "prompt")
+    return _asked(row, _asks(_text_or_messages(row, "prompt"), "prompt"))
 
 
-def read_prompt_messages(row: Row) -> str | list[Message]:
+def read_prompt_messages(row: Row) -> Asked:
     check_answer(row)
-    return _asks(messages_of(row["messages"], "messages"), "messages")
+    return _asked(row, _asks(messages_of(row["messages"], "messages"), "messages"))
 
 
 def read_pair(row: Row) -> Preference:
@@ -237,10 +243,16 @@ def read_pair(row: Row) -> Preference:
     prompt, chosen, rejected = (_text_or_messages(row, column) for column in ("prompt", "chosen", "rejected"))
     _differ(chosen, rejected)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        answers = [_completion(prompt, chosen, "chosen"), _completion(prompt, rejected, "rejected")]
+        check_response_alone(prompt, chosen, "chosen")
+        check_response_alone(prompt, rejected, "rejected")
+        answers = [
+            _with_tools(row, _completion(prompt, text, name))
+            for text, name in ((chosen, "chosen"), (rejected, "rejected"))
+        ]
     else:
         _asks(prompt, "prompt")
-        answers = _last_turns(_conversation(prompt, chosen), _conversation(prompt, rejected))
+        both = [_conversation(prompt, text, name)[0] for text, name in ((chosen, "chosen"), (rejected, "rejected"))]
+        answers = _last_turns(row, *both)
     return Preference(chosen=answers[0], rejected=answers[1], margin=_margin(row))
 
 
@@ -251,9 +263,12 @@ def read_implicit_pair(row: Row) -> Preference:
     if isinstance(chosen, str) and isinstance(rejected, str):
         end = _prompt_end(chosen, rejected)
         prompt = chosen[:end]
-        answers = [_completion(prompt, chosen[end:], "chosen"), _completion(prompt, rejected[end:], "rejected")]
+        answers: list[Answer] = [
+            _completion(prompt, chosen[end:], "chosen"),
+            _completion(prompt, rejected[end:], "rejected"),
+        ]
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        answers = _last_turns(chosen, rejected)
+        answers = _last_turns(row, chosen, rejected)
     else:
         raise RowError("columns chosen and rejected must be both text or both messages where there is no prompt")
     return Preference(chosen=answers[0], rejected=answers[1], margin=_margin(row))
@@ -267,9 +282,11 @@ def read_labelled(row: Row) -> Judgement:
         raise RowError(f"column label must be true or false (or 1 or 0), got {kind_of(label)}")
     prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        answer = _completion(prompt, completion, "completion")
+        check_response_alone(prompt, completion, "completion")
+        answer = _with_tools(row, _completion(prompt, completion, "completion"))
     else:
-        answer = _last_turn(_conversation(_asks(prompt, "prompt"), completion), "completion")
+        messages, _ = _conversation(_asks(prompt, "prompt"), completion, "completion")
+        answer = _last_turn(row, messages, "completion")
     return Judgement(answer=answer, desirable=bool(label))
 
 
@@ -304,36 +321,38 @@ def _prompt_end(chosen: str, rejected: str) -> int:
     return end - chosen[:end].endswith(" ")  # most tokenizers have a word's space before it
 
 
-def _conversation(prompt: str | list[Message], response: str | list[Message]) -> list[Message]:
-    """The messages of prompt and response; a response that is the whole conversation already has the prompt."""
+def _conversation(prompt: str | list[Message], response: str | list[Message], column: str) -> tuple[list[Message], int]:
+    """The messages of prompt and response, and how many of them are the prompt's; see `continued_conversation`."""
     context = _as_messages(prompt, "user")
     if isinstance(response, str):
-        return [*context, {"role": "assistant", "content": response}]
-    # A text may be any turn of the conversation; messages can only be its beginning.
+        return [*context, {"role": "assistant", "content": response}], len(context)
+    # A text may be any turn of the conversation.
     if isinstance(prompt, str):
-        repeated = any(message["content"] == prompt for message in response[:-1])
-    else:
-        repeated = response[: len(context)] == context
-    return response if repeated else [*context, *response]
+        places = [i for i, turn in enumerate(response[:-1]) if turn["content"].split() == prompt.split()]
+        if places:
+            return response, places[0] + 1
+    return continued_conversation(context, response, column)
 
 
-def _last_turns(chosen: list[Message], rejected: list[Message]) -> list[Answer]:
-    answers: list[Answer] = [_last_turn(chosen, "chosen"), _last_turn(rejected, "rejected")]
-    if chosen[:-1] != rejected[:-1]:
-        pairs = enumerate(zip(chosen[:-1], rejected[:-1], strict=False), start=1)
-        shorter = min(len(chosen), len(rejected))
+def _last_turns(row: Row, chosen: list[Message], rejected: list[Message]) -> list[Answer]:
+    better, worse = _last_turn(row, chosen, "chosen"), _last_turn(row, rejected, "rejected")
+    shared = sum(1 for _ in takewhile(lambda turns: alike(*turns), zip(chosen[:-1], rejected[:-1], strict=False)))
+    if not shared == len(chosen) - 1 == len(rejected) - 1:
         # Where none of them differs, one conversation is longer than the other.
-        first = next((number for number, (left, right) in pairs if left != right), shorter)
+        first = min(shared + 1, len(chosen), len(rejected))
         raise RowError(f"chosen and rejected must share all messages but the last, they part at message {first}")
-    return answers
+    return [better, replace(worse, messages=[*chosen[:-1], rejected[-1]])]  # to the white space, the same prompt
 
 
-def _last_turn(messages: list[Message], column: str) -> Dialogue:
-    if messages[-1]["role"] != "assistant":
-        raise RowError(f"column {column} must end with an assistant turn, got a last role {messages[-1]['role']!r}")
+def _last_turn(row: Row, messages: list[Message], column: str) -> Dialogue:
+    last = messages[-1]
+    if last["role"] != "assistant":
+        raise RowError(f"column {column} must end with an assistant turn, got a last role {last['role']!r}")
     if len(messages) < 2 or messages[-2]["role"] not in ("user", "tool"):
         got = f"role {messages[-2]['role']!r}" if len(messages) > 1 else "nothing"
         raise RowError(f"the response in column {column} must follow a user turn, got {got} before it")
-    if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
-        raise RowError(f"the response in column {column} is empty, got {kind_of(messages[-1]['content'])}")
-    return Dialogue(messages=messages, given=len(messages) - 1)
+    if not (last["content"].strip() or last.get("tool_calls") or reasoning_of(last)):
+        raise RowError(f"the response in column {column} is empty, got {kind_of(last['content'])}")
+    if last.get("weight", 1) == 0:
+        raise RowError(f"the response in column {column} must be learned from, got weight 0")
+    return _dialogue(row, messages, len(messages) - 1)

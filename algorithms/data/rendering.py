@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from actors.config import UserError
 from actors.user.confined import at_most
 from algorithms.config import DataConfig
-from algorithms.data.readers import Message, RowError
+from algorithms.data.messages import Message, RowError
 from algorithms.user.deadline import TooLate, Watch
 
 if TYPE_CHECKING:
@@ -23,22 +23,6 @@ _ENDED_AFTER = 10
 process count, too."""
 
 
-def with_system_prompt(messages: list[Message], data: DataConfig) -> list[Message]:
-    """The messages after data.system_prompt; raises RowError when they have a system message of their own."""
-    if data.system_prompt is None:
-        return messages
-    if messages[0]["role"] == "system":
-        raise RowError("has a system message of its own, and data.system_prompt is set too")
-    return [{"role": "system", "content": data.system_prompt}, *messages]
-
-
-class MaskedTokens(TypedDict):
-    """What apply_chat_template gives with return_dict and return_assistant_tokens_mask, both [L]."""
-
-    input_ids: list[int]
-    assistant_masks: list[int]
-
-
 class Bounds(TypedDict, total=False):
     """Fields of a `Reading` that say how long a text may become; none without a tokenizer."""
 
@@ -49,43 +33,84 @@ class Bounds(TypedDict, total=False):
 
 
 def render_messages(
-    messages: list[Message], tokenizer: "PreTrainedTokenizerFast", *, add_generation_prompt: bool = False
+    messages: Sequence[Mapping[str, object]],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    tools: list[dict[str, object]] | None = None,
+    arguments: Mapping[str, object] | None = None,
+    add_generation_prompt: bool = False,
 ) -> str:
-    """apply_chat_template to text; raises RowError with the template's complaint."""
-    return _rendered(messages, tokenizer, tokenize=False, add_generation_prompt=add_generation_prompt)
+    """apply_chat_template to text; raises RowError with the template's complaint.
 
-
-def tokenise_messages(messages: list[Message], tokenizer: "PreTrainedTokenizerFast") -> MaskedTokens:
-    """apply_chat_template to ids, and what of them the template's markers say the model has written; raises RowError
-    as `render_messages` does."""
-    # By the template itself, as the markers' places are known only while it is rendered.
-    return _rendered(messages, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-
-
-def _rendered(messages: list[Message], tokenizer: "PreTrainedTokenizerFast", **options: bool) -> Any:
+    Args:
+        messages: as the template wants them.
+        tokenizer: whose chat template it is.
+        tools: declarations of tools, which some templates show.
+        arguments: further variables of the template, by name.
+        add_generation_prompt: whether to go on to where the model answers.
+    """
     if tokenizer.chat_template is None:
         raise RowError("messages need a tokenizer with a chat template, got one without")
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **(arguments or {})}
+    if tools:  # a template may ask whether they are defined
+        options["tools"] = tools
     try:
-        return run_template(tokenizer, messages, **options)
+        return str(run_template(tokenizer, messages, **options))
     except Exception as error:  # a template comes with the model, and its expressions raise anything
         raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
 
 
-def run_template(tokenizer: Any, messages: Sequence[Mapping[str, object]], **options: bool) -> Any:
+def marked_parts(
+    messages: Sequence[Mapping[str, object]],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    tools: list[dict[str, object]] | None,
+    arguments: Mapping[str, object],
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text that `render_messages` gives, and from where to where in it {% generation %} marks what the model says.
+
+    Raises RowError as `render_messages` does.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    variables: dict[str, Any] = {**tokenizer.special_tokens_map, **arguments}
+    if tools:
+        variables["tools"] = tools
+    # By characters: which tokens they are is found out as for all other templates.
+    render = functools.partial(
+        render_jinja_template,
+        conversations=[messages],
+        chat_template=tokenizer.get_chat_template(tools=tools),  # type: ignore[arg-type]  # declarations are dicts
+        return_assistant_tokens_mask=True,
+        **variables,
+    )
+    try:
+        texts, parts = _confined(render, messages, tools)
+    except Exception as error:  # as above
+        raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
+    return texts[0], [(int(start), int(end)) for start, end in parts[0]]
+
+
+def run_template(tokenizer: Any, messages: Sequence[Mapping[str, object]], **options: object) -> Any:
     """apply_chat_template with a deadline and a limit of memory: a template is a program of whoever made the model.
 
     Raises what it raises, also TimeoutError and MemoryError. One that is late within a single operation of Python's
     ends this process by SIGXCPU.
     """
+    render = functools.partial(tokenizer.apply_chat_template, messages, **options)
+    return _confined(render, messages, options.get("tools"))
+
+
+def _confined(render: Callable[[], Any], messages: Sequence[Mapping[str, object]], tools: object) -> Any:
     # A message has more than its text: names, calls of tools, and keys that are null.
-    size = sum(len(str(value)) for message in messages for value in message.values())
+    size = sum(len(str(value)) for message in messages for value in message.values()) + len(str(tools or ""))
     limit_s, mib = _TEMPLATE_S + size // _CHARACTERS_S, _TEMPLATE_MIB + size // _CHARACTERS_MIB
     try:
         with (
             at_most(mib, _ENDED_AFTER * limit_s),
             Watch(limit_s, file="", clock=time.thread_time) as watch,
         ):
-            return watch(functools.partial(tokenizer.apply_chat_template, messages, **options))
+            return watch(render)
     except TooLate as error:
         raise TimeoutError(str(error)) from None
     except MemoryError:

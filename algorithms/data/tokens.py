@@ -1,37 +1,27 @@
 """Rows to token ids: prompts for reinforcement learning, masked sequences for SFT."""
 
-import re
+import functools
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.episodes import Prompt, Sequence
 from algorithms.config import DataConfig
+from algorithms.data.chat_format import ChatFormat
 from algorithms.data.conventions import read_examples
+from algorithms.data.encoded import Encoder, Masked
+from algorithms.data.messages import Message, RowError
 from algorithms.data.overlong import cut_sequence, shortened
-from algorithms.data.readers import Completion, Dialogue, Example, Message, RowError, Text, at_row
+from algorithms.data.readers import Asked, Completion, Dialogue, Example, Text, at_row
 from algorithms.data.reading import Reading
-from algorithms.data.rendering import (
-    bos_of,
-    bounds,
-    check_some_tokens,
-    encode_texts,
-    render_messages,
-    template_of,
-    tokenise_messages,
-    with_system_prompt,
-)
+from algorithms.data.rendering import bos_of, bounds, check_some_tokens, encode_texts
 from algorithms.data.sources import Row
+from algorithms.data.written import TrainOn, Written, asked, with_system_prompt, written
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
-
-TrainOn = Literal["completions", "all"]
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def prompts(
@@ -58,10 +48,11 @@ def prompt_reading(
 ) -> Reading[Prompt]:
     """Rows read as prompts, not yet rendered; raises UserError for a row that fits no convention or is empty."""
     convention, rows, values = read_examples(rows, data, "rl", field)
+    chat = ChatFormat(tokenizer, data.template_arguments)
 
     def encode(indices: Items[int]) -> list[Prompt]:
-        texts = [at_row(index, field, _render_prompt, values[index], data, tokenizer) for index in indices]
-        token_ids = encode_texts(texts, tokenizer, plain=tokenizer.chat_template is None)
+        texts = [at_row(index, field, _render_prompt, values[index], data, chat) for index in indices]
+        token_ids = encode_texts(texts, tokenizer, plain=not chat.template)
         check_some_tokens(token_ids, indices, "prompt", field)
         return [
             Prompt(index=index, token_ids=ids, text=prompt_text(values[index]), row=rows[index])
@@ -111,10 +102,10 @@ def sequence_reading(
 ) -> Reading[Sequence]:
     """Rows read as examples for SFT, not yet rendered; raises UserError for a row that fits no convention."""
     convention, rows, examples = read_examples(rows, data, "sft", field)
-    limit = data.max_length
+    limit, made = data.max_length, _Sequences(data, tokenizer, train_on)
 
     def encode(indices: Items[int]) -> list[Sequence]:
-        found = [at_row(index, field, _sequence, examples[index], data, tokenizer, train_on) for index in indices]
+        found = made.of([examples[index] for index in indices], indices, field)
         check_some_tokens(found, indices, "sequence", field)
         return found
 
@@ -133,119 +124,102 @@ def sequence_reading(
     )
 
 
-def prompt_text(value: str | list[Message]) -> str:
+def prompt_text(value: Asked) -> str:
     """A prompt as reward functions and people see it: of messages, the last user turn."""
     if isinstance(value, str):
         return value
     # Rewards and people look at the question, not at what was said before it.
-    users = [message["content"] for message in value if message["role"] == "user"]
-    return users[-1] if users else value[-1]["content"]
+    users = [message["content"] for message in value.messages if message["role"] == "user"]
+    return users[-1] if users else value.messages[-1]["content"]
 
 
-def _render_prompt(value: str | list[Message], data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> str:
-    if isinstance(value, str) and tokenizer.chat_template is None:
+def _render_prompt(value: Asked, data: DataConfig, chat: ChatFormat) -> str:
+    if isinstance(value, str) and not chat.template:
         if data.system_prompt is not None:
             raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
         return value
-    messages: list[Message] = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    return render_messages(with_system_prompt(messages, data), tokenizer, add_generation_prompt=True)
+    dialogue = value if isinstance(value, Dialogue) else Dialogue(messages=[_question(value)], given=1)
+    return asked(chat, with_system_prompt(dialogue, data))
 
 
-def _sequence(example: Example, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn) -> Sequence:
-    if isinstance(example, Completion) and tokenizer.chat_template is not None:
-        asked: Message = {"role": "user", "content": example.prompt}
-        example = Dialogue(messages=[asked, {"role": "assistant", "content": example.completion}], given=1)
-    if isinstance(example, Dialogue):
-        messages = with_system_prompt(example.messages, data)
-        given = len(messages) - len(example.messages) + example.given  # a system prompt is given, too
-        token_ids, mask = _dialogue(messages, given, tokenizer, train_on)
-    elif data.system_prompt is not None:
-        raise RowError("data.system_prompt applies to conversations only, and this row is plain text")
-    else:
-        token_ids, mask = _plain(example, tokenizer)
-    if train_on == "all":
-        mask = np.ones(len(token_ids), dtype=np.bool_)
-    mask[:1] = False  # nothing comes before it that would predict it
-    if not mask.any():
-        raise RowError(f"has no token to train on (train_on {train_on}, {len(token_ids)} tokens)")
-    return Sequence(token_ids=np.array(token_ids, dtype=np.int64), action_mask=mask)
+def _question(text: str) -> Message:
+    return {"role": "user", "content": text}
 
 
-def _plain(example: Completion | Text, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], NDArray[np.bool_]]:
+class _Sequences:
+    """Makes masked sequences of examples, many at a time."""
+
+    def __init__(self, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn) -> None:
+        self.data, self.tokenizer = data, tokenizer
+        self.train_on: TrainOn = train_on
+        self.chat = ChatFormat(tokenizer, data.template_arguments)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
+
+    def of(self, examples: Items[Example], indices: Items[int], field: str) -> list[Sequence]:
+        """A sequence of each; raises UserError with the number of a row of which none can be made."""
+        found: dict[int, Masked] = {}
+        conversations: dict[int, Written] = {}
+        for example, index in zip(examples, indices, strict=True):
+            made = at_row(index, field, self._one, example)
+            if isinstance(made, Written):
+                conversations[index] = made
+            else:
+                found[index] = made
+        encoded = self.encoder.conversations([*conversations.values()]) if conversations else []
+        found |= {
+            index: at_row(index, field, _raised, made) for index, made in zip(conversations, encoded, strict=True)
+        }
+        return [at_row(index, field, self._sequence, found[index]) for index in indices]
+
+    def _one(self, example: Example) -> Written | Masked:
+        if isinstance(example, Completion) and self.chat.template:
+            answer: Message = {"role": "assistant", "content": example.completion}
+            example = Dialogue(messages=[_question(example.prompt), answer], given=1)
+        if isinstance(example, Dialogue):
+            return written(self.chat, with_system_prompt(example, self.data), self.train_on)
+        if self.data.system_prompt is not None:
+            raise RowError("data.system_prompt applies to conversations only, and this row is plain text")
+        return _plain(example, self.tokenizer, self.encoder)
+
+    def _sequence(self, masked: Masked) -> Sequence:
+        token_ids, mask = masked
+        if self.train_on == "all":
+            mask = np.ones(len(token_ids), dtype=np.bool_)
+        mask[:1] = False  # nothing comes before it that would predict it
+        if not mask.any():
+            raise RowError(f"has no token to train on (train_on {self.train_on}, {len(token_ids)} tokens)")
+        return Sequence(token_ids=np.array(token_ids, dtype=np.int64), action_mask=mask)
+
+
+def _raised(made: Masked | RowError) -> Masked:
+    if isinstance(made, RowError):
+        raise made
+    return made
+
+
+def _plain(example: Completion | Text, tokenizer: "PreTrainedTokenizerFast", encoder: Encoder) -> Masked:
     eos = tokenizer.eos_token_id
     if eos is None:
         raise RowError("plain text needs a tokenizer with an end-of-sequence token, got one without")
     if isinstance(example, Text):
         prompt, [target] = [], encode_texts([example.text], tokenizer, plain=True)
     else:
-        [prompt] = encode_texts([example.prompt], tokenizer, plain=True)
-        [target] = encode_texts([example.completion], tokenizer, plain=False)
+        prompt, target = continuation(example, tokenizer, encoder)
     # The end is learned with the rest: a model that never saw it would not stop.
     token_ids = [*prompt, *target] if target[-1:] == [eos] else [*prompt, *target, eos]
-    mask = np.arange(len(token_ids)) >= len(prompt)
-    return token_ids, mask
+    return token_ids, np.arange(len(token_ids)) >= len(prompt)
 
 
-def _dialogue(
-    messages: list[Message], given: int, tokenizer: "PreTrainedTokenizerFast", train_on: TrainOn
-) -> tuple[list[int], NDArray[np.bool_]]:
-    """Token ids, and the mask of assistant turns after the first `given` messages (or of every token)."""
-    if train_on == "all":
-        token_ids = encode_texts([render_messages(messages, tokenizer)], tokenizer, plain=False)[0]
-        return token_ids, np.ones(len(token_ids), dtype=np.bool_)
-    template = template_of(tokenizer)
-    # Without markers transformers gives a mask of zeros, and no more than a warning.
-    if not _GENERATION.search(template):
-        return _mask_by_prefixes(messages, given, tokenizer)
-    rendered = tokenise_messages(messages, tokenizer)
-    token_ids, mask = rendered["input_ids"], np.array(rendered["assistant_masks"], dtype=np.bool_)
-    # The markers are around all turns of the assistant, also around those that are only context.
-    if any(message["role"] == "assistant" for message in messages[:given]):
-        mask[: len(_prefix(messages[:given], token_ids, tokenizer, add_generation_prompt=True))] = False
-    # Templates that leave the end-of-turn token outside the markers would teach a model that never stops.
-    ends = np.array(token_ids) == tokenizer.eos_token_id
-    mask[1:] |= mask[:-1] & ends[1:]
-    return token_ids, mask
+def continuation(
+    example: Completion, tokenizer: "PreTrainedTokenizerFast", encoder: Encoder
+) -> tuple[list[int], list[int]]:
+    """Ids of a prompt without a chat template, and of what continues it; raises RowError where nothing can.
 
-
-def _mask_by_prefixes(
-    messages: list[Message], given: int, tokenizer: "PreTrainedTokenizerFast"
-) -> tuple[list[int], NDArray[np.bool_]]:
-    """For templates without {% generation %}: a turn begins where the rendering of what precedes it ends."""
-    token_ids = encode_texts([render_messages(messages, tokenizer)], tokenizer, plain=False)[0]
-    mask = np.zeros(len(token_ids), dtype=np.bool_)
-    closes = _closes_with_eos(tokenizer)
-    for index in range(given, len(messages)):
-        if messages[index]["role"] != "assistant":
-            continue
-        start = len(_prefix(messages[:index], token_ids, tokenizer, add_generation_prompt=True))
-        # Up to this token: what a template writes behind it, such as a line break, no sampler has sampled.
-        if closes and tokenizer.eos_token_id in token_ids[start:]:
-            end = token_ids.index(tokenizer.eos_token_id, start) + 1
-        else:
-            end = len(_prefix(messages[: index + 1], token_ids, tokenizer, add_generation_prompt=False))
-        mask[start:end] = True
-    return token_ids, mask
-
-
-def _closes_with_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Whether the template writes the end-of-sequence token right after the content of every assistant turn."""
-    exchange: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    # Twice, as a template may close the last turn otherwise than those before it.
-    tails = render_messages(exchange * 2, tokenizer).split("answer")[1:]
-    eos = tokenizer.eos_token
-    return isinstance(eos, str) and len(tails) == 2 and all(tail.lstrip().startswith(eos) for tail in tails)
-
-
-def _prefix(
-    messages: list[Message], whole: list[int], tokenizer: "PreTrainedTokenizerFast", *, add_generation_prompt: bool
-) -> list[int]:
-    """Token ids of the first messages, which must begin `whole`: otherwise no token border separates the turns."""
-    text = render_messages(messages, tokenizer, add_generation_prompt=add_generation_prompt) if messages else ""
-    [token_ids] = encode_texts([text], tokenizer, plain=False)
-    if whole[: len(token_ids)] != token_ids:
-        raise RowError(
-            f"its first {len(messages)} messages render differently within the whole conversation, so completions "
-            f"cannot be masked; use a chat template with {{% generation %}} markers or algorithm.train_on all"
-        )
-    return token_ids
+    Both are encoded together and cut: alone, many a tokenizer would give the second one a space that it has not.
+    """
+    whole = example.prompt + example.completion
+    prompt, both = encode_texts([example.prompt, whole], tokenizer, plain=True)
+    return prompt, encoder.completion(prompt, both, example.completion)

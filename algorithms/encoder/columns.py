@@ -13,7 +13,7 @@ from typing import Literal
 
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.data.readers import RowError
+from algorithms.data.messages import RowError
 from algorithms.data.sources import Row
 from algorithms.words import kind_of, nearest
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from actors.config import UserError
 from algorithms.config import DataConfig
-from algorithms.data.readers import RowError
+from algorithms.data.messages import RowError
 from algorithms.data.row_contents import Contents, content_of
 from algorithms.data.sources import Row, check_source_settings, read_rows
 from algorithms.encoder.columns import (

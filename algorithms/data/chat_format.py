@@ -1,0 +1,277 @@
+"""What a tokenizer's chat template does with a conversation, found out by rendering small ones.
+
+A template is a program: where it writes an answer's end, whether it shows calls and thoughts, and in which form it
+wants them, nothing says but what it writes. It is asked once per template, with words that occur nowhere else.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from algorithms.data.messages import REASONING, Message, RowError, Tool
+from algorithms.data.rendering import render_messages, template_of
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN = "Vq1xaz", "Vs1xaz", "Vq2xaz", "Vs2xaz"
+_THOUGHT, _CALLED, _VALUE, _GIVEN, _SAYS = "Vt1xaz", "Vf1xaz", "Vv1xaz", "Vr1xaz", "Vm1xaz"
+"""Words that no template has of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """How a template writes conversations.
+
+    Example of ChatML: Habits(last="<|im_end|>", between="<|im_end|>", call="<|im_end|>", stops=("<|im_end|>",), ...)
+    """
+
+    last: str = ""
+    """The token behind the last answer; empty where it writes none: then the first of `stops` is put there."""
+    between: str = ""
+    """The token behind an earlier answer; for some templates it is the one that opens the next turn."""
+    call: str = ""
+    """The token behind a turn that calls tools; empty where there is none, or calls are not shown."""
+    stops: tuple[str, ...] = ()
+    """Tokens at which sampling ends, the one of answers first: what a model learns to end its turns with."""
+    openings: frozenset[str] = frozenset({""})
+    """What it writes by itself between the generation prompt and an answer, without white space."""
+    closings: frozenset[str] = frozenset({""})
+    """What it writes between an answer and the token behind it, without white space."""
+    tail: str = ""
+    """What it writes behind the last answer when that ends with no token."""
+    parts: bool = False
+    """Whether contents must be lists of parts."""
+    calls: Literal["object", "text", "dropped"] = "dropped"
+    """In which form it wants arguments of calls: an object, or that as JSON; or it shows no calls."""
+    reasoning: str = ""
+    """The key in which it looks for an assistant's thoughts; empty where it shows none."""
+
+
+class ChatFormat:
+    """A tokenizer's chat template with what the settings give it, and how it writes conversations.
+
+    Args:
+        tokenizer: whose template it is; one without has `template` "".
+        arguments: variables of the template for all conversations.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", arguments: Mapping[str, object] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.arguments = dict(arguments or {})
+        self._habits: dict[str, Habits] = {}
+
+    @functools.cached_property
+    def template(self) -> str:
+        """The template's text, empty without one; raises RowError where there are several and none is the default."""
+        return template_of(self.tokenizer)
+
+    @functools.cached_property
+    def eos(self) -> str:
+        """The tokenizer's end of a sequence, empty without one."""
+        eos = self.tokenizer.eos_token
+        return eos if isinstance(eos, str) else ""
+
+    @functools.cached_property
+    def marks(self) -> bool:
+        """Whether the template marks what the model says with {% generation %}."""
+        return bool(_GENERATION.search(self.template))
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and does not set: those that arguments can give it."""
+        from jinja2 import meta
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        environment = _compile_jinja_template(self.template).environment
+        return frozenset(meta.find_undeclared_variables(environment.parse(self.template)))
+
+    def habits(self, arguments: Mapping[str, object] | None = None) -> Habits:
+        """How it writes conversations that have these arguments of their own."""
+        key = json.dumps(arguments or {}, sort_keys=True, default=repr)
+        if key not in self._habits:
+            self._habits[key] = _Asking(self, arguments or {}).habits()
+        return self._habits[key]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[Tool] | None = None,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The text of a conversation; raises RowError with the template's complaint."""
+        return render_messages(
+            self.prepared(messages, arguments),
+            self.tokenizer,
+            tools=tools,
+            arguments=self.arguments | dict(arguments or {}),
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def prepared(self, messages: Sequence[Message], arguments: Mapping[str, object] | None) -> list[dict[str, Any]]:
+        """Messages in the form that the template wants."""
+        habits = self.habits(arguments)
+        return [_prepared(message, habits) for message in messages]
+
+
+def _prepared(message: Message, habits: Habits) -> dict[str, Any]:
+    made: dict[str, Any] = {name: value for name, value in message.items() if name != "weight"}
+    if habits.parts and message["content"]:
+        made["content"] = [{"type": "text", "text": message["content"]}]
+    if habits.reasoning:
+        for name in REASONING:
+            if name in made and name != habits.reasoning:
+                made.setdefault(habits.reasoning, made.pop(name))
+    if habits.calls == "text" and "tool_calls" in made:
+        made["tool_calls"] = [
+            call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+            for call in message.get("tool_calls", [])
+        ]
+    return made
+
+
+def squeezed(text: str) -> str:
+    """A text without white space: what templates may change of a text that they write."""
+    return "".join(text.split())
+
+
+class _Asking:
+    """Renders small conversations with one template, and reads what comes out."""
+
+    def __init__(self, chat: ChatFormat, arguments: Mapping[str, object]) -> None:
+        self.chat = chat
+        self.arguments = chat.arguments | dict(arguments)
+        self.parts = False
+        added = chat.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | ({chat.eos} - {""})
+        # A token that begins a sequence ends none, unless it is both.
+        self.special = _any_of({token for token in special if token == chat.eos or token != chat.tokenizer.bos_token})
+        self.added = _any_of({token.content for token in added} | ({chat.eos} - {""}))
+
+    def habits(self) -> Habits:
+        """All of them; without a template, or with one that refuses every question, the tokenizer's end is the only."""
+        eos = (self.chat.eos,) if self.chat.eos else ()
+        if not self.chat.template:
+            return Habits(stops=eos)
+        whole = self._said(_turn("user", _ASKED), _turn("assistant", _SAID))
+        if whole is None or _SAID not in whole:
+            self.parts = True
+            whole = self._said(_turn("user", _ASKED), _turn("assistant", _SAID))
+            if whole is None or _SAID not in whole:
+                return Habits(stops=eos)
+        twice = self._said(*_two_exchanges())
+        behind = whole.partition(_SAID)[2]
+        last = self._first(behind)
+        between, middle = "", ""
+        if twice and _SAID in twice and _ASKED_AGAIN in twice:
+            middle = twice.partition(_SAID)[2].partition(_ASKED_AGAIN)[0]
+            between = self._first(middle)
+        reasoning, inside = self._reasoning(between)
+        calls, call = self._calls(last or between)
+        answer = last or between or self.chat.eos
+        stops = [answer, "" if inside else between, call, self.chat.eos]
+        return Habits(
+            last=last,
+            between=between,
+            call=call,
+            stops=tuple(dict.fromkeys(stop for stop in stops if stop)),
+            openings=self._openings(whole, twice),
+            closings=frozenset(
+                {"", *(squeezed(text.partition(end)[0]) for text, end in ((behind, last), (middle, between)) if end)}
+            ),
+            tail="" if last else behind,
+            parts=self.parts,
+            calls=calls,
+            reasoning=reasoning,
+        )
+
+    def _said(self, *messages: dict[str, Any], tools: list[Tool] | None = None, ask: bool = False) -> str | None:
+        """What is written; None where the template refuses."""
+        if self.parts:
+            messages = tuple(
+                message | {"content": [{"type": "text", "text": message["content"]}]} if message["content"] else message
+                for message in messages
+            )
+        try:
+            return render_messages(
+                messages, self.chat.tokenizer, tools=tools, arguments=self.arguments, add_generation_prompt=ask
+            )
+        except RowError:
+            return None
+
+    def _first(self, text: str) -> str:
+        """The first token that is no word, if possible a special one."""
+        found = self.special.search(text) or self.added.search(text)
+        return found.group() if found else ""
+
+    def _openings(self, whole: str, twice: str | None) -> frozenset[str]:
+        """What stands between a generation prompt and an answer that follows it."""
+        found = {""}
+        for text, said, before in (
+            (whole, _SAID, _two_exchanges()[:1]),
+            (twice, _SAID, _two_exchanges()[:1]),
+            (twice, _SAID_AGAIN, _two_exchanges()[:3]),
+        ):
+            prompt = self._said(*before, ask=True)
+            if text and prompt is not None and said in text and text.startswith(prompt):
+                found.add(squeezed(text[len(prompt) : text.index(said)]))
+        return frozenset(found)
+
+    def _reasoning(self, between: str) -> tuple[str, bool]:
+        """The key of thoughts, and whether the token behind an earlier answer also stands within one that has some."""
+        for name in REASONING:
+            text = self._said(_turn("user", _ASKED), _turn("assistant", _SAID) | {name: _THOUGHT})
+            if text and _THOUGHT in text and _SAID in text:
+                within = text[text.index(_ASKED) : text.index(_SAID)].partition(_THOUGHT)[2]
+                return name, bool(between) and between in within
+        return "", False
+
+    def _calls(self, answer: str) -> tuple[Literal["object", "text", "dropped"], str]:
+        """In which form calls are shown, and the token behind a turn of calls."""
+        forms: list[tuple[Literal["object", "text"], object]] = [
+            ("object", {"vkey": _VALUE}),
+            ("text", json.dumps({"vkey": _VALUE})),
+        ]
+        for form, arguments in forms:
+            text = self._called(arguments)
+            if text is None or _VALUE not in text or _CALLED not in text:
+                continue
+            # Python's own form of a mapping, or JSON within JSON: then the template wanted the other one.
+            if f"'vkey': '{_VALUE}'" in text or f'\\"{_VALUE}' in text:
+                continue
+            behind = text[text.rindex(_VALUE) : text.index(_GIVEN) if _GIVEN in text else None]
+            return form, answer if answer and answer in behind else self._first_of_turn(behind)
+        return "dropped", ""
+
+    def _first_of_turn(self, behind: str) -> str:
+        found = self.special.search(behind)
+        return found.group() if found else ""
+
+    def _called(self, arguments: object) -> str | None:
+        function = {"name": _CALLED, "arguments": arguments}
+        call = {"id": "vcall1xaz", "type": "function", "function": function}
+        calling = _turn("assistant", "") | {"tool_calls": [call]}
+        given = _turn("tool", _GIVEN) | {"name": _CALLED, "tool_call_id": "vcall1xaz"}
+        asked = _turn("user", _ASKED)
+        # With what follows, to see where the turn ends; alone for templates that know no results.
+        return self._said(asked, calling, given, _turn("assistant", _SAID)) or self._said(asked, calling)
+
+
+def _turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _two_exchanges() -> list[dict[str, Any]]:
+    roles = ("user", "assistant", "user", "assistant")
+    return [_turn(*turn) for turn in zip(roles, (_ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN), strict=True)]
+
+
+def _any_of(texts: set[str]) -> re.Pattern[str]:
+    found = sorted((text for text in texts if text), key=len, reverse=True)  # one may begin like another
+    return re.compile("|".join(map(re.escape, found)) or r"(?!)")

@@ -1,0 +1,135 @@
+"""What a chat template leaves out of a conversation: what a row says must be in the text, or the row is refused."""
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from algorithms.data.chat_format import Habits, squeezed
+from algorithms.data.messages import Call, Message, RowError, reasoning_of, without_thoughts
+
+if TYPE_CHECKING:
+    from algorithms.data.chat_format import ChatFormat
+    from algorithms.data.readers import Dialogue
+
+_OTHER = "use another chat template (model.chat_template)"
+_NOT_WORDS = re.compile(r"[\W_]+")
+
+
+def check_whole(chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Collection[int]) -> None:
+    """Raise RowError when something that the row says is nowhere in the text of its conversation.
+
+    Of what is not trained, thoughts may be left out: templates drop those of earlier turns.
+    """
+    whole = squeezed(text)
+    at = 0
+    for index, message in enumerate(dialogue.messages):
+        content = message["content"]
+        if message["role"] == "assistant" and index not in trained:
+            content = without_thoughts(content)
+        found = _find(content, whole, at)
+        if found is None:
+            raise RowError(_left_out(f"{'all or part' if content.strip() else ''} of the content", message, index))
+        at = found
+        for call in message.get("tool_calls", []):
+            if (what := _call_missing(call, whole)) is not None:
+                raise RowError(_left_out(what, message, index))
+        if index in trained and squeezed(reasoning_of(message)) not in whole:
+            raise RowError(
+                _left_out("the reasoning", message, index)
+                + "; algorithm.train_on last learns from the last answer alone"
+            )
+    for tool in dialogue.tools or []:
+        name = str(tool["function"]["name"])  # type: ignore[index]  # tools_of has made them so
+        if squeezed(name) not in whole:
+            raise RowError(f"the chat template leaves out tool {name!r} of column tools: {_OTHER}")
+
+
+def is_plain(message: Message) -> bool:
+    """Whether a message has a content and nothing else to say."""
+    return not reasoning_of(message) and not message.get("tool_calls")
+
+
+def turn_fault(habits: Habits, message: Message, words: str, index: int) -> str | None:
+    """What is wrong with a turn's text that is not what the message says, and what the template writes around that."""
+    left, said = squeezed(words), squeezed(message["content"])
+    if is_plain(message):
+        if any(left == opening + said + closing for opening in habits.openings for closing in habits.closings):
+            return None
+        return (
+            f"the chat template does not write message {index + 1} as it is, but {_short(words)} for "
+            f"{_short(message['content'])}: {_OTHER}"
+        )
+    for what, part in (("reasoning", squeezed(reasoning_of(message))), ("content", said)):
+        if part not in left:
+            return _left_out(f"the {what}", message, index)
+    missing = (_call_missing(call, left) for call in message.get("tool_calls", []))
+    return next((_left_out(what, message, index) for what in missing if what), None)
+
+
+def goes_on(habits: Habits, message: Message, words: str) -> bool:
+    """Whether a text begins with all that a message says, and has more behind it."""
+    left, said = squeezed(words), squeezed(message["content"])
+    return not is_plain(message) or any(left.startswith(opening + said) for opening in habits.openings)
+
+
+def _find(content: str, whole: str, at: int) -> int | None:
+    """Behind where in the text a content ends, looked for from `at` on, then anywhere; None where it is not."""
+    for form in (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1]):
+        said = squeezed(form)
+        place = whole.find(said, at)
+        if place >= 0:
+            return place + len(said)
+        if said in whole:  # a system prompt may be written before the last turn
+            return at
+    # A tool's result that is JSON may be written anew.
+    return at if _has_json(content, whole) else None
+
+
+def _has_json(content: str, whole: str) -> bool:
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(value, dict | list) and all(_leaf_in(leaf, whole) for leaf in _leaves(value))
+
+
+def _call_missing(call: Call, whole: str) -> str | None:
+    """What of a call is not in a text."""
+    name = call["function"]["name"]
+    if squeezed(name) not in whole:
+        return f"the call of {name}"
+    for leaf in _leaves(call["function"]["arguments"]):
+        if not _leaf_in(leaf, whole):
+            return f"the argument {_short(str(leaf))} of the call of {name}"
+    return None
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """The names and values in a JSON value."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield str(name)
+            yield from _leaves(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _leaf_in(leaf: object, whole: str) -> bool:
+    if not isinstance(leaf, str):
+        return json.dumps(leaf) in whole or str(leaf) in whole
+    # Twice as JSON where a template writes what is JSON as a text.
+    once = json.dumps(leaf, ensure_ascii=False)[1:-1]
+    forms = (leaf, once, json.dumps(leaf)[1:-1], json.dumps(once, ensure_ascii=False)[1:-1], repr(leaf)[1:-1])
+    return any(squeezed(form) in whole for form in forms)
+
+
+def _left_out(what: str, message: Message, index: int) -> str:
+    return f"the chat template leaves out {what.strip()} of message {index + 1} ({message['role']}): {_OTHER}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

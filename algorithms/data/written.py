@@ -1,0 +1,247 @@
+"""Conversations as text, with the places of what the assistant says in them: what is trained is what a row says.
+
+A turn begins where the text of what precedes it ends, with the generation prompt: that is where a model samples from.
+It ends with the first token at which sampling ends. Whatever else stands between the two than what the row says the
+assistant said, and what the template writes around it, is refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from algorithms.config import DataConfig
+from algorithms.data.chat_format import ChatFormat, Habits
+from algorithms.data.left_out import check_whole, goes_on, is_plain, turn_fault
+from algorithms.data.messages import Message, RowError, reasoning_of
+from algorithms.data.readers import Dialogue
+from algorithms.data.rendering import marked_parts
+
+TrainOn = Literal["completions", "last", "all"]
+_OF_ANY_TURN = ("role", "name", "tool_call_id")
+"""What of a message stays when its words are others: not its calls and thoughts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What the assistant says in one message, as the model has to say it.
+
+    Example: of "<|user|>hi<|assistant|>yo<|end|>" it is Turn(start=21, end=23, stop="<|end|>").
+    """
+
+    start: int
+    """Its first character in the whole text."""
+    end: int
+    """Behind its last one, its end not included."""
+    stop: str
+    """The token that ends it, which stands at `end`, or is put there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A conversation as text."""
+
+    text: str
+    turns: list[Turn]
+    """Those that are trained, in order."""
+    appended: bool = False
+    """Whether the last turn's stop is not in the text, which ends where the turn does."""
+
+
+def with_system_prompt(dialogue: Dialogue, data: DataConfig) -> Dialogue:
+    """A conversation after data.system_prompt; raises RowError when it has a system message of its own."""
+    if data.system_prompt is None:
+        return dialogue
+    if dialogue.messages[0]["role"] in ("system", "developer"):
+        raise RowError("has a system message of its own, and data.system_prompt is set too")
+    system: Message = {"role": "system", "content": data.system_prompt}
+    return replace(dialogue, messages=[system, *dialogue.messages], given=dialogue.given + 1)
+
+
+def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Written:
+    """The text of a conversation, and the turns of it that are trained after its first `given` messages.
+
+    Raises RowError for one that the template refuses, or of which it leaves out what must be there; and for turns whose
+    place in the text is not certain, or behind which no token stands at which sampling ends.
+    """
+    messages = [_ended(chat, dialogue, message) for message in dialogue.messages]
+    dialogue = replace(dialogue, messages=messages)
+    text = _rendered(chat, dialogue, messages)
+    chosen = _trained(messages, dialogue.given, train_on)
+    check_whole(chat, dialogue, text, chosen)
+    if train_on == "all":
+        return _to_its_end(chat, dialogue, text)
+    marks = _marks(chat, dialogue, messages) if chat.marks else {}
+    turns, appended = [], False
+    for index in chosen:
+        start = marks[index] if marks else _start(chat, dialogue, index, text)
+        turn, appended = _turn(chat, dialogue, index, text, start)
+        turns.append(turn)
+    return Written(text=text[: turns[-1].end] if appended else text, turns=turns, appended=appended)
+
+
+def answered(chat: ChatFormat, dialogue: Dialogue) -> Written:
+    """The text of a conversation and its last turn, which begins where a rollout of what precedes it would.
+
+    Raises RowError as `written` does, and for a template that writes what precedes an answer otherwise than a prompt.
+    """
+    found = written(chat, dialogue, "last")
+    prompt = asked(chat, dialogue, dialogue.messages[:-1])
+    if not found.text.startswith(prompt):
+        raise RowError(
+            "the chat template renders the prompt of a whole conversation differently from one that is to be answered, "
+            "so the response cannot be told from it; use another chat template (model.chat_template)"
+        )
+    [turn] = found.turns
+    return Written(
+        text=found.text, turns=[Turn(start=len(prompt), end=turn.end, stop=turn.stop)], appended=found.appended
+    )
+
+
+def asked(chat: ChatFormat, dialogue: Dialogue, messages: Sequence[Message] | None = None) -> str:
+    """The text of a conversation up to where the model answers; of a prompt, all it says must be in there.
+
+    Raises RowError as `written` does.
+    """
+    text = chat.render(
+        dialogue.messages if messages is None else messages,
+        dialogue.tools,
+        dialogue.arguments,
+        add_generation_prompt=True,
+    )
+    if messages is None:
+        check_whole(chat, dialogue, text, [])
+    return text
+
+
+def _ended(chat: ChatFormat, dialogue: Dialogue, message: Message) -> Message:
+    """A message of the assistant without an end that is written out at its end; one within it is refused."""
+    if message["role"] != "assistant":
+        return message
+    content = message["content"]
+    stops = chat.habits(dialogue.arguments).stops
+    for stop in stops:
+        content = content.removesuffix(stop)
+    for stop in stops:
+        if stop in content or stop in reasoning_of(message):
+            what = "the end-of-sequence token" if stop == chat.eos else "the end of a turn"
+            raise RowError(f"a response must not go on after {what} {stop}")
+    return message if content == message["content"] else message | {"content": content}  # type: ignore[return-value]
+
+
+def _rendered(chat: ChatFormat, dialogue: Dialogue, messages: Sequence[Message], *, ask: bool = False) -> str:
+    return chat.render(messages, dialogue.tools, dialogue.arguments, add_generation_prompt=ask)
+
+
+def _trained(messages: list[Message], given: int, train_on: TrainOn) -> list[int]:
+    """Which messages are learned from."""
+    spoken = [
+        index
+        for index, message in enumerate(messages)
+        if index >= given and message["role"] == "assistant" and message.get("weight", 1)
+    ]
+    if not spoken:
+        raise RowError("has no token to train on (no turn of the assistant that is learned from)")
+    return spoken[-1:] if train_on == "last" else spoken
+
+
+def _to_its_end(chat: ChatFormat, dialogue: Dialogue, text: str) -> Written:
+    """All of a conversation, which ends as its last turn ends."""
+    habits, last = chat.habits(dialogue.arguments), dialogue.messages[-1]
+    if last["role"] != "assistant" or habits.last or not habits.stops:
+        return Written(text=text, turns=[])
+    text = text.removesuffix(habits.tail) if habits.tail else text
+    stop = (habits.call if last.get("tool_calls") else "") or habits.stops[0]
+    return Written(text=text, turns=[Turn(start=len(text), end=len(text), stop=stop)], appended=True)
+
+
+def _start(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
+    """Where in the text a turn begins."""
+    before = dialogue.messages[:index]
+    try:
+        prompt = _rendered(chat, dialogue, before, ask=True)
+        if text.startswith(prompt):
+            return len(prompt)
+    except RowError:  # many a template refuses to be asked before anybody has spoken
+        pass
+    return _start_by_words(chat, dialogue, index, text)
+
+
+def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
+    """The same where the text of what precedes a turn is another one within the whole: where its own words begin."""
+    place, other = _place_of_words(chat, dialogue, index, text)
+    if place < 0 or text[:place] != other[:place]:
+        raise RowError(
+            f"message {index + 1} cannot be told from what precedes it, which the chat template renders differently "
+            f"within the whole conversation; algorithm.train_on last or all, or another model.chat_template"
+        )
+    while text[place - 1 : place] == " ":  # most tokenizers have a word's space before it
+        place -= 1
+    return place
+
+
+def _place_of_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple[int, str]:
+    """Where a message's content would begin, -1 where it is not shown, and the text with another content in it."""
+    words = "Vw1xaz"
+    while words in text:
+        words += "q"
+    given = dialogue.messages[index]
+    spoken: Message = {name: value for name, value in given.items() if name in _OF_ANY_TURN} | {"content": words}  # type: ignore[assignment]
+    other = _rendered(chat, dialogue, [*dialogue.messages[:index], spoken, *dialogue.messages[index + 1 :]])
+    return other.find(words), other
+
+
+def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dict[int, int]:
+    """Where the turns of the assistant begin by the template's own marks, by message."""
+    _, parts = marked_parts(
+        chat.prepared(messages, dialogue.arguments),
+        chat.tokenizer,
+        tools=dialogue.tools,
+        arguments=chat.arguments | dialogue.arguments,
+    )
+    spoken = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(parts) != len(spoken):
+        raise RowError(
+            f"the chat template marks {len(parts)} parts with {{% generation %}} in a conversation of {len(spoken)} "
+            f"turns of the assistant"
+        )
+    return {index: start for index, (start, _) in zip(spoken, parts, strict=True)}
+
+
+def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: int) -> tuple[Turn, bool]:
+    """A turn that begins at `start`, and whether its end has to be put behind the text.
+
+    Raises RowError where it is not what the message says, or no token behind it could end it.
+    """
+    habits, message = chat.habits(dialogue.arguments), dialogue.messages[index]
+    last = index == len(dialogue.messages) - 1
+    places = [(text.index(stop, start), stop) for stop in _stops(habits, last) if stop in text[start:]]
+    if places:
+        end, stop = min(places)
+        fault = turn_fault(habits, message, text[start:end], index)
+        if fault is None and (last or is_plain(message) or end <= _next_words(chat, dialogue, index, text)):
+            return Turn(start=start, end=end, stop=stop), False
+        if last or not goes_on(habits, message, text[start:end]):
+            raise RowError(fault)
+    if not last:
+        raise RowError(
+            f"the chat template writes no token behind message {index + 1} at which sampling could end, so a model "
+            f"would learn to go on; algorithm.train_on last learns from the last answer alone"
+        )
+    stop = (habits.call if message.get("tool_calls") else "") or next(iter(habits.stops), "")
+    if not stop:
+        raise RowError("responses need a tokenizer with an end-of-sequence token, got one without")
+    end = len(text) - len(habits.tail) if habits.tail and text.endswith(habits.tail) else len(text)
+    if fault := turn_fault(habits, message, text[start:end], index):
+        raise RowError(fault)
+    return Turn(start=start, end=end, stop=stop), True
+
+
+def _stops(habits: Habits, last: bool) -> tuple[str, ...]:
+    # The token that opens the next turn ends no last one: there it can only be part of what the row says.
+    return habits.stops if habits.last or not last else tuple(s for s in habits.stops if s != habits.between)
+
+
+def _next_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
+    """Where in the text the message after this one says something."""
+    place, _ = _place_of_words(chat, dialogue, index + 1, text)
+    return place
