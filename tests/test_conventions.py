@@ -87,7 +87,9 @@ def test_sharegpt_and_alpaca_system_and_tool_turns() -> None:
         "<|system|>S<|end|><|user|>q<|end|><|assistant|>f(x=y)<|end|><|tool|>7<|end|>"
     )
     assert trained(sequence, calling) == "f(x=y)<|end|>seven<|end|>"
-    with pytest.raises(UserError, match=r"row 1: the chat template leaves out the call of f of message 3 \(assistant\)"):
+    with pytest.raises(
+        UserError, match=r"row 1: the chat template leaves out the call of f of message 3 \(assistant\)"
+    ):
         sft(row, CHAR)
     turns[1]["value"] = "f()"
     with pytest.raises(UserError, match=r"the call in turn 2 of column conversations must have a function with name"):

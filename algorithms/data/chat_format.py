@@ -48,6 +48,10 @@ class Habits:
     """Whether contents must be lists of parts."""
     calls: Literal["object", "text", "dropped"] = "dropped"
     """In which form it wants arguments of calls: an object, or that as JSON; or it shows no calls."""
+    tools: bool = False
+    """Whether it shows declarations of tools."""
+    header: str = ""
+    """What the generation prompt adds to a conversation."""
     reasoning: str = ""
     """The key in which it looks for an assistant's thoughts; empty where it shows none."""
 
@@ -130,7 +134,11 @@ def _prepared(message: Message, habits: Habits) -> dict[str, Any]:
                 made.setdefault(habits.reasoning, made.pop(name))
     if habits.calls == "text" and "tool_calls" in made:
         made["tool_calls"] = [
-            call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+            call
+            | {
+                "function": call["function"]
+                | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}
+            }
             for call in message.get("tool_calls", [])
         ]
     return made
@@ -185,9 +193,12 @@ class _Asking:
             closings=frozenset(
                 {"", *(squeezed(text.partition(end)[0]) for text, end in ((behind, last), (middle, between)) if end)}
             ),
-            tail="" if last else behind,
+            # Where earlier answers have the same behind them, before their end, the last one keeps it.
+            tail="" if last or behind == middle.partition(between)[0] else behind,
             parts=self.parts,
             calls=calls,
+            tools=self._shows_tools(),
+            header=self._header(),
             reasoning=reasoning,
         )
 
@@ -246,17 +257,31 @@ class _Asking:
             if f"'vkey': '{_VALUE}'" in text or f'\\"{_VALUE}' in text:
                 continue
             behind = text[text.rindex(_VALUE) : text.index(_GIVEN) if _GIVEN in text else None]
-            return form, answer if answer and answer in behind else self._first_of_turn(behind)
+            if answer and answer in behind:
+                return form, answer
+            # What also stands between two calls ends a call, and no turn.
+            twice = self._called(arguments, arguments) or ""
+            inside = {*self.special.findall(twice[twice.find(_VALUE) : twice.rfind(_VALUE)])}
+            return form, next((token for token in self.special.findall(behind) if token not in inside), "")
         return "dropped", ""
 
-    def _first_of_turn(self, behind: str) -> str:
-        found = self.special.search(behind)
-        return found.group() if found else ""
+    def _shows_tools(self) -> bool:
+        """Whether a tool's name, description and parameters are all written."""
+        parameters = {"type": "object", "properties": {_VALUE: {"type": "string", "description": _GIVEN}}}
+        function: dict[str, object] = {"name": _CALLED, "description": _SAYS, "parameters": parameters}
+        text = self._said(_turn("user", _ASKED), tools=[{"type": "function", "function": function}], ask=True)
+        return text is not None and all(word in text for word in (_CALLED, _SAYS, _VALUE))
 
-    def _called(self, arguments: object) -> str | None:
-        function = {"name": _CALLED, "arguments": arguments}
-        call = {"id": "vcall1xaz", "type": "function", "function": function}
-        calling = _turn("assistant", "") | {"tool_calls": [call]}
+    def _header(self) -> str:
+        before, after = (self._said(_turn("user", _ASKED), ask=ask) for ask in (False, True))
+        return after.removeprefix(before) if before and after and after.startswith(before) else ""
+
+    def _called(self, *arguments: object) -> str | None:
+        calls = [
+            {"id": f"vcall{number}xaz", "type": "function", "function": {"name": _CALLED, "arguments": given}}
+            for number, given in enumerate(arguments, start=1)
+        ]
+        calling = _turn("assistant", "") | {"tool_calls": calls}
         given = _turn("tool", _GIVEN) | {"name": _CALLED, "tool_call_id": "vcall1xaz"}
         asked = _turn("user", _ASKED)
         # With what follows, to see where the turn ends; alone for templates that know no results.

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from algorithms.data.readers import Dialogue
 
 _OTHER = "use another chat template (model.chat_template)"
-_NOT_WORDS = re.compile(r"[\W_]+")
+_TAG = re.compile(r"\s*<\w+>")
+_BEFORE = 50
+"""Characters before a turn in which the prompt may open a thought."""
 
 
 def check_whole(chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Collection[int]) -> None:
@@ -39,10 +41,8 @@ def check_whole(chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Co
                 _left_out("the reasoning", message, index)
                 + "; algorithm.train_on last learns from the last answer alone"
             )
-    for tool in dialogue.tools or []:
-        name = str(tool["function"]["name"])  # type: ignore[index]  # tools_of has made them so
-        if squeezed(name) not in whole:
-            raise RowError(f"the chat template leaves out tool {name!r} of column tools: {_OTHER}")
+    if dialogue.tools and not chat.habits(dialogue.arguments).tools:
+        raise RowError(f"the chat template leaves out what column tools declares: {_OTHER}")
 
 
 def is_plain(message: Message) -> bool:
@@ -50,10 +50,24 @@ def is_plain(message: Message) -> bool:
     return not reasoning_of(message) and not message.get("tool_calls")
 
 
-def turn_fault(habits: Habits, message: Message, words: str, index: int) -> str | None:
-    """What is wrong with a turn's text that is not what the message says, and what the template writes around that."""
+def turn_fault(habits: Habits, message: Message, text: str, place: tuple[int, int], index: int) -> str | None:
+    """What is wrong with a turn's text that is not what the message says, and what the template writes around that.
+
+    Args:
+        habits: of the template.
+        message: what the row says.
+        text: of the whole conversation.
+        place: of the turn in it, from where to where.
+        index: of the message, for the line.
+    """
+    start, end = place
+    words = text[start:end]
     left, said = squeezed(words), squeezed(message["content"])
     if is_plain(message):
+        # Where the prompt opens a thought, a content that opens with one begins behind that.
+        opened = squeezed(found.group()) if (found := _TAG.match(message["content"])) else ""
+        if opened and opened not in left[: len(opened)] and squeezed(text[:start][-_BEFORE:]).endswith(opened):
+            said = said.removeprefix(opened)
         if any(left == opening + said + closing for opening in habits.openings for closing in habits.closings):
             return None
         return (

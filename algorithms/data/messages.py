@@ -143,8 +143,7 @@ def call_of(given: object, where: str) -> Call:
     function = given.get("function", given) if isinstance(given, dict) else None
     if not isinstance(given, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(f"{where} must have a function with name and arguments, got {kind_of(given)}")
-    arguments = function.get("arguments", function.get("parameters"))
-    text = arguments
+    arguments = text = _without_nulls(function.get("arguments", function.get("parameters")))
     if isinstance(arguments, str):  # OpenAI has them as JSON within JSON
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}

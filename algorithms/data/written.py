@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from algorithms.config import DataConfig
-from algorithms.data.chat_format import ChatFormat, Habits
+from algorithms.data.chat_format import ChatFormat, Habits, squeezed
 from algorithms.data.left_out import check_whole, goes_on, is_plain, turn_fault
 from algorithms.data.messages import Message, RowError, reasoning_of
 from algorithms.data.readers import Dialogue
@@ -85,16 +85,17 @@ def answered(chat: ChatFormat, dialogue: Dialogue) -> Written:
     Raises RowError as `written` does, and for a template that writes what precedes an answer otherwise than a prompt.
     """
     found = written(chat, dialogue, "last")
+    [turn] = found.turns
     prompt = asked(chat, dialogue, dialogue.messages[:-1])
-    if not found.text.startswith(prompt):
+    if found.text.startswith(prompt):
+        turn = replace(turn, start=len(prompt))
+    # A prompt may go on and open a thought, which this answer does not have.
+    elif not prompt.startswith(found.text[: turn.start]):
         raise RowError(
             "the chat template renders the prompt of a whole conversation differently from one that is to be answered, "
             "so the response cannot be told from it; use another chat template (model.chat_template)"
         )
-    [turn] = found.turns
-    return Written(
-        text=found.text, turns=[Turn(start=len(prompt), end=turn.end, stop=turn.stop)], appended=found.appended
-    )
+    return replace(found, turns=[turn])
 
 
 def asked(chat: ChatFormat, dialogue: Dialogue, messages: Sequence[Message] | None = None) -> str:
@@ -174,6 +175,11 @@ def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str)
             f"message {index + 1} cannot be told from what precedes it, which the chat template renders differently "
             f"within the whole conversation; algorithm.train_on last or all, or another model.chat_template"
         )
+    habits = chat.habits(dialogue.arguments)
+    header = text.rfind(habits.header, 0, place) + len(habits.header)
+    # As a prompt would end, where nothing of the row stands between that and the words.
+    if habits.header and header >= len(habits.header) and squeezed(text[header:place]) in habits.openings:
+        return header
     while text[place - 1 : place] == " ":  # most tokenizers have a word's space before it
         place -= 1
     return place
@@ -217,7 +223,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
     places = [(text.index(stop, start), stop) for stop in _stops(habits, last) if stop in text[start:]]
     if places:
         end, stop = min(places)
-        fault = turn_fault(habits, message, text[start:end], index)
+        fault = turn_fault(habits, message, text, (start, end), index)
         if fault is None and (last or is_plain(message) or end <= _next_words(chat, dialogue, index, text)):
             return Turn(start=start, end=end, stop=stop), False
         if last or not goes_on(habits, message, text[start:end]):
@@ -231,7 +237,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
     if not stop:
         raise RowError("responses need a tokenizer with an end-of-sequence token, got one without")
     end = len(text) - len(habits.tail) if habits.tail and text.endswith(habits.tail) else len(text)
-    if fault := turn_fault(habits, message, text[start:end], index):
+    if fault := turn_fault(habits, message, text, (start, end), index):
         raise RowError(fault)
     return Turn(start=start, end=end, stop=stop), True
 
