@@ -98,6 +98,8 @@ class ModelConfig(Config):
     """Branch, tag or commit of a model of the hub (default: main); the run keeps to the commit that it has found."""
     init: ModelInit | None = None
     """Build a new model from scratch instead of loading `path`."""
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    """File of a chat template (Jinja) in place of the tokenizer's own; exports have it."""
     dtype: Dtype = "fp32"
     """Precision of weights and activations (bf16 keeps fp32 master weights in the optimizer)."""
     attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"

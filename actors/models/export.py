@@ -11,6 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from actors.files.readable import make_readable
 from actors.models.as_source import restore_settings
+from actors.models.chat_settings import ChatSettings, write_chat_settings
 from actors.models.tensor_files import Meta, write_tensors
 from actors.models.tokenizer_files import copy_tokenizer
 
@@ -55,13 +56,19 @@ def export_weights(
 
 
 def export_settings(
-    model: PreTrainedModel, metas: Sequence[Meta], tokenizer: PreTrainedTokenizerBase, directory: Path
+    model: PreTrainedModel,
+    metas: Sequence[Meta],
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    chat: ChatSettings | None = None,
 ) -> None:
     """All of `export_model` but the weights, of which it is only found out how files would have them."""
     save_settings(model, directory)
     source = model.config.name_or_path or ""
     restore_settings(directory, source, scores=model.get_output_embeddings() is None)
     copy_tokenizer(tokenizer, directory, source)
+    if chat:
+        write_chat_settings(directory, chat)
     planned_files(model, metas)
     make_readable(directory)
 

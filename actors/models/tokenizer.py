@@ -181,13 +181,45 @@ def tokenizer_for(model: ModelConfig) -> "PreTrainedTokenizerFast":
     """The tokenizer of `model`: built from `init.alphabet`, or loaded from `path`.
 
     Raises:
-        UserError: as build_char_tokenizer and load_tokenizer do.
+        UserError: as build_char_tokenizer, load_tokenizer and with_chat_template do.
     """
     if model.init is not None:
         build = build_pair_tokenizer if model.init.family == "bert" else build_char_tokenizer
-        return build(model.init.alphabet)
+        return with_chat_template(build(model.init.alphabet), model)
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
-    return load_tokenizer(located(model.path, model.revision) if is_hub_id(model.path) else model.path)
+    path = located(model.path, model.revision) if is_hub_id(model.path) else model.path
+    return with_chat_template(load_tokenizer(path), model)
+
+
+def with_chat_template(tokenizer: "PreTrainedTokenizerFast", model: ModelConfig) -> "PreTrainedTokenizerFast":
+    """The tokenizer with `model.chat_template`, where that is given; raises UserError as `chat_template_of` does."""
+    if (template := chat_template_of(model)) is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def chat_template_of(model: ModelConfig) -> str | None:
+    """The text of the file `model.chat_template`, None where none is given.
+
+    Raises:
+        UserError: there is no such file, it is no text, or empty.
+    """
+    if model.chat_template is None:
+        return None
+    path = Path(model.chat_template)
+    if not path.is_file():
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, 1)
+        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise UserError(f"model.chat_template: must be a file with a Jinja template, no such file{hint}, got {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise UserError(f"model.chat_template: must be a file of text, {reason}, got {path}") from None
+    if not text.strip():
+        raise UserError(f"model.chat_template: must hold a template, got an empty file {path}")
+    return text
 
 
 def fast_tokenizer() -> "type[PreTrainedTokenizerFast]":

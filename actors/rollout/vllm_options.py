@@ -1,6 +1,7 @@
 """How a vLLM engine is made and what it is asked for: from Tandem's settings to vLLM's own."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -67,8 +68,9 @@ def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, object]:
     }
 
 
-def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams:
-    """vLLM's parameters for one response to a prompt: one logprob per sampled token, text only for stops.
+def sampling_params(config: RolloutConfig, sampling: Sampling, ends: Sequence[int] = ()) -> SamplingParams:
+    """vLLM's parameters for one response to a prompt: one logprob per sampled token, text only for stops. A response
+    ends with the model's end-of-sequence token, one of rollout.stop_token_ids, or one of `ends`.
 
     One, whatever `sampling.samples` is: vLLM gives several of one request only when all of them have ended.
     """
@@ -86,7 +88,7 @@ def sampling_params(config: RolloutConfig, sampling: Sampling) -> SamplingParams
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         stop=config.stop or None,
-        stop_token_ids=config.stop_token_ids,
+        stop_token_ids=[*config.stop_token_ids, *ends],
         # The text is decoded from all tokens in the end; vLLM needs it only to look for stop strings.
         detokenize=bool(config.stop),
         skip_special_tokens=True,

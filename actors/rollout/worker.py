@@ -180,6 +180,7 @@ class RolloutWorker(EngineHost):
         backend: str,
         seed: int,
         keep_special_tokens: bool = False,
+        ends: Sequence[int] = (),
     ) -> None:
         super().__init__(self._text, self._marked_text if keep_special_tokens else None)
         write_output_to_log()
@@ -196,7 +197,7 @@ class RolloutWorker(EngineHost):
         self.engine: EngineThread = EngineThread(
             # Engines that drew alike would answer a prompt that comes twice with the same.
             lambda: build_llm(directory, config, model, backend, seed + rank),
-            lambda sampling: sampling_params(config, sampling),
+            lambda sampling: sampling_params(config, sampling, ends),
             config.max_concurrent,
         )
 
@@ -211,7 +212,8 @@ class RolloutWorker(EngineHost):
         return self.engine.pulse()
 
     def _text(self, segment: Segment) -> str:
-        # Named here is one of rollout.stop_token_ids, which may be an ordinary token, unlike the end-of-sequence token.
+        # Named here is one of rollout.stop_token_ids, which may be an ordinary token, or of the tokens that end turns;
+        # the end-of-sequence token is not.
         return self._spoken(segment, ended=isinstance(segment.ended_by, int), special=False)
 
     def _marked_text(self, segment: Segment) -> str:

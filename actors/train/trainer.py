@@ -37,6 +37,7 @@ from actors.train.worker import (
 from actors.weights.checksum import checksum
 
 if TYPE_CHECKING:
+    from actors.models.chat_settings import ChatSettings
     from actors.models.lora import MergeError
 
 _REASON_LENGTH = 300
@@ -231,8 +232,12 @@ class TrainedWorker(Worker):
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self.device)
 
-    def prepare_export(self, directory: Path) -> str | None:
-        """Write all of an export but the weights, on rank 0: what cannot be written is told before training.
+    chat: "ChatSettings | None" = None
+    """What exports say of conversations."""
+
+    def prepare_export(self, directory: Path, chat: "ChatSettings | None" = None) -> str | None:
+        """Write all of an export but the weights, on rank 0: what cannot be written is told before training. `chat` is
+        what it says of conversations, also when it is written later.
 
         Returns what whoever uses the export should know.
 
@@ -242,6 +247,7 @@ class TrainedWorker(Worker):
         from actors.models import lora
         from actors.models.as_source import generation_problem
 
+        self.chat = chat
         if self.rank:
             return None
         with told_when_full(directory):
@@ -276,7 +282,7 @@ class TrainedWorker(Worker):
 
         shell, metas = lora.unquantized_shell(self.hf_model), lora.parameter_metas(self.hf_model)
         if tensors is None:
-            export_settings(shell, metas, load_tokenizer(self.directory), directory)
+            export_settings(shell, metas, load_tokenizer(self.directory), directory, self.chat)
         else:
             export_weights(shell, metas, tensors, directory)
 

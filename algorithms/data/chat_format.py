@@ -114,14 +114,27 @@ class ChatFormat:
             self.prepared(messages, arguments),
             self.tokenizer,
             tools=tools,
-            arguments=self.arguments | dict(arguments or {}),
+            arguments=self.arguments | self.read_of(arguments),
             add_generation_prompt=add_generation_prompt,
         )
+
+    def read_of(self, arguments: Mapping[str, object] | None) -> dict[str, object]:
+        """Those of a row's arguments that the template reads: others could be taken for settings of the rendering."""
+        return {name: value for name, value in (arguments or {}).items() if name in self.variables}
 
     def prepared(self, messages: Sequence[Message], arguments: Mapping[str, object] | None) -> list[dict[str, Any]]:
         """Messages in the form that the template wants."""
         habits = self.habits(arguments)
         return [_prepared(message, habits) for message in messages]
+
+
+def stop_ids(tokenizer: "PreTrainedTokenizerFast", arguments: Mapping[str, object]) -> list[int]:
+    """Ids of the tokens at which sampling ends, the one that ends answers first; raises RowError as `template` does.
+
+    Example: of Qwen's base models, whose tokenizer's end is not their template's, [151645, 151643].
+    """
+    stops = ChatFormat(tokenizer, arguments).habits().stops
+    return [int(tokenizer.convert_tokens_to_ids(stop)) for stop in stops]  # type: ignore[arg-type]  # of one, it is one
 
 
 def _prepared(message: Message, habits: Habits) -> dict[str, Any]:
@@ -154,7 +167,7 @@ class _Asking:
 
     def __init__(self, chat: ChatFormat, arguments: Mapping[str, object]) -> None:
         self.chat = chat
-        self.arguments = chat.arguments | dict(arguments)
+        self.arguments = chat.arguments | chat.read_of(arguments)
         self.parts = False
         added = chat.tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | ({chat.eos} - {""})

@@ -115,11 +115,12 @@ _CONVENTIONS: dict[Use, tuple[Convention, ...]] = {
 }
 
 
+_FOR_TEMPLATES = {"tools", "chat_template_kwargs"}
 _ALSO_READ: dict[Use, set[str]] = {
-    "sft": {"input", "system"},
-    "rl": set(),
-    "pairs": set(),
-    "unpaired": set(),
+    "sft": {"input", "system", *_FOR_TEMPLATES},
+    "rl": _FOR_TEMPLATES,
+    "pairs": _FOR_TEMPLATES,
+    "unpaired": _FOR_TEMPLATES,
 }
 """Columns beside those of the conventions that are read where they are there."""
 
@@ -131,6 +132,12 @@ def read_examples(rows: list[Row], data: DataConfig, use: Use, field: str) -> tu
     """
     convention, rows = detect(rows, data, use, field)
     return convention, rows, [at_row(index, field, convention.read, row) for index, row in enumerate(rows)]
+
+
+def columns_read(convention: Convention, data: DataConfig, use: Use) -> set[str]:
+    """Names of the columns that rows of a convention may have and that something reads."""
+    renamed = {name for new, old in data.columns.items() for name in (new, old)}
+    return {*convention.columns, *convention.optional, *_ALSO_READ[use], *renamed, "source"}
 
 
 def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row]]:

@@ -15,6 +15,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what an assistant thought before it spoke; a template reads one of them."""
 KNOWN_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight", *REASONING}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_NO_ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt"}
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "ai": "assistant"}
 _MUST_SPEAK = ("user", "assistant")
 
@@ -189,6 +190,8 @@ def arguments_of(row: Mapping[str, object]) -> dict[str, object]:
         return {}
     if not isinstance(given, dict):
         raise RowError(f"column chat_template_kwargs must be an object by name, got {kind_of(given)}")
+    if taken := sorted(_NO_ARGUMENTS & given.keys()):
+        raise RowError(f"column chat_template_kwargs must leave {taken[0]} to other columns, got {given[taken[0]]!r}")
     return {str(name): value for name, value in given.items() if value is not None}
 
 

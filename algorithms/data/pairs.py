@@ -24,6 +24,7 @@ from algorithms.data.reading import Reading
 from algorithms.data.rendering import bos_of, bounds
 from algorithms.data.sources import Row
 from algorithms.data.tokens import continuation
+from algorithms.data.unread import unread
 from algorithms.data.written import Written, answered, with_system_prompt
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def pair_reading(
         encode=encode,
         length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
         cut=cut,
+        notes=unread(rows, examples, convention, answers.chat, "pairs", data, field),
         **bounds(tokenizer, data),
     )
 
@@ -158,6 +160,7 @@ def judged_reading(
         encode=encode,
         length=lambda item: len(item.sequence),
         cut=cut,
+        notes=unread(rows, examples, convention, answers.chat, "unpaired", data, field),
         **bounds(tokenizer, data),
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import field as field_of
 from typing import Generic, TypeVar
 
 from actors.config import UserError
@@ -70,6 +71,8 @@ class Reading(Generic[Item]):
     """The token that stands for text which the tokenizer cannot express, where it stands for that alone."""
     count: Callable[[str], int] | None = None
     """Tokens of a text."""
+    notes: list[str] = field_of(default_factory=list)
+    """A line for what rows hold and nothing reads."""
 
     def items(self, tally: Tally | None = None) -> list[Item]:
         """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.

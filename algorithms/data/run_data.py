@@ -123,6 +123,7 @@ def run_data(
             reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
             tally = reading.tally()
             items = reading.items(tally)
+            found.notes += reading.notes
             found.notes += [note] if (note := reading.account(tally)) else []
             if where == "data.eval":
                 found.held_out += items

@@ -18,6 +18,7 @@ from algorithms.data.readers import Asked, Completion, Dialogue, Example, Text, 
 from algorithms.data.reading import Reading
 from algorithms.data.rendering import bos_of, bounds, check_some_tokens, encode_texts
 from algorithms.data.sources import Row
+from algorithms.data.unread import unread
 from algorithms.data.written import TrainOn, Written, asked, with_system_prompt, written
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def prompt_reading(
         encode=encode,
         length=lambda prompt: len(prompt.token_ids),
         cut=cut,
+        notes=unread(rows, values, convention, chat, "rl", data, field),
         **bounds(tokenizer, data),
     )
 
@@ -120,6 +122,7 @@ def sequence_reading(
         encode=encode,
         length=len,
         cut=lambda sequence: cut_sequence(sequence, limit, data.truncation_side, bos_of(tokenizer)),
+        notes=unread(rows, examples, convention, made.chat, "sft", data, field),
         **bounds(tokenizer, data),
     )
 

@@ -202,7 +202,7 @@ def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dic
         chat.prepared(messages, dialogue.arguments),
         chat.tokenizer,
         tools=dialogue.tools,
-        arguments=chat.arguments | dialogue.arguments,
+        arguments=chat.arguments | chat.read_of(dialogue.arguments),
     )
     spoken = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(parts) != len(spoken):

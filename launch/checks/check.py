@@ -13,6 +13,7 @@ from actors.config import UserError
 from launch.checks.capacity import check_resources
 from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
 from launch.checks.engine_options import check_engine_options
+from launch.checks.chat_template import check_chat_template
 from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_room
 from launch.checks.other_models import say_it_is_loaded
@@ -123,6 +124,8 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     if policy and not findings.problems:
         with findings.collecting():
             findings.aside.call(check_tokenizer, config, policy)
+            if kind.role != "encoder" and (policy.tokenizer or config.model.init):
+                findings.notes += findings.aside.call(check_chat_template, config)
             readable = policy.tokenizer
     kind.check_data(findings, rewards, sets, tokenise=readable)
     if findings.rows and findings.complete and (problem := kind.steps_problem(findings.rows)):

@@ -21,7 +21,7 @@ from launch.kinds.table import job_kind
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-    from algorithms.data.readers import Judgement, Message
+    from algorithms.data.readers import Asked, Judgement
     from algorithms.data.reading import Reading
 
 READ_ROWS = 20_000
@@ -185,7 +185,7 @@ def _examples(reading: "Reading[object]", tokenizer: "PreTrainedTokenizerFast | 
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
-    prompts = cast("Sequence[str | list[Message]]", reading.examples)
+    prompts = cast("Sequence[Asked]", reading.examples)
     # Evenly from the first to the last; of fewer rows each once.
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
     found = [ProbeRow(number=i + 1, prompt=prompt_text(prompts[i]), row=reading.rows[i]) for i in chosen]
@@ -222,6 +222,7 @@ def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tup
     if unknown:
         found.warnings.append(f"{reading.field}: {unknown:,} unknown tokens (text that the tokenizer cannot express)")
     reading.conclude(tally)
+    found.notes += reading.notes
     if note := reading.account(tally):
         found.notes.append(note)
     elif tally.looked_at < len(reading.rows):

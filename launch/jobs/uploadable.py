@@ -27,7 +27,7 @@ def existing_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, Pa
     """
     data, reward, critic = config.data, config.reward, config.critic
     sets = _named("data.train", data.train) | _named("data.eval", data.eval) | _named("data.corpus", data.corpus)
-    paths = {"model.path": config.model.path} | sets
+    paths = {"model.path": config.model.path, "model.chat_template": config.model.chat_template} | sets
     paths |= {f"algorithm.{field}": path for field, path in config.algorithm.guides.items()}
     paths |= {f"reward.models.{index}.path": model.path for index, model in enumerate(reward.models)}
     paths |= {"critic.path": critic and critic.path}

@@ -114,6 +114,9 @@ class EncoderKind(OfflineKind):
     def read_texts(self, texts: Sequence[str]) -> Texts:
         """A row's texts, the query first, as the model reads them."""
 
+    def chat_settings(self) -> None:
+        """Texts are no conversations."""
+
     def policy_worker(self) -> "tuple[type[TrainedWorker], tuple[object, ...]]":
         from actors.train.encoder import EncoderWorker
 

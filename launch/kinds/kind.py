@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from actors.files.parts import SavedPart
+    from actors.models.chat_settings import ChatSettings
     from actors.train.trainer import TrainedWorker
     from algorithms.loop import Reporter
     from launch.checks.findings import Findings
@@ -222,6 +223,12 @@ class JobKind(ABC):
     @abstractmethod
     def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
         """Start all groups in their places, and return the loop."""
+
+    def chat_settings(self) -> "ChatSettings | None":
+        """What the export says of conversations: how rows were rendered, and what ends the answers of its model."""
+        from launch.run.chat_settings import chat_settings
+
+        return chat_settings(self.config, answers=self.role == "causal")
 
     def finish_export(self, step: int) -> None:
         """Complete the exported model, which was saved after this step."""

@@ -126,13 +126,16 @@ def check_tokenizer(config: RunConfig, policy: Policy) -> None:
     """Check that the policy's tokenizer can be read, and gives no tokens that the model does not know.
 
     Raises:
-        UserError: without tokens, with more than the model's embedding has rows, or a chat template that is broken; a
-            string of rollout.stop that no text contains.
+        UserError: without tokens, or with more than the model's embedding has rows; a string of rollout.stop that no
+            text contains.
     """
     if config.rollout.stop:
         _check_stop_strings(config.rollout.stop, tokenizer_for(config.model))
-    if config.model.init is not None or not policy.tokenizer:
-        return
+    if config.model.init is None and policy.tokenizer:
+        _check_tokens(config, policy)
+
+
+def _check_tokens(config: RunConfig, policy: Policy) -> None:
     tokenizer, rows = tokenizer_for(config.model), policy.values.get("vocab_size")
     tokens = vocabulary(tokenizer)
     if not tokens:
@@ -144,8 +147,6 @@ def check_tokenizer(config: RunConfig, policy: Policy) -> None:
             f"model.path: must have a tokenizer whose tokens the model's embedding holds (vocab_size {rows}), got "
             f"{len(beyond)} tokens beyond, {beyond[0][1]!a} is number {beyond[0][0]}, in {config.model.path}"
         )
-    if job_kind(config).role != "encoder" and (reason := template_fault(tokenizer)):
-        raise UserError(f"model.path: the tokenizer's chat template is broken ({reason}), got {config.model.path}")
 
 
 def _check_stop_strings(stop: list[str], tokenizer: "PreTrainedTokenizerFast") -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.models.skeleton import write_skeleton
-from actors.models.tokenizer import load_tokenizer
+from actors.models.tokenizer import load_tokenizer, with_chat_template
 from algorithms.batches import row_order
 from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
@@ -36,7 +36,9 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, r
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
     reporter.phase("reading data")
     # No limit of prompts: rows are prompts with responses, and data.max_length is theirs.
-    found = run_data(algorithm, config.data, load_tokenizer(directory), max_prompt_tokens=0)
+    found = run_data(
+        algorithm, config.data, with_chat_template(load_tokenizer(directory), config.model), max_prompt_tokens=0
+    )
     for note in found.notes:
         reporter.note(note)
     kind.require_rows(found)

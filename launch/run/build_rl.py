@@ -14,7 +14,7 @@ from actors.config import UserError
 from actors.episodes import Prompt
 from actors.group import ActorGroup
 from actors.models.skeleton import write_skeleton
-from actors.models.tokenizer import load_tokenizer
+from actors.models.tokenizer import load_tokenizer, with_chat_template
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, WeightedBatches, row_order
@@ -26,6 +26,7 @@ from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.kinds.rl import RLKind, reward_model_groups
+from launch.run.chat_settings import answer_ends
 from launch.run.connection import Connection
 from launch.run.groups import reference_sync, start_building
 from launch.run.reserved import Placement
@@ -141,7 +142,8 @@ def _start_engines(config: RunConfig, directory: str, placement: Placement, rost
     share = config.rollout.gpu_share(shared=config.cluster.placement == "shared")
     settings = config.rollout.model_copy(update={"gpu_memory_utilization": share})
     backend, keep = transfer_backend(config), config.reward.keep_special_tokens
-    group.spawn(directory, settings, config.model, backend, config.run.seed, keep)
+    ends = answer_ends(config)
+    group.spawn(directory, settings, config.model, backend, config.run.seed, keep, ends)
     starting = [group.submit(rank, _ENGINE.ready) for rank in range(len(group))]
     return _Engines(group, starting, config.rollout.start_timeout_s)
 
@@ -265,7 +267,9 @@ def _rollouts(kind: RLKind, engines: ActorGroup[RolloutWorker], pool: RewardPool
 
 def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
     data, limit = config.data, config.rollout.max_prompt_tokens
-    found = run_data(config.algorithm, data, load_tokenizer(directory), max_prompt_tokens=limit)
+    found = run_data(
+        config.algorithm, data, with_chat_template(load_tokenizer(directory), config.model), max_prompt_tokens=limit
+    )
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)

@@ -162,7 +162,7 @@ def _prepared_export(
     partial = _partial(config)
     remove(partial)
     try:
-        note = policy.call(TrainedWorker.prepare_export, partial.absolute())[0]
+        note = policy.call(TrainedWorker.prepare_export, partial.absolute(), job_kind(config).chat_settings())[0]
         _require_shared(partial, config)
         if note:
             tell_of(note)

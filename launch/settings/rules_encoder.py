@@ -14,6 +14,9 @@ def check_texts(config: RunConfig) -> None:
     data, name = config.data, config.algorithm.name
     refuse_unused(data, "max_length", why=f"for {name}, which reads algorithm.max_tokens", section="data.")
     refuse_unused(data, "system_prompt", why=f"for {name}, which has prompts of its own", section="data.")
+    why = f"for {name}, which reads texts, not conversations"
+    refuse_unused(data, "template_arguments", why=why, section="data.")
+    refuse_unused(config.model, "chat_template", why=why, section="model.")
     why = f"for {name}, which cuts texts at algorithm.max_tokens"
     refuse_unused(data, "overlong", "truncation_side", why=why, section="data.")
     why = f"for {name}, whose evaluation sets have columns of their own (data.eval)"

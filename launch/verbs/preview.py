@@ -89,7 +89,7 @@ def _preview(shown: Shown[Item], show: Show[Item]) -> None:
     _print_convention(config, reading, console)
     show(shown, items)
     reading.limited(items, indices, tally)
-    if line := reading.account(tally):
+    for line in [*reading.notes, *filter(None, [reading.account(tally)])]:
         console.print(f"  {line}", style="bold", highlight=False, markup=False)
     if config.data.eval_fraction is not None:
         train, held_out = divided([*range(tally.looked_at - tally.dropped)], config.data.eval_fraction, reading.field)
