@@ -24,13 +24,14 @@ Kind = Literal[
     "border",
     "mark",
     "end",
+    "opens",
     "markers",
 ]
 """Why a row may be refused: the template does not write its system or developer message, the descriptions of its
 tools, its calls (or so many), calls with such ids, what tools have said, its order of roles, its reasoning (at that
 place), what is said beside a call, its form of contents or of arguments; no border of tokens need separate words from
-their header; the words have a text in them that is a mark of the template; nothing ends the turn; the markers
-of what is to be trained are elsewhere."""
+their header; the words have a text in them that is a mark of the template; nothing ends the turn; the
+generation prompt opens a thought that the turn has not; the markers of what is to be trained are elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,8 @@ def expected(style: ChatStyle, shape: Shape, job: Job = "sft", *, worse: bool = 
         # A line break that words begin with may be one token with that of their header.
         if style.headers[0][-1].isspace() and words[:1].isspace():
             tolerated.append("border")
+        if not words.startswith(style.opens):
+            tolerated.append("opens")
         if any(end in turn.content for end in (*style.ends, *style.last_ends) if end.strip()):
             tolerated.append("mark")
         turns.append(Said(text=words, ends=style.ends_of(turn), opens=style.opens))

@@ -157,9 +157,12 @@ def tokenizer_of(style: ChatStyle, kind: str | None = None) -> PreTrainedTokeniz
 
 
 def comparable(kind: str, text: str) -> str:
-    """A text without what the tokens of a kind do not keep: accents apart from their letters, or white space."""
+    """A text without what the tokens of a kind do not keep: accents apart from their letters, white space, or the low
+    blocks that some have for spaces, as also marks of some styles do."""
     if kind == "collapsing":
         text = "".join(text.split())
+    if kind in ("llama2", "gemma"):
+        text = text.replace(_PIECE, " ")
     return unicodedata.normalize("NFC", text) if kind in ("bytes", "collapsing") else text
 
 
