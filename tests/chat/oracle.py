@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tests.chat.shapes import Job, Message, Shape
 from tests.chat.style import Call, ChatStyle, Turn
+from tests.chat.tokenizers import comparable
 
 Kind = Literal[
     "system",
@@ -17,15 +18,20 @@ Kind = Literal[
     "results",
     "order",
     "reasoning",
+    "beside",
     "contents",
     "arguments",
     "border",
+    "mark",
     "end",
+    "opens",
+    "markers",
 ]
 """Why a row may be refused: the template does not write its system or developer message, the descriptions of its
 tools, its calls (or so many), calls with such ids, what tools have said, its order of roles, its reasoning (at that
-place), its form of contents or of arguments; no border of tokens need separate the words from the header; nothing ends
-the turn."""
+place), what is said beside a call, its form of contents or of arguments; no border of tokens need separate words from
+their header; the words have a text in them that is a mark of the template; nothing ends the turn; the
+generation prompt opens a thought that the turn has not; the markers of what is to be trained are elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +53,12 @@ class Said:
     opens: str = ""
     """Of the text's beginning, what the generation prompt has written already: it may be trained or not."""
 
-    def pattern(self) -> str:
-        """A regular expression of all that is right."""
-        text = re.escape(self.text)
+    def pattern(self, kind: str = "") -> str:
+        """A regular expression of all that is right, as the tokens of a kind say it."""
+        text, opens = (re.escape(comparable(kind, part)) for part in (self.text, self.opens))
         if self.opens and self.text.startswith(self.opens):
-            text = f"(?:{re.escape(self.opens)})?" + re.escape(self.text.removeprefix(self.opens))
-        return text + f"(?:{'|'.join(map(re.escape, self.ends))})"
+            text = f"(?:{opens})?{text.removeprefix(opens)}"
+        return f"{text}(?:{'|'.join(re.escape(comparable(kind, end)) for end in self.ends)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +81,32 @@ class Trained:
         """Each turn's words and its end, the usual one where several are right."""
         return tuple(turn.text + turn.ends[0] for turn in self.turns)
 
-    def agrees(self, said: str) -> bool:
-        """Whether trained tokens that decode to `said`, all turns of them, are right."""
-        return re.fullmatch("".join(turn.pattern() for turn in self.turns), said) is not None
+    def agrees(self, said: str, kind: str = "") -> bool:
+        """Whether trained tokens that decode to `said`, all turns of them, are right; `kind` is the tokenizer's."""
+        pattern = "".join(turn.pattern(kind) for turn in self.turns)
+        return re.fullmatch(pattern, comparable(kind, said)) is not None
+
+    def fault(self, said: str, whole: str, kind: str = "") -> str | None:
+        """What is wrong with a sequence: `said` its trained tokens decode to, `whole` all of them (both by `text_of`).
+
+        None where it is right.
+        """
+        if not self.agrees(said, kind):
+            return f"trained {said!r}, expected {' '.join(map(repr, self.texts)) or 'nothing'}"
+        whole = comparable(kind, whole)
+        missing = [text for text in self.context if comparable(kind, text) not in whole]
+        added = [text for text in self.absent if comparable(kind, text) in whole]
+        if missing or added:
+            return f"has not {missing}, has {added}: {whole!r}"
+        if self.prompt_ends and not whole.endswith(tuple(comparable(kind, end) for end in self.prompt_ends)):
+            return f"ends with {whole[-40:]!r}, expected {self.prompt_ends!r}"
+        return None
 
 
 def expected(style: ChatStyle, shape: Shape, job: Job = "sft", *, worse: bool = False) -> Trained | Refused:
     """What becomes of the shape's row in a job; of pairs, of the chosen response or of the worse one."""
     messages = shape.conversation(job, worse=worse)
-    kind = _unsayable(style, shape, messages, job)
+    kind = _unsayable(style, shape, messages)
     if kind:
         return Refused(kind)
     turns, context = list[Said](), list[str]()
@@ -97,21 +120,28 @@ def expected(style: ChatStyle, shape: Shape, job: Job = "sft", *, worse: bool = 
         if not _is_trained(message, index, messages, job):
             # What is only context stands there as the model would read it.
             if words is None:
-                tolerated.append("reasoning")
+                tolerated.append("beside" if turn.calls and turn.content else "reasoning")
             else:
                 context.append(words.strip())
             continue
         if words is None:
-            return Refused("reasoning")
-        if words != words.strip() and turn.content != turn.content.strip():
+            return Refused("beside" if turn.calls and turn.content else "reasoning")
+        # A line break that words begin with may be one token with that of their header.
+        if style.headers[0][-1].isspace() and words[:1].isspace():
             tolerated.append("border")
+        if not words.startswith(style.opens):
+            tolerated.append("opens")
+        if any(end in turn.content for end in (*style.ends, *style.last_ends) if end.strip()):
+            tolerated.append("mark")
         turns.append(Said(text=words, ends=style.ends_of(turn), opens=style.opens))
     if style.unended and job != "grpo":
         tolerated.append("end")
+    if style.misled and job != "grpo":
+        tolerated.append("markers")
     return Trained(
         turns=tuple(turns),
         context=(*context, *(text for tool in shape.tools for text in _of_tool(tool))),
-        absent=("null", "None") if shape.tools or any(message.get("tool_calls") for message in messages) else (),
+        absent=_absent(style, shape, messages),
         prompt_ends=_prompt_ends(style, messages) if job == "grpo" else (),
         or_refused=tuple(dict.fromkeys(tolerated)),
     )
@@ -150,23 +180,25 @@ def _call(call: dict[str, Any]) -> Call:
     return Call(call["function"]["name"], arguments, call["id"])
 
 
-def _unsayable(style: ChatStyle, shape: Shape, messages: list[Message], job: Job) -> Kind | None:
+def _unsayable(style: ChatStyle, shape: Shape, messages: list[Message]) -> Kind | None:
     """What of the row the template does not write, wherever it stands."""
     first = messages[0]["role"]
-    has_system = style.system and (style.system_before_answers or job == "grpo")
+    has_system = style.system and (style.system_before_answers or messages[-1]["role"] == "user")
     if first == "system" and not has_system:
         return "system"
     if first == "developer" and not (style.developer or has_system):
         return "developer"
     if shape.tools and not style.tools:
         return "tools"
+    called = False
     for message in messages:
         calls = message.get("tool_calls") or ()
         if len(calls) > style.calls:
             return "calls"
         if style.short_ids and any(not re.fullmatch("[A-Za-z0-9]{9}", call["id"]) for call in calls):
             return "ids"
-        if message["role"] == "tool" and not style.results:
+        called = called or bool(calls)
+        if message["role"] == "tool" and not (style.results and (called or not style.after_calls)):
             return "results"
     return None if style.any_order or _alternates(messages) else "order"
 
@@ -202,6 +234,13 @@ def _prompt_ends(style: ChatStyle, messages: list[Message]) -> tuple[str, ...]:
     """After what a tool has said, some templates let the assistant go on without a header."""
     ends = style.headers if messages[-1]["role"] == "tool" else style.headers[:1]
     return tuple(end + style.opens for end in ends)
+
+
+def _absent(style: ChatStyle, shape: Shape, messages: list[Message]) -> tuple[str, ...]:
+    """A first token twice, and what nulls of Parquet look like in a template."""
+    twice = (style.bos * 2,) if style.bos else ()
+    nulls = ("null", "None") if shape.tools or any(message.get("tool_calls") for message in messages) else ()
+    return twice + nulls
 
 
 def _of_tool(tool: dict[str, Any]) -> list[str]:

@@ -2,13 +2,17 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Message = dict[str, Any]
 Row = dict[str, Any]
 Job = Literal["sft", "dpo", "reward", "kto", "grpo"]
 JOBS: tuple[Job, ...] = ("sft", "dpo", "reward", "kto", "grpo")
+
+
+END = "[END]"
+"""Stands in contents for the text that ends a style's turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,15 @@ class Shape:
     worse: Message
     tools: tuple[Row, ...] = ()
     """What the column tools holds, in rows that have one."""
+
+    def ended_by(self, end: str) -> "Shape":
+        """The shape for a style whose turns end with `end`: it stands in some contents, too."""
+        if not any(END in str(message["content"]) for message in (*self.messages, self.worse)):
+            return self
+        *messages, worse = (
+            message | {"content": message["content"].replace(END, end)} for message in (*self.messages, self.worse)
+        )
+        return replace(self, messages=tuple(messages), worse=worse)
 
     def conversation(self, job: Job, *, worse: bool = False) -> list[Message]:
         """The messages that a sequence of the job is made from; of GRPO those before the response."""
@@ -137,6 +150,22 @@ _ALL = (
         tools=(_WEATHER, _CLOCK),
     ),
     Shape(
+        name="calls without tools",
+        messages=_with_tool(
+            call(1, "weather", {"city": "Genève"}),
+            call(2, "weather", {"city": "Bern", "days": 2}),
+            results=("15 degrees", "13 degrees"),
+            final="Both are mild.",
+        ),
+        worse=_WORSE,
+    ),
+    Shape(name="tools unused", messages=_TALK, worse=_WORSE, tools=(_WEATHER, _CLOCK)),
+    Shape(
+        name="call as text",
+        messages=(user("Is it warm?"), assistant("weather(Oslo)"), result(1, "12 degrees"), assistant("Rather mild.")),
+        worse=_WORSE,
+    ),
+    Shape(
         name="nested arguments",
         messages=(
             _filled(user("Plan it")),
@@ -169,6 +198,16 @@ _ALL = (
         name="thought in content",
         messages=(user("Which?"), assistant("<think>\nThe larger one.\n</think>\n\nThe sun.")),
         worse=assistant("<think>\nAny of them.\n</think>\n\nThe moon."),
+    ),
+    Shape(
+        name="thoughts in contents",
+        messages=(
+            user("Which?"),
+            assistant("<think>\nThe larger one.\n</think>\n\nThe sun."),
+            user("Sure?"),
+            assistant("<think>\nIt is a star.\n</think>\n\nCertainly."),
+        ),
+        worse=assistant("<think>\nNobody knows.\n</think>\n\nMaybe."),
     ),
     Shape(
         name="white space",
@@ -209,6 +248,35 @@ _ALL = (
         name="consecutive",
         messages=(_TALK[0], assistant("A star,"), assistant("and a large one."), *_SECOND),
         worse=_WORSE,
+    ),
+    Shape(
+        name="text of an end",
+        messages=(user("What ends a turn?"), assistant(f"A mark, {END} for one.")),
+        worse=assistant(f"Only {END} does."),
+    ),
+    Shape(
+        name="words beside a call",
+        messages=(
+            user("Is it warm?"),
+            assistant("I shall look.", tool_calls=[call(1, "weather", {"city": "Oslo"})]),
+            result(1, "12 degrees"),
+            assistant("Rather mild."),
+        ),
+        worse=_WORSE,
+        tools=(_WEATHER,),
+    ),
+    Shape(
+        name="tools twice",
+        messages=(
+            _SYSTEM,
+            *_ONE_CALL,
+            user("And the time?"),
+            assistant(None, tool_calls=[call(2, "clock", {"zone": "CET"})]),
+            result(2, "10:31 exactly"),
+            assistant("Half past ten."),
+        ),
+        worse=_WORSE,
+        tools=(_WEATHER, _CLOCK),
     ),
     Shape(name="developer", messages=(says("developer", "Be brief."), *_TALK), worse=_WORSE),
 )

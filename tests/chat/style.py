@@ -59,8 +59,13 @@ def stripped(turn: Turn) -> str | None:
     return None if turn.calls or turn.reasoning else turn.content.strip()
 
 
+def behind_space(turn: Turn) -> str | None:
+    """The same, for those whose generation prompt ends without the space that they write before a content."""
+    return None if turn.calls or turn.reasoning else " " + turn.content
+
+
 def after_space(turn: Turn) -> str | None:
-    """The same, for those whose header ends without the space that they write before content."""
+    """The same, for those that strip it as well."""
     return None if turn.calls or turn.reasoning else " " + turn.content.strip()
 
 
@@ -98,11 +103,13 @@ class ChatStyle:
     """What may end a turn that calls tools, where that is something else."""
     unended: bool = False
     """The template writes no end of its own after the last turn."""
+    misled: bool = False
+    """Its markers of what is to be trained are not around the assistant's turns."""
     words: Words = as_given
     system: bool = True
     """System messages at the beginning are rendered."""
     system_before_answers: bool = True
-    """They are so where the conversation ends with an assistant's turn, too."""
+    """They are so where the conversation ends with another's message than the user's, too."""
     developer: bool = False
     """The same for the developer's."""
     any_order: bool = True
@@ -113,6 +120,8 @@ class ChatStyle:
     """How many calls in one turn are rendered; 0: none."""
     results: bool = False
     """What a tool has said is rendered."""
+    after_calls: bool = False
+    """It is so after calls alone."""
     arguments: Literal["object", "text", "both"] = "object"
     """In which form calls have their arguments."""
     short_ids: bool = False

@@ -54,6 +54,21 @@ def _lfm2(turn: Turn) -> str | None:
     return turn.content + (f"<|tool_call_start|>[{written}]<|tool_call_end|>" if turn.calls else "")
 
 
+def _kimi(turn: Turn) -> str | None:
+    if turn.reasoning:
+        return None
+    calls = "".join(
+        f"<|tool_call_begin|>{call.id}<|tool_call_argument_begin|>{call.json()}<|tool_call_end|>" for call in turn.calls
+    )
+    return turn.content + (f"<|tool_calls_section_begin|>{calls}<|tool_calls_section_end|>" if calls else "")
+
+
+def _kept(turn: Turn) -> str | None:
+    thought = "<think>\n" + turn.reasoning.strip("\n") + "\n</think>\n\n" if turn.reasoning else ""
+    calls = (_json({"name": call.name, "arguments": call.arguments}) for call in turn.calls)
+    return thought + turn.content + "".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+
+
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -83,6 +98,9 @@ CHATML = (
     replace(_PLAIN, name="chatml-base", eos="<|endoftext|>"),
     replace(_PLAIN, name="chatml-generation"),
     replace(_PLAIN, name="chatml-generation-words"),
+    replace(_PLAIN, name="chatml-generation-header", misled=True),
+    replace(_PLAIN, name="chatml-generation-last", misled=True),
+    replace(_TOOLS, name="qwen3-generation", words=_kept, developer=True),
     replace(_PLAIN, name="chatml-answer"),
     replace(_PLAIN, name="chatml-parts", strings=False, parts=True),
     replace(_PLAIN, name="chatml-strip", words=stripped),
@@ -113,5 +131,26 @@ CHATML = (
         words=_lfm2,
         tools=True,
         calls=MANY,
+    ),
+    replace(
+        _TOOLS,
+        name="kimi",
+        special=(
+            "<|im_end|>",
+            "<|im_system|>",
+            "<|im_user|>",
+            "<|im_assistant|>",
+            "<|im_middle|>",
+            "<|tool_calls_section_begin|>",
+            "<|tool_calls_section_end|>",
+            "<|tool_call_begin|>",
+            "<|tool_call_argument_begin|>",
+            "<|tool_call_end|>",
+        ),
+        headers=("<|im_assistant|>assistant<|im_middle|>",),
+        words=_kimi,
+        developer=True,
+        arguments="both",
+        parts=True,
     ),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.chat.style import ChatStyle, Turn, after_space, stripped
+from tests.chat.style import ChatStyle, Turn, after_space, behind_space, stripped
 from tests.chat.styles_chatml import MANY
 
 
@@ -88,4 +88,14 @@ LLAMA = (
     replace(_MISTRAL, name="mistral-nemo", kind="bytes", words=_nemo, system_before_answers=True),
     replace(_LLAMA2, name="vicuna", headers=("ASSISTANT:",), words=after_space, any_order=True),
     ChatStyle(name="zephyr", kind="llama2", bos="<s>", eos="</s>", headers=("<|assistant|>\n",), ends=("</s>",)),
+    ChatStyle(
+        name="openchat",
+        kind="llama2",
+        bos="<s>",
+        eos="<|end_of_turn|>",
+        headers=("GPT4 Correct Assistant:",),
+        ends=("<|end_of_turn|>",),
+        words=behind_space,
+    ),
+    ChatStyle(name="alpaca", kind="llama2", bos="<s>", eos="</s>", headers=("### Response:\n",), ends=("</s>",)),
 )

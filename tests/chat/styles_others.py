@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from tests.chat.style import ChatStyle, Turn, as_given, stripped
+from tests.chat.style import ChatStyle, Turn, as_given, behind_space, stripped
 from tests.chat.styles_chatml import MANY
 
 _BAR, _BLOCK = "\uff5c", "\u2581"
@@ -32,11 +32,6 @@ def _glm45(turn: Turn) -> str | None:
     return said
 
 
-def _after_a_space(turn: Turn) -> str | None:
-    said = as_given(turn)
-    return None if said is None else " " + said
-
-
 def _wide(what: str) -> str:
     """A mark between wide bars, with low blocks for spaces."""
     return f"<{_BAR}{what.replace(' ', _BLOCK)}{_BAR}>"
@@ -55,6 +50,13 @@ def _deepseek_v3(turn: Turn) -> str | None:
 
 def _deepseek_r1(turn: Turn) -> str | None:
     return None if "</think>" in turn.content and not turn.last else as_given(turn)
+
+
+def _granite(turn: Turn) -> str | None:
+    if turn.reasoning:
+        return None
+    calls = ", ".join(f'{{"arguments": {call.json()}, "name": "{call.name}"}}' for call in turn.calls)
+    return turn.content + (f"<|tool_call|>[{calls}]" if calls else "")
 
 
 def _harmony(turn: Turn) -> str | None:
@@ -97,7 +99,7 @@ _DEEPSEEK = ChatStyle(
     eos=_wide("end of sentence"),
     headers=("Assistant:",),
     ends=(_wide("end of sentence"),),
-    words=_after_a_space,
+    words=behind_space,
 )
 _PARTS_OF_CALLS = tuple(
     _wide(f"tool {what}")
@@ -193,6 +195,20 @@ OTHERS = (
         developer=True,
         tools=True,
         calls=1,
+        results=True,
+        after_calls=True,
+    ),
+    ChatStyle(
+        name="granite",
+        kind="bytes",
+        eos="<|end_of_text|>",
+        special=("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+        headers=("<|start_of_role|>assistant<|end_of_role|>",),
+        ends=("<|end_of_text|>",),
+        words=_granite,
+        developer=True,
+        tools=True,
+        calls=MANY,
         results=True,
     ),
 )

@@ -6,8 +6,9 @@ merges of large vocabularies do: that is what makes borders of turns hard to fin
 
 import functools
 import itertools
+import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -58,16 +59,15 @@ def _of_bytes(*, ignore_merges: bool = False) -> Tokenizer:
     return backend
 
 
-def _of_pieces(letters: str = "abcdefghijklmnopqrstuvwxyz") -> Tokenizer:
+def _of_pieces(more: Sequence[tuple[str, str]] = ()) -> Tokenizer:
     """BPE over characters with bytes for all others, as SentencePiece makes it; without what treats spaces."""
-    merges = [*_merges(_PIECE), (_PIECE, _PIECE)]
+    merges, letters = [*_merges(_PIECE), (_PIECE, _PIECE), *more], string.ascii_letters
     pieces = [
         "<unk>",
         *(f"<0x{byte:02X}>" for byte in range(256)),
         _PIECE,
         "\n",
         *letters,
-        *letters.upper(),
         *"[]{}():,.\"'/<>?!",
     ]
     pieces += [left + right for left, right in merges]
@@ -102,7 +102,7 @@ def _llama2(_: ChatStyle) -> Tokenizer:
 
 def _gemma(_: ChatStyle) -> Tokenizer:
     """As of Gemma: spaces as pieces, and none that the text has not."""
-    backend = _of_pieces()
+    backend = _of_pieces([("\n", "\n"), ("\n", "\n\n")])
     backend.normalizer = _any(normalizers.Replace(" ", _PIECE))
     backend.decoder = _any(decoders.Sequence([decoders.Replace(_PIECE, " "), decoders.ByteFallback(), decoders.Fuse()]))
     return backend
@@ -156,11 +156,13 @@ def tokenizer_of(style: ChatStyle, kind: str | None = None) -> PreTrainedTokeniz
     )
 
 
-def in_words_of(kind: str, text: str) -> str:
-    """A text as the tokens of a kind say it: letters composed with their accents, as some kinds do, and white space in
-    one space each where it collapses. That one takes it from both ends, too."""
+def comparable(kind: str, text: str) -> str:
+    """A text without what the tokens of a kind do not keep: accents apart from their letters, white space, or the low
+    blocks that some have for spaces, as also marks of some styles do."""
     if kind == "collapsing":
-        text = " ".join(text.split())
+        text = "".join(text.split())
+    if kind in ("llama2", "gemma"):
+        text = text.replace(_PIECE, " ")
     return unicodedata.normalize("NFC", text) if kind in ("bytes", "collapsing") else text
 
 
