@@ -2,7 +2,6 @@
 assistant said, with one end to each turn; or the row is refused by its number. Nothing else ever happens."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +10,11 @@ from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.data.pairs import judged, pairs
 from algorithms.data.tokens import prompts, sequences
-from tests.chat.oracle import Refused, Trained, expected
+from tests.chat.oracle import Refused, expected
 from tests.chat.shapes import JOBS, SHAPES, Job, Shape
 from tests.chat.style import ChatStyle
 from tests.chat.templates import STYLES
-from tests.chat.tokenizers import in_words_of, runs, text_of, tokenizer_of
+from tests.chat.tokenizers import runs, text_of, tokenizer_of
 
 DATA = DataConfig(train="rows.jsonl", max_length=100_000)
 
@@ -48,38 +47,17 @@ def faults(style: ChatStyle, shape: Shape, job: Job, kind: str | None = None) ->
             yield f"is refused: {error}"
         return
     for each, (ids, mask) in zip(wanted, found, strict=True):
+        tokenizer = tokenizer_of(style, kind)
+        said = "".join(text_of(tokenizer, run) for run in runs(ids, mask))
         if isinstance(each, Refused):
-            yield f"must be refused ({each.kind}), trains {told(style, kind, ids, mask)!r}"
-        else:
-            yield from _differences(style, each, ids, mask, kind or style.kind)
-
-
-def told(style: ChatStyle, kind: str | None, ids: list[int], mask: list[bool]) -> str:
-    return "".join(text_of(tokenizer_of(style, kind), run) for run in runs(ids, mask))
-
-
-def _differences(style: ChatStyle, wanted: Trained, ids: list[int], mask: list[bool], kind: str) -> Iterator[str]:
-    said, whole = told(style, kind, ids, mask), text_of(tokenizer_of(style, kind), ids)
-    wanted = replace(wanted, turns=tuple(replace(turn, text=in_words_of(kind, turn.text)) for turn in wanted.turns))
-    if not wanted.agrees(said):
-        yield f"trains {said!r}, not {wanted.texts}"
-    for text in wanted.context:
-        if in_words_of(kind, text) not in whole:
-            yield f"lacks {text!r} in {whole!r}"
-    for text in wanted.absent:
-        if text in whole:
-            yield f"says {text!r} in {whole!r}"
-    if wanted.prompt_ends and not whole.endswith(tuple(in_words_of(kind, end) for end in wanted.prompt_ends)):
-        yield f"ends with {whole[-30:]!r}, not with {wanted.prompt_ends}"
+            yield f"must be refused ({each.kind}), trains {said!r}"
+        elif fault := each.fault(said, text_of(tokenizer, ids), kind or style.kind):
+            yield fault
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_what_is_trained_is_what_the_row_says_or_the_row_is_refused(name: str) -> None:
     style = STYLES[name]
-    found = [
-        f"{shape.name}, {job}: {fault}"
-        for shape in SHAPES.values()
-        for job in JOBS
-        for fault in faults(style, shape, job)
-    ]
+    shapes = [shape.ended_by(style.ends[0]) for shape in SHAPES.values()]
+    found = [f"{shape.name}, {job}: {fault}" for shape in shapes for job in JOBS for fault in faults(style, shape, job)]
     assert not found, "\n".join(found)

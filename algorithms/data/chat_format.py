@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from algorithms.data.messages import REASONING, Message, RowError, Tool
@@ -21,6 +22,8 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN = "Vq1xaz", "Vs1xaz", "Vq2xaz", "Vs2xaz"
 _THOUGHT, _CALLED, _VALUE, _GIVEN, _SAYS = "Vt1xaz", "Vf1xaz", "Vv1xaz", "Vr1xaz", "Vm1xaz"
 """Words that no template has of its own."""
+_IDENTITIES = ("vcall{}xaz", f"functions.{_CALLED}:{{}}")
+"""Of calls: nine letters and digits, which some templates ask for, and a name, which others write in place of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Habits:
     """Whether contents must be lists of parts."""
     calls: Literal["object", "text", "dropped"] = "dropped"
     """In which form it wants arguments of calls: an object, or that as JSON; or it shows no calls."""
+    before_call: str = ""
+    """What it writes between the generation prompt and the name of the first call of a turn that says nothing else."""
     tools: bool = False
     """Whether it shows declarations of tools."""
     header: str = ""
@@ -194,7 +199,7 @@ class _Asking:
             middle = twice.partition(_SAID)[2].partition(_ASKED_AGAIN)[0]
             between = self._first(middle)
         reasoning, inside = self._reasoning(between)
-        calls, call = self._calls(last or between)
+        calls, call, before_call = self._calls(last or between)
         answer = last or between or self.chat.eos
         stops = [answer, "" if inside else between, call, self.chat.eos]
         return Habits(
@@ -210,6 +215,7 @@ class _Asking:
             tail="" if last or behind == middle.partition(between)[0] else behind,
             parts=self.parts,
             calls=calls,
+            before_call=before_call,
             tools=self._shows_tools(),
             header=self._header(),
             reasoning=reasoning,
@@ -256,27 +262,36 @@ class _Asking:
                 return name, bool(between) and between in within
         return "", False
 
-    def _calls(self, answer: str) -> tuple[Literal["object", "text", "dropped"], str]:
-        """In which form calls are shown, and the token behind a turn of calls."""
+    def _calls(self, answer: str) -> tuple[Literal["object", "text", "dropped"], str, str]:
+        """In which form calls are shown, the token behind a turn of calls, and what stands before the first name."""
         forms: list[tuple[Literal["object", "text"], object]] = [
             ("object", {"vkey": _VALUE}),
             ("text", json.dumps({"vkey": _VALUE})),
         ]
-        for form, arguments in forms:
-            text = self._called(arguments)
+        for identity, (form, arguments) in product(_IDENTITIES, forms):
+            text = self._called(identity, arguments)
             if text is None or _VALUE not in text or _CALLED not in text:
                 continue
             # Python's own form of a mapping, or JSON within JSON: then the template wanted the other one.
             if f"'vkey': '{_VALUE}'" in text or f'\\"{_VALUE}' in text:
                 continue
+            before = self._before(text, _CALLED)
             behind = text[text.rindex(_VALUE) : text.index(_GIVEN) if _GIVEN in text else None]
             if answer and answer in behind:
-                return form, answer
+                return form, answer, before
             # What also stands between two calls ends a call, and no turn.
-            twice = self._called(arguments, arguments) or ""
+            twice = self._called(identity, arguments, arguments) or ""
             inside = {*self.special.findall(twice[twice.find(_VALUE) : twice.rfind(_VALUE)])}
-            return form, next((token for token in self.special.findall(behind) if token not in inside), "")
-        return "dropped", ""
+            return form, next((token for token in self.special.findall(behind) if token not in inside), ""), before
+        return "dropped", "", ""
+
+    def _before(self, text: str, word: str) -> str:
+        """What stands in a turn before a word of it; empty where it cannot be told."""
+        prompt = self._said(_turn("user", _ASKED), ask=True)
+        # A prompt may open a thought that the turn does not have: then a turn that only speaks begins where it does.
+        spoken = self._said(_turn("user", _ASKED), _turn("assistant", _SAID)) or _SAID
+        begun = next((each for each in (prompt, spoken.partition(_SAID)[0]) if each and text.startswith(each)), None)
+        return text[len(begun) : text.index(word)] if begun else ""
 
     def _shows_tools(self) -> bool:
         """Whether a tool's name, description and parameters are all written."""
@@ -289,13 +304,13 @@ class _Asking:
         before, after = (self._said(_turn("user", _ASKED), ask=ask) for ask in (False, True))
         return after.removeprefix(before) if before and after and after.startswith(before) else ""
 
-    def _called(self, *arguments: object) -> str | None:
+    def _called(self, identity: str, *arguments: object) -> str | None:
         calls = [
-            {"id": f"vcall{number}xaz", "type": "function", "function": {"name": _CALLED, "arguments": given}}
+            {"id": identity.format(number), "type": "function", "function": {"name": _CALLED, "arguments": given}}
             for number, given in enumerate(arguments, start=1)
         ]
         calling = _turn("assistant", "") | {"tool_calls": calls}
-        given = _turn("tool", _GIVEN) | {"name": _CALLED, "tool_call_id": "vcall1xaz"}
+        given = _turn("tool", _GIVEN) | {"name": _CALLED, "tool_call_id": identity.format(1)}
         asked = _turn("user", _ASKED)
         # With what follows, to see where the turn ends; alone for templates that know no results.
         return self._said(asked, calling, given, _turn("assistant", _SAID)) or self._said(asked, calling)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from algorithms.data.chat_format import squeezed
 from algorithms.data.messages import RowError
 from algorithms.data.rendering import encode_texts
-from algorithms.data.written import Written
+from algorithms.data.written import Script
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -33,7 +33,7 @@ class Encoder:
         unknown = tokenizer.unk_token
         self._unknown = unknown if isinstance(unknown, str) else ""
 
-    def conversations(self, found: Sequence[Written]) -> list[Masked | RowError]:
+    def conversations(self, found: Sequence[Script]) -> list[Masked | RowError]:
         """Ids of each conversation, and the mask of its trained turns with their ends; or what is wrong with it."""
         texts = dict.fromkeys(text for item in found for text in _texts(item))
         encoded = dict(zip(texts, encode_texts([*texts], self.tokenizer, plain=False), strict=True))
@@ -58,7 +58,7 @@ class Encoder:
         assert isinstance(found, int), stop
         return found
 
-    def _masked(self, item: Written, encoded: dict[str, list[int]]) -> Masked:
+    def _masked(self, item: Script, encoded: dict[str, list[int]]) -> Masked:
         ids, starts = encoded[item.text], [encoded[item.text[: turn.start]] for turn in item.turns]
         places = [len(start) for start in starts]
         if any(ids[: len(start)] != start for start in starts):
@@ -74,7 +74,7 @@ class Encoder:
             mask[place : end + 1] = True
         return ids, mask
 
-    def _joined(self, item: Written, ids: list[int]) -> tuple[list[int], list[int]]:
+    def _joined(self, item: Script, ids: list[int]) -> tuple[list[int], list[int]]:
         """Ids of a text in which a token would reach across the beginning of a turn: piece by piece."""
         ids, places = [*ids], []
         ends = [*(turn.start for turn in item.turns[1:]), len(item.text)]
@@ -95,7 +95,7 @@ class Encoder:
                 return found
         raise RowError(f"no tokens of this tokenizer continue its prompt with {text[:40]!r}")
 
-    def _checked(self, found: Sequence[Written], made: list[Masked | RowError]) -> list[Masked | RowError]:
+    def _checked(self, found: Sequence[Script], made: list[Masked | RowError]) -> list[Masked | RowError]:
         """The same, with an error for each conversation whose trained tokens say anything else than its turns."""
         wanted: list[tuple[int, str, list[int]]] = []
         for number, (item, masked) in enumerate(zip(found, made, strict=True)):
@@ -126,7 +126,7 @@ class Encoder:
         return text.replace("▁", " ")
 
 
-def _texts(item: Written) -> list[str]:
+def _texts(item: Script) -> list[str]:
     return [item.text, *(item.text[: turn.start] for turn in item.turns)]
 
 

@@ -18,7 +18,7 @@ _BEFORE = 50
 """Characters before a turn in which the prompt may open a thought."""
 
 
-def check_whole(chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Collection[int]) -> None:
+def check_nothing_is_left_out(chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Collection[int]) -> None:
     """Raise RowError when something that the row says is nowhere in the text of its conversation.
 
     Of what is not trained, thoughts may be left out: templates drop those of earlier turns.
@@ -84,7 +84,7 @@ def turn_fault(habits: Habits, message: Message, text: str, place: tuple[int, in
 def goes_on(habits: Habits, message: Message, words: str) -> bool:
     """Whether a text begins with all that a message says, and has more behind it."""
     left, said = squeezed(words), squeezed(message["content"])
-    return not is_plain(message) or any(left.startswith(opening + said) for opening in habits.openings)
+    return is_plain(message) and any(left.startswith(opening + said) for opening in habits.openings)
 
 
 def _find(content: str, whole: str, at: int) -> int | None:

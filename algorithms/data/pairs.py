@@ -25,7 +25,7 @@ from algorithms.data.rendering import bos_of, bounds
 from algorithms.data.sources import Row
 from algorithms.data.tokens import continuation
 from algorithms.data.unread import unread
-from algorithms.data.written import Written, answered, with_system_prompt
+from algorithms.data.written import Script, answered, with_system_prompt
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -201,7 +201,7 @@ class _Answers:
             for made, index in zip(self.encoder.conversations(found), indices, strict=True)
         ]
 
-    def _written(self, answer: Answer) -> Written:
+    def _written(self, answer: Answer) -> Script:
         if isinstance(answer, Completion):
             # Two texts are a conversation of two turns to a model that has a chat template.
             turns: list[Message] = [

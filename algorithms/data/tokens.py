@@ -19,7 +19,7 @@ from algorithms.data.reading import Reading
 from algorithms.data.rendering import bos_of, bounds, check_some_tokens, encode_texts
 from algorithms.data.sources import Row
 from algorithms.data.unread import unread
-from algorithms.data.written import TrainOn, Written, asked, with_system_prompt, written
+from algorithms.data.written import Script, TrainOn, asked, with_system_prompt, written
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -164,10 +164,10 @@ class _Sequences:
     def of(self, examples: Items[Example], indices: Items[int], field: str) -> list[Sequence]:
         """A sequence of each; raises UserError with the number of a row of which none can be made."""
         found: dict[int, Masked] = {}
-        conversations: dict[int, Written] = {}
+        conversations: dict[int, Script] = {}
         for example, index in zip(examples, indices, strict=True):
             made = at_row(index, field, self._one, example)
-            if isinstance(made, Written):
+            if isinstance(made, Script):
                 conversations[index] = made
             else:
                 found[index] = made
@@ -177,7 +177,7 @@ class _Sequences:
         }
         return [at_row(index, field, self._sequence, found[index]) for index in indices]
 
-    def _one(self, example: Example) -> Written | Masked:
+    def _one(self, example: Example) -> Script | Masked:
         if isinstance(example, Completion) and self.chat.template:
             answer: Message = {"role": "assistant", "content": example.completion}
             example = Dialogue(messages=[_question(example.prompt), answer], given=1)

@@ -1,4 +1,4 @@
-"""What rows hold and nothing reads, by name: a column, a key of messages or an argument that was meant for something."""
+"""What rows hold and nothing reads, by name: a column, a key of messages, an argument of the template."""
 
 from collections.abc import Iterator, Sequence
 

@@ -11,21 +11,21 @@ from typing import Literal
 
 from algorithms.config import DataConfig
 from algorithms.data.chat_format import ChatFormat, Habits, squeezed
-from algorithms.data.left_out import check_whole, goes_on, is_plain, turn_fault
+from algorithms.data.left_out import check_nothing_is_left_out, goes_on, is_plain, turn_fault
 from algorithms.data.messages import Message, RowError, reasoning_of
 from algorithms.data.readers import Dialogue
 from algorithms.data.rendering import marked_parts
 
 TrainOn = Literal["completions", "last", "all"]
-_OF_ANY_TURN = ("role", "name", "tool_call_id")
-"""What of a message stays when its words are others: not its calls and thoughts."""
+_OF_ANY_TURN = ("role", "name", "tool_calls", "tool_call_id")
+"""What of a message stays when its words are others: not its thoughts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Spoken:
     """What the assistant says in one message, as the model has to say it.
 
-    Example: of "<|user|>hi<|assistant|>yo<|end|>" it is Turn(start=21, end=23, stop="<|end|>").
+    Example: of "<|user|>hi<|assistant|>yo<|end|>" it is Spoken(start=21, end=23, stop="<|end|>").
     """
 
     start: int
@@ -37,11 +37,11 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class Script:
     """A conversation as text."""
 
     text: str
-    turns: list[Turn]
+    turns: list[Spoken]
     """Those that are trained, in order."""
     appended: bool = False
     """Whether the last turn's stop is not in the text, which ends where the turn does."""
@@ -57,7 +57,7 @@ def with_system_prompt(dialogue: Dialogue, data: DataConfig) -> Dialogue:
     return replace(dialogue, messages=[system, *dialogue.messages], given=dialogue.given + 1)
 
 
-def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Written:
+def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Script:
     """The text of a conversation, and the turns of it that are trained after its first `given` messages.
 
     Raises RowError for one that the template refuses, or of which it leaves out what must be there; and for turns whose
@@ -67,7 +67,7 @@ def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Written:
     dialogue = replace(dialogue, messages=messages)
     text = _rendered(chat, dialogue, messages)
     chosen = _trained(messages, dialogue.given, train_on)
-    check_whole(chat, dialogue, text, chosen)
+    check_nothing_is_left_out(chat, dialogue, text, chosen)
     if train_on == "all":
         return _to_its_end(chat, dialogue, text)
     marks = _marks(chat, dialogue, messages) if chat.marks else {}
@@ -76,10 +76,10 @@ def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Written:
         start = marks[index] if marks else _start(chat, dialogue, index, text)
         turn, appended = _turn(chat, dialogue, index, text, start)
         turns.append(turn)
-    return Written(text=text[: turns[-1].end] if appended else text, turns=turns, appended=appended)
+    return Script(text=text[: turns[-1].end] if appended else text, turns=turns, appended=appended)
 
 
-def answered(chat: ChatFormat, dialogue: Dialogue) -> Written:
+def answered(chat: ChatFormat, dialogue: Dialogue) -> Script:
     """The text of a conversation and its last turn, which begins where a rollout of what precedes it would.
 
     Raises RowError as `written` does, and for a template that writes what precedes an answer otherwise than a prompt.
@@ -110,7 +110,7 @@ def asked(chat: ChatFormat, dialogue: Dialogue, messages: Sequence[Message] | No
         add_generation_prompt=True,
     )
     if messages is None:
-        check_whole(chat, dialogue, text, [])
+        check_nothing_is_left_out(chat, dialogue, text, [])
     return text
 
 
@@ -145,14 +145,14 @@ def _trained(messages: list[Message], given: int, train_on: TrainOn) -> list[int
     return spoken[-1:] if train_on == "last" else spoken
 
 
-def _to_its_end(chat: ChatFormat, dialogue: Dialogue, text: str) -> Written:
+def _to_its_end(chat: ChatFormat, dialogue: Dialogue, text: str) -> Script:
     """All of a conversation, which ends as its last turn ends."""
     habits, last = chat.habits(dialogue.arguments), dialogue.messages[-1]
     if last["role"] != "assistant" or habits.last or not habits.stops:
-        return Written(text=text, turns=[])
+        return Script(text=text, turns=[])
     text = text.removesuffix(habits.tail) if habits.tail else text
     stop = (habits.call if last.get("tool_calls") else "") or habits.stops[0]
-    return Written(text=text, turns=[Turn(start=len(text), end=len(text), stop=stop)], appended=True)
+    return Script(text=text, turns=[Spoken(start=len(text), end=len(text), stop=stop)], appended=True)
 
 
 def _start(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
@@ -175,7 +175,11 @@ def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str)
             f"message {index + 1} cannot be told from what precedes it, which the chat template renders differently "
             f"within the whole conversation; algorithm.train_on last or all, or another model.chat_template"
         )
-    habits = chat.habits(dialogue.arguments)
+    habits, message = chat.habits(dialogue.arguments), dialogue.messages[index]
+    if message.get("tool_calls") and not message["content"].strip():
+        if not habits.before_call or not text[:place].endswith(habits.before_call):
+            raise RowError(f"message {index + 1} cannot be told from what precedes it: its calls are written otherwise")
+        return place - len(habits.before_call)
     header = text.rfind(habits.header, 0, place) + len(habits.header)
     # As a prompt would end, where nothing of the row stands between that and the words.
     if habits.header and header >= len(habits.header) and squeezed(text[header:place]) in habits.openings:
@@ -190,10 +194,18 @@ def _place_of_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str)
     words = "Vw1xaz"
     while words in text:
         words += "q"
-    given = dialogue.messages[index]
-    spoken: Message = {name: value for name, value in given.items() if name in _OF_ANY_TURN} | {"content": words}  # type: ignore[assignment]
+    spoken = _with_words(dialogue.messages[index], words)
     other = _rendered(chat, dialogue, [*dialogue.messages[:index], spoken, *dialogue.messages[index + 1 :]])
     return other.find(words), other
+
+
+def _with_words(given: Message, words: str) -> Message:
+    """A message that says these words: in its content, or as the name of its first call where it only calls."""
+    if given.get("tool_calls") and not given["content"].strip():
+        first, *others = given.get("tool_calls", [])
+        return given | {"tool_calls": [first | {"function": first["function"] | {"name": words}}, *others]}  # type: ignore[return-value]
+    made = {name: value for name, value in given.items() if name in _OF_ANY_TURN}
+    return made | {"content": words}  # type: ignore[return-value]
 
 
 def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dict[int, int]:
@@ -213,7 +225,7 @@ def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dic
     return {index: start for index, (start, _) in zip(spoken, parts, strict=True)}
 
 
-def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: int) -> tuple[Turn, bool]:
+def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: int) -> tuple[Spoken, bool]:
     """A turn that begins at `start`, and whether its end has to be put behind the text.
 
     Raises RowError where it is not what the message says, or no token behind it could end it.
@@ -225,7 +237,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
         end, stop = min(places)
         fault = turn_fault(habits, message, text, (start, end), index)
         if fault is None and (last or is_plain(message) or end <= _next_words(chat, dialogue, index, text)):
-            return Turn(start=start, end=end, stop=stop), False
+            return Spoken(start=start, end=end, stop=stop), False
         if last or not goes_on(habits, message, text[start:end]):
             raise RowError(fault)
     if not last:
@@ -239,7 +251,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
     end = len(text) - len(habits.tail) if habits.tail and text.endswith(habits.tail) else len(text)
     if fault := turn_fault(habits, message, text, (start, end), index):
         raise RowError(fault)
-    return Turn(start=start, end=end, stop=stop), True
+    return Spoken(start=start, end=end, stop=stop), True
 
 
 def _stops(habits: Habits, last: bool) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ import sys
 
 from actors.config import UserError
 from launch.checks.capacity import check_resources
+from launch.checks.chat_template import check_chat_template
 from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
 from launch.checks.engine_options import check_engine_options
-from launch.checks.chat_template import check_chat_template
 from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_room
 from launch.checks.other_models import say_it_is_loaded

@@ -136,6 +136,14 @@ def expected(style: ChatStyle, shape: Shape, job: Job = "sft", *, worse: bool = 
         turns.append(Said(text=words, ends=style.ends_of(turn), opens=style.opens))
     if style.unended and job != "grpo":
         tolerated.append("end")
+    if style.inner_ends and any(
+        _is_trained(message, index, messages, job)
+        for index, message in enumerate(messages[:-1])
+        if message["role"] == "assistant"
+    ):
+        tolerated.append("end")
+    if style.ids_for_names and any(message.get("tool_calls") for message in messages):
+        tolerated.append("ids")
     if style.misled and job != "grpo":
         tolerated.append("markers")
     return Trained(

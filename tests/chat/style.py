@@ -101,6 +101,10 @@ class ChatStyle:
     """What may end the conversation's last turn, where that is something else."""
     call_ends: tuple[str, ...] = ()
     """What may end a turn that calls tools, where that is something else."""
+    inner_ends: bool = False
+    """What ends an earlier turn also stands within turns, so that no sampler may stop there."""
+    ids_for_names: bool = False
+    """Calls are written with their ids in place of their names."""
     unended: bool = False
     """The template writes no end of its own after the last turn."""
     misled: bool = False

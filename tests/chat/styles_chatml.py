@@ -149,6 +149,7 @@ CHATML = (
         ),
         headers=("<|im_assistant|>assistant<|im_middle|>",),
         words=_kimi,
+        ids_for_names=True,
         developer=True,
         arguments="both",
         parts=True,
