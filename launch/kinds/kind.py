@@ -38,7 +38,15 @@ S = TypeVar("S", bound=Config)
 
 ON_SEQUENCES = frozenset(
     (
-        *("data.system_prompt", "data.overlong", "data.truncation_side", "data.eval_fraction", "data.weights"),
+        *(
+            "model.chat_template",
+            "data.template_arguments",
+            "data.system_prompt",
+            "data.overlong",
+            "data.truncation_side",
+            "data.eval_fraction",
+            "data.weights",
+        ),
         *("policy.logprob_chunk_tokens", "model.quantize"),
     )
 )
