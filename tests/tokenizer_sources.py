@@ -148,13 +148,15 @@ def _slow(directory: Path, vocabulary: dict[str, int]) -> None:
     (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES))
 
 
-def with_model(kind: str, directory: Path) -> Path:
-    """A directory with such a tokenizer, weights, and a generation_config.json that transformers 5 does not write."""
+def with_model(kind: str, directory: Path, **wanted: int) -> Path:
+    """A directory with such a tokenizer, weights, and a generation_config.json that transformers 5 does not write.
+    Sizes of Llama's names may be other ones."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     fields = KINDS[kind](directory)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     sizes |= {"intermediate_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 5000.0}
+    sizes |= wanted
     if fields["model_type"] == "gpt2":
         sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
     (directory / "config.json").write_text(json.dumps(fields | sizes | {"torch_dtype": "float32"}))
