@@ -23,8 +23,8 @@ class DataConfig(Config):
     """Where rows come from and how they are read."""
 
     train: str | dict[str, str]
-    """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; or several of them by
-    name: {math: math.jsonl, code: code.jsonl}. The row's set is then its column `source`, unless it has one."""
+    """JSONL, JSON, CSV or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; or several of
+    them by name: {math: math.jsonl, code: code.jsonl}. The row's set is then its column `source`, unless it has one."""
     weights: dict[str, Share] = {}
     """Share of each of several sets among the rows that are drawn, by their names: {math: 2, code: 1}. Without, each
     set is drawn in proportion to its rows. Not for embedding and reranker."""

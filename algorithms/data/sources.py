@@ -1,4 +1,4 @@
-"""Rows from a file (JSONL, JSON, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
+"""Rows from a file (JSONL, JSON, CSV, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
 
 import functools
 import inspect
@@ -38,11 +38,22 @@ def read_rows(
     limit: int | None,
     field: str,
     converter: str | None = None,
+    columns: Mapping[str, str] | None = None,
     told: list[str] | None = None,
 ) -> list[Row]:
     """The rows of `source`, after `converter`, at most `limit` of them; see `each_row`."""
-    rows = each_row(source, split=split, arguments=arguments, limit=limit, field=field, converter=converter, told=told)
-    return list(rows)
+    return list(
+        each_row(
+            source,
+            split=split,
+            arguments=arguments,
+            limit=limit,
+            field=field,
+            converter=converter,
+            columns=columns,
+            told=told,
+        )
+    )
 
 
 def each_row(
@@ -53,17 +64,19 @@ def each_row(
     limit: int | None,
     field: str,
     converter: str | None = None,
+    columns: Mapping[str, str] | None = None,
     told: list[str] | None = None,
 ) -> Iterator[Row]:
     """The rows of `source`, after `converter`, at most `limit` of them, one after the other.
 
     Args:
-        source: JSONL, JSON (one list, or one object a line) or Parquet file, the first two also gzipped;
+        source: JSONL, JSON (one list, or one object a line), CSV, TSV or Parquet file, all but the last also gzipped;
             `module:function` or `path.py:function`, called with split=split and `arguments`; or a Hugging Face
             dataset id, loaded with `arguments` (for example name: main).
         field: `data.train` or `data.eval`, for messages.
-        told: gets a line that says how many rows the converter kept.
         converter: `module:function` or `path.py:function`, called with every row; drops those it answers None to.
+        columns: data.columns, name that is read -> name in the data: of CSV it says what cells hold, too.
+        told: gets a line that says how many rows the converter kept.
 
     Raises:
         UserError: one line with `field`: missing, unreadable, malformed or empty source, or a row that is no object;
@@ -75,7 +88,7 @@ def each_row(
         if limit is None or converter:  # one that drops rows may never reach the limit
             rows = _bounded(rows, source, field)
     elif kind == "file":
-        rows = _from_file(Path(source), field)
+        rows = _from_file(Path(source), field, columns)
     else:
         rows = _from_hub(source, split, arguments, field)
     # zip takes a number only with a row: the next one then says how many the converter was given.
@@ -253,10 +266,10 @@ def _made(function: Callable[..., object], row: Row, converter: str, where: str)
         raise UserError(f"data.converter: {converter} raised {cause_of(error)} for {where}") from error
 
 
-def _from_file(path: Path, field: str) -> Iterator[object]:
+def _from_file(path: Path, field: str, columns: Mapping[str, str] | None) -> Iterator[object]:
     if not path.exists():
         raise UserError(f"{field}: no such file{nearest_file(path)}, got {path}")
-    return rows_of_file(path, field)
+    return rows_of_file(path, field, columns)
 
 
 def _generated(name: str, split: str, arguments: Mapping[str, object], field: str) -> Iterator[object]:

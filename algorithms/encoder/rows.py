@@ -118,6 +118,7 @@ def load_named_rows(
             limit=min((count for count in (limit, at_most) if count is not None), default=None),
             field=f"{field}.{name}" if name else field,
             converter=data.converter,
+            columns=data.columns,
         )
         for name, source in sources.items()
     }
