@@ -15,6 +15,7 @@ from actors.config import UserError
 from actors.secret_text import masked
 from algorithms.config import DataConfig
 from algorithms.data.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
+from algorithms.data.row_nulls import without_nulls
 from algorithms.user.code import cause_of, function_fault, load_function
 from algorithms.user.deadline import TooLate, Watch
 from algorithms.words import kind_of, nearest_file
@@ -75,7 +76,8 @@ def each_row(
             dataset id, loaded with `arguments` (for example name: main).
         field: `data.train` or `data.eval`, for messages.
         converter: `module:function` or `path.py:function`, called with every row; drops those it answers None to.
-        columns: data.columns, name that is read -> name in the data: of CSV it says what cells hold, too.
+        columns: data.columns, name that is read -> name in the data: of CSV it says what cells hold, too. Those it
+            names may be null; all else that is null is absent, see `algorithms.data.row_nulls`.
         told: gets a line that says how many rows the converter kept.
 
     Raises:
@@ -93,8 +95,12 @@ def each_row(
         rows = _from_hub(source, split, arguments, field)
     # zip takes a number only with a row: the next one then says how many the converter was given.
     read, found = itertools.count(), _objects(rows, source, field)
+    renamed = frozenset((columns or {}).values())
+    filled = kind != "file" or source.endswith(".parquet")
+    found = (without_nulls(row, filled=filled, kept=renamed) for row in found)
     if converter:
         found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
+        found = (without_nulls(row, filled=False, kept=renamed) for row in found)
     taken = 0
     for row in itertools.islice(found, limit):
         taken += 1
