@@ -143,13 +143,14 @@ def test_files_are_read_by_what_they_hold() -> None:
 
 def test_what_is_no_file_of_rows() -> None:
     os.mkfifo("pipe.jsonl")
+    os.mkdir("folder")
     rows_file("", "empty.jsonl")
     rows_file("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n", "pointer.jsonl")
     rows_file("\x00\x00", "zeros.jsonl")
     expected = {
         "pipe.jsonl": "must be a file, got a pipe or device: pipe.jsonl",
         "/dev/zero": "must be a file, got a pipe or device: /dev/zero",
-        "/dev": "must be a file, got directory /dev",
+        "folder": "must hold files of one type (.jsonl, .json, .csv, .tsv or .parquet), got none in folder",
         "": "must not be empty, got ''",
         "a" * 4000: "File name too long",
         "s3://bucket/rows.jsonl": "must be a file here, a generator or a dataset of the hub, got address 's3://bucket",

@@ -137,7 +137,7 @@ def test_bad_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.Monke
         "rows.tx": "no such file (did you mean rows.txt?)",
         "nowhere/rows.jsonl": "no such file, got nowhere/rows.jsonl",
         "rows.txt": "file type must be one of .jsonl",
-        ".": "must be a file, got directory",
+        ".": "must hold files of one type, got cut.json and cut.jsonl",
         "empty.jsonl": "must hold at least one row",
         "cut.jsonl": "line 3, column 7 of cut.jsonl is not valid JSON (expecting value)",
         "cut.json": "line 3, column 6 of cut.json is not valid JSON (expecting ':' delimiter)",

@@ -39,8 +39,6 @@ def rows_of_file(path: Path, field: str, columns: Mapping[str, str] | None = Non
 
     Raises UserError for a file that cannot be read, then or on the way.
     """
-    if path.is_dir():
-        raise UserError(f"{field}: must be a file, got directory {path}")
     if not path.is_file():
         raise UserError(f"{field}: must be a file, got a pipe or device: {path}")
     if not path.name.endswith(FILE_TYPES):
