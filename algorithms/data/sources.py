@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from actors.config import UserError
-from actors.secret_text import masked
+from actors.failure import reason_of
 from algorithms.config import DataConfig
 from algorithms.data.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
 from algorithms.data.row_folders import has_splits, row_files
@@ -356,7 +356,7 @@ def _from_hub(source: str, split: str, arguments: Mapping[str, Any], field: str)
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
         raise UserError(
             f"{field}: no such file{near}, and the hub cannot give a dataset of this name, split {split} "
-            f"({_first_line(error)}), got {source}"
+            f"({reason_of(error)}), got {source}"
         ) from error
     return iter(rows)
 
@@ -374,10 +374,6 @@ def _is_hub_id(source: str) -> bool:
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         return False
     return not (re.fullmatch(r"\.[A-Za-z]+", Path(source).suffix) and Path(source).parent.is_dir())
-
-
-def _first_line(error: BaseException) -> str:
-    return masked(str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def _short(text: str) -> str:

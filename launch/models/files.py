@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import UserError
+from actors.failure import reason_of
 from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
 from actors.models.safetensors_header import StoredTensor, parse_json
 from actors.models.skeleton import hf_config, vocabulary_size
@@ -172,7 +173,7 @@ def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
     try:
         run_template(tokenizer, [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:
-        return f"line {error.lineno}: {str(error).partition(chr(10))[0]}"
+        return f"line {error.lineno}: {reason_of(error)}"
     except TemplateError:  # it may want another conversation: the rows show it
         return None
     except Exception as error:  # whatever its expressions can raise
