@@ -11,9 +11,10 @@ import pytest
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.data.conventions import read_examples
+from algorithms.data.row_contents import content_of, contents_of
 from algorithms.data.run_data import load_sets
 from algorithms.data.sources import read_rows
-from algorithms.encoder.rows import gradeds, rankings
+from algorithms.encoder.rows import gradeds, load_named_rows, rankings, scored_pairs
 
 TALK = [{"role": "user", "content": 'say "hi",\nplease'}, {"role": "assistant", "content": "hé"}]
 
@@ -97,6 +98,16 @@ def test_embedding_data_may_be_lists_or_columns() -> None:
     write("graded.csv", ["query", "documents", "scores"], ["q", '["a", "b"]', "[1, 0.5]"])
     [graded] = gradeds(read("graded.csv"), DataConfig(train="graded.csv"), "data.train", targets="scores")
     assert (graded.passages, graded.labels) == (("a", "b"), (1, 0.5))
+
+
+def test_all_who_read_a_set_know_its_renames() -> None:
+    """Else a checkpoint would tell other rows than the run had."""
+    write("alike.csv", ["sentence1", "sentence2", "likeness"], ["a", "b", "0.5"], ["c", "d", "1"])
+    data = DataConfig(train="alike.csv", columns={"score": "likeness"})
+    rows = load_named_rows(data, "data.train")[""]
+    assert [pair.score for pair in scored_pairs(rows, data, "data.train")] == [0.5, 1]
+    contents = contents_of(data, ["data.train"], 60)
+    assert contents == {"data.train": content_of(rows)} != {"data.train": content_of(read("alike.csv"))}
 
 
 def test_a_cell_may_be_large_and_the_parsers_own_limit_stays() -> None:
