@@ -90,7 +90,7 @@ def test_the_same_rows_are_equal_from_every_source() -> None:
 
 
 def test_json_says_what_it_means_but_for_columns_and_messages() -> None:
-    call = {"type": "function", "function": {"name": "find", "arguments": {"after": None}}}
+    call = {"type": "function", "function": {"name": "find", "arguments": '{"after": null}'}}
     said = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
     case = {"input": None, "output": 1}
     write([{"messages": [{"role": "user", "content": "a"}, said], "cases": [case], "case": case, "hint": None}])
