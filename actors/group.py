@@ -18,8 +18,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.failure import first_sentence
 from actors.pulse import Pulse
-from actors.secret_text import masked
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -356,9 +356,11 @@ def _cause(error: RayTaskError) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something, without the traceback that Ray puts before it and the secrets of URLs."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    # What is raised stands last in a traceback, behind the frames.
+    """What a message says first, without the traceback that Ray puts before it and without secrets."""
+    lines = text.strip().splitlines()
     if lines and "ray::" in lines[0]:
-        return masked(lines[-1])
-    return masked(lines[0]) if lines else "no message"
+        # What is raised stands behind the last frame and its code.
+        last = max((number for number, line in enumerate(lines) if line.startswith('  File "')), default=0)
+        raised = (number for number, line in enumerate(lines) if number > last and line[:1].strip())
+        text = "\n".join(lines[next(raised, -1) :])
+    return first_sentence(text) or "no message"

@@ -23,8 +23,9 @@ class DataConfig(Config):
     """Where rows come from and how they are read."""
 
     train: str | dict[str, str]
-    """JSONL or Parquet file, Hugging Face dataset id, or a Python generator `module:function`; or several of them by
-    name: {math: math.jsonl, code: code.jsonl}. The row's set is then its column `source`, unless it has one."""
+    """JSONL, JSON, CSV or Parquet file, folder of such files, Hugging Face dataset id, or a Python generator
+    `module:function`; or several of them by name: {math: math.jsonl, code: code.jsonl}. The row's set is then its
+    column `source`, unless it has one."""
     weights: dict[str, Share] = {}
     """Share of each of several sets among the rows that are drawn, by their names: {math: 2, code: 1}. Without, each
     set is drawn in proportion to its rows. Not for embedding and reranker."""
@@ -35,9 +36,9 @@ class DataConfig(Config):
     arguments: dict[str, Any] = {}
     """Keyword arguments for generators given as `module:function`, beside `split`."""
     split: str = "train"
-    """Split of a Hugging Face dataset used for training."""
+    """Split of a Hugging Face dataset, or of a folder whose files are named by split, used for training."""
     eval_split: str = "test"
-    """Split of a Hugging Face dataset used for evaluation."""
+    """Split of a Hugging Face dataset, or of a folder whose files are named by split, used for evaluation."""
     columns: dict[str, str] = {}
     """Renames: name the convention expects -> name in the data."""
     system_prompt: str | None = None
@@ -74,7 +75,8 @@ class DataConfig(Config):
         if isinstance(value, str) or named or (value is None and info.field_name == "eval"):
             return value
         got = "null" if value is None else repr(value)
-        rule = "a file, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl})"
+        several = "several of them by name ({math: math.jsonl, code: code.jsonl})"
+        rule = f"a file or folder, a hub id or module:function, or {several}"
         raise ValueError(f": must be {rule}, got {got}")
 
     @model_validator(mode="after")

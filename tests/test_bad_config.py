@@ -278,7 +278,7 @@ def test_the_command_line_refuses_them(tmp_path: Path, name: str) -> None:
 FURTHER = {
     "policy.optimizer.lr=0.1.2": "policy.optimizer.lr: must be a number, got '0.1.2'",
     "policy.optimizer.name=AdamW": "policy.optimizer.name: must be one of 'adamw', 'adam' or 'sgd', got 'AdamW' (did you mean adamw?)",
-    "data.train=": "data.train: must be a file, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl}), got null",
+    "data.train=": "data.train: must be a file or folder, a hub id or module:function, or several of them by name ({math: math.jsonl, code: code.jsonl}), got null",
 }
 
 

@@ -62,10 +62,9 @@ def complaint(job: str, **data: Any) -> str:
 
 WRONG_VALUES = [
     *[(job, {"prompt": " \n"}, "column prompt must not be empty, got blank text ' \\n'") for job in GOOD],
-    *[(job, {"prompt": None}, "column prompt must be text or messages, got null") for job in GOOD],
+    *[(job, {"prompt": 3}, "column prompt must be text or messages, got a number 3") for job in GOOD],
     *[(job, {"prompt": []}, "column prompt must be a list of messages, got an empty list") for job in GOOD],
     ("grpo", {"answer": ""}, "column answer must not be empty, got empty text"),
-    ("grpo", {"answer": None}, "column answer must not be empty, got null"),
     ("sft", {"completion": ""}, "column completion must not be empty, got empty text"),
     ("kto", {"completion": "\t"}, "column completion must not be empty, got blank text '\\t'"),
     ("dpo", {"chosen": ""}, "column chosen must not be empty, got empty text"),
@@ -87,6 +86,12 @@ def test_a_row_with_nothing_to_read_is_named(job: str, values: dict[str, Any], m
     rows = [GOOD[job], GOOD[job] | ({"label": False} if job == "kto" else {}), GOOD[job] | values]
     rows_file("".join(json.dumps(row) + "\n" for row in rows))
     assert complaint(job).startswith(f"data.train: row 3: {message}")
+
+
+@pytest.mark.parametrize("job", GOOD)
+def test_a_column_that_is_null_is_missing(job: str) -> None:
+    rows_file("".join(json.dumps(row) + "\n" for row in (GOOD[job], GOOD[job] | {"prompt": None})))
+    assert complaint(job).startswith("data.train: row 2 lacks column 'prompt' of the ")
 
 
 GOOD_LINE = '{"prompt": "hi", "answer": "yes"}\n'
@@ -117,8 +122,9 @@ def test_a_line_that_is_no_row_is_named(case: str) -> None:
     assert complaint("grpo").startswith(f"data.train: {message}")
 
 
-def test_a_row_without_a_column_that_others_have_and_a_reward_takes_is_named() -> None:
-    rows_file(GOOD_LINE * 10 + '{"prompt": "hi"}\n')
+@pytest.mark.parametrize("row", ['{"prompt": "hi"}', '{"prompt": "hi", "answer": null}'])
+def test_a_row_without_a_column_that_others_have_and_a_reward_takes_is_named(row: str) -> None:
+    rows_file(f"{GOOD_LINE * 10}{row}\n")
     found = check_rows(config("grpo"), "data.train", tokenise=False)
     assert (found.columns, found.lacking) == ({"prompt"}, {"answer": "data.train: row 11"})
     with pytest.raises(UserError) as caught:
@@ -137,13 +143,14 @@ def test_files_are_read_by_what_they_hold() -> None:
 
 def test_what_is_no_file_of_rows() -> None:
     os.mkfifo("pipe.jsonl")
+    os.mkdir("folder")
     rows_file("", "empty.jsonl")
     rows_file("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n", "pointer.jsonl")
     rows_file("\x00\x00", "zeros.jsonl")
     expected = {
         "pipe.jsonl": "must be a file, got a pipe or device: pipe.jsonl",
         "/dev/zero": "must be a file, got a pipe or device: /dev/zero",
-        "/dev": "must be a file, got directory /dev",
+        "folder": "must hold files of one type (.jsonl, .json, .csv, .tsv or .parquet), got none in folder",
         "": "must not be empty, got ''",
         "a" * 4000: "File name too long",
         "s3://bucket/rows.jsonl": "must be a file here, a generator or a dataset of the hub, got address 's3://bucket",

@@ -170,8 +170,8 @@ def test_every_row_has_the_columns_of_the_first() -> None:
         "row 3: lacks column 'neg' (did you mean ngs?), its columns are query, pos, ngs"
     )
     assert "row 2: lacks column 'query'" in refused(good, {"anchor": "q", "pos": ["p"], "neg": ["n"]})
-    added = "row 2: has column 'prompt', which row 1 lacks; all rows must have the same"
-    assert refused(good, good | {"prompt": "x"}) == added
+    added = "row 2: has column 'neg', which row 1 lacks; all rows must have the same"
+    assert refused({"query": "q", "pos": ["p"]}, good) == added
     tuples = [{"query": "q", "positive": "p", "negative_1": "n"}]
     assert "'negative_2', which row 1 lacks" in refused(*tuples, tuples[0] | {"negative_2": "m"})
     assert "could both be the query" in refused(good, good | {"anchor": "q"})

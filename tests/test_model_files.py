@@ -25,6 +25,7 @@ from launch.checks.known_sizes import memory_of
 from launch.config import validate
 from launch.kube.sizes import sized
 from launch.models.families import check_family
+from launch.models.files import check_reward_model
 from launch.models.tensors import check_whole, expected_tensors
 from launch.verbs.chat import chat
 from launch.verbs.export import export
@@ -480,7 +481,16 @@ def test_a_tokenizer_fits_the_model() -> None:
     larger = build_char_tokenizer("abcdefgh")
     larger.add_tokens([f"<{index}>" for index in range(80)])
     larger.save_pretrained(model)
-    assert "tokenizer whose tokens the model's embedding holds (vocab_size 15), got 80 tokens beyond" in problem()
+    rule = "must have a tokenizer whose tokens the model's embedding holds (vocab_size 15, ids up to 14)"
+    assert problem() == f"model.path: {rule}, got 80 beyond, up to id 94 ('<79>'), in model"
+    fake_model(Path("padded"), vocab_size=128)
+    larger.save_pretrained("padded")
+    check("padded")
+    scores = fake_model(Path("reward"), architectures=["Qwen2ForSequenceClassification"])
+    larger.save_pretrained(scores)
+    with pytest.raises(UserError) as caught:
+        check_reward_model(validate(JOBS["grpo"] | {"model": {"path": "padded"}}), scores, "reward.models.0.path")
+    assert caught.value.problems == (f"reward.models.0.path: {rule}, got 80 beyond, up to id 94 ('<79>'), in reward",)
     for file in model.glob("token*"):
         file.unlink()
     assert problem().startswith("model.path: directory holds no tokenizer (")

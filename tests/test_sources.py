@@ -43,7 +43,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     for path in tmp_path.iterdir():
-        assert read(str(path)) == ROWS, path.name
+        assert read(str(path)) == [ROWS[0], {"prompt": "b"}], path.name
         assert read(str(path), limit=1) == ROWS[:1], path.name
 
 
@@ -129,15 +129,15 @@ def test_bad_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
     (tmp_path / "shadow").touch()
     (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "rows.txt").write_text("a,b")
     lines(tmp_path / "list.jsonl", {"a": 1}, [1])
     expected = {
         "trian.jsonl": "no such file (did you mean train.jsonl?), got trian.jsonl",
         "shadow.jsonl": "no such file, got shadow.jsonl",
-        "rows.cvs": "no such file (did you mean rows.csv?)",
+        "rows.tx": "no such file (did you mean rows.txt?)",
         "nowhere/rows.jsonl": "no such file, got nowhere/rows.jsonl",
-        "rows.csv": "file type must be one of .jsonl",
-        ".": "must be a file, got directory",
+        "rows.txt": "file type must be one of .jsonl",
+        ".": "must hold files of one type, got cut.json and cut.jsonl",
         "empty.jsonl": "must hold at least one row",
         "cut.jsonl": "line 3, column 7 of cut.jsonl is not valid JSON (expecting value)",
         "cut.json": "line 3, column 6 of cut.json is not valid JSON (expecting ':' delimiter)",

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from actors.failure import reason_of
+
 _DATA = re.compile(
     r"""
     torch\.(cuda\.|sparse\.|cuda\.sparse\.)?\w*(Storage|Tensor) | torch\.storage\.\w*Storage
@@ -50,7 +52,7 @@ def texts_in(path: Path) -> set[str]:
     try:
         return {text for code, text in _named(path, strict=True) if not code}
     except _DAMAGED as error:
-        raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from None
+        raise ValueError(f"cannot be read ({reason_of(error)})") from None
 
 
 def _named(path: Path, *, strict: bool = False) -> Iterator[tuple[bool, str]]:

@@ -18,6 +18,7 @@ import torch
 from torch.serialization import MAP_LOCATION, get_unsafe_globals_in_checkpoint, safe_globals
 
 from actors.config_base import UserError
+from actors.failure import first_sentence
 from actors.files.own_files import create, sha256_of, stranger, stranger_by
 
 _PIECE = 2**16
@@ -84,7 +85,7 @@ def fault(path: Path, sha256: str | None, types: Sequence[type] = ()) -> str | N
         with safe_globals(list(types)):
             others = get_unsafe_globals_in_checkpoint(str(path))
     except _UNREADABLE as error:
-        return f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+        return f"cannot be read ({type(error).__name__}: {first_sentence(str(error))[:200]})"
     return _names(others) if others else None
 
 

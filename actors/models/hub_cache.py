@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from actors.config import UserError
+from actors.failure import reason_of
 
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WITHOUT_OWNER = re.compile(
@@ -171,9 +172,10 @@ def _load(name: str, revision: str | None, field: str, *, small: bool) -> Path:
         wanted = _SMALL if small else None
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=ignored))
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         what = f"{name}@{revision}" if revision else name
-        raise UserError(f"{field}: no such directory, and the hub cannot give it ({reason}), got {what}") from error
+        raise UserError(
+            f"{field}: no such directory, and the hub cannot give it ({reason_of(error)}), got {what}"
+        ) from error
 
 
 def not_cached(name: str, revision: str | None, field: str, lacks: str = "does not hold it") -> UserError:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from actors.failure import reason_of
+
 DTYPE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | {
     name: bits
     for bits, names in {
@@ -255,7 +257,7 @@ def parse_json(content: bytes, what: str) -> Any:
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{what} is not JSON ({str(error).partition(chr(10))[0]})") from None
+        raise ValueError(f"{what} is not JSON ({reason_of(error)})") from None
 
 
 class _TwiceError(ValueError):

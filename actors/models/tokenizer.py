@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import ModelConfig, UserError
+from actors.failure import reason_of
 from actors.models.hub_cache import (
     TOKENIZER_FILES,
     VOCABULARIES,
@@ -122,7 +123,7 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
 
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain exceptions, and each file has its own way to be damaged
-        raise UserError(f"model.path: tokenizer cannot be read ({_first_line(error)}), got {path}") from error
+        raise UserError(f"model.path: tokenizer cannot be read ({reason_of(error)}), got {path}") from error
 
 
 def _damaged(directory: Path) -> str | None:
@@ -260,7 +261,3 @@ def _nearest(directory: Path) -> str:
     siblings = [entry.name for entry in directory.parent.iterdir() if entry.is_dir()]
     near = difflib.get_close_matches(directory.name, siblings, 1)
     return f" (did you mean {directory.parent / near[0]}?)" if near else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

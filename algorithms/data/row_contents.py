@@ -85,6 +85,7 @@ def contents_of(data: DataConfig, fields: Iterable[str], longest_s: float) -> Co
             limit=limits.get(where),
             field=field,
             converter=None if where == "data.corpus" else data.converter,  # texts, which none changes
+            columns=None if where == "data.corpus" else data.columns,
         )
         try:
             found[field] = content_of(_until(rows, until))

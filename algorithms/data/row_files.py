@@ -1,4 +1,4 @@
-"""Rows of files: JSON lines, JSON lists and Parquet. What JSON does not allow is refused, with the line."""
+"""Rows of files: JSON lines, JSON lists, CSV and Parquet. What JSON does not allow is refused, with the line."""
 
 import functools
 import gzip
@@ -7,13 +7,13 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
 from actors.config import UserError
 
-FILE_TYPES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+FILE_TYPES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MAX_ROW_BYTES = 2**22
 """Largest row that is read, about a million tokens: a larger one would take seconds to tokenise, and is a mistake."""
 _MAX_LIST_BYTES = 2**30
@@ -27,47 +27,57 @@ _WEB_PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _LFS_POINTER = "version https://git-lfs"
 
 
-class _Stream(Protocol):
+class Stream(Protocol):
     """What is read of: a file, one that is being expanded, or bytes in memory."""
 
     def readline(self, size: int, /) -> bytes: ...
     def read(self, size: int, /) -> bytes: ...
 
 
-def rows_of_file(path: Path, field: str) -> Iterator[object]:
-    """The rows of a file, whatever they are; raises UserError for a file that cannot be read, then or on the way."""
-    if path.is_dir():
-        raise UserError(f"{field}: must be a file, got directory {path}")
+def rows_of_file(path: Path, field: str, columns: Mapping[str, str] | None = None) -> Iterator[object]:
+    """The rows of a file, whatever they are; `columns` renames those of CSV, which is read by their names.
+
+    Raises UserError for a file that cannot be read, then or on the way.
+    """
     if not path.is_file():
         raise UserError(f"{field}: must be a file, got a pipe or device: {path}")
     if not path.name.endswith(FILE_TYPES):
         small = " in small letters" if path.name.lower().endswith(FILE_TYPES) else ""
         raise UserError(f"{field}: file type must be one of {', '.join(FILE_TYPES)}{small}, got {path.name}")
+    if path.suffix != ".parquet":
+        return _text_file(path, field, columns or {})
     # Here, as that module imports from this one.
     from algorithms.data.row_parquet import rows_of_parquet
 
-    return rows_of_parquet(path, field) if path.suffix == ".parquet" else _json(path, field)
+    return rows_of_parquet(path, field)
 
 
-def _json(path: Path, field: str) -> Iterator[object]:
-    """Objects of a file of lines, or the items of a file that is one list. Blank lines are skipped.
+def _text_file(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[object]:
+    """Whether a file is gzipped is told by its first bytes, not by its name."""
+    from algorithms.data.row_csv import rows_of_csv
 
-    Whether a file is gzipped is told by its first bytes, not by its name.
-    """
     try:
         with path.open("rb") as raw:
-            stream: _Stream = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
-            if path.name.removesuffix(".gz").endswith(".json"):
-                content = stream.read(_MAX_LIST_BYTES + 1)
-                # Behind a byte order mark, if there is one.
-                if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                    yield from _list(content, path, field)
-                    return
-                stream = io.BytesIO(content)
-            yield from _lines(stream, path, field)
+            stream: Stream = _Expanding(raw, path, field) if raw.peek(2)[:2] == _GZIP else raw
+            if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+                yield from rows_of_csv(stream, path, field, columns)
+            else:
+                yield from _json(stream, path, field)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{field}: {path} cannot be read ({reason})") from None
+
+
+def _json(stream: Stream, path: Path, field: str) -> Iterator[object]:
+    """Objects of a file of lines, or the items of a file that is one list. Blank lines are skipped."""
+    if path.name.removesuffix(".gz").endswith(".json"):
+        content = stream.read(_MAX_LIST_BYTES + 1)
+        # Behind a byte order mark, if there is one.
+        if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+            yield from _list(content, path, field)
+            return
+        stream = io.BytesIO(content)
+    yield from _lines(stream, path, field)
 
 
 class _Expanding:
@@ -104,13 +114,12 @@ def most_bytes(path: Path) -> int:
     return max(_EXPANDED_BYTES, _EXPANDS * path.stat().st_size)
 
 
-def _lines(stream: _Stream, path: Path, field: str) -> Iterator[object]:
+def _lines(stream: Stream, path: Path, field: str) -> Iterator[object]:
     # A byte more than a row may have tells a longer one, of which no more is read.
     for number, line in enumerate(iter(functools.partial(stream.readline, MAX_ROW_BYTES + 1), b""), start=1):
         if len(line) > MAX_ROW_BYTES:
-            limit = MAX_ROW_BYTES // 2**20
-            raise UserError(f"{field}: line {number} of {path} must be smaller than {limit} MiB, got a larger row")
-        text = _decoded(line, number, path, field)
+            raise UserError(too_large(number, path, field))
+        text = decoded(line, number, path, field)
         if text.strip():
             yield _parse(text, number, path, field)
 
@@ -118,12 +127,18 @@ def _lines(stream: _Stream, path: Path, field: str) -> Iterator[object]:
 def _list(content: bytes, path: Path, field: str) -> Iterator[object]:
     if len(content) > _MAX_LIST_BYTES:
         raise UserError(f"{field}: {path} must have an object a line (.jsonl) to be so large, got one list")
-    rows = _parse(_decoded(content, 1, path, field), 1, path, field)
+    rows = _parse(decoded(content, 1, path, field), 1, path, field)
     assert isinstance(rows, list), "it begins with a bracket"
     return iter(rows)
 
 
-def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
+def too_large(line: int, path: Path, field: str) -> str:
+    """That the row which begins at a line is too large."""
+    return f"{field}: line {line} of {path} must be smaller than {MAX_ROW_BYTES // 2**20} MiB, got a larger row"
+
+
+def decoded(line: bytes, number: int, path: Path, field: str) -> str:
+    """The text of a line, or of a whole file; raises UserError where it is no UTF-8."""
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte order mark stands first
     except UnicodeDecodeError as error:
@@ -131,17 +146,28 @@ def _decoded(line: bytes, number: int, path: Path, field: str) -> str:
         raise UserError(f"{field}: line {number} of {path} is not UTF-8 text") from None
 
 
+def no_rows(text: str) -> str | None:
+    """What a file is that begins with `text`, where it stands for another one; None where it does not."""
+    if text.startswith(_LFS_POINTER):
+        return "must hold the rows, is a pointer of Git LFS (git lfs pull)"
+    return "must hold the rows, is a web page, not the file itself" if _WEB_PAGE.match(text) else None
+
+
+def parsed(text: str) -> object:
+    """The value of a JSON text. Raises JSONDecodeError, ValueError for what Python takes and JSON does not, and
+    RecursionError."""
+    # Python's parser also takes NaN, infinities and names given twice, and makes infinity of 1e999.
+    return json.loads(
+        text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
+    )
+
+
 def _parse(text: str, line: int, path: Path, field: str) -> object:
     try:
-        # Python's parser also takes NaN, infinities and names given twice, and makes infinity of 1e999.
-        return json.loads(
-            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
-        )
+        return parsed(text)
     except json.JSONDecodeError as error:
-        if text.startswith(_LFS_POINTER):
-            raise UserError(f"{field}: {path} must hold the rows, is a pointer of Git LFS (git lfs pull)") from None
-        if _WEB_PAGE.match(text):
-            raise UserError(f"{field}: {path} must hold the rows, is a web page, not the file itself") from None
+        if what := no_rows(text):
+            raise UserError(f"{field}: {path} {what}") from None
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(
             f"{field}: {where} of {path} is not valid JSON ({error.msg[0].lower()}{error.msg[1:]})"
@@ -182,4 +208,5 @@ def _whole(text: str) -> int:
 
 
 def abbreviated(text: str) -> str:
+    """A text quoted, and cut."""
     return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.config import UserError
+from actors.failure import reason_of
 from algorithms.data.row_files import EXPANDS_TOO_FAR, abbreviated, most_bytes
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 2**26
@@ -84,8 +85,7 @@ def rows_of_parquet(path: Path, field: str) -> Iterator[object]:
                     # The quick way makes _BATCH_ROWS rows at one time, whatever they hold.
                     yield from _rows(file, index) if usual else _rows_by_size(careful, index)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: {path} cannot be read as Parquet ({reason})") from None
+        raise UserError(f"{field}: {path} cannot be read as Parquet ({reason_of(error)})") from None
 
 
 def _rows(file: _File, group: int) -> Iterator[object]:

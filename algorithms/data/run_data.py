@@ -71,6 +71,7 @@ def load_sets(
             limit=min((count for count in (limit, at_most) if count is not None), default=None),
             field=f"{field}.{name}" if name else field,
             converter=data.converter,
+            columns=data.columns,
             told=told,
         )
         for name, source in ({"": given} if isinstance(given, str) else given).items()

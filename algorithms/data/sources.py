@@ -1,4 +1,4 @@
-"""Rows from a file (JSONL, JSON, Parquet), a Python generator or a Hugging Face dataset, as plain dictionaries."""
+"""Rows from a file (JSONL, JSON, CSV, Parquet), a folder, a generator or a Hugging Face dataset, as dictionaries."""
 
 import functools
 import inspect
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from actors.config import UserError
-from actors.secret_text import masked
+from actors.failure import reason_of
 from algorithms.config import DataConfig
 from algorithms.data.row_files import FILE_TYPES, MAX_ROW_BYTES, rows_of_file
+from algorithms.data.row_folders import has_splits, row_files
+from algorithms.data.row_nulls import without_nulls
 from algorithms.user.code import cause_of, function_fault, load_function
 from algorithms.user.deadline import TooLate, Watch
 from algorithms.words import kind_of, nearest_file
@@ -38,11 +40,22 @@ def read_rows(
     limit: int | None,
     field: str,
     converter: str | None = None,
+    columns: Mapping[str, str] | None = None,
     told: list[str] | None = None,
 ) -> list[Row]:
     """The rows of `source`, after `converter`, at most `limit` of them; see `each_row`."""
-    rows = each_row(source, split=split, arguments=arguments, limit=limit, field=field, converter=converter, told=told)
-    return list(rows)
+    return list(
+        each_row(
+            source,
+            split=split,
+            arguments=arguments,
+            limit=limit,
+            field=field,
+            converter=converter,
+            columns=columns,
+            told=told,
+        )
+    )
 
 
 def each_row(
@@ -53,35 +66,44 @@ def each_row(
     limit: int | None,
     field: str,
     converter: str | None = None,
+    columns: Mapping[str, str] | None = None,
     told: list[str] | None = None,
 ) -> Iterator[Row]:
     """The rows of `source`, after `converter`, at most `limit` of them, one after the other.
 
     Args:
-        source: JSONL, JSON (one list, or one object a line) or Parquet file, the first two also gzipped;
+        source: JSONL, JSON (one list, or one object a line), CSV, TSV or Parquet file, all but the last also gzipped;
+            a folder, all files of one type below it, or those of `split` where they are named by one;
             `module:function` or `path.py:function`, called with split=split and `arguments`; or a Hugging Face
             dataset id, loaded with `arguments` (for example name: main).
         field: `data.train` or `data.eval`, for messages.
-        told: gets a line that says how many rows the converter kept.
         converter: `module:function` or `path.py:function`, called with every row; drops those it answers None to.
+        columns: data.columns, name that is read -> name in the data: of CSV it says what cells hold, too. Those it
+            names may be null; all else that is null is absent, see `algorithms.data.row_nulls`.
+        told: gets a line that says how many rows the converter kept.
 
     Raises:
         UserError: one line with `field`: missing, unreadable, malformed or empty source, or a row that is no object;
             or with `data.converter`: it cannot be found, fails, answers anything else, or drops all rows.
     """
-    kind = kind_of_source(source, field)
+    kind, filled = kind_of_source(source, field), True
     if kind == "generator":
         rows = _generated(source, split, arguments, field)
         if limit is None or converter:  # one that drops rows may never reach the limit
             rows = _bounded(rows, source, field)
-    elif kind == "file":
-        rows = _from_file(Path(source), field)
-    else:
+    elif kind == "hub":
         rows = _from_hub(source, split, arguments, field)
+    else:
+        files = row_files(Path(source), split, field) if kind == "folder" else [Path(source)]
+        filled = files[0].suffix == ".parquet"  # they are of one type
+        rows = itertools.chain.from_iterable(_from_file(file, field, columns) for file in files)
     # zip takes a number only with a row: the next one then says how many the converter was given.
     read, found = itertools.count(), _objects(rows, source, field)
+    renamed = frozenset((columns or {}).values())
+    found = (without_nulls(row, filled=filled, kept=renamed) for row in found)
     if converter:
         found = _converted((row for row, _ in zip(found, read, strict=False)), converter, field)
+        found = (without_nulls(row, filled=False, kept=renamed) for row in found)
     taken = 0
     for row in itertools.islice(found, limit):
         taken += 1
@@ -92,10 +114,11 @@ def each_row(
         raise UserError(f"{field}: must hold at least one row, got none from {source}")
 
 
-def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub"]:
+def kind_of_source(source: str, field: str) -> Literal["generator", "file", "folder", "hub"]:
     """What a source is, by its form and by what is here. Raises UserError for a text that can be none of them."""
     if not source.strip() or "\0" in source:
-        raise UserError(f"{field}: must be a file, a generator module:function or a dataset of the hub, got {source!r}")
+        rule = "must be a file or folder, a generator module:function or a dataset of the hub"
+        raise UserError(f"{field}: {rule}, got {source!r}")
     if "://" in source:
         raise UserError(
             f"{field}: must be a file here, a generator or a dataset of the hub, got address {_short(source)}"
@@ -107,31 +130,42 @@ def kind_of_source(source: str, field: str) -> Literal["generator", "file", "hub
         raise UserError(f"{field}: {error.strerror}, got {_short(source)}") from None
     if ":" in source[1:] and not exists:  # a file may have a colon in its name
         return "generator"
+    if path.is_dir():
+        return "folder"
     return "file" if exists or source.endswith(FILE_TYPES) or not _is_hub_id(source) else "hub"
 
 
 def check_source_settings(data: DataConfig) -> None:
-    """Raise UserError for settings of generators and hub datasets beside files, which take none."""
-    sources = {field: _sources(value) for field, value in (("train", data.train), ("eval", data.eval))}
-    sources["corpus"] = _sources(data.corpus)
-    takes = {
-        field: any(kind_of_source(source, f"data.{field}") != "file" for source in found)
-        for field, found in sources.items()
-    }
+    """Raise UserError for arguments beside files alone, and for a split beside files and folders that have none."""
+    train, held_out = _kinds(data.train, "data.train"), _kinds(data.eval, "data.eval")
+    held_out |= _kinds(data.corpus, "data.corpus")
     problems = []
-    if data.arguments and not any(takes.values()):
+    if data.arguments and not {"generator", "hub"} & {*train.values(), *held_out.values()}:
         problems.append(f"data.arguments: must be left out for files, which take none, got {data.arguments}")
-    if data.split != DataConfig.model_fields["split"].default and not takes["train"]:
-        problems.append(f"data.split: must be left out for files, which have no splits, got {data.split}")
-    if data.eval_split != DataConfig.model_fields["eval_split"].default and not (takes["eval"] or takes["corpus"]):
-        what = "for files, which have no splits" if sources["eval"] else "without data.eval"
-        problems.append(f"data.eval_split: must be left out {what}, got {data.eval_split}")
+    for setting, kinds in (("split", train), ("eval_split", held_out)):
+        given = getattr(data, setting)
+        if given == DataConfig.model_fields[setting].default or any(_has_split(*source) for source in kinds.items()):
+            continue
+        what = "for files, which have no splits" if kinds else "without data.eval"
+        if "folder" in kinds.values():
+            what = "for folders whose files are not named by split"
+        problems.append(f"data.{setting}: must be left out {what}, got {given}")
     if problems:
         raise UserError(*problems)
 
 
-def _sources(value: str | dict[str, str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else [*(value or {}).values()]
+def _kinds(given: str | dict[str, str] | None, field: str) -> dict[tuple[str, str], str]:
+    """Field and source -> its kind."""
+    sources = [given] if isinstance(given, str) else [*(given or {}).values()]
+    return {(field, source): kind_of_source(source, field) for source in sources}
+
+
+def _has_split(source: tuple[str, str], kind: str) -> bool:
+    field, path = source
+    if kind == "folder":
+        return has_splits(Path(path), field)
+    # What is not here may be a folder elsewhere.
+    return kind != "file" or not (Path(path).exists() or path.endswith(FILE_TYPES))
 
 
 def _objects(rows: Iterable[object], source: str, field: str) -> Iterator[Row]:
@@ -253,10 +287,10 @@ def _made(function: Callable[..., object], row: Row, converter: str, where: str)
         raise UserError(f"data.converter: {converter} raised {cause_of(error)} for {where}") from error
 
 
-def _from_file(path: Path, field: str) -> Iterator[object]:
+def _from_file(path: Path, field: str, columns: Mapping[str, str] | None) -> Iterator[object]:
     if not path.exists():
         raise UserError(f"{field}: no such file{nearest_file(path)}, got {path}")
-    return rows_of_file(path, field)
+    return rows_of_file(path, field, columns)
 
 
 def _generated(name: str, split: str, arguments: Mapping[str, object], field: str) -> Iterator[object]:
@@ -322,7 +356,7 @@ def _from_hub(source: str, split: str, arguments: Mapping[str, Any], field: str)
     except Exception as error:  # the hub client's own types change with its versions; any cause is reported
         raise UserError(
             f"{field}: no such file{near}, and the hub cannot give a dataset of this name, split {split} "
-            f"({_first_line(error)}), got {source}"
+            f"({reason_of(error)}), got {source}"
         ) from error
     return iter(rows)
 
@@ -340,10 +374,6 @@ def _is_hub_id(source: str) -> bool:
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         return False
     return not (re.fullmatch(r"\.[A-Za-z]+", Path(source).suffix) and Path(source).parent.is_dir())
-
-
-def _first_line(error: BaseException) -> str:
-    return masked(str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def _short(text: str) -> str:

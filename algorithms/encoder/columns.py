@@ -118,9 +118,11 @@ def choose_columns(row: Row, data: DataConfig, use: RowUse, *, scores: bool) -> 
 
 
 def check_columns(row: Row, data: DataConfig, first: ChosenColumns) -> None:
-    """Raises RowError unless the row's columns are the first row's."""
+    """Raises RowError unless the row's columns are the first row's, but for the prompt."""
     read = {column for columns in first.values() for column in columns}
     for role, columns in first.items():
+        if role is PROMPT:  # a row may have no instruction of its own
+            continue
         for column in columns:
             if column not in row:
                 hint = nearest(column, [str(other) for other in row if other not in read])

@@ -1,6 +1,7 @@
 """Rows of embedding and reranker data, read by column name, never by the order of columns.
 
-The first row decides which of the known names are read; every other row must have the same ones, or is an error.
+The first row decides which of the known names are read; every other row must have the same ones, or is an error. Only
+the prompt may come and go.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -118,6 +119,7 @@ def load_named_rows(
             limit=min((count for count in (limit, at_most) if count is not None), default=None),
             field=f"{field}.{name}" if name else field,
             converter=data.converter,
+            columns=data.columns,
         )
         for name, source in sources.items()
     }
@@ -199,6 +201,8 @@ def _read(
             # Once for each set of names: millions of rows have one or two.
             elif tuple(row) not in known:
                 check_columns(row, data, chosen)
+                if chosen.get(PROMPT) == ():
+                    chosen[PROMPT] = next(iter(PROMPT.found(row)), ())
             known.add(tuple(row))
             found.append(make(row, chosen))
         except RowError as error:
@@ -282,7 +286,7 @@ def _refuse_label_0(row: Row) -> None:
 
 def _prompt(row: Row, chosen: ChosenColumns) -> str | None:
     [column] = chosen[PROMPT] or (None,)
-    prompt = None if column is None else row[column]
+    prompt = None if column is None else row.get(column)
     if prompt is not None and not isinstance(prompt, str):
         raise RowError(f"{column} must be text (or null for none), got {kind_of(prompt)}")
     return prompt

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from actors.failure import first_sentence
 from algorithms.user.code import no_file, no_function, no_module, split_name
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,7 +30,7 @@ def fault_unseen(name: str, known: Collection[str] = ()) -> str | None:
     try:
         names = defined_names(file)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0] or "too deeply nested"
+        reason = error.msg if isinstance(error, SyntaxError) else first_sentence(str(error)) or "too deeply nested"
         return f"{file.name} cannot be read as Python ({reason})"
     return None if function in names or "*" in names else no_function(source, function, names)
 

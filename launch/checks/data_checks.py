@@ -135,7 +135,9 @@ def is_unread(findings: Findings, field: str, source: str) -> bool:
     if names_code(source, field):
         return True
     if converted:
-        read_rows(source, split="train", arguments={}, limit=READ_ROWS, field=field)
+        data = findings.config.data
+        split = data.split if field.startswith("data.train") else data.eval_split
+        read_rows(source, split=split, arguments=data.arguments, limit=READ_ROWS, field=field)
     return converted
 
 

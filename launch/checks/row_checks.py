@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import UserError
-from algorithms.config import RewardFunction
+from algorithms.config import DataConfig, RewardFunction
 from algorithms.config_offline import DPOConfig
+from algorithms.data.row_folders import has_splits
 from algorithms.data.sources import kind_of_source
 from launch.checks.known_rows import Field, Row, Rows, Sets
 from launch.checks.reward_checks import ProbeRow
@@ -143,11 +144,20 @@ def check_unpaired(config: RunConfig, algorithm: DPOConfig, train: Rows, held_ou
 def same_rows(config: RunConfig, train: Rows, held_out: Rows) -> list[str]:
     """A warning when evaluation reads what is trained on."""
     data = config.data
-    files = all(isinstance(source, str) and Path(source).is_file() for source in (data.train, data.eval))
     # The same file tells it, too, where not as many rows of both were read.
-    if train.digest != held_out.digest and not (files and Path(str(data.train)).samefile(str(data.eval))):
+    if train.digest != held_out.digest and not _same_files(data):
         return []
     return [f"data.eval: {data.eval} holds rows that are trained on: what is evaluated says nothing about other rows"]
+
+
+def _same_files(data: DataConfig) -> bool:
+    """Whether both sets are the same files."""
+    if not (isinstance(data.train, str) and isinstance(data.eval, str)):
+        return False
+    kinds = {kind_of_source(data.train, "data.train"), kind_of_source(data.eval, "data.eval")}
+    if kinds - {"file", "folder"} or not Path(data.train).samefile(data.eval):
+        return False
+    return data.split == data.eval_split or "folder" not in kinds or not has_splits(Path(data.train), "data.train")
 
 
 def _reading(config: RunConfig, rows: list[Row], label: str, tokenizer: Any) -> "Reading[object]":

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from actors.config import UserError
+from algorithms.data.row_folders import row_files
 from launch.config import RunConfig
 from launch.jobs.selection import Selection
 from launch.settings.literal_secrets import secret_problems
@@ -15,9 +17,23 @@ def upload_problems(config: RunConfig, selection: Selection) -> list[str]:
         rule = "must be an absolute path on storage that all nodes of the cluster share"
         found.append(f"run.output: {rule}, got {config.run.output}")
     for field, given, path in existing_paths(config, selection.root):
-        if not path.is_absolute() and (problem := _missing(selection, _normal(path))):
-            found.append(f"{field}: {problem}, got {given}")
+        if path.is_absolute():
+            continue
+        read = _rows_of(config, field, path, selection.root) if str(path) == str(Path(given)) else []
+        missing = [problem for part in read or [path] if (problem := _missing(selection, _normal(part)))]
+        found += [f"{field}: {problem}, got {given}" for problem in missing[:1]]
     return found
+
+
+def _rows_of(config: RunConfig, field: str, path: Path, root: Path) -> list[Path]:
+    """The files that are read of a folder of rows, be it that their names look like secrets; none of anything else."""
+    if not field.startswith(("data.train", "data.eval", "data.corpus")) or not (root / path).is_dir():
+        return []
+    split = config.data.split if field.startswith("data.train") else config.data.eval_split
+    try:
+        return [file.relative_to(root) for file in row_files(root / path, split, field)]
+    except UserError:  # `check` tells it
+        return []
 
 
 def existing_paths(config: RunConfig, root: Path) -> Iterator[tuple[str, str, Path]]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import yaml
 
 from actors.config_nodes import is_secret
+from actors.failure import reason_of
 from launch.kube.config_parts import RUN_CONFIG, image_ray_version
 from launch.kube.rules_cluster import cluster_problems
 from launch.kube.rules_pod import pod_problems
@@ -63,7 +64,7 @@ def _runtime_env(text: str) -> Iterator[str]:
     try:
         values = yaml.load(text, BoundedLoader) if text else {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        yield f"spec.runtimeEnvYAML: must be YAML, got {str(error).splitlines()[0]}"
+        yield f"spec.runtimeEnvYAML: must be YAML, got {reason_of(error)}"
         return
     if not isinstance(values, dict):
         yield f"spec.runtimeEnvYAML: must be a YAML mapping, got {type(values).__name__}"

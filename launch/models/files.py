@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import UserError
+from actors.failure import reason_of
 from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
 from actors.models.safetensors_header import StoredTensor, parse_json
 from actors.models.skeleton import hf_config, vocabulary_size
@@ -132,20 +133,25 @@ def check_tokenizer(config: RunConfig, policy: Policy) -> None:
     if config.rollout.stop:
         _check_stop_strings(config.rollout.stop, tokenizer_for(config.model))
     if config.model.init is None and policy.tokenizer:
-        _check_tokens(config, policy)
+        _check_ids(vocabulary(tokenizer_for(config.model)), policy.values, config.model.path, "model.path")
 
 
-def _check_tokens(config: RunConfig, policy: Policy) -> None:
-    tokenizer, rows = tokenizer_for(config.model), policy.values.get("vocab_size")
-    tokens = vocabulary(tokenizer)
+def _check_ids(tokens: Mapping[str, int], values: Mapping[str, object], path: object, field: str) -> None:
+    """Raise UserError unless there are tokens, and a model with these fields of config.json has a row for each."""
     if not tokens:
-        raise UserError(f"model.path: must have a tokenizer with at least one token, got none in {config.model.path}")
-    # Placeholders of images and sound stand behind the vocabulary of models that read only text.
-    beyond = sorted((index, token) for token, index in tokens.items() if isinstance(rows, int) and index >= rows)
-    if beyond := [item for item in beyond if not re.search("image|audio|video|vision", item[1])]:
+        raise UserError(f"{field}: must have a tokenizer with at least one token, got none in {path}")
+    rows = values.get("vocab_size")
+    if not isinstance(rows, int):
+        return
+    # Placeholders of images and sound stand behind the vocabulary of models that read only text. More rows than tokens
+    # are usual: models are padded.
+    held_by_others = re.compile("image|audio|video|vision")
+    beyond = [(index, token) for token, index in tokens.items() if index >= rows and not held_by_others.search(token)]
+    if beyond:
+        last, token = max(beyond)
         raise UserError(
-            f"model.path: must have a tokenizer whose tokens the model's embedding holds (vocab_size {rows}), got "
-            f"{len(beyond)} tokens beyond, {beyond[0][1]!a} is number {beyond[0][0]}, in {config.model.path}"
+            f"{field}: must have a tokenizer whose tokens the model's embedding holds (vocab_size {rows}, ids up to "
+            f"{rows - 1}), got {len(beyond)} beyond, up to id {last} ({token!a}), in {path}"
         )
 
 
@@ -172,7 +178,7 @@ def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
     try:
         run_template(tokenizer, [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:
-        return f"line {error.lineno}: {str(error).partition(chr(10))[0]}"
+        return f"line {error.lineno}: {reason_of(error)}"
     except TemplateError:  # it may want another conversation: the rows show it
         return None
     except Exception as error:  # whatever its expressions can raise
@@ -198,7 +204,7 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
     stored = check_tensors(values, directory, field, "scores") or {}
     if not _require_one_score(stored, directory, field) and stored:
         raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
-    check_vocabulary(config, directory, field)
+    check_vocabulary(config, directory, field, values)
 
 
 def _require_one_score(stored: Mapping[str, StoredTensor], directory: Path, field: str) -> bool:
@@ -217,14 +223,15 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     _require_one_score(check_tensors(values, directory, field, "scores") or {}, directory, field)
     if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
         check_targets(config.critic.lora, names, "critic.lora.targets")
-    check_vocabulary(config, directory, field)
+    check_vocabulary(config, directory, field, values)
 
 
-def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
-    """Check that a model reads the policy's tokens; a policy that is not here is not looked at.
+def check_vocabulary(config: RunConfig, directory: Path, field: str, values: Mapping[str, object]) -> None:
+    """Check that a model with these fields of config.json reads the policy's tokens; a policy that is not here is not
+    looked at.
 
     Raises:
-        UserError: it has another tokenizer, or one that cannot be read.
+        UserError: it has another tokenizer, or one that cannot be read, or fewer embeddings than the tokenizer tokens.
     """
     path = config.model.path
     if path is not None and not os.path.exists(path):
@@ -241,6 +248,7 @@ def check_vocabulary(config: RunConfig, directory: Path, field: str) -> None:
             f"{field}: must have the policy's tokenizer, as it reads the tokens of rollouts, got another one in "
             f"{directory}"
         )
+    _check_ids(vocabulary(own), values, directory, field)
 
 
 def require_same_tokens(policy: str, other: str, field: str) -> None:

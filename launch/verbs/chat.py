@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import UserError
+from actors.failure import reason_of
 from actors.models.as_source import generation_problem, tokens_for_generation
 from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.tokenizer import load_tokenizer
@@ -150,8 +151,7 @@ class _Speaker:
             model: Any = loader.from_pretrained(directory, trust_remote_code=False, **options)
             self._model = model.to(self._device)
         except Exception as error:  # each architecture has its own way not to load
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(f"MODEL: cannot be loaded ({reason}), got {directory}") from error
+            raise UserError(f"MODEL: cannot be loaded ({reason_of(error)}), got {directory}") from error
         self._max_tokens = max_tokens or _LONGEST_ANSWER
         self._sampling: dict[str, float | bool] = {"do_sample": temperature > 0}
         if temperature > 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from actors.config import UserError
+from actors.failure import reason_of
 from actors.models.hub_cache import has_tokenizer, is_hub_id, local_directory
 from actors.models.tokenizer import load_tokenizer
 from algorithms.data.sources import read_rows
@@ -132,8 +133,7 @@ def _loaded(loader: Callable[..., Model], directory: Path, field: str) -> Model:
     except UserError:
         raise
     except Exception as error:  # each module has its own way not to load
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: cannot be loaded ({reason}), got {directory}") from error
+        raise UserError(f"{field}: cannot be loaded ({reason_of(error)}), got {directory}") from error
 
 
 def _quiet() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from actors.config import UserError
+from actors.failure import reason_of
 from actors.models.hub_cache import is_hub_id, local_directory
 from actors.models.safetensors_header import parse_json
 from launch.exports.links import check_links
@@ -82,7 +83,7 @@ def _merge(directory: Path, output: str | None) -> int:
     except OSError as error:
         raise _unwritable(output, error) from None
     except (ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise UserError(f"RUN: adapters cannot be merged into {base} ({reason}), got {directory}") from error
     for line in merging_lost(lost, directory):
         print(line, file=sys.stderr)
