@@ -113,18 +113,21 @@ def test_prompts_of_rl_and_responses_of_pairs_know_tools_too() -> None:
 @pytest.mark.parametrize(
     ("messages", "line"),
     [
-        (calling({"name": "weather", "arguments": "{city: Oslo}"}), "arguments of call 1 of message 2 of column messages must be JSON"),
+        (
+            calling({"name": "weather", "arguments": "{city: Oslo}"}),
+            "arguments of call 1 of message 2 of column messages must be JSON",
+        ),
         (calling({"name": "weather", "arguments": [1]}), "must be an object by name, got a list [1]"),
-        (calling({"arguments": {}}), "call 1 of message 2 of column messages must have a function with name and arguments"),
-        ([{"role": "Assistant", "content": "a"}], "role of message 1 of column messages must be assistant, got 'Assistant'"),
+        (calling({"arguments": {}}), "call 1 of message 2 of column messages must have a function with name"),
+        ([{"role": "Assistant", "content": "a"}], "role of message 1 of column messages must be assistant"),
         ([{"role": "human", "content": "a"}], "role of message 1 of column messages must be user, got 'human'"),
         ([{"role": "user", "content": None}], "content of message 1 of column messages must be text, got null"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "must be text, got part 1 of type 'image'"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "part 1 of the content of message 1 of column messages must have"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "part 1 of the content of message 1 of column"),
         ([{"role": "user", "content": "a", "weight": 2}], "weight of message 1 of column messages must be 0 or 1"),
         ([{"role": "user", "content": "a", "thinking": 2}], "thinking of message 1 of column messages must be text"),
     ],
-)  # fmt: skip
+)
 def test_messages_of_no_form_are_named(messages: list[Any], line: str) -> None:
     with pytest.raises(RowError) as error:
         messages_of(messages, "messages")
@@ -289,5 +292,7 @@ def test_an_end_that_is_written_out_is_there_once() -> None:
 
 
 def test_calls_in_mistrals_manner_end_with_its_token() -> None:
-    whole, trained = texts(sft({"messages": calling(CALLS[0])[:3], "tools": [TOOL]}, MISTRAL), MISTRAL)
+    messages = calling(CALLS[0])[:3]
+    messages[2]["tool_call_id"] = "call00001"
+    whole, trained = texts(sft({"messages": messages, "tools": [TOOL]}, MISTRAL), MISTRAL)
     assert trained.startswith("[TOOL_CALLS]") and trained.endswith("</s>") and "[AVAILABLE_TOOLS]" in whole

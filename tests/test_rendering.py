@@ -18,7 +18,6 @@ from algorithms.data.rendering import (
     check_some_tokens,
     encode_texts,
     render_messages,
-    template_complaint,
     template_of,
 )
 from algorithms.data.written import with_system_prompt
@@ -58,18 +57,6 @@ def test_messages_are_text_unless_ids_are_asked_for(tokenizer: Any) -> None:
     assert template_of(tokenizer) == REFUSES
     with pytest.raises(RowError, match=r"^the chat template refuses it \(no\)$"):
         render_messages(TALK, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (MemoryError("it needs more than 1024 MiB of memory"), "it needs more than 1024 MiB of memory"),
-        (ValueError(" unknown role\nline 3 of the template\n"), "unknown role"),
-        (KeyError(), "KeyError"),
-    ],
-)
-def test_a_templates_complaint_is_one_line(error: Exception, line: str) -> None:
-    assert template_complaint(error) == line
 
 
 @pytest.mark.parametrize("automatic", ["<|system|> $A", "<|system|> $A <|end|>", "$A <|end|>", ""])

@@ -791,6 +791,17 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "embedding",
+        "data.template_arguments={thinking: false}",
+        "data.template_arguments must be left out for embedding, which reads texts, not conversations, got "
+        "{'thinking': False}",
+    ),
+    (
+        "embedding",
+        "model.chat_template=own.jinja",
+        "model.chat_template must be left out for embedding, which reads texts, not conversations, got own.jinja",
+    ),
+    (
+        "embedding",
         "model={path: owner/name, quantize: nf4, lora: {}}",
         "model.quantize must be left out for embedding, got nf4",
     ),

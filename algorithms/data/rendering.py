@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from actors.config import UserError
+from actors.failure import reason_of
 from actors.user.confined import at_most
 from algorithms.config import DataConfig
 from algorithms.data.messages import Message, RowError
@@ -57,7 +58,7 @@ def render_messages(
     try:
         return str(run_template(tokenizer, messages, **options))
     except Exception as error:  # a template comes with the model, and its expressions raise anything
-        raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
+        raise RowError(f"the chat template refuses it ({reason_of(error)})") from error
 
 
 def marked_parts(
@@ -87,7 +88,7 @@ def marked_parts(
     try:
         texts, parts = _confined(render, messages, tools)
     except Exception as error:  # as above
-        raise RowError(f"the chat template refuses it ({template_complaint(error)})") from error
+        raise RowError(f"the chat template refuses it ({reason_of(error)})") from error
     return texts[0], [(int(start), int(end)) for start, end in parts[0]]
 
 
@@ -124,12 +125,7 @@ def template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
     try:
         return tokenizer.get_chat_template()
     except Exception as error:  # as for rendering
-        raise RowError(f"the chat template cannot be used ({template_complaint(error)})") from error
-
-
-def template_complaint(error: Exception) -> str:
-    """What is wrong, in a line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RowError(f"the chat template cannot be used ({reason_of(error)})") from error
 
 
 def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plain: bool) -> list[list[int]]:

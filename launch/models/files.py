@@ -173,7 +173,7 @@ def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
 
     if not tokenizer.chat_template:
         return None
-    from algorithms.data.rendering import run_template, template_complaint
+    from algorithms.data.rendering import run_template
 
     try:
         run_template(tokenizer, [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
@@ -182,7 +182,7 @@ def template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
     except TemplateError:  # it may want another conversation: the rows show it
         return None
     except Exception as error:  # whatever its expressions can raise
-        complaint = template_complaint(error)
+        complaint = reason_of(error)
         return complaint if isinstance(error, TimeoutError | MemoryError) else f"{type(error).__name__}: {complaint}"
     return None
 

@@ -11,7 +11,7 @@ from actors.failure import reason_of
 from actors.models.as_source import generation_problem, tokens_for_generation
 from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.tokenizer import load_tokenizer
-from algorithms.data.rendering import run_template, template_complaint
+from algorithms.data.rendering import run_template
 from launch.models.files import template_fault
 from launch.models.tensors import check_whole
 from launch.models.transformers_source import causal_architectures
@@ -196,7 +196,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", conversation: list[Message]) -
         try:
             return run_template(tokenizer, conversation, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # whatever the template's expressions raise
-            reason = template_complaint(error)
+            reason = reason_of(error)
             raise UserError(f"conversation: must be one that the chat template renders, got {reason}") from error
     return "".join(message["content"] for message in conversation)
 
