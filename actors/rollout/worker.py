@@ -150,13 +150,14 @@ class EngineHost:
             return Finished(request=number, infos=[], error=refused[0])
         # They end in any order; which response has which number must not depend on it.
         segments.sort(key=lambda segment: segment.index)
-        episodes = [self._episode(request, segment) for segment in segments]
+        given = np.array(request.token_ids, dtype=np.int32)
+        episodes = [self._episode(given, segment) for segment in segments]
         self._ended[number] = episodes
         return Finished(request=number, infos=[RolloutInfo.of(episode) for episode in episodes])
 
-    def _episode(self, request: Request, segment: Segment) -> Episode:
+    def _episode(self, given: np.ndarray, segment: Segment) -> Episode:
         turn = Turn(
-            given_token_ids=np.array(request.token_ids, dtype=np.int32),
+            given_token_ids=given,
             sampled_token_ids=np.array(segment.token_ids, dtype=np.int32),
             rollout_logprobs=segment.logprobs,
             versions=segment.versions,
