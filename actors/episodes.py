@@ -90,6 +90,33 @@ class Turn:
         if self.reward is not None and not tokens:
             raise ValueError(f"a turn without sampled tokens can have no reward, got {self.reward}")
 
+    def __reduce__(self) -> tuple[Callable[..., "Turn"], tuple[object, ...]]:
+        # As bytes: pickle takes longer for an array than for all else in a short turn, and Ray for each that it keeps
+        # apart; what a copy of long ones costs is nothing beside sampling them.
+        tokens = [np.asarray(each, np.int32).tobytes() for each in (self.given_token_ids, self.sampled_token_ids)]
+        spans = [(span.version, span.start, span.end) for span in self.versions]
+        logprobs = np.asarray(self.rollout_logprobs, np.float32).tobytes()
+        return _turn, (*tokens, logprobs, spans, self.finish_reason, self.reward)
+
+
+def _turn(
+    given: bytes,
+    sampled: bytes,
+    logprobs: bytes,
+    spans: list[tuple[int, int, int]],
+    finish_reason: str,
+    reward: float | None,
+) -> Turn:
+    """A turn that has travelled; its arrays are read-only, as all that Ray gives."""
+    return Turn(
+        given_token_ids=np.frombuffer(given, np.int32),
+        sampled_token_ids=np.frombuffer(sampled, np.int32),
+        rollout_logprobs=np.frombuffer(logprobs, np.float32),
+        versions=[VersionSpan(version=version, start=start, end=end) for version, start, end in spans],
+        finish_reason=finish_reason,
+        reward=reward,
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:

@@ -13,6 +13,7 @@ from actors.rollout.types import RolloutInfo, Sampling
 from actors.rollout.worker import RolloutWorker
 from actors.train.policy import PolicyWorker
 from algorithms.config_rl import GRPOConfig, PPOConfig
+from algorithms.division import deals
 from algorithms.division.deals import Parts, Taker, hand_episodes, split_by
 from algorithms.division.work import RankWork, samples_of
 from algorithms.loop import Clock
@@ -29,6 +30,12 @@ PROMPTS, SAMPLES = 12, 4
 SIZES: dict[str, Any] = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES}
 OWN = 1.1
 """What a rank may receive for one byte of its own samples."""
+
+
+@pytest.fixture(autouse=True)
+def episodes_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those here would have to be ten times as long for all groups to be worth a split."""
+    monkeypatch.setattr(deals, "_FEW_TOKENS", 0)
 
 
 def _formula(shift: int) -> Any:
@@ -219,6 +226,20 @@ def test_a_group_is_split_where_it_is_divided_or_mostly_not_needed() -> None:
         ["x [1]"],
         [],
     ]
+
+
+def test_no_group_is_split_for_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that a rank gets: what it needs not is 128 KiB at most, in however many groups."""
+    work = _work([(1, 2), (0, 0), (0, 1), (0, 2)], [(1, 0), (1, 3), (1, 1)])
+    needed = {(number, index) for number, index in work[0].places}
+    spare = sum(
+        ALL[number, index].tokens for number in (0, 1) for index in range(SAMPLES) if (number, index) not in needed
+    )
+    monkeypatch.setattr(deals, "_FEW_TOKENS", spare)
+    everything = [(1, [0, 1, 2, 3]), (0, [0, 1, 2, 3])], [GROUPS[1].rollouts, GROUPS[0].rollouts]
+    assert hand_episodes(GROUPS, work, _asked) == [everything, ([(1, [0, 1, 2, 3])], [GROUPS[1].rollouts])]
+    monkeypatch.setattr(deals, "_FEW_TOKENS", spare - 1)
+    assert hand_episodes(GROUPS, work, _asked)[0] == ([(1, [2]), (0, [0, 1, 2])], ["x [2]", "x [0, 1, 2]"])
 
 
 class FakeEngines:

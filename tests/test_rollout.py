@@ -209,6 +209,20 @@ def test_several_requests_are_collected_in_one_call() -> None:
     assert [each.sampled_tokens for each in run(found.collect(2))] == [1]
 
 
+@pytest.mark.parametrize("places", [1, 2, 4])
+def test_responses_to_the_first_requests_come_with_the_news(places: int) -> None:
+    """One that was refused has none; those beyond the places are collected, what came along is not there twice."""
+    refused = replace(segment(1, finish="refused", tokens=()), error="ValueError: too long")
+    found = worker(FakeEngine([refused, segment(2), segment(3, 0, (4,)), segment(4, 0, (5, 6))]))
+    run(found.submit([*map(request, (1, 2, 3, 4))], None))
+    told, *came = run(found.poll(0.1, places))
+    assert [each.request for each in told] == [1, 2, 3, 4]
+    assert [each and each[0].sampled_tokens for each in came] == [3, 1, 2, None][:places]
+    for number, tokens in list({2: 3, 3: 1, 4: 2}.items())[places:]:
+        assert [each.sampled_tokens for each in run(found.collect(number))] == [tokens]
+    assert not found._ended
+
+
 def test_the_driver_is_told_of_the_oldest_version() -> None:
     """Staleness is that of the oldest token, wherever it stands; of no tokens there is none."""
     spans = ([(2, 0, 1), (3, 1, 4)], [(4, 0, 2), (1, 2, 3), (3, 3, 4)])

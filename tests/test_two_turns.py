@@ -4,8 +4,9 @@ All stages from shaped scores to updates are real; ranks and models are those of
 """
 
 import math
+import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -424,6 +425,21 @@ def test_versions_and_rewards_are_at_their_tokens() -> None:
         turn([1], [2, 3], [-0.5])
     with pytest.raises(ValueError, match=r"without sampled tokens can have no reward, got 0\.5"):
         turn([1], [], reward=0.5)
+
+
+def test_turns_travel_whole() -> None:
+    """Every field, of its type, also where arrays are parts of others or hold nothing."""
+    spans = [VersionSpan(version=7, start=0, end=1), VersionSpan(version=9, start=1, end=3)]
+    sent = turn([1, 2], [3, 4, 5], [-0.1, -1e-8, -2.5], versions=spans, reward=0.1, finish_reason="length")
+    part = replace(sent, given_token_ids=np.arange(9, dtype=np.int32)[::2])
+    for one in (sent, part, turn([1], [])):
+        got = pickle.loads(pickle.dumps(one, protocol=5))
+        for name in (field.name for field in fields(one)):
+            old, new = getattr(one, name), getattr(got, name)
+            if isinstance(old, np.ndarray):
+                assert new.dtype == old.dtype
+                old, new = old.tolist(), new.tolist()
+            assert new == old, name
 
 
 def test_a_reward_model_reads_the_end_of_the_last_turn() -> None:

@@ -114,6 +114,7 @@ def test_settings_become_these_sampling_parameters(told: dict[str, Any]) -> None
         "logprobs": 0,
         "flat_logprobs": True,
         "output_kind": "<RequestOutputKind.FINAL_ONLY: 2>",
+        "skip_clone": True,
     }
     assert told["params"] == always | {
         "temperature": 0.7,

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.inputs import TokensPrompt
+from vllm.inputs import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
@@ -149,7 +149,7 @@ class EngineThread:
     def logprobs(self, token_ids: list[int]) -> np.ndarray:
         """Logprobs of every token but the first at temperature 1, [L-1]. Runs on the engine thread, which steps on."""
         output: Future[RequestOutput] = Future()
-        self._canaries[self._add(token_ids, prompt_logprob_params())[0]] = output
+        self._canaries[self._add(self._prompt(token_ids), prompt_logprob_params())[0]] = output
         # It ends also when the engine is lost: that answers every canary.
         while not output.done():
             self._step()
@@ -200,22 +200,25 @@ class EngineThread:
             # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
             self._salt = str(seed)
         for request in requests:
-            params = self._params(request.sampling)
+            params, prompt = self._params(request.sampling), self._prompt(request.token_ids)
             for index in range(request.sampling.samples):
                 try:
                     if request.media:
                         raise ValueError("an engine that takes tokens only cannot take media")
-                    name, inside = self._add(request.token_ids, params)
+                    name, inside = self._add(prompt, params)
                 except Exception as error:  # A refused request is its caller's alone.
                     self._tell([_refused(request.id, index, error)])
                 else:
                     self._running[name] = _Sample(request.id, index, inside)
 
-    def _add(self, token_ids: list[int], params: SamplingParams) -> tuple[str, str]:
+    def _prompt(self, token_ids: list[int]) -> TokensInput:
+        """A prompt as vLLM has it once it is rendered: raw tokens, it would render anew for every sample."""
+        # Salted, so that no keys and values are found that other weights, or another seed, have left.
+        return tokens_input(token_ids, cache_salt=f"{self._salt} {self.version}")
+
+    def _add(self, prompt: TokensInput, params: SamplingParams) -> tuple[str, str]:
         """Give vLLM a request; returns the name that its outputs bear, and the one that vLLM has for it inside."""
         name = str(next(self._names))
-        # Salted, so that no keys and values are found that other weights, or another seed, have left.
-        prompt: TokensPrompt = {"prompt_token_ids": token_ids, "cache_salt": f"{self._salt} {self.version}"}
         return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
 
     def _abort(self, requests: set[int]) -> None:

@@ -92,6 +92,8 @@ def sampling_params(config: RolloutConfig, sampling: Sampling, ends: Sequence[in
         # The text is decoded from all tokens in the end; vLLM needs it only to look for stop strings.
         detokenize=bool(config.stop),
         skip_special_tokens=True,
+        # A copy of its own for each sample need not be a deep one, which is a third of what taking a sample costs.
+        skip_clone=True,
     )
 
 

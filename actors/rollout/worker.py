@@ -81,11 +81,15 @@ class EngineHost:
         self.engine.submit(requests, seed)
 
     @ray.method(concurrency_group="requests")
-    async def poll(self, wait_s: float) -> list[Finished]:
+    async def poll(
+        self, wait_s: float, places: int = 0
+    ) -> list[Finished] | tuple[list[Finished] | list[Episode] | None, ...]:
         """Requests all of whose samples have ended since the last poll; waits up to `wait_s` seconds for the first, and
         then a moment for others.
 
-        To be asked again whenever it has answered; raises what has ended the engine.
+        To be asked again whenever it has answered; raises what has ended the engine. With `places`, so many objects
+        more: the responses to the first of these requests that have some, None where there are fewer. Those to others
+        are to be collected.
         """
         until, completed = time.monotonic() + wait_s, list[int]()
         while True:
@@ -101,7 +105,8 @@ class EngineHost:
                 until = min(until, time.monotonic() + _COMPANY_S)
             completed += news
             if time.monotonic() >= until or len(completed) == len(self._open):
-                return [self._finish(request) for request in completed]
+                finished = [self._finish(request) for request in completed]
+                return (finished, *self._first(finished, places)) if places else finished
 
     @ray.method(concurrency_group="requests")
     async def collect(self, *requests: int) -> list[Episode] | tuple[list[Episode], ...]:
@@ -134,6 +139,12 @@ class EngineHost:
         """How the engine is, whatever its thread is doing."""
         return self.engine.stats()
 
+    def _first(self, finished: list[Finished], places: int) -> list[list[Episode] | None]:
+        """What `poll` gives beside its news."""
+        first = [each.request for each in finished if not each.error][:places]
+        found = [self._ended.pop(request) for request in first]
+        return [*found, *[None] * (places - len(found))]
+
     def _completed(self, segments: Sequence[Segment]) -> list[int]:
         """Ids of the requests that these segments complete, in the order in which they did."""
         completed = []
@@ -150,13 +161,14 @@ class EngineHost:
             return Finished(request=number, infos=[], error=refused[0])
         # They end in any order; which response has which number must not depend on it.
         segments.sort(key=lambda segment: segment.index)
-        episodes = [self._episode(request, segment) for segment in segments]
+        given = np.array(request.token_ids, dtype=np.int32)
+        episodes = [self._episode(given, segment) for segment in segments]
         self._ended[number] = episodes
         return Finished(request=number, infos=[RolloutInfo.of(episode) for episode in episodes])
 
-    def _episode(self, request: Request, segment: Segment) -> Episode:
+    def _episode(self, given: np.ndarray, segment: Segment) -> Episode:
         turn = Turn(
-            given_token_ids=np.array(request.token_ids, dtype=np.int32),
+            given_token_ids=given,
             sampled_token_ids=np.array(segment.token_ids, dtype=np.int32),
             rollout_logprobs=segment.logprobs,
             versions=segment.versions,

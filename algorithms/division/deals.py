@@ -5,7 +5,8 @@
 Each stage deals the samples to its ranks anew, as what they cost differs from stage to stage: an update leaves out
 those without advantage. Whoever takes fields is known before they are computed, as a deal depends on nothing but
 lengths and scores. So a rank that computes fields returns one object for each rank that goes on with some of them, of
-just its samples. Episodes come from the engines a group at a time; a group that a deal divides is split where it is.
+just its samples. Episodes come from the engines a group at a time; one that a deal divides is split where it is, unless
+that spares the ranks few tokens.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,8 @@ share."""
 
 _SPARE = 1.05
 """Tokens that a rank may get for one that it needs: a group is split where it holds more that is not for this rank."""
+_FEW_TOKENS = 16_384
+"""So many a step it may get in any case: 128 KiB, which no network takes as long for as engines for a split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +129,13 @@ def hand_episodes(
     held: list[dict[int, list[int]]] = [share.held for share in work]
     divided: dict[int, list[int]] = {}
     for rank, own in enumerate(held):
-        for number, indices in own.items():
-            infos = groups[number].infos
+        needed = {number: sum(groups[number].infos[index].tokens for index in own[number]) for number in own}
+        whole = {number: sum(info.tokens for info in groups[number].infos) for number in own}
+        few = sum(whole.values()) - sum(needed.values()) <= _FEW_TOKENS
+        for number in own:
             # Splitting is a call and a copy: for a few tokens less it does not pay.
-            if sum(infos[index].tokens for index in indices) * _SPARE >= sum(info.tokens for info in infos):
-                own[number] = list(range(len(infos)))  # of what is handed over as a whole, all of it
+            if few or needed[number] * _SPARE >= whole[number]:
+                own[number] = list(range(len(groups[number].infos)))  # of what is handed over as a whole, all of it
             else:
                 divided.setdefault(number, []).append(rank)
     asked = [(groups[number].rollouts, [held[rank][number] for rank in ranks]) for number, ranks in divided.items()]
