@@ -176,7 +176,9 @@ def test_settings_that_a_file_does_not_read() -> None:
 def test_names_in_columns_that_nothing_reads() -> None:
     rows_file(json.dumps({"prompt": "hi", "completion": "yes", "q": "a"}))
     message = complaint("sft", columns={"promt": "q"})
-    assert message.startswith("data.columns.promt: must be a column that is read, one of chat_template_kwargs, completion")
+    assert message.startswith(
+        "data.columns.promt: must be a column that is read, one of chat_template_kwargs, completion"
+    )
     assert message.endswith("(did you mean prompt?), got promt for q")
     message = complaint("sft", columns={"prompt": "qq"})
     assert message.startswith("data.columns.prompt: data.train row 1 has no column 'qq' (did you mean q?)")

@@ -192,6 +192,7 @@ def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows
 
 
 def _examples(reading: "Reading[object]", tokenizer: "PreTrainedTokenizerFast | None") -> list[ProbeRow]:
+    from algorithms.data.chat_format import stop_ids
     from algorithms.data.tokens import prompt_text
 
     last = len(reading.rows) - 1
@@ -199,12 +200,14 @@ def _examples(reading: "Reading[object]", tokenizer: "PreTrainedTokenizerFast | 
     # Evenly from the first to the last; of fewer rows each once.
     chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
     found = [ProbeRow(number=i + 1, prompt=prompt_text(prompts[i]), row=reading.rows[i]) for i in chosen]
-    return found if tokenizer is None else [replace(row, completion_ids=_sampled(row, tokenizer)) for row in found]
+    if tokenizer is None:
+        return found
+    end = stop_ids(tokenizer, reading.data.template_arguments)[:1]
+    return [replace(row, completion_ids=_sampled(row, tokenizer, end)) for row in found]
 
 
-def _sampled(row: ProbeRow, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], ...]:
+def _sampled(row: ProbeRow, tokenizer: "PreTrainedTokenizerFast", end: list[int]) -> tuple[list[int], ...]:
     """Its completions as a model would sample them, with the token that ends each."""
-    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     return tuple([*tokenizer.encode(text, add_special_tokens=False), *end] for text in row.completions)
 
 

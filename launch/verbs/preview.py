@@ -18,6 +18,7 @@ from algorithms.data.held_out import divided
 from algorithms.data.pairs import Judged, Pair, prompt_length
 from algorithms.data.reading import Reading
 from algorithms.data.run_data import load_sets, reading_of
+from launch.checks.chat_template import check_chat_template
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.screen.console import VisibleConsole
@@ -60,6 +61,8 @@ def preview_sets(config: RunConfig, rows: int, console: Console, show: "Show[Ite
             limit = config.rollout.max_prompt_tokens
             reading = reading_of(config.algorithm, found, config.data, tokenizer, max_prompt_tokens=limit, field=label)
             _preview(Shown(config, reading, tokenizer, shown, console), show)
+    for line in check_chat_template(config):
+        console.print(line, highlight=False, markup=False)
 
 
 @dataclass(frozen=True, slots=True)
