@@ -343,12 +343,14 @@ def test_another_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
     write_skeleton(ModelConfig(init=ModelInit(hidden_size=64, heads=2, layers=1)), model)
     lines("rows.jsonl", PLAIN)
 
-    def own(**checkpoint: Any) -> RunConfig:
-        values = job(checkpoint).model_dump(mode="json") | {"model": {"path": str(model)}}
+    def own(template: Path | None = None, **checkpoint: Any) -> RunConfig:
+        named = {"chat_template": str(template)} if template else {}
+        values = job(checkpoint).model_dump(mode="json") | {"model": {"path": str(model)} | named}
         return validate(values)
 
     saved(own())
     assert Checkpoints(own()).latest() is not None
+    before = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     with pytest.raises(UserError) as caught:
         Checkpoints(own()).latest()
@@ -358,3 +360,7 @@ def test_another_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
         f"(chat_template.jinja has changed since), got {model}; {GO_ON}; {ANEW}"
     )
     assert Checkpoints(own(accept_new_data=True)).latest() is not None
+    (model / "chat_template.jinja").write_text(before)
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
+    with pytest.raises(UserError, match=r"^model.chat_template: must hold the .*, got .*own.jinja; to go on") as caught:
+        Checkpoints(own(tmp_path / "own.jinja")).latest()
