@@ -43,8 +43,10 @@ _OF_EACH = (MARK, "PYTEST_CURRENT_TEST")
 _NO_MARK = "0" * 32
 _OURS = ("launch", "algorithms", "actors")
 # Not launch.cli, which takes the time when it is imported.
-_ALL = ("launch.checks.check", "launch.checks.report", "launch.checks.tokenizer_process", "launch.jobs.cluster_verbs")
-_ALL += ("launch.config", "launch.kinds.table", "launch.verbs.parsing", "launch.verbs.arguments", "launch.verbs.export")
+_ALL = ("launch.checks.check", "launch.checks.report", "launch.checks.tokenizer_process", "launch.checks.engine_shape")
+_ALL += ("launch.config", "launch.settings.rules", "launch.kinds.table", "launch.jobs.cluster_verbs")
+_ALL += ("launch.verbs.parsing", "launch.verbs.arguments", "launch.verbs.export", "launch.verbs.chat")
+_ALL += ("algorithms.data.run_data", "algorithms.data.held_out", "multiprocessing.connection")
 _TOKENIZERS = ("transformers.tokenization_utils_tokenizers",)
 _RUNS = ("torch", "ray", "launch.run.run", "launch.run.rl_models", "launch.run.roster")
 _RUNS += ("algorithms.rl.grpo", "algorithms.rl.ppo", "algorithms.offline.dpo", "algorithms.offline.sft")
