@@ -2,8 +2,8 @@
 
 Runs are started with the arguments that a user gives, `python -m launch run CONFIG a.b=c`, in a session of their own.
 Most join one cluster, as starting Ray anew costs each of them seconds, and are forked with their imports done. One that
-runs `alone` is started as a user starts it, with a Ray of its own; a mark in the environment, which every descendant
-inherits, finds the processes that a run leaves behind: none may be.
+runs `alone` is started as a user starts it, with a Ray of its own, whose workers may be `forked`; a mark in the
+environment, which every descendant inherits, finds the processes that a run leaves behind: none may be.
 """
 
 import gc
@@ -37,8 +37,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from tests.preloaded import preloaded_workers, server
-from tests.preloaded_commands import MARK, Command, Commands
+from tests.preloaded import MARK, preloaded_workers, server
+from tests.preloaded_commands import Command, Commands
 
 # A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -251,24 +251,33 @@ def tandem(
     """Starts `python -m launch VERB CONFIG overrides` in a given or new working directory, without waiting for it."""
     jobs: list[Job] = []
 
-    def started(arguments: list[str], mark: str, stream: IO[str], directory: Path, alone: bool) -> Any:
-        given = {"cwd": directory, "stdout": stream, "stderr": stream}
+    def started(
+        arguments: list[str], mark: str, stream: IO[str], directory: Path, alone: bool, forked: bool
+    ) -> subprocess.Popen[str] | Command:
+        given: dict[str, Any] = {"cwd": directory, "stdout": stream, "stderr": stream}
         if not alone:
             forking: Commands = request.getfixturevalue("commands")
             return forking.start(arguments, env=forking.environment | {MARK: mark}, **given)
         env = _without_token(environment) | {MARK: mark}
-        command = [sys.executable, "-m", "launch", *arguments]
+        start_command = "-c", "from tests.preloaded import start_command; start_command()"
+        command = [sys.executable, *(start_command if forked else ("-m", "launch")), *arguments]
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **given)
 
     def start(
-        config: dict[str, Any], *overrides: str, verb: str = "run", directory: Path | None = None, alone: bool = False
+        config: dict[str, Any],
+        *overrides: str,
+        verb: str = "run",
+        directory: Path | None = None,
+        alone: bool = False,
+        forked: bool = False,
     ) -> Job:
         directory = directory or tmp_path_factory.mktemp("run")
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         output, mark = directory / f"output-{len(jobs)}.txt", uuid.uuid4().hex
         with output.open("w") as stream:
-            process = started([verb, str(file), f"run.output={directory}", *overrides], mark, stream, directory, alone)
+            arguments = [verb, str(file), f"run.output={directory}", *overrides]
+            process = started(arguments, mark, stream, directory, alone, forked)
         jobs.append(Job(process, mark, directory / "run", output))
         return jobs[-1]
 

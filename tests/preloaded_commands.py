@@ -14,7 +14,6 @@ Tests of how long a command takes, of what it imports, of terminals, and runs th
 
 import atexit
 import builtins
-import ctypes
 import gc
 import importlib
 import importlib.machinery
@@ -35,12 +34,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from tests.preloaded import MARK, NO_MARK, show_mark
+
 ROOT = Path(__file__).resolve().parent.parent
-MARK = "TANDEM_TEST_RUN"
-"""Environment variable that tells a command's processes from others, in /proc too."""
 _OF_EACH = (MARK, "PYTEST_CURRENT_TEST")
 """Variables that each command has a value of its own of: nothing reads them when it is imported."""
-_NO_MARK = "0" * 32
 _OURS = ("launch", "algorithms", "actors")
 # Not launch.cli, which takes the time when it is imported.
 _ALL = ("launch.checks.check", "launch.checks.report", "launch.checks.tokenizer_process", "launch.checks.engine_shape")
@@ -64,7 +62,7 @@ class Commands:
             self._process = subprocess.Popen(
                 program,
                 cwd=ROOT,
-                env=self.environment | {MARK: _NO_MARK},
+                env=self.environment | {MARK: NO_MARK},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
@@ -260,7 +258,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     del os.environ[MARK]
     os.environ.update(request["own"])
     if MARK in os.environ:
-        _show_mark(os.environ[MARK])
+        show_mark(os.environ[MARK])
     random.seed()
     importlib.import_module("numpy").random.seed()
     # As `python -m` has it, whose first place is the working directory.
@@ -287,15 +285,6 @@ def _end(code: object) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit((code or 0) & 0xFF)
-
-
-def _show_mark(mark: str) -> None:
-    """Have /proc give this process's mark: it shows the environment that the process was started with, in place."""
-    numbers = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start, end = int(numbers[47]), int(numbers[48])
-    block = (ctypes.c_char * (end - start)).from_address(start)
-    place = block.raw.index(f"{MARK}={_NO_MARK}".encode()) + len(f"{MARK}=")
-    ctypes.memmove(start + place, mark.encode(), len(_NO_MARK))
 
 
 if __name__ == "__main__":

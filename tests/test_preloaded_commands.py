@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.preloaded_commands import MARK, ROOT, Commands, Hidden
+from tests.preloaded import MARK
+from tests.preloaded_commands import ROOT, Commands, Hidden
 
 MARKED = "a" * 32
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
