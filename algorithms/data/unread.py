@@ -43,7 +43,8 @@ def _keys(examples: Sequence[object], chat: ChatFormat, field: str) -> list[str]
             arguments |= dialogue.arguments.keys()
     # By the text: a template may read a key in any way.
     keys = {name for name in keys if name not in chat.template}
-    arguments -= chat.variables if chat.template else set()
+    if arguments and chat.template:
+        arguments -= chat.variables
     found = [f"{field}: the chat template reads no {_listed('key', sorted(keys))} of messages"] if keys else []
     if arguments:
         found.append(f"{field}: the chat template reads no {_listed('argument', sorted(arguments))} of rows")
