@@ -63,7 +63,7 @@ def complaint(job: str, **data: Any) -> str:
 WRONG_VALUES = [
     *[(job, {"prompt": " \n"}, "column prompt must not be empty, got blank text ' \\n'") for job in GOOD],
     *[(job, {"prompt": 3}, "column prompt must be text or messages, got a number 3") for job in GOOD],
-    *[(job, {"prompt": []}, "column prompt must be a list of messages, got an empty list") for job in GOOD],
+    *[(job, {"prompt": []}, "column prompt must not be empty, got an empty list") for job in GOOD],
     ("grpo", {"answer": ""}, "column answer must not be empty, got empty text"),
     ("sft", {"completion": ""}, "column completion must not be empty, got empty text"),
     ("kto", {"completion": "\t"}, "column completion must not be empty, got blank text '\\t'"),
@@ -75,7 +75,7 @@ WRONG_VALUES = [
         {"prompt": [{"role": "user", "content": ""}]},
         "content of message 1 of column prompt must not be empty, got empty text",
     ),
-    ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must be text"),
+    ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must not be"),
     ("sft", {"completion": [{"role": "assistant", "content": " "}]}, "content of message 1 of column completion must"),
     ("kto", {"label": "yes"}, "column label must be true or false"),
 ]
@@ -91,7 +91,7 @@ def test_a_row_with_nothing_to_read_is_named(job: str, values: dict[str, Any], m
 @pytest.mark.parametrize("job", GOOD)
 def test_a_column_that_is_null_is_missing(job: str) -> None:
     rows_file("".join(json.dumps(row) + "\n" for row in (GOOD[job], GOOD[job] | {"prompt": None})))
-    assert complaint(job).startswith("data.train: row 2 lacks column 'prompt' of the ")
+    assert complaint(job).startswith("data.train: row 2: lacks column 'prompt' of the ")
 
 
 GOOD_LINE = '{"prompt": "hi", "answer": "yes"}\n'
@@ -111,7 +111,7 @@ WRONG_LINES = {
     "20 MB": (f'{{"prompt": "{"x" * 20_000_000}"}}', "line 2 of rows.jsonl must be smaller than 4 MiB, got a larger"),
     "latin-1": ('{"prompt": "hé"}'.encode("latin-1"), "line 2 of rows.jsonl is not UTF-8 text"),
     "surrogate bytes": ('{"prompt": "\ud83d"}', "line 2 of rows.jsonl is not UTF-8 text"),
-    "another column": ('{"promt": "hi", "answer": "a"}', "row 2 lacks column 'prompt' of the prompt convention"),
+    "another column": ('{"promt": "hi", "answer": "a"}', "row 2: lacks column 'prompt' of the prompt convention"),
 }
 
 
