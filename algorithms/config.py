@@ -59,10 +59,10 @@ class DataConfig(Config):
     only. A first BOS token stays."""
     max_bad_rows: int | float | None = None
     """How many bad rows of a set are skipped, with a line that names them, before the first is an error: a number of
-    rows, or a share of them below 1, such as 0.02. null: up to 1 % may be empty, which is usual in large files (an
-    answer or turn without text, two responses that are the same), and none may have a wrong form (a column is missing,
-    a value of another kind, the chat template leaves something out), which is a mistake. 0: none. `limit` counts rows
-    before any is skipped. Not for embedding and reranker."""
+    rows, or a share of them below 1, such as 0.02. null: up to 1 % may be empty, which is usual in large files (a
+    column that a row has not, an answer or turn without text, two responses that are the same), and none may have a
+    wrong form (a value of another kind, a row that the chat template refuses or leaves something out of), which is a
+    mistake. 0: none. `limit` counts rows before any is skipped. Not for embedding and reranker."""
     shuffle: bool = True
     """Visit rows in an order drawn anew each epoch from `run.seed`."""
     limit: Rows | None = None

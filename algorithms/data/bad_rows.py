@@ -108,7 +108,8 @@ class BadRows:
         counted = f"; and {more:,} more of {of} {'is' if more == 1 else 'are'} bad" if more else ""
         if self.most is None:
             # A file of a few rows is better mended.
-            advice = "data.max_bad_rows skips up to so many" if more else "data.max_bad_rows=1 skips it"
+            alone = not more and looked_at >= self.total
+            advice = "data.max_bad_rows=1 skips it" if alone else "data.max_bad_rows skips up to so many"
             return f"{counted} ({advice})" if more or self.total >= 1 / USUAL else ""
         skips = "leaves no row" if len(self.found) <= self.allowed else f"allows {self.allowed:,}"
         return f"{counted} (data.max_bad_rows {self.most:g} {skips})"
