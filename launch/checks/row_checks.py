@@ -88,11 +88,7 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     columns = []
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
-        found.warnings += _limit_warnings(config, where, label, len(rows))
-        if _may_be_endless(config, where, name, label, len(rows)):
-            found.warnings.append(
-                f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
-            )
+        found.warnings += _limit_warnings(config, where, name, label, len(rows))
         reading = _reading(config, rows, label, tokenizer)
         tally = reading.tally()
         tally.total += len(rows) == READ_ROWS  # there may be more than were read
@@ -172,12 +168,14 @@ def _reading(config: RunConfig, rows: list[Row], label: str, tokenizer: Any) -> 
     return reading_of(config.algorithm, rows, config.data, tokenizer, max_prompt_tokens=limit, field=label)
 
 
-def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> list[str]:
-    name = "data.limit" if where == "data.train" else "data.eval_limit"
+def _limit_warnings(config: RunConfig, where: Field, name: str, label: str, count: int) -> list[str]:
+    if _may_be_endless(config, where, name, label, count):
+        return [f"{label}: gave {count:,} rows and may give more, of which the run reads all; data.limit ends it"]
+    setting = "data.limit" if where == "data.train" else "data.eval_limit"
     limit = config.data.limit if where == "data.train" else config.data.eval_limit
     if limit is None or count >= min(limit, READ_ROWS):
         return []
-    return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
+    return [f"{setting}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
 
 
 def _may_be_endless(config: RunConfig, where: Field, name: str, label: str, count: int) -> bool:
