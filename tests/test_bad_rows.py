@@ -669,7 +669,7 @@ def test_each_set_has_its_own_allowance() -> None:
     write(rows_with("sft", [values for values, _ in EMPTY["sft"]]), "a.jsonl")
     write(rows_with("sft", [EMPTY["sft"][0][0]], count=99), "b.jsonl")
     train = {"a": "a.jsonl", "b": "b.jsonl"}
-    assert complaint("sft", train=train).startswith("data.train.b: row 12: column completion must not be empty")
+    assert complaint("sft", train=train).startswith("data.train.b: row 12: lacks column 'completion' of the ")
     run = config("sft", train=train, max_bad_rows=3, weights={"a": 1, "b": 0})
     checked, found = check_rows(run, "data.train", tokenise=True), run_rows(run)
     assert (found.sizes, found.drawn(run.data.weights), checked.count) == ({"a": 297, "b": 98}, 297, 297)

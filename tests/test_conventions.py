@@ -126,7 +126,7 @@ def test_missing_columns_name_row_and_nearest() -> None:
         ({"messages": "hi"}, "column messages must be a list of messages, got text 'hi'"),
         ({"messages": []}, "column messages must not be empty, got an empty list"),
         ({"messages": [{"from": "human", "value": "x"}]}, "message 1 of column messages must have role and content"),
-        ({"messages": [{"role": "user"}]}, "content of message 1 of column messages must be text, got null"),
+        ({"messages": [{"role": "user"}]}, "content of message 1 of column messages must not be empty, got null"),
         ({"messages": [{"role": "usr", "content": "x"}]}, "the chat template refuses it (unknown role usr)"),
         ({"messages": TALK[:1]}, "has no token to train on"),
         ({"conversations": [{"from": "humn", "value": "x"}]}, "unknown from 'humn' (did you mean human?)"),
