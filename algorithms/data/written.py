@@ -12,7 +12,7 @@ from typing import Literal
 from algorithms.config import DataConfig
 from algorithms.data.chat_format import ChatFormat, Habits, squeezed
 from algorithms.data.left_out import check_nothing_is_left_out, goes_on, is_plain, turn_fault
-from algorithms.data.messages import Message, RowError, reasoning_of
+from algorithms.data.messages import EmptyRow, Message, RowError, reasoning_of
 from algorithms.data.readers import Dialogue
 from algorithms.data.rendering import marked_parts
 
@@ -146,7 +146,7 @@ def _trained(messages: list[Message], given: int, train_on: TrainOn) -> list[int
         if index >= given and message["role"] == "assistant" and message.get("weight", 1)
     ]
     if not spoken and train_on != "all":
-        raise RowError("has no token to train on (no turn of the assistant that is learned from)")
+        raise EmptyRow("has no token to train on (no turn of the assistant that is learned from)")
     return spoken[-1:] if train_on == "last" else spoken
 
 
