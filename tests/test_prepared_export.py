@@ -129,7 +129,7 @@ class Policy:
         self.fails = fails
         self.asked: list[str] = []
 
-    def call(self, method: Any, directory: Path) -> list[Any]:
+    def call(self, method: Any, directory: Path, chat: Any = None) -> list[Any]:
         self.asked.append(method.__name__)
         directory.mkdir(exist_ok=True)
         (directory / self.asked[-1]).write_text("")
@@ -149,7 +149,7 @@ def config(tmp_path: Path) -> RunConfig:
 def _learn(config: RunConfig, policy: Policy, monkeypatch: pytest.MonkeyPatch, train: Any) -> None:
     """Let a run of this policy learn; `train` is its training."""
     loop = SimpleNamespace(train=train, step=1)
-    kind = SimpleNamespace(build=lambda *_: loop, finish_export=lambda _: None)
+    kind = SimpleNamespace(build=lambda *_: loop, finish_export=lambda _: None, chat_settings=lambda: None)
     roster = {"policy": policy}
     monkeypatch.setattr(run, "job_kind", lambda _: kind)
     monkeypatch.setattr(run, "_started", lambda *_: run.contextlib.nullcontext((None, roster)))
