@@ -1,4 +1,4 @@
-"""A process that scores rollouts, so that a reward function that hangs or dies takes nothing else with it."""
+"""A process that holds reward functions, called in algorithms/rewards/calls.py: one that hangs ends nothing else."""
 
 import os
 import sys

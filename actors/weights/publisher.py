@@ -1,4 +1,4 @@
-"""The policy's side of publishing weights: send them, and say what was sent, for the engines to be compared with."""
+"""The policy's side of publishing weights: sends them, and says what was sent, for engines to be compared with."""
 
 import time
 from collections.abc import Callable, Iterator

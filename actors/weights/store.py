@@ -1,4 +1,4 @@
-"""The seam through which weights go from the trainer to the engines, as the driver drives it.
+"""The driver asks for a transfer of weights: publish, fetch, verify; what sends them is in `publisher.py`.
 
     policy ranks --publish(version)--> [store] <--fetch(ticket, engines)-- engines, any of them, at any time
 

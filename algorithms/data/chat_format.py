@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template does with a conversation, found out by rendering small ones.
+"""How a chat template writes conversations, and which tokens end its answers: found out by rendering small ones.
 
 A template is a program: where it writes an answer's end, whether it shows calls and thoughts, and in which form it
 wants them, nothing says but what it writes. It is asked once per template, with words that occur nowhere else.

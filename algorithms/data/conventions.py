@@ -1,4 +1,4 @@
-"""Data conventions, detected by column name."""
+"""Data conventions: which columns make one and which reader it has, found by the names in the first row."""
 
 import difflib
 from collections.abc import Callable

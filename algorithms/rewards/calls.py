@@ -1,4 +1,4 @@
-"""Reward functions: how one is found by its name, what it is called with, and what it must return.
+"""Reward functions are called here: found by name, called, answers checked: a number per sample, or None to abstain.
 
 A function receives its arguments by parameter name. One with a `completions` parameter is called once per batch, with
 lists; one with a `completion` parameter is called per sample, with scalars. Both may also name `prompts` (`prompt`),

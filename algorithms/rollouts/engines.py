@@ -1,4 +1,4 @@
-"""The engines as the driver sees them: requests go to one of them, and what has ended comes from whichever it is.
+"""The engines as the driver sees them: requests go to one, what ended comes from any; a dead one is only told of.
 
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """

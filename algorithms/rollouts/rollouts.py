@@ -1,4 +1,4 @@
-"""From prompts to scored groups: start as many as may run, score what ends, replace what failed or an engine has lost.
+"""From prompts to scored groups: start, score, replace what failed; here the death of an engine is handled.
 
     prompts --admit--> engines --ended--> reward pool --scores--> ready --take--> a step
                  ^------------ failed and stale groups are replaced ----'
