@@ -158,7 +158,7 @@ def with_model(kind: str, directory: Path, **wanted: int) -> Path:
     sizes |= {"intermediate_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 5000.0}
     sizes |= wanted
     if fields["model_type"] == "gpt2":
-        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+        sizes = {"n_embd": sizes["hidden_size"], "n_layer": 1, "n_head": 2, "n_positions": 64}
     (directory / "config.json").write_text(json.dumps(fields | sizes | {"torch_dtype": "float32"}))
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     model.generation_config = GenerationConfig()
