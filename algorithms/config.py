@@ -57,6 +57,12 @@ class DataConfig(Config):
     """Side at which `overlong: truncate` cuts. sft: the sequence, with its mask. reward and dpo, left: the prompt, and
     the responses stay whole; right: the responses, and the prompt stays whole. Reinforcement learning: the prompt, left
     only. A first BOS token stays."""
+    max_bad_rows: int | float | None = None
+    """How many bad rows of a set are skipped, with a line that names them, before the first is an error: a number of
+    rows, or a share of them below 1, such as 0.02. null: up to 1 % may be empty, which is usual in large files (a
+    column that a row has not, an answer or turn without text, two responses that are the same), and none may have a
+    wrong form (a value of another kind, a row that the chat template refuses or leaves something out of), which is a
+    mistake. 0: none. `limit` counts rows before any is skipped. Not for embedding and reranker."""
     shuffle: bool = True
     """Visit rows in an order drawn anew each epoch from `run.seed`."""
     limit: Rows | None = None
@@ -78,6 +84,15 @@ class DataConfig(Config):
         several = "several of them by name ({math: math.jsonl, code: code.jsonl})"
         rule = f"a file or folder, a hub id or module:function, or {several}"
         raise ValueError(f": must be {rule}, got {got}")
+
+    @field_validator("max_bad_rows", mode="before")
+    @classmethod
+    def _how_many(cls, value: object) -> object:
+        # By hand, for one line, as above.
+        whole = isinstance(value, int) and 0 <= value <= 10**12
+        if value is None or whole or (isinstance(value, float) and 0 <= value < 1):
+            return value
+        raise ValueError(f": must be a whole number of rows, or a share of them below 1, got {value}")
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":

@@ -1,10 +1,12 @@
 """What the tests on the real stack share: a local Ray, a warmed model, and runs through the command line.
 
-Runs are started as a user starts them, `python -m launch run CONFIG a.b=c`, in a session of their own. Most join one
-cluster, as starting Ray anew costs each of them seconds. One that runs `alone` starts a Ray of its own; a mark in its
-environment, which every descendant inherits, finds the processes that it leaves behind: none may be.
+Runs are started with the arguments that a user gives, `python -m launch run CONFIG a.b=c`, in a session of their own.
+Most join one cluster, as starting Ray anew costs each of them seconds, and are forked with their imports done. One that
+runs `alone` is started as a user starts it, with a Ray of its own, whose workers may be `forked`; a mark in the
+environment, which every descendant inherits, finds the processes that a run leaves behind: none may be.
 """
 
+import gc
 import json
 import os
 import secrets
@@ -16,11 +18,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Before torch is imported anywhere: a thread that spins while it waits takes the core from another process.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -35,7 +37,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from tests.preloaded import preloaded_workers, server
+from tests.preloaded import MARK, preloaded_workers, server
+from tests.preloaded_commands import Command, Commands
 
 # A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,7 +62,6 @@ LONGEST = (
 ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefgh"
 DEADLINE_S = 240
-_MARK = "TANDEM_TEST_RUN"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,6 +77,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(ended.close)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Garbage is not looked for while modules are loaded, nor later among what they consist of: a third of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
@@ -85,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Job:
     """A command that is running, or has ended."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Command
     mark: str
     directory: Path
     output: Path
@@ -149,7 +162,7 @@ class Job:
 
 
 def _marked(mark: str) -> list[tuple[int, str]]:
-    wanted = f"{_MARK}={mark}".encode()
+    wanted = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -191,7 +204,7 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
     with (directory / "log").open("w") as log:
         head = subprocess.Popen(
             [*program, "--disable-usage-stats", *options],
-            env=environment | {"RAY_worker_niceness": "0", _MARK: mark},
+            env=environment | {"RAY_worker_niceness": "0", MARK: mark},
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -225,32 +238,46 @@ def _without_token(environment: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def commands(environment: dict[str, str], cluster: str) -> Iterator[Commands]:
+    """What forks commands that join the cluster."""
+    with Commands(environment | {"RAY_ADDRESS": cluster}, runs=True) as forking:
+        yield forking
+
+
+@pytest.fixture(scope="session")
 def tandem(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Job]]:
     """Starts `python -m launch VERB CONFIG overrides` in a given or new working directory, without waiting for it."""
     jobs: list[Job] = []
 
+    def started(
+        arguments: list[str], mark: str, stream: IO[str], directory: Path, alone: bool, forked: bool
+    ) -> subprocess.Popen[str] | Command:
+        given: dict[str, Any] = {"cwd": directory, "stdout": stream, "stderr": stream}
+        if not alone:
+            forking: Commands = request.getfixturevalue("commands")
+            return forking.start(arguments, env=forking.environment | {MARK: mark}, **given)
+        env = _without_token(environment) | {MARK: mark}
+        start_command = "-c", "from tests.preloaded import start_command; start_command()"
+        command = [sys.executable, *(start_command if forked else ("-m", "launch")), *arguments]
+        return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **given)
+
     def start(
-        config: dict[str, Any], *overrides: str, verb: str = "run", directory: Path | None = None, alone: bool = False
+        config: dict[str, Any],
+        *overrides: str,
+        verb: str = "run",
+        directory: Path | None = None,
+        alone: bool = False,
+        forked: bool = False,
     ) -> Job:
-        joined = {} if alone else {"RAY_ADDRESS": request.getfixturevalue("cluster")}
         directory = directory or tmp_path_factory.mktemp("run")
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         output, mark = directory / f"output-{len(jobs)}.txt", uuid.uuid4().hex
-        command = [sys.executable, "-m", "launch", verb, str(file), f"run.output={directory}", *overrides]
         with output.open("w") as stream:
-            process = subprocess.Popen(
-                command,
-                cwd=directory,
-                env=(_without_token(environment) if alone else environment) | {_MARK: mark} | joined,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,
-            )
+            arguments = [verb, str(file), f"run.output={directory}", *overrides]
+            process = started(arguments, mark, stream, directory, alone, forked)
         jobs.append(Job(process, mark, directory / "run", output))
         return jobs[-1]
 
@@ -272,16 +299,15 @@ def _saved_tensors(checkpoint: Path) -> set[int]:
 
 
 @pytest.fixture(scope="session")
-def exported_step(environment: dict[str, str], cluster: str) -> Callable[[Path, int], Path]:
+def exported_step(commands: Commands) -> Callable[[Path, int], Path]:
     """Writes the model of a run's checkpoint by the command line, on the cluster; returns its directory.
 
     The model has the tensors of that checkpoint, which are those that are trained, and of none other that is kept.
     """
 
     def write(run: Path, step: int) -> Path:
-        command = [sys.executable, "-m", "launch", "export", str(run), "--step", str(step)]
-        joined = environment | {"RAY_ADDRESS": cluster}
-        done = subprocess.run(command, env=joined, cwd=run.parent, capture_output=True, text=True, timeout=DEADLINE_S)
+        words = ("export", str(run), "--step", str(step))
+        done = commands.run(*words, cwd=run.parent, env=commands.environment, timeout=DEADLINE_S)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(run / f"export-step-{step}")
         from safetensors.torch import load_file

@@ -6,12 +6,13 @@ one, and otherwise runs the command as Ray would have. Nothing else is different
 of Ray, DeepSpeed or vLLM has begun to work, and runs Ray's own program.
 
 Trainers and engines are forked from processes of their own, with the modules that such a rank imports, and each number
-of OpenMP threads has others: OpenMP reads it when it is loaded. Runs that start `alone`, those of tests/cluster and
-what a user starts do without.
+of OpenMP threads has others: OpenMP reads it when it is loaded. Most runs that start `alone`, those of tests/cluster
+and what a user starts do without.
 
     python -m tests.preloaded SOCKET    # until its standard input ends
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -31,6 +32,10 @@ from pathlib import Path
 CLIENT = Path(__file__).with_name("preloaded_client.py")
 SOCKET = "TANDEM_TEST_PRELOADED"
 """Environment variable that tells clients where to ask."""
+MARK = "TANDEM_TEST_RUN"
+"""Environment variable that tells the processes of a test's run from others, in /proc too."""
+NO_MARK = "0" * 32
+"""Of processes that fork others: as long as a mark, to be written over in those."""
 _TRAINER = ("deepspeed", "deepspeed.runtime.checkpoint_engine", "peft", "transformers.models.qwen2.modeling_qwen2")
 _ENGINE = ("vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen2", "peft")
 _ENGINE += ("vllm.entrypoints.llm", "vllm.v1.sample.sampler", "vllm.model_executor.model_loader.dummy_loader")
@@ -53,13 +58,19 @@ def start_ray() -> None:
         importlib.import_module("ray.scripts.scripts").main()
 
 
+def start_command() -> None:
+    """`python -m launch ...` with the arguments of this process; a Ray that it starts for itself starts workers so."""
+    with preloaded_workers():
+        runpy.run_module("launch", run_name="__main__", alter_sys=True)
+
+
 @contextmanager
 def server(directory: Path) -> Iterator[None]:
     """Within the block, clients of this process's descendants are answered; nothing is loaded before one asks."""
     path = directory / "preloaded"
     command = [sys.executable, "-m", "tests.preloaded", str(path)]
     root = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(root), MARK: NO_MARK}
     with (directory / "preloaded.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
@@ -155,6 +166,7 @@ def _become(given: dict, descriptors: list[int]) -> None:
     for target, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, target)
         os.close(descriptor)
+    os.setpgrp()  # as a worker that Ray starts: its raylet ends the whole group with it
     os.write(descriptors[3], b"1")
     os.set_inheritable(descriptors[3], False)  # the client waits for this process, not for those that it starts
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -162,6 +174,8 @@ def _become(given: dict, descriptors: list[int]) -> None:
     os.chdir(given["directory"])
     os.environ.clear()
     os.environ.update(given["environment"])
+    if MARK in os.environ:
+        show_mark(os.environ[MARK])
     random.seed()
     importlib.import_module("numpy").random.seed()
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -176,6 +190,15 @@ def _become(given: dict, descriptors: list[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     sys.exit(code)
+
+
+def show_mark(mark: str) -> None:
+    """Have /proc give this process's mark: it shows the environment that the process was started with, in place."""
+    numbers = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(numbers[47]), int(numbers[48])
+    block = (ctypes.c_char * (end - start)).from_address(start)
+    place = block.raw.index(f"{MARK}={NO_MARK}".encode()) + len(f"{MARK}=")
+    ctypes.memmove(start + place, mark.encode(), len(NO_MARK))
 
 
 if __name__ == "__main__":

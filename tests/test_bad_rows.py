@@ -1,6 +1,7 @@
 """Rows and files that no run should start with: each is one line that names the row, and none takes long."""
 
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from actors.config import UserError
 from actors.models.tokenizer import tokenizer_for
@@ -63,7 +65,7 @@ def complaint(job: str, **data: Any) -> str:
 WRONG_VALUES = [
     *[(job, {"prompt": " \n"}, "column prompt must not be empty, got blank text ' \\n'") for job in GOOD],
     *[(job, {"prompt": 3}, "column prompt must be text or messages, got a number 3") for job in GOOD],
-    *[(job, {"prompt": []}, "column prompt must be a list of messages, got an empty list") for job in GOOD],
+    *[(job, {"prompt": []}, "column prompt must not be empty, got an empty list") for job in GOOD],
     ("grpo", {"answer": ""}, "column answer must not be empty, got empty text"),
     ("sft", {"completion": ""}, "column completion must not be empty, got empty text"),
     ("kto", {"completion": "\t"}, "column completion must not be empty, got blank text '\\t'"),
@@ -75,7 +77,7 @@ WRONG_VALUES = [
         {"prompt": [{"role": "user", "content": ""}]},
         "content of message 1 of column prompt must not be empty, got empty text",
     ),
-    ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must be text"),
+    ("grpo", {"prompt": [{"role": "user", "content": None}]}, "content of message 1 of column prompt must not be"),
     ("sft", {"completion": [{"role": "assistant", "content": " "}]}, "content of message 1 of column completion must"),
     ("kto", {"label": "yes"}, "column label must be true or false"),
 ]
@@ -91,7 +93,7 @@ def test_a_row_with_nothing_to_read_is_named(job: str, values: dict[str, Any], m
 @pytest.mark.parametrize("job", GOOD)
 def test_a_column_that_is_null_is_missing(job: str) -> None:
     rows_file("".join(json.dumps(row) + "\n" for row in (GOOD[job], GOOD[job] | {"prompt": None})))
-    assert complaint(job).startswith("data.train: row 2 lacks column 'prompt' of the ")
+    assert complaint(job).startswith("data.train: row 2: lacks column 'prompt' of the ")
 
 
 GOOD_LINE = '{"prompt": "hi", "answer": "yes"}\n'
@@ -111,7 +113,7 @@ WRONG_LINES = {
     "20 MB": (f'{{"prompt": "{"x" * 20_000_000}"}}', "line 2 of rows.jsonl must be smaller than 4 MiB, got a larger"),
     "latin-1": ('{"prompt": "hé"}'.encode("latin-1"), "line 2 of rows.jsonl is not UTF-8 text"),
     "surrogate bytes": ('{"prompt": "\ud83d"}', "line 2 of rows.jsonl is not UTF-8 text"),
-    "another column": ('{"promt": "hi", "answer": "a"}', "row 2 lacks column 'prompt' of the prompt convention"),
+    "another column": ('{"promt": "hi", "answer": "a"}', "row 2: lacks column 'prompt' of the prompt convention"),
 }
 
 
@@ -176,7 +178,9 @@ def test_settings_that_a_file_does_not_read() -> None:
 def test_names_in_columns_that_nothing_reads() -> None:
     rows_file(json.dumps({"prompt": "hi", "completion": "yes", "q": "a"}))
     message = complaint("sft", columns={"promt": "q"})
-    assert message.startswith("data.columns.promt: must be a column that is read, one of chat_template_kwargs, completion")
+    assert message.startswith(
+        "data.columns.promt: must be a column that is read, one of chat_template_kwargs, completion"
+    )
     assert message.endswith("(did you mean prompt?), got promt for q")
     message = complaint("sft", columns={"prompt": "qq"})
     assert message.startswith("data.columns.prompt: data.train row 1 has no column 'qq' (did you mean q?)")
@@ -480,3 +484,330 @@ def test_what_is_no_file_of_rows_is_named() -> None:
     assert complaint("sft", train="~/rows.jsonl").startswith(
         f"data.train: no such file (~ is not expanded in a configuration: write {Path.home()}/rows.jsonl), got ~/"
     )
+
+
+EMPTY: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "grpo": [
+        ({"answer": ""}, "column answer must not be empty, got empty text"),
+        ({"prompt": [{"role": "user", "content": ""}]}, "content of message 1 of column prompt must not be empty"),
+        ({"answer": " "}, "column answer must not be empty, got blank text ' '"),
+    ],
+    "sft": [
+        ({"completion": None}, "lacks column 'completion' of the prompt-completion convention, its columns are prompt"),
+        (
+            {"completion": [{"role": "assistant", "content": None}]},
+            "content of message 1 of column completion must not",
+        ),
+        ({"prompt": ""}, "column prompt must not be empty, got empty text"),
+    ],
+    "dpo": [
+        ({"rejected": "yes"}, "chosen and rejected must differ, got the same twice"),
+        ({"chosen": "é", "rejected": "è"}, "chosen and rejected must differ, both became the same tokens"),
+        ({"chosen": []}, "column chosen must not be empty, got an empty list"),
+    ],
+    "kto": [
+        ({"completion": ""}, "column completion must not be empty, got empty text"),
+        (
+            {"completion": [{"role": "assistant", "content": []}]},
+            "content of message 1 of column completion must not be",
+        ),
+        ({"prompt": None}, "lacks column 'prompt' of the labelled convention, its columns are completion, label"),
+    ],
+}
+"""Rows that say nothing, and what is told of them."""
+PLACES = (11, 96, 203)
+
+
+def rows_with(job: str, values: list[dict[str, Any]], count: int = 300) -> list[dict[str, Any]]:
+    """Rows that tell their number, with these values at `PLACES`."""
+    rows = [GOOD[job] | {"prompt": f"hi {n}"} | ({"label": n % 2 == 0} if job == "kto" else {}) for n in range(count)]
+    for place, given in zip(PLACES, values, strict=False):
+        rows[place] |= given
+    return rows
+
+
+def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> None:
+    rows_file("".join(json.dumps(row) + "\n" for row in rows), name)
+
+
+def run_rows(job: Any) -> Any:
+    return run_data(job.algorithm, job.data, tokenizer_for(job.model), max_prompt_tokens=512)
+
+
+def text_of(item: Any, job: str) -> str:
+    """The prompt and the response of what a run learns from."""
+    tokenizer = tokenizer_for(config(job).model)
+    sequence = getattr(item, {"dpo": "chosen", "kto": "sequence"}.get(job, ""), item)
+    return str(tokenizer.decode([int(token) for token in sequence.token_ids]))
+
+
+@pytest.mark.parametrize("job", EMPTY)
+def test_a_few_empty_rows_of_many_are_skipped_and_told(job: str) -> None:
+    from launch.verbs.preview import preview
+
+    values, messages = zip(*EMPTY[job], strict=True)
+    write(rows_with(job, list(values)))
+    checked, found = check_rows(config(job), "data.train", tokenise=True), run_rows(config(job))
+    [line] = found.notes
+    assert line.startswith("data.train: 3 of 300 rows skipped (row 12: ")
+    for number, message in zip((12, 97, 204), messages, strict=True):
+        assert f"row {number}: {message}" in line
+    assert checked.notes == [line]
+    assert checked.count == len(found.train) == found.drawn({}) == found.sizes[""] == 297
+    # The rows that are left are those of the file, under their numbers.
+    kept = [n for n in range(300) if n not in PLACES]
+    assert all(f"hi {n}" in text_of(item, job) for n, item in zip(kept, found.train, strict=True))
+    if job == "grpo":
+        assert [item.index for item in found.train] == kept
+    assert found.contents["data.train"].rows == 300, "a checkpoint compares what is read"
+    console = Console(file=io.StringIO(), width=400)
+    preview(config(job), 12, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert line in printed and "row 11," in printed and "row 12," not in printed and "row 13," in printed
+
+
+@pytest.mark.parametrize("job", EMPTY)
+def test_what_is_held_out_is_drawn_from_the_rows_that_are_left(job: str) -> None:
+    write(rows_with(job, [values for values, _ in EMPTY[job]]))
+    algorithm = JOBS[job]["algorithm"] | {"eval_every": 1}
+    values = {**JOBS[job], "algorithm": algorithm, "model": {"init": INIT}}
+    run = validate({**values, "data": {"train": "rows.jsonl", "limit": 200, "eval_fraction": 0.5}})
+    checked, found = check_rows(run, "data.train", tokenise=True), run_rows(run)
+    assert checked.notes == found.notes and "data.train: 2 of 200 rows skipped" in found.notes[0]
+    assert (checked.count, len(found.train), len(found.held_out)) == (99, 99, 99)
+    assert (checked.complete, checked.whole, checked.rendered) == (True, True, True)
+
+
+@pytest.mark.parametrize("job", EMPTY)
+def test_more_empty_rows_than_are_usual_are_an_error_with_their_number(job: str) -> None:
+    values, messages = zip(*EMPTY[job], strict=True)
+    rows = rows_with(job, list(values), count=299)
+    write(rows)
+    told = complaint(job)
+    first = next(n for n, part in zip((12, 97, 204), messages, strict=True) if f"row {n}: {part}" in told)
+    assert told.startswith(f"data.train: row {first}: ")
+    assert "; and 2 more of 299 rows are bad (data.max_bad_rows skips up to so many)" in told
+    with pytest.raises(UserError) as caught:
+        run_rows(config(job))
+    assert str(caught.value) == told
+    for allowed in (3, 0.0101):
+        assert len(run_rows(config(job, max_bad_rows=allowed)).train) == 296
+    assert "; and 2 more of 299 rows are bad (data.max_bad_rows 2 allows 2)" in complaint(job, max_bad_rows=2)
+    assert "(data.max_bad_rows 0.01 allows 2)" in complaint(job, max_bad_rows=0.01)
+    write(rows_with(job, [values[0]]))
+    assert complaint(job, max_bad_rows=0) == f"{told_of(job, 12)} (data.max_bad_rows 0 allows 0)"
+
+
+def told_of(job: str, number: int) -> str:
+    """What a file of few rows is told of the first of the empty ones."""
+    write(rows_with(job, [EMPTY[job][0][0]], count=12), "few.jsonl")
+    line = complaint(job, train="few.jsonl")
+    assert line.startswith(f"data.train: row {number}: {EMPTY[job][0][1]}")
+    return line
+
+
+USR = {"role": "usr", "content": "x"}
+FORM: dict[str, tuple[dict[str, Any], str]] = {
+    "grpo": ({"prompt": [USR, {"role": "user", "content": "x"}]}, "the chat template refuses it (unknown role usr)"),
+    "sft": ({"completion": 3}, "column completion must be text or messages, got a number 3"),
+    "dpo": ({"chosen": "yes<|end|>no"}, "a response must not go on after the end-of-sequence token <|end|>"),
+    "kto": ({"label": "yes"}, "column label must be true or false (or 1 or 0), got text 'yes'"),
+}
+"""Rows of a wrong form: by their values, or only for the chat template."""
+
+
+@pytest.mark.parametrize("job", FORM)
+def test_a_row_of_a_wrong_form_is_skipped_only_where_that_is_said(job: str) -> None:
+    values, message = FORM[job]
+    write(rows_with(job, [EMPTY[job][0][0], values]))
+    # The empty row before it is within what is usual, and is not what is wrong.
+    expected = f"data.train: row 97: {message}; and 1 more of 300 rows is bad (data.max_bad_rows skips up to so many)"
+    assert complaint(job) == expected
+    with pytest.raises(UserError) as caught:
+        run_rows(config(job))
+    assert str(caught.value) == expected
+    run = config(job, max_bad_rows=2)
+    checked, found = check_rows(run, "data.train", tokenise=True), run_rows(run)
+    assert checked.notes == found.notes and f"row 97: {message})" in found.notes[0]
+    assert checked.count == len(found.train) == 298
+    write(rows_with(job, [{}, values]))
+    assert complaint(job) == f"data.train: row 97: {message} (data.max_bad_rows=1 skips it)"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_row_that_lacks_a_column_says_nothing(name: str) -> None:
+    """As one that is null or an empty cell, which are the same; under the name that data.columns gives, too."""
+    texts = [(f"hi {n}", "" if n == 96 else "yes") for n in range(100)]
+    lines = [json.dumps({"prompt": prompt} | ({"answer": answer} if answer else {})) for prompt, answer in texts]
+    rows_file("\n".join(lines), "rows.jsonl")
+    rows_file("\n".join(["prompt,answer", *map(",".join, texts)]), "rows.csv")
+    columns = {"completion": "answer"}
+    message = "row 97: lacks column 'answer', which data.columns.completion names, its columns are prompt"
+    assert run_rows(config("sft", train=name, columns=columns)).notes == [
+        f"data.train: 1 of 100 rows skipped ({message})"
+    ]
+    told = complaint("sft", train=name, columns=columns, limit=99)
+    assert told == f"data.train: {message}"
+
+
+def test_rewards_see_the_rows_that_are_left() -> None:
+    from launch.checks.check import examine
+
+    rows = [row | {"answer": "18"} for row in rows_with("grpo", [{"prompt": 3}])]
+    rows[96] |= {"answer": "18 or 20"}
+    del rows[11]["answer"]
+    write(rows)
+    values = {**JOBS["grpo"], "model": {"init": INIT}, "data": {"train": "rows.jsonl", "max_bad_rows": 1}}
+    found = check_rows(validate(values), "data.train", tokenise=True)
+    assert (found.lacking, found.count) == ({}, 299)
+    assert [row.number for row in found.examples] == [1, 101, 200, 300]
+    with pytest.raises(UserError, match=r"^data.train: row 97: answer must be a mathematical expression"):
+        examine(validate(values | {"reward": {"functions": ["math"]}}), elsewhere=True)
+
+
+def test_each_set_has_its_own_allowance() -> None:
+    write(rows_with("sft", [values for values, _ in EMPTY["sft"]]), "a.jsonl")
+    write(rows_with("sft", [EMPTY["sft"][0][0]], count=99), "b.jsonl")
+    train = {"a": "a.jsonl", "b": "b.jsonl"}
+    assert complaint("sft", train=train).startswith("data.train.b: row 12: lacks column 'completion' of the ")
+    run = config("sft", train=train, max_bad_rows=3, weights={"a": 1, "b": 0})
+    checked, found = check_rows(run, "data.train", tokenise=True), run_rows(run)
+    assert (found.sizes, found.drawn(run.data.weights), checked.count) == ({"a": 297, "b": 98}, 297, 297)
+    assert [note.partition(" skipped")[0] for note in checked.notes] == [
+        "data.train.a: 3 of 300 rows",
+        "data.train.b: 1 of 99 rows",
+    ]
+
+
+def test_kto_compares_the_rows_that_are_left() -> None:
+    rows = [{"prompt": f"hi {n}", "completion": "yes", "label": True} for n in range(200)]
+    rows[4] |= {"label": False, "completion": ""}
+    write(rows)
+    assert incomparable() == (
+        "data.train: loss kto needs rows of both labels, true and false, got true in all 199 rows"
+    )
+
+
+def test_rows_that_are_bad_and_rows_that_are_too_long_are_counted_apart() -> None:
+    rows = rows_with("sft", [values for values, _ in EMPTY["sft"]])
+    rows[150] |= {"completion": "b" * 2000}
+    write(rows)
+    run = config("sft", overlong="drop")
+    checked, found = check_rows(run, "data.train", tokenise=True), run_rows(run)
+    assert checked.notes == found.notes
+    assert found.notes[1] == (
+        "data.train: 1 of 300 rows longer than data.max_length 1024: left out (data.overlong drop)"
+    )
+    assert checked.count == len(found.train) == 296
+    assert complaint("sft").startswith("data.train: 1 of 300 rows is longer than data.max_length 1024 (first row 151,")
+    rows = [{"prompt": "hi", "completion": "b" * 2000}, {"prompt": "hi", "completion": ""}]
+    write(rows)
+    assert "data.overlong drop leaves no row, as 1 of 2 rows is longer" in complaint(
+        "sft", overlong="drop", max_bad_rows=1
+    )
+
+
+def test_no_row_is_left() -> None:
+    write([GOOD["sft"] | {"completion": ""}])
+    assert complaint("sft", max_bad_rows=5) == (
+        "data.train: row 1: column completion must not be empty, got empty text (data.max_bad_rows 5 leaves no row)"
+    )
+
+
+def test_ten_rows_are_named_by_what_is_wrong_with_them() -> None:
+    rows = rows_with("dpo", [], count=2400)
+    for place in range(1000, 2300, 100):
+        rows[place]["rejected"] = "yes"
+    rows[1100] |= {"chosen": ""}
+    write(rows)
+    assert run_rows(config("dpo")).notes == [
+        "data.train: 13 of 2,400 rows skipped (rows 1,001, 1,201, 1,301, 1,401, 1,501, 1,601, 1,701, 1,801, 1,901: "
+        "chosen and rejected must differ, got the same twice; row 1,101: column chosen must not be empty, got empty "
+        "text; and 3 more)"
+    ]
+
+
+@pytest.mark.parametrize("where", ["the values", "the chat template"])
+def test_counting_ends_when_it_is_clear_that_too_many_are_bad(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from algorithms.data import bad_rows
+
+    values, message = FORM["grpo"]
+    if where == "the values":
+        values, message = {"prompt": 3}, "column prompt must be text or messages, got a number 3"
+    bad = {"answer": "a"} | values
+    write([GOOD["grpo"]] * 10 + [bad] * 3000)
+    monkeypatch.setattr(bad_rows, "_COUNTED", 20)
+    monkeypatch.setattr(bad_rows, "_COUNTING_S", 60.0)
+    with pytest.raises(
+        UserError, match=r"^data.train: row 11: .*; and 50 more of the first 61 rows are bad \(data.max"
+    ):
+        run_rows(config("grpo"))
+    with pytest.raises(UserError, match=r"; and 25 more of the first 36 rows are bad \(data.max_bad_rows 5 allows 5\)"):
+        run_rows(config("grpo", max_bad_rows=5))
+    monkeypatch.setattr(bad_rows, "_COUNTING_S", -1.0)
+    # What there is after the time is up is not said: it is not known.
+    assert complaint("grpo") == f"data.train: row 11: {message} (data.max_bad_rows skips up to so many)"
+
+
+def test_rows_that_are_not_rendered_may_be_skipped_later() -> None:
+    """So their number says nothing of those of a checkpoint."""
+    write(rows_with("sft", [], count=1200))
+    checked = check_rows(config("sft"), "data.train", tokenise=True)
+    assert (checked.whole, checked.rendered, checked.complete) == (True, False, True)
+    assert check_rows(config("sft", max_bad_rows=0), "data.train", tokenise=True).rendered
+    write(rows_with("sft", []))
+    assert check_rows(config("sft"), "data.train", tokenise=True).rendered
+    assert not check_rows(config("sft"), "data.train", tokenise=False).rendered
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, 1.5, -0.1, [3]])
+def test_an_allowance_is_a_number_of_rows_or_a_share(value: Any) -> None:
+    rule = f"data.max_bad_rows: must be a whole number of rows, or a share of them below 1, got {value}"
+    with pytest.raises(UserError) as caught:
+        config("sft", max_bad_rows=value)
+    assert str(caught.value) == rule
+
+
+def test_an_allowance_is_rounded_down() -> None:
+    from algorithms.data.bad_rows import BadRows
+
+    for most, total, allowed in [
+        (0.29, 100, 29),
+        (0.1, 9, 0),
+        (None, 99, 0),
+        (None, 100, 1),
+        (None, 60_000, 600),
+        (7, 3, 7),
+    ]:
+        assert BadRows(field="data.train", most=most, total=total).allowed == allowed
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": None},
+        {"messages": ""},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "\n"}]},
+        {"messages": [{"role": "user", "content": "hi"}]},
+        {"conversations": []},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": ""}]},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": None}]},
+        {"prompt": "hi", "completion": None},
+        {"prompt": "hi", "completion": [{"role": "assistant"}]},
+        {"prompt": "hi", "completion": [{"role": "assistant", "content": [{"type": "text", "text": " "}]}]},
+        {"instruction": "hi", "output": ""},
+        {"instruction": "hi", "output": None},
+        {"text": None},
+    ],
+)
+def test_empty_answers_are_alike_in_every_convention(row: dict[str, Any]) -> None:
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
+    good = {name: {"messages": talk, "conversations": turns}.get(name, "yes") for name in row}
+    write([*[good] * 99, row])
+    [note] = run_rows(config("sft")).notes
+    assert note.startswith("data.train: 1 of 100 rows skipped (row 100: ")
+    told = " lacks column " if None in row.values() else " must not be empty, got "
+    assert told in note or (row == {"messages": talk[:1]} and "has no token to train on" in note)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from launch.config import machine_cpus
 from launch.sizes.machine import machine_gpus
 from launch.verbs.chat import chat
 from tests.fake_models import fake_model
+from tests.preloaded_commands import Commands
 
 ROOT = Path(__file__).parent.parent
 ROWS = [{"prompt": f"reverse {text}", "answer": text[::-1]} for text in ("abc", "dba", "cab", "bcd")]
@@ -41,11 +43,22 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tandem(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "HUB"}
-    environment.pop("RAY_ADDRESS", None)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "HUB"}
+ENVIRONMENT.pop("RAY_ADDRESS", None)
+Tandem = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def for_real(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a user starts a command."""
     command = [sys.executable, "-m", "launch", *arguments]
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def tandem() -> Iterator[Tandem]:
+    """Runs a command in a directory, forked with its imports done."""
+    with Commands(ENVIRONMENT) as commands:
+        yield lambda directory, *arguments: commands.run(*arguments, cwd=directory, env=ENVIRONMENT, timeout=60)
 
 
 MISTAKES = {
@@ -145,7 +158,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_2(project: Path, mistake: str) -> None:
+def test_a_mistake_is_one_line_and_exit_2(tandem: Tandem, project: Path, mistake: str) -> None:
     arguments, expected = MISTAKES[mistake]
     done = tandem(project, *arguments)
     (line,) = done.stderr.splitlines()
@@ -154,7 +167,7 @@ def test_a_mistake_is_one_line_and_exit_2(project: Path, mistake: str) -> None:
     assert not (project / "outputs").exists()
 
 
-def test_every_mistake_is_reported_at_once(project: Path) -> None:
+def test_every_mistake_is_reported_at_once(tandem: Tandem, project: Path) -> None:
     (project / "a file").write_text("")
     changes = [
         "run.output=a file/below",
@@ -171,7 +184,7 @@ def test_every_mistake_is_reported_at_once(project: Path) -> None:
     assert done.stderr.splitlines()[0] == expected
 
 
-def test_a_model_that_reads_less_than_a_rollout(project: Path) -> None:
+def test_a_model_that_reads_less_than_a_rollout(tandem: Tandem, project: Path) -> None:
     model = fake_model(project / "model", max_position_embeddings=40)
     (model / "model.safetensors").rename(model / "elsewhere")
     done = tandem(project, "check", "job.yaml", "model={path: model}")
@@ -186,7 +199,7 @@ def test_a_model_that_reads_less_than_a_rollout(project: Path) -> None:
 
 def test_check_prints_the_report_and_starts_nothing(project: Path) -> None:
     started = time.monotonic()
-    done = tandem(project, "check", "job.yaml", "run.name=first", "algorithm.steps=5")
+    done = for_real(project, "check", "job.yaml", "run.name=first", "algorithm.steps=5")
     assert time.monotonic() - started < 10  # about one second on an idle machine
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 prompts x 4 samples = 16 samples a step = 2 updates x 8 samples" in done.stdout
@@ -198,7 +211,7 @@ def test_check_prints_the_report_and_starts_nothing(project: Path) -> None:
     assert not (project / "outputs").exists()
 
 
-def test_check_as_json(project: Path) -> None:
+def test_check_as_json(tandem: Tandem, project: Path) -> None:
     done = tandem(project, "check", "job.yaml", "--json", "policy.ranks=2", "policy.zero_stage=2")
     found = json.loads(done.stdout)
     assert found["config"]["policy"]["zero_stage"] == 2
@@ -215,7 +228,7 @@ def test_check_as_json(project: Path) -> None:
 
 def test_help_is_fast_and_check_imports_nothing_heavy(project: Path) -> None:
     started = time.monotonic()
-    done = tandem(project, "--help")
+    done = for_real(project, "--help")
     assert time.monotonic() - started < 3  # 0.1 s on an idle machine
     assert done.returncode == 0
     verbs = ("run", "check", "data", "chat", "export", "submit", "status", "logs", "stop", "list", "k8s")
@@ -233,6 +246,7 @@ def test_help_is_fast_and_check_imports_nothing_heavy(project: Path) -> None:
 
 
 def test_chat_answers_from_a_run_directory(project: Path) -> None:
+    """Without scikit-learn, which transformers would import: a second of CPU."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -251,13 +265,15 @@ def test_chat_answers_from_a_run_directory(project: Path) -> None:
     model.save_pretrained(project / "outputs/first/export")
     tokenizer.save_pretrained(project / "outputs/first/export")
 
-    done = tandem(project, "chat", "outputs/first", "--prompt", "reverse abc", "--max-tokens", "5")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "zzzzz\n", "")
+    program = "import sys; from launch.cli import main; code = main(); print(code, 'sklearn' in sys.modules)"
+    command = [sys.executable, "-c", program, "chat", "outputs/first", "--prompt", "reverse abc", "--max-tokens", "5"]
+    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("zzzzz\n0 False\n", "")
     with pytest.raises(UserError, match="must be shorter than the model's 32 tokens, got 43"):
         chat(str(project / "outputs/first"), prompt="a" * 40, temperature=1.0, max_tokens=5)
 
 
-def test_chat_names_the_nearest_run(project: Path) -> None:
+def test_chat_names_the_nearest_run(tandem: Tandem, project: Path) -> None:
     export = project / "outputs/first/export"
     export.mkdir(parents=True)
     (export / "config.json").write_text("{}")
@@ -268,7 +284,7 @@ def test_chat_names_the_nearest_run(project: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["export", "chat"])
-def test_a_run_that_has_not_finished_says_what_there_is(project: Path, verb: str) -> None:
+def test_a_run_that_has_not_finished_says_what_there_is(tandem: Tandem, project: Path, verb: str) -> None:
     run = project / "outputs/first"
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"algorithm": {"name": "grpo", "steps": 200}}))
@@ -285,7 +301,7 @@ def test_a_run_that_has_not_finished_says_what_there_is(project: Path, verb: str
     assert (stopped.returncode, stopped.stderr) == (2, f"error: {field}: {rule}; {resume}, got outputs/first\n")
 
 
-def test_export_copies_a_finished_model(project: Path) -> None:
+def test_export_copies_a_finished_model(tandem: Tandem, project: Path) -> None:
     export = fake_model(project / "outputs/first/export")
     assert tandem(project, "export", "outputs/first").stdout == "outputs/first/export\n"
     done = tandem(project, "export", "outputs/first", "--output", "mine")
@@ -300,7 +316,7 @@ def test_export_copies_a_finished_model(project: Path) -> None:
     assert below.returncode == 2
 
 
-def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(project: Path) -> None:
+def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(tandem: Tandem, project: Path) -> None:
     export = fake_model(project / "outputs/first/export")
     (export / "adapter").mkdir()
     (export / "adapter/adapter_config.json").write_text("{}")
@@ -311,7 +327,7 @@ def test_export_gives_the_model_or_the_adapters_of_a_run_with_lora(project: Path
     assert [path.name for path in (project / "small").iterdir()] == ["adapter_config.json"]
 
 
-def test_export_of_a_step_that_is_not_kept(project: Path) -> None:
+def test_export_of_a_step_that_is_not_kept(tandem: Tandem, project: Path) -> None:
     for name in ("step-20", "step-100", "step-40.partial"):
         (project / "outputs/first/checkpoints" / name).mkdir(parents=True)
     none = tandem(project, "export", "outputs/first", "--step", "20")
@@ -327,7 +343,7 @@ def test_export_of_a_step_that_is_not_kept(project: Path) -> None:
     assert tandem(project, "export", "outputs/first", "--step", "x").returncode == 2
 
 
-def test_chat_is_not_for_reward_models(project: Path) -> None:
+def test_chat_is_not_for_reward_models(tandem: Tandem, project: Path) -> None:
     fake_model(project / "causal", architectures=["Qwen2ForSequenceClassification"])
     done = tandem(project, "chat", "causal", "--prompt", "hello")
     rule = (
@@ -380,7 +396,7 @@ def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended in order\n", "")
 
 
-def test_k8s_prints_manifests_and_checks_those_edited_by_hand(project: Path) -> None:
+def test_k8s_prints_manifests_and_checks_those_edited_by_hand(tandem: Tandem, project: Path) -> None:
     done = tandem(project, "k8s", "job.yaml")
     assert done.returncode == 0, done.stderr
     assert [document["kind"] for document in yaml.safe_load_all(done.stdout)] == [

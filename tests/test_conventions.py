@@ -111,7 +111,7 @@ def test_missing_columns_name_row_and_nearest() -> None:
     good, bad = {"prompt": "p", "completion": "c"}, {"prompt": "p", "compeltion": "c"}
     message = complaint(sequences, [good, bad], data(), CHAR, train_on="all")
     assert message == (
-        "data.train: row 2 lacks column 'completion' of the prompt-completion convention (did you mean compeltion?), "
+        "data.train: row 2: lacks column 'completion' of the prompt-completion convention (did you mean compeltion?), "
         "its columns are prompt, compeltion"
     )
     message = complaint(prompts, [{"promt": "p"}], data(), CHAR, max_prompt_tokens=9)
@@ -124,9 +124,9 @@ def test_missing_columns_name_row_and_nearest() -> None:
     ("row", "message"),
     [
         ({"messages": "hi"}, "column messages must be a list of messages, got text 'hi'"),
-        ({"messages": []}, "column messages must be a list"),
+        ({"messages": []}, "column messages must not be empty, got an empty list"),
         ({"messages": [{"from": "human", "value": "x"}]}, "message 1 of column messages must have role and content"),
-        ({"messages": [{"role": "user", "content": None}]}, "content of message 1 of column messages must be text"),
+        ({"messages": [{"role": "user"}]}, "content of message 1 of column messages must not be empty, got null"),
         ({"messages": [{"role": "usr", "content": "x"}]}, "the chat template refuses it (unknown role usr)"),
         ({"messages": TALK[:1]}, "has no token to train on"),
         ({"conversations": [{"from": "humn", "value": "x"}]}, "unknown from 'humn' (did you mean human?)"),
@@ -154,7 +154,7 @@ def test_pairs_with_a_prompt_are_preferred_to_those_without() -> None:
     implicit = {"chosen": "a b", "rejected": "a c"}
     assert detect([implicit], data(), "pairs", "data.train")[0].name == "pairs-without-prompt"
     message = complaint(pairs, [PAIR, implicit], data(), CHAR)
-    assert message.startswith("data.train: row 2 lacks column 'prompt' of the pairs convention")
+    assert message.startswith("data.train: row 2: lacks column 'prompt' of the pairs convention")
     assert detect([PAIR | LABELLED], data(), "unpaired", "data.train")[0].name == "labelled"
 
 

@@ -59,9 +59,9 @@ def test_rows_are_those_of_json_whatever_ends_lines_and_separates_cells() -> Non
 def test_an_empty_cell_is_an_absent_column() -> None:
     write("rows.csv", ["instruction", "input", "output"], ["a", "", "b"], ["c", "d", "e"])
     data = DataConfig(train="rows.csv")
-    convention, rows, examples = read_examples(load_sets(data, "data.train")[""], data, "sft", "data.train")
+    convention, rows, found, _ = read_examples(load_sets(data, "data.train")[""], data, "sft", "data.train")
     assert convention.name == "alpaca" and rows[0].keys() == {"instruction", "output"}
-    assert [each.prompt for each in examples] == ["a", "c\n\nd"]
+    assert [each.prompt for each in found.values()] == ["a", "c\n\nd"]
 
 
 def test_structured_columns_hold_json_and_texts_may_begin_with_brackets() -> None:
@@ -83,8 +83,8 @@ def test_numbers_are_read_where_conventions_need_them_under_any_name() -> None:
     assert [row["good"] for row in read("named.csv")] == ["false", "1", "yes"]
     assert [row["good"] for row in read("named.csv", label="good")] == [False, 1, "yes"]
     data = DataConfig(train="named.csv", columns={"label": "good"}, limit=2)
-    _, _, examples = read_examples(load_sets(data, "data.train")[""], data, "unpaired", "data.train")
-    assert [each.desirable for each in examples] == [False, True]
+    _, _, found, _ = read_examples(load_sets(data, "data.train")[""], data, "unpaired", "data.train")
+    assert [each.desirable for each in found.values()] == [False, True]
     write("margin.csv", ["chosen", "rejected", "margin"], ["a b", "a c", "-1.5e-1"], ["a b", "a c", "nan"])
     assert [row["margin"] for row in read("margin.csv")] == [-0.15, "nan"]
     with pytest.raises(UserError, match="row 2: column margin must be a finite number, got text 'nan'"):

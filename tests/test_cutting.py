@@ -9,6 +9,7 @@ import pytest
 
 from actors.config import UserError
 from actors.episodes import Sequence
+from algorithms.data.bad_rows import BadRows
 from algorithms.data.held_out import divided, held_out_count
 from algorithms.data.overlong import cut_responses, cut_sequence
 from algorithms.data.reading import Reading, Tally
@@ -90,7 +91,7 @@ def test_one_row_cannot_be_divided() -> None:
     ],
 )
 def test_one_line_accounts_for_rows_that_are_too_long(overlong: str, told: str) -> None:
-    unread: dict[str, Any] = dict.fromkeys(("convention", "rows", "examples", "encode", "length", "cut"))
+    unread: dict[str, Any] = dict.fromkeys(("convention", "rows", "examples", "bad", "encode", "length", "cut"))
     data: Any = SimpleNamespace(overlong=overlong, truncation_side="left")
     reading = Reading[Any](data=data, field="data.train", limit=12, rule="data.max_length", **unread)
     tally = Tally(total=2000, looked_at=1500, over=5, truncated=3)
@@ -109,7 +110,8 @@ def huge_reading(examples: list[Any], overlong: str, limit: int, count: Any) -> 
     return Reading[int](
         data=SimpleNamespace(overlong=overlong, truncation_side="left"),  # type: ignore[arg-type]
         field="data.train", limit=limit, rule="data.max_length", convention="c", rows=[{}] * len(examples),
-        examples=examples, encode=list, length=lambda _: 1, cut=lambda _: None, count=count,
+        examples=dict(enumerate(examples)), bad=BadRows(field="data.train", most=0, total=len(examples)),
+        encode=lambda indices: {index: index for index in indices}, length=lambda _: 1, cut=lambda _: None, count=count,
     )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ def test_the_first_row_that_is_too_long_is_told_whichever_was_counted_first() ->
     reading = huge_reading(["a"] * 9, "drop", 0, len)
     for first, expected in ((0, 4), (5, 4), (6, 4), (3, 3)):
         tally = Tally(total=9, first=first)
-        assert reading.limited([3], [3], tally) == []
+        assert reading.limited({3: 3}, [3], tally) == []
         assert tally.first == expected
 
 

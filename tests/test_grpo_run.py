@@ -203,7 +203,7 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     assert first.left_behind() == [], "Ray's processes end with the driver that started them"
     saved, directory = _latest(first), first.directory.parent
 
-    second = tandem(settings, directory=directory, alone=True)
+    second = tandem(settings, directory=directory, alone=True, forked=True)
     second.wait_until(lambda: saved + 5 in second.steps(), "fifth step after the checkpoint")
     second.process.send_signal(signal.SIGTERM)
     assert second.wait(60) == 130, second.text
@@ -335,7 +335,7 @@ def test_reward_errors_stop_the_run_with_their_causes(tandem: Start, tmp_path: P
         "model": {"init": {"hidden_size": 64, "layers": 1, "heads": 2, "max_positions": 64}},
         "reward": {"functions": ["my_reward.py:score"], "max_failed_fraction": 0.8},
     }
-    job = tandem(settings, "rollout.max_prompt_tokens=32", directory=tmp_path, alone=True)
+    job = tandem(settings, "rollout.max_prompt_tokens=32", directory=tmp_path, alone=True, forked=True)
     assert job.wait() == 1, job.text
     report = job.text[job.text.index("run failed") :]
     assert "6 samples could not be scored in a step of 6" in report

@@ -162,7 +162,7 @@ def test_a_gold_that_cannot_be_read_whole_is_a_mistake_with_its_row(gold: object
     with pytest.raises(ValueError, match=f"the gold answer {fault}, got "):
         parsed_gold(gold)
     with pytest.raises(UserError) as caught:
-        check_golds([{"answer": "18"}, {"answer": gold}], "data.train")
+        check_golds({1: {"answer": "18"}, 2: {"answer": gold}}, "data.train")
     assert str(caught.value).startswith(
         "data.train: row 2: answer must be a mathematical expression for the reward math, "
     )
@@ -171,11 +171,12 @@ def test_a_gold_that_cannot_be_read_whole_is_a_mistake_with_its_row(gold: object
 
 def test_a_gold_that_only_the_parser_refuses_is_found_too() -> None:
     with pytest.raises(UserError, match=r"row 1: .* is no mathematical expression as a whole, got 'C. 5'"):
-        check_golds([{"answer": "C. 5"}], "data.train")
-    check_golds([{"answer": gold} for gold, _, _ in GOLDS] + [{"question": "no gold"}], "data.train")
+        check_golds({1: {"answer": "C. 5"}}, "data.train")
+    rows = [{"answer": gold} for gold, _, _ in GOLDS] + [{"question": "no gold"}]
+    check_golds(dict(enumerate(rows, start=1)), "data.train")
 
 
 def test_many_golds_are_checked_in_little_time() -> None:
     started = time.process_time()
-    check_golds([{"answer": f"so {number}\n#### {number:,}"} for number in range(8000)], "data.train")
+    check_golds({number: {"answer": f"so {number}\n#### {number:,}"} for number in range(8000)}, "data.train")
     assert time.process_time() - started < 1.0

@@ -121,7 +121,7 @@ def test_prompts_of_rl_and_responses_of_pairs_know_tools_too() -> None:
         (calling({"arguments": {}}), "call 1 of message 2 of column messages must have a function with name"),
         ([{"role": "Assistant", "content": "a"}], "role of message 1 of column messages must be assistant"),
         ([{"role": "human", "content": "a"}], "role of message 1 of column messages must be user, got 'human'"),
-        ([{"role": "user", "content": None}], "content of message 1 of column messages must be text, got null"),
+        ([{"role": "user", "content": None}], "content of message 1 of column messages must not be empty, got null"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "must be text, got part 1 of type 'image'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "part 1 of the content of message 1 of column"),
         ([{"role": "user", "content": "a", "weight": 2}], "weight of message 1 of column messages must be 0 or 1"),

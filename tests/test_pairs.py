@@ -208,7 +208,7 @@ def test_a_template_that_rewrites_prompts_is_refused() -> None:
         ({"chosen": ""}, "column chosen must not be empty"),
         ({"chosen": say("", first="assistant")}, "content of message 1 of column chosen must not be empty"),
         ({"chosen": 3}, "column chosen must be text or messages, got a number 3"),
-        ({"prompt": None}, "column prompt must be text or messages, got null"),
+        ({"prompt": None}, "column prompt must not be empty, got null"),
         ({"prompt": say("hi", "yo")}, "column prompt must end with a user turn"),
         ({"chosen": say("yes")}, "got a user turn that is not the prompt's, text 'yes'"),
         ({"chosen": say("a", "b", first="assistant") + say("c", first="assistant")}, "they part at message 2"),
@@ -244,7 +244,7 @@ def test_margins_are_kept_and_wanted_in_every_row_or_none() -> None:
     assert pair(row, CHAR).margin == 0.0
     assert pair(row | {"margin": 2}, CHAR).margin == 2.0
     assert pair(row | {"gap": -0.5}, CHAR, columns={"margin": "gap"}).margin == -0.5
-    with pytest.raises(UserError, match="row 1 lacks column 'margin' of the pairs convention"):
+    with pytest.raises(UserError, match="row 1: lacks column 'margin' of the pairs convention"):
         pairs([row, row | {"margin": 1.0}], data(), CHAR)
 
 

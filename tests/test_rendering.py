@@ -7,10 +7,10 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from actors.config import ModelInit, UserError
+from actors.config import ModelInit
 from actors.models.tokenizer import build_char_tokenizer
 from algorithms.config import DataConfig
-from algorithms.data.messages import Message, RowError
+from algorithms.data.messages import EmptyRow, Message, RowError
 from algorithms.data.readers import Dialogue
 from algorithms.data.rendering import (
     bos_of,
@@ -78,11 +78,10 @@ def test_a_plain_text_gets_the_bos_token_that_the_tokenizer_adds_by_itself(token
     assert encode_texts(["ab", "<|system|>a"], tokenizer, plain=False) == [[first, second], [bos, first]]
 
 
-def test_a_row_without_tokens_is_named_by_its_number() -> None:
-    check_some_tokens([[1], [2, 3]], [4, 8], "prompt", "data.eval")
-    check_some_tokens([], [], "prompt", "data.eval")
-    with pytest.raises(UserError, match=r"^data.eval: row 9: prompt has no tokens$"):
-        check_some_tokens([[1], []], [4, 8], "prompt", "data.eval")
+def test_a_row_without_tokens_is_an_empty_one() -> None:
+    check_some_tokens([1], "prompt")
+    with pytest.raises(EmptyRow, match=r"^prompt has no tokens$"):
+        check_some_tokens([], "prompt")
 
 
 def test_no_text_has_more_tokens_than_its_bounds_say(tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def lines(file: str, rows: list[dict[str, str]]) -> None:
+def lines(file: str, rows: Sequence[Mapping[str, object]]) -> None:
     Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -343,12 +344,14 @@ def test_another_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
     write_skeleton(ModelConfig(init=ModelInit(hidden_size=64, heads=2, layers=1)), model)
     lines("rows.jsonl", PLAIN)
 
-    def own(**checkpoint: Any) -> RunConfig:
-        values = job(checkpoint).model_dump(mode="json") | {"model": {"path": str(model)}}
+    def own(template: Path | None = None, **checkpoint: Any) -> RunConfig:
+        named = {"chat_template": str(template)} if template else {}
+        values = job(checkpoint).model_dump(mode="json") | {"model": {"path": str(model)} | named}
         return validate(values)
 
     saved(own())
     assert Checkpoints(own()).latest() is not None
+    before = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     with pytest.raises(UserError) as caught:
         Checkpoints(own()).latest()
@@ -358,3 +361,26 @@ def test_another_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
         f"(chat_template.jinja has changed since), got {model}; {GO_ON}; {ANEW}"
     )
     assert Checkpoints(own(accept_new_data=True)).latest() is not None
+    (model / "chat_template.jinja").write_text(before)
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
+    with pytest.raises(UserError, match=r"^model.chat_template: must hold the .*, got .*own.jinja; to go on") as caught:
+        Checkpoints(own(tmp_path / "own.jinja")).latest()
+
+
+def test_rows_that_only_the_run_finds_to_be_bad_are_no_other_rows() -> None:
+    """What is kept is of all rows; how many are left, `check` knows where it has rendered each."""
+    rows: list[dict[str, Any]] = [{"prompt": f"row {n}", "answer": "1"} for n in range(1200)]
+    rows[1100]["prompt"] = [{"role": "usr", "content": "x"}, {"role": "user", "content": "y"}]
+    lines("rows.jsonl", rows)
+    config = job(max_bad_rows=1)
+    # So long that rows need not be rendered to know that they are shorter.
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_prompt_tokens": 200})})
+    saved(config, rows=1199)
+    assert Checkpoints(config).latest().rows["data.train"].rows == 1200  # type: ignore[union-attr]
+    assert about_data(config) == []
+    few = [*rows[:200], rows[1100]]
+    lines("rows.jsonl", few)
+    saved(config, rows=200)
+    assert about_data(config) == []
+    saved(config, rows=201)
+    assert refused(config)[0].startswith("data.train: must hold the 201 rows of the checkpoint to resume from")

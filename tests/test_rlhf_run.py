@@ -149,7 +149,7 @@ def ppo_settings(warm_model: Path, reverse: dict[str, Any], reward_model: Any) -
 @pytest.fixture(scope="module")
 def ppo(tandem: Start, ppo_settings: dict[str, Any]) -> Any:
     """A PPO run from start to end."""
-    job = tandem(ppo_settings, alone=True)
+    job = tandem(ppo_settings, alone=True, forked=True)
     assert job.wait() == 0, job.text
     return job
 

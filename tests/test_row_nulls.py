@@ -100,8 +100,8 @@ def test_json_says_what_it_means_but_for_columns_and_messages() -> None:
         "cases": [case],
         "case": case,
     }
-    _, _, [example] = read_examples([row], DataConfig(train="rows.jsonl"), "sft", "data.train")
-    assert example.messages[1]["tool_calls"][0]["function"]["arguments"] == {"after": None}
+    _, _, found, _ = read_examples([row], DataConfig(train="rows.jsonl"), "sft", "data.train")
+    assert found[0].messages[1]["tool_calls"][0]["function"]["arguments"] == {"after": None}
 
 
 def test_rows_are_not_changed_where_their_maker_has_them() -> None:
@@ -115,10 +115,10 @@ def test_rows_are_not_changed_where_their_maker_has_them() -> None:
 def test_a_column_that_is_null_is_one_that_the_row_lacks() -> None:
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     write([pair | {"margin": None}] * 2)
-    _, _, pairs = read_examples(read("rows.jsonl"), DataConfig(train="rows.jsonl"), "pairs", "data.train")
-    assert [each.margin for each in pairs] == [0, 0]
+    _, _, pairs, _ = read_examples(read("rows.jsonl"), DataConfig(train="rows.jsonl"), "pairs", "data.train")
+    assert [each.margin for each in pairs.values()] == [0, 0]
     write([pair | {"margin": 1}, pair | {"margin": None}])
-    with pytest.raises(UserError, match="row 2 lacks column 'margin' of the pairs convention"):
+    with pytest.raises(UserError, match="row 2: lacks column 'margin' of the pairs convention"):
         read_examples(read("rows.jsonl"), DataConfig(train="rows.jsonl"), "pairs", "data.train")
 
 
@@ -127,8 +127,8 @@ def test_a_renamed_column_may_be_null() -> None:
     rows = [{"instruction": "a", "context": None, "output": "b"}, {"instruction": "c", "context": "d", "output": "e"}]
     write(rows)
     data = DataConfig(train="rows.jsonl", columns={"input": "context"})
-    _, _, found = read_examples(read("rows.jsonl", **data.columns), data, "sft", "data.train")
-    assert [each.prompt for each in found] == ["a", "c\n\nd"]
+    _, _, found, _ = read_examples(read("rows.jsonl", **data.columns), data, "sft", "data.train")
+    assert [each.prompt for each in found.values()] == ["a", "c\n\nd"]
 
 
 @pytest.mark.parametrize("first", [None, "say: "])

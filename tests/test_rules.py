@@ -768,6 +768,11 @@ CASES: list[tuple[str, str, str]] = [
         "(data.eval), got 0.5",
     ),
     (
+        "reranker",
+        "data.max_bad_rows=0.1",
+        "data.max_bad_rows must be left out for reranker, which skips no rows, got 0.1",
+    ),
+    (
         "embedding",
         "data.train={a: x}; algorithm.tasks={a: {}}; data.weights={a: 1}",
         "data.weights must be left out for embedding, whose tasks have a share (algorithm.tasks), got {'a': 1.0}",

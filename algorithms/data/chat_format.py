@@ -90,14 +90,10 @@ class ChatFormat:
         """Whether the template marks what the model says with {% generation %}."""
         return bool(_GENERATION.search(self.template))
 
-    @functools.cached_property
+    @property
     def variables(self) -> frozenset[str]:
         """Names that the template reads and does not set: those that arguments can give it."""
-        from jinja2 import meta
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        environment = _compile_jinja_template(self.template).environment
-        return frozenset(meta.find_undeclared_variables(environment.parse(self.template)))
+        return _variables_of(self.template)
 
     def habits(self, arguments: Mapping[str, object] | None = None) -> Habits:
         """How it writes conversations that have these arguments of their own."""
@@ -131,6 +127,18 @@ class ChatFormat:
         """Messages in the form that the template wants."""
         habits = self.habits(arguments)
         return [_prepared(message, habits) for message in messages]
+
+
+@functools.lru_cache(maxsize=64)
+def _variables_of(template: str) -> frozenset[str]:
+    from jinja2 import TemplateError, meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        environment = _compile_jinja_template(template).environment
+        return frozenset(meta.find_undeclared_variables(environment.parse(template)))
+    except (TemplateError, RecursionError):  # rendering says so, with the row's number
+        return frozenset()
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerFast", arguments: Mapping[str, object]) -> list[int]:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from actors.config import UserError
 from algorithms.config import DataConfig
 from algorithms.data import readers
-from algorithms.data.readers import at_row
+from algorithms.data.bad_rows import BadRows
+from algorithms.data.messages import EmptyRow
 from algorithms.data.sources import Row
 from algorithms.words import nearest
 
@@ -125,13 +126,33 @@ _ALSO_READ: dict[Use, set[str]] = {
 """Columns beside those of the conventions that are read where they are there."""
 
 
-def read_examples(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row], list[Any]]:
-    """The convention of the rows, the rows after `data.columns` was applied, and what is read in each.
+def read_examples(
+    rows: list[Row], data: DataConfig, use: Use, field: str
+) -> tuple[Convention, list[Row], dict[int, Any], BadRows]:
+    """The convention of the rows, the rows after `data.columns` was applied (under both names), what is read in each,
+    by index, and those in which nothing can be read.
 
-    Raises UserError as `detect` does, and with the row's number for one whose values are not what they must be.
+    Raises UserError as `detect` does, and with the first one's number when more rows are bad than data.max_bad_rows
+    allows: they lack a column, or their values are not what they must be.
     """
-    convention, rows = detect(rows, data, use, field)
-    return convention, rows, [at_row(index, field, convention.read, row) for index, row in enumerate(rows)]
+    convention, wanted = detect(rows, data, use, field)
+    bad = BadRows(field=field, most=data.max_bad_rows, total=len(rows))
+
+    def named(row: Row) -> Row:
+        row = _renamed(row, data.columns)
+        if convention is QUESTION_ANSWER and "question" in row:
+            row = row | {"prompt": row["question"]}
+        if missing := next((column for column in wanted if column not in row), None):
+            raise EmptyRow(
+                f"lacks column {missing!r} of the {convention.name} convention{nearest(missing, row)}, "
+                f"its columns are {_names(row)}"
+            )
+        return row
+
+    found = bad.kept(enumerate(rows), named)
+    examples = bad.kept(found.items(), convention.read)
+    bad.check()
+    return convention, [found.get(index, row) for index, row in enumerate(rows)], examples, bad
 
 
 def columns_read(convention: Convention, data: DataConfig, use: Use) -> set[str]:
@@ -140,45 +161,38 @@ def columns_read(convention: Convention, data: DataConfig, use: Use) -> set[str]
     return {*convention.columns, *convention.optional, *_ALSO_READ[use], *renamed, "source"}
 
 
-def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[Row]]:
-    """The convention of `rows`, and the rows after `data.columns` was applied (under both names).
+def detect(rows: list[Row], data: DataConfig, use: Use, field: str) -> tuple[Convention, list[str]]:
+    """The convention of `rows`, by the first one, and the columns that every row must have.
 
     A name in `data.columns` also chooses: {text: text} reads rows that have messages too as plain text. In RL, question
     and answer stand for prompt and answer where no other convention fits. Of pairs, those with a prompt are preferred.
 
     Raises:
-        UserError: no convention or several fit the first row, or a row lacks a column; names columns and nearest name.
+        UserError: no convention or several fit the first row; names columns and nearest name.
     """
     if use != "rl":  # there a reward may take any column
         _check_names(data.columns, use)
-    rows = [_rename(row, data.columns, number, field) for number, row in enumerate(rows, start=1)]
-    conventions = _CONVENTIONS[use]
-    # By the first row alone: every other must have its columns, or is an error below.
-    fitting = [convention for convention in conventions if rows[0].keys() >= set(convention.columns)]
+    first, conventions = _first_renamed(rows[0], data.columns, field), _CONVENTIONS[use]
+    # By the first row alone: every other must have its columns, or is a bad one.
+    fitting = [convention for convention in conventions if first.keys() >= set(convention.columns)]
     chosen = [convention for convention in fitting if data.columns.keys() & set(convention.columns)]
     # Rows of prompt, chosen and rejected also fit the pairs without a prompt.
     found = _most_specific(chosen or fitting)
     # Last, as question and answer may be further columns of rows that have a prompt.
-    if not found and use == "rl" and rows[0].keys() >= set(QUESTION_ANSWER.columns):
+    if not found and use == "rl" and first.keys() >= set(QUESTION_ANSWER.columns):
         found = [QUESTION_ANSWER]
     if len(found) > 1:
         names = ", ".join(convention.name for convention in found)
         column = found[0].columns[0]
         raise UserError(
-            f"{field}: columns {_names(rows[0])} fit several conventions ({names}); choose with data.columns, "
+            f"{field}: columns {_names(first)} fit several conventions ({names}); choose with data.columns, "
             f"for example {{{column}: {column}}}"
         )
     if not found:
-        raise UserError(_no_convention(rows[0], conventions, use, field))
+        raise UserError(_no_convention(first, conventions, use, field))
     # A margin that only some rows have would be 0 in the others, a mistake that nothing would show.
-    wanted = [*found[0].columns, *(name for name in found[0].optional if any(name in row for row in rows))]
-    for number, row in enumerate(rows, start=1):
-        for column in wanted:
-            if column not in row:
-                raise UserError(_missing(column, row, number, field, found[0].name))
-    if found[0] is QUESTION_ANSWER:
-        rows = [row | {"prompt": row["question"]} for row in rows]
-    return found[0], rows
+    given = [name for name in found[0].optional if name in data.columns or any(name in row for row in rows)]
+    return found[0], [*found[0].columns, *given]
 
 
 def _check_names(columns: dict[str, str], use: Use) -> None:
@@ -198,21 +212,25 @@ def _most_specific(conventions: list[Convention]) -> list[Convention]:
     return [item for item in conventions if not any(set(item.columns) < set(other.columns) for other in conventions)]
 
 
-def _rename(row: Row, columns: dict[str, str], number: int, field: str) -> Row:
+def _first_renamed(row: Row, columns: dict[str, str], field: str) -> Row:
+    """The first row with data.columns applied; what it lacks is a mistake of the setting."""
     for new, old in columns.items():
         if old not in row:
             raise UserError(
-                f"data.columns.{new}: {field} row {number} has no column {old!r}{nearest(old, row)}, "
+                f"data.columns.{new}: {field} row 1 has no column {old!r}{nearest(old, row)}, "
+                f"its columns are {_names(row)}"
+            )
+    return _renamed(row, columns)
+
+
+def _renamed(row: Row, columns: dict[str, str]) -> Row:
+    for new, old in columns.items():
+        if old not in row:
+            raise EmptyRow(
+                f"lacks column {old!r}, which data.columns.{new} names{nearest(old, row)}, "
                 f"its columns are {_names(row)}"
             )
     return row | {new: row[old] for new, old in columns.items()} if columns else row
-
-
-def _missing(column: str, row: Row, number: int, field: str, convention: str) -> str:
-    return (
-        f"{field}: row {number} lacks column {column!r} of the {convention} convention"
-        f"{nearest(column, row)}, its columns are {_names(row)}"
-    )
 
 
 def _no_convention(row: Row, conventions: tuple[Convention, ...], use: Use, field: str) -> str:

@@ -49,13 +49,24 @@ Tool = dict[str, object]
 
 
 class RowError(ValueError):
-    """What is wrong with a row; the caller, who knows the field and the row's number, makes it a UserError."""
+    """What is wrong with a row; the caller, who knows the field and the row's number, skips it or tells its number."""
+
+
+class EmptyRow(RowError):
+    """A row of the right form that nothing can be learned from: a part is empty, or two are the same."""
+
+
+def check_filled(value: object, what: str) -> None:
+    """Raise EmptyRow for nothing, a blank text or an empty list."""
+    if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value):
+        raise EmptyRow(f"{what} must not be empty, got {kind_of(value)}")
 
 
 def messages_of(value: object, column: str) -> list[Message]:
     """A list of {role, content} messages in one form; raises RowError."""
     value = decoded_list(value)
-    if not isinstance(value, list) or not value:
+    check_filled(value, f"column {column}")
+    if not isinstance(value, list):
         raise RowError(f"column {column} must be a list of messages, got {kind_of(value)}")
     return [_message(given, f"message {number} of column {column}") for number, given in enumerate(value, start=1)]
 
@@ -87,10 +98,13 @@ def _message(given: object, where: str) -> Message:
             del message[name]
     if "content" not in message and ("tool_calls" in message or thought):
         message["content"] = ""  # OpenAI's form of a turn that only calls
+    must_speak = message["role"] in _MUST_SPEAK and "tool_calls" not in message and not thought
+    if must_speak:
+        check_filled(given.get("content"), f"content of {where}")
     message["content"] = _text(message.get("content"), where)
     _check_weight(message, where)
-    if message["role"] in _MUST_SPEAK and "tool_calls" not in message and not (message["content"].strip() or thought):
-        raise RowError(f"content of {where} must not be empty, got {kind_of(message['content'])}")
+    if must_speak:  # parts may be blank, too
+        check_filled(message["content"], f"content of {where}")
     return message  # type: ignore[return-value]  # made of what was read, whose keys are anybody's
 
 

@@ -5,21 +5,22 @@ The prompt is what a rollout would start from, so that both responses of a pair 
 """
 
 import functools
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.config import UserError
 from actors.episodes import Sequence
 from algorithms.config import DataConfig
+from algorithms.data.bad_rows import BadRows
 from algorithms.data.chat_format import ChatFormat
 from algorithms.data.conventions import read_examples
 from algorithms.data.encoded import Encoder, Masked
-from algorithms.data.messages import Message, RowError
+from algorithms.data.messages import EmptyRow, Message, RowError
 from algorithms.data.overlong import cut_responses
-from algorithms.data.readers import Answer, Completion, Dialogue, at_row
+from algorithms.data.readers import Answer, Completion, Dialogue
 from algorithms.data.reading import Reading
 from algorithms.data.rendering import bos_of, bounds
 from algorithms.data.sources import Row
@@ -78,18 +79,13 @@ def pair_reading(
     rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, field: str
 ) -> Reading[Pair]:
     """Rows read as preferences, not yet rendered; raises UserError for a row that is none."""
-    convention, rows, examples = read_examples(rows, data, "pairs", field)
+    convention, rows, examples, bad = read_examples(rows, data, "pairs", field)
     limit, side, answers = data.max_length, data.truncation_side, _Answers(data, tokenizer)
 
-    def encode(indices: Items[int]) -> list[Pair]:
-        # Chosen and rejected side by side: [::2] and [1::2] take them apart again.
-        both = [answer for index in indices for answer in (examples[index].chosen, examples[index].rejected)]
-        found = answers.of(both, [index for index in indices for _ in range(2)], field)
-        _check_prompts(found[::2], indices, field)  # both of a pair have the same one
-        return [
-            _pair(better, worse, examples[index].margin, index, field)
-            for better, worse, index in zip(found[::2], found[1::2], indices, strict=True)
-        ]
+    def encode(indices: Items[int]) -> dict[int, Pair]:
+        found = answers.of({index: (examples[index].chosen, examples[index].rejected) for index in indices}, bad)
+        given = ((index, (better, worse, examples[index].margin)) for index, (better, worse) in found.items())
+        return bad.kept(given, lambda pair: _pair(*pair))
 
     def cut(pair: Pair) -> Pair | None:
         made = cut_responses([pair.chosen, pair.rejected], limit, side, bos_of(tokenizer))
@@ -99,6 +95,7 @@ def pair_reading(
         convention=convention,
         rows=rows,
         examples=examples,
+        bad=bad,
         data=data,
         field=field,
         limit=limit,
@@ -106,17 +103,18 @@ def pair_reading(
         encode=encode,
         length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
         cut=cut,
-        notes=unread(rows, examples, convention, answers.chat, "pairs", data, field),
+        notes=unread(rows, examples.values(), convention, answers.chat, "pairs", data, field),
         **bounds(tokenizer, data),
     )
 
 
-def _pair(better: Sequence, worse: Sequence, margin: float, index: int, field: str) -> Pair:
+def _pair(better: Sequence, worse: Sequence, margin: float) -> Pair:
+    _check_prompt(better)  # both have the same one
     start = prompt_length(better)
     if start != prompt_length(worse) or not np.array_equal(better.token_ids[:start], worse.token_ids[:start]):
-        raise UserError(f"{field}: row {index + 1}: chosen and rejected must have one prompt, theirs are other tokens")
+        raise RowError("chosen and rejected must have one prompt, theirs are other tokens")
     if np.array_equal(better.token_ids, worse.token_ids):
-        raise UserError(f"{field}: row {index + 1}: chosen and rejected must differ, both became the same tokens")
+        raise EmptyRow("chosen and rejected must differ, both became the same tokens")
     return Pair(chosen=better, rejected=worse, margin=margin)
 
 
@@ -134,16 +132,13 @@ def judged_reading(
     rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, field: str
 ) -> Reading[Judged]:
     """Rows read as judgements, not yet rendered; raises UserError for a row that is none."""
-    convention, rows, examples = read_examples(rows, data, "unpaired", field)
+    convention, rows, examples, bad = read_examples(rows, data, "unpaired", field)
     limit, side, answers = data.max_length, data.truncation_side, _Answers(data, tokenizer)
 
-    def encode(indices: Items[int]) -> list[Judged]:
-        found = answers.of([examples[index].answer for index in indices], indices, field)
-        _check_prompts(found, indices, field)
-        return [
-            Judged(sequence=sequence, desirable=examples[index].desirable)
-            for sequence, index in zip(found, indices, strict=True)
-        ]
+    def encode(indices: Items[int]) -> dict[int, Judged]:
+        found = answers.of({index: (examples[index].answer,) for index in indices}, bad)
+        given = ((index, (sequence, examples[index].desirable)) for index, (sequence,) in found.items())
+        return bad.kept(given, lambda answer: _judged(*answer))
 
     def cut(item: Judged) -> Judged | None:
         made = cut_responses([item.sequence], limit, side, bos_of(tokenizer))
@@ -153,6 +148,7 @@ def judged_reading(
         convention=convention,
         rows=rows,
         examples=examples,
+        bad=bad,
         data=data,
         field=field,
         limit=limit,
@@ -160,7 +156,7 @@ def judged_reading(
         encode=encode,
         length=lambda item: len(item.sequence),
         cut=cut,
-        notes=unread(rows, examples, convention, answers.chat, "unpaired", data, field),
+        notes=unread(rows, examples.values(), convention, answers.chat, "unpaired", data, field),
         **bounds(tokenizer, data),
     )
 
@@ -170,10 +166,14 @@ def prompt_length(sequence: Sequence) -> int:
     return int(sequence.action_mask.argmax())
 
 
-def _check_prompts(answered: list[Sequence], indices: Items[int], field: str) -> None:
-    for sequence, index in zip(answered, indices, strict=True):
-        if not len(sequence) or sequence.action_mask[0]:  # the mask begins where the prompt ends
-            raise UserError(f"{field}: row {index + 1}: prompt has no tokens")
+def _judged(sequence: Sequence, desirable: bool) -> Judged:
+    _check_prompt(sequence)
+    return Judged(sequence=sequence, desirable=desirable)
+
+
+def _check_prompt(sequence: Sequence) -> None:
+    if not len(sequence) or sequence.action_mask[0]:  # the mask begins where the prompt ends
+        raise EmptyRow("prompt has no tokens")
 
 
 class _Answers:
@@ -191,15 +191,15 @@ class _Answers:
     def encoder(self) -> Encoder:
         return Encoder(self.tokenizer)
 
-    def of(self, answers: Items[Answer], indices: Items[int], field: str) -> list[Sequence]:
-        """A sequence of each; raises UserError with the number of a row of which none can be made."""
+    def of(self, rows: Mapping[int, Items[Answer]], bad: BadRows) -> dict[int, list[Sequence]]:
+        """A sequence of each of a row's answers, by index, but of rows of which one cannot be made."""
         if not self.chat.template:
-            return [at_row(index, field, self._plain, answer) for answer, index in zip(answers, indices, strict=True)]
-        found = [at_row(index, field, self._written, answer) for answer, index in zip(answers, indices, strict=True)]
-        return [
-            at_row(index, field, _up_to_its_end, made)
-            for made, index in zip(self.encoder.conversations(found), indices, strict=True)
-        ]
+            return bad.kept(rows.items(), lambda answers: [self._plain(answer) for answer in answers])
+        found = bad.kept(rows.items(), lambda answers: [self._written(answer) for answer in answers])
+        # All at one time, as many begin alike.
+        encoded = iter(self.encoder.conversations([item for each in found.values() for item in each]))
+        made = {index: [next(encoded) for _ in each] for index, each in found.items()}
+        return bad.kept(made.items(), lambda each: [_up_to_its_end(item) for item in each])
 
     def _written(self, answer: Answer) -> Script:
         if isinstance(answer, Completion):

@@ -1,18 +1,17 @@
 """Rows of known conventions as examples: what of a row is given, and what is learned from or compared."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import TypeVar, TypeVarTuple
 
-from actors.config import UserError
 from algorithms.data.messages import (
+    EmptyRow,
     Message,
     RowError,
     Tool,
     arguments_of,
     call_of,
+    check_filled,
     decoded_list,
     messages_of,
     reasoning_of,
@@ -21,9 +20,6 @@ from algorithms.data.messages import (
 from algorithms.data.repeated import alike, check_response_alone, continued_conversation
 from algorithms.data.sources import Row
 from algorithms.words import kind_of, nearest
-
-T = TypeVar("T")
-Arguments = TypeVarTuple("Arguments")
 
 # What a tool says is an observation, and a call of one is the assistant's turn.
 _SHAREGPT_ROLES = {
@@ -89,27 +85,11 @@ class Judgement:
     desirable: bool
 
 
-_WAY_OUT = " (a data.converter that returns None drops such rows)"
-
-
-def at_row(index: int, field: str, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
-    """What `function` makes of the row of this index; raises UserError with field and number for what is wrong."""
-    try:
-        return function(*arguments)
-    except RowError as error:
-        raise UserError(f"{field}: row {index + 1}: {error}") from error
-
-
 def _text_of(row: Row, column: str) -> str:
     value = row[column]
+    check_filled(value, f"column {column}")
     if not isinstance(value, str):
         raise RowError(f"column {column} must be text, got {kind_of(value)}")
-    return _filled(value, column)
-
-
-def _filled(value: str, column: str) -> str:
-    if not value.strip():
-        raise RowError(f"column {column} must not be empty, got {kind_of(value)}{_WAY_OUT}")
     return value
 
 
@@ -118,9 +98,10 @@ def _text_or_messages(row: Row, column: str) -> str | list[Message]:
     turns = decoded_list(value)
     if isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns):
         value = turns  # as JSON, or as it is; other texts may begin with a bracket, too
-    if value is None or not isinstance(value, str | list):
+    check_filled(value, f"column {column}")
+    if not isinstance(value, str | list):
         raise RowError(f"column {column} must be text or messages, got {kind_of(value)}")
-    return _filled(value, column) if isinstance(value, str) else messages_of(value, column)
+    return value if isinstance(value, str) else messages_of(value, column)
 
 
 def _as_messages(value: str | list[Message], role: str) -> list[Message]:
@@ -137,7 +118,8 @@ def read_messages(row: Row) -> Example:
 
 def read_sharegpt(row: Row) -> Example:
     turns = decoded_list(row["conversations"])
-    if not isinstance(turns, list) or not turns:
+    check_filled(turns, "column conversations")
+    if not isinstance(turns, list):
         raise RowError(f"column conversations must be a list of turns, got {kind_of(turns)}")
     given: list[dict[str, object]] = []
     if system := row.get("system"):
@@ -153,19 +135,21 @@ def _turn(turn: object, where: str) -> dict[str, object]:
     # Messages under ShareGPT's column name: one setting mends it.
     if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
         raise RowError("column conversations holds role and content: set data.columns {messages: conversations}")
-    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+    if not isinstance(turn, dict) or "from" not in turn:
         raise RowError(f"{where} must have from and value, got {kind_of(turn)}")
-    speaker = turn.get("from")
-    if speaker not in _SHAREGPT_ROLES:
+    speaker, value = turn["from"], turn.get("value")
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         raise RowError(f"{where} has unknown from {speaker!r}{nearest(str(speaker), _SHAREGPT_ROLES)}")
-    role, value = _SHAREGPT_ROLES[speaker], turn["value"]
+    role = _SHAREGPT_ROLES[speaker]
+    if role in ("user", "assistant") and speaker != "function_call":
+        check_filled(value, where)
+    if not isinstance(value, str):
+        raise RowError(f"value of {where} must be text, got {kind_of(value)}")
     further = {name: part for name, part in turn.items() if name not in ("from", "value")}
     if speaker == "function_call":
         found = decoded_list(value)
         calls = found if isinstance(found, list) else [found]
         return {"role": role, "content": "", "tool_calls": [call_of(call, f"the call in {where}") for call in calls]}
-    if role in ("user", "assistant") and not value.strip():
-        raise RowError(f"{where} must not be empty, got {kind_of(value)}")
     return {"role": role, "content": value, **further}
 
 
@@ -220,12 +204,12 @@ def _asked(row: Row, value: str | list[Message]) -> Asked:
 
 
 def check_answer(row: Row) -> None:
-    """Raise RowError for a row whose answer, which rewards compare with, is empty."""
+    """Raise EmptyRow for a row whose answer, which rewards compare with, is empty."""
     # An empty one would make every response wrong, without a word. Rows without the column are another matter: their
     # rewards may not read it.
     answer = row.get("answer", 0)
-    if answer is None or (isinstance(answer, str) and not answer.strip()):
-        raise RowError(f"column answer must not be empty, got {kind_of(answer)}{_WAY_OUT}")
+    if not isinstance(answer, list):  # of several things to be found, there may be none
+        check_filled(answer, "column answer")
 
 
 def read_prompt(row: Row) -> Asked:
@@ -292,7 +276,7 @@ def read_labelled(row: Row) -> Judgement:
 
 def _differ(chosen: str | list[Message], rejected: str | list[Message]) -> None:
     if chosen == rejected:
-        raise RowError("chosen and rejected must differ, got the same twice")
+        raise EmptyRow("chosen and rejected must differ, got the same twice")
 
 
 def _margin(row: Row) -> float:
@@ -304,8 +288,7 @@ def _margin(row: Row) -> float:
 
 
 def _completion(prompt: str, completion: str, column: str) -> Completion:
-    if not completion.strip():
-        raise RowError(f"the response in column {column} is empty, got {kind_of(completion)}")
+    check_filled(completion, f"the response in column {column}")
     return Completion(prompt=prompt, completion=completion)
 
 
@@ -351,8 +334,8 @@ def _last_turn(row: Row, messages: list[Message], column: str) -> Dialogue:
     if len(messages) < 2 or messages[-2]["role"] not in ("user", "tool"):
         got = f"role {messages[-2]['role']!r}" if len(messages) > 1 else "nothing"
         raise RowError(f"the response in column {column} must follow a user turn, got {got} before it")
-    if not (last["content"].strip() or last.get("tool_calls") or reasoning_of(last)):
-        raise RowError(f"the response in column {column} is empty, got {kind_of(last['content'])}")
+    if not (last.get("tool_calls") or reasoning_of(last)):
+        check_filled(last["content"], f"the response in column {column}")
     if last.get("weight", 1) == 0:
         raise RowError(f"the response in column {column} must be learned from, got weight 0")
     return _dialogue(row, messages, len(messages) - 1)

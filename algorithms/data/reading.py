@@ -1,6 +1,6 @@
 """From rows to the items that a job learns from, and what becomes of rows that are longer than the limit."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, is_dataclass
 from dataclasses import field as field_of
@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from actors.config import UserError
 from algorithms.config import DataConfig
+from algorithms.data.bad_rows import BadRows
 from algorithms.data.conventions import Convention
 from algorithms.data.sources import Row
 
@@ -50,16 +51,19 @@ class Reading(Generic[Item]):
     convention: Convention
     rows: list[Row]
     """With data.columns applied."""
-    examples: Items[object]
-    """What the convention reads in each row."""
+    examples: Mapping[int, object]
+    """What the convention reads in each row, by index; none in bad ones."""
+    bad: BadRows
+    """Those, and later those of which no item can be made."""
     data: DataConfig
     field: str
     """For messages."""
     limit: int
     rule: str
     """Setting of the limit."""
-    encode: Callable[[Items[int]], list[Item]]
-    """Items of the rows of these indices; raises UserError for one that cannot be rendered or has no tokens."""
+    encode: Callable[[Items[int]], dict[int, Item]]
+    """Items of the rows of these indices, which have examples, in their order. Those that cannot be rendered or have no
+    tokens are bad ones; raises UserError once it is clear that these are too many."""
     length: Callable[[Item], int]
     cut: Callable[[Item], Item | None]
     """An item that is too long, cut to the limit; None where that leaves nothing to learn from."""
@@ -78,17 +82,17 @@ class Reading(Generic[Item]):
         """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.
 
         Raises:
-            UserError: rows that are too long where that is an error, or when no row is left; or as `encode` does.
+            UserError: rows that are too long where that is an error, more bad ones than may be, or when no row is left.
         """
         tally = tally or self.tally()
-        indices = self.without_huge(range(len(self.rows)), tally)
+        indices = self.without_huge([*self.examples], tally)
         kept = self.limited(self.encode(indices), indices, tally)
         self.conclude(tally)
         return kept
 
     def tally(self) -> Tally:
-        """Counts of nothing yet."""
-        return Tally(total=len(self.rows))
+        """Counts of nothing yet but the rows in which nothing can be read."""
+        return Tally(total=len(self.rows), looked_at=len(self.rows) - len(self.examples))
 
     def without_huge(self, indices: Items[int], tally: Tally) -> list[int]:
         """Those of the rows that must be tokenised as a whole; of the others a part is longer than the limit already.
@@ -112,12 +116,12 @@ class Reading(Generic[Item]):
             tally.first = min(tally.first or index + 1, index + 1)
         return kept
 
-    def limited(self, found: Iterable[Item], indices: Items[int], tally: Tally) -> list[Item]:
-        """Those of the items that are short enough, or are once they were cut."""
+    def limited(self, found: Mapping[int, Item], indices: Items[int], tally: Tally) -> list[Item]:
+        """Those of the items of these rows that are short enough, or are once they were cut."""
         kept: list[Item] = []
-        for item, index in zip(found, indices, strict=True):
+        tally.looked_at += len(indices)
+        for index, item in found.items():
             length = self.length(item)
-            tally.looked_at += 1
             if length <= self.limit:
                 kept.append(item)
                 continue
@@ -132,7 +136,9 @@ class Reading(Generic[Item]):
         return kept
 
     def conclude(self, tally: Tally) -> None:
-        """Raise UserError when rows are too long and that is an error, or when every row is left out."""
+        """Raise UserError when more rows are bad than may be, when rows are too long and that is an error, or when none
+        is left; those that were looked at are the first ones."""
+        self.bad.check(tally.looked_at)
         if not tally.over:
             return
         longer = (
@@ -144,8 +150,13 @@ class Reading(Generic[Item]):
                 f"{tally.longest:,} tokens); "
                 f"data.overlong=drop leaves them out, data.overlong=truncate cuts them"
             )
-        if tally.dropped == tally.looked_at:
+        if tally.dropped + sum(index < tally.looked_at for index in self.bad.found) == tally.looked_at:
             raise UserError(f"{self.field}: data.overlong {self.data.overlong} leaves no row, as {longer}")
+
+    def accounts(self, tally: Tally) -> list[str]:
+        """A line about the bad rows and one about those that were too long, where there are any."""
+        lines = [self.bad.account(may_be_more=tally.total > len(self.rows)), self.account(tally)]
+        return [line for line in lines if line]
 
     def account(self, tally: Tally) -> str | None:
         """One line about the rows that were too long; None when there were none."""

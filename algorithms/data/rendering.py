@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from actors.config import UserError
 from actors.failure import reason_of
 from actors.user.confined import at_most
 from algorithms.config import DataConfig
-from algorithms.data.messages import Message, RowError
+from algorithms.data.messages import EmptyRow, Message, RowError
 from algorithms.user.deadline import TooLate, Watch
 
 if TYPE_CHECKING:
@@ -133,6 +132,8 @@ def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plai
 
     A template writes its own BOS, so that adding one there would double it (huggingface/trl issue 1073).
     """
+    if not texts:  # which the tokenizer does not take
+        return []
     # Called through Any: transformers types what a call gives for one text and for many alike.
     encoding: Any = tokenizer
     encoded: list[list[int]] = encoding(texts, add_special_tokens=False)["input_ids"]
@@ -149,11 +150,10 @@ def bos_of(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     return bos if isinstance(bos, int) else None
 
 
-def check_some_tokens(found: Sequence[Sized], indices: Sequence[int], what: str, field: str) -> None:
-    """Raise UserError when what became of a row has no tokens; `indices` are those of the rows."""
-    for index, item in zip(indices, found, strict=True):
-        if not len(item):
-            raise UserError(f"{field}: row {index + 1}: {what} has no tokens")
+def check_some_tokens(found: Sized, what: str) -> None:
+    """Raise EmptyRow when what became of a row has no tokens."""
+    if not len(found):
+        raise EmptyRow(f"{what} has no tokens")
 
 
 def bounds(tokenizer: "PreTrainedTokenizerFast | None", data: DataConfig) -> Bounds:

@@ -35,7 +35,7 @@ class RunData:
     contents: Contents = field(default_factory=Contents)
     """What the sets hold, before anything is left out or cut."""
     notes: list[str] = field(default_factory=list)
-    """A line for each set of which rows are too long."""
+    """A line for each set of which rows are skipped as bad ones, and one where rows are too long."""
 
     def drawn(self, weights: Mapping[str, float]) -> int:
         """Rows that one pass draws: all but those of sets with weight 0."""
@@ -125,7 +125,7 @@ def run_data(
             tally = reading.tally()
             items = reading.items(tally)
             found.notes += reading.notes
-            found.notes += [note] if (note := reading.account(tally)) else []
+            found.notes += reading.accounts(tally)
             if where == "data.eval":
                 found.held_out += items
                 continue

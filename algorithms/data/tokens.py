@@ -1,6 +1,7 @@
 """Rows to token ids: prompts for reinforcement learning, masked sequences for SFT."""
 
 import functools
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,12 +10,13 @@ import numpy as np
 
 from actors.episodes import Prompt, Sequence
 from algorithms.config import DataConfig
+from algorithms.data.bad_rows import BadRows
 from algorithms.data.chat_format import ChatFormat
 from algorithms.data.conventions import read_examples
 from algorithms.data.encoded import Encoder, Masked
-from algorithms.data.messages import Message, RowError
+from algorithms.data.messages import EmptyRow, Message, RowError
 from algorithms.data.overlong import cut_sequence, shortened
-from algorithms.data.readers import Asked, Completion, Dialogue, Example, Text, at_row
+from algorithms.data.readers import Asked, Completion, Dialogue, Example, Text
 from algorithms.data.reading import Reading
 from algorithms.data.rendering import bos_of, bounds, check_some_tokens, encode_texts
 from algorithms.data.sources import Row
@@ -48,17 +50,19 @@ def prompt_reading(
     rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, max_prompt_tokens: int, field: str
 ) -> Reading[Prompt]:
     """Rows read as prompts, not yet rendered; raises UserError for a row that fits no convention or is empty."""
-    convention, rows, values = read_examples(rows, data, "rl", field)
+    convention, rows, values, bad = read_examples(rows, data, "rl", field)
     chat = ChatFormat(tokenizer, data.template_arguments)
 
-    def encode(indices: Items[int]) -> list[Prompt]:
-        texts = [at_row(index, field, _render_prompt, values[index], data, chat) for index in indices]
-        token_ids = encode_texts(texts, tokenizer, plain=not chat.template)
-        check_some_tokens(token_ids, indices, "prompt", field)
-        return [
-            Prompt(index=index, token_ids=ids, text=prompt_text(values[index]), row=rows[index])
-            for index, ids in zip(indices, token_ids, strict=True)
-        ]
+    def prompt(made: tuple[int, list[int]]) -> Prompt:
+        index, ids = made
+        check_some_tokens(ids, "prompt")
+        return Prompt(index=index, token_ids=ids, text=prompt_text(values[index]), row=rows[index])
+
+    def encode(indices: Items[int]) -> dict[int, Prompt]:
+        given = ((index, values[index]) for index in indices)
+        texts = bad.kept(given, lambda value: _render_prompt(value, data, chat))
+        token_ids = encode_texts([*texts.values()], tokenizer, plain=not chat.template)
+        return bad.kept(((made[0], made) for made in zip(texts, token_ids, strict=True)), prompt)
 
     def cut(prompt: Prompt) -> Prompt:
         return replace(prompt, token_ids=shortened(prompt.token_ids, max_prompt_tokens, bos_of(tokenizer)))
@@ -67,6 +71,7 @@ def prompt_reading(
         convention=convention,
         rows=rows,
         examples=values,
+        bad=bad,
         data=data,
         field=field,
         limit=max_prompt_tokens,
@@ -74,7 +79,7 @@ def prompt_reading(
         encode=encode,
         length=lambda prompt: len(prompt.token_ids),
         cut=cut,
-        notes=unread(rows, values, convention, chat, "rl", data, field),
+        notes=unread(rows, values.values(), convention, chat, "rl", data, field),
         **bounds(tokenizer, data),
     )
 
@@ -103,26 +108,22 @@ def sequence_reading(
     rows: list[Row], data: DataConfig, tokenizer: "PreTrainedTokenizerFast", *, train_on: TrainOn, field: str
 ) -> Reading[Sequence]:
     """Rows read as examples for SFT, not yet rendered; raises UserError for a row that fits no convention."""
-    convention, rows, examples = read_examples(rows, data, "sft", field)
+    convention, rows, examples, bad = read_examples(rows, data, "sft", field)
     limit, made = data.max_length, _Sequences(data, tokenizer, train_on)
-
-    def encode(indices: Items[int]) -> list[Sequence]:
-        found = made.of([examples[index] for index in indices], indices, field)
-        check_some_tokens(found, indices, "sequence", field)
-        return found
 
     return Reading(
         convention=convention,
         rows=rows,
         examples=examples,
+        bad=bad,
         data=data,
         field=field,
         limit=limit,
         rule="data.max_length",
-        encode=encode,
+        encode=lambda indices: made.of({index: examples[index] for index in indices}, bad),
         length=len,
         cut=lambda sequence: cut_sequence(sequence, limit, data.truncation_side, bos_of(tokenizer)),
-        notes=unread(rows, examples, convention, made.chat, "sft", data, field),
+        notes=unread(rows, examples.values(), convention, made.chat, "sft", data, field),
         **bounds(tokenizer, data),
     )
 
@@ -161,21 +162,14 @@ class _Sequences:
     def encoder(self) -> Encoder:
         return Encoder(self.tokenizer)
 
-    def of(self, examples: Items[Example], indices: Items[int], field: str) -> list[Sequence]:
-        """A sequence of each; raises UserError with the number of a row of which none can be made."""
-        found: dict[int, Masked] = {}
-        conversations: dict[int, Script] = {}
-        for example, index in zip(examples, indices, strict=True):
-            made = at_row(index, field, self._one, example)
-            if isinstance(made, Script):
-                conversations[index] = made
-            else:
-                found[index] = made
+    def of(self, examples: Mapping[int, Example], bad: BadRows) -> dict[int, Sequence]:
+        """A sequence of each example, by index and in their order, but of those of which none can be made."""
+        made = bad.kept(examples.items(), self._one)
+        conversations = {index: item for index, item in made.items() if isinstance(item, Script)}
         encoded = self.encoder.conversations([*conversations.values()]) if conversations else []
-        found |= {
-            index: at_row(index, field, _raised, made) for index, made in zip(conversations, encoded, strict=True)
-        }
-        return [at_row(index, field, self._sequence, found[index]) for index in indices]
+        masked: dict[int, Masked | RowError] = dict(zip(conversations, encoded, strict=True))
+        masked |= {index: item for index, item in made.items() if not isinstance(item, Script)}
+        return bad.kept(((index, masked[index]) for index in made), self._sequence)
 
     def _one(self, example: Example) -> Script | Masked:
         if isinstance(example, Completion) and self.chat.template:
@@ -187,20 +181,16 @@ class _Sequences:
             raise RowError("data.system_prompt applies to conversations only, and this row is plain text")
         return _plain(example, self.tokenizer, self.encoder)
 
-    def _sequence(self, masked: Masked) -> Sequence:
-        token_ids, mask = masked
+    def _sequence(self, made: Masked | RowError) -> Sequence:
+        if isinstance(made, RowError):
+            raise made
+        token_ids, mask = made
         if self.train_on == "all":
             mask = np.ones(len(token_ids), dtype=np.bool_)
         mask[:1] = False  # nothing comes before it that would predict it
         if not mask.any():
-            raise RowError(f"has no token to train on (train_on {self.train_on}, {len(token_ids)} tokens)")
+            raise EmptyRow(f"has no token to train on (train_on {self.train_on}, {len(token_ids)} tokens)")
         return Sequence(token_ids=np.array(token_ids, dtype=np.int64), action_mask=mask)
-
-
-def _raised(made: Masked | RowError) -> Masked:
-    if isinstance(made, RowError):
-        raise made
-    return made
 
 
 def _plain(example: Completion | Text, tokenizer: "PreTrainedTokenizerFast", encoder: Encoder) -> Masked:

@@ -1,6 +1,6 @@
 """What rows hold and nothing reads, by name: a column, a key of messages, an argument of the template."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from algorithms.config import DataConfig
 from algorithms.data.chat_format import ChatFormat
@@ -15,7 +15,7 @@ _MOST = 8
 
 def unread(
     rows: Sequence[Row],
-    examples: Sequence[object],
+    examples: Iterable[object],
     convention: Convention,
     chat: ChatFormat,
     use: Use,
@@ -35,7 +35,7 @@ def _columns(rows: Sequence[Row], read: set[str], field: str) -> list[str]:
     return [f"{field}: nothing reads {_listed('column', names)}"] if names else []
 
 
-def _keys(examples: Sequence[object], chat: ChatFormat, field: str) -> list[str]:
+def _keys(examples: Iterable[object], chat: ChatFormat, field: str) -> list[str]:
     keys, arguments = set[str](), set[str]()
     for example in examples:
         for dialogue in _dialogues(example):
@@ -43,7 +43,8 @@ def _keys(examples: Sequence[object], chat: ChatFormat, field: str) -> list[str]
             arguments |= dialogue.arguments.keys()
     # By the text: a template may read a key in any way.
     keys = {name for name in keys if name not in chat.template}
-    arguments -= chat.variables if chat.template else set()
+    if arguments and chat.template:
+        arguments -= chat.variables
     found = [f"{field}: the chat template reads no {_listed('key', sorted(keys))} of messages"] if keys else []
     if arguments:
         found.append(f"{field}: the chat template reads no {_listed('argument', sorted(arguments))} of rows")

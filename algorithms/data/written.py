@@ -12,7 +12,7 @@ from typing import Literal
 from algorithms.config import DataConfig
 from algorithms.data.chat_format import ChatFormat, Habits, squeezed
 from algorithms.data.left_out import check_nothing_is_left_out, goes_on, is_plain, turn_fault
-from algorithms.data.messages import Message, RowError, reasoning_of
+from algorithms.data.messages import EmptyRow, Message, RowError, reasoning_of
 from algorithms.data.readers import Dialogue
 from algorithms.data.rendering import marked_parts
 
@@ -45,6 +45,8 @@ class Script:
     """Those that are trained, in order."""
     appended: bool = False
     """Whether the last turn's stop is not in the text, which ends where the turn does."""
+    prompted: bool = False
+    """Whether the last turn begins where the prompt of a rollout would end."""
 
 
 def with_system_prompt(dialogue: Dialogue, data: DataConfig) -> Dialogue:
@@ -71,12 +73,13 @@ def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Script:
     if train_on == "all":
         return _to_its_end(chat, dialogue, text)
     marks = _marks(chat, dialogue, messages) if chat.marks else {}
-    turns, appended = [], False
+    turns, appended, prompted = [], False, False
     for index in chosen:
-        start = marks[index] if marks else _start(chat, dialogue, index, text)
+        start, prompted = (marks[index], False) if marks else _start(chat, dialogue, index, text)
         turn, appended = _turn(chat, dialogue, index, text, start)
         turns.append(turn)
-    return Script(text=text[: turns[-1].end] if appended else text, turns=turns, appended=appended)
+    text = text[: turns[-1].end] if appended else text
+    return Script(text=text, turns=turns, appended=appended, prompted=prompted)
 
 
 def answered(chat: ChatFormat, dialogue: Dialogue) -> Script:
@@ -85,6 +88,8 @@ def answered(chat: ChatFormat, dialogue: Dialogue) -> Script:
     Raises RowError as `written` does, and for a template that writes what precedes an answer otherwise than a prompt.
     """
     found = written(chat, dialogue, "last")
+    if found.prompted:
+        return found
     [turn] = found.turns
     prompt = asked(chat, dialogue, dialogue.messages[:-1])
     if found.text.startswith(prompt):
@@ -140,8 +145,8 @@ def _trained(messages: list[Message], given: int, train_on: TrainOn) -> list[int
         for index, message in enumerate(messages)
         if index >= given and message["role"] == "assistant" and message.get("weight", 1)
     ]
-    if not spoken:
-        raise RowError("has no token to train on (no turn of the assistant that is learned from)")
+    if not spoken and train_on != "all":
+        raise EmptyRow("has no token to train on (no turn of the assistant that is learned from)")
     return spoken[-1:] if train_on == "last" else spoken
 
 
@@ -155,16 +160,16 @@ def _to_its_end(chat: ChatFormat, dialogue: Dialogue, text: str) -> Script:
     return Script(text=text, turns=[Spoken(start=len(text), end=len(text), stop=stop)], appended=True)
 
 
-def _start(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
-    """Where in the text a turn begins."""
+def _start(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple[int, bool]:
+    """Where in the text a turn begins, and whether that is where its prompt ends."""
     before = dialogue.messages[:index]
     try:
         prompt = _rendered(chat, dialogue, before, ask=True)
         if text.startswith(prompt):
-            return len(prompt)
+            return len(prompt), True
     except RowError:  # many a template refuses to be asked before anybody has spoken
         pass
-    return _start_by_words(chat, dialogue, index, text)
+    return _start_by_words(chat, dialogue, index, text), False
 
 
 def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:

@@ -1,7 +1,7 @@
 """Whether the reward `math` can read the golds of a data set: all of them before a run, not one by one in it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from actors.config import UserError
 from algorithms.rewards.built_in import gold_fault, parsed_gold
@@ -13,13 +13,13 @@ _PARSE_S = 0.5
 """Longest time that golds are parsed for; the characters of all of them are looked at in any case."""
 
 
-def check_golds(rows: Sequence[Mapping[str, object]], label: str) -> None:
-    """Check the column `answer` of every row that has one.
+def check_golds(rows: Mapping[int, Mapping[str, object]], label: str) -> None:
+    """Check the column `answer` of every row that has one; `rows` by number.
 
     Raises UserError: the first row whose gold is not an expression as a whole.
     """
     unsure: dict[str, int] = {}
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows.items():
         if "answer" not in row:
             continue
         answer = row["answer"]

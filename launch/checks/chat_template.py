@@ -4,14 +4,13 @@ from actors.config import UserError
 from actors.models.tokenizer import tokenizer_for
 from algorithms.words import nearest
 from launch.config import RunConfig
-from launch.kinds.table import job_kind
 
 _OURS = {"messages", "tools", "documents", "add_generation_prompt"}
 """Variables that a template has anyway."""
 
 
 def check_chat_template(config: RunConfig) -> list[str]:
-    """A line that says what ends the model's answers, where it gives some.
+    """A line that says what ends answers, where anything does.
 
     Raises:
         UserError: a template that is broken; a name in data.template_arguments that it does not read.
@@ -29,7 +28,7 @@ def check_chat_template(config: RunConfig) -> list[str]:
     if config.data.template_arguments:
         _check_arguments(config, chat.variables if chat.template else frozenset())
     stops = chat.habits().stops
-    if job_kind(config).role != "causal" or not stops:
+    if not stops:
         return []
     written = f" ({chat.habits().last or 'nothing'} behind the last one)" if chat.habits().last != stops[0] else ""
     further = f", also with {', '.join(stops[1:])}" if stops[1:] else ""

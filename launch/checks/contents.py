@@ -13,6 +13,7 @@ from actors.models.tokenizer_files import files_of
 from launch.checks.resumed_data import GO_ON
 from launch.config import RunConfig
 
+_OWN_TEMPLATE = "model.chat_template"
 _AT_START: dict[str, dict[str, str]] = {}
 """Run directory -> `model_contents` when this process began the run."""
 _TEXT_AT_START: dict[str, dict[str, str]] = {}
@@ -61,10 +62,11 @@ def changed_contents(config: RunConfig, then: object, directory: object) -> list
 def text_files(config: RunConfig) -> dict[str, str]:
     """Name -> SHA-256 of each file of the policy's tokenizer and chat template, where the model is a directory here: a
     model of the hub is known by its commit."""
-    directory = Path(config.model.path or "")
+    directory, own = Path(config.model.path or ""), Path(config.model.chat_template or "")
+    found = {_OWN_TEMPLATE: sha256_of(own)} if own.is_file() else {}
     if config.model.path is None or not directory.is_dir():
-        return {}
-    return {str(file.relative_to(directory)): sha256_of(file) for file in files_of(directory)}
+        return found
+    return found | {str(file.relative_to(directory)): sha256_of(file) for file in files_of(directory)}
 
 
 def changed_text_files(config: RunConfig, then: object, directory: object) -> list[str]:
@@ -76,9 +78,11 @@ def changed_text_files(config: RunConfig, then: object, directory: object) -> li
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     if not changed:
         return []
+    field = _OWN_TEMPLATE if changed == [_OWN_TEMPLATE] else "model.path"
     return [
-        f"model.path: must hold the tokenizer and chat template that {directory} was trained with "
-        f"({', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since), got {config.model.path}; "
+        f"{field}: must hold the tokenizer and chat template that {directory} was trained with "
+        f"({', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since), got "
+        f"{config.model.chat_template if field == _OWN_TEMPLATE else config.model.path}; "
         f"{GO_ON}"
     ]
 

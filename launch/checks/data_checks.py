@@ -53,7 +53,7 @@ def check_sets(findings: Findings, sets: dict[Field, Sets], readable: bool) -> t
     )
     if train is not None:
         findings.rows, findings.mean_tokens = train.count, train.mean_tokens
-        findings.complete, findings.whole = train.complete, train.whole
+        findings.complete, findings.whole = train.complete, train.whole and train.rendered
         if held_out is not None:
             findings.warnings += same_rows(config, train, held_out)
     return train, held_out

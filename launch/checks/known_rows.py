@@ -19,11 +19,13 @@ class Rows:
     """What is known about the training or the evaluation rows."""
 
     count: int = 0
-    """Rows read that the run draws, at most READ_ROWS of each set: without those that are too long or held out."""
+    """Rows read that the run draws, at most READ_ROWS of each set: without those that are bad, too long or held out."""
     complete: bool = True
     """Whether these are all: no set has as many rows as are read here."""
     whole: bool = True
     """Whether none of them is left out for its length."""
+    rendered: bool = True
+    """Whether all were, as far as that may show that one is to be skipped: then the run counts as many."""
     unpaired: dict[str, list["Unpaired"]] = field(default_factory=dict)
     """For KTO: what decides whether rows can be compared, of each set."""
     columns: set[str] = field(default_factory=set)
@@ -35,7 +37,7 @@ class Rows:
     examples: list[ProbeRow] = field(default_factory=list)
     """Prompts to call rewards with."""
     notes: list[str] = field(default_factory=list)
-    """A line for each set of which rows are too long, and are left out or cut."""
+    """A line for each set of which rows are skipped as bad ones, or are too long, and are left out or cut."""
     warnings: list[str] = field(default_factory=list)
     digest: int = 0
     """Differs for rows that differ; 0 without data.eval, where there is nothing to compare with."""

@@ -1,7 +1,7 @@
 """Rows as `check` reads them: whether the job can learn from them, and how long they are. Imports no torch, no Ray."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
     from algorithms.data.readers import Asked, Judgement
-    from algorithms.data.reading import Reading
+    from algorithms.data.reading import Reading, Tally
 
 READ_ROWS = 20_000
 """Rows of each data set that are read here; the run itself reads all of them."""
@@ -55,7 +55,7 @@ def read_sets(config: RunConfig, where: Field, told: list[str] | None = None) ->
         if any(_is_math(function) for function in config.reward.functions):
             from algorithms.rewards.math_golds import check_golds
 
-            check_golds(reading.rows, label)
+            check_golds({index + 1: reading.rows[index] for index in reading.examples}, label)
     return sets
 
 
@@ -88,30 +88,30 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
     columns = []
     for name, rows in sets.items():
         label = f"{where}.{name}" if name else where
-        found.warnings += _limit_warnings(config, where, label, len(rows))
-        if _may_be_endless(config, where, name, label, len(rows)):
-            found.warnings.append(
-                f"{label}: gave {len(rows):,} rows and may give more, of which the run reads all; data.limit ends it"
-            )
+        found.warnings += _limit_warnings(config, where, name, label, len(rows))
         reading = _reading(config, rows, label, tokenizer)
-        # A reward can take a column only if every row has it.
-        columns.append(set.intersection(*map(set, reading.rows)))
-        kept = len(rows)
+        tally = reading.tally()
+        tally.total += len(rows) == READ_ROWS  # there may be more than were read
         found.complete = found.complete and len(rows) < READ_ROWS
-        _note_lacking(reading.rows, columns[-1], label, found)
+        rendered = _measure(reading, tally, lengths, found) if tokenise else 0
+        found.notes += reading.accounts(tally)
+        found.rendered = found.rendered and (rendered == len(reading.examples) or not reading.bad.allowed)
+        good = [index for index in reading.examples if index not in reading.bad.found]
+        # A reward can take a column only if every row has it.
+        columns.append(set.intersection(*(set(reading.rows[index]) for index in good)))
+        _note_lacking({index + 1: reading.rows[index] for index in good}, columns[-1], label, found)
         if config.data.eval is not None:
             found.digest = hash((found.digest, *map(repr, rows)))  # by repr, as lists and mappings have no hash
         if kind.samples_responses:
-            found.examples += _examples(reading, tokenizer)
+            found.examples += _examples(reading, good, tokenizer)
         # What a row has been read as is said by the convention of the kind of job, not by a type.
         if kind.unpaired:
-            found.unpaired[name] = list(map(unpaired_text, cast("Sequence[Judgement]", reading.examples)))
-        counted = config.data.overlong == "error"  # else it is not known how many are left out
-        if tokenise:
-            dropped, looked_at = _measure(reading, lengths, found)
-            kept -= dropped
-            counted = counted or looked_at == len(rows)
-        found.whole = found.whole and kept == len(rows) and counted
+            judged = cast("Mapping[int, Judgement]", reading.examples)
+            found.unpaired[name] = [unpaired_text(judged[index]) for index in good]
+        # With data.overlong error none is left out, whether they are counted or not.
+        counted = config.data.overlong == "error" or tally.looked_at == len(rows)
+        found.whole = found.whole and not tally.dropped and counted
+        kept = len(good) - tally.dropped
         if where == "data.train" and config.data.eval_fraction is not None:  # held-out rows are taken from what is left
             kept -= held_out_count(kept, config.data.eval_fraction, label)
         # Of a set with weight 0 no row is drawn.
@@ -168,12 +168,14 @@ def _reading(config: RunConfig, rows: list[Row], label: str, tokenizer: Any) -> 
     return reading_of(config.algorithm, rows, config.data, tokenizer, max_prompt_tokens=limit, field=label)
 
 
-def _limit_warnings(config: RunConfig, where: Field, label: str, count: int) -> list[str]:
-    name = "data.limit" if where == "data.train" else "data.eval_limit"
+def _limit_warnings(config: RunConfig, where: Field, name: str, label: str, count: int) -> list[str]:
+    if _may_be_endless(config, where, name, label, count):
+        return [f"{label}: gave {count:,} rows and may give more, of which the run reads all; data.limit ends it"]
+    setting = "data.limit" if where == "data.train" else "data.eval_limit"
     limit = config.data.limit if where == "data.train" else config.data.eval_limit
     if limit is None or count >= min(limit, READ_ROWS):
         return []
-    return [f"{name}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
+    return [f"{setting}: {limit:,} is above the {count:,} rows of {label}, and has no effect"]
 
 
 def _may_be_endless(config: RunConfig, where: Field, name: str, label: str, count: int) -> bool:
@@ -184,46 +186,51 @@ def _may_be_endless(config: RunConfig, where: Field, name: str, label: str, coun
     return limit is None and count == READ_ROWS and source is not None and kind_of_source(source, label) == "generator"
 
 
-def _note_lacking(rows: list[Row], everywhere: set[str], label: str, found: Rows) -> None:
-    """Note of each column that not all rows have which row is the first without it."""
-    for name in sorted(set().union(*rows) - everywhere):
-        number = next(number for number, row in enumerate(rows, start=1) if name not in row)
+def _note_lacking(rows: dict[int, Row], everywhere: set[str], label: str, found: Rows) -> None:
+    """Note of each column that not all rows have which row is the first without it; `rows` by number."""
+    for name in sorted(set().union(*rows.values()) - everywhere):
+        number = next(number for number, row in rows.items() if name not in row)
         found.lacking.setdefault(name, f"{label}: row {number}")
 
 
-def _examples(reading: "Reading[object]", tokenizer: "PreTrainedTokenizerFast | None") -> list[ProbeRow]:
+def _examples(
+    reading: "Reading[object]", good: list[int], tokenizer: "PreTrainedTokenizerFast | None"
+) -> list[ProbeRow]:
+    """Some of the rows of these indices."""
+    from algorithms.data.chat_format import stop_ids
     from algorithms.data.tokens import prompt_text
 
-    last = len(reading.rows) - 1
-    prompts = cast("Sequence[Asked]", reading.examples)
+    last = len(good) - 1
+    prompts = cast("Mapping[int, Asked]", reading.examples)
     # Evenly from the first to the last; of fewer rows each once.
-    chosen = dict.fromkeys(last * number // (_EXAMPLES - 1) for number in range(_EXAMPLES))
+    chosen = dict.fromkeys(good[last * number // (_EXAMPLES - 1)] for number in range(_EXAMPLES))
     found = [ProbeRow(number=i + 1, prompt=prompt_text(prompts[i]), row=reading.rows[i]) for i in chosen]
-    return found if tokenizer is None else [replace(row, completion_ids=_sampled(row, tokenizer)) for row in found]
+    if tokenizer is None:
+        return found
+    end = stop_ids(tokenizer, reading.data.template_arguments)[:1]
+    return [replace(row, completion_ids=_sampled(row, tokenizer, end)) for row in found]
 
 
-def _sampled(row: ProbeRow, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], ...]:
+def _sampled(row: ProbeRow, tokenizer: "PreTrainedTokenizerFast", end: list[int]) -> tuple[list[int], ...]:
     """Its completions as a model would sample them, with the token that ends each."""
-    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     return tuple([*tokenizer.encode(text, add_special_tokens=False), *end] for text in row.completions)
 
 
-def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tuple[int, int]:
-    """Count the rows that are too long, and learn how long the first ones are; returns how many are left out, of how
-    many that were looked at.
+def _measure(reading: "Reading[object]", tally: "Tally", lengths: list[int], found: Rows) -> int:
+    """Count the rows that are too long, and learn how long the first ones are; returns how many were rendered for that.
 
     A row of fewer bytes than the limit has tokens is not tokenised: no token is shorter than a byte.
     """
-    tally, sample = reading.tally(), _affordable(reading.rows)
-    if len(reading.rows) == READ_ROWS:
-        tally.total += 1  # there may be more than were read
+    sample, rendered = _affordable(reading.rows), 0
     # CPU time: what is found must not depend on what else the machine does.
     until, unknown = time.process_time() + _COUNTING_S, 0
     for seen, wanted in _chunks(reading, sample):
+        rendered += len(wanted)
         wanted = reading.without_huge(wanted, tally)
-        items = reading.encode(wanted) if wanted else []
-        unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for item in items for ids in _ids_of(item))
-        lengths += [_tokens(item) for item, index in zip(items, wanted, strict=True) if index < sample]
+        items = reading.encode(wanted) if wanted else {}
+        ids_of = (ids for item in items.values() for ids in _ids_of(item))
+        unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for ids in ids_of)
+        lengths += [_tokens(item) for index, item in items.items() if index < sample]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen
         late = time.process_time() > until + (_EXACT_COUNT_S if tally.over else 0)
@@ -233,18 +240,16 @@ def _measure(reading: "Reading[object]", lengths: list[int], found: Rows) -> tup
         found.warnings.append(f"{reading.field}: {unknown:,} unknown tokens (text that the tokenizer cannot express)")
     reading.conclude(tally)
     found.notes += reading.notes
-    if note := reading.account(tally):
-        found.notes.append(note)
-    elif tally.looked_at < len(reading.rows):
+    if not tally.over and tally.looked_at < len(reading.rows):
         _check_longest(reading, tally.looked_at)
-    return tally.dropped, tally.looked_at
+    return rendered
 
 
 def _chunks(reading: "Reading[object]", sample: int) -> Iterator[tuple[int, list[int]]]:
     """Rows to tokenise, a few at a time, after how many rows they were found."""
     wanted: list[int] = []
     size = 0
-    for index in range(len(reading.rows)):
+    for index in reading.examples:
         if index < sample or _may_be_too_long(reading, index):
             wanted.append(index)
             size += _bytes_of(reading.examples[index])
@@ -257,10 +262,13 @@ def _chunks(reading: "Reading[object]", sample: int) -> Iterator[tuple[int, list
 def _check_longest(reading: "Reading[object]", start: int) -> None:
     """Raise UserError when the longest of the rows from `start` on, which were not counted, is too long."""
     # By its text, which takes no tokenizer: the longest one is most likely too long, if any is.
-    index = max(range(start, len(reading.rows)), key=lambda index: len(str(reading.rows[index])))
-    tally = reading.tally()
+    unseen = [index for index in reading.examples if index >= start]
+    if not unseen:
+        return
+    index, tally = max(unseen, key=lambda index: len(str(reading.rows[index]))), reading.tally()
     indices = reading.without_huge([index], tally)
-    reading.limited(reading.encode(indices) if indices else [], indices, tally)
+    reading.limited(reading.encode(indices) if indices else {}, indices, tally)
+    reading.bad.check(start)
     if tally.over and reading.data.overlong == "error":
         raise UserError(
             f"{reading.field}: row {index + 1} has {'over ' * tally.huge}{tally.longest:,} tokens, {reading.rule} is "

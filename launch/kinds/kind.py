@@ -43,6 +43,7 @@ ON_SEQUENCES = frozenset(
             "data.template_arguments",
             "data.system_prompt",
             "data.overlong",
+            "data.max_bad_rows",
             "data.truncation_side",
             "data.eval_fraction",
             "data.weights",

@@ -94,7 +94,8 @@ use_comet, comet_project_name, comet_workspace, comet_api_key, comet_mode, comet
 use_ray, ray_num_workers = policy.ranks | Ray is always used
 ray_run_name = run.name
 resources_per_worker = policy.gpus_per_rank, policy.cpus_per_rank
-chat_template_jinja, default_system_message = data.system_prompt | the chat template is the tokenizer's own
+chat_template_jinja = model.chat_template | a file
+default_system_message = data.system_prompt
 orpo_alpha = algorithm.beta | with algorithm.loss: orpo
 kto_desirable_weight = algorithm.desirable_weight
 kto_undesirable_weight = algorithm.undesirable_weight

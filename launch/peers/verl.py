@@ -23,7 +23,7 @@ algorithm.rollout_correction.rollout_rs, algorithm.rollout_correction.rollout_rs
 algorithm.rollout_correction.bypass_mode, algorithm.rollout_correction.rollout_is_batch_normalize = - | algorithm.importance_correction has level, mode and cap
 actor_rollout_ref.model.path = model.path
 actor_rollout_ref.model.tokenizer_path, actor_rollout_ref.model.hf_config_path = model.path | the tokenizer is in the same directory
-actor_rollout_ref.model.custom_chat_template, data.chat_template = - | the tokenizer's own chat template is used
+actor_rollout_ref.model.custom_chat_template, data.chat_template = model.chat_template | a file
 actor_rollout_ref.model.external_lib, actor_rollout_ref.model.override_config = - | the model is what its config.json says
 actor_rollout_ref.model.trust_remote_code, data.trust_remote_code = - | only models of the transformers library are loaded, and no code of a repository
 actor_rollout_ref.model.use_shm, data.use_shm, actor_rollout_ref.model.tiled_mlp = - | models and data are read from where they are
@@ -152,7 +152,7 @@ data.filter_overlong_prompts, data.filter_overlong_prompts_workers, data.truncat
 data.dataloader_num_workers, data.balance_dp_token = - | rows are packed evenly over the ranks
 data.custom_cls.path, data.custom_cls.name, data.datagen.path = data.train | module:function, or data.converter
 data.sampler.class_path, data.sampler.class_name = data.shuffle | or data.weights
-data.apply_chat_template_kwargs = - | the tokenizer's own chat template is used
+data.apply_chat_template_kwargs = data.template_arguments
 critic.optim.lr = critic.optimizer.lr
 critic.optim.weight_decay = critic.optimizer.weight_decay
 critic.optim.lr_warmup_steps = critic.optimizer.warmup_updates

@@ -11,6 +11,7 @@ from actors.failure import reason_of
 from actors.models.as_source import generation_problem, tokens_for_generation
 from actors.models.hub_cache import cached_snapshot, is_hub_id
 from actors.models.tokenizer import load_tokenizer
+from actors.quick_import import without_science
 from algorithms.data.rendering import run_template
 from launch.models.files import template_fault
 from launch.models.tensors import check_whole
@@ -135,6 +136,7 @@ class _Speaker:
     """A loaded model and how it samples; temperature 0 is greedy."""
 
     def __init__(self, directory: Path, temperature: float, max_tokens: int | None) -> None:
+        without_science()  # before anything imports a model's module
         import torch
         import transformers
 

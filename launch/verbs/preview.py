@@ -1,7 +1,7 @@
 """The verb `data`: what rows become, token by token, and how long they are."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from algorithms.data.held_out import divided
 from algorithms.data.pairs import Judged, Pair, prompt_length
 from algorithms.data.reading import Reading
 from algorithms.data.run_data import load_sets, reading_of
+from launch.checks.chat_template import check_chat_template
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.screen.console import VisibleConsole
@@ -59,7 +60,9 @@ def preview_sets(config: RunConfig, rows: int, console: Console, show: "Show[Ite
             label = f"{field}.{name}" if name else field
             limit = config.rollout.max_prompt_tokens
             reading = reading_of(config.algorithm, found, config.data, tokenizer, max_prompt_tokens=limit, field=label)
-            _preview(Shown(config, reading, tokenizer, shown, console), show)
+            _preview(Shown(config, reading, tokenizer, shown, console, []), show)
+    for line in check_chat_template(config):
+        console.print(line, highlight=False, markup=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,12 @@ class Shown(Generic[Item]):
     count: int
     """Rows of it to print."""
     console: Console
+    numbers: list[int]
+    """Of the rows of what is shown, the first 1."""
+
+    def first(self, found: list[Item]) -> list[tuple[int, Item]]:
+        """What is to be printed of them, with the numbers of their rows."""
+        return list(zip(self.numbers, found, strict=True))[: self.count]
 
 
 Show = Callable[[Shown[Item], list[Item]], None]
@@ -82,17 +91,20 @@ def _preview(shown: Shown[Item], show: Show[Item]) -> None:
     """One set of rows, and what becomes of those that are too long."""
     config, reading, console = shown.config, shown.reading, shown.console
     tally = reading.tally()
-    indices = reading.without_huge(range(len(reading.rows)), tally)
-    if not indices:
-        reading.conclude(tally)  # raises: there is nothing to show
-    items = reading.encode(indices)  # rows over the limit included: their lengths are what one looks for here
-    _print_convention(config, reading, console)
-    show(shown, items)
+    indices = reading.without_huge([*reading.examples], tally)
+    # Rows over the limit included: their lengths are what one looks for here.
+    items = reading.encode(indices) if indices else {}
     reading.limited(items, indices, tally)
-    for line in [*reading.notes, *filter(None, [reading.account(tally)])]:
+    reading.bad.check()
+    if not items:
+        reading.conclude(tally)  # raises: there is nothing to show
+    _print_convention(config, reading, console)
+    show(replace(shown, numbers=[index + 1 for index in items]), [*items.values()])
+    for line in [*reading.notes, *reading.accounts(tally)]:
         console.print(f"  {line}", style="bold", highlight=False, markup=False)
     if config.data.eval_fraction is not None:
-        train, held_out = divided([*range(tally.looked_at - tally.dropped)], config.data.eval_fraction, reading.field)
+        kept = [*range(tally.looked_at - tally.dropped - len(reading.bad.found))]
+        train, held_out = divided(kept, config.data.eval_fraction, reading.field)
         console.print(
             f"  {len(train):,} rows are trained on, {len(held_out):,} are held out (data.eval_fraction "
             f"{config.data.eval_fraction:g})",
@@ -126,7 +138,7 @@ def _row_table(prompt: Prompt) -> Table:
 def preview_sequences(shown: Shown[Sequence], found: list[Sequence]) -> None:
     """Print sequences, with the trained part marked."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
-    for number, sequence in enumerate(found[: shown.count], start=1):
+    for number, sequence in shown.first(found):
         trained = int(sequence.action_mask.sum())
         title = f"row {number}, {len(sequence)} tokens, {trained} trained on"
         body = marked(sequence, tokenizer, marks=_needs_marks(console))
@@ -138,7 +150,7 @@ def preview_sequences(shown: Shown[Sequence], found: list[Sequence]) -> None:
 def preview_pairs(shown: Shown[Pair], found: list[Pair]) -> None:
     """Print prompts with their two responses."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
-    for number, pair in enumerate(found[: shown.count], start=1):
+    for number, pair in shown.first(found):
         start = prompt_length(pair.chosen)
         chosen, rejected = len(pair.chosen) - start, len(pair.rejected) - start
         title = f"row {number}, prompt {start} tokens, chosen {chosen}, rejected {rejected}"
@@ -178,7 +190,7 @@ def _response_ids(sequence: Sequence) -> NDArray[np.int64]:
 def preview_judged(shown: Shown[Judged], found: list[Judged]) -> None:
     """Print single responses with their labels."""
     tokenizer, console, field = shown.tokenizer, shown.console, shown.reading.field
-    for number, item in enumerate(found[: shown.count], start=1):
+    for number, item in shown.first(found):
         console.print(_judged_panel(number, item, tokenizer, marks=_needs_marks(console)))
     good = sum(item.desirable for item in found)
     console.print(f"  {good} desirable rows, {len(found) - good} undesirable ones", highlight=False)
