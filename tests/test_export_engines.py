@@ -1,4 +1,4 @@
-"""vLLM serves exports as they were trained: whole and merged, of a tokenizer's class that it would read otherwise too.
+"""vLLM serves exports as they were trained: whole and merged, and of a class of tokenizers that it reads otherwise.
 
 All others are served by `make interop`.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.agreement import assert_served_as_trained
+from tests.interop.agreement import assert_ends_at_each, assert_served_as_trained
 from tests.interop.write import main
 
 NAMES = ("llama", "llama-merged", "qwen2")
@@ -28,3 +28,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 @pytest.mark.parametrize("name", NAMES)
 def test_an_engine_serves_an_export_as_it_was_trained(name: str, served: Path) -> None:
     assert_served_as_trained(served / name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_ends_an_answer_at_each_of_an_exports_tokens_for_that(name: str, served: Path) -> None:
+    assert_ends_at_each(served / name)

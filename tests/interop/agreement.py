@@ -7,10 +7,26 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+LEARNED = 5
+"""The token that ends answers of the exports, beside those that their sources name."""
+
 
 def read(directory: Path, name: str) -> dict[str, Any]:
     """What tests/interop/write.py (`expected`) or tests/served.py (`served`) has written beside a model."""
     return json.loads((directory / f"{name}.json").read_text())
+
+
+def assert_ends_at_each(export: Path) -> None:
+    """What transformers generates ends at each of the tokens that end an answer: the one that was learned, and those of
+    the source."""
+    expected = read(export, "expected")
+    model: Any = AutoModelForCausalLM.from_pretrained(export)
+    assert expected["ends"][0] == LEARNED and len(expected["ends"]) > 1
+    asked = torch.tensor([expected["prompt"]])
+    for end in expected["ends"]:
+        options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+        answer = model.generate(asked, prefix_allowed_tokens_fn=lambda *_, end=end: [end], **options)
+        assert answer[0, asked.shape[1] :].tolist() == [end]
 
 
 def assert_served_as_trained(export: Path) -> None:

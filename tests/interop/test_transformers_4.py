@@ -1,6 +1,5 @@
 """transformers 4.57 loads what this project exports with 5, and finds the same tokens, texts and logits in it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,8 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tests.interop.agreement import assert_ends_at_each, read
 
 FAST = {
     "llama": "PreTrainedTokenizerFast",
@@ -22,7 +23,7 @@ every = pytest.mark.parametrize("name", NAMES)
 
 
 def expected(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "expected.json").read_text())
+    return read(directory, "expected")
 
 
 def test_this_is_the_other_version() -> None:
@@ -65,14 +66,7 @@ def test_a_model_computes_the_same(name: str, exports: Path) -> None:
 
 @every
 def test_an_answer_ends_at_each_of_the_tokens_that_end_it(name: str, exports: Path) -> None:
-    found = expected(exports / name)
-    model = AutoModelForCausalLM.from_pretrained(exports / name)
-    assert 5 in found["ends"] and len(found["ends"]) > 1
-    asked = torch.tensor([found["prompt"]])
-    for end in found["ends"]:
-        options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-        answer = model.generate(asked, prefix_allowed_tokens_fn=lambda *_, end=end: [end], **options)
-        assert answer[0, asked.shape[1] :].tolist() == [end]
+    assert_ends_at_each(exports / name)
 
 
 @pytest.mark.parametrize("kind", FAST)

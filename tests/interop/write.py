@@ -20,12 +20,12 @@ from actors.models.load import load_model
 from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
+from tests.interop.agreement import LEARNED
 from tests.tokenizer_sources import KINDS, TEXTS, with_model
 from tests.weights import weights_of
 
 MESSAGES = [{"role": "user", "content": "the"}]
-# As a run names its ends: the first is what the chat template ends turns with, the others are the source's.
-CHAT = ChatSettings(ends=[5])
+CHAT = ChatSettings(ends=[LEARNED])
 
 
 def main(directory: Path, kinds: Iterable[str] = KINDS, families: Iterable[Any] = ("qwen2", "llama")) -> None:
