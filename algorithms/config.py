@@ -57,7 +57,7 @@ class DataConfig(Config):
     """Side at which `overlong: truncate` cuts. sft: the sequence, with its mask. reward and dpo, left: the prompt, and
     the responses stay whole; right: the responses, and the prompt stays whole. Reinforcement learning: the prompt, left
     only. A first BOS token stays."""
-    max_bad_rows: int | float | None = None
+    max_bad_rows: int | float | None = Field(default=None, ge=0, le=10**12)
     """How many bad rows of a set are skipped, with a line that names them, before the first is an error: a number of
     rows, or a share of them below 1, such as 0.02. null: up to 1 % may be empty, which is usual in large files (a
     column that a row has not, an answer or turn without text, two responses that are the same), and none may have a

@@ -21,6 +21,7 @@ from algorithms.rewards.calls import check_signature
 from launch.checks.known_rows import Rows
 from launch.checks.row_checks import check_rows, check_unpaired
 from launch.config import validate
+from launch.verbs.preview import preview
 from tests.one_set import load_rows
 
 INIT = {"hidden_size": 64, "layers": 1, "heads": 2}
@@ -543,8 +544,6 @@ def text_of(item: Any, job: str) -> str:
 
 @pytest.mark.parametrize("job", EMPTY)
 def test_a_few_empty_rows_of_many_are_skipped_and_told(job: str) -> None:
-    from launch.verbs.preview import preview
-
     values, messages = zip(*EMPTY[job], strict=True)
     write(rows_with(job, list(values)))
     checked, found = check_rows(config(job), "data.train", tokenise=True), run_rows(config(job))
@@ -576,6 +575,9 @@ def test_what_is_held_out_is_drawn_from_the_rows_that_are_left(job: str) -> None
     assert checked.notes == found.notes and "data.train: 2 of 200 rows skipped" in found.notes[0]
     assert (checked.count, len(found.train), len(found.held_out)) == (99, 99, 99)
     assert (checked.complete, checked.whole, checked.rendered) == (True, True, True)
+    console = Console(file=io.StringIO(), width=200)
+    preview(run, 1, console)
+    assert "99 rows are trained on, 99 are held out" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("job", EMPTY)

@@ -129,7 +129,7 @@ class Policy:
         self.fails = fails
         self.asked: list[str] = []
 
-    def call(self, method: Any, directory: Path, *_: Any) -> list[Any]:
+    def call(self, method: Any, directory: Path, chat: Any = None) -> list[Any]:
         self.asked.append(method.__name__)
         directory.mkdir(exist_ok=True)
         (directory / self.asked[-1]).write_text("")

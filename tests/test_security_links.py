@@ -55,7 +55,7 @@ def test_no_link_is_followed(victim: Path) -> None:
 
 def test_an_export_is_written_into_no_other_directory(tmp_path: Path) -> None:
     class Policy:
-        def call(self, _: Any, directory: Path) -> list[None]:
+        def call(self, _: Any, directory: Path, chat: Any = None) -> list[None]:
             directory.mkdir(exist_ok=True)
             (directory / "config.json").write_text("{}")
             return [None]

@@ -97,6 +97,22 @@ def test_a_long_conversation_may_need_more_memory_and_the_line_says_how_much() -
     assert "it needs more than 300 MiB of memory" in line
 
 
+def test_a_text_far_longer_than_its_conversation_is_refused_though_there_is_memory_for_it() -> None:
+    """Memory that was freed before is free again, whatever the limit: of such a text, tokens take forty times more."""
+    line = problem(
+        lambda: prompts(
+            ROWS, DataConfig(train="rows.jsonl"), tokenizer_with("{{ 'ab' * 9 * 10**6 }}"), max_prompt_tokens=99
+        )
+    )
+    assert line == "data.train: row 1: the chat template refuses it (it writes 17 MiB for 6 characters)"
+    marked = "{% generation %}{{ 'ab' * 9 * 10**6 }}{% endgeneration %}"
+    talk = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    line = problem(
+        lambda: sequences(talk, DataConfig(train="rows.jsonl"), tokenizer_with(marked), train_on="completions")
+    )
+    assert "it writes 17 MiB" in line
+
+
 @pytest.mark.parametrize("key", ["name", "tool_calls", "weight"])
 @pytest.mark.parametrize("value", [None, 1, [], {"a": [1, "b"]}])
 def test_a_message_may_have_keys_of_any_kind(key: str, value: Any) -> None:

@@ -18,6 +18,8 @@ _TEMPLATE_S, _TEMPLATE_MIB = 1.0, 1024
 """What the chat template may take for one conversation: a usual one takes it a thousandth of that."""
 _CHARACTERS_S, _CHARACTERS_MIB = 50_000, 1_000
 """For so many characters of it, a second and a MiB more: their tokens are made in the same call."""
+_LONGER, _LONGEST_ASIDE = 16, 2**23
+"""How many times as long as its conversation a text may be, and characters that it may have beside that."""
 _ENDED_AFTER = 10
 """How many times as long it may take where nothing can interrupt it: then the process is ended. Other threads of the
 process count, too."""
@@ -110,11 +112,23 @@ def _confined(render: Callable[[], Any], messages: Sequence[Mapping[str, object]
             at_most(mib, _ENDED_AFTER * limit_s),
             Watch(limit_s, file="", clock=time.thread_time) as watch,
         ):
-            return watch(render)
+            made = watch(render)
     except TooLate as error:
         raise TimeoutError(str(error)) from None
     except MemoryError:
         raise MemoryError(f"it needs more than {mib} MiB of memory") from None
+    # What was freed before may serve a text of any size, and to tokenise it takes forty times as much.
+    if (characters := sum(map(len, _texts_in(made)))) > mib * 2**20:
+        raise MemoryError(f"it needs more than {mib} MiB of memory")
+    if characters > _LONGER * size + _LONGEST_ASIDE:
+        raise ValueError(f"it writes {characters // 2**20} MiB for {size:,} characters")
+    return made
+
+
+def _texts_in(made: object) -> list[str]:
+    """The text that was rendered, which comes alone, or in a list with the parts of it that are marked."""
+    found = made[0] if isinstance(made, tuple) else [made]
+    return [text for text in found if isinstance(text, str)]
 
 
 def template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
