@@ -4,7 +4,7 @@
 #   make demo-embedding  an embedding model from nothing, then a reranker for a weak first stage
 #   make test          lint, types, tests
 #   make oracle        losses, advantages and their gradients compared with TRL's, in an environment of its own
-#   make interop       exports, read by transformers 4.57, in an environment of its own
+#   make interop       exports, read by transformers 4.57 and gguf, in an environment of its own, and served by vLLM
 #   make docs          the pages in docs/ that are made from the code
 #   make mutants       small changes to the maths and its bookkeeping: which of them does no test see? 15 minutes
 # PYTHON=python3.11 chooses the interpreter, TORCH_INDEX=URL where torch is when pip's own indexes have no CPU build of it

@@ -10,13 +10,14 @@ import pytest
 
 from actors.config import UserError
 from actors.models.chat_settings import ChatSettings, write_chat_settings
+from actors.models.tokenizer import load_tokenizer
 from algorithms.data.chat_format import ChatFormat, stop_ids
 from launch.checks.chat_template import check_chat_template
 from launch.config import validate
 from tests.chat.templates import STYLES
 from tests.chat.tokenizers import tokenizer_of
 from tests.conftest import Job
-from tests.tokenizer_sources import with_model
+from tests.tokenizer_sources import llama, with_model
 
 WORDS = ("red", "blue", "green", "grey")
 CHATML = (
@@ -122,6 +123,15 @@ def test_one_notion_of_what_ends_a_turn(name: str, stops: list[str]) -> None:
     tokenizer = tokenizer_of(STYLES[name])
     assert list(ChatFormat(tokenizer).habits().stops) == stops
     assert tokenizer.convert_ids_to_tokens(stop_ids(tokenizer, {})) == stops
+
+
+def test_a_template_that_writes_no_token_leaves_the_end_to_the_tokenizers(tmp_path: Path) -> None:
+    """Neither behind the last answer nor between turns; what is text behind the last one is not said."""
+    llama(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    habits = ChatFormat(tokenizer).habits()
+    assert (habits.last, habits.between, habits.tail, habits.stops) == ("", "", "\n", ("</s>",))
 
 
 @pytest.mark.parametrize(

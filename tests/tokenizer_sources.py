@@ -66,7 +66,7 @@ def qwen2(directory: Path) -> dict[str, Any]:
     }
     named = _named(None, "<|im_end|>", None) | {"pad_token": "<|endoftext|>"}
     _write(directory, backend, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), settings | named)
-    _slow(directory, vocabulary)
+    _slow(directory, vocabulary, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     end = len(vocabulary) + 2
     return {"model_type": "qwen2", "vocab_size": len(vocabulary) + 3, "bos_token_id": None, "eos_token_id": end}
 
@@ -101,7 +101,7 @@ def gpt2(directory: Path) -> dict[str, Any]:
     }
     end = "<|endoftext|>"
     _write(directory, backend, (end,), settings | _named(end, end, end))
-    _slow(directory, vocabulary)
+    _slow(directory, vocabulary, [end])
     _special_map(directory, {"bos_token": end, "eos_token": end, "unk_token": end})
     size = len(vocabulary) + 1
     return {"model_type": "gpt2", "vocab_size": size, "bos_token_id": size - 1, "eos_token_id": size - 1}
@@ -143,7 +143,9 @@ def _special_map(directory: Path, tokens: dict[str, object]) -> None:
     (directory / "special_tokens_map.json").write_text(json.dumps(tokens, indent=2))
 
 
-def _slow(directory: Path, vocabulary: dict[str, int]) -> None:
+def _slow(directory: Path, vocabulary: dict[str, int], special: list[str]) -> None:
+    added = {token: len(vocabulary) + index for index, token in enumerate(special)}
+    (directory / "added_tokens.json").write_text(json.dumps(added))
     (directory / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES))
 
@@ -158,7 +160,7 @@ def with_model(kind: str, directory: Path, **wanted: int) -> Path:
     sizes |= {"intermediate_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 5000.0}
     sizes |= wanted
     if fields["model_type"] == "gpt2":
-        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+        sizes = {"n_embd": sizes["hidden_size"], "n_layer": 1, "n_head": 2, "n_positions": 64}
     (directory / "config.json").write_text(json.dumps(fields | sizes | {"torch_dtype": "float32"}))
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     model.generation_config = GenerationConfig()

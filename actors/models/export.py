@@ -14,6 +14,7 @@ from actors.models.as_source import restore_settings
 from actors.models.chat_settings import ChatSettings, write_chat_settings
 from actors.models.tensor_files import Meta, write_tensors
 from actors.models.tokenizer_files import copy_tokenizer
+from actors.models.tokenizer_readers import agree_with_readers
 
 _INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 50 * 10**9
@@ -61,16 +62,21 @@ def export_settings(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     chat: ChatSettings | None = None,
-) -> None:
-    """All of `export_model` but the weights, of which it is only found out how files would have them."""
+) -> str | None:
+    """All of `export_model` but the weights, of which it is only found out how files would have them.
+
+    Returns what `agree_with_readers` has to tell.
+    """
     save_settings(model, directory)
     source = model.config.name_or_path or ""
     restore_settings(directory, source, scores=model.get_output_embeddings() is None)
     copy_tokenizer(tokenizer, directory, source)
     if chat:
         write_chat_settings(directory, chat)
+    note = agree_with_readers(directory, tokenizer)
     planned_files(model, metas)
     make_readable(directory)
+    return note
 
 
 def save_settings(model: PreTrainedModel, directory: Path) -> None:

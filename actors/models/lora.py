@@ -35,11 +35,9 @@ from transformers.pytorch_utils import Conv1D
 
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.files.readable import make_readable
-from actors.models.as_source import restore_settings
+from actors.models.adapter_settings import settings_of_merged
 from actors.models.dividing import gathered_by_peft
-from actors.models.hub_cache import configured_directory, has_vocabulary, split_commit
-from actors.models.tokenizer import load_tokenizer
-from actors.models.tokenizer_files import copy_tokenizer
+from actors.models.hub_cache import configured_directory, split_commit
 
 Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
@@ -346,9 +344,7 @@ def merge_adapter(directory: Path, base: str, output: Path) -> float:
     adapted: Any = PeftModel.from_pretrained(model, str(directory))
     error = _merge_layers(adapted).value
     adapted.unload().save_pretrained(output)
-    restore_settings(output, base, scores=bool(scores))
-    tokenizer = str(directory) if has_vocabulary(directory) else base
-    copy_tokenizer(load_tokenizer(tokenizer), output, tokenizer)
+    settings_of_merged(directory, base, output, scores=bool(scores))
     make_readable(output)
     return error
 

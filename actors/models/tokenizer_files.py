@@ -28,7 +28,7 @@ _FILES = (
     *FURTHER_VOCABULARIES,
     "additional_chat_templates/*.jinja",
 )
-_READ_BY_ALL = "PreTrainedTokenizerFast"
+READ_BY_ALL = "PreTrainedTokenizerFast"
 """The class of both versions of transformers that reads tokenizer.json as it is."""
 
 
@@ -83,7 +83,7 @@ def _copy(file: Path, target: Path) -> None:
     if "auto_map" in settings:
         del settings["auto_map"]
         # Of its own code, the class is not there; what was trained with is tokenizer.json as it is.
-        known = {"tokenizer_class": _READ_BY_ALL} if (file.parent / "tokenizer.json").is_file() else {}
+        known = {"tokenizer_class": READ_BY_ALL} if (file.parent / "tokenizer.json").is_file() else {}
         _write(target, settings | known)
 
 
@@ -93,7 +93,7 @@ def _in_words_of_all(directory: Path) -> None:
     if settings.get("tokenizer_class") == "TokenizersBackend":
         # The class of 4 has token_type_ids, too, which models that generate refuse.
         settings = {"model_input_names": ["input_ids", "attention_mask"]} | settings
-        settings["tokenizer_class"] = _READ_BY_ALL
+        settings["tokenizer_class"] = READ_BY_ALL
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     if settings:

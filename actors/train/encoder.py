@@ -172,7 +172,7 @@ class EncoderWorker(TrainedWorker):
         self.others = other_parameters(self.model, gathered)
         return super().write_model(directory)
 
-    def write_files(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]] | None) -> None:
+    def write_files(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]] | None) -> str | None:
         """See `TrainedWorker.write_files`; with weights, the others are written once more."""
         from actors.models import encoders, lora
 
@@ -180,6 +180,7 @@ class EncoderWorker(TrainedWorker):
             self.shell = encoders.load_shell(self.model_config, self.head, self.directory)
         others = {} if tensors is None else self.others
         encoders.write_encoder(self.shell, lora.parameter_metas(self.hf_model), tensors, others, self.head, directory)
+        return None  # it is trained with what AutoTokenizer makes of its files
 
     def _first_pass(
         self, batches: list[TextBatch], count: int, keep: bool

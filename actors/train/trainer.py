@@ -235,7 +235,7 @@ class TrainedWorker(Worker):
     chat: "ChatSettings | None" = None
     """What exports say of conversations."""
 
-    def prepare_export(self, directory: Path, chat: "ChatSettings | None" = None) -> str | None:
+    def prepare_export(self, directory: Path, chat: "ChatSettings | None" = None) -> list[str]:
         """Write all of an export but the weights, on rank 0: what cannot be written is told before training. `chat` is
         what it says of conversations, also when it is written later.
 
@@ -249,12 +249,12 @@ class TrainedWorker(Worker):
 
         self.chat = chat
         if self.rank:
-            return None
+            return []
         with told_when_full(directory):
             try:
-                self.write_files(directory, None)
+                note = self.write_files(directory, None)
                 if lora.has_adapters(self.hf_model):
-                    lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), {})
+                    self.write_adapter_files(directory, {})
             except (UserError, OSError):
                 raise
             except Exception as error:  # transformers has a type for every file; each of them is the model's
@@ -263,7 +263,7 @@ class TrainedWorker(Worker):
                     f"model.path: must be a model that can be exported when training has ended ({reason}), "
                     f"got {self.model_config.path or self.directory}"
                 ) from error
-        return generation_problem(directory)
+        return [each for each in (note, generation_problem(directory)) if each]
 
     def export(self, directory: Path) -> float | None:
         """Write the model as it is to be used, with the average of its weights where the group keeps one, to where
@@ -274,17 +274,19 @@ class TrainedWorker(Worker):
         with self.engine.averaged(), told_when_full(directory):
             return self.write_model(directory)
 
-    def write_files(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]] | None) -> None:
-        """Write the weights of an export, which come one at a time, or with None all the others of its files."""
+    def write_files(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]] | None) -> str | None:
+        """Write the weights of an export, which come one at a time, or with None all the others of its files.
+
+        Returns what whoever uses it should know of the others.
+        """
         from actors.models import lora
         from actors.models.export import export_settings, export_weights
         from actors.models.tokenizer import load_tokenizer
 
         shell, metas = lora.unquantized_shell(self.hf_model), lora.parameter_metas(self.hf_model)
         if tensors is None:
-            export_settings(shell, metas, load_tokenizer(self.directory), directory, self.chat)
-        else:
-            export_weights(shell, metas, tensors, directory)
+            return export_settings(shell, metas, load_tokenizer(self.directory), directory, self.chat)
+        return export_weights(shell, metas, tensors, directory)
 
     def write_model(self, directory: Path) -> float | None:
         """Write a Hugging Face directory, with adapters merged and alone below it; see `export`.
@@ -314,8 +316,16 @@ class TrainedWorker(Worker):
             return None
         adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
         if self.rank == 0:
-            lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+            self.write_adapter_files(directory, adapter)
         return error.value
+
+    def write_adapter_files(self, directory: Path, adapter: dict[str, torch.Tensor]) -> None:
+        """Write the adapters, which may be without values, with the settings of the export in `directory`."""
+        from actors.models import lora
+        from actors.models.adapter_settings import write_adapter_settings
+
+        write_adapter_settings(directory / "adapter", directory)
+        lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

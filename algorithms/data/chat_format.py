@@ -206,6 +206,8 @@ class _Asking:
         if twice and _SAID in twice and _ASKED_AGAIN in twice:
             middle = twice.partition(_SAID)[2].partition(_ASKED_AGAIN)[0]
             between = self._first(middle)
+        # Where earlier answers have the same behind them, before their end, the last one keeps it.
+        kept = middle.partition(between)[0] if between else None
         reasoning, inside = self._reasoning(between)
         calls, call, before_call = self._calls(last or between)
         answer = last or between or self.chat.eos
@@ -219,8 +221,7 @@ class _Asking:
             closings=frozenset(
                 {"", *(squeezed(text.partition(end)[0]) for text, end in ((behind, last), (middle, between)) if end)}
             ),
-            # Where earlier answers have the same behind them, before their end, the last one keeps it.
-            tail="" if last or behind == middle.partition(between)[0] else behind,
+            tail="" if last or behind == kept else behind,
             parts=self.parts,
             calls=calls,
             before_call=before_call,

@@ -162,9 +162,9 @@ def _prepared_export(
     partial = _partial(config)
     remove(partial)
     try:
-        note = policy.call(TrainedWorker.prepare_export, partial.absolute(), job_kind(config).chat_settings())[0]
+        notes = policy.call(TrainedWorker.prepare_export, partial.absolute(), job_kind(config).chat_settings())[0]
         _require_shared(partial, config)
-        if note:
+        for note in notes:
             tell_of(note)
         yield
     finally:

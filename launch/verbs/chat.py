@@ -144,7 +144,8 @@ class _Speaker:
         transformers.utils.logging.disable_progress_bar()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            # As training reads it: AutoTokenizer of transformers 5 may read texts otherwise than tokenizer.json says.
+            self._tokenizer: Any = load_tokenizer(str(directory))
             loader = transformers.AutoModelForCausalLM
             options: dict[str, object] = {"dtype": "auto"}
             if generation_problem(directory):

@@ -5,6 +5,7 @@ Each of `DIRECTORY/NAME` has in `expected.json` beside the model what it should 
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,32 @@ from typing import Any
 import torch
 
 from actors.config import LoraConfig, ModelConfig, ModelInit
+from actors.models.adapter_settings import write_adapter_settings
+from actors.models.chat_settings import ChatSettings, write_chat_settings
 from actors.models.export import export_model
 from actors.models.load import load_model
 from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
+from tests.interop.agreement import LEARNED
 from tests.tokenizer_sources import KINDS, TEXTS, with_model
 from tests.weights import weights_of
 
-MESSAGES = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "one"}]
+MESSAGES = [{"role": "user", "content": "the"}]
+CHAT = ChatSettings(ends=[LEARNED])
 
 
-def main(directory: Path) -> None:
-    """Export a model of each kind of tokenizer, whole, with adapters and merged, and new ones."""
-    for kind in KINDS:
-        source = str(with_model(kind, directory / "sources" / kind))
+def main(directory: Path, kinds: Iterable[str] = KINDS, families: Iterable[Any] = ("qwen2", "llama")) -> None:
+    """Export a model of each kind of tokenizer, whole, with adapters and merged, and new ones; all of them with heads
+    that are large enough for vLLM."""
+    for kind in kinds:
+        source = str(with_model(kind, directory / "sources" / kind, hidden_size=64))
         config = ModelConfig(path=source)
         _export(config, source, directory / kind)
         _export(config, source, directory / f"{kind}-lora", lora=True)
         _merge(source, directory / f"{kind}-lora", directory / f"{kind}-merged")
-    for family in ("qwen2", "llama"):
-        config = ModelConfig(init=ModelInit(family=family, hidden_size=16, layers=1, heads=2))
+    for family in families:
+        config = ModelConfig(init=ModelInit(family=family, hidden_size=64, layers=1, heads=2))
         _export(config, write_skeleton(config, directory / f"sources/new-{family}"), directory / f"new-{family}")
 
 
@@ -46,8 +52,10 @@ def _export(config: ModelConfig, source: str, target: Path, *, lora: bool = Fals
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) / 10)
     export_model(model, *weights_of(model), load_tokenizer(source), target)
+    write_chat_settings(target, CHAT)
     if lora:
         state = adapter_state(model, lambda _: nullcontext(), keep=True)
+        write_adapter_settings(target / "adapter", target)
         write_adapter(target / "adapter", adapter_config(model, source), state)
     _expect(model, source, target)
 
@@ -59,8 +67,17 @@ def _merge(source: str, adapted: Path, target: Path) -> None:
 
 def _expect(model: Any, source: str, target: Path) -> None:
     tokenizer = load_tokenizer(source)
-    texts = [text for text in TEXTS if tokenizer.unk_token_id not in tokenizer(text).input_ids]
+    end = tokenizer.eos_token
+    texts = [
+        text
+        for text in (*TEXTS, f"the{end}the{end} the\nthe")
+        if tokenizer.unk_token_id not in tokenizer(text).input_ids
+    ]
     ids = tokenizer(texts[0]).input_ids
+    rendered, prompt = None, ids
+    if tokenizer.chat_template:
+        rendered = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer(rendered, add_special_tokens=False).input_ids
     model.eval()
     model.set_attn_implementation("eager")  # ours is for packed rows
     with torch.no_grad():
@@ -70,7 +87,9 @@ def _expect(model: Any, source: str, target: Path) -> None:
         "ids": {text: tokenizer(text).input_ids for text in texts},
         "logits": logits.tolist(),
         "messages": MESSAGES,
-        "rendered": tokenizer.apply_chat_template(MESSAGES, tokenize=False) if tokenizer.chat_template else None,
+        "rendered": rendered,
+        "prompt": prompt,
+        "ends": json.loads((target / "generation_config.json").read_text())["eos_token_id"],
     }
     (target / "expected.json").write_text(json.dumps(found))
 
