@@ -20,17 +20,20 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from actors.config import UserError
 from launch.run import reserve
+from launch.run.local_ray import only_what_is_used
 from launch.run.reserve import place, release
 from tests.test_placement import config_for
 
-cluster = Cluster(True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False})
 names = {}
-for name in ("a", "b"):
-    node = cluster.add_node(num_cpus=4, object_store_memory=80 * 2**20, labels={"name": name})
-    names[node.node_id] = name
+with only_what_is_used():
+    head = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(True, head_node_args=head)
+    for name in ("a", "b"):
+        node = cluster.add_node(num_cpus=4, object_store_memory=80 * 2**20, labels={"name": name})
+        names[node.node_id] = name
 cluster.wait_for_nodes(60)
 ray.init(cluster.address, log_to_driver=False)
-reserve._LOOK_S = 0.3
+reserve._LOOK_S = 1
 
 def config(wait_s, rollout):
     sections = {"cluster": {"wait_s": wait_s}, "policy": {"cpus_per_rank": 1}}

@@ -20,7 +20,7 @@ from launch.settings.environment import with_token_kept
 from launch.sizes.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
 
 Notify = Callable[[str], None]
-_LOOK_S = 2.0
+_LOOK_S = 2
 """Seconds between two looks at what is missing."""
 
 
@@ -134,7 +134,7 @@ class _Waiting:
 
         What is told is about the reservation as a whole: what it has already counts as free for it.
         """
-        # Not `ray.get(group.ready())`, which says nothing while it waits.
+        # Not `ray.get(group.ready())`, which says nothing while it waits. Of a second's fraction, Ray 2.60 waits for none.
         while not group.wait(timeout_seconds=_LOOK_S):
             nodes = _nodes(Counter(place.node for place in before), self.wanted.bundles[0])
             lacks = partial(lacking, self.wanted, nodes)
