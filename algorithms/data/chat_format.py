@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN = "Vq1xaz", "Vs1xaz", "Vq2xaz", "Vs2xaz"
 _THOUGHT, _CALLED, _VALUE, _GIVEN, _SAYS = "Vt1xaz", "Vf1xaz", "Vv1xaz", "Vr1xaz", "Vm1xaz"
+_SYSTEM = "Vb1xaz"
 """Words that no template has of its own."""
 _IDENTITIES = ("vcall{}xaz", f"functions.{_CALLED}:{{}}")
 """Of calls: nine letters and digits, which some templates ask for, and a name, which others write in place of it."""
@@ -73,6 +74,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
         self._habits: dict[str, Habits] = {}
+        self.not_shown: dict[tuple[object, ...], frozenset[tuple[int, str]]] = {}
+        """By the build of conversations, what the template leaves out of them: `parts_not_shown` fills it in."""
 
     @functools.cached_property
     def template(self) -> str:
@@ -182,23 +185,25 @@ class _Asking:
         self.chat = chat
         self.arguments = chat.arguments | chat.read_of(arguments)
         self.parts = False
+        self.before: tuple[dict[str, Any], ...] = ()
+        """What the template wants before anything else: a system message."""
         added = chat.tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | ({chat.eos} - {""})
         # A token that begins a sequence ends none, unless it is both.
-        self.special = _any_of({token for token in special if token == chat.eos or token != chat.tokenizer.bos_token})
-        self.added = _any_of({token.content for token in added} | ({chat.eos} - {""}))
+        self.special = any_of({token for token in special if token == chat.eos or token != chat.tokenizer.bos_token})
+        self.added = any_of({token.content for token in added} | ({chat.eos} - {""}))
 
     def habits(self) -> Habits:
         """All of them; without a template, or with one that refuses every question, the tokenizer's end is the only."""
         eos = (self.chat.eos,) if self.chat.eos else ()
         if not self.chat.template:
             return Habits(stops=eos)
-        whole = self._said(_turn("user", _ASKED), _turn("assistant", _SAID))
-        if whole is None or _SAID not in whole:
-            self.parts = True
+        for self.before, self.parts in product(((), (_turn("system", _SYSTEM),)), (False, True)):
             whole = self._said(_turn("user", _ASKED), _turn("assistant", _SAID))
-            if whole is None or _SAID not in whole:
-                return Habits(stops=eos)
+            if whole is not None and _SAID in whole:
+                break
+        else:
+            return Habits(stops=eos)
         twice = self._said(*_two_exchanges())
         behind = whole.partition(_SAID)[2]
         last = self._first(behind)
@@ -232,6 +237,7 @@ class _Asking:
 
     def _said(self, *messages: dict[str, Any], tools: list[Tool] | None = None, ask: bool = False) -> str | None:
         """What is written; None where the template refuses."""
+        messages = (*self.before, *messages)
         if self.parts:
             messages = tuple(
                 message | {"content": [{"type": "text", "text": message["content"]}]} if message["content"] else message
@@ -334,6 +340,7 @@ def _two_exchanges() -> list[dict[str, Any]]:
     return [_turn(*turn) for turn in zip(roles, (_ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN), strict=True)]
 
 
-def _any_of(texts: set[str]) -> re.Pattern[str]:
+def any_of(texts: set[str]) -> re.Pattern[str]:
+    """What finds any of these texts, and none where there are none."""
     found = sorted((text for text in texts if text), key=len, reverse=True)  # one may begin like another
     return re.compile("|".join(map(re.escape, found)) or r"(?!)")

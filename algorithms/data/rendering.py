@@ -150,7 +150,8 @@ def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plai
         return []
     # Called through Any: transformers types what a call gives for one text and for many alike.
     encoding: Any = tokenizer
-    encoded: list[list[int]] = encoding(texts, add_special_tokens=False)["input_ids"]
+    alone = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded: list[list[int]] = encoding(texts, add_special_tokens=False, **alone)["input_ids"]
     # By encoding nothing: what its post-processor adds, no setting of a tokenizer says.
     bos, automatic = bos_of(tokenizer), encoding("")["input_ids"]
     if not plain or bos is None or automatic[:1] != [bos]:

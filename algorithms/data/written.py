@@ -94,8 +94,10 @@ def answered(chat: ChatFormat, dialogue: Dialogue) -> Script:
     prompt = asked(chat, dialogue, dialogue.messages[:-1])
     if found.text.startswith(prompt):
         turn = replace(turn, start=len(prompt))
-    # A prompt may go on and open a thought, which this answer does not have.
-    elif not prompt.startswith(found.text[: turn.start]):
+    # A prompt may go on and open a thought, which this answer does not have; it does not end before it.
+    elif not prompt.startswith(found.text[: turn.start]) or any(
+        stop in prompt[turn.start :] for stop in chat.habits(dialogue.arguments).stops
+    ):
         raise RowError(
             "the chat template renders the prompt of a whole conversation differently from one that is to be answered, "
             "so the response cannot be told from it; use another chat template (model.chat_template)"
@@ -115,7 +117,7 @@ def asked(chat: ChatFormat, dialogue: Dialogue, messages: Sequence[Message] | No
         add_generation_prompt=True,
     )
     if messages is None:
-        check_nothing_is_left_out(chat, dialogue, text, [])
+        check_nothing_is_left_out(chat, dialogue, text, [], ask=True)
     return text
 
 
@@ -174,8 +176,8 @@ def _start(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple
 
 def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
     """The same where the text of what precedes a turn is another one within the whole: where its own words begin."""
-    place, other = _place_of_words(chat, dialogue, index, text)
-    if place < 0 or text[:place] != other[:place]:
+    place, other, words = _place_of_words(chat, dialogue, index, text)
+    if place < 0 or text[:place] != other[:place] or other.count(words) > 1:
         raise RowError(
             f"message {index + 1} cannot be told from what precedes it, which the chat template renders differently "
             f"within the whole conversation; algorithm.train_on last or all, or another model.chat_template"
@@ -194,14 +196,14 @@ def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str)
     return place
 
 
-def _place_of_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple[int, str]:
-    """Where a message's content would begin, -1 where it is not shown, and the text with another content in it."""
+def _place_of_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple[int, str, str]:
+    """Where a message's content would begin, -1 where it is not shown; the text with another one in it, and that."""
     words = "Vw1xaz"
     while words in text:
         words += "q"
     spoken = _with_words(dialogue.messages[index], words)
     other = _rendered(chat, dialogue, [*dialogue.messages[:index], spoken, *dialogue.messages[index + 1 :]])
-    return other.find(words), other
+    return other.find(words), other, words
 
 
 def _with_words(given: Message, words: str) -> Message:
@@ -243,7 +245,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
         fault = turn_fault(habits, message, text, (start, end), index)
         if fault is None and (last or is_plain(message) or end <= _next_words(chat, dialogue, index, text)):
             return Spoken(start=start, end=end, stop=stop), False
-        if last or not goes_on(habits, message, text[start:end]):
+        if fault is not None and (last or not goes_on(habits, message, text[start:end])):
             raise RowError(fault)
     if not last:
         raise RowError(
@@ -266,5 +268,4 @@ def _stops(habits: Habits, last: bool) -> tuple[str, ...]:
 
 def _next_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
     """Where in the text the message after this one says something."""
-    place, _ = _place_of_words(chat, dialogue, index + 1, text)
-    return place
+    return _place_of_words(chat, dialogue, index + 1, text)[0]
