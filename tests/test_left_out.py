@@ -14,8 +14,8 @@ from algorithms.config import DataConfig
 from algorithms.data import encoded
 from algorithms.data.chat_format import ChatFormat
 from algorithms.data.pairs import judged
-from algorithms.data.tokens import sequences
-from tests.chat.shapes import assistant, call, result, says, user
+from algorithms.data.tokens import prompts, sequences
+from tests.chat.shapes import assistant, call, result, says, tool, user
 from tests.chat.style import ChatStyle
 from tests.chat.templates import STYLES
 from tests.chat.tokenizers import runs, text_of, tokenizer_of
@@ -159,3 +159,48 @@ def test_equal_turns_are_told_apart_by_their_place() -> None:
     begins = [place for place, learned in enumerate(mask) if learned and not mask[place - 1]]
     texts = [text_of(tokenizer, item.token_ids[:index].tolist()).count("yes") for index in begins]
     assert texts == [1, 5]
+
+
+def test_a_tokenizer_may_have_a_template_of_its_own_for_tools() -> None:
+    """Which shows calls, and wants their arguments as text, where the usual one shows none."""
+    style = STYLES["qwen2.5"]
+    as_text = style.template.replace("arguments | tojson", "arguments")
+    assert as_text != style.template
+    tokenizer = with_template({"default": CHATML, "tool_use": as_text})
+    calls = [call(number, "weather", {"city": city}) for number, city in enumerate(("Oslo", "Bern"), start=1)]
+    row = (ASKED, *(part for each in calls for part in (assistant("", tool_calls=[each]), result(1, "mild"))), SAID)
+    weather = tool("weather", "Of a city", city={"type": "string"})
+    assert trained(tokenizer, *row, tools=[weather]) == trained(with_template(style.template), *row, tools=[weather])
+    assert "leaves out the call of weather" in complaint(tokenizer, *row)
+    assert trained(tokenizer, ASKED, SAID) == ["It is.<|im_end|>"]
+
+
+def test_a_call_may_follow_a_prompt_that_opens_a_thought() -> None:
+    style = STYLES["qwen3"]
+    before, header, after = style.template.rpartition("<|im_start|>assistant\\n")
+    thinking = f"{before}{header}<think>\\n{after}"
+    tokenizer = with_template(thinking, style)
+    row = (ASKED, assistant("", tool_calls=[call(1, "weather", {"city": "Oslo"})]), result(1, "mild"), SAID)
+    words = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'
+    assert trained(tokenizer, *row) == [words, "\n</think>\n\nIt is.<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_half_a_character_is_refused_with_its_row(template: str | None) -> None:
+    """JSON can write one, as "\\ud83d", and no tokenizer takes it."""
+    tokenizer = with_template(template)
+    half = "half of \ud83d"
+    rows: list[Any] = [{"prompt": half, "completion": "It is."}, {"prompt": "Is it?", "completion": half}]
+    for row in rows:
+        with pytest.raises(UserError, match=r"^data.train: row 2: has half a character at its letter"):
+            sequences([{"prompt": "Is it?", "completion": "It is."}, row], DATA, tokenizer, train_on="completions")
+    with pytest.raises(UserError, match=r"^data.train: row 2: has half a character at its letter"):
+        prompts([{"prompt": "Is it?"}, {"prompt": half}], DATA, tokenizer, max_prompt_tokens=1000)
+
+
+def test_a_prompt_is_not_taken_for_an_answer_of_the_same_words() -> None:
+    row = {"prompt": "Hello", "completion": [assistant("Hello"), user("Who?"), assistant("Me.")]}
+    [item] = sequences([row], DATA, with_template(CHATML), train_on="completions")
+    asked, answered = "<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n"
+    whole = asked.format("Hello") + answered.format("Hello") + asked.format("Who?") + answered.format("Me.")
+    assert text_of(with_template(CHATML), item.token_ids.tolist()) == whole

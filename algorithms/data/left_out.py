@@ -50,7 +50,7 @@ def check_nothing_is_left_out(
             raise RowError(_left_out(f"the {what}", dialogue.messages[index], index))
         if index in trained:
             raise RowError(_left_out_thought(dialogue.messages[index], index))
-    if dialogue.tools and not chat.habits(dialogue.arguments).tools:
+    if dialogue.tools and not chat.habits(dialogue.arguments, dialogue.tools).tools:
         raise RowError(f"the chat template leaves out what column tools declares: {_OTHER}")
 
 

@@ -72,7 +72,7 @@ def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Script:
     check_nothing_is_left_out(chat, dialogue, text, chosen)
     if train_on == "all":
         return _to_its_end(chat, dialogue, text)
-    marks = _marks(chat, dialogue, messages) if chat.marks else {}
+    marks = _marks(chat, dialogue, messages) if chat.marks(dialogue.tools) else {}
     turns, appended, prompted = [], False, False
     for index in chosen:
         start, prompted = (marks[index], False) if marks else _start(chat, dialogue, index, text)
@@ -96,7 +96,7 @@ def answered(chat: ChatFormat, dialogue: Dialogue) -> Script:
         turn = replace(turn, start=len(prompt))
     # A prompt may go on and open a thought, which this answer does not have; it does not end before it.
     elif not prompt.startswith(found.text[: turn.start]) or any(
-        stop in prompt[turn.start :] for stop in chat.habits(dialogue.arguments).stops
+        stop in prompt[turn.start :] for stop in chat.habits(dialogue.arguments, dialogue.tools).stops
     ):
         raise RowError(
             "the chat template renders the prompt of a whole conversation differently from one that is to be answered, "
@@ -126,7 +126,7 @@ def _ended(chat: ChatFormat, dialogue: Dialogue, message: Message) -> Message:
     if message["role"] != "assistant":
         return message
     content = message["content"]
-    stops = chat.habits(dialogue.arguments).stops
+    stops = chat.habits(dialogue.arguments, dialogue.tools).stops
     for stop in stops:
         content = content.removesuffix(stop)
     for stop in stops:
@@ -154,7 +154,7 @@ def _trained(messages: list[Message], given: int, train_on: TrainOn) -> list[int
 
 def _to_its_end(chat: ChatFormat, dialogue: Dialogue, text: str) -> Script:
     """All of a conversation, which ends as its last turn ends."""
-    habits, last = chat.habits(dialogue.arguments), dialogue.messages[-1]
+    habits, last = chat.habits(dialogue.arguments, dialogue.tools), dialogue.messages[-1]
     if last["role"] != "assistant" or habits.last or not habits.stops:
         return Script(text=text, turns=[])
     text = text.removesuffix(habits.tail) if habits.tail else text
@@ -182,7 +182,7 @@ def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str)
             f"message {index + 1} cannot be told from what precedes it, which the chat template renders differently "
             f"within the whole conversation; algorithm.train_on last or all, or another model.chat_template"
         )
-    habits, message = chat.habits(dialogue.arguments), dialogue.messages[index]
+    habits, message = chat.habits(dialogue.arguments, dialogue.tools), dialogue.messages[index]
     if message.get("tool_calls") and not message["content"].strip():
         if not habits.before_call or not text[:place].endswith(habits.before_call):
             raise RowError(f"message {index + 1} cannot be told from what precedes it: its calls are written otherwise")
@@ -218,7 +218,7 @@ def _with_words(given: Message, words: str) -> Message:
 def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dict[int, int]:
     """Where the turns of the assistant begin by the template's own marks, by message."""
     _, parts = marked_parts(
-        chat.prepared(messages, dialogue.arguments),
+        chat.prepared(messages, dialogue.arguments, dialogue.tools),
         chat.tokenizer,
         tools=dialogue.tools,
         arguments=chat.arguments | chat.read_of(dialogue.arguments),
@@ -237,7 +237,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
 
     Raises RowError where it is not what the message says, or no token behind it could end it.
     """
-    habits, message = chat.habits(dialogue.arguments), dialogue.messages[index]
+    habits, message = chat.habits(dialogue.arguments, dialogue.tools), dialogue.messages[index]
     last = index == len(dialogue.messages) - 1
     places = [(text.index(stop, start), stop) for stop in _stops(habits, last) if stop in text[start:]]
     if places:
