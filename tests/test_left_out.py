@@ -204,3 +204,14 @@ def test_a_prompt_is_not_taken_for_an_answer_of_the_same_words() -> None:
     asked, answered = "<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n"
     whole = asked.format("Hello") + answered.format("Hello") + asked.format("Who?") + answered.format("Me.")
     assert text_of(with_template(CHATML), item.token_ids.tolist()) == whole
+
+
+def test_a_line_break_that_is_a_token_may_end_turns() -> None:
+    template = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    style = STYLES["qwen2.5"]
+    tokenizer = with_template(template, replace(style, special=(*style.special, "\n\n")))
+    assert trained(tokenizer, ASKED, SAID, ASKED, SAID) == ["It is.\n\n"] * 2
+    assert complaint(tokenizer, ASKED, assistant("It\n\nis.")) == (
+        "a response must not go on after the end of a turn '\\n\\n'"
+    )

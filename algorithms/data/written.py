@@ -132,7 +132,8 @@ def _ended(chat: ChatFormat, dialogue: Dialogue, message: Message) -> Message:
     for stop in stops:
         if stop in content or stop in reasoning_of(message):
             what = "the end-of-sequence token" if stop == chat.eos else "the end of a turn"
-            raise RowError(f"a response must not go on after {what} {stop}")
+            named = stop if stop.isprintable() else repr(stop)  # it may be a line break
+            raise RowError(f"a response must not go on after {what} {named}")
     return message if content == message["content"] else message | {"content": content}  # type: ignore[return-value]
 
 
