@@ -18,9 +18,11 @@ from algorithms.data.rendering import render_messages, template_of
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+_OPENS = re.compile(r"\s*<\w+>\s*")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN = "Vq1xaz", "Vs1xaz", "Vq2xaz", "Vs2xaz"
 _THOUGHT, _CALLED, _VALUE, _GIVEN, _SAYS = "Vt1xaz", "Vf1xaz", "Vv1xaz", "Vr1xaz", "Vm1xaz"
+_SYSTEM = "Vb1xaz"
 """Words that no template has of its own."""
 _IDENTITIES = ("vcall{}xaz", f"functions.{_CALLED}:{{}}")
 """Of calls: nine letters and digits, which some templates ask for, and a name, which others write in place of it."""
@@ -73,6 +75,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
         self._habits: dict[str, Habits] = {}
+        self.not_shown: dict[tuple[object, ...], frozenset[tuple[int, str]]] = {}
+        """By the build of conversations, what the template leaves out of them: `parts_not_shown` fills it in."""
 
     @functools.cached_property
     def template(self) -> str:
@@ -86,20 +90,26 @@ class ChatFormat:
         return eos if isinstance(eos, str) else ""
 
     @functools.cached_property
-    def marks(self) -> bool:
+    def _templates(self) -> tuple[str, str]:
+        """Without tools and with some: a tokenizer may have one template of its own for these."""
+        given: object = self.tokenizer.chat_template
+        return self.template, str(given.get("tool_use", self.template)) if isinstance(given, dict) else self.template
+
+    def marks(self, tools: list[Tool] | None) -> bool:
         """Whether the template marks what the model says with {% generation %}."""
-        return bool(_GENERATION.search(self.template))
+        return bool(_GENERATION.search(self._templates[bool(tools)]))
 
     @property
     def variables(self) -> frozenset[str]:
         """Names that the template reads and does not set: those that arguments can give it."""
-        return _variables_of(self.template)
+        return frozenset().union(*map(_variables_of, self._templates))
 
-    def habits(self, arguments: Mapping[str, object] | None = None) -> Habits:
-        """How it writes conversations that have these arguments of their own."""
-        key = json.dumps(arguments or {}, sort_keys=True, default=repr)
+    def habits(self, arguments: Mapping[str, object] | None = None, tools: list[Tool] | None = None) -> Habits:
+        """How it writes conversations that have these arguments of their own, and tools or none."""
+        own = tools and self._templates[0] != self._templates[1]
+        key = json.dumps([bool(own), arguments or {}], sort_keys=True, default=repr)
         if key not in self._habits:
-            self._habits[key] = _Asking(self, arguments or {}).habits()
+            self._habits[key] = _Asking(self, arguments or {}, _TOOLS if own else None).habits()
         return self._habits[key]
 
     def render(
@@ -112,7 +122,7 @@ class ChatFormat:
     ) -> str:
         """The text of a conversation; raises RowError with the template's complaint."""
         return render_messages(
-            self.prepared(messages, arguments),
+            self.prepared(messages, arguments, tools),
             self.tokenizer,
             tools=tools,
             arguments=self.arguments | self.read_of(arguments),
@@ -123,9 +133,11 @@ class ChatFormat:
         """Those of a row's arguments that the template reads: others could be taken for settings of the rendering."""
         return {name: value for name, value in (arguments or {}).items() if name in self.variables}
 
-    def prepared(self, messages: Sequence[Message], arguments: Mapping[str, object] | None) -> list[dict[str, Any]]:
+    def prepared(
+        self, messages: Sequence[Message], arguments: Mapping[str, object] | None, tools: list[Tool] | None
+    ) -> list[dict[str, Any]]:
         """Messages in the form that the template wants."""
-        habits = self.habits(arguments)
+        habits = self.habits(arguments, tools)
         return [_prepared(message, habits) for message in messages]
 
 
@@ -178,27 +190,29 @@ def squeezed(text: str) -> str:
 class _Asking:
     """Renders small conversations with one template, and reads what comes out."""
 
-    def __init__(self, chat: ChatFormat, arguments: Mapping[str, object]) -> None:
-        self.chat = chat
+    def __init__(self, chat: ChatFormat, arguments: Mapping[str, object], tools: list[Tool] | None) -> None:
+        self.chat, self.tools = chat, tools
         self.arguments = chat.arguments | chat.read_of(arguments)
         self.parts = False
+        self.before: tuple[dict[str, Any], ...] = ()
+        """What the template wants before anything else: a system message."""
         added = chat.tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | ({chat.eos} - {""})
         # A token that begins a sequence ends none, unless it is both.
-        self.special = _any_of({token for token in special if token == chat.eos or token != chat.tokenizer.bos_token})
-        self.added = _any_of({token.content for token in added} | ({chat.eos} - {""}))
+        self.special = any_of({token for token in special if token == chat.eos or token != chat.tokenizer.bos_token})
+        self.added = any_of({token.content for token in added} | ({chat.eos} - {""}))
 
     def habits(self) -> Habits:
         """All of them; without a template, or with one that refuses every question, the tokenizer's end is the only."""
         eos = (self.chat.eos,) if self.chat.eos else ()
         if not self.chat.template:
             return Habits(stops=eos)
-        whole = self._said(_turn("user", _ASKED), _turn("assistant", _SAID))
-        if whole is None or _SAID not in whole:
-            self.parts = True
+        for self.before, self.parts in product(((), (_turn("system", _SYSTEM),)), (False, True)):
             whole = self._said(_turn("user", _ASKED), _turn("assistant", _SAID))
-            if whole is None or _SAID not in whole:
-                return Habits(stops=eos)
+            if whole is not None and _SAID in whole:
+                break
+        else:
+            return Habits(stops=eos)
         twice = self._said(*_two_exchanges())
         behind = whole.partition(_SAID)[2]
         last = self._first(behind)
@@ -232,6 +246,8 @@ class _Asking:
 
     def _said(self, *messages: dict[str, Any], tools: list[Tool] | None = None, ask: bool = False) -> str | None:
         """What is written; None where the template refuses."""
+        tools = tools or self.tools
+        messages = (*self.before, *messages)
         if self.parts:
             messages = tuple(
                 message | {"content": [{"type": "text", "text": message["content"]}]} if message["content"] else message
@@ -300,13 +316,15 @@ class _Asking:
         # A prompt may open a thought that the turn does not have: then a turn that only speaks begins where it does.
         spoken = self._said(_turn("user", _ASKED), _turn("assistant", _SAID)) or _SAID
         begun = next((each for each in (prompt, spoken.partition(_SAID)[0]) if each and text.startswith(each)), None)
+        if prompt and not begun:  # such a turn has one, too
+            end = next((at for at, letters in enumerate(zip(prompt, text, strict=False)) if len({*letters}) > 1), 0)
+            end = end if prompt[:end].endswith(">") else prompt.rfind("<", 0, end)
+            begun = prompt[:end] if _OPENS.fullmatch(prompt, end) else None
         return text[len(begun) : text.index(word)] if begun else ""
 
     def _shows_tools(self) -> bool:
         """Whether a tool's name, description and parameters are all written."""
-        parameters = {"type": "object", "properties": {_VALUE: {"type": "string", "description": _GIVEN}}}
-        function: dict[str, object] = {"name": _CALLED, "description": _SAYS, "parameters": parameters}
-        text = self._said(_turn("user", _ASKED), tools=[{"type": "function", "function": function}], ask=True)
+        text = self._said(_turn("user", _ASKED), tools=_tools(_CALLED, _SAYS, _VALUE), ask=True)
         return text is not None and all(word in text for word in (_CALLED, _SAYS, _VALUE))
 
     def _header(self) -> str:
@@ -329,11 +347,21 @@ def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
+def _tools(name: str, says: str, parameter: str) -> list[Tool]:
+    parameters = {"type": "object", "properties": {parameter: {"type": "string"}}}
+    return [{"type": "function", "function": {"name": name, "description": says, "parameters": parameters}}]
+
+
+_TOOLS = _tools("Vd1xaz", "Vd2xaz", "Vd3xaz")
+"""Declared wherever a template for tools is asked."""
+
+
 def _two_exchanges() -> list[dict[str, Any]]:
     roles = ("user", "assistant", "user", "assistant")
     return [_turn(*turn) for turn in zip(roles, (_ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN), strict=True)]
 
 
-def _any_of(texts: set[str]) -> re.Pattern[str]:
+def any_of(texts: set[str]) -> re.Pattern[str]:
+    """What finds any of these texts, and none where there are none."""
     found = sorted((text for text in texts if text), key=len, reverse=True)  # one may begin like another
     return re.compile("|".join(map(re.escape, found)) or r"(?!)")

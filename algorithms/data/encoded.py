@@ -1,12 +1,14 @@
 """From texts with places to token ids with masks: a token border stands where a model begins to sample."""
 
+import bisect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.data.chat_format import squeezed
+from algorithms.data.chat_format import any_of, squeezed
 from algorithms.data.messages import RowError
 from algorithms.data.rendering import encode_texts
 from algorithms.data.written import Script
@@ -18,8 +20,20 @@ Masked = tuple[list[int], NDArray[np.bool_]]
 """Token ids and which of them are trained, both [L]."""
 _ANCHORS = ("", "\n", "a", ".", ":")
 """What a continuation is encoded behind, so that it gets no space of its own."""
+_AT_ONCE = 256
+"""Conversations that are encoded together: each costs memory a few times its text's."""
 _BEFORE = 16
 """Tokens that are decoded before a continuation, to see that it continues them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """A conversation's fixed tokens in order, and for each turn the last one before it and the text from that on."""
+
+    fixed: list[int]
+    last: list[int]
+    """Index in `fixed`, -1 for none."""
+    pieces: list[str]
 
 
 class Encoder:
@@ -31,19 +45,55 @@ class Encoder:
         self._decode_batch = backend.decode_batch
         self._normalizer = backend.normalizer
         unknown = tokenizer.unk_token
-        self._unknown = unknown if isinstance(unknown, str) else ""
+        # A text is cut at these before anything else is done to it: what precedes one changes no token behind it.
+        self._fixed = {
+            token.content: number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if not (token.normalized or token.single_word or token.lstrip or token.content == unknown)
+        }
+        self._fixed_ids, self._find_fixed = frozenset(self._fixed.values()), any_of(set(self._fixed)).finditer
+        # One that is also the end stands behind every turn, and tells nothing of unknown text.
+        self._unknown = unknown if isinstance(unknown, str) and unknown != tokenizer.eos_token else ""
 
     def conversations(self, found: Sequence[Script]) -> list[Masked | RowError]:
         """Ids of each conversation, and the mask of its trained turns with their ends; or what is wrong with it."""
-        texts = dict.fromkeys(text for item in found for text in _texts(item))
+        made: list[Masked | RowError] = []
+        for first in range(0, len(found), _AT_ONCE):
+            made += self._some(found[first : first + _AT_ONCE])
+        return made
+
+    def _some(self, found: Sequence[Script]) -> list[Masked | RowError]:
+        cuts = [self._cut(item) for item in found]
+        texts = dict.fromkeys(text for item, cut in zip(found, cuts, strict=True) for text in (item.text, *cut.pieces))
         encoded = dict(zip(texts, encode_texts([*texts], self.tokenizer, plain=False), strict=True))
         made: list[Masked | RowError] = []
-        for item in found:
+        for item, cut in zip(found, cuts, strict=True):
             try:
-                made.append(self._masked(item, encoded))
+                made.append(self._masked(item, self._starts(item, cut, encoded), encoded[item.text]))
             except RowError as error:
                 made.append(error)
         return self._checked(found, made)
+
+    def _cut(self, item: Script) -> _Cut:
+        """Where fixed tokens stand: to encode all that precedes each turn would take a long text many times."""
+        matches = [*self._find_fixed(item.text)]
+        ends = [match.end() for match in matches]
+        last = [bisect.bisect(ends, turn.start) - 1 for turn in item.turns]
+        pieces = [
+            item.text[matches[at].start() if at >= 0 else 0 : turn.start]
+            for at, turn in zip(last, item.turns, strict=True)
+        ]
+        return _Cut(fixed=[self._fixed[match.group()] for match in matches], last=last, pieces=pieces)
+
+    def _starts(self, item: Script, cut: _Cut, encoded: dict[str, list[int]]) -> list[tuple[int, list[int]]]:
+        """For each turn, ids that have to precede it in those of the whole text, and from which place on."""
+        places = [place for place, token in enumerate(encoded[item.text]) if token in self._fixed_ids]
+        if [encoded[item.text][place] for place in places] == cut.fixed:
+            pieces = zip(cut.last, cut.pieces, strict=True)
+            return [(places[at] if at >= 0 else 0, encoded[piece]) for at, piece in pieces]
+        # Another token has one of them in it.
+        whole = [item.text[: turn.start] for turn in item.turns]
+        return [(0, ids) for ids in encode_texts(whole, self.tokenizer, plain=False)]
 
     def completion(self, prompt: list[int], whole: list[int], completion: str) -> list[int]:
         """Ids of a text that continues a prompt: those behind it in the whole, or, where tokens would join across the
@@ -58,11 +108,13 @@ class Encoder:
         assert isinstance(found, int), stop
         return found
 
-    def _masked(self, item: Script, encoded: dict[str, list[int]]) -> Masked:
-        ids, starts = encoded[item.text], [encoded[item.text[: turn.start]] for turn in item.turns]
-        places = [len(start) for start in starts]
-        if any(ids[: len(start)] != start for start in starts):
-            ids, places = self._joined(item, starts[0])
+    def _masked(self, item: Script, starts: list[tuple[int, list[int]]], ids: list[int]) -> Masked:
+        places = [place + len(piece) for place, piece in starts]
+        if places[:1] == [0] and not item.appended:
+            raise RowError("its first token is the assistant's, and nothing precedes it from which it could be learned")
+        if any(ids[place : place + len(piece)] != piece for place, piece in starts):
+            first, piece = starts[0]
+            ids, places = self._joined(item, [*ids[:first], *piece])
         if item.appended:
             ids = [*ids, self.id_of(item.turns[-1].stop)]
         mask = np.zeros(len(ids), dtype=np.bool_)
@@ -124,10 +176,6 @@ class Encoder:
         """A text as the tokenizer sees it, which may be in small letters, or without accents."""
         text = self._normalizer.normalize_str(text) if self._normalizer else text
         return text.replace("▁", " ")
-
-
-def _texts(item: Script) -> list[str]:
-    return [item.text, *(item.text[: turn.start] for turn in item.turns)]
 
 
 def _matches(text: str, parts: list[str]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from algorithms.data.chat_format import Habits, squeezed
 from algorithms.data.messages import Call, Message, RowError, reasoning_of, without_thoughts
+from algorithms.data.shown import parts_not_shown
 
 if TYPE_CHECKING:
     from algorithms.data.chat_format import ChatFormat
@@ -14,14 +15,18 @@ if TYPE_CHECKING:
 
 _OTHER = "use another chat template (model.chat_template)"
 _TAG = re.compile(r"\s*<\w+>")
+_TAGS = re.compile(r"</?\w[\w:|]*>")
 _BEFORE = 50
 """Characters before a turn in which the prompt may open a thought."""
 
 
-def check_nothing_is_left_out(chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Collection[int]) -> None:
+def check_nothing_is_left_out(
+    chat: "ChatFormat", dialogue: "Dialogue", text: str, trained: Collection[int], *, ask: bool = False
+) -> None:
     """Raise RowError when something that the row says is nowhere in the text of its conversation.
 
-    Of what is not trained, thoughts may be left out: templates drop those of earlier turns.
+    Of what is not trained, thoughts may be left out: templates drop those of earlier turns. `ask` says whether the text
+    goes on to where the model answers.
     """
     whole = squeezed(text)
     at = 0
@@ -33,15 +38,19 @@ def check_nothing_is_left_out(chat: "ChatFormat", dialogue: "Dialogue", text: st
         if found is None:
             raise RowError(_left_out(f"{'all or part' if content.strip() else ''} of the content", message, index))
         at = found
+        if (fault := _spaces_changed(message, content, text, index)) and squeezed(content) in whole:
+            raise RowError(fault)
         for call in message.get("tool_calls", []):
             if (what := _call_missing(call, whole)) is not None:
                 raise RowError(_left_out(what, message, index))
         if index in trained and squeezed(reasoning_of(message)) not in whole:
-            raise RowError(
-                _left_out("the reasoning", message, index)
-                + "; algorithm.train_on last learns from the last answer alone"
-            )
-    if dialogue.tools and not chat.habits(dialogue.arguments).tools:
+            raise RowError(_left_out_thought(message, index))
+    for index, what in sorted(parts_not_shown(chat, dialogue, ask=ask)):
+        if what != "reasoning":
+            raise RowError(_left_out(f"the {what}", dialogue.messages[index], index))
+        if index in trained:
+            raise RowError(_left_out_thought(dialogue.messages[index], index))
+    if dialogue.tools and not chat.habits(dialogue.arguments, dialogue.tools).tools:
         raise RowError(f"the chat template leaves out what column tools declares: {_OTHER}")
 
 
@@ -68,8 +77,11 @@ def turn_fault(habits: Habits, message: Message, text: str, place: tuple[int, in
         opened = squeezed(found.group()) if (found := _TAG.match(message["content"])) else ""
         if opened and opened not in left[: len(opened)] and squeezed(text[:start][-_BEFORE:]).endswith(opened):
             said = said.removeprefix(opened)
-        if any(left == opening + said + closing for opening in habits.openings for closing in habits.closings):
+        if said and any(left == opening + said + closing for opening in habits.openings for closing in habits.closings):
             return None
+        if not said:
+            what = _short(message["content"])
+            return f"message {index + 1} says nothing but what the chat template writes itself, got {what}"
         return (
             f"the chat template does not write message {index + 1} as it is, but {_short(words)} for "
             f"{_short(message['content'])}: {_OTHER}"
@@ -79,6 +91,13 @@ def turn_fault(habits: Habits, message: Message, text: str, place: tuple[int, in
             return _left_out(f"the {what}", message, index)
     missing = (_call_missing(call, left) for call in message.get("tool_calls", []))
     return next((_left_out(what, message, index) for what in missing if what), None)
+
+
+def _spaces_changed(message: Message, content: str, text: str, index: int) -> str | None:
+    """What is wrong with white space within a message; at its ends, and around tags, it is the template's."""
+    if all(part.strip() in text for part in _TAGS.split(content)):
+        return None
+    return f"the chat template changes white space within message {index + 1} ({message['role']}): {_OTHER}"
 
 
 def goes_on(habits: Habits, message: Message, words: str) -> bool:
@@ -143,6 +162,10 @@ def _leaf_in(leaf: object, whole: str) -> bool:
 
 def _left_out(what: str, message: Message, index: int) -> str:
     return f"the chat template leaves out {what.strip()} of message {index + 1} ({message['role']}): {_OTHER}"
+
+
+def _left_out_thought(message: Message, index: int) -> str:
+    return f"{_left_out('the reasoning', message, index)}; algorithm.train_on last learns from the last answer alone"
 
 
 def _short(text: str) -> str:

@@ -309,9 +309,10 @@ def _conversation(prompt: str | list[Message], response: str | list[Message], co
     context = _as_messages(prompt, "user")
     if isinstance(response, str):
         return [*context, {"role": "assistant", "content": response}], len(context)
-    # A text may be any turn of the conversation.
+    # A text may be any turn of the conversation but the assistant's.
     if isinstance(prompt, str):
-        places = [i for i, turn in enumerate(response[:-1]) if turn["content"].split() == prompt.split()]
+        asked = [turn["content"].split() if turn["role"] != "assistant" else None for turn in response[:-1]]
+        places = [i for i, words in enumerate(asked) if words == prompt.split()]
         if places:
             return response, places[0] + 1
     return continued_conversation(context, response, column)

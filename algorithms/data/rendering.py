@@ -57,9 +57,19 @@ def render_messages(
     if tools:  # a template may ask whether they are defined
         options["tools"] = tools
     try:
-        return str(run_template(tokenizer, messages, **options))
+        text = str(run_template(tokenizer, messages, **options))
     except Exception as error:  # a template comes with the model, and its expressions raise anything
         raise RowError(f"the chat template refuses it ({reason_of(error)})") from error
+    return of_letters(text)
+
+
+def of_letters(text: str) -> str:
+    """The same text; raises RowError where it has half a character, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"has half a character at its letter {error.start + 1}, {text[error.start]!r}") from None
+    return text
 
 
 def marked_parts(
@@ -148,9 +158,12 @@ def encode_texts(texts: list[str], tokenizer: "PreTrainedTokenizerFast", *, plai
     """
     if not texts:  # which the tokenizer does not take
         return []
+    if plain:  # others are checked where they are rendered
+        texts = [*map(of_letters, texts)]
     # Called through Any: transformers types what a call gives for one text and for many alike.
     encoding: Any = tokenizer
-    encoded: list[list[int]] = encoding(texts, add_special_tokens=False)["input_ids"]
+    alone = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded: list[list[int]] = encoding(texts, add_special_tokens=False, **alone)["input_ids"]
     # By encoding nothing: what its post-processor adds, no setting of a tokenizer says.
     bos, automatic = bos_of(tokenizer), encoding("")["input_ids"]
     if not plain or bos is None or automatic[:1] != [bos]:

@@ -18,7 +18,7 @@ from algorithms.data.messages import EmptyRow, Message, RowError
 from algorithms.data.overlong import cut_sequence, shortened
 from algorithms.data.readers import Asked, Completion, Dialogue, Example, Text
 from algorithms.data.reading import Reading
-from algorithms.data.rendering import bos_of, bounds, check_some_tokens, encode_texts
+from algorithms.data.rendering import bos_of, bounds, check_some_tokens, encode_texts, of_letters
 from algorithms.data.sources import Row
 from algorithms.data.unread import unread
 from algorithms.data.written import Script, TrainOn, asked, with_system_prompt, written
@@ -141,7 +141,7 @@ def _render_prompt(value: Asked, data: DataConfig, chat: ChatFormat) -> str:
     if isinstance(value, str) and not chat.template:
         if data.system_prompt is not None:
             raise RowError("data.system_prompt needs a tokenizer with a chat template, got one without")
-        return value
+        return of_letters(value)
     dialogue = value if isinstance(value, Dialogue) else Dialogue(messages=[_question(value)], given=1)
     return asked(chat, with_system_prompt(dialogue, data))
 

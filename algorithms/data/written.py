@@ -72,7 +72,7 @@ def written(chat: ChatFormat, dialogue: Dialogue, train_on: TrainOn) -> Script:
     check_nothing_is_left_out(chat, dialogue, text, chosen)
     if train_on == "all":
         return _to_its_end(chat, dialogue, text)
-    marks = _marks(chat, dialogue, messages) if chat.marks else {}
+    marks = _marks(chat, dialogue, messages) if chat.marks(dialogue.tools) else {}
     turns, appended, prompted = [], False, False
     for index in chosen:
         start, prompted = (marks[index], False) if marks else _start(chat, dialogue, index, text)
@@ -94,8 +94,10 @@ def answered(chat: ChatFormat, dialogue: Dialogue) -> Script:
     prompt = asked(chat, dialogue, dialogue.messages[:-1])
     if found.text.startswith(prompt):
         turn = replace(turn, start=len(prompt))
-    # A prompt may go on and open a thought, which this answer does not have.
-    elif not prompt.startswith(found.text[: turn.start]):
+    # A prompt may go on and open a thought, which this answer does not have; it does not end before it.
+    elif not prompt.startswith(found.text[: turn.start]) or any(
+        stop in prompt[turn.start :] for stop in chat.habits(dialogue.arguments, dialogue.tools).stops
+    ):
         raise RowError(
             "the chat template renders the prompt of a whole conversation differently from one that is to be answered, "
             "so the response cannot be told from it; use another chat template (model.chat_template)"
@@ -115,7 +117,7 @@ def asked(chat: ChatFormat, dialogue: Dialogue, messages: Sequence[Message] | No
         add_generation_prompt=True,
     )
     if messages is None:
-        check_nothing_is_left_out(chat, dialogue, text, [])
+        check_nothing_is_left_out(chat, dialogue, text, [], ask=True)
     return text
 
 
@@ -124,13 +126,14 @@ def _ended(chat: ChatFormat, dialogue: Dialogue, message: Message) -> Message:
     if message["role"] != "assistant":
         return message
     content = message["content"]
-    stops = chat.habits(dialogue.arguments).stops
+    stops = chat.habits(dialogue.arguments, dialogue.tools).stops
     for stop in stops:
         content = content.removesuffix(stop)
     for stop in stops:
         if stop in content or stop in reasoning_of(message):
             what = "the end-of-sequence token" if stop == chat.eos else "the end of a turn"
-            raise RowError(f"a response must not go on after {what} {stop}")
+            named = stop if stop.isprintable() else repr(stop)  # it may be a line break
+            raise RowError(f"a response must not go on after {what} {named}")
     return message if content == message["content"] else message | {"content": content}  # type: ignore[return-value]
 
 
@@ -152,7 +155,7 @@ def _trained(messages: list[Message], given: int, train_on: TrainOn) -> list[int
 
 def _to_its_end(chat: ChatFormat, dialogue: Dialogue, text: str) -> Script:
     """All of a conversation, which ends as its last turn ends."""
-    habits, last = chat.habits(dialogue.arguments), dialogue.messages[-1]
+    habits, last = chat.habits(dialogue.arguments, dialogue.tools), dialogue.messages[-1]
     if last["role"] != "assistant" or habits.last or not habits.stops:
         return Script(text=text, turns=[])
     text = text.removesuffix(habits.tail) if habits.tail else text
@@ -174,13 +177,13 @@ def _start(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple
 
 def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
     """The same where the text of what precedes a turn is another one within the whole: where its own words begin."""
-    place, other = _place_of_words(chat, dialogue, index, text)
-    if place < 0 or text[:place] != other[:place]:
+    place, other, words = _place_of_words(chat, dialogue, index, text)
+    if place < 0 or text[:place] != other[:place] or other.count(words) > 1:
         raise RowError(
             f"message {index + 1} cannot be told from what precedes it, which the chat template renders differently "
             f"within the whole conversation; algorithm.train_on last or all, or another model.chat_template"
         )
-    habits, message = chat.habits(dialogue.arguments), dialogue.messages[index]
+    habits, message = chat.habits(dialogue.arguments, dialogue.tools), dialogue.messages[index]
     if message.get("tool_calls") and not message["content"].strip():
         if not habits.before_call or not text[:place].endswith(habits.before_call):
             raise RowError(f"message {index + 1} cannot be told from what precedes it: its calls are written otherwise")
@@ -194,14 +197,14 @@ def _start_by_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str)
     return place
 
 
-def _place_of_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple[int, str]:
-    """Where a message's content would begin, -1 where it is not shown, and the text with another content in it."""
+def _place_of_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> tuple[int, str, str]:
+    """Where a message's content would begin, -1 where it is not shown; the text with another one in it, and that."""
     words = "Vw1xaz"
     while words in text:
         words += "q"
     spoken = _with_words(dialogue.messages[index], words)
     other = _rendered(chat, dialogue, [*dialogue.messages[:index], spoken, *dialogue.messages[index + 1 :]])
-    return other.find(words), other
+    return other.find(words), other, words
 
 
 def _with_words(given: Message, words: str) -> Message:
@@ -216,7 +219,7 @@ def _with_words(given: Message, words: str) -> Message:
 def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dict[int, int]:
     """Where the turns of the assistant begin by the template's own marks, by message."""
     _, parts = marked_parts(
-        chat.prepared(messages, dialogue.arguments),
+        chat.prepared(messages, dialogue.arguments, dialogue.tools),
         chat.tokenizer,
         tools=dialogue.tools,
         arguments=chat.arguments | chat.read_of(dialogue.arguments),
@@ -235,7 +238,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
 
     Raises RowError where it is not what the message says, or no token behind it could end it.
     """
-    habits, message = chat.habits(dialogue.arguments), dialogue.messages[index]
+    habits, message = chat.habits(dialogue.arguments, dialogue.tools), dialogue.messages[index]
     last = index == len(dialogue.messages) - 1
     places = [(text.index(stop, start), stop) for stop in _stops(habits, last) if stop in text[start:]]
     if places:
@@ -243,7 +246,7 @@ def _turn(chat: ChatFormat, dialogue: Dialogue, index: int, text: str, start: in
         fault = turn_fault(habits, message, text, (start, end), index)
         if fault is None and (last or is_plain(message) or end <= _next_words(chat, dialogue, index, text)):
             return Spoken(start=start, end=end, stop=stop), False
-        if last or not goes_on(habits, message, text[start:end]):
+        if fault is not None and (last or not goes_on(habits, message, text[start:end])):
             raise RowError(fault)
     if not last:
         raise RowError(
@@ -266,5 +269,4 @@ def _stops(habits: Habits, last: bool) -> tuple[str, ...]:
 
 def _next_words(chat: ChatFormat, dialogue: Dialogue, index: int, text: str) -> int:
     """Where in the text the message after this one says something."""
-    place, _ = _place_of_words(chat, dialogue, index + 1, text)
-    return place
+    return _place_of_words(chat, dialogue, index + 1, text)[0]

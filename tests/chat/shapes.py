@@ -278,6 +278,42 @@ _ALL = (
         worse=_WORSE,
         tools=(_WEATHER, _CLOCK),
     ),
+    Shape(
+        name="system within a question",
+        messages=(says("system", "What is"), user("What is the sun?"), assistant("What is it? A star.")),
+        worse=_WORSE,
+    ),
+    Shape(
+        name="thought again",
+        messages=(_TALK[0], _TALK[1] | {"reasoning_content": "A star."}),
+        worse=_WORSE | {"reasoning_content": "No idea"},
+    ),
+    Shape(
+        name="one call twice",
+        messages=_with_tool(
+            call(1, "weather", {"city": "Oslo"}),
+            call(2, "weather", {"city": "Oslo"}),
+            results=("12 degrees", "12 degrees"),
+            final="Rather mild.",
+        ),
+        worse=_WORSE,
+        tools=(_WEATHER,),
+    ),
+    Shape(
+        name="call within words",
+        messages=(
+            user("Is it warm?"),
+            assistant("I ask for the weather of the city Oslo", tool_calls=[call(1, "weather", {"city": "Oslo"})]),
+            result(1, "Oslo: the weather is mild"),
+            assistant("The weather of Oslo is mild."),
+        ),
+        worse=_WORSE,
+    ),
+    Shape(
+        name="white space within",
+        messages=(user("As code?\n\n\n  1  2"), assistant("def of():\n    return  1\n\n\n    # the end")),
+        worse=assistant("def of():\n\treturn"),
+    ),
     Shape(name="developer", messages=(says("developer", "Be brief."), *_TALK), worse=_WORSE),
 )
 

@@ -68,6 +68,13 @@ def _harmony(turn: Turn) -> str | None:
     return said + "<|channel|>final<|message|>" + turn.content
 
 
+def _seed(turn: Turn) -> str | None:
+    if turn.calls:
+        return None
+    thought = f"<seed:think>{turn.reasoning.strip()}</seed:think>\n" if turn.reasoning else ""
+    return thought + turn.content.strip()
+
+
 _GLM4 = ChatStyle(
     name="glm4",
     kind="bytes",
@@ -170,6 +177,39 @@ OTHERS = (
         last_ends=("\n", "\n</s>", "</s>", "\n<extra_id_1>"),
         unended=True,
         words=stripped,
+    ),
+    ChatStyle(
+        name="exaone",
+        kind="bytes",
+        bos="[BOS]",
+        eos="[|endofturn|]",
+        special=("[|system|]", "[|user|]", "[|assistant|]"),
+        headers=("[|assistant|]",),
+        ends=("[|endofturn|]",),
+        developer=True,
+        results=True,
+    ),
+    ChatStyle(
+        name="seed-oss",
+        kind="bytes",
+        bos="<seed_bos>",
+        eos="<seed_eos>",
+        special=("<seed:think>", "</seed:think>"),
+        headers=("<seed_bos>assistant\n",),
+        ends=("<seed_eos>",),
+        words=_seed,
+        developer=True,
+        results=True,
+    ),
+    ChatStyle(
+        name="falcon",
+        kind="bytes",
+        eos="<|endoftext|>",
+        headers=("Falcon:",),
+        ends=("\nUser:", "\nFalcon:"),
+        last_ends=("<|endoftext|>",),
+        unended=True,
+        words=behind_space,
     ),
     ChatStyle(
         name="command-r",
