@@ -200,5 +200,7 @@ def test_check_says_what_ends_answers_and_knows_the_templates_variables(tmp_path
     wrong = r"^data.template_arguments.enable_thinkin: must be a variable that the chat template reads "
     with pytest.raises(UserError, match=wrong + r"\(enable_thinking\) \(did you mean enable_thinking\?\), got False$"):
         check_chat_template(config_for(base, template_arguments={"enable_thinkin": False}))
-    with pytest.raises(UserError, match=r"^data.template_arguments.tools: must be left out, as rows give it, got 3$"):
+    with pytest.raises(
+        UserError, match=r"^data.template_arguments.tools: must be left out, as rows and tokenizer give it, got 3$"
+    ):
         check_chat_template(config_for(base, template_arguments={"tools": 3}))

@@ -94,6 +94,12 @@ def test_sharegpt_and_openais_older_form_call_alike() -> None:
         assert found.action_mask.tolist() == wanted.action_mask.tolist()
 
 
+def test_sharegpt_has_one_system_turn() -> None:
+    turns = [{"from": "system", "value": "S"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert texts(sft({"conversations": turns}))[0].count("S<|im_end|>") == 1
+    assert "must have one system turn" in complaint(sft, {"conversations": turns, "system": "T"})
+
+
 def test_prompts_of_rl_and_responses_of_pairs_know_tools_too() -> None:
     asked, answer = calling(CALLS[0])[:3], "It is mild."
     [prompt] = prompts([{"prompt": asked, "tools": [TOOL]}], data(), QWEN, max_prompt_tokens=10_000)

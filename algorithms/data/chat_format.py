@@ -125,7 +125,7 @@ class ChatFormat:
             self.prepared(messages, arguments, tools),
             self.tokenizer,
             tools=tools,
-            arguments=self.arguments | self.read_of(arguments),
+            arguments=self.read_of(self.arguments | dict(arguments or {})),
             add_generation_prompt=add_generation_prompt,
         )
 
@@ -192,7 +192,7 @@ class _Asking:
 
     def __init__(self, chat: ChatFormat, arguments: Mapping[str, object], tools: list[Tool] | None) -> None:
         self.chat, self.tools = chat, tools
-        self.arguments = chat.arguments | chat.read_of(arguments)
+        self.arguments = chat.read_of(chat.arguments | dict(arguments))
         self.parts = False
         self.before: tuple[dict[str, Any], ...] = ()
         """What the template wants before anything else: a system message."""

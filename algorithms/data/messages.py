@@ -15,7 +15,11 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what an assistant thought before it spoke; a template reads one of them."""
 KNOWN_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight", *REASONING}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_NO_ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt"}
+_NO_ARGUMENTS = {
+    *("messages", "tools", "documents", "add_generation_prompt"),
+    *("bos_token", "eos_token", "pad_token", "unk_token"),
+}
+"""Variables of templates that rows and tokenizers give."""
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "ai": "assistant"}
 _MUST_SPEAK = ("user", "assistant")
 

@@ -127,6 +127,8 @@ def read_sharegpt(row: Row) -> Example:
             raise RowError(f"column system must be text, got {kind_of(system)}")
         given.append({"role": "system", "content": system})
     given += [_turn(turn, f"turn {number} of column conversations") for number, turn in enumerate(turns, start=1)]
+    if [turn["role"] for turn in given].count("system") > 1:
+        raise RowError("column conversations must have one system turn, got further ones or column system beside it")
     return _dialogue(row, messages_of(given, "conversations"), 0)
 
 

@@ -222,7 +222,7 @@ def _marks(chat: ChatFormat, dialogue: Dialogue, messages: list[Message]) -> dic
         chat.prepared(messages, dialogue.arguments, dialogue.tools),
         chat.tokenizer,
         tools=dialogue.tools,
-        arguments=chat.arguments | chat.read_of(dialogue.arguments),
+        arguments=chat.read_of(chat.arguments | dialogue.arguments),
     )
     spoken = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(parts) != len(spoken):

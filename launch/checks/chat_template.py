@@ -5,7 +5,7 @@ from actors.models.tokenizer import tokenizer_for
 from algorithms.words import nearest
 from launch.config import RunConfig
 
-_OURS = {"messages", "tools", "documents", "add_generation_prompt"}
+_OURS = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
 """Variables that a template has anyway."""
 
 
@@ -38,9 +38,11 @@ def check_chat_template(config: RunConfig) -> list[str]:
 def _check_arguments(config: RunConfig, variables: frozenset[str]) -> None:
     for name, value in config.data.template_arguments.items():
         if name in _OURS:
-            raise UserError(f"data.template_arguments.{name}: must be left out, as rows give it, got {value!r}")
+            raise UserError(
+                f"data.template_arguments.{name}: must be left out, as rows and tokenizer give it, got {value!r}"
+            )
         if name not in variables:
-            known = sorted(variables - _OURS - {"raise_exception", "strftime_now", "bos_token", "eos_token"})
+            known = sorted(variables - _OURS - {"raise_exception", "strftime_now"})
             raise UserError(
                 f"data.template_arguments.{name}: must be a variable that the chat template reads"
                 f"{f' ({chr(44).join(known)})' if known else ', which reads none'}{nearest(name, known)}, got {value!r}"

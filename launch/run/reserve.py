@@ -134,7 +134,7 @@ class _Waiting:
 
         What is told is about the reservation as a whole: what it has already counts as free for it.
         """
-        # Not `ray.get(group.ready())`, which says nothing while it waits. Of a second's fraction, Ray 2.60 waits for none.
+        # Not `ray.get(group.ready())`, which says nothing while it waits. Ray 2.60 takes half a second as none.
         while not group.wait(timeout_seconds=_LOOK_S):
             nodes = _nodes(Counter(place.node for place in before), self.wanted.bundles[0])
             lacks = partial(lacking, self.wanted, nodes)
