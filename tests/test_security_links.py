@@ -55,10 +55,10 @@ def test_no_link_is_followed(victim: Path) -> None:
 
 def test_an_export_is_written_into_no_other_directory(tmp_path: Path) -> None:
     class Policy:
-        def call(self, _: Any, directory: Path, chat: Any = None) -> list[None]:
+        def call(self, _: Any, directory: Path, chat: Any = None) -> list[Any]:
             directory.mkdir(exist_ok=True)
             (directory / "config.json").write_text("{}")
-            return [None]
+            return [[]] if chat else [None]
 
     values = {
         "algorithm": {"name": "sft", "steps": 1},
