@@ -9,6 +9,7 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 from actors.config import UserError
 from actors.episodes import Sequence
 from algorithms.config import DataConfig
+from algorithms.data import chat_format
 from algorithms.data.messages import RowError, messages_of, tools_of
 from algorithms.data.pairs import judged, pair_reading, pairs
 from algorithms.data.tokens import prompt_reading, prompts, sequence_reading, sequences
@@ -174,6 +175,29 @@ def test_a_rows_arguments_come_after_those_of_all_and_the_templates_alone_are_pa
     assert "chat_template_kwargs must be an object by name" in complaint(
         prompts, [wrong], data(), QWEN3, max_prompt_tokens=1000
     )
+
+
+def test_rows_with_instructions_of_their_own_ask_the_template_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking it takes as long as twenty rows."""
+    asked: list[object] = []
+    asking = chat_format._Asking.habits
+    monkeypatch.setattr(chat_format._Asking, "habits", lambda self: asked.append(1) or asking(self))
+    smol = tokenizer_of(STYLES["smollm3"])
+    told = {"custom_instructions": "Say what the moon is made of, and why; this is row "}
+    before, smol.chat_template = smol.chat_template, f"{{{{ custom_instructions }}}}{smol.chat_template}"
+    try:
+        rows: list[Any] = [
+            {
+                "messages": say("a", "b"),
+                "chat_template_kwargs": {name: f"{text}{number}" for name, text in told.items()},
+            }
+            for number in range(9)
+        ]
+        found = sequences(rows, data(), smol, train_on="completions")
+        assert ["row 8" in texts(sequence, smol)[0] for sequence in found] == [False] * 8 + [True]
+        assert len(asked) <= 2
+    finally:
+        smol.chat_template = before
 
 
 def test_the_last_answer_alone_is_trained() -> None:

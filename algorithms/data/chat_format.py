@@ -24,6 +24,8 @@ _ASKED, _SAID, _ASKED_AGAIN, _SAID_AGAIN = "Vq1xaz", "Vs1xaz", "Vq2xaz", "Vs2xaz
 _THOUGHT, _CALLED, _VALUE, _GIVEN, _SAYS = "Vt1xaz", "Vf1xaz", "Vv1xaz", "Vr1xaz", "Vm1xaz"
 _SYSTEM = "Vb1xaz"
 """Words that no template has of its own."""
+_LONG = 40
+"""Characters of a value that is a text to be written, and no choice."""
 _IDENTITIES = ("vcall{}xaz", f"functions.{_CALLED}:{{}}")
 """Of calls: nine letters and digits, which some templates ask for, and a name, which others write in place of it."""
 
@@ -107,10 +109,19 @@ class ChatFormat:
     def habits(self, arguments: Mapping[str, object] | None = None, tools: list[Tool] | None = None) -> Habits:
         """How it writes conversations that have these arguments of their own, and tools or none."""
         own = tools and self._templates[0] != self._templates[1]
-        key = json.dumps([bool(own), arguments or {}], sort_keys=True, default=repr)
+        key = f"{bool(own)} {self.kind_of_arguments(arguments)}"
         if key not in self._habits:
             self._habits[key] = _Asking(self, arguments or {}, _TOOLS if own else None).habits()
         return self._habits[key]
+
+    def kind_of_arguments(self, arguments: Mapping[str, object] | None) -> str:
+        """What may change how conversations are written: values of those that are read, of long ones that they are.
+
+        Rows may have instructions of their own in them, each another one: a template writes them, and asks no more than
+        whether they are there.
+        """
+        read = self.read_of(arguments) if arguments else {}
+        return repr(sorted((name, _kind_of_value(value)) for name, value in read.items()))
 
     def render(
         self,
@@ -139,6 +150,11 @@ class ChatFormat:
         """Messages in the form that the template wants."""
         habits = self.habits(arguments, tools)
         return [_prepared(message, habits) for message in messages]
+
+
+def _kind_of_value(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _LONG else type(value).__name__
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ def parts_not_shown(chat: "ChatFormat", dialogue: "Dialogue", *, ask: bool) -> f
         dialogue: with its tools and arguments.
         ask: whether the text goes on to where the model answers.
     """
-    build = (ask, bool(dialogue.tools), repr(dialogue.arguments), *map(_build_of, dialogue.messages))
+    build = (ask, bool(dialogue.tools), chat.kind_of_arguments(dialogue.arguments), *map(_build_of, dialogue.messages))
     if build not in chat.not_shown:
         marked, marks = _marked(dialogue.messages)
         try:
