@@ -13,6 +13,7 @@ from actors.models.chat_settings import ChatSettings, write_chat_settings
 from actors.models.tokenizer import load_tokenizer
 from algorithms.data.chat_format import ChatFormat, stop_ids
 from launch.checks.chat_template import check_chat_template
+from launch.checks.check import examine
 from launch.config import validate
 from tests.chat.templates import STYLES
 from tests.chat.tokenizers import tokenizer_of
@@ -204,3 +205,22 @@ def test_check_says_what_ends_answers_and_knows_the_templates_variables(tmp_path
         UserError, match=r"^data.template_arguments.tools: must be left out, as rows and tokenizer give it, got 3$"
     ):
         check_chat_template(config_for(base, template_arguments={"tools": 3}))
+
+
+def test_a_template_on_the_cluster_is_read_there(tmp_path: Path) -> None:
+    """Submitting looks at what is here; a file that is nowhere is told of, also where the model is not here."""
+    base, _, _ = base_model(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    config = config_for(base, train=str(tmp_path / "rows.jsonl"), max_length=64)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"output": str(tmp_path)})})
+    found = examine(config, elsewhere=True)
+    assert (
+        f"model.chat_template: {base}/own.jinja is read on the cluster when the run starts, not checked here"
+        in found.warnings
+    )
+    for model in (base, "owner/not-here"):
+        missing = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model)})})
+        with pytest.raises(
+            UserError, match=r"model\.chat_template: must be a file with a Jinja template, no such file"
+        ):
+            examine(missing)

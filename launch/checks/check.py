@@ -10,6 +10,7 @@ import os
 import sys
 
 from actors.config import UserError
+from actors.models.tokenizer import chat_template_of
 from launch.checks.capacity import check_resources
 from launch.checks.chat_template import check_chat_template
 from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
@@ -121,7 +122,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     with findings.collecting():
         findings.warnings.extend(check_engine_options(config.rollout))
     readable = False
-    if policy and not findings.problems:
+    if _template_is_here(findings) and policy and not findings.problems:
         with findings.collecting():
             findings.aside.call(check_tokenizer, config, policy)
             if kind.role != "encoder" and (policy.tokenizer or config.model.init):
@@ -135,6 +136,17 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
             check_resumed(findings, findings.checkpoint)
     open_to_all = auth_warnings(config) + ([] if findings.elsewhere else open_warnings())
     findings.warnings.extend(plain_http_warnings(config) + open_to_all + kind.warnings())
+
+
+def _template_is_here(findings: Findings) -> bool:
+    """Whether the tokenizer's chat template can be looked at: one of model.chat_template may be on the cluster."""
+    model = findings.config.model
+    if model.chat_template and is_elsewhere(findings, "model.chat_template", model.chat_template):
+        return False
+    # Also where nothing of the model is here: a file that is missing is told of before the run loads anything.
+    with findings.collecting():
+        chat_template_of(model)
+    return True
 
 
 def _check_batches(config: RunConfig, kind: JobKind) -> None:
