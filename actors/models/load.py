@@ -29,6 +29,7 @@ from actors.models.lora import quantization_config
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.tensor_files import unread_tensors
+from actors.models.trial import is_tried, try_out
 
 
 def load_model(model: ModelConfig, directory: str, divider: Divider | None = None) -> PreTrainedModel:
@@ -47,7 +48,15 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
         built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
-    return _ready_to_train(built, model)
+    ready = _ready_to_train(built, model)
+    if not is_tried(ready):
+        if divider:
+            raise UserError(
+                f"policy.zero_stage: must be at most 2 for a {config.model_type}, which Tandem does not know and tries "
+                f"first, got 3"
+            )
+        try_out(TokenLogprobs(ready))
+    return ready
 
 
 def load_value_model(
@@ -77,6 +86,8 @@ def load_value_model(
             raise UserError(
                 f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"
             )
+    if not is_tried(built):
+        raise UserError(f"model.path: must be of a kind that Tandem knows to give scores, got a {config.model_type}")
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
     return _ready_to_train(built, model)
