@@ -33,6 +33,8 @@ _REFUSED_KINDS = {
     "xlnet": "lets tokens see what comes after them",
 }
 """Families by their model_type that are no causal language models as all others are."""
+_FLOAT32_ALONE = ("deepseek_v4", "xlstm")
+"""Families whose code in transformers 5.19 multiplies float32 with bfloat16, and fails."""
 _ENOUGH_HEADS = 16
 """Of an indexer, for two keys never to have the score 0 in all of them: each is 0 for half of the keys."""
 
@@ -69,6 +71,8 @@ class Family:
     """Which of its own implementations of attention it has, for rows."""
     flash: bool = True
     """Whether flash attention 2 computes what it needs."""
+    bf16: bool = True
+    """Whether it can be computed in bf16."""
 
 
 def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
@@ -97,6 +101,7 @@ def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
         logit_cap=next(filter(None, (_number(values, name) for name in _CAPS)), None),
         embeds=traits.source.embeds,
         own_attention="sdpa" if traits.sdpa else "eager",
+        bf16=kind not in _FLOAT32_ALONE,
         flash=traits.flash and not traits.source.sinks and "chunked_attention" not in _kinds(values),
     )
 

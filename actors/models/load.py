@@ -125,6 +125,8 @@ def _from_directory(
 
 def _options(model: ModelConfig, family: Family) -> dict[str, object]:
     """How a model is made or loaded: precision, attention, quantisation."""
+    if model.dtype == "bf16" and not family.bf16:
+        raise UserError("model.dtype: must be fp32 for a model whose code in transformers fails in bf16, got bf16")
     options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model, family)}
     if model.quantize:
         device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
@@ -138,6 +140,9 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     if model.gradient_checkpointing:
+        if not built.supports_gradient_checkpointing:
+            kind = built.config.model_type
+            raise UserError(f"model.gradient_checkpointing: must be false for a {kind}, whose layers lack it, got true")
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
@@ -189,7 +194,8 @@ class TokenLogprobs(torch.nn.Module):
         `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
         whose float32 logits exist at one time.
         """
-        read = self.body.read(batch.inputs)
+        # Some families keep the sum over layers in float32, and cast it for their head.
+        read = self.body.read(batch.inputs).to(self.head.weight.dtype)
         actions = batch.action_indices
         logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
         return _at(actions, logprobs, batch), _at(actions, entropies, batch)
