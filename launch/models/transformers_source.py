@@ -71,6 +71,11 @@ def source_directory(kind: str) -> Path | None:
     return file and file.parent
 
 
+def root_file(name: str) -> Path | None:
+    """A file at the top of the installed transformers."""
+    return _file(f"../../{name}")
+
+
 def _section(file: str, start: str) -> str:
     """The literal that begins with the line `start` and ends with a closing bracket at the margin."""
     return _source(file).partition(f"\n{start}")[2].partition("\n)")[0]
