@@ -17,14 +17,15 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from actors.config import ModelConfig, UserError
 from actors.files.stored import only_data
-from actors.models.as_source import without_dropout
 from actors.models.attention import PACKED_SDPA, register_packed_sdpa
 from actors.models.dividing import Divider, drawing, loading
+from actors.models.experts import Balance, experts_in_order, token_weights
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
+from actors.models.quiet import quiet_config, quiet_routers
 from actors.models.tensor_files import unread_tensors
 
 
@@ -36,7 +37,7 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
     over the ranks as they come.
     """
     options, directory = _options(model), local_directory(directory)
-    config = _without_dropout(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    config = quiet_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     if model.init:
         torch.manual_seed(model.init.seed)
         with drawing(divider):
@@ -56,7 +57,7 @@ def load_value_model(
     UserError with `needs_head` when the directory holds no trained head.
     """
     options, directory = _options(model), local_directory(directory)
-    config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id in ends:
@@ -120,19 +121,14 @@ def _options(model: ModelConfig) -> dict[str, object]:
 def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     # A training pass reads whole sequences: nobody would ask for keys and values again.
     built.config.use_cache = False
+    quiet_routers(built)
+    experts_in_order(built)
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     if model.gradient_checkpointing:
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
-
-
-def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    """The importance ratio compares the policy with the sampler, which drops nothing: so the trainer may not either."""
-    for name in without_dropout(config.to_dict()):
-        setattr(config, name, 0.0)
-    return config
 
 
 def _attention(model: ModelConfig) -> str:
@@ -157,9 +153,9 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
 class TokenLogprobs(torch.nn.Module):
     """A causal language model that answers with the logprob of each action token of a packed batch."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, balance: Balance | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.balance = model, balance
         self.attention = str(model.config._attn_implementation)
         head: Any = model.get_output_embeddings()
         self.head = LogprobHead(head.weight, getattr(head, "bias", None))
@@ -175,7 +171,7 @@ class TokenLogprobs(torch.nn.Module):
         `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
         whose float32 logits exist at one time.
         """
-        read = _hidden_states(self.model.get_decoder(), batch, self.attention)
+        read = _hidden_states(self.model.get_decoder(), batch, self.attention, self.balance)
         actions = batch.action_indices
         logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
         return _at(actions, logprobs, batch), _at(actions, entropies, batch)
@@ -207,9 +203,9 @@ class ScoreHead(torch.nn.Module):
 class TokenValues(torch.nn.Module):
     """A sequence-classification model that answers with its score at each action token of a packed batch."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, balance: Balance | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.balance = model, balance
         self.head = ScoreHead(model.score)  # type: ignore[arg-type]
         self.attention = str(model.config._attn_implementation)
 
@@ -224,19 +220,25 @@ class TokenValues(torch.nn.Module):
         `temperature` and `chunk` are those of TokenLogprobs, for a common signature; nothing here depends on them.
         """
         model: Any = self.model
-        read = _hidden_states(getattr(model, model.base_model_prefix), batch, self.attention)
+        read = _hidden_states(getattr(model, model.base_model_prefix), batch, self.attention, self.balance)
         scores = _at(batch.action_indices, self.head(read)[:, 0], batch)
         return scores, torch.zeros_like(scores)
 
 
-def _hidden_states(decoder: torch.nn.Module, batch: PackedBatch, attention: str) -> torch.Tensor:
+def _hidden_states(
+    decoder: torch.nn.Module, batch: PackedBatch, attention: str, balance: Balance | None
+) -> torch.Tensor:
     """Last hidden state that is read for each action token, [A, D]."""
-    hidden = decoder(
+    outputs = decoder(
         input_ids=batch.inputs.token_ids[None],
         position_ids=batch.inputs.position_ids[None],
         use_cache=False,
         **batch.inputs.attention_arguments(attention),
-    ).last_hidden_state[0]
+        **(balance.arguments() if balance else {}),
+    )
+    if balance:
+        balance.read(outputs, token_weights(batch))
+    hidden = outputs.last_hidden_state[0]
     # Responses share their prompt's last token. The backward pass of hidden[read] adds up such gradients in any order;
     # this one, on CPU, always in the same, without which runs would not resume bit for bit.
     return hidden.index_select(0, batch.inputs.read)
