@@ -1,202 +1,152 @@
-"""Mixtures of experts in training: the loss that balances them, and how their products are added up.
+"""Experts of a layer in one tensor, [E, out, in]: their products in a fixed order, and low-rank adapters for each.
 
-The load-balancing loss (arXiv 2101.03961, equations 4 to 6) of an optimizer update is
+    y = W_e x + scaling B_e A_e x       A [E, r, in], B [E, out, r] (trained)
 
-    E sum_e f_e P_e     f_e: times that expert e was among the k experts of a token, over all tokens and layers
-                        P_e: mean probability that routers gave it
+PEFT adapts such tensors too (`target_parameters`), by making W + scaling B A of all experts at every pass, which is as
+large as they are; here all products are over the tokens of each expert. Adapters are parameters of the module itself:
+ZeRO-3 gathers a module's own. A PEFT directory has them in its form; see `peft_state`.
 
-as transformers computes it for one batch that holds all sequences of the update: every token of a sequence counts, the
-last one and a shared prompt's (once for each sequence) included, and nothing else. Only P has a gradient. So with f of
-the whole update known, the loss is a sum over micro-batches and ranks: `Balance.count` reads it in a pass of its own
-where a rank has several micro-batches, and ranks add up theirs. The loss does not depend on how an update is divided.
+Letters: N tokens, D hidden size, k experts of a token, E experts.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
-
-from actors.config import UserError
-from actors.models.packed import PackedBatch
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_mm
 
 _IN_ORDER = "grouped_mm_in_order"
 
 
-@dataclass(frozen=True, eq=False)
-class Routed:
-    """What the routers of all layers made of some tokens; E experts."""
+@dataclass(eq=False)
+class ExpertAdapters:
+    """What a module of experts has as `adapters`; the tensors are its parameters `lora_A_...` and `lora_B_...`."""
 
-    chosen: torch.Tensor
-    """How often each expert was among the first k, and in the end the number of tokens x layers, float64 [E + 1]."""
-    probabilities: torch.Tensor
-    """Sum of each expert's probabilities, with gradient, float32 [E]."""
-
-    @classmethod
-    def of(cls, logits: torch.Tensor, weights: torch.Tensor, top_k: int) -> "Routed":
-        """
-        Args:
-            logits: of the routers, layer after layer, [layers x tokens, E].
-            weights: how many sequences each token is in; 0 for padding, [tokens].
-            top_k: experts of a token.
-        """
-        weights = weights.to(torch.float32).repeat(len(logits) // len(weights))
-        probabilities = logits.float().softmax(-1)
-        # Not the experts that were taken, which a bias may have chosen, but as transformers counts them.
-        first = probabilities.detach().topk(top_k, dim=-1).indices
-        chosen = weights.new_zeros(logits.shape[-1] + 1, dtype=torch.float64)
-        chosen.index_add_(0, first.reshape(-1), weights.repeat_interleave(top_k).double())
-        chosen[-1] = weights.sum()
-        return cls(chosen, weights @ probabilities)
-
-    def __add__(self, other: "Routed") -> "Routed":
-        return Routed(self.chosen + other.chosen, self.probabilities + other.probabilities)
+    names: tuple[str, ...]
+    """Of its tensors, those that are adapted, in the order in which it has them: gate_up_proj, down_proj."""
+    scaling: float
+    enabled: bool = True
 
 
-class Balance:
-    """The load-balancing loss of one model's updates."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config = config
-        self.top_k = _setting(config, "num_experts_per_tok", "moe_top_k")
-        self._reading = False
-        self._read: list[Routed] = []
-        self._chosen: torch.Tensor | None = None
-
-    @property
-    def configured(self) -> float:
-        """What the loss counts by the model's configuration: transformers adds it with output_router_logits alone."""
-        asked = getattr(self.config, "output_router_logits", False)
-        return (
-            float(_setting(self.config, "router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")) if asked else 0.0
-        )
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Within it, `arguments` asks for what `read` keeps."""
-        self._reading = True
-        try:
-            yield
-        finally:
-            self._reading = False
-
-    def arguments(self) -> dict[str, object]:
-        """What the decoder must be called with: else it would do as its configuration says."""
-        return {"output_router_logits": self._reading}
-
-    def read(self, outputs: Any, weights: torch.Tensor) -> None:
-        """Keep what the decoder says beside its hidden states; `weights`: see `Routed.of`."""
-        if self._reading:
-            logits = [layer.reshape(-1, layer.shape[-1]) for layer in outputs.router_logits]
-            self._read.append(Routed.of(torch.cat(logits), weights.reshape(-1), self.top_k))
-
-    def count(self, batches: Iterable[PackedBatch], evaluate: Callable[[PackedBatch], object]) -> None:
-        """Begin an update: learn from its micro-batches, which `evaluate` reads, what its tokens choose."""
-        self._chosen = None
-        with self.reading():
-            for batch in batches:
-                evaluate(_unread(batch))
-        if self._read:
-            self._chosen = _over_ranks(self._taken().chosen)
-
-    def share(self) -> torch.Tensor:
-        """The last micro-batch's share of the loss, without the coefficient; all ranks ask at the same time."""
-        read = self._taken()
-        # A rank's only micro-batch says itself what it chooses.
-        chosen = _over_ranks(read.chosen) if self._chosen is None else self._chosen
-        tokens = chosen[-1]
-        frequencies = (chosen[:-1] / tokens).to(read.probabilities.dtype)
-        return len(frequencies) * (frequencies @ read.probabilities) / tokens
-
-    def _taken(self) -> Routed:
-        whole, self._read = self._read[0], self._read[1:]
-        for part in self._read:
-            whole = whole + part
-        self._read = []
-        return whole
+def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and module of all experts of a layer, of those that can have adapters."""
+    for name, module in model.named_modules():
+        # Marks of transformers' own interface of experts; others (dbrx, jetmoe, llama4) compute in ways of their own.
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
+            yield name, module
 
 
-def balance_of(model: PreTrainedModel, given: float | None) -> Balance | None:
-    """The load-balancing loss that transformers has for this kind of model; None where it has none.
-
-    Others, such as deepseek_v3, balance their experts by a bias that no gradient changes (e_score_correction_bias):
-    training leaves it as it is.
-
-    Raises:
-        UserError: none, although a coefficient is `given` (model.router_aux_loss).
-    """
-    config = model.config.get_text_config()
-    known = hasattr(sys.modules[type(model).__module__], "load_balancing_loss_func")
-    if known and _setting(config, "num_local_experts", "num_experts", "moe_num_experts") > 1:
-        return Balance(config)
-    if given:
-        raise UserError(
-            f"model.router_aux_loss: must be left out for {type(model).__name__}, which has no load-balancing loss "
-            f"({'without experts' if known else 'in transformers'}), got {given:g}"
-        )
-    return None
+def expert_tensors(model: torch.nn.Module) -> list[str]:
+    """Names of the tensors of experts that can have adapters: model.layers.0.mlp.experts.down_proj."""
+    return [f"{name}.{tensor}" for name, module in fused_experts(model) for tensor in _matrices(module)]
 
 
-def token_weights(batch: PackedBatch) -> torch.Tensor:
-    """How many sequences each token that the model computes is in, float32 [I]; an idle rank's is in none."""
-    inputs = batch.inputs
-    if inputs.sources is None:
-        return torch.full(inputs.token_ids.shape, 0.0 if batch.idle else 1.0, device=inputs.token_ids.device)
-    counts = np.bincount(inputs.sources, minlength=len(inputs.token_ids))
-    return torch.from_numpy(counts).to(inputs.token_ids.device, torch.float32)
-
-
-def _unread(batch: PackedBatch) -> PackedBatch:
-    """The same tokens through the model, of which no logprob is asked for."""
-    nothing = batch.inputs.read[:0]
-    return replace(batch, action_mask=torch.zeros_like(batch.action_mask), inputs=replace(batch.inputs, read=nothing))
-
-
-def _over_ranks(counts: torch.Tensor) -> torch.Tensor:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(counts)
-    return counts
-
-
-def _setting(config: PretrainedConfig, *names: str) -> Any:
-    """The first of these settings that a model, or its experts (dbrx), has; 0 where it has none."""
-    parts = [config, getattr(config, "ffn_config", None)]
-    return next((getattr(part, name) for name in names for part in parts if getattr(part, name, None) is not None), 0)
+def _matrices(experts: Any) -> tuple[str, str]:
+    return "gate_up_proj" if experts.has_gate else "up_proj", "down_proj"
 
 
 def experts_in_order(model: PreTrainedModel) -> None:
     """Let experts on a CPU add up gradients in a fixed order, without which runs would not resume bit for bit."""
-    if model.device.type != "cpu" or model.config._experts_implementation != "grouped_mm":
-        return
-    # Gradients of biases, too, are added up in any order: these experts are computed one after another.
-    biased = any(getattr(module, "has_bias", False) for module in model.modules())
-    model.set_experts_implementation("eager" if biased else _IN_ORDER)
+    # On a GPU, those of transformers are.
+    if model.device.type == "cpu" and model.config._experts_implementation == "grouped_mm":
+        model.set_experts_implementation(_IN_ORDER)
 
 
-def _grouped_in_order(
-    self: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+def _experts_forward(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """As grouped_mm of transformers, whose gradient of a token is summed over its k experts in the order of threads.
+    """What the experts of each token make of it, weighted; an implementation of transformers' interface of experts.
 
     Args:
-        hidden_states: [tokens, D]
-        top_k_index, top_k_weights: [tokens, k]
+        hidden_states: [N, D]
+        top_k_index, top_k_weights: [N, k]
 
     Returns:
-        [tokens, D]
+        [N, D]
     """
-    tokens, k = top_k_index.shape
-    # A copy for each expert, which alone has a gradient: that of expand is a sum in order.
-    copies = hidden_states.unsqueeze(1).expand(-1, k, -1).reshape(tokens * k, -1)
-    ones = hidden_states.new_ones(tokens * k, 1)
-    outputs = grouped_mm_experts_forward(self, copies, top_k_index.reshape(-1, 1), ones).view(tokens, k, -1)
-    return (outputs * top_k_weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
+    count, k = top_k_index.shape
+    chosen, order = top_k_index.reshape(-1).sort(stable=True)
+    offsets = torch.bincount(chosen, minlength=self.num_experts).cumsum(0, dtype=torch.int32)
+    # Gradients of index_select are added up in order; those of rows[indices], on a CPU, as threads come.
+    rows = hidden_states.index_select(0, order.div(k, rounding_mode="floor"))
+    inner, outer = _matrices(self)
+    rows = _product(self, inner, rows, offsets, chosen)
+    rows = self._apply_gate(rows) if self.has_gate else self.act_fn(rows)
+    rows = _product(self, outer, rows, offsets, chosen) * top_k_weights.reshape(-1).index_select(0, order).unsqueeze(-1)
+    # Back in the order of tokens, in which each has its k rows side by side.
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return rows.index_select(0, places).view(count, k, -1).sum(1).to(hidden_states.dtype)
 
 
-ALL_EXPERTS_FUNCTIONS.register(_IN_ORDER, _grouped_in_order)
+def _product(experts: Any, name: str, rows: torch.Tensor, offsets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Rows, sorted by their expert, times the tensor of that name; `offsets`: where each expert's rows end."""
+    weight = getattr(experts, name)
+    product = _grouped(rows, weight if experts.is_transposed else weight.transpose(1, 2), offsets)
+    if experts.has_bias:
+        product = product + getattr(experts, f"{name}_bias").index_select(0, chosen)
+    adapters = getattr(experts, "adapters", None)
+    if adapters and adapters.enabled and name in adapters.names:
+        a, b = (tensor.transpose(1, 2) for tensor in adapter_of(experts, name))
+        product = product + adapters.scaling * _grouped(_grouped(rows, a, offsets), b, offsets)
+    return product
+
+
+def _grouped(rows: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """[rows, in] times each expert's own [in, out] of [E, in, out]."""
+    # The kernels read 16 bytes at a time, of which a small rank has fewer.
+    if any(size * weight.element_size() % 16 for size in weight.shape[1:]):
+        return torch.ops.transformers.grouped_mm_fallback(rows, weight, offs=offsets)
+    return _grouped_mm(rows, weight, offsets)
+
+
+ALL_EXPERTS_FUNCTIONS.register(_IN_ORDER, _experts_forward)
+
+
+def add_expert_adapters(model: PreTrainedModel, tensors: list[str], rank: int, scaling: float) -> None:
+    """Freeze the experts and give the named tensors of theirs adapters that change nothing yet, as PEFT draws them."""
+    for name, module in fused_experts(model):
+        names = tuple(each for each in _matrices(module) if f"{name}.{each}" in tensors)
+        if not names:
+            continue
+        module.adapters = ExpertAdapters(names, scaling)
+        for each in names:
+            weight = getattr(module, each)
+            count, first, second = getattr(weight, "ds_shape", weight.shape)
+            outputs, inputs = (second, first) if module.is_transposed else (first, second)
+            options = {"dtype": weight.dtype, "device": weight.device}
+            a = torch.empty(count, rank, inputs, **options).uniform_(-(inputs**-0.5), inputs**-0.5)
+            setattr(module, f"lora_A_{each}", Parameter(a))
+            setattr(module, f"lora_B_{each}", Parameter(torch.zeros(count, outputs, rank, **options)))
+    model.set_experts_implementation(_IN_ORDER)
+
+
+def adapter_of(experts: Any, name: str) -> tuple[Parameter, Parameter]:
+    """A [E, r, in] and B [E, out, r] of a tensor that is adapted."""
+    return getattr(experts, f"lora_A_{name}"), getattr(experts, f"lora_B_{name}")
+
+
+def adapted_experts(model: torch.nn.Module) -> dict[str, Any]:
+    """Name -> module of experts of which some tensors have adapters."""
+    return {name: module for name, module in fused_experts(model) if hasattr(module, "adapters")}
+
+
+def merged_expert(experts: Any, name: str, number: int) -> torch.Tensor:
+    """One expert's part of the tensor of that name with its adapter in it, in float32."""
+    a, b = (tensor[number].float() for tensor in adapter_of(experts, name))
+    change = experts.adapters.scaling * b @ a
+    return getattr(experts, name)[number].float() + (change.T if experts.is_transposed else change)
+
+
+def peft_names(name: str, experts: Any) -> dict[str, tuple[str, str]]:
+    """Tensor that is adapted -> names in a PEFT directory of its A and B: PEFT wraps the module once for each."""
+    names = experts.adapters.names
+    places = {each: name + ".base_layer" * (len(names) - 1 - number) for number, each in enumerate(names)}
+    return {each: (f"{place}.lora_A.weight", f"{place}.lora_B.weight") for each, place in places.items()}
+
+
+def peft_form(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [E, r, in] and B [E, out, r] as PEFT has them: [E r, in], [out, r E]."""
+    return a.flatten(0, 1), b.permute(1, 2, 0).flatten(1, 2)

@@ -18,8 +18,9 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from actors.config import ModelConfig, UserError
 from actors.files.stored import only_data
 from actors.models.attention import PACKED_SDPA, register_packed_sdpa
+from actors.models.balance import Balance, token_weights
 from actors.models.dividing import Divider, drawing, loading
-from actors.models.experts import Balance, experts_in_order, token_weights
+from actors.models.experts import experts_in_order
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config

@@ -13,7 +13,7 @@ class ValueWorker(TrainedWorker):
     """One data-parallel rank of a model with a score head."""
 
     def load_module(self) -> torch.nn.Module:
-        from actors.models.experts import balance_of
+        from actors.models.balance import balance_of
         from actors.models.load import TokenValues, load_value_model
 
         model = load_value_model(self.model_config, self.directory, self.divider())

@@ -30,7 +30,7 @@ class PolicyWorker(TrainedWorker):
     """One data-parallel rank of the policy."""
 
     def load_module(self) -> torch.nn.Module:
-        from actors.models.experts import balance_of
+        from actors.models.balance import balance_of
         from actors.models.load import TokenLogprobs, load_model
 
         model = load_model(self.model_config, self.directory, self.divider())

@@ -38,8 +38,8 @@ from actors.train.worker import (
 from actors.weights.checksum import checksum
 
 if TYPE_CHECKING:
+    from actors.models.balance import Balance
     from actors.models.chat_settings import ChatSettings
-    from actors.models.experts import Balance
     from actors.models.lora import MergeError
 
 _REASON_LENGTH = 300
@@ -339,22 +339,24 @@ class TrainedWorker(Worker):
 
         Returns what merging has lost, as `export` does; None without adapters.
         """
-        from actors.models import lora
+        from actors.models import adapter_files, lora
 
         if not lora.has_adapters(self.hf_model):
             return None
-        adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
+        adapter = adapter_files.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
         if self.rank == 0:
             self.write_adapter_files(directory, adapter)
         return error.value
 
     def write_adapter_files(self, directory: Path, adapter: dict[str, torch.Tensor]) -> None:
         """Write the adapters, which may be without values, with the settings of the export in `directory`."""
-        from actors.models import lora
+        from actors.models import adapter_files
         from actors.models.adapter_settings import write_adapter_settings
 
         write_adapter_settings(directory / "adapter", directory)
-        lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        adapter_files.write_adapter(
+            directory / "adapter", adapter_files.adapter_config(self.hf_model, self.directory), adapter
+        )
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

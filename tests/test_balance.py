@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.episodes import Sequence
-from actors.models.experts import Balance, Routed, balance_of
+from actors.models.balance import Balance, Routed, balance_of
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
 from algorithms.offline.sft import sft_loss
