@@ -13,15 +13,14 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _DTYPES = ("dtype", "torch_dtype")
 _OF_TRAINING: dict[str, object] = {
-    "layerdrop": 0.0,
     "router_jitter_noise": 0.0,
     "input_jitter_noise": 0.0,
     "moe_jitter_eps": None,
-    "altup_coef_clip": None,
+    "altup_coef_clip": 1e30,
     "rescale_every": 0,
 }
-"""Settings -> the value with which training is like evaluation: layers that are left out, noise at the inputs of
-routers, coefficients that are cut, weights that are divided in evaluation."""
+"""Settings -> the value with which training is like evaluation: noise at the inputs of routers, coefficients that are
+cut, weights that are divided in evaluation."""
 _THRESHOLDS = ("phimoe",)
 """Families whose router_jitter_noise is no noise: it decides, in evaluation too, which experts may be mixed."""
 
@@ -95,7 +94,7 @@ def as_in_evaluation(settings: dict[str, object]) -> dict[str, object]:
 
 
 def _is_dropout(name: str) -> bool:
-    return "dropout" in name or "pdrop" in name
+    return any(word in name for word in ("dropout", "pdrop", "layerdrop"))
 
 
 def is_own(file: Path, source: Path, names: Sequence[str]) -> bool:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedModel
 
 from actors.config import UserError
-from actors.models.packed import PackedBatch
+from actors.models.packed import ModelInputs, PackedBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Balance:
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
         self.top_k = _setting(config, "num_experts_per_tok", "moe_top_k")
-        self._reading = False
+        self._reading = self._idle = False
         self._read: list[Routed] = []
         self._chosen: torch.Tensor | None = None
 
@@ -75,9 +75,9 @@ class Balance:
         )
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Within it, `arguments` asks for what `read` keeps."""
-        self._reading = True
+    def reading(self, *, idle: bool) -> Iterator[None]:
+        """Within it, `arguments` asks for what `read` keeps; `idle`: of tokens that are in no sequence."""
+        self._reading, self._idle = True, idle
         try:
             yield
         finally:
@@ -91,13 +91,14 @@ class Balance:
         """Keep what the decoder says beside its hidden states; `weights`: see `Routed.of`."""
         if self._reading:
             logits = [layer.reshape(-1, layer.shape[-1]) for layer in outputs.router_logits]
-            self._read.append(Routed.of(torch.cat(logits), weights.reshape(-1), self.top_k))
+            weights = weights.reshape(-1) * (not self._idle)
+            self._read.append(Routed.of(torch.cat(logits), weights, self.top_k))
 
     def count(self, batches: Iterable[PackedBatch], evaluate: Callable[[PackedBatch], object]) -> None:
         """Begin an update: learn from its micro-batches, which `evaluate` reads, what its tokens choose."""
         self._chosen = None
-        with self.reading():
-            for batch in batches:
+        for batch in batches:
+            with self.reading(idle=batch.idle):
                 evaluate(_unread(batch))
         if self._read:
             self._chosen = _over_ranks(self._taken().chosen)
@@ -140,11 +141,10 @@ def balance_of(model: PreTrainedModel, given: float | None) -> Balance | None:
     return None
 
 
-def token_weights(batch: PackedBatch) -> torch.Tensor:
-    """How many sequences each token that the model computes is in, float32 [I]; an idle rank's is in none."""
-    inputs = batch.inputs
+def token_weights(inputs: ModelInputs) -> torch.Tensor:
+    """How many sequences each token that the model computes is in, float32 [I]."""
     if inputs.sources is None:
-        return torch.full(inputs.token_ids.shape, 0.0 if batch.idle else 1.0, device=inputs.token_ids.device)
+        return torch.ones(inputs.token_ids.shape, device=inputs.token_ids.device)
     counts = np.bincount(inputs.sources, minlength=len(inputs.token_ids))
     return torch.from_numpy(counts).to(inputs.token_ids.device, torch.float32)
 

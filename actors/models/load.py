@@ -17,10 +17,13 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from actors.config import ModelConfig, UserError
 from actors.files.stored import only_data
-from actors.models.attention import PACKED_SDPA, register_packed_sdpa
-from actors.models.balance import Balance, token_weights
+from actors.models.attention import PACKED_ATTENTION, register_packed_attention
+from actors.models.balance import Balance
+from actors.models.body import Body, body_of
+from actors.models.class_traits import family_of_class, family_of_model
 from actors.models.dividing import Divider, drawing, loading
 from actors.models.experts import experts_in_order
+from actors.models.family import Family
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
@@ -37,15 +40,15 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
     the hub as `located` names it. With a `divider`, which all ranks must have, the weights are the same and divided
     over the ranks as they come.
     """
-    options, directory = _options(model), local_directory(directory)
+    directory = local_directory(directory)
     config = quiet_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    options = _options(model, family_of_class(AutoModelForCausalLM, config))
     if model.init:
         torch.manual_seed(model.init.seed)
         with drawing(divider):
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
         built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
-    _refuse_unsupported(built)
     return _ready_to_train(built, model)
 
 
@@ -57,14 +60,15 @@ def load_value_model(
     For `model.init` it has the policy's initial body. `directory` and `divider` are as for `load_model`. Raises
     UserError with `needs_head` when the directory holds no trained head.
     """
-    options, directory = _options(model), local_directory(directory)
+    directory = local_directory(directory)
     config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    options = _options(model, family_of_class(AutoModelForSequenceClassification, config))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id in ends:
         config.pad_token_id = None
     if model.init:
-        body = load_model(model, directory, divider).get_decoder().state_dict(keep_vars=True)
+        body = body_of(load_model(model, directory, divider)).state_dict(keep_vars=True)
         with drawing(divider):
             built: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, **options)
         # Its very parameters: there is nothing to copy in those that are divided.
@@ -110,9 +114,9 @@ def _from_directory(
     return built, loaded
 
 
-def _options(model: ModelConfig) -> dict[str, object]:
+def _options(model: ModelConfig, family: Family) -> dict[str, object]:
     """How a model is made or loaded: precision, attention, quantisation."""
-    options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model)}
+    options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model, family)}
     if model.quantize:
         device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
         options |= {"quantization_config": quantization_config(model), "device_map": device}
@@ -132,23 +136,20 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
     return built
 
 
-def _attention(model: ModelConfig) -> str:
+def _attention(model: ModelConfig, family: Family) -> str:
     flash = torch.cuda.is_available() and is_flash_attn_2_available()  # a module flash_attn may be another package's
-    if model.attention == "flash_attention_2" and not flash:
-        raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
+    if model.attention == "flash_attention_2":
+        if not flash:
+            raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
+        if not family.flash:
+            raise UserError("model.attention: must be auto for a model that flash attention 2 cannot compute, got it")
     # Its kernels read half precision only.
-    if flash and model.attention != PACKED_SDPA and model.dtype == "bf16":
+    if flash and family.flash and model.attention != "packed_sdpa" and model.dtype == "bf16":
         return "flash_attention_2"
-    register_packed_sdpa()
-    return PACKED_SDPA
-
-
-def _refuse_unsupported(model: PreTrainedModel) -> None:
-    """Models whose logits are more than `lm_head(hidden)` would train on wrong logprobs: refuse them."""
-    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(model.config, field, None)
-        if value not in (None, 1, 1.0):
-            raise UserError(f"model.path: models with {field} are not supported, got {field}={value}")
+    if family.way == "rows":
+        return family.own_attention
+    register_packed_attention()
+    return PACKED_ATTENTION
 
 
 class TokenLogprobs(torch.nn.Module):
@@ -156,15 +157,17 @@ class TokenLogprobs(torch.nn.Module):
 
     def __init__(self, model: PreTrainedModel, balance: Balance | None = None) -> None:
         super().__init__()
-        self.model, self.balance = model, balance
-        self.attention = str(model.config._attn_implementation)
+        self.model = model
+        family = family_of_model(model)
+        self.body = Body(model, family, balance=balance)
         head: Any = model.get_output_embeddings()
-        self.head = LogprobHead(head.weight, getattr(head, "bias", None))
+        bias = getattr(head, "bias", None)
+        self.head = LogprobHead(head.weight, bias, factor=family.logit_factor, cap=family.logit_cap)
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether batches may hold a prompt once for all its responses; flash attention reads whole sequences only."""
-        return self.attention == PACKED_SDPA
+        """Whether batches may hold a prompt once for all its responses."""
+        return self.body.shares_prompts
 
     def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprobs and entropies of the tokens where `batch.action_mask` is True, both float32 [T], else 0.
@@ -172,7 +175,7 @@ class TokenLogprobs(torch.nn.Module):
         `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
         whose float32 logits exist at one time.
         """
-        read = _hidden_states(self.model.get_decoder(), batch, self.attention, self.balance)
+        read = self.body.read(batch.inputs)
         actions = batch.action_indices
         logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
         return _at(actions, logprobs, batch), _at(actions, entropies, batch)
@@ -206,43 +209,22 @@ class TokenValues(torch.nn.Module):
 
     def __init__(self, model: PreTrainedModel, balance: Balance | None = None) -> None:
         super().__init__()
-        self.model, self.balance = model, balance
+        self.model = model
+        self.body = Body(model, family_of_model(model), balance=balance)
         self.head = ScoreHead(model.score)  # type: ignore[arg-type]
-        self.attention = str(model.config._attn_implementation)
 
     @property
     def shares_prompts(self) -> bool:
         """See TokenLogprobs."""
-        return self.attention == PACKED_SDPA
+        return self.body.shares_prompts
 
     def forward(self, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores at the tokens where `batch.action_mask` is True, float32 [T], else 0; and zeros [T].
 
         `temperature` and `chunk` are those of TokenLogprobs, for a common signature; nothing here depends on them.
         """
-        model: Any = self.model
-        read = _hidden_states(getattr(model, model.base_model_prefix), batch, self.attention, self.balance)
-        scores = _at(batch.action_indices, self.head(read)[:, 0], batch)
+        scores = _at(batch.action_indices, self.head(self.body.read(batch.inputs))[:, 0], batch)
         return scores, torch.zeros_like(scores)
-
-
-def _hidden_states(
-    decoder: torch.nn.Module, batch: PackedBatch, attention: str, balance: Balance | None
-) -> torch.Tensor:
-    """Last hidden state that is read for each action token, [A, D]."""
-    outputs = decoder(
-        input_ids=batch.inputs.token_ids[None],
-        position_ids=batch.inputs.position_ids[None],
-        use_cache=False,
-        **batch.inputs.attention_arguments(attention),
-        **(balance.arguments() if balance else {}),
-    )
-    if balance:
-        balance.read(outputs, token_weights(batch))
-    hidden = outputs.last_hidden_state[0]
-    # Responses share their prompt's last token. The backward pass of hidden[read] adds up such gradients in any order;
-    # this one, on CPU, always in the same, without which runs would not resume bit for bit.
-    return hidden.index_select(0, batch.inputs.read)
 
 
 def _at(indices: torch.Tensor, values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

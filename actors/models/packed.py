@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors.episodes import Sequence
-from actors.models.attention import PACKED_SDPA, PackedLayout
+from actors.models.attention import PACKED_ATTENTION
+from actors.models.layout import PackedLayout
 
 Read = Literal["before", "end"]
 
@@ -41,12 +42,12 @@ class ModelInputs:
         """Keyword arguments by which an attention implementation learns the sequence borders.
 
         Raises:
-            ValueError: prompts are shared, and the implementation is not packed_sdpa, which alone gathers sequences.
+            ValueError: prompts are shared, and the implementation is not ours, which alone gathers sequences.
         """
-        if implementation == PACKED_SDPA:
+        if implementation == PACKED_ATTENTION:
             return {"packed_layout": PackedLayout.of(self.lengths, self.token_ids.device, self.sources)}
         if self.sources is not None:
-            raise ValueError(f"{implementation} cannot read sequences that share their prompts, only {PACKED_SDPA} can")
+            raise ValueError(f"{implementation} cannot read sequences that share prompts, only {PACKED_ATTENTION} can")
         borders = torch.tensor(np.cumsum([0, *self.lengths]), dtype=torch.int32, device=self.token_ids.device)
         longest = max(self.lengths)
         return {

@@ -191,7 +191,7 @@ class TrainedWorker(Worker):
             balance.count(batches if count > 1 else [], self.read)
         for index, batch in enumerate(batches):
             run = self.engine.forward if learns else self.engine.evaluate
-            with balance.reading() if balance else nullcontext():
+            with balance.reading(idle=batch.idle) if balance else nullcontext():
                 read, other = run(batch, temperature, self.group.logprob_chunk_tokens)
             value, metrics = loss(batch, read, other, totals)
             if balance:
