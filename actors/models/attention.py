@@ -126,7 +126,7 @@ def packed_attention(
     scores = Scores(scaling, dropout, window, chunk, softcap, s_aux)
     rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
     if packed_layout.slot_map is None:
-        return _attend(packed_layout.segments, *rows, scores=scores).to(dtype).unsqueeze(0), None
+        return _attend(packed_layout.segments, *rows, scores=scores).to(dtype).contiguous().unsqueeze(0), None
     slots = [ToSlots.apply(row, packed_layout.slot_map) for row in rows]
     output = _attend(packed_layout.segments, *slots, scores=scores)
     return FromSlots.apply(output, packed_layout.slot_map).to(dtype).unsqueeze(0), None

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from actors.models.attention import PACKED_ATTENTION
+from actors.models.balance import Balance, token_weights
 from actors.models.family import Family
 from actors.models.packed import ModelInputs
-from actors.models.rows import Rows
+from actors.models.rows import PaddedRows
 
 _SECTIONS = "mrope_section"
 
@@ -23,13 +24,20 @@ class Body:
     """
 
     def __init__(
-        self, model: PreTrainedModel, family: Family, regime: Callable[[int], Hashable] = lambda length: None
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        regime: Callable[[int], Hashable] = lambda length: None,
+        *,
+        balance: Balance | None = None,
     ) -> None:
-        """`regime` says of a sequence's length which others it may share a call with: those of an equal one."""
+        """`regime` says of a sequence's length which others it may share a call with: those of an equal one; `balance`
+        reads what routers say."""
         self.model = model
         self.module = body_of(model)
         self.family = family
         self.regime = regime
+        self.balance = balance
         self.attention = str(model.config._attn_implementation)
         text = model.config.get_text_config()
         self._takes = frozenset(inspect.signature(self.module.forward).parameters)
@@ -60,6 +68,7 @@ class Body:
         positions = self.positions(inputs.position_ids)
         hidden = self._call(
             inputs.token_ids[None],
+            token_weights(inputs),
             position_ids=positions[None] if positions.ndim == 1 else positions[:, None],
             **inputs.attention_arguments(self.attention),
         )
@@ -68,27 +77,34 @@ class Body:
     def _in_rows(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         if inputs.sources is not None:
             raise ValueError("sequences in rows of their own cannot share their prompts")
-        rows = Rows.of(inputs.lengths, self.regime)
+        rows = PaddedRows.of(inputs.lengths, self.regime)
         calls = rows.tokens(inputs.token_ids)
-        found = [self._call(call).flatten(0, 1) for call in self._in_step(calls)]
+        masks = rows.masks(inputs.token_ids.device)
+        found = [self._call(call, mask).flatten(0, 1) for call, mask in self._in_step(calls, masks)]
         slots = torch.from_numpy(rows.slots).to(inputs.read.device)
         return torch.cat(found), slots[inputs.read]
 
-    def _in_step(self, calls: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _in_step(self, calls: list[torch.Tensor], masks: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """As many calls as every rank makes, where these meet in each of them: ZeRO-3 gathers what a call needs."""
+        own = list(zip(calls, masks, strict=True))
         if not any(hasattr(parameter, "ds_id") for parameter in self.model.parameters()) or dist.get_world_size() == 1:
-            return calls
+            return own
         most = torch.tensor(len(calls), device=calls[0].device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         # Nothing is read of these, and their gradients are 0.
-        return calls + [calls[0][:1, :1]] * (int(most) - len(calls))
+        return own + [(calls[0][:1, :1], masks[0][:1, :1] & False)] * (int(most) - len(calls))
 
-    def _call(self, token_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        """Last hidden states [B, L, D] of tokens [B, L]."""
+    def _call(self, token_ids: torch.Tensor, weights: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """Last hidden states [B, L, D] of tokens [B, L], of which each is in so many sequences: 0 at padding."""
         given = {"inputs_embeds": self.embed(token_ids)} if self._embeds else {"input_ids": token_ids}
         if "position_ids" not in self._takes and "kwargs" not in self._takes:
             arguments.pop("position_ids", None)
-        return self.module(**given, use_cache=False, **arguments)[0]
+        if self.balance:
+            arguments |= self.balance.arguments()
+        outputs = self.module(**given, use_cache=False, **arguments)
+        if self.balance:
+            self.balance.read(outputs, weights)
+        return outputs[0]
 
 
 def body_of(model: PreTrainedModel) -> Any:

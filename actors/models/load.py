@@ -17,17 +17,19 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from actors.config import ModelConfig, UserError
 from actors.files.stored import only_data
-from actors.models.as_source import without_dropout
 from actors.models.attention import PACKED_ATTENTION, register_packed_attention
+from actors.models.balance import Balance
 from actors.models.body import Body, body_of
 from actors.models.class_traits import family_of_class, family_of_model
 from actors.models.dividing import Divider, drawing, loading
+from actors.models.experts import experts_in_order
 from actors.models.family import Family
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
+from actors.models.quiet import quiet_config, quiet_routers
 from actors.models.tensor_files import unread_tensors
 from actors.models.trial import is_tried, try_out
 
@@ -40,7 +42,7 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
     over the ranks as they come.
     """
     directory = local_directory(directory)
-    config = _without_dropout(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    config = quiet_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     options = _options(model, family_of_class(AutoModelForCausalLM, config))
     if model.init:
         torch.manual_seed(model.init.seed)
@@ -68,7 +70,7 @@ def load_value_model(
     UserError with `needs_head` when the directory holds no trained head.
     """
     directory = local_directory(directory)
-    config = _without_dropout(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
     options = _options(model, family_of_class(AutoModelForSequenceClassification, config))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -137,6 +139,8 @@ def _options(model: ModelConfig, family: Family) -> dict[str, object]:
 def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     # A training pass reads whole sequences: nobody would ask for keys and values again.
     built.config.use_cache = False
+    quiet_routers(built)
+    experts_in_order(built)
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     if model.gradient_checkpointing:
@@ -146,13 +150,6 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
-
-
-def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    """The importance ratio compares the policy with the sampler, which drops nothing: so the trainer may not either."""
-    for name in without_dropout(config.to_dict()):
-        setattr(config, name, 0.0)
-    return config
 
 
 def _attention(model: ModelConfig, family: Family) -> str:
@@ -174,11 +171,11 @@ def _attention(model: ModelConfig, family: Family) -> str:
 class TokenLogprobs(torch.nn.Module):
     """A causal language model that answers with the logprob of each action token of a packed batch."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, balance: Balance | None = None) -> None:
         super().__init__()
         self.model = model
         family = family_of_model(model)
-        self.body = Body(model, family)
+        self.body = Body(model, family, balance=balance)
         head: Any = model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         self.head = LogprobHead(head.weight, bias, factor=family.logit_factor, cap=family.logit_cap)
@@ -227,10 +224,10 @@ class ScoreHead(torch.nn.Module):
 class TokenValues(torch.nn.Module):
     """A sequence-classification model that answers with its score at each action token of a packed batch."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, balance: Balance | None = None) -> None:
         super().__init__()
         self.model = model
-        self.body = Body(model, family_of_model(model))
+        self.body = Body(model, family_of_model(model), balance=balance)
         self.head = ScoreHead(model.score)  # type: ignore[arg-type]
 
     @property
