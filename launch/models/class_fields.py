@@ -93,11 +93,25 @@ def _kinds_made(place: Place, field: str) -> list[str]:
     """Kinds of layers that a class, or else the first of its bases that does so, may give to a field."""
     for _, node in lineage(place):
         values = [line.value for line in ast.walk(node) if isinstance(line, ast.Assign) and _is_of(line, field)]
-        texts = [each.value for value in values for each in ast.walk(value) if isinstance(each, ast.Constant)]
-        if kinds := sorted({text for text in texts if isinstance(text, str)}):
+        if kinds := sorted({text for value in values for text in _texts(value)}):
             return kinds
     return []
 
 
 def _is_of(line: ast.Assign, field: str) -> bool:
     return ast.unparse(line.targets[0]).partition("[")[0] == f"self.{field}"
+
+
+def _texts(value: ast.expr) -> Iterator[str]:
+    """Texts that an expression may give, alone or in a list, as far as they stand in it."""
+    match value:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=one, orelse=other) | ast.BinOp(left=one, right=other):
+            yield from _texts(one)
+            yield from _texts(other)
+        case ast.List(elts=parts):
+            for part in parts:
+                yield from _texts(part)
+        case ast.ListComp(elt=part):
+            yield from _texts(part)

@@ -23,7 +23,7 @@ def known_types() -> frozenset[str]:
 
 @cache
 def causal_architectures() -> dict[str, tuple[str, ...]]:
-    """model_type -> classes of the installed transformers that are causal language models; empty as `config_classes`."""
+    """model_type -> classes of the installed transformers that are causal language models; else as `config_classes`."""
     return _architectures("CAUSAL_LM")
 
 
