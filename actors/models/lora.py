@@ -4,7 +4,7 @@ Adapters are injected in place: the model keeps its class and its methods, every
 
     W.base_layer  (frozen)      lora_A [r, in], lora_B [out, r]  (trained)      y = W x + scaling B A x
 
-A parameter's plain name is the one it has in the model without adapters: what the engines and an export know.
+A tensor's plain name is the one it has in the model without adapters.
 
 PEFT takes seconds to import, so only functions that need it do.
 """
@@ -38,8 +38,9 @@ from actors.files.readable import make_readable
 from actors.models.adapter_settings import settings_of_merged
 from actors.models.dividing import gathered_by_peft
 from actors.models.hub_cache import configured_directory, split_commit
+from actors.models.state import state_tensors
 
-Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
+Gather = Callable[[Sequence[torch.Tensor]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 _NAME = "default"
@@ -203,15 +204,15 @@ def _adapted_layers(model: PreTrainedModel) -> dict[str, AdaptedLayer]:
     return {name: module for name, module in model.named_modules() if _is_adapted(module)}
 
 
-def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, AdaptedLayer | None]]:
-    """(plain name, parameter, the adapted layer whose weight it is), in the order of the model without adapters."""
+def _plain(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, AdaptedLayer | None]]:
+    """(plain name, tensor, the adapted layer whose weight it is), in the order of the model without adapters."""
     layers = list(_adapted_layers(model).values())
     adapted: dict[int, AdaptedLayer] = {id(layer.get_base_layer().weight): layer for layer in layers}
     added = {id(parameter) for layer in layers for parameter in _adapter_of(layer).values()}
-    for name, parameter in model.named_parameters():
+    for name, tensor in state_tensors(model):
         # By identity: PEFT renames what it wraps, and parameters may be tied.
-        if id(parameter) not in added:
-            yield name.replace(".base_layer.", "."), parameter, adapted.get(id(parameter))
+        if id(tensor) not in added:
+            yield name.replace(".base_layer.", "."), tensor, adapted.get(id(tensor))
 
 
 def _adapter_of(layer: AdaptedLayer) -> dict[str, Parameter]:
@@ -221,10 +222,10 @@ def _adapter_of(layer: AdaptedLayer) -> dict[str, Parameter]:
 def parameter_metas(model: PreTrainedModel) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Plain name, dtype and whole shape of what `plain_parameters` yields, in its order."""
     metas = []
-    for name, parameter, _ in _plain(model):
-        packed: Any = getattr(parameter, "quant_state", None)  # Of a weight in 4 bits.
-        whole = packed or parameter
-        metas.append((name, whole.dtype, tuple(getattr(parameter, "ds_shape", whole.shape))))
+    for name, tensor, _ in _plain(model):
+        packed: Any = getattr(tensor, "quant_state", None)  # Of a weight in 4 bits.
+        whole = packed or tensor
+        metas.append((name, whole.dtype, tuple(getattr(tensor, "ds_shape", whole.shape))))
     return metas
 
 
@@ -252,19 +253,20 @@ class MergeError:
 def plain_parameters(
     model: PreTrainedModel, gather: Gather, *, merged: bool, error: MergeError | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole parameters under their plain names, one at a time: with the adapters merged into them, or without.
+    """Whole parameters, and the buffers that are kept with them, under their plain names, one at a time: with the
+    adapters merged into them, or without.
 
     Merged: W + scaling B A; for DoRA (arXiv 2402.09353) m (W + scaling B A) / |W + scaling B A|; computed in float32
     and rounded once to the weight's dtype, which `error` counts. The model is not altered. Collective under ZeRO-3:
     every rank iterates to the end.
     """
-    for name, parameter, layer in _plain(model):
+    for name, tensor, layer in _plain(model):
         adapter = _adapter_of(layer) if merged and layer is not None else {}
-        with gather([parameter, *adapter.values()]):
+        with gather([tensor, *adapter.values()]):
             # Not around the yield: the reader would compute without gradients, too.
             with torch.no_grad():
-                tensor = _merged(layer, error) if adapter and layer is not None else _dequantized(parameter)
-            yield name, tensor
+                whole = _merged(layer, error) if adapter and layer is not None else _dequantized(tensor)
+            yield name, whole
 
 
 def _merged(layer: AdaptedLayer, error: MergeError | None) -> torch.Tensor:
@@ -282,12 +284,12 @@ def _merged(layer: AdaptedLayer, error: MergeError | None) -> torch.Tensor:
     return rounded
 
 
-def _dequantized(parameter: Parameter) -> torch.Tensor:
-    if not hasattr(parameter, "quant_state"):
-        return parameter.detach()
+def _dequantized(tensor: torch.Tensor) -> torch.Tensor:
+    if not hasattr(tensor, "quant_state"):
+        return tensor.detach()
     from peft.utils.integrations import dequantize_bnb_weight
 
-    return dequantize_bnb_weight(parameter)
+    return dequantize_bnb_weight(tensor)  # type: ignore[arg-type]
 
 
 def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict[str, torch.Tensor]:
