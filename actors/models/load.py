@@ -30,6 +30,7 @@ from actors.models.lora import quantization_config
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.quiet import quiet_config, quiet_routers
+from actors.models.state import state_tensors
 from actors.models.tensor_files import unread_tensors
 from actors.models.trial import is_tried, try_out
 from actors.models.unfit import (
@@ -128,6 +129,10 @@ def _from_directory(
             trust_remote_code=False,
             **loaded_with,
         )
+    # Rank 0 alone has read them, and they stay whole.
+    for _, tensor in state_tensors(built):
+        if divider and not isinstance(tensor, torch.nn.Parameter):
+            divider.share(tensor)
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded
 
