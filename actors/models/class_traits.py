@@ -17,9 +17,7 @@ def family_of_model(model: PreTrainedModel) -> Family:
     return _family(type(model), model.config, "model.path")
 
 
-def family_of_class(
-    loader: type[_BaseAutoModelClass], config: PretrainedConfig, field: str = "model.path"
-) -> Family:
+def family_of_class(loader: type[_BaseAutoModelClass], config: PretrainedConfig, field: str = "model.path") -> Family:
     """The family of the model that `loader` makes of a configuration.
 
     Raises:

@@ -76,17 +76,13 @@ def _parts(place: Place) -> Iterator[tuple[str, Place]]:
 def _constants(place: Place) -> Iterator[tuple[str, object]]:
     """Fields to which a class gives a constant, those of its bases first."""
     for _, node in reversed(list(lineage(place))):
-        fields = {line.target.id for line in node.body if isinstance(line, ast.AnnAssign) and _is_name(line.target)}
+        fields = {ast.unparse(line.target) for line in node.body if isinstance(line, ast.AnnAssign)}
         for name, value in assigned(node):
             if name in fields or name in ("model_type", "attribute_map"):
                 try:
                     yield name, ast.literal_eval(value)
                 except ValueError:  # made of something else
                     continue
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
 
 
 def _kinds_made(place: Place, field: str) -> list[str]:
