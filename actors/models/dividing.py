@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 
 class Divider(Protocol):
-    """Divides parameters over ranks; `actors.train.sharding.Sharding`. Both methods are collective."""
+    """Divides parameters over ranks; `actors.train.sharding.Sharding`. All methods are collective."""
 
     def divide(self, parameter: Parameter) -> None:
         """Keep this rank's share of what rank 0 has; in place."""
@@ -29,6 +29,10 @@ class Divider(Protocol):
 
     def equal(self, one: Parameter, other: Parameter) -> bool:
         """Whether two divided parameters have the same values."""
+        ...
+
+    def share(self, buffer: torch.Tensor) -> None:
+        """Give all ranks what rank 0 has; in place."""
         ...
 
 
@@ -42,6 +46,9 @@ class OnlySettings:
     def equal(self, one: Parameter, other: Parameter) -> bool:
         """Whatever they were, nothing is left."""
         return True
+
+    def share(self, buffer: torch.Tensor) -> None:
+        """Keep what is there."""
 
 
 def loading(divider: Divider | None) -> AbstractContextManager[None]:
@@ -71,6 +78,15 @@ def _loading(divider: Divider) -> Iterator[None]:
 
     with _given(given), _read_when_used():
         yield
+
+
+def share_buffers(model: PreTrainedModel, divider: Divider) -> None:
+    """Give all ranks the buffers that are saved with a model (a router's e_score_correction_bias): nothing divides them,
+    and rank 0 alone has read them."""
+    saved = set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            divider.share(buffer)
 
 
 def drawing(divider: Divider | None) -> AbstractContextManager[None]:

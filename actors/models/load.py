@@ -21,12 +21,13 @@ from actors.models.attention import PACKED_ATTENTION, register_packed_attention
 from actors.models.balance import Balance
 from actors.models.body import Body, body_of
 from actors.models.class_traits import family_of_class, family_of_model
-from actors.models.dividing import Divider, drawing, loading
+from actors.models.dividing import Divider, drawing, loading, share_buffers
 from actors.models.experts import experts_in_order
 from actors.models.family import Family
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
+from actors.models.mixture_limits import refuse_divided
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.quiet import quiet_config, quiet_routers
@@ -92,6 +93,8 @@ def _from_directory(
     divider: Divider | None,
 ) -> tuple[Any, dict[str, set[str]]]:
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
+    if divider:
+        refuse_divided(config.to_dict(), "zero_stage")
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     # Its own is not read: training samples nothing by it, and some cannot be read. An export gets the file.
     loaded_with = options | {"generation_config": GenerationConfig()}
@@ -110,6 +113,8 @@ def _from_directory(
             trust_remote_code=False,
             **loaded_with,
         )
+    assert divider is not None
+    share_buffers(built, divider)
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded
 
@@ -131,6 +136,8 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     if model.gradient_checkpointing:
+        if not built.supports_gradient_checkpointing:
+            raise UserError(f"model.gradient_checkpointing: must be false for {type(built).__name__}, got true")
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built

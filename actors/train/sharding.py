@@ -36,6 +36,13 @@ class Sharding:
         parameter.data = parameter.data.to(self._dtype)  # before it is divided: shares are of this dtype
         self._first.convert_to_zero_parameters(param_list=[parameter])
 
+    def share(self, buffer: torch.Tensor) -> None:
+        """Give all ranks what rank 0 has; in place, collective."""
+        # Models are on the CPU while they are loaded, and NCCL sends nothing from there.
+        sent = buffer.cuda() if torch.cuda.is_available() else buffer
+        dist.broadcast(sent, 0)
+        buffer.copy_(sent)
+
     def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:
         """Whether two divided parameters have the same values; collective."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
