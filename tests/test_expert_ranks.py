@@ -33,7 +33,7 @@ FAMILIES = ("qwen3_moe", "gpt_oss", "deepseek_v3", "jetmoe", "dbrx", "jamba")
 """With their own kinds of experts: one tensor, with biases, beside others; in rows and packed."""
 UNABLE = {
     ("dbrx", "ZeRO 3"): "zero_stage: must be below 3 for dbrx",
-    ("jetmoe", "recomputed"): "gradient_checkpointing",
+    ("jetmoe", "recomputed"): "model.gradient_checkpointing: must be false for a jetmoe",
 }
 """Families that are refused in some ways."""
 

@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from actors.config import ModelConfig, UserError
 from actors.episodes import Sequence
+from actors.models.family import Family
 from actors.models.load import TokenLogprobs, load_model
 from actors.models.packed import pack
+from actors.models.tried import TRIED
 from tests.families.not_causal import NOT_CAUSAL
-from tests.families.table import FAMILIES, build
+from tests.families.table import FAMILIES, build, config_of
 
 PROMPTS_AND_RESPONSES = [(0, 9), (0, 33), (1, 5), (2, 26), (0, 20), (2, 28)]
 """Number of the prompt, tokens of the response: windows of 16 are exceeded, prompts shared, lengths mixed."""
@@ -23,13 +25,11 @@ _ENCODERS = (
     *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 REFUSED = {
-    **dict.fromkeys(("deepseek_v32", "axk2", "glm_moe_dsa", "hy_v4", "deepseek_v4"), "chooses by scores"),
     **dict.fromkeys(("modernbert-decoder", *_ENCODERS), "layers between its body and its logits"),
     **dict.fromkeys(("xlm", "xlnet"), "lets tokens see what comes after them"),
     "blt": "groups bytes into patches",
     "mllama": "must be a model that transformers has for CausalLM",
     "doge": "chooses what a token sees",
-    "prophetnet": "predicts several tokens",
     "reformer local": "hashes by chance",
 }
 """What has no other outcome but one line."""
@@ -101,4 +101,41 @@ def test_a_batch_gives_what_sequences_give_alone(name: str, tmp_path: Path) -> N
 def test_what_no_way_is_right_for_is_refused(name: str, tmp_path: Path) -> None:
     build(name).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"^model.path: .*{REFUSED.get(name, '')}"):
+        load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))
+
+
+def test_an_indexer_of_few_heads_is_refused(tmp_path: Path) -> None:
+    """Its scores are the sums of what is above 0 in each head: with two of them, a fourth of all are exactly 0."""
+    model = build("deepseek_v32")
+    model.config.index_n_heads = 2
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="chooses by scores, of which many are equal"):
+        load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))
+
+
+def test_the_kinds_that_are_said_to_be_tried_are_those_tried_here() -> None:
+    kinds = {name: config_of(name).get_text_config().model_type for name in FAMILIES}
+    refused = {kinds[name] for name in REFUSED}
+    assert set(TRIED) == {kind for name, kind in kinds.items() if name not in REFUSED} - refused
+
+
+def test_a_kind_that_is_new_is_tried_when_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recurrent model whose class does not say so would be packed, and its state run over borders."""
+    build("qwen3_5 text").save_pretrained(tmp_path)
+    monkeypatch.setattr("actors.models.trial.TRIED", frozenset())
+    load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))
+    packed = Family("packed")
+    monkeypatch.setattr("actors.models.load.family_of_class", lambda *_: packed)
+    monkeypatch.setattr("actors.models.load.family_of_model", lambda _: packed)
+    with pytest.raises(UserError, match=r"must give what its sequences give alone, got .* in a qwen3_5"):
+        load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))
+
+
+def test_a_difference_that_is_no_number_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")  # type: ignore[index, union-attr]
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("actors.models.trial.TRIED", frozenset())
+    with pytest.raises(UserError, match="got a difference of nan in a llama"):
         load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))

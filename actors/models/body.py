@@ -12,7 +12,7 @@ from actors.models.attention import PACKED_ATTENTION
 from actors.models.balance import Balance, token_weights
 from actors.models.family import Family
 from actors.models.packed import ModelInputs
-from actors.models.rows import Rows
+from actors.models.rows import PaddedRows
 
 _SECTIONS = "mrope_section"
 
@@ -77,7 +77,7 @@ class Body:
     def _in_rows(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         if inputs.sources is not None:
             raise ValueError("sequences in rows of their own cannot share their prompts")
-        rows = Rows.of(inputs.lengths, self.regime)
+        rows = PaddedRows.of(inputs.lengths, self.regime)
         calls = rows.tokens(inputs.token_ids)
         masks = rows.masks(inputs.token_ids.device)
         found = [self._call(call, mask).flatten(0, 1) for call, mask in self._in_step(calls, masks)]

@@ -81,8 +81,8 @@ def _loading(divider: Divider) -> Iterator[None]:
 
 
 def share_buffers(model: PreTrainedModel, divider: Divider) -> None:
-    """Give all ranks the buffers that are saved with a model (a router's e_score_correction_bias): nothing divides them,
-    and rank 0 alone has read them."""
+    """Give all ranks the buffers that a model is saved with, such as biases of routers: nothing divides them, and rank
+    0 alone has read them."""
     saved = set(model.state_dict())
     for name, buffer in model.named_buffers():
         if name in saved:

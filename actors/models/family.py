@@ -5,6 +5,7 @@ affair of attention, which is ours. In rows: each sequence right-padded in a row
 exact for whatever reads only what came before, such as recurrent layers, whose state would run over borders.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +20,6 @@ _ATTENTION_KINDS = frozenset(("full_attention", "sliding_attention", "chunked_at
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Fields that say where the logits are capped."""
 _REFUSED_FIELDS = {
-    "index_topk": "chooses by scores, of which many are equal, what a token sees: that depends on what comes after it",
     "keep_window_size": "chooses what a token sees by what comes after it",
     "unpadded_vocab_size": "has logits of fewer tokens than its embedding has rows",
 }
@@ -33,6 +33,10 @@ _REFUSED_KINDS = {
     "xlnet": "lets tokens see what comes after them",
 }
 """Families by their model_type that are no causal language models as all others are."""
+_FLOAT32_ALONE = ("deepseek_v4", "xlstm")
+"""Families whose code in transformers 5.19 multiplies float32 with bfloat16, and fails."""
+_ENOUGH_HEADS = 16
+"""Of an indexer, for two keys never to have the score 0 in all of them: each is 0 for half of the keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Family:
     """Which of its own implementations of attention it has, for rows."""
     flash: bool = True
     """Whether flash attention 2 computes what it needs."""
+    bf16: bool = True
+    """Whether it can be computed in bf16."""
 
 
 def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
@@ -80,6 +86,8 @@ def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
     # "vision": the tokens of an image alone.
     if values.get("is_causal") is False or values.get("use_bidirectional_attention") in (True, "all"):
         refused = "lets tokens see what comes after them"
+    if _ties(values):
+        refused = "chooses by scores, of which many are equal, what a token sees: that depends on what comes after it"
     if refused := refused or traits.source.head:
         raise UserError(f"model.path: must be a causal language model as others are, got a {kind}, which {refused}")
     why = _unpacked(values, traits)
@@ -93,7 +101,18 @@ def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
         logit_cap=next(filter(None, (_number(values, name) for name in _CAPS)), None),
         embeds=traits.source.embeds,
         own_attention="sdpa" if traits.sdpa else "eager",
+        bf16=kind not in _FLOAT32_ALONE,
         flash=traits.flash and not traits.source.sinks and "chunked_attention" not in _kinds(values),
+    )
+
+
+def _ties(values: Mapping[str, object]) -> bool:
+    """Whether an indexer chooses among keys of which many have the same score: that of all its heads' zeros."""
+    chosen, heads = _number(values, "index_topk"), _number(values, "index_n_heads") or 0
+    return (
+        chosen is not None
+        and heads < _ENOUGH_HEADS
+        and chosen < (_number(values, "max_position_embeddings") or math.inf)
     )
 
 

@@ -32,6 +32,7 @@ from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.quiet import quiet_config, quiet_routers
 from actors.models.tensor_files import unread_tensors
+from actors.models.trial import is_tried, try_out
 
 
 def load_model(model: ModelConfig, directory: str, divider: Divider | None = None) -> PreTrainedModel:
@@ -50,7 +51,15 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
         built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
-    return _ready_to_train(built, model)
+    ready = _ready_to_train(built, model)
+    if not is_tried(ready):
+        if divider:
+            raise UserError(
+                f"policy.zero_stage: must be at most 2 for a {config.model_type}, which Tandem does not know and tries "
+                f"first, got 3"
+            )
+        try_out(TokenLogprobs(ready))
+    return ready
 
 
 def load_value_model(
@@ -80,6 +89,8 @@ def load_value_model(
             raise UserError(
                 f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"
             )
+    if not is_tried(built):
+        raise UserError(f"model.path: must be of a kind that Tandem knows to give scores, got a {config.model_type}")
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
     return _ready_to_train(built, model)
@@ -121,6 +132,8 @@ def _from_directory(
 
 def _options(model: ModelConfig, family: Family) -> dict[str, object]:
     """How a model is made or loaded: precision, attention, quantisation."""
+    if model.dtype == "bf16" and not family.bf16:
+        raise UserError("model.dtype: must be fp32 for a model whose code in transformers fails in bf16, got bf16")
     options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model, family)}
     if model.quantize:
         device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
@@ -137,7 +150,8 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
     built.train()
     if model.gradient_checkpointing:
         if not built.supports_gradient_checkpointing:
-            raise UserError(f"model.gradient_checkpointing: must be false for {type(built).__name__}, got true")
+            kind = built.config.model_type
+            raise UserError(f"model.gradient_checkpointing: must be false for a {kind}, whose layers lack it, got true")
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
@@ -182,7 +196,8 @@ class TokenLogprobs(torch.nn.Module):
         `temperature` divides the logits, as it did when the tokens were sampled; `chunk` bounds the number of tokens
         whose float32 logits exist at one time.
         """
-        read = self.body.read(batch.inputs)
+        # Some families keep the sum over layers in float32, and cast it for their head.
+        read = self.body.read(batch.inputs).to(self.head.weight.dtype)
         actions = batch.action_indices
         logprobs, entropies = self.head(read, batch.token_ids[actions], temperature, chunk)
         return _at(actions, logprobs, batch), _at(actions, entropies, batch)

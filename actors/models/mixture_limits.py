@@ -1,4 +1,4 @@
-"""Mixtures of experts that cannot be trained, or not be divided over ranks, by fields of their config.json. No torch."""
+"""Mixtures of experts that cannot be trained, or not be divided over ranks, by their config.json. No torch."""
 
 from collections.abc import Mapping
 

@@ -1,5 +1,4 @@
-"""Sequences of a micro-batch in rows of their own, right-padded to others of similar length, for models of which packed
-sequences would see each other.
+"""Sequences in rows of their own, right-padded to others of similar length, for models that cannot read them packed.
 
     sequences end to end [I]  ->  calls of [B, L] rows  ->  hidden states of all calls, end to end [N]
 
@@ -18,7 +17,7 @@ PADDING = 1.125
 _FEW = 8
 
 
-def alike(lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> list[list[int]]:
+def similar(lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> list[list[int]]:
     """Groups of sequences, by their numbers, whose rows are computed in one call: of similar lengths, and of one regime
     each."""
     groups: list[list[int]] = []
@@ -35,13 +34,13 @@ def alike(lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda len
 
 
 def padded_share(lengths: Sequence[int]) -> float:
-    """Share of the positions of `alike` rows that are padding."""
-    positions = sum(len(group) * max(lengths[number] for number in group) for group in alike(lengths))
+    """Share of the positions of `similar` rows that are padding."""
+    positions = sum(len(group) * max(lengths[number] for number in group) for group in similar(lengths))
     return 1 - sum(lengths) / positions
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class PaddedRows:
     """Where the tokens of a micro-batch lie in the rows of its calls."""
 
     calls: list[NDArray[np.int64]]
@@ -50,12 +49,12 @@ class Rows:
     """Of each token, its place in the rows of all calls, end to end, [I]."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> "Rows":
+    def of(cls, lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> "PaddedRows":
         """Rows of sequences of these lengths, which lie end to end."""
         starts = np.cumsum(lengths) - lengths
         slots = np.empty(sum(lengths), dtype=np.int64)
         calls, before = [], 0
-        for group in alike(lengths, regime):
+        for group in similar(lengths, regime):
             longest = max(lengths[number] for number in group)
             places = np.arange(longest)
             rows = np.stack([np.where(places < lengths[n], places + starts[n], -1) for n in group])
