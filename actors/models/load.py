@@ -27,6 +27,7 @@ from actors.models.family import Family
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
+from actors.models.mixture_limits import refuse_divided
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.quiet import quiet_config, quiet_routers
@@ -104,6 +105,8 @@ def _from_directory(
     divider: Divider | None,
 ) -> tuple[Any, dict[str, set[str]]]:
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
+    if divider:
+        refuse_divided(config.to_dict(), "zero_stage")
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     # Its own is not read: training samples nothing by it, and some cannot be read. An export gets the file.
     loaded_with = options | {"generation_config": GenerationConfig()}
