@@ -15,7 +15,8 @@ class ValueWorker(TrainedWorker):
     def load_module(self) -> torch.nn.Module:
         from actors.models.load import TokenValues, load_value_model
 
-        model = load_value_model(self.model_config, self.directory, self.divider())
+        divider = self.divider()
+        model = load_value_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         module = TokenValues(self.hf_model)
         self.shares_prompts = module.shares_prompts

@@ -32,7 +32,8 @@ class PolicyWorker(TrainedWorker):
     def load_module(self) -> torch.nn.Module:
         from actors.models.load import TokenLogprobs, load_model
 
-        model = load_model(self.model_config, self.directory, self.divider())
+        divider = self.divider()
+        model = load_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
