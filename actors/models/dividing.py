@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 
 class Divider(Protocol):
-    """Divides parameters over ranks; `actors.train.sharding.Sharding`. Both methods are collective."""
+    """Divides parameters over ranks; `actors.train.sharding.Sharding`. All methods are collective."""
 
     def divide(self, parameter: Parameter) -> None:
         """Keep this rank's share of what rank 0 has; in place."""
@@ -29,6 +29,10 @@ class Divider(Protocol):
 
     def equal(self, one: Parameter, other: Parameter) -> bool:
         """Whether two divided parameters have the same values."""
+        ...
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Give every rank what rank 0 has in a tensor that is not divided; in place."""
         ...
 
 
@@ -42,6 +46,9 @@ class OnlySettings:
     def equal(self, one: Parameter, other: Parameter) -> bool:
         """Whatever they were, nothing is left."""
         return True
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """It is read in any case."""
 
 
 def loading(divider: Divider | None) -> AbstractContextManager[None]:

@@ -13,12 +13,14 @@ class ValueWorker(TrainedWorker):
     """One data-parallel rank of a model with a score head."""
 
     def load_module(self) -> torch.nn.Module:
+        from actors.models.balance import balance_of
         from actors.models.load import TokenValues, load_value_model
 
         divider = self.divider()
         model = load_value_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
-        module = TokenValues(self.hf_model)
+        self.balance = balance_of(self.hf_model, self.model_config.router_aux_loss)
+        module = TokenValues(self.hf_model, self.balance)
         self.shares_prompts = module.shares_prompts
         return module
 

@@ -11,7 +11,7 @@ from actors.config import GroupConfig, ModelConfig
 from actors.episodes import Place, Sequence, experience
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
-from actors.train.engine import gathered, inference_module, load_library, to_the_end
+from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
 from actors.train.worker import Handed, Held, Input, Plan, Share, Worker, pack_sequences, read_inputs
 
@@ -101,15 +101,18 @@ class ReferenceWorker(FrozenWorker):
     @torch.no_grad()
     def follow(self, file: Path, mix: float) -> None:
         """Become mix x the weights in a file of `PolicyWorker.write_weights` + (1 - mix) x its own; collective."""
+        from actors.models.state import state_tensors
         from actors.models.tensor_files import read_tensor
 
-        for name, parameter in self.hf_model.named_parameters():
-            with gathered([parameter], changed=True):
-                # Under ZeRO-3 the other ranks get what rank 0 writes.
-                if self.rank == 0 or self.group.zero_stage < 3:
-                    other = read_tensor(file, name).to(parameter.device)
-                    # In float32 and rounded once: in bf16 a small mix would change nothing.
-                    parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
+        for name, tensor in state_tensors(self.hf_model):
+            with gathered([tensor], changed=True):
+                # Of what is sharded, the other ranks get what rank 0 writes.
+                if self.rank == 0 or not is_sharded(tensor):
+                    other = read_tensor(file, name).to(tensor.device)
+                    # In float32 and rounded once: in bf16 a small mix would change nothing. There is nothing between
+                    # two integers.
+                    mixed = torch.lerp(tensor.float(), other.float(), mix) if other.is_floating_point() else other
+                    tensor.copy_(mixed)
 
     def save(self, directory: Path) -> list[StoredFile]:
         """Write the weights of a reference that follows the policy; returns the file."""

@@ -38,10 +38,20 @@ class Sharding:
 
     def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:
         """Whether two divided parameters have the same values; collective."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        same = torch.tensor(float(torch.equal(_share(one), _share(other))), device=device)
+        same = torch.tensor(float(torch.equal(_share(one), _share(other))), device=_device())
         dist.all_reduce(same, dist.ReduceOp.MIN)
         return bool(same)
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Give every rank what rank 0 has in a tensor that is not divided; in place, collective."""
+        there = tensor.to(_device())
+        dist.broadcast(there, 0)
+        tensor.copy_(there)
+
+
+def _device() -> str:
+    """Where the ranks exchange tensors."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _share(parameter: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ from actors.models.skeleton import hf_config, vocabulary_size
 from actors.models.tokenizer import load_tokenizer, tokenizer_for
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
+from launch.models.mixtures import check_mixture
 from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
 from launch.models.values import (
     architecture_of,
@@ -95,9 +96,10 @@ def check_names(config: RunConfig, policy: Policy) -> None:
 
     Raises:
         UserError: a pattern of model.freeze or a target of model.lora that matches nothing; adapters for vLLM where it
-            serves none for this kind of model.
+            serves none for this kind of model; see `check_mixture`.
     """
     kind = job_kind(config)
+    check_mixture(config, policy.values, sampled=kind.samples_responses)
     if kind.samples_responses:
         _check_served(config, policy)
     names = trained_parameters(policy.values, kind.role, rerank=kind.reranks)

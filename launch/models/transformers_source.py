@@ -56,6 +56,26 @@ def converted_types() -> frozenset[str]:
     return frozenset(re.findall(r'^(?: {4}| {8})"([\w-]+)": (?:"|\[)', source, re.MULTILINE))
 
 
+@cache
+def balances_experts(kind: str) -> bool | None:
+    """Whether the installed transformers has a load-balancing loss for a model_type; None where its source is not
+    found."""
+    return _modeling_has(kind, "\ndef load_balancing_loss_func(")
+
+
+@cache
+def fuses_experts(kind: str) -> bool | None:
+    """Whether experts of a model_type are one tensor that can have adapters; None as `balances_experts`."""
+    return _modeling_has(kind, "\n@use_experts_implementation")
+
+
+def _modeling_has(kind: str, text: str) -> bool | None:
+    directory = source_directory(kind)
+    if directory is None:
+        return None
+    return any(text in path.read_text(encoding="utf-8") for path in directory.glob("modeling_*.py"))
+
+
 def source_directory(kind: str) -> Path | None:
     """Where the installed transformers has the source of a model_type; None where it is not found."""
     listed = _section("auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME = ")

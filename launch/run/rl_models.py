@@ -112,7 +112,8 @@ def _spawn_critic(
         path = located(path, field="critic.path")
         require_same_tokens(directory, path, "critic.path")
     model = _other_model(config, path) if path else config.model
-    model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
+    own = {"lora": config.critic.lora, "quantize": None, "freeze": [], "router_aux_loss": None}
+    model = model.model_copy(update=own)
     group = roster.add("critic", CriticWorker, config.critic.timeout_s, placement)
     length = config.rollout.max_model_len
     group.spawn(model, path or directory, config.critic, config.run.seed, engine_length=length)
@@ -131,4 +132,4 @@ def _other_model(config: RunConfig, path: str) -> ModelConfig:
     """The settings of a model beside the policy."""
     # `revision` and `init` say where the policy is from, the others what of it is trained.
     own = {"path": path, "revision": None, "init": None, "lora": None, "quantize": None, "freeze": []}
-    return config.model.model_copy(update=own)
+    return config.model.model_copy(update=own | {"router_aux_loss": None})
