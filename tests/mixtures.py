@@ -63,8 +63,12 @@ def config_of(model_type: str, **fields: Any) -> PretrainedConfig:
 
 
 def saved_mixture(directory: Path, model_type: str, **fields: Any) -> Path:
-    """A model directory of random weights and a tokenizer."""
+    """A model directory of random weights, routers' biases included, and a tokenizer."""
     torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config_of(model_type, **fields)).save_pretrained(directory)
+    model: Any = AutoModelForCausalLM.from_config(config_of(model_type, **fields))
+    for name, tensor in model.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            tensor.uniform_(-0.1, 0.1)
+    model.save_pretrained(directory)
     build_char_tokenizer("abcdefgh").save_pretrained(directory)
     return directory

@@ -73,5 +73,5 @@ def test_a_family_whose_experts_are_chosen_by_other_tokens_is_refused() -> None:
     config: Any = config_of("doge")
     quiet_config(config)
     config.is_moe = True
-    with pytest.raises(UserError, match=r"^model\.path: doge with is_moe cannot be trained, .* got is_moe=true$"):
+    with pytest.raises(UserError, match=r"^model\.path: doge cannot be trained with is_moe, .* got is_moe=true$"):
         quiet_config(config)

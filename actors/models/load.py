@@ -27,9 +27,11 @@ from actors.models.family import Family
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
 from actors.models.lora import quantization_config
+from actors.models.mixture_limits import refuse_divided
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.quiet import quiet_config, quiet_routers
+from actors.models.rope import fix_rope, refuse_unknown_ropes
 from actors.models.state import state_tensors
 from actors.models.tensor_files import unread_tensors
 from actors.models.trial import is_tried, try_out
@@ -43,15 +45,19 @@ from actors.models.unfit import (
 )
 
 
-def load_model(model: ModelConfig, directory: str, divider: Divider | None = None) -> PreTrainedModel:
+def load_model(
+    model: ModelConfig, directory: str, divider: Divider | None = None, *, engine_length: int | None = None
+) -> PreTrainedModel:
     """The policy's initial model: random weights for `model.init`, else the weights of `model.path`.
 
     `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given), or is a model of
     the hub as `located` names it. With a `divider`, which all ranks must have, the weights are the same and divided
-    over the ranks as they come.
+    over the ranks as they come. `engine_length` is the max_model_len of the engines that sample from it, if any do:
+    see `fix_rope`.
     """
     directory = local_directory(directory)
     config = quiet_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForCausalLM, config))
     if model.init:
         torch.manual_seed(model.init.seed)
@@ -59,7 +65,7 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
         built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
-    ready = _ready_to_train(built, model)
+    ready = _ready_to_train(built, model, engine_length)
     if not is_tried(ready):
         check_tried_whole(config.model_type, config.get_text_config().model_type, divided=divider is not None)
         try_out(TokenLogprobs(ready))
@@ -73,15 +79,17 @@ def load_value_model(
     *,
     needs_head: bool = False,
     field: str = "model.path",
+    engine_length: int | None = None,
 ) -> PreTrainedModel:
     """A sequence-classification model with one score; a causal model's directory gives its body a new head.
 
-    For `model.init` it has the policy's initial body. `directory` and `divider` are as for `load_model`, `field` is the
-    setting that names the directory. Raises UserError with `needs_head`, as a reward model, when the directory holds no
-    trained head.
+    For `model.init` it has the policy's initial body. `directory`, `divider` and `engine_length` are as for
+    `load_model`, `field` is the setting that names the directory. Raises UserError with `needs_head`, as a reward
+    model, when the directory holds no trained head.
     """
     directory, field = local_directory(directory), "reward.models" if needs_head else field
     config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForSequenceClassification, config, field))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -100,7 +108,7 @@ def load_value_model(
     check_scores_are_known(config.model_type, built.config.get_text_config().model_type, field)
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise without_score(type(built).__name__, directory, field)
-    return _ready_to_train(built, model)
+    return _ready_to_train(built, model, engine_length)
 
 
 def _from_directory(
@@ -111,6 +119,8 @@ def _from_directory(
     divider: Divider | None,
 ) -> tuple[Any, dict[str, set[str]]]:
     """A model with the weights of a directory, and what transformers says about them, such as the `missing_keys`."""
+    if divider:
+        refuse_divided(config.to_dict(), "zero_stage")
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     # Its own is not read: training samples nothing by it, and some cannot be read. An export gets the file.
     loaded_with = options | {"generation_config": GenerationConfig()}
@@ -147,7 +157,8 @@ def _options(model: ModelConfig, family: Family) -> dict[str, object]:
     return options
 
 
-def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+def _ready_to_train(built: PreTrainedModel, model: ModelConfig, engine_length: int | None) -> PreTrainedModel:
+    rope = fix_rope(built, engine_length)
     # A training pass reads whole sequences: nobody would ask for keys and values again.
     built.config.use_cache = False
     quiet_routers(built)
@@ -158,7 +169,8 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
     check_checkpointing(kind, asked=asked, supported=built.supports_gradient_checkpointing)
     if asked:
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
-        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options = {"use_reentrant": False, "context_fn": rope.checkpointed}
+        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     return built
 
 

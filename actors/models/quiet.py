@@ -6,8 +6,8 @@ The importance ratio compares the policy with the sampler, which drops nothing a
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from actors.config import UserError
 from actors.models.as_source import as_in_evaluation
+from actors.models.mixture_limits import refuse_mixed_tokens
 
 _DRAWING = ("PhimoeTopKRouter",)
 """Routers that draw experts in training, whatever their settings say."""
@@ -17,14 +17,9 @@ def quiet_config(config: PretrainedConfig) -> PretrainedConfig:
     """Settings, those of the model's parts included, with which training computes what evaluation does; in place.
 
     Raises:
-        UserError: the architecture computes each token from others of its batch, in evaluation too.
+        UserError: see `refuse_mixed_tokens`.
     """
-    if config.model_type == "doge" and config.is_moe:
-        # transformers 5.19 reads the logits of [tokens, 2 keys] as [2, tokens, keys].
-        raise UserError(
-            "model.path: doge with is_moe cannot be trained, as transformers chooses the experts of a token by the "
-            "tokens that stand beside it in a batch, got is_moe=true"
-        )
+    refuse_mixed_tokens(config.to_dict())
     parts = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
     for part in parts:
         for name, value in as_in_evaluation(part.to_dict()).items():

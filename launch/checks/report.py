@@ -31,8 +31,8 @@ PLAIN_WIDTH = 120
 
 
 def as_object(findings: Findings) -> dict[str, object]:
-    """The report as JSON values: config, placement, model, arithmetic, memory (bytes of one process), rows too long, rewards
-    as called, and warnings."""
+    """The report as JSON values: config, placement, model, arithmetic, memory (bytes of one process), rows too long,
+    rewards as called, and warnings."""
     config = findings.config
     groups = [
         {**asdict(item), "zero_stage": _zero_stage(config, item), "bundles": config.cluster.placement}
@@ -115,7 +115,7 @@ def model_lines(findings: Findings) -> list[str]:
         return []
     share = _padding(findings)
     padded = "" if share is None else f" (about {share:.0%} of it padding)"
-    return [f"the model {family.why}: each sequence has a row of its own{padded}, and prompts are not shared"]
+    return [f"model: {family.why}: each sequence has a row of its own{padded}, and prompts are not shared"]
 
 
 def _model_object(findings: Findings) -> dict[str, object] | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from actors.config import LoraConfig, UserError
+from actors.models.mixture_limits import refuse_divided, refuse_mixed_tokens
 from launch.config import RunConfig
 from launch.models.transformers_source import balances_experts, fuses_experts
 from launch.models.values import architecture_of
@@ -18,17 +19,15 @@ def check_mixture(config: RunConfig, values: Mapping[str, object], *, sampled: b
         sampled: whether the job has engines that sample responses.
 
     Raises:
-        UserError: a load-balancing loss that the model does not have; adapters of experts for engines; a family whose
-            tokens are not computed apart.
+        UserError: a load-balancing loss that the model does not have; adapters of experts for engines; see
+            `refuse_mixed_tokens` and `refuse_divided`.
     """
     kind, name = str(values["model_type"]), architecture_of(values) or str(values["model_type"])
     _check_balance(config.model.router_aux_loss, kind, name, several=expert_count(values) > 1)
-    if kind == "doge" and values.get("is_moe"):
-        # transformers 5.19 reads the logits of [tokens, 2 keys] as [2, tokens, keys].
-        raise UserError(
-            f"model.path: {name} cannot be trained with is_moe, as transformers chooses the experts of a token by the "
-            f"tokens that stand beside it in a batch, got is_moe=true"
-        )
+    refuse_mixed_tokens(values)
+    for group in ("policy", "reference"):
+        if getattr(config, group).zero_stage == 3:
+            refuse_divided(values, f"{group}.zero_stage")
     sends = sampled and config.model.lora and config.rollout.transfer.lora == "adapter"
     if sends and expert_count(values) > 1 and fuses_experts(kind) and _reaches_experts(config.model.lora):
         raise UserError(
