@@ -44,8 +44,7 @@ class ClassSource:
 @cache
 def class_source(file: Path, name: str) -> ClassSource:
     """What the class `name` in a file of transformers says, and the layers there."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    classes = classes_in(parsed(file))
     text = [node for node in classes.values() if not _OTHERS.search(node.name)]
     calls = [node for each in text for node in ast.walk(each) if isinstance(node, ast.Call)]
     return ClassSource(
@@ -56,6 +55,17 @@ def class_source(file: Path, name: str) -> ClassSource:
         embeds=not any(_BY_TOKENS.search(ast.unparse(node)) for node in text if _BODY.search(node.name)),
         factors=tuple(_factors(classes, name)),
     )
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    """The source in a file."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def classes_in(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    """Classes by name, those within functions included."""
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 def _is_of_layer(called: ast.expr) -> bool:

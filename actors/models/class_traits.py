@@ -7,28 +7,27 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from actors.config import UserError
 from actors.models.class_source import class_source
 from actors.models.family import ClassTraits, Family, family_of
+from actors.models.unfit import unlisted
 
 
 def family_of_model(model: PreTrainedModel) -> Family:
     """The family of a model; raises UserError as `family_of`."""
-    return _family(type(model), model.config)
+    return _family(type(model), model.config, "model.path")
 
 
-def family_of_class(loader: type[_BaseAutoModelClass], config: PretrainedConfig) -> Family:
+def family_of_class(loader: type[_BaseAutoModelClass], config: PretrainedConfig, field: str = "model.path") -> Family:
     """The family of the model that `loader` makes of a configuration.
 
     Raises:
-        UserError: as `family_of`; transformers has no such model of this kind.
+        UserError: with `field`: as `family_of`; transformers has no such model of this kind.
     """
     classes: Any = loader._model_mapping
     found = classes.get(type(config), None)
     if found is None:
-        wanted = loader.__name__.removeprefix("AutoModelFor")
-        raise UserError(f"model.path: must be a model that transformers has for {wanted}, got a {config.model_type}")
-    return _family(found[0] if isinstance(found, tuple) else found, config)
+        raise unlisted(config.model_type, loader.__name__.removeprefix("AutoModelFor"), field)
+    return _family(found[0] if isinstance(found, tuple) else found, config, field)
 
 
 def traits_of(kind: type[PreTrainedModel]) -> ClassTraits:
@@ -42,8 +41,8 @@ def traits_of(kind: type[PreTrainedModel]) -> ClassTraits:
     )
 
 
-def _family(kind: type[PreTrainedModel], config: PretrainedConfig) -> Family:
+def _family(kind: type[PreTrainedModel], config: PretrainedConfig, field: str) -> Family:
     text, traits = config.get_text_config(), traits_of(kind)  # where a model has parts, its text part decides
     # Some are no fields, but what the class of the configuration makes of others.
     made = {name: getattr(text, name) for name, _ in traits.source.factors if hasattr(text, name)}
-    return family_of(text.to_dict() | made, traits)
+    return family_of(text.to_dict() | made, traits, field)

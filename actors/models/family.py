@@ -75,11 +75,11 @@ class Family:
     """Whether it can be computed in bf16."""
 
 
-def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
+def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "model.path") -> Family:
     """The family of a model with these fields of its (text) configuration, all that its class fills in included.
 
     Raises:
-        UserError: one that no way is right for.
+        UserError: with `field`: one that no way is right for.
     """
     kind = str(values.get("model_type"))
     refused = _REFUSED_KINDS.get(kind) or next((why for name, why in _REFUSED_FIELDS.items() if values.get(name)), "")
@@ -89,7 +89,7 @@ def family_of(values: Mapping[str, object], traits: ClassTraits) -> Family:
     if _ties(values):
         refused = "chooses by scores, of which many are equal, what a token sees: that depends on what comes after it"
     if refused := refused or traits.source.head:
-        raise UserError(f"model.path: must be a causal language model as others are, got a {kind}, which {refused}")
+        raise UserError(f"{field}: must be a causal language model as others are, got a {kind}, which {refused}")
     why = _unpacked(values, traits)
     factor = 1.0
     for name, power in traits.source.factors:

@@ -35,6 +35,14 @@ from actors.models.rope import fix_rope, refuse_unknown_ropes
 from actors.models.state import state_tensors
 from actors.models.tensor_files import unread_tensors
 from actors.models.trial import is_tried, try_out
+from actors.models.unfit import (
+    check_attention,
+    check_checkpointing,
+    check_dtype,
+    check_scores_are_known,
+    check_tried_whole,
+    without_score,
+)
 
 
 def load_model(
@@ -59,11 +67,7 @@ def load_model(
         built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
     ready = _ready_to_train(built, model, engine_length)
     if not is_tried(ready):
-        if divider:
-            raise UserError(
-                f"policy.zero_stage: must be at most 2 for a {config.model_type}, which Tandem does not know and tries "
-                f"first, got 3"
-            )
+        check_tried_whole(config.model_type, config.get_text_config().model_type, divided=divider is not None)
         try_out(TokenLogprobs(ready))
     return ready
 
@@ -75,16 +79,18 @@ def load_value_model(
     *,
     needs_head: bool = False,
     engine_length: int | None = None,
+    field: str = "model.path",
 ) -> PreTrainedModel:
     """A sequence-classification model with one score; a causal model's directory gives its body a new head.
 
     For `model.init` it has the policy's initial body. `directory`, `divider` and `engine_length` are as for
-    `load_model`. Raises UserError with `needs_head` when the directory holds no trained head.
+    `load_model`, `field` is the setting that names the directory. Raises UserError with `needs_head`, as a reward
+    model, when the directory holds no trained head.
     """
-    directory = local_directory(directory)
+    directory, field = local_directory(directory), "reward.models" if needs_head else field
     config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
     refuse_unknown_ropes(config)
-    options = _options(model, family_of_class(AutoModelForSequenceClassification, config))
+    options = _options(model, family_of_class(AutoModelForSequenceClassification, config, field))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id in ends:
@@ -98,13 +104,10 @@ def load_value_model(
     else:
         built, loaded = _from_directory(AutoModelForSequenceClassification, directory, config, options, divider)
         if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
-            raise UserError(
-                f"reward.models: must hold the weights of a score head (score.weight), got none in {directory}"
-            )
-    if not is_tried(built):
-        raise UserError(f"model.path: must be of a kind that Tandem knows to give scores, got a {config.model_type}")
+            raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
+    check_scores_are_known(config.model_type, built.config.get_text_config().model_type, field)
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
-        raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
+        raise without_score(type(built).__name__, directory, field)
     return _ready_to_train(built, model, engine_length)
 
 
@@ -146,8 +149,7 @@ def _from_directory(
 
 def _options(model: ModelConfig, family: Family) -> dict[str, object]:
     """How a model is made or loaded: precision, attention, quantisation."""
-    if model.dtype == "bf16" and not family.bf16:
-        raise UserError("model.dtype: must be fp32 for a model whose code in transformers fails in bf16, got bf16")
+    check_dtype(model.dtype, family)
     options: dict[str, object] = {"dtype": TORCH_DTYPES[model.dtype], "attn_implementation": _attention(model, family)}
     if model.quantize:
         device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
@@ -163,10 +165,9 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig, engine_length: i
     experts_in_order(built)
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
-    if model.gradient_checkpointing:
-        if not built.supports_gradient_checkpointing:
-            kind = built.config.model_type
-            raise UserError(f"model.gradient_checkpointing: must be false for a {kind}, whose layers lack it, got true")
+    asked, kind = model.gradient_checkpointing, built.config.model_type
+    check_checkpointing(kind, asked=asked, supported=built.supports_gradient_checkpointing)
+    if asked:
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
         options = {"use_reentrant": False, "context_fn": rope.checkpointed}
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -178,8 +179,7 @@ def _attention(model: ModelConfig, family: Family) -> str:
     if model.attention == "flash_attention_2":
         if not flash:
             raise UserError("model.attention: flash_attention_2 needs a GPU and the flash-attn package, got neither")
-        if not family.flash:
-            raise UserError("model.attention: must be auto for a model that flash attention 2 cannot compute, got it")
+        check_attention(model.attention, family)
     # Its kernels read half precision only.
     if flash and family.flash and model.attention != "packed_sdpa" and model.dtype == "bf16":
         return "flash_attention_2"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.failure import reason_of
+from actors.models.family import Family
 from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
 from actors.models.safetensors_header import StoredTensor, parse_json
 from actors.models.skeleton import hf_config, vocabulary_size
@@ -18,6 +19,7 @@ from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.models.mixtures import check_mixture
 from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
+from launch.models.trained_as import causal_family, scoring_family
 from launch.models.values import (
     architecture_of,
     check_architecture,
@@ -42,6 +44,8 @@ class Policy:
     parameters: int | None = None
     tokenizer: bool = True
     """Whether its tokenizer can be read without the hub."""
+    family: Family | None = None
+    """How it is trained, where that is known: of models that are read, not of `model.init` or encoders."""
 
 
 def read_policy(config: RunConfig) -> Policy | None:
@@ -65,14 +69,28 @@ def read_policy(config: RunConfig) -> Policy | None:
         if not is_complete(directory):
             values = config_values(directory, "model.path")
             check_architecture(values, role, directory, "model.path", config.algorithm.name)
+            family = _family_of(config, values, directory)
             parameters = counted_parameters(values) or indexed_parameters(values, directory)
-            return Policy(values, None, parameters, has_tokenizer(directory))
+            return Policy(values, None, parameters, has_tokenizer(directory), family)
     values = model_values(directory)
     check_architecture(values, role, directory, "model.path", config.algorithm.name)
+    family = _family_of(config, values, directory)
     stored = check_tensors(values, directory, "model.path", role)
     if role == "scores":
         _require_one_score(stored or {}, directory, "model.path")
-    return Policy(values, directory, stored_parameters(stored) or counted_parameters(values))
+    return Policy(values, directory, stored_parameters(stored) or counted_parameters(values), family=family)
+
+
+def _family_of(config: RunConfig, values: Mapping[str, object], directory: Path) -> Family | None:
+    """How the policy's model is trained; raises UserError when it, or the critic that starts from it, cannot be."""
+    role = job_kind(config).role
+    if role == "encoder":
+        return None
+    if role == "scores":
+        return scoring_family(values, config.model, directory, "model.path")
+    if config.critic and config.critic.path is None and len(config.reward.models) != 1:
+        scoring_family(values, config.model, directory, "critic.path")
+    return causal_family(values, config.model, divided=config.policy.zero_stage == 3)
 
 
 def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:
@@ -203,6 +221,7 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
             f"{directory}"
         )
     check_architecture(values, "scores", directory, field, "a reward model")
+    scoring_family(values, config.model, directory, field)
     stored = check_tensors(values, directory, field, "scores") or {}
     if not _require_one_score(stored, directory, field) and stored:
         raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
@@ -222,6 +241,7 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
     values = model_values(directory, field)
     check_architecture(values, "scores", directory, field, "a critic")
+    scoring_family(values, config.model, directory, field)
     _require_one_score(check_tensors(values, directory, field, "scores") or {}, directory, field)
     if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
         check_targets(config.critic.lora, names, "critic.lora.targets")

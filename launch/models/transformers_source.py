@@ -7,34 +7,48 @@ from pathlib import Path
 
 
 @cache
-def known_types() -> frozenset[str]:
-    """Every model_type of the installed transformers; empty where its source has another form than is known here."""
+def config_classes() -> dict[str, str]:
+    """model_type -> class of its configuration, of all that the installed transformers has, in its order; empty where
+    its source has another form than is known here."""
     listed = _section("auto_mappings.py", "CONFIG_MAPPING_NAMES = ")
     further = _source("configuration_auto.py")
-    found = re.findall(r'\(\s*"([\w.-]+)",\s*"\w+"', listed)
-    return frozenset(found + re.findall(r'"([\w.-]+)": "\w+Config"', further)) if found else frozenset()
+    found = re.findall(r'\(\s*"([\w.-]+)",\s*"(\w+)"', listed)
+    return dict(re.findall(r'"([\w.-]+)": "(\w+Config)"', further) + found) if found else {}
+
+
+def known_types() -> frozenset[str]:
+    """Every model_type of the installed transformers; empty as `config_classes`."""
+    return frozenset(config_classes())
 
 
 @cache
 def causal_architectures() -> dict[str, tuple[str, ...]]:
-    """model_type -> classes of the installed transformers that are causal language models; empty as `known_types`."""
-    found: dict[str, tuple[str, ...]] = {}
-    listed = _section("modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")
-    for kind, classes in re.findall(r'\(\s*"([\w.-]+)",\s*(\([^)]*\)|"\w+")', listed):
-        found[kind] = tuple(re.findall(r"\w+", classes))
-    return found
+    """model_type -> classes of the installed transformers that are causal language models; else as `config_classes`."""
+    return _architectures("CAUSAL_LM")
+
+
+@cache
+def scoring_architectures() -> dict[str, tuple[str, ...]]:
+    """The same of classes that score sequences."""
+    return _architectures("SEQUENCE_CLASSIFICATION")
+
+
+def _architectures(task: str) -> dict[str, tuple[str, ...]]:
+    listed = _section("modeling_auto.py", f"MODEL_FOR_{task}_MAPPING_NAMES = ")
+    found = re.findall(r'\(\s*"([\w.-]+)",\s*(\([^)]*\)|"\w+")', listed)
+    return {kind: tuple(re.findall(r"\w+", classes)) for kind, classes in found}
 
 
 @cache
 def activations() -> frozenset[str]:
-    """Names that hidden_act may have in the installed transformers; empty as `known_types`."""
+    """Names that hidden_act may have in the installed transformers; empty as `config_classes`."""
     listed = _source("../../activations.py").partition("\nACT2CLS = {")[2].partition("\n}")[0]
     return frozenset(re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE))
 
 
 @cache
 def rope_types() -> frozenset[str]:
-    """Types of rotary positions that the installed transformers computes; empty as `known_types`."""
+    """Types of rotary positions that the installed transformers computes; empty as `config_classes`."""
     listed = _source("../../modeling_rope_utils.py").partition("\nROPE_INIT_FUNCTIONS: ")[2].partition("\n}")[0]
     found = re.findall(r'^    "([\w-]+)":', listed, re.MULTILINE)
     # Without an entry there: transformers computes it apart.
@@ -83,6 +97,11 @@ def source_directory(kind: str) -> Path | None:
     special = dict(re.findall(r'"([\w.-]+)",\s*"(\w+)"', listed))
     file = _file(f"../{special.get(kind, kind).replace('-', '_')}/__init__.py")
     return file and file.parent
+
+
+def root_file(name: str) -> Path | None:
+    """A file at the top of the installed transformers."""
+    return _file(f"../../{name}")
 
 
 def _section(file: str, start: str) -> str:
