@@ -54,7 +54,12 @@ def sequences(vocabulary: int) -> list[Sequence]:
 
 
 def alone(model: PreTrainedModel, sequence: Sequence) -> Tensor:
-    """Logprobs of the action tokens, by the model's own forward pass over nothing else."""
+    """Logprobs of the action tokens, by the model's own forward pass over nothing else, before or now."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached"):  # dynamic NTK has grown to an earlier sequence
+            module.max_seq_len_cached = module.original_max_seq_len
+            if getattr(module, "rope_type", None) == "dynamic":
+                module.inv_freq = module.original_inv_freq
     tokens = torch.from_numpy(sequence.token_ids)
     logprobs = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
     return logprobs.gather(-1, tokens[1:, None])[torch.from_numpy(sequence.action_mask)[1:], 0]

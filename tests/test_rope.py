@@ -18,7 +18,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Rotar
 from actors.config import ModelConfig, UserError
 from actors.episodes import Sequence
 from actors.models.load import TokenLogprobs, load_model, load_value_model
-from actors.models.rope import RopeRule, fix_rope, rope_rule
+from actors.models.rope import Regimes, RopeRule, fix_rope, rope_rule
+from actors.models.rows import PaddedRows
 from actors.train.worker import pack_sequences
 from launch.checks.rope import _of_type, _scale_alike
 from tests.conftest import ROOT
@@ -73,6 +74,11 @@ DEPENDENT: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3 two": (
         "gemma3_text",
         GEMMA | DYNAMIC | {"rope_parameters": {SLIDING: rope("dynamic", factor=2.0), FULL: long(16)}},
+    ),
+    # With convolutions, so not packed.
+    "lfm2 dynamic": (
+        "lfm2",
+        DYNAMIC | {"layer_types": ["conv", FULL], "rope_parameters": rope("dynamic", factor=4.0)},
     ),
     # Complex numbers in place of cosines and sines, of a part of the head.
     "deepseek_v2 dynamic": (
@@ -130,6 +136,15 @@ def tokens(length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 64, (1, length), generator=torch.Generator().manual_seed(100 * seed + length))
 
 
+def padded(lengths: list[int]) -> Any:
+    """Length of the sequence of each token of right-padded rows."""
+    rows = PaddedRows.of(lengths)
+    [call] = rows.calls
+    assert [len(set(row)) for row in call] == [length + (length < max(lengths)) for length in lengths], "as they are"
+    [found] = rows.lengths(np.repeat(lengths, lengths))
+    return found
+
+
 def seen(model: Any, rule: RopeRule, length: int, computed: int | None = None) -> torch.Tensor:
     """Logits of a sequence of `length` tokens, of which the first `computed` go through the model."""
     with rule.calls(rule.regime(length)):
@@ -151,7 +166,7 @@ def test_a_sequence_is_what_it_is_alone_whatever_came_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_a_switch_is_seen(name: str) -> None:
-    """What the other tests compare differs: the last token of a short sequence, once within a call of long ones."""
+    """What the other tests compare differs: a short sequence, once with the positions of a long one."""
     model = fresh(name)
     rule = fix_rope(model, None)
     with rule.calls(rule.regime(40)):
@@ -174,19 +189,19 @@ def image_body(kind: str, given: dict[str, Any], fields: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kind", IMAGES)
 def test_rows_of_three_positions_are_as_alone(kind: str, dynamic: bool) -> None:
-    """Right-padded rows of one regime, by the positions of text, one or three for each token."""
+    """Right-padded rows, by the positions of text, one or three for each token."""
     given, fields = (rope("dynamic", factor=4.0), DYNAMIC) if dynamic else (rope("default"), {})
     model = image_body(kind, given, fields)
     rule = fix_rope(model, None)
-    for lengths in ([5, 16], [40, 40]):
+    for lengths in ([11, 16], [40, 40], [16, 18]):
         longest = max(lengths)
         ids = torch.zeros(2, longest, dtype=torch.int64)
         for row, length in enumerate(lengths):
             ids[row, :length] = tokens(length, seed=row)[0]
-        [regime] = rule.groups(lengths)
+        regimes = rule.regimes(padded(lengths), CPU)
         positions = torch.arange(longest).expand(2, -1)
         for each in (positions, positions.expand(3, -1, -1)):
-            with rule.calls(regime):
+            with rule.calls(regimes):
                 found = model(input_ids=ids, position_ids=each).last_hidden_state
             for row, length in enumerate(lengths):
                 alone = image_body(kind, given, fields)(tokens(length, seed=row)).last_hidden_state[0]
@@ -194,16 +209,22 @@ def test_rows_of_three_positions_are_as_alone(kind: str, dynamic: bool) -> None:
 
 
 def test_regimes() -> None:
-    found = {name: [fix_rope(fresh(name), None).regime(length) for length in (1, 16, 17, 18, 40)] for name in ALL}
+    rules = {name: fix_rope(fresh(name), None) for name in ALL}
+    found = {name: [rule.regime(length) for length in (1, 16, 17, 18, 40)] for name, rule in rules.items()}
     switch, grows = [1, 1, 17, 17, 17], [1, 1, 17, 18, 40]
-    assert found == {
-        name: switch
-        if name in ("gemma3 longrope", "phimoe longrope") or name.startswith(("phi3", "llama long"))
-        else grows
-        for name in DEPENDENT
-    } | dict.fromkeys(CONSTANT, [None] * 5)
-    assert fix_rope(fresh("llama dynamic"), None).groups([5, 17, 16, 17, 18]) == {1: [0, 2], 17: [1, 3], 18: [4]}
-    assert fix_rope(fresh("phi3 longrope"), 40).groups([5, 17, 40]) == {None: [0, 1, 2]}
+    switches = {name for name in DEPENDENT if "longrope" in name}
+    assert found == {name: switch if name in switches else grows for name in DEPENDENT} | dict.fromkeys(
+        CONSTANT, [1] * 5
+    )
+    assert {name for name, rule in rules.items() if rule.depends} == DEPENDENT.keys()
+    lengths = np.array([[5, 5, 17], [16, 18, 18]])
+    assert rules["yarn"].regimes(lengths, CPU) is None
+    assert rules["llama dynamic"].regimes(lengths[:, :1], CPU) == 1
+    parts = rules["llama dynamic"].regimes(lengths, CPU)
+    assert isinstance(parts, Regimes)
+    assert {regime: places.tolist() for regime, places in parts.parts} == {1: [0, 1, 3], 17: [2], 18: [4, 5]}
+    engine = fix_rope(fresh("phi3 longrope"), 40)
+    assert not engine.depends and engine.regimes(lengths, CPU) is None
 
 
 def sequences(lengths: list[int]) -> list[Sequence]:
@@ -224,39 +245,51 @@ def plain_logprobs(model: Any, sequence: Sequence) -> torch.Tensor:
     return found[torch.from_numpy(sequence.action_mask[1:])]
 
 
-@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["phi3 longrope", "llama dynamic", "llama yarn"])
-def test_packed_sequences_of_a_regime_are_as_alone(
-    name: str, checkpointing: bool, shares: bool, tmp_path: Path
-) -> None:
-    """Logprobs and gradients, in calls of all sequences of a regime, of which prompts are shared."""
-    name = {"llama yarn": "yarn"}.get(name, name)
+@pytest.mark.parametrize("name", ["phi3 longrope", "llama dynamic", "gemma3 two", "lfm2 dynamic", "yarn"])
+def test_sequences_of_a_batch_are_as_alone(name: str, checkpointing: bool, tmp_path: Path) -> None:
+    """Logprobs and gradients, of lengths on both sides of the switch; prompts are shared only where all have the same
+    positions."""
     directory = written(name, tmp_path)
-    loaded: Any = load_model(ModelConfig(path=directory, gradient_checkpointing=checkpointing), directory)
-    rule, policy, given = rope_rule(loaded), TokenLogprobs(loaded), sequences(LENGTHS)
-    found: dict[int, torch.Tensor] = {}
-    for regime, places in rule.groups(LENGTHS).items():
-        batch = pack_sequences([given[place] for place in places], CPU, share_prompts=shares)
-        with rule.calls(regime):
-            logprobs = policy(batch, 1.0, 8)[0]
-        parts = logprobs if batch.sources is None else logprobs[torch.from_numpy(batch.sources)]
-        for place, part in zip(places, parts.split(batch.lengths), strict=True):
-            found[place] = part[torch.from_numpy(given[place].action_mask)]
-    torch.stack([each.sum() for each in found.values()]).sum().backward()
-    gradients = {key: value.grad for key, value in loaded.named_parameters()}
-    plain: Any = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
-    for place, sequence in enumerate(given):
-        alone = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
-        alone.load_state_dict(plain.state_dict())
+    policy = TokenLogprobs(load_model(ModelConfig(path=directory, gradient_checkpointing=checkpointing), directory))
+    given = sequences(LENGTHS)
+    assert policy.body.family.way == ("rows" if name == "lfm2 dynamic" else "packed")
+    assert policy.shares_prompts == (name == "yarn")
+    batch = pack_sequences(given, CPU, share_prompts=policy.shares_prompts)
+    logprobs = policy(batch, 1.0, 8)[0]
+    logprobs.sum().backward()
+    summed: dict[str, torch.Tensor] = {}
+    for found, sequence in zip(batch.split(logprobs), given, strict=True):
+        alone: Any = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
         expected = plain_logprobs(alone, sequence)
-        torch.testing.assert_close(found[place], expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(found[sequence.action_mask], expected.detach().numpy(), atol=2e-5)
         expected.sum().backward()
         for key, parameter in alone.named_parameters():
-            target = plain.get_parameter(key)
-            target.grad = parameter.grad if target.grad is None else target.grad + parameter.grad
-    for key, gradient in gradients.items():
-        torch.testing.assert_close(gradient, plain.get_parameter(key).grad, atol=1e-3, rtol=1e-4)
+            summed[key] = summed.get(key, 0) + parameter.grad
+    for key, parameter in policy.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, summed[key], atol=2e-3, rtol=1e-3)
+
+
+def test_prompts_with_several_positions_are_not_shared(tmp_path: Path) -> None:
+    directory = written("llama dynamic", tmp_path)
+    policy = TokenLogprobs(load_model(ModelConfig(path=directory), directory))
+    with pytest.raises(ValueError, match="cannot share their prompts"):
+        policy(pack_sequences(sequences([5, 20]), CPU, share_prompts=True), 1.0, 8)
+
+
+@pytest.mark.parametrize("name", ["gemma3 longrope", "phimoe longrope", "deepseek_v2 dynamic"])
+def test_rows_of_several_positions_are_as_alone(name: str) -> None:
+    """In one call, whose rows are given their positions once for all."""
+    model = fresh(name)
+    rule, lengths = fix_rope(model, None), [15, 16, 17, 21, 21]
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = tokens(length, seed=row)[0]
+    with rule.calls(rule.regimes(padded(lengths), CPU)):
+        found = model(ids).logits
+    for row, length in enumerate(lengths):
+        alone = fresh(name)(tokens(length, seed=row)).logits[0]
+        torch.testing.assert_close(found[row, :length], alone, atol=2e-5, rtol=0)
 
 
 def test_a_recomputed_layer_is_one_of_its_call() -> None:
@@ -294,7 +327,7 @@ def test_loading_hands_over_the_engines_length(value: bool, tmp_path: Path) -> N
     directory = written("phi3 longrope", tmp_path)
     load = load_value_model if value else load_model
     found = [load(ModelConfig(path=directory), directory, engine_length=length) for length in (None, 16, 17)]
-    assert [rope_rule(model).regime(20) for model in found] == [17, None, None]
+    assert [rope_rule(model).depends for model in found] == [True, False, False]
     bodies: list[Any] = [model.base_model for model in found[1:]]
     short, long = (body.rotary_emb(torch.zeros(1), torch.arange(4)[None])[0] for body in bodies)
     assert (short - long).abs().max() > 0.1

@@ -1,7 +1,6 @@
 """The part of a model between its tokens and the head that reads it, and how a batch goes through it."""
 
 import inspect
-from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from actors.models.attention import PACKED_ATTENTION
 from actors.models.balance import Balance, token_weights
 from actors.models.family import Family
 from actors.models.packed import ModelInputs
+from actors.models.rope import rope_rule
 from actors.models.rows import PaddedRows
 
 _SECTIONS = "mrope_section"
@@ -27,16 +27,14 @@ class Body:
         self,
         model: PreTrainedModel,
         family: Family,
-        regime: Callable[[int], Hashable] = lambda length: None,
         *,
         balance: Balance | None = None,
     ) -> None:
-        """`regime` says of a sequence's length which others it may share a call with: those of an equal one; `balance`
-        reads what routers say."""
+        """`balance` reads what routers say."""
         self.model = model
         self.module = body_of(model)
         self.family = family
-        self.regime = regime
+        self.rope = rope_rule(model)
         self.balance = balance
         self.attention = str(model.config._attn_implementation)
         text = model.config.get_text_config()
@@ -46,8 +44,9 @@ class Body:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether batches may hold a prompt once for all its responses: only our own attention gathers sequences."""
-        return self.family.way == "packed" and self.attention == PACKED_ATTENTION
+        """Whether batches may hold a prompt once for all its responses: only our own attention gathers sequences, and
+        a prompt may have other positions before a longer response."""
+        return self.family.way == "packed" and self.attention == PACKED_ATTENTION and not self.rope.depends
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of tokens, [..., D], as the family's first layer takes them."""
@@ -65,22 +64,31 @@ class Body:
         return hidden.index_select(0, places)
 
     def _packed(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        if inputs.sources is not None and self.rope.depends:
+            raise ValueError("sequences whose positions depend on their length cannot share their prompts")
         positions = self.positions(inputs.position_ids)
-        hidden = self._call(
-            inputs.token_ids[None],
-            token_weights(inputs),
-            position_ids=positions[None] if positions.ndim == 1 else positions[:, None],
-            **inputs.attention_arguments(self.attention),
-        )
+        with self.rope.calls(self.rope.regimes(inputs.token_lengths[None], inputs.token_ids.device)):
+            hidden = self._call(
+                inputs.token_ids[None],
+                token_weights(inputs),
+                position_ids=positions[None] if positions.ndim == 1 else positions[:, None],
+                **inputs.attention_arguments(self.attention),
+            )
         return hidden[0], inputs.read
 
     def _in_rows(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         if inputs.sources is not None:
             raise ValueError("sequences in rows of their own cannot share their prompts")
-        rows = PaddedRows.of(inputs.lengths, self.regime)
+        rows, device = PaddedRows.of(inputs.lengths), inputs.token_ids.device
         calls = rows.tokens(inputs.token_ids)
-        masks = rows.masks(inputs.token_ids.device)
-        found = [self._call(call, mask).flatten(0, 1) for call, mask in self._in_step(calls, masks)]
+        masks = rows.masks(device)
+        lengths = rows.lengths(inputs.token_lengths)
+        found = []
+        for number, (call, mask) in enumerate(self._in_step(calls, masks)):
+            # Behind the own calls, those that other ranks make.
+            regimes = self.rope.regimes(lengths[number], device) if number < len(lengths) else None
+            with self.rope.calls(regimes):
+                found.append(self._call(call, mask).flatten(0, 1))
         slots = torch.from_numpy(rows.slots).to(inputs.read.device)
         return torch.cat(found), slots[inputs.read]
 

@@ -37,6 +37,9 @@ class ModelInputs:
     """Tokens of each sequence, its prompt included, without those that need not be computed, [S]."""
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
+    token_lengths: NDArray[np.int64]
+    """Tokens of the sequence that each token is in, also those that are not computed, [I]; of the first one at a shared
+    token."""
 
     def attention_arguments(self, implementation: str) -> dict[str, object]:
         """Keyword arguments by which an attention implementation learns the sequence borders.
@@ -227,4 +230,5 @@ def _model_inputs(
         read=chosen(renumbered[is_read[np.flatnonzero(action_mask[kept])]]),
         lengths=computed_lengths.tolist(),
         sources=None if sources is None else renumbered[sources[computed]],
+        token_lengths=np.repeat(lengths, lengths)[kept][is_input],
     )

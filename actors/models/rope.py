@@ -7,12 +7,15 @@ vLLM has for all sequences: it chooses once, by its max_model_len (longrope), or
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -23,8 +26,20 @@ _TEMPERATURE_FROM = 32768
 """Engine lengths above which vLLM 0.32 lets Llama 4 scale queries by their position."""
 
 
+@dataclass(frozen=True, eq=False)
+class Regimes:
+    """Tokens of a call whose sequences have other frequencies than those of others."""
+
+    shape: tuple[int, ...]
+    """[B, L] of the call's tokens."""
+    parts: list[tuple[int, torch.Tensor]]
+    """Regime, and the places of its tokens among all B x L, int64."""
+    order: torch.Tensor
+    """Of each token, where it is when the parts lie end to end, int64 [B x L]."""
+
+
 class RopeRule:
-    """How long the sequences of a call are to a model's rotary positions, and which sequences may share a call.
+    """How long the sequences of a call are to a model's rotary positions.
 
     Example: phi3 with an original length of 4096, trained without engines: `regime(4096)` is 1, `regime(5000)` 4097.
     """
@@ -37,36 +52,40 @@ class RopeRule:
             engine_length: vLLM's max_model_len; None where no engine samples.
         """
         self.switches, self.growth = switches, growth
-        fixed = engine_length is not None and (switches or growth is not None)
-        self._fixed = engine_length if fixed else None
-        self._regime = self._fixed
+        varies = bool(switches) or growth is not None
+        self.depends = varies and engine_length is None
+        """Whether sequences of some lengths have other positions than those of others, and so share no prompts."""
+        self._fixed = engine_length if varies else None
+        self._regime: int | Regimes | None = self._fixed
 
-    def regime(self, length: int) -> int | None:
-        """Sequences may share a call, or a prompt, where this is the same; None: all may, whatever their lengths.
-
-        It is the shortest length with the frequencies of a sequence of `length` tokens, its prompt included.
-        """
-        if self._fixed is not None or not (self.switches or self.growth is not None):
-            return None
+    def regime(self, length: int) -> int:
+        """The shortest length that has the positions of a sequence of `length` tokens."""
         if self.growth is not None and length > self.growth:
             return length
         return max((switch + 1 for switch in self.switches if length > switch), default=1)
 
-    def groups(self, lengths: Sequence[int]) -> dict[int | None, list[int]]:
-        """Regime -> places of the sequences that may share a call, in their order; `lengths` are their tokens."""
-        found: dict[int | None, list[int]] = {}
-        for place, length in enumerate(lengths):
-            found.setdefault(self.regime(length), []).append(place)
-        return found
+    def regimes(self, lengths: NDArray[np.int64], device: torch.device) -> int | Regimes | None:
+        """What `calls` is told of a call, by the length of the sequence that each of its tokens [B, L] is in; no token
+        may be behind the end of its own."""
+        if not self.depends:
+            return None
+        given = np.array([self.regime(int(length)) for length in np.unique(lengths)])
+        each = given[np.unique(lengths, return_inverse=True)[1].reshape(-1)]
+        if len(kinds := np.unique(given)) == 1:
+            return int(kinds[0])
+        places = [np.flatnonzero(each == kind) for kind in kinds]
+        order = np.argsort(np.concatenate(places), kind="stable")
+        parts = [(int(kind), torch.from_numpy(at).to(device)) for kind, at in zip(kinds, places, strict=True)]
+        return Regimes(lengths.shape, parts, torch.from_numpy(order).to(device))
 
     @contextmanager
-    def calls(self, regime: int | None) -> Iterator[None]:
-        """Calls within are of sequences of this regime, also where some of their tokens are not computed.
+    def calls(self, regimes: int | Regimes | None) -> Iterator[None]:
+        """A call within is of sequences of these regimes, also where some of their tokens are not computed.
 
         Without it, a call is as long as its own longest position says.
         """
         before = self._regime
-        self._regime = self._fixed if regime is None else regime
+        self._regime = self._fixed if regimes is None else regimes
         try:
             yield
         finally:
@@ -78,20 +97,41 @@ class RopeRule:
         return nullcontext(), self.calls(self._regime)
 
     def rotate(self, module: Any, x: torch.Tensor, position_ids: torch.Tensor, *given: Any, **named: Any) -> Any:
-        """What a rotary module that has seen no other call gives for [..., T] positions: cos and sin, [..., T, D]."""
-        fresh = copy.copy(module)
-        fresh._buffers = dict(module._buffers)  # what it finds for this call is kept with the copy
-        if self._regime is None:
-            return type(module).forward(fresh, x, position_ids, *given, **named)
-        # One more position, for transformers to choose by, which nobody gets.
-        last = position_ids.new_full((*position_ids.shape[:-1], 1), self._regime - 1)
-        positions = torch.cat([position_ids, last], dim=-1)
-        found = type(module).forward(fresh, x, positions, *given, **named)
-        return tuple(each[..., :-1, :] for each in found) if isinstance(found, tuple) else found[..., :-1, :]
+        """What a rotary module that has seen no other call gives for positions [..., B, L]: cos and sin [..., D]."""
+
+        def of(regime: int | None, positions: torch.Tensor) -> Any:
+            fresh = copy.copy(module)
+            fresh._buffers = dict(module._buffers)  # what it finds for these is kept with the copy
+            if regime is None:
+                return type(module).forward(fresh, x, positions, *given, **named)
+            # One more position, for transformers to choose by, which nobody gets.
+            last = positions.new_full((*positions.shape[:-1], 1), regime - 1)
+            found = type(module).forward(fresh, x, torch.cat([positions, last], dim=-1), *given, **named)
+            return _each(lambda cos: cos[..., :-1, :], found)
+
+        regimes = self._regime
+        if not isinstance(regimes, Regimes):
+            return of(regimes, position_ids)
+        # Rows that have all the same positions come as one.
+        flat = position_ids.expand(*position_ids.shape[:-2], *regimes.shape).flatten(-2)
+        parts = [of(regime, flat[..., places].unsqueeze(-2)) for regime, places in regimes.parts]
+
+        def joined(*cosines: torch.Tensor) -> torch.Tensor:
+            row = torch.cat(cosines, dim=-2).squeeze(-3).index_select(-2, regimes.order)
+            return row.unflatten(-2, regimes.shape)
+
+        return _each(joined, *parts)
+
+
+def _each(function: Callable[..., torch.Tensor], *found: Any) -> Any:
+    """A function of what rotary modules give, be it a tensor, or the cosines and then the sines."""
+    if isinstance(found[0], tuple):
+        return tuple(function(*each) for each in zip(*found, strict=True))
+    return function(*found)
 
 
 def fix_rope(model: PreTrainedModel, engine_length: int | None) -> RopeRule:
-    """Make a loaded model's rotary positions depend on nothing but a call's regime; returns what says which.
+    """Make a loaded model's rotary positions depend on nothing but a call's regimes; returns what says which.
 
     With engines, scaling by position is theirs, too: that of longrope, and that of Llama 4's queries.
 

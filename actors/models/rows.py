@@ -5,7 +5,7 @@
 Padding comes after a row's tokens: nothing that reads only what came before sees it.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +17,14 @@ PADDING = 1.125
 _FEW = 8
 
 
-def similar(lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> list[list[int]]:
-    """Groups of sequences, by their numbers, whose rows are computed in one call: of similar lengths, and of one regime
-    each."""
+def similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups of sequences, by their numbers, whose rows are computed in one call: of similar lengths."""
     groups: list[list[int]] = []
     shortest = 0
     # Stable: the groups, and with them how sums are rounded, are the same in every run.
-    for number in sorted(range(len(lengths)), key=lambda number: (str(regime(lengths[number])), lengths[number])):
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[number]
-        fits = groups and regime(length) == regime(shortest) and length <= PADDING * shortest + _FEW
+        fits = groups and length <= PADDING * shortest + _FEW
         if not fits:
             groups.append([])
             shortest = length
@@ -49,12 +48,12 @@ class PaddedRows:
     """Of each token, its place in the rows of all calls, end to end, [I]."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> "PaddedRows":
+    def of(cls, lengths: Sequence[int]) -> "PaddedRows":
         """Rows of sequences of these lengths, which lie end to end."""
         starts = np.cumsum(lengths) - lengths
         slots = np.empty(sum(lengths), dtype=np.int64)
         calls, before = [], 0
-        for group in similar(lengths, regime):
+        for group in similar(lengths):
             longest = max(lengths[number] for number in group)
             places = np.arange(longest)
             rows = np.stack([np.where(places < lengths[n], places + starts[n], -1) for n in group])
@@ -71,3 +70,12 @@ class PaddedRows:
     def masks(self, device: torch.device) -> list[torch.Tensor]:
         """Of each call, where tokens are, bool [B, L]; the others are padding."""
         return [torch.from_numpy(rows >= 0).to(device) for rows in self.calls]
+
+    def lengths(self, token_lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Of each call, at each place of its rows, the length of the sequence that the token is in, [B, L]."""
+        found = []
+        for rows in self.calls:
+            own = token_lengths[np.maximum(rows, 0)]
+            # Padding is as far behind as the longest row.
+            found.append(np.where(rows >= 0, own, own[rows >= 0].max()))
+        return found
