@@ -78,8 +78,8 @@ def load_value_model(
     divider: Divider | None = None,
     *,
     needs_head: bool = False,
-    engine_length: int | None = None,
     field: str = "model.path",
+    engine_length: int | None = None,
 ) -> PreTrainedModel:
     """A sequence-classification model with one score; a causal model's directory gives its body a new head.
 

@@ -22,7 +22,7 @@ class ValueWorker(TrainedWorker):
         from actors.models.load import TokenValues, load_value_model
 
         model = load_value_model(
-            self.model_config, self.directory, self.divider(), engine_length=self.engine_length, field=self.field
+            self.model_config, self.directory, self.divider(), field=self.field, engine_length=self.engine_length
         )
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         self.balance = balance_of(self.hf_model, self.model_config.router_aux_loss)

@@ -76,8 +76,7 @@ def _parts(place: Place) -> Iterator[tuple[str, Place]]:
 def _constants(place: Place) -> Iterator[tuple[str, object]]:
     """Fields to which a class gives a constant, those of its bases first."""
     for _, node in reversed(list(lineage(place))):
-        typed = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
-        fields = {target.id for target in typed if isinstance(target, ast.Name)}
+        fields = {ast.unparse(line.target) for line in node.body if isinstance(line, ast.AnnAssign)}
         for name, value in assigned(node):
             if name in fields or name in ("model_type", "attribute_map"):
                 try:

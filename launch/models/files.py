@@ -17,6 +17,7 @@ from actors.models.skeleton import hf_config, vocabulary_size
 from actors.models.tokenizer import load_tokenizer, tokenizer_for
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
+from launch.models.class_fields import filled
 from launch.models.mixtures import check_mixture
 from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
 from launch.models.trained_as import causal_family, scoring_family
@@ -39,6 +40,8 @@ class Policy:
 
     values: Mapping[str, object]
     """The fields of its config.json."""
+    fields: Mapping[str, object]
+    """Those of its text part, with what its class fills in where that is known."""
     directory: Path | None = None
     """Where all its files are; None for `model.init`, and where the hub's cache does not hold all."""
     parameters: int | None = None
@@ -57,7 +60,7 @@ def read_policy(config: RunConfig) -> Policy | None:
     model, role = config.model, job_kind(config).role
     if model.init is not None:
         values = hf_config(model.init, model.dtype, vocabulary_size(model.init), 0, 0)
-        return Policy(values, parameters=counted_parameters(values))
+        return Policy(values, values, parameters=counted_parameters(values))
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
     if model.revision and os.path.exists(model.path):
         raise UserError(f"model.revision: must be left out for a local directory ({model.path}), got {model.revision}")
@@ -71,14 +74,20 @@ def read_policy(config: RunConfig) -> Policy | None:
             check_architecture(values, role, directory, "model.path", config.algorithm.name)
             family = _family_of(config, values, directory)
             parameters = counted_parameters(values) or indexed_parameters(values, directory)
-            return Policy(values, None, parameters, has_tokenizer(directory), family)
+            fields = _fields(config, values)
+            return Policy(values, fields, None, parameters, has_tokenizer(directory), family)
     values = model_values(directory)
     check_architecture(values, role, directory, "model.path", config.algorithm.name)
     family = _family_of(config, values, directory)
     stored = check_tensors(values, directory, "model.path", role)
     if role == "scores":
         _require_one_score(stored or {}, directory, "model.path")
-    return Policy(values, directory, stored_parameters(stored) or counted_parameters(values), family=family)
+    parameters = stored_parameters(stored) or counted_parameters(values)
+    return Policy(values, _fields(config, values), directory, parameters, family=family)
+
+
+def _fields(config: RunConfig, values: Mapping[str, object]) -> Mapping[str, object]:
+    return values if job_kind(config).role == "encoder" else filled(values)
 
 
 def _family_of(config: RunConfig, values: Mapping[str, object], directory: Path) -> Family | None:

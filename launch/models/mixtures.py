@@ -7,8 +7,7 @@ from actors.models.mixture_limits import refuse_divided, refuse_mixed_tokens
 from launch.config import RunConfig
 from launch.models.transformers_source import balances_experts, fuses_experts
 from launch.models.values import architecture_of
-
-_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+from launch.sizes.layers import expert_count
 
 
 def check_mixture(config: RunConfig, values: Mapping[str, object], *, sampled: bool) -> None:
@@ -24,13 +23,13 @@ def check_mixture(config: RunConfig, values: Mapping[str, object], *, sampled: b
             `refuse_mixed_tokens` and `refuse_divided`.
     """
     kind, name = str(values["model_type"]), architecture_of(values) or str(values["model_type"])
-    _check_balance(config.model.router_aux_loss, kind, name, several=_experts(values) > 1)
+    _check_balance(config.model.router_aux_loss, kind, name, several=expert_count(values) > 1)
     refuse_mixed_tokens(values)
     for group in ("policy", "reference"):
         if getattr(config, group).zero_stage == 3:
             refuse_divided(values, f"{group}.zero_stage")
     sends = sampled and config.model.lora and config.rollout.transfer.lora == "adapter"
-    if sends and _experts(values) > 1 and fuses_experts(kind) and _reaches_experts(config.model.lora):
+    if sends and expert_count(values) > 1 and fuses_experts(kind) and _reaches_experts(config.model.lora):
         raise UserError(
             "rollout.transfer.lora: must be merged where adapters reach experts (model.lora.targets=[q_proj, v_proj] "
             f"names other layers; in bf16 merged needs max_merge_error) in {name}, got adapter"
@@ -45,13 +44,6 @@ def _check_balance(coefficient: float | None, kind: str, name: str, *, several: 
             f"model.router_aux_loss: must be left out for {name}, which has no load-balancing loss ({where}), got "
             f"{coefficient:g}"
         )
-
-
-def _experts(values: Mapping[str, object]) -> int:
-    """Experts of a layer, 0 for other models."""
-    parts = [values, values.get("ffn_config")]
-    found = [part.get(name) for part in parts if isinstance(part, Mapping) for name in _COUNTS]
-    return max((count for count in found if isinstance(count, int)), default=0)
 
 
 def _reaches_experts(lora: LoraConfig | None) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from actors.config import ModelConfig
 from actors.models.family import Family, family_of
-from actors.models.tried import TRIED
 from actors.models.unfit import (
     check_attention,
     check_checkpointing,
@@ -35,7 +34,7 @@ def causal_family(values: Mapping[str, object], model: ModelConfig, *, divided: 
         return None
     family = family_of(text, traits_in(place), "model.path")
     _check_settings(kind, place, family, model)
-    check_tried_whole(kind, str(text["model_type"]), divided=divided)
+    check_tried_whole(kind, str(text.get("model_type")), divided=divided)
     return family
 
 
@@ -46,16 +45,11 @@ def scoring_family(values: Mapping[str, object], model: ModelConfig, directory: 
     if place is None:
         return None
     family = family_of(text, traits_in(place), field)
-    check_scores_are_known(kind, str(text["model_type"]), field)
+    check_scores_are_known(kind, str(text.get("model_type")), field)
     if not has_linear_score(place):
         raise without_score(place.name, str(directory), field)
     _check_settings(kind, place, family, model)
     return family
-
-
-def is_tried(values: Mapping[str, object]) -> bool:
-    """Whether models of this kind are known to be trained right; others are tried when they are loaded."""
-    return filled(values)["model_type"] in TRIED
 
 
 def _class_for(kind: str, task: Task, field: str) -> Place | None:
