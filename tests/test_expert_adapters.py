@@ -20,6 +20,7 @@ from actors.models.lora import (
     parameter_metas,
     plain_parameters,
 )
+from actors.models.state import state_tensors
 from tests.mixtures import config_of, saved_mixture
 
 TOKENS = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -73,7 +74,7 @@ def written(model: Any, base: Path | None, directory: Path) -> Path:
 def test_all_linear_reaches_all_matrices_but_routers_and_embeddings(model_type: str) -> None:
     """Nothing changes at first; of the weights that are no embeddings, all but a few get adapters."""
     model = fresh(model_type)
-    before, sizes = logits(model), {name: p.numel() for name, p in model.named_parameters()}
+    before, sizes = logits(model), {name: p.numel() for name, p in state_tensors(model)}
     add_adapters(model, LoraConfig(rank=4), seed=1)
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-6)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -98,15 +99,15 @@ def test_all_linear_reaches_all_matrices_but_routers_and_embeddings(model_type: 
 def test_an_adapted_model_is_the_merged_one(model_type: str) -> None:
     """Same names and shapes as without adapters; with their adapters disabled, the base answers."""
     plain, model = fresh(model_type), fresh(model_type)
-    expected = [(name, p.dtype, tuple(p.shape)) for name, p in plain.named_parameters()]
+    expected = [(name, p.dtype, tuple(p.shape)) for name, p in state_tensors(plain)]
     base = logits(plain)
     adapted(model)
     assert has_adapters(model) and parameter_metas(model) == expected
     merged = {name: tensor.clone() for name, tensor in plain_parameters(model, whole, merged=True)}
     assert [(name, t.dtype, tuple(t.shape)) for name, t in merged.items()] == expected
     with torch.no_grad():
-        for name, parameter in plain.named_parameters():
-            parameter.copy_(merged[name])
+        for name, tensor in state_tensors(plain):
+            tensor.copy_(merged[name])
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-4)
     with adapters_disabled(model):
         torch.testing.assert_close(logits(model), base, rtol=0, atol=1e-6)
@@ -135,9 +136,9 @@ def test_a_directory_is_that_of_peft(model_type: str, rslora: bool, tmp_path: Pa
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), directory)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
     assert merge_adapter(directory, str(base), tmp_path / "merged") < 1e-6
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     for name, tensor in plain_parameters(model, whole, merged=True):
-        torch.testing.assert_close(merged.get_parameter(name).detach(), tensor, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_gradients_are_those_of_peft(tmp_path: Path) -> None:

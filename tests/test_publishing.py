@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MiniMaxM2Config, MiniMaxM2ForCausalLM
 
 from actors.config import LoraConfig
 from actors.config_rollout import TransferConfig
@@ -18,7 +18,7 @@ from actors.models.lora import add_adapters
 from actors.weights import publisher as module
 from actors.weights.checksum import checksum, digest
 from actors.weights.probe import trainer_answers
-from actors.weights.publisher import Publisher, open_transfer
+from actors.weights.publisher import ParameterSource, Publisher, open_transfer
 from actors.weights.ticket import Account, Got
 from actors.weights.wire import Meta
 
@@ -211,6 +211,21 @@ def test_merged_weights_hold_the_adapters(monkeypatch: pytest.MonkeyPatch) -> No
     assert changed == {name for name in made.plain if "_proj" in name}
     np.testing.assert_array_equal(ticket.parts["weights"].logprobs, made.logprobs(CANARY))
     assert made.publisher.source.merge_error.change > 0 and ticket.merge_error == made.publisher.merge_error() == 0.0
+
+
+def test_what_is_sent_has_the_names_of_files_and_is_accounted_for_under_them() -> None:
+    """Experts that the model holds as one tensor go one by one, as vLLM loads them; the router's corrections, too."""
+    sizes: dict[str, Any] = SIZES | {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    model: Any = MiniMaxM2ForCausalLM(MiniMaxM2Config(**sizes, num_experts_per_tok=2))
+    engine: Any = SimpleNamespace(module=SimpleNamespace(model=model))
+    source = ParameterSource(engine, lambda _: np.zeros(2, np.float32), sends=True, base_only=False)
+    source.canary = CANARY
+    sent = {name: tensor.clone() for name, tensor in source}
+    assert source.metadata() == [Meta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sent.items()]
+    assert source.sent == {name: checksum(tensor) for name, tensor in sent.items()}
+    layer = "model.layers.0.block_sparse_moe"
+    assert sent[f"{layer}.experts.2.w2.weight"].equal(model.model.layers[0].mlp.experts.down_proj[2])
+    assert sent[f"{layer}.e_score_correction_bias"].equal(model.model.layers[0].mlp.e_score_correction_bias)
 
 
 def test_answers_are_those_of_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:

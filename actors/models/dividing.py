@@ -31,8 +31,8 @@ class Divider(Protocol):
         """Whether two divided parameters have the same values."""
         ...
 
-    def share(self, buffer: torch.Tensor) -> None:
-        """Give all ranks what rank 0 has; in place."""
+    def share(self, tensor: torch.Tensor) -> None:
+        """Give every rank what rank 0 has in a tensor that is not divided; in place."""
         ...
 
 
@@ -47,8 +47,8 @@ class OnlySettings:
         """Whatever they were, nothing is left."""
         return True
 
-    def share(self, buffer: torch.Tensor) -> None:
-        """Keep what is there."""
+    def share(self, tensor: torch.Tensor) -> None:
+        """It is read in any case."""
 
 
 def loading(divider: Divider | None) -> AbstractContextManager[None]:
@@ -78,15 +78,6 @@ def _loading(divider: Divider) -> Iterator[None]:
 
     with _given(given), _read_when_used():
         yield
-
-
-def share_buffers(model: PreTrainedModel, divider: Divider) -> None:
-    """Give all ranks the buffers that a model is saved with, such as biases of routers: nothing divides them, and rank
-    0 alone has read them."""
-    saved = set(model.state_dict())
-    for name, buffer in model.named_buffers():
-        if name in saved:
-            divider.share(buffer)
 
 
 def drawing(divider: Divider | None) -> AbstractContextManager[None]:

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,18 +324,15 @@ def write_encoder(
 
 
 def _write_one_by_one(body: Any, metas: Sequence[Meta], tensors: Iterable[tuple[str, torch.Tensor]] | None) -> None:
-    """Let a transformer write these weights, and its own buffers, wherever sentence-transformers has it written."""
-    parameters = {name for name, _ in body.named_parameters(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in body.state_dict().items() if name not in parameters}
-    known = [*metas, *((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in buffers.items())]
+    """Let a transformer write these weights wherever sentence-transformers has it written."""
 
     def save(path: str, **_: object) -> None:
         del body.save_pretrained
         save_settings(body, Path(path))
         if tensors is None:
-            planned_files(body, known)
+            planned_files(body, metas)
         else:
-            save_weights(body, known, chain(tensors, buffers.items()), Path(path))
+            save_weights(body, metas, tensors, Path(path))
 
     body.save_pretrained = save
 

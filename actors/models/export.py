@@ -1,16 +1,17 @@
 """Exports: Hugging Face directories of trained models, written tensor by tensor."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.core_model_loading import revert_weight_conversion
 
 from actors.files.readable import make_readable
 from actors.models.as_source import restore_settings
+from actors.models.as_stored import as_stored, metas_as_stored
 from actors.models.chat_settings import ChatSettings, write_chat_settings
 from actors.models.tensor_files import Meta, write_tensors
 from actors.models.tokenizer_files import copy_tokenizer
@@ -89,21 +90,15 @@ def save_settings(model: PreTrainedModel, directory: Path) -> None:
 
 def planned_files(
     model: PreTrainedModel, metas: Sequence[Meta], shard_bytes: int = SHARD_BYTES
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], StateDictSplit]:
-    """How files would have a model's weights, which need not be there: the weights by their names in the model and by
-    those in files, both without values, and what is to be in each file."""
-    ignored: set[str] = set(model._keys_to_ignore_on_save or ())
-    empty = {
-        # Names and shapes alone: transformers says how the files would have them, before any weight is there.
-        name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, dtype, shape in metas
-        if name not in ignored
-    }
-    stored = revert_weight_conversion(model, empty)
+) -> tuple[list[Meta], StateDictSplit]:
+    """How files would have a model's weights, which need not be there: the tensors by their names in files, and what is
+    to be in each file."""
+    stored = metas_as_stored(model, metas, sort=True)
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in stored}
     split = split_torch_state_dict_into_shards(
-        stored, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
+        empty, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
     )
-    return empty, stored, split
+    return stored, split
 
 
 def save_weights(
@@ -114,41 +109,18 @@ def save_weights(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """The weights that `model.save_pretrained(directory, state_dict=...)` writes; see `export_model`."""
-    empty, stored, split = planned_files(model, metas, shard_bytes)
-    kept = ((name, tensor) for name, tensor in tensors if name in empty)
+    stored, split = planned_files(model, metas, shard_bytes)
+    by_name = {meta[0]: meta for meta in stored}
     files: dict[Path, Sequence[Meta]] = {
-        directory / file: [(name, stored[name].dtype, tuple(stored[name].shape)) for name in names]
-        for file, names in split.filename_to_tensors.items()
+        directory / file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()
     }
     for name in ("model.safetensors", _INDEX):  # of an earlier export; transformers would read it first
         (directory / name).unlink(missing_ok=True)
-    write_tensors(files, _as_stored(model, empty, stored, kept), {"format": "pt"})
+    write_tensors(files, as_stored(model, [name for name, _, _ in metas], tensors), {"format": "pt"})
     if split.is_sharded:
-        parameters = sum(tensor.numel() for tensor in stored.values())
+        parameters = sum(math.prod(shape) for _, _, shape in stored)
         index = {
             "metadata": {"total_parameters": parameters, **split.metadata},
             "weight_map": split.tensor_to_filename,
         }
         (directory / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _as_stored(
-    model: PreTrainedModel,
-    empty: dict[str, torch.Tensor],
-    stored: dict[str, torch.Tensor],
-    tensors: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors as the files of this kind of model have them: some have other names there, or several for one."""
-    found = [
-        (new, tensor.shape)
-        for name, each in empty.items()
-        for new, tensor in revert_weight_conversion(model, {name: each}).items()
-    ]
-    if sorted(found) == sorted((name, tensor.shape) for name, tensor in stored.items()):
-        for name, tensor in tensors:
-            yield from revert_weight_conversion(model, {name: tensor}).items()
-        return
-    # Kinds of which several tensors are one in files: the whole model is needed at one time.
-    # Copies: each of the tensors may be gone when the next is asked for.
-    whole = {name: tensor.cpu().clone() for name, tensor in tensors}
-    yield from revert_weight_conversion(model, whole).items()

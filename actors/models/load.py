@@ -21,7 +21,7 @@ from actors.models.attention import PACKED_ATTENTION, register_packed_attention
 from actors.models.balance import Balance
 from actors.models.body import Body, body_of
 from actors.models.class_traits import family_of_class, family_of_model
-from actors.models.dividing import Divider, drawing, loading, share_buffers
+from actors.models.dividing import Divider, drawing, loading
 from actors.models.experts import experts_in_order, route_in_float32
 from actors.models.family import Family
 from actors.models.hub_cache import local_directory
@@ -31,19 +31,25 @@ from actors.models.mixture_limits import refuse_divided
 from actors.models.packed import PackedBatch
 from actors.models.precision import TORCH_DTYPES
 from actors.models.quiet import quiet_config, quiet_routers
+from actors.models.rope import fix_rope, refuse_unknown_ropes
+from actors.models.state import state_tensors
 from actors.models.tensor_files import unread_tensors
 from actors.models.trial import is_tried, try_out
 
 
-def load_model(model: ModelConfig, directory: str, divider: Divider | None = None) -> PreTrainedModel:
+def load_model(
+    model: ModelConfig, directory: str, divider: Divider | None = None, *, engine_length: int | None = None
+) -> PreTrainedModel:
     """The policy's initial model: random weights for `model.init`, else the weights of `model.path`.
 
     `directory` holds config.json and the tokenizer (and the weights, unless `model.init` is given), or is a model of
     the hub as `located` names it. With a `divider`, which all ranks must have, the weights are the same and divided
-    over the ranks as they come.
+    over the ranks as they come. `engine_length` is the max_model_len of the engines that sample from it, if any do:
+    see `fix_rope`.
     """
     directory = local_directory(directory)
     config = quiet_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForCausalLM, config))
     if model.init:
         torch.manual_seed(model.init.seed)
@@ -51,7 +57,7 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
         built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
-    ready = _ready_to_train(built, model)
+    ready = _ready_to_train(built, model, engine_length)
     if not is_tried(ready):
         if divider:
             raise UserError(
@@ -63,15 +69,21 @@ def load_model(model: ModelConfig, directory: str, divider: Divider | None = Non
 
 
 def load_value_model(
-    model: ModelConfig, directory: str, divider: Divider | None = None, *, needs_head: bool = False
+    model: ModelConfig,
+    directory: str,
+    divider: Divider | None = None,
+    *,
+    needs_head: bool = False,
+    engine_length: int | None = None,
 ) -> PreTrainedModel:
     """A sequence-classification model with one score; a causal model's directory gives its body a new head.
 
-    For `model.init` it has the policy's initial body. `directory` and `divider` are as for `load_model`. Raises
-    UserError with `needs_head` when the directory holds no trained head.
+    For `model.init` it has the policy's initial body. `directory`, `divider` and `engine_length` are as for
+    `load_model`. Raises UserError with `needs_head` when the directory holds no trained head.
     """
     directory = local_directory(directory)
     config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForSequenceClassification, config))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -93,7 +105,7 @@ def load_value_model(
         raise UserError(f"model.path: must be of a kind that Tandem knows to give scores, got a {config.model_type}")
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise UserError(f"model.path: {type(built).__name__} has no linear score head, got {directory}")
-    return _ready_to_train(built, model)
+    return _ready_to_train(built, model, engine_length)
 
 
 def _from_directory(
@@ -124,8 +136,10 @@ def _from_directory(
             trust_remote_code=False,
             **loaded_with,
         )
-    assert divider is not None
-    share_buffers(built, divider)
+    # Rank 0 alone has read them, and they stay whole.
+    for _, tensor in state_tensors(built):
+        if divider and not isinstance(tensor, torch.nn.Parameter):
+            divider.share(tensor)
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded
 
@@ -141,7 +155,8 @@ def _options(model: ModelConfig, family: Family) -> dict[str, object]:
     return options
 
 
-def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+def _ready_to_train(built: PreTrainedModel, model: ModelConfig, engine_length: int | None) -> PreTrainedModel:
+    rope = fix_rope(built, engine_length)
     # A training pass reads whole sequences: nobody would ask for keys and values again.
     built.config.use_cache = False
     quiet_routers(built)
@@ -154,7 +169,8 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig) -> PreTrainedMod
             kind = built.config.model_type
             raise UserError(f"model.gradient_checkpointing: must be false for a {kind}, whose layers lack it, got true")
         # The reentrant kind needs an input that has a gradient: below adapters, none has.
-        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options = {"use_reentrant": False, "context_fn": rope.checkpointed}
+        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     return built
 
 

@@ -7,7 +7,7 @@ Adapters are injected in place: the model keeps its class and its methods, every
 Experts that are one tensor have adapters of their own (`actors.models.experts`), which a PEFT directory has in the form
 of PEFT's. Routers get none: they decide what the adapters learn from.
 
-A parameter's plain name is the one it has in the model without adapters: what the engines and an export know.
+A tensor's plain name is the one it has in the model without adapters.
 
 PEFT takes seconds to import, so only functions that need it do.
 """
@@ -44,8 +44,9 @@ from actors.models.experts import (
 )
 from actors.models.hub_cache import configured_directory
 from actors.models.peft_names import names_in_directory, without_conversion
+from actors.models.state import state_tensors
 
-Gather = Callable[[Sequence[Parameter]], AbstractContextManager[object]]
+Gather = Callable[[Sequence[torch.Tensor]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 ADAPTER = "default"
@@ -246,8 +247,8 @@ class _Merging:
     merged: Callable[["MergeError | None"], torch.Tensor]
 
 
-def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, _Merging | None]]:
-    """(plain name, parameter, how it is merged if it is adapted), in the order of the model without adapters."""
+def _plain(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, _Merging | None]]:
+    """(plain name, tensor, how it is merged if it is adapted), in the order of the model without adapters."""
     merging: dict[int, _Merging] = {}
     for layer in adapted_layers(model).values():
         adapters = list(adapter_parameters(layer).values())
@@ -257,10 +258,10 @@ def _plain(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, _Merging | 
             adapters = list(adapter_of(module, name))
             merging[id(getattr(module, name))] = _Merging(adapters, partial(_merged_experts, module, name))
     added = {id(parameter) for each in merging.values() for parameter in each.adapters}
-    for name, parameter in model.named_parameters():
+    for name, tensor in state_tensors(model):
         # By identity: PEFT renames what it wraps, and parameters may be tied.
-        if id(parameter) not in added:
-            yield name.replace(".base_layer.", "."), parameter, merging.get(id(parameter))
+        if id(tensor) not in added:
+            yield name.replace(".base_layer.", "."), tensor, merging.get(id(tensor))
 
 
 def adapter_parameters(layer: AdaptedLayer) -> dict[str, Parameter]:
@@ -270,10 +271,10 @@ def adapter_parameters(layer: AdaptedLayer) -> dict[str, Parameter]:
 def parameter_metas(model: PreTrainedModel) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Plain name, dtype and whole shape of what `plain_parameters` yields, in its order."""
     metas = []
-    for name, parameter, _ in _plain(model):
-        packed: Any = getattr(parameter, "quant_state", None)  # Of a weight in 4 bits.
-        whole = packed or parameter
-        metas.append((name, whole.dtype, tuple(getattr(parameter, "ds_shape", whole.shape))))
+    for name, tensor, _ in _plain(model):
+        packed: Any = getattr(tensor, "quant_state", None)  # Of a weight in 4 bits.
+        whole = packed or tensor
+        metas.append((name, whole.dtype, tuple(getattr(tensor, "ds_shape", whole.shape))))
     return metas
 
 
@@ -301,20 +302,21 @@ class MergeError:
 def plain_parameters(
     model: PreTrainedModel, gather: Gather, *, merged: bool, error: MergeError | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole parameters under their plain names, one at a time: with the adapters merged into them, or without.
+    """Whole parameters, and the buffers that are kept with them, under their plain names, one at a time: with the
+    adapters merged into them, or without.
 
     Merged: W + scaling B A; for DoRA (arXiv 2402.09353) m (W + scaling B A) / |W + scaling B A|; computed in float32
     and rounded once to the weight's dtype, which `error` counts. The model is not altered. Collective under ZeRO-3:
     every rank iterates to the end.
     """
-    for name, parameter, merging in _plain(model):
+    for name, tensor, merging in _plain(model):
         if not merged:
             merging = None
-        with gather([parameter, *(merging.adapters if merging else [])]):
+        with gather([tensor, *(merging.adapters if merging else [])]):
             # Not around the yield: the reader would compute without gradients, too.
             with torch.no_grad():
-                tensor = merging.merged(error) if merging else _dequantized(parameter)
-            yield name, tensor
+                whole = merging.merged(error) if merging else _dequantized(tensor)
+            yield name, whole
 
 
 def _merged(layer: AdaptedLayer, error: MergeError | None) -> torch.Tensor:
@@ -343,12 +345,12 @@ def _merged_experts(module: Any, name: str, error: MergeError | None) -> torch.T
     return rounded
 
 
-def _dequantized(parameter: Parameter) -> torch.Tensor:
-    if not hasattr(parameter, "quant_state"):
-        return parameter.detach()
+def _dequantized(tensor: torch.Tensor) -> torch.Tensor:
+    if not hasattr(tensor, "quant_state"):
+        return tensor.detach()
     from peft.utils.integrations import dequantize_bnb_weight
 
-    return dequantize_bnb_weight(parameter)
+    return dequantize_bnb_weight(tensor)  # type: ignore[arg-type]
 
 
 def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:

@@ -16,7 +16,8 @@ class ValueWorker(TrainedWorker):
         from actors.models.balance import balance_of
         from actors.models.load import TokenValues, load_value_model
 
-        model = load_value_model(self.model_config, self.directory, self.divider())
+        divider = self.divider()
+        model = load_value_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         self.balance = balance_of(self.hf_model, self.model_config.router_aux_loss)
         module = TokenValues(self.hf_model, self.balance)

@@ -289,8 +289,8 @@ def _without_copies(optimizer: _Stage3) -> None:
             master.data = share.data
 
 
-def is_sharded(parameter: torch.nn.Parameter) -> bool:
-    """Whether a rank holds only its share of a parameter."""
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether a rank holds only its share of a parameter; never of a buffer."""
     return hasattr(parameter, "ds_id")
 
 
@@ -321,7 +321,7 @@ def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) 
     return engine
 
 
-def gathered(parameters: Sequence[torch.nn.Parameter], *, changed: bool = False) -> AbstractContextManager[object]:
+def gathered(parameters: Sequence[torch.Tensor], *, changed: bool = False) -> AbstractContextManager[object]:
     """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it.
 
     `changed`: all ranks then get what rank 0 has made of them.

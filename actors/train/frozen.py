@@ -11,7 +11,7 @@ from actors.config import GroupConfig, ModelConfig
 from actors.episodes import Place, Sequence, experience
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
-from actors.train.engine import gathered, inference_module, load_library, to_the_end
+from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
 from actors.train.worker import Handed, Held, Input, Plan, Share, Worker, pack_sequences, read_inputs
 
@@ -22,9 +22,19 @@ class FrozenWorker(Worker):
     """One data-parallel rank of a group that only reads."""
 
     shares_prompts: bool
+    engine_length: int | None = None
+    """See TrainedWorker."""
 
     def __init__(
-        self, rank: int, world_size: int, model: ModelConfig, directory: str, group: GroupConfig, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        model: ModelConfig,
+        directory: str,
+        group: GroupConfig,
+        seed: int,
+        *,
+        engine_length: int | None = None,
     ) -> None:
         super().__init__(rank, world_size, seed)
         if group.zero_stage == 3:
@@ -32,6 +42,7 @@ class FrozenWorker(Worker):
         self.model_config = model
         self.directory = directory
         self.group = group
+        self.engine_length = engine_length
 
     def meet(self, address: str, port: int) -> Sharding | None:
         """Meet the other ranks; returns what divides the model over them, None where each is to hold the whole."""
@@ -55,7 +66,8 @@ class ReferenceWorker(FrozenWorker):
         """Meet the other ranks and load the frozen model."""
         from actors.models.load import TokenLogprobs, load_model
 
-        self.hf_model = load_model(self.model_config, self.directory, self.meet(address, port))
+        divider = self.meet(address, port)
+        self.hf_model = load_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
         self.hold(module)
@@ -89,15 +101,18 @@ class ReferenceWorker(FrozenWorker):
     @torch.no_grad()
     def follow(self, file: Path, mix: float) -> None:
         """Become mix x the weights in a file of `PolicyWorker.write_weights` + (1 - mix) x its own; collective."""
+        from actors.models.state import state_tensors
         from actors.models.tensor_files import read_tensor
 
-        for name, parameter in self.hf_model.named_parameters():
-            with gathered([parameter], changed=True):
-                # Under ZeRO-3 the other ranks get what rank 0 writes.
-                if self.rank == 0 or self.group.zero_stage < 3:
-                    other = read_tensor(file, name).to(parameter.device)
-                    # In float32 and rounded once: in bf16 a small mix would change nothing.
-                    parameter.copy_(torch.lerp(parameter.float(), other.float(), mix))
+        for name, tensor in state_tensors(self.hf_model):
+            with gathered([tensor], changed=True):
+                # Of what is sharded, the other ranks get what rank 0 writes.
+                if self.rank == 0 or not is_sharded(tensor):
+                    other = read_tensor(file, name).to(tensor.device)
+                    # In float32 and rounded once: in bf16 a small mix would change nothing. There is nothing between
+                    # two integers.
+                    mixed = torch.lerp(tensor.float(), other.float(), mix) if other.is_floating_point() else other
+                    tensor.copy_(mixed)
 
     def save(self, directory: Path) -> list[StoredFile]:
         """Write the weights of a reference that follows the policy; returns the file."""

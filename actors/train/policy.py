@@ -33,7 +33,8 @@ class PolicyWorker(TrainedWorker):
         from actors.models.balance import balance_of
         from actors.models.load import TokenLogprobs, load_model
 
-        model = load_model(self.model_config, self.directory, self.divider())
+        divider = self.divider()
+        model = load_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
         self.balance = balance_of(self.hf_model, self.model_config.router_aux_loss)
         module = TokenLogprobs(self.hf_model, self.balance)

@@ -36,19 +36,22 @@ class Sharding:
         parameter.data = parameter.data.to(self._dtype)  # before it is divided: shares are of this dtype
         self._first.convert_to_zero_parameters(param_list=[parameter])
 
-    def share(self, buffer: torch.Tensor) -> None:
-        """Give all ranks what rank 0 has; in place, collective."""
-        # Models are on the CPU while they are loaded, and NCCL sends nothing from there.
-        sent = buffer.cuda() if torch.cuda.is_available() else buffer
-        dist.broadcast(sent, 0)
-        buffer.copy_(sent)
-
     def equal(self, one: torch.nn.Parameter, other: torch.nn.Parameter) -> bool:
         """Whether two divided parameters have the same values; collective."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        same = torch.tensor(float(torch.equal(_share(one), _share(other))), device=device)
+        same = torch.tensor(float(torch.equal(_share(one), _share(other))), device=_device())
         dist.all_reduce(same, dist.ReduceOp.MIN)
         return bool(same)
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Give every rank what rank 0 has in a tensor that is not divided; in place, collective."""
+        there = tensor.to(_device())
+        dist.broadcast(there, 0)
+        tensor.copy_(there)
+
+
+def _device() -> str:
+    """Where the ranks exchange tensors."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _share(parameter: Any) -> torch.Tensor:

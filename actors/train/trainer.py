@@ -55,11 +55,21 @@ class TrainedWorker(Worker):
     """The Hugging Face model inside of the module."""
     shares_prompts: bool
     """Whether its batches may hold a prompt once for all its responses."""
+    engine_length: int | None = None
+    """max_model_len of the engines that sample from the model, in tokens; None where no engine does."""
     balance: "Balance | None" = None
     """The load-balancing loss of the model, if it is a mixture of experts that has one."""
 
     def __init__(
-        self, rank: int, world_size: int, model: ModelConfig, directory: str, group: TrainerConfig, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        model: ModelConfig,
+        directory: str,
+        group: TrainerConfig,
+        seed: int,
+        *,
+        engine_length: int | None = None,
     ) -> None:
         super().__init__(rank, world_size, seed)
         load_library()  # seconds in which the driver has other things to do
@@ -67,6 +77,7 @@ class TrainedWorker(Worker):
         self.model_config = model
         self.directory = directory
         self.group = group
+        self.engine_length = engine_length
 
     @abstractmethod
     def load_module(self) -> torch.nn.Module:

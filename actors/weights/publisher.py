@@ -13,6 +13,7 @@ from safetensors.torch import save
 from actors.config_rollout import TransferConfig
 from actors.failure import told_beside
 from actors.models.adapter_files import adapter_config, adapter_state
+from actors.models.as_stored import as_stored, metas_as_stored
 from actors.models.lora import MergeError, adapters_disabled, has_adapters, parameter_metas, plain_parameters
 from actors.rollout.worker import Adapter
 from actors.train.engine import TrainingEngine, gathered
@@ -28,7 +29,8 @@ _NONE = np.empty(0, dtype=np.float32)
 
 
 class ParameterSource:
-    """The policy's parameters for a transfer; whole also under ZeRO-3, where every rank helps to gather.
+    """The policy's weights for a transfer, as files of its kind of model have them, which is what vLLM loads; whole
+    also under ZeRO-3, where every rank helps to gather.
 
     LoRA adapters are merged into them, or with `base_only` left out. An iteration leaves the `merge_error`, and with a
     `canary` prompt the trainer's account of what it yielded: checksums `sent`, on the rank that sends, and
@@ -49,12 +51,13 @@ class ParameterSource:
 
     def metadata(self) -> list[Meta]:
         """Name, type and shape of what iteration yields, in its order."""
-        return [Meta(*meta) for meta in parameter_metas(self.model)]
+        return [Meta(*meta) for meta in metas_as_stored(self.model, parameter_metas(self.model))]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.sent, self.merge_error = {}, MergeError()
-        merged = not self.base_only
-        for name, tensor in plain_parameters(self.model, gathered, merged=merged, error=self.merge_error):
+        names = [name for name, _, _ in parameter_metas(self.model)]
+        whole = plain_parameters(self.model, gathered, merged=not self.base_only, error=self.merge_error)
+        for name, tensor in as_stored(self.model, names, whole):
             # Before it is handed out: under ZeRO-3 it is gone when the next one is asked for.
             if self.sends and self.canary is not None:
                 self.sent[name] = checksum(tensor)

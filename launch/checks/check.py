@@ -20,6 +20,7 @@ from launch.checks.fits import check_bucket, check_room
 from launch.checks.other_models import say_it_is_loaded
 from launch.checks.output import check_output
 from launch.checks.reward_checks import RewardProbe
+from launch.checks.rope import check_rope
 from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
 from launch.exports.hub import check_can_push
@@ -173,6 +174,7 @@ def _check_model(findings: Findings, kind: JobKind) -> Policy | None:
     check_names(config, policy)
     _learn_size(findings, policy, kind)
     _check_stop_tokens(config, policy.values.get("vocab_size"))
+    findings.notes += check_rope(policy.values, kind)
     if directory or config.model.init:
         kind.check_model(policy.values, directory)
     return policy

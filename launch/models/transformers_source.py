@@ -42,6 +42,14 @@ def rope_types() -> frozenset[str]:
 
 
 @cache
+def reads_rope_factor(kind: str) -> bool:
+    """Whether attention of a model_type scales by the factor of its rotary positions, of whatever type these are."""
+    directory = source_directory(kind)
+    files = directory.glob("modeling_*.py") if directory else ()
+    return any('rope_parameters["factor"]' in file.read_text(encoding="utf-8") for file in files)
+
+
+@cache
 def converted_types() -> frozenset[str]:
     """Every model_type whose tensors the installed transformers renames or joins when it loads them."""
     source = _source("../../conversion_mapping.py")
