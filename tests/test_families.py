@@ -57,7 +57,7 @@ def alone(model: PreTrainedModel, sequence: Sequence) -> Tensor:
     """Logprobs of the action tokens, by the model's own forward pass over nothing else, before or beside."""
     for module in model.modules():
         # What dynamic NTK has grown to in an earlier call, it keeps.
-        if isinstance(getattr(module, "original_inv_freq", None), Tensor):
+        if hasattr(module, "original_inv_freq") and hasattr(module, "original_max_seq_len"):
             module.register_buffer("inv_freq", module.original_inv_freq, persistent=False)  # type: ignore[arg-type]
             module.max_seq_len_cached = module.original_max_seq_len  # type: ignore[assignment]
     tokens = torch.from_numpy(sequence.token_ids)
