@@ -11,9 +11,12 @@ from actors.config import Dtype, GroupConfig, ModelConfig, OptimizerConfig, Trai
 from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
+from launch.sizes.mixture import mixture_of
 
 GIB = 2**30
 FLOAT32 = 4
+_BIASED = ("qwen2", "qwen2_moe")
+"""Families with biases in attention, whatever config.json says."""
 _BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
 """Names of architectures with the parameters of a BERT."""
 DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
@@ -28,7 +31,8 @@ HOLDER_BASE = 300 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """The numbers of a dense decoder that decide its size (Llama, Mistral, Qwen2 and Qwen3 families)."""
+    """The numbers of a decoder that decide its size (Llama, Mistral, Qwen2 and Qwen3 families; of mixtures of experts
+    nearly)."""
 
     hidden_size: int
     layers: int
@@ -36,12 +40,15 @@ class DecoderShape:
     kv_heads: int
     head_dim: int
     intermediate_size: int
+    """Width of the feed-forward that a token goes through: of a mixture, of all its experts."""
     vocab_size: int
     tie_embeddings: bool
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    further: int = 0
+    """Parameters beside those of these numbers: experts that a token does not go through, and latent attention."""
 
 
 def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
@@ -50,20 +57,22 @@ def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
         heads, hidden = size_in(config, "num_attention_heads"), size_in(config, "hidden_size")
         family = config["model_type"]
         attention_bias = bool(config.get("attention_bias", False))
+        mixture = mixture_of(config)
         return DecoderShape(
             hidden_size=hidden,
             layers=size_in(config, "num_hidden_layers"),
             heads=heads,
             kv_heads=size_in(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads,
             head_dim=size_in(config, "head_dim") if config.get("head_dim") else hidden // heads,
-            intermediate_size=size_in(config, "intermediate_size"),
+            intermediate_size=mixture.active if mixture else size_in(config, "intermediate_size"),
             vocab_size=size_in(config, "vocab_size"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            # Qwen2 has these whatever its config.json says; in the other families it decides.
-            qkv_bias=family == "qwen2" or attention_bias,
-            output_bias=family != "qwen2" and attention_bias,
+            # Elsewhere, config.json decides.
+            qkv_bias=family in _BIASED or attention_bias,
+            output_bias=family not in _BIASED and attention_bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
-            qk_norm=family == "qwen3",
+            qk_norm=family in ("qwen3", "qwen3_moe"),
+            further=(mixture.further(hidden) if mixture else 0) + _latent_attention(config),
         )
     except (KeyError, TypeError):  # some families have a list, with a number for each layer
         return None
@@ -81,10 +90,26 @@ def size_in(config: Mapping[str, object], name: str) -> int:
     return value
 
 
+def _latent_attention(config: Mapping[str, object]) -> int:
+    """Parameters that attention of low rank (DeepSeek's) has more than attention with these numbers of heads."""
+    if not config.get("kv_lora_rank"):
+        return 0
+    hidden, heads = size_in(config, "hidden_size"), size_in(config, "num_attention_heads")
+    rotary, plain = size_in(config, "qk_rope_head_dim"), size_in(config, "qk_nope_head_dim")
+    value, rank = size_in(config, "v_head_dim"), size_in(config, "kv_lora_rank")
+    down = size_in(config, "q_lora_rank") if config.get("q_lora_rank") else 0
+    queries = (hidden * down + down * heads * (plain + rotary)) if down else hidden * heads * (plain + rotary)
+    keys = hidden * (rank + rotary) + rank * heads * (plain + value)
+    size = size_in(config, "head_dim") if config.get("head_dim") else hidden // heads
+    counted = 2 * hidden * size * (heads + size_in({"num_key_value_heads": heads, **config}, "num_key_value_heads"))
+    return size_in(config, "num_hidden_layers") * (queries + keys + heads * value * hidden - counted)
+
+
 def parameter_count(shape: DecoderShape) -> int:
     """Parameters of a decoder: embeddings, per layer attention + gated feed-forward + two norms, final norm, head.
 
-    attention = h (q + 2k) + q h, where q = heads x head_dim and k = kv_heads x head_dim; feed-forward = 3 h i.
+    attention = h (q + 2k) + q h, where q = heads x head_dim and k = kv_heads x head_dim; feed-forward = 3 h i. Of
+    mixtures, small tensors (biases of experts, further norms) are left out: less than 1 %.
     """
     hidden, inner = shape.hidden_size, shape.intermediate_size
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -92,7 +117,7 @@ def parameter_count(shape: DecoderShape) -> int:
     biases = (queries + 2 * keys) * shape.qkv_bias + hidden * shape.output_bias + (2 * inner + hidden) * shape.mlp_bias
     norms = 2 * hidden + 2 * shape.head_dim * shape.qk_norm
     embeddings = shape.vocab_size * hidden * (1 if shape.tie_embeddings else 2)  # tied: the head is the embedding
-    return embeddings + shape.layers * (attention + biases + 3 * hidden * inner + norms) + hidden
+    return embeddings + shape.layers * (attention + biases + 3 * hidden * inner + norms) + hidden + shape.further
 
 
 def encoder_parameters(config: Mapping[str, object]) -> int:
