@@ -76,7 +76,8 @@ class LoraConfig(Config):
     """Dropout before the adapters; not in reinforcement learning, where the sampler drops nothing, nor in DPO with a
     reference, which drops nothing either."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Names of the linear layers that get adapters, or all of them but the output embedding."""
+    """Names of the linear layers, or tensors of experts, that get adapters, or all of them but the output embedding and
+    routers."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv 2312.03732)."""
     dora: bool = False

@@ -193,7 +193,7 @@ def test_empty_micro_batch_has_zero_gradients() -> None:
 
 def test_flash_attention_is_refused() -> None:
     batch = _packed(_samples(GROUPS["equal"]), shared=True)
-    with pytest.raises(ValueError, match="flash_attention_2 cannot read sequences that share their prompts"):
+    with pytest.raises(ValueError, match="flash_attention_2 cannot read sequences that share prompts"):
         batch.inputs.attention_arguments("flash_attention_2")
 
 

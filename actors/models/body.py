@@ -1,7 +1,7 @@
 """The part of a model between its tokens and the head that reads it, and how a batch goes through it."""
 
 import inspect
-from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from actors.models.attention import PACKED_ATTENTION
 from actors.models.balance import Balance, token_weights
 from actors.models.family import Family
 from actors.models.packed import ModelInputs
+from actors.models.rope import rope_rule
 from actors.models.rows import PaddedRows
 
+_Call = tuple[torch.Tensor, torch.Tensor, int | None]
+"""Rows of tokens, where tokens are, and the regime."""
 _SECTIONS = "mrope_section"
 
 
@@ -23,21 +26,17 @@ class Body:
     `embed` and `positions` are what a text becomes before the first layer; what is not text is merged into the first.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        family: Family,
-        regime: Callable[[int], Hashable] = lambda length: None,
-        *,
-        balance: Balance | None = None,
-    ) -> None:
-        """`regime` says of a sequence's length which others it may share a call with: those of an equal one; `balance`
-        reads what routers say."""
+    def __init__(self, model: PreTrainedModel, family: Family, *, balance: Balance | None = None) -> None:
+        """`balance` reads what routers say."""
         self.model = model
         self.module = body_of(model)
+        self.rope = rope_rule(model)
+        if self.rope.depends:
+            family = replace(family, way="rows", why="has rotary positions that depend on a sequence's length")
         self.family = family
-        self.regime = regime
         self.balance = balance
+        if family.way == "rows" and model.config._attn_implementation == PACKED_ATTENTION:
+            model.set_attn_implementation(family.own_attention)
         self.attention = str(model.config._attn_implementation)
         text = model.config.get_text_config()
         self._takes = frozenset(inspect.signature(self.module.forward).parameters)
@@ -77,22 +76,25 @@ class Body:
     def _in_rows(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         if inputs.sources is not None:
             raise ValueError("sequences in rows of their own cannot share their prompts")
-        rows = PaddedRows.of(inputs.lengths, self.regime)
+        rows = PaddedRows.of(inputs.lengths, [self.rope.regime(length) for length in inputs.whole_lengths])
         calls = rows.tokens(inputs.token_ids)
         masks = rows.masks(inputs.token_ids.device)
-        found = [self._call(call, mask).flatten(0, 1) for call, mask in self._in_step(calls, masks)]
+        found = []
+        for call, mask, regime in self._in_step(calls, masks, rows.regimes):
+            with self.rope.calls(regime):
+                found.append(self._call(call, mask).flatten(0, 1))
         slots = torch.from_numpy(rows.slots).to(inputs.read.device)
         return torch.cat(found), slots[inputs.read]
 
-    def _in_step(self, calls: list[torch.Tensor], masks: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _in_step(self, calls: list[torch.Tensor], masks: list[torch.Tensor], regimes: list[int | None]) -> list[_Call]:
         """As many calls as every rank makes, where these meet in each of them: ZeRO-3 gathers what a call needs."""
-        own = list(zip(calls, masks, strict=True))
+        own = list(zip(calls, masks, regimes, strict=True))
         if not any(hasattr(parameter, "ds_id") for parameter in self.model.parameters()) or dist.get_world_size() == 1:
             return own
         most = torch.tensor(len(calls), device=calls[0].device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         # Nothing is read of these, and their gradients are 0.
-        return own + [(calls[0][:1, :1], masks[0][:1, :1] & False)] * (int(most) - len(calls))
+        return own + [(calls[0][:1, :1], masks[0][:1, :1] & False, regimes[0])] * (int(most) - len(calls))
 
     def _call(self, token_ids: torch.Tensor, weights: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """Last hidden states [B, L, D] of tokens [B, L], of which each is in so many sequences: 0 at padding."""

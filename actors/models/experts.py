@@ -9,16 +9,21 @@ ZeRO-3 gathers a module's own. A PEFT directory has them in its form; see `peft_
 Letters: N tokens, D hidden size, k experts of a token, E experts.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_mm
 
 _IN_ORDER = "grouped_mm_in_order"
+ROUTER = re.compile(r"Router|TopKGating|MoEV1Gate")
+"""In the names of classes that choose experts; jamba has a plain layer, called router."""
 
 
 @dataclass(eq=False)
@@ -53,6 +58,44 @@ def experts_in_order(model: PreTrainedModel) -> None:
     # On a GPU, those of transformers are.
     if model.device.type == "cpu" and model.config._experts_implementation == "grouped_mm":
         model.set_experts_implementation(_IN_ORDER)
+
+
+def routers(model: torch.nn.Module) -> Iterator[Any]:
+    """What chooses among the experts of a layer, of those that `fused_experts` gives."""
+    beside = {name.rpartition(".")[0] for name, _ in fused_experts(model)}
+    for name, module in model.named_modules():
+        parent, _, own = name.rpartition(".")
+        if parent in beside and (ROUTER.search(type(module).__name__) or own == "router"):
+            yield module
+
+
+def route_in_float32(model: PreTrainedModel) -> None:
+    """Let routers compute their logits in float32, whatever the model's precision: a rounded logit chooses another
+    expert than the sampler's, which rounds others; in place."""
+    if model.dtype == torch.float32:
+        return
+    for router in routers(model):
+        router.forward = partial(_with_float32, router.forward)
+
+
+class _Float32(TorchFunctionMode):
+    """Within it, linear layers compute in float32."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.linear:
+            args = tuple(each.float() if isinstance(each, torch.Tensor) else each for each in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _with_float32(forward: Callable[..., Any], hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    with _Float32():
+        outputs = forward(hidden_states, *args, **kwargs)
+    if not isinstance(outputs, tuple):
+        return outputs
+    # What comes behind logits, weights and indices is not for experts, which take weights in float32.
+    return outputs[:3] + tuple(each.to(hidden_states.dtype) for each in outputs[3:])
 
 
 def _experts_forward(

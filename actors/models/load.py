@@ -22,7 +22,7 @@ from actors.models.balance import Balance
 from actors.models.body import Body, body_of
 from actors.models.class_traits import family_of_class, family_of_model
 from actors.models.dividing import Divider, drawing, loading
-from actors.models.experts import experts_in_order
+from actors.models.experts import experts_in_order, route_in_float32
 from actors.models.family import Family
 from actors.models.hub_cache import local_directory
 from actors.models.logprobs import LogprobHead
@@ -163,6 +163,7 @@ def _ready_to_train(built: PreTrainedModel, model: ModelConfig, engine_length: i
     built.config.use_cache = False
     quiet_routers(built)
     experts_in_order(built)
+    route_in_float32(built)
     # Loaded models are in evaluation mode, in which gradient checkpointing does nothing.
     built.train()
     asked, kind = model.gradient_checkpointing, built.config.model_type

@@ -15,7 +15,6 @@ PEFT takes seconds to import, so only functions that need it do.
 import difflib
 import importlib.util
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from actors.config import LoraConfig, ModelConfig, UserError
 from actors.models.dividing import gathered_by_peft
 from actors.models.experts import (
+    ROUTER,
     adapted_experts,
     adapter_of,
     add_expert_adapters,
@@ -50,8 +50,6 @@ Gather = Callable[[Sequence[torch.Tensor]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 ADAPTER = "default"
-_ROUTER = re.compile(r"Router|TopKGating|MoEV1Gate")
-"""In the names of classes that choose experts; jamba has a plain layer, called router."""
 
 
 def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
@@ -121,7 +119,7 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     bare encoder, which is not read, and routers of experts."""
     output = model.get_output_embeddings()
     heads = score_heads(model)
-    routers = [name for name, module in model.named_modules() if _ROUTER.search(type(module).__name__)]
+    routers = [name for name, module in model.named_modules() if ROUTER.search(type(module).__name__)]
     apart = tuple(f"{name}." for name in [*(heads or ["pooler"]), *routers])
     return [
         name

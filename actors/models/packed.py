@@ -35,6 +35,8 @@ class ModelInputs:
     """int64 [A], which of these tokens is read for each action token: the one before it, or itself."""
     lengths: list[int]
     """Tokens of each sequence, its prompt included, without those that need not be computed, [S]."""
+    whole_lengths: list[int]
+    """The same with those that need not be computed, [S]."""
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
 
@@ -226,5 +228,6 @@ def _model_inputs(
         position_ids=position_ids.index_select(0, inputs),
         read=chosen(renumbered[is_read[np.flatnonzero(action_mask[kept])]]),
         lengths=computed_lengths.tolist(),
+        whole_lengths=lengths.tolist(),
         sources=None if sources is None else renumbered[sources[computed]],
     )

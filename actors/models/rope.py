@@ -7,7 +7,7 @@ vLLM has for all sequences: it chooses once, by its max_model_len (longrope), or
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -42,23 +42,21 @@ class RopeRule:
         self._fixed = engine_length if fixed else None
         self._regime = self._fixed
 
+    @property
+    def depends(self) -> bool:
+        """Whether sequences of other lengths have other frequencies."""
+        return self._fixed is None and bool(self.switches or self.growth is not None)
+
     def regime(self, length: int) -> int | None:
         """Sequences may share a call, or a prompt, where this is the same; None: all may, whatever their lengths.
 
         It is the shortest length with the frequencies of a sequence of `length` tokens, its prompt included.
         """
-        if self._fixed is not None or not (self.switches or self.growth is not None):
+        if not self.depends:
             return None
         if self.growth is not None and length > self.growth:
             return length
         return max((switch + 1 for switch in self.switches if length > switch), default=1)
-
-    def groups(self, lengths: Sequence[int]) -> dict[int | None, list[int]]:
-        """Regime -> places of the sequences that may share a call, in their order; `lengths` are their tokens."""
-        found: dict[int | None, list[int]] = {}
-        for place, length in enumerate(lengths):
-            found.setdefault(self.regime(length), []).append(place)
-        return found
 
     @contextmanager
     def calls(self, regime: int | None) -> Iterator[None]:

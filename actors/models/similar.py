@@ -1,24 +1,24 @@
 """Which sequences are read together, in rows that are padded to the longest of them. No torch."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 
 PADDING = 1.125
 """How much longer than its shortest row a call may be, beside a few tokens."""
 _FEW = 8
 
 
-def similar(lengths: Sequence[int], regime: Callable[[int], Hashable] = lambda length: None) -> list[list[int]]:
+def similar(lengths: Sequence[int], regimes: Sequence[int | None] | None = None) -> list[list[int]]:
     """Groups of sequences, by their numbers, whose rows are computed in one call: of similar lengths, and of one regime
-    each."""
+    each, which None is, too."""
+    regimes = regimes or [None] * len(lengths)
     groups: list[list[int]] = []
-    shortest = 0
+    shortest = regime = None
     # Stable: the groups, and with them how sums are rounded, are the same in every run.
-    for number in sorted(range(len(lengths)), key=lambda number: (str(regime(lengths[number])), lengths[number])):
+    for number in sorted(range(len(lengths)), key=lambda number: (regimes[number] or 0, lengths[number])):
         length = lengths[number]
-        fits = groups and regime(length) == regime(shortest) and length <= PADDING * shortest + _FEW
-        if not fits:
+        if shortest is None or regimes[number] != regime or length > PADDING * shortest + _FEW:
             groups.append([])
-            shortest = length
+            shortest, regime = length, regimes[number]
         groups[-1].append(number)
     return groups
 
