@@ -64,8 +64,8 @@ def parsed(file: Path) -> ast.Module:
 
 
 def classes_in(tree: ast.Module) -> dict[str, ast.ClassDef]:
-    """Classes by name, those within functions included."""
-    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    """Classes of a module by name."""
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _is_of_layer(called: ast.expr) -> bool:

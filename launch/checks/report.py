@@ -114,8 +114,8 @@ def model_lines(findings: Findings) -> list[str]:
     if family is None or family.way == "packed":
         return []
     share = _padding(findings)
-    padded = "" if share is None else f" (about {share:.0%} of it padding)"
-    return [f"model: {family.why}: each sequence has a row of its own{padded}, and prompts are not shared"]
+    padding = "" if share is None else f" (about {share:.0%} padding)"
+    return [f"model: {family.why}, so each sequence has a row of its own{padding}, and prompts are not shared"]
 
 
 def _model_object(findings: Findings) -> dict[str, object] | None:

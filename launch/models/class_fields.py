@@ -87,7 +87,9 @@ def _constants(place: Place) -> Iterator[tuple[str, object]]:
 
 def _kinds_made(place: Place, field: str) -> list[str]:
     """Kinds of layers that a class, or else the first of its bases that does so, may give to a field."""
-    for _, node in lineage(place):
+    for file, node in lineage(place):
+        if field not in file.read_text(encoding="utf-8"):
+            continue
         values = [line.value for line in ast.walk(node) if isinstance(line, ast.Assign) and _is_of(line, field)]
         if kinds := sorted({text for value in values for text in _texts(value)}):
             return kinds

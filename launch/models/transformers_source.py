@@ -1,6 +1,7 @@
 """What the installed transformers knows, read from its source: importing it takes seconds."""
 
 import importlib.util
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -67,7 +68,15 @@ def reads_rope_factor(kind: str) -> bool:
 def converted_types() -> frozenset[str]:
     """Every model_type whose tensors the installed transformers renames or joins when it loads them."""
     source = _source("../../conversion_mapping.py")
-    return frozenset(re.findall(r'^(?: {4}| {8})"([\w-]+)": (?:"|\[)', source, re.MULTILINE))
+    return frozenset(re.findall(r'^(?: {4}| {8}|    mapping\[)"([\w-]+)"(?:: (?:"|\[)|\] \+?= )', source, re.MULTILINE))
+
+
+@cache
+def converted_names() -> frozenset[str]:
+    """Parts of the names that the installed transformers knows in files, and not in models."""
+    source = _source("../../conversion_mapping.py")
+    # In patterns, between dots: r"\.experts.*.w1.weight".
+    return frozenset(re.findall(r"[A-Za-z_]\w*", " ".join(re.findall(r'r?"([^"\n]*\.[^"\n]*)"', source))))
 
 
 @cache
@@ -83,11 +92,21 @@ def fuses_experts(kind: str) -> bool | None:
     return _modeling_has(kind, "\n@use_experts_implementation")
 
 
+@cache
+def further_rows(kind: str) -> int:
+    """Rows that embeddings of a model_type have beyond its vocabulary, by its source."""
+    found = [re.search(r"nn\.Embedding\(config\.vocab_size \+ (\d+), ", text) for text in _modeling(kind)]
+    return max((int(match[1]) for match in found if match), default=0)
+
+
 def _modeling_has(kind: str, text: str) -> bool | None:
+    sources = _modeling(kind)
+    return any(text in source for source in sources) if sources else None
+
+
+def _modeling(kind: str) -> list[str]:
     directory = source_directory(kind)
-    if directory is None:
-        return None
-    return any(text in path.read_text(encoding="utf-8") for path in directory.glob("modeling_*.py"))
+    return [path.read_text(encoding="utf-8") for path in directory.glob("modeling_*.py")] if directory else []
 
 
 def source_directory(kind: str) -> Path | None:
@@ -96,7 +115,7 @@ def source_directory(kind: str) -> Path | None:
     # Most directories are called as their models are; these are not.
     special = dict(re.findall(r'"([\w.-]+)",\s*"(\w+)"', listed))
     file = _file(f"../{special.get(kind, kind).replace('-', '_')}/__init__.py")
-    return file and file.parent
+    return file and Path(os.path.normpath(file.parent))
 
 
 def root_file(name: str) -> Path | None:
