@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from actors.config import LoraConfig, UserError
-from actors.models.adapter_files import adapter_config, adapter_state, merge_adapter, write_adapter
+from actors.models.adapter_files import adapter_config, adapter_state, merge_adapter, reach_note, write_adapter
 from actors.models.experts import experts_in_order
 from actors.models.lora import (
     MergeError,
@@ -170,6 +170,26 @@ def test_bf16_experts_are_merged_in_float32_and_rounded_once() -> None:
         found = merged[f"model.layers.0.mlp.experts.{name}"].double()
         assert ((found - exact).abs() <= 2.0 ** (torch.frexp(exact)[1].double() - 9) * 1.01).all()
     assert 0 < error.value < 0.1
+
+
+SHARES = [("dbrx", 21, 63), ("jetmoe", 6, 85), ("llama4_text", 32, 55)]
+"""Families whose experts get no adapters, and percents of the weights: with adapters, and in experts."""
+
+
+@pytest.mark.parametrize(("model_type", "reached", "left"), SHARES)
+def test_experts_that_adapters_do_not_reach_are_told(model_type: str, reached: int, left: int) -> None:
+    """Their share of the weights, before training; of others there is nothing to tell."""
+    model: Any = AutoModelForCausalLM.from_config(config_of(model_type))
+    assert reach_note(model) is None
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    add_adapters(model, LoraConfig(rank=2), seed=0)
+    layers = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert round(100 * sum(sizes[f"{name}.weight"] for name in layers) / sum(sizes.values())) == reached
+    assert reach_note(model) == (
+        f"adapters reach {reached}% of the weights: the experts of {type(model).__name__} ({left}%) compute in a way "
+        f"of their own and get none"
+    )
+    assert reach_note(adapted(fresh("mixtral"))) is None
 
 
 @pytest.mark.parametrize(

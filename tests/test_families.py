@@ -55,14 +55,18 @@ def sequences(vocabulary: int) -> list[Sequence]:
 
 def alone(model: PreTrainedModel, sequence: Sequence) -> Tensor:
     """Logprobs of the action tokens, by the model's own forward pass over nothing else, before or beside."""
-    for module in model.modules():
-        # What dynamic NTK has grown to in an earlier call, it keeps.
-        if hasattr(module, "original_inv_freq") and hasattr(module, "original_max_seq_len"):
-            module.register_buffer("inv_freq", module.original_inv_freq, persistent=False)  # type: ignore[arg-type]
-            module.max_seq_len_cached = module.original_max_seq_len  # type: ignore[assignment]
+    forget_lengths(model)
     tokens = torch.from_numpy(sequence.token_ids)
     logprobs = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
     return logprobs.gather(-1, tokens[1:, None])[torch.from_numpy(sequence.action_mask)[1:], 0]
+
+
+def forget_lengths(model: PreTrainedModel) -> None:
+    """What dynamic NTK has grown to in an earlier call, it keeps."""
+    for module in model.modules():
+        if hasattr(module, "original_max_seq_len") and hasattr(module, "original_inv_freq"):
+            module.register_buffer("inv_freq", module.original_inv_freq, persistent=False)  # type: ignore[arg-type]
+            module.max_seq_len_cached = module.original_max_seq_len  # type: ignore[assignment]
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:

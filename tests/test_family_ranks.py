@@ -52,7 +52,6 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
     """Of the causal model, and (True) of the one with a score."""
     found = {}
     for scores, model in ((False, build(HYBRID)), (True, build_scores(HYBRID))):
-        assert model is not None
         found[scores] = str(tmp_path_factory.mktemp("model"))
         model.save_pretrained(found[scores])
     return found

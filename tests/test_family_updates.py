@@ -65,7 +65,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def directory(name: str, scores: bool = False) -> str:
         if (name, scores) not in known:
             model = build_scores(name) if scores else build(name)
-            assert model is not None
             path = tmp_path_factory.mktemp("model")
             model.save_pretrained(path)
             known[name, scores] = str(path)

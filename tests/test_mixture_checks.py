@@ -103,7 +103,12 @@ def test_experts_that_other_tokens_choose_are_refused() -> None:
     from transformers import DogeConfig
 
     Path("doge").mkdir()
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     DogeConfig(**sizes, vocab_size=64, is_moe=True, num_experts=16, num_experts_per_tok=2).save_pretrained("doge")
     from launch.models.mixtures import check_mixture
 

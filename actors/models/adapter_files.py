@@ -4,6 +4,8 @@ PEFT takes seconds to import, so only functions that need it do.
 """
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,17 @@ from transformers import (
 
 from actors.files.readable import make_readable
 from actors.models.adapter_settings import settings_of_merged
-from actors.models.experts import adapted_experts, adapter_of, peft_form, peft_names
+from actors.models.experts import adapted_experts, adapter_of, expert_tensors, peft_form, peft_names
 from actors.models.hub_cache import split_commit
-from actors.models.lora import ADAPTER, Gather, MergeError, adapted_layers, adapter_parameters, score_heads
+from actors.models.lora import (
+    ADAPTER,
+    Gather,
+    MergeError,
+    adapted_layers,
+    adapter_parameters,
+    parameter_metas,
+    score_heads,
+)
 from actors.models.peft_names import names_in_directory
 
 
@@ -67,6 +77,21 @@ def adapter_config(model: PreTrainedModel, base: str | None) -> str:
     settings |= {"base_model_name_or_path": name, "revision": commit}
     settings |= {"inference_mode": True, "modules_to_save": score_heads(model) or None}
     return json.dumps(settings, indent=2, sort_keys=True, default=sorted)
+
+
+def reach_note(model: PreTrainedModel) -> str | None:
+    """What adapters of a mixture's layers do not reach: experts that compute in ways of their own; None where there are
+    no such experts, or no adapters."""
+    sizes = {name: math.prod(shape) for name, _, shape in parameter_metas(model)}
+    reached, total = sum(sizes[f"{name}.weight"] for name in adapted_layers(model)), sum(sizes.values())
+    left = sum(size for name, size in sizes.items() if re.search(r"\.experts\.|_linear\.weight", name))
+    if not reached or not left or expert_tensors(model):
+        return None
+    name = type(model).__name__
+    return (
+        f"adapters reach {reached / total:.0%} of the weights: the experts of {name} ({left / total:.0%}) compute in a "
+        f"way of their own and get none"
+    )
 
 
 def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) -> None:

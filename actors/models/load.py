@@ -64,7 +64,8 @@ def load_model(
         with drawing(divider):
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
-        built, _ = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
+        built, loaded = _from_directory(AutoModelForCausalLM, directory, config, options, divider)
+        _require_weights(built, loaded["missing_keys"], directory, "model.path")
     ready = _ready_to_train(built, model, engine_length)
     if not is_tried(ready):
         check_tried_whole(config.model_type, config.get_text_config().model_type, divided=divider is not None)
@@ -92,9 +93,11 @@ def load_value_model(
     refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForSequenceClassification, config, field))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.pad_token_id in ends:
-        config.pad_token_id = None
+    text = config.get_text_config()  # where a model has parts, its text part has the tokens
+    ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    if text.pad_token_id in ends:
+        text.pad_token_id = None
+    missing = set[str]()
     if model.init:
         body = body_of(load_model(model, directory, divider)).state_dict(keep_vars=True)
         with drawing(divider):
@@ -103,11 +106,13 @@ def load_value_model(
         getattr(built, built.base_model_prefix).load_state_dict(body, assign=True)
     else:
         built, loaded = _from_directory(AutoModelForSequenceClassification, directory, config, options, divider)
-        if needs_head and any(name.startswith("score.") for name in loaded["missing_keys"]):
+        missing = loaded["missing_keys"]
+        if needs_head and any(name.startswith("score.") for name in missing):
             raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
     check_scores_are_known(config.model_type, built.config.get_text_config().model_type, field)
     if not isinstance(getattr(built, "score", None), torch.nn.Linear):
         raise without_score(type(built).__name__, directory, field)
+    _require_weights(built, {name for name in missing if not name.startswith("score.")}, directory, field)
     return _ready_to_train(built, model, engine_length)
 
 
@@ -145,6 +150,15 @@ def _from_directory(
             divider.share(tensor)
     built.config.name_or_path = directory  # where an export finds the settings of its source
     return built, loaded
+
+
+def _require_weights(built: PreTrainedModel, missing: set[str], directory: str, field: str) -> None:
+    """Raise UserError for parameters that a directory lacks: transformers draws new ones without a word."""
+    # Buffers, which older files do not have, are as the class makes them.
+    lacks = [name for name, _ in built.named_parameters() if name in missing]
+    if lacks:
+        more = f" and {len(lacks) - 1} others" if len(lacks) > 1 else ""
+        raise UserError(f"{field}: weights must hold {lacks[0]}{more}, as config.json says, got none in {directory}")
 
 
 def _options(model: ModelConfig, family: Family) -> dict[str, object]:

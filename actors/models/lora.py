@@ -14,12 +14,15 @@ PEFT takes seconds to import, so only functions that need it do.
 
 import difflib
 import importlib.util
+import inspect
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -50,6 +53,7 @@ Gather = Callable[[Sequence[torch.Tensor]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 ADAPTER = "default"
+_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size|is_cuda))")
 
 
 def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
@@ -116,17 +120,33 @@ def _refuse_variants(config: LoraConfig, model: PreTrainedModel, settings: Any) 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers that can have adapters: all but the output embedding, score heads, the pooler of a
-    bare encoder, which is not read, and routers of experts."""
+    bare encoder, which is not read, routers of experts, and layers whose weight others take, or share."""
     output = model.get_output_embeddings()
     heads = score_heads(model)
     routers = [name for name, module in model.named_modules() if ROUTER.search(type(module).__name__)]
     apart = tuple(f"{name}." for name in [*(heads or ["pooler"]), *routers])
+    linear = {name: each for name, each in model.named_modules() if isinstance(each, (torch.nn.Linear, Conv1D))}
+    uses = Counter(id(module.weight) for module in linear.values())
     return [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output
+        for name, module in linear.items()
+        if module is not output and _is_called(model, name) and uses[id(module.weight)] == 1
         if not f"{name}.".startswith(apart) and not name.endswith(".router")
     ]
+
+
+def _is_called(model: PreTrainedModel, name: str) -> bool:
+    """Whether a linear layer, and so its adapter, computes what its weight is used for: Mamba's, for one, are read by
+    the module around them, and layers of groups only look like linear ones."""
+    parent, _, last = name.rpartition(".")
+    grouped = "Grouped" in type(model.get_submodule(name)).__name__
+    return not grouped and last not in _weights_read(type(model.get_submodule(parent)))
+
+
+@cache
+def _weights_read(kind: type) -> frozenset[str]:
+    """Submodules of which the code of a class takes the weight itself."""
+    return frozenset(_WEIGHT.findall(inspect.getsource(kind)))
 
 
 def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:

@@ -284,7 +284,7 @@ class TrainedWorker(Worker):
         Raises:
             UserError: what the model's directory holds cannot be exported.
         """
-        from actors.models import lora
+        from actors.models import adapter_files, lora
         from actors.models.as_source import generation_problem
 
         self.chat = chat
@@ -303,7 +303,7 @@ class TrainedWorker(Worker):
                     f"model.path: must be a model that can be exported when training has ended ({reason}), "
                     f"got {self.model_config.path or self.directory}"
                 ) from error
-        return [each for each in (note, generation_problem(directory)) if each]
+        return [each for each in (adapter_files.reach_note(self.hf_model), note, generation_problem(directory)) if each]
 
     def export(self, directory: Path) -> float | None:
         """Write the model as it is to be used, with the average of its weights where the group keeps one, to where
