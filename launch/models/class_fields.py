@@ -34,10 +34,10 @@ def filled(values: Mapping[str, object]) -> dict[str, object]:
         if place and found.get(name) is None and (kinds := _kinds_made(place, name)):
             found[name] = kinds
     for name, other in names.items() if isinstance(names, dict) else ():
-        if name in given:
-            found[other] = given[name]
-        elif other in found:
-            found.setdefault(name, found[other])
+        # Two names of one field: what the file says of either counts before what the class does.
+        said = [source[each] for source in (given, found) for each in (name, other) if each in source]
+        if said:
+            found[name] = found[other] = said[0]
     return found
 
 
