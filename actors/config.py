@@ -13,7 +13,7 @@ from actors.config_base import Seconds as Seconds
 from actors.config_base import UserError as UserError
 from actors.config_base import changed as changed
 from actors.config_base import refuse_unused as refuse_unused
-from actors.config_numbers import PositiveFactor, Rate, Tokens, Width
+from actors.config_numbers import Factor, PositiveFactor, Rate, Tokens, Width
 from actors.config_trainer import FrozenGroupConfig as FrozenGroupConfig
 from actors.config_trainer import GroupConfig as GroupConfig
 from actors.config_trainer import OptimizerConfig as OptimizerConfig
@@ -76,7 +76,8 @@ class LoraConfig(Config):
     """Dropout before the adapters; not in reinforcement learning, where the sampler drops nothing, nor in DPO with a
     reference, which drops nothing either."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Names of the linear layers that get adapters, or all of them but the output embedding."""
+    """Names of the linear layers, or tensors of experts, that get adapters, or all of them but the output embedding and
+    routers."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv 2312.03732)."""
     dora: bool = False
@@ -106,6 +107,10 @@ class ModelConfig(Config):
     """Attention over packed sequences; auto: flash attention on a GPU that has it, else packed SDPA."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    router_aux_loss: Factor | None = None
+    """Coefficient of the loss that balances a mixture of experts, over all tokens of an update (default: as
+    transformers does with the model's config.json, router_aux_loss_coef where output_router_logits is true; in
+    reinforcement learning 0)."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of the weights."""
     quantize: Literal["nf4"] | None = None

@@ -9,8 +9,8 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from actors.models.adapter_files import merge_adapter
 from actors.models.chat_settings import ChatSettings
-from actors.models.lora import merge_adapter
 from actors.models.tokenizer import load_tokenizer
 from tests.one_rank import alone  # noqa: F401
 from tests.test_prepared_export import trainee

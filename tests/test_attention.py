@@ -1,5 +1,6 @@
 """Packed SDPA: a packed row gives what its sequences give alone."""
 
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,7 +20,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from actors.models.attention import PackedLayout, packed_sdpa, register_packed_sdpa
+from actors.models.attention import (
+    PACKED_ATTENTION,
+    Scores,
+    _attend,
+    packed_attention,
+    register_packed_attention,
+)
+from actors.models.layout import EqualLengths, PackedLayout
 
 FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -40,7 +48,7 @@ def _one_thread():
 
 
 def _model(family: str, attention: str, **changes: Any) -> PreTrainedModel:
-    register_packed_sdpa()
+    register_packed_attention()
     config, model = FAMILIES[family]
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -76,7 +84,7 @@ def _logits_and_gradients(model: PreTrainedModel, rows: list[tuple[Tensor, dict]
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_equals_each_sequence_alone(family: str, lengths: list[int], checkpointing: bool) -> None:
     tokens = _tokens(lengths)
-    packed = _model(family, "packed_sdpa")
+    packed = _model(family, PACKED_ATTENTION)
     if checkpointing:
         packed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     alone = [(row, {}) for row in tokens.split(lengths, dim=1)]
@@ -87,7 +95,7 @@ def test_packed_equals_each_sequence_alone(family: str, lengths: list[int], chec
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sequences_do_not_see_each_other(family: str) -> None:
-    model, tokens, arguments = _model(family, "packed_sdpa"), _tokens(MIXED), _arguments(MIXED)
+    model, tokens, arguments = _model(family, PACKED_ATTENTION), _tokens(MIXED), _arguments(MIXED)
     borders = _borders(MIXED).tolist()
     with torch.no_grad():
         before = model(input_ids=tokens, **arguments).logits[0]
@@ -99,7 +107,7 @@ def test_sequences_do_not_see_each_other(family: str) -> None:
 
 
 def test_layout_from_cumulative_lengths() -> None:
-    model, tokens, arguments = _model("qwen2", "packed_sdpa"), _tokens(MIXED), _arguments(MIXED)
+    model, tokens, arguments = _model("qwen2", PACKED_ATTENTION), _tokens(MIXED), _arguments(MIXED)
     expected = model(input_ids=tokens, **arguments).logits
     del arguments["packed_layout"]
     assert torch.equal(model(input_ids=tokens, cu_seq_lens_q=_borders(MIXED), **arguments).logits, expected)
@@ -115,7 +123,7 @@ def test_agrees_with_softmax_attention(lengths: list[int], kv_heads: int, is_sor
         for heads in (4, kv_heads, kv_heads)
     ]
     layout = PackedLayout.of(lengths)
-    ours, _ = packed_sdpa(torch.nn.Module(), *inputs, None, scaling=0.2, packed_layout=layout)
+    ours, _ = packed_attention(torch.nn.Module(), *inputs, None, scaling=0.2, packed_layout=layout)
     query, key, value = (tensor[0].repeat_interleave(4 // tensor.shape[1], dim=0) for tensor in inputs)
     owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     visible = (owner[:, None] == owner).tril()
@@ -144,8 +152,8 @@ def test_padding_is_bounded(lengths: list[int]) -> None:
 def test_bf16_computes_attention_in_float32_on_cpu() -> None:
     inputs = [torch.randn(1, 2, 20, 8, dtype=torch.bfloat16) for _ in range(3)]
     layout = PackedLayout.of([12, 8])
-    ours, _ = packed_sdpa(torch.nn.Module(), *inputs, None, packed_layout=layout)
-    exact, _ = packed_sdpa(torch.nn.Module(), *(tensor.float() for tensor in inputs), None, packed_layout=layout)
+    ours, _ = packed_attention(torch.nn.Module(), *inputs, None, packed_layout=layout)
+    exact, _ = packed_attention(torch.nn.Module(), *(tensor.float() for tensor in inputs), None, packed_layout=layout)
     assert torch.equal(ours, exact.bfloat16())
 
 
@@ -164,16 +172,64 @@ class _LargestTensor(TorchDispatchMode):
 
 def test_never_a_mask_over_the_row() -> None:
     lengths = [30, 30, 35, 35, 60] * 10
-    model, tokens = _model("qwen2", "packed_sdpa"), _tokens(lengths)
+    model, tokens = _model("qwen2", PACKED_ATTENTION), _tokens(lengths)
     with _LargestTensor() as largest:
         model(input_ids=tokens, **_arguments(lengths)).logits.sum().backward()
     assert largest.elements < sum(lengths) ** 2 / 10
 
 
-def test_refuses_sliding_windows() -> None:
-    model = _model("qwen2", "packed_sdpa", use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ValueError, match="packed_sdpa cannot serve Qwen2Attention with sliding_window 4"):
-        model(input_ids=_tokens(MIXED), **_arguments(MIXED))
+@pytest.mark.parametrize(
+    "scores",
+    [
+        Scores(None, window=4),
+        Scores(0.3, window=40),
+        Scores(None, chunk=16),
+        Scores(None, cap=2.0),
+        Scores(0.3, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+        Scores(None, window=5, cap=0.5, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    ],
+    ids=["window", "wide window", "chunk", "cap", "sinks", "all"],
+)
+@pytest.mark.parametrize("value_size", [8, 5])
+@pytest.mark.parametrize("length", [9, 70, 300])
+@pytest.mark.parametrize("long", [100, 1024])
+def test_scores_are_those_of_the_definition(
+    scores: Scores, value_size: int, length: int, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short and long sequences, whole and block by block, against one query after the other."""
+    monkeypatch.setattr("actors.models.attention._LONG", long)
+    numbers = torch.Generator().manual_seed(0)
+    query = torch.randn(length, 4, 8, generator=numbers, dtype=torch.double)
+    key = torch.randn(length, 2, 8, generator=numbers, dtype=torch.double)
+    value = torch.randn(length, 2, value_size, generator=numbers, dtype=torch.double)
+    found, expected = [], []
+    for attend, into in ((_attended, found), (_by_definition, expected)):
+        inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        sinks = None if scores.sinks is None else scores.sinks.double().requires_grad_()
+        output = attend(*inputs, replace(scores, sinks=sinks))
+        output.square().sum().backward()
+        into += [output, *(tensor.grad for tensor in inputs), *([] if sinks is None else [sinks.grad])]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    return _attend([EqualLengths(1, len(query))], query, key, value, scores=scores)
+
+
+def _by_definition(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    scale = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
+    outputs = []
+    for place in range(len(query)):
+        seen = [other for other in range(place + 1) if scores.window is None or other > place - scores.window]
+        seen = [other for other in seen if scores.chunk is None or other // scores.chunk == place // scores.chunk]
+        for head in range(query.shape[1]):
+            products = scale * (key[seen, head // 2] @ query[place, head])
+            products = products if scores.cap is None else scores.cap * torch.tanh(products / scores.cap)
+            beside = [] if scores.sinks is None else [scores.sinks[head : head + 1]]
+            weights = torch.cat([products, *beside]).softmax(0)[: len(seen)]
+            outputs.append(weights @ value[seen, head // 2])
+    return torch.stack(outputs).view(len(query), query.shape[1], -1)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +239,7 @@ def test_refuses_sliding_windows() -> None:
         ({"packed_layout": PackedLayout.of([4, 4])}, "describes 8 tokens, the model got 9"),
         ({"attention_mask": torch.ones(1, 1, 9, 9)}, "takes no attention_mask"),
         ({"is_causal": False}, "causal only"),
-        ({"softcap": 30.0}, "with softcap 30.0"),
+        ({"indices": torch.zeros(1)}, "attends with indices"),
         ({"query": torch.zeros(2, 2, 9, 8)}, "one row of whole sequences"),
         ({"query": torch.zeros(1, 2, 1, 8)}, "without a key-value cache"),
     ],
@@ -198,7 +254,7 @@ def test_refuses_other_kinds_of_attention(changes: dict[str, Any], message: str)
         "packed_layout": PackedLayout.of([4, 5]),
     }
     with pytest.raises(ValueError, match=message):
-        packed_sdpa(torch.nn.Module(), **(arguments | changes))
+        packed_attention(torch.nn.Module(), **(arguments | changes))
 
 
 @pytest.mark.parametrize("lengths", [[], [3, 0]])

@@ -22,8 +22,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.group import ActorGroup, Slot
+from actors.models.adapter_files import adapter_state
 from actors.models.encoders import load_encoder
-from actors.models.lora import adapter_state, add_adapters
+from actors.models.lora import add_adapters
 from actors.models.skeleton import write_skeleton
 from actors.train.encoder import EncoderText, EncoderWorker, cut_lengths
 from actors.train.engine import gathered

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig
+from actors.models.adapter_files import adapter_config, adapter_state, merge_adapter, write_adapter
 from actors.models.encoders import load_encoder, load_shell, other_parameters, write_encoder
 from actors.models.export import export_model
 from actors.models.load import load_model
-from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
+from actors.models.lora import add_adapters
 from actors.models.tokenizer import load_tokenizer
 from actors.models.tokenizer_files import restore_tokenizer
 from tests.tokenizer_sources import KINDS, TEXTS, with_model

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.config import EncoderHead, LoraConfig, ModelConfig, ModelInit
+from actors.models.adapter_files import adapter_config, adapter_state, merge_adapter, write_adapter
 from actors.models.dividing import OnlySettings
 from actors.models.encoders import load_encoder, write_encoder
 from actors.models.export import export_model
 from actors.models.load import load_model, load_value_model
-from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
+from actors.models.lora import add_adapters
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from tests.weights import weights_of

@@ -21,23 +21,20 @@ from transformers import (
 )
 
 from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
+from actors.models.adapter_files import adapter_config, adapter_state, merge_adapter, write_adapter
 from actors.models.export import export_model
 from actors.models.lora import (
     MergeError,
     adapted_layer_kinds,
-    adapter_config,
-    adapter_state,
     adapters_disabled,
     add_adapters,
     freeze_parameters,
     has_adapters,
-    merge_adapter,
     parameter_metas,
     plain_parameters,
     quantization_config,
     select_trained,
     unquantized_shell,
-    write_adapter,
 )
 from actors.models.tokenizer import tokenizer_for
 from launch.verbs.export import export

@@ -662,8 +662,9 @@ def test_a_run_loads_what_the_hubs_cache_holds() -> None:
     import torch
     import transformers
 
+    from actors.models.adapter_files import adapter_config, adapter_state, write_adapter
     from actors.models.load import load_model, load_value_model
-    from actors.models.lora import adapted_layer_kinds, adapter_config, adapter_state, add_adapters, write_adapter
+    from actors.models.lora import adapted_layer_kinds, add_adapters
 
     snapshots = {}
     for seed, (revision, commit) in enumerate({"main": "c" * 40, "v1": "a" * 40}.items()):

@@ -7,22 +7,16 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
 )
 
 from actors.config import LoraConfig, ModelConfig, ModelInit, UserError
-from actors.models.attention import PACKED_SDPA
+from actors.models.attention import PACKED_ATTENTION
 from actors.models.load import load_model, load_value_model
 from actors.models.lora import quantization_config
 from actors.models.skeleton import write_skeleton
@@ -97,34 +91,6 @@ def test_models_are_in_training_mode_and_keep_no_cache(family: str, tmp_path: Pa
         assert model.config.use_cache is False
 
 
-UNSUPPORTED: dict[str, tuple[type[PreTrainedModel], Any]] = {
-    "final_logit_softcapping": (Gemma2ForCausalLM, Gemma2Config),
-    "logit_scale": (CohereForCausalLM, CohereConfig),
-    "logits_scaling": (GraniteForCausalLM, GraniteConfig),
-}
-"""Field -> a family whose logits it changes."""
-
-
-@pytest.mark.parametrize("value", [0.5, 2.0, 30.0])
-@pytest.mark.parametrize("field", UNSUPPORTED)
-def test_logits_that_are_more_than_the_heads_are_refused(field: str, value: float, tmp_path: Path) -> None:
-    """Otherwise it would be trained on logprobs that are none of its own."""
-    kind, config = UNSUPPORTED[field]
-    directory = saved(kind, config(**SIZES, **{field: value}, pad_token_id=0, eos_token_id=1, bos_token_id=2), tmp_path)
-    with pytest.raises(UserError) as caught:
-        loaded(directory)
-    assert str(caught.value) == f"model.path: models with {field} are not supported, got {field}={value}"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1)]
-)
-def test_logits_that_are_just_the_heads_are_not(field: str, value: float | None, tmp_path: Path) -> None:
-    kind, config = UNSUPPORTED[field]
-    made = config(**SIZES, **{field: value}, pad_token_id=0, eos_token_id=1, bos_token_id=2)
-    assert isinstance(loaded(saved(kind, made, tmp_path)), kind)
-
-
 def test_gradient_checkpointing_is_on_where_it_is_set(tmp_path: Path) -> None:
     """And not reentrant: that kind gives no gradient below frozen embeddings."""
     directory = saved(*DROPOUT["llama"], tmp_path)
@@ -143,7 +109,7 @@ def test_weights_have_the_wanted_precision_and_attention_packs(name: Any, dtype:
         model = ModelConfig.model_validate({**settings, "dtype": name})
         for built in (load_model(model, where), load_value_model(model, where)):
             assert {parameter.dtype for parameter in built.parameters()} == {dtype}
-            assert built.config._attn_implementation == PACKED_SDPA
+            assert built.config._attn_implementation == PACKED_ATTENTION
 
 
 def test_flash_attention_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

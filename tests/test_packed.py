@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from actors.episodes import Sequence
-from actors.models.attention import PACKED_SDPA, register_packed_sdpa
+from actors.models.attention import PACKED_ATTENTION, register_packed_attention
 from actors.models.load import TokenLogprobs
 from actors.models.packed import pack
 from actors.train.worker import pack_sequences
@@ -25,12 +25,12 @@ def _sequence(mask: list[int], start: int = 0) -> Sequence:
 
 def _models() -> tuple[Qwen2ForCausalLM, TokenLogprobs]:
     """The same model, plain and as a policy."""
-    register_packed_sdpa()
+    register_packed_attention()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "vocab_size": VOCABULARY}
     torch.manual_seed(0)
     plain = Qwen2ForCausalLM._from_config(Qwen2Config(initializer_range=0.3, **sizes), attn_implementation="sdpa")
-    policy = Qwen2ForCausalLM._from_config(Qwen2Config(**sizes), attn_implementation=PACKED_SDPA)
+    policy = Qwen2ForCausalLM._from_config(Qwen2Config(**sizes), attn_implementation=PACKED_ATTENTION)
     policy.load_state_dict(plain.state_dict())
     return plain, TokenLogprobs(policy)
 
@@ -169,9 +169,9 @@ def test_without_sharing_other_attention_learns_the_borders() -> None:
 
 def test_only_gathering_attention_reads_shared_prompts() -> None:
     inputs = pack([_spoken([5, 6], 1, 2), _spoken([5, 6], 3)], {}, CPU, share_prompts=True).inputs
-    layout = inputs.attention_arguments(PACKED_SDPA)["packed_layout"]
+    layout = inputs.attention_arguments(PACKED_ATTENTION)["packed_layout"]
     assert layout.tokens == len(inputs.token_ids) == 3 < sum(inputs.lengths)
-    told = "^flash_attention_2 cannot read sequences that share their prompts, only packed_sdpa can$"
+    told = "^flash_attention_2 cannot read sequences that share prompts, only packed_attention can$"
     with pytest.raises(ValueError, match=told):
         inputs.attention_arguments("flash_attention_2")
 

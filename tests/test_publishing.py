@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MiniMaxM2Config, MiniMax
 
 from actors.config import LoraConfig
 from actors.config_rollout import TransferConfig
-from actors.models.lora import adapter_config, adapter_state, add_adapters
+from actors.models.adapter_files import adapter_config, adapter_state
+from actors.models.lora import add_adapters
 from actors.weights import publisher as module
 from actors.weights.checksum import checksum, digest
 from actors.weights.probe import trainer_answers

@@ -807,6 +807,11 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "embedding",
+        "model.router_aux_loss=0.01",
+        "model.router_aux_loss must be left out for embedding, which balances no experts, got 0.01",
+    ),
+    (
+        "embedding",
         "model={path: owner/name, quantize: nf4, lora: {}}",
         "model.quantize must be left out for embedding, got nf4",
     ),

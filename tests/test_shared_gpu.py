@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from actors.config import ModelConfig, UserError
-from actors.models.load import PACKED_SDPA, _attention
+from actors.models.family import Family
+from actors.models.load import PACKED_ATTENTION, _attention
 from launch.checks.engine_options import sampling_warnings
 from launch.config import RunConfig, validate
 from launch.kinds.rl import RLKind
@@ -135,11 +136,11 @@ def test_flash_attention_is_the_package_of_this_name(
     monkeypatch.setattr(import_utils, "_is_package_available", lambda *_, **__: (True, "2.8.0"))
     import_utils.is_flash_attn_2_available.cache_clear()
     try:
-        chosen = _attention(ModelConfig(path="m", dtype="bf16"))
-        assert chosen == ("flash_attention_2" if distribution == "flash-attn" else PACKED_SDPA)
+        chosen = _attention(ModelConfig(path="m", dtype="bf16"), Family("packed"))
+        assert chosen == ("flash_attention_2" if distribution == "flash-attn" else PACKED_ATTENTION)
         if distribution != "flash-attn":
             with pytest.raises(UserError, match="flash_attention_2 needs a GPU and the flash-attn package"):
-                _attention(ModelConfig(path="m", dtype="bf16", attention="flash_attention_2"))
+                _attention(ModelConfig(path="m", dtype="bf16", attention="flash_attention_2"), Family("packed"))
     finally:
         import_utils.is_flash_attn_2_available.cache_clear()
 

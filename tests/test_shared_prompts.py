@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from actors.episodes import Experience, experience
-from actors.models.attention import PACKED_SDPA, PackedLayout, packed_sdpa, register_packed_sdpa
+from actors.models.attention import PACKED_ATTENTION, packed_attention, register_packed_attention
+from actors.models.layout import PackedLayout
 from actors.models.load import TokenLogprobs
 from actors.models.packed import PackedBatch
 from actors.train.worker import Totals, pack_experiences, pack_sequences
@@ -43,13 +44,13 @@ def _one_thread():
 
 
 def _module(family: str, *, checkpointing: bool = False) -> TokenLogprobs:
-    register_packed_sdpa()
+    register_packed_attention()
     config, model = FAMILIES[family]
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     torch.manual_seed(0)
     built = model._from_config(
-        config(vocab_size=VOCABULARY, initializer_range=0.3, **sizes, **heads), attn_implementation=PACKED_SDPA
+        config(vocab_size=VOCABULARY, initializer_range=0.3, **sizes, **heads), attn_implementation=PACKED_ATTENTION
     ).train()
     if checkpointing:
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -192,7 +193,7 @@ def test_empty_micro_batch_has_zero_gradients() -> None:
 
 def test_flash_attention_is_refused() -> None:
     batch = _packed(_samples(GROUPS["equal"]), shared=True)
-    with pytest.raises(ValueError, match="flash_attention_2 cannot read sequences that share their prompts"):
+    with pytest.raises(ValueError, match="flash_attention_2 cannot read sequences that share prompts"):
         batch.inputs.attention_arguments("flash_attention_2")
 
 
@@ -211,7 +212,7 @@ def test_attention_adds_the_gradients_of_all_copies(groups: list[tuple[int, list
         for heads in (4, kv_heads, kv_heads)
     ]
     layout = PackedLayout.of(batch.lengths, sources=batch.sources)
-    ours, _ = packed_sdpa(torch.nn.Module(), *inputs, None, scaling=0.2, packed_layout=layout)
+    ours, _ = packed_attention(torch.nn.Module(), *inputs, None, scaling=0.2, packed_layout=layout)
     expected = torch.zeros_like(ours)
     query, key, value = (tensor[0].repeat_interleave(4 // tensor.shape[1], dim=0) for tensor in inputs)
     for start, end in pairwise(np.cumsum([0, *batch.lengths])):

@@ -52,6 +52,7 @@ class Trainee(CriticWorker, PolicyWorker):
     ) -> None:
         """Build the model and its engine again."""
         self.kind, self.reads, self.model_config, self.group = kind, kind.reads, model, group
+        self.directory = model.path or self.directory
         torch.manual_seed(0)
         self.build(address, port, UPDATES)
         self.shares_prompts = self.shares_prompts and share_prompts
@@ -99,6 +100,8 @@ class Job:
     kind: type[TrainedWorker]
     updates: Callable[[ActorGroup[Trainee], Any, Division], list[dict[str, float]]]
     """(group, a frozen reference, division) -> metrics of each update."""
+    settings: tuple[tuple[str, Any], ...] = (("init", INIT),)
+    """Of the model."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class Trainees:
         """What comes of a job; each is computed only once."""
         if (job, division) not in self.known:
             group = self.groups[division.ranks]
-            model = MODEL.model_copy(update={"gradient_checkpointing": division.gradient_checkpointing})
+            own = dict(job.settings) | {"gradient_checkpointing": division.gradient_checkpointing}
+            model = ModelConfig.model_validate(own)
             changes = {
                 name: getattr(division, name) for name in ("zero_stage", "micro_batch_tokens", "logprob_chunk_tokens")
             }

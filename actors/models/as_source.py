@@ -12,6 +12,17 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepr
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _DTYPES = ("dtype", "torch_dtype")
+_OF_TRAINING: dict[str, object] = {
+    "router_jitter_noise": 0.0,
+    "input_jitter_noise": 0.0,
+    "moe_jitter_eps": None,
+    "altup_coef_clip": 1e30,
+    "rescale_every": 0,
+}
+"""Settings -> the value with which training is like evaluation: noise at the inputs of routers, coefficients that are
+cut, weights that are divided in evaluation."""
+_THRESHOLDS = ("phimoe",)
+"""Families whose router_jitter_noise is no noise: it decides, in evaluation too, which experts may be mixed."""
 
 
 def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
@@ -32,7 +43,8 @@ def restore_settings(directory: Path, source: str, *, scores: bool) -> None:
             if is_own(origin / name, origin, _PROCESSORS):
                 shutil.copyfile(origin / name, directory / name)
     else:  # the text part of a larger model: the names are others
-        changed = [name for name in written if name in given and (_is_dropout(name) or name == "use_cache")]
+        ours = {*as_in_evaluation(given), "use_cache"}
+        changed = [name for name in written if name in given and name in ours]
         settings = written | {name: given[name] for name in changed}
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (directory / GENERATION).is_file():
@@ -69,14 +81,20 @@ def tokens_for_generation(directory: Path) -> dict[str, object]:
     return {name: found[name] for name in _TOKENS if name in found}
 
 
-def without_dropout(settings: dict[str, object]) -> list[str]:
-    """Names of the settings that must be 0 for a model without dropout."""
+def as_in_evaluation(settings: dict[str, object]) -> dict[str, object]:
+    """The settings of a config.json that let a model compute something else in training, with values that do not."""
     # Rates are floats; other settings may have the word in their names.
-    return [name for name, value in settings.items() if _is_dropout(name) and isinstance(value, float)]
+    found: dict[str, object] = {
+        name: 0.0 for name, value in settings.items() if _is_dropout(name) and isinstance(value, float)
+    }
+    found |= {name: value for name, value in _OF_TRAINING.items() if settings.get(name)}
+    if settings.get("model_type") in _THRESHOLDS:
+        found.pop("router_jitter_noise", None)
+    return found
 
 
 def _is_dropout(name: str) -> bool:
-    return "dropout" in name or "pdrop" in name
+    return any(word in name for word in ("dropout", "pdrop", "layerdrop"))
 
 
 def is_own(file: Path, source: Path, names: Sequence[str]) -> bool:

@@ -4,6 +4,9 @@ Adapters are injected in place: the model keeps its class and its methods, every
 
     W.base_layer  (frozen)      lora_A [r, in], lora_B [out, r]  (trained)      y = W x + scaling B A x
 
+Experts that are one tensor have adapters of their own (`actors.models.experts`), which a PEFT directory has in the form
+of PEFT's. Routers get none: they decide what the adapters learn from.
+
 A tensor's plain name is the one it has in the model without adapters.
 
 PEFT takes seconds to import, so only functions that need it do.
@@ -11,39 +14,42 @@ PEFT takes seconds to import, so only functions that need it do.
 
 import difflib
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol, TypeGuard
 
 import torch
-from safetensors.torch import save_file
 from torch.nn import Parameter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
-    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
 
 from actors.config import LoraConfig, ModelConfig, UserError
-from actors.files.readable import make_readable
-from actors.models.adapter_settings import settings_of_merged
 from actors.models.dividing import gathered_by_peft
-from actors.models.hub_cache import configured_directory, split_commit
+from actors.models.experts import (
+    ROUTER,
+    adapted_experts,
+    adapter_of,
+    add_expert_adapters,
+    expert_tensors,
+    merged_expert,
+)
+from actors.models.hub_cache import configured_directory
+from actors.models.peft_names import names_in_directory, without_conversion
 from actors.models.state import state_tensors
 
 Gather = Callable[[Sequence[torch.Tensor]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
-_NAME = "default"
+ADAPTER = "default"
 
 
 def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
@@ -69,33 +75,57 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 
+    targets = _targets(model, config.targets)
+    experts = sorted(set(targets) & set(expert_tensors(model)))
     settings = PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
         use_dora=config.dora,
-        target_modules=_targets(model, config.targets),
+        target_modules=[name for name in targets if name not in experts],
+        target_parameters=experts or None,
         task_type=_task_type(model),
     )
+    _refuse_variants(config, model, settings)
+    model.requires_grad_(False)
     # What is drawn later must not depend on how many adapters have drawn before.
     with torch.random.fork_rng(), gathered_by_peft(model):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, model, adapter_name=_NAME)
-    for head in _heads(model):
+        if settings.target_modules:
+            with without_conversion():
+                inject_adapter_in_model(replace(settings, target_parameters=None), model, adapter_name=ADAPTER)
+        if experts:
+            scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+            add_expert_adapters(model, experts, config.rank, scaling)
+    model.peft_config = {ADAPTER: settings}  # type: ignore[assignment]
+    for head in score_heads(model):
         model.get_submodule(head).requires_grad_(True)
 
 
+def _refuse_variants(config: LoraConfig, model: PreTrainedModel, settings: Any) -> None:
+    """Raise UserError for what PEFT does not know of adapters of parameters, which it would load from a directory."""
+    parameters = names_in_directory(model, settings)["target_parameters"]
+    for name, value in {"dora": config.dora, "dropout": config.dropout}.items():
+        if value and parameters:
+            raise UserError(
+                f"model.lora.{name}: must be left out where adapters are in experts or beside them ({parameters[0]}; "
+                f"model.lora.targets=[q_proj, v_proj] names others), got {str(value).lower()}"
+            )
+
+
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that can have adapters: all but the output embedding, score heads, and the pooler of
-    a bare encoder, which is not read."""
+    """Names of the linear layers that can have adapters: all but the output embedding, score heads, the pooler of a
+    bare encoder, which is not read, and routers of experts."""
     output = model.get_output_embeddings()
-    heads = _heads(model)
-    apart = tuple(f"{name}." for name in (heads or ["pooler"]))
+    heads = score_heads(model)
+    routers = [name for name, module in model.named_modules() if ROUTER.search(type(module).__name__)]
+    apart = tuple(f"{name}." for name in [*(heads or ["pooler"]), *routers])
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(apart)
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output
+        if not f"{name}.".startswith(apart) and not name.endswith(".router")
     ]
 
 
@@ -110,7 +140,7 @@ def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
 
 
 def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
-    layers = linear_layers(model)
+    layers = linear_layers(model) + expert_tensors(model)
     if isinstance(targets, str):
         return layers
     found = []
@@ -128,7 +158,7 @@ def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
     return sorted(set(found))
 
 
-def _heads(model: PreTrainedModel) -> list[str]:
+def score_heads(model: PreTrainedModel) -> list[str]:
     """Names of the modules between a classifier's body and its scores: what a new head has no trained weights for."""
     body = model.base_model_prefix
     if model.get_output_embeddings() is not None or not isinstance(getattr(model, body, None), torch.nn.Module):
@@ -141,7 +171,7 @@ def _heads(model: PreTrainedModel) -> list[str]:
 def _task_type(model: PreTrainedModel) -> str:
     if model.get_output_embeddings() is not None:
         return "CAUSAL_LM"
-    return "SEQ_CLS" if _heads(model) else "FEATURE_EXTRACTION"
+    return "SEQ_CLS" if score_heads(model) else "FEATURE_EXTRACTION"
 
 
 def freeze_parameters(model: PreTrainedModel, patterns: list[str]) -> None:
@@ -166,20 +196,25 @@ def freeze_parameters(model: PreTrainedModel, patterns: list[str]) -> None:
 
 def has_adapters(model: PreTrainedModel) -> bool:
     """Whether `add_adapters` was applied."""
-    return bool(_adapted_layers(model))
+    return bool(adapted_layers(model) or adapted_experts(model))
 
 
 @contextmanager
 def adapters_disabled(model: PreTrainedModel) -> Iterator[None]:
     """Within it, the model is the one that the adapters were added to: the reference of a policy."""
-    layers = list(_adapted_layers(model).values())
-    for layer in layers:
-        layer.enable_adapters(False)
+    layers, experts = adapted_layers(model).values(), adapted_experts(model).values()
+
+    def enable(enabled: bool) -> None:
+        for layer in layers:
+            layer.enable_adapters(enabled)
+        for module in experts:
+            module.adapters.enabled = enabled
+
+    enable(False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        enable(True)
 
 
 class AdaptedLayer(Protocol):
@@ -199,23 +234,37 @@ def _is_adapted(module: object) -> TypeGuard[AdaptedLayer]:
     return hasattr(module, "lora_A")
 
 
-def _adapted_layers(model: PreTrainedModel) -> dict[str, AdaptedLayer]:
+def adapted_layers(model: PreTrainedModel) -> dict[str, AdaptedLayer]:
     """Name -> peft.tuners.lora.LoraLayer, told by what it holds."""
     return {name: module for name, module in model.named_modules() if _is_adapted(module)}
 
 
-def _plain(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, AdaptedLayer | None]]:
-    """(plain name, tensor, the adapted layer whose weight it is), in the order of the model without adapters."""
-    layers = list(_adapted_layers(model).values())
-    adapted: dict[int, AdaptedLayer] = {id(layer.get_base_layer().weight): layer for layer in layers}
-    added = {id(parameter) for layer in layers for parameter in _adapter_of(layer).values()}
+@dataclass(frozen=True)
+class _Merging:
+    """A weight's adapters, and what makes one of them and the weight."""
+
+    adapters: list[Parameter]
+    merged: Callable[["MergeError | None"], torch.Tensor]
+
+
+def _plain(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, _Merging | None]]:
+    """(plain name, tensor, how it is merged if it is adapted), in the order of the model without adapters."""
+    merging: dict[int, _Merging] = {}
+    for layer in adapted_layers(model).values():
+        adapters = list(adapter_parameters(layer).values())
+        merging[id(layer.get_base_layer().weight)] = _Merging(adapters, partial(_merged, layer))
+    for module in adapted_experts(model).values():
+        for name in module.adapters.names:
+            adapters = list(adapter_of(module, name))
+            merging[id(getattr(module, name))] = _Merging(adapters, partial(_merged_experts, module, name))
+    added = {id(parameter) for each in merging.values() for parameter in each.adapters}
     for name, tensor in state_tensors(model):
         # By identity: PEFT renames what it wraps, and parameters may be tied.
         if id(tensor) not in added:
-            yield name.replace(".base_layer.", "."), tensor, adapted.get(id(tensor))
+            yield name.replace(".base_layer.", "."), tensor, merging.get(id(tensor))
 
 
-def _adapter_of(layer: AdaptedLayer) -> dict[str, Parameter]:
+def adapter_parameters(layer: AdaptedLayer) -> dict[str, Parameter]:
     return {name: value for name, value in layer.named_parameters() if not name.startswith("base_layer.")}
 
 
@@ -260,27 +309,39 @@ def plain_parameters(
     and rounded once to the weight's dtype, which `error` counts. The model is not altered. Collective under ZeRO-3:
     every rank iterates to the end.
     """
-    for name, tensor, layer in _plain(model):
-        adapter = _adapter_of(layer) if merged and layer is not None else {}
-        with gather([tensor, *adapter.values()]):
+    for name, tensor, merging in _plain(model):
+        if not merged:
+            merging = None
+        with gather([tensor, *(merging.adapters if merging else [])]):
             # Not around the yield: the reader would compute without gradients, too.
             with torch.no_grad():
-                whole = _merged(layer, error) if adapter and layer is not None else _dequantized(tensor)
+                whole = merging.merged(error) if merging else _dequantized(tensor)
             yield name, whole
 
 
 def _merged(layer: AdaptedLayer, error: MergeError | None) -> torch.Tensor:
     weight = _dequantized(layer.get_base_layer().weight)
     transposed = isinstance(layer.get_base_layer(), Conv1D)
-    change = layer.scaling[_NAME] * layer.lora_B[_NAME].weight.float() @ layer.lora_A[_NAME].weight.float()
+    change = layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
     exact = weight.float() + (change.T if transposed else change)
-    if _NAME in layer.lora_magnitude_vector:
+    if ADAPTER in layer.lora_magnitude_vector:
         lengths = exact.norm(dim=0 if transposed else 1)  # of an output's weights
-        factors = layer.lora_magnitude_vector[_NAME].weight.float() / lengths
+        factors = layer.lora_magnitude_vector[ADAPTER].weight.float() / lengths
         exact = exact * (factors if transposed else factors[:, None])
     rounded = exact.to(weight.dtype)
     if error is not None:
         error.add(weight, exact, rounded)
+    return rounded
+
+
+def _merged_experts(module: Any, name: str, error: MergeError | None) -> torch.Tensor:
+    weight = getattr(module, name).detach()
+    rounded = torch.empty_like(weight)
+    for number, own in enumerate(weight):  # one by one: in float32, all of a layer would be twice as large again
+        exact = merged_expert(module, name, number)
+        rounded[number] = exact
+        if error is not None:
+            error.add(own, exact, rounded[number])
     return rounded
 
 
@@ -290,81 +351,6 @@ def _dequantized(tensor: torch.Tensor) -> torch.Tensor:
     from peft.utils.integrations import dequantize_bnb_weight
 
     return dequantize_bnb_weight(tensor)  # type: ignore[arg-type]
-
-
-def adapter_state(model: PreTrainedModel, gather: Gather, *, keep: bool) -> dict[str, torch.Tensor]:
-    """The trained tensors, a score head included, on CPU under the names of a PEFT directory; empty without `keep`.
-
-    Collective under ZeRO-3.
-    """
-    from peft import get_peft_model_state_dict
-
-    layers = {f"{name}.": layer for name, layer in _adapted_layers(model).items()}
-    named = {prefix + name: value for prefix, layer in layers.items() for name, value in _adapter_of(layer).items()}
-    inside = tuple(f"{head}." for head in _heads(model))
-    heads = {name: value for name, value in model.named_parameters() if name.startswith(inside)}
-    found: dict[str, torch.Tensor] = {}
-    for name, parameter in (named | heads).items():
-        with gather([parameter]):
-            if keep:  # rank 0's; the others only help to gather
-                found[name] = parameter.detach().cpu().clone()
-    if not keep:
-        return {}
-    adapters = {name: found[name] for name in named}
-    trained = get_peft_model_state_dict(model, adapters, _NAME, save_embedding_layers=False)
-    return {f"base_model.model.{name}": tensor for name, tensor in (trained | {n: found[n] for n in heads}).items()}
-
-
-def adapter_config(model: PreTrainedModel, base: str | None) -> str:
-    """adapter_config.json of a PEFT directory whose adapters belong to the model in the directory `base`."""
-    settings: dict[str, object] = model.peft_config[_NAME].to_dict()  # type: ignore[index, union-attr, operator]
-    name, commit = split_commit(base) if base else (None, None)
-    settings |= {"base_model_name_or_path": name, "revision": commit}
-    settings |= {"inference_mode": True, "modules_to_save": _heads(model) or None}
-    return json.dumps(settings, indent=2, sort_keys=True, default=sorted)
-
-
-def write_adapter(directory: Path, config: str, state: dict[str, torch.Tensor]) -> None:
-    """Write a PEFT directory, which `PeftModel.from_pretrained(base, directory)` loads."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "adapter_config.json").write_text(config)
-    save_file(state, directory / "adapter_model.safetensors")
-    make_readable(directory)
-
-
-def merge_adapter(directory: Path, base: str, output: Path) -> float:
-    """Merge a PEFT directory into the model in the directory `base`, whole to `output`; returns `MergeError.value`."""
-    from peft import PeftModel
-
-    task = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-    scores = {"num_labels": 1} if task == "SEQ_CLS" else {}
-    loader: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    # Of the base neither its generation_config.json, which is copied, is read, nor the attention it asks for needed.
-    options = {"dtype": "auto", "attn_implementation": "eager", "generation_config": GenerationConfig()}
-    options["config"] = AutoConfig.from_pretrained(base, trust_remote_code=False, **scores)
-    model = loader.from_pretrained(base, trust_remote_code=False, **options)
-    adapted: Any = PeftModel.from_pretrained(model, str(directory))
-    error = _merge_layers(adapted).value
-    adapted.unload().save_pretrained(output)
-    settings_of_merged(directory, base, output, scores=bool(scores))
-    make_readable(output)
-    return error
-
-
-def _merge_layers(model: Any) -> MergeError:
-    """Merge in place, layer by layer in float32 and rounded once; PEFT's own way rounds the change before it adds."""
-    error = MergeError()
-    for layer in model.modules():
-        if not hasattr(layer, "get_base_layer") or not hasattr(layer, "merge"):
-            continue
-        weight: torch.Tensor = layer.get_base_layer().weight
-        before, dtype = weight.detach().clone(), weight.dtype
-        layer.float()
-        layer.merge()
-        exact = layer.get_base_layer().weight.detach().clone()
-        layer.to(dtype)
-        error.add(before, exact, layer.get_base_layer().weight.detach())
-    return error
 
 
 def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:

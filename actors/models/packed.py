@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors.episodes import Sequence
-from actors.models.attention import PACKED_SDPA, PackedLayout
+from actors.models.attention import PACKED_ATTENTION
+from actors.models.layout import PackedLayout
 
 Read = Literal["before", "end"]
 
@@ -34,6 +35,8 @@ class ModelInputs:
     """int64 [A], which of these tokens is read for each action token: the one before it, or itself."""
     lengths: list[int]
     """Tokens of each sequence, its prompt included, without those that need not be computed, [S]."""
+    whole_lengths: list[int]
+    """The same with those that need not be computed, [S]."""
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
 
@@ -41,12 +44,12 @@ class ModelInputs:
         """Keyword arguments by which an attention implementation learns the sequence borders.
 
         Raises:
-            ValueError: prompts are shared, and the implementation is not packed_sdpa, which alone gathers sequences.
+            ValueError: prompts are shared, and the implementation is not ours, which alone gathers sequences.
         """
-        if implementation == PACKED_SDPA:
+        if implementation == PACKED_ATTENTION:
             return {"packed_layout": PackedLayout.of(self.lengths, self.token_ids.device, self.sources)}
         if self.sources is not None:
-            raise ValueError(f"{implementation} cannot read sequences that share their prompts, only {PACKED_SDPA} can")
+            raise ValueError(f"{implementation} cannot read sequences that share prompts, only {PACKED_ATTENTION} can")
         borders = torch.tensor(np.cumsum([0, *self.lengths]), dtype=torch.int32, device=self.token_ids.device)
         longest = max(self.lengths)
         return {
@@ -118,13 +121,14 @@ def pack(
     labels: Mapping[str, Seq[float]] | None = None,
     share_prompts: bool = False,
     read: Read = "before",
+    whole: bool = False,
 ) -> PackedBatch:
     """Pack sequences, per-token fields (one array per sequence) and labels into a micro-batch on `device`.
 
     With `share_prompts`, sequences that agree in all tokens before their first action token hold these once; their
     fields are those of the first such sequence. Under causal attention this changes no logprob. `read` says where the
     model is read: before each action token, where it is predicted, or at the end, which makes the last action token of
-    each sequence its only one.
+    each sequence its only one. With `whole`, the model computes all tokens, also those that nobody reads.
 
     An empty list gives a single token without action: a rank that has run out of work still takes part in every
     collective, and adds nothing to the loss. Every field of it is 0, every label empty.
@@ -153,7 +157,7 @@ def pack(
         sequence_ids=row([np.repeat(np.arange(len(lengths)), lengths)]),
         lengths=lengths,
         sources=sources,
-        inputs=_model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources, read),
+        inputs=_model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources, read, whole=whole),
         fields=no_fields if idle else {name: row(arrays).float() for name, arrays in fields.items()},
         labels=no_labels if idle else {name: torch.tensor(x, device=device) for name, x in (labels or {}).items()},
         idle=idle,
@@ -193,15 +197,17 @@ def _model_inputs(
     kept: NDArray[np.bool_] | slice,
     sources: NDArray[np.int64] | None,
     read: Read,
+    *,
+    whole: bool,
 ) -> ModelInputs:
-    """Of each sequence, the tokens up to the last one that is read, or its first token.
+    """Of each sequence, the tokens up to the last one that is read, or its first token; with `whole` all.
 
     `action_mask` is that of all positions of the sequences, end to end; `kept` says which of these are tokens.
     """
     starts = np.cumsum(lengths) - lengths
     places = np.arange(lengths.sum()) - np.repeat(starts, lengths)
     last = np.maximum.reduceat(np.where(action_mask, places, 0), starts)
-    computed_lengths = last + 1 if read == "end" else np.maximum(last, 1)
+    computed_lengths = lengths if whole else last + 1 if read == "end" else np.maximum(last, 1)
     computed = places < np.repeat(computed_lengths, lengths)
     tokens = np.arange(len(places)) if sources is None else sources
     is_input = np.zeros(len(token_ids), dtype=np.bool_)
@@ -222,5 +228,6 @@ def _model_inputs(
         position_ids=position_ids.index_select(0, inputs),
         read=chosen(renumbered[is_read[np.flatnonzero(action_mask[kept])]]),
         lengths=computed_lengths.tolist(),
+        whole_lengths=lengths.tolist(),
         sources=None if sources is None else renumbered[sources[computed]],
     )

@@ -3,6 +3,8 @@
 The driver imports this module for its method names; models are imported only where a worker needs them.
 """
 
+from typing import ClassVar
+
 import torch
 
 from actors.train.trainer import TrainedWorker
@@ -12,18 +14,27 @@ from actors.train.worker import Handed, Held, Input, Plan, Share
 class ValueWorker(TrainedWorker):
     """One data-parallel rank of a model with a score head."""
 
+    field: ClassVar[str] = "model.path"
+    """The setting that names its model."""
+
     def load_module(self) -> torch.nn.Module:
+        from actors.models.balance import balance_of
         from actors.models.load import TokenValues, load_value_model
 
-        model = load_value_model(self.model_config, self.directory, self.divider())
+        model = load_value_model(
+            self.model_config, self.directory, self.divider(), field=self.field, engine_length=self.engine_length
+        )
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
-        module = TokenValues(self.hf_model)
+        self.balance = balance_of(self.hf_model, self.model_config.router_aux_loss)
+        module = TokenValues(self.hf_model, self.balance)
         self.shares_prompts = module.shares_prompts
         return module
 
 
 class CriticWorker(ValueWorker):
     """One data-parallel rank of the critic."""
+
+    field = "critic.path"
 
     def values(self, shares: list[Share], plan: Plan, held: Held, *inputs: Input) -> Handed:
         """`values` of rollouts; see `ReferenceWorker.logprobs`."""

@@ -301,20 +301,25 @@ def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
 
 def _cast_whole(module: torch.nn.Module, dtype: Dtype) -> None:
     """Where parameters are sharded already, DeepSpeed takes the others, such as adapters, for cast already, too."""
-    parameters = list(module.parameters())
-    if any(is_sharded(parameter) for parameter in parameters):
-        for parameter in parameters:
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(TORCH_DTYPES[dtype])
+    if any(is_sharded(parameter) for parameter in module.parameters()):
+        _cast(module, dtype)
+
+
+def _cast(module: torch.nn.Module, dtype: Dtype) -> None:
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(TORCH_DTYPES[dtype])
 
 
 def inference_module(module: torch.nn.Module, group: GroupConfig, dtype: Dtype) -> torch.nn.Module:
     """A frozen model for logprobs: plain, or sharded over the ranks by ZeRO-3."""
     module.requires_grad_(False)
     module.eval()
+    # transformers keeps some parameters of some families in float32, DeepSpeed none of a policy: a reference that is
+    # the policy's very model shall read what it does.
+    _cast(module, dtype)
     if group.zero_stage < 3:
         return module
-    _cast_whole(module, dtype)
     library = joined_library(group.timeout_s)
     engine, *_ = library.initialize(model=module, config=deepspeed_config(group, dtype), dist_init_required=False)
     engine.eval()

@@ -22,9 +22,19 @@ class FrozenWorker(Worker):
     """One data-parallel rank of a group that only reads."""
 
     shares_prompts: bool
+    engine_length: int | None = None
+    """See TrainedWorker."""
 
     def __init__(
-        self, rank: int, world_size: int, model: ModelConfig, directory: str, group: GroupConfig, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        model: ModelConfig,
+        directory: str,
+        group: GroupConfig,
+        seed: int,
+        *,
+        engine_length: int | None = None,
     ) -> None:
         super().__init__(rank, world_size, seed)
         if group.zero_stage == 3:
@@ -32,6 +42,7 @@ class FrozenWorker(Worker):
         self.model_config = model
         self.directory = directory
         self.group = group
+        self.engine_length = engine_length
 
     def meet(self, address: str, port: int) -> Sharding | None:
         """Meet the other ranks; returns what divides the model over them, None where each is to hold the whole."""
@@ -55,7 +66,8 @@ class ReferenceWorker(FrozenWorker):
         """Meet the other ranks and load the frozen model."""
         from actors.models.load import TokenLogprobs, load_model
 
-        self.hf_model = load_model(self.model_config, self.directory, self.meet(address, port))
+        divider = self.meet(address, port)
+        self.hf_model = load_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         module = TokenLogprobs(self.hf_model)
         self.shares_prompts = module.shares_prompts
         self.hold(module)

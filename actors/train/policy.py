@@ -30,11 +30,14 @@ class PolicyWorker(TrainedWorker):
     """One data-parallel rank of the policy."""
 
     def load_module(self) -> torch.nn.Module:
+        from actors.models.balance import balance_of
         from actors.models.load import TokenLogprobs, load_model
 
-        model = load_model(self.model_config, self.directory, self.divider())
+        divider = self.divider()
+        model = load_model(self.model_config, self.directory, divider, engine_length=self.engine_length)
         self.hf_model = model.to(self.device)  # type: ignore[arg-type]
-        module = TokenLogprobs(self.hf_model)
+        self.balance = balance_of(self.hf_model, self.model_config.router_aux_loss)
+        module = TokenLogprobs(self.hf_model, self.balance)
         self.shares_prompts = module.shares_prompts
         return module
 

@@ -7,6 +7,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from actors.train.worker import (
 from actors.weights.checksum import checksum
 
 if TYPE_CHECKING:
+    from actors.models.balance import Balance
     from actors.models.chat_settings import ChatSettings
     from actors.models.lora import MergeError
 
@@ -53,9 +55,21 @@ class TrainedWorker(Worker):
     """The Hugging Face model inside of the module."""
     shares_prompts: bool
     """Whether its batches may hold a prompt once for all its responses."""
+    engine_length: int | None = None
+    """max_model_len of the engines that sample from the model, in tokens; None where no engine does."""
+    balance: "Balance | None" = None
+    """The load-balancing loss of the model, if it is a mixture of experts that has one."""
 
     def __init__(
-        self, rank: int, world_size: int, model: ModelConfig, directory: str, group: TrainerConfig, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        model: ModelConfig,
+        directory: str,
+        group: TrainerConfig,
+        seed: int,
+        *,
+        engine_length: int | None = None,
     ) -> None:
         super().__init__(rank, world_size, seed)
         load_library()  # seconds in which the driver has other things to do
@@ -63,6 +77,7 @@ class TrainedWorker(Worker):
         self.model_config = model
         self.directory = directory
         self.group = group
+        self.engine_length = engine_length
 
     @abstractmethod
     def load_module(self) -> torch.nn.Module:
@@ -108,6 +123,8 @@ class TrainedWorker(Worker):
             inputs: lists of episodes, in the order of `held`, then TokenFields, such as reference logprobs.
         """
         episodes, known = read_inputs(held, inputs)
+        # Unless it is asked for: the gradient of rollouts is that of the policy.
+        coefficient = self._balancing(0.0)
 
         def micro_batches(plan: list[list[tuple[int, int, float]]]) -> Iterator[PackedBatch]:
             for samples in plan:
@@ -116,10 +133,10 @@ class TrainedWorker(Worker):
                     episode = episodes[key, index]
                     same = {"advantages": np.full(episode.tokens, advantage, dtype=np.float32)}
                     found.append(experience(episode, same | known.get((key, index), {})))
-                yield pack_experiences(found, self.device, share_prompts=self.shares_prompts)
+                yield pack_experiences(found, self.device, share_prompts=self.shares_prompts, whole=bool(coefficient))
 
         return [
-            self._update(len(plan), micro_batches(plan), count, loss, temperature)
+            self._update(len(plan), micro_batches(plan), count, loss, temperature, coefficient)
             for plan, count in zip(plans, totals, strict=True)
         ]
 
@@ -127,8 +144,9 @@ class TrainedWorker(Worker):
         self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
     ) -> Metrics:
         """One optimizer update on given sequences, already divided into micro-batches."""
-        batches = (self._packed(sequences, share_prompts) for sequences in plan)
-        return self._update(len(plan), batches, totals, loss, 1.0)
+        coefficient = self._balancing(self.balance.configured if self.balance else 0.0)
+        batches = (self._packed(sequences, share_prompts, whole=bool(coefficient)) for sequences in plan)
+        return self._update(len(plan), batches, totals, loss, 1.0, coefficient)
 
     def evaluate(
         self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
@@ -152,22 +170,44 @@ class TrainedWorker(Worker):
             self.work.progressed()
         return found
 
-    def _packed(self, sequences: list[Sequence], share_prompts: bool) -> PackedBatch:
+    def _balancing(self, default: float) -> float:
+        """Coefficient of the load-balancing loss; 0 for a model that has none."""
+        if self.balance is None:
+            return 0.0
+        given = self.model_config.router_aux_loss
+        return default if given is None else given
+
+    def _packed(self, sequences: list[Sequence], share_prompts: bool, *, whole: bool = False) -> PackedBatch:
         share = share_prompts and self.shares_prompts
-        return pack_sequences(sequences, self.device, share_prompts=share, read=self.reads)
+        return pack_sequences(sequences, self.device, share_prompts=share, read=self.reads, whole=whole)
 
     def _update(
-        self, count: int, batches: Iterator[PackedBatch], totals: Totals, loss: LossFunction, temperature: float
+        self,
+        count: int,
+        batches: Iterable[PackedBatch],
+        totals: Totals,
+        loss: LossFunction,
+        temperature: float,
+        coefficient: float = 0.0,
     ) -> Metrics:
+        """One optimizer update; `coefficient` is that of the load-balancing loss."""
         started = time.perf_counter()
         self.sums = {}
         rate = self.engine.learning_rate  # a step moves on to the next
         # Without a token to learn from, a step would still go where the moments and the weight decay lead.
         learns = totals.trained_tokens > 0
+        balance = self.balance if coefficient and learns else None
+        if balance:
+            batches = list(batches)
+            balance.count(batches if count > 1 else [], self.read)
         for index, batch in enumerate(batches):
             run = self.engine.forward if learns else self.engine.evaluate
-            read, other = run(batch, temperature, self.group.logprob_chunk_tokens)
+            with balance.reading(idle=batch.idle) if balance else nullcontext():
+                read, other = run(batch, temperature, self.group.logprob_chunk_tokens)
             value, metrics = loss(batch, read, other, totals)
+            if balance:
+                share = balance.share()
+                value, metrics = value + coefficient * share, metrics | {"policy/router_aux_loss": share}
             if learns:
                 self.engine.backward(value, last=index == count - 1)
             self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
@@ -244,7 +284,7 @@ class TrainedWorker(Worker):
         Raises:
             UserError: what the model's directory holds cannot be exported.
         """
-        from actors.models import lora
+        from actors.models import adapter_files, lora
         from actors.models.as_source import generation_problem
 
         self.chat = chat
@@ -263,7 +303,7 @@ class TrainedWorker(Worker):
                     f"model.path: must be a model that can be exported when training has ended ({reason}), "
                     f"got {self.model_config.path or self.directory}"
                 ) from error
-        return [each for each in (note, generation_problem(directory)) if each]
+        return [each for each in (adapter_files.reach_note(self.hf_model), note, generation_problem(directory)) if each]
 
     def export(self, directory: Path) -> float | None:
         """Write the model as it is to be used, with the average of its weights where the group keeps one, to where
@@ -310,22 +350,24 @@ class TrainedWorker(Worker):
 
         Returns what merging has lost, as `export` does; None without adapters.
         """
-        from actors.models import lora
+        from actors.models import adapter_files, lora
 
         if not lora.has_adapters(self.hf_model):
             return None
-        adapter = lora.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
+        adapter = adapter_files.adapter_state(self.hf_model, gathered, keep=self.rank == 0)
         if self.rank == 0:
             self.write_adapter_files(directory, adapter)
         return error.value
 
     def write_adapter_files(self, directory: Path, adapter: dict[str, torch.Tensor]) -> None:
         """Write the adapters, which may be without values, with the settings of the export in `directory`."""
-        from actors.models import lora
+        from actors.models import adapter_files
         from actors.models.adapter_settings import write_adapter_settings
 
         write_adapter_settings(directory / "adapter", directory)
-        lora.write_adapter(directory / "adapter", lora.adapter_config(self.hf_model, self.directory), adapter)
+        adapter_files.write_adapter(
+            directory / "adapter", adapter_files.adapter_config(self.hf_model, self.directory), adapter
+        )
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

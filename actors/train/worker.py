@@ -222,11 +222,13 @@ def hand_out(told: object, found: TokenFields, shares: list[Share]) -> Handed:
     return (told, *parts) if parts else told
 
 
-def pack_experiences(experiences: Seq[Experience], device: torch.device, *, share_prompts: bool) -> PackedBatch:
-    """Pack episodes with their fields; see `pack` for `share_prompts`."""
+def pack_experiences(
+    experiences: Seq[Experience], device: torch.device, *, share_prompts: bool, whole: bool = False
+) -> PackedBatch:
+    """Pack episodes with their fields; see `pack` for `share_prompts` and `whole`."""
     names = experiences[0].fields if experiences else ()
     fields = {name: [item.fields[name] for item in experiences] for name in names}
-    return pack(experiences, fields, device, share_prompts=share_prompts)
+    return pack(experiences, fields, device, share_prompts=share_prompts, whole=whole)
 
 
 def pack_sequences(
@@ -235,10 +237,11 @@ def pack_sequences(
     *,
     share_prompts: bool = False,
     read: Read = "before",
+    whole: bool = False,
 ) -> PackedBatch:
-    """Pack sequences, with their labels if they have any; see `pack` for `share_prompts` and `read`."""
+    """Pack sequences, with their labels if they have any; see `pack` for `share_prompts`, `read` and `whole`."""
     labels: dict[str, list[float]] = {}
     for item in sequences:
         for name, value in item.labels.items() if isinstance(item, Labelled) else ():
             labels.setdefault(name, []).append(value)
-    return pack(sequences, {}, device, labels=labels, share_prompts=share_prompts, read=read)
+    return pack(sequences, {}, device, labels=labels, share_prompts=share_prompts, read=read, whole=whole)

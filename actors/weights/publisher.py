@@ -12,16 +12,9 @@ from safetensors.torch import save
 
 from actors.config_rollout import TransferConfig
 from actors.failure import told_beside
+from actors.models.adapter_files import adapter_config, adapter_state
 from actors.models.as_stored import as_stored, metas_as_stored
-from actors.models.lora import (
-    MergeError,
-    adapter_config,
-    adapter_state,
-    adapters_disabled,
-    has_adapters,
-    parameter_metas,
-    plain_parameters,
-)
+from actors.models.lora import MergeError, adapters_disabled, has_adapters, parameter_metas, plain_parameters
 from actors.rollout.worker import Adapter
 from actors.train.engine import TrainingEngine, gathered
 from actors.weights.checksum import checksum, digest

@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Mapping
 
 from actors.config import UserError
 from actors.models.tokenizer import chat_template_of
+from actors.models.tried import TRIED
 from launch.checks.capacity import check_resources
 from launch.checks.chat_template import check_chat_template
 from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
@@ -20,6 +22,7 @@ from launch.checks.fits import check_bucket, check_room
 from launch.checks.other_models import say_it_is_loaded
 from launch.checks.output import check_output
 from launch.checks.reward_checks import RewardProbe
+from launch.checks.rope import check_rope
 from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
 from launch.exports.hub import check_can_push
@@ -37,6 +40,8 @@ from launch.sizes.placement import demands
 
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Families whose first position is the one behind the padding token's number."""
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+"""Fields that say how many positions a model has."""
 
 
 def preflight(config: RunConfig, *, elsewhere: bool = False, code: bool = True) -> list[str]:
@@ -172,18 +177,21 @@ def _check_model(findings: Findings, kind: JobKind) -> Policy | None:
         return None
     check_names(config, policy)
     _learn_size(findings, policy, kind)
-    _check_stop_tokens(config, policy.values.get("vocab_size"))
+    if policy.family and policy.fields.get("model_type") not in TRIED:
+        untried = f"{policy.values['model_type']} is of a kind that Tandem does not know"
+        findings.warnings.append(f"model.path: {untried}: the run compares it with transformers before it trains it")
+    _check_stop_tokens(config, policy.fields.get("vocab_size"))
+    findings.notes += check_rope(policy.values, kind)
     if directory or config.model.init:
         kind.check_model(policy.values, directory)
     return policy
 
 
 def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
-    values = policy.values
+    values = policy.fields
     findings.shape = shape = decoder_shape(values)
-    findings.parameters = policy.parameters
-    given, padding = values.get("max_position_embeddings"), values.get("pad_token_id")
-    positions = given if isinstance(given, int) else 0
+    findings.parameters, findings.family = policy.parameters, policy.family
+    padding, positions = values.get("pad_token_id"), _positions(values)
     if positions and values["model_type"] in _COUNT_FROM_PADDING:
         positions -= (padding if isinstance(padding, int) else 0) + 1
     name, longest = kind.longest()
@@ -191,6 +199,16 @@ def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
         raise UserError(f"{name}: must not exceed the model's max_position_embeddings ({positions}), got {longest}")
     if shape:
         kind.check_shape(shape)
+
+
+def _positions(values: Mapping[str, object]) -> int:
+    """Positions that a model has or can be stretched to, 0 where it does not say."""
+    given = next((value for name in _POSITIONS if isinstance(value := values.get(name), int)), 0)
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "dynamic":
+        factor = rope.get("factor")
+        return int(given * factor) if isinstance(factor, int | float) and factor > 1 else given
+    return given
 
 
 def _check_stop_tokens(config: RunConfig, vocabulary: object) -> None:

@@ -52,7 +52,7 @@ def check_sets(findings: Findings, sets: dict[Field, Sets], readable: bool) -> t
         _check_set(findings, "data.eval", sets, readable),
     )
     if train is not None:
-        findings.rows, findings.mean_tokens = train.count, train.mean_tokens
+        findings.rows, findings.mean_tokens, findings.lengths = train.count, train.mean_tokens, train.lengths
         findings.complete, findings.whole = train.complete, train.whole and train.rendered
         if held_out is not None:
             findings.warnings += same_rows(config, train, held_out)

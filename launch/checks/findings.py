@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from actors.config import UserError
+from actors.models.family import Family
 from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
 from launch.run.manifest import Checkpoint
@@ -20,6 +21,8 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     shape: DecoderShape | None = None
     """None when the architecture is unknown or on the hub."""
+    family: Family | None = None
+    """How the policy's model is trained, where that is known."""
     parameters: int | None = None
     rows: int | None = None
     """Training rows read that the run draws, at most READ_ROWS of each set."""
@@ -29,6 +32,8 @@ class Findings:
     """Whether none of them is left out for its length."""
     mean_tokens: float | None = None
     """Mean length of a training prompt (GRPO) or sequence (SFT)."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each of some training sequences; empty where they are not known."""
     notes: list[str] = field(default_factory=list)
     """Of the data: rows that are too long."""
     rewards: list[str] = field(default_factory=list)

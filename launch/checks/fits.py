@@ -152,7 +152,8 @@ def check_bucket(config: RunConfig, shape: DecoderShape | None) -> None:
     on_gpus = config.policy.gpus_per_rank and config.rollout.gpus_per_engine
     if shape is None or not on_gpus or config.cluster.placement != "shared":
         return
-    numbers = shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
+    # Of a mixture of experts, there may be no matrix of intermediate_size.
+    numbers = shape.hidden_size * max(shape.vocab_size, 0 if shape.experts else shape.intermediate_size)
     needed = -(-numbers * DTYPE_BYTES[config.model.dtype] // 2**20)  # rounded up
     if config.rollout.transfer.bucket_mib < needed:
         raise UserError(

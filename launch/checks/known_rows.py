@@ -34,6 +34,8 @@ class Rows:
     """Columns that only some rows have -> the first row without, as data.train: row 11."""
     mean_tokens: float | None = None
     """Mean length of a prompt, sequence or pair; None when nothing was tokenised."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each sequence of the rows that were tokenised for that, as far as it may be read; none of prompts."""
     examples: list[ProbeRow] = field(default_factory=list)
     """Prompts to call rewards with."""
     notes: list[str] = field(default_factory=list)

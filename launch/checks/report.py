@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from actors.config import GroupConfig
+from actors.models.similar import padded_share
 from launch.checks.capacity import counted, machine_line, total_cpus, total_gpus
 from launch.checks.findings import Findings
 from launch.checks.known_sizes import arithmetic_of, memory_of
@@ -30,8 +31,8 @@ PLAIN_WIDTH = 120
 
 
 def as_object(findings: Findings) -> dict[str, object]:
-    """The report as JSON values: config, placement, arithmetic, memory (bytes of one process), rows too long, rewards
-    as called, and warnings."""
+    """The report as JSON values: config, placement, model, arithmetic, memory (bytes of one process), rows too long,
+    rewards as called, and warnings."""
     config = findings.config
     groups = [
         {**asdict(item), "zero_stage": _zero_stage(config, item), "bundles": config.cluster.placement}
@@ -41,6 +42,7 @@ def as_object(findings: Findings) -> dict[str, object]:
     return {
         "config": public_values(config),
         "placement": groups,
+        "model": _model_object(findings),
         "arithmetic": {**asdict(arithmetic_of(findings)), "rows": findings.rows, "mean_tokens": findings.mean_tokens},
         "memory": {"parameters": findings.parameters, "processes": memory},
         "data": findings.notes,
@@ -59,7 +61,7 @@ def print_tables(findings: Findings) -> None:
     console.print("\n[bold]placement[/]")
     _print_placement(console, findings.config)
     console.print("\n[bold]batches[/]")
-    for line in batch_lines(findings):
+    for line in batch_lines(findings) + model_lines(findings):
         console.print(escape(line))
     for line in findings.notes:
         console.print(escape(line))
@@ -106,6 +108,27 @@ def batch_lines(findings: Findings) -> list[str]:
     return lines
 
 
+def model_lines(findings: Findings) -> list[str]:
+    """How the model reads the sequences of a micro-batch, unless it reads them packed."""
+    family = findings.family
+    if family is None or family.way == "packed":
+        return []
+    share = _padding(findings)
+    padding = "" if share is None else f" (about {share:.0%} padding)"
+    return [f"model: {family.why}, so each sequence has a row of its own{padding}, and prompts are not shared"]
+
+
+def _model_object(findings: Findings) -> dict[str, object] | None:
+    family = findings.family
+    return family and {"way": family.way, "why": family.why, "padding": _padding(findings)}
+
+
+def _padding(findings: Findings) -> float | None:
+    """Share of padding in rows of the model's own; None where there are none, or no lengths are known."""
+    rows = findings.family is not None and findings.family.way == "rows"
+    return padded_share(findings.lengths) if rows and findings.lengths else None
+
+
 def _print_placement(console: Console, config: RunConfig) -> None:
     wanted = demands(config)
     table = Table("group", "processes", "CPUs each", "GPUs each", "threads each", "ZeRO stage", "bundles", box=SIMPLE)
@@ -146,7 +169,9 @@ def _print_memory(console: Console, findings: Findings) -> None:
 def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[str, int]) -> list[str]:
     config, rollout = findings.config, findings.config.rollout
     total = _size(sum(parts.total * counts[group] for group, parts in memory.items()))
-    lines = [f"model of {findings.parameters:,} parameters; {total} in all processes, activations at their most"]
+    known = findings.shape is not None and findings.shape.activations_known
+    activations = "activations at their most" if known else "without activations, which are not known for its layers"
+    lines = [f"model of {findings.parameters:,} parameters; {total} in all processes, {activations}"]
     if offloaded := memory["policy"].optimizer_offloaded:
         lines.append(f"policy: {_size(offloaded)} of the total is optimizer state in host memory")
     for group, parts in memory.items():
@@ -155,7 +180,7 @@ def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[st
     if "rollout" in memory and rollout.gpus_per_engine:
         share = rollout.gpu_share(shared=config.cluster.placement == "shared")
         lines.append(f"rollout: an engine's cache takes the rest of {share:.0%} of its GPUs")
-    elif "rollout" in memory and findings.shape:
+    elif "rollout" in memory and findings.shape and findings.shape.keeps_all:
         tokens = memory["rollout"].kv_cache // kv_bytes_per_token(findings.shape, config.model.dtype)
         lines.append(
             f"rollout: an engine's cache holds {tokens:,} tokens, {tokens // rollout.max_model_len} sequences of the "

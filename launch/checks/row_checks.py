@@ -118,6 +118,8 @@ def check_rows(config: RunConfig, where: Field, *, tokenise: bool, sets: Sets | 
         found.count += kept if where == "data.eval" or config.data.weights.get(name, 1) else 0
     found.columns = set.intersection(*columns)
     found.mean_tokens = sum(lengths) / len(lengths) if lengths else None
+    if kind.samples_responses:  # what was counted are prompts
+        found.lengths = []
     return found
 
 
@@ -230,7 +232,9 @@ def _measure(reading: "Reading[object]", tally: "Tally", lengths: list[int], fou
         items = reading.encode(wanted) if wanted else {}
         ids_of = (ids for item in items.values() for ids in _ids_of(item))
         unknown += sum(int(np.count_nonzero(ids == reading.unknown_id)) for ids in ids_of)
-        lengths += [_tokens(item) for index, item in items.items() if index < sample]
+        sampled = [_ids_of(item) for index, item in items.items() if index < sample]
+        lengths += [sum(map(len, each)) for each in sampled]
+        found.lengths += [min(len(ids), reading.limit) for each in sampled for ids in each]
         reading.limited(items, wanted, tally)
         tally.looked_at = seen
         late = time.process_time() > until + (_EXACT_COUNT_S if tally.over else 0)
@@ -291,11 +295,6 @@ def _bytes_of(example: object) -> int:
         return _bytes_of(example.prompt) + _bytes_of(example.completion)
     text = example.text if isinstance(example, Text) else str(example)
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
-
-
-def _tokens(item: object) -> int:
-    """Tokens of a prompt or sequence, of a pair those of both sequences."""
-    return sum(map(len, _ids_of(item)))
 
 
 def _ids_of(item: object) -> list[NDArray[np.int64]]:

@@ -40,6 +40,7 @@ ON_SEQUENCES = frozenset(
     (
         *(
             "model.chat_template",
+            "model.router_aux_loss",
             "data.template_arguments",
             "data.system_prompt",
             "data.overlong",

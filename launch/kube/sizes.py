@@ -95,8 +95,10 @@ def host_memory(config: RunConfig) -> dict[str, int] | None:
     """
     findings = sized(config)
     memory = memory_of(findings)
-    if not memory or findings.parameters is None:
+    if not memory or findings.parameters is None or findings.shape is None:
         return None
+    if not findings.shape.activations_known and not all(gpus_of(config, group) for group in memory):
+        return None  # of a process without a GPU, they are a large part
     weights = findings.parameters * DTYPE_BYTES[config.model.dtype]
     found = {}
     for group, parts in memory.items():
@@ -118,7 +120,7 @@ def sized(config: RunConfig) -> Findings:
     ):
         return findings
     if policy := read_policy(config):
-        findings.shape = decoder_shape(policy.values)
+        findings.shape = decoder_shape(policy.fields)
         findings.parameters = policy.parameters
     return findings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actors.config import UserError
-from launch.models.transformers_source import converted_types, source_directory
+from launch.models.transformers_source import converted_names, converted_types, source_directory
 
 _GIVEN = re.compile(r"\bself\.(\w+)\s*(?::[^=\n]+)?=|(?:register_parameter|register_buffer|add_module)\(\s*[\"'](\w+)")
 _TABLES = frozenset({"inv_freq", "masked_bias", "attn_mask", "position_ids", "rotary_emb"}) | frozenset(
@@ -110,7 +110,7 @@ def _family(kind: str) -> _Family | None:
     known = frozenset(first or second for text in sources for first, second in _GIVEN.findall(text))
     if kind in converted_types():
         experts = any(re.search(r"^class \w+Experts\b", text, re.MULTILINE) for text in models)
-        return _Family(known, frozenset(), _FOREIGN_CONVERTED, experts=experts)
+        return _Family(known | converted_names(), frozenset(), _FOREIGN_CONVERTED, experts=experts)
     required = frozenset(name for text in models for name in _of_each_layer(text))
     return _Family(known, required, _FOREIGN, biased=_may_be_biased(sources))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.config import UserError
-from launch.models.transformers_source import activations, rope_types
+from launch.models.transformers_source import activations, reads_rope_factor, rope_types
 
 _NUMBERS = (
     *("rms_norm_eps", "layer_norm_eps", "initializer_range", "rope_theta", "attention_dropout"),
@@ -42,8 +42,8 @@ def check_kinds(values: Mapping[str, object], path: Path, field: str, *, strict:
         raise UserError(f"{field}: {name} in {path} must be {rule}, got {short(value)}")
     if strict and values.get("hidden_act") is not None:
         _require_known(values["hidden_act"], activations(), f"{field}: hidden_act in {path}", "activations")
+    _check_rope(values, path, field)
     if strict:
-        _check_rope(values, path, field)
         _check_layers(values, path, field)
     for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
         value = values.get(name)
@@ -83,8 +83,14 @@ def _check_rope(values: Mapping[str, object], path: Path, field: str) -> None:
         for rope in each:
             kind = rope.get("rope_type", rope.get("type", "default"))  # older files say type
             where = f"{field}: rope_type of {name} in {path}"
-            _require_known(kind, rope_types(), where, "types of rotary positions")
-            if lacking := [key for key in _ROPE_NEEDS.get(kind, ()) if rope.get(key) is None]:
+            # Of text, the positions of images are plain ones.
+            older = {"mrope"} if str(values.get("model_type")).startswith("qwen2_") else set[str]()
+            known = rope_types() and rope_types() | older
+            _require_known(kind, known, where, "types of rotary positions")
+            needs = _ROPE_NEEDS.get(kind, ())
+            if kind != "default" and reads_rope_factor(str(values.get("model_type"))):
+                needs = ("factor", *needs)
+            if lacking := [key for key in needs if rope.get(key) is None]:
                 raise UserError(f"{field}: {name} in {path} must say {lacking[0]} for {kind}, got nothing")
 
 

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.failure import reason_of
+from actors.models.family import Family
 from actors.models.hub_cache import cached_snapshot, has_tokenizer, is_complete, is_hub_id
 from actors.models.safetensors_header import StoredTensor, parse_json
 from actors.models.skeleton import hf_config, vocabulary_size
 from actors.models.tokenizer import load_tokenizer, tokenizer_for
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
+from launch.models.class_fields import filled
+from launch.models.mixtures import check_mixture
 from launch.models.tensors import check_patterns, check_targets, check_tensors, trained_parameters
+from launch.models.trained_as import causal_family, scoring_family
 from launch.models.values import (
     architecture_of,
     check_architecture,
@@ -36,11 +40,15 @@ class Policy:
 
     values: Mapping[str, object]
     """The fields of its config.json."""
+    fields: Mapping[str, object]
+    """Those of its text part, with what its class fills in where that is known."""
     directory: Path | None = None
     """Where all its files are; None for `model.init`, and where the hub's cache does not hold all."""
     parameters: int | None = None
     tokenizer: bool = True
     """Whether its tokenizer can be read without the hub."""
+    family: Family | None = None
+    """How it is trained, where that is known: of models that are read, not of `model.init` or encoders."""
 
 
 def read_policy(config: RunConfig) -> Policy | None:
@@ -52,7 +60,7 @@ def read_policy(config: RunConfig) -> Policy | None:
     model, role = config.model, job_kind(config).role
     if model.init is not None:
         values = hf_config(model.init, model.dtype, vocabulary_size(model.init), 0, 0)
-        return Policy(values, parameters=counted_parameters(values))
+        return Policy(values, values, parameters=counted_parameters(values))
     assert model.path is not None, "ModelConfig guarantees exactly one of path and init"
     if model.revision and os.path.exists(model.path):
         raise UserError(f"model.revision: must be left out for a local directory ({model.path}), got {model.revision}")
@@ -64,14 +72,34 @@ def read_policy(config: RunConfig) -> Policy | None:
         if not is_complete(directory):
             values = config_values(directory, "model.path")
             check_architecture(values, role, directory, "model.path", config.algorithm.name)
+            family = _family_of(config, values, directory)
             parameters = counted_parameters(values) or indexed_parameters(values, directory)
-            return Policy(values, None, parameters, has_tokenizer(directory))
+            fields = _fields(config, values)
+            return Policy(values, fields, None, parameters, has_tokenizer(directory), family)
     values = model_values(directory)
     check_architecture(values, role, directory, "model.path", config.algorithm.name)
+    family = _family_of(config, values, directory)
     stored = check_tensors(values, directory, "model.path", role)
     if role == "scores":
         _require_one_score(stored or {}, directory, "model.path")
-    return Policy(values, directory, stored_parameters(stored) or counted_parameters(values))
+    parameters = stored_parameters(stored) or counted_parameters(values)
+    return Policy(values, _fields(config, values), directory, parameters, family=family)
+
+
+def _fields(config: RunConfig, values: Mapping[str, object]) -> Mapping[str, object]:
+    return values if job_kind(config).role == "encoder" else filled(values)
+
+
+def _family_of(config: RunConfig, values: Mapping[str, object], directory: Path) -> Family | None:
+    """How the policy's model is trained; raises UserError when it, or the critic that starts from it, cannot be."""
+    role = job_kind(config).role
+    if role == "encoder":
+        return None
+    if role == "scores":
+        return scoring_family(values, config.model, directory, "model.path")
+    if config.critic and config.critic.path is None and len(config.reward.models) != 1:
+        scoring_family(values, config.model, directory, "critic.path")
+    return causal_family(values, config.model, divided=config.policy.zero_stage == 3)
 
 
 def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:
@@ -95,9 +123,10 @@ def check_names(config: RunConfig, policy: Policy) -> None:
 
     Raises:
         UserError: a pattern of model.freeze or a target of model.lora that matches nothing; adapters for vLLM where it
-            serves none for this kind of model.
+            serves none for this kind of model; see `check_mixture`.
     """
     kind = job_kind(config)
+    check_mixture(config, policy.values, sampled=kind.samples_responses)
     if kind.samples_responses:
         _check_served(config, policy)
     names = trained_parameters(policy.values, kind.role, rerank=kind.reranks)
@@ -201,6 +230,7 @@ def check_reward_model(config: RunConfig, directory: Path, field: str) -> None:
             f"{directory}"
         )
     check_architecture(values, "scores", directory, field, "a reward model")
+    scoring_family(values, config.model, directory, field)
     stored = check_tensors(values, directory, field, "scores") or {}
     if not _require_one_score(stored, directory, field) and stored:
         raise UserError(f"{field}: must hold the weights of a score head (score.weight), got none in {directory}")
@@ -220,6 +250,7 @@ def check_critic(config: RunConfig, directory: Path, field: str) -> None:
     """Check that a critic can start from a directory: a model of any kind that reads the policy's tokens."""
     values = model_values(directory, field)
     check_architecture(values, "scores", directory, field, "a critic")
+    scoring_family(values, config.model, directory, field)
     _require_one_score(check_tensors(values, directory, field, "scores") or {}, directory, field)
     if config.critic and config.critic.lora and (names := trained_parameters(values, "scores")):
         check_targets(config.critic.lora, names, "critic.lora.targets")

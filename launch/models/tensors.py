@@ -13,7 +13,7 @@ from pathlib import Path
 from actors.config import LoraConfig, UserError
 from actors.models.safetensors_header import StoredTensor, layer_count, pickled_names, stored_tensors
 from launch.models.families import check_family
-from launch.models.transformers_source import causal_architectures
+from launch.models.transformers_source import causal_architectures, further_rows
 from launch.models.values import BERTS, DECODERS, REQUIRED, Role, architecture_of, model_values
 from launch.sizes.estimate import decoder_shape, size_in
 
@@ -193,7 +193,8 @@ def _check_embedding(
     rows, width = stored[found[0]].shape
     widths = [values[name] for name in _EMBEDDED if isinstance(values.get(name), int)]
     vocabulary = values.get("vocab_size")
-    if (isinstance(vocabulary, int) and rows != vocabulary) or (widths and width not in widths):
+    known = (vocabulary, vocabulary + further_rows(str(values["model_type"]))) if isinstance(vocabulary, int) else ()
+    if (known and rows not in known) or (widths and width not in widths):
         raise UserError(
             f"{field}: {found[0]} must have the shape that config.json says (vocab_size {vocabulary}, width "
             f"{' or '.join(map(str, dict.fromkeys(widths)))}), got {[rows, width]} in {directory}"

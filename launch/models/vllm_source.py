@@ -19,6 +19,15 @@ def serves_adapters(architecture: str) -> bool | None:
     return _inherits(*place) if place else None
 
 
+def is_served_natively(architecture: str) -> bool | None:
+    """Whether the installed vLLM has code of its own for a class of `architectures`, else it runs transformers'.
+
+    None where vLLM is not installed, or its source has another form than is known here.
+    """
+    known = _registered()
+    return architecture in known if known and architecture else None
+
+
 @cache
 def _registered() -> dict[str, tuple[str, str]]:
     """Class of config.json -> module and class of vLLM, of models that generate text."""

@@ -91,6 +91,7 @@ lora_dropout = model.lora.dropout
 target_modules, lora_target_modules = model.lora.targets | a list of names, or all-linear
 use_rslora = model.lora.rslora
 use_dora = model.lora.dora
+router_aux_loss_coef = model.router_aux_loss | null is what config.json says; there it is 0.001 for every mixture of experts
 modules_to_save, lora_modules_to_save, exclude_modules, layers_to_transform = - | model.lora.targets says what is adapted
 layers_pattern, rank_pattern, alpha_pattern, target_parameters = - | all adapters have one model.lora.rank and alpha
 init_lora_weights, loftq_config, eva_config, corda_config, lora_bias = - | adapters start as PEFT's default: at no change

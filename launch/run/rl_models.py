@@ -38,7 +38,7 @@ def spawn_models(config: RunConfig, directory: str, placement: Placement, roster
     from actors.train.policy import PolicyWorker
 
     policy = roster.add("policy", PolicyWorker, config.policy.timeout_s, placement)
-    policy.spawn(config.model, directory, config.policy, config.run.seed)
+    policy.spawn(config.model, directory, config.policy, config.run.seed, engine_length=config.rollout.max_model_len)
     spawn_holder(config, placement, roster)
     return Models(
         policy=policy,
@@ -76,7 +76,8 @@ def _spawn_reference(
     group = roster.add("reference", ReferenceWorker, config.reference.timeout_s, placement)
     # The initial policy: adapters begin as no change, so it is the model without them.
     plain = config.model.model_copy(update={"lora": None, "freeze": []})
-    group.spawn(plain, directory, config.reference, config.run.seed)
+    length = config.rollout.max_model_len
+    group.spawn(plain, directory, config.reference, config.run.seed, engine_length=length)
     return group
 
 
@@ -111,9 +112,11 @@ def _spawn_critic(
         path = located(path, field="critic.path")
         require_same_tokens(directory, path, "critic.path")
     model = _other_model(config, path) if path else config.model
-    model = model.model_copy(update={"lora": config.critic.lora, "quantize": None, "freeze": []})
+    own = {"lora": config.critic.lora, "quantize": None, "freeze": [], "router_aux_loss": None}
+    model = model.model_copy(update=own)
     group = roster.add("critic", CriticWorker, config.critic.timeout_s, placement)
-    group.spawn(model, path or directory, config.critic, config.run.seed)
+    length = config.rollout.max_model_len
+    group.spawn(model, path or directory, config.critic, config.run.seed, engine_length=length)
     return group
 
 
@@ -129,4 +132,4 @@ def _other_model(config: RunConfig, path: str) -> ModelConfig:
     """The settings of a model beside the policy."""
     # `revision` and `init` say where the policy is from, the others what of it is trained.
     own = {"path": path, "revision": None, "init": None, "lora": None, "quantize": None, "freeze": []}
-    return config.model.model_copy(update=own)
+    return config.model.model_copy(update=own | {"router_aux_loss": None})

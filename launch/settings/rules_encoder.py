@@ -23,6 +23,7 @@ def check_texts(config: RunConfig) -> None:
     refuse_unused(data, "eval_fraction", why=why, section="data.")
     refuse_unused(data, "max_bad_rows", why=f"for {name}, which skips no rows", section="data.")
     refuse_unused(data, "weights", why=f"for {name}, whose tasks have a share (algorithm.tasks)", section="data.")
+    refuse_unused(config.model, "router_aux_loss", why=f"for {name}, which balances no experts", section="model.")
     refuse_unused(config.policy, "logprob_chunk_tokens", why=f"for {name}, which has no logits", section="policy.")
 
 

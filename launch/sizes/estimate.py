@@ -11,11 +11,14 @@ from actors.config import Dtype, GroupConfig, ModelConfig, OptimizerConfig, Trai
 from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
+from launch.sizes.layers import expert_count, expert_size, has_windows, head_size, is_recurrent
 
 GIB = 2**30
 FLOAT32 = 4
 _BERT_FAMILIES = ("bert", "roberta", "xlm-roberta")
 """Names of architectures with the parameters of a BERT."""
+_DENSE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Names of those with the parameters of a decoder like ours."""
 DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
 
 TRAINER_BASE = 400 * 2**20
@@ -28,13 +31,14 @@ HOLDER_BASE = 300 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """The numbers of a dense decoder that decide its size (Llama, Mistral, Qwen2 and Qwen3 families)."""
+    """The numbers of a decoder that decide its size; all of it of the Llama, Mistral, Qwen2 and Qwen3 families."""
 
     hidden_size: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
+    """0: keys or values are of several sizes, or kept as something smaller."""
     intermediate_size: int
     vocab_size: int
     tie_embeddings: bool
@@ -42,10 +46,28 @@ class DecoderShape:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    experts: int = 0
+    """Experts of a layer."""
+    expert_size: int = 0
+    """Numbers of a token in all experts that it goes through, at most; 0: not known."""
+    windows: bool = False
+    """Whether layers may see a part of the sequence alone."""
+    recurrent: bool = False
+    """Whether layers may be something else than attention."""
+
+    @property
+    def activations_known(self) -> bool:
+        """Whether these numbers tell what a token leaves in a layer for the backward pass."""
+        return bool(self.head_dim) and not self.recurrent and bool(self.expert_size or not self.experts)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether an engine keeps keys and values of every token in every layer."""
+        return bool(self.head_dim) and not (self.recurrent or self.windows)
 
 
 def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
-    """Shape from the fields of a Hugging Face config.json; None when it does not describe a decoder like ours."""
+    """Shape from the fields of a Hugging Face config.json; None when it does not describe a decoder."""
     try:
         heads, hidden = size_in(config, "num_attention_heads"), size_in(config, "hidden_size")
         family = config["model_type"]
@@ -55,7 +77,7 @@ def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
             layers=size_in(config, "num_hidden_layers"),
             heads=heads,
             kv_heads=size_in(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads,
-            head_dim=size_in(config, "head_dim") if config.get("head_dim") else hidden // heads,
+            head_dim=head_size(config, hidden // heads),
             intermediate_size=size_in(config, "intermediate_size"),
             vocab_size=size_in(config, "vocab_size"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -64,8 +86,12 @@ def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
             output_bias=family != "qwen2" and attention_bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
             qk_norm=family == "qwen3",
+            experts=expert_count(config),
+            expert_size=expert_size(config),
+            windows=has_windows(config),
+            recurrent=is_recurrent(config),
         )
-    except (KeyError, TypeError):  # some families have a list, with a number for each layer
+    except (KeyError, TypeError, ZeroDivisionError):  # some families have a list, with a number for each layer
         return None
 
 
@@ -108,10 +134,10 @@ def encoder_parameters(config: Mapping[str, object]) -> int:
 def counted_parameters(config: Mapping[str, object]) -> int | None:
     """Parameters from the fields of a Hugging Face config.json; None when it describes neither a decoder like ours nor
     a BERT."""
-    shape = decoder_shape(config)
-    if shape is None:
+    shape, family = decoder_shape(config), config.get("model_type")
+    if shape is None or family not in (*_BERT_FAMILIES, *_DENSE_FAMILIES):
         return None
-    return encoder_parameters(config) if config["model_type"] in _BERT_FAMILIES else parameter_count(shape)
+    return encoder_parameters(config) if family in _BERT_FAMILIES else parameter_count(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +173,8 @@ def trainer_memory(
     # Recomputed, only one layer is there at a time, beside what each of them has been given.
     kept_layers = 1 if gradient_checkpointing else shape.layers
     boundaries = shape.layers * shape.hidden_size if gradient_checkpointing else 0
-    per_token = kept_layers * _layer_activations(shape) + boundaries
+    each = _layer_activations(shape)
+    per_token = kept_layers * each + boundaries if each else 0
     return Memory(
         **_weights(shape, parameters, group, dtype),
         gradients=parameters * DTYPE_BYTES[dtype] // (ranks if stage >= 2 else 1),
@@ -202,7 +229,7 @@ def rollout_memory(parameters: int, rollout: RolloutConfig, model: ModelConfig) 
 
 
 def kv_bytes_per_token(shape: DecoderShape, dtype: Dtype) -> int:
-    """Bytes of keys and values that one token keeps in all layers of an engine."""
+    """Bytes of keys and values that one token keeps in all layers of an engine, where it `keeps_all`."""
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * DTYPE_BYTES[dtype]
 
 
@@ -222,10 +249,14 @@ def _layer_activations(shape: DecoderShape) -> int:
     """Numbers per token that a layer keeps for its backward pass, a rough upper bound.
 
     Two norms (input, float32 copy counted twice, output: 8 h), two residual sums (2 h), queries and attention output
-    before and after rotation (3 q), keys and values (3 k), gate, its activation, up and their product (4 i).
+    before and after rotation (3 q), keys and values (3 k), gate, its activation, up and their product (4 i). 0 where
+    the shape does not tell.
     """
+    if not shape.activations_known:
+        return 0
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return 10 * shape.hidden_size + 3 * queries + 3 * keys + 4 * shape.intermediate_size
+    inner = max(shape.intermediate_size, shape.expert_size)
+    return 10 * shape.hidden_size + 3 * queries + 3 * keys + 4 * inner
 
 
 @dataclass(frozen=True, slots=True)

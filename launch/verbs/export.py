@@ -76,7 +76,7 @@ def _merge(directory: Path, output: str | None) -> int:
     target = _target(output)
     base = _base_of(directory)
     # Takes seconds, which only those who merge shall wait.
-    from actors.models.lora import merge_adapter
+    from actors.models.adapter_files import merge_adapter
 
     try:
         lost = merge_adapter(directory, str(base), target)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from actors.config import LoraConfig, ModelConfig, ModelInit
+from actors.models.adapter_files import adapter_config, adapter_state, merge_adapter, write_adapter
 from actors.models.adapter_settings import write_adapter_settings
 from actors.models.chat_settings import ChatSettings, write_chat_settings
 from actors.models.export import export_model
 from actors.models.load import load_model
-from actors.models.lora import adapter_config, adapter_state, add_adapters, merge_adapter, write_adapter
+from actors.models.lora import add_adapters
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
 from tests.interop.agreement import LEARNED

@@ -1,0 +1,115 @@
+"""The fields of a model's configuration as its class in transformers fills them in, read in its source: to import the
+class takes seconds and torch."""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+from launch.models.model_classes import Place, assigned, lineage, resolved
+from launch.models.transformers_source import config_classes, source_directory
+
+_TEXT_PARTS = ("text_encoder", "decoder", "generator", "text_config")
+"""Names of the part of a configuration that describes what reads text."""
+_KINDS = ("layer_types", "layers_block_type")
+
+
+def filled(values: Mapping[str, object]) -> dict[str, object]:
+    """The fields of the text part of a config.json, with those that its class gives where the file has none.
+
+    Of kinds of layers that the class makes of other fields, these are the kinds that there may be, each once.
+    """
+    place, given = _text_part(values)
+    found: dict[str, object] = {}
+    for name, value in _constants(place) if place else ():
+        found[name] = value
+    names = found.pop("attribute_map", None)
+    kind = found.pop("model_type", None)
+    found |= given
+    if kind:
+        found["model_type"] = kind
+    for name in _KINDS:
+        if place and found.get(name) is None and (kinds := _kinds_made(place, name)):
+            found[name] = kinds
+    for name, other in names.items() if isinstance(names, dict) else ():
+        if name in given:
+            found[other] = given[name]
+        elif other in found:
+            found.setdefault(name, found[other])
+    return found
+
+
+def _text_part(values: Mapping[str, object]) -> tuple[Place | None, Mapping[str, object]]:
+    """The class of the configuration's part that describes what reads text, and its fields; all of it in most."""
+    whole = _class_of(str(values.get("model_type")))
+    parts = dict(_parts(whole)) if whole else {}
+    for name in _TEXT_PARTS:
+        part = values.get(name)
+        if isinstance(part, dict):
+            return _class_of(str(part.get("model_type"))) or parts.get(name), part
+        if name in parts and name not in values:
+            return parts[name], {}
+    return whole, values
+
+
+@cache
+def _class_of(kind: str) -> Place | None:
+    directory, name = source_directory(kind), config_classes().get(kind)
+    for file in sorted(directory.glob("configuration_*.py")) if directory and name else ():
+        if re.search(rf"^class {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE):
+            return Place(file, str(name))
+    return None
+
+
+def _parts(place: Place) -> Iterator[tuple[str, Place]]:
+    """Name and class of the parts of a configuration."""
+    for file, node in lineage(place):
+        for name, value in assigned(node):
+            if name == "sub_configs" and isinstance(value, ast.Dict):
+                for key, part in zip(value.keys, value.values, strict=True):
+                    if isinstance(key, ast.Constant) and isinstance(part, ast.Name):
+                        found = resolved(file, part.id)
+                        if found and found.file.name.startswith("configuration_"):
+                            yield str(key.value), found
+
+
+def _constants(place: Place) -> Iterator[tuple[str, object]]:
+    """Fields to which a class gives a constant, those of its bases first."""
+    for _, node in reversed(list(lineage(place))):
+        fields = {ast.unparse(line.target) for line in node.body if isinstance(line, ast.AnnAssign)}
+        for name, value in assigned(node):
+            if name in fields or name in ("model_type", "attribute_map"):
+                try:
+                    yield name, ast.literal_eval(value)
+                except ValueError:  # made of something else
+                    continue
+
+
+def _kinds_made(place: Place, field: str) -> list[str]:
+    """Kinds of layers that a class, or else the first of its bases that does so, may give to a field."""
+    for file, node in lineage(place):
+        if field not in file.read_text(encoding="utf-8"):
+            continue
+        values = [line.value for line in ast.walk(node) if isinstance(line, ast.Assign) and _is_of(line, field)]
+        if kinds := sorted({text for value in values for text in _texts(value)}):
+            return kinds
+    return []
+
+
+def _is_of(line: ast.Assign, field: str) -> bool:
+    return ast.unparse(line.targets[0]).partition("[")[0] == f"self.{field}"
+
+
+def _texts(value: ast.expr) -> Iterator[str]:
+    """Texts that an expression may give, alone or in a list, as far as they stand in it."""
+    match value:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=one, orelse=other) | ast.BinOp(left=one, right=other):
+            yield from _texts(one)
+            yield from _texts(other)
+        case ast.List(elts=parts):
+            for part in parts:
+                yield from _texts(part)
+        case ast.ListComp(elt=part):
+            yield from _texts(part)
