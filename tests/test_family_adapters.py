@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from actors.config import LoraConfig, UserError
-from actors.models.lora import add_adapters, linear_layers, plain_parameters
+from actors.models.adaptable import linear_layers
+from actors.models.lora import add_adapters, plain_parameters
 from tests.families.table import build
 from tests.test_families import alone, sequences
 

@@ -14,15 +14,12 @@ PEFT takes seconds to import, so only functions that need it do.
 
 import difflib
 import importlib.util
-import inspect
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import partial
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -36,9 +33,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from actors.config import LoraConfig, ModelConfig, UserError
+from actors.models.adaptable import linear_layers, score_heads
 from actors.models.dividing import gathered_by_peft
 from actors.models.experts import (
-    ROUTER,
     adapted_experts,
     adapter_of,
     add_expert_adapters,
@@ -53,7 +50,6 @@ Gather = Callable[[Sequence[torch.Tensor]], AbstractContextManager[object]]
 """A context in which the parameters are whole also under ZeRO-3, where every rank must enter it."""
 
 ADAPTER = "default"
-_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size|is_cuda))")
 
 
 def select_trained(model: PreTrainedModel, config: ModelConfig, seed: int) -> None:
@@ -118,37 +114,6 @@ def _refuse_variants(config: LoraConfig, model: PreTrainedModel, settings: Any) 
             )
 
 
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that can have adapters: all but the output embedding, score heads, the pooler of a
-    bare encoder, which is not read, routers of experts, and layers whose weight others take, or share."""
-    output = model.get_output_embeddings()
-    heads = score_heads(model)
-    routers = [name for name, module in model.named_modules() if ROUTER.search(type(module).__name__)]
-    apart = tuple(f"{name}." for name in [*(heads or ["pooler"]), *routers])
-    linear = {name: each for name, each in model.named_modules() if isinstance(each, (torch.nn.Linear, Conv1D))}
-    uses = Counter(id(module.weight) for module in linear.values())
-    return [
-        name
-        for name, module in linear.items()
-        if module is not output and _is_called(model, name) and uses[id(module.weight)] == 1
-        if not f"{name}.".startswith(apart) and not name.endswith(".router")
-    ]
-
-
-def _is_called(model: PreTrainedModel, name: str) -> bool:
-    """Whether a linear layer, and so its adapter, computes what its weight is used for: Mamba's, for one, are read by
-    the module around them, and layers of groups only look like linear ones."""
-    parent, _, last = name.rpartition(".")
-    grouped = "Grouped" in type(model.get_submodule(name)).__name__
-    return not grouped and last not in _weights_read(type(model.get_submodule(parent)))
-
-
-@cache
-def _weights_read(kind: type) -> frozenset[str]:
-    """Submodules of which the code of a class takes the weight itself."""
-    return frozenset(_WEIGHT.findall(inspect.getsource(kind)))
-
-
 def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
     """Last parts of the names of the layers that get adapters, such as q_proj, in the causal model of `directory`."""
     if config.targets != "all-linear":
@@ -176,16 +141,6 @@ def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
             )
         found += matching
     return sorted(set(found))
-
-
-def score_heads(model: PreTrainedModel) -> list[str]:
-    """Names of the modules between a classifier's body and its scores: what a new head has no trained weights for."""
-    body = model.base_model_prefix
-    if model.get_output_embeddings() is not None or not isinstance(getattr(model, body, None), torch.nn.Module):
-        return []
-    behind = [name for name, module in model.named_children() if name != body and list(module.parameters())]
-    pooler = getattr(getattr(model, body), "pooler", None)
-    return behind + [f"{body}.pooler"] * isinstance(pooler, torch.nn.Module)
 
 
 def _task_type(model: PreTrainedModel) -> str:
