@@ -185,7 +185,8 @@ def test_every_family_passes_or_is_refused_as_it_would_be_when_it_is_loaded(name
     longest = json.loads(Path(model_in(here / "model", name), "config.json").read_text()).get("max_position_embeddings")
     lengths = {"max_length": min(64, longest)} if isinstance(longest, int) else {}
     lengths |= {"overlong": "drop"}
-    for job, task in ((SFT, "CausalLM"), (REWARD, "SequenceClassification")):
+    jobs: list[tuple[dict[str, Any], Task]] = [(SFT, "CausalLM"), (REWARD, "SequenceClassification")]
+    for job, task in jobs:
         found = problems("model", job, data=job.get("data", {"train": "rows.jsonl"}) | lengths)
         expected = by_source(json.loads(Path("model/config.json").read_text()), task)[1]
         by_architecture = f"model.path: must be a causal language model for {job['algorithm']['name']}"
