@@ -66,10 +66,12 @@ class ChecksumMixin:
     model: Any
     device: torch.device
     received: dict[str, int]
+    kernels: list[tuple[Any, Any]]
     remember: bool = True
 
     def start_weight_update(self) -> None:
         self.received = {}
+        self.kernels = _forget_expert_kernels(self.model) if self.device.type == "cpu" else []
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: object) -> None:
@@ -104,7 +106,22 @@ class ChecksumMixin:
     def finish_weight_update(self) -> None:
         super().finish_weight_update()  # type: ignore[misc]
         if self.device.type == "cpu":
+            for method, kernel in self.kernels:
+                method.moe_kernel = method.moe_kernel or kernel
             _repack_output_embeddings(self.model)
+
+
+def _forget_expert_kernels(model: torch.nn.Module) -> list[tuple[Any, Any]]:
+    """Let the layers of experts be set up anew; returns what has set them up, and the kernels that they had, which those
+    that get no weights need again.
+
+    On CPU their weights are packed when a kernel is made, and vLLM makes none where it finds one.
+    """
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+    kernels = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
+    for method, _ in kernels:
+        method.moe_kernel = None
+    return kernels
 
 
 def _repack_output_embeddings(model: torch.nn.Module) -> None:
