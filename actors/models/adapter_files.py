@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from actors.files.readable import make_readable
+from actors.models.adaptable import score_heads
 from actors.models.adapter_settings import settings_of_merged
 from actors.models.experts import adapted_experts, adapter_of, expert_tensors, peft_form, peft_names
 from actors.models.hub_cache import split_commit
@@ -30,7 +31,6 @@ from actors.models.lora import (
     adapted_layers,
     adapter_parameters,
     parameter_metas,
-    score_heads,
 )
 from actors.models.peft_names import names_in_directory
 

@@ -33,9 +33,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from actors.config import LoraConfig, ModelConfig, UserError
+from actors.models.adaptable import linear_layers, score_heads
 from actors.models.dividing import gathered_by_peft
 from actors.models.experts import (
-    ROUTER,
     adapted_experts,
     adapter_of,
     add_expert_adapters,
@@ -114,21 +114,6 @@ def _refuse_variants(config: LoraConfig, model: PreTrainedModel, settings: Any) 
             )
 
 
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that can have adapters: all but the output embedding, score heads, the pooler of a
-    bare encoder, which is not read, and routers of experts."""
-    output = model.get_output_embeddings()
-    heads = score_heads(model)
-    routers = [name for name, module in model.named_modules() if ROUTER.search(type(module).__name__)]
-    apart = tuple(f"{name}." for name in [*(heads or ["pooler"]), *routers])
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output
-        if not f"{name}.".startswith(apart) and not name.endswith(".router")
-    ]
-
-
 def adapted_layer_kinds(directory: str, config: LoraConfig) -> list[str]:
     """Last parts of the names of the layers that get adapters, such as q_proj, in the causal model of `directory`."""
     if config.targets != "all-linear":
@@ -156,16 +141,6 @@ def _targets(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
             )
         found += matching
     return sorted(set(found))
-
-
-def score_heads(model: PreTrainedModel) -> list[str]:
-    """Names of the modules between a classifier's body and its scores: what a new head has no trained weights for."""
-    body = model.base_model_prefix
-    if model.get_output_embeddings() is not None or not isinstance(getattr(model, body, None), torch.nn.Module):
-        return []
-    behind = [name for name, module in model.named_children() if name != body and list(module.parameters())]
-    pooler = getattr(getattr(model, body), "pooler", None)
-    return behind + [f"{body}.pooler"] * isinstance(pooler, torch.nn.Module)
 
 
 def _task_type(model: PreTrainedModel) -> str:

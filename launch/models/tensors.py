@@ -25,7 +25,7 @@ _EMBEDDED = ("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_p
 _OWN_PARAMETER = re.compile(r"layers?\.\d+\.(self_attn|mlp|attention|\w*layernorm).*\.(weight|bias)$")
 """Tensors of a layer that a model either has or is wrong without; old files hold tables beside them."""
 _APART = re.compile(r"(^|\.)(embed_tokens|lm_head|score|pooler|classifier|embeddings)\.")
-"""Matrices that are no linear layers with adapters: see `linear_layers` of actors/models/lora.py."""
+"""Matrices that are no linear layers with adapters: see `linear_layers` of actors/models/adaptable.py."""
 
 
 def check_whole(directory: Path, field: str) -> dict[str, object]:
