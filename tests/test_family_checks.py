@@ -95,7 +95,7 @@ def by_source(values: dict[str, Any], task: Task) -> tuple[Way | None, str]:
     model = ModelConfig(path="x")
     try:
         if task == "CausalLM":
-            family = trained_as.causal_family(values, model, divided=False)
+            family = trained_as.causal_family(values, model)
         else:
             family = trained_as.scoring_family(values, model, "x", "model.path")
     except UserError as error:
@@ -282,8 +282,10 @@ def test_kinds_that_nobody_has_tried(here: Path, monkeypatch: pytest.MonkeyPatch
     assert (
         check(path, SFT).warnings[-1].startswith("model.path: llama is of a kind that Tandem does not know: the run ")
     )
-    assert problems(path, SFT, policy={"zero_stage": 3}) == [
-        "policy.zero_stage: must be at most 2 for a llama, which Tandem does not know and tries first, got 3"
+    told = ": must be at most 2 for a llama, which Tandem does not know and tries first, got 3"
+    assert problems(path, SFT, policy={"zero_stage": 3}) == [f"policy.zero_stage{told}"]
+    assert problems(path, GRPO, algorithm={"kl_coef": 0.1}, reference={"zero_stage": 3}) == [
+        f"reference.zero_stage{told}"
     ]
     assert problems(path, REWARD) == ["model.path: must be of a kind that Tandem knows to give scores, got a llama"]
 

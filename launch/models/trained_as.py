@@ -1,6 +1,6 @@
 """Which way a model goes in training, and what it cannot be trained with, as loading it would tell. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from actors.config import ModelConfig
 from actors.models.family import Family, family_of
@@ -17,13 +17,13 @@ from launch.models.class_fields import filled
 from launch.models.model_classes import ClassPlace, Task, class_for, has_linear_score, is_listed, says, traits_in
 
 
-def causal_family(values: Mapping[str, object], model: ModelConfig, *, divided: bool) -> Family | None:
+def causal_family(values: Mapping[str, object], model: ModelConfig, divided: Collection[str] = ()) -> Family | None:
     """The family of a causal language model with these fields of its config.json; None where the source of the
     installed transformers does not tell.
 
     Args:
         model: how it shall be trained.
-        divided: whether its weights are divided over the ranks.
+        divided: groups over whose ranks its weights are divided.
 
     Raises:
         UserError: as `load_model` does.
@@ -34,7 +34,8 @@ def causal_family(values: Mapping[str, object], model: ModelConfig, *, divided: 
         return None
     family = family_of(text, traits_in(place), "model.path")
     _check_settings(kind, place, family, model)
-    check_tried_whole(kind, str(text.get("model_type")), divided=divided)
+    for group in divided:
+        check_tried_whole(kind, str(text.get("model_type")), divided=True, group=group)
     return family
 
 
