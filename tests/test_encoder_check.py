@@ -183,6 +183,13 @@ def test_models_of_another_kind() -> None:
     checked("embedding", model="three", pooling="cls")  # of which only the body is used
 
 
+def test_a_kind_that_gives_no_scores_is_no_reranker() -> None:
+    body("granite", model_type="granite", architectures=["GraniteForCausalLM"])
+    line = "model.path: must be a model that transformers has for SequenceClassification, got a granite"
+    assert problems("reranker", model="granite") == [line]
+    checked("embedding", model="granite", pooling="last")
+
+
 def test_check_agrees_with_what_loads() -> None:
     """Of directories that transformers and sentence-transformers write."""
     from sentence_transformers import CrossEncoder

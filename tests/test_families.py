@@ -14,6 +14,7 @@ from actors.episodes import Sequence
 from actors.models.family import Family
 from actors.models.load import TokenLogprobs, load_model
 from actors.models.packed import pack
+from actors.models.rope import RopeRule
 from actors.models.tried import TRIED
 from tests.families.not_causal import NOT_CAUSAL
 from tests.families.table import FAMILIES, build, config_of
@@ -148,3 +149,19 @@ def test_a_difference_that_is_no_number_is_one(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("actors.models.trial.TRIED", frozenset())
     with pytest.raises(UserError, match="got a difference of nan in a llama"):
         load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["gemma2 sharp caps", "granite_swa"])
+def test_rows_keep_caps_and_sinks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where something else than these has the model read in rows: its SDPA would leave them out."""
+    plain = wanted(name)
+    plain.set_attn_implementation("eager")
+    plain.save_pretrained(tmp_path)
+    monkeypatch.setattr(RopeRule, "depends", True)
+    module = TokenLogprobs(load_model(ModelConfig(path=str(tmp_path)), str(tmp_path)))
+    assert module.body.family.way == "rows" and not module.shares_prompts
+    rows = sequences(100)
+    batch = pack(rows, {}, torch.device("cpu"))
+    parts = [part[row.action_mask] for part, row in zip(batch.split(module(batch, 1.0, 64)[0]), rows, strict=True)]
+    expected = torch.cat([alone(plain, row) for row in rows]).detach().numpy()
+    assert np.abs(np.concatenate(parts) - expected).max() <= 2e-4

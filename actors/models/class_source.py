@@ -44,7 +44,7 @@ class ClassSource:
 @cache
 def class_source(file: Path, name: str) -> ClassSource:
     """What the class `name` in a file of transformers says, and the layers there."""
-    classes = classes_in(parsed(file))
+    classes = classes_in(module_of(file))
     text = [node for node in classes.values() if not _OTHERS.search(node.name)]
     calls = [node for each in text for node in ast.walk(each) if isinstance(node, ast.Call)]
     return ClassSource(
@@ -58,7 +58,7 @@ def class_source(file: Path, name: str) -> ClassSource:
 
 
 @cache
-def parsed(file: Path) -> ast.Module:
+def module_of(file: Path) -> ast.Module:
     """The source in a file."""
     return ast.parse(file.read_text(encoding="utf-8"))
 

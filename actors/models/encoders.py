@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.config import EncoderHead, ModelConfig, UserError
+from actors.failure import reason_of
 from actors.files.readable import make_readable
 from actors.files.stored import only_data
 from actors.models.as_source import restore_settings
@@ -29,6 +30,7 @@ from actors.models.lora import Gather
 from actors.models.precision import TORCH_DTYPES
 from actors.models.tensor_files import Meta
 from actors.models.tokenizer_files import restore_tokenizer
+from actors.models.unfit import unlisted
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -40,6 +42,8 @@ _POOLING = {"cls": "cls", "mean": "mean", "last": "lasttoken", "max": "max"}
 """Our name -> that of sentence-transformers."""
 _CHANGED = "_separates_pairs_by_tandem"
 """Attribute of a tokenizer that encodes otherwise than the files that it was loaded from."""
+_TURNED = "_is_padded_on_the_right_by_tandem"
+"""Attribute of a tokenizer that pads on the other side than those files say."""
 
 
 def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None = None) -> Any:
@@ -68,12 +72,17 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider:
 
 
 def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None) -> Any:
-    with only_data(directory), loading(divider):
-        loaded: Any = (
-            _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
-        )
+    _require_kind(head, directory)
+    try:
+        with only_data(directory), loading(divider):
+            loaded: Any = (
+                _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
+            )
+    except (ImportError, OSError) as error:  # of what models of more than text are read with
+        raise UserError(f"model.path: cannot be loaded to read texts, {reason_of(error)}, got {directory}") from error
     if loaded.transformers_model is None:
         raise UserError(f"model.path: must have a transformer, which this job trains, got none in {directory}")
+    pad_behind(loaded)
     _limit_length(loaded, head)
     loaded[0].unpad_inputs = False  # the ranks cut padded inputs into micro-batches
     pooler = getattr(loaded.transformers_model, "pooler", None)
@@ -87,6 +96,30 @@ def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divide
         loaded.transformers_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Loaded models are in evaluation mode, in which dropout and gradient checkpointing do nothing.
     return loaded.train()
+
+
+def _require_kind(head: EncoderHead, directory: str) -> None:
+    """Raise UserError unless transformers has a model of this kind for the job."""
+    if not (Path(directory) / "config.json").is_file():
+        return
+    task, loader = "", AutoModel
+    if head.kind == "reranker":
+        task, loader = "SequenceClassification", AutoModelForSequenceClassification
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    classes: Any = loader._model_mapping
+    if type(config) not in classes:
+        raise unlisted(config.model_type, task or "texts")
+
+
+def pad_behind(loaded: "Encoder") -> None:
+    """Let texts be padded at their ends: no token of a causal model sees that, and none is counted from another place.
+
+    At their beginnings, recurrent state would run through it, and most models would count it.
+    """
+    tokenizer: Any = loaded.tokenizer
+    if tokenizer.padding_side == "left":
+        tokenizer.padding_side = "right"
+        setattr(tokenizer, _TURNED, True)
 
 
 def _read_out_in_float32(loaded: Any) -> None:
@@ -109,7 +142,8 @@ def _tokens_in_float32(
 
 
 def _limit_length(loaded: Any, head: EncoderHead) -> None:
-    positions = getattr(loaded.transformers_model.config, "max_position_embeddings", None)
+    given = getattr(loaded.transformers_model.config, "max_position_embeddings", None)
+    positions = given if isinstance(given, int) and given > 0 else None  # -1: without end
     for name, module in loaded.transformers_model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding's
@@ -314,9 +348,9 @@ def write_encoder(
     model.save(str(directory))
     source = body.config.name_or_path
     restore_settings(directory, source, scores=head.kind == "reranker")
-    changed = getattr(model.tokenizer, _CHANGED, False)
+    changed, turned = (getattr(model.tokenizer, name, False) for name in (_CHANGED, _TURNED))
     for file in list(directory.rglob("tokenizer_config.json")):
-        restore_tokenizer(file.parent, source, changed=changed)
+        restore_tokenizer(file.parent, source, changed=changed, turned=turned)
     make_readable(directory)
     if tensors is None:
         # What cannot be read back is noticed before training, not by the user.
@@ -347,4 +381,5 @@ def load_guide(path: str, device: torch.device) -> Any:
     with only_data(directory):
         loaded = SentenceTransformer(directory, device=str(device), trust_remote_code=False)
         keep_texts(loaded, directory, "algorithm.guide")
+        pad_behind(loaded)
         return loaded.requires_grad_(False).eval()

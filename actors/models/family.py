@@ -19,6 +19,7 @@ _ATTENTION_KINDS = frozenset(("full_attention", "sliding_attention", "chunked_at
 """Kinds of layers in which tokens meet in attention alone, and only in what our attention computes."""
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Fields that say where the logits are capped."""
+_SCORE_CAP = "attn_logit_softcapping"
 _REFUSED_FIELDS = {
     "keep_window_size": "chooses what a token sees by what comes after it",
     "unpadded_vocab_size": "has logits of fewer tokens than its embedding has rows",
@@ -100,7 +101,8 @@ def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "m
         logit_factor=factor,
         logit_cap=next(filter(None, (_number(values, name) for name in _CAPS)), None),
         embeds=traits.source.embeds,
-        own_attention="sdpa" if traits.sdpa else "eager",
+        # transformers' SDPA leaves out sinks and caps of scores, without a word.
+        own_attention="eager" if not traits.sdpa or traits.source.sinks or values.get(_SCORE_CAP) else "sdpa",
         bf16=kind not in _FLOAT32_ALONE,
         flash=traits.flash and not traits.source.sinks and "chunked_attention" not in _kinds(values),
     )

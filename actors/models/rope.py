@@ -17,7 +17,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from actors.config import UserError
-from actors.models.unfit import check_rope_type
 
 ENGINE_LENGTH = "rollout.max_prompt_tokens + rollout.max_response_tokens"
 _TEMPERATURE_FROM = 32768
@@ -137,7 +136,9 @@ def refuse_unknown_ropes(config: PretrainedConfig) -> None:
     given = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     known = {"default", *ROPE_INIT_FUNCTIONS}
     for rope in [value for value in given.values() if isinstance(value, dict)] or [given]:
-        check_rope_type(str(rope.get("rope_type", "default")), known)
+        kind = rope.get("rope_type", "default")
+        if kind not in known:
+            raise UserError(f"model.path: rope_type must be one of {', '.join(sorted(known))}, got {kind!s:.80}")
 
 
 def _rope_types(module: Any) -> dict[str | None, str]:

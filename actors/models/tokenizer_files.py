@@ -6,6 +6,7 @@ of other libraries. What is changed all the same:
 
     tokenizer.json           of a reranker whose tokenizer had no border between two texts
     model_max_length         of an embedding model or reranker that reads fewer tokens than before
+    padding_side             of one whose tokenizer padded on the left: it is trained with padding on the right
     auto_map                 is left out: a source's own code is not copied
     files that are links     are written anew where they lead out of the source
 """
@@ -43,26 +44,28 @@ def copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path, source
             _copy(file, directory / file.relative_to(source))
 
 
-def restore_tokenizer(directory: Path, source: str, *, changed: bool) -> None:
+def restore_tokenizer(directory: Path, source: str, *, changed: bool, turned: bool = False) -> None:
     """Give a tokenizer that transformers has just written to `directory` the files of `source` again.
 
     Args:
         directory: of the tokenizer alone, or of a model with it.
         source: that it was loaded from; empty, or gone: there was none.
         changed: whether it encodes otherwise than its source: it stays as it was written.
+        turned: whether it pads on the other side than its source.
     """
     files = files_of(Path(source)) if source and has_vocabulary(Path(source)) else []
     if changed or not files or not all(is_own(file, Path(source), _FILES) for file in files):
         _in_words_of_all(directory)
         return
-    longest = read_settings(directory / _CONFIG).get("model_max_length")
+    written = read_settings(directory / _CONFIG)
+    kept = {name: written[name] for name in ("model_max_length", *["padding_side"] * turned) if written.get(name)}
     for file in files_of(directory):
         file.unlink()
     for file in files:
         _copy(file, directory / file.relative_to(source))
     given = read_settings(directory / _CONFIG)
-    if longest is not None and given.get("model_max_length") != longest:
-        _write(directory / _CONFIG, given | {"model_max_length": longest})
+    if any(given.get(name) != value for name, value in kept.items()):
+        _write(directory / _CONFIG, given | kept)
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Kinds of models, by the model_type of their text part, that the suite shows to be right (tests/test_families.py)."""
+"""Kinds of models, by the model_type of their text part, that the suite shows to be right."""
 
 TRIED = frozenset(
     {
@@ -22,3 +22,15 @@ TRIED = frozenset(
         *("whisper", "xglm", "xlstm", "youtu", "zamba", "zamba2", "zaya"),
     }
 )
+"""Causal language models (tests/test_families.py); all give vectors of texts as well (tests/test_family_texts.py)."""
+
+ENCODERS = frozenset(
+    {
+        *("albert", "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "deberta", "deberta-v2"),
+        *("distilbert", "electra", "ernie", "eurobert", "flaubert", "gte", "jina_embeddings_v3", "longformer"),
+        *("luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "mt5", "nomic_bert", "rembert"),
+        *("roberta", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "t5", "umt5", "xlm"),
+        *("xlm-roberta", "xlm-roberta-xl"),
+    }
+)
+"""Others that give vectors of texts, or scores of two (tests/test_family_texts.py)."""

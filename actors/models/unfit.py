@@ -1,8 +1,6 @@
 """Why a model cannot be trained, or not with a setting: the same lines for whoever loads it and for whoever checks it
 before anything starts. No torch."""
 
-from collections.abc import Collection
-
 from actors.config import Dtype, UserError
 from actors.models.family import Family
 from actors.models.tried import TRIED
@@ -29,12 +27,6 @@ def check_checkpointing(kind: str, *, asked: bool, supported: bool) -> None:
     """Raise UserError where activations are to be computed again by layers that cannot do so."""
     if asked and not supported:
         raise UserError(f"model.gradient_checkpointing: must be false for a {kind}, whose layers lack it, got true")
-
-
-def check_rope_type(given: str, known: Collection[str]) -> None:
-    """Raise UserError for rotary positions that are none of the types that transformers computes."""
-    if given not in known:
-        raise UserError(f"model.path: rope_type must be one of {', '.join(sorted(known))}, got {given:.80}")
 
 
 def check_tried_whole(kind: str, text: str, *, divided: bool) -> None:

@@ -12,7 +12,7 @@ The driver imports this module for its method names; models are imported only wh
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from actors.config import EncoderHead, ModelConfig, TrainerConfig
+from actors.models.tried import ENCODERS, TRIED
+from actors.train.encoder_trial import try_texts
 from actors.train.engine import gathered
+from actors.train.text_passes import cut_lengths
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Metrics
 
@@ -118,6 +121,25 @@ class EncoderWorker(TrainedWorker):
                 module.requires_grad_(False)  # adapters are all that is trained, and saved as such
         self.guides = {path: load_guide(path, self.device) for path in self.guide_paths}
         return TextModule(self.model, "scores" if self._reranks else "sentence_embedding")
+
+    def build(self, address: str, port: int, total_updates: int) -> None:
+        """See `TrainedWorker.build`; a kind of model that is new reads a few texts first."""
+        super().build(address, port, total_updates)
+        kind = str(self.hf_model.config.get_text_config().model_type)
+        if kind not in TRIED | ENCODERS:
+            try_texts(self._answers, kind, self.model_config.dtype)
+
+    def _answers(self, texts: Sequence[str]) -> torch.Tensor:
+        """Outputs of texts that are read in one pass, without dropout."""
+        passages = [text if self._reranks else None for text in texts]
+        given = [
+            EncoderText(kind="query", text=text, prompt="", passage=passage)
+            for text, passage in zip(texts, passages, strict=True)
+        ]
+        features = self._on_device(self._features(given))
+        with torch.no_grad():
+            self.engine.forward(features)  # as in training, which some fail at
+        return self.engine.evaluate(features)
 
     def dimension(self) -> int:
         """Size of the model's vectors; 1 for a reranker."""
@@ -287,14 +309,12 @@ class EncoderWorker(TrainedWorker):
     def _of_like_lengths(self, texts: list[EncoderText], places: list[int]) -> Iterator[TextBatch]:
         features = self._features([texts[place] for place in places])
         lengths = features["attention_mask"].sum(1).tolist()
-        left = self.model.tokenizer.padding_side == "left"
         order = sorted(range(len(places)), key=lambda index: -lengths[index])
         overhead = _PASS_OVERHEAD[self.device.type]
         for rows in cut_lengths([lengths[index] for index in order], self.group.micro_batch_tokens, overhead):
             chosen = order[rows.start : rows.stop]
             longest = lengths[chosen[0]]
-            part = slice(-longest, None) if left else slice(longest)
-            taken = {name: _rows(value, chosen, part) for name, value in features.items()}
+            taken = {name: _rows(value, chosen, longest) for name, value in features.items()}
             tokens = sum(lengths[index] for index in chosen)
             yield TextBatch([places[index] for index in chosen], taken, tokens, longest * len(chosen))
 
@@ -363,35 +383,7 @@ def _at(gradients: torch.Tensor, batch: TextBatch) -> torch.Tensor:
     return gradients[batch.places] if batch.places else gradients.new_zeros(())
 
 
-def _rows(value: object, chosen: list[int], part: slice) -> object:
+def _rows(value: object, chosen: list[int], longest: int) -> object:
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
-    return value[chosen][:, part] if value.ndim > 1 else value[chosen]
-
-
-def cut_lengths(lengths: list[int], budget: int, overhead: int) -> list[range]:
-    """Ranges of texts for one forward pass each: of all ways to cut them, one that costs least.
-
-    Args:
-        lengths: of the texts, longest first.
-        budget: padded tokens of a pass, at most; a single longer text goes alone.
-        overhead: tokens that cost as much as a further pass.
-
-    Example: cut_lengths([9, 8, 2, 2], budget=100, overhead=5) gives [range(0, 2), range(2, 4)].
-    """
-    sizes = np.array(lengths, dtype=np.int64)
-    least = np.zeros(len(lengths) + 1, dtype=np.int64)
-    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    for end in range(1, len(lengths) + 1):
-        # Each of them is padded to the first, which is the longest.
-        padded = sizes[:end] * np.arange(end, 0, -1)
-        allowed = padded <= budget
-        allowed[end - 1] = True
-        costs = np.where(allowed, least[:end] + padded + overhead, np.iinfo(np.int64).max)
-        starts[end] = costs.argmin()
-        least[end] = costs[starts[end]]
-    ranges, end = [], len(lengths)
-    while end:
-        ranges.append(range(int(starts[end]), end))
-        end = int(starts[end])
-    return ranges[::-1]
+    return value[chosen][:, :longest] if value.ndim > 1 else value[chosen]

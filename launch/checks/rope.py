@@ -9,17 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from actors.config import UserError
-from actors.models.unfit import check_rope_type
 from launch.checks.engine_family import runs_transformers
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.models.fields import short
-from launch.models.transformers_source import rope_types
 
 _OF_DEEPSEEK = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "axk1")
 """Families whose attention is DeepSeek's in vLLM, which scales in its own way, and takes every type for yarn."""
-_OLDER = ("su", "mrope")
-"""Types that classes of configurations rename."""
 _Rope = Mapping[str, Any]
 
 
@@ -31,9 +27,6 @@ def check_rope(values: Mapping[str, object], kind: JobKind) -> list[str]:
     """
     notes, (name, longest) = list[str](), kind.longest()
     for rope in ropes_of(values):
-        named, known = str(rope["rope_type"]), rope_types()
-        if known and named not in _OLDER:
-            check_rope_type(named, known)
         original = _original(values, rope)
         if kind.samples_responses:
             _refuse_other(values, rope, original, kind.config)

@@ -1,12 +1,14 @@
-"""The fields of a model's configuration as its class in transformers fills them in, read in its source: to import the
-class takes seconds and torch."""
+"""Fields of a model's configuration as its class in transformers fills them in, read in its source.
+
+To import the class takes seconds, and torch.
+"""
 
 import ast
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from launch.models.model_classes import Place, assigned, lineage, resolved
+from launch.models.model_classes import ClassPlace, assigned, lineage, resolved
 from launch.models.transformers_source import config_classes, source_directory
 
 _TEXT_PARTS = ("text_encoder", "decoder", "generator", "text_config")
@@ -32,14 +34,14 @@ def filled(values: Mapping[str, object]) -> dict[str, object]:
         if place and found.get(name) is None and (kinds := _kinds_made(place, name)):
             found[name] = kinds
     for name, other in names.items() if isinstance(names, dict) else ():
-        if name in given:
-            found[other] = given[name]
-        elif other in found:
-            found.setdefault(name, found[other])
+        # Two names of one field: what the file says of either counts before what the class does.
+        said = [source[each] for source in (given, found) for each in (name, other) if each in source]
+        if said:
+            found[name] = found[other] = said[0]
     return found
 
 
-def _text_part(values: Mapping[str, object]) -> tuple[Place | None, Mapping[str, object]]:
+def _text_part(values: Mapping[str, object]) -> tuple[ClassPlace | None, Mapping[str, object]]:
     """The class of the configuration's part that describes what reads text, and its fields; all of it in most."""
     whole = _class_of(str(values.get("model_type")))
     parts = dict(_parts(whole)) if whole else {}
@@ -53,15 +55,15 @@ def _text_part(values: Mapping[str, object]) -> tuple[Place | None, Mapping[str,
 
 
 @cache
-def _class_of(kind: str) -> Place | None:
+def _class_of(kind: str) -> ClassPlace | None:
     directory, name = source_directory(kind), config_classes().get(kind)
     for file in sorted(directory.glob("configuration_*.py")) if directory and name else ():
         if re.search(rf"^class {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE):
-            return Place(file, str(name))
+            return ClassPlace(file, str(name))
     return None
 
 
-def _parts(place: Place) -> Iterator[tuple[str, Place]]:
+def _parts(place: ClassPlace) -> Iterator[tuple[str, ClassPlace]]:
     """Name and class of the parts of a configuration."""
     for file, node in lineage(place):
         for name, value in assigned(node):
@@ -73,7 +75,7 @@ def _parts(place: Place) -> Iterator[tuple[str, Place]]:
                             yield str(key.value), found
 
 
-def _constants(place: Place) -> Iterator[tuple[str, object]]:
+def _constants(place: ClassPlace) -> Iterator[tuple[str, object]]:
     """Fields to which a class gives a constant, those of its bases first."""
     for _, node in reversed(list(lineage(place))):
         fields = {ast.unparse(line.target) for line in node.body if isinstance(line, ast.AnnAssign)}
@@ -85,7 +87,7 @@ def _constants(place: Place) -> Iterator[tuple[str, object]]:
                     continue
 
 
-def _kinds_made(place: Place, field: str) -> list[str]:
+def _kinds_made(place: ClassPlace, field: str) -> list[str]:
     """Kinds of layers that a class, or else the first of its bases that does so, may give to a field."""
     for file, node in lineage(place):
         if field not in file.read_text(encoding="utf-8"):

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import UserError
+from actors.models.unfit import unlisted
 from algorithms.config_encoder import EmbeddingConfig
 from launch.config import RunConfig
 from launch.kinds.embedding import EmbeddingKind
+from launch.models.model_classes import is_listed
 from launch.models.tensors import check_tensors
 from launch.models.values import architecture_of, model_values, scores_given
 
@@ -47,7 +49,10 @@ def check_embedding_policy(kind: EmbeddingKind, values: Mapping[str, object], di
 
 
 def check_reranker_policy(values: Mapping[str, object], directory: Path | None) -> None:
-    """Raise UserError for a model that gives several scores, which no reranker does."""
+    """Raise UserError for a model that gives several scores, which no reranker does, or of a kind without any."""
+    kind = str(values["model_type"])
+    if is_listed(kind, "SequenceClassification") is False:
+        raise unlisted(kind, "SequenceClassification")
     # A model without a head gets one of its own; a head that is there is kept.
     classes = scores_given(values)
     if architecture_of(values).endswith("ForSequenceClassification") and classes != 1:

@@ -1,5 +1,7 @@
-"""Classes of the installed transformers, looked up and read in its source as `actors.models.class_traits` reads them
-when they are imported, which takes seconds and torch."""
+"""Classes of the installed transformers, looked up and read in its source.
+
+What they say is what `actors.models.class_traits` reads in them when they are imported, which takes seconds and torch.
+"""
 
 import ast
 import re
@@ -9,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from actors.models.class_source import class_source, parsed
+from actors.models.class_source import class_source, module_of
 from actors.models.family import ClassTraits
 from launch.models.transformers_source import (
     causal_architectures,
@@ -21,18 +23,21 @@ from launch.models.transformers_source import (
 
 Task = Literal["CausalLM", "SequenceClassification"]
 _COMMON = ("PreTrainedModel", "PreTrainedConfig")
-"""What all models and configurations are made from, in files too large to be parsed for a few lines."""
+"""What all models and configurations are made from, in files too large to be module_of for a few lines."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a class is defined."""
+class ClassPlace:
+    """Where a class is defined.
+
+    Example: ClassPlace(Path(".../models/llama/modeling_llama.py"), "LlamaForCausalLM")
+    """
 
     file: Path
     name: str
 
 
-def class_for(kind: str, task: Task) -> Place | None:
+def class_for(kind: str, task: Task) -> ClassPlace | None:
     """The class that `AutoModelFor<task>` makes of a configuration of this model_type; None where there is none, or its
     source is not found."""
     listed, configs = _listed(task), config_classes()
@@ -50,7 +55,7 @@ def is_listed(kind: str, task: Task) -> bool | None:
     return any(configs.get(other) == configs[kind] for other in listed)
 
 
-def traits_in(place: Place) -> ClassTraits:
+def traits_in(place: ClassPlace) -> ClassTraits:
     """What a class says of itself, as `traits_of` of the class itself."""
     return ClassTraits(
         interface=says(place, "_supports_attention_backend"),
@@ -61,7 +66,7 @@ def traits_in(place: Place) -> ClassTraits:
     )
 
 
-def says(place: Place, switch: str) -> bool:
+def says(place: ClassPlace, switch: str) -> bool:
     """A switch of a class, by its own definition or that of the first of its bases that has one."""
     for _, node in lineage(place):
         for name, value in assigned(node):
@@ -70,21 +75,21 @@ def says(place: Place, switch: str) -> bool:
     return _defaults().get(switch, False)
 
 
-def has_linear_score(place: Place) -> bool:
-    """Whether the first of a class and its bases that makes parts makes `score`, a linear layer."""
+def has_linear_score(place: ClassPlace) -> bool:
+    """Whether the first of a class and its bases that has a `score` makes it a linear layer."""
     for _, node in lineage(place):
-        made = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
-        if made:
-            return "self.score = nn.Linear(" in ast.unparse(made)
+        for line in ast.walk(node):
+            if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "self.score":
+                return ast.unparse(line.value).startswith("nn.Linear(")
     return False
 
 
-def definition(place: Place) -> ast.ClassDef | None:
+def definition(place: ClassPlace) -> ast.ClassDef | None:
     """A class as it stands in its file."""
-    return next((n for n in parsed(place.file).body if isinstance(n, ast.ClassDef) and n.name == place.name), None)
+    return next((n for n in module_of(place.file).body if isinstance(n, ast.ClassDef) and n.name == place.name), None)
 
 
-def lineage(place: Place) -> Iterator[tuple[Path, ast.ClassDef]]:
+def lineage(place: ClassPlace) -> Iterator[tuple[Path, ast.ClassDef]]:
     """A class and its bases, each before its own, with their files; without what all have in common."""
     if place.name in _COMMON or not (node := definition(place)):
         return
@@ -109,25 +114,25 @@ def _listed(task: Task) -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def _place_of(kind: str, name: str) -> Place | None:
+def _place_of(kind: str, name: str) -> ClassPlace | None:
     directory = source_directory(kind)
     # Some types are another one's models with a tokenizer of their own.
     others = [other for other, names in (causal_architectures() | scoring_architectures()).items() if name in names]
     for place in filter(None, (directory, *map(source_directory, others))):
         for file in sorted(place.glob("modeling_*.py")):
             if re.search(rf"^class {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE):
-                return Place(file, name)
+                return ClassPlace(file, name)
     return None
 
 
-def resolved(file: Path, name: str) -> Place | None:
+def resolved(file: Path, name: str) -> ClassPlace | None:
     """Where a name in a file comes from: that file, or another one that it imports from."""
-    for node in parsed(file).body:
+    for node in module_of(file).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return Place(file, name)
+            return ClassPlace(file, name)
         if isinstance(node, ast.ImportFrom) and node.level and any(alias.name == name for alias in node.names):
             source = file.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
-            return Place(source, name) if source.is_file() else None
+            return ClassPlace(source, name) if source.is_file() else None
     return None
 
 

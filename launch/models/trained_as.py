@@ -14,7 +14,7 @@ from actors.models.unfit import (
     without_score,
 )
 from launch.models.class_fields import filled
-from launch.models.model_classes import Place, Task, class_for, has_linear_score, is_listed, says, traits_in
+from launch.models.model_classes import ClassPlace, Task, class_for, has_linear_score, is_listed, says, traits_in
 
 
 def causal_family(values: Mapping[str, object], model: ModelConfig, *, divided: bool) -> Family | None:
@@ -52,13 +52,13 @@ def scoring_family(values: Mapping[str, object], model: ModelConfig, directory: 
     return family
 
 
-def _class_for(kind: str, task: Task, field: str) -> Place | None:
+def _class_for(kind: str, task: Task, field: str) -> ClassPlace | None:
     if is_listed(kind, task) is False:
         raise unlisted(kind, task, field)
     return class_for(kind, task)
 
 
-def _check_settings(kind: str, place: Place, family: Family, model: ModelConfig) -> None:
+def _check_settings(kind: str, place: ClassPlace, family: Family, model: ModelConfig) -> None:
     check_dtype(model.dtype, family)
     check_attention(model.attention, family)
     supported = says(place, "supports_gradient_checkpointing")

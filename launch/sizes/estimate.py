@@ -11,7 +11,7 @@ from actors.config import Dtype, GroupConfig, ModelConfig, OptimizerConfig, Trai
 from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
-from launch.sizes.layers import expert_count, expert_size, has_windows, head_size, is_recurrent
+from launch.sizes.layers import expert_count, expert_size, has_windows, is_recurrent, size_of_heads
 
 GIB = 2**30
 FLOAT32 = 4
@@ -77,7 +77,7 @@ def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
             layers=size_in(config, "num_hidden_layers"),
             heads=heads,
             kv_heads=size_in(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads,
-            head_dim=head_size(config, hidden // heads),
+            head_dim=size_of_heads(config, hidden // heads),
             intermediate_size=size_in(config, "intermediate_size"),
             vocab_size=size_in(config, "vocab_size"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),

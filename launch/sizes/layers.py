@@ -29,7 +29,7 @@ def expert_size(config: Mapping[str, object]) -> int:
     return chosen * each + shared if chosen and each else 0
 
 
-def head_size(config: Mapping[str, object], usual: int) -> int:
+def size_of_heads(config: Mapping[str, object], usual: int) -> int:
     """Size of each head of queries, keys and values, `usual` where none is given; 0 where there are several.
 
     Raises:
