@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from transformers import AutoConfig
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 
-from actors.config import LoraConfig, ModelConfig
+from actors.config import Dtype, LoraConfig, ModelConfig, UserError
 from actors.config_rollout import RolloutConfig
+from actors.models.hub_cache import configured_directory
+from actors.rollout.served import served
 from actors.rollout.types import Sampling
 from actors.weights.vllm_receiver import WORKER_BACKENDS
 
@@ -33,6 +37,9 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     # Named outright: inside a placement group vLLM would choose Ray's executor, whose bundles are not ours.
     executor = "mp" if config.tensor_parallel > 1 else "uni"
+    if not on_gpu:
+        # Of latent attention, its kernel for CPU has one size: without it, it is attention as any other.
+        os.environ["VLLM_MLA_DISABLE"] = "1"
     options: dict[str, Any] = dict(
         model=directory,
         load_format="dummy",
@@ -53,7 +60,34 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         disable_log_stats=True,
         **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
     )
-    return LLM(**(options | config.vllm))
+    return LLM(**(options | config.vllm | _family_options(directory, config.vllm, on_gpu=on_gpu, dtype=model.dtype)))
+
+
+def _family_options(directory: str, given: dict[str, Any], *, on_gpu: bool, dtype: Dtype) -> dict[str, Any]:
+    """What vLLM must be told for this family of models; nothing of what cannot be read, of which it tells itself."""
+    try:
+        whole = AutoConfig.from_pretrained(configured_directory(directory), trust_remote_code=False)
+    except (UserError, OSError):
+        return {}
+    text = whole.get_text_config(decoder=True)
+    how = served(
+        text.to_dict(),
+        composite=text is not whole,
+        on_gpu=on_gpu,
+        dtype=dtype,
+        asked=given.get("model_impl"),
+        torchvision=find_spec("torchvision") is not None,
+    )
+    options: dict[str, Any] = {}
+    if how.implementation != "auto":
+        options["model_impl"] = how.implementation
+    if how.overrides:
+        options["hf_overrides"] = how.overrides if text is whole else {"text_config": how.overrides}
+    if how.plain_rotary:
+        compilation = dict(given.get("compilation_config") or {})
+        operations = [*compilation.get("custom_ops", ()), "-rotary_embedding"]
+        options["compilation_config"] = compilation | {"custom_ops": operations}
+    return options
 
 
 def _adapter_options(directory: str, lora: LoraConfig) -> dict[str, object]:

@@ -121,8 +121,8 @@ def _name_loaders(model: torch.nn.Module) -> None:
 
 
 def _forget_expert_kernels(model: torch.nn.Module) -> list[tuple[Any, Any]]:
-    """Let the layers of experts be set up anew; returns what has set them up, and the kernels that they had, which those
-    that get no weights need again.
+    """Let the layers of experts be set up anew; returns what has set them up, and the kernels that they had, which
+    those that get no weights need again.
 
     On CPU their weights are packed when a kernel is made, and vLLM makes none where it finds one.
     """

@@ -16,6 +16,7 @@ from actors.models.tried import TRIED
 from launch.checks.capacity import check_resources
 from launch.checks.chat_template import check_chat_template
 from launch.checks.data_checks import check_resumed, is_elsewhere, one_per_column
+from launch.checks.engine_family import check_engine_family
 from launch.checks.engine_options import check_engine_options
 from launch.checks.findings import Findings
 from launch.checks.fits import check_bucket, check_room
@@ -182,6 +183,8 @@ def _check_model(findings: Findings, kind: JobKind) -> Policy | None:
         findings.warnings.append(f"model.path: {untried}: the run compares it with transformers before it trains it")
     _check_stop_tokens(config, policy.fields.get("vocab_size"))
     findings.notes += check_rope(policy.values, kind)
+    if kind.samples_responses:
+        findings.notes += check_engine_family(config, policy.values)
     if directory or config.model.init:
         kind.check_model(policy.values, directory)
     return policy

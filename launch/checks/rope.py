@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from actors.config import UserError
+from launch.checks.engine_family import runs_transformers
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.models.fields import short
-from launch.models.values import architecture_of
-from launch.models.vllm_source import is_served_natively
 
 _OF_DEEPSEEK = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "axk1")
 """Families whose attention is DeepSeek's in vLLM, which scales in its own way, and takes every type for yarn."""
@@ -65,8 +64,7 @@ def _original(values: Mapping[str, object], rope: _Rope) -> int:
 
 def _refuse_other(values: Mapping[str, object], rope: _Rope, original: int, config: RunConfig) -> None:
     kind, longest = str(values.get("model_type")), config.rollout.max_model_len
-    asked = config.rollout.vllm.get("model_impl") == "transformers"
-    if asked or is_served_natively(architecture_of(values)) is False:
+    if runs_transformers(config, values):
         # vLLM runs transformers' own code, on sequences of many requests in one call.
         if rope["rope_type"] == "longrope" and longest > original:
             _refuse_length(original, "of a longrope model that vLLM has no class for", longest)
@@ -78,8 +76,6 @@ def _refuse_other(values: Mapping[str, object], rope: _Rope, original: int, conf
     factor = rope.get("factor")
     if rope["rope_type"] == "yarn" and isinstance(factor, int | float) and longest > (most := int(original * factor)):
         _refuse_length(most, "which is factor x original_max_position_embeddings of a yarn model", longest)
-    if kind == "ministral3" and rope.get("llama_4_scaling_beta") and longest > original:
-        _refuse_length(original, "beyond which vLLM leaves out the scaling of queries (llama_4_scaling_beta)", longest)
 
 
 def _refuse_length(most: int, why: str, longest: int) -> None:
@@ -107,15 +103,6 @@ def _of_type(rope: _Rope) -> tuple[str, object] | None:
 
 def _of_family(kind: str, rope: _Rope) -> tuple[str, object] | None:
     named = rope["rope_type"]
-    if kind == "gpt_oss":
-        # Its class names what it reads, and reads nothing else.
-        if named != "yarn":
-            return "be of type yarn, which vLLM takes for gpt_oss", named
-        needed = ("original_max_position_embeddings", "beta_fast", "beta_slow")
-        if lacking := [name for name in needed if rope.get(name) is None]:
-            return f"give {lacking[0]}, without which vLLM computes none", None
-        if given := [name for name in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(name)]:
-            return f"leave {given[0]} out, which vLLM does not read for gpt_oss", rope[given[0]]
     if kind in _OF_DEEPSEEK and named not in ("default", "yarn"):
         return f"be of type default or yarn, as vLLM takes every type of {kind} for yarn", named
     if kind in _OF_DEEPSEEK and named == "yarn" and not _scale_alike(rope):
