@@ -80,6 +80,26 @@ def test_a_batch_of_any_shape_gives_what_sequences_give_alone(name: str, tmp_pat
                 assert float((grads[parameter] - grad).abs().max()) <= 1e-4 * largest, f"{shape}: {parameter}"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "deepseek_v3", "mistral sliding", "qwen3_5 text", "mamba"])
+def test_neighbours_change_no_more_in_bf16(name: str, tmp_path: Path) -> None:
+    """Rounding is that of the sequence alone: by a tenth of what bf16 takes from it."""
+    write(name, tmp_path)
+    exact, rounded = (
+        TokenLogprobs(load_model(ModelConfig(path=str(tmp_path), dtype=dtype), str(tmp_path)))
+        for dtype in ("fp32", "bf16")
+    )
+    rows = sequences(SHAPES["one long"] + [(2, 12, 30), (2, 12, 28)])
+
+    def read(module: TokenLogprobs, rows: list[Sequence]) -> torch.Tensor:
+        return module(pack(rows, {}, CPU), 1.0, 64)[0]
+
+    together, apart = read(rounded, rows), torch.cat([read(rounded, [row]) for row in rows])
+    taken = float((apart - torch.cat([read(exact, [row]) for row in rows])).abs().mean())
+    assert 1e-3 < taken < 0.1
+    assert float((together - apart).abs().mean()) <= 0.1 * taken
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in REFUSED])
 def test_what_a_rank_computes_and_reduces_does_not_depend_on_what_it_reads(name: str, tmp_path: Path) -> None:
     """ZeRO gathers parameters as modules are called, and reduces gradients as they come: ranks must do it in step."""
