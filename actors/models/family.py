@@ -74,6 +74,9 @@ class Family:
     """Whether flash attention 2 computes what it needs."""
     bf16: bool = True
     """Whether it can be computed in bf16."""
+    least: int = 1
+    """Tokens of a row that all parts of its layers take part in computing. Of a shorter one some would not, and ranks
+    would not gather and reduce the same."""
 
 
 def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "model.path") -> Family:
@@ -104,8 +107,18 @@ def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "m
         # transformers' SDPA leaves out sinks and caps of scores, without a word.
         own_attention="eager" if not traits.sdpa or traits.source.sinks or values.get(_SCORE_CAP) else "sdpa",
         bf16=kind not in _FLOAT32_ALONE,
+        least=_least(kind, values),
         flash=traits.flash and not traits.source.sinks and "chunked_attention" not in _kinds(values),
     )
+
+
+def _least(kind: str, values: Mapping[str, object]) -> int:
+    if kind == "rwkv":  # decay is between tokens
+        return 2
+    rates = values.get("compress_rates")  # of each kind of layers: tokens that become one
+    of_kinds = rates if isinstance(rates, dict) else {}
+    found = [of_kinds.get(each) for each in _kinds(values)] + [values.get("indexer_compress_ratio")]
+    return max((each for each in found if isinstance(each, int)), default=1)
 
 
 def _ties(values: Mapping[str, object]) -> bool:
