@@ -35,6 +35,8 @@ _REFUSED_KINDS = {
 """Families by their model_type that are no causal language models as all others are."""
 _FLOAT32_ALONE = ("deepseek_v4", "xlstm")
 """Families whose code in transformers 5.19 multiplies float32 with bfloat16, and fails."""
+LENGTHS_DECIDE = "has rotary positions that depend on a sequence's length"
+"""Why a model that could be packed is not, where no engine fixes its longrope or dynamic positions."""
 _ENOUGH_HEADS = 16
 """Of an indexer, for two keys never to have the score 0 in all of them: each is 0 for half of the keys."""
 
@@ -100,7 +102,8 @@ def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "m
         logit_factor=factor,
         logit_cap=next(filter(None, (_number(values, name) for name in _CAPS)), None),
         embeds=traits.source.embeds,
-        own_attention="sdpa" if traits.sdpa else "eager",
+        # transformers' sdpa leaves caps out without a word.
+        own_attention="sdpa" if traits.sdpa and not _number(values, "attn_logit_softcapping") else "eager",
         bf16=kind not in _FLOAT32_ALONE,
         flash=traits.flash and not traits.source.sinks and "chunked_attention" not in _kinds(values),
     )
