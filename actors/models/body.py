@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from actors.models.attention import PACKED_ATTENTION
 from actors.models.balance import Balance, token_weights
-from actors.models.family import Family
+from actors.models.family import LENGTHS_DECIDE, Family
 from actors.models.packed import ModelInputs
 from actors.models.rope import rope_rule
 from actors.models.rows import PaddedRows
@@ -32,7 +32,7 @@ class Body:
         self.module = body_of(model)
         self.rope = rope_rule(model)
         if self.rope.depends:
-            family = replace(family, way="rows", why="has rotary positions that depend on a sequence's length")
+            family = replace(family, way="rows", why=LENGTHS_DECIDE)
         self.family = family
         self.balance = balance
         if family.way == "rows" and model.config._attn_implementation == PACKED_ATTENTION:

@@ -36,6 +36,8 @@ _REFUSED_KINDS = {
 """Families by their model_type that are no causal language models as all others are."""
 _FLOAT32_ALONE = ("deepseek_v4", "xlstm")
 """Families whose code in transformers 5.19 multiplies float32 with bfloat16, and fails."""
+LENGTHS_DECIDE = "has rotary positions that depend on a sequence's length"
+"""Why a model that could be packed is not, where no engine fixes its longrope or dynamic positions."""
 _ENOUGH_HEADS = 16
 """Of an indexer, for two keys never to have the score 0 in all of them: each is 0 for half of the keys."""
 

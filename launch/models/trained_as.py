@@ -13,7 +13,7 @@ from actors.models.unfit import (
     unlisted,
     without_score,
 )
-from launch.models.class_fields import filled
+from launch.models.class_fields import check_declared, filled
 from launch.models.model_classes import ClassPlace, Task, class_for, has_linear_score, is_listed, says, traits_in
 
 
@@ -32,6 +32,7 @@ def causal_family(values: Mapping[str, object], model: ModelConfig, divided: Col
     place = _class_for(kind, "CausalLM", "model.path")
     if place is None:
         return None
+    check_declared(values, "model.path")
     family = family_of(text, traits_in(place), "model.path")
     _check_settings(kind, place, family, model)
     for group in divided:
@@ -45,6 +46,7 @@ def scoring_family(values: Mapping[str, object], model: ModelConfig, directory: 
     place = _class_for(kind, "SequenceClassification", field)
     if place is None:
         return None
+    check_declared(values, field)
     family = family_of(text, traits_in(place), field)
     check_scores_are_known(kind, str(text.get("model_type")), field)
     if not has_linear_score(place):
