@@ -90,9 +90,7 @@ def _of_own_class(kind: str, values: Values, machine: _Machine) -> str:
 
 
 def _beyond_transformers(values: Values) -> str:
-    """What vLLM leaves out around the code of transformers, or adds to it."""
-    if values.get("logits_scaling") not in (None, 1, 1.0):
-        return "has logits_scaling, which vLLM leaves out around the code of transformers"
+    """What vLLM adds to the code of transformers."""
     if values.get("attn_logit_softcapping") and values.get("model_type") == "gemma3_text":
         return "has attn_logit_softcapping, which transformers leaves out, and vLLM does not"
     return ""
