@@ -22,6 +22,8 @@ FAMILIES = {
     "lfm2": "Lfm2ForCausalLM",
 }
 """Family -> what vLLM makes of it."""
+PROBED = {"qwen3_moe": 16, "gpt_neox": 10, "phi": 10, "deepseek_v3": 10, "lfm2": 10}
+"""Family -> tensors of which a layer's answer must tell whether the engine has them."""
 ALLOWED = 1e-4
 
 
@@ -40,6 +42,12 @@ def test_an_engine_computes_with_each_version_of_the_weights(name: str, found: d
     assert "failed" not in told, told
     assert told["engine"] == FAMILIES[name]
     assert len(told["differences"]) == 3 and all(each <= ALLOWED for each in told["differences"]), told
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layers_are_probed_under_the_names_that_were_sent(name: str, found: dict[str, dict[str, Any]]) -> None:
+    """Whatever their names in the engine; experts are not asked, nor what is computed from several tensors."""
+    assert found[name]["wrong"] == [] and found[name]["probed"] >= PROBED[name], found[name]
 
 
 def test_a_page_tells_of_all(found: dict[str, dict[str, Any]]) -> None:

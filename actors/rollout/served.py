@@ -213,8 +213,8 @@ _NO_CLASS = "has no class in vLLM, and attention that vLLM cannot replace"
 _OTHER = "gives other logprobs in vLLM than in transformers"
 _ROUTES = "routes tokens to experts as vLLM does on GPUs alone"
 _REFUSED: dict[str, str] = {
-    **dict.fromkeys(("bloom", "diffllama", "doge", "hrm_text", "jetmoe", "moshi", "zamba2", "zaya"), _OTHER),
-    **dict.fromkeys(("bamba", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba"), _NO_CLASS),
+    **dict.fromkeys(("bloom", "doge", "hrm_text", "jetmoe", "moshi", "zamba2", "zaya"), _OTHER),
+    **dict.fromkeys(("bamba", "diffllama", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba"), _NO_CLASS),
     **dict.fromkeys(("codegen", "gpt_neo", "gpt_neox_japanese", "mpt", "openai-gpt", "xglm"), _NO_CLASS),
     **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "git", "marian"), _NO_CLASS),
     **dict.fromkeys(("mbart", "mvp", "pegasus", "plbart", "trocr", "whisper"), _NO_CLASS),
