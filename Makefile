@@ -6,6 +6,7 @@
 #   make oracle        losses, advantages and their gradients compared with TRL's, in an environment of its own
 #   make interop       exports, read by transformers 4.57 and gguf, in an environment of its own, and served by vLLM
 #   make docs          the pages in docs/ that are made from the code
+#   make families      every family of models through vLLM, of which docs/models.md tells: 20 minutes
 #   make mutants       small changes to the maths and its bookkeeping: which of them does no test see? 15 minutes
 # PYTHON=python3.11 chooses the interpreter, TORCH_INDEX=URL where torch is when pip's own indexes have no CPU build of it
 # (default: PyTorch's, https://download.pytorch.org/whl/cpu).
@@ -31,7 +32,7 @@ endif
 endif
 endif
 
-.PHONY: demo demo-rlhf demo-embedding test pytest check oracle interop docs mutants setup clean
+.PHONY: demo demo-rlhf demo-embedding test pytest check oracle interop docs families mutants setup clean
 
 setup: $(VENV)/.cpu
 
@@ -128,6 +129,9 @@ docs: $(VENV)/.cpu
 	$(BIN)/python -m launch help --markdown > docs/settings.md
 	$(BIN)/python -m launch help --migrating > docs/migrating.md
 	$(BIN)/python tests/tree.py
+
+families: $(VENV)/.dev
+	$(BIN)/python -m tests.engine_families --page docs/models.md
 
 $(VENV)/.mutants: requirements/mutants.txt $(VENV)/.dev
 	@echo "the mutation tool, of requirements/mutants.txt: 25 MB on disk"

@@ -30,6 +30,7 @@ from actors.models.load import TokenLogprobs, load_model
 from actors.models.packed import pack
 from actors.models.state import state_tensors
 from actors.rollout.vllm_options import build_llm, prompt_logprob_params
+from actors.weights.probe import differing_tensors, trainer_answers
 from actors.weights.publisher import ParameterSource
 from actors.weights.wire import as_info, buckets, size, views
 from tests.families.engine_sizes import for_engine
@@ -116,6 +117,15 @@ def differences(trainer: Trainer, llm: LLM) -> float:
     return float(np.max(found))
 
 
+def probed(trainer: Trainer, llm: LLM) -> tuple[int, list[str]]:
+    """How many of the tensors that were sent a layer of the engine answers for, and of which it answers otherwise."""
+    layers, packed = llm.collective_rpc("probe", args=(7,))[0]
+    engine = {name: np.frombuffer(answer, np.float32) for name, answer in layers.items()}
+    answers = trainer_answers(trainer.source, 7)
+    others = {name: -answer for name, answer in answers.items()}
+    return len(differing_tensors(others, engine, packed)), differing_tensors(answers, engine, packed)
+
+
 def through_an_engine(name: str) -> dict[str, Any]:
     """What comes of a family: `differences` of each version, or why it is `refused`, and how it is trained."""
     FAMILIES[name] = for_engine(name)
@@ -139,6 +149,7 @@ def through_an_engine(name: str) -> dict[str, Any]:
             trainer.become(version)
             publish(trainer, llm, version)
             told["differences"].append(differences(trainer, llm))
+        told["probed"], told["wrong"] = probed(trainer, llm)
         return told
 
 

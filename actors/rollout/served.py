@@ -90,9 +90,7 @@ def _of_own_class(kind: str, values: Values, machine: _Machine) -> str:
 
 
 def _beyond_transformers(values: Values) -> str:
-    """What vLLM leaves out around the code of transformers, or adds to it."""
-    if values.get("logits_scaling") not in (None, 1, 1.0):
-        return "has logits_scaling, which vLLM leaves out around the code of transformers"
+    """What vLLM adds to the code of transformers."""
     if values.get("attn_logit_softcapping") and values.get("model_type") == "gemma3_text":
         return "has attn_logit_softcapping, which transformers leaves out, and vLLM does not"
     return ""
@@ -215,8 +213,8 @@ _NO_CLASS = "has no class in vLLM, and attention that vLLM cannot replace"
 _OTHER = "gives other logprobs in vLLM than in transformers"
 _ROUTES = "routes tokens to experts as vLLM does on GPUs alone"
 _REFUSED: dict[str, str] = {
-    **dict.fromkeys(("bloom", "diffllama", "doge", "hrm_text", "jetmoe", "moshi", "zamba2", "zaya"), _OTHER),
-    **dict.fromkeys(("bamba", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba"), _NO_CLASS),
+    **dict.fromkeys(("bloom", "doge", "hrm_text", "jetmoe", "moshi", "zamba2", "zaya"), _OTHER),
+    **dict.fromkeys(("bamba", "diffllama", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba"), _NO_CLASS),
     **dict.fromkeys(("codegen", "gpt_neo", "gpt_neox_japanese", "mpt", "openai-gpt", "xglm"), _NO_CLASS),
     **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "git", "marian"), _NO_CLASS),
     **dict.fromkeys(("mbart", "mvp", "pegasus", "plbart", "trocr", "whisper"), _NO_CLASS),

@@ -38,13 +38,35 @@ def engine_answers(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         width = getattr(module, "input_size", None) or getattr(module, "embedding_dim", None)
-        if method is not None and width and hasattr(method, "apply"):
+        # Three axes: a convolution's weights, kept in a linear layer that computes nothing.
+        convolves = getattr(getattr(module, "weight", None), "ndim", 0) == 3
+        if method is not None and width and hasattr(method, "apply") and not convolves:
             dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
             x = probe_input(width, seed, dtype, next(model.parameters()).device)
             answers[name] = method.apply(module, x, bias=None)[0].float().cpu().numpy()
         elif isinstance(getattr(module, "weight", None), torch.Tensor) and module.weight.ndim == 1:  # type: ignore[union-attr]
             answers[name] = module.weight.detach().float().cpu().numpy()  # type: ignore[union-attr, operator]
     return answers
+
+
+def named_as_sent(
+    answers: Mapping[str, np.ndarray], packed_modules: Mapping[str, list[str]], sent: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Answers of the engine's modules under the names that these would have with the tensors as they were sent.
+
+    Args:
+        sent: name of a tensor in the engine -> name that it was sent under.
+    """
+    renamed = {}
+    for name, answer in answers.items():
+        prefix, _, leaf = name.rpartition(".")
+        first = sent.get(f"{prefix}.{packed_modules.get(leaf, [leaf])[0]}.weight".removeprefix("."))
+        if first is not None:
+            module = first.removesuffix(".weight")
+            place = module.rpartition(".")[0]
+            name = f"{place}.{leaf}".removeprefix(".") if leaf in packed_modules else module
+        renamed[name] = answer
+    return renamed
 
 
 def differing_tensors(

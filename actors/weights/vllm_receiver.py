@@ -9,7 +9,7 @@ worker extension, which vLLM imports in each of its worker processes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from actors.rendezvous import bind_stores_to_their_address, join_store
 from actors.weights.binding import bound_checksums
 from actors.weights.checksum import checksum, digest
 from actors.weights.offer import Offer, join_offer
-from actors.weights.probe import engine_answers
+from actors.weights.probe import engine_answers, named_as_sent
 from actors.weights.wire import as_metas, buckets, gloo_group, receive_bucket, views
 
 # In vLLM's worker processes, before they meet each other.
@@ -214,8 +214,19 @@ class WorkerExtension:
         As bytes: an array would come back from a worker process of vLLM's as a list of type, shape and memory.
         """
         model = self.model_runner.get_model()
-        answers = {name: answer.astype(np.float32).tobytes() for name, answer in engine_answers(model, seed).items()}
-        return answers, dict(getattr(model, "packed_modules_mapping", {}))
+        packed = dict(getattr(model, "packed_modules_mapping", {}))
+        answers = named_as_sent(engine_answers(model, seed), packed, self._names_in_engine(model))
+        return {name: answer.astype(np.float32).tobytes() for name, answer in answers.items()}, packed
+
+    def _names_in_engine(self, model: Any) -> dict[str, str]:
+        """Name in the engine of what was received last -> name that it was sent under."""
+        mapper = getattr(model, "hf_to_vllm_mapper", None)
+        received = getattr(getattr(self, "weight_transfer_engine", None), "received", {})
+        if mapper is None:
+            return {}
+        # Parts of packed modules keep names of their own.
+        apart = replace(mapper, orig_to_new_stacked={})
+        return {mapped: name for name in received if (mapped := apart.map_name(name)) is not None}
 
     def reseed(self, seed: int) -> None:
         """Start this worker's sampling anew."""
