@@ -23,7 +23,7 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-from actors.config import Dtype, ModelConfig, UserError
+from actors.config import ModelConfig, UserError
 from actors.config_rollout import RolloutConfig
 from actors.episodes import Sequence
 from actors.models.load import TokenLogprobs, load_model
@@ -37,18 +37,14 @@ from tests.families.engine_sizes import for_engine
 from tests.families.table import CONSTANTS, FAMILIES, build
 
 LENGTH, SAMPLED, BUCKET, SECONDS = 45, 20, 2**16, 240
-BF16 = ("qwen3_next", "qwen3_next dense")
-"""What vLLM computes on CPU in bf16 alone."""
 ROLLOUT = RolloutConfig(max_prompt_tokens=60, max_response_tokens=60, max_concurrent=4, memory_gib=1)
 
 
 class Trainer:
     """A policy's model as a rank has it, and what it sends."""
 
-    def __init__(self, directory: str, dtype: Dtype) -> None:
-        model = load_model(
-            ModelConfig(path=directory, dtype=dtype), directory, engine_length=ROLLOUT.max_model_len
-        ).eval()
+    def __init__(self, directory: str) -> None:
+        model = load_model(ModelConfig(path=directory), directory, engine_length=ROLLOUT.max_model_len).eval()
         for module in model.modules():
             # vLLM makes classes of transformers' its own, in this very process: this instance stays one of theirs.
             module.__dict__["do_not_compile"] = True
@@ -129,18 +125,17 @@ def probed(trainer: Trainer, llm: LLM) -> tuple[int, list[str]]:
 def through_an_engine(name: str) -> dict[str, Any]:
     """What comes of a family: `differences` of each version, or why it is `refused`, and how it is trained."""
     FAMILIES[name] = for_engine(name)
-    dtype: Dtype = "bf16" if name in BF16 else "fp32"
     with TemporaryDirectory() as directory:
         plain = build(name)
         plain.save_pretrained(directory)
         told: dict[str, Any] = {"name": name, "kind": plain.config.get_text_config().model_type}
         told["class"] = type(plain).__name__
         try:
-            trainer = Trainer(directory, dtype)
+            trainer = Trainer(directory)
             told["way"] = trainer.module.body.family.way
             # No tokenizer: tokens are numbers here.
             rollout = ROLLOUT.model_copy(update={"vllm": {"skip_tokenizer_init": True}})
-            llm = build_llm(directory, rollout, ModelConfig(path=directory, dtype=dtype), "gloo", 0)
+            llm = build_llm(directory, rollout, ModelConfig(path=directory), "gloo", 0)
         except UserError as error:
             return told | {"refused": str(error)}
         told["engine"] = llm.collective_rpc(lambda worker: type(worker.model_runner.get_model()).__name__)[0]

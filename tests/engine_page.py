@@ -7,7 +7,7 @@ HEAD = """# Models
 
 Made by `make families`: every causal family of transformers 5.19 as a tiny random model, through vLLM 0.32 on CPU,
 in an environment without torchvision. Weights are updated in place three times, and logprobs of a prompt's 45 tokens
-and of sampled ones compared with the trainer's, in fp32 (bf16 where vLLM computes in no other type).
+and of sampled ones compared with the trainer's, in fp32.
 
 - trained *packed*: sequences share a row, and responses their prompt; *rows*: each in a row of its own.
 - rollout by *vLLM*: by its own class, by *transformers*: by the code of transformers with vLLM's attention, experts and
@@ -37,5 +37,6 @@ def written(found: Iterable[dict[str, Any]]) -> str:
 
 def _rollout(each: dict[str, Any]) -> str:
     if "refused" in each:
-        return f"refused: {each['refused'].partition(': ')[2].rpartition(', which ')[2]}"
+        rule = each["refused"].partition(": ")[2]
+        return f"refused: {rule.partition(', which ')[2] or rule}"
     return "transformers" if each["engine"].startswith("Transformers") else "vLLM"

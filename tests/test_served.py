@@ -22,8 +22,8 @@ def values_of(name: str, **changes: Any) -> dict[str, Any]:
     return config_of(name).get_text_config().to_dict() | changes
 
 
-def how(name: str, *, on_gpu: bool = False, dtype: Any = "fp32", asked: str | None = None, **changes: Any) -> Served:
-    return served(values_of(name, **changes), composite=False, on_gpu=on_gpu, dtype=dtype, asked=asked)
+def how(name: str, *, on_gpu: bool = False, asked: str | None = None, **changes: Any) -> Served:
+    return served(values_of(name, **changes), composite=False, on_gpu=on_gpu, asked=asked)
 
 
 def refusal(name: str, **options: Any) -> str:
@@ -81,8 +81,8 @@ def test_what_neither_serves_is_refused() -> None:
         "model.path: must be a model that vLLM 0.32 serves,"
     )
     assert refusal("granite scaled", hidden_act="gelu").endswith("computes silu alone in vLLM, and has hidden_act gelu")
-    assert "bf16 alone" in refusal("qwen3_next")
-    assert how("qwen3_next", dtype="bf16").implementation == "auto"
+    assert refusal("qwen3_next").endswith("has linear attention that vLLM computes on CPU in bf16 alone")
+    assert how("qwen3_next", on_gpu=True) == Served()
 
 
 def test_an_implementation_that_is_asked_for_must_be_right() -> None:
@@ -97,15 +97,16 @@ def test_an_implementation_that_is_asked_for_must_be_right() -> None:
     assert how("llama", asked="vllm") == Served()
 
 
+def test_a_kind_that_nobody_has_tried_is_left_to_vllm() -> None:
+    values = values_of("llama", model_type="no_such")
+    assert served(values, composite=False, on_gpu=False) == Served()
+    assert served(values, composite=False, on_gpu=False, asked="transformers") == Served("transformers")
+
+
 def test_packages_that_a_class_needs() -> None:
     for name, composite in (("qwen3_5 text", False), ("gemma3", True)):
         for torchvision in (False, True):
-            given: dict[str, Any] = {
-                "composite": composite,
-                "on_gpu": True,
-                "dtype": "bf16",
-                "torchvision": torchvision,
-            }
+            given: dict[str, Any] = {"composite": composite, "on_gpu": True, "torchvision": torchvision}
             if torchvision:
                 assert served(values_of(name), **given).implementation == "auto"
                 continue

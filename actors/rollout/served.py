@@ -1,5 +1,6 @@
-"""How vLLM 0.32 serves a family of models: by a class of its own or by the code of transformers, and what it must be
-told for it; or why it does not. No torch, no vllm.
+"""How vLLM 0.32 serves a family of models, and what it must be told for it; or why it does not. No torch, no vllm.
+
+By a class of its own, or by the code of transformers with vLLM's attention, experts and linear layers in it.
 
 What stands here was tried family by family on CPU (`python -m benchmarks.model_families`, docs/models.md): two versions
 of the weights through an update in place, and logprobs of prompts and of sampled tokens against plain transformers.
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from actors.config import Dtype, UserError
+from actors.config import UserError
 
 Implementation = Literal["auto", "transformers"]
 Values = Mapping[str, Any]
@@ -29,42 +30,36 @@ class Served:
     head by head."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Machine:
-    gpu: bool
-    dtype: Dtype
+_Check = Callable[[Values, bool], str]
+"""Why vLLM's own class is not right for a model, on GPUs or else on CPU; empty where it is."""
 
 
-_Check = Callable[[Values, _Machine], str]
-"""Why vLLM's own class is not right for a model; empty where it is."""
-
-
-def served(
-    values: Values, *, composite: bool, on_gpu: bool, dtype: Dtype, asked: object = None, torchvision: bool = True
-) -> Served:
-    """How engines serve a model with these fields.
+def served(values: Values, *, composite: bool, on_gpu: bool, asked: object = None, torchvision: bool = True) -> Served:
+    """How engines serve a model with these fields: of a kind that nobody has tried, as vLLM chooses, and the canary
+    tells.
 
     Args:
         values: of its text part.
         composite: whether it has other parts.
         on_gpu: whether they compute on GPUs.
-        dtype: of the weights.
         asked: `model_impl` of rollout.vllm, if it is given.
         torchvision: whether that package is installed.
 
     Raises:
         UserError: they do not.
     """
-    kind, machine = str(values.get("model_type")), _Machine(on_gpu, dtype)
+    kind = str(values.get("model_type"))
     refused = _REFUSED.get(kind) or (None if on_gpu else _NOT_ON_CPU.get(kind))
     if (composite or kind in _NEED_TORCHVISION) and not torchvision:
         refused = refused or "has a class in vLLM that needs torchvision, which is not installed"
     if refused:
         raise _unserved(kind, refused, on_gpu)
+    if not any(kind in table for table in (_OWN_CLASS, _OWN_CLASS_ON_GPU, _BACKEND)):
+        return Served("transformers" if asked == "transformers" else "auto")
     backend = _beyond_transformers(values)
     if kind not in _BACKEND:
         backend = "is not served right by the code of transformers within vLLM"
-    own = _of_own_class(kind, values, machine)
+    own = _of_own_class(kind, values, on_gpu)
     if asked in ("transformers", "vllm") and (problem := backend if asked == "transformers" else own):
         raise UserError(f"rollout.vllm: model_impl must not be {asked} for this {kind}, which {problem}, got {asked}")
     if own and backend:
@@ -80,13 +75,13 @@ def _unserved(kind: str, reason: str, on_gpu: bool) -> UserError:
     return UserError(f"model.path: must be a model that vLLM 0.32 serves{where}, got a {kind}, which {reason}")
 
 
-def _of_own_class(kind: str, values: Values, machine: _Machine) -> str:
+def _of_own_class(kind: str, values: Values, on_gpu: bool) -> str:
     checks = _OWN_CLASS.get(kind)
-    if machine.gpu and checks is None:
+    if on_gpu and checks is None:
         checks = _OWN_CLASS_ON_GPU.get(kind)
     if checks is None:
         return "has no class of vLLM's own that computes what transformers does"
-    return next(filter(None, (check(values, machine) for check in checks)), "")
+    return next(filter(None, (check(values, on_gpu) for check in checks)), "")
 
 
 def _beyond_transformers(values: Values) -> str:
@@ -96,56 +91,52 @@ def _beyond_transformers(values: Values) -> str:
     return ""
 
 
-def _silu(values: Values, _: _Machine) -> str:
+def _silu(values: Values, _: bool) -> str:
     act = values.get("hidden_act", "silu")
     return "" if act in ("silu", "swish") else f"computes silu alone in vLLM, and has hidden_act {act}"
 
 
 def _without(*names: str) -> _Check:
-    def check(values: Values, _: _Machine) -> str:
+    def check(values: Values, _: bool) -> str:
         name = next((name for name in names if values.get(name)), None)
         return f"has {name}, which vLLM's class leaves out" if name else ""
 
     return check
 
 
-def _no_window(values: Values, _: _Machine) -> str:
+def _no_window(values: Values, _: bool) -> str:
     kinds = values.get("layer_types") or ["sliding_attention"]
     windowed = values.get("use_sliding_window") and values.get("sliding_window") and "sliding_attention" in kinds
     return "has windows in some layers, which vLLM's class leaves out or refuses" if windowed else ""
 
 
-def _four_times_wide(values: Values, _: _Machine) -> str:
+def _four_times_wide(values: Values, _: bool) -> str:
     width = values.get("ffn_hidden_size")
     wrong = width is not None and width != 4 * values.get("hidden_size", 0)
     return "has another ffn_hidden_size than 4 x hidden_size, which vLLM's class takes for granted" if wrong else ""
 
 
 def _one_group(name: str) -> _Check:
-    def check(values: Values, machine: _Machine) -> str:
+    def check(values: Values, on_gpu: bool) -> str:
         groups = values.get(name, 1)
-        return "" if machine.gpu or groups == 1 else f"has {name} {groups}, of which vLLM computes 1 right on CPU"
+        return "" if on_gpu or groups == 1 else f"has {name} {groups}, of which vLLM computes 1 right on CPU"
 
     return check
 
 
-def _rotated_in_pairs(values: Values, _: _Machine) -> str:
+def _rotated_in_pairs(values: Values, _: bool) -> str:
     return "" if values.get("rope_interleave", True) else "has rope_interleave false, which vLLM's class leaves out"
 
 
-def _bf16_on_cpu(_: Values, machine: _Machine) -> str:
-    return "" if machine.gpu or machine.dtype == "bf16" else "vLLM computes on CPU in bf16 alone (model.dtype)"
-
-
-def _every_so_many(values: Values, _: _Machine) -> str:
+def _every_so_many(values: Values, _: bool) -> str:
     layers, step = values.get("moe_layers"), _step(values)
     regular = layers is None or list(layers) == [*range(step - 1, values.get("num_hidden_layers", 0), step)]
     return "" if regular else f"has experts in layers {layers}, and vLLM in every so many alone"
 
 
-def _whole_chunks(values: Values, machine: _Machine) -> str:
+def _whole_chunks(values: Values, on_gpu: bool) -> str:
     size = values.get("attention_chunk_size")
-    fits = machine.gpu or not size or size % _CPU_BLOCK == 0
+    fits = on_gpu or not size or size % _CPU_BLOCK == 0
     return "" if fits else f"has attention_chunk_size {size}, no multiple of the {_CPU_BLOCK} tokens of vLLM's blocks"
 
 
@@ -184,7 +175,6 @@ _OWN_CLASS: dict[str, tuple[_Check, ...]] = {
     "mamba2": (_one_group("n_groups"),),
     "lfm2": (),
     "lfm2_moe": (),
-    "qwen3_next": (_bf16_on_cpu,),
 }
 """Families that a class of vLLM's own serves right, updated in place, and when it does not."""
 _OWN_CLASS_ON_GPU: dict[str, tuple[_Check, ...]] = {
@@ -193,7 +183,7 @@ _OWN_CLASS_ON_GPU: dict[str, tuple[_Check, ...]] = {
     **dict.fromkeys(("olmoe", "dbrx"), (_without("clip_qkv"),)),
     **dict.fromkeys(("afmoe", "ernie4_5_moe", "minimax_m2", "laguna", "nemotron_h", "mamba", "falcon_mamba"), ()),
     **dict.fromkeys(("jamba", "kimi_linear", "olmo_hybrid", "deepseek_v32", "glm_moe_dsa", "hy_v4", "deepseek_v4"), ()),
-    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text", "inkling_text"), ()),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text", "inkling_text"), ()),
 }
 """Families whose class of vLLM's own is for GPUs: there, the canary alone has been asked."""
 _BACKEND = frozenset(
@@ -229,6 +219,10 @@ _NOT_ON_CPU: dict[str, str] = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), "has recurrent layers that vLLM computes on GPUs alone"),
     **dict.fromkeys(("kimi_linear", "olmo_hybrid"), "has linear attention that vLLM computes on GPUs alone"),
     **dict.fromkeys(("minimax_m2", "laguna"), _ROUTES),
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        "has linear attention that vLLM computes on CPU in bf16 alone",
+    ),
     "nemotron_h": "has experts without a gate, which vLLM computes on GPUs alone",
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "hy_v4", "deepseek_v4"), "has sparse attention, which is for GPUs"),
     **dict.fromkeys(("qwen4_exp_text", "inkling_text"), "has attention that vLLM computes on GPUs alone"),

@@ -11,7 +11,7 @@ from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 
-from actors.config import Dtype, LoraConfig, ModelConfig, UserError
+from actors.config import LoraConfig, ModelConfig, UserError
 from actors.config_rollout import RolloutConfig
 from actors.models.hub_cache import configured_directory
 from actors.rollout.served import served
@@ -60,10 +60,10 @@ def build_llm(directory: str, config: RolloutConfig, model: ModelConfig, backend
         disable_log_stats=True,
         **(_adapter_options(directory, model.lora) if model.lora and config.transfer.lora == "adapter" else {}),
     )
-    return LLM(**(options | config.vllm | _family_options(directory, config.vllm, on_gpu=on_gpu, dtype=model.dtype)))
+    return LLM(**(options | config.vllm | _family_options(directory, config.vllm, on_gpu=on_gpu)))
 
 
-def _family_options(directory: str, given: dict[str, Any], *, on_gpu: bool, dtype: Dtype) -> dict[str, Any]:
+def _family_options(directory: str, given: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
     """What vLLM must be told for this family of models; nothing of what cannot be read, of which it tells itself."""
     try:
         whole = AutoConfig.from_pretrained(configured_directory(directory), trust_remote_code=False)
@@ -74,7 +74,6 @@ def _family_options(directory: str, given: dict[str, Any], *, on_gpu: bool, dtyp
         text.to_dict(),
         composite=text is not whole,
         on_gpu=on_gpu,
-        dtype=dtype,
         asked=given.get("model_impl"),
         torchvision=find_spec("torchvision") is not None,
     )

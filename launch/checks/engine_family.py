@@ -30,7 +30,6 @@ def served_as(config: RunConfig, values: Mapping[str, object]) -> Served:
         text,
         composite=text.get("model_type") != values.get("model_type"),
         on_gpu=on_gpu,
-        dtype=config.model.dtype,
         asked=config.rollout.vllm.get("model_impl"),
         # Engines on GPUs come with it.
         torchvision=on_gpu or find_spec("torchvision") is not None,

@@ -15,7 +15,6 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
 _LATENT: Fields = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}
 _MAMBA: Fields = {"hidden_size": 128, "mamba_n_heads": 8, "mamba_d_head": 32}
-_DELTA: Fields = {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
 
 
 def _ramp(first: float, last: float) -> list[float]:
@@ -43,7 +42,6 @@ _OTHER: dict[str, dict[str, Any]] = {
     "mamba2": {"hidden_size": 128, "num_heads": 8, "head_dim": HEAD, "n_groups": 1},
     "xlnet": {"d_head": HEAD},
     **dict.fromkeys(("bamba", "granitemoehybrid", "granitemoehybrid rope"), _MAMBA),
-    **dict.fromkeys(("qwen3_next", "qwen3_next dense", "qwen3_5 text", "qwen3_5_moe text"), _DELTA),
 }
 
 
