@@ -88,7 +88,7 @@ def test_an_update_is_that_of_transformers(model_type: str, coefficient: float, 
         torch.testing.assert_close(moved[name], parameter.detach(), rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("model_type", MIXTURES.keys() - set(BALANCED))
+@pytest.mark.parametrize("model_type", sorted(MIXTURES.keys() - set(BALANCED)))
 def test_families_without_a_balancing_loss_have_none(model_type: str, tmp_path: Path) -> None:
     """Their update is that of transformers, which leaves their bias alone; a coefficient is refused, 0 is none."""
     directory, batch = saved_mixture(tmp_path, model_type), sequences()

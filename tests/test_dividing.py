@@ -14,6 +14,7 @@ from actors.models.lora import select_trained
 from actors.models.skeleton import write_skeleton
 from actors.train.engine import gathered, is_sharded
 from actors.train.sharding import Sharding, sharding
+from tests.families.table import write
 from tests.one_rank import alone  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -110,6 +111,17 @@ def test_what_is_tied_but_stored_with_different_values_is_not_tied(tmp_path: Pat
         assert_same(shared, whole)
         tied = [each.get_output_embeddings().weight is each.get_input_embeddings().weight for each in (whole, shared)]
         assert tied == [factor == 1, factor == 1]
+
+
+@pytest.mark.parametrize("name", ["marian", "pegasus", "rwkv", "xlstm", "youtu", "qwen3_5 text", "gemma3"])
+def test_families_that_draw_by_shapes_are_loaded_as_well(name: str, tmp_path: Path) -> None:
+    """What they would draw is all there; what is computed anew, such as rotary positions, is."""
+    write(name, tmp_path)
+    model = ModelConfig(path=str(tmp_path))
+    whole, shared = (load_model(model, str(tmp_path), divider) for divider in (None, divided()))
+    assert_same(shared, whole)
+    buffers = dict(whole.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in shared.named_buffers())
 
 
 FAULTS: dict[str, tuple[type[Exception], str] | None] = {

@@ -107,6 +107,15 @@ def test_a_batch_gives_what_sequences_give_alone(name: str, tmp_path: Path) -> N
             assert float((found[parameter] - grad).abs().max()) <= 1e-4 * largest, parameter
 
 
+def test_a_batch_without_sequences_has_no_gradient(tmp_path: Path) -> None:
+    """Of a rank that has run out of work: where an embedding is all zeros, Gemma 3n has the slope of a root of 0."""
+    build("gemma3n text").save_pretrained(tmp_path)
+    model = load_model(ModelConfig(path=str(tmp_path)), str(tmp_path))
+    logprobs, _ = TokenLogprobs(model)(pack([], {}, torch.device("cpu")), 1.0, 64)
+    logprobs.sum().backward()
+    assert all(bool((grad == 0).all()) for grad in gradients(model).values())
+
+
 @pytest.mark.parametrize("name", [*REFUSED, *NOT_CAUSAL])
 def test_what_no_way_is_right_for_is_refused(name: str, tmp_path: Path) -> None:
     build(name).save_pretrained(tmp_path)

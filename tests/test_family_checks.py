@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from actors.config import ModelConfig, UserError
 from actors.models.class_traits import family_of_class, traits_of
 from actors.models.family import Way
+from actors.models.load import TokenLogprobs, load_model
 from actors.models.similar import padded_share
 from actors.models.tokenizer import build_char_tokenizer
 from launch.checks.check import examine
@@ -95,7 +96,7 @@ def by_source(values: dict[str, Any], task: Task) -> tuple[Way | None, str]:
     model = ModelConfig(path="x")
     try:
         if task == "CausalLM":
-            family = trained_as.causal_family(values, model, divided=False)
+            family = trained_as.causal_family(values, model)
         else:
             family = trained_as.scoring_family(values, model, "x", "model.path")
     except UserError as error:
@@ -198,6 +199,36 @@ def test_every_family_passes_or_is_refused_as_it_would_be_when_it_is_loaded(name
             assert found == ([expected.replace("got x", "got model")] if expected else [])
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "mistral sliding"])
+def test_biases_are_asked_for_only_where_a_class_reads_the_field(kind: str, here: Path) -> None:
+    path = model_in(here / "model", kind, attention_bias=True, mlp_bias=True)
+    load_model(ModelConfig(path=path), path)
+    assert problems(path, SFT) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "rule"),
+    [
+        ("cohere", "logit_scale", 1, "float"),
+        ("glm4_moe", "routed_scaling_factor", 1, "float"),
+        ("llama4 text", "attn_temperature_tuning", 4, "bool"),
+    ],
+)
+def test_a_field_of_another_type_than_declared_is_refused(
+    kind: str, name: str, value: int, rule: str, here: Path
+) -> None:
+    path = model_in(here / "model", kind, **{name: value})
+    assert problems(path, SFT) == [f"model.path: {name} in config.json must be of type {rule}, got {value}"]
+    with pytest.raises(UserError, match=rf"^model.path: config.json must be as transformers reads it, got .*{name}"):
+        load_model(ModelConfig(path=path), path)
+
+
+def test_a_configuration_that_its_class_refuses_is_one_line(here: Path) -> None:
+    path = model_in(here / "model", "olmo_hybrid", layer_types=["full_attention", "full_attention"])
+    with pytest.raises(UserError, match=r"^model.path: config.json must be as transformers reads it, got .*OLMoHybrid"):
+        load_model(ModelConfig(path=path), path)
+
+
 def test_rows_of_the_models_own_are_told_with_their_padding(here: Path) -> None:
     found = check(model_in(here / "hybrid", "qwen3_next"), SFT)
     assert len(found.lengths) == 4
@@ -214,6 +245,16 @@ def test_rows_of_the_models_own_are_told_with_their_padding(here: Path) -> None:
     packed = check(model_in(here / "dense", "llama"), SFT)
     assert model_lines(packed) == []
     assert as_object(packed)["model"] == {"way": "packed", "why": "", "padding": None}
+
+
+@pytest.mark.parametrize("name", ["longrope phi3", "longrope phi3 old fields", "qwen3 dynamic"])
+def test_positions_that_lengths_decide_are_told_where_no_engine_fixes_them(name: str, here: Path) -> None:
+    path = model_in(here / "model", name)
+    found = check(path, SFT, data={"overlong": "drop", "max_length": 32})
+    assert found.family == TokenLogprobs(load_model(ModelConfig(path=path), path)).body.family
+    assert model_lines(found)[0].startswith("model: has rotary positions that depend on a sequence's length, so each")
+    short = {"max_prompt_tokens": 8, "max_response_tokens": 8}
+    assert model_lines(check(path, GRPO, data={"overlong": "drop"}, rollout=short)) == []
 
 
 def test_of_responses_no_length_is_known(here: Path) -> None:
@@ -282,8 +323,10 @@ def test_kinds_that_nobody_has_tried(here: Path, monkeypatch: pytest.MonkeyPatch
     assert (
         check(path, SFT).warnings[-1].startswith("model.path: llama is of a kind that Tandem does not know: the run ")
     )
-    assert problems(path, SFT, policy={"zero_stage": 3}) == [
-        "policy.zero_stage: must be at most 2 for a llama, which Tandem does not know and tries first, got 3"
+    told = ": must be at most 2 for a llama, which Tandem does not know and tries first, got 3"
+    assert problems(path, SFT, policy={"zero_stage": 3}) == [f"policy.zero_stage{told}"]
+    assert problems(path, GRPO, algorithm={"kl_coef": 0.1}, reference={"zero_stage": 3}) == [
+        f"reference.zero_stage{told}"
     ]
     assert problems(path, REWARD) == ["model.path: must be of a kind that Tandem knows to give scores, got a llama"]
 

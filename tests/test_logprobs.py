@@ -1,12 +1,18 @@
 """LogprobHead against log_softmax of all logits at once: values, gradients, and how many logits exist."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from actors.models.body import body_of
+from actors.models.load import TokenLogprobs
 from actors.models.logprobs import LogprobHead
+from tests.families.table import build
 
 TOKENS, SIZE, VOCABULARY = 13, 8, 31
 
@@ -54,15 +60,67 @@ def test_agrees_with_log_softmax(dtype: torch.dtype, with_bias: bool, chunk: int
     torch.testing.assert_close(our_gradients, expected_gradients, **tolerance)
 
 
-def test_gradcheck() -> None:
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scaled": {"factor": 0.3},
+    "capped": {"cap": 1.5},
+    "scaled and capped": {"factor": -2.0, "cap": 0.7},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradcheck(shape: str) -> None:
     torch.manual_seed(0)
-    head, targets = LogprobHead(Parameter(torch.empty(7, 3)), Parameter(torch.empty(7))), torch.tensor([0, 6, 3, 3, 2])
+    head = LogprobHead(Parameter(torch.empty(7, 3)), Parameter(torch.empty(7)), **SHAPES[shape])
+    targets = torch.tensor([0, 6, 3, 3, 2])
 
     def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return torch.func.functional_call(head, {"weight": weight, "bias": bias}, (hidden, targets, 1.3, 2))
 
     inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 3), (7, 3), (7,))]
     assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_agrees_with_log_softmax_of_logits_that_are_scaled_and_capped(
+    dtype: torch.dtype, shape: str, chunk: int
+) -> None:
+    """Each step in the product's precision, as the families' own code takes them."""
+    hidden, plain, targets = _inputs(dtype, with_bias=True)
+    head = LogprobHead(plain.weight, plain.bias, **SHAPES[shape])
+    factor, cap = SHAPES[shape].get("factor"), SHAPES[shape].get("cap")
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    logits = logits if factor is None else logits * factor
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    logps = torch.log_softmax(logits.to(torch.promote_types(dtype, torch.float32)) / 0.7, dim=-1)
+    expected = logps.gather(-1, targets[:, None])[:, 0], -(logps.exp() * logps).sum(-1)
+    found = head(hidden, targets, 0.7, chunk)
+    torch.testing.assert_close(found, expected)
+    inputs, weights = [hidden, *head.parameters()], torch.randn(2, TOKENS)
+    gradients = [
+        torch.autograd.grad(list(outputs), inputs, list(weights.to(outputs[0].dtype))) for outputs in (found, expected)
+    ]
+    tolerance = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(*gradients, **tolerance)
+
+
+@pytest.mark.parametrize(
+    "name", ["granite scaled", "gemma2 sharp caps", "cohere", "nanochat", "falcon_h1 multipliers", "qwen2"]
+)
+def test_in_bf16_it_rounds_as_a_familys_own_code(name: str) -> None:
+    """Of the hidden states that its own body gives."""
+    model = build(name).bfloat16()
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(3, 100, (1, 40)))
+    module, seen = TokenLogprobs(model), []
+    body_of(model).register_forward_hook(lambda _, given, outputs: seen.append(outputs[0]))
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        expected = logits.float().log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
+        found, _ = module.head(seen[0][0, :-1], tokens[0, 1:], 1.0, 7)
+    assert float((found - expected).abs().max()) <= 1e-5
+    assert logits.dtype == torch.bfloat16 and expected.std() > 0.1
 
 
 def test_large_common_offset_of_the_logits_changes_nothing() -> None:

@@ -68,7 +68,8 @@ def test_each_sequence_ends_before_its_last_action_token(masks: list[list[int]],
     expected = [max([1, *np.flatnonzero(mask)]) for mask in masks] or [1]
     assert inputs.lengths == expected
     # A computed token is one of the row, at its own position; without sharing, each sequence has its own.
-    assert inputs.token_ids.tolist() == [(position * 7) % VOCABULARY for position in inputs.position_ids.tolist()]
+    tokens = [(position * 7) % VOCABULARY for position in inputs.position_ids.tolist()]
+    assert inputs.token_ids.tolist() == (tokens if masks else [1])
     sources = np.arange(sum(expected)) if inputs.sources is None else inputs.sources
     positions = np.concatenate([np.arange(length) for length in expected])
     assert np.array_equal(inputs.position_ids.numpy()[sources], positions)
@@ -150,7 +151,7 @@ def test_at_the_end_is_read_the_last_action_token_whatever_follows() -> None:
 def test_an_idle_batch_is_one_token_that_nothing_is_asked_of(share_prompts: bool, read) -> None:
     """Whatever fields and labels a loss asks for, there is one 0 a token and none a sequence."""
     batch = pack([], {}, CPU, share_prompts=share_prompts, read=read)
-    assert batch.idle and batch.token_ids.tolist() == [0] and not batch.action_mask.any()
+    assert batch.idle and batch.token_ids.tolist() == [1] and not batch.action_mask.any()
     assert batch.token_ids.dtype == batch.inputs.token_ids.dtype == torch.int64
     assert batch.fields["any"].tolist() == [0] and batch.labels["any"].tolist() == []
     assert batch.sequence_sums(torch.ones(1)).shape == batch.action_counts.shape == (0,)

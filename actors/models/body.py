@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from actors.models.attention import PACKED_ATTENTION
 from actors.models.balance import Balance, token_weights
-from actors.models.family import Family
+from actors.models.family import LENGTHS_DECIDE, Family
 from actors.models.packed import ModelInputs
 from actors.models.rope import rope_rule
 from actors.models.rows import PaddedRows
@@ -32,7 +32,7 @@ class Body:
         self.module = body_of(model)
         self.rope = rope_rule(model)
         if self.rope.depends:
-            family = replace(family, way="rows", why="has rotary positions that depend on a sequence's length")
+            family = replace(family, way="rows", why=LENGTHS_DECIDE)
         self.family = family
         self.balance = balance
         if family.way == "rows" and model.config._attn_implementation == PACKED_ATTENTION:
@@ -41,6 +41,7 @@ class Body:
         text = model.config.get_text_config()
         self._takes = frozenset(inspect.signature(self.module.forward).parameters)
         self._embeds = family.embeds and "inputs_embeds" in self._takes
+        self._unread = 0 if text.pad_token_id == 1 else 1
         self._position_rows = 3 if _SECTIONS in str(getattr(text, "rope_parameters", None)) else 1
 
     @property
@@ -63,10 +64,17 @@ class Body:
         # order; this one, on CPU, always in the same, without which runs would not resume bit for bit.
         return hidden.index_select(0, places)
 
+    def _tokens(self, inputs: ModelInputs) -> torch.Tensor:
+        """The tokens [I]; others where nothing is read, as a rank without work has one that may be padding.
+
+        The embedding of that is 0, of which some layers have no derivative: a gradient of 0 times it is none either.
+        """
+        return inputs.token_ids if len(inputs.read) else torch.full_like(inputs.token_ids, self._unread)
+
     def _packed(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         positions = self.positions(inputs.position_ids)
         hidden = self._call(
-            inputs.token_ids[None],
+            self._tokens(inputs)[None],
             token_weights(inputs),
             position_ids=positions[None] if positions.ndim == 1 else positions[:, None],
             **inputs.attention_arguments(self.attention),
@@ -76,8 +84,9 @@ class Body:
     def _in_rows(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         if inputs.sources is not None:
             raise ValueError("sequences in rows of their own cannot share their prompts")
-        rows = PaddedRows.of(inputs.lengths, [self.rope.regime(length) for length in inputs.whole_lengths])
-        calls = rows.tokens(inputs.token_ids)
+        regimes = [self.rope.regime(length) for length in inputs.whole_lengths]
+        rows = PaddedRows.of(inputs.lengths, regimes, self.family.least)
+        calls = rows.tokens(self._tokens(inputs))
         masks = rows.masks(inputs.token_ids.device)
         found = []
         for call, mask, regime in self._in_step(calls, masks, rows.regimes):
@@ -94,7 +103,8 @@ class Body:
         most = torch.tensor(len(calls), device=calls[0].device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         # Nothing is read of these, and their gradients are 0.
-        return own + [(calls[0][:1, :1], masks[0][:1, :1] & False, regimes[0])] * (int(most) - len(calls))
+        least = slice(self.family.least)
+        return own + [(calls[0][:1, least], masks[0][:1, least] & False, regimes[0])] * (int(most) - len(calls))
 
     def _call(self, token_ids: torch.Tensor, weights: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """Last hidden states [B, L, D] of tokens [B, L], of which each is in so many sequences: 0 at padding."""

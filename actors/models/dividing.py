@@ -76,8 +76,22 @@ def _loading(divider: Divider) -> Iterator[None]:
             divided[id(parameter)] = parameter
         return None
 
-    with _given(given), _read_when_used():
+    with _given(given), _read_when_used(), _only_what_is_new():
         yield
+
+
+@contextmanager
+def _only_what_is_new() -> Iterator[None]:
+    """Within it, transformers leaves modules alone that have all from a file: some families' ways to draw values ask
+    for shapes, which divided parameters do not have."""
+    kind: Any = PreTrainedModel
+    initialize = kind._initialize_weights
+    # It says of a class that is not transformers' own that its values are drawn in place.
+    kind._initialize_weights = lambda model, module, *_: initialize(model, module, True)
+    try:
+        yield
+    finally:
+        kind._initialize_weights = initialize
 
 
 def drawing(divider: Divider | None) -> AbstractContextManager[None]:

@@ -36,6 +36,8 @@ _REFUSED_KINDS = {
 """Families by their model_type that are no causal language models as all others are."""
 _FLOAT32_ALONE = ("deepseek_v4", "xlstm")
 """Families whose code in transformers 5.19 multiplies float32 with bfloat16, and fails."""
+LENGTHS_DECIDE = "has rotary positions that depend on a sequence's length"
+"""Why a model that could be packed is not, where no engine fixes its longrope or dynamic positions."""
 _ENOUGH_HEADS = 16
 """Of an indexer, for two keys never to have the score 0 in all of them: each is 0 for half of the keys."""
 
@@ -74,6 +76,9 @@ class Family:
     """Whether flash attention 2 computes what it needs."""
     bf16: bool = True
     """Whether it can be computed in bf16."""
+    least: int = 1
+    """Tokens of a row that all parts of its layers take part in computing. Of a shorter one some would not, and ranks
+    would not gather and reduce the same."""
 
 
 def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "model.path") -> Family:
@@ -104,8 +109,18 @@ def family_of(values: Mapping[str, object], traits: ClassTraits, field: str = "m
         # transformers' SDPA leaves out sinks and caps of scores, without a word.
         own_attention="eager" if not traits.sdpa or traits.source.sinks or values.get(_SCORE_CAP) else "sdpa",
         bf16=kind not in _FLOAT32_ALONE,
+        least=_least(kind, values),
         flash=traits.flash and not traits.source.sinks and "chunked_attention" not in _kinds(values),
     )
+
+
+def _least(kind: str, values: Mapping[str, object]) -> int:
+    if kind == "rwkv":  # decay is between tokens
+        return 2
+    rates = values.get("compress_rates")  # of each kind of layers: tokens that become one
+    of_kinds = rates if isinstance(rates, dict) else {}
+    found = [of_kinds.get(each) for each in _kinds(values)] + [values.get("indexer_compress_ratio")]
+    return max((each for each in found if isinstance(each, int)), default=1)
 
 
 def _ties(values: Mapping[str, object]) -> bool:

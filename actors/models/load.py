@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -56,7 +57,7 @@ def load_model(
     see `fix_rope`.
     """
     directory = local_directory(directory)
-    config = quiet_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    config = quiet_config(_config_in(directory, "model.path"))
     refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForCausalLM, config))
     if model.init:
@@ -89,7 +90,7 @@ def load_value_model(
     model, when the directory holds no trained head.
     """
     directory, field = local_directory(directory), "reward.models" if needs_head else field
-    config = quiet_config(AutoConfig.from_pretrained(directory, num_labels=1, trust_remote_code=False))
+    config = quiet_config(_config_in(directory, field, num_labels=1))
     refuse_unknown_ropes(config)
     options = _options(model, family_of_class(AutoModelForSequenceClassification, config, field))
     # Positions are read by our own index; a padding token would only mislead whoever loads the export.
@@ -114,6 +115,17 @@ def load_value_model(
         raise without_score(type(built).__name__, directory, field)
     _require_weights(built, {name for name in missing if not name.startswith("score.")}, directory, field)
     return _ready_to_train(built, model, engine_length)
+
+
+def _config_in(directory: str, field: str, **options: object) -> PretrainedConfig:
+    """What config.json says; raises UserError, with `field`, for what its class does not take."""
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False, **options)
+    except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = str(error.__cause__ or error)
+        raise UserError(
+            f"{field}: config.json must be as transformers reads it, got {reason.splitlines()[0]:.300} ({directory})"
+        ) from error
 
 
 def _from_directory(

@@ -15,11 +15,17 @@ def refuse_mixed_tokens(values: Mapping[str, object]) -> None:
         )
 
 
+_CALLED_OFTEN = {
+    "dbrx": "its tokens choose experts",
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), "its texts have groups of tokens"),
+}
+"""Families of which transformers 5.19 calls a module with parameters so many times for a batch."""
+
+
 def refuse_divided(values: Mapping[str, object], field: str) -> None:
     """Raise UserError for a model whose ranks would wait for each other under ZeRO-3; `field`: its group's stage."""
-    if values.get("model_type") == "dbrx":
-        # transformers 5.19 calls a module with parameters once for each expert that a rank's tokens have chosen.
+    kind = str(values.get("model_type"))
+    if often := _CALLED_OFTEN.get(kind):
         raise UserError(
-            f"{field}: must be below 3 for dbrx, of which each rank gathers weights as often as its tokens choose "
-            f"experts, got 3"
+            f"{field}: must be below 3 for {kind}, of which each rank gathers weights as often as {often}, got 3"
         )

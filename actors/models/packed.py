@@ -135,7 +135,8 @@ def pack(
     """
     idle = not sequences
     if idle:
-        sequences = [Sequence(token_ids=np.zeros(1, dtype=np.int64), action_mask=np.zeros(1, dtype=np.bool_))]
+        # Not token 0, in many families padding with an embedding of zeros: Gemma 3n's gradient there is NaN.
+        sequences = [Sequence(token_ids=np.ones(1, dtype=np.int64), action_mask=np.zeros(1, dtype=np.bool_))]
     lengths = [len(sequence) for sequence in sequences]
     kept, sources = _shared_prompts(sequences) if share_prompts else (slice(None), None)
 

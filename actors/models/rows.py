@@ -27,13 +27,14 @@ class PaddedRows:
     """Of each token, its place in the rows of all calls, end to end, [I]."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], regimes: Sequence[int | None]) -> "PaddedRows":
-        """Rows of sequences of these lengths, which lie end to end; those of a call are of one regime."""
+    def of(cls, lengths: Sequence[int], regimes: Sequence[int | None], least: int = 1) -> "PaddedRows":
+        """Rows, of at least so many places, of sequences of these lengths, which lie end to end; those of a call are of
+        one regime."""
         starts = np.cumsum(lengths) - lengths
         slots = np.empty(sum(lengths), dtype=np.int64)
         calls, found, before = [], [], 0
-        for group in similar(lengths, regimes):
-            longest = max(lengths[number] for number in group)
+        for group in similar([max(least, length) for length in lengths], regimes):
+            longest = max(least, *(lengths[number] for number in group))
             places = np.arange(longest)
             rows = np.stack([np.where(places < lengths[n], places + starts[n], -1) for n in group])
             filled = rows >= 0

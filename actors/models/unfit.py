@@ -29,11 +29,12 @@ def check_checkpointing(kind: str, *, asked: bool, supported: bool) -> None:
         raise UserError(f"model.gradient_checkpointing: must be false for a {kind}, whose layers lack it, got true")
 
 
-def check_tried_whole(kind: str, text: str, *, divided: bool) -> None:
-    """Raise UserError for an untried kind of model that is divided over ranks; `text`: the kind of its text part."""
+def check_tried_whole(kind: str, text: str, *, divided: bool, group: str = "policy") -> None:
+    """Raise UserError for an untried kind of model that is divided over the ranks of a group; `text`: the kind of its
+    text part."""
     if divided and text not in TRIED:
         raise UserError(
-            f"policy.zero_stage: must be at most 2 for a {kind}, which Tandem does not know and tries first, got 3"
+            f"{group}.zero_stage: must be at most 2 for a {kind}, which Tandem does not know and tries first, got 3"
         )
 
 

@@ -9,8 +9,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from actors.config import UserError
+from actors.models.family import LENGTHS_DECIDE
 from actors.models.tokenizer import chat_template_of
 from actors.models.tried import TRIED
 from launch.checks.capacity import check_resources
@@ -23,7 +25,7 @@ from launch.checks.fits import check_bucket, check_room
 from launch.checks.other_models import say_it_is_loaded
 from launch.checks.output import check_output
 from launch.checks.reward_checks import RewardProbe
-from launch.checks.rope import check_rope
+from launch.checks.rope import check_rope, lengths_decide
 from launch.checks.tokenizer_process import Aside
 from launch.config import RunConfig
 from launch.exports.hub import check_can_push
@@ -194,6 +196,8 @@ def _learn_size(findings: Findings, policy: Policy, kind: JobKind) -> None:
     values = policy.fields
     findings.shape = shape = decoder_shape(values)
     findings.parameters, findings.family = policy.parameters, policy.family
+    if policy.family and policy.family.way == "packed" and not kind.samples_responses and lengths_decide(values):
+        findings.family = replace(policy.family, way="rows", why=LENGTHS_DECIDE)
     padding, positions = values.get("pad_token_id"), _positions(values)
     if positions and values["model_type"] in _COUNT_FROM_PADDING:
         positions -= (padding if isinstance(padding, int) else 0) + 1

@@ -169,9 +169,11 @@ def _print_memory(console: Console, findings: Findings) -> None:
 def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[str, int]) -> list[str]:
     config, rollout = findings.config, findings.config.rollout
     total = _size(sum(parts.total * counts[group] for group, parts in memory.items()))
-    known = findings.shape is not None and findings.shape.activations_known
+    shape = findings.shape
+    known = shape is not None and shape.activations_known
     activations = "activations at their most" if known else "without activations, which are not known for its layers"
-    lines = [f"model of {findings.parameters:,} parameters; {total} in all processes, {activations}"]
+    experts = f", {shape.experts} experts in a layer" if shape and shape.experts > 1 else ""
+    lines = [f"model of {findings.parameters:,} parameters{experts}; {total} in all processes, {activations}"]
     if offloaded := memory["policy"].optimizer_offloaded:
         lines.append(f"policy: {_size(offloaded)} of the total is optimizer state in host memory")
     for group, parts in memory.items():

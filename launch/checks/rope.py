@@ -46,6 +46,15 @@ def check_rope(values: Mapping[str, object], kind: JobKind) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
+def lengths_decide(values: Mapping[str, object]) -> bool:
+    """Whether a sequence's length decides its rotary positions, as long as no engine does: see `RopeRule.depends`."""
+    for rope in ropes_of(values):
+        kind = str(rope["rope_type"])
+        if kind == "longrope" or "dynamic" in kind or (kind != "default" and "long_mscale" in rope):
+            return True
+    return False
+
+
 def ropes_of(values: Mapping[str, object]) -> Iterator[_Rope]:
     """Rotary positions of all layers, or of each kind of layer, by newer names; those that are not scaled, too."""
     given = values.get("rope_parameters") or values.get("rope_scaling")

@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 
+from actors.config import UserError
+from launch.models.fields import short
 from launch.models.model_classes import ClassPlace, assigned, lineage, resolved
 from launch.models.transformers_source import config_classes, source_directory
 
 _TEXT_PARTS = ("text_encoder", "decoder", "generator", "text_config")
 """Names of the part of a configuration that describes what reads text."""
 _KINDS = ("layer_types", "layers_block_type")
+_SIMPLE = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def filled(values: Mapping[str, object]) -> dict[str, object]:
@@ -39,6 +42,23 @@ def filled(values: Mapping[str, object]) -> dict[str, object]:
         if said:
             found[name] = found[other] = said[0]
     return found
+
+
+def check_declared(values: Mapping[str, object], field: str) -> None:
+    """Raise UserError, with `field`, for a number, switch or text of the text part that is not of the kind that its
+    class declares: transformers takes no whole number for a float, such as 1 for 1.0."""
+    place, given = _text_part(values)
+    declared = {}
+    for _, node in reversed(list(lineage(place))) if place else ():
+        declared |= {ast.unparse(line.target): line.annotation for line in node.body if isinstance(line, ast.AnnAssign)}
+    for name in declared.keys() & given.keys():
+        kinds = ast.unparse(declared[name]).split(" | ")
+        value = given[name]
+        if value is None or not {*kinds} <= {*_SIMPLE, "None"}:
+            continue
+        if not isinstance(value, tuple(_SIMPLE[kind] for kind in kinds if kind in _SIMPLE)):
+            rule = " or ".join(kind for kind in kinds if kind in _SIMPLE)
+            raise UserError(f"{field}: {name} in config.json must be of type {rule}, got {short(value)}")
 
 
 def _text_part(values: Mapping[str, object]) -> tuple[ClassPlace | None, Mapping[str, object]]:

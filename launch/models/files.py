@@ -99,7 +99,8 @@ def _family_of(config: RunConfig, values: Mapping[str, object], directory: Path)
         return scoring_family(values, config.model, directory, "model.path")
     if config.critic and config.critic.path is None and len(config.reward.models) != 1:
         scoring_family(values, config.model, directory, "critic.path")
-    return causal_family(values, config.model, divided=config.policy.zero_stage == 3)
+    holding = ["policy", *["reference"] * config.reference_group]
+    return causal_family(values, config.model, [name for name in holding if getattr(config, name).zero_stage == 3])
 
 
 def stored_parameters(stored: Mapping[str, StoredTensor] | None) -> int | None:

@@ -1,6 +1,6 @@
 """Which way a model goes in training, and what it cannot be trained with, as loading it would tell. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from actors.config import ModelConfig
 from actors.models.family import Family, family_of
@@ -13,17 +13,17 @@ from actors.models.unfit import (
     unlisted,
     without_score,
 )
-from launch.models.class_fields import filled
+from launch.models.class_fields import check_declared, filled
 from launch.models.model_classes import ClassPlace, Task, class_for, has_linear_score, is_listed, says, traits_in
 
 
-def causal_family(values: Mapping[str, object], model: ModelConfig, *, divided: bool) -> Family | None:
+def causal_family(values: Mapping[str, object], model: ModelConfig, divided: Collection[str] = ()) -> Family | None:
     """The family of a causal language model with these fields of its config.json; None where the source of the
     installed transformers does not tell.
 
     Args:
         model: how it shall be trained.
-        divided: whether its weights are divided over the ranks.
+        divided: groups over whose ranks its weights are divided.
 
     Raises:
         UserError: as `load_model` does.
@@ -32,9 +32,11 @@ def causal_family(values: Mapping[str, object], model: ModelConfig, *, divided: 
     place = _class_for(kind, "CausalLM", "model.path")
     if place is None:
         return None
+    check_declared(values, "model.path")
     family = family_of(text, traits_in(place), "model.path")
     _check_settings(kind, place, family, model)
-    check_tried_whole(kind, str(text.get("model_type")), divided=divided)
+    for group in divided:
+        check_tried_whole(kind, str(text.get("model_type")), divided=True, group=group)
     return family
 
 
@@ -44,6 +46,7 @@ def scoring_family(values: Mapping[str, object], model: ModelConfig, directory: 
     place = _class_for(kind, "SequenceClassification", field)
     if place is None:
         return None
+    check_declared(values, field)
     family = family_of(text, traits_in(place), field)
     check_scores_are_known(kind, str(text.get("model_type")), field)
     if not has_linear_score(place):

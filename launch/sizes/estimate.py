@@ -81,10 +81,10 @@ def decoder_shape(config: Mapping[str, object]) -> DecoderShape | None:
             intermediate_size=size_in(config, "intermediate_size"),
             vocab_size=size_in(config, "vocab_size"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            # Qwen2 has these whatever its config.json says; in the other families it decides.
-            qkv_bias=family == "qwen2" or attention_bias,
-            output_bias=family != "qwen2" and attention_bias,
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            # Qwen2 and Mistral do not ask config.json; in the other families it decides.
+            qkv_bias=family == "qwen2" or (family != "mistral" and attention_bias),
+            output_bias=family not in ("qwen2", "mistral") and attention_bias,
+            mlp_bias=family not in ("qwen2", "qwen3", "mistral") and bool(config.get("mlp_bias", False)),
             qk_norm=family == "qwen3",
             experts=expert_count(config),
             expert_size=expert_size(config),

@@ -41,6 +41,16 @@ ROPES: dict[str, Fields] = {
         max_position_embeddings=16,
         rope_parameters=rope("dynamic", factor=2.0),
     ),
+    "gemma2 dynamic": decoder(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        head_dim=16,
+        sliding_window=8,
+        max_position_embeddings=16,
+        attn_logit_softcapping=1.0,
+        query_pre_attn_scalar=4,
+        rope_parameters=rope("dynamic", factor=2.0),
+    ),
     "hunyuan dynamic": decoder(
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
