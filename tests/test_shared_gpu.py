@@ -58,7 +58,7 @@ class RecordingGroup:
     def __len__(self) -> int:
         return 1
 
-    def spawn(self, *arguments: Any) -> None:
+    def spawn(self, *arguments: Any, **_: object) -> None:
         self.spawned[self.name] = arguments
 
     def submit(self, rank: int, method: Callable[..., Any], *arguments: Any) -> str:

@@ -65,11 +65,11 @@ class Body:
         return hidden.index_select(0, places)
 
     def _tokens(self, inputs: ModelInputs) -> torch.Tensor:
-        """The tokens [I]; others where nothing is read, as a rank without work has one that may be padding.
+        """The tokens [I]; another one of a rank without work, whose own may be padding.
 
         The embedding of that is 0, of which some layers have no derivative: a gradient of 0 times it is none either.
         """
-        return inputs.token_ids if len(inputs.read) else torch.full_like(inputs.token_ids, self._unread)
+        return torch.full_like(inputs.token_ids, self._unread) if inputs.idle else inputs.token_ids
 
     def _packed(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         positions = self.positions(inputs.position_ids)

@@ -8,7 +8,7 @@ and no other token sees them: the model does not compute them.
 from collections import defaultdict
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -39,6 +39,9 @@ class ModelInputs:
     """The same with those that need not be computed, [S]."""
     sources: NDArray[np.int64] | None
     """Token at each position of the sequences, end to end, [sum of lengths]; None if no prompt is shared."""
+
+    idle: bool = False
+    """Whether its lone token is that of a rank without work."""
 
     def attention_arguments(self, implementation: str) -> dict[str, object]:
         """Keyword arguments by which an attention implementation learns the sequence borders.
@@ -158,7 +161,10 @@ def pack(
         sequence_ids=row([np.repeat(np.arange(len(lengths)), lengths)]),
         lengths=lengths,
         sources=sources,
-        inputs=_model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources, read, whole=whole),
+        inputs=replace(
+            _model_inputs(token_ids, position_ids, np.array(lengths), action_mask, kept, sources, read, whole=whole),
+            idle=idle,
+        ),
         fields=no_fields if idle else {name: row(arrays).float() for name, arrays in fields.items()},
         labels=no_labels if idle else {name: torch.tensor(x, device=device) for name, x in (labels or {}).items()},
         idle=idle,
