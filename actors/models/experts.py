@@ -11,13 +11,13 @@ Letters: N tokens, D hidden size, k experts of a token, E experts.
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import Parameter
-from torch.overrides import TorchFunctionMode
+from torch.nn import Parameter, functional
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_mm
 
@@ -78,19 +78,25 @@ def route_in_float32(model: PreTrainedModel) -> None:
         router.forward = partial(_with_float32, router.forward)
 
 
-class _Float32(TorchFunctionMode):
-    """Within it, linear layers compute in float32."""
+@contextmanager
+def _linear_in_float32() -> Iterator[None]:
+    """Within it, linear layers compute in float32: also where DeepSpeed has put its own function for ZeRO-3 in place of
+    torch's, whose backward pass takes one precision alone."""
+    given = functional.linear
 
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.linear:
-            args = tuple(each.float() if isinstance(each, torch.Tensor) else each for each in args)
-        return func(*args, **(kwargs or {}))
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        own: Any = torch._C
+        return own._nn.linear(rows.float(), weight.float(), None if bias is None else bias.float())
+
+    functional.linear = linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.linear = given
 
 
 def _with_float32(forward: Callable[..., Any], hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    with _Float32():
+    with _linear_in_float32():
         outputs = forward(hidden_states, *args, **kwargs)
     if not isinstance(outputs, tuple):
         return outputs
