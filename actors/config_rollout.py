@@ -101,6 +101,14 @@ class RolloutConfig(PlacedConfig):
     vllm: dict[str, Any] = {}
     """Further arguments of vLLM's engine by its own names, for example {enable_prefix_caching: false}; those that other
     settings decide are refused."""
+    max_attempts: Batch = 3
+    """How often a prompt is sampled whose responses become older than algorithm.max_staleness allows, before it is left
+    out: metrics.jsonl names it."""
+    tail: Literal["none", "postpone"] = "none"
+    """On-policy, what a step does about its longest responses. postpone: it starts some prompts more than it needs,
+    takes those that end first, and leaves the others to steps of their own (RollPacker, arXiv 2509.21009)."""
+    tail_share: float = Field(default=0.25, gt=0, le=4)
+    """With tail postpone, prompts that a usual step starts beyond prompts_per_step, as a share of these."""
     transfer: TransferConfig = TransferConfig()
     """Weight transfer."""
     timeout_s: Seconds = 600

@@ -99,8 +99,10 @@ class RLConfig(Config):
     """Penalty for responses that come close to the length limit."""
     importance_correction: ImportanceCorrection | None = None
     """Correct for the difference between trainer and sampler."""
-    max_staleness: Literal[0] = 0
-    """Versions by which a rollout may lag behind the policy; 0 is exactly on-policy."""
+    max_staleness: int = Field(default=0, ge=0, le=8)
+    """Versions by which any token of a response may lag behind the policy that trains on it. 0 is exactly on-policy:
+    generation and training take turns. With n, responses are generated up to n steps ahead, beside training, and go on
+    under new weights while these arrive (docs/async.md)."""
     eval_every: Steps | None = None
     """Steps between evaluations on data.eval (also before the first and after the last step)."""
     eval_samples_per_prompt: Batch = 1
@@ -312,7 +314,8 @@ class GRPOConfig(RLConfig):
     are rewards after normalisation, clip and penalties for length, of the responses that the loss counts; a KL penalty
     in the reward, by which all responses differ, comes later."""
     dynamic_sampling_rounds: Epochs = 10
-    """Rounds of sampling after which a step with too few such groups ends the run, saying so."""
+    """So many times prompts_per_step prompts may be sampled for a step. One that has fewer groups then trains on what
+    there is, saying so; without any, the run ends."""
 
     @property
     def baseline(self) -> Baseline:

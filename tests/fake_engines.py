@@ -61,6 +61,9 @@ class FakeEngines:
     def abort(self, engine: int, requests: list[int]) -> None:
         self.aborted.append((engine, requests))
 
+    def abort_older(self, engine: int, version: int) -> None:
+        raise AssertionError("on-policy nothing becomes too old")
+
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         assert not self.on.keys() & requests, "they have ended"
         self.collects.append((engine, requests))

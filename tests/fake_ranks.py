@@ -90,6 +90,8 @@ class FakeRank(CriticWorker, PolicyWorker):
 class FakeRanks:
     """Answers as an ActorGroup; `calls` are (rank, method, arguments as the rank got them, their bytes)."""
 
+    timeout_s = DEADLINE_S
+
     def __init__(self, ranks: int, formula: Formula, *, share_prompts: bool = True) -> None:
         self.given: dict[int, Any] = {}
         self.calls: list[tuple[int, str, tuple[Any, ...], int]] = []

@@ -18,7 +18,8 @@ from actors.group import GroupError
 from actors.rollout.simulated import Table
 from actors.rollout.types import Sampling
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.rollouts import Limits, Rollouts
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
 from tests.simulated_engines import Clock, SimulatedEngines
 
 HOURS = Limits(silence_s=3600.0, max_failed=0.0)

@@ -83,7 +83,7 @@ def _grpo(
     groups = TURNS if turns else GROUPS
     loop = GRPO(config=config, roster=roster, **_loop_settings("reference" if config.kl_coef else None, division))
     policy = loop.policy
-    samples, told = loop._advantages(groups)
+    samples, told = loop._advantages(groups), dict[str, float]()
     updates = [loop.counted(update) for update in loop.updates(samples)]
     trained = updates if compute_all else [loop._with_gradient(update) for update in updates]
     work, estimation = loop.plan_policy(updates, trained), loop.estimation(policy, groups)

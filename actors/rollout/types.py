@@ -158,3 +158,5 @@ class Finished:
     infos: list[RolloutInfo]
     error: str = ""
     """Why the engine refused it; then there is nothing to collect."""
+    aborted: bool = False
+    """Whether it was asked to end."""

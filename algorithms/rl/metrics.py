@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from actors.rollout.types import RolloutInfo
+from algorithms.config_rl import RLConfig
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
 from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.lane import Tally
 
 ReportedAdvantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own. None of those
@@ -65,6 +67,31 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failu
             "staleness/max": float(max(staleness)),
         }
     )
+
+
+def tally_metrics(config: RLConfig, tally: Tally, kept: int) -> Metrics:
+    """What became of groups that a step was not given, while it was made: too old ones, those whose scores do not
+    differ, those that later steps take."""
+    found: Metrics = {}
+    if config.max_staleness:
+        found |= {"staleness/dropped": float(tally.dropped), "staleness/aborted": float(tally.aborted)}
+        stale = sum(each.why == "stale" for each in tally.left_out)
+        found["staleness/left_out"] = float(stale)
+    if tally.postponed:
+        found["rollout/postponed"] = float(tally.postponed)
+    if getattr(config, "dynamic_sampling", False):
+        found["rollout/dynamic_sampling_kept"] = kept / (kept + tally.alike)
+    return found
+
+
+def left_out_rows(tally: Tally) -> dict[str, list[str]]:
+    """Why -> names of the prompts of which no group will come in this pass over the data: set (where there are several)
+    and row."""
+    found: dict[str, list[str]] = {}
+    for each in tally.left_out:
+        name = f"{each.prompt.of_set}:{each.prompt.index}" if each.prompt.of_set else str(each.prompt.index)
+        found.setdefault(each.why, []).append(name)
+    return found
 
 
 def _turn_metrics(infos: Sequence[RolloutInfo]) -> Metrics:

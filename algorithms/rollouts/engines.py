@@ -53,6 +53,9 @@ class Engines(Protocol):
     def abort(self, engine: int, requests: list[int]) -> None:
         """End requests of an engine; `wait` tells of each, with what it has so far."""
 
+    def abort_older(self, engine: int, version: int) -> None:
+        """The same of requests of which any token was sampled by weights older than this version."""
+
     def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """What has happened since the last call; waits up to `timeout_s` seconds for something, or for any of `others`
         (references)."""

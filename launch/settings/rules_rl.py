@@ -30,6 +30,7 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _a_response_can_be_solved(config, algorithm)
     _overlong_fits(config, algorithm)
     _transfer_fits_devices(config)
+    _ages_fit(config, algorithm)
 
 
 def check_evaluation_is_asked(config: RunConfig, algorithm: RLConfig, rows: str) -> None:
@@ -109,6 +110,25 @@ def _overlong_fits(config: RunConfig, algorithm: RLConfig) -> None:
         raise ValueError(
             f"algorithm.overlong.buffer must not exceed rollout.max_response_tokens ({longest}), "
             f"got {algorithm.overlong.buffer}"
+        )
+
+
+def _ages_fit(config: RunConfig, algorithm: RLConfig) -> None:
+    rollout = config.rollout
+    if not algorithm.max_staleness:
+        why = "with algorithm.max_staleness 0, where no response becomes too old"
+        refuse_unused(rollout, "max_attempts", why=why, section="rollout.")
+    elif rollout.tail != "none":
+        raise ValueError(
+            f"rollout.tail must be none with algorithm.max_staleness {algorithm.max_staleness}, where no step waits "
+            f"for its longest responses, got {rollout.tail}"
+        )
+    if rollout.tail == "none":
+        refuse_unused(rollout, "tail_share", why="with rollout.tail none", section="rollout.")
+    if algorithm.max_staleness and config.cluster.placement == "shared" and rollout.gpus_per_engine:
+        raise ValueError(
+            f"algorithm.max_staleness must be 0 with cluster.placement shared, where engines and policy take turns on "
+            f"the same GPUs, got {algorithm.max_staleness}"
         )
 
 
