@@ -99,7 +99,7 @@ class RLConfig(Config):
     """Penalty for responses that come close to the length limit."""
     importance_correction: ImportanceCorrection | None = None
     """Correct for the difference between trainer and sampler."""
-    max_staleness: Literal[0] = 0
+    max_staleness: int = Field(default=0, ge=0, le=8)
     """Versions by which a rollout may lag behind the policy; 0 is exactly on-policy."""
     eval_every: Steps | None = None
     """Steps between evaluations on data.eval (also before the first and after the last step)."""
