@@ -142,8 +142,11 @@ def ended(found: Any, *requests: Request) -> list[Finished]:
 def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(finish: str, status: str) -> None:
     """An aborted request has said nothing of use: it is neither a short answer nor a long one."""
     found = worker(FakeEngine([segment(1, finish=finish)]))
-    [told] = ended(found, request(1))
+    run(found.submit([request(1)], None))
+    run(found.abort([1], keep=True))
+    [told] = run(found.poll(0.1))
     assert [info.status for info in told.infos] == [status] and told.error == ""
+    assert told.aborted == (finish == "abort")
     [rollout] = run(found.collect(1))
     assert (rollout.status, rollout.turns[0].finish_reason) == (status, finish)
 

@@ -12,13 +12,12 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from vllm import LLM, RequestOutput, SamplingParams
@@ -26,9 +25,10 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
-from actors.episodes import VersionSpan
+from actors.config_rollout import OnUpdate
 from actors.pulse import Pulse, Work
-from actors.rollout.types import EngineStats, Finish, Request, Sampling, Segment
+from actors.rollout.samples import RunningSample, TakenRequest
+from actors.rollout.types import EngineStats, Request, Sampling, Segment
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
@@ -36,50 +36,27 @@ from actors.weights.binding import ADAPTER_ID
 T = TypeVar("T")
 
 _MEMORY_FILES = Path("/dev/shm")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A response that vLLM works on."""
-
-    request: int
-    index: int
-    inside: str
-    """Its name within vLLM, which an abort needs."""
-
-
-class _Logprobs(Protocol):
-    token_ids: list[int]
-    logprobs: list[float]
-
-
-class _Span(Protocol):
-    start: int
-    end: int
-    version: str
-
-
-class _Completion(Protocol):
-    """vLLM's CompletionOutput with the `flat_logprobs` that it was asked for."""
-
-    token_ids: Sequence[int]
-    logprobs: _Logprobs
-    weight_versions: Sequence[_Span] | None
-    finish_reason: str | None
-    stop_reason: int | str | None
-    text: str
+_NOTHING: queue.Queue[Any] = queue.Queue()
 
 
 class EngineThread:
     """Owns the vLLM engine: everything that touches it runs on this thread, between steps. See `Engine`."""
 
-    def __init__(self, build: Callable[[], LLM], params: Callable[[Sampling], SamplingParams], slots: int) -> None:
-        """`params` are vLLM's for one response; `slots`: responses that vLLM works on at one time."""
+    def __init__(
+        self,
+        build: Callable[[], LLM],
+        params: Callable[[Sampling], SamplingParams],
+        slots: int,
+        on_update: OnUpdate = "recompute",
+    ) -> None:
+        """`params` are vLLM's for one response; `slots`: responses that vLLM works on at one time; `on_update`: what
+        becomes of them when new weights come."""
         self._build = build
         self._params = params
         self._slots = slots
+        self._on_update: OnUpdate = on_update
         self._calls: queue.Queue[tuple[Callable[[], object], Future[Any]]] = queue.Queue()
-        self._running: dict[str, _Sample] = {}
+        self._running: dict[str, RunningSample] = {}
         self._canaries: dict[str, Future[RequestOutput]] = {}
         self._segments: list[Segment] = []
         self._news = threading.Condition()
@@ -91,6 +68,7 @@ class EngineThread:
         self._adapter: LoRARequest | None = None
         self._preemptions: int | None = None
         self._generated = 0
+        self._discarded = 0
         self._round: float | None = None
         """When the thread last came round, by time.monotonic; None while it waits for something to do."""
         self.version = -1
@@ -113,6 +91,10 @@ class EngineThread:
     def abort(self, requests: list[int]) -> None:
         """End these requests; see `Engine`."""
         self.call(lambda: self._guarded(lambda: self._abort(set(requests))))
+
+    def abort_older(self, version: int) -> None:
+        """End the requests of which older weights have sampled a token; see `Engine`."""
+        self.call(lambda: self._guarded(lambda: self._abort(self._older(version))))
 
     def poll(self, wait_s: float) -> list[Segment]:
         """Segments that have ended; see `Engine`."""
@@ -142,6 +124,7 @@ class EngineThread:
             cache_used=float(scheduler.kv_cache_manager.usage) if scheduler else None,
             preemptions=self._preemptions,
             generated_tokens=self._generated,
+            discarded_tokens=self._discarded,
             silent_s=0.0 if seen is None else time.monotonic() - seen,
             lost=f"{type(self._lost).__name__}: {self._lost}" if self._lost else "",
         )
@@ -163,15 +146,24 @@ class EngineThread:
         # Level 0: scheduling alone stops, weights and cache stay where they are.
         self.llm.sleep(level=0, mode="keep")
         self._paused = True
+        self._take_in()
 
     def resume(self) -> None:
-        """Forget keys and values of the old weights and go on; running requests are prefilled again.
+        """Go on with the weights there are; what becomes of running requests is as `on_update` says.
 
-        Runs on the engine thread.
+        Runs on the engine thread. An engine that cannot do it is lost: it would stand still, or use what is old.
         """
-        # Before scheduling goes on: no step may read keys and values of the old weights.
-        self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
-        self.llm.wake_up(tags=["scheduling"])
+        try:
+            # Before scheduling goes on: no step may read keys and values of old weights that are to be forgotten.
+            if self._on_update == "recompute":
+                self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+            # Half of new weights samples nothing: what runs is about to be aborted, with what it has.
+            elif self.version >= 0:
+                self._begin_anew(everything=self._on_update == "restart")
+            self.llm.wake_up(tags=["scheduling"])
+        except Exception as error:
+            self._lose(error)
+            raise
         self._paused = False
 
     def forget_adapter(self) -> None:
@@ -200,16 +192,31 @@ class EngineThread:
             # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
             self._salt = str(seed)
         for request in requests:
-            params, prompt = self._params(request.sampling), self._prompt(request.token_ids)
+            taken, prompt = TakenRequest(request, self._params(request.sampling)), self._prompt(request.token_ids)
             for index in range(request.sampling.samples):
-                try:
-                    if request.media:
-                        raise ValueError("an engine that takes tokens only cannot take media")
-                    name, inside = self._add(prompt, params)
-                except Exception as error:  # A refused request is its caller's alone.
-                    self._tell([_refused(request.id, index, error)])
-                else:
-                    self._running[name] = _Sample(request.id, index, inside)
+                self._start(taken, index, prompt)
+
+    def _start(self, taken: TakenRequest, index: int, prompt: TokensInput) -> None:
+        try:
+            if taken.request.media:
+                raise ValueError("an engine that takes tokens only cannot take media")
+            name, inside = self._add(prompt, taken.params)
+        except Exception as error:  # A refused request is its caller's alone.
+            self._tell([taken.refused(index, error)])
+        else:
+            self._running[name] = RunningSample(taken, index, inside)
+
+    def _begin_anew(self, *, everything: bool) -> None:
+        """Let samples start from their prompts, in the same order: those without a token, or all."""
+        engine = self.llm.llm_engine
+        for name, sample in list(self._running.items()):
+            tokens = self._state(sample).detokenizer.num_output_tokens()
+            # One without a token, too: its prompt's salt would find keys and values of old weights.
+            if everything or not tokens:
+                del self._running[name]
+                engine.abort_request([sample.inside], internal=True)
+                self._discarded += tokens
+                self._start(sample.taken, sample.index, self._prompt(sample.taken.request.token_ids))
 
     def _prompt(self, token_ids: list[int]) -> TokensInput:
         """A prompt as vLLM has it once it is rendered: raw tokens, it would render anew for every sample."""
@@ -224,13 +231,21 @@ class EngineThread:
     def _abort(self, requests: set[int]) -> None:
         engine, ended = self.llm.llm_engine, []
         for name, sample in list(self._running.items()):
-            if sample.request in requests:
+            if sample.taken.request.id in requests:
                 # vLLM drops what an aborted request has; its own account of it, asked before, is whole.
-                state = engine.output_processor.request_states[sample.inside]
-                output: Any = state.make_request_output([], None, FinishReason.ABORT, None)
+                output: Any = self._state(sample).make_request_output([], None, FinishReason.ABORT, None)
                 engine.abort_request([sample.inside], internal=True)
-                ended.append(_segment(self._running.pop(name), output.outputs[0]))
+                ended.append(self._running.pop(name).end(output.outputs[0]))
         self._tell(ended)
+
+    def _older(self, version: int) -> set[int]:
+        """Requests of which weights before this version have sampled a token."""
+        samples = self._running.values()
+        return {each.taken.request.id for each in samples if each.oldest(self._state(each)) < version}
+
+    def _state(self, sample: RunningSample) -> Any:
+        """vLLM's account of a request."""
+        return self.llm.llm_engine.output_processor.request_states[sample.inside]
 
     def _run(self) -> None:
         try:
@@ -290,7 +305,7 @@ class EngineThread:
                 if canary := self._canaries.pop(output.request_id, None):
                     _fulfil(canary, output)
                 else:
-                    ended.append(_segment(self._running.pop(output.request_id), output.outputs[0]))
+                    ended.append(self._running.pop(output.request_id).end(output.outputs[0]))
             self._tell(ended)
         except Exception as error:
             self._lose(error)
@@ -311,6 +326,17 @@ class EngineThread:
             _fail(canary, error)
         self._canaries.clear()
         self._running.clear()
+
+    def _take_in(self) -> None:
+        """Take in what old weights have sampled and vLLM has not told yet: later it would pass for the new ones'."""
+        core = self.llm.llm_engine.engine_core
+        # Of an engine core in a process of its own, these are all: it had paused when it said so.
+        while not getattr(core, "outputs_queue", _NOTHING).empty() and self._lost is None:
+            self._step()
+        # In this process, with steps that overlap; what a paused scheduler adds to the queue is empty.
+        batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
+        while any(batch.total_num_scheduled_tokens for _, batch, _ in batches) and self._lost is None:
+            self._step()
 
     def _scheduler(self) -> Any:
         """vLLM's scheduler, where it is in this process; None before the engine is built, or where it is not."""
@@ -344,49 +370,3 @@ def _fulfil(future: "Future[T]", answer: T) -> None:
 def _fail(future: "Future[T]", error: Exception) -> None:
     with suppress(InvalidStateError):
         future.set_exception(error)
-
-
-_FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
-
-
-def _segment(sample: _Sample, completion: _Completion) -> Segment:
-    """Of one of vLLM's completions. Raises RuntimeError where it does not say of each token what sampled it."""
-    tokens = list(completion.token_ids)
-    if completion.logprobs.token_ids != tokens:
-        raise RuntimeError(f"the engine must give one logprob for each of the {len(tokens)} sampled tokens")
-    reason = completion.finish_reason
-    return Segment(
-        request=sample.request,
-        index=sample.index,
-        token_ids=tokens,
-        logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
-        versions=_spans(completion, len(tokens)),
-        finish=_FINISHES.get(str(reason), "error"),
-        ended_by=completion.stop_reason,
-        text=completion.text,
-        error="" if reason in _FINISHES else f"vLLM ended it with finish reason {reason}",
-    )
-
-
-def _refused(request: int, index: int, error: Exception) -> Segment:
-    return Segment(
-        request=request,
-        index=index,
-        token_ids=[],
-        logprobs=np.empty(0, dtype=np.float32),
-        versions=[],
-        finish="refused",
-        error=f"{type(error).__name__}: {error}",
-    )
-
-
-def _spans(completion: _Completion, length: int) -> list[VersionSpan]:
-    """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
-    # Weights that came and went between two tokens have sampled none.
-    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
-    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
-        raise RuntimeError(
-            f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
-            f"it of {[(span.start, span.end) for span in spans]}"
-        )
-    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]

@@ -8,10 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from actors.config_rollout import OnUpdate
 from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
 from actors.rollout.types import EngineStats, Request, Segment
@@ -37,18 +38,41 @@ class Table:
 
 
 @dataclass(slots=True)
-class _Sample:
+class _Taken:
+    """A request, which its samples share."""
+
     request: Request
+    oldest: float = np.inf
+    """Version of the oldest weights that have sampled a token of those that have ended; infinite without any."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    taken: _Taken
     index: int
     length: int
     started: float = 0.0
     versions: list[VersionSpan] = field(default_factory=list)
 
     def tokens(self, now: float, table: Table) -> int:
-        """How many there are by now."""
+        """How many there are by now; none of one that waits."""
+        if not self.versions:
+            return 0
         if table.token_s == 0:
             return self.length
         return min(self.length, max(0, int((now - self.started - table.start_s) / table.token_s)))
+
+    def spans(self, tokens: int) -> list[VersionSpan]:
+        """Which weights have sampled which of so many tokens."""
+        if not self.versions:
+            return []
+        spans = [*self.versions[:-1], replace(self.versions[-1], end=tokens)]
+        return [span for span in spans if span.end > span.start]
+
+    @property
+    def request(self) -> Request:
+        """Whose it is."""
+        return self.taken.request
 
     def end(self, table: Table) -> float:
         """When the last token is there."""
@@ -58,27 +82,33 @@ class _Sample:
 class SimulatedEngine:
     """See `Engine`. Time passes as `clock` says; nothing happens but when somebody calls."""
 
-    def __init__(self, table: Table, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, table: Table, clock: Callable[[], float] = time.monotonic, on_update: OnUpdate = "recompute"
+    ) -> None:
+        """Keys and values cost nothing here: `on_update` recompute and keep_cache are the same."""
         self.table = table
         self.version = 0
         self._clock = clock
+        self._on_update = on_update
         self._lock = threading.Lock()
         self._waiting: deque[_Sample] = deque()
         self._running: list[_Sample] = []
         self._segments: list[Segment] = []
         self._submitted = 0
         self._generated = 0
+        self._discarded = 0
         self._lost = ""
 
     def submit(self, requests: list[Request], seed: int | None) -> None:
         """See `Engine`; the seed changes nothing."""
         with self._lock:
             for request in requests:
+                taken = _Taken(request)
                 for index in range(request.sampling.samples):
                     # By number, so that a run is the same every time.
                     length = self.table.lengths[self._submitted % len(self.table.lengths)]
                     self._submitted += 1
-                    self._waiting.append(_Sample(request, index, min(length, request.sampling.max_tokens)))
+                    self._waiting.append(_Sample(taken, index, min(length, request.sampling.max_tokens)))
             self._advance()
 
     def poll(self, wait_s: float) -> list[Segment]:
@@ -101,12 +131,13 @@ class SimulatedEngine:
         """See `Engine`."""
         with self._lock:
             self._advance()
-            for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
-                (self._running if sample in self._running else self._waiting).remove(sample)
-                # One that was still waiting has nothing.
-                tokens = sample.tokens(self._clock(), self.table) if sample.versions else 0
-                self._end(sample, tokens, "abort")
+            self._abort(set(requests))
+
+    def abort_older(self, version: int) -> None:
+        """See `Engine`."""
+        with self._lock:
             self._advance()
+            self._abort({each.request.id for each in (*self._running, *self._waiting) if self._is_older(each, version)})
 
     def stats(self) -> EngineStats:
         """See `Engine`."""
@@ -120,17 +151,22 @@ class SimulatedEngine:
                 cache_used=len(self._running) / self.table.slots,
                 preemptions=0,
                 generated_tokens=self._generated,
+                discarded_tokens=self._discarded,
                 silent_s=0.0,
                 lost=self._lost,
             )
 
     def use(self, version: int) -> None:
-        """Go on with the weights of this version: tokens from now on are of them."""
+        """Go on with the weights of this version: tokens from now on are of them, with `on_update` restart all."""
         with self._lock:
             self._advance()
+            now = self._clock()
             for sample in self._running:
-                self._label(sample, sample.tokens(self._clock(), self.table))
-                sample.versions.append(VersionSpan(version=version, start=sample.versions[-1].end, end=-1))
+                tokens = sample.tokens(now, self.table)
+                if self._on_update == "restart":
+                    sample.started, sample.versions = now, []
+                    self._discarded, tokens = self._discarded + tokens, 0
+                sample.versions = [*sample.spans(tokens), VersionSpan(version=version, start=tokens, end=-1)]
             self.version = version
 
     def lose(self, why: str) -> None:
@@ -159,31 +195,37 @@ class SimulatedEngine:
             cut = ended.length == ended.request.sampling.max_tokens
             self._end(ended, ended.length, "length" if cut else "stop")
 
+    def _is_older(self, sample: _Sample, version: int) -> bool:
+        """Whether older weights have sampled any token of it, or of those of its request that have ended."""
+        spans = sample.spans(sample.tokens(self._clock(), self.table))
+        return min([sample.taken.oldest, *(span.version for span in spans)]) < version
+
+    def _abort(self, requests: set[int]) -> None:
+        for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
+            (self._running if sample in self._running else self._waiting).remove(sample)
+            tokens = sample.tokens(self._clock(), self.table)
+            self._end(sample, tokens, "abort")
+        self._advance()
+
     def _start(self, sample: _Sample, when: float) -> None:
         sample.started = when
         sample.versions = [VersionSpan(version=self.version, start=0, end=-1)]
         self._running.append(sample)
 
     def _end(self, sample: _Sample, tokens: int, finish: str) -> None:
-        if sample.versions:
-            self._label(sample, tokens)
+        versions = sample.spans(tokens)
         self._generated += tokens
+        sample.taken.oldest = min([sample.taken.oldest, *(span.version for span in versions)])
         self._segments.append(
             Segment(
                 request=sample.request.id,
                 index=sample.index,
                 token_ids=[sample.request.token_ids[-1]] * tokens,
                 logprobs=np.full(tokens, _LOGPROB, dtype=np.float32),
-                versions=[span for span in sample.versions if span.end > span.start],
+                versions=versions,
                 finish=finish,  # type: ignore[arg-type]
             )
         )
-
-    @staticmethod
-    def _label(sample: _Sample, tokens: int) -> None:
-        """The newest weights have sampled up to so many tokens."""
-        last = sample.versions[-1]
-        sample.versions[-1] = VersionSpan(version=last.version, start=last.start, end=tokens)
 
 
 class SimulatedRolloutWorker(EngineHost):
@@ -191,10 +233,10 @@ class SimulatedRolloutWorker(EngineHost):
 
     engine: SimulatedEngine
 
-    def __init__(self, rank: int, world_size: int, table: Table) -> None:
+    def __init__(self, rank: int, world_size: int, table: Table, on_update: OnUpdate = "recompute") -> None:
         super().__init__(lambda segment: f"{len(segment.token_ids)} tokens")
         write_output_to_log()
-        self.engine = SimulatedEngine(table)
+        self.engine = SimulatedEngine(table, on_update=on_update)
 
     async def use(self, version: int) -> None:
         """See `SimulatedEngine.use`."""

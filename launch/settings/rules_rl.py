@@ -31,6 +31,7 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _overlong_fits(config, algorithm)
     _transfer_fits_devices(config)
     _ages_fit(config, algorithm)
+    _something_runs_during_updates(config, algorithm)
 
 
 def check_evaluation_is_asked(config: RunConfig, algorithm: RLConfig, rows: str) -> None:
@@ -157,6 +158,12 @@ def _transfer_fits_devices(config: RunConfig) -> None:
             f"rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host "
             f"memory, got {backend}" + f", which is {chosen} here" * (backend == "auto")
         )
+
+
+def _something_runs_during_updates(config: RunConfig, algorithm: RLConfig) -> None:
+    if not algorithm.max_staleness:
+        why = "with algorithm.max_staleness 0, where no response is running when new weights come"
+        refuse_unused(config.rollout, "on_update", "update_order", why=why, section="rollout.")
 
 
 def transfer_backend(config: RunConfig) -> str:
