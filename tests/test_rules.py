@@ -229,6 +229,18 @@ CASES: list[tuple[str, str, str]] = [
         )
         for name, value in {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 3}.items()
     ),
+    (
+        "grpo",
+        "algorithm={name: grpo, max_staleness: 2, clip_high: 0.28}",
+        "algorithm.clip_high must be left out with max_staleness 2 and one update a step, where the importance ratio "
+        "is 1 unless importance_correction is null, got 0.28",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, max_staleness: 2, importance_correction: {}, dual_clip: 3}",
+        "algorithm.dual_clip must be left out with importance_correction and one update a step, where the importance "
+        "ratio is 1, got 3",
+    ),
     *(
         (
             "grpo",
@@ -410,6 +422,18 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.importance_correction={}; rollout.repetition_penalty=1.1",
         "algorithm.importance_correction must be left out with rollout.repetition_penalty 1.1: the weights would "
         "compare the policy with its distribution under the penalty",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=2; rollout.top_p=0.9",
+        "algorithm.importance_correction must be null with rollout.top_p 0.9: the weights of max_staleness 2 would "
+        "compare the policy with a part of its distribution",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=2; algorithm.importance_correction.level=sequence; rollout.top_p=0.9",
+        "algorithm.importance_correction must be null with rollout.top_p 0.9: the weights would compare the policy "
+        "with a part of its distribution",
     ),
     (
         "ppo",
@@ -1261,6 +1285,10 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
     ("job", "overrides"),
     [
         ("grpo", "algorithm={name: grpo, importance_correction: {}, samples_per_update: 64, clip_high: 0.28}"),
+        ("grpo", "algorithm={name: grpo, max_staleness: 8, samples_per_update: 64, clip_high: 0.28}"),
+        ("ppo", "algorithm={name: ppo, max_staleness: 1, importance_correction: null, clip_high: 0.28}"),
+        ("grpo", "algorithm={name: grpo, max_staleness: 1, importance_correction: null}; rollout.top_p=0.9"),
+        ("grpo", "algorithm={name: grpo, importance_correction: auto, clip_high: 0.28}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, mask_truncated: true, overlong: {buffer: 8}}"),
         ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
         (

@@ -9,10 +9,15 @@ from actors.rollout.types import RolloutInfo
 from algorithms.config_rl import RLConfig
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
+from algorithms.rl.importance import quantile
 from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.lane import Tally
+
+_COUNTS = "importance/counts/"
+"""How the counts of importance weights in each bin begin, in their order."""
+_QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 ReportedAdvantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own. None of those
@@ -119,7 +124,19 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
         means[key] = float(np.mean([metrics[key] for metrics in told]))
     if trained_tokens[0]:
         means |= _mismatch(per_update[0], trained_tokens[0])
-    return means
+    return means | _importance(told)
+
+
+def _importance(told: list[Metrics]) -> Metrics:
+    """Quantiles of the importance weights of all updates that tell some, and the share of them that was cut."""
+    names = [name for name in told[0] if name.startswith(_COUNTS)] if told else []
+    counts = [sum(metrics[name] for metrics in told) for name in names]
+    if not (total := sum(counts)):
+        return {}
+    found = {f"policy/importance_weight_{label}": quantile(counts, share) for label, share in _QUANTILES.items()}
+    if "importance/cut" in told[0]:
+        found["policy/importance_truncated_fraction"] = sum(metrics["importance/cut"] for metrics in told) / total
+    return found
 
 
 def _mismatch(first: Metrics, trained_tokens: int) -> Metrics:

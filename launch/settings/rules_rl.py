@@ -68,10 +68,13 @@ def _rewards_are_given(config: RunConfig) -> None:
 def _whole_distribution_is_sampled(config: RunConfig, algorithm: RLConfig) -> None:
     rollout = config.rollout
     for name, value in rollout.reshaped_by.items():
-        if algorithm.importance_correction:
+        if algorithm.correction:
+            # With rollouts of older weights, what is left out is auto.
+            rule = "null" if algorithm.max_staleness else "left out"
+            brought = f" of max_staleness {algorithm.max_staleness}" * (algorithm.importance_correction == "auto")
             raise ValueError(
-                f"algorithm.importance_correction must be left out with rollout.{name} {value:g}: the weights would "
-                f"compare the policy with {RESHAPING[name]}"
+                f"algorithm.importance_correction must be {rule} with rollout.{name} {value:g}: the weights{brought} "
+                f"would compare the policy with {RESHAPING[name]}"
             )
         if algorithm.kl_coef and algorithm.kl_in == "reward":
             raise ValueError(
