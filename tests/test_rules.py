@@ -1162,6 +1162,28 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "rollout.max_attempts=5",
+        "rollout.max_attempts must be left out with algorithm.max_staleness 0, where no response becomes too old, got 5",
+    ),
+    (
+        "ppo",
+        "rollout.tail_share=0.5",
+        "rollout.tail_share must be left out with rollout.tail none, got 0.5",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout.tail=postpone",
+        "rollout.tail must be none with algorithm.max_staleness 1, where no step waits for its longest responses, "
+        "got postpone",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=2; rollout={gpus_per_engine: 1}; policy.gpus_per_rank=1; cluster.placement=shared",
+        "algorithm.max_staleness must be 0 with cluster.placement shared, where engines and policy take turns on the "
+        "same GPUs, got 2",
+    ),
+    (
+        "grpo",
         "rollout.transfer.backend=nccl",
         "rollout.transfer.backend nccl needs GPUs on both sides, got policy.gpus_per_rank 0 and "
         "rollout.gpus_per_engine 0",
