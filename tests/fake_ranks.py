@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 
 from actors.config import TrainerConfig
@@ -81,10 +80,6 @@ class FakeRank(CriticWorker, PolicyWorker):
 
     def sum_over_ranks(self, values: Any) -> Any:
         return self.ranks.add(self.rank, values)
-
-    def _reduced(self) -> dict[str, float]:
-        shares = np.array([share.item() for share in self.sums.values()])
-        return dict(zip(self.sums, self.sum_over_ranks(shares).tolist(), strict=True))
 
 
 class FakeRanks:

@@ -20,9 +20,10 @@ from actors.episodes import Experience
 from actors.models.packed import PackedBatch
 from actors.rollout.types import Sampling
 from actors.train.worker import Totals, pack_experiences
-from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
+from algorithms.config_rl import GRPOConfig, ImportanceCorrection, PPOConfig, RLConfig
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.importance import BINS
+from algorithms.rl.metrics import update_metrics
 from algorithms.rl.policy_loss import policy_loss
 
 
@@ -366,6 +367,24 @@ def test_a_rank_without_work_adds_nothing_but_has_all_metrics(name: str) -> None
         assert loss.item() == 0 and gradients(loss, policy) == [[0]]
         with_work = numbers(computed(CASES[name], packed(CASES[name]), *leaves())[1])
         assert dict.fromkeys(with_work, 0) == numbers(metrics)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_of_stale_samples_the_difference_is_told_and_the_engine_not_judged(corrected: bool) -> None:
+    """None is of the trained version: mismatch/* would be about learning. Without a correction nothing is cut."""
+    config = grpo(max_staleness=STALE, importance_correction=ImportanceCorrection(cap=1.25) if corrected else None)
+    policy, entropies = leaves()
+    options: Any = {"config": config, "kl_coef": 0.0, "constant": CONSTANT, "version": VERSION + 1}
+    loss, metrics = policy_loss(packed(config), policy, entropies, TOTALS, **options)
+    update = numbers(metrics) | {"loss": loss.item(), "grad_norm": 1.0, "learning_rate": 0.1}
+    step = update_metrics([update], [TOTALS.trained_tokens], "policy")
+    assert [name for name in step if name.startswith(("mismatch/", "importance/"))] == []
+    behind = sorted(a - b for row in ROWS for a, b in zip(row.policy, row.rollout, strict=True))
+    assert step["policy/importance_weight_p01"] == pytest.approx(math.exp(behind[0]), rel=0.022)
+    assert step["policy/importance_weight_p99"] == pytest.approx(math.exp(behind[-1]), rel=0.022)
+    assert step["policy/sampler_kl"] > 0.05 and step["policy/token_staleness"] > 1
+    cut = sum(each > math.log(1.25) for each in behind) / len(behind)
+    assert step.get("policy/importance_truncated_fraction") == (cut if corrected else None) != 0
 
 
 def test_a_penalty_in_the_reward_is_no_term_of_the_loss() -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from actors.config import ModelConfig, TrainerConfig, UserError
 from actors.episodes import Sequence, experience
@@ -229,9 +228,7 @@ class TrainedWorker(Worker):
 
     def _reduced(self) -> Metrics:
         # One sum for all: every rank has the same names in the same order, as the loss function gives them.
-        values = torch.cat([value.reshape(-1) for value in self.sums.values()])
-        if self.world_size > 1:
-            dist.all_reduce(values)
+        values = self.sum_over_ranks(torch.cat([value.reshape(-1) for value in self.sums.values()]).cpu().numpy())
         names = [each for name, value in self.sums.items() for each in _element_names(name, value.shape)]
         return dict(zip(names, values.tolist(), strict=True))
 
