@@ -251,7 +251,9 @@ def test_one_that_fails_does_not_keep_others_from_their_turn(trio: Trio) -> None
     assert trio.ticket is not None
     with pytest.raises(GroupError, match=r"^rollout\[0\]\.fetch: .* half of it is new.*; and engines \[1\] failed$"):
         trio.store.fetch(trio.ticket, [0, 1])
-    trio.engine(1, Engine.repair)
+    for engine in (0, 1):
+        trio.engine(engine, Engine.repair)
+    trio.engine(0, Engine.break_with, fails_half_way)
     with pytest.raises(GroupError, match=r"^rollout\[0\]\.fetch: .* half of it is new((?!and engines).)*$"):
         trio.store.fetch(trio.ticket, [0, 1])
     assert trio.versions(1) == {5}
