@@ -302,6 +302,28 @@ CASES: list[tuple[str, str, str]] = [
     ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
     (
         "grpo",
+        "rollout.on_update=restart",
+        "rollout.on_update must be left out with algorithm.max_staleness 0, where no response is running when new "
+        "weights come, got restart",
+    ),
+    (
+        "ppo",
+        "rollout={engines: 2, update_order: rolling, transfer: {store: holder}}",
+        "rollout.update_order must be left out with algorithm.max_staleness 0, where no response is running when new "
+        "weights come, got rolling",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout={engines: 2, update_order: rolling}",
+        "rollout.update_order must be left out with transfer.store broadcast, which serves all at once, got rolling",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout={update_order: rolling, transfer: {store: holder}}",
+        "rollout.update_order must be left out with one engine, got rolling",
+    ),
+    (
+        "grpo",
         "algorithm.dynamic_sampling_rounds=3",
         "algorithm.dynamic_sampling_rounds must be left out without dynamic_sampling, got 3",
     ),
@@ -1313,6 +1335,9 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("grpo", "algorithm={name: grpo, importance_correction: auto, clip_high: 0.28}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, mask_truncated: true, overlong: {buffer: 8}}"),
         ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
+        ("grpo", "rollout={on_update: recompute, update_order: together}"),
+        ("grpo", "algorithm.max_staleness=8; rollout.on_update=keep_cache"),
+        ("ppo", "algorithm.max_staleness=1; rollout={engines: 2, update_order: rolling, transfer: {store: holder}}"),
         (
             "grpo",
             "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 4, eval_pass_reward: 0.75}; "
