@@ -84,7 +84,9 @@ def test_at_staleness_2_groups_are_made_ahead_and_none_is_older(request: Any) ->
     steps = train(rollouts, engines, 8, 4)
     used = [group.prompt.index for step in steps for group in step]
     assert len(used) == len(set(used)) == 32
-    assert all(abs(row - place) < 12 for place, row in enumerate(used)), "as they were complete, which is nearly in order"
+    assert all(abs(row - place) < 12 for place, row in enumerate(used)), (
+        "as they were complete, which is nearly in order"
+    )
     oldest = [max(ages(step, version)) for version, step in enumerate(steps)]
     assert oldest[0] == 0 and max(oldest) == 2 and oldest[-1] > 0
     assert engines.most_running == 12, "three steps' groups at a time, no more"

@@ -164,9 +164,9 @@ def test_prompts_of_which_no_group_comes_are_named() -> None:
     )  # fmt: skip
     driver = Driver(engines, FakePool(engines, slow=True), max_failed=0.5)
     driver.take(2)
-    failures, tally = driver.rollouts.report()
+    failures, discards = driver.rollouts.report()
     assert failures.samples == 2
-    assert [(each.prompt.index, each.why) for each in tally.left_out] == [(101, "failed"), (100, "failed")]
+    assert [(each.prompt.index, each.why) for each in discards.left_out] == [(101, "failed"), (100, "failed")]
     assert driver.rollouts.report()[1].left_out == []
 
 

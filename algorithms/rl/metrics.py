@@ -13,7 +13,7 @@ from algorithms.rl.importance import quantile
 from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import Tally
+from algorithms.rollouts.lane import Discards
 
 _COUNTS = "importance/counts/"
 """How the counts of importance weights in each bin begin, in their order."""
@@ -74,26 +74,26 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failu
     )
 
 
-def tally_metrics(config: RLConfig, tally: Tally, kept: int) -> Metrics:
+def discard_metrics(config: RLConfig, discards: Discards, kept: int) -> Metrics:
     """What became of groups that a step was not given, while it was made: too old ones, those whose scores do not
     differ, those that later steps take."""
     found: Metrics = {}
     if config.max_staleness:
-        found |= {"staleness/dropped": float(tally.dropped), "staleness/aborted": float(tally.aborted)}
-        stale = sum(each.why == "stale" for each in tally.left_out)
+        found |= {"staleness/dropped": float(discards.dropped), "staleness/aborted": float(discards.aborted)}
+        stale = sum(each.why == "stale" for each in discards.left_out)
         found["staleness/left_out"] = float(stale)
-    if tally.postponed:
-        found["rollout/postponed"] = float(tally.postponed)
+    if discards.postponed:
+        found["rollout/postponed"] = float(discards.postponed)
     if getattr(config, "dynamic_sampling", False):
-        found["rollout/dynamic_sampling_kept"] = kept / (kept + tally.alike)
+        found["rollout/dynamic_sampling_kept"] = kept / (kept + discards.alike)
     return found
 
 
-def left_out_rows(tally: Tally) -> dict[str, list[str]]:
+def left_out_rows(discards: Discards) -> dict[str, list[str]]:
     """Why -> names of the prompts of which no group will come in this pass over the data: set (where there are several)
     and row."""
     found: dict[str, list[str]] = {}
-    for each in tally.left_out:
+    for each in discards.left_out:
         name = f"{each.prompt.of_set}:{each.prompt.index}" if each.prompt.of_set else str(each.prompt.index)
         found.setdefault(each.why, []).append(name)
     return found

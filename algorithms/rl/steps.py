@@ -24,11 +24,11 @@ from algorithms.rl.evaluation import response_rows, solving_metrics
 from algorithms.rl.judging import counted_of
 from algorithms.rl.metrics import (
     ReportedAdvantages,
+    discard_metrics,
     left_out_rows,
     reward_metrics,
     rollout_metrics,
     sample_rows,
-    tally_metrics,
 )
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
@@ -219,10 +219,10 @@ class Steps:
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
-        failures, tally = self.rollouts.report()
+        failures, discards = self.rollouts.report()
         # Before publishing: ages count from the weights that these responses were asked of.
         metrics |= rollout_metrics(groups, self.version, failures) | self.shaper.metrics(groups)
-        metrics |= tally_metrics(self.config, tally, len(groups))
+        metrics |= discard_metrics(self.config, discards, len(groups))
         with clock("sync"):
             metrics |= self._publish_moved()
             if self.sync_reference:
@@ -237,7 +237,7 @@ class Steps:
         # On the screen: what the untrained model says, and then as often as it is evaluated.
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
-            self.reporter.step(self.step, metrics, left_out_rows(tally))
+            self.reporter.step(self.step, metrics, left_out_rows(discards))
             rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
             self.reporter.samples(self.step, rows, shown)
         finally:

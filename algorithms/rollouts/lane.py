@@ -45,7 +45,7 @@ class LeftOut:
 
 
 @dataclass(slots=True)
-class Tally:
+class Discards:
     """What became of groups that were not given out, since somebody has asked last."""
 
     dropped: int = 0
@@ -133,7 +133,7 @@ class Lane:
         self.taken = 0
         self.stale = 0
         """Groups that were too old to be trained on, in all."""
-        self.tally = Tally()
+        self.discards = Discards()
         self.ended = False
         """No prompt is left."""
         self.again: deque[Drawn] = deque()
@@ -196,7 +196,7 @@ class Lane:
             self.tail.note(group.prompt, group.infos)
         judged = self.judge(group) if self.judge else group
         if judged is None:
-            self.tally.alike += 1
+            self.discards.alike += 1
             self.samples_asked += self.sampling.samples
             return
         self.ready[order] = judged
@@ -206,12 +206,12 @@ class Lane:
     def fail(self, prompt: Prompt) -> None:
         """A group is no longer on its way, as some of its responses failed."""
         self.on_the_way -= 1
-        self.tally.left_out.append(LeftOut(prompt, "failed"))
+        self.discards.left_out.append(LeftOut(prompt, "failed"))
 
     def abort(self, group: Running) -> None:
         """A group is no longer on its way, as it was ended for its age."""
         self.on_the_way -= 1
-        self.tally.aborted += 1
+        self.discards.aborted += 1
         self._start_again(group.prompt, group.order, group.attempt)
 
     def postpone(self, running: Iterable[Running]) -> None:
@@ -226,7 +226,7 @@ class Lane:
         # What was to start, and did not, waits no longer than the others.
         self.tail.postponed.extendleft(each.prompt for each in reversed(self.again))
         self.again.clear()
-        self.tally.postponed += len(late)
+        self.discards.postponed += len(late)
 
     def can_give(self, groups: int) -> bool:
         """Whether so many are ready, or as many as there will ever be."""
@@ -258,21 +258,21 @@ class Lane:
             oldest = self.ready[number].oldest_version
             if oldest is not None and oldest < version:
                 group = self.ready.pop(number)
-                self.tally.dropped += 1
+                self.discards.dropped += 1
                 self._start_again(group.prompt, number, self.attempt_of.pop(number, 1))
         self._looked_for, self._not_looked_at = version, []
 
-    def take_tally(self) -> Tally:
+    def take_discards(self) -> Discards:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
-        tally, self.tally = self.tally, Tally()
-        return tally
+        discards, self.discards = self.discards, Discards()
+        return discards
 
     def _start_again(self, prompt: Prompt, order: int, attempt: int) -> None:
         self.stale += 1
         if attempt < self._attempts:
             self.again.append(Drawn(prompt, order, attempt + 1))
         else:  # one that is too hard must not come again for ever
-            self.tally.left_out.append(LeftOut(prompt, "stale"))
+            self.discards.left_out.append(LeftOut(prompt, "stale"))
 
     def _in_turn(self, least: int | None) -> list[int]:
         if self.ahead == 0:

@@ -28,7 +28,7 @@ from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.flow import Flow, ModelPool
 from algorithms.rollouts.groups import ScoredGroup, episodes_of
-from algorithms.rollouts.lane import Drawn, Judge, Lane, Tally, Wanted
+from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane, Wanted
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.saved import group_arrays, groups_of
 from algorithms.rollouts.tail import Tail
@@ -169,14 +169,14 @@ class Rollouts:
         """Of the step that is being taken, or was last."""
         return self.training.failures
 
-    def report(self) -> tuple[Failures, Tally]:
+    def report(self) -> tuple[Failures, Discards]:
         """What has failed, and what became of groups that were not given out, since the last report."""
         with self._changed:
             lane = self.training
             failures = copy(lane.failures)
             if lane.ahead:  # of what is made ahead, failures are no step's: they count from report to report
                 lane.failures.begin()
-            return failures, lane.take_tally()
+            return failures, lane.take_discards()
 
     @property
     def order_part(self) -> SavedPart:
