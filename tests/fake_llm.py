@@ -66,6 +66,14 @@ class FakeLLM:
             make_request_output=lambda *_: SimpleNamespace(outputs=[self._completion(name, "abort")])
         )
 
+    def get(self, inside: str) -> Any:
+        """The state of a request that has not ended."""
+        name = inside.removesuffix(" inside")
+        if name not in self.left:
+            return None
+        sampled = 3 - self.left[name]
+        return SimpleNamespace(detokenizer=SimpleNamespace(num_output_tokens=lambda: sampled))
+
     def abort_request(self, request_ids: list[str], internal: bool) -> None:
         assert internal, "an outside name would be looked up among those that vLLM has made longer"
         self.asked.append(["abort", *request_ids])
@@ -130,10 +138,10 @@ def _shown_adapter(request: Any) -> Any:
     return request and {"name": request.lora_name, "number": request.lora_int_id, "again": request.load_inplace}
 
 
-def engine() -> tuple[Any, FakeLLM]:
+def engine(slots: int = 2) -> tuple[Any, FakeLLM]:
     """An engine that is ready."""
     llm: Any = FakeLLM()
-    thread = EngineThread(lambda: llm, lambda sampling: "params", slots=2)  # type: ignore[arg-type, return-value]
+    thread = EngineThread(lambda: llm, lambda sampling: "params", slots=slots)  # type: ignore[arg-type, return-value]
     thread.ready.result(DEADLINE_S)
     thread.version = 5
     return thread, llm
@@ -394,6 +402,56 @@ def counted() -> Any:
     }
 
 
+def spent() -> Any:
+    """Seconds of an engine with nothing to do; paused without samples and with some; in a step that goes on, of few
+    samples and of half of its slots; and in a call that stops it."""
+    made = time.monotonic()
+    thread, llm = engine(slots=4)
+    found = [thread.stats()]
+    call(thread, thread.pause)
+    found.append(_later(thread))
+    ask(thread, {1: [1]})
+    call(thread, lambda: None)
+    found.append(_later(thread))
+    llm.gate.clear()
+    call(thread, thread.resume)
+    found.append(_later(thread))
+    llm.gate.set()
+    segments(thread, 1)
+    goes_on = _stops_after(llm, llm.steps + 1)
+    ask(thread, {2: [2]}, sampling=TWO)
+    until = time.monotonic() + DEADLINE_S
+    while llm.steps < 4 and time.monotonic() < until:
+        time.sleep(0.001)
+    found.append(_later(thread))
+    slow = thread.call(lambda: time.sleep(0.1))
+    goes_on.set()
+    told(slow)
+    segments(thread, 2)
+    call(thread, lambda: None)
+    found.append(thread.stats())
+    rows = [[each.idle_s, each.busy_s, each.underfilled_s, each.paused_s] for each in found]
+    return {"seconds": rows, "tokens": [each.sampled_tokens for each in found], "all": time.monotonic() - made}
+
+
+def _later(thread: Any) -> Any:
+    time.sleep(0.1)
+    return thread.stats()
+
+
+def _stops_after(llm: FakeLLM, steps: int) -> threading.Event:
+    """The step after so many waits for the event."""
+    event, step = threading.Event(), llm.step
+
+    def stops() -> list[Any]:
+        if llm.steps == steps:
+            event.wait(DEADLINE_S)
+        return step()
+
+    llm.step = stops  # type: ignore[method-assign]
+    return event
+
+
 def canary() -> Any:
     """Logprobs of all tokens but the first, while another request goes on."""
     thread, llm = engine()
@@ -444,6 +502,7 @@ SCENES: list[Scene] = [
     paused,
     between_steps,
     counted,
+    spent,
     canary,
     adapter,
     ranks,

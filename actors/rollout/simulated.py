@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
+from actors.rollout.occupancy import Occupancy
 from actors.rollout.types import EngineStats, Request, Segment
 from actors.rollout.worker import EngineHost
 
@@ -68,11 +69,14 @@ class SimulatedEngine:
         self._segments: list[Segment] = []
         self._submitted = 0
         self._generated = 0
+        self._occupancy = Occupancy(table.slots, clock)
+        self._paused_at: float | None = None
         self._lost = ""
 
     def submit(self, requests: list[Request], seed: int | None) -> None:
         """See `Engine`; the seed changes nothing."""
         with self._lock:
+            self._advance()  # a slot that has become free meanwhile was free before these came
             for request in requests:
                 for index in range(request.sampling.samples):
                     # By number, so that a run is the same every time.
@@ -90,7 +94,7 @@ class SimulatedEngine:
                 if self._lost and not self._segments:
                     raise RuntimeError(self._lost)
                 segments, self._segments = self._segments, []
-                pause = min((sample.end(self.table) for sample in self._running), default=np.inf) - self._clock()
+                pause = min((sample.end(self.table) for sample in self._running), default=np.inf) - self._time()
             left = until - time.monotonic()
             if segments or left <= 0:
                 return segments
@@ -104,7 +108,7 @@ class SimulatedEngine:
             for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
                 (self._running if sample in self._running else self._waiting).remove(sample)
                 # One that was still waiting has nothing.
-                tokens = sample.tokens(self._clock(), self.table) if sample.versions else 0
+                tokens = sample.tokens(self._time(), self.table) if sample.versions else 0
                 self._end(sample, tokens, "abort")
             self._advance()
 
@@ -120,6 +124,8 @@ class SimulatedEngine:
                 cache_used=len(self._running) / self.table.slots,
                 preemptions=0,
                 generated_tokens=self._generated,
+                sampled_tokens=self._generated + sum(each.tokens(self._time(), self.table) for each in self._running),
+                **self._occupancy.seconds(),
                 silent_s=0.0,
                 lost=self._lost,
             )
@@ -129,33 +135,64 @@ class SimulatedEngine:
         with self._lock:
             self._advance()
             for sample in self._running:
-                self._label(sample, sample.tokens(self._clock(), self.table))
+                self._label(sample, sample.tokens(self._time(), self.table))
                 sample.versions.append(VersionSpan(version=version, start=sample.versions[-1].end, end=-1))
             self.version = version
+
+    def pause(self) -> None:
+        """Sample no token until `resume`, and keep all that is running."""
+        with self._lock:
+            self._advance()
+            if self._paused_at is None:
+                self._paused_at = self._clock()
+            self._note(self._clock())
+
+    def resume(self) -> None:
+        """Go on where `pause` has stopped."""
+        with self._lock:
+            if self._paused_at is None:
+                return
+            for sample in self._running:
+                sample.started += self._clock() - self._paused_at
+            self._paused_at = None
+            self._advance()
 
     def lose(self, why: str) -> None:
         """The engine is lost, with all it has."""
         with self._lock:
+            self._advance()
             self._lost = why
             self._running.clear()
             self._waiting.clear()
+            self._note(self._clock())
 
     def next_end(self) -> float:
         """When the next sample ends, by the clock; infinity where none is running."""
         with self._lock:
+            if self._paused_at is not None:
+                return np.inf
             return min((sample.end(self.table) for sample in self._running), default=np.inf)
+
+    def _time(self) -> float:
+        """Up to when samples have got on."""
+        return self._clock() if self._paused_at is None else self._paused_at
+
+    def _note(self, at: float) -> None:
+        self._occupancy.note(len(self._running), steps=self._paused_at is None, at=at)
 
     def _advance(self) -> None:
         """End what has ended by now, and let waiting samples take the slots, each at the moment it became free."""
         while True:
             while self._waiting and len(self._running) < self.table.slots:
-                self._start(self._waiting.popleft(), self._clock())
+                self._start(self._waiting.popleft(), self._time())
+            self._note(self._clock())
             ended = min(self._running, key=lambda sample: sample.end(self.table), default=None)
-            if ended is None or ended.end(self.table) > self._clock():
+            if ended is None or ended.end(self.table) > self._time():
                 return
             self._running.remove(ended)
             if self._waiting:
                 self._start(self._waiting.popleft(), ended.end(self.table))
+            self._note(ended.end(self.table))
             cut = ended.length == ended.request.sampling.max_tokens
             self._end(ended, ended.length, "length" if cut else "stop")
 
