@@ -8,7 +8,7 @@ A bubble is time in which one side has nothing to do, or less than it could. Per
 | `bubble/engine_idle_fraction` | share of the engines' time in which they had no sample to work on |
 | `bubble/engine_underfilled_fraction` | share in which they worked with fewer than half of their slots filled |
 | `bubble/engine_paused_fraction` | share in which they had samples and stood still, for new weights |
-| `bubble/sync_tokens_lost` | tokens not generated meanwhile: each engine's paused seconds x its tokens per busy second |
+| `bubble/sync_tokens_lost` | tokens not generated meanwhile: paused seconds x tokens per busy second of each engine |
 | `bubble/engines_unheard` | engines in none of these: lost, new, or too late with their answer |
 
 An engine's time is idle, busy (underfilled or not) or paused: the rest to 1 is busy with at least half of the slots.
