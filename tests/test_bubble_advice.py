@@ -29,11 +29,14 @@ def settings(n: int = 0, **values: Any) -> dict[str, Any]:
     """Plain values; `section__field` sets another one."""
     found: dict[str, Any] = {
         "algorithm": {"max_staleness": n, "prompts_per_step": 16},
-        "rollout": {"engines": 2, "tail": "none", "update_order": "together", "transfer": {"lora": "adapter"}},
-        "policy": {"ranks": 2},
+        "rollout": {
+            "engines": 2, "gpus_per_engine": 1.0, "tail": "none", "update_order": "together",
+            "transfer": {"lora": "adapter"},
+        },
+        "policy": {"ranks": 2, "gpus_per_rank": 1.0},
         "model": {"lora": None},
         "cluster": {"placement": "split"},
-    }
+    }  # fmt: skip
     for name, value in values.items():
         section, _, field = name.partition("__")
         found[section][field] = value
@@ -89,6 +92,15 @@ def test_on_policy_the_larger_side_decides() -> None:
     assert told(replace(slow, waited=0.95), "rollout.engines") is None
     # Groups take turns on the same GPUs whatever is allowed.
     assert told(EVEN, "rollout.engines", cluster__placement="shared") is None
+
+
+def test_more_processes_on_the_same_cores_are_no_help() -> None:
+    """They share them; on nodes of their own they do not."""
+    slow, idle = replace(EVEN, waited=0.8, idle=0.2, updated=0.1), replace(NOTHING, idle=0.5, updated=0.8)
+    assert told(slow, rollout__gpus_per_engine=0) == "algorithm.max_staleness=1"
+    assert told(slow, rollout__gpus_per_engine=0, rollout__engines_per_node=1) == "rollout.engines=4"
+    assert told(idle, n=1, policy__gpus_per_rank=0) == "rollout.engines=1"
+    assert told(idle, n=1, policy__gpus_per_rank=0, policy__ranks_per_node=2) == "policy.ranks=4"
 
 
 def test_long_tails_are_told_by_the_longest_response() -> None:
@@ -183,8 +195,8 @@ def rl(**sections: Any) -> RunConfig:
     )
 
 
-def machine(cpus: int = 2, memory: int = 2**36) -> Any:
-    return lambda **_: Machine(cpus=cpus, gpus=0, memory=memory, free=memory, shared=memory)
+def machine(gpus: int = 0, memory: int = 2**36) -> Any:
+    return lambda **_: Machine(cpus=2, gpus=gpus, memory=memory, free=memory, shared=memory)
 
 
 def test_a_setting_is_taken_where_check_would_take_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,7 +215,9 @@ def test_a_setting_is_taken_where_check_would_take_it(monkeypatch: pytest.Monkey
 
 def test_the_last_screen_tells_the_account_and_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config = rl(run={"output": str(tmp_path), "name": "first"})
+    # Engines with GPUs of their own.
+    groups: dict[str, Any] = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_engine": 1}}
+    config = rl(run={"output": str(tmp_path), "name": "first"}, **groups)
     config.directory.mkdir()
     shares = {"idle": 0.15, "underfilled": 0.0, "paused": 0.05}
     rows = [row(step, all=10, wait=8, lost=600, update=1, **shares) for step in (1, 2, 3)]
@@ -216,14 +230,14 @@ def test_the_last_screen_tells_the_account_and_the_setting(monkeypatch: pytest.M
         lines = last_screen(config, display, "done", finished=True, curves=None)
         return [line for line in lines if line.startswith(("bubbles:", "try:"))]
 
-    monkeypatch.setattr(check, "this_machine", machine(cpus=8))
+    monkeypatch.setattr(check, "this_machine", machine(gpus=4))
     account = (
         "bubbles: the trainer waited for responses 80% of the time; engines: 15% idle, 0% less than half full, "
         "5% stopped for weights (1,200 tokens not generated)"
     )
     why = "# the trainer waits for engines that are full; saves at most 40% of the time, by estimate"
     assert shown() == [account, f"try:     rollout.engines=2 {why}"]
-    monkeypatch.setattr(check, "this_machine", machine(cpus=1))
+    monkeypatch.setattr(check, "this_machine", machine(gpus=2))
     assert "rollout.engines" not in "".join(shown()), "what does not fit is not told"
     (config.directory / "metrics.jsonl").write_text(json.dumps(rows[0]))
     assert shown() == [], "a first step tells nothing"

@@ -131,7 +131,7 @@ def _faster(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
         why = "the trainer waits for engines that have too little to do at one time"
         gain = waited * (1 - account.filled)
         yield Advice(setting=f"algorithm.max_staleness={staleness + 1}", why=why, gain=gain)
-    for more in (2 * engines, engines + 1):
+    for more in (2 * engines, engines + 1) if _brings_its_own(settings["rollout"]) else ():
         saved = 1 - engines / more
         gain = account.filled * (min(waited, saved) if staleness else waited * saved)
         yield Advice(setting=f"rollout.engines={more}", why="the trainer waits for engines that are full", gain=gain)
@@ -154,7 +154,8 @@ def _fewer(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
         return
     engines, ranks = _number(settings, "rollout", "engines"), _number(settings, "policy", "ranks")
     why = f"engines are idle {account.idle:.0%} of the time, as they wait for the trainer"
-    yield Advice(setting=f"policy.ranks={2 * ranks}", why=why, gain=min(account.idle, account.updated / 2))
+    if _brings_its_own(settings["policy"]):
+        yield Advice(setting=f"policy.ranks={2 * ranks}", why=why, gain=min(account.idle, account.updated / 2))
     prompts = _number(settings, "algorithm", "prompts_per_step")
     setting, gain = f"algorithm.prompts_per_step={2 * prompts}", min(account.idle, account.synced / 2)
     yield Advice(setting=setting, why=f"{why}, which sends weights {account.synced:.0%} of it", gain=gain)
@@ -162,6 +163,12 @@ def _fewer(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
     enough = max(1, math.ceil(engines * (1 - account.idle)))
     gain = (engines - enough) / engines
     yield Advice(setting=f"rollout.engines={enough}", why=why, gain=gain, faster=False)
+
+
+def _brings_its_own(group: Mapping[str, object]) -> bool:
+    """Whether one more process of a group computes on something more: on the cores of one machine, it shares them."""
+    own = "gpus_per_rank", "gpus_per_engine", "ranks_per_node", "engines_per_node"
+    return any(group.get(name) for name in own)
 
 
 def _is_set(settings: Settings, setting: str) -> bool:
