@@ -19,6 +19,7 @@ with quick_vllm(compiled=False):
     from actors.config import LoraConfig
     from actors.rollout import vllm_options
     from actors.rollout.engine import EngineThread
+    from actors.rollout.occupancy import Occupancy
     from actors.rollout.types import Media, Request, Sampling, Segment
     from actors.rollout.worker import Adapter
 
@@ -403,53 +404,70 @@ def counted() -> Any:
 
 
 def spent() -> Any:
-    """Seconds of an engine with nothing to do; paused without samples and with some; in a step that goes on, of few
-    samples and of half of its slots; and in a call that stops it."""
-    made = time.monotonic()
+    """Seconds of an engine by a clock of its own: with nothing to do (1), paused so (2) and with a sample (4); in a
+    step with one of four slots filled (8) and with two (16); in a call (32), and as it takes another sample (64).
+    When its samples have ended, it has nothing to do (128)."""
+    clock = SimpleNamespace(now=0.0)
+
+    def passes(seconds: float) -> None:
+        clock.now += seconds
+
     thread, llm = engine(slots=4)
-    found = [thread.stats()]
+    thread._occupancy = Occupancy(4, lambda: clock.now)
+    found = []
+    passes(1)
     call(thread, thread.pause)
-    found.append(_later(thread))
+    passes(2)
+    found.append(thread.stats())
     ask(thread, {1: [1]})
     call(thread, lambda: None)
-    found.append(_later(thread))
+    passes(4)
+    found.append(thread.stats())
     llm.gate.clear()
     call(thread, thread.resume)
-    found.append(_later(thread))
+    _until(lambda: thread.pulse().method == "step")
+    passes(8)
+    found.append(thread.stats())
     llm.gate.set()
     segments(thread, 1)
-    goes_on = _stops_after(llm, llm.steps + 1)
+    _until(lambda: thread._round is None)
+    passes(128)
+    stopped, goes_on = _stops_after(llm, llm.steps + 1)
     ask(thread, {2: [2]}, sampling=TWO)
-    until = time.monotonic() + DEADLINE_S
-    while llm.steps < 4 and time.monotonic() < until:
-        time.sleep(0.001)
-    found.append(_later(thread))
-    slow = thread.call(lambda: time.sleep(0.1))
+    assert stopped.wait(DEADLINE_S)
+    passes(16)
+    found.append(thread.stats())
+    thread.call(lambda: passes(32))
+    add = llm.add_request
+    llm.add_request = lambda *each, **more: (passes(64), add(*each, **more))[1]  # type: ignore[method-assign]
+    ask(thread, {3: [3]})
     goes_on.set()
-    told(slow)
-    segments(thread, 2)
+    segments(thread, 3)
     call(thread, lambda: None)
     found.append(thread.stats())
     rows = [[each.idle_s, each.busy_s, each.underfilled_s, each.paused_s] for each in found]
-    return {"seconds": rows, "tokens": [each.sampled_tokens for each in found], "all": time.monotonic() - made}
+    return {"seconds": rows, "tokens": [each.sampled_tokens for each in found]}
 
 
-def _later(thread: Any) -> Any:
-    time.sleep(0.1)
-    return thread.stats()
+def _until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE_S
+    while not true() and time.monotonic() < until:
+        time.sleep(0.001)
+    assert true()
 
 
-def _stops_after(llm: FakeLLM, steps: int) -> threading.Event:
-    """The step after so many waits for the event."""
-    event, step = threading.Event(), llm.step
+def _stops_after(llm: FakeLLM, steps: int) -> tuple[threading.Event, threading.Event]:
+    """The step after so many says so by the first event, and waits for the second."""
+    stopped, goes_on, step = threading.Event(), threading.Event(), llm.step
 
     def stops() -> list[Any]:
         if llm.steps == steps:
-            event.wait(DEADLINE_S)
+            stopped.set()
+            goes_on.wait(DEADLINE_S)
         return step()
 
     llm.step = stops  # type: ignore[method-assign]
-    return event
+    return stopped, goes_on
 
 
 def canary() -> Any:

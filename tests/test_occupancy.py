@@ -41,6 +41,17 @@ def test_samples_that_wait_take_the_slots_of_those_that_end() -> None:
     assert seconds(engine.stats()) == [100 - 18, 18, 0, 0]
 
 
+def test_a_slot_that_nobody_saw_becoming_free_was_empty_until_somebody_came() -> None:
+    clock = Clock()
+    engine = SimulatedEngine(Table(lengths=(4,), token_s=1.0, slots=1), clock)
+    ask(engine, 0, 1)
+    clock.now = 10.0
+    ask(engine, 1, 1)
+    assert engine.next_end() == 14.0
+    clock.now = 20.0
+    assert seconds(engine.stats()) == [6 + 6, 8, 0, 0]
+
+
 def test_a_pause_takes_the_time_of_samples_only_where_there_are_some() -> None:
     """None of them gets a token in it; what comes meanwhile begins after it."""
     clock = Clock()
@@ -51,8 +62,8 @@ def test_a_pause_takes_the_time_of_samples_only_where_there_are_some() -> None:
     ask(engine, 0, 1)
     clock.now = 7.0
     engine.pause()
-    engine.pause()  # which changes nothing
     clock.now = 12.0
+    engine.pause()  # which changes nothing
     ask(engine, 1, 1)
     assert engine.next_end() == float("inf") and engine.stats().sampled_tokens == 4
     clock.now = 17.0

@@ -256,9 +256,9 @@ class EngineThread:
             self.ready.set_result(None)
         while True:
             busy = self._busy()
-            self._round = time.monotonic() if busy else None
             if not busy:
                 self._occupancy.note(len(self._running), steps=False)
+            self._round = time.monotonic() if busy else None
             self._run_calls(wait=not busy)
             if self._busy():
                 self._step()
