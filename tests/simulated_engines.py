@@ -11,7 +11,7 @@ from actors.config_rollout import OnUpdate
 from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
-from actors.rollout.types import Request, Segment
+from actors.rollout.types import EngineStats, Request, Segment
 from actors.rollout.worker import EngineHost
 from algorithms.rollouts.engines import Ended, Lost
 
@@ -62,6 +62,11 @@ class SimulatedEngines:
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}
         return requests
+
+    def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
+        lost = self._lost
+        found = [None if number in lost else engine.stats() for number, engine in enumerate(self.engines)]
+        return lambda: found
 
     def go_on(self, seconds: float) -> None:
         """So much time passes, with whatever ends in it."""

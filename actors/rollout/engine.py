@@ -27,8 +27,10 @@ from vllm.v1.engine import FinishReason
 
 from actors.config_rollout import OnUpdate
 from actors.pulse import Pulse, Work
+from actors.rollout.occupancy import Occupancy
 from actors.rollout.samples import RunningSample, TakenRequest
 from actors.rollout.types import EngineStats, Request, Sampling, Segment
+from actors.rollout.vllm_counts import count_preemptions, sampled_tokens, scheduler_of
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
@@ -69,6 +71,8 @@ class EngineThread:
         self._preemptions: int | None = None
         self._generated = 0
         self._discarded = 0
+        self._sampled = 0
+        self._occupancy = Occupancy(slots)
         self._round: float | None = None
         """When the thread last came round, by time.monotonic; None while it waits for something to do."""
         self.version = -1
@@ -115,7 +119,11 @@ class EngineThread:
         """How the engine is; see `Engine`."""
         # Read once, as the engine thread sets them meanwhile.
         samples, seen = len(self._running), self._round
-        scheduler = self._scheduler()
+        llm = getattr(self, "llm", None)  # none before it is built
+        scheduler = scheduler_of(llm)
+        inside = [sample.inside for sample in list(self._running.values())]
+        # A sample that ends just now is in neither number: what was told is not taken back.
+        self._sampled = max(self._sampled, self._generated + self._discarded + sampled_tokens(llm, inside))
         return EngineStats(
             version=self.version,
             running=min(samples, self._slots),
@@ -125,6 +133,8 @@ class EngineThread:
             preemptions=self._preemptions,
             generated_tokens=self._generated,
             discarded_tokens=self._discarded,
+            sampled_tokens=self._sampled,
+            **self._occupancy.seconds(),
             silent_s=0.0 if seen is None else time.monotonic() - seen,
             lost=f"{type(self._lost).__name__}: {self._lost}" if self._lost else "",
         )
@@ -251,7 +261,9 @@ class EngineThread:
         try:
             with self._work.on("start"):
                 self.llm = self._build()
-                self._count_preemptions()
+                if scheduler := scheduler_of(self.llm):
+                    self._preemptions = 0
+                    count_preemptions(scheduler, self._preempted)
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
             self._lose(error)
             self.ready.set_exception(error)
@@ -259,6 +271,8 @@ class EngineThread:
             self.ready.set_result(None)
         while True:
             busy = self._busy()
+            if not busy:
+                self._occupancy.note(len(self._running), steps=False)
             self._round = time.monotonic() if busy else None
             self._run_calls(wait=not busy)
             if self._busy():
@@ -277,6 +291,7 @@ class EngineThread:
             function, future = self._calls.get()
             wait = False
             self._round = time.monotonic()
+            self._occupancy.note(len(self._running), steps=False)
             if self._lost is not None:
                 _fail(future, self._lost)
                 continue
@@ -290,12 +305,18 @@ class EngineThread:
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do what nobody waits for: where it fails, the engine cannot be relied on any more."""
+        # To take and to end requests is part of working on them.
+        self._occupancy.note(len(self._running), steps=not self._paused)
         try:
             work()
         except Exception as error:
             self._lose(error)
 
+    def _preempted(self) -> None:
+        self._preemptions = (self._preemptions or 0) + 1
+
     def _step(self) -> None:
+        self._occupancy.note(len(self._running), steps=True)
         try:
             ended = []
             with self._work.on("step", goes_on=True):
@@ -337,25 +358,6 @@ class EngineThread:
         batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
         while any(batch.total_num_scheduled_tokens for _, batch, _ in batches) and self._lost is None:
             self._step()
-
-    def _scheduler(self) -> Any:
-        """vLLM's scheduler, where it is in this process; None before the engine is built, or where it is not."""
-        llm = getattr(self, "llm", None)
-        core = getattr(llm.llm_engine.engine_core, "engine_core", None) if llm is not None else None
-        return getattr(core, "scheduler", None)
-
-    def _count_preemptions(self) -> None:
-        # vLLM counts them only together with statistics of every token, which would cost each step.
-        scheduler = self._scheduler()
-        if scheduler is None:
-            return
-        self._preemptions, preempt = 0, scheduler._preempt_request
-
-        def counted(*args: object, **options: object) -> object:
-            self._preemptions = (self._preemptions or 0) + 1
-            return preempt(*args, **options)
-
-        scheduler._preempt_request = counted
 
 
 # Nobody may hear an answer: a caller that was cancelled has cancelled its future. That is no reason for the thread, and

@@ -76,7 +76,7 @@ class EngineHost:
     async def submit(self, requests: list[Request], seed: int | None) -> None:
         """Start sampling responses to prompts; see `Engine.submit`, and `poll`."""
         # Random weights, of which no version would tell.
-        if self.engine.stats().version < 0:
+        if self.engine.version < 0:
             raise RuntimeError("asked to generate before the first weights arrived, or after half of new ones did")
         for request in requests:
             self._open[request.id] = request, []
