@@ -185,7 +185,7 @@ class EngineHost:
             self._ended[number] = episodes
         return Finished(request=number, infos=list(map(RolloutInfo.of, episodes)), aborted=aborted)
 
-    def _episode(self, given: np.ndarray, segment: Segment, *, read: bool) -> Episode:
+    def _episode(self, given: np.ndarray, segment: Segment, *, read: bool = True) -> Episode:
         """`read`: with its text."""
         turn = Turn(
             given_token_ids=given,
