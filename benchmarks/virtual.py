@@ -175,6 +175,8 @@ class VirtualEngines:
         self.most_open = 0
         """Most of them at one time."""
         self.requests = 0
+        self.heard: Callable[[Request], None] = lambda _: None
+        """Hears of each."""
         self._lengths = lengths
         self._heap: list[tuple[float, int, int]] = []
         self._news: list[Ended | Lost] = []
@@ -200,6 +202,7 @@ class VirtualEngines:
         for request in requests:
             if request.id in self.submitted or request.id in self._ended:
                 raise ValueError(f"request {request.id} comes twice")
+            self.heard(request)
             lengths = self._lengths(request)
             group = _Group(request, len(lengths), [None] * len(lengths), [[] for _ in lengths])
             own.open[request.id], self.submitted[request.id] = group, request
