@@ -225,7 +225,7 @@ def _latest(job: Any) -> int:
 
 def _numbers(steps: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Metrics that do not tell time."""
-    timed = re.compile(r"time/|tokens_per_second|weights/sync_seconds")
+    timed = re.compile(r"time/|bubble/|tokens_per_second|weights/sync_seconds")
     return {step: {k: v for k, v in line.items() if not timed.match(k)} for step, line in steps.items()}
 
 
