@@ -109,7 +109,7 @@ class Trainer:
     def _prompts(self) -> Iterator[Prompt]:
         for number in count():
             self.drawn[number] = self.version
-            gone = len(self.trained) + len(self.left_out) + len(self.rollouts.training.tally.left_out)
+            gone = len(self.trained) + len(self.left_out) + len(self.rollouts.training.discards.left_out)
             self.most_waiting = max(self.most_waiting, len(self.drawn) - gone)
             yield Prompt(index=number, token_ids=[number, MARK], text="", row={})
 

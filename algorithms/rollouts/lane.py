@@ -98,6 +98,7 @@ class Lane:
         failures: Failures,
         *,
         ahead: int = 0,
+        groups_per_step: int = 1,
         attempts: int = 1,
         most: int | None = None,
         judge: Judge | None = None,
@@ -111,6 +112,7 @@ class Lane:
             failures: counts those of a step.
             ahead: groups that may be made before somebody asks for them; above 0, they are given out in the order in
                 which they are complete, else in that of their prompts.
+            groups_per_step: as many of them are made ahead at first (see `pace`).
             attempts: how often a prompt starts whose responses have become too old.
             most: groups that will be taken in all; None: no end is known.
             judge: which groups are trained on.
@@ -140,6 +142,9 @@ class Lane:
         """Prompts that start before others."""
         self.attempt_of: dict[int, int] = {}
         """Order of a group that is ready -> the how-manieth one of its prompt it is."""
+        self.depth = min(ahead, groups_per_step)
+        """Groups that are made ahead now, at most `ahead`."""
+        self._least_depth = self.depth
         self._prompts = prompts
         self._attempts = attempts
         self._most = most
@@ -153,6 +158,8 @@ class Lane:
 
     def ask(self, groups: int, seed: int | None) -> None:
         """Somebody wants so many groups more."""
+        if self.taken and len(self.ready) < groups:
+            self._pace(-(-groups // 2))
         self.samples_asked = groups * self.sampling.samples
         if self.ahead == 0:
             self.failures.begin()
@@ -168,7 +175,7 @@ class Lane:
     def room(self) -> int:
         """How many prompts may start now."""
         waiting = self.on_the_way + len(self.ready)
-        room = capacity(self.asked + self._extra, self.ahead, self.taken, waiting)
+        room = capacity(self.asked + self._extra, self.depth, self.taken, waiting)
         if self._most is not None:
             room = min(room, self._most - self.taken - waiting)
         if self._most_drawn is not None:
@@ -238,7 +245,10 @@ class Lane:
         self.taken += len(numbers)
         for number in numbers:
             self.attempt_of.pop(number, None)
-        return [self.ready.pop(number) for number in numbers]
+        found = [self.ready.pop(number) for number in numbers]
+        if len(self.ready) >= groups / 2:
+            self._pace(-max(1, groups // 4))
+        return found
 
     def give_back(self, groups: list[ScoredGroup], again: list[Drawn], taken: int) -> None:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
@@ -266,6 +276,14 @@ class Lane:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
         discards, self.discards = self.discards, Discards()
         return discards
+
+    def _pace(self, change: int) -> None:
+        """Make more or less ahead: more when a step has to wait, less when half of the next one is ready already.
+
+        The bound is for the responses that take longest; what keeps training busy is often less, and no older than
+        need be.
+        """
+        self.depth = min(self.ahead, max(self._least_depth, self.depth + change))
 
     def _start_again(self, prompt: Prompt, order: int, attempt: int) -> None:
         self.stale += 1

@@ -91,6 +91,7 @@ class Rollouts:
             sampling,
             Failures(limits.max_failed),
             ahead=max_staleness * groups_per_step,
+            groups_per_step=groups_per_step,
             attempts=limits.starts,
             most=groups_in_run,
             judge=judge,
