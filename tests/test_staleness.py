@@ -44,6 +44,8 @@ class Trainer:
     version: int = 0
     at_once: bool = False
     """Whether every sample has a token before the step ends in which its engine gets it."""
+    most_each: int | None = None
+    """Groups that an engine gets at one time."""
     drawn: dict[int, int] = field(default_factory=dict)
     """Row -> version of the policy when it was drawn."""
     started: Counter[int] = field(default_factory=Counter)
@@ -64,6 +66,7 @@ class Trainer:
             groups_per_step=self.groups,
             max_staleness=self.staleness,
             tail=self.tail,
+            most_each=self.most_each,
             clock=self.engines.clock,
         )
         self.engines.watch(self.rollouts)
@@ -121,9 +124,11 @@ class Trainer:
             assert info.oldest_version == own[0].version
             assert 0 <= self.version - own[0].version <= self.staleness
         waited = self.version - self.drawn[group.prompt.index]
-        # One without a token is not too old, and waits on as long as its engine takes.
+        # One without a token is not too old. Where it waits for a slot of one engine, it does so as long as that takes;
+        # where for the first that any has, no longer than others take that were there before.
         if not self.tail and self.at_once:
-            assert waited <= self.staleness + (self.starts - 1) * (self.staleness + 1)
+            queued = 0 if self.most_each is None else self.starts * (self.staleness + 1)
+            assert waited <= self.staleness + (self.starts - 1) * (self.staleness + 1) + queued
 
 
 def engines_of(random_: random.Random, engines: int, at_once: bool) -> VirtualEngines:
@@ -145,7 +150,9 @@ def trained(
     """After some steps of random length."""
     random_ = random.Random(draw)
     at_once = random_.random() < 0.5
-    trainer = Trainer(engines_of(random_, engines, at_once), groups, samples, staleness, starts, tail, at_once=at_once)
+    most_each = random_.choice([None, 1, 2, 9]) if staleness else None
+    made = engines_of(random_, engines, at_once)
+    trainer = Trainer(made, groups, samples, staleness, starts, tail, at_once=at_once, most_each=most_each)
     evaluates, train_s = random_.choice([0, 2, 3]), random_.choice([0.0, 0.1, 1.0, 10.0])
     for number in range(2 * staleness + 5):
         trainer.step(at_once * SLOWEST_S + train_s * random_.random(), evaluates > 0 and number % evaluates == 0)

@@ -8,6 +8,7 @@ One thread makes these calls; the caller keeps its lock wherever lanes change, a
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Protocol
@@ -51,13 +52,19 @@ class Flow:
         models: ModelPool | None,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
+        most_each: int | None = None,
     ) -> None:
+        """`most_each`: groups that an engine has at one time, others wait for the first that has room; None: each gets
+        its share at once, which it then works on in the same order every time."""
         self.engines = engines
         self.pool = pool
         self.models = models
         self.limits = limits
         self._clock = clock
+        self._most_each = most_each
         self._ids = count()
+        self._waiting: deque[Running] = deque()
+        """For an engine with room."""
         self._running: dict[int, Running] = {}
         self._scoring: dict[int, Running] = {}
         self._judging: dict[int, Running] = {}
@@ -73,11 +80,11 @@ class Flow:
     @property
     def busy(self) -> bool:
         """Whether anything is on its way."""
-        return bool(self._running or self._scoring or self._judging)
+        return bool(self._running or self._waiting or self._scoring or self._judging)
 
     def of(self, lane: Lane) -> list[Running]:
         """What is on its way for a lane, in the order of the prompts."""
-        everything = (*self._running.values(), *self._scoring.values(), *self._judging.values())
+        everything = (*self._running.values(), *self._waiting, *self._scoring.values(), *self._judging.values())
         return sorted(
             (each for each in everything if each.lane is lane and not each.unwanted), key=lambda each: each.order
         )
@@ -86,6 +93,7 @@ class Flow:
         """Nothing shall become of these groups."""
         for group in groups:
             group.unwanted = True
+        self._waiting = deque(group for group in self._waiting if not group.unwanted)
         # Told when the thread comes round: it alone speaks to engines.
         self._unwanted += [group for group in groups if group.id in self._running]
 
@@ -98,6 +106,8 @@ class Flow:
         self._end_unwanted()
         for lane in lanes:
             self._start(lane)
+        if self._waiting:
+            self._send([], None)
 
     def wait(self, seconds: float) -> list[Ended | Lost]:
         """What happens next; nothing, at once, where nothing is on its way."""
@@ -136,24 +146,31 @@ class Flow:
         if not drawn:
             return
         seed, lane.seed = lane.seed, None  # once, as it restarts the samplers
-        now = self._clock()
         groups = list[Running]()
         for each in drawn:
             number = next(self._ids)
             order = number if each.order is None else each.order
-            groups.append(Running(number, order, lane, each.prompt, self._place(), now, attempt=each.attempt))
+            groups.append(Running(number, order, lane, each.prompt, attempt=each.attempt))
         self._send(groups, seed)
 
-    def _place(self) -> int:
-        engine = self._loads.least()
+    def _place(self, group: Running) -> bool:
+        """Choose an engine; whether there is one with room."""
+        engine = self._loads.least(self._most_each)
+        if engine is None:
+            return False
+        group.engine, group.given = engine, self._clock()
         if self._loads[engine] == 1:  # it had nothing: its silence begins now
-            self._heard[engine] = self._clock()
-        return engine
+            self._heard[engine] = group.given
+        return True
 
     def _send(self, groups: list[Running], seed: int | None) -> None:
-        """An engine gets its share in one call."""
+        """Give engines what waits, and these groups; an engine gets its share in one call."""
+        # An evaluation, which training waits for, before what is made ahead.
+        self._waiting.extendleft([group for group in reversed(groups) if not group.lane.ahead])
+        self._waiting.extend(group for group in groups if group.lane.ahead)
         shares: dict[int, list[Request]] = {}
-        for group in groups:
+        while self._waiting and self._place(self._waiting[0]):
+            group = self._waiting.popleft()
             request = Request(id=group.id, token_ids=group.prompt.token_ids, sampling=group.lane.sampling)
             shares.setdefault(group.engine, []).append(request)
             self._running[group.id] = group
@@ -205,10 +222,9 @@ class Flow:
             raise event.error
         for group in groups:
             del self._running[group.id]
-        now = self._clock()
         again = [
             Running(
-                next(self._ids), group.order, group.lane, group.prompt, self._place(), now,
+                next(self._ids), group.order, group.lane, group.prompt,
                 engines=group.engines + 1, attempt=group.attempt,
             )
             for group in groups

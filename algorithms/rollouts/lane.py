@@ -70,8 +70,9 @@ class Running:
     """Of its prompt, among all that were drawn."""
     lane: "Lane"
     prompt: Prompt
-    engine: int
-    given: float
+    engine: int = -1
+    """-1 while it waits for one."""
+    given: float = 0.0
     """When its engine got the prompt, by the clock."""
     engines: int = 1
     """Engines that have had it."""

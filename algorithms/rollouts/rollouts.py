@@ -58,6 +58,7 @@ class Rollouts:
         groups_per_step: int,
         max_staleness: int = 0,
         groups_in_run: int | None = None,
+        most_each: int | None = None,
         judge: Judge | None = None,
         most_drawn: int | None = None,
         tail: Tail | None = None,
@@ -76,6 +77,7 @@ class Rollouts:
             groups_per_step: that a step asks for.
             max_staleness: versions that a token may be older than the weights that are trained.
             groups_in_run: that all steps together ask for: none is made beyond them.
+            most_each: groups that an engine has at one time, see `Flow`.
             judge, most_drawn, tail: see `Lane`.
             models: reward models that score groups while others are generated; None: there are none, or the caller
                 asks them.
@@ -83,7 +85,7 @@ class Rollouts:
             prompt_of: finds the prompt of a set's row again, for `load`.
             clock: seconds.
         """
-        self._flow = Flow(engines, pool, models, limits, clock)
+        self._flow = Flow(engines, pool, models, limits, clock, most_each)
         self.limits = limits
         self.max_staleness = max_staleness
         self.training = Lane(

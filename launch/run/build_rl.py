@@ -303,6 +303,7 @@ def _rollouts(
         groups_per_step=algorithm.prompts_per_step,
         max_staleness=algorithm.max_staleness,
         groups_in_run=steps * algorithm.prompts_per_step,
+        most_each=_most_each(config, algorithm),
         judge=judge,
         most_drawn=most_drawn,
         tail=tail,
@@ -310,6 +311,13 @@ def _rollouts(
         order=data.batches,
         prompt_of=prompt_finder(data.prompts),
     )
+
+
+def _most_each(config: RunConfig, algorithm: RLConfig) -> int | None:
+    """Groups that fill an engine's slots, where what is made ahead may wait for room."""
+    if not algorithm.max_staleness:
+        return None
+    return -(-config.rollout.max_concurrent // algorithm.samples_per_prompt)
 
 
 def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
