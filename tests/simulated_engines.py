@@ -3,14 +3,15 @@
 For tests of what depends on time and order: weeks of rollouts in a second, the same every time.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
-from actors.rollout.types import Request, Segment
+from actors.rollout.types import Begun, Request, Segment
 from actors.rollout.worker import EngineHost
 from algorithms.rollouts.engines import Ended, Lost
 
@@ -58,6 +59,12 @@ class SimulatedEngines:
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}
         return requests
+
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
+        found: dict[int, tuple[Begun, ...]] = {}
+        for engine, own in requests.items():
+            found |= asyncio.run(self.hosts[engine].progress(own))
+        return found
 
     def go_on(self, seconds: float) -> None:
         """So much time passes, with whatever ends in it."""

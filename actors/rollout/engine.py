@@ -12,13 +12,13 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from vllm import LLM, RequestOutput, SamplingParams
@@ -26,9 +26,11 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
-from actors.episodes import VersionSpan
 from actors.pulse import Pulse, Work
-from actors.rollout.types import EngineStats, Finish, Request, Sampling, Segment
+from actors.rollout.begun import ended_before
+from actors.rollout.completions import Sample, refused, segment_of
+from actors.rollout.continuing import WholeAccount
+from actors.rollout.types import EngineStats, Request, Sampling, Segment
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
@@ -36,38 +38,6 @@ from actors.weights.binding import ADAPTER_ID
 T = TypeVar("T")
 
 _MEMORY_FILES = Path("/dev/shm")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A response that vLLM works on."""
-
-    request: int
-    index: int
-    inside: str
-    """Its name within vLLM, which an abort needs."""
-
-
-class _Logprobs(Protocol):
-    token_ids: list[int]
-    logprobs: list[float]
-
-
-class _Span(Protocol):
-    start: int
-    end: int
-    version: str
-
-
-class _Completion(Protocol):
-    """vLLM's CompletionOutput with the `flat_logprobs` that it was asked for."""
-
-    token_ids: Sequence[int]
-    logprobs: _Logprobs
-    weight_versions: Sequence[_Span] | None
-    finish_reason: str | None
-    stop_reason: int | str | None
-    text: str
 
 
 class EngineThread:
@@ -79,9 +49,11 @@ class EngineThread:
         self._params = params
         self._slots = slots
         self._calls: queue.Queue[tuple[Callable[[], object], Future[Any]]] = queue.Queue()
-        self._running: dict[str, _Sample] = {}
+        self._running: dict[str, Sample] = {}
         self._canaries: dict[str, Future[RequestOutput]] = {}
         self._segments: list[Segment] = []
+        self._given: list[Segment] = []
+        """By the last poll: whoever has asked for them may not have got them yet."""
         self._news = threading.Condition()
         """Of `_segments` and `_lost`."""
         self._lost: Exception | None = None
@@ -114,14 +86,18 @@ class EngineThread:
         """End these requests; see `Engine`."""
         self.call(lambda: self._guarded(lambda: self._abort(set(requests))))
 
+    def progress(self, requests: list[int]) -> "Future[list[Segment]]":
+        """What their samples have so far; see `Engine`."""
+        return self.call(lambda: self._progress(set(requests)))
+
     def poll(self, wait_s: float) -> list[Segment]:
         """Segments that have ended; see `Engine`."""
         with self._news:
             self._news.wait_for(lambda: self._segments or self._lost, timeout=wait_s)
             if self._lost and not self._segments:
                 raise self._lost
-            segments, self._segments = self._segments, []
-            return segments
+            self._given, self._segments = self._segments, []
+            return self._given
 
     def pulse(self) -> Pulse:
         """What the engine thread does now; called on any other, as an engine that hangs shall answer, too."""
@@ -205,11 +181,29 @@ class EngineThread:
                 try:
                     if request.media:
                         raise ValueError("an engine that takes tokens only cannot take media")
+                    if request.begun:
+                        self._go_on(request, index)
+                        continue
                     name, inside = self._add(prompt, params)
                 except Exception as error:  # A refused request is its caller's alone.
-                    self._tell([_refused(request.id, index, error)])
+                    self._tell([refused(request.id, index, error)])
                 else:
-                    self._running[name] = _Sample(request.id, index, inside)
+                    self._running[name] = Sample(request.id, index, inside)
+
+    def _go_on(self, request: Request, index: int) -> None:
+        """Queue a sample that was begun; tell of one that has nothing left to do. Raises why it cannot go on."""
+        if ended := ended_before(request, index):
+            self._tell([ended], brought=len(ended.token_ids))
+            return
+        begun, sampling = request.begun[index], request.sampling
+        brought = len(begun.token_ids)
+        params = self._params(replace(sampling, max_tokens=sampling.max_tokens - brought))
+        processor = self.llm.llm_engine.output_processor
+        account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params) if brought else None
+        name, inside = self._add(self._prompt(request.token_ids + begun.token_ids), params)
+        self._running[name] = Sample(request.id, index, inside, brought)
+        if account:
+            account.replace(processor.request_states[inside])
 
     def _prompt(self, token_ids: list[int]) -> TokensInput:
         """A prompt as vLLM has it once it is rendered: raw tokens, it would render anew for every sample."""
@@ -222,15 +216,26 @@ class EngineThread:
         return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
 
     def _abort(self, requests: set[int]) -> None:
-        engine, ended = self.llm.llm_engine, []
+        ended, brought = [], 0
         for name, sample in list(self._running.items()):
             if sample.request in requests:
-                # vLLM drops what an aborted request has; its own account of it, asked before, is whole.
-                state = engine.output_processor.request_states[sample.inside]
-                output: Any = state.make_request_output([], None, FinishReason.ABORT, None)
-                engine.abort_request([sample.inside], internal=True)
-                ended.append(_segment(self._running.pop(name), output.outputs[0]))
-        self._tell(ended)
+                # vLLM drops what an aborted request has.
+                ended.append(self._so_far(sample))
+                brought += sample.brought
+                self.llm.llm_engine.abort_request([sample.inside], internal=True)
+                del self._running[name]
+        self._tell(ended, brought)
+
+    def _progress(self, requests: set[int]) -> list[Segment]:
+        running = [self._so_far(sample) for sample in self._running.values() if sample.request in requests]
+        with self._news:
+            return running + [each for each in (*self._given, *self._segments) if each.request in requests]
+
+    def _so_far(self, sample: Sample) -> Segment:
+        """What vLLM would tell of a response if it ended now: its own account of it, which stays as it is."""
+        state = self.llm.llm_engine.output_processor.request_states[sample.inside]
+        output: Any = state.make_request_output([], None, FinishReason.ABORT, None)
+        return segment_of(sample, output.outputs[0])
 
     def _run(self) -> None:
         try:
@@ -282,7 +287,7 @@ class EngineThread:
 
     def _step(self) -> None:
         try:
-            ended = []
+            ended, brought = [], 0
             with self._work.on("step", goes_on=True):
                 outputs: list[Any] = self.llm.llm_engine.step()
             self._work.progressed()
@@ -290,16 +295,19 @@ class EngineThread:
                 if canary := self._canaries.pop(output.request_id, None):
                     _fulfil(canary, output)
                 else:
-                    ended.append(_segment(self._running.pop(output.request_id), output.outputs[0]))
-            self._tell(ended)
+                    sample = self._running.pop(output.request_id)
+                    ended.append(segment_of(sample, output.outputs[0]))
+                    brought += sample.brought
+            self._tell(ended, brought)
         except Exception as error:
             self._lose(error)
 
-    def _tell(self, ended: list[Segment]) -> None:
+    def _tell(self, ended: list[Segment], brought: int = 0) -> None:
+        """Samples have ended; `brought`: tokens of them that were not sampled here."""
         if ended:
             with self._news:
                 self._segments += ended
-                self._generated += sum(len(segment.token_ids) for segment in ended)
+                self._generated += sum(len(segment.token_ids) for segment in ended) - brought
                 self._news.notify_all()
 
     def _lose(self, error: Exception) -> None:
@@ -344,49 +352,3 @@ def _fulfil(future: "Future[T]", answer: T) -> None:
 def _fail(future: "Future[T]", error: Exception) -> None:
     with suppress(InvalidStateError):
         future.set_exception(error)
-
-
-_FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
-
-
-def _segment(sample: _Sample, completion: _Completion) -> Segment:
-    """Of one of vLLM's completions. Raises RuntimeError where it does not say of each token what sampled it."""
-    tokens = list(completion.token_ids)
-    if completion.logprobs.token_ids != tokens:
-        raise RuntimeError(f"the engine must give one logprob for each of the {len(tokens)} sampled tokens")
-    reason = completion.finish_reason
-    return Segment(
-        request=sample.request,
-        index=sample.index,
-        token_ids=tokens,
-        logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
-        versions=_spans(completion, len(tokens)),
-        finish=_FINISHES.get(str(reason), "error"),
-        ended_by=completion.stop_reason,
-        text=completion.text,
-        error="" if reason in _FINISHES else f"vLLM ended it with finish reason {reason}",
-    )
-
-
-def _refused(request: int, index: int, error: Exception) -> Segment:
-    return Segment(
-        request=request,
-        index=index,
-        token_ids=[],
-        logprobs=np.empty(0, dtype=np.float32),
-        versions=[],
-        finish="refused",
-        error=f"{type(error).__name__}: {error}",
-    )
-
-
-def _spans(completion: _Completion, length: int) -> list[VersionSpan]:
-    """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
-    # Weights that came and went between two tokens have sampled none.
-    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
-    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
-        raise RuntimeError(
-            f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
-            f"it of {[(span.start, span.end) for span in spans]}"
-        )
-    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]

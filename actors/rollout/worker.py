@@ -1,7 +1,7 @@
 """One rollout engine as a Ray actor: requests, weights and control calls, never queued behind generation.
 
     submit(requests) --> [engine] --poll()--> which requests have ended, collect(ids) --> their Episodes
-    pause / weights / canary --call--^        abort(ids), stats(): beside the engine's own thread
+    pause / weights / canary --call--^        abort(ids), progress(ids), stats(): beside generation
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
 """
@@ -27,7 +27,8 @@ from actors.models.tokenizer import load_tokenizer
 from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
-from actors.rollout.types import Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
+from actors.rollout.begun import so_far
+from actors.rollout.types import Begun, Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
 from actors.weights.offer import Offer
 from actors.weights.ticket import Got
 
@@ -133,6 +134,18 @@ class EngineHost:
         """End these requests; `poll` tells of each, and what they have so far can be collected."""
         # What has ended on the way here is no longer open, and the engine knows nothing of it.
         self.engine.abort([request for request in requests if request in self._open])
+
+    # Not among control calls, which run on a thread of their own: what has ended moves from here to there meanwhile.
+    @ray.method(concurrency_group="requests")
+    async def progress(self, requests: list[int]) -> dict[int, tuple[Begun, ...]]:
+        """What each sample of these requests has so far, in their order; they go on all the same.
+
+        A request that has not come yet, or of which `poll` tells or has told, is left out.
+        """
+        known = [request for request in requests if request in self._open]
+        segments = await asyncio.wrap_future(self.engine.progress(known))
+        # Looked up now: what the engine had given to a poll before the last one has come here.
+        return so_far(segments, [self._open[request] for request in known if request in self._open])
 
     @ray.method(concurrency_group="control")
     async def stats(self) -> EngineStats:

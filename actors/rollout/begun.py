@@ -1,0 +1,49 @@
+"""Samples that were begun before: those that have nothing left to do, and what the samples of a request have so far."""
+
+from collections.abc import Iterable, Sequence
+
+from actors.rollout.types import Begun, Finish, Request, Segment
+
+
+def ended_before(request: Request, index: int) -> Segment | None:
+    """The whole of a sample that had ended, or that has all tokens that it may have; None where it goes on.
+
+    Raises ValueError for one that goes on and has more.
+    """
+    begun, most = request.begun[index], request.sampling.max_tokens
+    if begun.finish is not None:
+        return whole(request, index, begun, begun.finish)
+    if (tokens := len(begun.token_ids)) > most:
+        raise ValueError(f"sample {index} has begun with {tokens} tokens, more than the {most} that it may have")
+    return whole(request, index, begun, "length") if tokens == most else None
+
+
+def whole(request: Request, index: int, begun: Begun, finish: Finish) -> Segment:
+    """What a sample had begun with, as one that has ended."""
+    return Segment(
+        request=request.id,
+        index=index,
+        token_ids=begun.token_ids,
+        logprobs=begun.logprobs,
+        versions=begun.versions,
+        finish=finish,
+        ended_by=begun.ended_by,
+        text=begun.text,
+        error=begun.error,
+    )
+
+
+def so_far(
+    segments: Iterable[Segment], requests: Sequence[tuple[Request, list[Segment]]]
+) -> dict[int, tuple[Begun, ...]]:
+    """Id of a request -> what each of its samples has, in their order.
+
+    `segments` are what an engine has told of them; `requests` have beside them what has ended, some of it since then.
+    """
+    found = {(each.request, each.index): each for each in segments}
+    for _, ended in requests:
+        found |= {(each.request, each.index): each for each in ended}
+    return {
+        request.id: tuple(found[request.id, index].begun for index in range(request.sampling.samples))
+        for request, _ in requests
+    }
