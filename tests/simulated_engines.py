@@ -63,7 +63,8 @@ class SimulatedEngines:
     def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
         found: dict[int, tuple[Begun, ...]] = {}
         for engine, own in requests.items():
-            found |= asyncio.run(self.hosts[engine].progress(own))
+            host: Any = self.hosts[engine]  # ray.method hides from type checkers that they are functions
+            found |= asyncio.run(host.progress(own))
         return found
 
     def go_on(self, seconds: float) -> None:

@@ -191,7 +191,7 @@ def test_samples_that_have_ended_come_back_and_take_no_slot() -> None:
     assert (went_on.finish, len(went_on.token_ids), run.engine.stats().generated_tokens) == ("length", 5, 2)
 
 
-def asked(host: Host, *requests: int) -> Any:
+def asked(host: Any, *requests: int) -> Any:
     found = asyncio.run(host.progress(list(requests)))
     return {number: [(len(each.token_ids), each.finish) for each in samples] for number, samples in found.items()}
 

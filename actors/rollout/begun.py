@@ -12,13 +12,13 @@ def ended_before(request: Request, index: int) -> Segment | None:
     """
     begun, most = request.begun[index], request.sampling.max_tokens
     if begun.finish is not None:
-        return whole(request, index, begun, begun.finish)
+        return _whole(request, index, begun, begun.finish)
     if (tokens := len(begun.token_ids)) > most:
         raise ValueError(f"sample {index} has begun with {tokens} tokens, more than the {most} that it may have")
-    return whole(request, index, begun, "length") if tokens == most else None
+    return _whole(request, index, begun, "length") if tokens == most else None
 
 
-def whole(request: Request, index: int, begun: Begun, finish: Finish) -> Segment:
+def _whole(request: Request, index: int, begun: Begun, finish: Finish) -> Segment:
     """What a sample had begun with, as one that has ended."""
     return Segment(
         request=request.id,

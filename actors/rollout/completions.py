@@ -13,7 +13,7 @@ _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "ab
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RunningSample:
     """A response that vLLM works on."""
 
     request: int
@@ -35,7 +35,7 @@ class _Span(Protocol):
     version: str
 
 
-class Completion(Protocol):
+class _Completion(Protocol):
     """vLLM's CompletionOutput with the `flat_logprobs` that it was asked for."""
 
     token_ids: Sequence[int]
@@ -46,7 +46,7 @@ class Completion(Protocol):
     text: str
 
 
-def segment_of(sample: Sample, completion: Completion) -> Segment:
+def segment_of(sample: RunningSample, completion: _Completion) -> Segment:
     """Of one of vLLM's completions. Raises RuntimeError where it does not say of each token what sampled it."""
     tokens = list(completion.token_ids)
     if completion.logprobs.token_ids != tokens:
@@ -78,7 +78,7 @@ def refused(request: int, index: int, error: Exception) -> Segment:
     )
 
 
-def _spans(completion: Completion, length: int) -> list[VersionSpan]:
+def _spans(completion: _Completion, length: int) -> list[VersionSpan]:
     """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
     # Weights that came and went between two tokens have sampled none.
     found = [span for span in completion.weight_versions or [] if span.end > span.start]

@@ -28,7 +28,7 @@ from vllm.v1.engine import FinishReason
 
 from actors.pulse import Pulse, Work
 from actors.rollout.begun import ended_before
-from actors.rollout.completions import Sample, refused, segment_of
+from actors.rollout.completions import RunningSample, refused, segment_of
 from actors.rollout.continuing import WholeAccount
 from actors.rollout.types import EngineStats, Request, Sampling, Segment
 from actors.rollout.vllm_options import prompt_logprob_params
@@ -49,7 +49,7 @@ class EngineThread:
         self._params = params
         self._slots = slots
         self._calls: queue.Queue[tuple[Callable[[], object], Future[Any]]] = queue.Queue()
-        self._running: dict[str, Sample] = {}
+        self._running: dict[str, RunningSample] = {}
         self._canaries: dict[str, Future[RequestOutput]] = {}
         self._segments: list[Segment] = []
         self._given: list[Segment] = []
@@ -188,7 +188,7 @@ class EngineThread:
                 except Exception as error:  # A refused request is its caller's alone.
                     self._tell([refused(request.id, index, error)])
                 else:
-                    self._running[name] = Sample(request.id, index, inside)
+                    self._running[name] = RunningSample(request.id, index, inside)
 
     def _go_on(self, request: Request, index: int) -> None:
         """Queue a sample that was begun; tell of one that has nothing left to do. Raises why it cannot go on."""
@@ -201,9 +201,9 @@ class EngineThread:
         processor = self.llm.llm_engine.output_processor
         account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params) if brought else None
         name, inside = self._add(self._prompt(request.token_ids + begun.token_ids), params)
-        self._running[name] = Sample(request.id, index, inside, brought)
         if account:
             account.replace(processor.request_states[inside])
+        self._running[name] = RunningSample(request.id, index, inside, brought)
 
     def _prompt(self, token_ids: list[int]) -> TokensInput:
         """A prompt as vLLM has it once it is rendered: raw tokens, it would render anew for every sample."""
@@ -231,7 +231,7 @@ class EngineThread:
         with self._news:
             return running + [each for each in (*self._given, *self._segments) if each.request in requests]
 
-    def _so_far(self, sample: Sample) -> Segment:
+    def _so_far(self, sample: RunningSample) -> Segment:
         """What vLLM would tell of a response if it ended now: its own account of it, which stays as it is."""
         state = self.llm.llm_engine.output_processor.request_states[sample.inside]
         output: Any = state.make_request_output([], None, FinishReason.ABORT, None)
