@@ -45,6 +45,10 @@ RESHAPING = {
 """Setting of RolloutConfig -> what responses are then sampled from, instead of the policy."""
 
 
+OnUpdate = Literal["recompute", "keep_cache", "restart"]
+"""What new weights do to responses that are being sampled, see `RolloutConfig.on_update`."""
+
+
 class RolloutConfig(PlacedConfig):
     """vLLM engines and how they sample."""
 
@@ -101,8 +105,25 @@ class RolloutConfig(PlacedConfig):
     vllm: dict[str, Any] = {}
     """Further arguments of vLLM's engine by its own names, for example {enable_prefix_caching: false}; those that other
     settings decide are refused."""
+    max_attempts: Batch = 3
+    """How often a prompt is sampled whose responses become older than algorithm.max_staleness allows, before it is left
+    out: metrics.jsonl names it."""
+    tail: Literal["none", "postpone"] = "none"
+    """On-policy, what a step does about its longest responses. postpone: it starts some prompts more than it needs,
+    takes those that end first, and leaves the others to steps of their own (RollPacker, arXiv 2509.21009)."""
+    tail_share: float = Field(default=0.25, gt=0, le=4)
+    """With tail postpone, prompts that a usual step starts beyond prompts_per_step, as a share of these."""
     transfer: TransferConfig = TransferConfig()
     """Weight transfer."""
+    on_update: OnUpdate = "recompute"
+    """What becomes of responses that are running when new weights come. recompute: they go on under the new weights,
+    which compute the keys and values of all their tokens anew; keep_cache: they go on with the keys and values of the
+    weights before, which costs nothing, and makes logprobs that no weights alone would give; restart: they begin anew
+    from their prompts, so that every response is of one version, and what they had is thrown away. Prompts of which no
+    token is sampled yet never use anything of the weights before."""
+    update_order: Literal["together", "rolling"] = "together"
+    """together: all engines get new weights at one time; rolling: with transfer.store holder, one after the other, so
+    that the others go on sampling, with the weights that they have."""
     timeout_s: Seconds = 600
     """Longest silence of an engine: seconds in which it finishes the responses to none of the prompts that it has."""
     prompt_timeout_s: Seconds | None = None
@@ -115,6 +136,16 @@ class RolloutConfig(PlacedConfig):
     def _stop_strings(self) -> "RolloutConfig":
         if not self.stop:
             refuse_unused(self, "keep_stop_string", why="without stop")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_take_turns(self) -> "RolloutConfig":
+        if self.transfer.store != "holder":
+            refuse_unused(
+                self, "update_order", why=f"with transfer.store {self.transfer.store}, which serves all at once"
+            )
+        if self.engines == 1:
+            refuse_unused(self, "update_order", why="with one engine")
         return self
 
     @model_validator(mode="after")

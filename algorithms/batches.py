@@ -25,6 +25,16 @@ class Batches:
         self.position = 0
         self._order = self._draw()
 
+    @property
+    def rows(self) -> int | None:
+        """Rows of a pass."""
+        return self._rows
+
+    @property
+    def left(self) -> int | None:
+        """Rows of this pass that were not visited yet; 0 at its end."""
+        return self._rows - self.position
+
     def next(self, count: int) -> list[int]:
         """The next `count` row indices; goes on into the next epoch where this one ends."""
         taken: list[int] = []
@@ -87,6 +97,16 @@ class WeightedBatches:
             if name in self._shares
         }
         self._drawn = dict.fromkeys(self._shares, 0)
+
+    @property
+    def rows(self) -> int | None:
+        """None: sets have passes of their own, all together none."""
+        return None
+
+    @property
+    def left(self) -> int | None:
+        """None, too."""
+        return None
 
     def next(self, count: int) -> list[int]:
         """The next `count` row indices over all sets."""

@@ -26,7 +26,10 @@ from algorithms.rl.surrogates import RATIO_BOUNDS, SURROGATES, Surrogate, Surrog
 
 
 class ImportanceCorrection(Config):
-    """Weights against differences between sampler's and trainer's logprobs: see `rl.losses.importance_weights`."""
+    """Weights against differences between sampler's and trainer's logprobs: see `rl.losses.importance_weights`.
+
+    With several updates a step this is decoupled PPO (arXiv 2505.24298): see `rl.policy_loss`.
+    """
 
     level: Literal["token", "sequence"] = "token"
     """One weight per token, or the product over a response."""
@@ -97,10 +100,13 @@ class RLConfig(Config):
     """Subtracted from the reward of a response that was cut at the length limit."""
     overlong: OverlongPenalty | None = None
     """Penalty for responses that come close to the length limit."""
-    importance_correction: ImportanceCorrection | None = None
-    """Correct for the difference between trainer and sampler."""
-    max_staleness: Literal[0] = 0
-    """Versions by which a rollout may lag behind the policy; 0 is exactly on-policy."""
+    importance_correction: ImportanceCorrection | Literal["auto"] | None = "auto"
+    """Correct for the difference between trainer and sampler: weights of the sampler's tokens, and clips around the
+    policy at the start of the step; auto: none with max_staleness 0, else the defaults below; null: none."""
+    max_staleness: int = Field(default=0, ge=0, le=8)
+    """Versions by which any token of a response may lag behind the policy that trains on it. 0 is exactly on-policy:
+    generation and training take turns. With n, responses are generated up to n steps ahead, beside training, and go on
+    under new weights while these arrive (docs/async.md)."""
     eval_every: Steps | None = None
     """Steps between evaluations on data.eval (also before the first and after the last step)."""
     eval_samples_per_prompt: Batch = 1
@@ -143,6 +149,13 @@ class RLConfig(Config):
     def updates_per_step(self) -> int:
         """Optimizer updates of one step, over all its epochs."""
         return self.epochs_per_step * (self.samples_per_step // (self.samples_per_update or self.samples_per_step))
+
+    @property
+    def correction(self) -> ImportanceCorrection | None:
+        """`importance_correction`, with auto decided by max_staleness; None: no weights."""
+        if self.importance_correction != "auto":
+            return self.importance_correction
+        return ImportanceCorrection() if self.max_staleness else None
 
     @property
     @abstractmethod
@@ -207,8 +220,11 @@ class RLConfig(Config):
         if self.mask_truncated:
             why = "with mask_truncated, which leaves the responses that it punishes out of loss and baselines"
             refuse_unused(self, "missing_eos_penalty", why=why)
-        if self.importance_correction and self.updates_per_step == 1:
-            why = "with importance_correction and one update a step, where the importance ratio is 1"
+        if self.correction and self.updates_per_step == 1:
+            auto = self.importance_correction == "auto"
+            brought, unless = f"max_staleness {self.max_staleness}", " unless importance_correction is null"
+            why = f"with {brought if auto else 'importance_correction'} and one update a step, where the importance "
+            why += f"ratio is 1{unless * auto}"
             refuse_unused(self, *(name for name in RATIO_BOUNDS if name in type(self).model_fields), why=why)
         return self
 
@@ -312,7 +328,8 @@ class GRPOConfig(RLConfig):
     are rewards after normalisation, clip and penalties for length, of the responses that the loss counts; a KL penalty
     in the reward, by which all responses differ, comes later."""
     dynamic_sampling_rounds: Epochs = 10
-    """Rounds of sampling after which a step with too few such groups ends the run, saying so."""
+    """So many times prompts_per_step prompts may be sampled for a step. One that has fewer groups then trains on what
+    there is, saying so; without any, the run ends."""
 
     @property
     def baseline(self) -> Baseline:

@@ -34,7 +34,8 @@ from algorithms.division.work import divide, samples_of, split_updates, totals_o
 from algorithms.rewards.pool import RewardPool
 from algorithms.rollouts.engines import RayEngines
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.rollouts import Limits, Rollouts
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
 from benchmarks import results
 
 ENGINES, RANKS, PROMPT_TOKENS, UPDATES = 2, 2, 32, 2

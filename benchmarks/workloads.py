@@ -1,17 +1,23 @@
-"""The two workloads on which Tandem and TRL are compared: one model directory and one data file serve both sides.
+"""The workloads on which Tandem is compared with others: one model directory and one data file serve all sides.
 
 The models are random with nearly uniform logits, so that every token ends a response with probability 1/VOCABULARY:
 lengths are geometric, cut at the limit, and at a learning rate of 1e-6 they stay so. With 128 tokens and a limit of 256
 the mean is (1 - (127/128)^256) * 128 = 110.8 tokens and 13 % of the responses are cut.
+
+The third, `tail`, has lengths with a long tail: the last character of a prompt decides how long its responses are on
+average, by the quantiles of a lognormal distribution, and those of one prompt are geometric around that.
 
     python -m benchmarks.workloads long DIRECTORY
 """
 
 import argparse
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 VOCABULARY = 128
 LOGIT_STD = 0.045
@@ -35,6 +41,8 @@ class Workload:
     samples_per_prompt: int
     max_response_tokens: int
     prompt_tokens: tuple[int, int]
+    median_and_sigma: tuple[float, float] | None = None
+    """Of the lognormal distribution of mean lengths; None: all prompts are alike."""
 
     @property
     def samples_per_step(self) -> int:
@@ -65,8 +73,25 @@ WORKLOADS = {
         max_response_tokens=4,
         prompt_tokens=(4, 8),
     ),
+    # As where rollouts take most of a step: small layers, and one prompt in sixteen whose responses reach the limit.
+    "tail": Workload(
+        name="tail",
+        hidden_size=256,
+        intermediate_size=544,
+        layers=4,
+        heads=4,
+        prompts_per_step=16,
+        samples_per_prompt=8,
+        max_response_tokens=1024,
+        prompt_tokens=(8, 16),
+        median_and_sigma=(40.0, 1.1),
+    ),
 }
 LEARNING_RATE = 1e-6
+CLASSES = 16
+"""Of characters, in workload tail: a response stays among those of the class that its prompt ends with."""
+_STAYS = 12.0
+"""Logit of the characters of the class, against 0 of all others."""
 THREADS = 2
 
 
@@ -91,7 +116,8 @@ def build(workload: Workload, directory: Path, *, prompts: int = 512) -> int:
     with prompts_file(directory).open("w", encoding="utf-8") as file:
         for _ in range(prompts):
             length = generator.randint(*workload.prompt_tokens)
-            prompt = "".join(generator.choices("0123456789+-*", k=length - 1)) + "="
+            end = chr(64 + generator.randrange(CLASSES)) if workload.median_and_sigma else "="
+            prompt = "".join(generator.choices("0123456789+-*", k=length - 1)) + end
             file.write(json.dumps({"prompt": prompt}) + "\n")
     eos, pad = _write_tokenizer(model_directory(directory))
     return _write_model(workload, model_directory(directory), eos, pad)
@@ -139,9 +165,38 @@ def _write_model(workload: Workload, directory: Path, eos: int, pad: int) -> int
     )
     model = Qwen2ForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=LOGIT_STD / workload.hidden_size**0.5)
+    if workload.median_and_sigma:
+        _let_classes_decide(model, mean_lengths(*workload.median_and_sigma), eos)
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
     model.save_pretrained(directory)
     return model.num_parameters()
+
+
+def mean_lengths(median: float, sigma: float) -> list[float]:
+    """Mean length of the responses in each class: equally likely quantiles of a lognormal distribution."""
+    normal = NormalDist()
+    return [median * math.exp(sigma * normal.inv_cdf((number + 0.5) / CLASSES)) for number in range(CLASSES)]
+
+
+def _let_classes_decide(model: Any, lengths: list[float], eos: int) -> None:
+    """Give every token a direction of its class, by which the next token is of the same class, or the end.
+
+    In class k the logits of its n tokens are a, and that of the end log((n exp(a) + others) / (length - 1)).
+    """
+    import torch
+
+    size = model.config.hidden_size
+    with torch.no_grad():
+        embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
+        classes = torch.arange(VOCABULARY) % CLASSES
+        embedding.mul_(0.1)
+        embedding[torch.arange(VOCABULARY), classes] += size**0.5  # after the last norm as long as it is now
+        head[torch.arange(VOCABULARY), classes] += _STAYS / size**0.5
+        head[eos] = 0
+        for number, length in enumerate(lengths):
+            own = int((classes == number).sum()) - (eos % CLASSES == number)
+            stays = own * math.exp(_STAYS) + VOCABULARY - 1 - own
+            head[eos, number] = math.log(stays / (length - 1)) / size**0.5
 
 
 def main() -> None:

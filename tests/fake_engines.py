@@ -47,6 +47,7 @@ class FakeEngines:
         self.collects: list[tuple[int, list[int]]] = []
         """Call by call."""
         self.aborted: list[tuple[int, list[int]]] = []
+        self.aborted_older: list[tuple[int, int]] = []
         self.pool: FakePool | None = None
 
     def __len__(self) -> int:
@@ -58,8 +59,11 @@ class FakeEngines:
             assert request.id not in self.given, "no two requests have one id"
             self.given[request.id], self.on[request.id] = request, engine
 
-    def abort(self, engine: int, requests: list[int]) -> None:
+    def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
         self.aborted.append((engine, requests))
+
+    def abort_older(self, engine: int, version: int) -> None:
+        self.aborted_older.append((engine, version))
 
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         assert not self.on.keys() & requests, "they have ended"

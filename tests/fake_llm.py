@@ -4,6 +4,7 @@ Its output is JSON, by the name of each scene below; `tests/test_engine_thread.p
 """
 
 import json
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from actors.quick_import import quick_vllm, without_science
 without_science()
 with quick_vllm(compiled=False):
     from actors.config import LoraConfig
+    from actors.config_rollout import OnUpdate
     from actors.rollout import vllm_options
     from actors.rollout.engine import EngineThread
     from actors.rollout.types import Media, Request, Sampling, Segment
@@ -62,8 +64,11 @@ class FakeLLM:
     def __getitem__(self, inside: str) -> Any:
         """The state of a request, by the name that it has inside."""
         name = inside.removesuffix(" inside")
+        tokens = 3 - self.left[name]
         return SimpleNamespace(
-            make_request_output=lambda *_: SimpleNamespace(outputs=[self._completion(name, "abort")])
+            make_request_output=lambda *_: SimpleNamespace(outputs=[self._completion(name, "abort")]),
+            detokenizer=SimpleNamespace(num_output_tokens=lambda: tokens),
+            weight_version_starts=[("5", 0)] if tokens else [],
         )
 
     def abort_request(self, request_ids: list[str], internal: bool) -> None:
@@ -130,10 +135,10 @@ def _shown_adapter(request: Any) -> Any:
     return request and {"name": request.lora_name, "number": request.lora_int_id, "again": request.load_inplace}
 
 
-def engine() -> tuple[Any, FakeLLM]:
+def engine(on_update: OnUpdate = "recompute") -> tuple[Any, FakeLLM]:
     """An engine that is ready."""
     llm: Any = FakeLLM()
-    thread = EngineThread(lambda: llm, lambda sampling: "params", slots=2)  # type: ignore[arg-type, return-value]
+    thread = EngineThread(lambda: llm, lambda sampling: "params", 2, on_update)  # type: ignore[arg-type, return-value]
     thread.ready.result(DEADLINE_S)
     thread.version = 5
     return thread, llm
@@ -234,6 +239,104 @@ def aborted() -> Any:
         "cut": [[each.request, each.index, each.finish, each.token_ids] for each in found],
         "asked": [each for each in llm.asked if each[0] == "abort"],
     }
+
+
+def updated() -> Any:
+    """New weights come when one of two requests has a token, and when half of them has come only."""
+    found = {}
+    on_updates: tuple[OnUpdate, ...] = ("recompute", "keep_cache", "restart")
+    for on_update in on_updates:
+        thread, llm = engine(on_update)
+        _one_has_a_token(thread, llm)
+        llm.asked.clear()
+        call(thread, lambda thread=thread: _use(thread, 6))
+        asked = [each for each in llm.asked if each[0] != "sleep"]
+        told = {each.request: [each.finish, each.token_ids] for each in segments(thread, 3)}
+        found[on_update] = {"asked": asked, "told": [told[1], told[2]], "discarded": thread.stats().discarded_tokens}
+    thread, llm = engine("restart")
+    _one_has_a_token(thread, llm)
+    llm.asked.clear()
+    call(thread, lambda: _use(thread, -1))
+    found["half"] = [each[0] for each in llm.asked]
+    return found
+
+
+def _one_has_a_token(thread: Any, llm: FakeLLM) -> None:
+    """Request 1 has, request 2 of two samples has not; the engine is paused."""
+    call(thread, thread.pause)
+    ask(thread, {1: [1]})
+    call(thread, lambda: llm.step() and None)
+    ask(thread, {2: [2]}, sampling=TWO)
+    call(thread, lambda: None)
+
+
+def _use(thread: Any, version: int) -> None:
+    thread.pause()
+    thread.version = version
+    thread.resume()
+
+
+def not_resumed() -> Any:
+    """An engine that cannot forget old keys and values, or begin anew, is lost: it would stand still for ever."""
+    found = []
+    on_updates: tuple[OnUpdate, ...] = ("recompute", "keep_cache", "restart")
+    for on_update, broken in zip(on_updates, ("reset_prefix_cache", "wake_up", "abort_request"), strict=True):
+        thread, llm = engine(on_update)
+        _one_has_a_token(thread, llm)
+        setattr(llm, broken, lambda *_, **__: [][0])
+        found += [call(thread, thread.resume), failing(lambda thread=thread: thread.poll(1.0))]
+    return found
+
+
+def older() -> Any:
+    """Requests end of which older weights have sampled a token, also one of a sample that has ended; not what waits."""
+    thread, llm = engine()
+    _one_has_a_token(thread, llm)
+    thread.abort_older(5)
+    same = thread.poll(0.1)
+    call(thread, lambda: setattr(thread, "version", 6))
+    thread.abort_older(6)
+    [first] = segments(thread, 1)
+    thread.abort_older(10**9)
+    waiting = thread.poll(0.1)
+    [ended, going] = thread._running
+    llm.left[ended] = 1
+    call(thread, lambda: thread._running.pop(ended).end(llm._completion(ended, "stop")))
+    thread.abort_older(6)
+    [second] = segments(thread, 1)
+    return {
+        "same": same,
+        "first": [first.request, first.finish, first.token_ids],
+        "waiting": waiting,
+        "second": [second.request, second.finish, second.token_ids],
+        "left": [len(thread._running), going in llm.left],
+    }
+
+
+def taken_in() -> Any:
+    """What old weights have sampled, and vLLM has not told yet, is taken in before new ones come: outputs of a process
+    of its own, and batches of this one that are on their way."""
+    found = []
+    for batches in ([0, 3, 2], [0], None):
+        thread, llm = engine()
+        queued: Any = [(None, SimpleNamespace(total_num_scheduled_tokens=each), None) for each in batches or ()]
+        outputs: queue.Queue[int] = queue.Queue()
+        if batches is None:
+            outputs.put(1)
+            outputs.put(2)
+            llm.engine_core = SimpleNamespace(outputs_queue=outputs)
+        else:
+            llm.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=queued))
+
+        def step(llm: Any = llm, queued: Any = queued, outputs: Any = outputs) -> list[Any]:
+            llm.asked.append(["step"])
+            queued.pop() if queued else outputs.get_nowait()
+            return []
+
+        llm.step = step  # type: ignore[method-assign]
+        call(thread, thread.pause)
+        found.append([each[0] for each in llm.asked])
+    return found
 
 
 def _one_step(llm: FakeLLM) -> Callable[[], list[Any]]:
@@ -434,6 +537,10 @@ SCENES: list[Scene] = [
     finished,
     refused,
     aborted,
+    updated,
+    not_resumed,
+    older,
+    taken_in,
     lost,
     unseeded,
     unbuilt,

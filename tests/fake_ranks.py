@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 
 from actors.config import TrainerConfig
@@ -82,13 +81,11 @@ class FakeRank(CriticWorker, PolicyWorker):
     def sum_over_ranks(self, values: Any) -> Any:
         return self.ranks.add(self.rank, values)
 
-    def _reduced(self) -> dict[str, float]:
-        shares = np.array([share.item() for share in self.sums.values()])
-        return dict(zip(self.sums, self.sum_over_ranks(shares).tolist(), strict=True))
-
 
 class FakeRanks:
     """Answers as an ActorGroup; `calls` are (rank, method, arguments as the rank got them, their bytes)."""
+
+    timeout_s = DEADLINE_S
 
     def __init__(self, ranks: int, formula: Formula, *, share_prompts: bool = True) -> None:
         self.given: dict[int, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.config_rollout import RolloutConfig, TransferConfig
+from actors.config_rollout import OnUpdate, RolloutConfig, TransferConfig
 from actors.rollout.worker import Adapter, RolloutWorker
 
 CANARY = [(7 + 31 * position) % 90 for position in range(24)]
@@ -59,6 +59,26 @@ class Engine(RolloutWorker):
     async def hang(self, seconds: float) -> None:
         """The engine's thread does nothing for so long."""
         await self._between_steps(lambda: time.sleep(seconds))
+
+    @ray.method(concurrency_group="control")
+    async def update_as(self, on_update: OnUpdate) -> None:
+        """With another `rollout.on_update` from now on."""
+        await self._between_steps(lambda: setattr(self.engine, "_on_update", on_update))
+
+    @ray.method(concurrency_group="control")
+    async def tokens_so_far(self) -> int:
+        """Sampled tokens of all that runs."""
+
+        def tokens() -> int:
+            samples = self.engine._running.values()
+            return sum(self.engine._state(each).detokenizer.num_output_tokens() for each in samples)
+
+        return await self._between_steps(tokens)
+
+    @ray.method(concurrency_group="control")
+    async def left(self) -> list[int]:
+        """How many requests are open, aborted, and ended but not collected."""
+        return [len(each) for each in (self._open, self._aborted, self._ended)]
 
     @ray.method(concurrency_group="control")
     async def running(self) -> int:

@@ -40,7 +40,8 @@ def written(name: str, directory: Path) -> Path:
     """A run's directory: model, rows, reward and configuration."""
     tokenizer = build_char_tokenizer("abcdefgh")
     end, padding = (int(tokenizer.convert_tokens_to_ids(str(t))) for t in (tokenizer.eos_token, tokenizer.pad_token))  # type: ignore[arg-type]
-    ends = {"eos_token_id": end, "pad_token_id": padding, "bos_token_id": None, "vocab_size": len(tokenizer)}
+    # Some kinds take no null here; nothing begins with it.
+    ends = {"eos_token_id": end, "pad_token_id": padding, "bos_token_id": end, "vocab_size": len(tokenizer)}
     FAMILIES[name] = for_engine(name) | ends
     build(name).save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")

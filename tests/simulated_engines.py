@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from actors.config_rollout import OnUpdate
 from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
@@ -29,9 +30,9 @@ class Clock:
 class SimulatedEngines:
     """Several of them; `rollouts` are what was collected, by request."""
 
-    def __init__(self, tables: Sequence[Table], clock: Clock) -> None:
+    def __init__(self, tables: Sequence[Table], clock: Clock, on_update: OnUpdate = "recompute") -> None:
         self.clock = clock
-        self.engines = [SimulatedEngine(table, clock) for table in tables]
+        self.engines = [SimulatedEngine(table, clock, on_update) for table in tables]
         self.hosts = [Host(engine) for engine in self.engines]
         self.submitted: dict[int, Request] = {}
         self.rollouts: dict[int, list[Episode]] = {}
@@ -53,8 +54,11 @@ class SimulatedEngines:
         self.hosts[engine].add(requests)
         self.most_running = max(self.most_running, sum(len(host.open) for host in self.hosts))
 
-    def abort(self, engine: int, requests: list[int]) -> None:
-        self.engines[engine].abort(requests)
+    def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
+        self.hosts[engine]._end(requests, keep=keep)
+
+    def abort_older(self, engine: int, version: int) -> None:
+        self.engines[engine].abort_older(version)
 
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}

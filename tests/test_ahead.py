@@ -18,7 +18,8 @@ from actors.group import GroupError
 from actors.rollout.simulated import Table
 from actors.rollout.types import Sampling
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.rollouts import Limits, Rollouts
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
 from tests.simulated_engines import Clock, SimulatedEngines
 
 HOURS = Limits(silence_s=3600.0, max_failed=0.0)
@@ -77,13 +78,15 @@ def ages(step: list[ScoredGroup], version: int) -> list[int]:
 
 def test_at_staleness_2_groups_are_made_ahead_and_none_is_older(request: Any) -> None:
     """Training takes its first step from what it has asked for, the next ones from what ran beside it: up to two
-    versions old, and really so; every prompt is used once, in order, where all responses are as long."""
+    versions old, and really so; every prompt is used once, in its step, where all responses are as long."""
     engines = SimulatedEngines([Table(lengths=(30,), token_s=0.01)] * 3, Clock())
     rollouts = made(engines, groups=4, ahead=2)
     steps = train(rollouts, engines, 8, 4)
-    assert [[group.prompt.index for group in step] for step in steps] == [
-        list(range(4 * step, 4 * step + 4)) for step in range(8)
-    ]
+    used = [group.prompt.index for step in steps for group in step]
+    assert len(used) == len(set(used)) == 32
+    assert all(abs(row - place) < 12 for place, row in enumerate(used)), (
+        "as they were complete, which is nearly in order"
+    )
     oldest = [max(ages(step, version)) for version, step in enumerate(steps)]
     assert oldest[0] == 0 and max(oldest) == 2 and oldest[-1] > 0
     assert engines.most_running == 12, "three steps' groups at a time, no more"

@@ -49,7 +49,19 @@ OVERRIDES = {
     "data.prompt_key=x": "data.prompt_key: unknown field (here: data.columns; {prompt: NAME}), got 'x'",
     "hub_token=x": "hub_token: unknown field (there is none: the environment variable HF_TOKEN), got a value (not shown)",
     "policy.zero_stage=7": "policy.zero_stage: must be one of 0, 1, 2 or 3, got 7",
-    "algorithm.max_staleness=2": "algorithm.max_staleness: must be 0, got 2",
+    "algorithm.max_staleness=9": "algorithm.max_staleness: must be at most 8, got 9",
+    "algorithm.max_staleness=1.5": f"algorithm.max_staleness: {WHOLE}, got 1.5",
+    "algorithm.importance_correction=atuo": "algorithm.importance_correction: must be a section or auto or null, got "
+    "'atuo' (did you mean auto?)",
+    "algorithm.importance_correction=2": "algorithm.importance_correction: must be a section or auto or null, got 2",
+    "algorithm.importance_correction=[token]": "algorithm.importance_correction: must be a section or auto or null, got "
+    "['token']",
+    "algorithm.importance_correction.cap=-1": "algorithm.importance_correction.cap: must be above 0, got -1",
+    "algorithm.importance_correction.cap=true": f"algorithm.importance_correction.cap: {NUMBER}, got true",
+    "algorithm.importance_correction={level: tokn}": "algorithm.importance_correction.level: must be one of 'token' or "
+    "'sequence', got 'tokn' (did you mean token?)",
+    "algorithm.importance_correction={caap: 2}": "algorithm.importance_correction.caap: unknown field (did you mean "
+    "cap?), got 2",
     "checkpoint.resume=maybe": "checkpoint.resume: must be true or false, got 'maybe'",
     "checkpoint.resume=[]": "checkpoint.resume: must be true or false, got []",
     "model.init.layers=1000000": "model.init.layers: must be at most 10000, got 1000000",

@@ -68,6 +68,12 @@ def test_a_mismatch_that_is_rounding_is_not_drawn(monkeypatch: pytest.MonkeyPatc
     assert "mismatch of trainer and sampler (KL)" in panels_of(rows, monkeypatch)
 
 
+def test_importance_weights_are_drawn_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    title = "importance weights (1 %, median, 99 %)"
+    assert title not in panels_of([{"step": 1, **GRPO}], monkeypatch)
+    assert title in panels_of([{"step": 1, **GRPO, "policy/importance_weight_p99": 1.5}], monkeypatch)
+
+
 def test_drawn_while_a_run_goes_on_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while a line is being written."""
     monkeypatch.setattr(redraw, "FIRST_S", 0.0)

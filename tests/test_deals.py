@@ -20,7 +20,7 @@ from algorithms.loop import Clock
 from algorithms.rewards.scores import Score
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.ppo import PPO
-from algorithms.rl.reward_models import RewardModelGroup, score_with_models
+from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.groups import ScoredGroup
 from tests.episodes import turn
@@ -199,7 +199,7 @@ def test_updates_are_balanced_without_the_samples_that_are_not_computed() -> Non
         if method == "update":
             tokens.append(sum(ALL[place].tokens for place in _places(method, arguments)))
     assert len(tokens) == 8 and max(tokens) < 1.25 * np.mean(tokens)
-    samples, _ = loop._advantages(loop.shape(GROUPS))
+    samples = loop._advantages(loop.shape(GROUPS))
     assert sum(tokens) == sum(each.tokens for each in samples if each.advantage != 0)
 
 
@@ -295,7 +295,7 @@ def test_parts_are_kept_by_who_takes_them() -> None:
 def test_reward_models_receive_their_own_samples_too(ranks: int) -> None:
     group: Any = FakeRanks(ranks, _formula(1))
     model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
-    scored = score_with_models(GROUPS, [model], {"model": group}, split_fake)
+    scored = Scorers(models=[model], roster={"model": group}, split=split_fake).score(GROUPS)
     assert [score.parts.keys() for each in scored for score in each.scores] == [{"model"}] * PROMPTS * SAMPLES
     taken = []
     for _, _, arguments, received in group.calls:

@@ -81,6 +81,42 @@ def test_an_aborted_request_gives_what_it_has(told: dict[str, Any]) -> None:
     assert len(aborts) == sum(each[2] == "abort" for each in found["cut"])
 
 
+def test_new_weights_find_running_samples_as_on_update_says(told: dict[str, Any]) -> None:
+    """recompute resets the cache; keep_cache lets what has a token be, and starts what has none from its prompt, whose
+    salt is then that of the new weights; restart does so with all. Half of new weights starts nothing."""
+    found, wake = told["updated"], ["wake_up", {"tags": ["scheduling"]}]
+    again = [["abort", "1 inside"], added(3, [2], " 6"), ["abort", "2 inside"], added(4, [2], " 6")]
+    assert found["recompute"]["asked"] == [["reset_prefix_cache", {"reset_running_requests": True}], wake]
+    assert found["keep_cache"]["asked"] == [*again, wake]
+    [_, one, _, two] = again
+    one, two = [one[0], "4", *one[2:]], [two[0], "5", *two[2:]]
+    first = [["abort", "0 inside"], added(3, [1], " 6")]
+    assert found["restart"]["asked"] == [*first, ["abort", "1 inside"], one, ["abort", "2 inside"], two, wake]
+    assert found["half"] == ["sleep", "wake_up"]
+    for on_update, discarded in (("recompute", 0), ("keep_cache", 0), ("restart", 1)):
+        assert found[on_update]["told"] == [["stop", [0, 1, 2]]] * 2
+        assert found[on_update]["discarded"] == discarded
+
+
+def test_an_engine_that_cannot_go_on_after_new_weights_is_lost(told: dict[str, Any]) -> None:
+    assert told["not_resumed"] == ["IndexError: list index out of range"] * 6
+
+
+def test_requests_with_tokens_of_older_weights_are_aborted(told: dict[str, Any]) -> None:
+    """As vLLM tells it of each token, whenever they were submitted."""
+    assert told["older"] == {
+        "same": [],
+        "first": [1, "abort", [0]],
+        "waiting": [],
+        "second": [2, "abort", []],
+        "left": [0, False],
+    }
+
+
+def test_what_old_weights_have_sampled_is_taken_in_before_new_ones_come(told: dict[str, Any]) -> None:
+    assert told["taken_in"] == [["sleep", "step", "step"], ["sleep"], ["sleep", "step", "step"]]
+
+
 def test_all_who_wait_for_a_lost_engine_are_told_what_ended_it(told: dict[str, Any]) -> None:
     """Whoever polls or calls, now and later; what has ended before is still given."""
     assert told["lost"] == ["RuntimeError: a kernel failed"] * 6

@@ -28,6 +28,36 @@ def test_one_warning_until_the_metric_has_recovered() -> None:
     assert warned_steps(flapping, "policy/kl") == [0]
 
 
+def test_a_correction_that_throws_away_more_than_a_tenth_names_what_helps() -> None:
+    """Once, and again when it had recovered; what helps depends on whether samples are old."""
+    cut = {"policy/importance_truncated_fraction": 0.12}
+    (line,) = Health().warnings(cut | {"staleness/max": 2.0})
+    assert line == (
+        "policy/importance_truncated_fraction is 0.12, usually below 0.1; importance correction throws much away, as "
+        "samples are too old: lower algorithm.max_staleness or policy.optimizer.lr, raise "
+        "algorithm.importance_correction.cap, or take its level token"
+    )
+    for on_policy in (cut, cut | {"staleness/max": 0.0}):
+        (line,) = Health().warnings(on_policy)
+        assert "as sampler and trainer disagree: use model.dtype fp32" in line and "max_staleness" not in line
+    bad, good = [0.12] * 40, [0.09] * RECOVERY_STEPS
+    assert warned_steps(bad + good + bad, "policy/importance_truncated_fraction", **{"staleness/max": 2.0}) == [0, 90]
+
+
+def test_a_clip_around_older_weights_is_not_taken_for_large_updates() -> None:
+    (line,) = Health().warnings({"policy/clip_fraction": 0.3, "staleness/max": 4.0})
+    assert "algorithm.max_staleness" in line and "leave algorithm.importance_correction to auto" in line
+    (line,) = Health().warnings({"policy/clip_fraction": 0.3, "staleness/max": 0.0})
+    assert "max_staleness" not in line
+
+
+def test_other_advice_is_the_same_where_samples_are_old() -> None:
+    for ceiling in CEILINGS:
+        if ceiling.when_stale is None:
+            metrics = {ceiling.metric: 0.9}
+            assert Health().warnings(metrics | {"staleness/max": 2.0}) == Health().warnings(metrics)
+
+
 def test_reward_that_stays_near_zero_warns_once_the_window_is_full() -> None:
     assert warned_steps([0.01] * 60, "reward/mean") == [REWARD_WINDOW - 1]
     assert warned_steps([0.01 * step for step in range(60)], "reward/mean") == []
@@ -141,7 +171,12 @@ def test_few_equal_groups_are_no_news() -> None:
 def test_advice_that_no_longer_helps_is_kept_back_where_the_task_is_solved() -> None:
     solved = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0}
     told = {ceiling.metric for ceiling in CEILINGS if Health().warnings(solved | {ceiling.metric: 1.0})}
-    assert told == {"policy/kl", "texts/at_limit_fraction", "mismatch/logprob_abs_mean"}
+    assert told == {
+        "policy/kl",
+        "texts/at_limit_fraction",
+        "mismatch/logprob_abs_mean",
+        "policy/importance_truncated_fraction",
+    }
 
 
 def test_the_ranges_are_those_that_are_published() -> None:
@@ -152,6 +187,7 @@ def test_the_ranges_are_those_that_are_published() -> None:
         "rollout/truncated_fraction": 0.3,
         "texts/at_limit_fraction": 0.3,
         "mismatch/logprob_abs_mean": 0.1,
+        "policy/importance_truncated_fraction": 0.1,
     }
 
 

@@ -201,6 +201,69 @@ def test_a_version_that_is_not_the_last_cannot_be_fetched(trio: Trio) -> None:
         trio.store.fetch(old, [0])
 
 
+def start(trio: Trio, engine: int) -> int:
+    """Let an engine sample some long responses to a prompt; returns the request's id once they have tokens."""
+    number, sampling = next(IDS), Sampling(samples=8, temperature=ROLLOUT.temperature, max_tokens=440)
+    trio.engine(engine, Engine.submit, [Request(id=number, token_ids=[5, 6, 7], sampling=sampling)], None)
+    while not trio.engine(engine, Engine.tokens_so_far):
+        pass
+    return number
+
+
+def response_versions(trio: Trio, engine: int, number: int) -> list[list[int]]:
+    """Of the weights that have sampled each of the responses, which have ended."""
+    [finished] = trio.engine(engine, Engine.poll, 60.0)
+    assert (finished.request, finished.error, finished.aborted) == (number, "", False)
+    turns = [episode.turns[0] for episode in trio.engine(engine, Engine.collect, number)]
+    return [[span.version for span in turn.versions] for turn in turns]
+
+
+def test_engines_fetch_one_after_the_other_while_others_go_on(trio: Trio, tmp_path: Path) -> None:
+    """What runs on one that fetches is as its rollout.on_update says; the other has the old version until its turn."""
+    trio.store.rolling = True
+    trio.engine(0, Engine.update_as, "restart")
+    trio.engine(1, Engine.update_as, "keep_cache")
+    trio.engine(0, Engine.break_with, waits_while_receiving, tmp_path / "waits")
+    going = [start(trio, engine) for engine in (0, 1)]
+    with ThreadPoolExecutor(1) as beside:
+        fetching = beside.submit(trio.fetch, 0, 1)
+        while not (tmp_path / "waits").exists():
+            assert not fetching.done()
+            time.sleep(0.05)
+        assert response_versions(trio, 1, going[1]) == [[4]] * 8, "it samples while the other one stands still"
+        assert trio.engine(1, Engine.weights_held) == 4
+        going[1] = start(trio, 1)
+        trio.engine(1, Engine.pause)  # so that its turn comes before its responses have ended
+        time.sleep(1.0)
+        (tmp_path / "waits").unlink()
+        accounts = fetching.result(60)
+    trio.engine(0, Engine.repair)
+    assert [account.engine for account in accounts] == [0, 1]
+    assert accounts[0].seconds > 1.0 and accounts[0].seconds > accounts[1].seconds > 0
+    restarted, kept = (response_versions(trio, engine, number) for engine, number in enumerate(going))
+    assert restarted == [[5]] * 8 and trio.engine(0, Engine.stats).discarded_tokens > 0
+    assert [4, 5] in kept and all(each in ([4, 5], [4], [5]) for each in kept)
+
+
+def test_one_that_fails_does_not_keep_others_from_their_turn(trio: Trio) -> None:
+    trio.engine(0, Engine.break_with, fails_half_way)
+    trio.engine(1, Engine.break_with, fails_half_way)
+    assert trio.ticket is not None
+    with pytest.raises(GroupError, match=r"^rollout\[0\]\.fetch: .* half of it is new.*; and engines \[1\] failed$"):
+        trio.store.fetch(trio.ticket, [0, 1])
+    for engine in (0, 1):
+        trio.engine(engine, Engine.repair)
+    trio.engine(0, Engine.break_with, fails_half_way)
+    with pytest.raises(GroupError, match=r"^rollout\[0\]\.fetch: .* half of it is new((?!and engines).)*$"):
+        trio.store.fetch(trio.ticket, [0, 1])
+    assert trio.versions(1) == {5}
+    trio.engine(0, Engine.repair)
+    trio.fetch(0, 1)
+    trio.store.rolling = False
+    for engine in (0, 1):
+        trio.engine(engine, Engine.update_as, "recompute")
+
+
 def test_engines_fetch_twice_without_a_policy(trio: Trio) -> None:
     """Both at one time, and each again; the policy's process has ended."""
     trio.policy.shutdown()

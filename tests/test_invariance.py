@@ -25,6 +25,7 @@ from algorithms.division.work import samples_of
 from algorithms.offline.dpo import DPO
 from algorithms.offline.reward_model import RewardModel
 from algorithms.rl.grpo import GRPO
+from algorithms.rl.importance import BINS
 from algorithms.rl.ppo import PPO, critic_loss
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.stages import RL
@@ -83,7 +84,7 @@ def _grpo(
     groups = TURNS if turns else GROUPS
     loop = GRPO(config=config, roster=roster, **_loop_settings("reference" if config.kl_coef else None, division))
     policy = loop.policy
-    samples, told = loop._advantages(groups)
+    samples, told = loop._advantages(groups), dict[str, float]()
     updates = [loop.counted(update) for update in loop.updates(samples)]
     trained = updates if compute_all else [loop._with_gradient(update) for update in updates]
     work, estimation = loop.plan_policy(updates, trained), loop.estimation(policy, groups)
@@ -218,6 +219,8 @@ POLICY_JOBS = {
     "truncated left out": _policy_job(mask_truncated=True, aggregation="sequence"),
     "corrected by token": _policy_job(**CORRECTED, mask_truncated=True),
     "corrected by sequence": _policy_job(importance_correction={"level": "sequence", "mode": "mask", "cap": 1.5}),
+    "stale": _policy_job(max_staleness=4, clip_low=0.15),
+    "stale, uncorrected": _policy_job(max_staleness=4, importance_correction=None, clip_low=0.1),
     "corrected, one update": _policy_job(**CORRECTED, samples_per_update=None),
     "KL in the reward": _policy_job(advantage="reinforce_pp_baseline", kl_coef=0.3, kl_in="reward"),
     "two turns": _policy_job(turns=True, kl_coef=0.3, kl_estimator="k2", mask_truncated=True, **CORRECTED),
@@ -330,6 +333,9 @@ def test_clips_are_at_work(result: Callable[[Job, Division], Result]) -> None:
     assert any(
         update["policy/importance_weight_mean"] != 1 for update in result(JOBS["corrected by token"], PLAIN).metrics
     )
+    told = result(JOBS["stale"], PLAIN).metrics
+    assert all(len([name for name in update if name.startswith("importance/counts/")]) == BINS for update in told)
+    assert len({name for update in told for name, value in update.items() if "/counts/" in name and value}) > 5
     assert max(update.get("reference_point", 0) for update in result(KTO, PLAIN).metrics) > 0.01
 
 

@@ -20,8 +20,10 @@ from actors.episodes import Experience
 from actors.models.packed import PackedBatch
 from actors.rollout.types import Sampling
 from actors.train.worker import Totals, pack_experiences
-from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
+from algorithms.config_rl import GRPOConfig, ImportanceCorrection, PPOConfig, RLConfig
 from algorithms.rl.grpo import GRPO
+from algorithms.rl.importance import BINS
+from algorithms.rl.metrics import update_metrics
 from algorithms.rl.policy_loss import policy_loss
 
 
@@ -74,7 +76,11 @@ UNREAD = {"policy": 5.0, "rollout": -7.0, "old": 3.0, "reference": 11.0, "advant
 TOTALS = Totals(tokens=23, sequences=7, trained_tokens=17)
 """Of an update over several micro-batches, in which some samples are not trained on."""
 CONSTANT, KL_COEF, VERSION = 11, 0.3, 7
+SUMS = ("mismatch/tokens", "importance/cut")
+"""Metrics that are told as sums, beside counts of importance weights."""
 TWO_UPDATES = {"samples_per_update": 2}
+STALE = 3
+"""Versions by which tokens lag at most in the cases of older rollouts."""
 
 
 def grpo(**settings: Any) -> GRPOConfig:
@@ -123,6 +129,14 @@ CASES: dict[str, RLConfig] = {
     "corrected gspo": grpo(loss="gspo", aggregation="sequence", clip_high=0.1, **correction(), **TWO_UPDATES),
     "corrected cispo": grpo(loss="cispo", cispo_max_ratio=1.2, **correction(), **TWO_UPDATES),
     "corrected sapo": grpo(loss="sapo", **correction(), **TWO_UPDATES),
+    "stale": grpo(max_staleness=STALE),
+    "stale, two updates": grpo(max_staleness=STALE, **TWO_UPDATES),
+    "stale, two updates of ppo": ppo(max_staleness=STALE, **TWO_UPDATES, dual_clip=1.3),
+    "stale, by sequence": grpo(max_staleness=STALE, **correction("sequence", "mask", 1.5), **TWO_UPDATES),
+    "stale, uncorrected": grpo(max_staleness=STALE, importance_correction=None),
+    "stale, two updates, uncorrected": grpo(
+        max_staleness=STALE, importance_correction=None, **TWO_UPDATES, clip_high=0.3
+    ),
     "all terms": grpo(
         **kl("k3"), **correction(), **TWO_UPDATES, entropy_coef=0.5, aggregation="constant", dual_clip=1.5
     ),
@@ -138,6 +152,12 @@ def places() -> list[list[int]]:
     ]
 
 
+def versions(row: Row, config: RLConfig) -> list[int]:
+    """Of each action token: where rollouts may lag, they began long ago and went on under newer weights."""
+    tokens = len(row.policy)
+    return [VERSION - min(config.max_staleness, tokens - 1 - at) for at in range(tokens)]
+
+
 def spread(name: str) -> list[float]:
     """The numbers of this name over the packed row."""
     found = [UNREAD[name]] * sum(len(row.mask) for row in ROWS)
@@ -150,7 +170,7 @@ def spread(name: str) -> list[float]:
 def packed(config: RLConfig, rows: slice = slice(None)) -> PackedBatch:
     """The sequences with the fields that the loop reads for these settings: others are not there."""
     unread = set()
-    if config.importance_correction is None or config.updates_per_step == 1:
+    if config.correction is None or config.updates_per_step == 1:
         unread.add("old")
     if not (config.kl_coef and config.kl_in == "loss"):
         unread.add("reference")
@@ -164,11 +184,17 @@ def packed(config: RLConfig, rows: slice = slice(None)) -> PackedBatch:
                 for name in FIELDS
                 if name not in unread
             }
-            | {"versions": np.array([float(at == "x") * VERSION for at in row.mask], np.float32)},
+            | {"versions": _versions(row, config)},
         )
         for row, (start, end) in list(zip(ROWS, borders, strict=True))[rows]
     ]
     return pack_experiences(experiences, torch.device("cpu"), share_prompts=False)
+
+
+def _versions(row: Row, config: RLConfig) -> np.ndarray:
+    found = np.full(len(row.mask), -1, np.float32)
+    found[[at == "x" for at in row.mask]] = versions(row, config)
+    return found
 
 
 def leaves() -> tuple[Tensor, Tensor]:
@@ -204,7 +230,7 @@ def penalty(config: RLConfig, policy: Tensor, reference: float, ratio: Tensor) -
 
 def weight(config: Any, differences: list[float], index: int) -> float:
     """Of one token, by old - rollout of all tokens of its sequence."""
-    correction = config.importance_correction
+    correction = config.correction
     found = math.exp(math.fsum(differences) if correction.level == "sequence" else differences[index])
     beyond = correction.cap if correction.mode == "truncate" else 0.0
     return found if found <= correction.cap else beyond
@@ -213,23 +239,29 @@ def weight(config: Any, differences: list[float], index: int) -> float:
 def token_by_token(config: RLConfig, policy: Tensor, entropies: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The loss, and the metrics, by the definition in the module and its papers."""
     sums: dict[str, float] = defaultdict(float)
+    if config.correction or config.max_staleness:
+        sums |= {f"importance/counts/{place}": 0.0 for place in range(BINS)} | {"policy/sampler_kl": 0.0}
+        sums |= {"importance/cut": 0.0} if config.correction else {}
     total = torch.zeros((), dtype=torch.float64)
     for row, at in zip(ROWS, places(), strict=True):
         old = row.rollout
-        if config.importance_correction:
+        if config.correction:
             old = row.policy if config.updates_per_step == 1 else row.old
         logs = [policy[place] - before for place, before in zip(at, old, strict=True)]
         of_sequence = torch.zeros((), dtype=torch.float64)
+        _add_importance(sums, config, row, old)
         for i, place in enumerate(at):
             ratio, whole = torch.exp(logs[i]), torch.exp(sum(logs[1:], logs[0]) / len(logs))
             loss, cut = surrogate(config, policy[place], ratio, whole, row.advantages[i])
-            behind = row.policy[i] - row.rollout[i]
             sums["policy/clip_fraction"] += cut
             sums["policy/ratio_mean"] += ratio.item()
             sums["policy/entropy"] += row.entropies[i]
+            fresh = versions(row, config)[i] == VERSION
+            behind = (row.policy[i] - row.rollout[i]) * fresh
+            sums["mismatch/tokens"] += fresh
             sums["mismatch/logprob_abs_mean"] += abs(behind)
             sums["mismatch/kl"] += math.exp(behind) - 1 - behind
-            if config.importance_correction:
+            if config.correction:
                 factor = weight(config, [a - b for a, b in zip(old, row.rollout, strict=True)], i)
                 sums["policy/importance_weight_mean"] += factor
                 loss = factor * loss
@@ -241,8 +273,36 @@ def token_by_token(config: RLConfig, policy: Tensor, entropies: Tensor) -> tuple
             of_sequence = of_sequence + (loss / len(at) if config.aggregation == "sequence" else loss)
         total = total + of_sequence
     counts = {"token": TOTALS.tokens, "sequence": TOTALS.sequences, "constant": TOTALS.sequences * CONSTANT}
-    told = {name: value / TOTALS.trained_tokens for name, value in sums.items()}
-    return total / counts[config.aggregation], told | {"mismatch/tokens": sum(len(row.policy) for row in ROWS)}
+    told = {
+        name: value / (1 if name in SUMS or "/counts/" in name else TOTALS.trained_tokens)
+        for name, value in sums.items()
+    }
+    return total / counts[config.aggregation], told
+
+
+def _add_importance(sums: dict[str, float], config: RLConfig, row: Row, old: list[float]) -> None:
+    """What a sequence adds to the metrics of pi_trainer / pi_sampler: counted are weights before they are cut."""
+    if not (config.correction or config.max_staleness):
+        return
+    behind = [a - b for a, b in zip(old if config.correction else row.policy, row.rollout, strict=True)]
+    whole = config.correction is not None and config.correction.level == "sequence"
+    for log_weight in [math.fsum(behind)] * bool(behind) if whole else behind:
+        sums[f"importance/counts/{BINS // 2 + round(16 * log_weight / math.log(2))}"] += 1
+        if config.correction:
+            sums["importance/cut"] += math.exp(log_weight) > config.correction.cap
+    for difference, version in zip(behind, versions(row, config), strict=True):
+        sums["policy/sampler_kl"] += math.exp(difference) - 1 - difference
+        if config.max_staleness:
+            sums["policy/token_staleness"] += VERSION - version
+
+
+def numbers(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Metrics as the trainer tells them, vectors element by element."""
+    found = {}
+    for name, value in metrics.items():
+        of_vector = {f"{name}/{place}": float(each) for place, each in enumerate(value.tolist())} if value.dim() else {}
+        found |= of_vector or {name: value.item()}
+    return found
 
 
 def computed(config: RLConfig, batch: PackedBatch, policy: Tensor, entropies: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -262,7 +322,7 @@ def test_the_loss_is_a_loop_over_tokens(name: str) -> None:
     loss, metrics = computed(CASES[name], packed(CASES[name]), policy, entropies)
     expected, told = token_by_token(CASES[name], policy, entropies)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert {each: value.item() for each, value in metrics.items()} == pytest.approx(told, rel=1e-6)
+    assert numbers(metrics) == pytest.approx(told, rel=1e-6)
     for found, wanted in zip(gradients(loss, policy, entropies), gradients(expected, policy, entropies), strict=True):
         assert found == pytest.approx(wanted, rel=1e-6)
 
@@ -273,12 +333,15 @@ def test_every_case_is_another_loss() -> None:
     for name, config in CASES.items():
         policy, entropies = leaves()
         loss, metrics = computed(config, packed(config), policy, entropies)
-        numbers = [loss.item(), *(value.item() for value in metrics.values()), *gradients(loss, policy)[0]]
-        found[tuple(round(number, 9) for number in numbers)].append(name)
+        told = [loss.item(), *numbers(metrics).values(), *gradients(loss, policy)[0]]
+        found[tuple(round(number, 9) for number in told)].append(name)
     assert [names for names in found.values() if len(names) > 1] == []
 
 
-@pytest.mark.parametrize("name", ["all terms", "sequence, mask, two", "gspo"])
+@pytest.mark.parametrize(
+    "name",
+    ["all terms", "sequence, mask, two", "gspo", "stale, by sequence", "stale, two updates", "stale, uncorrected"],
+)
 def test_shares_of_micro_batches_add_up(name: str) -> None:
     policy, entropies = leaves()
     whole, told = computed(CASES[name], packed(CASES[name]), policy, entropies)
@@ -288,8 +351,8 @@ def test_shares_of_micro_batches_add_up(name: str) -> None:
         for rows, at in ((slice(2), slice(cut)), (slice(2, None), slice(cut, None)))
     ]
     assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-6)
-    for each, metric in told.items():
-        assert sum(metrics[each].item() for _, metrics in parts) == pytest.approx(metric.item(), rel=1e-6), each
+    for each, metric in numbers(told).items():
+        assert sum(numbers(metrics)[each] for _, metrics in parts) == pytest.approx(metric, rel=1e-6), each
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -302,7 +365,26 @@ def test_a_rank_without_work_adds_nothing_but_has_all_metrics(name: str) -> None
         options: Any = {"config": CASES[name], "kl_coef": coef, "constant": CONSTANT, "version": VERSION}
         loss, metrics = policy_loss(batch, policy, entropies, totals, **options)
         assert loss.item() == 0 and gradients(loss, policy) == [[0]]
-        assert dict.fromkeys(computed(CASES[name], packed(CASES[name]), *leaves())[1], 0) == metrics
+        with_work = numbers(computed(CASES[name], packed(CASES[name]), *leaves())[1])
+        assert dict.fromkeys(with_work, 0) == numbers(metrics)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_of_stale_samples_the_difference_is_told_and_the_engine_not_judged(corrected: bool) -> None:
+    """None is of the trained version: mismatch/* would be about learning. Without a correction nothing is cut."""
+    config = grpo(max_staleness=STALE, importance_correction=ImportanceCorrection(cap=1.25) if corrected else None)
+    policy, entropies = leaves()
+    options: Any = {"config": config, "kl_coef": 0.0, "constant": CONSTANT, "version": VERSION + 1}
+    loss, metrics = policy_loss(packed(config), policy, entropies, TOTALS, **options)
+    update = numbers(metrics) | {"loss": loss.item(), "grad_norm": 1.0, "learning_rate": 0.1}
+    step = update_metrics([update], [TOTALS.trained_tokens], "policy")
+    assert [name for name in step if name.startswith(("mismatch/", "importance/"))] == []
+    behind = sorted(a - b for row in ROWS for a, b in zip(row.policy, row.rollout, strict=True))
+    assert step["policy/importance_weight_p01"] == pytest.approx(math.exp(behind[0]), rel=0.022)
+    assert step["policy/importance_weight_p99"] == pytest.approx(math.exp(behind[-1]), rel=0.022)
+    assert step["policy/sampler_kl"] > 0.05 and step["policy/token_staleness"] > 1
+    cut = sum(each > math.log(1.25) for each in behind) / len(behind)
+    assert step.get("policy/importance_truncated_fraction") == (cut if corrected else None) != 0
 
 
 def test_a_penalty_in_the_reward_is_no_term_of_the_loss() -> None:

@@ -24,6 +24,7 @@ from algorithms.rl.metrics import sample_rows
 from algorithms.rl.ppo import PPO
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ShapedGroup
+from algorithms.rollouts.lane import Discards
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
 
@@ -71,10 +72,10 @@ class Loop:
         self.policy, self.critic = FakeGroup(), FakeGroup()
         nothing = SimpleNamespace(
             metrics=lambda _: {}, temperature=1.0,
-            failures=Failures(0), published=lambda _: None,
+            report=lambda: (Failures(0), Discards()), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
             end_if_asked=lambda: None, samples=lambda *_: None,
-            step=lambda _, metrics: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
+            step=lambda _, metrics, __: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
             "roster": {"policy": self.policy, "critic": self.critic},

@@ -44,7 +44,7 @@ class FakeEngine:
             },
         )
         self.pause, self.resume, self.submit, self.abort = map(self._told, ("pause", "resume", "submit", "abort"))
-        self.forget_adapter = self._told("forget_adapter")
+        self.forget_adapter, self.abort_older = self._told("forget_adapter"), self._told("abort_older")
 
     def fail_at(self, name: str, error: Exception) -> None:
         """Let a call fail: a method of the engine, or of vLLM's, or by collective_rpc."""
@@ -142,8 +142,11 @@ def ended(found: Any, *requests: Request) -> list[Finished]:
 def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(finish: str, status: str) -> None:
     """An aborted request has said nothing of use: it is neither a short answer nor a long one."""
     found = worker(FakeEngine([segment(1, finish=finish)]))
-    [told] = ended(found, request(1))
+    run(found.submit([request(1)], None))
+    run(found.abort([1], keep=True))
+    [told] = run(found.poll(0.1))
     assert [info.status for info in told.infos] == [status] and told.error == ""
+    assert told.aborted == (finish == "abort")
     [rollout] = run(found.collect(1))
     assert (rollout.status, rollout.turns[0].finish_reason) == (status, finish)
 
@@ -262,6 +265,39 @@ def test_only_what_is_running_is_aborted() -> None:
     assert engine.asked[-1] == ("abort", [2])
 
 
+def test_what_an_aborted_request_has_is_kept_only_for_whoever_asks_for_it() -> None:
+    """Also where only some of its samples were cut, or all had ended by themselves, told of or not; lengths are told,
+    and nothing is left."""
+    cut = segment(1, 1, (1,), finish="abort")
+    for polls, of in (([segment(1, 0), cut], 2), ([segment(1, 0)], 1)):
+        for keep in (False, True):
+            found = worker(FakeEngine(polls))
+            run(found.submit([request(1, of)], None))
+            run(found.abort([1], keep=keep))
+            told, *here = run(found.poll(0.1, 1))
+            assert [each.aborted for each in told] == [not keep or of == 2]
+            assert [info.sampled_tokens for info in told[0].infos] == [3, 1][:of]
+            # Beside the news come responses that were not aborted; others are asked for.
+            kept = here[0] or (run(found.collect(1)) if keep else [])
+            assert [episode.sampled_tokens for episode in kept] == ([3, 1][:of] if keep else [])
+            assert bool(here[0]) == (keep and of == 1)
+            assert (found._open, found._aborted, found._ended) == ({}, {}, {})
+    found = worker(FakeEngine([segment(1)]))
+    [told] = ended(found, request(1))
+    run(found.abort([1]))
+    assert not told.aborted and found._ended == {}
+
+
+def test_what_an_engine_ends_as_too_old_is_not_kept() -> None:
+    engine = FakeEngine([segment(1, finish="abort")])
+    found = worker(engine)
+    run(found.submit([request(1)], None))
+    run(found.abort_older(4))
+    assert engine.asked[-1] == ("abort_older", 4)
+    [told] = run(found.poll(0.1))
+    assert told.aborted and [info.oldest_version for info in told.infos] == [3] and found._ended == {}
+
+
 def test_whoever_polls_a_lost_engine_is_told() -> None:
     engine = FakeEngine()
     engine.broken = True
@@ -374,10 +410,13 @@ def test_an_engine_that_does_not_take_what_it_fetched_has_no_weights_to_generate
     engine.fail_at(call, ValueError("no such tensor"))
     engine.fail_at("resume", RuntimeError("asleep"))
     found = worker(engine, version=3)
+    run(found.submit([request(1)], None))
     with pytest.raises(ValueError, match="no such tensor") as caught:
         run(found.fetch(OFFER, 4, [5, 6]))
     assert (found.engine.version, found.held) == (-1, -1)
-    assert engine.asked[-1] == ("resume",)
+    assert engine.asked[-2:] == [("abort", [1]), ("resume",)]
+    engine.segments.append([segment(1, finish="abort")])
+    assert [each.aborted for each in run(found.poll(0.1))] == [True] and len(run(found.collect(1))) == 1
     assert caught.value.__notes__ == ["going on failed as well: RuntimeError: asleep"]
 
 

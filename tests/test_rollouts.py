@@ -17,7 +17,8 @@ from algorithms.rollouts.admission import Loads, capacity
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.lane import Lane
-from algorithms.rollouts.rollouts import Limits, Rollouts
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
 from tests.fake_engines import After, FakeEngines, FakePool
 
 PAIR = Sampling(samples=2, temperature=0.7, max_tokens=9)
@@ -140,23 +141,33 @@ def test_fewer_groups_come_when_the_prompts_end() -> None:
     assert rows(Driver(engines, drawn=prompts(3)).take(5)) == [1, 2]
 
 
-@pytest.mark.parametrize(("step_samples", "allowed"), [(None, 2), (16, 4)])
-def test_failures_up_to_the_limit_are_replaced_and_one_more_ends_the_run(
-    step_samples: int | None, allowed: int
-) -> None:
-    """Responses count, not groups: a quarter of the 8 that are asked for, or of the step's."""
+def test_failures_up_to_the_limit_are_replaced_and_one_more_ends_the_run() -> None:
+    """Responses count, not groups: a quarter of the 8 that are asked for."""
 
     def take(failures: int) -> Driver:
         script = [After(1, {number: "ok failed"}) for number in range(failures)]
         driver = Driver(FakeEngines(*script, After(1, dict.fromkeys(range(failures, failures + 4), OK))))
-        assert len(driver.take(4, step_samples=step_samples)) == 4
+        assert len(driver.take(4)) == 4
         return driver
 
-    assert take(allowed).failed == allowed
-    samples = step_samples or 8
-    line = rf"^{allowed + 1} of {samples} rollouts .* \(reward.max_failed_fraction 0.25 allows {allowed}\)$"
+    assert take(2).failed == 2
+    line = r"^3 of 8 rollouts .* \(reward.max_failed_fraction 0.25 allows 2\)$"
     with pytest.raises(GroupError, match=line):
-        take(allowed + 1)
+        take(3)
+
+
+def test_prompts_of_which_no_group_comes_are_named() -> None:
+    """Those that an engine or a reward has failed; the next report names others."""
+    engines = FakeEngines(
+        After(1, {0: OK, 1: "failed ok"}), After(1, {2: OK}, scored={100: "ok failed"}),
+        After(1, {3: OK}, scored={102: "ok ok"}), After(1, scored={103: "ok ok"}),
+    )  # fmt: skip
+    driver = Driver(engines, FakePool(engines, slow=True), max_failed=0.5)
+    driver.take(2)
+    failures, discards = driver.rollouts.report()
+    assert failures.samples == 2
+    assert [(each.prompt.index, each.why) for each in discards.left_out] == [(101, "failed"), (100, "failed")]
+    assert driver.rollouts.report()[1].left_out == []
 
 
 def test_all_failed_responses_of_a_group_count() -> None:
@@ -164,22 +175,14 @@ def test_all_failed_responses_of_a_group_count() -> None:
         Driver(FakeEngines(After(1, {0: "failed failed"}))).take(3)
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_a_further_part_of_a_step_remembers_its_failures(goes_on: bool) -> None:
+def test_a_step_forgets_the_failures_of_the_one_before() -> None:
     def part(first: int) -> list[After]:
         failing = [After(1, {first: "ok failed"}), After(1, {first + 1: "failed ok"})]
         return [*failing, After(1, dict.fromkeys(range(first + 2, first + 6), OK))]
 
     driver = Driver(FakeEngines(*part(0), *part(6)))
-    driver.take(4, step_samples=8)
-    if goes_on:  # 4 of 16, which are allowed, and then one of 2 more
-        driver.take(4, goes_on=True)
-        assert driver.failed == 4
-        driver.engines.script.append(After(1, {12: "failed ok"}))
-        with pytest.raises(GroupError, match=r"^5 of 18 rollouts"):
-            driver.take(1, goes_on=True)
-    else:
-        driver.take(4, step_samples=8)
+    for _ in range(2):
+        driver.take(4)
         assert driver.failed == 2
 
 
@@ -221,9 +224,9 @@ def test_a_prompt_has_a_deadline_of_its_own_where_one_is_set(deadline: float | N
 
 
 def test_an_engine_that_failed_all_it_had_is_heard_all_the_same() -> None:
-    script = [After(20, {0: "failed"}), After(20, {1: "failed"}), After(20, {2: "ok"})]
+    script = [After(20, {0: "failed"}), After(20, {1: "failed"}), After(20, {2: "ok", 3: "ok"})]
     driver = Driver(FakeEngines(*script, engines=1), max_failed=1.0, sampling=ONE)
-    assert rows(driver.take(1, step_samples=8)) == [2]
+    assert rows(driver.take(2)) == [2, 3]
 
 
 def test_an_engine_that_dies_is_named() -> None:
@@ -322,15 +325,14 @@ def test_failures_of_engines_and_rewards_are_one_sum() -> None:
         assert driver.failed == (4 if last else 3)
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_failed_rewards_count_within_a_step(goes_on: bool) -> None:
+def test_failed_rewards_count_within_a_step() -> None:
     script = [After(1, {0: OK}), After(1, scored={100: "failed failed"}), After(1, {1: OK}), After(1, scored={101: OK})]
     script += [After(1, {2: OK}), After(1, scored={102: "failed ok"}), After(1, {3: OK}), After(1, scored={103: OK})]
     engines = FakeEngines(*script)
     driver = Driver(engines, FakePool(engines, slow=True), max_failed=1.0)
-    for further in (False, goes_on):
-        driver.take(1, step_samples=8, goes_on=further)
-    assert driver.failed == (3 if goes_on else 1)
+    for failed in (2, 1):
+        driver.take(1)
+        assert driver.failed == failed
 
 
 def test_what_decides_whether_responses_differ() -> None:

@@ -229,6 +229,18 @@ CASES: list[tuple[str, str, str]] = [
         )
         for name, value in {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 3}.items()
     ),
+    (
+        "grpo",
+        "algorithm={name: grpo, max_staleness: 2, clip_high: 0.28}",
+        "algorithm.clip_high must be left out with max_staleness 2 and one update a step, where the importance ratio "
+        "is 1 unless importance_correction is null, got 0.28",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, max_staleness: 2, importance_correction: {}, dual_clip: 3}",
+        "algorithm.dual_clip must be left out with importance_correction and one update a step, where the importance "
+        "ratio is 1, got 3",
+    ),
     *(
         (
             "grpo",
@@ -288,6 +300,28 @@ CASES: list[tuple[str, str, str]] = [
         "no response is ever solved, got 1",
     ),
     ("grpo", "rollout.keep_stop_string=true", "rollout.keep_stop_string must be left out without stop, got true"),
+    (
+        "grpo",
+        "rollout.on_update=restart",
+        "rollout.on_update must be left out with algorithm.max_staleness 0, where no response is running when new "
+        "weights come, got restart",
+    ),
+    (
+        "ppo",
+        "rollout={engines: 2, update_order: rolling, transfer: {store: holder}}",
+        "rollout.update_order must be left out with algorithm.max_staleness 0, where no response is running when new "
+        "weights come, got rolling",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout={engines: 2, update_order: rolling}",
+        "rollout.update_order must be left out with transfer.store broadcast, which serves all at once, got rolling",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout={update_order: rolling, transfer: {store: holder}}",
+        "rollout.update_order must be left out with one engine, got rolling",
+    ),
     (
         "grpo",
         "algorithm.dynamic_sampling_rounds=3",
@@ -410,6 +444,18 @@ CASES: list[tuple[str, str, str]] = [
         "algorithm.importance_correction={}; rollout.repetition_penalty=1.1",
         "algorithm.importance_correction must be left out with rollout.repetition_penalty 1.1: the weights would "
         "compare the policy with its distribution under the penalty",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=2; rollout.top_p=0.9",
+        "algorithm.importance_correction must be null with rollout.top_p 0.9: the weights of max_staleness 2 would "
+        "compare the policy with a part of its distribution",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=2; algorithm.importance_correction.level=sequence; rollout.top_p=0.9",
+        "algorithm.importance_correction must be null with rollout.top_p 0.9: the weights would compare the policy "
+        "with a part of its distribution",
     ),
     (
         "ppo",
@@ -1138,6 +1184,28 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "rollout.max_attempts=5",
+        "rollout.max_attempts must be left out with algorithm.max_staleness 0, where no response becomes too old, got 5",
+    ),
+    (
+        "ppo",
+        "rollout.tail_share=0.5",
+        "rollout.tail_share must be left out with rollout.tail none, got 0.5",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout.tail=postpone",
+        "rollout.tail must be none with algorithm.max_staleness 1, where no step waits for its longest responses, "
+        "got postpone",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=2; rollout={gpus_per_engine: 1}; policy.gpus_per_rank=1; cluster.placement=shared",
+        "algorithm.max_staleness must be 0 with cluster.placement shared, where engines and policy take turns on the "
+        "same GPUs, got 2",
+    ),
+    (
+        "grpo",
         "rollout.transfer.backend=nccl",
         "rollout.transfer.backend nccl needs GPUs on both sides, got policy.gpus_per_rank 0 and "
         "rollout.gpus_per_engine 0",
@@ -1261,8 +1329,15 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
     ("job", "overrides"),
     [
         ("grpo", "algorithm={name: grpo, importance_correction: {}, samples_per_update: 64, clip_high: 0.28}"),
+        ("grpo", "algorithm={name: grpo, max_staleness: 8, samples_per_update: 64, clip_high: 0.28}"),
+        ("ppo", "algorithm={name: ppo, max_staleness: 1, importance_correction: null, clip_high: 0.28}"),
+        ("grpo", "algorithm={name: grpo, max_staleness: 1, importance_correction: null}; rollout.top_p=0.9"),
+        ("grpo", "algorithm={name: grpo, importance_correction: auto, clip_high: 0.28}; rollout.top_p=0.9"),
         ("grpo", "algorithm={name: grpo, mask_truncated: true, overlong: {buffer: 8}}"),
         ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
+        ("grpo", "rollout={on_update: recompute, update_order: together}"),
+        ("grpo", "algorithm.max_staleness=8; rollout.on_update=keep_cache"),
+        ("ppo", "algorithm.max_staleness=1; rollout={engines: 2, update_order: rolling, transfer: {store: holder}}"),
         (
             "grpo",
             "algorithm={name: grpo, eval_every: 5, eval_samples_per_prompt: 4, eval_pass_reward: 0.75}; "

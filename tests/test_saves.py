@@ -23,7 +23,8 @@ from algorithms.encoder.batches import Example, TaskBatches, TaskRows
 from algorithms.loop import Best
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
-from algorithms.rollouts.rollouts import Limits, Rollouts
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints
 from launch.run.manifest import former_parts, read_manifest

@@ -6,7 +6,6 @@ import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ import pytest
 from actors.episodes import EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
-from algorithms.loop import Clock, spread_over
+from algorithms.loop import spread_over
 from algorithms.rewards.scores import Score
 from algorithms.rl.baselines import BASELINES
 from algorithms.rl.grpo import GRPO
+from algorithms.rl.judging import Teaching
 from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.failures import Failures
@@ -172,7 +172,7 @@ def test_baselines_compare_shaped_scores(advantage: str) -> None:
     more = {"normalize_std": False} if advantage == "group" else {}
     loop = _loop(_shaper(clip=1.0, missing_eos_penalty=0.5), advantage=advantage, **more)
     step: list[list[Response]] = [[(2.0, 10, "ok"), (2.0, 10, "truncated")], [(7.0, 3, "ok"), (3.0, 4, "ok")]]
-    samples, _ = loop._advantages(_groups(step))
+    samples = loop._advantages(_groups(step))
     scale = {"group": 1.0, "leave_one_out": 2.0}[advantage]
     assert not loop._by_token, "nothing is left for the ranks to compute"
     assert [sample.advantage for sample in samples] == [0.25 * scale, -0.25 * scale, 0.0, 0.0]
@@ -189,7 +189,7 @@ def test_what_the_loss_leaves_out_is_in_no_baseline(advantage: str) -> None:
         [(1.0, 10, "truncated"), (0.0, 10, "truncated"), (0.0, 10, "truncated"), (1.0, 10, "truncated")],
     ]
     groups = loop.shape(_groups(step))
-    samples, _ = loop._advantages(groups)
+    samples = loop._advantages(groups)
     one = {"group": 0.5 / (math.sqrt(0.5) + 1e-4), "leave_one_out": 1.0}[advantage]
     assert [sample.advantage for sample in samples] == pytest.approx([0, 0, 0, 0, one, -one, *[0] * 10])
     assert [teaches(group) for group in groups] == [False, True, False, False]
@@ -201,7 +201,7 @@ def test_ranks_whiten_also_what_is_one_number_for_a_response(monkeypatch: pytest
     monkeypatch.setitem(BASELINES, "leave_one_out", replace(BASELINES["leave_one_out"], whitened=True))
     for advantage, of_ranks in {"leave_one_out": True, "group": False, "reinforce_pp": True}.items():
         loop = _loop(_shaper(), advantage=advantage)
-        samples, _ = loop._advantages(_groups([[(1.0, 3, "ok"), (0.0, 3, "ok")]]))
+        samples = loop._advantages(_groups([[(1.0, 3, "ok"), (0.0, 3, "ok")]]))
         assert loop._by_token == of_ranks
         assert [math.isnan(sample.advantage) for sample in samples] == [of_ranks] * 2
 
@@ -261,7 +261,7 @@ def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any])
             if differs:
                 kept.append(shaped)
                 expected.append(scores)
-    samples, _ = loop._advantages(kept)
+    samples = loop._advantages(kept)
     naive = []
     for scores in expected:
         counted = [score for score in scores if not math.isnan(score)]
@@ -278,25 +278,24 @@ def test_the_score_that_decides_is_the_one_that_trains(settings: dict[str, Any])
 
 def test_dynamic_sampling_drops_what_the_clip_makes_equal() -> None:
     """3 5 4 6 clipped at 1 are four times 1: no advantage, so none of them fills the step."""
-    loop = _loop(_shaper(clip=1.0), dynamic_sampling=True, samples_per_prompt=4)
+    loop = _loop(shaper := _shaper(clip=1.0), dynamic_sampling=True, samples_per_prompt=4)
     equal: list[Response] = [(3.0, 5, "ok"), (5.0, 5, "ok"), (4.0, 5, "ok"), (6.0, 5, "ok")]
     mixed: list[Response] = [(0.0, 5, "ok"), *equal[1:]]
-    rounds = [[equal, mixed], [equal], [mixed]]
-    asked = []
-
-    def sample(wanted: int, attempt: int = 0) -> list[ScoredGroup]:
-        asked.append(wanted)
-        return _groups(rounds[attempt])
-
-    loop.sample = sample  # type: ignore[method-assign]
-    reporter: Any = SimpleNamespace(phase=lambda name: None)
-    groups = loop._scored_groups(Clock(reporter))
+    judged = [Teaching(shaper=shaper, mask_truncated=False)(group) for group in _groups([equal, mixed, equal, mixed])]
+    assert [each is not None for each in judged] == [False, True, False, True]
+    groups = [each for each in judged if each]
     assert [group.rewards.tolist() for group in groups] == [[0, 5, 4, 6]] * 2
-    assert asked == [2, 1, 1]
-    samples, metrics = loop._advantages(groups)
-    assert all(sample.advantage for sample in samples)
-    assert metrics["rollout/dynamic_sampling_kept"] == 2 / 4
+    assert loop.shape(groups) == groups, "what has decided about them is what trains"
+    assert all(sample.advantage for sample in loop._advantages(groups))
     assert reward_metrics(_groups([equal]), "eval/reward")["eval/reward/zero_variance_fraction"] == 0, "not shaped"
+
+
+def test_a_response_that_is_not_counted_decides_nothing() -> None:
+    """0 1 1, of which the first was cut: with mask_truncated all that count are equal."""
+    responses: list[Response] = [(0.0, 5, "truncated"), (1.0, 5, "ok"), (1.0, 5, "ok")]
+    for masked in (False, True):
+        [group] = _groups([responses])
+        assert (Teaching(shaper=_shaper(), mask_truncated=masked)(group) is None) == masked
 
 
 @pytest.mark.parametrize("cut", [1, 2])

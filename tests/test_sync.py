@@ -331,7 +331,7 @@ def test_an_aborted_request_gives_what_it_has(pairs: dict[str, Pair]) -> None:
     sampling = Sampling(samples=3, temperature=1.0, max_tokens=400)
     cut, whole = pair.ask([[5, 6, 7], [8, 9]], sampling, 5)
     _let_run(pair)
-    pair.engine(Engine.abort, [cut, 10**9])
+    pair.engine(Engine.abort, [cut, 10**9], True)
     [part] = pair.answers([cut])
     stats = pair.engine(Engine.stats)
     assert (stats.running, stats.waiting, stats.version, stats.lost) == (3, 0, pair.version, "")

@@ -188,6 +188,23 @@ def test_an_update_is_reported_as_it_was_made() -> None:
     assert worker._reduced()["loss"] == pytest.approx(0.5 / 6), "sums start anew"
 
 
+def test_a_metric_may_be_a_vector() -> None:
+    """Added up over micro-batches element by element, and told so; other names stay in their order."""
+
+    def counted(batch: Any, read: torch.Tensor, other: torch.Tensor, totals: Totals) -> Any:
+        loss, metrics = share_of(batch, read, other, totals)
+        tokens = batch.action_mask.sum()
+        return loss, {"counts": torch.stack([tokens, 2 * tokens, tokens * 0]), **metrics}
+
+    worker = faked()
+    plain = worker.learn([[SEQUENCES[0]], [SEQUENCES[1]], []], TOTALS, share_of)
+    metrics = worker.learn([[SEQUENCES[0]], [SEQUENCES[1]], []], TOTALS, counted)
+    actions = float(sum(each.action_mask.sum() for each in SEQUENCES[:2]))
+    assert actions > 0
+    assert [metrics.pop(f"counts/{at}") for at in range(3)] == [actions, 2 * actions, 0.0]
+    assert list(metrics) == list(plain) and metrics["loss"] == plain["loss"] and metrics["entropy"] == plain["entropy"]
+
+
 def test_an_evaluation_makes_no_update() -> None:
     worker = faked()
     metrics = worker.evaluate([[SEQUENCES[0]], [SEQUENCES[1]]], TOTALS, share_of)

@@ -1,6 +1,8 @@
-"""Samples that were begun before: those that have nothing left to do, and what the samples of a request have so far."""
+"""Samples that no engine works on, begun before and ended or refused; and what the samples of a request have so far."""
 
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from actors.rollout.types import Begun, Finish, Request, Segment
 
@@ -30,6 +32,19 @@ def _whole(request: Request, index: int, begun: Begun, finish: Finish) -> Segmen
         ended_by=begun.ended_by,
         text=begun.text,
         error=begun.error,
+    )
+
+
+def refused(request: int, index: int, error: Exception) -> Segment:
+    """Of a sample that an engine does not take, and why."""
+    return Segment(
+        request=request,
+        index=index,
+        token_ids=[],
+        logprobs=np.empty(0, dtype=np.float32),
+        versions=[],
+        finish="refused",
+        error=f"{type(error).__name__}: {error}",
     )
 
 

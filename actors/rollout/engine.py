@@ -26,10 +26,12 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
+from actors.config_rollout import OnUpdate
 from actors.pulse import Pulse, Work
-from actors.rollout.begun import ended_before
-from actors.rollout.completions import RunningSample, refused, segment_of
+from actors.rollout.begun import ended_before, refused
 from actors.rollout.continuing import WholeAccount
+from actors.rollout.samples import RunningSample, TakenRequest
+from actors.rollout.scheduling import Scheduling
 from actors.rollout.types import EngineStats, Request, Sampling, Segment
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
@@ -38,16 +40,25 @@ from actors.weights.binding import ADAPTER_ID
 T = TypeVar("T")
 
 _MEMORY_FILES = Path("/dev/shm")
+_NOTHING: queue.Queue[Any] = queue.Queue()
 
 
 class EngineThread:
     """Owns the vLLM engine: everything that touches it runs on this thread, between steps. See `Engine`."""
 
-    def __init__(self, build: Callable[[], LLM], params: Callable[[Sampling], SamplingParams], slots: int) -> None:
-        """`params` are vLLM's for one response; `slots`: responses that vLLM works on at one time."""
+    def __init__(
+        self,
+        build: Callable[[], LLM],
+        params: Callable[[Sampling], SamplingParams],
+        slots: int,
+        on_update: OnUpdate = "recompute",
+    ) -> None:
+        """`params` are vLLM's for one response; `slots`: responses that vLLM works on at one time; `on_update`: what
+        becomes of them when new weights come."""
         self._build = build
         self._params = params
         self._slots = slots
+        self._on_update: OnUpdate = on_update
         self._calls: queue.Queue[tuple[Callable[[], object], Future[Any]]] = queue.Queue()
         self._running: dict[str, RunningSample] = {}
         self._canaries: dict[str, Future[RequestOutput]] = {}
@@ -61,8 +72,9 @@ class EngineThread:
         self._names = count()
         self._paused = False
         self._adapter: LoRARequest | None = None
-        self._preemptions: int | None = None
+        self._scheduling = Scheduling()
         self._generated = 0
+        self._discarded = 0
         self._round: float | None = None
         """When the thread last came round, by time.monotonic; None while it waits for something to do."""
         self.version = -1
@@ -85,6 +97,10 @@ class EngineThread:
     def abort(self, requests: list[int]) -> None:
         """End these requests; see `Engine`."""
         self.call(lambda: self._guarded(lambda: self._abort(set(requests))))
+
+    def abort_older(self, version: int) -> None:
+        """End the requests of which older weights have sampled a token; see `Engine`."""
+        self.call(lambda: self._guarded(lambda: self._abort(self._older(version))))
 
     def progress(self, requests: list[int]) -> "Future[list[Segment]]":
         """What their samples have so far; see `Engine`."""
@@ -109,15 +125,15 @@ class EngineThread:
         """How the engine is; see `Engine`."""
         # Read once, as the engine thread sets them meanwhile.
         samples, seen = len(self._running), self._round
-        scheduler = self._scheduler()
         return EngineStats(
             version=self.version,
             running=min(samples, self._slots),
             waiting=max(0, samples - self._slots),
             slots=self._slots,
-            cache_used=float(scheduler.kv_cache_manager.usage) if scheduler else None,
-            preemptions=self._preemptions,
+            cache_used=self._scheduling.cache_used,
+            preemptions=self._scheduling.preemptions,
             generated_tokens=self._generated,
+            discarded_tokens=self._discarded,
             silent_s=0.0 if seen is None else time.monotonic() - seen,
             lost=f"{type(self._lost).__name__}: {self._lost}" if self._lost else "",
         )
@@ -139,15 +155,24 @@ class EngineThread:
         # Level 0: scheduling alone stops, weights and cache stay where they are.
         self.llm.sleep(level=0, mode="keep")
         self._paused = True
+        self._take_in()
 
     def resume(self) -> None:
-        """Forget keys and values of the old weights and go on; running requests are prefilled again.
+        """Go on with the weights there are; what becomes of running requests is as `on_update` says.
 
-        Runs on the engine thread.
+        Runs on the engine thread. An engine that cannot do it is lost: it would stand still, or use what is old.
         """
-        # Before scheduling goes on: no step may read keys and values of the old weights.
-        self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
-        self.llm.wake_up(tags=["scheduling"])
+        try:
+            # Before scheduling goes on: no step may read keys and values of old weights that are to be forgotten.
+            if self._on_update == "recompute":
+                self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+            # Half of new weights samples nothing: what runs is about to be aborted, with what it has.
+            elif self.version >= 0:
+                self._begin_anew(everything=self._on_update == "restart")
+            self.llm.wake_up(tags=["scheduling"])
+        except Exception as error:
+            self._lose(error)
+            raise
         self._paused = False
 
     def forget_adapter(self) -> None:
@@ -176,24 +201,29 @@ class EngineThread:
             # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
             self._salt = str(seed)
         for request in requests:
-            params, prompt = self._params(request.sampling), self._prompt(request.token_ids)
+            taken, prompt = TakenRequest(request, self._params(request.sampling)), self._prompt(request.token_ids)
             for index in range(request.sampling.samples):
-                try:
-                    if request.media:
-                        raise ValueError("an engine that takes tokens only cannot take media")
-                    if request.begun:
-                        self._go_on(request, index)
-                        continue
-                    name, inside = self._add(prompt, params)
-                except Exception as error:  # A refused request is its caller's alone.
-                    self._tell([refused(request.id, index, error)])
-                else:
-                    self._running[name] = RunningSample(request.id, index, inside)
+                self._start(taken, index, prompt)
 
-    def _go_on(self, request: Request, index: int) -> None:
+    def _start(self, taken: TakenRequest, index: int, prompt: TokensInput, *, anew: bool = False) -> None:
+        """Queue a sample; one that was begun goes on, or with `anew` starts from its prompt."""
+        try:
+            if taken.request.media:
+                raise ValueError("an engine that takes tokens only cannot take media")
+            if taken.request.begun and not anew:
+                self._go_on(taken, index)
+                return
+            name, inside = self._add(prompt, taken.params)
+        except Exception as error:  # A refused request is its caller's alone.
+            self._tell([refused(taken.request.id, index, error)])
+        else:
+            self._running[name] = RunningSample(taken, index, inside)
+
+    def _go_on(self, taken: TakenRequest, index: int) -> None:
         """Queue a sample that was begun; tell of one that has nothing left to do. Raises why it cannot go on."""
+        request = taken.request
         if ended := ended_before(request, index):
-            self._tell([ended], brought=len(ended.token_ids))
+            self._tell([taken.ended(ended)], brought=len(ended.token_ids))
             return
         begun, sampling = request.begun[index], request.sampling
         brought = len(begun.token_ids)
@@ -203,7 +233,20 @@ class EngineThread:
         name, inside = self._add(self._prompt(request.token_ids + begun.token_ids), params)
         if account:
             account.replace(processor.request_states[inside])
-        self._running[name] = RunningSample(request.id, index, inside, brought)
+        self._running[name] = RunningSample(taken, index, inside, brought)
+
+    def _begin_anew(self, *, everything: bool) -> None:
+        """Let samples start again, in the same order: those without a token of here, or all, from their prompts."""
+        engine = self.llm.llm_engine
+        for name, sample in list(self._running.items()):
+            tokens = self._state(sample).detokenizer.num_output_tokens() - sample.brought
+            # One without a token, too: its prompt's salt would find keys and values of old weights.
+            if everything or not tokens:
+                del self._running[name]
+                engine.abort_request([sample.inside], internal=True)
+                self._discarded += tokens
+                prompt = self._prompt(sample.taken.request.token_ids)
+                self._start(sample.taken, sample.index, prompt, anew=everything)
 
     def _prompt(self, token_ids: list[int]) -> TokensInput:
         """A prompt as vLLM has it once it is rendered: raw tokens, it would render anew for every sample."""
@@ -218,30 +261,38 @@ class EngineThread:
     def _abort(self, requests: set[int]) -> None:
         ended, brought = [], 0
         for name, sample in list(self._running.items()):
-            if sample.request in requests:
+            if sample.taken.request.id in requests:
                 # vLLM drops what an aborted request has.
-                ended.append(self._so_far(sample))
+                ended.append(sample.end(self._so_far(sample)))
                 brought += sample.brought
                 self.llm.llm_engine.abort_request([sample.inside], internal=True)
                 del self._running[name]
         self._tell(ended, brought)
 
     def _progress(self, requests: set[int]) -> list[Segment]:
-        running = [self._so_far(sample) for sample in self._running.values() if sample.request in requests]
+        samples = [each for each in self._running.values() if each.taken.request.id in requests]
+        running = [sample.so_far(self._so_far(sample)) for sample in samples]
         with self._news:
             return running + [each for each in (*self._given, *self._segments) if each.request in requests]
 
-    def _so_far(self, sample: RunningSample) -> Segment:
+    def _so_far(self, sample: RunningSample) -> Any:
         """What vLLM would tell of a response if it ended now: its own account of it, which stays as it is."""
-        state = self.llm.llm_engine.output_processor.request_states[sample.inside]
-        output: Any = state.make_request_output([], None, FinishReason.ABORT, None)
-        return segment_of(sample, output.outputs[0])
+        return self._state(sample).make_request_output([], None, FinishReason.ABORT, None).outputs[0]
+
+    def _older(self, version: int) -> set[int]:
+        """Requests of which weights before this version have sampled a token."""
+        samples = self._running.values()
+        return {each.taken.request.id for each in samples if each.oldest(self._state(each)) < version}
+
+    def _state(self, sample: RunningSample) -> Any:
+        """vLLM's account of a request."""
+        return self.llm.llm_engine.output_processor.request_states[sample.inside]
 
     def _run(self) -> None:
         try:
             with self._work.on("start"):
                 self.llm = self._build()
-                self._count_preemptions()
+                self._scheduling = Scheduling(self.llm)
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
             self._lose(error)
             self.ready.set_exception(error)
@@ -296,7 +347,7 @@ class EngineThread:
                     _fulfil(canary, output)
                 else:
                     sample = self._running.pop(output.request_id)
-                    ended.append(segment_of(sample, output.outputs[0]))
+                    ended.append(sample.end(output.outputs[0]))
                     brought += sample.brought
             self._tell(ended, brought)
         except Exception as error:
@@ -320,24 +371,16 @@ class EngineThread:
         self._canaries.clear()
         self._running.clear()
 
-    def _scheduler(self) -> Any:
-        """vLLM's scheduler, where it is in this process; None before the engine is built, or where it is not."""
-        llm = getattr(self, "llm", None)
-        core = getattr(llm.llm_engine.engine_core, "engine_core", None) if llm is not None else None
-        return getattr(core, "scheduler", None)
-
-    def _count_preemptions(self) -> None:
-        # vLLM counts them only together with statistics of every token, which would cost each step.
-        scheduler = self._scheduler()
-        if scheduler is None:
-            return
-        self._preemptions, preempt = 0, scheduler._preempt_request
-
-        def counted(*args: object, **options: object) -> object:
-            self._preemptions = (self._preemptions or 0) + 1
-            return preempt(*args, **options)
-
-        scheduler._preempt_request = counted
+    def _take_in(self) -> None:
+        """Take in what old weights have sampled and vLLM has not told yet: later it would pass for the new ones'."""
+        core = self.llm.llm_engine.engine_core
+        # Of an engine core in a process of its own, these are all: it had paused when it said so.
+        while not getattr(core, "outputs_queue", _NOTHING).empty() and self._lost is None:
+            self._step()
+        # In this process, with steps that overlap; what a paused scheduler adds to the queue is empty.
+        batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
+        while any(batch.total_num_scheduled_tokens for _, batch, _ in batches) and self._lost is None:
+            self._step()
 
 
 # Nobody may hear an answer: a caller that was cancelled has cancelled its future. That is no reason for the thread, and

@@ -9,14 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from actors.config_rollout import OnUpdate
 from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
-from actors.rollout.begun import ended_before
-from actors.rollout.completions import refused
+from actors.rollout.begun import ended_before, refused
 from actors.rollout.types import Begun, EngineStats, Finish, Request, Segment
 from actors.rollout.worker import EngineHost
 
@@ -39,65 +39,94 @@ class Table:
     """Samples that are worked on at one time."""
 
 
+@dataclass(slots=True, eq=False)
+class _Taken:
+    """A request, which its samples share."""
+
+    request: Request
+    oldest: float = np.inf
+    """Version of the oldest weights that have sampled a token of those that have ended; infinite without any."""
+
+
 _NOTHING = Begun(token_ids=[], logprobs=np.empty(0, np.float32), versions=[])
 
 
 @dataclass(slots=True, eq=False)
 class _Sample:
-    request: Request
+    taken: _Taken
     index: int
     length: int
-    """Tokens that are sampled here: those that it has begun with are not among them."""
+    """Of the whole response."""
     begun: Begun
-    started: float | None = None
-    """By the clock; None while it waits for a slot."""
+    started: float = 0.0
     versions: list[VersionSpan] = field(default_factory=list)
-    """Of all its tokens; the last one is open while it runs."""
+    """Of all its tokens, the last one open; empty while it waits for a slot."""
+
+    @property
+    def brought(self) -> int:
+        """Tokens that it had when it came here."""
+        return len(self.begun.token_ids)
+
+    @property
+    def request(self) -> Request:
+        """Whose it is."""
+        return self.taken.request
 
     def tokens(self, now: float, table: Table) -> int:
-        """How many were sampled here by now."""
-        if self.started is None:
+        """How many were sampled here by now; none of one that waits."""
+        left = self.length - self.brought
+        if not self.versions:
             return 0
         if table.token_s == 0:
-            return self.length
-        return min(self.length, max(0, int((now - self.started - table.start_s) / table.token_s)))
-
-    def end(self, table: Table) -> float:
-        """When the last token is there; it has started."""
-        assert self.started is not None
-        return self.started + table.start_s + table.token_s * self.length
-
-    def start(self, when: float, version: int) -> None:
-        """Its tokens from now on are of this version."""
-        self.started = when
-        self.versions = list(self.begun.versions)
-        self._open(version, len(self.begun.token_ids))
-
-    def go_on(self, tokens: int, version: int) -> None:
-        """After so many sampled here, with these weights."""
-        self.versions = self.spans(tokens)
-        self._open(version, len(self.begun.token_ids) + tokens)
-
-    def _open(self, version: int, at: int) -> None:
-        start = self.versions.pop().start if self.versions and self.versions[-1].version == version else at
-        self.versions.append(VersionSpan(version=version, start=start, end=-1))
+            return left
+        return min(left, max(0, int((now - self.started - table.start_s) / table.token_s)))
 
     def spans(self, tokens: int) -> list[VersionSpan]:
-        """Which weights sampled what, of so many sampled here."""
-        if self.started is None:
+        """Which weights have sampled which of its tokens, so many of them here."""
+        if not self.versions:
             return self.begun.versions
-        *before, last = self.versions
-        end = len(self.begun.token_ids) + tokens
-        return [*before, VersionSpan(version=last.version, start=last.start, end=end)] if end > last.start else before
+        spans = [*self.versions[:-1], replace(self.versions[-1], end=self.brought + tokens)]
+        return [span for span in spans if span.end > span.start]
+
+    def use(self, version: int, tokens: int) -> None:
+        """What is sampled after so many tokens is of these weights."""
+        *before, last = self.spans(tokens) or [VersionSpan(version=version, start=0, end=0)]
+        # Those of the last span go on with it.
+        spans = before if last.version == version else [*before, last]
+        start = last.start if last.version == version else last.end
+        self.versions = [*spans, VersionSpan(version=version, start=start, end=-1)]
+
+    def begin_anew(self, now: float) -> None:
+        """From its prompt."""
+        self.begun, self.versions, self.started = _NOTHING, [], now
+
+    def end(self, table: Table) -> float:
+        """When the last token is there."""
+        return self.started + table.start_s + table.token_s * (self.length - self.brought)
+
+    def segment(self, tokens: int, finish: Finish) -> Segment:
+        """What it has: what it began with, and so many tokens that were sampled here."""
+        return Segment(
+            request=self.request.id,
+            index=self.index,
+            token_ids=self.begun.token_ids + [self.request.token_ids[-1]] * tokens,
+            logprobs=np.concatenate([self.begun.logprobs, np.full(tokens, _LOGPROB, dtype=np.float32)]),
+            versions=self.spans(tokens),
+            finish=finish,
+        )
 
 
 class SimulatedEngine:
     """See `Engine`. Time passes as `clock` says; nothing happens but when somebody calls."""
 
-    def __init__(self, table: Table, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, table: Table, clock: Callable[[], float] = time.monotonic, on_update: OnUpdate = "recompute"
+    ) -> None:
+        """Keys and values cost nothing here: `on_update` recompute and keep_cache are the same."""
         self.table = table
         self.version = 0
         self._clock = clock
+        self._on_update = on_update
         self._lock = threading.Lock()
         self._waiting: deque[_Sample] = deque()
         self._running: list[_Sample] = []
@@ -106,31 +135,33 @@ class SimulatedEngine:
         """By the last poll."""
         self._submitted = 0
         self._generated = 0
+        self._discarded = 0
         self._lost = ""
 
     def submit(self, requests: list[Request], seed: int | None) -> None:
         """See `Engine`; the seed changes nothing."""
         with self._lock:
             for request in requests:
+                taken = _Taken(request)
                 for index in range(request.sampling.samples):
                     try:
                         ended = ended_before(request, index) if request.begun else None
                     except ValueError as error:
                         ended = refused(request.id, index, error)
                     if ended:
-                        self._segments.append(ended)
+                        self._tell(taken, ended)
                     else:
-                        self._waiting.append(self._sample(request, index))
+                        self._waiting.append(self._sample(taken, index))
             self._advance()
 
-    def _sample(self, request: Request, index: int) -> _Sample:
-        begun = request.begun[index] if request.begun else _NOTHING
+    def _sample(self, taken: _Taken, index: int) -> _Sample:
+        begun = taken.request.begun[index] if taken.request.begun else _NOTHING
         # By number, so that a run is the same every time.
         length = self.table.lengths[self._submitted % len(self.table.lengths)]
         self._submitted += 1
-        brought = len(begun.token_ids)
-        length = max(length, brought + 1) if brought else length
-        return _Sample(request, index, min(length, request.sampling.max_tokens) - brought, begun)
+        if begun.token_ids:
+            length = max(length, len(begun.token_ids) + 1)
+        return _Sample(taken, index, min(length, taken.request.sampling.max_tokens), begun)
 
     def poll(self, wait_s: float) -> list[Segment]:
         """See `Engine`."""
@@ -153,10 +184,13 @@ class SimulatedEngine:
         """See `Engine`."""
         with self._lock:
             self._advance()
-            for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
-                (self._running if sample in self._running else self._waiting).remove(sample)
-                self._end(sample, sample.tokens(self._clock(), self.table), "abort")
+            self._abort(set(requests))
+
+    def abort_older(self, version: int) -> None:
+        """See `Engine`."""
+        with self._lock:
             self._advance()
+            self._abort({each.request.id for each in (*self._running, *self._waiting) if self._is_older(each, version)})
 
     def progress(self, requests: list[int]) -> "Future[list[Segment]]":
         """See `Engine`."""
@@ -169,7 +203,7 @@ class SimulatedEngine:
             if self._lost:
                 answer.set_exception(RuntimeError(self._lost))
             else:
-                answer.set_result([_segment(each, each.tokens(now, self.table), "abort") for each in samples] + ended)
+                answer.set_result([each.segment(each.tokens(now, self.table), "abort") for each in samples] + ended)
         return answer
 
     def stats(self) -> EngineStats:
@@ -184,16 +218,22 @@ class SimulatedEngine:
                 cache_used=len(self._running) / self.table.slots,
                 preemptions=0,
                 generated_tokens=self._generated,
+                discarded_tokens=self._discarded,
                 silent_s=0.0,
                 lost=self._lost,
             )
 
     def use(self, version: int) -> None:
-        """Go on with the weights of this version: tokens from now on are of them."""
+        """Go on with the weights of this version: tokens from now on are of them, with `on_update` restart all."""
         with self._lock:
             self._advance()
+            now = self._clock()
             for sample in self._running:
-                sample.go_on(sample.tokens(self._clock(), self.table), version)
+                tokens = sample.tokens(now, self.table)
+                if self._on_update == "restart":
+                    sample.begin_anew(now)
+                    self._discarded, tokens = self._discarded + tokens, 0
+                sample.use(version, tokens)
             self.version = version
 
     def lose(self, why: str) -> None:
@@ -219,28 +259,33 @@ class SimulatedEngine:
             self._running.remove(ended)
             if self._waiting:
                 self._start(self._waiting.popleft(), ended.end(self.table))
-            cut = ended.length + len(ended.begun.token_ids) == ended.request.sampling.max_tokens
-            self._end(ended, ended.length, "length" if cut else "stop")
+            cut = ended.length == ended.request.sampling.max_tokens
+            self._end(ended, ended.length - ended.brought, "length" if cut else "stop")
+
+    def _is_older(self, sample: _Sample, version: int) -> bool:
+        """Whether older weights have sampled any token of it, or of those of its request that have ended."""
+        spans = sample.spans(sample.tokens(self._clock(), self.table))
+        return min([sample.taken.oldest, *(span.version for span in spans)]) < version
+
+    def _abort(self, requests: set[int]) -> None:
+        for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
+            (self._running if sample in self._running else self._waiting).remove(sample)
+            tokens = sample.tokens(self._clock(), self.table)
+            self._end(sample, tokens, "abort")
+        self._advance()
 
     def _start(self, sample: _Sample, when: float) -> None:
-        sample.start(when, self.version)
+        sample.started = when
+        sample.use(self.version, 0)
         self._running.append(sample)
 
     def _end(self, sample: _Sample, tokens: int, finish: Finish) -> None:
         self._generated += tokens
-        self._segments.append(_segment(sample, tokens, finish))
+        self._tell(sample.taken, sample.segment(tokens, finish))
 
-
-def _segment(sample: _Sample, tokens: int, finish: Finish) -> Segment:
-    """What a sample has: what it began with, and so many tokens that were sampled here."""
-    return Segment(
-        request=sample.request.id,
-        index=sample.index,
-        token_ids=sample.begun.token_ids + [sample.request.token_ids[-1]] * tokens,
-        logprobs=np.concatenate([sample.begun.logprobs, np.full(tokens, _LOGPROB, dtype=np.float32)]),
-        versions=sample.spans(tokens),
-        finish=finish,
-    )
+    def _tell(self, taken: _Taken, segment: Segment) -> None:
+        taken.oldest = min([taken.oldest, *(span.version for span in segment.versions)])
+        self._segments.append(segment)
 
 
 class SimulatedRolloutWorker(EngineHost):
@@ -248,10 +293,10 @@ class SimulatedRolloutWorker(EngineHost):
 
     engine: SimulatedEngine
 
-    def __init__(self, rank: int, world_size: int, table: Table) -> None:
+    def __init__(self, rank: int, world_size: int, table: Table, on_update: OnUpdate = "recompute") -> None:
         super().__init__(lambda segment: f"{len(segment.token_ids)} tokens")
         write_output_to_log()
-        self.engine = SimulatedEngine(table)
+        self.engine = SimulatedEngine(table, on_update=on_update)
 
     async def use(self, version: int) -> None:
         """See `SimulatedEngine.use`."""

@@ -150,6 +150,8 @@ class EngineStats:
     """How often a sample lost its place in the cache, and is computed again, so far; None where it does not tell."""
     generated_tokens: int
     """Sampled tokens of ended samples, so far."""
+    discarded_tokens: int
+    """Sampled tokens that new weights have thrown away (rollout.on_update restart), so far."""
     silent_s: float
     """Seconds since the engine's thread last came round: it hangs, or is in a long step, when this grows."""
     lost: str
@@ -177,6 +179,13 @@ class Engine(Protocol):
 
     def abort(self, requests: list[int]) -> None:
         """End these requests: what each of their samples has so far comes by `poll`, unless it has ended already."""
+
+    def abort_older(self, version: int) -> None:
+        """As `abort`, of the requests of which older weights than of this version have sampled any token.
+
+        Tokens of samples that have ended count, as long as others of their request have not. A request that waits has
+        no token, whenever it was submitted.
+        """
 
     def progress(self, requests: list[int]) -> "Future[list[Segment]]":
         """What each sample of these requests has so far, as if it were aborted now; it goes on all the same.
@@ -229,3 +238,5 @@ class Finished:
     infos: list[RolloutInfo]
     error: str = ""
     """Why the engine refused it; then there is nothing to collect."""
+    aborted: bool = False
+    """It was asked to end; then there is nothing to collect, unless that was asked for: `infos` are of what it had."""

@@ -28,6 +28,7 @@ from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
 from actors.rollout.begun import so_far
+from actors.rollout.stop_strings import up_to_stop
 from actors.rollout.types import Begun, Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
 from actors.weights.offer import Offer
 from actors.weights.ticket import Got
@@ -70,6 +71,8 @@ class EngineHost:
         """Requests of which samples are still to end, and those that have ended."""
         self._ended: dict[int, list[Episode]] = {}
         """Of requests that nobody has collected yet."""
+        self._aborted: dict[int, bool] = {}
+        """Of the open requests, those that were asked to end, and whether what they have will be collected."""
 
     @ray.method(concurrency_group="requests")
     async def submit(self, requests: list[Request], seed: int | None) -> None:
@@ -130,18 +133,20 @@ class EngineHost:
         return None, *parts
 
     @ray.method(concurrency_group="requests")
-    async def abort(self, requests: list[int]) -> None:
-        """End these requests; `poll` tells of each, and what they have so far can be collected."""
-        # What has ended on the way here is no longer open, and the engine knows nothing of it.
-        self.engine.abort([request for request in requests if request in self._open])
+    async def abort(self, requests: list[int], keep: bool = False) -> None:
+        """End these requests; `poll` tells of each. What they have so far can be collected with `keep`, and is gone
+        without, also of those that have ended on the way here."""
+        self._end(requests, keep=keep)
+
+    @ray.method(concurrency_group="requests")
+    async def abort_older(self, version: int) -> None:
+        """See `Engine.abort_older`; `poll` tells of each of these requests, and what they have is gone."""
+        self.engine.abort_older(version)
 
     # Not among control calls, which run on a thread of their own: what has ended moves from here to there meanwhile.
     @ray.method(concurrency_group="requests")
     async def progress(self, requests: list[int]) -> dict[int, tuple[Begun, ...]]:
-        """What each sample of these requests has so far, in their order; they go on all the same.
-
-        A request that has not come yet, or of which `poll` tells or has told, is left out.
-        """
+        """See `Engine.progress`; left out is a request that has not come yet, or of which `poll` tells or has told."""
         known = [request for request in requests if request in self._open]
         segments = await asyncio.wrap_future(self.engine.progress(known))
         # Looked up now: what the engine had given to a poll before the last one has come here.
@@ -152,9 +157,17 @@ class EngineHost:
         """How the engine is, whatever its thread is doing."""
         return self.engine.stats()
 
+    def _end(self, requests: list[int], *, keep: bool) -> None:
+        # What has ended on the way here is no longer open, and the engine knows nothing of it.
+        running = [request for request in requests if request in self._open]
+        self._aborted |= dict.fromkeys(running, keep)
+        for request in () if keep else requests:
+            self._ended.pop(request, None)
+        self.engine.abort(running)
+
     def _first(self, finished: list[Finished], places: int) -> list[list[Episode] | None]:
         """What `poll` gives beside its news."""
-        first = [each.request for each in finished if not each.error][:places]
+        first = [each.request for each in finished if not each.error and not each.aborted][:places]
         found = [self._ended.pop(request) for request in first]
         return [*found, *[None] * (places - len(found))]
 
@@ -170,16 +183,21 @@ class EngineHost:
 
     def _finish(self, number: int) -> Finished:
         request, segments = self._open.pop(number)
+        kept = self._aborted.pop(number, None)
         if refused := [segment.error for segment in segments if segment.finish == "refused"]:
             return Finished(request=number, infos=[], error=refused[0])
         # They end in any order; which response has which number must not depend on it.
         segments.sort(key=lambda segment: segment.index)
         given = np.array(request.token_ids, dtype=np.int32)
-        episodes = [self._episode(given, segment) for segment in segments]
-        self._ended[number] = episodes
-        return Finished(request=number, infos=[RolloutInfo.of(episode) for episode in episodes])
+        aborted = kept is False or any(segment.finish == "abort" for segment in segments)
+        kept = kept or not aborted
+        episodes = [self._episode(given, segment, read=kept) for segment in segments]
+        if kept:
+            self._ended[number] = episodes
+        return Finished(request=number, infos=list(map(RolloutInfo.of, episodes)), aborted=aborted)
 
-    def _episode(self, given: np.ndarray, segment: Segment) -> Episode:
+    def _episode(self, given: np.ndarray, segment: Segment, *, read: bool) -> Episode:
+        """`read`: with its text."""
         turn = Turn(
             given_token_ids=given,
             sampled_token_ids=np.array(segment.token_ids, dtype=np.int32),
@@ -187,9 +205,9 @@ class EngineHost:
             versions=segment.versions,
             finish_reason=segment.finish,
         )
-        marked = self._decode_marked(segment) if self._decode_marked else None
+        marked = self._decode_marked(segment) if self._decode_marked and read else None
         status = _STATUSES.get(segment.finish, "failed")
-        return Episode(turns=[turn], status=status, text=self._decode(segment), marked_text=marked)
+        return Episode(turns=[turn], status=status, text=self._decode(segment) if read else "", marked_text=marked)
 
 
 class RolloutWorker(EngineHost):
@@ -224,6 +242,7 @@ class RolloutWorker(EngineHost):
             lambda: build_llm(directory, config, model, backend, seed + rank),
             lambda sampling: sampling_params(config, sampling, ends),
             config.max_concurrent,
+            config.on_update,
         )
 
     @ray.method(concurrency_group="control")
@@ -271,7 +290,7 @@ class RolloutWorker(EngineHost):
         if self._half_new:
             # What runs ends with the tokens that it has, and no request is taken before whole weights have come.
             self.engine.version = -1
-            self.engine.abort(list(self._open))
+            self._end(list(self._open), keep=True)
         self.engine.resume()
 
     @ray.method(concurrency_group="control")
@@ -379,14 +398,3 @@ class RolloutWorker(EngineHost):
 
     async def _between_steps(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self.engine.call(function))
-
-
-def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
-    """The text of a response that the string `stop` has ended, without it, or with `keep` up to its end.
-
-    `text` is that of all tokens; the last one may go on behind `stop`. `engine_text` is the engine's own, which lacks
-    `stop`: it counts where the tokens, decoded together, give other characters than one after the other.
-    """
-    # The first one is the one that ended it: an earlier one would have done so earlier.
-    before, found, _ = text.partition(stop)
-    return (before if found else engine_text) + (stop if keep else "")

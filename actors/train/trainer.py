@@ -8,12 +8,12 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from actors.config import ModelConfig, TrainerConfig, UserError
 from actors.episodes import Sequence, experience
@@ -228,10 +228,9 @@ class TrainedWorker(Worker):
 
     def _reduced(self) -> Metrics:
         # One sum for all: every rank has the same names in the same order, as the loss function gives them.
-        values = torch.stack(list(self.sums.values()))
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return dict(zip(self.sums, values.tolist(), strict=True))
+        values = self.sum_over_ranks(torch.cat([value.reshape(-1) for value in self.sums.values()]).cpu().numpy())
+        names = [each for name, value in self.sums.items() for each in _element_names(name, value.shape)]
+        return dict(zip(names, values.tolist(), strict=True))
 
     def checksums(self) -> dict[str, int]:
         """Checksum of every parameter, the whole of it, with adapters merged into it."""
@@ -368,6 +367,12 @@ class TrainedWorker(Worker):
         adapter_files.write_adapter(
             directory / "adapter", adapter_files.adapter_config(self.hf_model, self.directory), adapter
         )
+
+
+@cache
+def _element_names(name: str, shape: torch.Size) -> tuple[str, ...]:
+    """Names under which a share of a metric is told: of a vector, one for each of its elements."""
+    return tuple(f"{name}/{index}" for index in range(shape[0])) if shape else (name,)
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

@@ -40,8 +40,8 @@ class Totals:
 
 LossFunction = Callable[[PackedBatch, torch.Tensor, torch.Tensor, Totals], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(micro-batch, policy_logprobs [T], entropies [T], totals) -> (share of the loss, shares of metrics): shares of all
-micro-batches and ranks add up to the loss and the metrics of the update. Of a model of values: (micro-batch, values
-[T], zeros [T], totals)."""
+micro-batches and ranks add up to the loss and the metrics of the update; a metric may be a vector, whose elements are
+told as NAME/0, NAME/1. Of a model of values: (micro-batch, values [T], zeros [T], totals)."""
 
 Forward = Callable[[PackedBatch], torch.Tensor]
 """What a model reads out of a micro-batch, [T], without gradient."""

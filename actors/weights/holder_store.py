@@ -1,5 +1,6 @@
 """Weights go to a holder, and from there to each engine that asks, whenever it does, without the policy."""
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from ray import ObjectRef
 from ray.exceptions import RayActorError
 
 from actors.group import ActorGroup, GroupError, no_answer
-from actors.rollout.worker import RolloutWorker
+from actors.rollout.worker import Adapter, RolloutWorker
 from actors.train.policy import PolicyWorker
 from actors.weights.holder import WeightHolder
 from actors.weights.offer import Offer
@@ -41,6 +42,8 @@ class HolderStore:
     """Versions from one that both sides account for to the next."""
     timeout_s: float
     """Deadline of an engine's fetch."""
+    rolling: bool = False
+    """Serve engines one after the other: while one gets the weights, the others go on with those that they have."""
     version: int = -1
     """Published last."""
 
@@ -52,35 +55,48 @@ class HolderStore:
         return told[0]
 
     def fetch(self, ticket: Ticket, engines: Sequence[int]) -> list[Account]:
-        """Serve engines at one time, each in a group of its own; no rank of the policy takes part.
+        """Serve engines, each in a group of its own and all at one time, unless `rolling`, without the policy.
 
         Raises ValueError of a version that is not the last, GroupError when the holder has died or an engine failed:
-        the other engines then use the new weights.
+        the other engines then use the new weights, but for those whose turn had not come when the holder died.
         """
         if ticket.version != self.version:
             raise ValueError(f"version {ticket.version} cannot be fetched: the holder has version {self.version}")
-        weights, adapter = ticket.parts["weights"], ticket.parts.get("adapter")
+        weights = ticket.parts["weights"]
         # Asked before any engine is: where the holder has none to give, all of them go on undisturbed.
         [offer] = self._of_holder(_HOLDER.offer, weights.version)
-        file = self.holder.submit(0, _HOLDER.adapter_of, ticket.version) if adapter else None
+        file = self.holder.submit(0, _HOLDER.adapter_of, ticket.version) if "adapter" in ticket.parts else None
         if file is not None:
             # Waited for here: as an argument, its failure would look like the fault of the engine that it was given to.
             self.holder.gather([file], "adapter_of", self.timeout_s)
-        wave = _Wave(self.rollout, engines, self.timeout_s)
+        accounts, failed = dict[int, Account](), dict[int, GroupError]()
+        for turn in [[engine] for engine in engines] if self.rolling else [engines]:
+            wave = _Wave(self.rollout, turn, self.timeout_s)
+            accounts |= self._serve_wave(wave, ticket, offer, file)
+            failed |= wave.failed
+        _raise_failures(failed)
+        return [accounts[engine] for engine in engines]
+
+    def _serve_wave(
+        self, wave: "_Wave", ticket: Ticket, offer: Offer, file: ObjectRef[Adapter] | None
+    ) -> dict[int, Account]:
+        """Let the engines of a wave get what they lack of a version; `file`: of its adapter, if it has one."""
+        began = time.perf_counter()
+        weights, adapter = ticket.parts["weights"], ticket.parts.get("adapter")
         # Also the first sign of life, so that nothing is served to an engine that has died.
         have = wave.ask(_ENGINE.weights_held)
         lacking = [engine for engine, version in have.items() if not adapter or version != weights.version]
-        accounts = {engine: Account(engine) for engine in engines}
+        parts: dict[int, dict[Kind, Got]] = {engine: {} for engine in wave.engines}
         # In service as this version only when the adapter is there as well.
         in_service = -1 if adapter else ticket.version
         for engine, got in self._serve(wave, offer, lacking, in_service, self._prompt(ticket, weights)).items():
-            accounts[engine].parts["weights"] = got
+            parts[engine]["weights"] = got
         if adapter:
             arguments = (file, ticket.version, self._prompt(ticket, adapter))
             for engine, got in wave.ask(_ENGINE.load_adapter, lambda _: arguments).items():
-                accounts[engine].parts["adapter"] = got
-        wave.raise_failures()
-        return [accounts[engine] for engine in engines]
+                parts[engine]["adapter"] = got
+        seconds = time.perf_counter() - began
+        return {engine: Account(engine, got, seconds) for engine, got in parts.items()}
 
     def _serve(
         self, wave: "_Wave", offer: Offer, engines: Sequence[int], version: int, canary: list[int] | None
@@ -151,11 +167,12 @@ class _Wave:
                 self.failed[engine] = error
         return answers
 
-    def raise_failures(self) -> None:
-        """Raise the first engine's GroupError, which says how many others failed."""
-        if not self.failed:
-            return
-        (_, first), *others = sorted(self.failed.items())
-        if not others:
-            raise first
-        raise GroupError(f"{first}; and engines {[engine for engine, _ in others]} failed") from first
+
+def _raise_failures(failed: dict[int, GroupError]) -> None:
+    """Raise the first engine's GroupError, which says how many others failed."""
+    if not failed:
+        return
+    (_, first), *others = sorted(failed.items())
+    if not others:
+        raise first
+    raise GroupError(f"{first}; and engines {[engine for engine, _ in others]} failed") from first

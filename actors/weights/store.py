@@ -6,7 +6,6 @@ When to publish is the algorithm's affair, how weights travel that of the store:
 engines at once, `holder_store.py` keeps them in a process of its own for whoever comes.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -50,13 +49,16 @@ class WeightStore(Protocol):
 def sync(store: WeightStore, rollout: ActorGroup[RolloutWorker], version: int, tolerance: float) -> dict[str, float]:
     """Publish, let all engines of the group `rollout` fetch, and verify; returns metrics.
 
+    weights/sync_seconds are those of publishing, for which training stands still and with a broadcast all engines do,
+    and the longest that one engine then took to fetch. Where they fetch one after the other (rollout.update_order
+    rolling), those that go on meanwhile do not wait: it is less than the time that passes here.
+
     Raises what a store raises, and WeightSyncError where an engine computes with other weights.
     """
     ticket = store.publish(version)
-    began = time.perf_counter()
     accounts = store.fetch(ticket, range(len(rollout)))
-    # Until the engines have the weights: comparing comes after it, and is not counted.
-    metrics = {"weights/sync_seconds": ticket.seconds + time.perf_counter() - began}
+    # Comparing comes after it, and is not counted.
+    metrics = {"weights/sync_seconds": ticket.seconds + max(account.seconds for account in accounts)}
     if ticket.merge_error is not None:
         metrics["weights/merge_error"] = ticket.merge_error
     difference = verify(store, rollout, ticket, accounts, tolerance)

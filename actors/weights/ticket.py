@@ -60,3 +60,6 @@ class Account:
 
     engine: int
     parts: dict[Kind, Got] = field(default_factory=dict)
+    seconds: float = 0.0
+    """From when it was asked for this version until it, and all that were asked with it, had it: the longest that it
+    can have stood still for it, beside `Ticket.seconds`."""

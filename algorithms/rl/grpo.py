@@ -20,7 +20,7 @@ from algorithms.division.deals import Updates
 from algorithms.division.work import Sample, samples_of
 from algorithms.loop import Clock, Metrics
 from algorithms.rl.estimators import compared
-from algorithms.rl.metrics import ReportedAdvantages, teaches
+from algorithms.rl.metrics import ReportedAdvantages
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
@@ -36,14 +36,17 @@ class GRPO(RL):
         clock = Clock(self.reporter)
         self.begin("GRPO", clock)
         while not self.done:
-            groups = self._scored_groups(clock)
+            with clock("rollout"):
+                groups = self.sample(self.config.prompts_per_step)
+            with clock("score"):
+                groups = self.shape(self.score(groups))
             metrics, advantages = self.learn(groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
 
     def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, ReportedAdvantages]:
         """Update the policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("advantages"):
-            samples, metrics = self._advantages(groups)
+            samples = self._advantages(groups)
             # Planned before anything is computed: a rank that computes fields must know who goes on with them.
             updates, estimation = self._plan(samples), self.estimation(self.policy, groups)
         learns = [updates.taker]
@@ -52,35 +55,16 @@ class GRPO(RL):
             # Both begin before one is waited for.
             reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
             parts = reference() + old()
+        metrics: Metrics = {}
         advantages: ReportedAdvantages = {(each.group, each.index): each.advantage for each in samples}
         if self._by_token:
             with clock("advantages"):
                 scores = [each.shaped for each in groups]
-                told, advantages, found = self.estimate(self.policy, groups, scores, parts, estimation, learns)
-                metrics, parts = metrics | told, parts + found
+                metrics, advantages, found = self.estimate(self.policy, groups, scores, parts, estimation, learns)
+                parts += found
         with clock("update"):
             metrics |= self.submit_updates(updates, self.policy_loss(), groups, parts)()
         return metrics, advantages
-
-    def _scored_groups(self, clock: Clock) -> list[ShapedGroup]:
-        """The step's groups; with dynamic sampling, those whose scores differ, sampled until there are enough."""
-        wanted, kept, sampled = self.config.prompts_per_step, list[ShapedGroup](), 0
-        rounds = self.config.dynamic_sampling_rounds if self.config.dynamic_sampling else 1
-        for attempt in range(rounds):
-            with clock("rollout"):
-                groups = self.sample(wanted - len(kept), attempt)
-            with clock("score"):
-                # Shaped before it is decided who teaches: equal rewards may differ by penalties for length.
-                groups = self.shape(self.score(groups))
-            sampled += len(groups)
-            kept += [group for group in groups if teaches(group)] if self.config.dynamic_sampling else groups
-            if len(kept) == wanted or not self.config.dynamic_sampling:
-                self.sampled = sampled
-                return kept
-        raise RuntimeError(
-            f"after {rounds} rounds of sampling (algorithm.dynamic_sampling_rounds) only {len(kept)} of {wanted} "
-            f"prompts had responses of different scores ({sampled} were sampled): too easy or too hard for the model"
-        )
 
     @property
     def _by_token(self) -> bool:
@@ -89,16 +73,12 @@ class GRPO(RL):
         of_tokens = baseline.by_token or baseline.whitens(config)
         return of_tokens or bool(config.kl_in == "reward" and config.kl_coef)
 
-    def _advantages(self, groups: Sequence[ScoredGroup]) -> tuple[list[Sample], Metrics]:
+    def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Sample]:
         """The step's samples, with their advantages where these are one number each, else NaN."""
         config, shaped = self.config, self.shape(groups)
-        metrics: Metrics = {}
-        if config.dynamic_sampling:
-            metrics["rollout/dynamic_sampling_kept"] = len(groups) / self.sampled
         if self._by_token:
-            return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped]), metrics  # not known yet
-        advantages = [compared(config, each.shaped, each.counted) for each in shaped]
-        return samples_of(groups, advantages), metrics
+            return samples_of(groups, [np.full(len(each.infos), np.nan) for each in shaped])  # not known yet
+        return samples_of(groups, [compared(config, each.shaped, each.counted) for each in shaped])
 
     def _plan(self, samples: list[Sample]) -> Updates:
         updates = [self.counted(update) for update in self.updates(samples)]

@@ -6,11 +6,18 @@ from typing import Any
 import numpy as np
 
 from actors.rollout.types import RolloutInfo
+from algorithms.config_rl import RLConfig
 from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
+from algorithms.rl.importance import quantile
 from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.lane import Discards
+
+_COUNTS = "importance/counts/"
+"""How the counts of importance weights in each bin begin, in their order."""
+_QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 ReportedAdvantages = Mapping[tuple[int, int], float]
 """(number of the group, of the response) -> advantage; its mean over tokens, where these have their own. None of those
@@ -67,6 +74,31 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failu
     )
 
 
+def discard_metrics(config: RLConfig, discards: Discards, kept: int) -> Metrics:
+    """What became of groups that a step was not given, while it was made: too old ones, those whose scores do not
+    differ, those that later steps take."""
+    found: Metrics = {}
+    if config.max_staleness:
+        found |= {"staleness/dropped": float(discards.dropped), "staleness/aborted": float(discards.aborted)}
+        stale = sum(each.why == "stale" for each in discards.left_out)
+        found["staleness/left_out"] = float(stale)
+    if discards.postponed:
+        found["rollout/postponed"] = float(discards.postponed)
+    if getattr(config, "dynamic_sampling", False):
+        found["rollout/dynamic_sampling_kept"] = kept / (kept + discards.alike)
+    return found
+
+
+def left_out_rows(discards: Discards) -> dict[str, list[str]]:
+    """Why -> names of the prompts of which no group will come in this pass over the data: set (where there are several)
+    and row."""
+    found: dict[str, list[str]] = {}
+    for each in discards.left_out:
+        name = f"{each.prompt.of_set}:{each.prompt.index}" if each.prompt.of_set else str(each.prompt.index)
+        found.setdefault(each.why, []).append(name)
+    return found
+
+
 def _turn_metrics(infos: Sequence[RolloutInfo]) -> Metrics:
     """Turns and their rewards per episode, and the tokens that were given between sampled ones; of a step in which an
     episode has several turns, or one that was rewarded."""
@@ -92,7 +124,19 @@ def update_metrics(per_update: list[Metrics], trained_tokens: list[int], prefix:
         means[key] = float(np.mean([metrics[key] for metrics in told]))
     if trained_tokens[0]:
         means |= _mismatch(per_update[0], trained_tokens[0])
-    return means
+    return means | _importance(told)
+
+
+def _importance(told: list[Metrics]) -> Metrics:
+    """Quantiles of the importance weights of all updates that tell some, and the share of them that was cut."""
+    names = [name for name in told[0] if name.startswith(_COUNTS)] if told else []
+    counts = [sum(metrics[name] for metrics in told) for name in names]
+    if not (total := sum(counts)):
+        return {}
+    found = {f"policy/importance_weight_{label}": quantile(counts, share) for label, share in _QUANTILES.items()}
+    if "importance/cut" in told[0]:
+        found["policy/importance_truncated_fraction"] = sum(metrics["importance/cut"] for metrics in told) / total
+    return found
 
 
 def _mismatch(first: Metrics, trained_tokens: int) -> Metrics:

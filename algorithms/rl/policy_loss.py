@@ -4,6 +4,10 @@ With the importance ratio rho = pi / pi_old of each token, the loss is the aggre
 `algorithm.loss` names (`algorithms.rl.surrogates`), + kl_coef KL(pi || reference) where kl_in is loss (times rho with
 kl_importance_ratio), - entropy_coef entropy. pi_old is the sampler's, or with `importance_correction` the trainer's at
 the start of the step: the surrogate is then weighted by pi_old / pi_sampler, truncated or masked.
+
+With the clipped surrogate that is decoupled PPO (arXiv 2505.24298): pi_sampler, whose weights may be older, and change
+within a response, is its behaviour policy; pi_old, the same in all updates and epochs of a step, is its proximal one.
+In a step of one update pi is pi_old, and what is left is REINFORCE with truncated importance sampling.
 """
 
 import torch
@@ -12,6 +16,7 @@ from actors.models.packed import PackedBatch
 from actors.train.worker import Totals
 from algorithms.config_rl import RLConfig
 from algorithms.losses import aggregate, bounded, masked_sum
+from algorithms.rl.importance import weight_sums
 from algorithms.rl.losses import importance_weights, kl_penalty, mismatch, weighted_kl_penalty
 
 Metrics = dict[str, torch.Tensor]
@@ -32,7 +37,8 @@ def policy_loss(
 
     `constant` stands for a sequence's length in aggregation constant. `version` is that of the policy before the first
     update: only tokens sampled with it say whether trainer and sampler agree, as others differ by what was learned
-    since. mismatch/tokens is their number, by which `update_metrics` divides anew.
+    since. mismatch/tokens is their number, by which `update_metrics` divides anew; of importance/counts and
+    importance/cut, which it makes quantiles of, see `weight_sums`.
     """
     mask, rollout_logprobs = batch.action_mask, batch.fields["rollout_logprobs"]
     # What is computed, while the loss is divided by all of the update: samples without a gradient are in its mean.
@@ -43,6 +49,7 @@ def policy_loss(
     vectors += [batch.sequence_ids] if surrogate.by_sequence else []  # the others take no such argument
     losses, clipped = surrogate.of(config)(*vectors)
     losses, metrics = _corrected(losses, batch, old_logprobs, per_token, config)
+    metrics |= _off_policy(batch, policy_logprobs, old_logprobs, per_token, config, version)
     metrics |= {
         "policy/clip_fraction": masked_sum(clipped.float(), mask) / per_token,
         "policy/ratio_mean": masked_sum(torch.exp(bounded(policy_logprobs.detach() - old_logprobs)), mask) / per_token,
@@ -66,8 +73,8 @@ def policy_loss(
 def _corrected(
     losses: torch.Tensor, batch: PackedBatch, old_logprobs: torch.Tensor, per_token: int, config: RLConfig
 ) -> tuple[torch.Tensor, Metrics]:
-    """The surrogate of each token, [T], weighted where `importance_correction` says so, and the metric of that."""
-    correction, mask = config.importance_correction, batch.action_mask
+    """The surrogate of each token, [T], weighted where `correction` says so, and the metrics of that."""
+    correction, mask = config.correction, batch.action_mask
     if correction is None:
         return losses, {}
     weights = importance_weights(
@@ -80,6 +87,33 @@ def _corrected(
         cap=correction.cap,
     )
     return losses * weights, {"policy/importance_weight_mean": masked_sum(weights, mask) / per_token}
+
+
+def _off_policy(
+    batch: PackedBatch,
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    per_token: int,
+    config: RLConfig,
+    version: int,
+) -> Metrics:
+    """How far all tokens, of whatever version, are from the trainer's policy; nothing where none can be.
+
+    The sampler is compared with pi_old, or without a correction, for which nobody reads it, with pi.
+    """
+    correction, mask, rollout_logprobs = config.correction, batch.action_mask, batch.fields["rollout_logprobs"]
+    if correction is None and not config.max_staleness:
+        return {}
+    compared = policy_logprobs.detach() if correction is None else old_logprobs
+    level, cap = (correction.level, correction.cap) if correction else ("token", None)
+    sums = weight_sums(compared, rollout_logprobs, mask, batch.sequence_ids, level=level, cap=cap)
+    found = {"policy/sampler_kl": sums["kl"] / per_token, "importance/counts": sums["counts"]}
+    if correction:
+        found["importance/cut"] = sums["cut"]
+    if config.max_staleness:
+        behind = version - batch.fields["versions"].double()
+        found["policy/token_staleness"] = masked_sum(behind, mask) / per_token
+    return found
 
 
 def _penalties(
@@ -96,7 +130,8 @@ def _penalties(
 
 def _old_logprobs(batch: PackedBatch, policy_logprobs: torch.Tensor, config: RLConfig) -> torch.Tensor:
     """Of the policy that the ratio compares with, [T]."""
-    if config.importance_correction is None:
+    if config.correction is None:
         return batch.fields["rollout_logprobs"]
-    # In the only update of a step, the policy still is the one that the step began with.
+    # In the only update of a step, the policy still is the one that the step began with. In others it is not, also in
+    # the first of an epoch: what was read before all of them stays.
     return policy_logprobs.detach() if config.updates_per_step == 1 else batch.fields["old_logprobs"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class RewardShaper:
     missing_eos_penalty: float
     max_response_tokens: int
     moments: RunningMoments = field(default_factory=RunningMoments)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+    """Of `moments`: with dynamic sampling a thread shapes groups, also while a checkpoint is written."""
 
     def shape(self, groups: Sequence[ScoredGroup], counted: list[np.ndarray]) -> list[ShapedGroup]:
         """The groups with their scores, and with whether the loss counts each response, bool [N].
@@ -34,7 +37,7 @@ class RewardShaper:
         One that is shaped already stays as it is: the running mean has moved on, and would give it other scores than
         those that decided about it.
         """
-        # GRPO asks again for the groups that dynamic sampling has kept.
+        # With dynamic sampling they were shaped when they were judged.
         new = [(group, kept) for group, kept in zip(groups, counted, strict=True) if not isinstance(group, ShapedGroup)]
         scores = iter(self([group for group, _ in new], [kept for _, kept in new]))
         return [
@@ -57,9 +60,10 @@ class RewardShaper:
         scores = [group.rewards.astype(np.float64) for group in groups]
         if self.normalize and scores:
             seen = scores if counted is None else [each[chosen] for each, chosen in zip(scores, counted, strict=True)]
-            # Before they are normalised: else the first step's would be divided by nothing.
-            self.moments.update(np.concatenate(seen))
-            scores = [self.moments.normalise(each) for each in scores]
+            with self._lock:
+                # Before they are normalised: else the first step's would be divided by nothing.
+                self.moments.update(np.concatenate(seen))
+                scores = [self.moments.normalise(each) for each in scores]
         if self.clip is not None:
             scores = [each.clip(-self.clip, self.clip) for each in scores]
         scores = [each - self._penalties(group) for group, each in zip(groups, scores, strict=True)]
@@ -88,7 +92,8 @@ class RewardShaper:
 
     def save(self, directory: Path) -> Entry:
         """The running mean and variance of rewards, also where they are not used: a later start may use them."""
-        return self.moments.state_dict()
+        with self._lock:
+            return self.moments.state_dict()
 
     def load(self, directory: Path, entry: Entry) -> None:
         """Continue from `entry`."""

@@ -52,7 +52,7 @@ class RL(Steps):
 
     def read_old(self, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""
-        if self.config.importance_correction is None or self.config.updates_per_step == 1:
+        if self.config.correction is None or self.config.updates_per_step == 1:
             return Parts
         what = ("policy", "old_logprobs")
         return self.read(self.policy, PolicyWorker.logprobs, groups, *what, takers, self.sampling.temperature)

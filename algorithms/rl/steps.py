@@ -17,18 +17,20 @@ from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
-from algorithms.batches import Batches, WeightedBatches
 from algorithms.config_rl import RLConfig
 from algorithms.division.deals import Split
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
 from algorithms.rl.evaluation import response_rows, solving_metrics
+from algorithms.rl.judging import counted_of
 from algorithms.rl.metrics import (
     ReportedAdvantages,
+    discard_metrics,
+    left_out_rows,
     reward_metrics,
     rollout_metrics,
     sample_rows,
 )
-from algorithms.rl.reward_models import RewardModelGroup, score_with_models
+from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
 from algorithms.rollouts.failures import Failures
@@ -36,6 +38,9 @@ from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.rollouts import Rollouts
 
 _EVALUATION_SEED = 1_000_003  # the same for all steps and runs, so that they compare
+_OF_ALIKE = (
+    " (algorithm.dynamic_sampling_rounds x prompts_per_step were sampled): they are too easy or too hard for the model"
+)
 
 
 @dataclass(kw_only=True)
@@ -54,7 +59,7 @@ class Steps:
     split: Split
     """Splits groups of episodes that a deal divides."""
     shaper: RewardShaper
-    batches: Batches | WeightedBatches
+    batches: SavedPart
     """Which prompts come next: `rollouts` draws from it."""
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]
@@ -124,23 +129,25 @@ class Steps:
             self.evaluate(clock)
         clock.lap()
 
-    def sample(self, wanted: int, attempt: int = 0) -> list[ScoredGroup]:
-        """Responses to the next prompts, scored by functions and endpoints; `attempt` numbers the parts of a step."""
+    def sample(self, wanted: int) -> list[ScoredGroup]:
+        """Responses to the next prompts, scored by functions and endpoints."""
         groups = self.rollouts.take(
             wanted,
             self.version,
-            # Primes (the 1,000th, the 10,000th) keep the seeds of steps, of their parts and of runs apart.
-            seed=(self.seed + 7919 * (self.step + 1) + 104_729 * attempt) % 2**31,
-            step_samples=self.config.samples_per_step,
-            goes_on=attempt > 0,
+            # A prime (the 1,000th) keeps the seeds of steps and of runs apart.
+            seed=(self.seed + 7919 * (self.step + 1)) % 2**31,
             told=self._told(wanted, self.sampling),
         )
         self._note(self.rollouts.failures)
+        if not groups:
+            raise RuntimeError(f"no prompt had responses of different scores{_OF_ALIKE}")
+        if len(groups) < wanted:
+            self.reporter.note(f"trained on {len(groups)} of {wanted} prompts: the others did not differ{_OF_ALIKE}")
         return groups
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""
-        return score_with_models(groups, self.models, self.roster, self.split)
+        return Scorers(models=self.models, roster=self.roster, split=self.split).score(groups)
 
     def shape(self, groups: Sequence[ScoredGroup]) -> list[ShapedGroup]:
         """Scored groups with the scores that decide whether they teach something, and that train."""
@@ -148,7 +155,7 @@ class Steps:
 
     def _counted(self, groups: Sequence[ScoredGroup]) -> list[np.ndarray]:
         """Whether the loss counts each response of each group, bool [N]."""
-        return [np.array([not self._left_out(info.status == "truncated") for info in each.infos]) for each in groups]
+        return counted_of(groups, mask_truncated=self.config.mask_truncated)
 
     def _left_out(self, truncated: bool) -> bool:
         return self.config.mask_truncated and truncated
@@ -176,7 +183,9 @@ class Steps:
         )
         with clock("evaluate"):
             told = self._told(len(self.evaluation), sampling)
-            groups, failures = self.rollouts.evaluate(self.evaluation, sampling, seed=_EVALUATION_SEED, told=told)
+            # Beside training rollouts nothing is the same twice, and these would go on from what it leaves.
+            seed = None if config.max_staleness else _EVALUATION_SEED
+            groups, failures = self.rollouts.evaluate(self.evaluation, sampling, seed=seed, told=told)
             self._note(failures)
             self.last_evaluation = self._judge(self.score(groups), failures)
         if self.step == 0:
@@ -210,8 +219,10 @@ class Steps:
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
+        failures, discards = self.rollouts.report()
         # Before publishing: ages count from the weights that these responses were asked of.
-        metrics |= rollout_metrics(groups, self.version, self.rollouts.failures) | self.shaper.metrics(groups)
+        metrics |= rollout_metrics(groups, self.version, failures) | self.shaper.metrics(groups)
+        metrics |= discard_metrics(self.config, discards, len(groups))
         with clock("sync"):
             metrics |= self._publish_moved()
             if self.sync_reference:
@@ -226,7 +237,7 @@ class Steps:
         # On the screen: what the untrained model says, and then as often as it is evaluated.
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
-            self.reporter.step(self.step, metrics)
+            self.reporter.step(self.step, metrics, left_out_rows(discards))
             rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
             self.reporter.samples(self.step, rows, shown)
         finally:

@@ -4,7 +4,7 @@ Behind the protocol are the actors of a group here; in tests of what depends on 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -50,8 +50,16 @@ class Engines(Protocol):
     def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
         """Give an engine requests; see `actors.rollout.types.Engine`."""
 
-    def abort(self, engine: int, requests: list[int]) -> None:
-        """End requests of an engine; `wait` tells of each, with what it has so far."""
+    def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
+        """End requests of an engine; `wait` tells of each that they are aborted.
+
+        What they have so far can be collected with `keep`, and must not be without: then also one that has ended by
+        itself meanwhile, or before, is told of as aborted, and what it has is gone.
+        """
+
+    def abort_older(self, engine: int, version: int) -> None:
+        """End the requests of an engine of which weights before this version have sampled any token, whenever they were
+        submitted; `wait` tells of each that it is aborted, and what it has is gone."""
 
     def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
         """Id of a request -> what each of its samples has so far, in their order; they go on all the same.
@@ -79,8 +87,10 @@ class RayEngines:
 
     def __init__(self, group: ActorGroup[Any]) -> None:
         self.group = group
-        self._waiting = [0] * len(group)
+        self._waiting: list[set[int]] = [set() for _ in range(len(group))]
         """Requests of each engine that have not ended."""
+        self._unwanted: set[int] = set()
+        """Of these, what was aborted and nobody will collect."""
         self._polls: dict[ObjectRef[list[Finished]], tuple[int, list[ObjectRef[list[Episode]]]]] = {}
         """Its engine, and what takes the responses to the first requests that it tells of."""
         self._here: dict[int, ObjectRef[list[Episode]]] = {}
@@ -95,14 +105,23 @@ class RayEngines:
     def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.submit, requests, seed)] = engine, "submit"
-        waited, self._waiting[engine] = self._waiting[engine], self._waiting[engine] + len(requests)
+        waited = bool(self._waiting[engine])
+        self._waiting[engine].update(request.id for request in requests)
         # One poll at a time: it tells of these as well, if there is one.
         if not waited:
             self._poll(engine)
 
-    def abort(self, engine: int, requests: list[int]) -> None:
+    def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
         """See `Engines`."""
-        self._calls[self.group.submit(engine, _HOST.abort, requests)] = engine, "abort"
+        self._calls[self.group.submit(engine, _HOST.abort, requests, keep)] = engine, "abort"
+        if not keep:
+            self._unwanted |= self._waiting[engine].intersection(requests)
+            for request in requests:
+                self._here.pop(request, None)
+
+    def abort_older(self, engine: int, version: int) -> None:
+        """See `Engines`."""
+        self._calls[self.group.submit(engine, _HOST.abort_older, version)] = engine, "abort_older"
 
     def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[list[Episode]]]":
         """See `Engines`."""
@@ -134,15 +153,24 @@ class RayEngines:
             # A lost engine has told of nothing.
             finished = self._answer(engine, call, "poll", events) or []
             # Not strict: there may be more of them than places, or fewer.
-            self._here.update(zip([each.request for each in finished if not each.error], places, strict=False))
-            self._waiting[engine] -= len(finished)
-            events += (Ended(engine, each) for each in finished)
+            first = [each.request for each in finished if not each.error and not each.aborted]
+            self._here.update(zip(first, places, strict=False))
+            events += (Ended(engine, self._ended(engine, each)) for each in finished)
             if self._waiting[engine] and engine not in self._lost:
                 self._poll(engine)
         return events
 
+    def _ended(self, engine: int, finished: Finished) -> Finished:
+        """It is no longer waited for; one that nobody wants may have ended by itself before it could be aborted."""
+        self._waiting[engine].discard(finished.request)
+        if finished.request not in self._unwanted:
+            return finished
+        self._unwanted.discard(finished.request)
+        self._here.pop(finished.request, None)
+        return replace(finished, aborted=True)
+
     def _poll(self, engine: int) -> None:
-        places = min(_PLACES, self._waiting[engine])
+        places = min(_PLACES, len(self._waiting[engine]))
         told, *found = self.group.submit(engine, _HOST.poll, _POLL_S, places, num_returns=1 + places)
         self._polls[told] = engine, found
 

@@ -1,9 +1,11 @@
 """The groups of one purpose, training or an evaluation: from prompts that may start to groups that can be taken."""
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
+from typing import Literal
 
 from ray import ObjectRef
 
@@ -13,9 +15,49 @@ from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.tail import Tail
 
 _SHOW_S = 0.1
 """Seconds between two looks of whoever waits for groups, as long as there are too few."""
+
+Judge = Callable[[ScoredGroup], ScoredGroup | None]
+"""The group as it is trained on; None where it teaches nothing and is replaced."""
+Why = Literal["stale", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A prompt that may start."""
+
+    prompt: Prompt
+    order: int | None = None
+    """Where it has started before: its place among all that were drawn."""
+    attempt: int = 1
+    """The how-manieth time it starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A prompt that was drawn and is never trained on in this pass over the data."""
+
+    prompt: Prompt
+    why: Why
+
+
+@dataclass(slots=True)
+class Discards:
+    """What became of groups that were not given out, since somebody has asked last."""
+
+    dropped: int = 0
+    """Complete ones that were too old."""
+    aborted: int = 0
+    """Ones that were ended on their engines, as some of their tokens were too old."""
+    alike: int = 0
+    """Ones that teach nothing, as their scores do not differ."""
+    postponed: int = 0
+    """Ones that a later step takes."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Prompts of which no group will come."""
 
 
 @dataclass(slots=True)
@@ -31,8 +73,12 @@ class Running:
     engine: int
     given: float
     """When its engine got the prompt, by the clock."""
-    attempts: int = 1
+    engines: int = 1
     """Engines that have had it."""
+    attempt: int = 1
+    """The how-manieth time its prompt has started."""
+    unwanted: bool = False
+    """Whether nothing becomes of it any more: it ends, and is not heard."""
     infos: list[RolloutInfo] = field(default_factory=list)
     rollouts: ObjectRef[list[Episode]] | None = None
 
@@ -45,11 +91,37 @@ class Running:
 class Lane:
     """Counts what has been asked for, is on its way, is ready and has been taken."""
 
-    def __init__(self, prompts: Iterator[Prompt], sampling: Sampling, failures: Failures, *, ahead: int = 0) -> None:
-        """`ahead`: groups that may be made before somebody asks for them."""
+    def __init__(
+        self,
+        prompts: Iterator[Prompt],
+        sampling: Sampling,
+        failures: Failures,
+        *,
+        ahead: int = 0,
+        attempts: int = 1,
+        most: int | None = None,
+        judge: Judge | None = None,
+        most_drawn: int | None = None,
+        tail: Tail | None = None,
+    ) -> None:
+        """
+        Args:
+            prompts: drawn one after the other, and no earlier than they may start.
+            sampling: of their responses.
+            failures: counts those of a step.
+            ahead: groups that may be made before somebody asks for them; above 0, they are given out in the order in
+                which they are complete, else in that of their prompts.
+            attempts: how often a prompt starts whose responses have become too old.
+            most: groups that will be taken in all; None: no end is known.
+            judge: which groups are trained on.
+            most_drawn: with a judge, prompts that may start for one that is asked for.
+            tail: lets a step leave prompts to a later one.
+        """
         self.sampling = sampling
         self.failures = failures
         self.ahead = ahead
+        self.judge = judge
+        self.tail = tail
         self.asked = 0
         self.samples_asked = 0
         """Samples of the step, which failures are a share of."""
@@ -57,69 +129,157 @@ class Lane:
         """For the next prompts that start; each engine starts its sampler anew from it."""
         self.on_the_way = 0
         self.ready: dict[int, ScoredGroup] = {}
-        """By the order in which their prompts were drawn."""
+        """By the order in which their prompts were drawn, as they were completed."""
         self.taken = 0
         self.stale = 0
-        """Groups that were too old to be trained on, and were left out."""
+        """Groups that were too old to be trained on, in all."""
+        self.discards = Discards()
         self.ended = False
         """No prompt is left."""
+        self.again: deque[Drawn] = deque()
+        """Prompts that start before others."""
+        self.attempt_of: dict[int, int] = {}
+        """Order of a group that is ready -> the how-manieth one of its prompt it is."""
         self._prompts = prompts
+        self._attempts = attempts
+        self._most = most
+        self._extra = 0
+        self._most_drawn = most_drawn
+        self._may_draw = (most_drawn or 0) * ahead
         self._looked_for: int | None = None
         """Version that `drop_older_than` was asked for last."""
         self._not_looked_at: list[int] = []
         """Of those that are ready: since then."""
 
+    def ask(self, groups: int, seed: int | None) -> None:
+        """Somebody wants so many groups more."""
+        self.samples_asked = groups * self.sampling.samples
+        if self.ahead == 0:
+            self.failures.begin()
+        self.asked += groups
+        self.seed = seed
+        self._may_draw += groups * (self._most_drawn or 0)
+        if self.tail:
+            left = None if self._most is None else self._most - self.taken - len(self.tail.postponed)
+            begun, self._extra = self.tail.begin(groups, left)
+            self.again.extend(Drawn(prompt) for prompt in begun)
+
     @property
     def room(self) -> int:
         """How many prompts may start now."""
         waiting = self.on_the_way + len(self.ready)
-        return 0 if self.ended else max(0, capacity(self.asked, self.ahead, self.taken, waiting))
+        room = capacity(self.asked + self._extra, self.ahead, self.taken, waiting)
+        if self._most is not None:
+            room = min(room, self._most - self.taken - waiting)
+        if self._most_drawn is not None:
+            room = min(room, self._may_draw)
+        return max(0, min(room, len(self.again)) if self.ended else room)
 
-    def draw(self) -> list[Prompt]:
+    def draw(self) -> list[Drawn]:
         """The prompts that may start now."""
         room = self.room
-        drawn = list(islice(self._prompts, room))
-        self.ended = len(drawn) < room  # only an iterator that has ended gives fewer
+        drawn = [self.again.popleft() for _ in range(min(room, len(self.again)))]
+        fresh = room - len(drawn)
+        drawn += map(Drawn, islice(self._prompts, fresh))
+        self.ended = self.ended or len(drawn) < room  # only an iterator that has ended gives fewer
         self.on_the_way += len(drawn)
+        self._may_draw -= len(drawn)
+        if self.tail:
+            order = self.tail.longest_first([each.prompt for each in drawn])
+            return [drawn[place] for place in order]
         return drawn
 
-    def accept(self, order: int, group: ScoredGroup) -> None:
-        """A group is no longer on its way, but ready."""
+    def accept(self, order: int, group: ScoredGroup, attempt: int = 1) -> None:
+        """A group is no longer on its way, but ready; or, where it teaches nothing, replaced."""
         self.on_the_way -= 1
-        self.ready[order] = group
+        if self.tail:
+            self.tail.note(group.prompt, group.infos)
+        judged = self.judge(group) if self.judge else group
+        if judged is None:
+            self.discards.alike += 1
+            self.samples_asked += self.sampling.samples
+            return
+        self.ready[order] = judged
+        self.attempt_of[order] = attempt
         self._not_looked_at.append(order)
+
+    def fail(self, prompt: Prompt) -> None:
+        """A group is no longer on its way, as some of its responses failed."""
+        self.on_the_way -= 1
+        self.discards.left_out.append(LeftOut(prompt, "failed"))
+
+    def abort(self, group: Running) -> None:
+        """A group is no longer on its way, as it was ended for its age."""
+        self.on_the_way -= 1
+        self.discards.aborted += 1
+        self._start_again(group.prompt, group.order, group.attempt)
+
+    def postpone(self, running: Iterable[Running]) -> None:
+        """Leave what is on its way, and what is ready beyond what was taken, to a later step."""
+        assert self.tail is not None, "only with tail batching"
+        late = [(each.order, each.prompt) for each in running] + [(n, each.prompt) for n, each in self.ready.items()]
+        self.ready.clear()
+        self.attempt_of.clear()
+        self.on_the_way = 0
+        self._extra = 0
+        self.tail.postponed.extend(prompt for _, prompt in sorted(late, key=lambda pair: pair[0]))
+        # What was to start, and did not, waits no longer than the others.
+        self.tail.postponed.extendleft(each.prompt for each in reversed(self.again))
+        self.again.clear()
+        self.discards.postponed += len(late)
 
     def can_give(self, groups: int) -> bool:
         """Whether so many are ready, or as many as there will ever be."""
-        return len(self.ready) >= groups or (self.ended and not self.on_the_way)
+        return len(self.ready) >= groups or (not self.on_the_way and not self.room)
 
-    def take(self, groups: int) -> list[ScoredGroup]:
-        """The first of those that are ready, at most so many."""
-        # In the order of their prompts: by when they ended, steps would be of short responses first.
-        numbers = sorted(self.ready)[:groups]
+    def take(self, groups: int, least: int | None = None) -> list[ScoredGroup]:
+        """The first of those that are ready, at most so many; `least`: oldest version that they may have."""
+        numbers = self._in_turn(least)[:groups]
         self.taken += len(numbers)
+        for number in numbers:
+            self.attempt_of.pop(number, None)
         return [self.ready.pop(number) for number in numbers]
 
-    def give_back(self, groups: list[ScoredGroup], again: list[Prompt], taken: int) -> None:
+    def give_back(self, groups: list[ScoredGroup], again: list[Drawn], taken: int) -> None:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
         # Below 0, and so before all that are drawn from now on.
         self.ready = {order - len(groups): group for order, group in enumerate(groups)}
         self._looked_for = None
-        self._prompts = chain(again, self._prompts)
+        self.again.extend(again)
         self.taken = taken
         # What was asked for was given; what is ready, or was running, has been made ahead.
         self.asked = taken
 
     def drop_older_than(self, version: int) -> None:
-        """Leave out ready groups of which a token was sampled by weights older than this."""
+        """Leave out ready groups of which a token was sampled by weights older than this; their prompts start again."""
         # Asked after every event: those that were young enough for this version still are.
         new = [number for number in self._not_looked_at if number in self.ready]
         for number in new if version == self._looked_for else list(self.ready):
             oldest = self.ready[number].oldest_version
             if oldest is not None and oldest < version:
-                del self.ready[number]
-                self.stale += 1
+                group = self.ready.pop(number)
+                self.discards.dropped += 1
+                self._start_again(group.prompt, number, self.attempt_of.pop(number, 1))
         self._looked_for, self._not_looked_at = version, []
+
+    def take_discards(self) -> Discards:
+        """What was counted since the last call, which is counted anew from now on, as failures are."""
+        discards, self.discards = self.discards, Discards()
+        return discards
+
+    def _start_again(self, prompt: Prompt, order: int, attempt: int) -> None:
+        self.stale += 1
+        if attempt < self._attempts:
+            self.again.append(Drawn(prompt, order, attempt + 1))
+        else:  # one that is too hard must not come again for ever
+            self.discards.left_out.append(LeftOut(prompt, "stale"))
+
+    def _in_turn(self, least: int | None) -> list[int]:
+        if self.ahead == 0:
+            # In the order of their prompts: by when they ended, steps would be of short responses first.
+            return sorted(self.ready)
+        # Those that would be too old for the next step come first; sorted keeps the order of completion otherwise.
+        return sorted(self.ready, key=lambda number: self.ready[number].oldest_version != least)
 
 
 @dataclass(slots=True)

@@ -142,6 +142,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     if findings.checkpoint and not findings.problems:
         with findings.collecting():
             check_resumed(findings, findings.checkpoint)
+    findings.notes += kind.notes()
     open_to_all = auth_warnings(config) + ([] if findings.elsewhere else open_warnings())
     findings.warnings.extend(plain_http_warnings(config) + open_to_all + kind.warnings())
 

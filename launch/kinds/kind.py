@@ -219,6 +219,10 @@ class JobKind(ABC):
         """What is allowed, and seldom meant."""
         return []
 
+    def notes(self) -> list[str]:
+        """What is decided where the settings leave it open."""
+        return []
+
     @abstractmethod
     def preview(self, rows: int, console: "Console") -> None:
         """Print rows as the job sees them, and how long they are; raises UserError where they cannot be read."""

@@ -145,7 +145,29 @@ class RLKind(JobKind):
     def warnings(self) -> list[str]:
         from launch.checks.engine_options import sampling_warnings
 
-        return sampling_warnings(self.config)
+        stale = self.algorithm.max_staleness and self.algorithm.correction is None
+        told = (
+            f"algorithm.importance_correction null: nothing corrects for samples of {self._older}; "
+            f"policy/importance_weight_* tell how far they are from the policy"
+        )
+        return sampling_warnings(self.config) + [told] * bool(stale)
+
+    def notes(self) -> list[str]:
+        algorithm, correction = self.algorithm, self.algorithm.correction
+        if not algorithm.max_staleness or correction is None:
+            return []
+        auto = " (auto)" * (algorithm.importance_correction == "auto")
+        above = "cut to" if correction.mode == "truncate" else "left out above"
+        line = (
+            f"samples of {self._older} get importance weights by {correction.level}, {above} {correction.cap:g}{auto}"
+        )
+        # The only update of a step reads them itself.
+        return [line + "; a pass before the updates reads old logprobs" * (algorithm.updates_per_step > 1)]
+
+    @property
+    def _older(self) -> str:
+        versions = self.algorithm.max_staleness
+        return f"weights up to {versions} version{'s' * (versions > 1)} older"
 
     def preview(self, rows: int, console: "Console") -> None:
         from launch.verbs.preview import preview_prompts, preview_sets

@@ -18,7 +18,7 @@ from actors.models.tokenizer import load_tokenizer, with_chat_template
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
 from algorithms.batches import Batches, WeightedBatches, row_order
-from algorithms.config_rl import RLConfig
+from algorithms.config_rl import GRPOConfig, RLConfig
 from algorithms.data.row_contents import Contents
 from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
@@ -38,6 +38,8 @@ from launch.settings.rules_rl import transfer_backend
 from launch.sizes.placement import REWARD_WORKER_CPUS
 
 if TYPE_CHECKING:
+    from algorithms.division.deals import Split
+    from algorithms.rl.reward_models import BesideRollouts
     from algorithms.rl.shaper import RewardShaper
     from algorithms.rollouts.rollouts import Rollouts
     from launch.run.loop_arguments import LoopArguments, ReadArguments, SettingsArguments
@@ -99,8 +101,11 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     roster.pool = _reward_pool(config, placement)
     reporter.phase("reading data")
     data = _rl_data(config, directory, reporter)
-    roster.rollouts = _rollouts(kind, engines.group, roster.pool, data)
-    steps = _total_steps(kind, data.drawn)
+    steps, settings = _total_steps(kind, data.drawn), _from_settings(kind)
+    split = split_by(engines.group, _ENGINE.split)
+    reading = _reading(config, roster)
+    beside = _models_beside(kind.algorithm, reading, roster, split)
+    roster.rollouts = _rollouts(kind, engines.group, roster.pool, data, steps, settings["shaper"], beside)
     if on_one_gpu(config):
         # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
         engines.wait(reporter)
@@ -114,15 +119,15 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,
-        "split": split_by(engines.group, _ENGINE.split),
+        "split": split,
         "publish": publisher(config, roster, connection, directory),
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
         "total_steps": steps,
         "evaluation": data.evaluation,
-        "batches": data.batches,
-        **_reading(config, roster),
-        **_from_settings(kind),
+        "batches": roster.rollouts.order_part,
+        **reading,
+        **settings,
     }
     loop = kind.loop(arguments)
     load_models(models, building, steps * kind.algorithm.updates_per_step, reporter)
@@ -240,17 +245,53 @@ def _shaper(config: RunConfig, algorithm: RLConfig) -> "RewardShaper":
     )
 
 
-def _rollouts(kind: RLKind, engines: ActorGroup[RolloutWorker], pool: RewardPool | None, data: _Data) -> "Rollouts":
+def _models_beside(
+    algorithm: RLConfig, reading: "ReadArguments", roster: Roster, split: "Split"
+) -> "BesideRollouts | None":
+    """The reward models, where they score groups while others are generated; the loop then asks none."""
+    from algorithms.rl.reward_models import BesideRollouts, Scorers
+
+    # On-policy they score a step at a time: which batches they get depends on nothing that ends sooner or later.
+    if not reading["models"] or not (algorithm.max_staleness or _samples_dynamically(algorithm)):
+        return None
+    models, reading["models"] = reading["models"], []
+    return BesideRollouts(Scorers(models=models, roster=roster, split=split))
+
+
+def _samples_dynamically(algorithm: RLConfig) -> bool:
+    return isinstance(algorithm, GRPOConfig) and algorithm.dynamic_sampling
+
+
+def _rollouts(
+    kind: RLKind,
+    engines: ActorGroup[RolloutWorker],
+    pool: RewardPool | None,
+    data: _Data,
+    steps: int,
+    shaper: "RewardShaper",
+    models: "BesideRollouts | None",
+) -> "Rollouts":
     """Where scored groups come from."""
+    from algorithms.rl.judging import Teaching
     from algorithms.rollouts.engines import RayEngines
     from algorithms.rollouts.groups import prompt_finder
-    from algorithms.rollouts.rollouts import Limits, Rollouts
+    from algorithms.rollouts.limits import Limits
+    from algorithms.rollouts.rollouts import Rollouts
+    from algorithms.rollouts.tail import Tail
 
     config, algorithm = kind.config, kind.algorithm
+    judge, most_drawn = None, None
+    if isinstance(algorithm, GRPOConfig) and algorithm.dynamic_sampling:
+        judge = Teaching(shaper=shaper, mask_truncated=algorithm.mask_truncated)
+        most_drawn = algorithm.dynamic_sampling_rounds
+    tail = None
+    if config.rollout.tail == "postpone":
+        tail = Tail(config.rollout.tail_share, lambda: data.batches.left, data.batches.rows)
     limits = Limits(
         silence_s=config.rollout.timeout_s,
         prompt_s=config.rollout.prompt_timeout_s,
         max_failed=config.reward.max_failed_fraction,
+        starts=config.rollout.max_attempts,
     )
     return Rollouts(
         RayEngines(engines),
@@ -259,9 +300,15 @@ def _rollouts(kind: RLKind, engines: ActorGroup[RolloutWorker], pool: RewardPool
         (data.prompts[data.batches.next(1)[0]] for _ in count()),
         _sampling(config, algorithm),
         limits,
-        prompt_of=prompt_finder(data.prompts),
         groups_per_step=algorithm.prompts_per_step,
         max_staleness=algorithm.max_staleness,
+        groups_in_run=steps * algorithm.prompts_per_step,
+        judge=judge,
+        most_drawn=most_drawn,
+        tail=tail,
+        models=models,
+        order=data.batches,
+        prompt_of=prompt_finder(data.prompts),
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 from actors.episodes import Prompt
+from actors.files.parts import SavedPart
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
-from algorithms.batches import Batches, WeightedBatches
 from algorithms.division.deals import Split
 from algorithms.loop import Checkpointer, Metrics, Reporter
 from algorithms.rl.reward_models import RewardModelGroup
@@ -40,7 +40,7 @@ class LoopArguments(ReadArguments, SettingsArguments):
     roster: Mapping[str, ActorGroup[Any]]
     rollouts: Rollouts
     split: Split
-    batches: Batches | WeightedBatches
+    batches: SavedPart
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]
     checkpoint: Checkpointer

@@ -53,6 +53,7 @@ def publisher(
             rollout=rollout,
             tensor_parallel=config.rollout.tensor_parallel,
             timeout_s=transfer.timeout_s,
+            rolling=config.rollout.update_order == "rolling",
         )
     allowed = tolerance(transfer, config.model.dtype)
 

@@ -1,7 +1,8 @@
 """Warnings when a metric leaves the range in which training usually works, and only while they help.
 
 Ranges are those practitioners publish for GRPO: reward moving within 20 steps, fewer than 0.8 of the groups without
-variance, KL below 0.5, clip fraction below 0.1, truncated fraction below 0.3, sampler-trainer difference below 0.1.
+variance, KL below 0.5, clip fraction below 0.1, truncated fraction below 0.3, sampler-trainer difference below 0.1
+(over tokens that the trained weights have sampled; of all tokens, importance correction should cut less than 0.1).
 
 A warning comes once, and again only when the metric was in its range for RECOVERY_STEPS in between. A task that is
 solved (rewards near the highest that was ever given) has groups without variance and little entropy: that is success,
@@ -33,6 +34,14 @@ class Ceiling:
     advice: str
     solved_too: bool = True
     """Whether the advice still helps where the task is solved."""
+    when_stale: str | None = None
+    """Advice where samples are of older weights; None: the same."""
+
+    def line(self, metrics: Metrics) -> str:
+        """What to tell of the metric in a step that has these."""
+        stale = metrics.get("staleness/max", 0.0) > 0
+        advice = self.when_stale if stale and self.when_stale else self.advice
+        return f"{self.metric} is {metrics[self.metric]:.3g}, usually below {self.limit:g}; {advice}"
 
 
 CEILINGS = (
@@ -48,6 +57,9 @@ CEILINGS = (
         0.1,
         "updates are too large: lower policy.optimizer.lr or take fewer updates per step",
         solved_too=False,
+        # With algorithm.importance_correction null, the clip is around the weights that sampled.
+        when_stale="updates are too large, or samples too old where nothing corrects for it: lower policy.optimizer.lr "
+        "or algorithm.max_staleness, take fewer updates per step, or leave algorithm.importance_correction to auto",
     ),
     Ceiling(
         "rollout/truncated_fraction",
@@ -65,6 +77,14 @@ CEILINGS = (
         0.1,
         "sampler and trainer disagree: use model.dtype fp32, or check temperature, top_p, top_k, min_p, penalties "
         "and the weight sync",
+    ),
+    Ceiling(
+        "policy/importance_truncated_fraction",
+        0.1,
+        "importance correction throws much away, as sampler and trainer disagree: use model.dtype fp32, check "
+        "temperature and the weight sync, or raise algorithm.importance_correction.cap",
+        when_stale="importance correction throws much away, as samples are too old: lower algorithm.max_staleness or "
+        "policy.optimizer.lr, raise algorithm.importance_correction.cap, or take its level token",
     ),
 )
 
@@ -107,8 +127,7 @@ class Health:
         self._remember(metrics)
         solved = self._solved(metrics)
         found = {
-            ceiling.metric: f"{ceiling.metric} is {metrics[ceiling.metric]:.3g}, usually below {ceiling.limit:g}; "
-            f"{ceiling.advice}"
+            ceiling.metric: ceiling.line(metrics)
             for ceiling in CEILINGS
             if metrics.get(ceiling.metric, 0.0) >= ceiling.limit and (ceiling.solved_too or not solved)
         }

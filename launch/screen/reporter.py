@@ -34,9 +34,10 @@ class RunReporter:
         """How far what runs now has come."""
         self._display.progress(done, total, what)
 
-    def step(self, step: int, metrics: Metrics) -> None:
-        """Write and show a step's metrics, and warn about those out of range."""
-        self._tracker.log(step, metrics)  # written before it is shown: the terminal may be gone
+    def step(self, step: int, metrics: Metrics, left_out: Mapping[str, list[str]] | None = None) -> None:
+        """Write and show a step's metrics, and warn about those out of range; why -> prompts that are `left_out` are in
+        metrics.jsonl."""
+        self._tracker.log(step, metrics, left_out)  # written before it is shown: the terminal may be gone
         self._display.step(step, metrics)
         for line in self._health.warnings(metrics):
             self._display.warning(line)

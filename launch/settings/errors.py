@@ -105,7 +105,8 @@ def _problem(error: ErrorDetails) -> list[str]:
     if kind == "literal_error":
         return [_choice_problem(field, value, ctx["expected"])]
     if kind == "union":
-        return [f"{field}: must be a {_type_of(location)}, got {_got(location, value)}{_meant(field, value, [])}"]
+        choices = [str(choice) for choice in settings.choices_at(field)]
+        return [f"{field}: must be a {_type_of(location)}, got {_got(location, value)}{_meant(field, value, choices)}"]
     return [f"{field}: {_rule(kind, location, ctx, value) or error['msg']}, got {_got(location, value)}"]
 
 
@@ -220,7 +221,7 @@ def _location(error: ErrorDetails) -> list[str]:
 
 
 def _is_branch(part: str) -> bool:
-    return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES)
+    return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES) or part in settings.section_choices()
 
 
 def _unknown(location: list[str], value: object, job: str | None) -> list[str]:

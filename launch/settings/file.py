@@ -211,8 +211,8 @@ def apply_overrides(values: dict[str, object], overrides: list[str]) -> dict[str
             raise UserError(f"override: must have at most {_DEEPEST} names before =, got {got}")
         section = values
         for depth, name in enumerate(parents):
-            # `critic:` with nothing behind it is null, and critic.lr=1e-5 makes a section of it.
-            if section.get(name) is None:
+            # `critic:` with nothing behind it is null, and critic.lr=1e-5 makes a section of it. So is `auto` decided.
+            if section.get(name) in (None, "auto"):
                 section[name] = {}
             below = section[name]
             whole = _short(".".join(parents[: depth + 1]))

@@ -30,6 +30,8 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _a_response_can_be_solved(config, algorithm)
     _overlong_fits(config, algorithm)
     _transfer_fits_devices(config)
+    _ages_fit(config, algorithm)
+    _something_runs_during_updates(config, algorithm)
 
 
 def check_evaluation_is_asked(config: RunConfig, algorithm: RLConfig, rows: str) -> None:
@@ -66,10 +68,13 @@ def _rewards_are_given(config: RunConfig) -> None:
 def _whole_distribution_is_sampled(config: RunConfig, algorithm: RLConfig) -> None:
     rollout = config.rollout
     for name, value in rollout.reshaped_by.items():
-        if algorithm.importance_correction:
+        if algorithm.correction:
+            # With rollouts of older weights, what is left out is auto.
+            rule = "null" if algorithm.max_staleness else "left out"
+            brought = f" of max_staleness {algorithm.max_staleness}" * (algorithm.importance_correction == "auto")
             raise ValueError(
-                f"algorithm.importance_correction must be left out with rollout.{name} {value:g}: the weights would "
-                f"compare the policy with {RESHAPING[name]}"
+                f"algorithm.importance_correction must be {rule} with rollout.{name} {value:g}: the weights{brought} "
+                f"would compare the policy with {RESHAPING[name]}"
             )
         if algorithm.kl_coef and algorithm.kl_in == "reward":
             raise ValueError(
@@ -112,6 +117,25 @@ def _overlong_fits(config: RunConfig, algorithm: RLConfig) -> None:
         )
 
 
+def _ages_fit(config: RunConfig, algorithm: RLConfig) -> None:
+    rollout = config.rollout
+    if not algorithm.max_staleness:
+        why = "with algorithm.max_staleness 0, where no response becomes too old"
+        refuse_unused(rollout, "max_attempts", why=why, section="rollout.")
+    elif rollout.tail != "none":
+        raise ValueError(
+            f"rollout.tail must be none with algorithm.max_staleness {algorithm.max_staleness}, where no step waits "
+            f"for its longest responses, got {rollout.tail}"
+        )
+    if rollout.tail == "none":
+        refuse_unused(rollout, "tail_share", why="with rollout.tail none", section="rollout.")
+    if algorithm.max_staleness and config.cluster.placement == "shared" and rollout.gpus_per_engine:
+        raise ValueError(
+            f"algorithm.max_staleness must be 0 with cluster.placement shared, where engines and policy take turns on "
+            f"the same GPUs, got {algorithm.max_staleness}"
+        )
+
+
 def _transfer_fits_devices(config: RunConfig) -> None:
     backend = config.rollout.transfer.backend
     if backend in ("nccl", "ipc") and not (config.rollout.gpus_per_engine and config.policy.gpus_per_rank):
@@ -137,6 +161,12 @@ def _transfer_fits_devices(config: RunConfig) -> None:
             f"rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host "
             f"memory, got {backend}" + f", which is {chosen} here" * (backend == "auto")
         )
+
+
+def _something_runs_during_updates(config: RunConfig, algorithm: RLConfig) -> None:
+    if not algorithm.max_staleness:
+        why = "with algorithm.max_staleness 0, where no response is running when new weights come"
+        refuse_unused(config.rollout, "on_update", "update_order", why=why, section="rollout.")
 
 
 def transfer_backend(config: RunConfig) -> str:

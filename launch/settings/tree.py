@@ -237,6 +237,24 @@ def _metadata(part: object) -> list[object]:
     return own + [more for item in get_args(part) for more in _metadata(item)]
 
 
+@cache
+def section_choices() -> frozenset[str]:
+    """Classes of sections that stand beside other types than null, as pydantic names them in its errors."""
+    return frozenset(
+        part.__name__
+        for setting in settings()
+        if any(get_origin(part) is Literal or part is str for part in get_args(setting.field.annotation))
+        for part in get_args(setting.field.annotation)
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    )
+
+
+def choices_at(path: str) -> list[object]:
+    """The values of the Literals in the type of a setting; none of an unknown one."""
+    items = by_path().get(generic(path), ())
+    return [choice for item in items[:1] for choice in choices_of(item.field.annotation)]
+
+
 def choices_of(annotation: object) -> list[object]:
     """The values of the Literals in a type; none of a type without any."""
     annotation = getattr(annotation, "__value__", annotation)

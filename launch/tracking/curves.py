@@ -22,6 +22,7 @@ _FEW = 4  # points of a line that could be overlooked
 _TIMED_APART = ("time/step", "time/update_rank")
 """Not phases of a step, but their sum and a part of one."""
 _SHARES = ["rollout/truncated_fraction", "reward/zero_variance_fraction"]
+_OF_WEIGHTS = ("p01", "p50", "p99")
 _ROUNDING = 1e-6
 """A mismatch below this is that of float32 arithmetic: nothing to look at."""
 
@@ -97,6 +98,7 @@ def _panels(names: set[str], rows: Rows) -> list[Panel]:
             ("response length (tokens)", ["rollout/response_tokens_mean"], False),
             ("share of responses cut, and of groups that teach nothing", _SHARES, False),
             ("mismatch of trainer and sampler (KL)", ["mismatch/kl"] if _is_seen("mismatch/kl", rows) else [], True),
+            ("importance weights (1 %, median, 99 %)", [f"policy/importance_weight_{p}" for p in _OF_WEIGHTS], True),
             ("KL to the reference", ["policy/kl"], False),
             ("variance of returns that the critic explains", ["critic/explained_variance"], False),
         ]

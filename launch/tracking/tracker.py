@@ -82,9 +82,10 @@ class Tracker:
             makers.append(lambda: _TensorboardSink(directory / "tensorboard", resumed_step))
         self._feeders = [_Feeder(maker, warn) for maker in makers]
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Write one line: `step` and the metrics; NaN and infinities become null."""
-        self._metrics.write({"step": step, **metrics})
+    def log(self, step: int, metrics: Metrics, left_out: Mapping[str, list[str]] | None = None) -> None:
+        """Write one line: `step` and the metrics; NaN and infinities become null. The names of prompts that are
+        `left_out`, by why, are in the file alone."""
+        self._metrics.write({"step": step, **metrics} | ({"left_out": dict(left_out)} if left_out else {}))
         for feeder in self._feeders:
             feeder.log(step, metrics)
 

@@ -1,0 +1,275 @@
+"""From prompts that may start to scored groups: who has what, and what happens next; here the death of an engine is
+handled.
+
+    lanes --start--> engines --Ended--> reward pool --scores--> reward models --scores--> lanes
+                        ^---- abort what is postponed, or too old ----'
+
+One thread makes these calls; the caller keeps its lock wherever lanes change, and not while it waits.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Protocol
+
+from ray import ObjectRef
+
+from actors.episodes import Episode
+from actors.group import GroupError
+from actors.rollout.types import Finished, Request, RolloutInfo
+from algorithms.rewards.pool import RewardPool
+from algorithms.rewards.scores import Score, empty_scores
+from algorithms.rollouts.admission import Loads
+from algorithms.rollouts.engines import Ended, Engines, Lost
+from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.lane import Lane, Running
+from algorithms.rollouts.limits import Limits
+
+
+class ModelPool(Protocol):
+    """Reward models that score groups while others are generated."""
+
+    def submit(self, number: int, group: ScoredGroup) -> None:
+        """Take a group, which has what functions and endpoints say of it."""
+
+    def refs(self) -> Sequence[ObjectRef]:
+        """What is waited for; when all of it is done, `ready` gives it."""
+        ...
+
+    def ready(self) -> list[tuple[int, ScoredGroup]]:
+        """Groups with all scores, by the number that they were submitted with. Raises GroupError, RewardFailure."""
+        ...
+
+
+class Flow:
+    """Everything that is on its way."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        pool: RewardPool | None,
+        models: ModelPool | None,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engines = engines
+        self.pool = pool
+        self.models = models
+        self.limits = limits
+        self._clock = clock
+        self._ids = count()
+        self._running: dict[int, Running] = {}
+        self._scoring: dict[int, Running] = {}
+        self._judging: dict[int, Running] = {}
+        """What reward models have."""
+        self._unwanted: list[Running] = []
+        """What engines are still to be told to end."""
+        self._too_old: int | None = None
+        """Version that engines are still to be told of: requests with older tokens shall end."""
+        self._loads = Loads(len(engines))
+        self._heard = [0.0] * len(engines)
+        """When an engine last ended something, or got something to do after nothing."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way."""
+        return bool(self._running or self._scoring or self._judging)
+
+    def of(self, lane: Lane) -> list[Running]:
+        """What is on its way for a lane, in the order of the prompts."""
+        everything = (*self._running.values(), *self._scoring.values(), *self._judging.values())
+        return sorted(
+            (each for each in everything if each.lane is lane and not each.unwanted), key=lambda each: each.order
+        )
+
+    def give_up(self, groups: Sequence[Running]) -> None:
+        """Nothing shall become of these groups."""
+        for group in groups:
+            group.unwanted = True
+        # Told when the thread comes round: it alone speaks to engines.
+        self._unwanted += [group for group in groups if group.id in self._running]
+
+    def give_up_older_than(self, version: int) -> None:
+        """Groups with tokens of older weights shall end, wherever they are."""
+        self._too_old = version
+
+    def start(self, lanes: Sequence[Lane]) -> None:
+        """Give engines what may start now, and tell them what shall end."""
+        self._end_unwanted()
+        for lane in lanes:
+            self._start(lane)
+
+    def wait(self, seconds: float) -> list[Ended | Lost]:
+        """What happens next; nothing, at once, where nothing is on its way."""
+        if not self.busy:  # the prompts have ended
+            return []
+        others = [*(self.pool.refs() if self.pool else ()), *(self.models.refs() if self.models else ())]
+        return self.engines.wait(others, seconds)
+
+    def take_in(self, events: Sequence[Ended | Lost]) -> None:
+        """Pass on what has happened. Raises GroupError and RewardFailure, as `Rollouts.take` says."""
+        rollouts = self._collect([event for event in events if isinstance(event, Ended)])
+        for event in events:
+            self._lose(event) if isinstance(event, Lost) else self._receive(event, rollouts)
+        for group, scores in self._answers():
+            self._score(group, scores)
+        for group, scored in self._judged():
+            self._accept(group, scored)
+        self._check_deadlines()
+
+    def _end_unwanted(self) -> None:
+        """Tell engines what is postponed, and what has become too old."""
+        shares: dict[int, list[int]] = {}
+        for group in self._unwanted:
+            if group.id in self._running:  # else it has ended meanwhile
+                shares.setdefault(group.engine, []).append(group.id)
+        for engine in sorted(shares):
+            self.engines.abort(engine, shares[engine])
+        if self._too_old is not None:
+            for engine in sorted({group.engine for group in self._running.values()}):
+                self.engines.abort_older(engine, self._too_old)
+        self._unwanted, self._too_old = [], None
+
+    def _start(self, lane: Lane) -> None:
+        """Give each prompt that may start to the engine with the least to do."""
+        drawn = lane.draw()
+        if not drawn:
+            return
+        seed, lane.seed = lane.seed, None  # once, as it restarts the samplers
+        now = self._clock()
+        groups = list[Running]()
+        for each in drawn:
+            number = next(self._ids)
+            order = number if each.order is None else each.order
+            groups.append(Running(number, order, lane, each.prompt, self._place(), now, attempt=each.attempt))
+        self._send(groups, seed)
+
+    def _place(self) -> int:
+        engine = self._loads.least()
+        if self._loads[engine] == 1:  # it had nothing: its silence begins now
+            self._heard[engine] = self._clock()
+        return engine
+
+    def _send(self, groups: list[Running], seed: int | None) -> None:
+        """An engine gets its share in one call."""
+        shares: dict[int, list[Request]] = {}
+        for group in groups:
+            request = Request(id=group.id, token_ids=group.prompt.token_ids, sampling=group.lane.sampling)
+            shares.setdefault(group.engine, []).append(request)
+            self._running[group.id] = group
+        for engine in sorted(shares):
+            self.engines.submit(engine, shares[engine], None if seed is None else seed + engine)
+
+    def _collect(self, ended: list[Ended]) -> "dict[int, ObjectRef[list[Episode]]]":
+        """Id of a request -> reference to the responses, of those that have some."""
+        requests: dict[int, list[int]] = {}
+        for event in ended:
+            # Also what nobody wants: where they are, nothing else would let go of them.
+            if event.finished.request in self._running and not event.finished.error and not event.finished.aborted:
+                requests.setdefault(event.engine, []).append(event.finished.request)
+        return {
+            request: rollouts
+            for engine, own in requests.items()
+            for request, rollouts in zip(own, self.engines.collect(engine, own), strict=True)
+        }
+
+    def _receive(self, event: Ended, rollouts: "dict[int, ObjectRef[list[Episode]]]") -> None:
+        group = self._running.pop(event.finished.request, None)
+        if group is None:
+            return  # it was lost with its engine, which has told of it all the same
+        self._loads.ended(group.engine)
+        self._heard[group.engine] = self._clock()
+        group.infos = _infos(event.finished, group)
+        if group.unwanted:
+            if group.lane.tail:
+                group.lane.tail.note(group.prompt, group.infos)
+            return
+        if event.finished.aborted:
+            group.lane.abort(group)
+            return
+        failed = sum(info.status == "failed" for info in group.infos)
+        group.rollouts = responses = rollouts[group.id]
+        if failed:
+            group.lane.fail(group.prompt)
+            group.lane.failures.not_finished(failed, group.lane.samples_asked)
+            return
+        samples = len(group.infos)
+        ticket = self.pool.submit(group.prompt, responses, samples) if self.pool else group.id
+        self._scoring[ticket] = group
+
+    def _lose(self, event: Lost) -> None:
+        """What ran on a lost engine starts anew on others, where a prompt may be lost more than once."""
+        self._loads.lost(event.engine)
+        groups = [group for group in self._running.values() if group.engine == event.engine]
+        if not self._loads.left or any(group.engines >= self.limits.attempts for group in groups):
+            raise event.error
+        for group in groups:
+            del self._running[group.id]
+        now = self._clock()
+        again = [
+            Running(
+                next(self._ids), group.order, group.lane, group.prompt, self._place(), now,
+                engines=group.engines + 1, attempt=group.attempt,
+            )
+            for group in groups
+            if not group.unwanted
+        ]  # fmt: skip
+        self._send(again, None)  # no seed: samplers there are in the middle of other prompts
+
+    def _answers(self) -> Iterator[tuple[Running, list[Score]]]:
+        """Groups that the pool has scored; without a pool all of them, with nothing said yet."""
+        if self.pool:
+            for ticket, scores in self.pool.ready(0):
+                yield self._scoring.pop(ticket), scores
+            return
+        for number in list(self._scoring):
+            group = self._scoring.pop(number)
+            yield group, empty_scores(len(group.infos))
+
+    def _score(self, group: Running, scores: list[Score]) -> None:
+        """Take in what functions and endpoints say of a group."""
+        lane = group.lane
+        if group.unwanted:
+            return
+        if any(score.status == "failed" for score in scores):
+            lane.fail(group.prompt)
+            lane.failures.not_scored(scores, lane.samples_asked)
+        elif self.models:
+            self._judging[group.id] = group
+            self.models.submit(group.id, group.scored(scores))
+        else:
+            self._accept(group, group.scored(scores))
+
+    def _judged(self) -> Iterator[tuple[Running, ScoredGroup]]:
+        """Groups that reward models have scored, too."""
+        for number, scored in self.models.ready() if self.models else ():
+            yield self._judging.pop(number), scored
+
+    def _accept(self, group: Running, scored: ScoredGroup) -> None:
+        if not group.unwanted:
+            group.lane.accept(group.order, scored, group.attempt)
+
+    def _check_deadlines(self) -> None:
+        now, limits = self._clock(), self.limits
+        # Groups are in the order in which engines got them: the first one has waited longest, and what is late among
+        # thousands is found without looking at all of them after every event.
+        oldest = next(iter(self._running.values()), None)
+        if oldest and limits.prompt_s is not None and now > oldest.given + limits.prompt_s:
+            raise GroupError(
+                f"rollout[{oldest.engine}].poll: the responses to data row {oldest.prompt.index} took more than "
+                f"{limits.prompt_s:g} s (rollout.prompt_timeout_s)"
+            )
+        # An engine may have many groups queued: late is one that has finished none of them for so long.
+        for engine, heard in enumerate(self._heard):
+            if now > heard + limits.silence_s and self._loads[engine]:
+                late = next(group for group in self._running.values() if group.engine == engine)
+                raise GroupError(
+                    f"rollout[{engine}].poll: nothing heard, while data row {late.prompt.index} waits, "
+                    f"for {limits.silence_s:g} s (rollout.timeout_s)"
+                )
+
+
+def _infos(finished: Finished, group: Running) -> list[RolloutInfo]:
+    if finished.error:
+        raise GroupError(f"rollout[{group.engine}].submit: data row {group.prompt.index} was refused: {finished.error}")
+    return finished.infos

@@ -1,0 +1,142 @@
+"""Groups that teach nothing are replaced while others are generated, and reward models score beside; no Ray."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.group import GroupError
+from algorithms.rl import reward_models
+from algorithms.rl.reward_models import BesideRollouts, RewardModelGroup, Scorers
+from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
+from tests.fake_engines import After, FakeEngines, FakePool
+from tests.fake_ranks import FakeRanks
+from tests.test_deals import GROUPS, PROMPTS, SAMPLES, _formula, split_fake
+from tests.test_rollouts import OK, PAIR, prompts, rows
+
+LIMITS = Limits(silence_s=30.0, max_failed=0.25)
+
+
+def refilled(
+    engines: FakeEngines, teaches: Any, pool: Any = None, most_drawn: int = 10, models: Any = None
+) -> Rollouts:
+    def judge(group: ScoredGroup) -> ScoredGroup | None:
+        return group if teaches(group.prompt.index - 100) else None
+
+    return Rollouts(
+        engines, pool, prompts(), PAIR, LIMITS, groups_per_step=4, judge=judge, most_drawn=most_drawn,
+        models=models, clock=engines.monotonic,
+    )  # fmt: skip
+
+
+def test_a_group_that_teaches_nothing_is_replaced_at_once() -> None:
+    """Others still run: there are no rounds. It counts among the samples that may fail, and is told of."""
+    engines = FakeEngines(
+        After(1, {1: OK}), After(1, {4: OK}), After(1, {5: OK}), After(1, {0: OK, 2: OK}), After(1, {3: OK})
+    )
+    rollouts = refilled(engines, lambda row: row not in (1, 4))
+    groups = rollouts.take(4, 0, seed=3)
+    assert rows(groups) == [0, 2, 3, 5]
+    assert [ids for _, ids, _ in engines.starts[3:]] == [[4], [5]], "each as soon as one was dropped"
+    assert rollouts.report()[1].alike == 2
+    assert rollouts.training.samples_asked == 12
+    rollouts.close()
+
+
+def test_a_step_that_finds_too_few_gives_what_there_is() -> None:
+    """Twice as many as it has asked for were sampled; the next step may sample as many again."""
+    ends = (dict.fromkeys(range(4), OK), dict.fromkeys(range(4, 7), OK), {7: OK})
+    engines = FakeEngines(*(After(1, each) for each in ends))
+    rollouts = refilled(engines, lambda row: row in (1, 6) or row >= 8, most_drawn=2)
+    assert rows(rollouts.take(4, 0, seed=3)) == [1, 6]
+    assert sum(len(ids) for _, ids, _ in engines.starts) == 8
+    engines.script.append(After(1, dict.fromkeys(range(8, 14), OK)))
+    assert rows(rollouts.take(4, 0, seed=4))[:4] == [8, 9, 10, 11]
+    rollouts.close()
+
+
+def test_where_nothing_teaches_there_is_nothing() -> None:
+    engines = FakeEngines(After(1, dict.fromkeys(range(4), OK)))
+    rollouts = refilled(engines, lambda row: False, most_drawn=1)
+    assert rollouts.take(4, 0, seed=3) == []
+    rollouts.close()
+
+
+class FakeModels:
+    """Adds 1000 to what is there, two groups at a time, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, ScoredGroup]] = []
+
+    def submit(self, number: int, group: ScoredGroup) -> None:
+        assert not np.isnan(group.rewards).any(), "functions have scored it"
+        self.waiting.append((number, group))
+
+    def refs(self) -> list[Any]:
+        return [1] if self.waiting else []
+
+    def ready(self) -> list[tuple[int, ScoredGroup]]:
+        found, self.waiting = self.waiting[:2], self.waiting[2:]
+        return found
+
+
+def test_models_have_groups_while_others_are_generated() -> None:
+    engines = FakeEngines(After(1, {0: OK, 1: OK, 2: OK}), After(1, {3: OK}), After(0), After(0), After(0))
+    models = FakeModels()
+    rollouts = refilled(engines, lambda row: True, FakePool(engines), models=models)
+    assert rows(rollouts.take(4, 0, seed=3)) == [0, 1, 2, 3]
+    assert not models.waiting
+    rollouts.close()
+
+
+def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real division and scoring, by ranks that are threads: every group is scored once, as it is in one step."""
+
+    def wait(refs: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return [ref for ref in refs if ref.done()], []
+
+    monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=wait))
+    ranks: Any = FakeRanks(2, _formula(1))
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    scorers = Scorers(models=[model], roster={"model": ranks}, split=split_fake)
+    whole = scorers.score(GROUPS)
+    beside, found = BesideRollouts(scorers), dict[int, ScoredGroup]()
+    batches = []
+    for number, group in enumerate(GROUPS):
+        beside.submit(number, group)
+        if number % 3 == 0:
+            done = beside.ready()
+            batches.append(len(done))
+            found |= dict(done)
+    while len(found) < PROMPTS:
+        for ref in beside.refs():
+            ref.result(60)
+        done = beside.ready()
+        batches.append(len(done))
+        found |= dict(done)
+    assert beside.refs() == [] and beside.ready() == []
+    assert sorted(found) == list(range(PROMPTS)) and max(batches) > 1
+    for number, group in enumerate(whole):
+        assert [score.reward for score in found[number].scores] == pytest.approx([each.reward for each in group.scores])
+    assert len(whole[0].scores) == SAMPLES
+
+
+def test_a_model_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(refs: Any, what: str, timeout_s: float) -> Any:
+        raise GroupError(f"reward_model.{what}: no answer within {timeout_s:g} s")
+
+    monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=lambda *_, **__: ([], [])))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(reward_models, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    group: Any = FakeRanks(1, _formula(1))
+    group.gather = gather
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    beside = BesideRollouts(Scorers(models=[model], roster={"model": group}, split=split_fake))
+    beside.submit(0, GROUPS[0])
+    assert beside.ready() == [] and beside.refs()
+    clock.now = group.timeout_s + 9
+    with pytest.raises(GroupError, match=r"^reward_model\.scores: no answer within 0 s$"):
+        beside.ready()
