@@ -250,6 +250,32 @@ def cut_twice(engine: Alone) -> Any:
     }
 
 
+def begun_anew(engine: Alone) -> Any:
+    """New weights, and samples start again: those without a token of here from where they were, all from the prompt."""
+    whole, found = engine.answer(), []
+    for tokens, everything in ((4, False), (7, False), (7, True)):
+        request, before = engine.ask((engine.cut(4),)), engine.thread.stats()
+
+        def run(request: Request = request, tokens: int = tokens, everything: bool = everything) -> Any:
+            engine.take(request)
+            engine.step_to(request, tokens)
+            engine.thread._begin_anew(everything=everything)
+            left = [len(each.token_ids) for each in engine.thread._progress({request.id})]
+            return left, engine.thread.stats().sampled_tokens - before.sampled_tokens
+
+        left, sampled = engine.on_thread(run)
+        [segment] = engine.segments(1)
+        after = engine.thread.stats()
+        counted = [
+            sampled,
+            after.sampled_tokens - before.sampled_tokens,
+            after.generated_tokens - before.generated_tokens,
+            after.discarded_tokens - before.discarded_tokens,
+        ]
+        found.append([left, counted, shown(segment)])
+    return {"whole": shown(whole), "found": found}
+
+
 SCENES: list[Callable[[Alone], Any]] = [
     every_cut,
     without_text,
@@ -259,6 +285,7 @@ SCENES: list[Callable[[Alone], Any]] = [
     ended_samples,
     snapshots,
     cut_twice,
+    begun_anew,
 ]
 
 

@@ -4,7 +4,7 @@ They are `algorithms.rollouts.engines.Engines`, the pool and the clock in one, s
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -70,6 +70,9 @@ class FakeEngines:
         self.collects.append((engine, requests))
         self.collected += [(engine, request) for request in requests]
         return [f"rollouts {request}" for request in requests]
+
+    def stats(self, within_s: float) -> Callable[[], list[Any]]:
+        return lambda: [None] * self.engines
 
     def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
         """The next line of the script comes true."""

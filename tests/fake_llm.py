@@ -21,6 +21,7 @@ with quick_vllm(compiled=False):
     from actors.config_rollout import OnUpdate
     from actors.rollout import vllm_options
     from actors.rollout.engine import EngineThread
+    from actors.rollout.occupancy import Occupancy
     from actors.rollout.types import Media, Request, Sampling, Segment
     from actors.rollout.worker import Adapter
 
@@ -70,6 +71,14 @@ class FakeLLM:
             detokenizer=SimpleNamespace(num_output_tokens=lambda: tokens),
             weight_version_starts=[("5", 0)] if tokens else [],
         )
+
+    def get(self, inside: str) -> Any:
+        """The state of a request that has not ended."""
+        name = inside.removesuffix(" inside")
+        if name not in self.left:
+            return None
+        sampled = 3 - self.left[name]
+        return SimpleNamespace(detokenizer=SimpleNamespace(num_output_tokens=lambda: sampled))
 
     def abort_request(self, request_ids: list[str], internal: bool) -> None:
         assert internal, "an outside name would be looked up among those that vLLM has made longer"
@@ -135,10 +144,10 @@ def _shown_adapter(request: Any) -> Any:
     return request and {"name": request.lora_name, "number": request.lora_int_id, "again": request.load_inplace}
 
 
-def engine(on_update: OnUpdate = "recompute") -> tuple[Any, FakeLLM]:
+def engine(on_update: OnUpdate = "recompute", slots: int = 2) -> tuple[Any, FakeLLM]:
     """An engine that is ready."""
     llm: Any = FakeLLM()
-    thread = EngineThread(lambda: llm, lambda sampling: "params", 2, on_update)  # type: ignore[arg-type, return-value]
+    thread = EngineThread(lambda: llm, lambda sampling: "params", slots, on_update)  # type: ignore[arg-type, return-value]
     thread.ready.result(DEADLINE_S)
     thread.version = 5
     return thread, llm
@@ -497,6 +506,73 @@ def counted() -> Any:
     }
 
 
+def spent() -> Any:
+    """Seconds of an engine by a clock of its own: with nothing to do (1), paused so (2) and with a sample (4); in a
+    step with one of four slots filled (8) and with two (16); in a call (32), and as it takes another sample (64).
+    When its samples have ended, it has nothing to do (128)."""
+    clock = SimpleNamespace(now=0.0)
+
+    def passes(seconds: float) -> None:
+        clock.now += seconds
+
+    thread, llm = engine(slots=4)
+    thread._occupancy = Occupancy(4, lambda: clock.now)
+    found = []
+    passes(1)
+    call(thread, thread.pause)
+    passes(2)
+    found.append(thread.stats())
+    ask(thread, {1: [1]})
+    call(thread, lambda: None)
+    passes(4)
+    found.append(thread.stats())
+    llm.gate.clear()
+    call(thread, thread.resume)
+    _until(lambda: thread.pulse().method == "step")
+    passes(8)
+    found.append(thread.stats())
+    llm.gate.set()
+    segments(thread, 1)
+    _until(lambda: thread._round is None)
+    passes(128)
+    stopped, goes_on = _stops_after(llm, llm.steps + 1)
+    ask(thread, {2: [2]}, sampling=TWO)
+    assert stopped.wait(DEADLINE_S)
+    passes(16)
+    found.append(thread.stats())
+    thread.call(lambda: passes(32))
+    add = llm.add_request
+    llm.add_request = lambda *each, **more: (passes(64), add(*each, **more))[1]  # type: ignore[method-assign]
+    ask(thread, {3: [3]})
+    goes_on.set()
+    segments(thread, 3)
+    call(thread, lambda: None)
+    found.append(thread.stats())
+    rows = [[each.idle_s, each.busy_s, each.underfilled_s, each.paused_s] for each in found]
+    return {"seconds": rows, "tokens": [each.sampled_tokens for each in found]}
+
+
+def _until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE_S
+    while not true() and time.monotonic() < until:
+        time.sleep(0.001)
+    assert true()
+
+
+def _stops_after(llm: FakeLLM, steps: int) -> tuple[threading.Event, threading.Event]:
+    """The step after so many says so by the first event, and waits for the second."""
+    stopped, goes_on, step = threading.Event(), threading.Event(), llm.step
+
+    def stops() -> list[Any]:
+        if llm.steps == steps:
+            stopped.set()
+            goes_on.wait(DEADLINE_S)
+        return step()
+
+    llm.step = stops  # type: ignore[method-assign]
+    return stopped, goes_on
+
+
 def canary() -> Any:
     """Logprobs of all tokens but the first, while another request goes on."""
     thread, llm = engine()
@@ -551,6 +627,7 @@ SCENES: list[Scene] = [
     paused,
     between_steps,
     counted,
+    spent,
     canary,
     adapter,
     ranks,

@@ -12,7 +12,7 @@ from actors.config_rollout import OnUpdate
 from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
-from actors.rollout.types import Begun, Request, Segment
+from actors.rollout.types import Begun, EngineStats, Request, Segment
 from actors.rollout.worker import EngineHost
 from algorithms.rollouts.engines import Ended, Lost
 
@@ -70,6 +70,11 @@ class SimulatedEngines:
             host: Any = self.hosts[engine]  # ray.method hides from type checkers that they are functions
             found |= asyncio.run(host.progress(own))
         return found
+
+    def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
+        lost = self._lost
+        found = [None if number in lost else engine.stats() for number, engine in enumerate(self.engines)]
+        return lambda: found
 
     def go_on(self, seconds: float) -> None:
         """So much time passes, with whatever ends in it."""

@@ -135,3 +135,16 @@ def test_what_goes_on_can_be_cut_again(told: dict[str, Any]) -> None:
         beginning = {"tokens": found["whole"]["tokens"][:tokens], "logprobs": found["whole"]["logprobs"][:tokens]}
         assert_same(each, beginning | {"versions": [[0, 0, tokens]], "end": ["abort", None, "", ""]})
     assert_same(found["end"], found["whole"])
+
+
+def test_what_starts_again_does_so_from_where_it_was_or_from_its_prompt(told: dict[str, Any]) -> None:
+    """With keep_cache, of those without a token of here; with restart all, and what they had is no part of them."""
+    found = told["begun_anew"]
+    for _, _, segment in found["found"]:
+        assert_same(segment, found["whole"])
+    # Tokens left; of here: sampled by then, sampled in the end, of what has ended, and thrown away.
+    assert [[left, counted] for left, counted, _ in found["found"]] == [
+        [[4], [0, 8, 8, 0]],
+        [[7], [3, 8, 8, 0]],
+        [[0], [3, 15, 12, 3]],
+    ]

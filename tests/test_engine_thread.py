@@ -160,6 +160,18 @@ def test_how_an_engine_is(told: dict[str, Any]) -> None:
     }
 
 
+def test_every_second_of_an_engine_is_of_one_state(told: dict[str, Any]) -> None:
+    """Told in the middle of a step, too; tokens of samples that are running are told with those of ended ones."""
+    assert told["spent"]["seconds"] == [  # idle, busy, underfilled, paused
+        [1 + 2, 0, 0, 0],
+        [3, 0, 0, 4],
+        [3, 8, 8, 4],
+        [3 + 128, 8 + 16, 8, 4],
+        [131, 24 + 64, 8, 4 + 32],
+    ]
+    assert told["spent"]["tokens"] == [0, 0, 0, 3 + 2, 3 * 4]
+
+
 def test_a_paused_engine_steps_not_but_answers_calls(told: dict[str, Any]) -> None:
     """It keeps what is running, and forgets its keys and values before it goes on."""
     assert told["paused"] == {

@@ -30,6 +30,7 @@ from launch.run.run import _farewell, _prepare
 from launch.run.saves import RunCheckpointer, Saves
 from launch.screen.display import Display
 from launch.tracking.tracker import Tracker
+from tests.fake_engines import FakeEngines
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_A_SMALL_DISK = f"""
@@ -251,7 +252,7 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
     monkeypatch.setattr("algorithms.rl.steps.sample_rows", lambda *_: [])
     record: Any = Recorder(fails_at)
     empty: Any = SimpleNamespace(
-        metrics=lambda _: {}, published=lambda _: None, failures=SimpleNamespace(samples=0)
+        metrics=lambda _: {}, published=lambda _: None, failures=SimpleNamespace(samples=0), engines=FakeEngines(),
     )  # fmt: skip
     loop = GRPO(
         config=GRPOConfig(name="grpo", steps=1), roster={}, reference=None, read_reference=None, models=[],

@@ -46,7 +46,8 @@ CONTRACT = {
     ),
     *("reward/mean", "reward/std", "rollout/truncated_fraction", "rollout/failed", "time/rollout", "time/update"),
     *("time/sync", "time/step", "tokens/generated", "tokens/trained", "tokens/padding_fraction"),
-    *("weights/version", "weights/sync_seconds"),
+    *("weights/version", "weights/sync_seconds", "bubble/trainer_wait_seconds", "bubble/sync_tokens_lost"),
+    *("bubble/engine_idle_fraction", "bubble/engine_underfilled_fraction", "bubble/engine_paused_fraction"),
 }
 """Keys of every training step in metrics.jsonl that users' programs may rely on."""
 

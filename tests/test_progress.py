@@ -86,10 +86,6 @@ class Run:
         return sorted(found, key=lambda segment: (segment.request, segment.index))
 
 
-NEW = (6, -1.0)
-"""A simulated token, and its logprob."""
-
-
 def test_samples_tell_what_they_have_and_go_on() -> None:
     """One that runs, one that waits for a slot, one that has ended; those of other requests are left out."""
     run = Run(4, 9, 5, slots=2)
@@ -169,6 +165,19 @@ def test_versions_of_what_goes_on_with_the_same_weights_are_one_span() -> None:
     same, other = run.until(9)
     assert shown(same)[:3] == ([100, 101, 102, 103] + [6] * 4, [0, -1, -2, -3] + [-1] * 4, [(2, 0, 1), (3, 1, 8)])
     assert shown(other)[2] == [(2, 0, 4), (3, 4, 8)]
+
+
+def test_what_starts_again_has_not_begun() -> None:
+    clock = Clock()
+    engine = SimulatedEngine(Table(lengths=(8,), token_s=1.0), clock, on_update="restart")
+    engine.submit([request(1, 1, begun((2, 0, 4)))], None)
+    clock.now = 2.5
+    engine.use(7)
+    clock.now = 99
+    [whole] = engine.poll(0)
+    assert shown(whole)[:3] == ([6] * 8, [-1.0] * 8, [(7, 0, 8)])
+    stats = engine.stats()
+    assert (stats.generated_tokens, stats.discarded_tokens, stats.sampled_tokens) == (8, 2, 10)
 
 
 def test_samples_that_have_ended_come_back_and_take_no_slot() -> None:

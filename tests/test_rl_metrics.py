@@ -145,6 +145,7 @@ def test_lengths_statuses_and_ages_of_a_step() -> None:
         {
             "tokens/generated": 10 + 11 + 20 + 21 + 22,
             "rollout/response_tokens_mean": 84 / 5,
+            "rollout/response_tokens_max": 22,
             "rollout/truncated_fraction": 2 / 5,
             "rollout/failed": 4.0,
             "staleness/mean": (5 + 4 + 2 + 1 + 0) / 5,

@@ -25,6 +25,7 @@ from algorithms.rl.ppo import PPO
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ShapedGroup
 from algorithms.rollouts.lane import Discards
+from tests.fake_engines import FakeEngines
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}
 
@@ -74,7 +75,7 @@ class Loop:
             metrics=lambda _: {}, temperature=1.0,
             report=lambda: (Failures(0), Discards()), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
-            end_if_asked=lambda: None, samples=lambda *_: None,
+            end_if_asked=lambda: None, engines=FakeEngines(engines=1), samples=lambda *_: None,
             step=lambda _, metrics, __: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
@@ -125,6 +126,30 @@ def test_weights_are_published_when_something_was_learned(rewards: tuple[float, 
     assert [metrics["weights/version"] for metrics in made.reported] == ([1, 2] if taught else [0, 0])
     assert [metrics["staleness/max"] for metrics in made.reported] == [0, 0]
     assert ["weights/sync_seconds" in metrics for metrics in made.reported] == [taught, taught]
+
+
+def test_engines_are_asked_beside_the_checkpoint_and_their_account_is_reported() -> None:
+    """Once a step, and once before the first one."""
+    made, happened = Loop(), list[str]()
+
+    class Counted(FakeEngines):
+        def stats(self, within_s: float) -> Any:
+            happened.append("asked")
+            return lambda: happened.append("heard") or [None] * 2
+
+    nothing = made.arguments["rollouts"]
+    nothing.engines, nothing.save = Counted(), lambda *_: happened.append("checkpoint")
+    loop: Any = made.grpo()
+    loop.begin("GRPO", Clock(loop.reporter))
+    for _ in range(2):
+        clock = Clock(loop.reporter)
+        with clock("rollout"), clock("score"):
+            pass
+        loop.finish_step([group(1.0, 0.0)], {}, clock, {})
+    assert happened == ["asked", "heard", *["asked", "checkpoint", "heard"] * 2]
+    for metrics in made.reported:
+        assert metrics["bubble/engines_unheard"] == 2
+        assert metrics["bubble/trainer_wait_seconds"] == metrics["time/rollout"] + metrics["time/score"] > 0
 
 
 def test_nothing_is_published_while_only_the_critic_learns() -> None:

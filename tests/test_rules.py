@@ -1185,7 +1185,8 @@ CASES: list[tuple[str, str, str]] = [
     (
         "grpo",
         "rollout.max_attempts=5",
-        "rollout.max_attempts must be left out with algorithm.max_staleness 0, where no response becomes too old, got 5",
+        "rollout.max_attempts must be left out with algorithm.max_staleness 0, where no response becomes too old, "
+        "got 5",
     ),
     (
         "ppo",

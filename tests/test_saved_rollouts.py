@@ -87,7 +87,8 @@ def test_a_prompt_that_there_is_not_is_no_other_prompt(damage: dict[str, Any]) -
 
 
 def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp_path: Path) -> None:
-    """Every prompt of the order is trained on once, on its way, or named as too old; ready groups are given out first, with what they were."""
+    """Every prompt of the order is trained on once, on its way, or named as too old; ready groups are given out first,
+    with what they were."""
     engines = SimulatedEngines([Table(lengths=(10, 20, 90, 15), token_s=0.01)] * 2, Clock())
     engines.collect = lambda engine, own: [engines.hosts[engine].ended.pop(each) for each in own]  # type: ignore[method-assign]
     drawn = prompts()

@@ -400,14 +400,29 @@ def test_an_engine_tells_how_it_is_while_its_thread_works(pairs: dict[str, Pair]
 
 
 def test_paused_requests_are_kept(pair: Pair) -> None:
-    """Nothing is generated during a pause, and everything that was running ends after it."""
+    """Nothing is generated during a pause, and everything that was running ends after it. The engine counts its
+    seconds, each once, and the tokens of what it keeps."""
+    began = time.monotonic()
+    before, known = pair.engine(Engine.stats), time.monotonic()
     asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
     _let_run(pair)
     pair.engine(Engine.pause)
+    stopped = pair.engine(Engine.stats)
     assert pair.engine(Engine.poll, 1.0) == []
+    paused = pair.engine(Engine.stats)
+    assert paused.paused_s - stopped.paused_s >= 1.0
+    assert (paused.busy_s, paused.sampled_tokens) == (stopped.busy_s, stopped.sampled_tokens)
+    assert paused.sampled_tokens > paused.generated_tokens == before.generated_tokens
     pair.engine(Engine.resume)
     [rollouts] = pair.answers(asked)
     assert len(rollouts) == 16
+    ends = time.monotonic()
+    after, ended = pair.engine(Engine.stats), time.monotonic()
+    assert after.sampled_tokens == after.generated_tokens
+    assert after.sampled_tokens - before.sampled_tokens == sum(rollout.sampled_tokens for rollout in rollouts)
+    assert after.busy_s > paused.busy_s and after.underfilled_s > before.underfilled_s, "in the end only few are left"
+    counted = [each.idle_s + each.busy_s + each.paused_s for each in (before, after)]
+    assert ends - known <= counted[1] - counted[0] <= ended - began
     assert {rollout.status for rollout in rollouts} <= {"ok", "truncated"}
     assert {span.version for rollout in rollouts for span in rollout.turns[0].versions} == {pair.version}
 

@@ -30,7 +30,7 @@ class WholeAccount:
         Raises ValueError where vLLM, told that what was sampled is a prompt, would sample from something else, and
         where the response has ended in the middle of what it has.
         """
-        if params.presence_penalty:
+        if begun.token_ids and params.presence_penalty:
             raise ValueError(
                 "a response does not go on with rollout.presence_penalty, as vLLM would penalize only those of its "
                 "tokens that it samples from now on"

@@ -7,17 +7,13 @@ The engine runs in this very process on CPU (it starts and generates fastest so)
 GPU in vLLM's own processes; all are driven by the same thread through vLLM's public `LLM` and `LLMEngine`.
 """
 
-import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,18 +24,20 @@ from vllm.v1.engine import FinishReason
 
 from actors.config_rollout import OnUpdate
 from actors.pulse import Pulse, Work
+from actors.rollout.adapter_files import adapter_directory
+from actors.rollout.answers import fail, fulfil
 from actors.rollout.begun import ended_before, refused
 from actors.rollout.continuing import WholeAccount
+from actors.rollout.occupancy import Occupancy
 from actors.rollout.samples import RunningSample, TakenRequest
-from actors.rollout.scheduling import Scheduling
 from actors.rollout.types import EngineStats, Request, Sampling, Segment
+from actors.rollout.vllm_counts import count_preemptions, sampled_tokens, scheduler_of
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
 
 T = TypeVar("T")
 
-_MEMORY_FILES = Path("/dev/shm")
 _NOTHING: queue.Queue[Any] = queue.Queue()
 
 
@@ -72,9 +70,11 @@ class EngineThread:
         self._names = count()
         self._paused = False
         self._adapter: LoRARequest | None = None
-        self._scheduling = Scheduling()
+        self._preemptions: int | None = None
         self._generated = 0
         self._discarded = 0
+        self._sampled = 0
+        self._occupancy = Occupancy(slots)
         self._round: float | None = None
         """When the thread last came round, by time.monotonic; None while it waits for something to do."""
         self.version = -1
@@ -125,15 +125,22 @@ class EngineThread:
         """How the engine is; see `Engine`."""
         # Read once, as the engine thread sets them meanwhile.
         samples, seen = len(self._running), self._round
+        llm = getattr(self, "llm", None)  # none before it is built
+        scheduler = scheduler_of(llm)
+        inside = {sample.inside: sample.brought for sample in list(self._running.values())}
+        # A sample that ends just now is in neither number: what was told is not taken back.
+        self._sampled = max(self._sampled, self._generated + self._discarded + sampled_tokens(llm, inside))
         return EngineStats(
             version=self.version,
             running=min(samples, self._slots),
             waiting=max(0, samples - self._slots),
             slots=self._slots,
-            cache_used=self._scheduling.cache_used,
-            preemptions=self._scheduling.preemptions,
+            cache_used=float(scheduler.kv_cache_manager.usage) if scheduler else None,
+            preemptions=self._preemptions,
             generated_tokens=self._generated,
             discarded_tokens=self._discarded,
+            sampled_tokens=self._sampled,
+            **self._occupancy.seconds(),
             silent_s=0.0 if seen is None else time.monotonic() - seen,
             lost=f"{type(self._lost).__name__}: {self._lost}" if self._lost else "",
         )
@@ -185,10 +192,7 @@ class EngineThread:
         Returns, per worker process, the digest of its tensors that a layer computes with.
         """
         # vLLM loads adapters from files only; they are needed no longer than that.
-        memory = _MEMORY_FILES if os.access(_MEMORY_FILES, os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix="tandem-adapter-", dir=memory) as directory:
-            (Path(directory) / "adapter_config.json").write_text(adapter.config)
-            (Path(directory) / "adapter_model.safetensors").write_bytes(adapter.weights)
+        with adapter_directory(adapter) as directory:
             self.llm.llm_engine.add_lora(LoRARequest("policy", ADAPTER_ID, directory, load_inplace=True))
             # A request of its own: `load_inplace` would load the files again with every batch.
             self._adapter = LoRARequest("policy", ADAPTER_ID, directory)
@@ -229,10 +233,9 @@ class EngineThread:
         brought = len(begun.token_ids)
         params = self._params(replace(sampling, max_tokens=sampling.max_tokens - brought))
         processor = self.llm.llm_engine.output_processor
-        account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params) if brought else None
+        account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params)
         name, inside = self._add(self._prompt(request.token_ids + begun.token_ids), params)
-        if account:
-            account.replace(processor.request_states[inside])
+        account.replace(processor.request_states[inside])
         self._running[name] = RunningSample(taken, index, inside, brought)
 
     def _begin_anew(self, *, everything: bool) -> None:
@@ -292,7 +295,9 @@ class EngineThread:
         try:
             with self._work.on("start"):
                 self.llm = self._build()
-                self._scheduling = Scheduling(self.llm)
+                if scheduler := scheduler_of(self.llm):
+                    self._preemptions = 0
+                    count_preemptions(scheduler, self._preempted)
         except Exception as error:  # Reported to whoever waits for the engine, in its own process.
             self._lose(error)
             self.ready.set_exception(error)
@@ -300,6 +305,8 @@ class EngineThread:
             self.ready.set_result(None)
         while True:
             busy = self._busy()
+            if not busy:
+                self._occupancy.note(len(self._running), steps=False)
             self._round = time.monotonic() if busy else None
             self._run_calls(wait=not busy)
             if self._busy():
@@ -318,25 +325,32 @@ class EngineThread:
             function, future = self._calls.get()
             wait = False
             self._round = time.monotonic()
+            self._occupancy.note(len(self._running), steps=False)
             if self._lost is not None:
-                _fail(future, self._lost)
+                fail(future, self._lost)
                 continue
             try:
                 with self._work.on("call", goes_on=True):
                     answer = function()
             except Exception as error:  # Belongs to the caller, who holds the future.
-                _fail(future, error)
+                fail(future, error)
             else:
-                _fulfil(future, answer)
+                fulfil(future, answer)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do what nobody waits for: where it fails, the engine cannot be relied on any more."""
+        # To take and to end requests is part of working on them.
+        self._occupancy.note(len(self._running), steps=not self._paused)
         try:
             work()
         except Exception as error:
             self._lose(error)
 
+    def _preempted(self) -> None:
+        self._preemptions = (self._preemptions or 0) + 1
+
     def _step(self) -> None:
+        self._occupancy.note(len(self._running), steps=True)
         try:
             ended, brought = [], 0
             with self._work.on("step", goes_on=True):
@@ -344,7 +358,7 @@ class EngineThread:
             self._work.progressed()
             for output in (each for each in outputs if each.finished):
                 if canary := self._canaries.pop(output.request_id, None):
-                    _fulfil(canary, output)
+                    fulfil(canary, output)
                 else:
                     sample = self._running.pop(output.request_id)
                     ended.append(sample.end(output.outputs[0]))
@@ -367,7 +381,7 @@ class EngineThread:
             self._lost = error
             self._news.notify_all()
         for canary in self._canaries.values():
-            _fail(canary, error)
+            fail(canary, error)
         self._canaries.clear()
         self._running.clear()
 
@@ -381,17 +395,3 @@ class EngineThread:
         batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
         while any(batch.total_num_scheduled_tokens for _, batch, _ in batches) and self._lost is None:
             self._step()
-
-
-# Nobody may hear an answer: a caller that was cancelled has cancelled its future. That is no reason for the thread, and
-# with it everybody else's answers, to end.
-
-
-def _fulfil(future: "Future[T]", answer: T) -> None:
-    with suppress(InvalidStateError):
-        future.set_result(answer)
-
-
-def _fail(future: "Future[T]", error: Exception) -> None:
-    with suppress(InvalidStateError):
-        future.set_exception(error)

@@ -17,6 +17,7 @@ from actors.config_rollout import OnUpdate
 from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
 from actors.rollout.begun import ended_before, refused
+from actors.rollout.occupancy import Occupancy
 from actors.rollout.types import Begun, EngineStats, Finish, Request, Segment
 from actors.rollout.worker import EngineHost
 
@@ -136,11 +137,14 @@ class SimulatedEngine:
         self._submitted = 0
         self._generated = 0
         self._discarded = 0
+        self._occupancy = Occupancy(table.slots, clock)
+        self._paused_at: float | None = None
         self._lost = ""
 
     def submit(self, requests: list[Request], seed: int | None) -> None:
         """See `Engine`; the seed changes nothing."""
         with self._lock:
+            self._advance()  # a slot that has become free meanwhile was free before these came
             for request in requests:
                 taken = _Taken(request)
                 for index in range(request.sampling.samples):
@@ -173,7 +177,7 @@ class SimulatedEngine:
                     raise RuntimeError(self._lost)
                 segments, self._segments = self._segments, []
                 self._given = segments
-                pause = min((sample.end(self.table) for sample in self._running), default=np.inf) - self._clock()
+                pause = min((sample.end(self.table) for sample in self._running), default=np.inf) - self._time()
             left = until - time.monotonic()
             if segments or left <= 0:
                 return segments
@@ -197,7 +201,7 @@ class SimulatedEngine:
         answer: Future[list[Segment]] = Future()
         with self._lock:
             self._advance()
-            now, asked = self._clock(), set(requests)
+            now, asked = self._time(), set(requests)
             samples = [each for each in (*self._running, *self._waiting) if each.request.id in asked]
             ended = [each for each in (*self._given, *self._segments) if each.request in asked]
             if self._lost:
@@ -219,6 +223,10 @@ class SimulatedEngine:
                 preemptions=0,
                 generated_tokens=self._generated,
                 discarded_tokens=self._discarded,
+                sampled_tokens=self._generated
+                + sum(each.tokens(self._time(), self.table) for each in self._running)
+                + self._discarded,
+                **self._occupancy.seconds(),
                 silent_s=0.0,
                 lost=self._lost,
             )
@@ -227,7 +235,7 @@ class SimulatedEngine:
         """Go on with the weights of this version: tokens from now on are of them, with `on_update` restart all."""
         with self._lock:
             self._advance()
-            now = self._clock()
+            now = self._time()
             for sample in self._running:
                 tokens = sample.tokens(now, self.table)
                 if self._on_update == "restart":
@@ -236,42 +244,72 @@ class SimulatedEngine:
                 sample.use(version, tokens)
             self.version = version
 
+    def pause(self) -> None:
+        """Sample no token until `resume`, and keep all that is running."""
+        with self._lock:
+            self._advance()
+            if self._paused_at is None:
+                self._paused_at = self._clock()
+            self._note(self._clock())
+
+    def resume(self) -> None:
+        """Go on where `pause` has stopped."""
+        with self._lock:
+            if self._paused_at is None:
+                return
+            for sample in self._running:
+                sample.started += self._clock() - self._paused_at
+            self._paused_at = None
+            self._advance()
+
     def lose(self, why: str) -> None:
         """The engine is lost, with all it has."""
         with self._lock:
+            self._advance()
             self._lost = why
             self._running.clear()
             self._waiting.clear()
+            self._note(self._clock())
 
     def next_end(self) -> float:
         """When the next sample ends, by the clock; infinity where none is running."""
         with self._lock:
+            if self._paused_at is not None:
+                return np.inf
             return min((sample.end(self.table) for sample in self._running), default=np.inf)
+
+    def _time(self) -> float:
+        """Up to when samples have got on."""
+        return self._clock() if self._paused_at is None else self._paused_at
+
+    def _note(self, at: float) -> None:
+        self._occupancy.note(len(self._running), steps=self._paused_at is None, at=at)
 
     def _advance(self) -> None:
         """End what has ended by now, and let waiting samples take the slots, each at the moment it became free."""
         while True:
             while self._waiting and len(self._running) < self.table.slots:
-                self._start(self._waiting.popleft(), self._clock())
+                self._start(self._waiting.popleft(), self._time())
+            self._note(self._clock())
             ended = min(self._running, key=lambda sample: sample.end(self.table), default=None)
-            if ended is None or ended.end(self.table) > self._clock():
+            if ended is None or ended.end(self.table) > self._time():
                 return
             self._running.remove(ended)
             if self._waiting:
                 self._start(self._waiting.popleft(), ended.end(self.table))
+            self._note(ended.end(self.table))
             cut = ended.length == ended.request.sampling.max_tokens
             self._end(ended, ended.length - ended.brought, "length" if cut else "stop")
 
     def _is_older(self, sample: _Sample, version: int) -> bool:
         """Whether older weights have sampled any token of it, or of those of its request that have ended."""
-        spans = sample.spans(sample.tokens(self._clock(), self.table))
+        spans = sample.spans(sample.tokens(self._time(), self.table))
         return min([sample.taken.oldest, *(span.version for span in spans)]) < version
 
     def _abort(self, requests: set[int]) -> None:
         for sample in [each for each in (*self._running, *self._waiting) if each.request.id in requests]:
             (self._running if sample in self._running else self._waiting).remove(sample)
-            tokens = sample.tokens(self._clock(), self.table)
-            self._end(sample, tokens, "abort")
+            self._end(sample, sample.tokens(self._time(), self.table), "abort")
         self._advance()
 
     def _start(self, sample: _Sample, when: float) -> None:

@@ -152,6 +152,16 @@ class EngineStats:
     """Sampled tokens of ended samples, so far."""
     discarded_tokens: int
     """Sampled tokens that new weights have thrown away (rollout.on_update restart), so far."""
+    sampled_tokens: int
+    """Sampled tokens so far, those of samples that are running included; never fewer than it has told before."""
+    idle_s: float
+    """Seconds without a sample to work on, since it was made. With `busy_s` and `paused_s` these are all seconds."""
+    busy_s: float
+    """Seconds in which it stepped, whatever a step took; a step that is not over counts so far."""
+    underfilled_s: float
+    """Seconds of `busy_s` with fewer than half of its slots filled."""
+    paused_s: float
+    """Seconds in which it had samples and did not step: for new weights, and for what is asked of it around them."""
     silent_s: float
     """Seconds since the engine's thread last came round: it hangs, or is in a long step, when this grows."""
     lost: str
@@ -163,6 +173,9 @@ class Engine(Protocol):
 
     The calls may come from any thread, and return at once but for `poll`.
     """
+
+    version: int
+    """Of the weights in service; -1 before the first."""
 
     def submit(self, requests: list[Request], seed: int | None) -> None:
         """Take requests, in order. With a seed, what is sampled depends on it, the prompts and their order only.

@@ -78,7 +78,7 @@ class EngineHost:
     async def submit(self, requests: list[Request], seed: int | None) -> None:
         """Start sampling responses to prompts; see `Engine.submit`, and `poll`."""
         # Random weights, of which no version would tell.
-        if self.engine.stats().version < 0:
+        if self.engine.version < 0:
             raise RuntimeError("asked to generate before the first weights arrived, or after half of new ones did")
         for request in requests:
             self._open[request.id] = request, []
@@ -196,7 +196,7 @@ class EngineHost:
             self._ended[number] = episodes
         return Finished(request=number, infos=list(map(RolloutInfo.of, episodes)), aborted=aborted)
 
-    def _episode(self, given: np.ndarray, segment: Segment, *, read: bool) -> Episode:
+    def _episode(self, given: np.ndarray, segment: Segment, *, read: bool = True) -> Episode:
         """`read`: with its text."""
         turn = Turn(
             given_token_ids=given,

@@ -65,6 +65,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failu
             "reward/max": float(np.max(rewards)),
             "tokens/generated": float(generated),
             "rollout/response_tokens_mean": generated / len(infos),
+            "rollout/response_tokens_max": float(max(info.sampled_tokens for info in infos)),
             "rollout/truncated_fraction": float(np.mean([info.status == "truncated" for info in infos])),
             "rollout/failed": float(failures.samples),
             "reward/failed": float(failures.unscored),

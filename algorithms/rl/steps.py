@@ -7,6 +7,7 @@ What comes in between is in `algorithms.rl.stages`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from actors.train.policy import PolicyWorker
 from algorithms.config_rl import RLConfig
 from algorithms.division.deals import Split
 from algorithms.loop import Best, Checkpointer, Clock, Metrics, Reporter, good_enough, tokens_per_second
+from algorithms.rl.bubbles import Bubbles
 from algorithms.rl.evaluation import response_rows, solving_metrics
 from algorithms.rl.judging import counted_of
 from algorithms.rl.metrics import (
@@ -88,6 +90,11 @@ class Steps:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
         self.best = Best(self.config.best_by)
 
+    @cached_property
+    def bubbles(self) -> Bubbles:
+        """What engines and trainer wait for."""
+        return Bubbles(self.rollouts.engines)
+
     @property
     def policy(self) -> ActorGroup[PolicyWorker]:
         """The group that learns the policy."""
@@ -127,6 +134,7 @@ class Steps:
             self.publish(self.version)
         if self.step == 0:
             self.evaluate(clock)
+        self.bubbles.begin()
         clock.lap()
 
     def sample(self, wanted: int) -> list[ScoredGroup]:
@@ -230,9 +238,11 @@ class Steps:
         evaluation = self.evaluate(clock)
         metrics |= evaluation
         best = self.best.improved_by(evaluation)
+        self.bubbles.ask()  # answered beside the checkpoint
         with clock("checkpoint"):
             self.checkpoint.save(self.step, self.done, best)
         metrics |= clock.lap()
+        metrics |= self.bubbles.metrics(metrics)
         metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
         # On the screen: what the untrained model says, and then as often as it is evaluated.
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)

@@ -3,7 +3,7 @@
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -11,8 +11,8 @@ import ray
 from ray import ObjectRef
 
 from actors.episodes import Episode
-from actors.group import ActorGroup, GroupError
-from actors.rollout.types import Begun, Finished, Request
+from actors.group import ActorGroup, Countdown, GroupError
+from actors.rollout.types import Begun, EngineStats, Finished, Request
 from actors.rollout.worker import EngineHost
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Lost:
 
 
 class Engines(Protocol):
-    """Several engines. No call waits but `wait` and `progress`; one thread makes them all, but for `progress`."""
+    """Several engines. No call waits but `wait` and `progress`; one thread makes them all but `stats` and `progress`."""
 
     def __len__(self) -> int: ...
 
@@ -81,6 +81,11 @@ class Engines(Protocol):
         """References to the responses to each of these requests, which have ended; to be asked for once."""
         ...
 
+    def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
+        """Ask every engine how it is. What is returned gives their answers: None for one that is lost, or has not
+        answered within `within_s` seconds after the question, for which it waits. Another thread may ask."""
+        ...
+
 
 class RayEngines:
     """The actors of a group, each with one outstanding poll while it has requests."""
@@ -98,6 +103,8 @@ class RayEngines:
         self._calls: dict[ObjectRef[None], tuple[int, str]] = {}
         """Of which only failures matter."""
         self._lost: set[int] = set()
+        self._late: dict[int, ObjectRef[EngineStats]] = {}
+        """Engine -> its answer, which did not come in time; not asked again before it has come."""
 
     def __len__(self) -> int:
         return len(self.group)
@@ -168,6 +175,31 @@ class RayEngines:
         self._unwanted.discard(finished.request)
         self._here.pop(finished.request, None)
         return replace(finished, aborted=True)
+
+    def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
+        """See `Engines`."""
+        deadline = Countdown(within_s)
+        answered = _done([*self._late.values()])
+        # One that hangs shall cost a wait once, not in every step.
+        self._late = {engine: call for engine, call in self._late.items() if call not in answered}
+        asked = [engine for engine in range(len(self)) if engine not in self._lost and engine not in self._late]
+        calls = {engine: self.group.submit(engine, _HOST.stats) for engine in asked}
+
+        def answers() -> list[EngineStats | None]:
+            waits_for = list(calls.values())
+            done = set(ray.wait(waits_for, num_returns=len(calls), timeout=deadline.left_s)[0]) if calls else set()
+            self._late |= {engine: call for engine, call in calls.items() if call not in done}
+            found = range(len(self))
+            return [self._told(engine, calls[engine]) if calls.get(engine) in done else None for engine in found]
+
+        return answers
+
+    def _told(self, engine: int, call: "ObjectRef[EngineStats]") -> EngineStats | None:
+        try:
+            found = self.group.answer(engine, call, "stats")
+        except GroupError:  # `wait` tells of it, where it matters
+            return None
+        return None if found.lost else found
 
     def _poll(self, engine: int) -> None:
         places = min(_PLACES, len(self._waiting[engine]))

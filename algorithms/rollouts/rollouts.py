@@ -165,6 +165,11 @@ class Rollouts:
             self._changed.notify_all()
 
     @property
+    def engines(self) -> Engines:
+        """Those that sample."""
+        return self._flow.engines
+
+    @property
     def failures(self) -> Failures:
         """Of the step that is being taken, or was last."""
         return self.training.failures

@@ -27,13 +27,14 @@ from launch.checks.output import check_output
 from launch.checks.reward_checks import RewardProbe
 from launch.checks.rope import check_rope, lengths_decide
 from launch.checks.tokenizer_process import Aside
-from launch.config import RunConfig
+from launch.config import RunConfig, validate
 from launch.exports.hub import check_can_push
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
 from launch.models.files import Policy, check_names, check_tokenizer, read_policy
 from launch.run.checkpoint import Checkpoints
 from launch.run.ray_address import open_warnings
+from launch.settings.file import apply_overrides
 from launch.settings.literal_secrets import plain_http_warnings
 from launch.settings.named_code import check_code_is_there
 from launch.settings.rules_kubernetes import auth_warnings
@@ -89,6 +90,24 @@ def examine(config: RunConfig, aside: Aside | None = None, *, elsewhere: bool = 
     if findings.problems:
         raise UserError(*one_per_column(findings.problems))
     return findings
+
+
+def takes(config: RunConfig, override: str) -> bool:
+    """Whether a run of this configuration may have another setting, `section.field=value`, by the rules of settings,
+    the model's sizes, and this machine's cores, GPUs and memory; files, data and rewards stay what they are."""
+    try:
+        changed = validate(apply_overrides(config.model_dump(mode="json", exclude_unset=True), [override]))
+    except UserError:
+        return False
+    findings, kind = Findings(changed, code=False), job_kind(changed)
+    with findings.collecting():
+        findings.warnings += check_resources(changed, this_machine())
+    with findings.collecting():
+        _check_batches(changed, kind)
+    with findings.collecting():
+        _check_model(findings, kind)
+    check_room(findings, this_machine(with_gpu_memory=any(item.gpus for item in demands(changed))))
+    return not findings.problems
 
 
 def _examine(findings: Findings, rewards: RewardProbe) -> None:

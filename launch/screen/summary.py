@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from algorithms.loop import LESS_IS_BETTER
+from launch.checks.check import takes
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.run.ending import STOPPED, Ending
 from launch.run.signals import interrupted_by
+from launch.screen.bubbles import account_line, account_of, advice, advice_line
 from launch.screen.display import Display
 from launch.screen.shown import clock, flowed
 from launch.tracking.curves import Rows, read_metrics
@@ -63,9 +65,11 @@ def last_screen(config: RunConfig, display: Display, why: str, *, finished: bool
     """Lines of at most the terminal's width, except for paths and commands, which stay whole."""
     width = display.width
     lines = ["", *flowed([why, f"({clock(display.elapsed_s)} in all)"], width, cut=False)]
-    lines += _results(config, _readable(config.directory), width)
+    rows = _readable(config.directory)
+    lines += _results(config, rows, width)
     if spent := _time(display):
         lines += flowed([f"time:    {spent[0]}", *spent[1:]], width, indent=9)
+    lines += _bubbles(config, rows, display)
     lines += _files(config, finished=finished, curves=curves)
     commands = _next(config, finished=finished, drawn=curves is not None)
     return lines + [f"{'next:' if not place else '':9}{line}" for place, line in enumerate(commands)]
@@ -152,6 +156,20 @@ def _time(display: Display) -> list[str]:
 def _shares(seconds: Mapping[str, float], whole: float) -> list[str]:
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     return [f"{value / whole:.0%} {name}" for name, value in ordered if value >= SMALLEST_SHARE * whole]
+
+
+def _bubbles(config: RunConfig, rows: Rows, display: Display) -> list[str]:
+    """What engines and trainer have waited for, and the setting that would help most, if any would."""
+    account = account_of(rows, display.steps[0])
+    if account is None:
+        return []
+    first, *others = account_line(account)
+    lines = flowed([f"bubbles: {first}", *others], display.width, indent=9, gap=" ", cut=False)
+    found = advice(account, config.model_dump(mode="json"), lambda setting: takes(config, setting))
+    if found is None:
+        return lines
+    setting, why = advice_line(found)
+    return lines + flowed([f"try:     {setting}", *why.split(" ")], display.width, indent=9, gap=" ", cut=False)
 
 
 def _files(config: RunConfig, *, finished: bool, curves: Path | None) -> list[str]:
