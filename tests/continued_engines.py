@@ -261,13 +261,13 @@ def begun_anew(engine: Alone) -> Any:
             engine.step_to(request, tokens)
             engine.thread._begin_anew(everything=everything)
             left = [len(each.token_ids) for each in engine.thread._progress({request.id})]
-            return left, engine.thread.stats().sampled_tokens - before.sampled_tokens
+            return left, engine.thread.stats().sampled_tokens
 
         left, sampled = engine.on_thread(run)
         [segment] = engine.segments(1)
         after = engine.thread.stats()
         counted = [
-            sampled,
+            sampled - before.sampled_tokens,
             after.sampled_tokens - before.sampled_tokens,
             after.generated_tokens - before.generated_tokens,
             after.discarded_tokens - before.discarded_tokens,
