@@ -43,7 +43,7 @@ class Lost:
 
 
 class Engines(Protocol):
-    """Several engines. No call waits but `wait` and `progress`; one thread makes them all but `stats` and `progress`."""
+    """Several engines. Only `wait` and `progress` wait; one thread makes them all but `progress` and `stats`."""
 
     def __len__(self) -> int: ...
 
