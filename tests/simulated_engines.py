@@ -3,15 +3,16 @@
 For tests of what depends on time and order: weeks of rollouts in a second, the same every time.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.config_rollout import OnUpdate
 from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.simulated import SimulatedEngine, Table
-from actors.rollout.types import EngineStats, Request, Segment
+from actors.rollout.types import Begun, EngineStats, Request, Segment
 from actors.rollout.worker import EngineHost
 from algorithms.rollouts.engines import Ended, Lost
 
@@ -62,6 +63,13 @@ class SimulatedEngines:
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}
         return requests
+
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
+        found: dict[int, tuple[Begun, ...]] = {}
+        for engine, own in requests.items():
+            host: Any = self.hosts[engine]  # ray.method hides from type checkers that they are functions
+            found |= asyncio.run(host.progress(own))
+        return found
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
         lost = self._lost

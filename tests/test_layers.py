@@ -39,6 +39,7 @@ AT_HOME = {
         "launch/verbs/miner.py",
     },
     "vllm": {
+        "actors/rollout/continuing.py",
         "actors/rollout/engine.py",
         "actors/rollout/vllm_options.py",
         "actors/weights/vllm_receiver.py",

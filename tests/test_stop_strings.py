@@ -10,8 +10,9 @@ import pytest
 
 from actors.config_rollout import RolloutConfig
 from actors.episodes import VersionSpan
+from actors.rollout.stop_strings import up_to_stop
 from actors.rollout.types import Request, Sampling, Segment
-from actors.rollout.worker import RolloutWorker, up_to_stop
+from actors.rollout.worker import RolloutWorker
 
 TOKENS = ["4", "2", ";", ";\n", "b;", "ab", "a", "\n\n", "2;2", "é"]
 

@@ -349,6 +349,36 @@ def test_an_aborted_request_gives_what_it_has(pairs: dict[str, Pair]) -> None:
         assert _sampled(after)[: before.sampled_tokens] == _sampled(before)
 
 
+def test_what_runs_tells_what_it_has_and_goes_on_on_another_engine(pairs: dict[str, Pair]) -> None:
+    """Here and there the weights are others: each token keeps the version of those that sampled it."""
+    here, there = pairs["untied"], pairs["tied"]
+    here.publish()
+    there.publish()
+    if here.version == there.version:
+        there.publish()
+    sampling = Sampling(samples=3, temperature=1.0, max_tokens=400)
+    [asked] = here.ask([[5, 6, 7]], sampling, 5)
+    _let_run(here)
+    begun = here.engine(Engine.progress, [asked, 10**9])
+    assert begun.keys() == {asked} and len(begun[asked]) == 3
+    [group] = here.answers([asked])
+    for sample, rollout in zip(begun[asked], group, strict=True):
+        assert len(sample.token_ids) > 0 and sample.token_ids == _sampled(rollout)[: len(sample.token_ids)]
+    longest = max(len(sample.token_ids) for sample in begun[asked])
+    limit = Sampling(samples=3, temperature=1.0, max_tokens=longest + 20)
+    request = Request(id=next(IDS), token_ids=[5, 6, 7], sampling=limit, begun=begun[asked])
+    there.engine(Engine.submit, [request], None)
+    for sample, rollout in zip(begun[asked], there.answers([request.id])[0], strict=True):
+        had, [turn], tokens = len(sample.token_ids), rollout.turns, rollout.sampled_tokens
+        spans = [(span.version, span.start, span.end) for span in turn.versions]
+        assert _sampled(rollout)[:had] == sample.token_ids and turn.given_token_ids.tolist() == [5, 6, 7]
+        assert turn.rollout_logprobs[:had].tolist() == sample.logprobs.tolist()
+        if sample.finish is None:
+            assert spans == [(here.version, 0, had), (there.version, had, tokens)] and rollout.status != "failed"
+        else:
+            assert spans == [(here.version, 0, had)]
+
+
 def test_an_engine_tells_how_it_is_while_its_thread_works(pairs: dict[str, Pair]) -> None:
     """Beside the thread: also while a step hangs, and then it says for how long."""
     pair = pairs["untied"]

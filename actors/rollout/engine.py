@@ -7,16 +7,13 @@ The engine runs in this very process on CPU (it starts and generates fastest so)
 GPU in vLLM's own processes; all are driven by the same thread through vLLM's public `LLM` and `LLMEngine`.
 """
 
-import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +24,10 @@ from vllm.v1.engine import FinishReason
 
 from actors.config_rollout import OnUpdate
 from actors.pulse import Pulse, Work
+from actors.rollout.adapter_files import adapter_directory
+from actors.rollout.answers import fail, fulfil
+from actors.rollout.begun import ended_before, refused
+from actors.rollout.continuing import WholeAccount
 from actors.rollout.occupancy import Occupancy
 from actors.rollout.samples import RunningSample, TakenRequest
 from actors.rollout.types import EngineStats, Request, Sampling, Segment
@@ -37,7 +38,6 @@ from actors.weights.binding import ADAPTER_ID
 
 T = TypeVar("T")
 
-_MEMORY_FILES = Path("/dev/shm")
 _NOTHING: queue.Queue[Any] = queue.Queue()
 
 
@@ -61,6 +61,8 @@ class EngineThread:
         self._running: dict[str, RunningSample] = {}
         self._canaries: dict[str, Future[RequestOutput]] = {}
         self._segments: list[Segment] = []
+        self._given: list[Segment] = []
+        """By the last poll: whoever has asked for them may not have got them yet."""
         self._news = threading.Condition()
         """Of `_segments` and `_lost`."""
         self._lost: Exception | None = None
@@ -100,14 +102,18 @@ class EngineThread:
         """End the requests of which older weights have sampled a token; see `Engine`."""
         self.call(lambda: self._guarded(lambda: self._abort(self._older(version))))
 
+    def progress(self, requests: list[int]) -> "Future[list[Segment]]":
+        """What their samples have so far; see `Engine`."""
+        return self.call(lambda: self._progress(set(requests)))
+
     def poll(self, wait_s: float) -> list[Segment]:
         """Segments that have ended; see `Engine`."""
         with self._news:
             self._news.wait_for(lambda: self._segments or self._lost, timeout=wait_s)
             if self._lost and not self._segments:
                 raise self._lost
-            segments, self._segments = self._segments, []
-            return segments
+            self._given, self._segments = self._segments, []
+            return self._given
 
     def pulse(self) -> Pulse:
         """What the engine thread does now; called on any other, as an engine that hangs shall answer, too."""
@@ -121,7 +127,7 @@ class EngineThread:
         samples, seen = len(self._running), self._round
         llm = getattr(self, "llm", None)  # none before it is built
         scheduler = scheduler_of(llm)
-        inside = [sample.inside for sample in list(self._running.values())]
+        inside = {sample.inside: sample.brought for sample in list(self._running.values())}
         # A sample that ends just now is in neither number: what was told is not taken back.
         self._sampled = max(self._sampled, self._generated + self._discarded + sampled_tokens(llm, inside))
         return EngineStats(
@@ -186,10 +192,7 @@ class EngineThread:
         Returns, per worker process, the digest of its tensors that a layer computes with.
         """
         # vLLM loads adapters from files only; they are needed no longer than that.
-        memory = _MEMORY_FILES if os.access(_MEMORY_FILES, os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix="tandem-adapter-", dir=memory) as directory:
-            (Path(directory) / "adapter_config.json").write_text(adapter.config)
-            (Path(directory) / "adapter_model.safetensors").write_bytes(adapter.weights)
+        with adapter_directory(adapter) as directory:
             self.llm.llm_engine.add_lora(LoRARequest("policy", ADAPTER_ID, directory, load_inplace=True))
             # A request of its own: `load_inplace` would load the files again with every batch.
             self._adapter = LoRARequest("policy", ADAPTER_ID, directory)
@@ -206,27 +209,47 @@ class EngineThread:
             for index in range(request.sampling.samples):
                 self._start(taken, index, prompt)
 
-    def _start(self, taken: TakenRequest, index: int, prompt: TokensInput) -> None:
+    def _start(self, taken: TakenRequest, index: int, prompt: TokensInput, *, anew: bool = False) -> None:
+        """Queue a sample; one that was begun goes on, or with `anew` starts from its prompt."""
         try:
             if taken.request.media:
                 raise ValueError("an engine that takes tokens only cannot take media")
+            if taken.request.begun and not anew:
+                self._go_on(taken, index)
+                return
             name, inside = self._add(prompt, taken.params)
         except Exception as error:  # A refused request is its caller's alone.
-            self._tell([taken.refused(index, error)])
+            self._tell([refused(taken.request.id, index, error)])
         else:
             self._running[name] = RunningSample(taken, index, inside)
 
+    def _go_on(self, taken: TakenRequest, index: int) -> None:
+        """Queue a sample that was begun; tell of one that has nothing left to do. Raises why it cannot go on."""
+        request = taken.request
+        if ended := ended_before(request, index):
+            self._tell([taken.ended(ended)], brought=len(ended.token_ids))
+            return
+        begun, sampling = request.begun[index], request.sampling
+        brought = len(begun.token_ids)
+        params = self._params(replace(sampling, max_tokens=sampling.max_tokens - brought))
+        processor = self.llm.llm_engine.output_processor
+        account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params)
+        name, inside = self._add(self._prompt(request.token_ids + begun.token_ids), params)
+        account.replace(processor.request_states[inside])
+        self._running[name] = RunningSample(taken, index, inside, brought)
+
     def _begin_anew(self, *, everything: bool) -> None:
-        """Let samples start from their prompts, in the same order: those without a token, or all."""
+        """Let samples start again, in the same order: those without a token of here, or all, from their prompts."""
         engine = self.llm.llm_engine
         for name, sample in list(self._running.items()):
-            tokens = self._state(sample).detokenizer.num_output_tokens()
+            tokens = self._state(sample).detokenizer.num_output_tokens() - sample.brought
             # One without a token, too: its prompt's salt would find keys and values of old weights.
             if everything or not tokens:
                 del self._running[name]
                 engine.abort_request([sample.inside], internal=True)
                 self._discarded += tokens
-                self._start(sample.taken, sample.index, self._prompt(sample.taken.request.token_ids))
+                prompt = self._prompt(sample.taken.request.token_ids)
+                self._start(sample.taken, sample.index, prompt, anew=everything)
 
     def _prompt(self, token_ids: list[int]) -> TokensInput:
         """A prompt as vLLM has it once it is rendered: raw tokens, it would render anew for every sample."""
@@ -239,14 +262,25 @@ class EngineThread:
         return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
 
     def _abort(self, requests: set[int]) -> None:
-        engine, ended = self.llm.llm_engine, []
+        ended, brought = [], 0
         for name, sample in list(self._running.items()):
             if sample.taken.request.id in requests:
-                # vLLM drops what an aborted request has; its own account of it, asked before, is whole.
-                output: Any = self._state(sample).make_request_output([], None, FinishReason.ABORT, None)
-                engine.abort_request([sample.inside], internal=True)
-                ended.append(self._running.pop(name).end(output.outputs[0]))
-        self._tell(ended)
+                # vLLM drops what an aborted request has.
+                ended.append(sample.end(self._so_far(sample)))
+                brought += sample.brought
+                self.llm.llm_engine.abort_request([sample.inside], internal=True)
+                del self._running[name]
+        self._tell(ended, brought)
+
+    def _progress(self, requests: set[int]) -> list[Segment]:
+        samples = [each for each in self._running.values() if each.taken.request.id in requests]
+        running = [sample.so_far(self._so_far(sample)) for sample in samples]
+        with self._news:
+            return running + [each for each in (*self._given, *self._segments) if each.request in requests]
+
+    def _so_far(self, sample: RunningSample) -> Any:
+        """What vLLM would tell of a response if it ended now: its own account of it, which stays as it is."""
+        return self._state(sample).make_request_output([], None, FinishReason.ABORT, None).outputs[0]
 
     def _older(self, version: int) -> set[int]:
         """Requests of which weights before this version have sampled a token."""
@@ -293,15 +327,15 @@ class EngineThread:
             self._round = time.monotonic()
             self._occupancy.note(len(self._running), steps=False)
             if self._lost is not None:
-                _fail(future, self._lost)
+                fail(future, self._lost)
                 continue
             try:
                 with self._work.on("call", goes_on=True):
                     answer = function()
             except Exception as error:  # Belongs to the caller, who holds the future.
-                _fail(future, error)
+                fail(future, error)
             else:
-                _fulfil(future, answer)
+                fulfil(future, answer)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do what nobody waits for: where it fails, the engine cannot be relied on any more."""
@@ -318,24 +352,27 @@ class EngineThread:
     def _step(self) -> None:
         self._occupancy.note(len(self._running), steps=True)
         try:
-            ended = []
+            ended, brought = [], 0
             with self._work.on("step", goes_on=True):
                 outputs: list[Any] = self.llm.llm_engine.step()
             self._work.progressed()
             for output in (each for each in outputs if each.finished):
                 if canary := self._canaries.pop(output.request_id, None):
-                    _fulfil(canary, output)
+                    fulfil(canary, output)
                 else:
-                    ended.append(self._running.pop(output.request_id).end(output.outputs[0]))
-            self._tell(ended)
+                    sample = self._running.pop(output.request_id)
+                    ended.append(sample.end(output.outputs[0]))
+                    brought += sample.brought
+            self._tell(ended, brought)
         except Exception as error:
             self._lose(error)
 
-    def _tell(self, ended: list[Segment]) -> None:
+    def _tell(self, ended: list[Segment], brought: int = 0) -> None:
+        """Samples have ended; `brought`: tokens of them that were not sampled here."""
         if ended:
             with self._news:
                 self._segments += ended
-                self._generated += sum(len(segment.token_ids) for segment in ended)
+                self._generated += sum(len(segment.token_ids) for segment in ended) - brought
                 self._news.notify_all()
 
     def _lose(self, error: Exception) -> None:
@@ -344,7 +381,7 @@ class EngineThread:
             self._lost = error
             self._news.notify_all()
         for canary in self._canaries.values():
-            _fail(canary, error)
+            fail(canary, error)
         self._canaries.clear()
         self._running.clear()
 
@@ -358,17 +395,3 @@ class EngineThread:
         batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
         while any(batch.total_num_scheduled_tokens for _, batch, _ in batches) and self._lost is None:
             self._step()
-
-
-# Nobody may hear an answer: a caller that was cancelled has cancelled its future. That is no reason for the thread, and
-# with it everybody else's answers, to end.
-
-
-def _fulfil(future: "Future[T]", answer: T) -> None:
-    with suppress(InvalidStateError):
-        future.set_result(answer)
-
-
-def _fail(future: "Future[T]", error: Exception) -> None:
-    with suppress(InvalidStateError):
-        future.set_exception(error)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from actors.episodes import VersionSpan
-from actors.rollout.types import Finish, Request, Segment
+from actors.rollout.types import Finish, Request, Segment, covered
 
 
 class _Logprobs(Protocol):
@@ -43,17 +43,10 @@ class TakenRequest:
     oldest: float = math.inf
     """Version of the oldest weights that have sampled a token of those that have ended; infinite without any."""
 
-    def refused(self, index: int, error: Exception) -> Segment:
-        """Of a sample that vLLM does not take, and why."""
-        return Segment(
-            request=self.request.id,
-            index=index,
-            token_ids=[],
-            logprobs=np.empty(0, dtype=np.float32),
-            versions=[],
-            finish="refused",
-            error=f"{type(error).__name__}: {error}",
-        )
+    def ended(self, segment: Segment) -> Segment:
+        """The segment of one of its samples, whose weights count from now on."""
+        self.oldest = min([self.oldest, *(span.version for span in segment.versions)])
+        return segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +57,21 @@ class RunningSample:
     index: int
     inside: str
     """Its name within vLLM, which an abort needs."""
+    brought: int = 0
+    """Tokens that it had when it came here."""
 
     def oldest(self, state: Any) -> float:
         """Version of the oldest weights that have sampled a token of it, which vLLM's `state` of it tells, or of those
         of its request that have ended; infinite without any."""
         return min([self.taken.oldest, *(int(version) for version, _ in state.weight_version_starts)])
 
+    def so_far(self, completion: _Completion) -> Segment:
+        """What it has. Raises RuntimeError where vLLM does not say of each token what sampled it."""
+        return _segment(self.taken.request.id, self.index, completion)
+
     def end(self, completion: _Completion) -> Segment:
-        """What it has, when it has ended. Raises RuntimeError where vLLM does not say of each token what sampled it."""
-        segment = _segment(self.taken.request.id, self.index, completion)
-        self.taken.oldest = min([self.taken.oldest, *(span.version for span in segment.versions)])
-        return segment
+        """What it has, when it has ended; raises as `so_far` does."""
+        return self.taken.ended(self.so_far(completion))
 
 
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -101,10 +98,11 @@ def _segment(request: int, index: int, completion: _Completion) -> Segment:
 def _spans(completion: _Completion, length: int) -> list[VersionSpan]:
     """Which weights sampled which tokens of a response. Raises RuntimeError when the engine does not say it of each."""
     # Weights that came and went between two tokens have sampled none.
-    spans = [span for span in completion.weight_versions or [] if span.end > span.start]
-    if [*(span.start for span in spans), length] != [0, *(span.end for span in spans)]:
+    found = [span for span in completion.weight_versions or [] if span.end > span.start]
+    spans = [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in found]
+    if not covered(spans, length):
         raise RuntimeError(
             f"the engine must say of each of the {length} tokens of a response which weights have sampled it, and says "
-            f"it of {[(span.start, span.end) for span in spans]}"
+            f"it of {[(span.start, span.end) for span in found]}"
         )
-    return [VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans]
+    return spans

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy as np
 from actors.config_rollout import OnUpdate
 from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
+from actors.rollout.begun import ended_before, refused
 from actors.rollout.occupancy import Occupancy
-from actors.rollout.types import EngineStats, Request, Segment
+from actors.rollout.types import Begun, EngineStats, Finish, Request, Segment
 from actors.rollout.worker import EngineHost
 
 _LOGPROB = -1.0
@@ -29,7 +31,7 @@ class Table:
 
     lengths: Sequence[int]
     """Tokens of responses, in the order in which samples are submitted; over and over. A longer one than the request
-    allows is cut."""
+    allows is cut; one that was begun gets a token more at least."""
     token_s: float
     """Seconds that a token of one sample takes, whatever else runs."""
     start_s: float = 0.0
@@ -38,7 +40,7 @@ class Table:
     """Samples that are worked on at one time."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Taken:
     """A request, which its samples share."""
 
@@ -47,37 +49,72 @@ class _Taken:
     """Version of the oldest weights that have sampled a token of those that have ended; infinite without any."""
 
 
-@dataclass(slots=True)
+_NOTHING = Begun(token_ids=[], logprobs=np.empty(0, np.float32), versions=[])
+
+
+@dataclass(slots=True, eq=False)
 class _Sample:
     taken: _Taken
     index: int
     length: int
+    """Of the whole response."""
+    begun: Begun
     started: float = 0.0
     versions: list[VersionSpan] = field(default_factory=list)
+    """Of all its tokens, the last one open; empty while it waits for a slot."""
 
-    def tokens(self, now: float, table: Table) -> int:
-        """How many there are by now; none of one that waits."""
-        if not self.versions:
-            return 0
-        if table.token_s == 0:
-            return self.length
-        return min(self.length, max(0, int((now - self.started - table.start_s) / table.token_s)))
-
-    def spans(self, tokens: int) -> list[VersionSpan]:
-        """Which weights have sampled which of so many tokens."""
-        if not self.versions:
-            return []
-        spans = [*self.versions[:-1], replace(self.versions[-1], end=tokens)]
-        return [span for span in spans if span.end > span.start]
+    @property
+    def brought(self) -> int:
+        """Tokens that it had when it came here."""
+        return len(self.begun.token_ids)
 
     @property
     def request(self) -> Request:
         """Whose it is."""
         return self.taken.request
 
+    def tokens(self, now: float, table: Table) -> int:
+        """How many were sampled here by now; none of one that waits."""
+        left = self.length - self.brought
+        if not self.versions:
+            return 0
+        if table.token_s == 0:
+            return left
+        return min(left, max(0, int((now - self.started - table.start_s) / table.token_s)))
+
+    def spans(self, tokens: int) -> list[VersionSpan]:
+        """Which weights have sampled which of its tokens, so many of them here."""
+        if not self.versions:
+            return self.begun.versions
+        spans = [*self.versions[:-1], replace(self.versions[-1], end=self.brought + tokens)]
+        return [span for span in spans if span.end > span.start]
+
+    def use(self, version: int, tokens: int) -> None:
+        """What is sampled after so many tokens is of these weights."""
+        *before, last = self.spans(tokens) or [VersionSpan(version=version, start=0, end=0)]
+        # Those of the last span go on with it.
+        spans = before if last.version == version else [*before, last]
+        start = last.start if last.version == version else last.end
+        self.versions = [*spans, VersionSpan(version=version, start=start, end=-1)]
+
+    def begin_anew(self, now: float) -> None:
+        """From its prompt."""
+        self.begun, self.versions, self.started = _NOTHING, [], now
+
     def end(self, table: Table) -> float:
         """When the last token is there."""
-        return self.started + table.start_s + table.token_s * self.length
+        return self.started + table.start_s + table.token_s * (self.length - self.brought)
+
+    def segment(self, tokens: int, finish: Finish) -> Segment:
+        """What it has: what it began with, and so many tokens that were sampled here."""
+        return Segment(
+            request=self.request.id,
+            index=self.index,
+            token_ids=self.begun.token_ids + [self.request.token_ids[-1]] * tokens,
+            logprobs=np.concatenate([self.begun.logprobs, np.full(tokens, _LOGPROB, dtype=np.float32)]),
+            versions=self.spans(tokens),
+            finish=finish,
+        )
 
 
 class SimulatedEngine:
@@ -95,6 +132,8 @@ class SimulatedEngine:
         self._waiting: deque[_Sample] = deque()
         self._running: list[_Sample] = []
         self._segments: list[Segment] = []
+        self._given: list[Segment] = []
+        """By the last poll."""
         self._submitted = 0
         self._generated = 0
         self._discarded = 0
@@ -109,11 +148,24 @@ class SimulatedEngine:
             for request in requests:
                 taken = _Taken(request)
                 for index in range(request.sampling.samples):
-                    # By number, so that a run is the same every time.
-                    length = self.table.lengths[self._submitted % len(self.table.lengths)]
-                    self._submitted += 1
-                    self._waiting.append(_Sample(taken, index, min(length, request.sampling.max_tokens)))
+                    try:
+                        ended = ended_before(request, index) if request.begun else None
+                    except ValueError as error:
+                        ended = refused(request.id, index, error)
+                    if ended:
+                        self._tell(taken, ended)
+                    else:
+                        self._waiting.append(self._sample(taken, index))
             self._advance()
+
+    def _sample(self, taken: _Taken, index: int) -> _Sample:
+        begun = taken.request.begun[index] if taken.request.begun else _NOTHING
+        # By number, so that a run is the same every time.
+        length = self.table.lengths[self._submitted % len(self.table.lengths)]
+        self._submitted += 1
+        if begun.token_ids:
+            length = max(length, len(begun.token_ids) + 1)
+        return _Sample(taken, index, min(length, taken.request.sampling.max_tokens), begun)
 
     def poll(self, wait_s: float) -> list[Segment]:
         """See `Engine`."""
@@ -124,6 +176,7 @@ class SimulatedEngine:
                 if self._lost and not self._segments:
                     raise RuntimeError(self._lost)
                 segments, self._segments = self._segments, []
+                self._given = segments
                 pause = min((sample.end(self.table) for sample in self._running), default=np.inf) - self._time()
             left = until - time.monotonic()
             if segments or left <= 0:
@@ -142,6 +195,20 @@ class SimulatedEngine:
         with self._lock:
             self._advance()
             self._abort({each.request.id for each in (*self._running, *self._waiting) if self._is_older(each, version)})
+
+    def progress(self, requests: list[int]) -> "Future[list[Segment]]":
+        """See `Engine`."""
+        answer: Future[list[Segment]] = Future()
+        with self._lock:
+            self._advance()
+            now, asked = self._time(), set(requests)
+            samples = [each for each in (*self._running, *self._waiting) if each.request.id in asked]
+            ended = [each for each in (*self._given, *self._segments) if each.request in asked]
+            if self._lost:
+                answer.set_exception(RuntimeError(self._lost))
+            else:
+                answer.set_result([each.segment(each.tokens(now, self.table), "abort") for each in samples] + ended)
+        return answer
 
     def stats(self) -> EngineStats:
         """See `Engine`."""
@@ -172,9 +239,9 @@ class SimulatedEngine:
             for sample in self._running:
                 tokens = sample.tokens(now, self.table)
                 if self._on_update == "restart":
-                    sample.started, sample.versions = now, []
+                    sample.begin_anew(now)
                     self._discarded, tokens = self._discarded + tokens, 0
-                sample.versions = [*sample.spans(tokens), VersionSpan(version=version, start=tokens, end=-1)]
+                sample.use(version, tokens)
             self.version = version
 
     def pause(self) -> None:
@@ -232,7 +299,7 @@ class SimulatedEngine:
                 self._start(self._waiting.popleft(), ended.end(self.table))
             self._note(ended.end(self.table))
             cut = ended.length == ended.request.sampling.max_tokens
-            self._end(ended, ended.length, "length" if cut else "stop")
+            self._end(ended, ended.length - ended.brought, "length" if cut else "stop")
 
     def _is_older(self, sample: _Sample, version: int) -> bool:
         """Whether older weights have sampled any token of it, or of those of its request that have ended."""
@@ -247,23 +314,16 @@ class SimulatedEngine:
 
     def _start(self, sample: _Sample, when: float) -> None:
         sample.started = when
-        sample.versions = [VersionSpan(version=self.version, start=0, end=-1)]
+        sample.use(self.version, 0)
         self._running.append(sample)
 
-    def _end(self, sample: _Sample, tokens: int, finish: str) -> None:
-        versions = sample.spans(tokens)
+    def _end(self, sample: _Sample, tokens: int, finish: Finish) -> None:
         self._generated += tokens
-        sample.taken.oldest = min([sample.taken.oldest, *(span.version for span in versions)])
-        self._segments.append(
-            Segment(
-                request=sample.request.id,
-                index=sample.index,
-                token_ids=[sample.request.token_ids[-1]] * tokens,
-                logprobs=np.full(tokens, _LOGPROB, dtype=np.float32),
-                versions=versions,
-                finish=finish,  # type: ignore[arg-type]
-            )
-        )
+        self._tell(sample.taken, sample.segment(tokens, finish))
+
+    def _tell(self, taken: _Taken, segment: Segment) -> None:
+        taken.oldest = min([taken.oldest, *(span.version for span in segment.versions)])
+        self._segments.append(segment)
 
 
 class SimulatedRolloutWorker(EngineHost):

@@ -2,8 +2,10 @@
 
 Request --submit--> [engine] --poll--> Segment, one per sample, as each ends
                         ^---- abort: what was sampled so far, as segments too
+                        ^---- progress: the same, and the requests go on
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,6 +37,43 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What one sample of a request has so far: an engine can go on from there, the same one or another.
+
+    Example: Begun(token_ids=[4, 8], logprobs=[-0.5, -1.25], versions=[VersionSpan(version=3, start=0, end=2)])
+
+    Raises ValueError for other than one logprob and one version of each token.
+    """
+
+    token_ids: list[int]
+    """Sampled so far, [K]; none for a sample that has not started."""
+    logprobs: NDArray[np.float32]
+    """As in `Segment`, [K]."""
+    versions: list[VersionSpan]
+    """Covering [0, K)."""
+    finish: Finish | None = None
+    """How the sample has ended; None: it goes on."""
+    ended_by: int | str | None = None
+    """As in `Segment`, of a sample that has ended; so are text and error."""
+    text: str = ""
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        tokens = len(self.token_ids)
+        if len(self.logprobs) != tokens:  # they would be shifted against each other, and train
+            raise ValueError(f"a sample needs one logprob per token, got {len(self.logprobs)} of {tokens}")
+        if not covered(self.versions, tokens):
+            spans = [(span.version, span.start, span.end) for span in self.versions]
+            raise ValueError(f"a sample needs one version of each of its {tokens} tokens, got {spans}")
+
+
+def covered(spans: list[VersionSpan], tokens: int) -> bool:
+    """Whether each of so many tokens is in one span, in order, and no span is without a token."""
+    ends = [span.end for span in spans]
+    return [*(span.start for span in spans), tokens] == [0, *ends] and all(span.start < span.end for span in spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt on its way to an engine. Example: Request(id=7, token_ids=[5, 9], sampling=Sampling(samples=8, ...))"""
 
@@ -47,11 +86,17 @@ class Request:
     """Requests of one session begin alike: an engine that has had one has its prefix in its cache.
     No setting reaches this yet, and nothing chooses an engine by it."""
     media: tuple[Media, ...] = ()
+    begun: tuple[Begun, ...] = ()
+    """What each sample has already, in their order; empty: nothing. `Sampling.max_tokens` counts these tokens, too."""
+
+    def __post_init__(self) -> None:
+        if self.begun and len(self.begun) != self.sampling.samples:
+            raise ValueError(f"request {self.id} has {self.sampling.samples} samples, got {len(self.begun)} begun ones")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """What an engine has sampled for one sample of a request, to its end or, after an abort, so far."""
+    """One sample of a request, to its end or, after an abort, so far; what it had begun with is part of it."""
 
     request: int
     """Id of the request."""
@@ -70,6 +115,21 @@ class Segment:
     """The engine's own text, where it decodes (it does so to look for stop strings)."""
     error: str = ""
     """With finish error or refused: why."""
+
+    @property
+    def begun(self) -> Begun:
+        """The same as something to go on from: what was asked to end has not ended."""
+        goes_on = self.finish == "abort"
+        return Begun(
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            versions=self.versions,
+            finish=None if goes_on else self.finish,
+            ended_by=self.ended_by,
+            # The text so far is made again from the tokens.
+            text="" if goes_on else self.text,
+            error=self.error,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +178,10 @@ class Engine(Protocol):
     """Of the weights in service; -1 before the first."""
 
     def submit(self, requests: list[Request], seed: int | None) -> None:
-        """Take requests, in order. With a seed, what is sampled depends on it, the prompts and their order only."""
+        """Take requests, in order. With a seed, what is sampled depends on it, the prompts and their order only.
+
+        A sample that was begun goes on, and its segment is the whole response; one that had ended comes back as it was.
+        """
 
     def poll(self, wait_s: float) -> list[Segment]:
         """Segments that ended since the last poll; waits up to `wait_s` seconds for the first.
@@ -136,6 +199,14 @@ class Engine(Protocol):
         Tokens of samples that have ended count, as long as others of their request have not. A request that waits has
         no token, whenever it was submitted.
         """
+
+    def progress(self, requests: list[int]) -> "Future[list[Segment]]":
+        """What each sample of these requests has so far, as if it were aborted now; it goes on all the same.
+
+        Those that have ended are among them, with how they did, as long as no poll has given them but the last one;
+        requests that the engine does not have are left out. The future raises what has ended the engine.
+        """
+        ...
 
     def stats(self) -> EngineStats:
         """How it is; answered without the engine's thread."""

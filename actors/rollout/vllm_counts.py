@@ -1,6 +1,6 @@
 """What vLLM counts, or can be made to count, without statistics of every token, which would cost each step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -21,10 +21,14 @@ def count_preemptions(scheduler: Any, counted: Callable[[], None]) -> None:
     scheduler._preempt_request = told
 
 
-def sampled_tokens(llm: Any, samples: Iterable[str]) -> int:
-    """Tokens so far of those of these samples, by their names within vLLM, that have not ended. From any thread."""
+def sampled_tokens(llm: Any, samples: Mapping[str, int]) -> int:
+    """Tokens so far of those of these samples that have not ended, but for those that they have brought along.
+
+    By the names of samples within vLLM. From any thread.
+    """
     if llm is None:
         return 0
     # Counted when somebody asks, not as they come.
-    states = [llm.llm_engine.output_processor.request_states.get(name) for name in samples]
-    return sum(state.detokenizer.num_output_tokens() for state in states if state is not None)
+    states = llm.llm_engine.output_processor.request_states
+    found = [(states.get(name), brought) for name, brought in samples.items()]
+    return sum(state.detokenizer.num_output_tokens() - brought for state, brought in found if state is not None)

@@ -1,7 +1,7 @@
 """One rollout engine as a Ray actor: requests, weights and control calls, never queued behind generation.
 
     submit(requests) --> [engine] --poll()--> which requests have ended, collect(ids) --> their Episodes
-    pause / weights / canary --call--^        abort(ids), stats(): beside the engine's own thread
+    pause / weights / canary --call--^        abort(ids), progress(ids), stats(): beside generation
 
 The driver imports this module for its method names, so vLLM is imported only where an engine is built.
 """
@@ -27,7 +27,9 @@ from actors.models.tokenizer import load_tokenizer
 from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address
-from actors.rollout.types import Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
+from actors.rollout.begun import so_far
+from actors.rollout.stop_strings import up_to_stop
+from actors.rollout.types import Begun, Engine, EngineStats, Finish, Finished, Request, RolloutInfo, Segment
 from actors.weights.offer import Offer
 from actors.weights.ticket import Got
 
@@ -140,6 +142,15 @@ class EngineHost:
     async def abort_older(self, version: int) -> None:
         """See `Engine.abort_older`; `poll` tells of each of these requests, and what they have is gone."""
         self.engine.abort_older(version)
+
+    # Not among control calls, which run on a thread of their own: what has ended moves from here to there meanwhile.
+    @ray.method(concurrency_group="requests")
+    async def progress(self, requests: list[int]) -> dict[int, tuple[Begun, ...]]:
+        """See `Engine.progress`; left out is a request that has not come yet, or of which `poll` tells or has told."""
+        known = [request for request in requests if request in self._open]
+        segments = await asyncio.wrap_future(self.engine.progress(known))
+        # Looked up now: what the engine had given to a poll before the last one has come here.
+        return so_far(segments, [self._open[request] for request in known if request in self._open])
 
     @ray.method(concurrency_group="control")
     async def stats(self) -> EngineStats:
@@ -387,14 +398,3 @@ class RolloutWorker(EngineHost):
 
     async def _between_steps(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self.engine.call(function))
-
-
-def up_to_stop(text: str, stop: str, engine_text: str, *, keep: bool) -> str:
-    """The text of a response that the string `stop` has ended, without it, or with `keep` up to its end.
-
-    `text` is that of all tokens; the last one may go on behind `stop`. `engine_text` is the engine's own, which lacks
-    `stop`: it counts where the tokens, decoded together, give other characters than one after the other.
-    """
-    # The first one is the one that ended it: an earlier one would have done so earlier.
-    before, found, _ = text.partition(stop)
-    return (before if found else engine_text) + (stop if keep else "")

@@ -3,7 +3,7 @@
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from ray import ObjectRef
 
 from actors.episodes import Episode
 from actors.group import ActorGroup, Countdown, GroupError
-from actors.rollout.types import EngineStats, Finished, Request
+from actors.rollout.types import Begun, EngineStats, Finished, Request
 from actors.rollout.worker import EngineHost
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Lost:
 
 
 class Engines(Protocol):
-    """Several engines. No call waits but `wait`; one thread makes them all but `stats`."""
+    """Several engines. Only `wait` and `progress` wait; one thread makes them all but `progress` and `stats`."""
 
     def __len__(self) -> int: ...
 
@@ -60,6 +60,17 @@ class Engines(Protocol):
     def abort_older(self, engine: int, version: int) -> None:
         """End the requests of an engine of which weights before this version have sampled any token, whenever they were
         submitted; `wait` tells of each that it is aborted, and what it has is gone."""
+
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
+        """Id of a request -> what each of its samples has so far, in their order; they go on all the same.
+
+        Args:
+            requests: engine -> which of its requests.
+            timeout_s: seconds until all engines have answered.
+
+        Requests of which `wait` tells, or will tell, are left out. Raises GroupError when an engine is lost or late.
+        """
+        ...
 
     def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """What has happened since the last call; waits up to `timeout_s` seconds for something, or for any of `others`
@@ -126,6 +137,13 @@ class RayEngines:
             found = self.group.submit(engine, _HOST.collect, *away, num_returns=len(away))
             self._here.update(zip(away, found if len(away) > 1 else [found], strict=True))
         return [self._here.pop(request) for request in requests]
+
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
+        """See `Engines`."""
+        asked = {engine: own for engine, own in requests.items() if own}
+        calls = [self.group.submit(engine, _HOST.progress, own) for engine, own in asked.items()]
+        answers = self.group.gather(calls, "progress", timeout_s, list(asked))
+        return {request: begun for answer in answers for request, begun in answer.items()}
 
     def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """See `Engines`."""

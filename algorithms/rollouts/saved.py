@@ -1,22 +1,35 @@
-"""Scored groups as arrays and back: what rollouts that run ahead keep in a checkpoint.
+"""Groups as arrays and back, scored ones and those on their way: what rollouts that run ahead keep in a checkpoint.
 
 Everything of one kind is one array, whatever it belongs to, with counts that say where each episode, turn and span
 ends: `tokens` holds the tokens of all turns, given and sampled, one after the other.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.episodes import Episode, EpisodeStatus, Prompt, Turn, VersionSpan
-from actors.rollout.types import RolloutInfo
+from actors.rollout.types import Begun, Finish, RolloutInfo
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.groups import ScoredGroup, kept
 
 Arrays = dict[str, np.ndarray]
 _STATUSES: tuple[EpisodeStatus, ...] = ("ok", "truncated", "failed")
+_PARTIAL = "partial_"
+"""Names of arrays of groups on their way begin so, beside those of scored ones in one file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialGroup:
+    """A group on its way: what each of its samples has so far; without any, nothing is known of them."""
+
+    prompt: Prompt
+    begun: tuple[Begun, ...] = ()
 
 
 def group_arrays(groups: Sequence[ScoredGroup], episodes: Sequence[list[Episode]]) -> Arrays:
@@ -78,6 +91,89 @@ def groups_of(arrays: Arrays, prompt_of: Callable[[str, int], Prompt]) -> list[S
             )
         )
     return found
+
+
+def partial_arrays(groups: Sequence[PartialGroup]) -> Arrays:
+    """Arrays that hold these groups; prompts by set and row only."""
+    samples = [sample for group in groups for sample in group.begun]
+    found = {
+        "rows": np.array([group.prompt.index for group in groups], dtype=np.int64),
+        "sets": _text([group.prompt.of_set for group in groups]),
+        "samples": np.array([len(group.begun) for group in groups], dtype=np.int64),
+        "lengths": np.array([len(sample.token_ids) for sample in samples], dtype=np.int64),
+        "tokens": _joined([np.array(sample.token_ids, dtype=np.int32) for sample in samples], np.int32),
+        "logprobs": _joined([sample.logprobs for sample in samples], np.float32),
+        "spans": np.array([len(sample.versions) for sample in samples], dtype=np.int64),
+        "versions": np.array(
+            [[span.version, span.start, span.end] for sample in samples for span in sample.versions], dtype=np.int64
+        ).reshape(-1, 3),
+        # As JSON: none is not "", nor a token's number its digits. Half a surrogate pair is escaped, as it is.
+        "ends": _text([json.dumps([each.finish, each.ended_by, each.text, each.error]) for each in samples]),
+    }
+    return {_PARTIAL + name: array for name, array in found.items()}
+
+
+def partial_groups_of(arrays: Arrays, prompt_of: Callable[[str, int], Prompt]) -> list[PartialGroup]:
+    """The groups that `partial_arrays` has written; none where no array is of such groups.
+
+    Args:
+        arrays: as they were; others may be among them.
+        prompt_of: the prompt of a set's row.
+
+    Raises:
+        KeyError, ValueError, IndexError: these are no such arrays, or there is no such prompt.
+    """
+    own = {name.removeprefix(_PARTIAL): array for name, array in arrays.items() if name.startswith(_PARTIAL)}
+    if not own:  # written when groups on their way started anew
+        return []
+    samples = _begun(own)
+    rows, sets = own["rows"].tolist(), _texts(own["sets"])
+    return [
+        PartialGroup(prompt=prompt_of(of_set, row), begun=tuple(samples[start:end]))
+        for row, of_set, (start, end) in zip(rows, sets, _parts_of(samples, own["samples"]), strict=True)
+    ]
+
+
+def _begun(arrays: Arrays) -> list[Begun]:
+    tokens, logprobs = arrays["tokens"].tolist(), arrays["logprobs"]
+    shapes = [arrays[name].shape for name in ("tokens", "logprobs", "versions")]
+    if shapes != [(len(tokens),), (len(tokens),), (len(arrays["versions"]), 3)]:
+        raise ValueError(f"tokens, logprobs and versions of shapes {shapes} are not of the same samples")
+    spans = [VersionSpan(version=v, start=s, end=e) for v, s, e in arrays["versions"].tolist()]
+    ends = [_end(text) for text in _texts(arrays["ends"])]
+    places = _parts_of(tokens, arrays["lengths"])
+    return [
+        Begun(
+            token_ids=tokens[start:end],
+            logprobs=logprobs[start:end],
+            versions=spans[first:last],
+            finish=finish,
+            ended_by=ended_by,
+            text=text,
+            error=error,
+        )
+        for (start, end), (first, last), (finish, ended_by, text, error) in zip(
+            places, _parts_of(spans, arrays["spans"]), ends, strict=True
+        )
+    ]
+
+
+def _end(text: str) -> tuple[Finish | None, int | str | None, str, str]:
+    found = json.loads(text)
+    if not (isinstance(found, list) and len(found) == 4):
+        raise ValueError(f"no sample ends so: {text[:80]}")
+    finish, ended_by, said, error = found
+    kinds = (type(ended_by), type(said), type(error))  # a bool would be an int, too
+    if finish not in (None, *get_args(Finish)) or kinds not in [(end, str, str) for end in (int, str, type(None))]:
+        raise ValueError(f"no sample ends so: {text[:80]}")
+    return finish, ended_by, said, error
+
+
+def _parts_of(values: Sequence[object], lengths: np.ndarray) -> list[tuple[int, int]]:
+    """`_parts`; raises ValueError unless these are all of the values."""
+    if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(values):
+        raise ValueError(f"{len(values)} values are not parts of {lengths.tolist()}")
+    return _parts(lengths)
 
 
 def _episodes(arrays: Arrays) -> list[Episode]:
@@ -142,6 +238,8 @@ def _texts(values: np.ndarray) -> list[str]:
     content, found, at = values.tobytes(), list[str](), 0
     while at < len(content):
         end = at + 4 + int.from_bytes(content[at : at + 4], "little")
+        if end > len(content):
+            raise ValueError("the last text is not whole")
         found.append(content[at + 4 : end].decode("utf-8", "surrogatepass"))
         at = end
     return found
