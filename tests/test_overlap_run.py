@@ -1,4 +1,4 @@
-"""GRPO that generates beside training, on the real stack: no prompt is lost or trained on twice, also when it is killed.
+"""GRPO that generates beside training, on the real stack: no prompt is lost or trained on twice, even when killed.
 
 One job, killed in the middle and gone on with, read by all tests.
 """

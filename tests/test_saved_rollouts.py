@@ -1,5 +1,6 @@
 """Groups made ahead of training in a checkpoint: as arrays and back, and what becomes of those on their way."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ import pytest
 
 from actors.episodes import Episode, Prompt, Turn, VersionSpan
 from actors.rollout.simulated import Table
-from actors.rollout.types import RolloutInfo
+from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts import groups as groups_module
 from algorithms.rollouts.groups import ScoredGroup, prompt_finder
+from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.saved import group_arrays, groups_of
 from tests.episodes import episode
+from tests.fake_engines import After, FakeEngines, FakePool
 from tests.simulated_engines import Clock, SimulatedEngines
 from tests.test_ahead import made, prompts
 
@@ -25,7 +29,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """References are the episodes themselves."""
     monkeypatch.setattr(groups_module, "kept", lambda episodes: episodes)
     monkeypatch.setattr("algorithms.rollouts.saved.kept", lambda episodes: episodes)
-    monkeypatch.setattr("algorithms.rollouts.rollouts.episodes_of", lambda group, _: group.rollouts)
+    monkeypatch.setattr("algorithms.rollouts.ahead.episodes_of", lambda group, _: group.rollouts)
 
 
 def group(prompt: Prompt, *episodes: Episode, scores: list[Score]) -> ScoredGroup:
@@ -86,7 +90,7 @@ def test_a_prompt_that_there_is_not_is_no_other_prompt(damage: dict[str, Any]) -
         groups_of(arrays, prompt_finder(ROWS))
 
 
-def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp_path: Path) -> None:
+def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_goes_on(tmp_path: Path) -> None:
     """Every prompt of the order is trained on once, on its way, or named as too old; ready groups are given out first,
     with what they were."""
     engines = SimulatedEngines([Table(lengths=(10, 20, 90, 15), token_s=0.01)] * 2, Clock())
@@ -102,6 +106,8 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp
     ready, on_the_way = len(before.training.ready), before.training.on_the_way
     assert ready and on_the_way, "both kinds are there to be kept"
     entry = before.save(tmp_path)
+    counts = [entry["ready"], entry["unscored"]]
+    assert counts == [ready, 0]
     kept = {group.prompt.index: shown(group) for group in before.training.ready.values()}
     before.close()
     again = SimulatedEngines([Table(lengths=(10,), token_s=0.01)], Clock())
@@ -109,6 +115,8 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp
     again.use(5)
     after = made(again, groups=3, ahead=2, samples=1, drawn=drawn)
     after.load(tmp_path, entry)
+    has = {each.prompt.index: each.begun for each in after.training.again}
+    assert len(has) == on_the_way and any(sample.token_ids for begun in has.values() for sample in begun)
     steps = [after.take(3, version, seed=version) for version in range(3, 7)]
     found = [each for step in steps for each in step]
     # As they were complete: what takes longer is still on its way.
@@ -118,9 +126,55 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_starts_anew(tmp
     named = [each.prompt.index for each in (*before.report()[1].left_out, *after.report()[1].left_out)]
     everything = trained + still + named
     assert sorted(everything) == list(range(len(everything))) and len(trained) == 21
-    assert {each.prompt.index for each in found[:ready]} == set(kept), "first what was ready"
-    assert all(shown(each) == kept[each.prompt.index] for each in found[:ready])
+    assert {each.prompt.index for each in found[:3]} <= kept.keys() <= {each.prompt.index for each in found}
+    assert all(shown(each) == kept[each.prompt.index] for each in found if each.prompt.index in kept)
+    for each in found:
+        for one, sample in zip(each.rollouts, has.get(each.prompt.index, ()), strict=False):
+            [turn] = one.turns
+            assert turn.sampled_token_ids.tolist()[: len(sample.token_ids)] == sample.token_ids
+            assert turn.versions[: len(sample.versions) - 1] == sample.versions[:-1], "what old weights have sampled"
+    assert has.keys() & {each.prompt.index for each in found}, "some of them were trained on"
     after.close()
+
+
+def test_what_only_lacks_scores_is_scored_after_a_resume(tmp_path: Path) -> None:
+    """Complete groups that a slow reward has: their responses are kept, and no engine samples them again."""
+    engines = FakeEngines()
+    texts = [[episode([3, 1], [2], text=f"{number}")] * 2 for number in range(3)]
+    engines.collect = lambda _, own: [texts[each] for each in own]  # type: ignore[method-assign, misc]
+    before = made_of(engines)
+    lane, flow, pool = before.training, before._flow, before._flow.pool
+    assert isinstance(pool, FakePool)
+    lane.ask(1, 0)
+    flow.start([lane])
+    flow.take_in(engines._happen(After(1, dict.fromkeys(range(3), "ok ok"))))
+    pool.score(101, ["ok", "ok"])
+    flow.take_in([])
+    assert [group.prompt.index for group in lane.take(1)] == [101]
+    entry = before.save(tmp_path)
+    assert (entry["ready"], entry["unscored"], entry["taken"]) == (0, 2, 1)
+    again = FakeEngines()
+    after = made_of(again, first=3)
+    after.load(tmp_path, entry)
+    lane, flow, pool = after.training, after._flow, after._flow.pool
+    assert isinstance(pool, FakePool)
+    assert pool.submitted == [100, 102] and not again.given and lane.on_the_way == 2
+    for row in (102, 100):
+        pool.score(row, ["ok", "ok"])
+    flow.take_in([])
+    found = lane.take(2)
+    assert [(group.prompt.index, group.rollouts[0].text) for group in found] == [(102, "2"), (100, "0")]
+    assert lane.on_the_way == 0
+
+
+def made_of(engines: FakeEngines, first: int = 0) -> Rollouts:
+    """A step of one group, ahead two, and rewards that take their time."""
+    drawn = (Prompt(index=100 + n, token_ids=[n, 1], text="", row={}) for n in count(first))
+    return Rollouts(
+        engines, FakePool(engines, slow=True), drawn, Sampling(samples=2, temperature=1.0, max_tokens=9),
+        Limits(silence_s=30.0), groups_per_step=2, max_staleness=1, clock=engines.monotonic,
+        prompt_of=lambda _, row: Prompt(index=row, token_ids=[row - 100, 1], text="", row={}),
+    )  # fmt: skip
 
 
 def test_on_policy_nothing_is_kept(tmp_path: Path) -> None:

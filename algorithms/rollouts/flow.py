@@ -23,7 +23,7 @@ from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts.admission import Loads
 from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import Lane, Running
+from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
 
 
@@ -89,6 +89,33 @@ class Flow:
             (each for each in everything if each.lane is lane and not each.unwanted), key=lambda each: each.order
         )
 
+    def so_far(self, lane: Lane) -> tuple[list[ScoredGroup], list[Drawn]]:
+        """What is on its way for a lane: groups that only lack scores, and prompts with what their samples have so far;
+        it goes on all the same. Raises GroupError when an engine is lost or late."""
+        own = self.of(lane)
+        asked: dict[int, list[int]] = {}
+        for group in own:
+            if group.id in self._running:
+                asked.setdefault(group.engine, []).append(group.id)
+        found = self.engines.progress(asked, self.limits.silence_s) if asked else {}
+        unscored = [group.scored(empty_scores(len(group.infos))) for group in own if group.rollouts is not None]
+        begun = [
+            # What has just ended, and was not heard yet, starts anew.
+            Drawn(group.prompt, None, group.attempt, found.get(group.id, group.begun))
+            for group in own
+            if group.rollouts is None
+        ]
+        return unscored, begun
+
+    def score_again(self, lane: Lane, groups: Sequence[ScoredGroup]) -> None:
+        """Let groups that are complete be scored, as if they had just ended."""
+        for group in groups:
+            number = next(self._ids)
+            running = Running(number, number, lane, group.prompt, infos=group.infos, rollouts=group.rollouts)
+            lane.on_the_way += 1
+            ticket = self.pool.submit(group.prompt, group.rollouts, len(group.infos)) if self.pool else number
+            self._scoring[ticket] = running
+
     def give_up(self, groups: Sequence[Running]) -> None:
         """Nothing shall become of these groups."""
         for group in groups:
@@ -150,7 +177,7 @@ class Flow:
         for each in drawn:
             number = next(self._ids)
             order = number if each.order is None else each.order
-            groups.append(Running(number, order, lane, each.prompt, attempt=each.attempt))
+            groups.append(Running(number, order, lane, each.prompt, attempt=each.attempt, begun=each.begun))
         self._send(groups, seed)
 
     def _place(self, group: Running) -> bool:
@@ -171,7 +198,9 @@ class Flow:
         shares: dict[int, list[Request]] = {}
         while self._waiting and self._place(self._waiting[0]):
             group = self._waiting.popleft()
-            request = Request(id=group.id, token_ids=group.prompt.token_ids, sampling=group.lane.sampling)
+            request = Request(
+                id=group.id, token_ids=group.prompt.token_ids, sampling=group.lane.sampling, begun=group.begun
+            )
             shares.setdefault(group.engine, []).append(request)
             self._running[group.id] = group
         for engine in sorted(shares):
@@ -225,7 +254,7 @@ class Flow:
         again = [
             Running(
                 next(self._ids), group.order, group.lane, group.prompt,
-                engines=group.engines + 1, attempt=group.attempt,
+                engines=group.engines + 1, attempt=group.attempt, begun=group.begun,
             )
             for group in groups
             if not group.unwanted

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from ray import ObjectRef
 
 from actors.episodes import Episode, Prompt
-from actors.rollout.types import RolloutInfo, Sampling
+from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.failures import Failures
@@ -34,6 +34,8 @@ class Drawn:
     """Where it has started before: its place among all that were drawn."""
     attempt: int = 1
     """The how-manieth time it starts."""
+    begun: tuple[Begun, ...] = ()
+    """What each of its samples has, from which it goes on; none for one that starts anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Running:
     """Engines that have had it."""
     attempt: int = 1
     """The how-manieth time its prompt has started."""
+    begun: tuple[Begun, ...] = ()
+    """What its samples had before, see `Drawn`."""
     unwanted: bool = False
     """Whether nothing becomes of it any more: it ends, and is not heard."""
     infos: list[RolloutInfo] = field(default_factory=list)
@@ -251,7 +255,7 @@ class Lane:
             self._pace(-max(1, groups // 4))
         return found
 
-    def give_back(self, groups: list[ScoredGroup], again: list[Drawn], taken: int) -> None:
+    def give_back(self, groups: Sequence[ScoredGroup], again: Sequence[Drawn], taken: int) -> None:
         """Go on from what a lane before has had: groups that are ready, and prompts that are to start before others."""
         # Below 0, and so before all that are drawn from now on.
         self.ready = {order - len(groups): group for order, group in enumerate(groups)}

@@ -17,20 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
 
-import numpy as np
-
 from actors.episodes import Prompt
-from actors.files.parts import Entry, SavedPart, read_arrays, write_arrays
+from actors.files.parts import Entry, SavedPart
 from actors.group import GroupError
 from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardPool
+from algorithms.rollouts.ahead import Ahead, read_ahead
 from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.flow import Flow, ModelPool
-from algorithms.rollouts.groups import ScoredGroup, episodes_of
+from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane, Wanted
 from algorithms.rollouts.limits import Limits
-from algorithms.rollouts.saved import group_arrays, groups_of
 from algorithms.rollouts.tail import Tail
 
 _LOOK_S = 1.0
@@ -40,8 +38,6 @@ _SOON_S, _SOON_EACH_S = 0.05, 0.0005
 _CLOSE_S = 10.0
 _MOST_STALE = 8
 """Groups that may be left out as too old for one that is asked for or made ahead."""
-_FILE = "ahead.safetensors"
-"""Of what was made ahead, in a checkpoint."""
 
 
 class Rollouts:
@@ -65,6 +61,7 @@ class Rollouts:
         models: ModelPool | None = None,
         order: SavedPart | None = None,
         prompt_of: Callable[[str, int], Prompt] | None = None,
+        go_on: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -83,6 +80,7 @@ class Rollouts:
                 asks them.
             order: what `prompts` are drawn by, which `order_part` saves as it was when the rollouts were.
             prompt_of: finds the prompt of a set's row again, for `load`.
+            go_on: whether engines can go on, after a `load`, from what samples have.
             clock: seconds.
         """
         self._flow = Flow(engines, pool, models, limits, clock, most_each)
@@ -111,7 +109,8 @@ class Rollouts:
         self._error: BaseException | None = None
         self._closed = False
         self._thread: Thread | None = None
-        self._snapshot: Snapshot | None = None
+        self._snapshot: Ahead | None = None
+        self._go_on = go_on
 
     def take(
         self, groups: int, version: int, *, seed: int, told: Callable[[int], None] | None = None
@@ -192,57 +191,37 @@ class Rollouts:
         return _OrderPart(self)
 
     def take_snapshot(self) -> Entry:
-        """Note what there is, for `save`; returns the entry of the order of the prompts at this moment."""
+        """Note what there is, for `save`; returns the entry of the order of the prompts at this moment.
+
+        Raises GroupError when an engine does not say what it has."""
         with self._changed:
             lane = self.training
-            # What these have sampled is not kept: their prompts start anew.
-            again = [Drawn(each.prompt, None, each.attempt) for each in self._flow.of(lane)] + list(lane.again)
+            unscored, begun = self._flow.so_far(lane)
+            begun += lane.again
             if lane.tail:
-                again += [Drawn(prompt) for prompt in lane.tail.postponed]
+                begun += [Drawn(prompt) for prompt in lane.tail.postponed]
             orders = list(lane.ready) if lane.ahead else sorted(lane.ready)
-            self._snapshot = Snapshot([lane.ready[each] for each in orders], again, lane.taken)
+            self._snapshot = Ahead([lane.ready[each] for each in orders], unscored, begun, lane.taken)
             return self._order.save(Path()) if self._order else {}
 
     def save(self, directory: Path) -> Entry:
-        """Write what was made ahead when the snapshot was taken: groups that are ready, as arrays; of those on their
-        way, which prompts they have.
-
-        Raises GroupError when the episodes of a group are lost, or do not come in time.
-        """
+        """Write what there was when the snapshot was taken; raises as `Ahead.write` does."""
         if self._snapshot is None:
             self.take_snapshot()
         snapshot, self._snapshot = self._snapshot, None
         assert snapshot is not None, "it was just taken"
-        ready, again = snapshot.ready, snapshot.again
-        if not ready and not again:
-            return {"taken": snapshot.taken}
-        arrays = group_arrays(ready, [episodes_of(group, self.limits.silence_s) for group in ready])
-        arrays["again"] = np.array([each.prompt.index for each in again], dtype=np.int64)
-        arrays["attempts"] = np.array([each.attempt for each in again], dtype=np.int64)
-        write_arrays(arrays, directory / _FILE)
-        return {
-            "taken": snapshot.taken,
-            "ready": len(ready),
-            "again_sets": [each.prompt.of_set for each in again],
-        }
+        return snapshot.write(directory, self.limits.silence_s)
 
     def load(self, directory: Path, entry: Entry) -> None:
-        """Continue from what `save` has written: ready groups are given out first, the others start anew."""
-        groups, again = list[ScoredGroup](), list[Drawn]()
-        if "ready" in entry:
-            arrays = read_arrays(directory / _FILE)
-            groups = groups_of(arrays, self._prompt_of)
-            rows = arrays["again"].tolist()
-            attempts = arrays["attempts"].tolist() if "attempts" in arrays else [1] * len(rows)
-            again = [
-                Drawn(self._prompt_of(of_set, row), None, attempt)
-                for of_set, row, attempt in zip(entry["again_sets"], rows, attempts, strict=True)
-            ]
+        """Continue from what `save` has written: ready groups are given out first, the others go on."""
+        found = read_ahead(directory, entry, self._prompt_of, go_on=self._go_on)
         with self._changed:
-            if self.training.tail:  # with it nothing is made ahead: what is here was postponed
-                self.training.tail.postponed.extend(each.prompt for each in again)
-                again = []
-            self.training.give_back(groups, again, int(entry["taken"]))
+            lane, begun = self.training, found.begun
+            if lane.tail:  # with it nothing is made ahead: what is here was postponed
+                lane.tail.postponed.extend(each.prompt for each in begun)
+                begun = []
+            lane.give_back(found.ready, begun, found.taken)
+            self._flow.score_again(lane, found.unscored)
 
     def close(self) -> None:
         """End the thread; what is running is left to the engines."""
@@ -326,16 +305,6 @@ class Rollouts:
                 self._wanted.drop_older()
             if not self._wanted or self._wanted.is_news():
                 self._changed.notify_all()
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What there was at one moment, for a checkpoint."""
-
-    ready: list[ScoredGroup]
-    again: list[Drawn]
-    """Prompts that start anew."""
-    taken: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,6 +310,8 @@ def _rollouts(
         models=models,
         order=data.batches,
         prompt_of=prompt_finder(data.prompts),
+        # The penalty would not count what was sampled before.
+        go_on=not config.rollout.presence_penalty,
     )
 
 

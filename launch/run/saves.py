@@ -28,7 +28,7 @@ from launch.run.signals import finish_steps
 if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
 
-_UNFIT = (OSError, KeyError, TypeError, ValueError, AttributeError)
+_UNFIT = (OSError, LookupError, TypeError, ValueError, AttributeError)
 """What a part raises for a state that it has not saved: of an edited manifest, or of another version."""
 
 
