@@ -157,7 +157,7 @@ def _write_model(workload: Workload, directory: Path, eos: int, pad: int) -> int
         num_hidden_layers=workload.layers,
         num_attention_heads=workload.heads,
         num_key_value_heads=workload.heads,
-        max_position_embeddings=1024,
+        max_position_embeddings=max(1024, 2 * workload.max_response_tokens),
         tie_word_embeddings=False,
         eos_token_id=eos,
         pad_token_id=pad,
