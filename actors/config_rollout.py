@@ -105,9 +105,12 @@ class RolloutConfig(PlacedConfig):
     vllm: dict[str, Any] = {}
     """Further arguments of vLLM's engine by its own names, for example {enable_prefix_caching: false}; those that other
     settings decide are refused."""
+    late: Literal["wait", "restart"] = "wait"
+    """What is done about responses that would become older than algorithm.max_staleness allows. wait: a step waits for
+    them, and takes them. restart: they are ended, and their prompts sampled again, which costs what they had, and
+    leaves out those that are always long."""
     max_attempts: Batch = 3
-    """How often a prompt is sampled whose responses become older than algorithm.max_staleness allows, before it is left
-    out: metrics.jsonl names it."""
+    """With late restart, how often a prompt is sampled before it is left out: metrics.jsonl names it."""
     tail: Literal["none", "postpone"] = "none"
     """On-policy, what a step does about its longest responses. postpone: it starts some prompts more than it needs,
     takes those that end first, and leaves the others to steps of their own (RollPacker, arXiv 2509.21009)."""

@@ -284,7 +284,7 @@ class VirtualEngines:
         wanted = self._rollouts._wanted
         if self._until is not None or self._rollouts._closed:
             return False
-        return wanted is None or wanted.lane.can_give(wanted.groups)
+        return wanted is None or wanted.lane.can_give(wanted.groups, wanted.version)
 
     def _is_idle(self) -> bool:
         rollouts = self._rollouts

@@ -38,6 +38,7 @@ def made(
     samples: int = 2,
     limits: Limits = HOURS,
     drawn: Iterator[Prompt] | None = None,
+    waits: bool = True,
 ) -> Rollouts:
     """Over rows 0, 1 and so on, unless others are `drawn`."""
     rollouts = Rollouts(
@@ -48,13 +49,14 @@ def made(
         limits,
         groups_per_step=groups,
         max_staleness=ahead,
+        waits=waits,
         prompt_of=lambda _, row: Prompt(index=row, token_ids=[row % 90, 7], text=f"row {row}", row={}),
         clock=engines.clock,
     )
 
     def held() -> bool:
         wanted = rollouts._wanted
-        return not rollouts._closed and (wanted is None or wanted.lane.can_give(wanted.groups))
+        return not rollouts._closed and (wanted is None or wanted.lane.can_give(wanted.groups, wanted.version))
 
     engines.held = held
     return rollouts
@@ -124,13 +126,25 @@ def test_without_staleness_nothing_runs_beside_training() -> None:
 def test_what_is_too_old_is_left_out_and_replaced() -> None:
     """One response takes as long as three steps: its group is never trained on, and its place is taken."""
     engines = SimulatedEngines([Table(lengths=(160, *[4] * 39), token_s=0.01, slots=8)], Clock())
-    rollouts = made(engines, groups=2, ahead=1)
+    rollouts = made(engines, groups=2, ahead=1, waits=False)
     steps = train(rollouts, engines, 30, 2)
     assert rollouts.training.stale > 0
     assert max(age for version, step in enumerate(steps) for age in ages(step, version)) == 1
     used = [group.prompt.index for step in steps for group in step]
     assert len(used) == len(set(used)) == 60
     assert 0 not in used[2:], "the long one, which was asked for at version 0"
+
+
+def test_a_step_waits_for_what_would_be_too_old_for_the_next() -> None:
+    """The same engines: the long one is trained on, in its time, and nothing is thrown away."""
+    engines = SimulatedEngines([Table(lengths=(160, *[4] * 39), token_s=0.01, slots=8)], Clock())
+    rollouts = made(engines, groups=2, ahead=1)
+    steps = train(rollouts, engines, 30, 2)
+    discards = rollouts.report()[1]
+    assert rollouts.training.stale == discards.dropped == discards.aborted == 0 and not discards.left_out
+    assert max(age for version, step in enumerate(steps) for age in ages(step, version)) == 1
+    used = [group.prompt.index for step in steps for group in step]
+    assert len(used) == len(set(used)) == 60 and 0 in used[2:], "not in the first step, for which there were others"
 
 
 def test_an_evaluation_beside_running_groups_gets_its_own_and_disturbs_none() -> None:

@@ -1184,6 +1184,16 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "algorithm.max_staleness=1; rollout.max_attempts=5",
+        "rollout.max_attempts must be left out with rollout.late wait, where none starts again, got 5",
+    ),
+    (
+        "grpo",
+        "rollout.late=restart",
+        "rollout.late must be left out with algorithm.max_staleness 0, where no response becomes too old, got restart",
+    ),
+    (
+        "grpo",
         "rollout.max_attempts=5",
         "rollout.max_attempts must be left out with algorithm.max_staleness 0, where no response becomes too old, "
         "got 5",

@@ -115,7 +115,7 @@ def test_every_prompt_is_trained_on_once_in_a_pass(
                 break
             number = random_.choice(list(on))
             if failing and random_.random() < 0.1 and len(failed) < rows:
-                lane.fail(each := on.pop(number))
+                lane.fail(each := on.pop(number), number)
                 failed.append(each.index)
                 continue
             group: Any = ScoredGroup(prompt=on.pop(number), rollouts=None, infos=infos(3), scores=[])

@@ -62,6 +62,8 @@ class Flow:
         self.limits = limits
         self._clock = clock
         self._most_each = most_each
+        self.version = 0
+        """Of the weights that engines have: nothing that starts now is older."""
         self._ids = count()
         self._waiting: deque[Running] = deque()
         """For an engine with room."""
@@ -203,6 +205,7 @@ class Flow:
             )
             shares.setdefault(group.engine, []).append(request)
             self._running[group.id] = group
+            group.lane.ages.start(group.order, min([self.version, *group.versions]))
         for engine in sorted(shares):
             self.engines.submit(engine, shares[engine], None if seed is None else seed + engine)
 
@@ -236,7 +239,7 @@ class Flow:
         failed = sum(info.status == "failed" for info in group.infos)
         group.rollouts = responses = rollouts[group.id]
         if failed:
-            group.lane.fail(group.prompt)
+            group.lane.fail(group.prompt, group.order)
             group.lane.failures.not_finished(failed, group.lane.samples_asked)
             return
         samples = len(group.infos)
@@ -277,7 +280,7 @@ class Flow:
         if group.unwanted:
             return
         if any(score.status == "failed" for score in scores):
-            lane.fail(group.prompt)
+            lane.fail(group.prompt, group.order)
             lane.failures.not_scored(scores, lane.samples_asked)
         elif self.models:
             self._judging[group.id] = group

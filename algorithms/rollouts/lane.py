@@ -13,6 +13,7 @@ from actors.episodes import Episode, Prompt
 from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
+from algorithms.rollouts.ages import Ages
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.tail import Tail
@@ -87,6 +88,11 @@ class Running:
     infos: list[RolloutInfo] = field(default_factory=list)
     rollouts: ObjectRef[list[Episode]] | None = None
 
+    @property
+    def versions(self) -> list[int]:
+        """Of the weights that sampled what its samples had before."""
+        return [span.version for sample in self.begun for span in sample.versions]
+
     def scored(self, scores: list[Score]) -> ScoredGroup:
         """The finished group."""
         assert self.rollouts is not None, "they are collected before they are scored"
@@ -109,6 +115,7 @@ class Lane:
         judge: Judge | None = None,
         most_drawn: int | None = None,
         tail: Tail | None = None,
+        waits: bool = True,
     ) -> None:
         """
         Args:
@@ -123,6 +130,7 @@ class Lane:
             judge: which groups are trained on.
             most_drawn: with a judge, prompts that may start for one that is asked for.
             tail: lets a step leave prompts to a later one.
+            waits: whether a step waits for groups that would be too old for the next one.
         """
         self.sampling = sampling
         self.failures = failures
@@ -147,6 +155,8 @@ class Lane:
         """Prompts that start before others."""
         self.attempt_of: dict[int, int] = {}
         """Order of a group that is ready -> the how-manieth one of its prompt it is."""
+        self.ages = Ages()
+        self.waits = waits and ahead > 0
         self.depth = min(ahead, groups_per_step)
         """Groups that are made ahead now, at most `ahead`."""
         self._least_depth = self.depth
@@ -208,16 +218,19 @@ class Lane:
             self.tail.note(group.prompt, group.infos)
         judged = self.judge(group) if self.judge else group
         if judged is None:
+            self.ages.remove(order)
             self.discards.alike += 1
             self.samples_asked += self.sampling.samples
             return
         self.ready[order] = judged
+        self.ages.complete(order)
         self.attempt_of[order] = attempt
         self._not_looked_at.append(order)
 
-    def fail(self, prompt: Prompt) -> None:
+    def fail(self, prompt: Prompt, order: int) -> None:
         """A group is no longer on its way, as some of its responses failed."""
         self.on_the_way -= 1
+        self.ages.remove(order)
         self.discards.left_out.append(LeftOut(prompt, "failed"))
 
     def abort(self, group: Running) -> None:
@@ -232,6 +245,7 @@ class Lane:
         late = [(each.order, each.prompt) for each in running] + [(n, each.prompt) for n, each in self.ready.items()]
         self.ready.clear()
         self.attempt_of.clear()
+        self.ages.clear()
         self.on_the_way = 0
         self._extra = 0
         self.tail.postponed.extend(prompt for _, prompt in sorted(late, key=lambda pair: pair[0]))
@@ -240,16 +254,22 @@ class Lane:
         self.again.clear()
         self.discards.postponed += len(late)
 
-    def can_give(self, groups: int) -> bool:
-        """Whether so many are ready, or as many as there will ever be."""
-        return len(self.ready) >= groups or (not self.on_the_way and not self.room)
+    def can_give(self, groups: int, version: int | None = None) -> bool:
+        """Whether so many are ready, or as many as there will ever be; where steps wait, those that a step of this
+        version must take are among them."""
+        if len(self.ready) < groups:
+            return not self.on_the_way and not self.room
+        if not self.waits or version is None:
+            return True
+        return self.ages.enough_are_complete(version, self.ahead // max(1, self._least_depth), groups)
 
-    def take(self, groups: int, least: int | None = None) -> list[ScoredGroup]:
-        """The first of those that are ready, at most so many; `least`: oldest version that they may have."""
-        numbers = self._in_turn(least)[:groups]
+    def take(self, groups: int) -> list[ScoredGroup]:
+        """The first of those that are ready, at most so many."""
+        numbers = self._in_turn()[:groups]
         self.taken += len(numbers)
         for number in numbers:
             self.attempt_of.pop(number, None)
+            self.ages.remove(number)
         found = [self.ready.pop(number) for number in numbers]
         if len(self.ready) >= groups / 2:
             self._pace(-max(1, groups // 4))
@@ -292,17 +312,23 @@ class Lane:
 
     def _start_again(self, prompt: Prompt, order: int, attempt: int) -> None:
         self.stale += 1
+        self.ages.remove(order)
         if attempt < self._attempts:
             self.again.append(Drawn(prompt, order, attempt + 1))
         else:  # one that is too hard must not come again for ever
             self.discards.left_out.append(LeftOut(prompt, "stale"))
 
-    def _in_turn(self, least: int | None) -> list[int]:
+    def _in_turn(self) -> list[int]:
         if self.ahead == 0:
             # In the order of their prompts: by when they ended, steps would be of short responses first.
             return sorted(self.ready)
-        # Those that would be too old for the next step come first; sorted keeps the order of completion otherwise.
-        return sorted(self.ready, key=lambda number: self.ready[number].oldest_version != least)
+        # Those first that are too old the soonest; sorted keeps the order of completion among those of one age.
+        return sorted(self.ready, key=self._deadline)
+
+    def _deadline(self, order: int) -> int:
+        started, oldest = self.ages.of(order), self.ready[order].oldest_version
+        known = [each for each in (started, oldest) if each is not None]
+        return min(known, default=0)
 
 
 @dataclass(slots=True)
@@ -313,6 +339,8 @@ class Wanted:
     groups: int
     least: int | None
     """Oldest version that they may have; None: any."""
+    version: int | None
+    """Of the policy that trains on them."""
     _shown: float = 0.0
 
     def drop_older(self) -> None:
@@ -324,7 +352,7 @@ class Wanted:
         """Whether to wake who waits: all is there, or no progress has been shown for a while."""
         # After every group, waking would take as long as all else that is done for it.
         now = time.monotonic()
-        if now < self._shown + _SHOW_S and not self.lane.can_give(self.groups):
+        if now < self._shown + _SHOW_S and not self.lane.can_give(self.groups, self.version):
             return False
         self._shown = now
         return True

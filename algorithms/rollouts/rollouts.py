@@ -58,6 +58,7 @@ class Rollouts:
         judge: Judge | None = None,
         most_drawn: int | None = None,
         tail: Tail | None = None,
+        waits: bool = True,
         models: ModelPool | None = None,
         order: SavedPart | None = None,
         prompt_of: Callable[[str, int], Prompt] | None = None,
@@ -75,7 +76,7 @@ class Rollouts:
             max_staleness: versions that a token may be older than the weights that are trained.
             groups_in_run: that all steps together ask for: none is made beyond them.
             most_each: groups that an engine has at one time, see `Flow`.
-            judge, most_drawn, tail: see `Lane`.
+            judge, most_drawn, tail, waits: see `Lane`.
             models: reward models that score groups while others are generated; None: there are none, or the caller
                 asks them.
             order: what `prompts` are drawn by, which `order_part` saves as it was when the rollouts were.
@@ -97,6 +98,7 @@ class Rollouts:
             judge=judge,
             most_drawn=most_drawn,
             tail=tail,
+            waits=waits,
         )
         self._evaluation: Lane | None = None
         self._order = order
@@ -132,10 +134,12 @@ class Rollouts:
         """
         lane = self.training
         # What starts ahead has no step of its own: samplers go on as they are.
+        with self._changed:
+            self._flow.version = version
         self._ask(lane, groups, seed)
         with self._changed:
             self._wait_for(lane, groups, version, told)
-            taken = lane.take(groups, version - self.max_staleness)
+            taken = lane.take(groups)
             if lane.tail:
                 self._postpone(lane)
             return taken
@@ -161,8 +165,9 @@ class Rollouts:
     def published(self, version: int) -> None:
         """The engines have weights of this version: what has become too old is replaced at once."""
         with self._changed:
+            self._flow.version = version
             self.training.drop_older_than(version - self.max_staleness)
-            if self.max_staleness:
+            if self.max_staleness and not self.training.waits:  # else none is too old
                 self._flow.give_up_older_than(version - self.max_staleness)
             self._changed.notify_all()
 
@@ -250,7 +255,7 @@ class Rollouts:
         """Wait, with the lock, until the lane can give so many groups; the thread keeps the deadlines."""
         least = None if version is None else version - self.max_staleness
         # `known` -1: told once in any case.
-        known, before, self._wanted = -1, lane.stale, Wanted(lane, groups, least)
+        known, before, self._wanted = -1, lane.stale, Wanted(lane, groups, least, version)
         self._wanted.drop_older()
         self._changed.notify_all()  # what was dropped is to be replaced
         try:
@@ -268,7 +273,7 @@ class Rollouts:
                     raise self._error
                 if self._closed:
                     raise GroupError("rollout.take: the rollouts are closed")
-                if lane.can_give(groups):
+                if lane.can_give(groups, version):
                     return
                 self._changed.wait(_LOOK_S)
         finally:

@@ -307,6 +307,7 @@ def _rollouts(
         judge=judge,
         most_drawn=most_drawn,
         tail=tail,
+        waits=config.rollout.late == "wait",
         models=models,
         order=data.batches,
         prompt_of=prompt_finder(data.prompts),

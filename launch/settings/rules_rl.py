@@ -121,8 +121,12 @@ def _ages_fit(config: RunConfig, algorithm: RLConfig) -> None:
     rollout = config.rollout
     if not algorithm.max_staleness:
         why = "with algorithm.max_staleness 0, where no response becomes too old"
-        refuse_unused(rollout, "max_attempts", why=why, section="rollout.")
-    elif rollout.tail != "none":
+        refuse_unused(rollout, "late", "max_attempts", why=why, section="rollout.")
+    elif rollout.late == "wait":
+        refuse_unused(
+            rollout, "max_attempts", why="with rollout.late wait, where none starts again", section="rollout."
+        )
+    if algorithm.max_staleness and rollout.tail != "none":
         raise ValueError(
             f"rollout.tail must be none with algorithm.max_staleness {algorithm.max_staleness}, where no step waits "
             f"for its longest responses, got {rollout.tail}"
