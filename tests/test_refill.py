@@ -1,5 +1,6 @@
 """Groups that teach nothing are replaced while others are generated, and reward models score beside; no Ray."""
 
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from actors.group import GroupError
 from algorithms.rl import reward_models
 from algorithms.rl.reward_models import BesideRollouts, RewardModelGroup, Scorers
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.lane import Lane
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from tests.fake_engines import After, FakeEngines, FakePool
@@ -53,9 +56,29 @@ def test_a_step_that_finds_too_few_gives_what_there_is() -> None:
     rollouts = refilled(engines, lambda row: row in (1, 6) or row >= 8, most_drawn=2)
     assert rows(rollouts.take(4, 0, seed=3)) == [1, 6]
     assert sum(len(ids) for _, ids, _ in engines.starts) == 8
-    engines.script.append(After(1, dict.fromkeys(range(8, 14), OK)))
-    assert rows(rollouts.take(4, 0, seed=4))[:4] == [8, 9, 10, 11]
+    engines.script.append(After(1, dict.fromkeys(range(8, 12), OK)))
+    assert rows(rollouts.take(4, 0, seed=4)) == [8, 9, 10, 11]
+    assert not engines.on, "what the step before did not get is not made now, and left running beside training"
     rollouts.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 8])
+def test_what_a_step_may_sample_is_not_saved_up(ahead: int) -> None:
+    """Where nothing teaches any more, after many steps in which all did, a step samples what it may and no more."""
+    lane = Lane(
+        prompts(), PAIR, Failures(0.0), ahead=ahead, groups_per_step=4, most_drawn=3,
+        judge=lambda group: group if group.prompt.index < 180 else None,
+    )  # fmt: skip
+    numbers, started, took = count(), 0, 4
+    while took == 4:
+        lane.ask(4, None)
+        started = 0
+        while not lane.can_give(4):
+            for drawn in lane.draw():
+                lane.accept(next(numbers), ScoredGroup(prompt=drawn.prompt, rollouts=None, infos=[], scores=[]))  # type: ignore[arg-type]
+                started += 1
+        took = len(lane.take(4))
+    assert 12 <= started <= 3 * (4 + ahead) and lane.taken == 80
 
 
 def test_where_nothing_teaches_there_is_nothing() -> None:

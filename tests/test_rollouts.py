@@ -156,6 +156,18 @@ def test_failures_up_to_the_limit_are_replaced_and_one_more_ends_the_run() -> No
         take(3)
 
 
+def test_what_is_made_before_a_step_asks_may_fail_as_much() -> None:
+    """Beside the evaluation before the first step, groups are made ahead: they are that step's."""
+    driver = Driver(FakeEngines(), max_staleness=1)
+    lane, flow = driver.rollouts.training, driver.rollouts._flow
+    for number in range(2):
+        flow.start([lane])
+        flow.take_in(driver.engines._happen(After(1, {number: "ok failed"})))
+    assert driver.failed == 2, "a quarter of 8"
+    with pytest.raises(GroupError, match=r"^3 of 8 rollouts "):
+        flow.take_in(driver.engines._happen(After(1, {2: "ok failed"})))
+
+
 def test_prompts_of_which_no_group_comes_are_named() -> None:
     """Those that an engine or a reward has failed; the next report names others."""
     engines = FakeEngines(

@@ -130,8 +130,8 @@ class Lane:
         self.judge = judge
         self.tail = tail
         self.asked = 0
-        self.samples_asked = 0
-        """Samples of the step, which failures are a share of."""
+        self.samples_asked = groups_per_step * sampling.samples if ahead else 0
+        """Samples of the step, which failures are a share of; of the first one also before it is asked for."""
         self.seed: int | None = None
         """For the next prompts that start; each engine starts its sampler anew from it."""
         self.on_the_way = 0
@@ -170,7 +170,9 @@ class Lane:
             self.failures.begin()
         self.asked += groups
         self.seed = seed
-        self._may_draw += groups * (self._most_drawn or 0)
+        most = self._most_drawn or 0
+        # What a step did not need is not the next one's: where nothing teaches any more, a step would draw for ever.
+        self._may_draw = min(self._may_draw + groups * most, (groups + self.ahead) * most)
         if self.tail:
             left = None if self._most is None else self._most - self.taken - len(self.tail.postponed)
             begun, self._extra = self.tail.begin(groups, left)
@@ -251,6 +253,8 @@ class Lane:
         for number in numbers:
             self.attempt_of.pop(number, None)
         found = [self.ready.pop(number) for number in numbers]
+        # What a step could not get is not made after it: on-policy it would run beside training.
+        self.asked -= groups - len(numbers)
         if len(self.ready) >= groups / 2:
             self._pace(-max(1, groups // 4))
         return found
