@@ -303,8 +303,9 @@ def loop(rows: int) -> Any:
 
 
 def test_what_was_sampled_ahead_of_other_rows_is_dropped() -> None:
-    parts: dict[str, Entry] = {"rollouts": {"taken": 7, "ready": 2, "again_sets": []}, "kl": {"coef": 0.5}}
-    assert over_new_rows(parts) == {"rollouts": {"taken": 7}, "kl": {"coef": 0.5}}
+    counts = {"taken": 7, "groups_per_step": 4}
+    parts: dict[str, Entry] = {"rollouts": {**counts, "ready": 2, "left_out": []}, "kl": {"coef": 0.5}}
+    assert over_new_rows(parts) == {"rollouts": counts, "kl": {"coef": 0.5}}
 
 
 def test_sets_with_weights_come_and_go(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from actors.episodes import Episode, Prompt, Turn, VersionSpan
 from actors.rollout.simulated import Table
-from actors.rollout.types import RolloutInfo, Sampling
+from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts import groups as groups_module
+from algorithms.rollouts.ahead import Ahead
 from algorithms.rollouts.groups import ScoredGroup, prompt_finder
+from algorithms.rollouts.lane import Drawn
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.saved import group_arrays, groups_of
@@ -123,7 +125,7 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_goes_on(tmp_pat
     trained = used + [each.prompt.index for each in found]
     still = [each.prompt.index for each in after._flow.of(after.training)]
     still += [each.prompt.index for each in (*after.training.ready.values(), *after.training.again)]
-    named = [each.prompt.index for each in (*before.report()[1].left_out, *after.report()[1].left_out)]
+    named = [each.prompt.index for each in after.report()[1].left_out]
     everything = trained + still + named
     assert sorted(everything) == list(range(len(everything))) and len(trained) == 21
     assert {each.prompt.index for each in found[:3]} <= kept.keys() <= {each.prompt.index for each in found}
@@ -167,6 +169,43 @@ def test_what_only_lacks_scores_is_scored_after_a_resume(tmp_path: Path) -> None
     assert lane.on_the_way == 0
 
 
+def test_what_is_left_out_after_a_report_is_named_by_the_run_that_goes_on(tmp_path: Path) -> None:
+    """Between a step's report and its checkpoint weights are published, which makes groups too old, and an evaluation
+    takes its time."""
+    engines = FakeEngines()
+    before = made_of(engines)
+    before.training.failures.max_failed = 0.5
+    before._flow.start([before.training])
+    before.report()
+    before._flow.take_in(engines._happen(After(1, {1: "ok failed"})))
+    engines.progress = lambda *_: {}  # type: ignore[attr-defined]
+    entry = before.save(tmp_path)
+    assert entry["left_out"] == [["", 101, "failed"]]
+    after = made_of(FakeEngines(), first=2)
+    after.load(tmp_path, entry)
+    assert [(each.prompt.index, each.why) for each in after.report()[1].left_out] == [(101, "failed")]
+    with pytest.raises(ValueError, match="no prompt is left out as 'lost'"):
+        after.load(tmp_path, entry | {"left_out": [["", 101, "lost"]]})
+
+
+@pytest.mark.parametrize(("samples", "most"), [(3, 9), (1, 9), (2, 3)])
+def test_what_a_run_would_sample_otherwise_starts_anew(tmp_path: Path, samples: int, most: int) -> None:
+    """Of another number of samples, or longer than they may be now; what fits is kept. As many steps were made,
+    whatever one asks for: the run ends when all are."""
+    names = {"versions": [VersionSpan(version=0, start=0, end=4)], "logprobs": np.zeros(4, dtype=np.float32)}
+    whole = Begun(token_ids=[1, 2, 3, 4], **names)
+    short = Begun(token_ids=[], logprobs=np.zeros(0, dtype=np.float32), versions=[])
+    ready = [group(ROWS[number], episode([3], [2] * 4, text=""), episode([3], [2], text=""), scores=empty_scores(2))
+             for number in (0, 1)]  # fmt: skip
+    begun = [Drawn(ROWS[2], None, 2, (whole, short)), Drawn(ROWS[3], None, 3)]
+    ahead = Ahead(ready[:1], ready[1:], begun, [], 11, 4)
+    same = ahead.fitting(Sampling(samples=2, temperature=1.0, max_tokens=4), 4)
+    assert (same.ready, same.unscored, same.begun) == (ready[:1], ready[1:], begun) and same.taken == 12
+    other = ahead.fitting(Sampling(samples=samples, temperature=1.0, max_tokens=most), 2)
+    assert not other.ready and not other.unscored and (other.taken, other.groups_per_step) == (6, 2)
+    assert other.begun == [Drawn(ROWS[0]), Drawn(ROWS[1]), Drawn(ROWS[2], None, 2), Drawn(ROWS[3], None, 3)]
+
+
 def made_of(engines: FakeEngines, first: int = 0) -> Rollouts:
     """A step of one group, ahead two, and rewards that take their time."""
     drawn = (Prompt(index=100 + n, token_ids=[n, 1], text="", row={}) for n in count(first))
@@ -181,9 +220,10 @@ def test_on_policy_nothing_is_kept(tmp_path: Path) -> None:
     engines = SimulatedEngines([Table(lengths=(60,), token_s=0.01)], Clock())
     rollouts = made(engines, groups=3, ahead=0)
     rollouts.take(3, 0, seed=0)
-    assert rollouts.save(tmp_path) == {"taken": 3} and list(tmp_path.iterdir()) == []
+    entry = rollouts.save(tmp_path)
+    assert entry == {"taken": 3, "groups_per_step": 3} and list(tmp_path.iterdir()) == []
     after = made(SimulatedEngines([Table(lengths=(60,), token_s=0.01)], Clock()), groups=3, ahead=0)
-    after.load(tmp_path, {"taken": 3})
+    after.load(tmp_path, {"taken": 3})  # as older checkpoints have it
     assert len(after.take(3, 0, seed=0)) == 3
     rollouts.close()
     after.close()

@@ -111,6 +111,7 @@ class Rollouts:
         self._thread: Thread | None = None
         self._snapshot: Ahead | None = None
         self._go_on = go_on
+        self._groups_per_step = groups_per_step
 
     def take(
         self, groups: int, version: int, *, seed: int, told: Callable[[int], None] | None = None
@@ -201,7 +202,8 @@ class Rollouts:
             if lane.tail:
                 begun += [Drawn(prompt) for prompt in lane.tail.postponed]
             orders = list(lane.ready) if lane.ahead else sorted(lane.ready)
-            self._snapshot = Ahead([lane.ready[each] for each in orders], unscored, begun, lane.taken)
+            ready, left_out = [lane.ready[each] for each in orders], list(lane.discards.left_out)
+            self._snapshot = Ahead(ready, unscored, begun, left_out, lane.taken, self._groups_per_step)
             return self._order.save(Path()) if self._order else {}
 
     def save(self, directory: Path) -> Entry:
@@ -213,10 +215,15 @@ class Rollouts:
         return snapshot.write(directory, self.limits.silence_s)
 
     def load(self, directory: Path, entry: Entry) -> None:
-        """Continue from what `save` has written: ready groups are given out first, the others go on."""
+        """Continue from what `save` has written: ready groups are given out first, the others go on; what this run
+        would sample otherwise starts anew."""
+        # Older checkpoints do not say it.
+        entry = {"groups_per_step": self._groups_per_step} | entry
         found = read_ahead(directory, entry, self._prompt_of, go_on=self._go_on)
+        found = found.fitting(self.training.sampling, self._groups_per_step)
         with self._changed:
             lane, begun = self.training, found.begun
+            lane.discards.left_out += found.left_out
             if lane.tail:  # with it nothing is made ahead: what is here was postponed
                 lane.tail.postponed.extend(each.prompt for each in begun)
                 begun = []

@@ -70,7 +70,9 @@ def over_new_rows(parts: Mapping[str, Entry]) -> dict[str, Entry]:
     if "batches" in found:
         found["batches"]["new_rows"] = True
     if "rollouts" in found:
-        found["rollouts"] = {"taken": found["rollouts"].get("taken", 0)}
+        found["rollouts"] = {
+            name: value for name, value in found["rollouts"].items() if name in ("taken", "groups_per_step")
+        }
     return found
 
 
