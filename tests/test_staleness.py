@@ -45,7 +45,7 @@ class Trainer:
     at_once: bool = False
     """Whether every sample has a token before the step ends in which its engine gets it."""
     most_each: int | None = None
-    """Groups that an engine gets at one time."""
+    """Samples with which an engine has enough."""
     drawn: dict[int, int] = field(default_factory=dict)
     """Row -> version of the policy when it was drawn."""
     started: Counter[int] = field(default_factory=Counter)

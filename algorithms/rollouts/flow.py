@@ -54,8 +54,8 @@ class Flow:
         clock: Callable[[], float] = time.monotonic,
         most_each: int | None = None,
     ) -> None:
-        """`most_each`: groups that an engine has at one time, others wait for the first that has room; None: each gets
-        its share at once, which it then works on in the same order every time."""
+        """`most_each`: samples with which an engine has enough, others wait for the first that has room; None: each
+        gets its share at once, which it then works on in the same order every time."""
         self.engines = engines
         self.pool = pool
         self.models = models
@@ -182,11 +182,12 @@ class Flow:
 
     def _place(self, group: Running) -> bool:
         """Choose an engine; whether there is one with room."""
-        engine = self._loads.least(self._most_each)
+        # Samples, not groups: those of an evaluation are often of one, and would leave slots empty.
+        engine, samples = self._loads.least(self._most_each, group.samples), group.samples
         if engine is None:
             return False
         group.engine, group.given = engine, self._clock()
-        if self._loads[engine] == 1:  # it had nothing: its silence begins now
+        if self._loads[engine] == samples:  # it had nothing: its silence begins now
             self._heard[engine] = group.given
         return True
 
@@ -223,7 +224,7 @@ class Flow:
         group = self._running.pop(event.finished.request, None)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
-        self._loads.ended(group.engine)
+        self._loads.ended(group.engine, group.samples)
         self._heard[group.engine] = self._clock()
         group.infos = _infos(event.finished, group)
         if group.unwanted:

@@ -87,6 +87,11 @@ class Running:
     infos: list[RolloutInfo] = field(default_factory=list)
     rollouts: ObjectRef[list[Episode]] | None = None
 
+    @property
+    def samples(self) -> int:
+        """Responses to its prompt."""
+        return self.lane.sampling.samples
+
     def scored(self, scores: list[Score]) -> ScoredGroup:
         """The finished group."""
         assert self.rollouts is not None, "they are collected before they are scored"

@@ -74,7 +74,7 @@ class Rollouts:
             groups_per_step: that a step asks for.
             max_staleness: versions that a token may be older than the weights that are trained.
             groups_in_run: that all steps together ask for: none is made beyond them.
-            most_each: groups that an engine has at one time, see `Flow`.
+            most_each: samples with which an engine has enough, see `Flow`.
             judge, most_drawn, tail: see `Lane`.
             models: reward models that score groups while others are generated; None: there are none, or the caller
                 asks them.
@@ -132,7 +132,7 @@ class Rollouts:
             RewardFailure: too many could not be scored.
         """
         lane = self.training
-        # What starts ahead has no step of its own: samplers go on as they are.
+        # With n, too: samplers that only went on would draw anew in a resumed run what they have drawn before.
         self._ask(lane, groups, seed)
         with self._changed:
             self._wait_for(lane, groups, version, told)
