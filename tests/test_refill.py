@@ -1,5 +1,6 @@
 """Groups that teach nothing are replaced while others are generated, and reward models score beside; no Ray."""
 
+from concurrent.futures import Future
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +120,7 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     """Real division and scoring, by ranks that are threads: every group is scored once, as it is in one step."""
 
     def wait(refs: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return [ref for ref in refs if ref.done()], []
+        return [ref for ref in refs if ref.done()], [ref for ref in refs if not ref.done()]
 
     monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=wait))
     ranks: Any = FakeRanks(2, _formula(1))
@@ -145,6 +146,27 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     for number, group in enumerate(whole):
         assert [score.reward for score in found[number].scores] == pytest.approx([each.reward for each in group.scores])
     assert len(whole[0].scores) == SAMPLES
+
+
+def test_ranks_that_are_done_are_not_waited_for_while_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait for any of them would be over at once, again and again, until the last one is done."""
+
+    def wait(refs: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return [ref for ref in refs if ref.done()], [ref for ref in refs if not ref.done()]
+
+    monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=wait))
+    quick, slow = Future[Any](), Future[Any]()
+    ranks: Any = FakeRanks(2, _formula(1))
+    ranks.submit = lambda rank, *_: (quick, slow)[rank]
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    beside = BesideRollouts(Scorers(models=[model], roster={"model": ranks}, split=split_fake))
+    beside.submit(0, GROUPS[0])
+    assert beside.refs() == [] and beside.ready() == []
+    assert beside.refs() == [quick, slow]
+    quick.set_result({})
+    assert beside.refs() == [slow]
+    slow.set_result({})
+    assert beside.refs(), "what ends the wait"
 
 
 def test_a_model_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

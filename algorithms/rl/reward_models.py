@@ -122,8 +122,11 @@ class BesideRollouts:
         self._waiting.append((number, group))
 
     def refs(self) -> list[ObjectRef[dict[Place, float]]]:
-        """What is waited for."""
-        return self._out[1].refs() if self._out else []
+        """What is waited for: not ranks that are done before others, or nothing would be waited for as long as that."""
+        if not self._out:
+            return []
+        refs = self._out[1].refs()
+        return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1] or refs
 
     def ready(self) -> list[tuple[int, ScoredGroup]]:
         """Groups that all models have scored, by number; they get what waits. Raises as `Scorers.score` does."""
