@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from actors.episodes import Episode, Prompt, Turn, VersionSpan
+from actors.group import GroupError
 from actors.rollout.simulated import Table
 from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
@@ -186,6 +187,22 @@ def test_what_is_left_out_after_a_report_is_named_by_the_run_that_goes_on(tmp_pa
     assert [(each.prompt.index, each.why) for each in after.report()[1].left_out] == [(101, "failed")]
     with pytest.raises(ValueError, match="no prompt is left out as 'lost'"):
         after.load(tmp_path, entry | {"left_out": [["", 101, "lost"]]})
+
+
+def test_a_prompt_that_ends_the_run_is_kept_by_the_checkpoint_of_the_step_that_is_made_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """Whoever waits next raises it; what is trained on by then is saved."""
+    engines = FakeEngines()
+    before = made_of(engines)
+    before._flow.start([before.training])
+    with pytest.raises(GroupError, match="data row 101 was refused: it is too long"):
+        before._flow.take_in(engines._happen(After(1, refused={1: "it is too long"})))
+    engines.progress = lambda *_: {}  # type: ignore[attr-defined]
+    entry = before.save(tmp_path)
+    after = made_of(FakeEngines(), first=2)
+    after.load(tmp_path, entry)
+    assert [each.prompt.index for each in after.training.again] == [100, 101]
 
 
 @pytest.mark.parametrize(("samples", "most"), [(3, 9), (1, 9), (2, 3)])

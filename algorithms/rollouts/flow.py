@@ -221,12 +221,15 @@ class Flow:
         }
 
     def _receive(self, event: Ended, rollouts: "dict[int, ObjectRef[list[Episode]]]") -> None:
-        group = self._running.pop(event.finished.request, None)
+        group = self._running.get(event.finished.request)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
+        # It stays where it is refused, which ends the run: a checkpoint of the step that is made meanwhile has it.
+        infos = _infos(event.finished, group)
+        del self._running[group.id]
         self._loads.ended(group.engine, group.samples)
         self._heard[group.engine] = self._clock()
-        group.infos = _infos(event.finished, group)
+        group.infos = infos
         if group.unwanted:
             if group.lane.tail:
                 group.lane.tail.note(group.prompt, group.infos)
