@@ -13,9 +13,9 @@ from actors.rollout.simulated import Table
 from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts import groups as groups_module
-from algorithms.rollouts.ahead import Ahead
+from algorithms.rollouts.ahead import Ahead, read_ahead
 from algorithms.rollouts.groups import ScoredGroup, prompt_finder
-from algorithms.rollouts.lane import Drawn
+from algorithms.rollouts.lane import Drawn, LeftOut
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.saved import group_arrays, groups_of
@@ -187,6 +187,22 @@ def test_what_is_left_out_after_a_report_is_named_by_the_run_that_goes_on(tmp_pa
     assert [(each.prompt.index, each.why) for each in after.report()[1].left_out] == [(101, "failed")]
     with pytest.raises(ValueError, match="no prompt is left out as 'lost'"):
         after.load(tmp_path, entry | {"left_out": [["", 101, "lost"]]})
+
+
+def test_over_other_rows_what_was_ahead_is_sampled_anew_where_it_is_still_there(tmp_path: Path) -> None:
+    """The order goes on behind these rows: they would not come again in this pass."""
+    whole = Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=0, start=0, end=1)])
+    ready = [group(ROWS[number], episode([3], [2], text=""), scores=empty_scores(1)) for number in (0, 10)]
+    out = [LeftOut(ROWS[7], "stale")]
+    ahead = Ahead(ready[:1], ready[1:], [Drawn(ROWS[2], None, 2, (whole,)), Drawn(ROWS[8])], out, 8, 4)
+    entry = ahead.write(tmp_path, 1.0)
+    fewer = prompt_finder(ROWS[:8] + ROWS[9:])
+    with pytest.raises(KeyError):
+        read_ahead(tmp_path, entry, fewer, go_on=True)
+    found = read_ahead(tmp_path, entry | {"new_rows": True}, fewer, go_on=True)
+    assert found == Ahead([], [], [Drawn(ROWS[0]), Drawn(ROWS[10]), Drawn(ROWS[2])], [], 8, 4)
+    nothing = read_ahead(tmp_path, {"taken": 8, "groups_per_step": 4, "new_rows": True}, fewer, go_on=True)
+    assert nothing == Ahead([], [], [], [], 8, 4)
 
 
 def test_a_prompt_that_ends_the_run_is_kept_by_the_checkpoint_of_the_step_that_is_made_meanwhile(

@@ -18,7 +18,14 @@ from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.rollout.types import Sampling
 from algorithms.rollouts.groups import ScoredGroup, episodes_of
 from algorithms.rollouts.lane import Drawn, LeftOut, Why
-from algorithms.rollouts.saved import PartialGroup, group_arrays, groups_of, partial_arrays, partial_groups_of
+from algorithms.rollouts.saved import (
+    PartialGroup,
+    group_arrays,
+    groups_of,
+    partial_arrays,
+    partial_groups_of,
+    places_of,
+)
 
 _FILE = "ahead.safetensors"
 
@@ -73,22 +80,33 @@ class Ahead:
 
 
 def read_ahead(directory: Path, entry: Entry, prompt_of: Callable[[str, int], Prompt], *, go_on: bool) -> Ahead:
-    """What `write` has written; with `go_on` false, what was begun starts anew.
+    """What `write` has written; with `go_on` false, what was begun starts anew. Where the entry says that there may be
+    other rows (`new_rows`), everything does that is of a row which is still there.
 
     Raises:
         KeyError, ValueError, IndexError: it is nothing of the kind, or there is no such prompt.
     """
+    counts = int(entry["taken"]), int(entry["groups_per_step"])
+    arrays = read_arrays(directory / _FILE) if "ready" in entry else {}
+    if entry.get("new_rows"):
+        there = (_found(prompt_of, *place) for place in (places_of(arrays) if arrays else ()))
+        return Ahead([], [], [Drawn(prompt) for prompt in there if prompt], [], *counts)
     named = [_left_out(prompt_of, *each) for each in entry.get("left_out", ())]
-    counts = named, int(entry["taken"]), int(entry["groups_per_step"])
-    if "ready" not in entry:
-        return Ahead([], [], [], *counts)
-    arrays = read_arrays(directory / _FILE)
+    if not arrays:
+        return Ahead([], [], [], named, *counts)
     complete, ready = groups_of(arrays, prompt_of), int(entry["ready"])
     begun = [
         Drawn(group.prompt, None, attempt, group.begun if go_on else ())
         for group, attempt in zip(partial_groups_of(arrays, prompt_of), arrays["attempts"].tolist(), strict=True)
     ]
-    return Ahead(complete[:ready], complete[ready:], begun, *counts)
+    return Ahead(complete[:ready], complete[ready:], begun, named, *counts)
+
+
+def _found(prompt_of: Callable[[str, int], Prompt], of_set: str, row: int) -> Prompt | None:
+    try:
+        return prompt_of(of_set, row)
+    except KeyError:
+        return None
 
 
 def _parted(
