@@ -189,6 +189,22 @@ def test_what_is_left_out_after_a_report_is_named_by_the_run_that_goes_on(tmp_pa
         after.load(tmp_path, entry | {"left_out": [["", 101, "lost"]]})
 
 
+def test_what_is_too_old_for_the_run_that_goes_on_starts_anew() -> None:
+    """However much of it there is, the engines have the weights that they should have; nor is it gone on with first."""
+    engines = SimulatedEngines([Table(lengths=(10,), token_s=0.01)], Clock())
+    engines.use(3)
+    rollouts = made(engines, groups=1, ahead=0, samples=1, limits=Limits(silence_s=30.0, starts=3))
+    old, young = (
+        Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=each, start=0, end=1)])
+        for each in (2, 3)
+    )
+    ready = [group(ROWS[number], episode([3], [2], text=""), scores=empty_scores(1)) for number in range(12)]
+    rollouts.training.give_back(ready, [Drawn(ROWS[13], begun=(old,)), Drawn(ROWS[14], begun=(young,))], 0)
+    assert [rollouts.take(1, 3, seed=0)[0].prompt for _ in range(3)] == [ROWS[13], ROWS[14], ROWS[0]]
+    assert [request.begun for request in engines.submitted.values()] == [(), (young,), ()]
+    rollouts.close()
+
+
 def test_over_other_rows_what_was_ahead_is_sampled_anew_where_it_is_still_there(tmp_path: Path) -> None:
     """The order goes on behind these rows: they would not come again in this pass."""
     whole = Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=0, start=0, end=1)])

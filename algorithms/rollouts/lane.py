@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -197,7 +197,7 @@ class Lane:
     def draw(self) -> list[Drawn]:
         """The prompts that may start now."""
         room = self.room
-        drawn = [self.again.popleft() for _ in range(min(room, len(self.again)))]
+        drawn = [self._young(self.again.popleft()) for _ in range(min(room, len(self.again)))]
         fresh = room - len(drawn)
         drawn += map(Drawn, islice(self._prompts, fresh))
         self.ended = self.ended or len(drawn) < room  # only an iterator that has ended gives fewer
@@ -290,6 +290,13 @@ class Lane:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
         discards, self.discards = self.discards, Discards()
         return discards
+
+    def _young(self, drawn: Drawn) -> Drawn:
+        """Without what it has begun where that is too old already, and would be gone on with for nothing."""
+        least = self._looked_for
+        if least is None or all(span.version >= least for sample in drawn.begun for span in sample.versions):
+            return drawn
+        return replace(drawn, begun=())
 
     def _pace(self, change: int) -> None:
         """Make more or less ahead: more when a step has to wait, less when half of the next one is ready already.

@@ -132,6 +132,8 @@ class Rollouts:
             RewardFailure: too many could not be scored.
         """
         lane = self.training
+        with self._changed:  # before anything starts: a resumed run may have what it would not have made
+            lane.drop_older_than(version - self.max_staleness)
         # With n, too: samplers that only went on would draw anew in a resumed run what they have drawn before.
         self._ask(lane, groups, seed)
         with self._changed:
