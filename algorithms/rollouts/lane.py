@@ -182,6 +182,7 @@ class Lane:
             left = None if self._most is None else self._most - self.taken - len(self.tail.postponed)
             begun, self._extra = self.tail.begin(groups, left)
             self.again.extend(Drawn(prompt) for prompt in begun)
+            self._may_draw += self._extra  # as many are not for this step
 
     @property
     def room(self) -> int:
