@@ -187,6 +187,27 @@ def test_what_is_made_before_a_step_asks_may_fail_as_much() -> None:
         flow.take_in(driver.engines._happen(After(1, {2: "ok failed"})))
 
 
+def test_beside_a_step_as_large_a_share_may_fail_as_within_it() -> None:
+    """What ends from one report to the next is more than a step where groups are made ahead: of 16 samples 4 may fail,
+    of the step's own 8 in the time after it 2 again."""
+    driver = Driver(FakeEngines(), max_staleness=1)
+    lane, flow = driver.rollouts.training, driver.rollouts._flow
+    lane.ask(4, None)
+    numbers = iter(range(99))
+
+    def end(*said: str) -> None:
+        flow.start([lane])
+        flow.take_in(driver.engines._happen(After(1, {next(numbers): each for each in said})))
+
+    end(OK, OK, OK, OK, OK, "ok failed", "ok failed", "ok failed")
+    lane.take(4)
+    assert driver.rollouts.report()[0].samples == 3
+    lane.ask(4, None)
+    end("ok failed", "failed ok")
+    with pytest.raises(GroupError, match=r"^3 of 8 rollouts "):
+        end("ok failed")
+
+
 def test_prompts_of_which_no_group_comes_are_named() -> None:
     """Those that an engine or a reward has failed; the next report names others."""
     engines = FakeEngines(

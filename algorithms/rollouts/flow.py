@@ -237,6 +237,7 @@ class Flow:
         if event.finished.aborted:
             group.lane.abort(group)
             return
+        group.lane.sampled()
         failed = sum(info.status == "failed" for info in group.infos)
         group.rollouts = responses = rollouts[group.id]
         if failed:

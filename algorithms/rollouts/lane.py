@@ -136,7 +136,7 @@ class Lane:
         self.tail = tail
         self.asked = 0
         self.samples_asked = groups_per_step * sampling.samples if ahead else 0
-        """Samples of the step, which failures are a share of; of the first one also before it is asked for."""
+        """What failures are a share of: samples of the step, of the first one also before it is asked for."""
         self.seed: int | None = None
         """For the next prompts that start; each engine starts its sampler anew from it."""
         self.on_the_way = 0
@@ -155,6 +155,8 @@ class Lane:
         self.depth = min(ahead, groups_per_step)
         """Groups that are made ahead now, at most `ahead`."""
         self._least_depth = self.depth
+        self._tried = 0
+        """Samples that have ended on engines since failures were counted anew."""
         self._prompts = prompts
         self._attempts = attempts
         self._most = most
@@ -170,7 +172,7 @@ class Lane:
         """Somebody wants so many groups more."""
         if self.taken and len(self.ready) < groups:
             self._pace(-(-groups // 2))
-        self.samples_asked = groups * self.sampling.samples
+        self.samples_asked = max(groups * self.sampling.samples, self._tried)
         if self.ahead == 0:
             self.failures.begin()
         self.asked += groups
@@ -291,6 +293,18 @@ class Lane:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
         discards, self.discards = self.discards, Discards()
         return discards
+
+    def sampled(self) -> None:
+        """A group has ended on its engine, not for its age."""
+        if self.ahead:  # beside one step more than its groups may end
+            self._tried += self.sampling.samples
+            self.samples_asked = max(self.samples_asked, self._tried)
+
+    def count_failures_anew(self) -> None:
+        """Of what is made ahead, failures are no step's: those since the last call are a share of what has ended since
+        then, or of a step if that is more."""
+        self.failures.begin()
+        self._tried = 0
 
     def _young(self, drawn: Drawn) -> Drawn:
         """Without what it has begun where that is too old already, and would be gone on with for nothing."""

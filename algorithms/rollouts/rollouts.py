@@ -184,8 +184,8 @@ class Rollouts:
         with self._changed:
             lane = self.training
             failures = copy(lane.failures)
-            if lane.ahead:  # of what is made ahead, failures are no step's: they count from report to report
-                lane.failures.begin()
+            if lane.ahead:
+                lane.count_failures_anew()
             return failures, lane.take_discards()
 
     @property
