@@ -135,6 +135,17 @@ def test_every_prompt_is_trained_on_once_in_a_pass(
     assert max(Counter(trained).values()) - min(Counter(trained).values()) <= 1
 
 
+def test_a_failed_group_is_replaced_by_a_postponed_prompt_before_the_next_pass_begins() -> None:
+    lane = Lane(map(prompt, count()), ONE, Failures(1.0), tail=tail(1, postponed=6))
+    lane.ask(4, None)
+    assert [each.prompt.index for each in lane.draw()] == [1000, 1001, 1002, 1003]
+    for _ in range(3):
+        lane.fail(prompt(1000))
+    assert [each.prompt.index for each in lane.draw()] == [1004, 1005, 0], "the last one of this pass"
+    lane.fail(prompt(1001))
+    assert [each.prompt.index for each in lane.draw()] == [1], "when nothing is left of it"
+
+
 def test_what_dynamic_sampling_may_draw_does_not_count_what_is_postponed() -> None:
     """Else, with one round, no step would start more than it needs."""
     order = Batches(100, seed=0, shuffle=False)

@@ -201,8 +201,9 @@ class Lane:
         """The prompts that may start now."""
         room = self.room
         drawn = [self._young(self.again.popleft()) for _ in range(min(room, len(self.again)))]
-        fresh = room - len(drawn)
-        drawn += map(Drawn, islice(self._prompts, fresh))
+        if self.tail:
+            drawn += map(Drawn, self.tail.before_next_pass(room - len(drawn)))
+        drawn += map(Drawn, islice(self._prompts, room - len(drawn)))
         self.ended = self.ended or len(drawn) < room  # only an iterator that has ended gives fewer
         self.on_the_way += len(drawn)
         self._may_draw -= len(drawn)
