@@ -1,5 +1,6 @@
 """Groups that teach nothing are replaced while others are generated, and reward models score beside; no Ray."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from types import SimpleNamespace
@@ -94,10 +95,17 @@ class FakeModels:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, ScoredGroup]] = []
+        self.lock: Callable[[], bool] = lambda: False
+        """Whether the one of the rollouts is held."""
+        self.locked: list[bool] = []
+        """When models got something."""
 
     def submit(self, number: int, group: ScoredGroup) -> None:
         assert not np.isnan(group.rewards).any(), "functions have scored it"
         self.waiting.append((number, group))
+
+    def send(self) -> None:
+        self.locked.append(self.lock())
 
     def refs(self) -> list[Any]:
         return [1] if self.waiting else []
@@ -111,8 +119,9 @@ def test_models_have_groups_while_others_are_generated() -> None:
     engines = FakeEngines(After(1, {0: OK, 1: OK, 2: OK}), After(1, {3: OK}), After(0), After(0), After(0))
     models = FakeModels()
     rollouts = refilled(engines, lambda row: True, FakePool(engines), models=models)
+    models.lock = rollouts._changed._is_owned  # type: ignore[attr-defined]
     assert rows(rollouts.take(4, 0, seed=3)) == [0, 1, 2, 3]
-    assert not models.waiting
+    assert not models.waiting and models.locked and not any(models.locked), "engines that split are waited for"
     rollouts.close()
 
 
@@ -132,10 +141,12 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     for number, group in enumerate(GROUPS):
         beside.submit(number, group)
         if number % 3 == 0:
+            beside.send()
             done = beside.ready()
             batches.append(len(done))
             found |= dict(done)
     while len(found) < PROMPTS:
+        beside.send()
         for ref in beside.refs():
             ref.result(60)
         done = beside.ready()
@@ -162,6 +173,7 @@ def test_ranks_that_are_done_are_not_waited_for_while_others_work(monkeypatch: p
     beside = BesideRollouts(Scorers(models=[model], roster={"model": ranks}, split=split_fake))
     beside.submit(0, GROUPS[0])
     assert beside.refs() == [] and beside.ready() == []
+    beside.send()
     assert beside.refs() == [quick, slow]
     quick.set_result({})
     assert beside.refs() == [slow]
@@ -181,6 +193,7 @@ def test_a_model_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
     beside = BesideRollouts(Scorers(models=[model], roster={"model": group}, split=split_fake))
     beside.submit(0, GROUPS[0])
+    beside.send()
     assert beside.ready() == [] and beside.refs()
     clock.now = group.timeout_s + 9
     with pytest.raises(GroupError, match=r"^reward_model\.scores: no answer within 0 s$"):

@@ -33,6 +33,10 @@ class ModelPool(Protocol):
     def submit(self, number: int, group: ScoredGroup) -> None:
         """Take a group, which has what functions and endpoints say of it."""
 
+    def send(self) -> None:
+        """Let the models begin with what was submitted, if they have nothing else; may wait for engines, which split
+        groups for ranks. Raises GroupError."""
+
     def refs(self) -> Sequence[ObjectRef]:
         """What is waited for; when all of it is done, `ready` gives it."""
         ...
@@ -140,6 +144,8 @@ class Flow:
         """What happens next; nothing, at once, where nothing is on its way."""
         if not self.busy:  # the prompts have ended
             return []
+        if self.models:
+            self.models.send()
         others = [*(self.pool.refs() if self.pool else ()), *(self.models.refs() if self.models else ())]
         return self.engines.wait(others, seconds)
 
