@@ -1,5 +1,8 @@
 """Groups that teach nothing are replaced while others are generated, and reward models score beside; no Ray."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +12,9 @@ import pytest
 from actors.group import GroupError
 from algorithms.rl import reward_models
 from algorithms.rl.reward_models import BesideRollouts, RewardModelGroup, Scorers
+from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.lane import Lane
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from tests.fake_engines import After, FakeEngines, FakePool
@@ -53,9 +58,29 @@ def test_a_step_that_finds_too_few_gives_what_there_is() -> None:
     rollouts = refilled(engines, lambda row: row in (1, 6) or row >= 8, most_drawn=2)
     assert rows(rollouts.take(4, 0, seed=3)) == [1, 6]
     assert sum(len(ids) for _, ids, _ in engines.starts) == 8
-    engines.script.append(After(1, dict.fromkeys(range(8, 14), OK)))
-    assert rows(rollouts.take(4, 0, seed=4))[:4] == [8, 9, 10, 11]
+    engines.script.append(After(1, dict.fromkeys(range(8, 12), OK)))
+    assert rows(rollouts.take(4, 0, seed=4)) == [8, 9, 10, 11]
+    assert not engines.on, "what the step before did not get is not made now, and left running beside training"
     rollouts.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 8])
+def test_what_a_step_may_sample_is_not_saved_up(ahead: int) -> None:
+    """Where nothing teaches any more, after many steps in which all did, a step samples what it may and no more."""
+    lane = Lane(
+        prompts(), PAIR, Failures(0.0), ahead=ahead, groups_per_step=4, most_drawn=3,
+        judge=lambda group: group if group.prompt.index < 180 else None,
+    )  # fmt: skip
+    numbers, started, took = count(), 0, 4
+    while took == 4:
+        lane.ask(4, None)
+        started = 0
+        while not lane.can_give(4):
+            for drawn in lane.draw():
+                lane.accept(next(numbers), ScoredGroup(prompt=drawn.prompt, rollouts=None, infos=[], scores=[]))  # type: ignore[arg-type]
+                started += 1
+        took = len(lane.take(4))
+    assert 12 <= started <= 3 * (4 + ahead) and lane.taken == 80
 
 
 def test_where_nothing_teaches_there_is_nothing() -> None:
@@ -70,10 +95,17 @@ class FakeModels:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, ScoredGroup]] = []
+        self.lock: Callable[[], bool] = lambda: False
+        """Whether the one of the rollouts is held."""
+        self.locked: list[bool] = []
+        """When models got something."""
 
     def submit(self, number: int, group: ScoredGroup) -> None:
         assert not np.isnan(group.rewards).any(), "functions have scored it"
         self.waiting.append((number, group))
+
+    def send(self) -> None:
+        self.locked.append(self.lock())
 
     def refs(self) -> list[Any]:
         return [1] if self.waiting else []
@@ -87,8 +119,9 @@ def test_models_have_groups_while_others_are_generated() -> None:
     engines = FakeEngines(After(1, {0: OK, 1: OK, 2: OK}), After(1, {3: OK}), After(0), After(0), After(0))
     models = FakeModels()
     rollouts = refilled(engines, lambda row: True, FakePool(engines), models=models)
+    models.lock = rollouts._changed._is_owned  # type: ignore[attr-defined]
     assert rows(rollouts.take(4, 0, seed=3)) == [0, 1, 2, 3]
-    assert not models.waiting
+    assert not models.waiting and models.locked and not any(models.locked), "engines that split are waited for"
     rollouts.close()
 
 
@@ -96,7 +129,7 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     """Real division and scoring, by ranks that are threads: every group is scored once, as it is in one step."""
 
     def wait(refs: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return [ref for ref in refs if ref.done()], []
+        return [ref for ref in refs if ref.done()], [ref for ref in refs if not ref.done()]
 
     monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=wait))
     ranks: Any = FakeRanks(2, _formula(1))
@@ -108,10 +141,12 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     for number, group in enumerate(GROUPS):
         beside.submit(number, group)
         if number % 3 == 0:
+            beside.send()
             done = beside.ready()
             batches.append(len(done))
             found |= dict(done)
     while len(found) < PROMPTS:
+        beside.send()
         for ref in beside.refs():
             ref.result(60)
         done = beside.ready()
@@ -122,6 +157,28 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     for number, group in enumerate(whole):
         assert [score.reward for score in found[number].scores] == pytest.approx([each.reward for each in group.scores])
     assert len(whole[0].scores) == SAMPLES
+
+
+def test_ranks_that_are_done_are_not_waited_for_while_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait for any of them would be over at once, again and again, until the last one is done."""
+
+    def wait(refs: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return [ref for ref in refs if ref.done()], [ref for ref in refs if not ref.done()]
+
+    monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=wait))
+    quick, slow = Future[Any](), Future[Any]()
+    ranks: Any = FakeRanks(2, _formula(1))
+    ranks.submit = lambda rank, *_: (quick, slow)[rank]
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    beside = BesideRollouts(Scorers(models=[model], roster={"model": ranks}, split=split_fake))
+    beside.submit(0, GROUPS[0])
+    assert beside.refs() == [] and beside.ready() == []
+    beside.send()
+    assert beside.refs() == [quick, slow]
+    quick.set_result({})
+    assert beside.refs() == [slow]
+    slow.set_result({})
+    assert beside.refs(), "what ends the wait"
 
 
 def test_a_model_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +193,7 @@ def test_a_model_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
     beside = BesideRollouts(Scorers(models=[model], roster={"model": group}, split=split_fake))
     beside.submit(0, GROUPS[0])
+    beside.send()
     assert beside.ready() == [] and beside.refs()
     clock.now = group.timeout_s + 9
     with pytest.raises(GroupError, match=r"^reward_model\.scores: no answer within 0 s$"):

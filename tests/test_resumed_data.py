@@ -302,9 +302,11 @@ def loop(rows: int) -> Any:
     return SimpleNamespace(parts={"batches": batches, "buffer": StandInForABuffer(seed=1)})
 
 
-def test_what_was_sampled_ahead_of_other_rows_is_dropped() -> None:
-    parts: dict[str, Entry] = {"rollouts": {"taken": 7, "ready": 2, "again_sets": []}, "kl": {"coef": 0.5}}
-    assert over_new_rows(parts) == {"rollouts": {"taken": 7}, "kl": {"coef": 0.5}}
+def test_order_and_what_was_sampled_ahead_are_told_of_other_rows() -> None:
+    parts: dict[str, Entry] = {"rollouts": {"taken": 7, "ready": 2}, "batches": {"rows": 6}, "kl": {"coef": 0.5}}
+    told = over_new_rows(parts)
+    assert told.pop("kl") == {"coef": 0.5}
+    assert told == {name: parts[name] | {"new_rows": True} for name in ("rollouts", "batches")}
 
 
 def test_sets_with_weights_come_and_go(tmp_path: Path) -> None:

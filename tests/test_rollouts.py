@@ -47,6 +47,7 @@ class Driver:
         max_staleness: int = 0,
         prompt_s: float | None = None,
         attempts: int = 1,
+        most_each: int | None = None,
     ) -> None:
         limits = Limits(silence_s=30.0, prompt_s=prompt_s, max_failed=max_failed, attempts=attempts)
         self.engines = engines
@@ -58,6 +59,7 @@ class Driver:
             limits,
             groups_per_step=groups_per_step,
             max_staleness=max_staleness,
+            most_each=most_each,
             clock=engines.monotonic,
         )
 
@@ -154,6 +156,56 @@ def test_failures_up_to_the_limit_are_replaced_and_one_more_ends_the_run() -> No
     line = r"^3 of 8 rollouts .* \(reward.max_failed_fraction 0.25 allows 2\)$"
     with pytest.raises(GroupError, match=line):
         take(3)
+
+
+def test_an_engine_has_enough_with_its_samples_however_many_prompts_they_are_of() -> None:
+    """Beside groups of two, an evaluation with one response to each prompt fills the slots that are free; what has no
+    room waits for the first that has some."""
+    driver = Driver(FakeEngines(engines=2), max_staleness=1, groups_per_step=2, most_each=6)
+    flow = driver.rollouts._flow
+    flow.start([driver.rollouts.training])
+    assert driver.engines.starts == [(0, [0], None), (1, [1], None)]
+    held_out = Lane(prompts(10), ONE, Failures(0.0))
+    held_out.ask(10, None)
+    flow.start([held_out])
+    assert driver.engines.starts[2:] == [(0, [2, 4, 6, 8], None), (1, [3, 5, 7, 9], None)]
+    driver.engines.starts.clear()
+    flow.take_in(driver.engines._happen(After(1, {1: OK})))
+    flow.start([])
+    assert driver.engines.starts == [(1, [10, 11], None)], "two of one sample for a group of two"
+
+
+def test_what_is_made_before_a_step_asks_may_fail_as_much() -> None:
+    """Beside the evaluation before the first step, groups are made ahead: they are that step's."""
+    driver = Driver(FakeEngines(), max_staleness=1)
+    lane, flow = driver.rollouts.training, driver.rollouts._flow
+    for number in range(2):
+        flow.start([lane])
+        flow.take_in(driver.engines._happen(After(1, {number: "ok failed"})))
+    assert driver.failed == 2, "a quarter of 8"
+    with pytest.raises(GroupError, match=r"^3 of 8 rollouts "):
+        flow.take_in(driver.engines._happen(After(1, {2: "ok failed"})))
+
+
+def test_beside_a_step_as_large_a_share_may_fail_as_within_it() -> None:
+    """What ends from one report to the next is more than a step where groups are made ahead: of 16 samples 4 may fail,
+    of the step's own 8 in the time after it 2 again."""
+    driver = Driver(FakeEngines(), max_staleness=1)
+    lane, flow = driver.rollouts.training, driver.rollouts._flow
+    lane.ask(4, None)
+    numbers = iter(range(99))
+
+    def end(*said: str) -> None:
+        flow.start([lane])
+        flow.take_in(driver.engines._happen(After(1, {next(numbers): each for each in said})))
+
+    end(OK, OK, OK, OK, OK, "ok failed", "ok failed", "ok failed")
+    lane.take(4)
+    assert driver.rollouts.report()[0].samples == 3
+    lane.ask(4, None)
+    end("ok failed", "failed ok")
+    with pytest.raises(GroupError, match=r"^3 of 8 rollouts "):
+        end("ok failed")
 
 
 def test_prompts_of_which_no_group_comes_are_named() -> None:

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from actors.episodes import Episode, Prompt, Turn, VersionSpan
+from actors.group import GroupError
 from actors.rollout.simulated import Table
-from actors.rollout.types import RolloutInfo, Sampling
+from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts import groups as groups_module
+from algorithms.rollouts.ahead import Ahead, read_ahead
 from algorithms.rollouts.groups import ScoredGroup, prompt_finder
+from algorithms.rollouts.lane import Drawn, LeftOut
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.saved import group_arrays, groups_of
@@ -123,7 +126,7 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_goes_on(tmp_pat
     trained = used + [each.prompt.index for each in found]
     still = [each.prompt.index for each in after._flow.of(after.training)]
     still += [each.prompt.index for each in (*after.training.ready.values(), *after.training.again)]
-    named = [each.prompt.index for each in (*before.report()[1].left_out, *after.report()[1].left_out)]
+    named = [each.prompt.index for each in after.report()[1].left_out]
     everything = trained + still + named
     assert sorted(everything) == list(range(len(everything))) and len(trained) == 21
     assert {each.prompt.index for each in found[:3]} <= kept.keys() <= {each.prompt.index for each in found}
@@ -167,6 +170,91 @@ def test_what_only_lacks_scores_is_scored_after_a_resume(tmp_path: Path) -> None
     assert lane.on_the_way == 0
 
 
+def test_what_is_left_out_after_a_report_is_named_by_the_run_that_goes_on(tmp_path: Path) -> None:
+    """Between a step's report and its checkpoint weights are published, which makes groups too old, and an evaluation
+    takes its time."""
+    engines = FakeEngines()
+    before = made_of(engines)
+    before.training.failures.max_failed = 0.5
+    before._flow.start([before.training])
+    before.report()
+    before._flow.take_in(engines._happen(After(1, {1: "ok failed"})))
+    engines.progress = lambda *_: {}  # type: ignore[attr-defined]
+    entry = before.save(tmp_path)
+    assert entry["left_out"] == [["", 101, "failed"]]
+    after = made_of(FakeEngines(), first=2)
+    after.load(tmp_path, entry)
+    assert [(each.prompt.index, each.why) for each in after.report()[1].left_out] == [(101, "failed")]
+    with pytest.raises(ValueError, match="no prompt is left out as 'lost'"):
+        after.load(tmp_path, entry | {"left_out": [["", 101, "lost"]]})
+
+
+def test_what_is_too_old_for_the_run_that_goes_on_starts_anew() -> None:
+    """However much of it there is, the engines have the weights that they should have; nor is it gone on with first."""
+    engines = SimulatedEngines([Table(lengths=(10,), token_s=0.01)], Clock())
+    engines.use(3)
+    rollouts = made(engines, groups=1, ahead=0, samples=1, limits=Limits(silence_s=30.0, starts=3))
+    old, young = (
+        Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=each, start=0, end=1)])
+        for each in (2, 3)
+    )
+    ready = [group(ROWS[number], episode([3], [2], text=""), scores=empty_scores(1)) for number in range(12)]
+    rollouts.training.give_back(ready, [Drawn(ROWS[13], begun=(old,)), Drawn(ROWS[14], begun=(young,))], 0)
+    assert [rollouts.take(1, 3, seed=0)[0].prompt for _ in range(3)] == [ROWS[13], ROWS[14], ROWS[0]]
+    assert [request.begun for request in engines.submitted.values()] == [(), (young,), ()]
+    rollouts.close()
+
+
+def test_over_other_rows_what_was_ahead_is_sampled_anew_where_it_is_still_there(tmp_path: Path) -> None:
+    """The order goes on behind these rows: they would not come again in this pass."""
+    whole = Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=0, start=0, end=1)])
+    ready = [group(ROWS[number], episode([3], [2], text=""), scores=empty_scores(1)) for number in (0, 10)]
+    out = [LeftOut(ROWS[7], "stale")]
+    ahead = Ahead(ready[:1], ready[1:], [Drawn(ROWS[2], None, 2, (whole,)), Drawn(ROWS[8])], out, 8, 4)
+    entry = ahead.write(tmp_path, 1.0)
+    fewer = prompt_finder(ROWS[:8] + ROWS[9:])
+    with pytest.raises(KeyError):
+        read_ahead(tmp_path, entry, fewer, go_on=True)
+    found = read_ahead(tmp_path, entry | {"new_rows": True}, fewer, go_on=True)
+    assert found == Ahead([], [], [Drawn(ROWS[0]), Drawn(ROWS[10]), Drawn(ROWS[2])], [], 8, 4)
+    nothing = read_ahead(tmp_path, {"taken": 8, "groups_per_step": 4, "new_rows": True}, fewer, go_on=True)
+    assert nothing == Ahead([], [], [], [], 8, 4)
+
+
+def test_a_prompt_that_ends_the_run_is_kept_by_the_checkpoint_of_the_step_that_is_made_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """Whoever waits next raises it; what is trained on by then is saved."""
+    engines = FakeEngines()
+    before = made_of(engines)
+    before._flow.start([before.training])
+    with pytest.raises(GroupError, match="data row 101 was refused: it is too long"):
+        before._flow.take_in(engines._happen(After(1, refused={1: "it is too long"})))
+    engines.progress = lambda *_: {}  # type: ignore[attr-defined]
+    entry = before.save(tmp_path)
+    after = made_of(FakeEngines(), first=2)
+    after.load(tmp_path, entry)
+    assert [each.prompt.index for each in after.training.again] == [100, 101]
+
+
+@pytest.mark.parametrize(("samples", "most"), [(3, 9), (1, 9), (2, 3)])
+def test_what_a_run_would_sample_otherwise_starts_anew(tmp_path: Path, samples: int, most: int) -> None:
+    """Of another number of samples, or longer than they may be now; what fits is kept. As many steps were made,
+    whatever one asks for: the run ends when all are."""
+    names = {"versions": [VersionSpan(version=0, start=0, end=4)], "logprobs": np.zeros(4, dtype=np.float32)}
+    whole = Begun(token_ids=[1, 2, 3, 4], **names)
+    short = Begun(token_ids=[], logprobs=np.zeros(0, dtype=np.float32), versions=[])
+    ready = [group(ROWS[number], episode([3], [2] * 4, text=""), episode([3], [2], text=""), scores=empty_scores(2))
+             for number in (0, 1)]  # fmt: skip
+    begun = [Drawn(ROWS[2], None, 2, (whole, short)), Drawn(ROWS[3], None, 3)]
+    ahead = Ahead(ready[:1], ready[1:], begun, [], 11, 4)
+    same = ahead.fitting(Sampling(samples=2, temperature=1.0, max_tokens=4), 4)
+    assert (same.ready, same.unscored, same.begun) == (ready[:1], ready[1:], begun) and same.taken == 12
+    other = ahead.fitting(Sampling(samples=samples, temperature=1.0, max_tokens=most), 2)
+    assert not other.ready and not other.unscored and (other.taken, other.groups_per_step) == (6, 2)
+    assert other.begun == [Drawn(ROWS[0]), Drawn(ROWS[1]), Drawn(ROWS[2], None, 2), Drawn(ROWS[3], None, 3)]
+
+
 def made_of(engines: FakeEngines, first: int = 0) -> Rollouts:
     """A step of one group, ahead two, and rewards that take their time."""
     drawn = (Prompt(index=100 + n, token_ids=[n, 1], text="", row={}) for n in count(first))
@@ -181,9 +269,10 @@ def test_on_policy_nothing_is_kept(tmp_path: Path) -> None:
     engines = SimulatedEngines([Table(lengths=(60,), token_s=0.01)], Clock())
     rollouts = made(engines, groups=3, ahead=0)
     rollouts.take(3, 0, seed=0)
-    assert rollouts.save(tmp_path) == {"taken": 3} and list(tmp_path.iterdir()) == []
+    entry = rollouts.save(tmp_path)
+    assert entry == {"taken": 3, "groups_per_step": 3} and list(tmp_path.iterdir()) == []
     after = made(SimulatedEngines([Table(lengths=(60,), token_s=0.01)], Clock()), groups=3, ahead=0)
-    after.load(tmp_path, {"taken": 3})
+    after.load(tmp_path, {"taken": 3})  # as older checkpoints have it
     assert len(after.take(3, 0, seed=0)) == 3
     rollouts.close()
     after.close()

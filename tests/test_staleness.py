@@ -44,8 +44,10 @@ class Trainer:
     version: int = 0
     at_once: bool = False
     """Whether every sample has a token before the step ends in which its engine gets it."""
+    waits: bool = False
+    """Whether steps wait for what would be too old, instead of letting it start again."""
     most_each: int | None = None
-    """Groups that an engine gets at one time."""
+    """Samples with which an engine has enough."""
     drawn: dict[int, int] = field(default_factory=dict)
     """Row -> version of the policy when it was drawn."""
     started: Counter[int] = field(default_factory=Counter)
@@ -67,6 +69,7 @@ class Trainer:
             max_staleness=self.staleness,
             tail=self.tail,
             most_each=self.most_each,
+            waits=self.waits,
             clock=self.engines.clock,
         )
         self.engines.watch(self.rollouts)
@@ -99,6 +102,7 @@ class Trainer:
         places += [each.index for each in self.tail.postponed] if self.tail else []
         assert sorted(places) == sorted(self.drawn), "none is lost, none is twice anywhere"
         assert set(self.drawn) == set(range(len(self.drawn)))
+        assert not self.waits or (not lane.stale and not self.left_out), "what is waited for is never too old"
         assert self.tail or max(self.started.values()) <= self.starts
         if self.tail:
             assert self.engines.most_open <= self.groups + ceil(self.tail.share * self.groups) + len(HELD_OUT)
@@ -152,7 +156,9 @@ def trained(
     at_once = random_.random() < 0.5
     most_each = random_.choice([None, 1, 2, 9]) if staleness else None
     made = engines_of(random_, engines, at_once)
-    trainer = Trainer(made, groups, samples, staleness, starts, tail, at_once=at_once, most_each=most_each)
+    waits = staleness > 0 and random_.random() < 0.5
+    more = {"at_once": at_once, "most_each": most_each, "waits": waits}
+    trainer = Trainer(made, groups, samples, staleness, starts, tail, **more)
     evaluates, train_s = random_.choice([0, 2, 3]), random_.choice([0.0, 0.1, 1.0, 10.0])
     for number in range(2 * staleness + 5):
         trainer.step(at_once * SLOWEST_S + train_s * random_.random(), evaluates > 0 and number % evaluates == 0)

@@ -135,6 +135,35 @@ def test_every_prompt_is_trained_on_once_in_a_pass(
     assert max(Counter(trained).values()) - min(Counter(trained).values()) <= 1
 
 
+def test_a_failed_group_is_replaced_by_a_postponed_prompt_before_the_next_pass_begins() -> None:
+    lane = Lane(map(prompt, count()), ONE, Failures(1.0), tail=tail(1, postponed=6))
+    lane.ask(4, None)
+    assert [each.prompt.index for each in lane.draw()] == [1000, 1001, 1002, 1003]
+    for _ in range(3):
+        lane.fail(prompt(1000), 0)
+    assert [each.prompt.index for each in lane.draw()] == [1004, 1005, 0], "the last one of this pass"
+    lane.fail(prompt(1001), 1)
+    assert [each.prompt.index for each in lane.draw()] == [1], "when nothing is left of it"
+
+
+def test_what_dynamic_sampling_may_draw_does_not_count_what_is_postponed() -> None:
+    """Else, with one round, no step would start more than it needs."""
+    order = Batches(100, seed=0, shuffle=False)
+    lane = Lane(
+        (prompt(order.next(1)[0]) for _ in count()), ONE, Failures(0), judge=lambda group: group, most_drawn=1,
+        tail=Tail(0.5, lambda: order.left, order.rows),
+    )  # fmt: skip
+    for _ in range(2):
+        lane.ask(4, None)
+        drawn = lane.draw()
+        assert len(drawn) == 6
+        for number in range(4):
+            group: Any = ScoredGroup(prompt=drawn[number].prompt, rollouts=None, infos=infos(3), scores=[])
+            lane.accept(number, group)
+        assert len(lane.take(4)) == 4
+        lane.postpone([running(number, drawn[number].prompt, lane) for number in (4, 5)])
+
+
 def test_several_sets_have_no_passes_and_a_run_still_ends_with_nothing_left() -> None:
     order = WeightedBatches({"a": 5, "b": 9}, {"a": 1, "b": 2}, seed=0, shuffle=True)
     lane = Lane(

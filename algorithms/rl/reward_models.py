@@ -121,22 +121,27 @@ class BesideRollouts:
         """Take a group that functions and endpoints have scored."""
         self._waiting.append((number, group))
 
-    def refs(self) -> list[ObjectRef[dict[Place, float]]]:
-        """What is waited for."""
-        return self._out[1].refs() if self._out else []
-
-    def ready(self) -> list[tuple[int, ScoredGroup]]:
-        """Groups that all models have scored, by number; they get what waits. Raises as `Scorers.score` does."""
-        found: list[tuple[int, ScoredGroup]] = []
-        if self._out is not None and self._out[1].done():
-            numbers, scoring = self._out
-            self._out = None
-            found = list(zip(numbers, scoring.finish(), strict=True))
+    def send(self) -> None:
+        """Give the models what waits, if they have nothing; waits where engines split groups for ranks."""
         if self._out is None and self._waiting:
             numbers, groups = [number for number, _ in self._waiting], [group for _, group in self._waiting]
             self._waiting = []
             self._out = numbers, self._scorers.begin(groups)
-        return found
+
+    def refs(self) -> list[ObjectRef[dict[Place, float]]]:
+        """What is waited for: not ranks that are done before others, or nothing would be waited for as long as that."""
+        if not self._out:
+            return []
+        refs = self._out[1].refs()
+        return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1] or refs
+
+    def ready(self) -> list[tuple[int, ScoredGroup]]:
+        """Groups that all models have scored, by number. Raises as `Scorers.score` does."""
+        if self._out is None or not self._out[1].done():
+            return []
+        numbers, scoring = self._out
+        self._out = None
+        return list(zip(numbers, scoring.finish(), strict=True))
 
 
 def _added(score: Score, parts: dict[str, float], weights: dict[str, float]) -> Score:

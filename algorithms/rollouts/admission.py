@@ -19,7 +19,7 @@ def capacity(asked: int, ahead: int, taken: int, waiting: int) -> int:
 
 
 class Loads:
-    """How much each engine has to do; gives the one with the least, of equal ones the first."""
+    """How many samples each engine has; gives the one with the fewest, of equal ones the first."""
 
     def __init__(self, engines: int) -> None:
         self._loads = [0] * engines
@@ -34,9 +34,9 @@ class Loads:
         """Engines that are there."""
         return len(self._loads) - len(self._gone)
 
-    def least(self, most: int | None = None) -> int | None:
-        """An engine, which from now on has one group more; None where every one has `most` already. Raises LookupError
-        when none is left."""
+    def least(self, most: int | None = None, samples: int = 1) -> int | None:
+        """An engine, which from now on has so many samples more; None where every one has `most` already. Raises
+        LookupError when none is left."""
         # Entries whose load is no longer that are left in the heap, and dropped when they come up: a change costs
         # log(engines), where looking for the least of 1,000 engines costs 36 microseconds a prompt.
         while self._heap:
@@ -47,14 +47,14 @@ class Loads:
             if most is not None and load >= most:
                 return None
             heapq.heappop(self._heap)
-            self._set(engine, load + 1)
+            self._set(engine, load + samples)
             return engine
         raise LookupError("no engine is left")
 
-    def ended(self, engine: int) -> None:
-        """An engine has one group less."""
+    def ended(self, engine: int, samples: int = 1) -> None:
+        """An engine has so many samples less."""
         if engine not in self._gone:
-            self._set(engine, self._loads[engine] - 1)
+            self._set(engine, self._loads[engine] - samples)
 
     def lost(self, engine: int) -> None:
         """An engine gets nothing any more."""

@@ -3,19 +3,29 @@
 ready      groups with their scores
 unscored   complete groups that rewards still have
 begun      groups on their way: prompts, and what each of their samples has so far
+left out   prompts of which no group will come, and that no report has named yet
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from actors.episodes import Prompt
 from actors.files.parts import Entry, read_arrays, write_arrays
+from actors.rollout.types import Sampling
 from algorithms.rollouts.groups import ScoredGroup, episodes_of
-from algorithms.rollouts.lane import Drawn
-from algorithms.rollouts.saved import PartialGroup, group_arrays, groups_of, partial_arrays, partial_groups_of
+from algorithms.rollouts.lane import Drawn, LeftOut, Why
+from algorithms.rollouts.saved import (
+    PartialGroup,
+    group_arrays,
+    groups_of,
+    partial_arrays,
+    partial_groups_of,
+    places_of,
+)
 
 _FILE = "ahead.safetensors"
 
@@ -29,35 +39,87 @@ class Ahead:
     """Complete, and of which no score counts yet."""
     begun: Sequence[Drawn]
     """Prompts that go on from what there is of them, or start anew."""
+    left_out: Sequence[LeftOut]
     taken: int
     """Groups that were given out before."""
+    groups_per_step: int
+    """That a step asked for."""
+
+    def fitting(self, sampling: Sampling, groups_per_step: int) -> "Ahead":
+        """The same for a run that samples so and whose steps ask for so many groups: what has other numbers of samples
+        than it, or longer ones, starts anew, and as many steps were made."""
+
+        def fits(tokens: list[int]) -> bool:
+            return len(tokens) == sampling.samples and max(tokens) <= sampling.max_tokens
+
+        ready, odd_ready = _parted(self.ready, fits)
+        unscored, odd_unscored = _parted(self.unscored, fits)
+        begun = [
+            each if fits([len(sample.token_ids) for sample in each.begun]) else replace(each, begun=())
+            for each in self.begun
+        ]
+        anew = [Drawn(each.prompt) for each in odd_ready + odd_unscored]
+        # The last step may have got fewer.
+        steps = -(-self.taken // self.groups_per_step)
+        return Ahead(ready, unscored, anew + begun, self.left_out, steps * groups_per_step, groups_per_step)
 
     def write(self, directory: Path, timeout_s: float) -> Entry:
         """Write arrays, if there is anything. Raises GroupError when the episodes of a group are lost, or do not come
         in time."""
+        entry: Entry = {"taken": self.taken, "groups_per_step": self.groups_per_step}
+        if self.left_out:
+            entry["left_out"] = [[each.prompt.of_set, each.prompt.index, each.why] for each in self.left_out]
         if not self.ready and not self.unscored and not self.begun:
-            return {"taken": self.taken}
+            return entry
         complete = [*self.ready, *self.unscored]
         arrays = group_arrays(complete, [episodes_of(group, timeout_s) for group in complete])
         arrays |= partial_arrays([PartialGroup(prompt=each.prompt, begun=each.begun) for each in self.begun])
         arrays["attempts"] = np.array([each.attempt for each in self.begun], dtype=np.int64)
         write_arrays(arrays, directory / _FILE)
-        return {"taken": self.taken, "ready": len(self.ready), "unscored": len(self.unscored)}
+        return entry | {"ready": len(self.ready), "unscored": len(self.unscored)}
 
 
 def read_ahead(directory: Path, entry: Entry, prompt_of: Callable[[str, int], Prompt], *, go_on: bool) -> Ahead:
-    """What `write` has written; with `go_on` false, what was begun starts anew.
+    """What `write` has written; with `go_on` false, what was begun starts anew. Where the entry says that there may be
+    other rows (`new_rows`), everything does that is of a row which is still there.
 
     Raises:
         KeyError, ValueError, IndexError: it is nothing of the kind, or there is no such prompt.
     """
-    taken = int(entry["taken"])
-    if "ready" not in entry:
-        return Ahead([], [], [], taken)
-    arrays = read_arrays(directory / _FILE)
+    counts = int(entry["taken"]), int(entry["groups_per_step"])
+    arrays = read_arrays(directory / _FILE) if "ready" in entry else {}
+    if entry.get("new_rows"):
+        there = (_found(prompt_of, *place) for place in (places_of(arrays) if arrays else ()))
+        return Ahead([], [], [Drawn(prompt) for prompt in there if prompt], [], *counts)
+    named = [_left_out(prompt_of, *each) for each in entry.get("left_out", ())]
+    if not arrays:
+        return Ahead([], [], [], named, *counts)
     complete, ready = groups_of(arrays, prompt_of), int(entry["ready"])
     begun = [
         Drawn(group.prompt, None, attempt, group.begun if go_on else ())
         for group, attempt in zip(partial_groups_of(arrays, prompt_of), arrays["attempts"].tolist(), strict=True)
     ]
-    return Ahead(complete[:ready], complete[ready:], begun, taken)
+    return Ahead(complete[:ready], complete[ready:], begun, named, *counts)
+
+
+def _found(prompt_of: Callable[[str, int], Prompt], of_set: str, row: int) -> Prompt | None:
+    try:
+        return prompt_of(of_set, row)
+    except KeyError:
+        return None
+
+
+def _parted(
+    groups: Sequence[ScoredGroup], fits: Callable[[list[int]], bool]
+) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+    """Complete groups whose numbers of sampled tokens fit, and the others."""
+    found: tuple[list[ScoredGroup], list[ScoredGroup]] = [], []
+    for group in groups:
+        found[not fits([info.sampled_tokens for info in group.infos])].append(group)
+    return found
+
+
+def _left_out(prompt_of: Callable[[str, int], Prompt], of_set: str, row: int, why: Why) -> LeftOut:
+    if why not in get_args(Why):
+        raise ValueError(f"no prompt is left out as {why!r}")
+    return LeftOut(prompt_of(of_set, row), why)

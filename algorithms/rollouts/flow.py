@@ -33,6 +33,10 @@ class ModelPool(Protocol):
     def submit(self, number: int, group: ScoredGroup) -> None:
         """Take a group, which has what functions and endpoints say of it."""
 
+    def send(self) -> None:
+        """Let the models begin with what was submitted, if they have nothing else; may wait for engines, which split
+        groups for ranks. Raises GroupError."""
+
     def refs(self) -> Sequence[ObjectRef]:
         """What is waited for; when all of it is done, `ready` gives it."""
         ...
@@ -54,8 +58,8 @@ class Flow:
         clock: Callable[[], float] = time.monotonic,
         most_each: int | None = None,
     ) -> None:
-        """`most_each`: groups that an engine has at one time, others wait for the first that has room; None: each gets
-        its share at once, which it then works on in the same order every time."""
+        """`most_each`: samples with which an engine has enough, others wait for the first that has room; None: each
+        gets its share at once, which it then works on in the same order every time."""
         self.engines = engines
         self.pool = pool
         self.models = models
@@ -142,6 +146,8 @@ class Flow:
         """What happens next; nothing, at once, where nothing is on its way."""
         if not self.busy:  # the prompts have ended
             return []
+        if self.models:
+            self.models.send()
         others = [*(self.pool.refs() if self.pool else ()), *(self.models.refs() if self.models else ())]
         return self.engines.wait(others, seconds)
 
@@ -184,11 +190,12 @@ class Flow:
 
     def _place(self, group: Running) -> bool:
         """Choose an engine; whether there is one with room."""
-        engine = self._loads.least(self._most_each)
+        # Samples, not groups: those of an evaluation are often of one, and would leave slots empty.
+        engine, samples = self._loads.least(self._most_each, group.samples), group.samples
         if engine is None:
             return False
         group.engine, group.given = engine, self._clock()
-        if self._loads[engine] == 1:  # it had nothing: its silence begins now
+        if self._loads[engine] == samples:  # it had nothing: its silence begins now
             self._heard[engine] = group.given
         return True
 
@@ -223,12 +230,15 @@ class Flow:
         }
 
     def _receive(self, event: Ended, rollouts: "dict[int, ObjectRef[list[Episode]]]") -> None:
-        group = self._running.pop(event.finished.request, None)
+        group = self._running.get(event.finished.request)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
-        self._loads.ended(group.engine)
+        # It stays where it is refused, which ends the run: a checkpoint of the step that is made meanwhile has it.
+        infos = _infos(event.finished, group)
+        del self._running[group.id]
+        self._loads.ended(group.engine, group.samples)
         self._heard[group.engine] = self._clock()
-        group.infos = _infos(event.finished, group)
+        group.infos = infos
         if group.unwanted:
             if group.lane.tail:
                 group.lane.tail.note(group.prompt, group.infos)
@@ -236,6 +246,7 @@ class Flow:
         if event.finished.aborted:
             group.lane.abort(group)
             return
+        group.lane.sampled()
         failed = sum(info.status == "failed" for info in group.infos)
         group.rollouts = responses = rollouts[group.id]
         if failed:

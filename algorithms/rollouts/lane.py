@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -93,6 +93,11 @@ class Running:
         """Of the weights that sampled what its samples had before."""
         return [span.version for sample in self.begun for span in sample.versions]
 
+    @property
+    def samples(self) -> int:
+        """Responses to its prompt."""
+        return self.lane.sampling.samples
+
     def scored(self, scores: list[Score]) -> ScoredGroup:
         """The finished group."""
         assert self.rollouts is not None, "they are collected before they are scored"
@@ -138,8 +143,8 @@ class Lane:
         self.judge = judge
         self.tail = tail
         self.asked = 0
-        self.samples_asked = 0
-        """Samples of the step, which failures are a share of."""
+        self.samples_asked = groups_per_step * sampling.samples if ahead else 0
+        """What failures are a share of: samples of the step, of the first one also before it is asked for."""
         self.seed: int | None = None
         """For the next prompts that start; each engine starts its sampler anew from it."""
         self.on_the_way = 0
@@ -160,6 +165,8 @@ class Lane:
         self.depth = min(ahead, groups_per_step)
         """Groups that are made ahead now, at most `ahead`."""
         self._least_depth = self.depth
+        self._tried = 0
+        """Samples that have ended on engines since failures were counted anew."""
         self._prompts = prompts
         self._attempts = attempts
         self._most = most
@@ -175,16 +182,19 @@ class Lane:
         """Somebody wants so many groups more."""
         if self.taken and len(self.ready) < groups:
             self._pace(-(-groups // 2))
-        self.samples_asked = groups * self.sampling.samples
+        self.samples_asked = max(groups * self.sampling.samples, self._tried)
         if self.ahead == 0:
             self.failures.begin()
         self.asked += groups
         self.seed = seed
-        self._may_draw += groups * (self._most_drawn or 0)
+        most = self._most_drawn or 0
+        # What a step did not need is not the next one's: where nothing teaches any more, a step would draw for ever.
+        self._may_draw = min(self._may_draw + groups * most, (groups + self.ahead) * most)
         if self.tail:
             left = None if self._most is None else self._most - self.taken - len(self.tail.postponed)
             begun, self._extra = self.tail.begin(groups, left)
             self.again.extend(Drawn(prompt) for prompt in begun)
+            self._may_draw += self._extra  # as many are not for this step
 
     @property
     def room(self) -> int:
@@ -200,9 +210,10 @@ class Lane:
     def draw(self) -> list[Drawn]:
         """The prompts that may start now."""
         room = self.room
-        drawn = [self.again.popleft() for _ in range(min(room, len(self.again)))]
-        fresh = room - len(drawn)
-        drawn += map(Drawn, islice(self._prompts, fresh))
+        drawn = [self._young(self.again.popleft()) for _ in range(min(room, len(self.again)))]
+        if self.tail:
+            drawn += map(Drawn, self.tail.before_next_pass(room - len(drawn)))
+        drawn += map(Drawn, islice(self._prompts, room - len(drawn)))
         self.ended = self.ended or len(drawn) < room  # only an iterator that has ended gives fewer
         self.on_the_way += len(drawn)
         self._may_draw -= len(drawn)
@@ -271,6 +282,8 @@ class Lane:
             self.attempt_of.pop(number, None)
             self.ages.remove(number)
         found = [self.ready.pop(number) for number in numbers]
+        # What a step could not get is not made after it: on-policy it would run beside training.
+        self.asked -= groups - len(numbers)
         if len(self.ready) >= groups / 2:
             self._pace(-max(1, groups // 4))
         return found
@@ -301,6 +314,25 @@ class Lane:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
         discards, self.discards = self.discards, Discards()
         return discards
+
+    def sampled(self) -> None:
+        """A group has ended on its engine, not for its age."""
+        if self.ahead:  # beside one step more than its groups may end
+            self._tried += self.sampling.samples
+            self.samples_asked = max(self.samples_asked, self._tried)
+
+    def count_failures_anew(self) -> None:
+        """Of what is made ahead, failures are no step's: those since the last call are a share of what has ended since
+        then, or of a step if that is more."""
+        self.failures.begin()
+        self._tried = 0
+
+    def _young(self, drawn: Drawn) -> Drawn:
+        """Without what it has begun where that is too old already, and would be gone on with for nothing."""
+        least = self._looked_for
+        if least is None or all(span.version >= least for sample in drawn.begun for span in sample.versions):
+            return drawn
+        return replace(drawn, begun=())
 
     def _pace(self, change: int) -> None:
         """Make more or less ahead: more when a step has to wait, less when half of the next one is ready already.

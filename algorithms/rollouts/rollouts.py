@@ -75,7 +75,7 @@ class Rollouts:
             groups_per_step: that a step asks for.
             max_staleness: versions that a token may be older than the weights that are trained.
             groups_in_run: that all steps together ask for: none is made beyond them.
-            most_each: groups that an engine has at one time, see `Flow`.
+            most_each: samples with which an engine has enough, see `Flow`.
             judge, most_drawn, tail, waits: see `Lane`.
             models: reward models that score groups while others are generated; None: there are none, or the caller
                 asks them.
@@ -113,6 +113,7 @@ class Rollouts:
         self._thread: Thread | None = None
         self._snapshot: Ahead | None = None
         self._go_on = go_on
+        self._groups_per_step = groups_per_step
 
     def take(
         self, groups: int, version: int, *, seed: int, told: Callable[[int], None] | None = None
@@ -133,9 +134,10 @@ class Rollouts:
             RewardFailure: too many could not be scored.
         """
         lane = self.training
-        # What starts ahead has no step of its own: samplers go on as they are.
-        with self._changed:
+        with self._changed:  # before anything starts: a resumed run may have what it would not have made
             self._flow.version = version
+            lane.drop_older_than(version - self.max_staleness)
+        # With n, too: samplers that only went on would draw anew in a resumed run what they have drawn before.
         self._ask(lane, groups, seed)
         with self._changed:
             self._wait_for(lane, groups, version, told)
@@ -186,8 +188,8 @@ class Rollouts:
         with self._changed:
             lane = self.training
             failures = copy(lane.failures)
-            if lane.ahead:  # of what is made ahead, failures are no step's: they count from report to report
-                lane.failures.begin()
+            if lane.ahead:
+                lane.count_failures_anew()
             return failures, lane.take_discards()
 
     @property
@@ -206,7 +208,8 @@ class Rollouts:
             if lane.tail:
                 begun += [Drawn(prompt) for prompt in lane.tail.postponed]
             orders = list(lane.ready) if lane.ahead else sorted(lane.ready)
-            self._snapshot = Ahead([lane.ready[each] for each in orders], unscored, begun, lane.taken)
+            ready, left_out = [lane.ready[each] for each in orders], list(lane.discards.left_out)
+            self._snapshot = Ahead(ready, unscored, begun, left_out, lane.taken, self._groups_per_step)
             return self._order.save(Path()) if self._order else {}
 
     def save(self, directory: Path) -> Entry:
@@ -218,10 +221,15 @@ class Rollouts:
         return snapshot.write(directory, self.limits.silence_s)
 
     def load(self, directory: Path, entry: Entry) -> None:
-        """Continue from what `save` has written: ready groups are given out first, the others go on."""
+        """Continue from what `save` has written: ready groups are given out first, the others go on; what this run
+        would sample otherwise starts anew."""
+        # Older checkpoints do not say it.
+        entry = {"groups_per_step": self._groups_per_step} | entry
         found = read_ahead(directory, entry, self._prompt_of, go_on=self._go_on)
+        found = found.fitting(self.training.sampling, self._groups_per_step)
         with self._changed:
             lane, begun = self.training, found.begun
+            lane.discards.left_out += found.left_out
             if lane.tail:  # with it nothing is made ahead: what is here was postponed
                 lane.tail.postponed.extend(each.prompt for each in begun)
                 begun = []

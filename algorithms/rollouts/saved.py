@@ -93,6 +93,15 @@ def groups_of(arrays: Arrays, prompt_of: Callable[[str, int], Prompt]) -> list[S
     return found
 
 
+def places_of(arrays: Arrays) -> list[tuple[str, int]]:
+    """Name of the set, and row, of every group that `group_arrays` and `partial_arrays` have written."""
+    return [
+        place
+        for kind in ("", _PARTIAL)
+        for place in zip(_texts(arrays[f"{kind}sets"]), arrays[f"{kind}rows"].tolist(), strict=True)
+    ]
+
+
 def partial_arrays(groups: Sequence[PartialGroup]) -> Arrays:
     """Arrays that hold these groups; prompts by set and row only."""
     samples = [sample for group in groups for sample in group.begun]

@@ -45,6 +45,13 @@ class Tail:
         extra = math.ceil(self.share * groups)
         return [], extra if fresh is None else min(extra, fresh - groups)
 
+    def before_next_pass(self, count: int) -> list[Prompt]:
+        """The postponed prompts that start in place of so many fresh ones, as far as this pass has none left for them:
+        of groups that fail or teach nothing, a step replaces more than it could know of."""
+        left = self._left()
+        lacking = 0 if left is None else max(0, count - left)
+        return [self.postponed.popleft() for _ in range(min(lacking, len(self.postponed)))]
+
     def note(self, prompt: Prompt, infos: Sequence[RolloutInfo]) -> None:
         """Remember how long a prompt's responses are: of one that was ended, how long they were by then."""
         if infos:

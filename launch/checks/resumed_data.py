@@ -64,13 +64,11 @@ def accepted(problem: str) -> str:
 
 
 def over_new_rows(parts: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The parts of a checkpoint as a run goes on from them over other rows: what was sampled ahead is of rows that may
-    not be there any more."""
+    """The parts of a checkpoint as a run goes on from them over other rows, or with another tokenizer: what was sampled
+    ahead says nothing any more, and its rows may not be there."""
     found = {name: dict(entry) for name, entry in parts.items()}
-    if "batches" in found:
-        found["batches"]["new_rows"] = True
-    if "rollouts" in found:
-        found["rollouts"] = {"taken": found["rollouts"].get("taken", 0)}
+    for name in found.keys() & {"batches", "rollouts"}:
+        found[name]["new_rows"] = True
     return found
 
 

@@ -303,7 +303,8 @@ def _rollouts(
         groups_per_step=algorithm.prompts_per_step,
         max_staleness=algorithm.max_staleness,
         groups_in_run=steps * algorithm.prompts_per_step,
-        most_each=_most_each(config, algorithm),
+        # What is made ahead may wait for room; on-policy all of a step is there at once.
+        most_each=config.rollout.max_concurrent if algorithm.max_staleness else None,
         judge=judge,
         most_drawn=most_drawn,
         tail=tail,
@@ -314,13 +315,6 @@ def _rollouts(
         # The penalty would not count what was sampled before.
         go_on=not config.rollout.presence_penalty,
     )
-
-
-def _most_each(config: RunConfig, algorithm: RLConfig) -> int | None:
-    """Groups that fill an engine's slots, where what is made ahead may wait for room."""
-    if not algorithm.max_staleness:
-        return None
-    return -(-config.rollout.max_concurrent // algorithm.samples_per_prompt)
 
 
 def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
