@@ -181,6 +181,18 @@ def test_ranks_that_are_done_are_not_waited_for_while_others_work(monkeypatch: p
     assert beside.refs(), "what ends the wait"
 
 
+def test_what_models_have_scored_is_not_scored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that were made ahead come out of a checkpoint with their scores."""
+    ranks: Any = FakeRanks(2, _formula(1))
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    scorers = Scorers(models=[model], roster={"model": ranks}, split=split_fake)
+    once = scorers.score(GROUPS[:3])
+    mixed = [once[0], GROUPS[1], once[2]]
+    again = scorers.score(mixed)
+    assert again[0] is once[0] and again[2] is once[2]
+    assert [score.reward for score in again[1].scores] == pytest.approx([score.reward for score in once[1].scores])
+
+
 def test_a_model_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(refs: Any, what: str, timeout_s: float) -> Any:
         raise GroupError(f"reward_model.{what}: no answer within {timeout_s:g} s")

@@ -255,12 +255,49 @@ def test_what_a_run_would_sample_otherwise_starts_anew(tmp_path: Path, samples: 
     assert other.begun == [Drawn(ROWS[0]), Drawn(ROWS[1]), Drawn(ROWS[2], None, 2), Drawn(ROWS[3], None, 3)]
 
 
-def made_of(engines: FakeEngines, first: int = 0) -> Rollouts:
+def test_an_engine_that_does_not_say_what_it_has_takes_no_checkpoint_with_it(tmp_path: Path) -> None:
+    """Its prompts start anew; what it is asked for has a deadline of its own, far below that of generation."""
+    engines, asked = FakeEngines(), list[float]()
+
+    def progress(requests: Any, timeout_s: float) -> Any:
+        asked.append(timeout_s)
+        raise GroupError("rollout[1].progress: no answer")
+
+    engines.progress = progress  # type: ignore[attr-defined]
+    before = made_of(engines, silence_s=600.0)
+    before.training.ask(1, 0)
+    before._flow.start([before.training])
+    entry = before.save(tmp_path)
+    assert asked == [30.0]
+    after = made_of(FakeEngines(), first=3)
+    after.load(tmp_path, entry)
+    assert [(each.prompt.index, each.begun) for each in after.training.again] == [(100, ()), (101, ()), (102, ())]
+
+
+def test_what_other_settings_refuse_to_go_on_with_starts_from_nothing() -> None:
+    """Such as a stop string that a response has already gone past. A prompt that is refused anew ends the run."""
+    engines = FakeEngines()
+    rollouts = made_of(engines)
+    lane, flow = rollouts.training, rollouts._flow
+    one = Begun(token_ids=[4], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=0, start=0, end=1)])
+    begun = (one, one)
+    lane.again.append(Drawn(Prompt(index=150, token_ids=[50, 1], text="", row={}), begun=begun))
+    lane.ask(1, 0)
+    flow.start([lane])
+    assert engines.given[0].begun == begun
+    flow.take_in(engines._happen(After(1, refused={0: "ValueError: the text goes on behind a stop string"})))
+    [number] = [number for number, request in engines.given.items() if number and request.token_ids == [50, 1]]
+    assert engines.given[number].begun == () and lane.on_the_way == 3
+    with pytest.raises(GroupError, match="data row 150 was refused: ValueError: it is too long"):
+        flow.take_in(engines._happen(After(1, refused={number: "ValueError: it is too long"})))
+
+
+def made_of(engines: FakeEngines, first: int = 0, silence_s: float = 30.0) -> Rollouts:
     """A step of one group, ahead two, and rewards that take their time."""
     drawn = (Prompt(index=100 + n, token_ids=[n, 1], text="", row={}) for n in count(first))
     return Rollouts(
         engines, FakePool(engines, slow=True), drawn, Sampling(samples=2, temperature=1.0, max_tokens=9),
-        Limits(silence_s=30.0), groups_per_step=2, max_staleness=1, clock=engines.monotonic,
+        Limits(silence_s=silence_s), groups_per_step=2, max_staleness=1, clock=engines.monotonic,
         prompt_of=lambda _, row: Prompt(index=row, token_ids=[row - 100, 1], text="", row={}),
     )  # fmt: skip
 

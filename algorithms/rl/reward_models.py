@@ -45,7 +45,15 @@ class Scorers:
 
         Raises GroupError when a rank fails, RewardFailure when a score is not finite.
         """
-        return self.begin(groups).finish() if self.models and groups else groups
+        # What was made ahead, before a resume without it, has them already.
+        lacking = [group for group in groups if not self._has_scored(group)]
+        if not self.models or not lacking:
+            return groups
+        found = iter(self.begin(lacking).finish())
+        return [group if self._has_scored(group) else next(found) for group in groups]
+
+    def _has_scored(self, group: ScoredGroup) -> bool:
+        return all(model.label in score.parts for model in self.models for score in group.scores)
 
     def begin(self, groups: Sequence[ScoredGroup]) -> "Scoring":
         """Give all models their work; returns what waits for them."""

@@ -10,6 +10,8 @@ One thread makes these calls; the caller keeps its lock wherever lanes change, a
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Protocol
 
@@ -17,7 +19,7 @@ from ray import ObjectRef
 
 from actors.episodes import Episode
 from actors.group import GroupError
-from actors.rollout.types import Finished, Request, RolloutInfo
+from actors.rollout.types import Begun, Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts.admission import Loads
@@ -25,6 +27,9 @@ from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
+
+_TELLS_S = 30.0
+"""Longest wait for engines to say what they have so far."""
 
 
 class ModelPool(Protocol):
@@ -96,14 +101,17 @@ class Flow:
         )
 
     def so_far(self, lane: Lane) -> tuple[list[ScoredGroup], list[Drawn]]:
-        """What is on its way for a lane: groups that only lack scores, and prompts with what their samples have so far;
-        it goes on all the same. Raises GroupError when an engine is lost or late."""
+        """What is on its way for a lane: groups that only lack scores, and prompts with what their samples have so far,
+        or had when they started where an engine does not say it soon; it goes on all the same."""
         own = self.of(lane)
         asked: dict[int, list[int]] = {}
         for group in own:
             if group.id in self._running:
                 asked.setdefault(group.engine, []).append(group.id)
-        found = self.engines.progress(asked, self.limits.silence_s) if asked else {}
+        found: dict[int, tuple[Begun, ...]] = {}
+        # An engine that hangs or dies just now must not take the checkpoint with it: whoever waits for it says so.
+        with suppress(GroupError):
+            found = self.engines.progress(asked, min(_TELLS_S, self.limits.silence_s)) if asked else {}
         unscored = [group.scored(empty_scores(len(group.infos))) for group in own if group.rollouts is not None]
         begun = [
             # What has just ended, and was not heard yet, starts anew.
@@ -233,11 +241,17 @@ class Flow:
         group = self._running.get(event.finished.request)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
+        if again := bool(event.finished.error and group.begun):
+            event = Ended(event.engine, Finished(request=group.id, infos=[]))
         # It stays where it is refused, which ends the run: a checkpoint of the step that is made meanwhile has it.
         infos = _infos(event.finished, group)
         del self._running[group.id]
         self._loads.ended(group.engine, group.samples)
         self._heard[group.engine] = self._clock()
+        if again:
+            # Other settings than then may refuse what was sampled under them, such as a stop string: then from nothing.
+            self._send([replace(group, id=next(self._ids), begun=())], None)
+            return
         group.infos = infos
         if group.unwanted:
             if group.lane.tail:
