@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 Start = Callable[..., Any]
-TIMED = ("time/", "tokens_per_second", "weights/sync_seconds")
+TIMED = ("time/", "bubble/", "tokens_per_second", "weights/sync_seconds")
 
 
 def settings(model: Path, data: dict[str, Any], lora: bool) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def test_a_resumed_ppo_run_gives_the_same_numbers(
 
 
 def _timed(name: str) -> bool:
-    return name.startswith(("time/", "weights/sync")) or "per_second" in name
+    return name.startswith(("time/", "bubble/", "weights/sync")) or "per_second" in name
 
 
 def test_ppo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
