@@ -23,6 +23,7 @@ from algorithms.config_rl import GRPOConfig
 from algorithms.loop import Clock
 from algorithms.offline.loop import Offline
 from algorithms.rl.grpo import GRPO
+from algorithms.rollouts.lane import Discards
 from launch.checks.output import require_there
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints, Written
@@ -212,7 +213,7 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return lambda *given, **_: self.happened.append(f"{name} {given[0]}" if given else name)
 
-    def step(self, step: int, metrics: Any) -> None:
+    def step(self, step: int, metrics: Any, left_out: Any = None) -> None:
         self.happened.append(f"report {step}")
         if step == self.fails_at:
             raise UserError("the disk is full")
@@ -252,7 +253,8 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
     monkeypatch.setattr("algorithms.rl.steps.sample_rows", lambda *_: [])
     record: Any = Recorder(fails_at)
     empty: Any = SimpleNamespace(
-        metrics=lambda _: {}, published=lambda _: None, failures=SimpleNamespace(samples=0), engines=FakeEngines(),
+        metrics=lambda _: {}, published=lambda _: None, engines=FakeEngines(),
+        report=lambda: (SimpleNamespace(samples=0), Discards()),
     )  # fmt: skip
     loop = GRPO(
         config=GRPOConfig(name="grpo", steps=1), roster={}, reference=None, read_reference=None, models=[],

@@ -412,7 +412,7 @@ def test_paused_requests_are_kept(pair: Pair) -> None:
     paused = pair.engine(Engine.stats)
     assert paused.paused_s - stopped.paused_s >= 1.0
     assert (paused.busy_s, paused.sampled_tokens) == (stopped.busy_s, stopped.sampled_tokens)
-    assert paused.sampled_tokens > paused.generated_tokens == before.generated_tokens
+    assert paused.sampled_tokens > paused.generated_tokens >= before.generated_tokens, "one may have ended"
     pair.engine(Engine.resume)
     [rollouts] = pair.answers(asked)
     assert len(rollouts) == 16
