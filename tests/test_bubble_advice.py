@@ -97,7 +97,10 @@ def test_on_policy_the_larger_side_decides() -> None:
 def test_more_processes_on_the_same_cores_are_no_help() -> None:
     """They share them; on nodes of their own they do not."""
     slow, idle = replace(EVEN, waited=0.8, idle=0.2, updated=0.1), replace(NOTHING, idle=0.5, updated=0.8)
-    assert told(slow, rollout__gpus_per_engine=0) == "algorithm.max_staleness=1"
+    assert told(slow, rollout__gpus_per_engine=0) is None
+    assert told(EVEN, rollout__gpus_per_engine=0) is None, "what both compute with is not there twice"
+    thin = replace(EVEN, underfilled=0.4)
+    assert told(thin, rollout__gpus_per_engine=0) == "algorithm.max_staleness=1"
     assert told(slow, rollout__gpus_per_engine=0, rollout__engines_per_node=1) == "rollout.engines=4"
     assert told(idle, n=1, policy__gpus_per_rank=0) == "rollout.engines=1"
     assert told(idle, n=1, policy__gpus_per_rank=0, policy__ranks_per_node=2) == "policy.ranks=4"

@@ -122,7 +122,9 @@ def _faster(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
     waited, together = account.waited, settings["cluster"]["placement"] == "shared"
     if not staleness and not together:
         why = "responses of the next step would come while the trainer trains"
-        yield Advice(setting="algorithm.max_staleness=1", why=why, gain=min(waited, 1 - waited))
+        # On the cores that both compute with, one side has no more than the other leaves: a core, while few run.
+        gain = min(waited, 1 - waited) * (1.0 if _brings_its_own(settings["rollout"]) else account.underfilled)
+        yield Advice(setting="algorithm.max_staleness=1", why=why, gain=gain)
     if not staleness and account.longest >= _TAIL:
         # What is left to few responses is done with others in at most half of the time.
         why = f"engines wait for the longest responses, of {account.longest:.1f} times the mean length"
