@@ -133,7 +133,7 @@ def _faster(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
         why = "the trainer waits for engines that have too little to do at one time"
         gain = waited * (1 - account.filled)
         yield Advice(setting=f"algorithm.max_staleness={staleness + 1}", why=why, gain=gain)
-    for more in (2 * engines, engines + 1) if _brings_its_own(settings["rollout"]) else ():
+    for more in {2 * engines, engines + 1} if _brings_its_own(settings["rollout"]) else ():  # of one engine, the same
         saved = 1 - engines / more
         gain = account.filled * (min(waited, saved) if staleness else waited * saved)
         yield Advice(setting=f"rollout.engines={more}", why="the trainer waits for engines that are full", gain=gain)
