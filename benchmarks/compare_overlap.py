@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from benchmarks import load, results
+from benchmarks.compare_builds import _commit
 from benchmarks.compare_trl import CACHE, ROOT, BenchmarkError, _end, follow
 from benchmarks.workloads import WORKLOADS
 
@@ -86,7 +87,9 @@ def measured(way: str, tree: Path, name: str, seed: int, steps: int, deadline_s:
         response_tokens=mean(line["tokens/generated"] for line in kept_lines) / workload.samples_per_step,
         staleness=mean(line["staleness/mean"] for line in kept_lines),
         accounts={key.removeprefix("bubble/"): mean(line.get(key, 0.0) for line in kept_lines) for key in accounts},
-        left_out=sum(len(names) for _, line in seen for names in line.get("left_out", {}).values()),
+        left_out=sum(
+            len(names) for _, line in seen for names in dict[str, list[str]](line.get("left_out") or {}).values()
+        ),
         foreign_cores=foreign.cores(),
     )
 
@@ -166,11 +169,6 @@ def main() -> None:
     )
     print(text)
     results.write_section(f"overlap-{name}", text)
-
-
-def _commit(tree: Path) -> str:
-    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "an unknown commit"
 
 
 if __name__ == "__main__":

@@ -60,6 +60,20 @@ def test_a_step_has_what_has_come_to_it_since_the_step_before() -> None:
     assert found["bubble/sync_tokens_lost"] == pytest.approx(5 * 12 / 8)
 
 
+def test_what_new_weights_throw_away_is_told_where_there_is_some() -> None:
+    """Two samples of which each has three tokens when it begins anew."""
+    clock = Clock()
+    engines = SimulatedEngines([Table(lengths=(8,), token_s=1.0, slots=4)], clock, "restart")
+    bubbles = Bubbles(engines)
+    bubbles.begin()
+    ask(engines, 0, 0, 2)
+    clock.now = 3.0
+    engines.use(1)
+    assert measured(bubbles)["bubble/tokens_discarded"] == 6
+    clock.now = 4.0
+    assert "bubble/tokens_discarded" not in measured(bubbles), "a step tells what is new in it"
+
+
 def test_tokens_are_lost_at_the_speed_of_the_engine_that_stood_still() -> None:
     """And at none where it has not worked: no number that is no number."""
     grown = np.array([[0.0, 10, 0, 2, 500], [0, 5, 0, 1, 50], [0, 0, 0, 3, 0], [9, 0, 0, 0, 0]])

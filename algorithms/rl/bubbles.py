@@ -9,6 +9,7 @@ A bubble is time in which one side has nothing to do, or less than it could. Per
 | `bubble/engine_underfilled_fraction` | share in which they worked with fewer than half of their slots filled |
 | `bubble/engine_paused_fraction` | share in which they had samples and stood still, for new weights |
 | `bubble/sync_tokens_lost` | tokens not generated meanwhile: paused seconds x tokens per busy second of each engine |
+| `bubble/tokens_discarded` | tokens that new weights have thrown away (`rollout.on_update` restart), if any |
 | `bubble/engines_unheard` | engines in none of these: lost, new, or too late with their answer |
 
 An engine's time is idle, busy (underfilled or not) or paused: the rest to 1 is busy with at least half of the slots.
@@ -27,7 +28,7 @@ from algorithms.rollouts.engines import Engines
 
 _WITHIN_S = 1.0
 """Longest wait for what engines say of themselves, which takes them milliseconds."""
-_IDLE, _BUSY, _UNDERFILLED, _PAUSED, _TOKENS = range(5)
+_IDLE, _BUSY, _UNDERFILLED, _PAUSED, _TOKENS, _DISCARDED = range(6)
 
 
 class Bubbles:
@@ -36,7 +37,7 @@ class Bubbles:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self._known: dict[int, NDArray[np.float64]] = {}
-        """Engine -> what it had counted when it answered last, [5]."""
+        """Engine -> what it had counted when it answered last, [6]."""
         self._answers: Callable[[], Sequence[EngineStats | None]] | None = None
 
     def begin(self) -> None:
@@ -56,16 +57,18 @@ class Bubbles:
         grown, unheard = self._grown()
         waited = sum(seconds.get(name, 0.0) for name in ("time/rollout", "time/score"))
         found = {"bubble/trainer_wait_seconds": waited, "bubble/engines_unheard": float(unheard)}
-        idle, _, underfilled, paused, _ = (float(each) for each in grown.sum(axis=0))
+        idle, _, underfilled, paused, _, discarded = (float(each) for each in grown.sum(axis=0))
         if counted := float(grown[:, [_IDLE, _BUSY, _PAUSED]].sum()):
             found["bubble/engine_idle_fraction"] = idle / counted
             found["bubble/engine_underfilled_fraction"] = underfilled / counted
             found["bubble/engine_paused_fraction"] = paused / counted
             found["bubble/sync_tokens_lost"] = tokens_lost(grown)
+        if discarded:
+            found["bubble/tokens_discarded"] = discarded
         return found
 
     def _grown(self) -> tuple[NDArray[np.float64], int]:
-        """What engines have counted since they answered last, [engines, 5], and how many engines that leaves out."""
+        """What engines have counted since they answered last, [engines, 6], and how many engines that leaves out."""
         assert self._answers is not None, "asked before"
         answers, self._answers = self._answers(), None
         heard = {engine: _counted(stats) for engine, stats in enumerate(answers) if stats is not None}
@@ -76,12 +79,12 @@ class Bubbles:
             if (before := self._known.get(engine)) is not None and (counted >= before).all()
         ]
         self._known |= heard
-        return np.array(grown, dtype=np.float64).reshape(-1, 5), len(answers) - len(grown)
+        return np.array(grown, dtype=np.float64).reshape(-1, 6), len(answers) - len(grown)
 
 
 def tokens_lost(grown: NDArray[np.float64]) -> float:
-    """Tokens that engines did not generate as they stood still; [engines, 5]: seconds idle, busy, underfilled, paused,
-    and tokens.
+    """Tokens that engines did not generate as they stood still; [engines, 6]: seconds idle, busy, underfilled, paused,
+    tokens, and discarded ones.
 
     Of each its own, at the speed that it had while it worked. One that has not worked says nothing of its speed: 0.
     """
@@ -92,4 +95,4 @@ def tokens_lost(grown: NDArray[np.float64]) -> float:
 
 def _counted(stats: EngineStats) -> NDArray[np.float64]:
     numbers = stats.idle_s, stats.busy_s, stats.underfilled_s, stats.paused_s, stats.sampled_tokens
-    return np.array(numbers, dtype=np.float64)
+    return np.array([*numbers, stats.discarded_tokens], dtype=np.float64)

@@ -127,9 +127,9 @@ class Lane:
             prompts: drawn one after the other, and no earlier than they may start.
             sampling: of their responses.
             failures: counts those of a step.
-            ahead: groups that may be made before somebody asks for them; above 0, they are given out in the order in
-                which they are complete, else in that of their prompts.
-            groups_per_step: as many of them are made ahead at first (see `pace`).
+            ahead: groups that may be made before somebody asks for them; above 0, the oldest are given out first, and
+                those of one age as they were complete, else all in the order of their prompts.
+            groups_per_step: as many of them are made ahead at first (see `_pace`).
             attempts: how often a prompt starts whose responses have become too old.
             most: groups that will be taken in all; None: no end is known.
             judge: which groups are trained on.

@@ -119,7 +119,7 @@ class Rollouts:
         self, groups: int, version: int, *, seed: int, told: Callable[[int], None] | None = None
     ) -> list[ScoredGroup]:
         """The next groups to train on with weights of this version: with `max_staleness` 0 in the order of their
-        prompts, else in that in which they were complete.
+        prompts, else the oldest first, and those of one age as they were complete.
 
         Fewer come only where the prompts end, or too few of them teach anything.
 
@@ -198,9 +198,7 @@ class Rollouts:
         return _OrderPart(self)
 
     def take_snapshot(self) -> Entry:
-        """Note what there is, for `save`; returns the entry of the order of the prompts at this moment.
-
-        Raises GroupError when an engine does not say what it has."""
+        """Note what there is, for `save`; returns the entry of the order of the prompts at this moment."""
         with self._changed:
             lane = self.training
             unscored, begun = self._flow.so_far(lane)
