@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 from benchmarks import load, results
 from benchmarks.compare_builds import _commit
@@ -77,7 +78,8 @@ def measured(way: str, tree: Path, name: str, seed: int, steps: int, deadline_s:
             _end(process)
     if process.returncode or len(seen) != steps:
         raise BenchmarkError(f"{way}: exit status {process.returncode} after {len(seen)} of {steps}, see {output}")
-    kept_lines = [line for _, line in seen[WARM : steps - MARGIN]]
+    lines: list[dict[str, Any]] = [line for _, line in seen]
+    kept_lines = lines[WARM : steps - MARGIN]
     seconds = (seen[steps - MARGIN - 1][0] - seen[WARM - 1][0]) / len(kept_lines)
     accounts = sorted({key for line in kept_lines for key in line if key.startswith("bubble/")})
     return Way(
@@ -87,9 +89,7 @@ def measured(way: str, tree: Path, name: str, seed: int, steps: int, deadline_s:
         response_tokens=mean(line["tokens/generated"] for line in kept_lines) / workload.samples_per_step,
         staleness=mean(line["staleness/mean"] for line in kept_lines),
         accounts={key.removeprefix("bubble/"): mean(line.get(key, 0.0) for line in kept_lines) for key in accounts},
-        left_out=sum(
-            len(names) for _, line in seen for names in dict[str, list[str]](line.get("left_out") or {}).values()
-        ),
+        left_out=sum(len(names) for line in lines for names in line.get("left_out", {}).values()),
         foreign_cores=foreign.cores(),
     )
 
