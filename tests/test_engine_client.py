@@ -34,7 +34,7 @@ class Transfer:
         self.client = client
 
     def send_weights(self) -> None:
-        self.client.update_weights(None)
+        self.client.take(None)
 
 
 class Policy:
@@ -105,10 +105,7 @@ def test_a_failed_transfer_is_told_of_the_engine(
 class Deaf:
     """The client of engines of which one has died: it says so later than the broadcast breaks."""
 
-    def start_weight_update(self) -> None:
-        pass
-
-    def update_weights(self, _: Any) -> None:
+    def take(self, _: Any) -> None:
         time.sleep(0.5)
         raise GroupError("rollout[1].update_weights: the process died (of age)")
 

@@ -12,14 +12,15 @@ import torch
 
 from actors.group import ONE_NODE
 from actors.rollout.worker import Adapter
+from actors.weights import gloo_sender
 from actors.weights.checksum import checksum
 from actors.weights.gloo_sender import GlooSender
 from actors.weights.holder import WeightHolder
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import trainer_answers
-from actors.weights.wire import Meta, as_info, as_metas, buckets, receive_bucket, views
+from actors.weights.wire import Meta, as_info, as_metas, buckets, receive_bucket, size, views
 
-BUCKET_BYTES, TIMEOUT_S = 256, 5.0
+BUCKET_BYTES, TIMEOUT_S, U8 = 256, 5.0, torch.uint8
 Tensors = dict[str, torch.Tensor]
 
 
@@ -28,13 +29,10 @@ class Client:
 
     def __init__(self, holder: WeightHolder) -> None:
         self.init_weight_transfer_engine = holder.join
-        self.update_weights = holder.receive
         self.holder, self.version = holder, 0
 
-    def start_weight_update(self) -> None:
-        pass
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
+    def take(self, update_info: Any) -> None:
+        self.holder.receive(update_info)
         self.holder.keep(self.version)
 
 
@@ -62,13 +60,16 @@ class Source:
             yield name, tensor
 
 
-@pytest.fixture
-def sender(monkeypatch: pytest.MonkeyPatch) -> GlooSender:
-    """Has met a holder that has nothing yet."""
+@pytest.fixture(params=["one node", "several"])
+def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> GlooSender:
+    """Has met a holder that has nothing yet, on its own node, or as if on another."""
     monkeypatch.setenv(ONE_NODE, "1")
     holder = WeightHolder(0, 1, BUCKET_BYTES, TIMEOUT_S)
     arguments: dict[str, Any] = {"rank": 0, "world_size": 2, "address": "127.0.0.1", "bucket_bytes": BUCKET_BYTES}
-    return GlooSender(**arguments, timeout_s=TIMEOUT_S, client=Client(holder), source=Source())
+    arguments |= {"timeout_s": TIMEOUT_S, "client": Client(holder), "source": Source()}
+    if request.param == "several":
+        monkeypatch.setattr(gloo_sender, "empty_bucket", lambda bucket: torch.empty(sum(map(size, bucket)), dtype=U8))
+    return GlooSender(**arguments)
 
 
 def publish(sender: Any, version: int) -> Tensors:

@@ -299,21 +299,29 @@ class RolloutWorker(EngineHost):
         await self._between_steps(lambda: self.engine.llm.init_weight_transfer_engine({"init_info": init_info}))
 
     @ray.method(concurrency_group="control")
-    async def update_weights(self, update_info: dict[str, object], first: bool, remember_checksums: bool) -> None:
+    async def update_weights(
+        self,
+        update_info: dict[str, object],
+        first: bool,
+        remember_checksums: bool,
+        finish: tuple[int, list[int] | None] | None = None,
+    ) -> Got | None:
         """Receive weights that the trainer sends.
 
-        At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model.
+        At the first ones of a transfer, stop stepping, keeping all running requests, and prepare the model. With
+        `finish`, do then what `finish_weight_update` does with these arguments.
         """
 
-        def receive() -> None:
+        def receive() -> Got | None:
             if first:
                 self.engine.pause()
                 self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
                 self._half_new = True  # what has begun may have changed something, whatever fails
                 self.engine.llm.start_weight_update()
             self.engine.llm.update_weights({"update_info": update_info})
+            return None if finish is None else self._put_into_service(*finish)
 
-        await self._between_steps(receive)
+        return await self._between_steps(receive)
 
     @ray.method(concurrency_group="control")
     async def finish_weight_update(self, version: int, canary: list[int] | None) -> Got | None:

@@ -22,7 +22,7 @@ _MOMENT_S = 5.0
 
 
 class EngineClient:
-    """The control calls of a weight transfer; structurally vLLM's `VLLMWeightSyncClient`."""
+    """The control calls of a weight transfer: for vLLM's senders its `VLLMWeightSyncClient`, for ours `take`."""
 
     def __init__(self, handles: list[ActorHandle], tensor_parallel: int, timeout_s: float) -> None:
         self.handles = handles
@@ -95,6 +95,14 @@ class EngineClient:
         With a `canary` prompt, each engine's account of the transfer is then in `accounts`.
         """
         self.accounts = self._all("finish_weight_update", self.version, self.canary)
+
+    def take(self, update_info: object) -> None:
+        """Let every engine receive, put what it got into service as `version`, and give account of it.
+
+        That is the three calls above in one: each costs the engines a moment in which they stand still.
+        """
+        finish = self.version, self.canary
+        self.accounts = self._all("update_weights", update_info, True, self.canary is not None, finish)
 
     def load_adapter(self, adapter: Adapter) -> list[ObjectRef]:
         """Let every engine load an adapter as `version`; `loaded` waits for what this returns."""

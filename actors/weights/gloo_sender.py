@@ -13,9 +13,9 @@ from actors.weights.wire import (
     TransferClient,
     as_info,
     buckets,
-    from_sender,
+    empty_bucket,
     gloo_group,
-    size,
+    send_bucket,
     views,
 )
 
@@ -74,31 +74,30 @@ class GlooSender:
             for _ in self.source:
                 pass
             return
-        self.client.start_weight_update()
         beside = ThreadPoolExecutor(1)
-        received = beside.submit(self.client.update_weights, as_info(metas))
+        received = beside.submit(self.client.take, as_info(metas))
         try:
             self._broadcast(metas, received)
             received.result(timeout=self.timeout_s)
         finally:
             # Never joined: after a failed broadcast the workers may hang in theirs until its deadline.
             beside.shutdown(wait=False)
-        self.client.finish_weight_update()
 
     def _broadcast(self, metas: list[Meta], received: "Future[None]") -> None:
         assert self.group is not None
         stream = iter(self.source)
         for bucket in buckets(metas, self.bucket_bytes):
-            buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
+            buffer = empty_bucket(bucket)
+            filled = buffer if isinstance(buffer, torch.Tensor) else buffer.bytes
             # Not strict, and the views first: otherwise a tensor too many would be taken, which the next bucket needs.
-            for (name, view), (sent, tensor) in zip(views(buffer, bucket), stream, strict=False):
+            for (name, view), (sent, tensor) in zip(views(filled, bucket), stream, strict=False):
                 assert name == sent, f"source yields {sent} where its metadata says {name}"
                 view.copy_(tensor)
             # They are done before the last bucket only when they have failed.
             if received.done():
                 received.result()
             try:
-                self.group.broadcast([buffer], from_sender()).wait()
+                send_bucket(self.group, buffer)
             except RuntimeError:
                 # Only here: an error of this side's own, in gathering or merging, is itself the cause.
                 _raise_what_they_say(received)

@@ -27,9 +27,9 @@ from actors.weights.wire import (
     as_info,
     as_metas,
     buckets,
-    from_sender,
     gloo_group,
     receive_bucket,
+    send_bucket,
     views,
 )
 
@@ -124,7 +124,7 @@ class WeightHolder:
         held = self._held(offer.version)
         group = join_offer(offer, 0, 1 + workers)
         for buffer in held.buffers:
-            group.broadcast([buffer], from_sender()).wait()
+            send_bucket(group, buffer)
         # Nobody leaves while another still receives.
         group.barrier().wait()
 

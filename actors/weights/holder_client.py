@@ -15,7 +15,7 @@ _GROUP = "holder"
 
 
 class HolderClient:
-    """The control calls of a transfer, as those of `EngineClient`, to one holder, which serves the engines later."""
+    """The control calls of a transfer over gloo, as those of `EngineClient`, to one holder: it serves engines later."""
 
     def __init__(self, holder: ActorHandle, timeout_s: float) -> None:
         self.holder = holder
@@ -33,15 +33,9 @@ class HolderClient:
         """Let the holder join the transfer group."""
         self._call("join", init_info)
 
-    def start_weight_update(self) -> None:
-        """Nothing: a holder needs no preparation."""
-
-    def update_weights(self, update_info: object) -> None:
-        """Let the holder receive, beside what it has."""
+    def take(self, update_info: object) -> None:
+        """Let the holder receive, beside what it has, and then serve that as `version` instead."""
         self._call("receive", update_info)
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Let the holder serve what it has received, as the publisher's `version`, instead of what it had."""
         self._call("keep", self.version)
 
     def resume(self) -> None:

@@ -14,7 +14,8 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from actors.rendezvous import bind_stores_to_their_address
-from actors.weights.wire import Source, TransferClient
+from actors.weights.engine_client import EngineClient
+from actors.weights.wire import Source
 
 # Whatever store vLLM makes in this process to meet its workers.
 bind_stores_to_their_address()
@@ -42,7 +43,7 @@ def open_gpu_transfer(
     address: str,
     port: int,
     bucket_bytes: int,
-    client: TransferClient,
+    client: EngineClient,
     source: Source,
 ) -> TrainerWeightTransferEngine:
     """Meet all vLLM workers over nccl or ipc; see `actors.weights.publisher.open_transfer`."""

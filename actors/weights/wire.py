@@ -3,6 +3,7 @@
 Without vLLM, which takes four seconds to import: the policy needs it on GPUs only (`vllm_sender.py`).
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -10,6 +11,12 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
+
+from actors.group import ONE_NODE
+from actors.weights.shared_buckets import SharedBucket, mapped
+
+_NOWHERE = (0, 0)
+"""In place of a shared bucket's place: its bytes follow."""
 
 
 class Meta(NamedTuple):
@@ -55,12 +62,10 @@ class Source(Protocol):
 
 
 class TransferClient(Protocol):
-    """What the trainer side asks of those who receive; see `actors.weights.engine_client.EngineClient`."""
+    """What the trainer side asks of those who receive over gloo."""
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None: ...
-    def start_weight_update(self) -> None: ...
-    def update_weights(self, update_info: object) -> None: ...
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+    def take(self, update_info: object) -> None: ...
 
 
 def as_info(metas: Sequence[Meta]) -> Tensors:
@@ -117,11 +122,38 @@ def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float) -> Gr
     return group
 
 
+def empty_bucket(bucket: Sequence[Meta]) -> torch.Tensor | SharedBucket:
+    """Memory to fill with a bucket that `send_bucket` then sends: shared, where all who receive are on this node."""
+    count = sum(map(size, bucket))
+    return SharedBucket(count) if os.environ.get(ONE_NODE) else torch.empty(count, dtype=torch.uint8)
+
+
+def send_bucket(group: Group, buffer: torch.Tensor | SharedBucket) -> None:
+    """Let all others in the group have a bucket; rank 0 does."""
+    shared = isinstance(buffer, SharedBucket)
+    group.broadcast([torch.tensor(buffer.place if shared else _NOWHERE)], from_sender()).wait()
+    if isinstance(buffer, torch.Tensor):
+        group.broadcast([buffer], from_sender()).wait()
+        return
+    try:
+        # Until all have mapped it.
+        group.barrier().wait()
+    finally:
+        buffer.close()
+
+
 def receive_bucket(group: Any, bucket: Sequence[Meta]) -> torch.Tensor:
-    """Bytes of the next bucket that rank 0 broadcasts."""
-    # A fresh buffer each time: a loader keeps views until a layer is complete.
-    buffer = torch.empty(sum(map(size, bucket)), dtype=torch.uint8)
-    group.broadcast([buffer], from_sender()).wait()
+    """Bytes of the next bucket that rank 0 sends."""
+    count, place = sum(map(size, bucket)), torch.empty(2, dtype=torch.int64)
+    group.broadcast([place], from_sender()).wait()
+    process, descriptor = place.tolist()
+    if (process, descriptor) == _NOWHERE:
+        # A fresh buffer each time: a loader keeps views until a layer is complete.
+        buffer = torch.empty(count, dtype=torch.uint8)
+        group.broadcast([buffer], from_sender()).wait()
+        return buffer
+    buffer = mapped((process, descriptor), count)
+    group.barrier().wait()
     return buffer
 
 
