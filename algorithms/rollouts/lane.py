@@ -16,6 +16,7 @@ from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.ages import Ages
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.ready_reads import ReadyReads
 from algorithms.rollouts.tail import Tail
 
 _SHOW_S = 0.1
@@ -121,6 +122,7 @@ class Lane:
         most_drawn: int | None = None,
         tail: Tail | None = None,
         waits: bool = True,
+        reads: ReadyReads | None = None,
     ) -> None:
         """
         Args:
@@ -136,6 +138,7 @@ class Lane:
             most_drawn: with a judge, prompts that may start for one that is asked for.
             tail: lets a step leave prompts to a later one.
             waits: whether a step waits for groups that would be too old for the next one.
+            reads: models that read what is ready.
         """
         self.sampling = sampling
         self.failures = failures
@@ -162,6 +165,7 @@ class Lane:
         """Order of a group that is ready -> the how-manieth one of its prompt it is."""
         self.ages = Ages()
         self.waits = waits and ahead > 0
+        self.reads = reads
         self.depth = min(ahead, groups_per_step)
         """Groups that are made ahead now, at most `ahead`."""
         self._least_depth = self.depth
@@ -237,6 +241,8 @@ class Lane:
         self.ages.complete(order)
         self.attempt_of[order] = attempt
         self._not_looked_at.append(order)
+        if self.reads:
+            self.reads.submit(judged)
 
     def fail(self, prompt: Prompt, order: int) -> None:
         """A group is no longer on its way, as some of its responses failed."""
@@ -254,6 +260,7 @@ class Lane:
         """Leave what is on its way, and what is ready beyond what was taken, to a later step."""
         assert self.tail is not None, "only with tail batching"
         late = [(each.order, each.prompt) for each in running] + [(n, each.prompt) for n, each in self.ready.items()]
+        self._not_read(self.ready.values())
         self.ready.clear()
         self.attempt_of.clear()
         self.ages.clear()
@@ -306,6 +313,7 @@ class Lane:
             oldest = self.ready[number].oldest_version
             if oldest is not None and oldest < version:
                 group = self.ready.pop(number)
+                self._not_read([group])
                 self.discards.dropped += 1
                 self._start_again(group.prompt, number, self.attempt_of.pop(number, 1))
         self._looked_for, self._not_looked_at = version, []
@@ -349,6 +357,12 @@ class Lane:
             self.again.append(Drawn(prompt, order, attempt + 1))
         else:  # one that is too hard must not come again for ever
             self.discards.left_out.append(LeftOut(prompt, "stale"))
+
+    def _not_read(self, groups: Iterable[ScoredGroup]) -> None:
+        """Groups that were ready are not trained on."""
+        if self.reads:
+            for group in groups:
+                self.reads.forget(group)
 
     def _in_turn(self) -> list[int]:
         if self.ahead == 0:
