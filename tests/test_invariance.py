@@ -113,7 +113,7 @@ def _critic(
     estimation = loop.estimation(critic, groups)
     takers = [estimation, work.taker]
     parts = loop.read_frozen(groups, takers)()
-    parts += loop.read(loop.values_reading, groups, takers)()
+    parts += loop.read(loop.values_pass, groups, takers)()
     told, _, found = loop.estimate(critic, groups, loop.shaper(groups), parts, estimation, [work.taker])
     return _updated(loop, groups, work, partial(critic_loss, clip=config.value_clip), parts + found, told)
 

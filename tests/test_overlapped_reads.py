@@ -27,7 +27,7 @@ from algorithms.rl import overlapped_reads
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
-from algorithms.rl.reading import Reading
+from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.limits import Limits
@@ -239,7 +239,7 @@ def test_beside_updates_only_the_reference_is_read_and_what_is_early_is_kept_for
     assert trained == 6 * PROMPTS * SAMPLES
 
 
-READING = Reading(
+PASS = ReadPass(
     field="reference_logprobs",
     group="reference",
     method=PolicyWorker.reference_logprobs,
@@ -271,7 +271,7 @@ def test_ranks_get_in_one_call_all_that_came_while_they_read() -> None:
     """Within the budget of a micro-batch, and not before they are done with what they had."""
     ranks, reads = _alone()
     ranks.gate.clear()
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         for group in GROUPS[:9]:
             reads.submit(group)
             reads.send()
@@ -288,16 +288,16 @@ def test_ranks_get_in_one_call_all_that_came_while_they_read() -> None:
         assert len(plan) > 1
         for batch in plan:
             tokens = sum(GROUPS[number % 9].infos[index].tokens for number, index in batch)
-            assert tokens <= READING.micro_batch_tokens
+            assert tokens <= PASS.micro_batch_tokens
 
 
 def test_what_is_read_early_late_and_in_between_is_the_same() -> None:
     """Of a step some groups are read, some are being read, and some wait: each is read once, and all of it is there."""
     (_, whole), (ranks, reads) = _alone(), _alone(3)
     takers = _all_taken(GROUPS)
-    expected = _found(whole.read(READING, GROUPS, takers)(), takers)
+    expected = _found(whole.read(PASS, GROUPS, takers)(), takers)
     assert expected.keys() == EPISODES.keys()
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         for group in reversed(GROUPS[:5]):
             reads.submit(group)
         reads.send()
@@ -306,7 +306,7 @@ def test_what_is_read_early_late_and_in_between_is_the_same() -> None:
         for group in GROUPS[5:9]:
             reads.submit(group)
             reads.send()
-        pending = reads.read(READING, GROUPS, takers)
+        pending = reads.read(PASS, GROUPS, takers)
         assert not reads.busy or reads.refs()
     ranks.gate.set()
     found = _found(pending(), takers)
@@ -325,7 +325,7 @@ def test_on_policy_nothing_is_sent_or_kept_beyond_a_step() -> None:
     reads.submit(GROUPS[0])
     reads.send()
     assert ranks.told == [], "before the first step"
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         reads.submit(GROUPS[0])
         reads.send()
         _settled(reads)
@@ -333,17 +333,17 @@ def test_on_policy_nothing_is_sent_or_kept_beyond_a_step() -> None:
     reads.send()
     reads.submit(GROUPS[2])
     assert len(ranks.told) == 2 and not reads.busy and reads.refs() == []
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         assert not reads.busy, "what waited is no longer waited for"
     takers = _all_taken(GROUPS[:1])
-    assert len(_found(reads.read(READING, GROUPS[:1], takers)(), takers)) == len(GROUPS[0].infos)
+    assert len(_found(reads.read(PASS, GROUPS[:1], takers)(), takers)) == len(GROUPS[0].infos)
     assert [method for _, _, method in ranks.told] == ["reference_logprobs"] * 4, "read again, not handed out"
 
 
 def test_beside_updates_ranks_keep_what_a_later_step_asks_for_and_nothing_else() -> None:
     """A group that is dropped is forgotten, wherever it is; others are handed out in their step."""
     (ranks, reads), (_, whole) = _alone(beside_updates=True), _alone()
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         for group in GROUPS[:4]:
             reads.submit(group)
         reads.send()
@@ -355,11 +355,11 @@ def test_beside_updates_ranks_keep_what_a_later_step_asks_for_and_nothing_else()
     reads.forget(GROUPS[0])
     assert not reads.busy
     for number, left in ((1, {2, 3}), (2, {3}), (3, set())):
-        with reads.overlapping([READING]):
+        with reads.overlapping([PASS]):
             pass
         takers = _all_taken(GROUPS[number : number + 1])
         found, expected = (
-            _found(each.read(READING, GROUPS[number : number + 1], takers)(), takers) for each in (reads, whole)
+            _found(each.read(PASS, GROUPS[number : number + 1], takers)(), takers) for each in (reads, whole)
         )
         assert found.keys() == expected.keys() and len(found) == len(GROUPS[number].infos)
         for place, fields in expected.items():
@@ -398,10 +398,10 @@ def test_a_rank_that_fails_ends_the_wait_for_groups() -> None:
 def test_a_rank_that_fails_after_the_rollout_is_told_by_the_loop() -> None:
     ranks, reads = _alone()
     ranks.gate.clear()
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         reads.submit(GROUPS[0])
         reads.send()
-    pending = reads.read(READING, GROUPS[:1], _all_taken(GROUPS[:1]))
+    pending = reads.read(PASS, GROUPS[:1], _all_taken(GROUPS[:1]))
     ranks.fails = "out of memory"
     ranks.gate.set()
     with pytest.raises(RuntimeError, match=r"^out of memory$"):
@@ -413,7 +413,7 @@ def test_ranks_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlapped_reads, "time", SimpleNamespace(monotonic=lambda: clock.now))
     ranks, reads = _alone()
     ranks.gate.clear()
-    with reads.overlapping([READING]):
+    with reads.overlapping([PASS]):
         reads.submit(GROUPS[0])
         reads.send()
         clock.now += ranks.timeout_s

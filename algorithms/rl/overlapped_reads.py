@@ -23,7 +23,7 @@ from ray import ObjectRef
 from actors.group import ActorGroup, GroupError, no_answer
 from actors.train.worker import Worker
 from algorithms.division.deals import Episodes, Parts, Split, Taker, submit_finding
-from algorithms.rl.reading import Calls, Pending, Reading, begin_keeping, begin_reading
+from algorithms.rl.read_passes import Calls, Pending, ReadPass, begin_keeping, begin_reading
 from algorithms.rollouts.groups import ScoredGroup
 
 
@@ -40,8 +40,8 @@ class _Kept:
 class _Reader:
     """One field, and who reads it."""
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
+    def __init__(self, what: ReadPass) -> None:
+        self.what = what
         self.waiting: dict[Episodes, ScoredGroup] = {}
         """By the reference to the responses, which a group has from its end on."""
         self.kept: dict[Episodes, _Kept] = {}
@@ -58,7 +58,7 @@ class _Reader:
             return
         groups, self.waiting = list(self.waiting.values()), {}
         own = [next(keys) for _ in groups]
-        calls, shares = begin_keeping(self.reading, ranks, groups, own[0], split)
+        calls, shares = begin_keeping(self.what, ranks, groups, own[0], split)
         for number, group in enumerate(groups):
             reads = {rank: share[number] for rank, share in enumerate(shares) if number in share}
             self.kept[group.rollouts] = _Kept(own[number], reads)
@@ -79,10 +79,10 @@ class _Reader:
             calls, found = self._hand_out(ranks, kept, takers)
             self._await(calls)
         if late:
-            calls, parts = begin_reading(self.reading, ranks, groups, late, split, takers)
+            calls, parts = begin_reading(self.what, ranks, groups, late, split, takers)
             self._await(calls)
             found += parts
-        return partial(_found, self.reading, ranks, [*before, *self.calls], found)
+        return partial(_found, self.what, ranks, [*before, *self.calls], found)
 
     def _hand_out(
         self, ranks: ActorGroup[Any], kept: Mapping[int, _Kept], takers: Sequence[Taker]
@@ -90,9 +90,9 @@ class _Reader:
         later, calls = [each.key for each in self.kept.values()], []
         for rank in range(len(ranks)):
             own = {number: each.ranks[rank] for number, each in kept.items() if rank in each.ranks}
-            arguments = (self.reading.field, {kept[number].key: number for number in own}, later)
+            arguments = (self.what.field, {kept[number].key: number for number in own}, later)
             places = [(number, index) for number, indices in own.items() for index in indices]
-            fields = [self.reading.field]
+            fields = [self.what.field]
             calls.append(
                 submit_finding(ranks, rank, Worker.hand_kept, *arguments, fields=fields, places=places, takers=takers)
             )
@@ -105,11 +105,11 @@ class _Reader:
 
     def _look(self, ranks: ActorGroup[Any]) -> None:
         """Note what has ended; raises GroupError where a call has failed, or is late."""
-        what = self.reading.method.__name__
+        method = self.what.method.__name__
         for ref in ranks.ended(list(self.pending)):
-            ranks.answer(self.pending.pop(ref), ref, what)
+            ranks.answer(self.pending.pop(ref), ref, method)
         if self.pending and time.monotonic() > self._began + ranks.timeout_s:
-            raise GroupError(no_answer(ranks.name, sorted(self.pending.values()), what, ranks.timeout_s, ranks.nodes))
+            raise GroupError(no_answer(ranks.name, sorted(self.pending.values()), method, ranks.timeout_s, ranks.nodes))
 
 
 class OverlappedReads:
@@ -147,9 +147,9 @@ class OverlappedReads:
         self._keys = count()
 
     @contextmanager
-    def overlapping(self, readings: Sequence[Reading]) -> Iterator[None]:
-        """While the loop waits for groups of a step that has these readings."""
-        asked = {each.field: each for each in readings if each.field in self._fields}
+    def overlapping(self, passes: Sequence[ReadPass]) -> Iterator[None]:
+        """While the loop waits for groups of a step that has these passes."""
+        asked = {each.field: each for each in passes if each.field in self._fields}
         with self._lock:
             # Of models that have learned since, nothing is of any use; of those that are frozen, all is.
             known = self._readers if self._beside_updates else {}
@@ -185,25 +185,25 @@ class OverlappedReads:
         Raises GroupError."""
         with self._lock:
             for reader in self._readers.values() if self._open else ():
-                reader.send(self._roster[reader.reading.group], self._keys, self._split)
+                reader.send(self._roster[reader.what.group], self._keys, self._split)
 
     def refs(self) -> list[ObjectRef]:
         """What is waited for."""
         with self._lock:
             return [ref for reader in self._readers.values() for ref in reader.pending] if self._open else []
 
-    def read(self, reading: Reading, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
+    def read(self, what: ReadPass, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Let a group go on to read all episodes of a step; see `begin_reading`. Returns what waits for it."""
-        ranks = self._roster[reading.group]
+        ranks = self._roster[what.group]
         with self._lock:
-            if reader := self._readers.get(reading.field):
+            if reader := self._readers.get(what.field):
                 return reader.read(ranks, groups, self._split, takers)
-            calls, found = begin_reading(reading, ranks, groups, range(len(groups)), self._split, takers)
-            return partial(_found, reading, ranks, [calls], found)
+            calls, found = begin_reading(what, ranks, groups, range(len(groups)), self._split, takers)
+            return partial(_found, what, ranks, [calls], found)
 
 
-def _found(reading: Reading, ranks: ActorGroup[Any], calls: Sequence[Calls], found: Parts) -> Parts:
+def _found(what: ReadPass, ranks: ActorGroup[Any], calls: Sequence[Calls], found: Parts) -> Parts:
     """What ranks have found, once they are through with all `calls`; raises GroupError."""
     for each in calls:
-        ranks.gather(each, reading.method.__name__)  # the fields themselves stay there
+        ranks.gather(each, what.method.__name__)  # the fields themselves stay there
     return found

@@ -23,7 +23,7 @@ from algorithms.loop import Metrics
 from algorithms.rl.estimators import Estimator
 from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
 from algorithms.rl.policy_loss import policy_loss
-from algorithms.rl.reading import Pending, Reading
+from algorithms.rl.read_passes import Pending, ReadPass
 from algorithms.rl.steps import Steps
 from algorithms.rollouts.groups import ScoredGroup
 
@@ -34,22 +34,22 @@ class RL(Steps):
 
     def read_frozen(self, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Reference logprobs, where the algorithm has a reference."""
-        return self.read(self.reference_reading, groups, takers)
+        return self.read(self.reference_pass, groups, takers)
 
     def read_old(self, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""
-        return self.read(self.old_reading, groups, takers)
+        return self.read(self.old_pass, groups, takers)
 
-    def readings(self) -> list[Reading]:
-        return [each for each in (self.reference_reading, self.old_reading) if each]
+    def passes(self) -> list[ReadPass]:
+        return [each for each in (self.reference_pass, self.old_pass) if each]
 
     @property
-    def reference_reading(self) -> Reading | None:
+    def reference_pass(self) -> ReadPass | None:
         """None where this step compares with no reference."""
         if self.reference is None or not (self.config.kl_in == "reward" or self.policy_learns):
             return None
         assert self.read_reference is not None
-        return Reading(
+        return ReadPass(
             field="reference_logprobs",
             group=self.reference,
             method=self.read_reference,
@@ -58,11 +58,11 @@ class RL(Steps):
         )
 
     @property
-    def old_reading(self) -> Reading | None:
+    def old_pass(self) -> ReadPass | None:
         """None where no update of this step compares with the policy of its start."""
         if not (self.config.reads_old_logprobs and self.policy_learns):
             return None
-        return Reading(
+        return ReadPass(
             field="old_logprobs",
             group="policy",
             method=PolicyWorker.logprobs,
@@ -70,14 +70,14 @@ class RL(Steps):
             options=(self.sampling.temperature,),
         )
 
-    def read(self, reading: Reading | None, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
+    def read(self, what: ReadPass | None, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Let the ranks of a group read all episodes that they have not read yet, for those who go on with the field.
 
         Returns what waits for them, so that other groups can read at the same time.
         """
-        if reading is None or not any(reading.field in taker.fields for taker in takers):
+        if what is None or not any(what.field in taker.fields for taker in takers):
             return Parts
-        return self.reads.read(reading, groups, takers)
+        return self.reads.read(what, groups, takers)
 
     def estimation(self, group: ActorGroup[Any], groups: Sequence[ScoredGroup]) -> Taker:
         """What `estimate` by the ranks of `group` reads of fields: whole groups."""

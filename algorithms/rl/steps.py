@@ -34,7 +34,7 @@ from algorithms.rl.metrics import (
     sample_rows,
 )
 from algorithms.rl.overlapped_reads import OverlappedReads
-from algorithms.rl.reading import Reading
+from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
@@ -146,7 +146,7 @@ class Steps:
         """Responses to the next prompts, scored by functions and endpoints."""
         # A prime (the 1,000th) keeps the seeds of steps and of runs apart.
         seed = (self.seed + 7919 * (self.step + 1)) % 2**31
-        with self.reads.overlapping(self.readings()):
+        with self.reads.overlapping(self.passes()):
             groups = self.rollouts.take(wanted, self.version, seed=seed, told=self._told(wanted, self.sampling))
         self._note(self.rollouts.failures)
         if not groups:
@@ -156,7 +156,7 @@ class Steps:
         return groups
 
     @abstractmethod
-    def readings(self) -> list[Reading]:
+    def passes(self) -> list[ReadPass]:
         """What is read of the episodes of this step, in the order in which it begins."""
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:

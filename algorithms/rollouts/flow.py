@@ -27,7 +27,7 @@ from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
-from algorithms.rollouts.ready_reads import ReadyReads
+from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
 _TELLS_S = 30.0
 """Longest wait for engines to say what they have so far."""
@@ -63,7 +63,7 @@ class Flow:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         most_each: int | None = None,
-        reads: ReadyReads | None = None,
+        reads: ReadyReads = NO_READS,
     ) -> None:
         """`most_each`: samples with which an engine has enough, others wait for the first that has room; None: each
         gets its share at once, which it then works on in the same order every time."""
@@ -94,8 +94,7 @@ class Flow:
     @property
     def busy(self) -> bool:
         """Whether anything is on its way."""
-        on_its_way = self._running or self._waiting or self._scoring or self._judging
-        return bool(on_its_way or (self.reads and self.reads.busy))
+        return bool(self._running or self._waiting or self._scoring or self._judging or self.reads.busy)
 
     def of(self, lane: Lane) -> list[Running]:
         """What is on its way for a lane, in the order of the prompts."""
@@ -160,8 +159,7 @@ class Flow:
             return []
         if self.models:
             self.models.send()
-        if self.reads:
-            self.reads.send()
+        self.reads.send()
         others = [ref for each in (self.pool, self.models, self.reads) if each for ref in each.refs()]
         return self.engines.wait(others, seconds)
 

@@ -29,3 +29,25 @@ class ReadyReads(Protocol):
     def refs(self) -> Sequence[ObjectRef]:
         """What is waited for: then more may be sent."""
         ...
+
+
+class NoReads:
+    """Nobody reads before groups are taken."""
+
+    busy = False
+
+    def submit(self, group: ScoredGroup) -> None:
+        """Nobody takes it."""
+
+    def forget(self, group: ScoredGroup) -> None:
+        """Nobody has it."""
+
+    def send(self) -> None:
+        """Nothing waits."""
+
+    def refs(self) -> Sequence[ObjectRef]:
+        """Nothing is waited for."""
+        return ()
+
+
+NO_READS = NoReads()

@@ -185,11 +185,11 @@ def _reads_can_overlap(config: RunConfig, algorithm: RLConfig) -> None:
     if not reads:
         raise ValueError(
             f"algorithm.overlap_reads must be auto or false with algorithm.max_staleness {algorithm.max_staleness}, "
-            f"unless there is a reference group, without sync_every: all other models learn meanwhile, got true"
+            f"unless there is a reference group, without sync_every: other models learn meanwhile, got true"
         )
     if takes_turns_on_gpus(config, reads.values()):
         raise ValueError(
-            "algorithm.overlap_reads must be auto or false with cluster.placement shared, where engines and the groups "
+            "algorithm.overlap_reads must be auto or false with cluster.placement shared, where engines and groups "
             "that read take turns on the same GPUs, got true"
         )
 

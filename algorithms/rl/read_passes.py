@@ -23,7 +23,7 @@ Calls = list[ObjectRef]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadPass:
     """A field that the ranks of a group read."""
 
     field: str
@@ -37,7 +37,7 @@ class Reading:
 
 
 def begin_reading(
-    reading: Reading,
+    what: ReadPass,
     ranks: ActorGroup[Any],
     groups: Sequence[ScoredGroup],
     numbers: Collection[int],
@@ -45,31 +45,31 @@ def begin_reading(
     takers: Sequence[Taker],
 ) -> tuple[Calls, Parts]:
     """Let ranks begin to read the episodes of those of a step's `groups` that have these `numbers`, for `takers`."""
-    work = divide([_samples(groups, numbers)], len(ranks), reading.micro_batch_tokens)
+    work = divide([_samples(groups, numbers)], len(ranks), what.micro_batch_tokens)
     calls = []
     for rank, (share, (held, episodes)) in enumerate(zip(work, hand_episodes(groups, work, split), strict=True)):
         plan = [[(number, index) for number, index, _ in batch] for batch in share.plans[0]]
-        arguments, fields = (plan, held, *reading.options, *episodes), [reading.field]
+        arguments, fields = (plan, held, *what.options, *episodes), [what.field]
         calls.append(
-            submit_finding(ranks, rank, reading.method, *arguments, fields=fields, places=share.places, takers=takers)
+            submit_finding(ranks, rank, what.method, *arguments, fields=fields, places=share.places, takers=takers)
         )
     return [told for told, _ in calls], sum((parts for _, parts in calls), Parts())
 
 
 def begin_keeping(
-    reading: Reading, ranks: ActorGroup[Any], groups: Sequence[ScoredGroup], first: int, split: Split
+    what: ReadPass, ranks: ActorGroup[Any], groups: Sequence[ScoredGroup], first: int, split: Split
 ) -> tuple[Calls, list[dict[int, list[int]]]]:
     """Let ranks begin to read episodes, and keep what they find until `Worker.hand_kept` asks for it.
 
     `first`: key of the first of the `groups`; the others count on from it. Returns also what each rank reads: number in
     `groups` -> episodes.
     """
-    work = divide([_samples(groups, range(len(groups)))], len(ranks), reading.micro_batch_tokens)
+    work = divide([_samples(groups, range(len(groups)))], len(ranks), what.micro_batch_tokens)
     calls, nobody = [], None
     for rank, (share, (held, episodes)) in enumerate(zip(work, hand_episodes(groups, work, split), strict=True)):
         plan = [[(first + number, index) for number, index, _ in batch] for batch in share.plans[0]]
         keys = [(first + number, indices) for number, indices in held]
-        calls.append(ranks.submit(rank, reading.method, nobody, plan, keys, *reading.options, *episodes))
+        calls.append(ranks.submit(rank, what.method, nobody, plan, keys, *what.options, *episodes))
     return calls, [share.held for share in work]
 
 
