@@ -8,6 +8,7 @@ from launch.checks.check import examine
 from launch.checks.report import print_tables
 from launch.config import RunConfig, validate
 from launch.kinds.table import job_kind
+from launch.run.build_rl import _reads_beside
 from launch.settings import overlap
 from launch.settings.overlap import Compute, computes_beside, overlapped_reads
 from tests.test_correction_setting import JOB
@@ -90,6 +91,15 @@ def test_what_is_read_while_others_are_generated(name: str, monkeypatch: pytest.
         each.replace("_", " ") for each in ("values", "reference_logprobs", "old_logprobs") if each in fields
     )
     assert told == [f"{names}: read of finished groups while others are generated{auto}"] * bool(fields)
+
+
+def test_a_run_reads_so_what_is_decided() -> None:
+    config = made(PPO | {"max_staleness": 2, "overlap_reads": True})
+    reads = _reads_beside(job_kind(config), {}, lambda _: [])  # type: ignore[arg-type]
+    assert (reads._fields, reads._beside_updates) == (REFERENCE, True)
+    config = made(PPO | {"overlap_reads": True})
+    reads = _reads_beside(job_kind(config), {}, lambda _: [])  # type: ignore[arg-type]
+    assert (reads._fields, reads._beside_updates) == (EACH, False)
 
 
 def test_check_says_it(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
