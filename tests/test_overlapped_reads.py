@@ -5,6 +5,7 @@ formula (`tests.fake_ranks`). So a read has a time: that of the engines, which s
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent import futures
@@ -31,6 +32,7 @@ from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.ready_reads import NoReads
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.tail import Tail
 from tests.fake_ranks import FakeRanks, done, split_fake
@@ -49,7 +51,7 @@ CORRECTED: dict[str, Any] = {"importance_correction": {}, "samples_per_update": 
 JOBS: dict[str, Any] = {
     "ppo": PPOConfig(name="ppo", steps=9, **CORRECTED, **SIZES),
     "ppo, critic alone": PPOConfig(
-        name="ppo", steps=9, critic_warmup_steps=5, kl_in="loss", kl_estimator="k3", **SIZES
+        name="ppo", steps=9, critic_warmup_steps=5, kl_in="loss", kl_estimator="k3", **CORRECTED, **SIZES
     ),
     "grpo": GRPOConfig(name="grpo", **CORRECTED, **SIZES),
     "grpo, KL in the reward": GRPOConfig(name="grpo", kl_in="reward", **SIZES),
@@ -365,7 +367,14 @@ def test_beside_updates_ranks_keep_what_a_later_step_asks_for_and_nothing_else()
         for place, fields in expected.items():
             np.testing.assert_allclose(found[place]["reference_logprobs"], fields["reference_logprobs"], atol=1e-6)
         assert {key for worker in ranks._workers for key, _ in worker.kept["reference_logprobs"]} == left
-    assert len(ranks.read()) == sum(len(group.infos) for group in GROUPS[:4])
+    reads.submit(GROUPS[5])
+    with reads.overlapping([PASS]):
+        pass
+    reads.read(PASS, GROUPS[5:6], _all_taken(GROUPS[5:6]))()
+    for _ in range(2):
+        reads.send()
+    assert not reads.busy, "what its step has read is not read again"
+    assert len(ranks.read()) == sum(len(group.infos) for group in [*GROUPS[:4], GROUPS[5]])
 
 
 def test_postponed_groups_and_those_of_an_evaluation_are_nobodys_work() -> None:
@@ -383,6 +392,36 @@ def test_postponed_groups_and_those_of_an_evaluation_are_nobodys_work() -> None:
             assert not any(kept for worker in ranks._workers for kept in worker.kept.values())
     assert stage.rollouts.report()[1].postponed
     stage.rollouts.close()
+
+
+class Unhurried(NoReads):
+    """Reads go on after the last group has ended."""
+
+    def __init__(self) -> None:
+        self.sends = 0
+
+    @property
+    def busy(self) -> bool:  # type: ignore[override]
+        return self.sends < 9
+
+    def send(self) -> None:
+        self.sends += 1
+
+
+def test_what_is_ready_is_read_also_when_nothing_is_generated_any_more() -> None:
+    """As beside updates, where engines have all that may start."""
+    reads, engines = Unhurried(), EpisodeEngines([Table(lengths=(5,), token_s=0.01)], Clock())
+    drawn = (Prompt(index=n, token_ids=[n], text="", row={}) for n in range(2))
+    sampling, limits = Sampling(samples=1, temperature=1.0, max_tokens=9), Limits(silence_s=3600.0)
+    rollouts = Rollouts(
+        engines, None, drawn, sampling, limits, groups_per_step=2, groups_in_run=2, reads=reads, clock=engines.clock
+    )
+    assert len(rollouts.take(2, 0, seed=0)) == 2
+    deadline = time.monotonic() + 5
+    while reads.busy and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not reads.busy
+    rollouts.close()
 
 
 def test_a_rank_that_fails_ends_the_wait_for_groups() -> None:
