@@ -232,6 +232,10 @@ class ActorGroup(Generic[W]):
         for ref in done:
             self.answer(refs.index(ref), ref, what)
 
+    def ended(self, refs: Sequence[ObjectRef]) -> set[ObjectRef]:
+        """Those calls that have answered or failed; does not wait."""
+        return set(ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)[0]) if refs else set()
+
     def answer(self, rank: int, ref: "ObjectRef[T]", what: str) -> T:
         """What a rank has answered to a call of which `ray.wait` has told that it is done; raises GroupError."""
         return _answer(self.name, rank, ref, what, Countdown(self.timeout_s), self.nodes)

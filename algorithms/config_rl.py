@@ -107,6 +107,10 @@ class RLConfig(Config):
     """Versions by which any token of a response may lag behind the policy that trains on it. 0 is exactly on-policy:
     generation and training take turns. With n, responses are generated up to n steps ahead, beside training, and go on
     under new weights while these arrive (docs/async.md)."""
+    overlap_reads: Literal["auto"] | bool = "auto"
+    """Whether reference logprobs, old logprobs and values of groups that have ended are computed while others are still
+    generated, instead of after them; with max_staleness above 0, only logprobs of a reference group that stays as it
+    is. auto: where that takes no GPU and no core from the engines (docs/async.md)."""
     eval_every: Steps | None = None
     """Steps between evaluations on data.eval (also before the first and after the last step)."""
     eval_samples_per_prompt: Batch = 1
@@ -156,6 +160,11 @@ class RLConfig(Config):
         if self.importance_correction != "auto":
             return self.importance_correction
         return ImportanceCorrection() if self.max_staleness else None
+
+    @property
+    def reads_old_logprobs(self) -> bool:
+        """Whether a pass before the updates reads logprobs of the policy: the only update of a step has its own."""
+        return self.correction is not None and self.updates_per_step > 1
 
     @property
     @abstractmethod

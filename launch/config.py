@@ -237,3 +237,10 @@ def validate(values: Mapping[str, object]) -> RunConfig:
 def machine_cpus() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))  # not os.cpu_count(), which looks at no cpuset of a container
+
+
+def threads_each(threads: int | None, processes: int, per_node: int | None) -> int:
+    """Compute threads of each of a group's processes: those that are asked for, or its share of the cores."""
+    # Groups take turns in a step, so each may use every core; ranks of one group run at the same time. The cores are
+    # those of the machine that starts the run: on a cluster of other machines, set the threads in the configuration.
+    return threads or max(1, machine_cpus() // (per_node or processes))

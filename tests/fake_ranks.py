@@ -68,7 +68,7 @@ class FakeRank(CriticWorker, PolicyWorker):
         self.rank, self.ranks = rank, group
         self.world_size, self.device = len(group), torch.device("cpu")
         self.engine: Any = FakeEngine(formula)
-        self.group, self.shares_prompts = TrainerConfig(), share_prompts
+        self.group, self.shares_prompts, self.kept = TrainerConfig(), share_prompts, {}
 
     def reference_logprobs(self, *arguments: Any) -> Any:
         """As a group of its own gives them."""
@@ -122,6 +122,12 @@ class FakeRanks:
 
     def gather(self, refs: Sequence[Any], what: str, **_: Any) -> list[Any]:
         return [ref.result(DEADLINE_S) for ref in refs]
+
+    def ended(self, refs: Sequence[Any]) -> set[Any]:
+        return {ref for ref in refs if ref.done()}
+
+    def answer(self, rank: int, ref: Any, what: str) -> Any:
+        return ref.result(0)
 
     def scatter(self, method: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         return self.gather([self.submit(rank, method, *each) for rank, each in enumerate(arguments)], method.__name__)

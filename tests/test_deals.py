@@ -19,6 +19,7 @@ from algorithms.division.work import RankWork, samples_of
 from algorithms.loop import Clock
 from algorithms.rewards.scores import Score
 from algorithms.rl.grpo import GRPO
+from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
@@ -74,9 +75,11 @@ ALL = {(n, i): each for n, group in enumerate(GROUPS) for i, each in enumerate(g
 
 def _settings(ranks: int) -> dict[str, Any]:
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=999)
+    roster: Any = {"policy": FakeRanks(ranks, _formula(0)), "reference": FakeRanks(ranks, _formula(2))}
     return {
         "reporter": SimpleNamespace(phase=lambda _: None),
-        "roster": {"policy": FakeRanks(ranks, _formula(0)), "reference": FakeRanks(ranks, _formula(2))},
+        "roster": roster,
+        "reads": OverlappedReads(roster, split_fake),
         "reference": "reference",
         "read_reference": PolicyWorker.reference_logprobs,
         "models": [],

@@ -260,7 +260,7 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
         config=GRPOConfig(name="grpo", steps=1), roster={}, reference=None, read_reference=None, models=[],
         rollouts=empty, shaper=empty, batches=Batches(1, seed=0, shuffle=False), evaluation=[],
         publish=lambda version: record.publish(version) or {}, checkpoint=record, reporter=record, sampling=empty,
-        micro_batch_tokens={}, seed=0, total_steps=1, split=empty,
+        micro_batch_tokens={}, seed=0, total_steps=1, split=empty, reads=empty,
     )  # fmt: skip
     loop.moved = True
     with pytest.raises(UserError) if fails_at else nullcontext():

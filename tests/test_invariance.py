@@ -26,6 +26,7 @@ from algorithms.offline.dpo import DPO
 from algorithms.offline.reward_model import RewardModel
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.importance import BINS
+from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO, critic_loss
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.stages import RL
@@ -51,11 +52,13 @@ JUDGED = judgements()
 SIZES: dict[str, Any] = {"prompts_per_step": 6, "samples_per_prompt": 4, "samples_per_update": 8}
 
 
-def _loop_settings(reference: str | None, division: Division) -> dict[str, Any]:
+def _loop_settings(roster: dict[str, Any], reference: str | None, division: Division) -> dict[str, Any]:
     """What the loops' stages read; they are called one by one, so nothing here samples, publishes or reports."""
     shaper = RewardShaper(normalize=False, clip=None, overlong=None, missing_eos_penalty=0, max_response_tokens=24)
     unused = ("rollouts", "batches", "publish", "checkpoint", "reporter")
     return {
+        "roster": roster,
+        "reads": OverlappedReads(roster, split_here),
         "reference": reference,
         "read_reference": ReferenceWorker.logprobs,
         "models": [],
@@ -82,7 +85,7 @@ def _grpo(
     """The updates of one step of GRPO; with `compute_all`, also those samples that are known to have no gradient."""
     roster = {"policy": group, "reference": reference}
     groups = TURNS if turns else GROUPS
-    loop = GRPO(config=config, roster=roster, **_loop_settings("reference" if config.kl_coef else None, division))
+    loop = GRPO(config=config, **_loop_settings(roster, "reference" if config.kl_coef else None, division))
     policy = loop.policy
     samples, told = loop._advantages(groups), dict[str, float]()
     updates = [loop.counted(update) for update in loop.updates(samples)]
@@ -103,14 +106,14 @@ def _critic(
     """The critic's updates in one step of PPO."""
     groups = TURNS if turns else GROUPS
     roster = {"critic": group, "reference": reference}
-    loop = PPO(config=config, roster=roster, **_loop_settings("reference", division))
+    loop = PPO(config=config, **_loop_settings(roster, "reference", division))
     critic = loop.critic
     updates = loop.updates(samples_of(groups, [np.full(4, np.nan)] * len(groups)))
     work = loop.plan(critic, "critic", updates, updates, {"values", "returns"})
     estimation = loop.estimation(critic, groups)
     takers = [estimation, work.taker]
     parts = loop.read_frozen(groups, takers)()
-    parts += loop.read(critic, CriticWorker.values, groups, "critic", "values", takers)()
+    parts += loop.read(loop.values_pass, groups, takers)()
     told, _, found = loop.estimate(critic, groups, loop.shaper(groups), parts, estimation, [work.taker])
     return _updated(loop, groups, work, partial(critic_loss, clip=config.value_clip), parts + found, told)
 

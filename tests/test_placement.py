@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from ray.util.placement_group import PlacementGroup
 
+import launch.config as config_module
 from actors.config import UserError
 from launch.checks.capacity import check_nodes
 from launch.config import RunConfig, validate
 from launch.run.reserve import Place, Placement, _by_node, _slots
 from launch.run.shortage import Node, matches, shortage
-from launch.sizes import placement
 from launch.sizes.machine import Machine
 from launch.sizes.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
 
@@ -211,7 +211,7 @@ def test_a_shortage_says_what_is_missing(
 def test_ranks_divide_the_cores_of_their_node(
     sizes: dict[str, int], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "machine_cpus", lambda: 16)
+    monkeypatch.setattr(config_module, "machine_cpus", lambda: 16)
     engines = {name.replace("ranks", "engines").replace("rank", "engine"): value for name, value in sizes.items()}
     config = config_for(policy=sizes, rollout=engines)
     assert [demand.threads for demand in demands(config) if demand.group in ("policy", "rollout")] == [threads] * 2

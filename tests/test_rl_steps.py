@@ -21,6 +21,7 @@ from algorithms.rewards.scores import Score
 from algorithms.rl.evaluation import response_rows
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
+from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ShapedGroup
@@ -78,8 +79,10 @@ class Loop:
             end_if_asked=lambda: None, engines=FakeEngines(engines=1), samples=lambda *_: None,
             step=lambda _, metrics, __: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
+        roster: dict[str, Any] = {"policy": self.policy, "critic": self.critic}
         self.arguments: dict[str, Any] = {
-            "roster": {"policy": self.policy, "critic": self.critic},
+            "roster": roster,
+            "reads": OverlappedReads(roster, lambda _: []),
             "batches": Batches(1, seed=0, shuffle=False),
             "evaluation": [],
             "publish": self.publish,

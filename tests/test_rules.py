@@ -1211,6 +1211,31 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "algorithm.overlap_reads=true",
+        "algorithm.overlap_reads must be left out where a step reads nothing before its updates: no reference, no old "
+        "logprobs, no values, got true",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, overlap_reads: true, max_staleness: 2, kl_coef: 0}",
+        "algorithm.overlap_reads must be auto or false with algorithm.max_staleness 2, unless there is a reference "
+        "group, without sync_every: other models learn meanwhile, got true",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, overlap_reads: true, max_staleness: 1}; reference.sync_every=4",
+        "algorithm.overlap_reads must be auto or false with algorithm.max_staleness 1, unless there is a reference "
+        "group, without sync_every: other models learn meanwhile, got true",
+    ),
+    (
+        "ppo",
+        "algorithm={name: ppo, overlap_reads: true}; rollout={gpus_per_engine: 1}; policy.gpus_per_rank=1; "
+        "critic.gpus_per_rank=1; cluster.placement=shared",
+        "algorithm.overlap_reads must be auto or false with cluster.placement shared, where engines and groups "
+        "that read take turns on the same GPUs, got true",
+    ),
+    (
+        "grpo",
         "algorithm.max_staleness=2; rollout={gpus_per_engine: 1}; policy.gpus_per_rank=1; cluster.placement=shared",
         "algorithm.max_staleness must be 0 with cluster.placement shared, where engines and policy take turns on the "
         "same GPUs, got 2",
@@ -1348,6 +1373,10 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("grpo", "rollout={stop: [;], keep_stop_string: true}"),
         ("grpo", "rollout={on_update: recompute, update_order: together}"),
         ("grpo", "algorithm.max_staleness=8; rollout.on_update=keep_cache"),
+        ("ppo", "algorithm={name: ppo, overlap_reads: true}; reference.sync_every=4"),
+        ("ppo", "algorithm={name: ppo, overlap_reads: true, max_staleness: 2}"),
+        ("ppo", "algorithm.overlap_reads=true; cluster.placement=shared"),
+        ("grpo", "algorithm={name: grpo, overlap_reads: false, kl_coef: 0.1}"),
         ("ppo", "algorithm.max_staleness=1; rollout={engines: 2, update_order: rolling, transfer: {store: holder}}"),
         (
             "grpo",

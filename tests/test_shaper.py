@@ -148,6 +148,7 @@ def _loop(shaper: RewardShaper, **algorithm: Any) -> GRPO:
         "read_reference",
         "rollouts",
         "split",
+        "reads",
         "batches",
         "publish",
         "checkpoint",

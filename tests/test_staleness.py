@@ -32,6 +32,28 @@ HELD_OUT = [Prompt(index=-1 - number, token_ids=[number], text="", row={}) for n
 
 
 @dataclass
+class Reads:
+    """What is ready, by what those hear who read it: each group comes once, and goes once if it is not trained on."""
+
+    ready: dict[int, ScoredGroup] = field(default_factory=dict)
+    """By id()."""
+    busy: bool = False
+
+    def submit(self, group: ScoredGroup) -> None:
+        assert group.prompt.index >= 0, "one of an evaluation is not read"
+        assert self.ready.setdefault(id(group), group) is group
+
+    def forget(self, group: ScoredGroup) -> None:
+        del self.ready[id(group)]
+
+    def send(self) -> None:
+        pass
+
+    def refs(self) -> list[Any]:
+        return []
+
+
+@dataclass
 class Trainer:
     """Trains on what rollouts give, and checks it."""
 
@@ -56,6 +78,7 @@ class Trainer:
     """Most prompts at one time that were drawn, and neither trained on nor left out."""
     trained: list[int] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    reads: Reads = field(default_factory=Reads)
 
     def __post_init__(self) -> None:
         self.engines.heard = self._count
@@ -71,6 +94,7 @@ class Trainer:
             most_each=self.most_each,
             waits=self.waits,
             clock=self.engines.clock,
+            reads=self.reads,
         )
         self.engines.watch(self.rollouts)
 
@@ -80,6 +104,7 @@ class Trainer:
         assert len(taken) == self.groups
         for group in taken:
             self._check(group)
+            self.reads.forget(group)
         self.trained += [group.prompt.index for group in taken]
         self.engines.train(train_s)
         if evaluates:
@@ -102,6 +127,7 @@ class Trainer:
         places += [each.index for each in self.tail.postponed] if self.tail else []
         assert sorted(places) == sorted(self.drawn), "none is lost, none is twice anywhere"
         assert set(self.drawn) == set(range(len(self.drawn)))
+        assert self.reads.ready.keys() == set(map(id, lane.ready.values())), "nobody reads what is not trained on"
         assert not self.waits or (not lane.stale and not self.left_out), "what is waited for is never too old"
         assert self.tail or max(self.started.values()) <= self.starts
         if self.tail:

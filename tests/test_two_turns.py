@@ -26,6 +26,7 @@ from algorithms.loop import Clock
 from algorithms.rewards.scores import Score
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import rollout_metrics, sample_rows
+from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.failures import Failures
@@ -222,12 +223,14 @@ def _settings(division: dict[str, Any]) -> dict[str, Any]:
     """Of loops whose stages are called one by one."""
     ranks, budget, shared = division["ranks"], division["budget"], division.get("share_prompts", True)
     unused = ("rollouts", "batches", "publish", "checkpoint")
+    roster: Any = {
+        "policy": FakeRanks(ranks, policy_reads, share_prompts=shared),
+        "reference": FakeRanks(ranks, reference_reads, share_prompts=shared),
+    }
     return {
         "reporter": SimpleNamespace(phase=lambda _: None),
-        "roster": {
-            "policy": FakeRanks(ranks, policy_reads, share_prompts=shared),
-            "reference": FakeRanks(ranks, reference_reads, share_prompts=shared),
-        },
+        "roster": roster,
+        "reads": OverlappedReads(roster, split_fake),
         "reference": "reference",
         "read_reference": PolicyWorker.reference_logprobs,
         "models": [],

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Handed, Held, Input, Plan, Share
+from actors.train.worker import Handed, Held, Input, Plan, Shares
 
 
 class ValueWorker(TrainedWorker):
@@ -36,7 +36,7 @@ class CriticWorker(ValueWorker):
 
     field = "critic.path"
 
-    def values(self, shares: list[Share], plan: Plan, held: Held, *inputs: Input) -> Handed:
+    def values(self, shares: Shares, plan: Plan, held: Held, *inputs: Input) -> Handed:
         """`values` of rollouts; see `ReferenceWorker.logprobs`."""
         return self.read_episodes(self.read, "values", shares, plan, held, inputs, share_prompts=self.shares_prompts)
 

@@ -13,7 +13,7 @@ from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
 from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
-from actors.train.worker import Handed, Held, Input, Plan, Share, Worker, pack_sequences, read_inputs
+from actors.train.worker import Handed, Held, Input, Plan, Shares, Worker, pack_sequences, read_inputs
 
 _WEIGHTS = "weights.safetensors"
 
@@ -72,7 +72,7 @@ class ReferenceWorker(FrozenWorker):
         self.shares_prompts = module.shares_prompts
         self.hold(module)
 
-    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
+    def logprobs(self, shares: Shares, plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
         """`reference_logprobs` of rollouts.
 
         Args:

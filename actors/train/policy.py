@@ -17,7 +17,7 @@ from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.train.engine import gathered, to_the_end
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Handed, Held, Input, Plan, Share, pack_sequences
+from actors.train.worker import Handed, Held, Input, Plan, Shares, pack_sequences
 from actors.weights.engine_client import EngineClient
 from actors.weights.holder_client import HolderClient
 from actors.weights.ticket import Account, Kind, Ticket
@@ -41,7 +41,7 @@ class PolicyWorker(TrainedWorker):
         self.shares_prompts = module.shares_prompts
         return module
 
-    def logprobs(self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
+    def logprobs(self, shares: Shares, plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
         """`old_logprobs` of rollouts: those of the weights as they are now; see `ReferenceWorker.logprobs`."""
         return self.read_episodes(
             lambda batch: self.read(batch, temperature),
@@ -53,9 +53,7 @@ class PolicyWorker(TrainedWorker):
             share_prompts=self.shares_prompts,
         )
 
-    def reference_logprobs(
-        self, shares: list[Share], plan: Plan, held: Held, temperature: float, *inputs: Input
-    ) -> Handed:
+    def reference_logprobs(self, shares: Shares, plan: Plan, held: Held, temperature: float, *inputs: Input) -> Handed:
         """`reference_logprobs` of rollouts by the policy with its adapters disabled: the model it started from."""
         from actors.models.lora import adapters_disabled
 

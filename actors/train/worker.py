@@ -58,6 +58,8 @@ Handed = object
 """What `hand_out` returns: one object, or as many as the driver has asked for."""
 Share = tuple[list[str], list[Place]]
 """What one rank of another stage goes on with: names of fields, and the episodes that it needs them of."""
+Shares = list[Share] | None
+"""What each rank that goes on with fields needs of them; None: nobody knows yet, and the rank keeps them."""
 
 ScoredGroups = list[list[tuple[float, Experience]]]
 """Per group: score and tokens of every episode."""
@@ -80,6 +82,8 @@ class Worker(Watched):
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.kept: dict[str, dict[Place, NDArray[np.float32]]] = {}
+        """Name of a field -> what was read of episodes that no stage goes on with yet, [L] each."""
         torch.manual_seed(seed)
         if threads := os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(int(threads))
@@ -164,7 +168,7 @@ class Worker(Watched):
         self,
         forward: Forward,
         name: str,
-        shares: list[Share],
+        shares: Shares,
         plan: Plan,
         held: Held,
         inputs: Seq[Input],
@@ -174,7 +178,7 @@ class Worker(Watched):
         """What `forward` reads at the action tokens of episodes, as the field `name`.
 
         Returns:
-            no metrics, and for each share its fields.
+            no metrics, and for each share its fields; without shares they are kept for `hand_kept`.
         """
         episodes, _ = read_inputs(held, inputs)
         found: TokenFields = {}
@@ -186,6 +190,25 @@ class Worker(Watched):
             # Not strict: an idle batch has one token, and no episode.
             found.update((place, {name: each}) for place, each in zip(places, values, strict=False))
             self.work.progressed()
+        if shares is None:
+            self.kept.setdefault(name, {}).update((place, fields[name]) for place, fields in found.items())
+            return {}
+        return hand_out({}, found, shares)
+
+    def hand_kept(self, shares: list[Share], name: str, numbers: dict[int, int], later: list[int]) -> Handed:
+        """What was read before anybody knew who goes on with it, as the field `name`.
+
+        Args:
+            shares: what each rank that goes on with it needs of it.
+            numbers: key of a group when it was read -> its key in `shares`.
+            later: keys, as they were then, of groups that are asked for another time; all others are forgotten.
+
+        Returns:
+            see `read_episodes`.
+        """
+        kept, stays = self.kept.pop(name, {}), set(later)
+        self.kept[name] = {place: values for place, values in kept.items() if place[0] in stays}
+        found = {(numbers[key], index): {name: each} for (key, index), each in kept.items() if key in numbers}
         return hand_out({}, found, shares)
 
     def read_sequences(self, forward: Forward, plan: list[list[Sequence]], *, share_prompts: bool) -> list[list[float]]:

@@ -26,6 +26,7 @@ from algorithms.loop import Clock, Metrics
 from algorithms.losses import aggregate, masked_sum
 from algorithms.rl.losses import clipped_value_loss
 from algorithms.rl.metrics import ReportedAdvantages
+from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
@@ -78,7 +79,7 @@ class PPO(RL):
             learners = [critic.taker, policy.taker] if self.policy_learns else [critic.taker]
             takers = [estimation, *learners]
             # Each group has its own ranks: what all of them read takes as long as the slowest.
-            values = self.read(self.critic, CriticWorker.values, groups, "critic", "values", takers)
+            values = self.read(self.values_pass, groups, takers)
             reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
             parts = reference() + old()
         with clock("values"):
@@ -94,6 +95,15 @@ class PPO(RL):
             for finish in pending:
                 metrics |= finish()
         return metrics, advantages
+
+    def passes(self) -> list[ReadPass]:
+        return [self.values_pass, *super().passes()]
+
+    @property
+    def values_pass(self) -> ReadPass:
+        """Values of the critic at the start of the step."""
+        tokens = self.micro_batch_tokens["critic"]
+        return ReadPass(field="values", group="critic", method=CriticWorker.values, micro_batch_tokens=tokens)
 
     def _plan(self, groups: Sequence[ScoredGroup]) -> tuple[Updates, Updates]:
         """Updates of the critic and of the policy, on all samples that the loss counts."""

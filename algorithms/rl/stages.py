@@ -18,24 +18,14 @@ from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import LossFunction, Worker
 from algorithms.division.deals import Parts, Taker, Updates, hand_episodes, submit_finding
-from algorithms.division.work import (
-    Sample,
-    count_micro_batches,
-    deal_groups,
-    divide,
-    samples_of,
-    split_updates,
-    totals_of,
-)
+from algorithms.division.work import Sample, count_micro_batches, deal_groups, divide, split_updates, totals_of
 from algorithms.loop import Metrics
 from algorithms.rl.estimators import Estimator
 from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
 from algorithms.rl.policy_loss import policy_loss
+from algorithms.rl.read_passes import Pending, ReadPass
 from algorithms.rl.steps import Steps
 from algorithms.rollouts.groups import ScoredGroup
-
-Pending = Callable[[], Parts]
-"""Waits for groups that read, and gives what they have found."""
 
 
 @dataclass(kw_only=True)
@@ -44,52 +34,50 @@ class RL(Steps):
 
     def read_frozen(self, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Reference logprobs, where the algorithm has a reference."""
-        if self.reference is None:
-            return Parts
-        assert self.read_reference is not None
-        what, temperature = ("reference", "reference_logprobs"), self.sampling.temperature
-        return self.read(self.roster[self.reference], self.read_reference, groups, *what, takers, temperature)
+        return self.read(self.reference_pass, groups, takers)
 
     def read_old(self, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Logprobs of the policy as it is now, where later updates of the step compare with them."""
-        if self.config.correction is None or self.config.updates_per_step == 1:
-            return Parts
-        what = ("policy", "old_logprobs")
-        return self.read(self.policy, PolicyWorker.logprobs, groups, *what, takers, self.sampling.temperature)
+        return self.read(self.old_pass, groups, takers)
 
-    def read(
-        self,
-        group: ActorGroup[Any],
-        method: Callable[..., object],
-        groups: Sequence[ScoredGroup],
-        budget: str,
-        name: str,
-        takers: Sequence[Taker],
-        *options: object,
-    ) -> Pending:
-        """Let the ranks of a group begin to read all episodes, for those that go on with the field `name`.
+    def passes(self) -> list[ReadPass]:
+        return [each for each in (self.reference_pass, self.old_pass) if each]
+
+    @property
+    def reference_pass(self) -> ReadPass | None:
+        """None where this step compares with no reference."""
+        if self.reference is None or not (self.config.kl_in == "reward" or self.policy_learns):
+            return None
+        assert self.read_reference is not None
+        return ReadPass(
+            field="reference_logprobs",
+            group=self.reference,
+            method=self.read_reference,
+            micro_batch_tokens=self.micro_batch_tokens["reference"],
+            options=(self.sampling.temperature,),
+        )
+
+    @property
+    def old_pass(self) -> ReadPass | None:
+        """None where no update of this step compares with the policy of its start."""
+        if not (self.config.reads_old_logprobs and self.policy_learns):
+            return None
+        return ReadPass(
+            field="old_logprobs",
+            group="policy",
+            method=PolicyWorker.logprobs,
+            micro_batch_tokens=self.micro_batch_tokens["policy"],
+            options=(self.sampling.temperature,),
+        )
+
+    def read(self, what: ReadPass | None, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
+        """Let the ranks of a group read all episodes that they have not read yet, for those who go on with the field.
 
         Returns what waits for them, so that other groups can read at the same time.
         """
-        if not any(name in taker.fields for taker in takers):
+        if what is None or not any(what.field in taker.fields for taker in takers):
             return Parts
-        everything = samples_of(groups, [np.zeros(len(each.infos)) for each in groups])
-        work = divide([everything], len(group), self.micro_batch_tokens[budget])
-        calls = []
-        for rank, (share, (held, episodes)) in enumerate(
-            zip(work, hand_episodes(groups, work, self.split), strict=True)
-        ):
-            plan = [[(number, index) for number, index, _ in batch] for batch in share.plans[0]]
-            arguments = (plan, held, *options, *episodes)
-            calls.append(
-                submit_finding(group, rank, method, *arguments, fields=[name], places=share.places, takers=takers)
-            )
-
-        def finish() -> Parts:
-            group.gather([told for told, _ in calls], method.__name__)  # the fields themselves stay there
-            return sum((parts for _, parts in calls), Parts())
-
-        return finish
+        return self.reads.read(what, groups, takers)
 
     def estimation(self, group: ActorGroup[Any], groups: Sequence[ScoredGroup]) -> Taker:
         """What `estimate` by the ranks of `group` reads of fields: whole groups."""

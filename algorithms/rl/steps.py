@@ -5,6 +5,7 @@
 What comes in between is in `algorithms.rl.stages`.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,8 @@ from algorithms.rl.metrics import (
     rollout_metrics,
     sample_rows,
 )
+from algorithms.rl.overlapped_reads import OverlappedReads
+from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
@@ -60,6 +63,8 @@ class Steps:
     rollouts: Rollouts
     split: Split
     """Splits groups of episodes that a deal divides."""
+    reads: OverlappedReads
+    """Who reads episodes, where that may be beside `rollouts`."""
     shaper: RewardShaper
     batches: SavedPart
     """Which prompts come next: `rollouts` draws from it."""
@@ -139,19 +144,20 @@ class Steps:
 
     def sample(self, wanted: int) -> list[ScoredGroup]:
         """Responses to the next prompts, scored by functions and endpoints."""
-        groups = self.rollouts.take(
-            wanted,
-            self.version,
-            # A prime (the 1,000th) keeps the seeds of steps and of runs apart.
-            seed=(self.seed + 7919 * (self.step + 1)) % 2**31,
-            told=self._told(wanted, self.sampling),
-        )
+        # A prime (the 1,000th) keeps the seeds of steps and of runs apart.
+        seed = (self.seed + 7919 * (self.step + 1)) % 2**31
+        with self.reads.overlapping(self.passes()):
+            groups = self.rollouts.take(wanted, self.version, seed=seed, told=self._told(wanted, self.sampling))
         self._note(self.rollouts.failures)
         if not groups:
             raise RuntimeError(f"no prompt had responses of different scores{_OF_ALIKE}")
         if len(groups) < wanted:
             self.reporter.note(f"trained on {len(groups)} of {wanted} prompts: the others did not differ{_OF_ALIKE}")
         return groups
+
+    @abstractmethod
+    def passes(self) -> list[ReadPass]:
+        """What is read of the episodes of this step, in the order in which it begins."""
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""

@@ -27,6 +27,7 @@ from algorithms.rollouts.engines import Ended, Engines, Lost
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
 _TELLS_S = 30.0
 """Longest wait for engines to say what they have so far."""
@@ -62,12 +63,14 @@ class Flow:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         most_each: int | None = None,
+        reads: ReadyReads = NO_READS,
     ) -> None:
         """`most_each`: samples with which an engine has enough, others wait for the first that has room; None: each
         gets its share at once, which it then works on in the same order every time."""
         self.engines = engines
         self.pool = pool
         self.models = models
+        self.reads = reads
         self.limits = limits
         self._clock = clock
         self._most_each = most_each
@@ -91,7 +94,7 @@ class Flow:
     @property
     def busy(self) -> bool:
         """Whether anything is on its way."""
-        return bool(self._running or self._waiting or self._scoring or self._judging)
+        return bool(self._running or self._waiting or self._scoring or self._judging or self.reads.busy)
 
     def of(self, lane: Lane) -> list[Running]:
         """What is on its way for a lane, in the order of the prompts."""
@@ -156,7 +159,8 @@ class Flow:
             return []
         if self.models:
             self.models.send()
-        others = [*(self.pool.refs() if self.pool else ()), *(self.models.refs() if self.models else ())]
+        self.reads.send()
+        others = [ref for each in (self.pool, self.models, self.reads) if each for ref in each.refs()]
         return self.engines.wait(others, seconds)
 
     def take_in(self, events: Sequence[Ended | Lost]) -> None:

@@ -1,6 +1,5 @@
 """The groups of one purpose, training or an evaluation: from prompts that may start to groups that can be taken."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,8 @@ from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.ages import Ages
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 from algorithms.rollouts.tail import Tail
-
-_SHOW_S = 0.1
-"""Seconds between two looks of whoever waits for groups, as long as there are too few."""
 
 Judge = Callable[[ScoredGroup], ScoredGroup | None]
 """The group as it is trained on; None where it teaches nothing and is replaced."""
@@ -121,6 +118,7 @@ class Lane:
         most_drawn: int | None = None,
         tail: Tail | None = None,
         waits: bool = True,
+        reads: ReadyReads = NO_READS,
     ) -> None:
         """
         Args:
@@ -136,6 +134,7 @@ class Lane:
             most_drawn: with a judge, prompts that may start for one that is asked for.
             tail: lets a step leave prompts to a later one.
             waits: whether a step waits for groups that would be too old for the next one.
+            reads: models that read what is ready.
         """
         self.sampling = sampling
         self.failures = failures
@@ -162,6 +161,7 @@ class Lane:
         """Order of a group that is ready -> the how-manieth one of its prompt it is."""
         self.ages = Ages()
         self.waits = waits and ahead > 0
+        self.reads = reads
         self.depth = min(ahead, groups_per_step)
         """Groups that are made ahead now, at most `ahead`."""
         self._least_depth = self.depth
@@ -237,6 +237,7 @@ class Lane:
         self.ages.complete(order)
         self.attempt_of[order] = attempt
         self._not_looked_at.append(order)
+        self.reads.submit(judged)
 
     def fail(self, prompt: Prompt, order: int) -> None:
         """A group is no longer on its way, as some of its responses failed."""
@@ -254,6 +255,8 @@ class Lane:
         """Leave what is on its way, and what is ready beyond what was taken, to a later step."""
         assert self.tail is not None, "only with tail batching"
         late = [(each.order, each.prompt) for each in running] + [(n, each.prompt) for n, each in self.ready.items()]
+        for group in self.ready.values():
+            self.reads.forget(group)
         self.ready.clear()
         self.attempt_of.clear()
         self.ages.clear()
@@ -306,6 +309,7 @@ class Lane:
             oldest = self.ready[number].oldest_version
             if oldest is not None and oldest < version:
                 group = self.ready.pop(number)
+                self.reads.forget(group)
                 self.discards.dropped += 1
                 self._start_again(group.prompt, number, self.attempt_of.pop(number, 1))
         self._looked_for, self._not_looked_at = version, []
@@ -361,30 +365,3 @@ class Lane:
         started, oldest = self.ages.of(order), self.ready[order].oldest_version
         known = [each for each in (started, oldest) if each is not None]
         return min(known, default=0)
-
-
-@dataclass(slots=True)
-class Wanted:
-    """What somebody waits for."""
-
-    lane: Lane
-    groups: int
-    least: int | None
-    """Oldest version that they may have; None: any."""
-    version: int | None
-    """Of the policy that trains on them."""
-    _shown: float = 0.0
-
-    def drop_older(self) -> None:
-        """Leave out what is too old."""
-        if self.least is not None:
-            self.lane.drop_older_than(self.least)
-
-    def is_news(self) -> bool:
-        """Whether to wake who waits: all is there, or no progress has been shown for a while."""
-        # After every group, waking would take as long as all else that is done for it.
-        now = time.monotonic()
-        if now < self._shown + _SHOW_S and not self.lane.can_give(self.groups, self.version):
-            return False
-        self._shown = now
-        return True

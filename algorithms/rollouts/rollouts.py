@@ -27,9 +27,11 @@ from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.flow import Flow, ModelPool
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane, Wanted
+from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 from algorithms.rollouts.tail import Tail
+from algorithms.rollouts.wanted import Wanted
 
 _LOOK_S = 1.0
 """Longest wait between two looks at deadlines."""
@@ -60,6 +62,7 @@ class Rollouts:
         tail: Tail | None = None,
         waits: bool = True,
         models: ModelPool | None = None,
+        reads: ReadyReads = NO_READS,
         order: SavedPart | None = None,
         prompt_of: Callable[[str, int], Prompt] | None = None,
         go_on: bool = True,
@@ -79,12 +82,13 @@ class Rollouts:
             judge, most_drawn, tail, waits: see `Lane`.
             models: reward models that score groups while others are generated; None: there are none, or the caller
                 asks them.
+            reads: models that read groups for training while others are generated.
             order: what `prompts` are drawn by, which `order_part` saves as it was when the rollouts were.
             prompt_of: finds the prompt of a set's row again, for `load`.
             go_on: whether engines can go on, after a `load`, from what samples have.
             clock: seconds.
         """
-        self._flow = Flow(engines, pool, models, limits, clock, most_each)
+        self._flow = Flow(engines, pool, models, limits, clock, most_each, reads)
         self.limits = limits
         self.max_staleness = max_staleness
         self.training = Lane(
@@ -99,6 +103,7 @@ class Rollouts:
             most_drawn=most_drawn,
             tail=tail,
             waits=waits,
+            reads=reads,
         )
         self._evaluation: Lane | None = None
         self._order = order

@@ -9,6 +9,7 @@ from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
 from launch.config import RunConfig
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
 from launch.settings.metric_names import of_responses
+from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_evaluation import check_asked_metrics, check_held_out_is_given
 from launch.settings.rules_rl import (
@@ -153,6 +154,15 @@ class RLKind(JobKind):
         return sampling_warnings(self.config) + [told] * bool(stale)
 
     def notes(self) -> list[str]:
+        return self._correction_notes() + self._overlap_notes()
+
+    def _overlap_notes(self) -> list[str]:
+        fields = sorted(overlapped_reads(self.config, self.algorithm), reverse=True)
+        auto = " (auto)" * (self.algorithm.overlap_reads == "auto")
+        names = ", ".join(field.replace("_", " ") for field in fields)
+        return [f"{names}: read of finished groups while others are generated{auto}"] * bool(fields)
+
+    def _correction_notes(self) -> list[str]:
         algorithm, correction = self.algorithm, self.algorithm.correction
         if not algorithm.max_staleness or correction is None:
             return []
@@ -161,8 +171,7 @@ class RLKind(JobKind):
         line = (
             f"samples of {self._older} get importance weights by {correction.level}, {above} {correction.cap:g}{auto}"
         )
-        # The only update of a step reads them itself.
-        return [line + "; a pass before the updates reads old logprobs" * (algorithm.updates_per_step > 1)]
+        return [line + "; a pass before the updates reads old logprobs" * algorithm.reads_old_logprobs]
 
     @property
     def _older(self) -> str:

@@ -34,11 +34,13 @@ from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.run.weights import publisher
+from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_rl import transfer_backend
 from launch.sizes.placement import REWARD_WORKER_CPUS
 
 if TYPE_CHECKING:
     from algorithms.division.deals import Split
+    from algorithms.rl.overlapped_reads import OverlappedReads
     from algorithms.rl.reward_models import BesideRollouts
     from algorithms.rl.shaper import RewardShaper
     from algorithms.rollouts.rollouts import Rollouts
@@ -104,8 +106,8 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     steps, settings = _total_steps(kind, data.drawn), _from_settings(kind)
     split = split_by(engines.group, _ENGINE.split)
     reading = _reading(config, roster)
-    beside = _models_beside(kind.algorithm, reading, roster, split)
-    roster.rollouts = _rollouts(kind, engines.group, roster.pool, data, steps, settings["shaper"], beside)
+    beside = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
+    roster.rollouts = _rollouts(kind, engines.group, roster.pool, data, steps, settings["shaper"], *beside)
     if on_one_gpu(config):
         # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
         engines.wait(reporter)
@@ -120,6 +122,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
         "roster": roster,
         "rollouts": roster.rollouts,
         "split": split,
+        "reads": beside[1],
         "publish": publisher(config, roster, connection, directory),
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
@@ -258,6 +261,14 @@ def _models_beside(
     return BesideRollouts(Scorers(models=models, roster=roster, split=split))
 
 
+def _reads_beside(kind: RLKind, roster: Roster, split: "Split") -> "OverlappedReads":
+    """Who reads episodes, those of some fields while others are generated."""
+    from algorithms.rl.overlapped_reads import OverlappedReads
+
+    fields = overlapped_reads(kind.config, kind.algorithm)
+    return OverlappedReads(roster, split, fields, beside_updates=kind.algorithm.max_staleness > 0)
+
+
 def _samples_dynamically(algorithm: RLConfig) -> bool:
     return isinstance(algorithm, GRPOConfig) and algorithm.dynamic_sampling
 
@@ -270,6 +281,7 @@ def _rollouts(
     steps: int,
     shaper: "RewardShaper",
     models: "BesideRollouts | None",
+    reads: "OverlappedReads",
 ) -> "Rollouts":
     """Where scored groups come from."""
     from algorithms.rl.judging import Teaching
@@ -310,6 +322,7 @@ def _rollouts(
         tail=tail,
         waits=config.rollout.late == "wait",
         models=models,
+        reads=reads,
         order=data.batches,
         prompt_of=prompt_finder(data.prompts),
         # The penalty would not count what was sampled before.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from actors.config import GroupConfig, PlacedConfig
 from actors.config_rollout import RolloutConfig
-from launch.config import RunConfig, machine_cpus
+from launch.config import RunConfig, threads_each
 from launch.kinds.rl import reward_model_groups
 from launch.kinds.table import job_kind
 
@@ -121,11 +121,8 @@ def _engines(rollout: RolloutConfig) -> Demand:
 def _processes(
     group: str, count: int, cpus: float, gpus: float, threads: int | None, placed: PlacedConfig, per_node: int | None
 ) -> Demand:
-    # Groups take turns in a step, so each may use every core; ranks of one group run at the same time. The cores are
-    # those of the machine that starts the run: on a cluster of other machines, set the threads in the configuration.
-    threads = threads or max(1, machine_cpus() // (per_node or count))
     where = (placed.node_labels, placed.resources, placed.env)
-    return Demand(group, count, cpus, gpus, threads, per_node, *where)
+    return Demand(group, count, cpus, gpus, threads_each(threads, count, per_node), per_node, *where)
 
 
 def _own(demand: Demand) -> Reservation:

@@ -1,0 +1,110 @@
+"""`algorithm.overlap_reads`: what auto is, on which GPUs and cores, and what `tandem check` says of it."""
+
+from typing import Any
+
+import pytest
+
+from launch.checks.check import examine
+from launch.checks.report import print_tables
+from launch.config import RunConfig, validate
+from launch.kinds.table import job_kind
+from launch.run.build_rl import _reads_beside
+from launch.settings import overlap
+from launch.settings.overlap import Compute, computes_beside, overlapped_reads
+from tests.test_correction_setting import JOB
+
+GPU = Compute(gpu=True, threads=16)
+
+
+def cores(threads: int) -> Compute:
+    return Compute(gpu=False, threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("engines", "readers", "placement", "cpus", "beside"),
+    [
+        (GPU, [GPU], "split", 1, True),  # GPUs of their own, whatever cores there are
+        (GPU, [GPU, GPU], "separate", 1, True),
+        (GPU, [GPU], "shared", 99, False),  # the engines' GPUs
+        (GPU, [GPU, cores(1)], "shared", 99, False),
+        (GPU, [cores(2)], "shared", 18, True),
+        (cores(2), [GPU], "shared", 1, True),
+        (cores(1), [cores(1)], "split", 2, True),
+        (cores(1), [cores(2)], "split", 2, False),
+        (cores(2), [cores(2), cores(2)], "split", 6, True),  # they may all read at one time
+        (cores(2), [cores(2), cores(2)], "split", 5, False),
+        (cores(2), [cores(2), GPU], "split", 4, True),
+        (cores(1), [cores(1)], "shared", 2, True),
+        (cores(1), [cores(2)], "shared", 2, False),
+        (cores(9), [cores(9)], "separate", 9, True),  # engines have nodes of their own
+    ],
+)
+def test_who_computes_beside_engines(
+    engines: Compute, readers: list[Compute], placement: str, cpus: int, beside: bool
+) -> None:
+    assert computes_beside(engines, readers, placement=placement, cpus=cpus) is beside
+
+
+def made(algorithm: dict[str, Any], **sections: Any) -> RunConfig:
+    critic = {"critic": {}} if algorithm["name"] == "ppo" else {}
+    return validate(JOB | critic | sections | {"algorithm": JOB["algorithm"] | algorithm})
+
+
+ONE_EACH = {"policy": {"threads_per_rank": 1}, "reference": {"threads_per_rank": 1}, "critic": {"threads_per_rank": 1}}
+SPARE: dict[str, Any] = ONE_EACH | {"cluster": {"cpus": 4}, "rollout": JOB["rollout"] | {"threads_per_engine": 1}}
+GPUS: dict[str, Any] = {name: {"gpus_per_rank": 1} for name in ("policy", "critic", "reference")}
+NO_REFERENCE = {name: GPUS[name] for name in ("policy", "critic")}
+GPUS |= {"rollout": JOB["rollout"] | {"gpus_per_engine": 1}}
+PPO: dict[str, Any] = {"name": "ppo", "importance_correction": {}, "samples_per_update": 4}
+REFERENCE, EACH = {"reference_logprobs"}, {"reference_logprobs", "old_logprobs", "values"}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
+    "by default all cores are everybody's": (PPO, {}, set()),
+    "unless it is asked for": (PPO | {"overlap_reads": True}, {}, EACH),
+    "cores are enough for each group": (PPO, SPARE, EACH),
+    "but not for one more": (PPO, SPARE | {"cluster": {"cpus": 3}}, set()),
+    "GPUs": (PPO, GPUS, EACH),
+    "GPUs, without": (PPO | {"overlap_reads": False}, GPUS, set()),
+    "shared GPUs": (PPO, GPUS | {"cluster": {"placement": "shared"}}, set()),
+    "only what is read": ({"name": "ppo", "kl_coef": 0}, NO_REFERENCE, {"values"}),
+    "beside updates only the reference": (PPO | {"max_staleness": 2}, GPUS, REFERENCE),
+    "which counts alone": (PPO | {"max_staleness": 2}, SPARE | {"cluster": {"cpus": 2}}, REFERENCE),
+    "unless it follows the policy": (PPO | {"max_staleness": 2}, GPUS | {"reference": {"sync_every": 3}}, set()),
+    "as it may on-policy": (PPO, GPUS | {"reference": {"sync_every": 3, "gpus_per_rank": 1}}, EACH),
+    "or is the policy": (
+        PPO | {"max_staleness": 2},
+        {"model": JOB["model"] | {"lora": {}}, "reference": {"from_policy": True}, "policy": {"gpus_per_rank": 1}},
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_read_while_others_are_generated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, sections, fields = CASES[name]
+    monkeypatch.setattr(overlap, "machine_cpus", lambda: 64)
+    monkeypatch.setattr("launch.config.machine_cpus", lambda: 64)
+    config = made(algorithm, **sections)
+    assert overlapped_reads(config, config.algorithm) == fields  # type: ignore[arg-type]
+    told = [note for note in job_kind(config).notes() if "while others are generated" in note]
+    auto = "" if "overlap_reads" in algorithm else " (auto)"
+    names = ", ".join(
+        each.replace("_", " ") for each in ("values", "reference_logprobs", "old_logprobs") if each in fields
+    )
+    assert told == [f"{names}: read of finished groups while others are generated{auto}"] * bool(fields)
+
+
+def test_a_run_reads_so_what_is_decided() -> None:
+    config = made(PPO | {"max_staleness": 2, "overlap_reads": True})
+    reads = _reads_beside(job_kind(config), {}, lambda _: [])  # type: ignore[arg-type]
+    assert (reads._fields, reads._beside_updates) == (REFERENCE, True)
+    config = made(PPO | {"overlap_reads": True})
+    reads = _reads_beside(job_kind(config), {}, lambda _: [])  # type: ignore[arg-type]
+    assert (reads._fields, reads._beside_updates) == (EACH, False)
+
+
+def test_check_says_it(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "ab", "answer": "a"}\n' * 8)
+    data, run = {"train": str(tmp_path / "rows.jsonl")}, {"output": str(tmp_path / "outputs")}
+    print_tables(examine(made(PPO | {"overlap_reads": True}, data=data, run=run)))
+    line = "values, reference logprobs, old logprobs: read of finished groups while others are generated"
+    assert f"\n{line}\n" in capsys.readouterr().out
