@@ -32,6 +32,7 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _transfer_fits_devices(config)
     _ages_fit(config, algorithm)
     _something_runs_during_updates(config, algorithm)
+    _held_responses_can_end(config, algorithm)
 
 
 def check_evaluation_is_asked(config: RunConfig, algorithm: RLConfig, rows: str) -> None:
@@ -171,6 +172,37 @@ def _something_runs_during_updates(config: RunConfig, algorithm: RLConfig) -> No
     if not algorithm.max_staleness:
         why = "with algorithm.max_staleness 0, where no response is running when new weights come"
         refuse_unused(config.rollout, "on_update", "update_order", why=why, section="rollout.")
+
+
+def _held_responses_can_end(config: RunConfig, algorithm: RLConfig) -> None:
+    rollout, most = config.rollout, config.rollout.max_step_tokens
+    if most is None:
+        return
+    if not algorithm.max_staleness:
+        why = "with algorithm.max_staleness 0, where all tokens of a response are of one version"
+        refuse_unused(rollout, "max_step_tokens", why=why, section="rollout.")
+    longest, versions = rollout.max_response_tokens, algorithm.max_staleness + 1
+    if most * versions < longest:
+        raise ValueError(
+            f"rollout.max_step_tokens must be at least {-(-longest // versions)}, as a response of "
+            f"rollout.max_response_tokens ({longest}) has {versions} versions to end in (algorithm.max_staleness "
+            f"{algorithm.max_staleness} and 1), got {most}"
+        )
+    if most >= longest:
+        raise ValueError(
+            f"rollout.max_step_tokens must be below rollout.max_response_tokens ({longest}), or no response is ever "
+            f"held, got {most}"
+        )
+    if rollout.on_update == "restart":
+        raise ValueError(
+            f"rollout.on_update must be recompute or keep_cache with rollout.max_step_tokens {most}: responses that "
+            f"begin anew at every version would never have more tokens, got restart"
+        )
+    if rollout.presence_penalty:
+        raise ValueError(
+            f"rollout.presence_penalty must be 0 with rollout.max_step_tokens {most}: vLLM would not penalize tokens "
+            f"that a response had before it went on, got {rollout.presence_penalty:g}"
+        )
 
 
 def transfer_backend(config: RunConfig) -> str:
