@@ -286,8 +286,8 @@ def begun_anew(engine: Alone) -> Any:
 
 
 def held(engine: Alone) -> Any:
-    """Greedy, held after every number of tokens of one version, and going on under the next, whose weights are the same;
-    with stop strings that are cut, and those and tokens that end it just where it would be held."""
+    """Greedy, held after every number of tokens of one version, and going on under the next, of the same weights; with
+    stop strings that are cut, and those and tokens that end it just where it would be held."""
     engine.config = ROLLOUT.model_copy(update={"stop": ["never"]})
     plain = engine.answer()
     text, tokens = plain.text, plain.token_ids

@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from actors.episodes import VersionSpan
 from actors.group import ActorGroup, GroupError, Slot
 from actors.rollout.simulated import SimulatedEngine, SimulatedRolloutWorker, Table
-from actors.rollout.types import Begun, BegunInfo, Finish, Request, Sampling, Segment
+from actors.rollout.types import Begun, BegunInfo, Finish, Finished, Request, Sampling, Segment
 from actors.rollout.worker import CONCURRENCY
 from algorithms.rollouts.engines import Ended, RayEngines
 from algorithms.rollouts.groups import BegunGroup
@@ -222,6 +222,30 @@ def test_a_host_tells_of_what_has_ended_too_and_of_nothing_that_a_poll_tells() -
     assert asked(host, 1, 3) == {1: [(2, "stop"), (4, None)]}
 
 
+def test_a_group_is_held_only_where_nothing_else_has_become_of_it() -> None:
+    """A sample that was refused, an abort with what there is, or without: as of others. What is held can be collected
+    as what goes on, and a sample that has ended keeps how it did."""
+    run = Run(2, 9, 9, 9)
+    host = Host(run.engine)
+    limit = Sampling(samples=2, temperature=1.0, max_tokens=40, max_step_tokens=3)
+    parts = {2: (begun((0, 0, 41)), begun()), 3: (), 4: (), 5: ()}
+    for number, had in ({1: ()} | parts).items():
+        host.add([Request(id=number, token_ids=[5, 6], sampling=limit, begun=had)])
+    host._end([3], keep=True)
+    host._end([4], keep=False)
+    run.clock.now = 4
+    told = {each.request: each for each in host.poll()}
+    assert [each for each, finished in told.items() if finished.held] == [1, 5]
+    assert told[2].error.startswith("ValueError: sample 0 has begun with 41 tokens") and told[4].aborted
+    assert [info.status for info in told[3].infos] == ["failed"] * 2
+    first, second = host.ended.pop(1)
+    assert (first.finish, second.finish) == ("stop", None) and told[1].held == (
+        BegunInfo.of(first),
+        BegunInfo.of(second),
+    )
+    assert host.ended.keys() == {3, 5}
+
+
 def test_what_ends_while_the_host_asks_counts_as_ended() -> None:
     """The engine answers; before the host goes on, a sample ends and comes to it, and a request ends and is gone."""
     run = Run(2, 5, 3)
@@ -310,6 +334,43 @@ def test_all_engines_are_asked_at_once(started: Any) -> None:
     assert [turn.sampled_token_ids.tolist() for turn in first.turns] == had[:1]
     assert second.turns[0].sampled_token_ids.tolist() == had[1] + [6] * 2
     assert engines.progress({0: [], 1: []}, 30.0) == {}
+
+
+def test_what_is_held_goes_from_one_engine_to_another_and_not_by_the_driver(started: Any) -> None:
+    """Which sees how many tokens there are; a sample that has ended comes back with the others, its tokens where they
+    were."""
+    engines = RayEngines(started(SimulatedRolloutWorker))
+    limit = Sampling(samples=2, temperature=1.0, max_tokens=900, max_step_tokens=3)
+    engines.submit(0, [Request(id=1, token_ids=[5, 6], sampling=limit)], None)
+    told = _first(engines)
+    assert told == Finished(
+        request=1,
+        infos=[],
+        held=(
+            BegunInfo(tokens=1, oldest_version=0, ended=True),
+            BegunInfo(tokens=3, oldest_version=0, ended=False),
+        ),
+    )
+    [reference] = engines.collect(0, [1])
+    assert isinstance(reference, ray.ObjectRef)
+    engines.group.call(SimulatedRolloutWorker.use, 1)
+    engines.submit(1, [request(2, 2, most=5)], None, {2: reference})
+    assert [(info.sampled_tokens, info.carried_tokens) for info in _first(engines).infos] == [(1, 0), (4, 3)]
+    one, other = ray.get(engines.collect(1, [2])[0], timeout=30)
+    assert [one.status, other.status, one.sampled_tokens] == ["ok", "ok", 1]
+    spans = [VersionSpan(version=0, start=0, end=3), VersionSpan(version=1, start=3, end=4)]
+    assert other.turns[0].versions == spans and len(other.turns[0].rollout_logprobs) == 4
+
+
+def _first(engines: RayEngines) -> Finished:
+    """What ends next."""
+    until, events = time.monotonic() + 60, list[Any]()
+    while not events:
+        assert time.monotonic() < until
+        events += engines.wait((), 0.2)
+    [event] = events
+    assert isinstance(event, Ended)
+    return event.finished
 
 
 def test_a_late_engine_is_named_and_so_is_a_dead_one(started: Any) -> None:

@@ -95,7 +95,7 @@ class Trainer:
         self.rollouts.published(self.version)
         discards = self.rollouts.report()[1]
         self.left_out += discards.left_out
-        self.held += discards.held
+        self.held += discards.held or 0
 
     def check_all(self) -> None:
         """After the last step: every prompt that was drawn is in one place."""
@@ -189,7 +189,8 @@ def test_no_sample_is_too_old_none_comes_twice_none_is_lost_and_no_more_start_th
 ) -> None:
     """At each update no token is more than `staleness` versions old; each prompt that was drawn is trained on once, or
     waits, or is named as left out; (staleness + 1) steps' groups are there at most; none starts more often than
-    `starts`, and where engines begin at once, none waits longer than that allows."""
+    `starts`, and where engines begin at once, none waits longer than that allows. With responses that are held, or
+    without."""
     trained(draw, engines, groups, samples, staleness, starts)
 
 
@@ -213,3 +214,4 @@ def test_bounds_are_reached() -> None:
     found = [trained(draw, 8, 16, 2, staleness, 2) for draw in range(12) for staleness in (2, 4)]
     assert any(each.left_out for each in found)
     assert any(each.most_waiting == (each.staleness + 1) * each.groups for each in found)
+    assert any(each.held > each.groups * each.samples for each in found)
