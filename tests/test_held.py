@@ -192,6 +192,26 @@ def test_what_would_be_too_old_for_the_next_step_is_not_held() -> None:
     assert [(row, step) for row, _, step in driver.start()] == [(2, STEP), (3, STEP)]
 
 
+def test_what_later_steps_cannot_all_take_is_not_held_either() -> None:
+    """Four groups of version 0, with two steps that can take them: two go on, though the step has enough others."""
+    driver = Driver(staleness=2)
+    driver.start()
+    driver.lane.ask(2, None)
+    driver.start()
+    for row in range(4):
+        driver.hold(row, HELD, HELD)
+    driver.publish(1)
+    driver.lane.depth = 4
+    assert [(row, step) for row, _, step in driver.start()] == [(row, STEP) for row in range(6)]
+    for row in range(4):
+        driver.hold(row, *[begun((0, 0, STEP), (1, STEP, 2 * STEP))] * 2)
+    driver.end(4, 5)
+    assert not driver.lane.can_give(2, 1) and len(driver.lane.ready) == 2
+    assert [(row, step) for row, _, step in driver.start()] == [(0, None), (1, None)]
+    driver.end(0, 1)
+    assert driver.lane.can_give(2, 1) and [group.prompt.index for group in driver.lane.take(2)] == [0, 1]
+
+
 @pytest.mark.parametrize("comes", ["before", "after"])
 def test_what_is_held_and_too_old_starts_again(comes: str) -> None:
     """Where no step waits for it: it is ended for its age, wherever it is."""
