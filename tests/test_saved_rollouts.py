@@ -33,7 +33,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups_module, "kept", lambda episodes: episodes)
     monkeypatch.setattr("algorithms.rollouts.saved.kept", lambda episodes: episodes)
     monkeypatch.setattr("algorithms.rollouts.ahead.episodes_of", lambda group, _: group.rollouts)
-    monkeypatch.setattr("algorithms.rollouts.ahead.samples_of", lambda group, _: group.samples)
+    monkeypatch.setattr("algorithms.rollouts.ahead.begun_of", lambda group, _: group.samples)
 
 
 def group(prompt: Prompt, *episodes: Episode, scores: list[Score]) -> ScoredGroup:

@@ -16,7 +16,7 @@ import numpy as np
 from actors.episodes import Prompt
 from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.rollout.types import Sampling
-from algorithms.rollouts.groups import BegunGroup, ScoredGroup, episodes_of, samples_of
+from algorithms.rollouts.groups import BegunGroup, ScoredGroup, begun_of, episodes_of
 from algorithms.rollouts.lane import Drawn, LeftOut, Why
 from algorithms.rollouts.saved import (
     PartialGroup,
@@ -75,7 +75,7 @@ class Ahead:
         arrays = group_arrays(complete, [episodes_of(group, timeout_s) for group in complete])
         arrays |= partial_arrays(
             [
-                PartialGroup(prompt=each.prompt, begun=samples_of(each.begun, timeout_s) if each.begun else ())
+                PartialGroup(prompt=each.prompt, begun=begun_of(each.begun, timeout_s) if each.begun else ())
                 for each in self.begun
             ]
         )

@@ -68,7 +68,7 @@ class BegunGroup:
         return sum(not info.ended for info in self.infos)
 
 
-def samples_of(group: BegunGroup, timeout_s: float) -> tuple[Begun, ...]:
+def begun_of(group: BegunGroup, timeout_s: float) -> tuple[Begun, ...]:
     """What is behind a group's reference; raises GroupError when it is lost, or does not come in time."""
     try:
         return ray.get(group.samples, timeout=timeout_s)
