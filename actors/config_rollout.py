@@ -105,6 +105,11 @@ class RolloutConfig(PlacedConfig):
     vllm: dict[str, Any] = {}
     """Further arguments of vLLM's engine by its own names, for example {enable_prefix_caching: false}; those that other
     settings decide are refused."""
+    max_step_tokens: Tokens | None = None
+    """Partial rollouts, with algorithm.max_staleness: a response of which one version of the weights has sampled so
+    many tokens is held with what it has, and goes on at the next version, before new prompts; only one that a step
+    cannot be made without goes on at once (default: responses are not held). At least max_response_tokens divided by
+    max_staleness + 1, the versions that it has to end in."""
     late: Literal["wait", "restart"] = "wait"
     """What is done about responses that would become older than algorithm.max_staleness allows. wait: a step waits for
     them, and takes them. restart: they are ended, and their prompts sampled again, which costs what they had, and

@@ -24,9 +24,10 @@ from ray.util.placement_group import placement_group
 
 from actors.episodes import Episode, Prompt
 from actors.group import ActorGroup, Slot
+from actors.rollout.host import EngineHost
 from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import Sampling
-from actors.rollout.worker import CONCURRENCY, EngineHost
+from actors.rollout.worker import CONCURRENCY
 from actors.train.worker import Held, Totals
 from algorithms.config import RewardConfig
 from algorithms.division.deals import Updates, hand_episodes, split_by

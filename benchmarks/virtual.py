@@ -8,19 +8,20 @@ the next, and stands still while the trainer does anything but wait for groups o
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import floor, inf
 from typing import Any
 
 from actors.episodes import EpisodeStatus, VersionSpan
-from actors.rollout.types import Finished, Request, RolloutInfo
+from actors.rollout.types import BegunInfo, Finished, Request, RolloutInfo
 from algorithms.rollouts.engines import Ended, Lost
 from algorithms.rollouts.rollouts import Rollouts
 
 _ROUNDING = 1e-6
 """Tokens that sums of many shares of a token may be off."""
+_NONE_BEGUN: Mapping[int, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +40,32 @@ class Speed:
         return self.step_s + self.sample_s * running
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a sample has so far: `begun` in place of references to `actors.rollout.types.Begun`."""
+
+    spans: list[VersionSpan]
+    length: int
+    """Of the whole response."""
+
+    @property
+    def tokens(self) -> int:
+        """So far."""
+        return self.spans[-1].end if self.spans else 0
+
+
 @dataclass(slots=True)
 class _Group:
     """A request on its engine."""
 
     request: Request
-    left: int
-    """Samples that have not ended."""
-    infos: list[RolloutInfo | None]
-    spans: list[list[VersionSpan]]
+    begun: list[Cut]
+    """What its samples had when they came here."""
+    left: int = 0
+    """Samples that have not ended, and are not held."""
+    infos: dict[int, RolloutInfo] = field(default_factory=dict)
+    spans: dict[int, list[VersionSpan]] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -57,6 +75,7 @@ class _Sample:
     start: float
     """By the engine's count of tokens."""
     length: int
+    """Tokens that it gets here."""
     index: int
     group: _Group
 
@@ -67,6 +86,7 @@ class _Engine:
     def __init__(self, speed: Speed) -> None:
         self.speed = speed
         self.waiting: deque[tuple[_Group, int, int]] = deque()
+        """With the number of a sample, and tokens that it gets here."""
         self.running: list[tuple[float, int, _Sample]] = []
         """A heap, by the count of tokens at which they end; the number decides between equal ones."""
         self.open: dict[int, _Group] = {}
@@ -106,11 +126,33 @@ class _Engine:
         complete = []
         while self.running and self.running[0][0] <= self.done + _ROUNDING:
             sample = heapq.heappop(self.running)[-1]
-            limit = sample.group.request.sampling.max_tokens
-            self._tell(sample, sample.length, "truncated" if sample.length == limit else "ok")
+            self.leave(sample)
             if not sample.group.left:
                 complete.append(sample.group)
         return complete
+
+    def take(self, group: _Group) -> None:
+        """Queue a group's samples; what has nothing to do here comes back as it was."""
+        sampling = group.request.sampling
+        group.left = len(group.begun)
+        for index, cut in enumerate(group.begun):
+            step = sampling.max_step_tokens
+            used = sum(span.end - span.start for span in cut.spans if span.version == self.versions[-1][1])
+            left = cut.length - cut.tokens
+            length = left if step is None else min(left, max(0, step - used))
+            if length:
+                self.waiting.append((group, index, length))
+            else:
+                self.leave(_Sample(self.done, 0, index, group))
+
+    def leave(self, sample: _Sample) -> None:
+        """A sample has ended, or is held."""
+        group, cut = sample.group, sample.group.begun[sample.index]
+        whole = cut.tokens + sample.length == cut.length
+        limit = group.request.sampling.max_tokens
+        if not whole:
+            group.held.add(sample.index)
+        self._tell(sample, sample.length, "truncated" if cut.length == limit else "ok")
 
     def abort(self, group: _Group) -> None:
         """End all its samples with what they have."""
@@ -125,7 +167,7 @@ class _Engine:
 
     def older_than(self, version: int) -> list[int]:
         """Requests of which weights before this version have sampled a token."""
-        old = {request for request, group in self.open.items() if _oldest(group.infos) < version}
+        old = {request for request, group in self.open.items() if _oldest(group) < version}
         for *_, sample in self.running:
             spans = self._spans(sample, self._so_far(sample))
             if spans and spans[0].version < version:
@@ -137,7 +179,7 @@ class _Engine:
 
     def _tell(self, sample: _Sample, tokens: int, status: EpisodeStatus) -> None:
         group, spans = sample.group, self._spans(sample, tokens)
-        prompt = len(group.request.token_ids)
+        prompt, tokens = len(group.request.token_ids), spans[-1].end if spans else 0
         group.infos[sample.index] = RolloutInfo(
             tokens=prompt + tokens,
             prompt_tokens=prompt,
@@ -149,16 +191,22 @@ class _Engine:
         group.left -= 1
 
     def _spans(self, sample: _Sample, tokens: int) -> list[VersionSpan]:
+        """Of all its tokens, so many of them sampled here."""
+        before = sample.group.begun[sample.index].spans
+        had = before[-1].end if before else 0
         spans, until = list[VersionSpan](), tokens
         for done, version in reversed(self.versions):
             # A token is of the weights that are there when it is finished.
             begin = min(tokens, max(0, floor(done - sample.start + _ROUNDING)))
             if begin < until:
-                spans.insert(0, VersionSpan(version=version, start=begin, end=until))
+                spans.insert(0, VersionSpan(version=version, start=had + begin, end=had + until))
                 until = begin
             if not until:
                 break
-        return spans
+        if before and spans and before[-1].version == spans[0].version:
+            spans[0] = replace(spans[0], start=before[-1].start)
+            before = before[:-1]
+        return before + spans
 
 
 class VirtualEngines:
@@ -176,11 +224,11 @@ class VirtualEngines:
         """Most of them at one time."""
         self.requests = 0
         self.heard: Callable[[Request], None] = lambda _: None
-        """Hears of each."""
+        """Hears of each that has not begun."""
         self._lengths = lengths
         self._heap: list[tuple[float, int, int]] = []
         self._news: list[Ended | Lost] = []
-        self._ended: dict[int, list[list[VersionSpan]]] = {}
+        self._ended: dict[int, list[list[VersionSpan]] | list[Cut]] = {}
         self._until: float | None = None
         """When the trainer will have trained."""
 
@@ -195,18 +243,24 @@ class VirtualEngines:
     def __len__(self) -> int:
         return len(self.engines)
 
-    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+    def submit(
+        self, engine: int, requests: list[Request], seed: int | None, begun: Mapping[int, Any] = _NONE_BEGUN
+    ) -> None:
         """See `Engines`; lengths do not depend on the seed."""
         began, own = time.thread_time(), self.engines[engine]
         own.advance(self.now)
         for request in requests:
             if request.id in self.submitted or request.id in self._ended:
                 raise ValueError(f"request {request.id} comes twice")
-            self.heard(request)
-            lengths = self._lengths(request)
-            group = _Group(request, len(lengths), [None] * len(lengths), [[] for _ in lengths])
+            cuts = begun.get(request.id)
+            if cuts is None:
+                self.heard(request)
+                cuts = [Cut([], length) for length in self._lengths(request)]
+            group = _Group(request, cuts)
             own.open[request.id], self.submitted[request.id] = group, request
-            own.waiting.extend((group, index, length) for index, length in enumerate(lengths))
+            own.take(group)
+            if not group.left:  # all of them are held, or had ended
+                self._complete(engine, group, aborted=False, keep=True)
         self.requests += len(requests)
         self.most_open = max(self.most_open, len(self.submitted))
         own.start()
@@ -234,7 +288,8 @@ class VirtualEngines:
             self.cpu_s += time.thread_time() - began
 
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
-        """See `Engines`; instead of references, which weights sampled which tokens: a list of each sample's spans."""
+        """See `Engines`; instead of references, which weights sampled which tokens: a list of each sample's spans, or
+        of each one's `Cut` where some are held."""
         return [self._ended.pop(request) for request in requests]
 
     def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
@@ -309,11 +364,23 @@ class VirtualEngines:
         return news
 
     def _complete(self, engine: int, group: _Group, *, aborted: bool, keep: bool) -> None:
-        request = group.request.id
-        infos = [info for info in group.infos if info is not None]
+        request, samples = group.request.id, range(len(group.begun))
+        infos, spans = [group.infos[index] for index in samples], [group.spans[index] for index in samples]
         del self.engines[engine].open[request], self.submitted[request]
+        if group.held and not aborted:
+            self._ended[request] = [Cut(spans[index], group.begun[index].length) for index in samples]
+            held = tuple(
+                BegunInfo(
+                    tokens=infos[index].sampled_tokens,
+                    oldest_version=infos[index].oldest_version,
+                    ended=index not in group.held,
+                )
+                for index in samples
+            )
+            self._news.append(Ended(engine, Finished(request=request, infos=[], held=held)))
+            return
         if keep:
-            self._ended[request] = group.spans
+            self._ended[request] = spans
         self._news.append(Ended(engine, Finished(request=request, infos=infos, aborted=aborted)))
 
     def _plan(self, engine: int) -> None:
@@ -323,5 +390,7 @@ class VirtualEngines:
             heapq.heappush(self._heap, (own.next_end(), engine, own.turn))
 
 
-def _oldest(infos: Sequence[RolloutInfo | None]) -> float:
-    return min((info.oldest_version for info in infos if info and info.oldest_version >= 0), default=inf)
+def _oldest(group: _Group) -> float:
+    """Version of the weights that sampled any token of its samples that have ended, or that it had before."""
+    told = [info.oldest_version for info in group.infos.values() if info.oldest_version >= 0]
+    return min([*told, *(cut.spans[0].version for cut in group.begun if cut.spans)], default=inf)

@@ -53,9 +53,17 @@ class Alone:
         publish(self.trainer, self.thread.llm, version)
         self.thread.version = version
 
-    def ask(self, begun: tuple[Begun, ...] = (), *, samples: int = 1, most: int = TOKENS, heat: float = 0.0) -> Request:
+    def ask(
+        self,
+        begun: tuple[Begun, ...] = (),
+        *,
+        samples: int = 1,
+        most: int = TOKENS,
+        heat: float = 0.0,
+        step: int | None = None,
+    ) -> Request:
         self.requests += 1
-        sampling = Sampling(samples=samples, temperature=heat, max_tokens=most)
+        sampling = Sampling(samples=samples, temperature=heat, max_tokens=most, max_step_tokens=step)
         return Request(id=self.requests, token_ids=PROMPT, sampling=sampling, begun=begun)
 
     def take(self, request: Request, seed: int | None = None) -> None:
@@ -112,7 +120,8 @@ def shown(segment: Segment) -> dict[str, Any]:
 
 def whole_as_begun(segment: Segment) -> Begun:
     """As if nobody had seen that it has ended."""
-    return Begun(token_ids=segment.token_ids, logprobs=segment.logprobs, versions=segment.versions)
+    tokens = np.array(segment.token_ids, dtype=np.int32)
+    return Begun(token_ids=tokens, logprobs=segment.logprobs, versions=segment.versions)
 
 
 def every_cut(engine: Alone) -> Any:
@@ -150,7 +159,7 @@ def new_weights(engine: Alone) -> Any:
     [twice] = engine.segments(1)
     engine.on_thread(lambda: engine.become(0, 0))
     wanted[:5] = engine.trainer.logprobs(PROMPT + once.token_ids)[len(PROMPT) - 1 :][:5]
-    return {"begun": begun.token_ids, "once": shown(once), "wanted": wanted.tolist(), "twice": shown(twice)}
+    return {"begun": begun.token_ids.tolist(), "once": shown(once), "wanted": wanted.tolist(), "twice": shown(twice)}
 
 
 def stop_strings(engine: Alone) -> Any:
@@ -276,6 +285,49 @@ def begun_anew(engine: Alone) -> Any:
     return {"whole": shown(whole), "found": found}
 
 
+def held(engine: Alone) -> Any:
+    """Greedy, held after every number of tokens of one version, and going on under the next, of the same weights; with
+    stop strings that are cut, and those and tokens that end it just where it would be held."""
+    engine.config = ROLLOUT.model_copy(update={"stop": ["never"]})
+    plain = engine.answer()
+    text, tokens = plain.text, plain.token_ids
+    first = [at for at in range(3, TOKENS - 1) if tokens[at] not in tokens[:at]]
+    found = []
+    for step in range(1, TOKENS + 1):
+        for stop in ("never", text[3:6], text[-4:-1]):
+            engine.config = ROLLOUT.model_copy(update={"stop": ["never", stop]})
+            found.append([step, shown(engine.answer()), *_version_by_version(engine, step)])
+    by_token = []
+    for at in first:
+        engine.config = ROLLOUT.model_copy(update={"stop_token_ids": [tokens[at]]})
+        by_token.append([at + 1, shown(engine.answer()), *_version_by_version(engine, at + 1)])
+    engine.config = ROLLOUT
+    cut, before = engine.answer(step=5), engine.thread.stats().generated_tokens
+    again = engine.answer(cut.begun, step=5)
+    counted = engine.thread.stats().generated_tokens - before
+    whole = engine.answer(step=TOKENS + 1)
+    group = engine.ask(samples=3, heat=1.0, step=5)
+    engine.on_thread(lambda: engine.take(group, seed=3))
+    return {
+        "ended": found,
+        "by_token": by_token,
+        "same_version": [shown(cut), shown(again), counted],
+        "whole": shown(whole),
+        "group": [shown(each) for each in engine.segments(3)],
+    }
+
+
+def _version_by_version(engine: Alone, step: int) -> tuple[int, Any]:
+    """How often a response is held, and what it is in the end."""
+    segment, times = engine.answer(step=step), 0
+    while segment.finish == "held" and times < TOKENS:
+        times += 1
+        engine.on_thread(lambda version=times: engine.become(version, 0))
+        segment = engine.answer(segment.begun, step=step)
+    engine.on_thread(lambda: engine.become(0, 0))
+    return times, shown(segment)
+
+
 SCENES: list[Callable[[Alone], Any]] = [
     every_cut,
     without_text,
@@ -286,6 +338,7 @@ SCENES: list[Callable[[Alone], Any]] = [
     snapshots,
     cut_twice,
     begun_anew,
+    held,
 ]
 
 

@@ -5,7 +5,7 @@ They are `algorithms.rollouts.engines.Engines`, the pool and the clock in one, s
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from actors.episodes import EpisodeStatus, Prompt
@@ -13,7 +13,7 @@ from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool, _Job
 from algorithms.rewards.scores import Score, failed_score
-from algorithms.rollouts.engines import Ended, Lost
+from algorithms.rollouts.engines import NONE_BEGUN, Ended, Lost
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class FakeEngines:
     def __len__(self) -> int:
         return self.engines
 
-    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+    def submit(self, engine: int, requests: list[Request], seed: int | None, begun: Any = NONE_BEGUN) -> None:
         self.starts.append((engine, [request.id for request in requests], seed))
+        requests = [replace(each, begun=begun[each.id]) if each.id in begun else each for each in requests]
         for request in requests:
             assert request.id not in self.given, "no two requests have one id"
             self.given[request.id], self.on[request.id] = request, engine

@@ -6,15 +6,16 @@ For tests of what depends on time and order: weeks of rollouts in a second, the 
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from actors.config_rollout import OnUpdate
-from actors.episodes import Episode
 from actors.group import GroupError
+from actors.rollout.host import EngineHost
 from actors.rollout.simulated import SimulatedEngine, Table
-from actors.rollout.types import Begun, EngineStats, Request, Segment
-from actors.rollout.worker import EngineHost
-from algorithms.rollouts.engines import Ended, Lost
+from actors.rollout.types import EngineStats, Request, Segment
+from algorithms.rollouts.engines import NONE_BEGUN, Ended, Lost
+from algorithms.rollouts.groups import BegunGroup
 
 
 class Clock:
@@ -35,7 +36,7 @@ class SimulatedEngines:
         self.engines = [SimulatedEngine(table, clock, on_update) for table in tables]
         self.hosts = [Host(engine) for engine in self.engines]
         self.submitted: dict[int, Request] = {}
-        self.rollouts: dict[int, list[Episode]] = {}
+        self.rollouts: dict[int, Any] = {}
         self.most_running = 0
         self.dies_at: dict[int, float] = {}
         """Engine -> when it is lost."""
@@ -47,7 +48,8 @@ class SimulatedEngines:
     def __len__(self) -> int:
         return len(self.engines)
 
-    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+    def submit(self, engine: int, requests: list[Request], seed: int | None, begun: Any = NONE_BEGUN) -> None:
+        requests = [replace(each, begun=begun[each.id]) if each.id in begun else each for each in requests]
         for request in requests:
             assert request.id not in self.submitted, "no two requests have one id"
             self.submitted[request.id] = request
@@ -64,11 +66,13 @@ class SimulatedEngines:
         self.rollouts |= {request: self.hosts[engine].ended.pop(request) for request in requests}
         return requests
 
-    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
-        found: dict[int, tuple[Begun, ...]] = {}
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, BegunGroup]:
+        found: dict[int, BegunGroup] = {}
         for engine, own in requests.items():
             host: Any = self.hosts[engine]  # ray.method hides from type checkers that they are functions
-            found |= asyncio.run(host.progress(own))
+            told, *samples = asyncio.run(host.progress(own))
+            references: Any = dict(zip(own, samples, strict=True))  # what is there itself
+            found |= {each: BegunGroup(samples=references[each], infos=infos) for each, infos in told.items()}
         return found
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:

@@ -148,3 +148,31 @@ def test_what_starts_again_does_so_from_where_it_was_or_from_its_prompt(told: di
         [[7], [3, 8, 8, 0]],
         [[0], [3, 15, 12, 3]],
     ]
+
+
+def test_a_response_that_is_held_version_by_version_is_one_that_never_was(told: dict[str, Any]) -> None:
+    """Tokens, logprobs, end and text, as the weights do not change; its versions are those that sampled each token. One
+    that ends with the token after which it would be held has ended: by itself, a stop string, a token, or its limit."""
+    found = told["held"]
+    lengths = {len(whole["tokens"]) for _, whole, *_ in found["ended"]}
+    assert len(lengths) > 1 and len(found["ended"]) == 36 and found["by_token"]
+    ended_there = 0
+    for step, whole, times, last in found["ended"] + found["by_token"]:
+        tokens = len(whole["tokens"])
+        assert times == (tokens - 1) // step, "held after every so many, and not at its end"
+        starts = range(0, tokens, step)
+        versions = [[version, start, min(start + step, tokens)] for version, start in enumerate(starts)]
+        assert_same(last, whole, versions=versions)
+        ended_there += tokens % step == 0
+    assert ended_there > 12
+    assert all(whole["end"][0] == "stop" and times == 0 for _, whole, times, _ in found["by_token"])
+
+
+def test_a_response_is_held_as_long_as_the_weights_are_those_that_held_it(told: dict[str, Any]) -> None:
+    """Asked to go on under them it comes back as it was, and nothing is sampled; one with room for more ends."""
+    found = told["held"]
+    cut, again, counted = found["same_version"]
+    assert (len(cut["tokens"]), cut["end"]) == (5, ["held", None, "", ""])
+    assert (again, counted) == (cut, 0)
+    assert found["whole"]["end"][0] == "length" and len(found["whole"]["tokens"]) == 12
+    assert [(len(each["tokens"]), each["end"][0]) for each in found["group"]] == [(5, "held")] * 3

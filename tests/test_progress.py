@@ -18,9 +18,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from actors.episodes import VersionSpan
 from actors.group import ActorGroup, GroupError, Slot
 from actors.rollout.simulated import SimulatedEngine, SimulatedRolloutWorker, Table
-from actors.rollout.types import Begun, Finish, Request, Sampling, Segment
+from actors.rollout.types import Begun, BegunInfo, Finish, Finished, Request, Sampling, Segment
 from actors.rollout.worker import CONCURRENCY
 from algorithms.rollouts.engines import Ended, RayEngines
+from algorithms.rollouts.groups import BegunGroup
 from tests.simulated_engines import Clock, Host, SimulatedEngines
 
 
@@ -34,12 +35,13 @@ def begun(*spans: tuple[int, int, int], **how: Any) -> Begun:
     tokens = spans[-1][2] if spans else 0
     versions = [VersionSpan(version=version, start=start, end=end) for version, start, end in spans]
     logprobs = -np.arange(tokens, dtype=np.float32)
-    return Begun(token_ids=[100 + n for n in range(tokens)], logprobs=logprobs, versions=versions, **how)
+    return Begun(token_ids=np.arange(100, 100 + tokens, dtype=np.int32), logprobs=logprobs, versions=versions, **how)
 
 
 def shown(sample: Begun | Segment) -> Any:
     spans = [(span.version, span.start, span.end) for span in sample.versions]
-    return sample.token_ids, sample.logprobs.tolist(), spans, sample.finish, sample.ended_by, sample.text, sample.error
+    tokens, logprobs = [*sample.token_ids], sample.logprobs.tolist()
+    return tokens, logprobs, spans, sample.finish, sample.ended_by, sample.text, sample.error
 
 
 @pytest.mark.parametrize(
@@ -48,10 +50,10 @@ def shown(sample: Begun | Segment) -> Any:
 def test_a_sample_has_one_version_and_one_logprob_of_each_token(spans: list[tuple[int, int, int]]) -> None:
     versions = [VersionSpan(version=version, start=start, end=end) for version, start, end in spans]
     with pytest.raises(ValueError, match="a sample needs one version of each of its 2 tokens, got"):
-        Begun(token_ids=[1, 2], logprobs=np.zeros(2, np.float32), versions=versions)
+        Begun(token_ids=np.array([1, 2]), logprobs=np.zeros(2, np.float32), versions=versions)
     fine = [VersionSpan(version=1, start=0, end=2)]
     with pytest.raises(ValueError, match="a sample needs one logprob per token, got 1 of 2"):
-        Begun(token_ids=[1, 2], logprobs=np.zeros(1, np.float32), versions=fine)
+        Begun(token_ids=np.array([1, 2]), logprobs=np.zeros(1, np.float32), versions=fine)
 
 
 def test_a_request_is_begun_in_all_of_its_samples_or_in_none() -> None:
@@ -60,12 +62,12 @@ def test_a_request_is_begun_in_all_of_its_samples_or_in_none() -> None:
 
 
 @pytest.mark.parametrize("finish", get_args(Finish))
-def test_what_was_asked_to_end_has_not_ended(finish: Finish) -> None:
+def test_what_was_asked_to_end_or_is_held_has_not_ended(finish: Finish) -> None:
     segment = Segment(
         request=1, index=0, token_ids=[7], logprobs=np.array([-1], np.float32), finish=finish, ended_by="x",
         versions=[VersionSpan(version=2, start=0, end=1)], text="said", error="why",
     )  # fmt: skip
-    again = None if finish == "abort" else finish
+    again = None if finish in ("abort", "held") else finish
     assert shown(segment.begun) == ([7], [-1.0], [(2, 0, 1)], again, "x", "said" if again else "", "why")
 
 
@@ -201,7 +203,9 @@ def test_samples_that_have_ended_come_back_and_take_no_slot() -> None:
 
 
 def asked(host: Any, *requests: int) -> Any:
-    found = asyncio.run(host.progress(list(requests)))
+    told, *samples = asyncio.run(host.progress(list(requests)))
+    found = {number: each for number, each in zip(requests, samples, strict=True) if each is not None}
+    assert told == {number: tuple(map(BegunInfo.of, each)) for number, each in found.items()}
     return {number: [(len(each.token_ids), each.finish) for each in samples] for number, samples in found.items()}
 
 
@@ -216,6 +220,30 @@ def test_a_host_tells_of_what_has_ended_too_and_of_nothing_that_a_poll_tells() -
     run.clock.now = 4
     assert host.poll() == []
     assert asked(host, 1, 3) == {1: [(2, "stop"), (4, None)]}
+
+
+def test_a_group_is_held_only_where_nothing_else_has_become_of_it() -> None:
+    """A sample that has failed, an abort with what there is, or without, just after it was held: as of others. What is
+    held can be collected as what goes on, and a sample that has ended keeps how it did."""
+    run = Run(2, 9, 9, 9)
+    host = Host(run.engine)
+    limit = Sampling(samples=2, temperature=1.0, max_tokens=40, max_step_tokens=3)
+    parts = {2: (begun((0, 0, 2), finish="error", error="why"), begun()), 3: (), 4: (), 5: ()}
+    for number, had in ({1: ()} | parts).items():
+        host.add([Request(id=number, token_ids=[5, 6], sampling=limit, begun=had)])
+    run.clock.now = 99
+    host._end([3], keep=True)
+    host._end([4], keep=False)
+    told = {each.request: each for each in host.poll()}
+    assert [each for each, finished in told.items() if finished.held] == [1, 5]
+    assert not told[2].aborted and not told[3].aborted and told[4].aborted
+    assert [info.status for each in (2, 3) for info in told[each].infos] == ["failed", "failed", "failed", "ok"]
+    first, second = host.ended.pop(1)
+    assert (first.finish, second.finish) == ("stop", None) and told[1].held == (
+        BegunInfo.of(first),
+        BegunInfo.of(second),
+    )
+    assert host.ended.keys() == {2, 3, 5}
 
 
 def test_what_ends_while_the_host_asks_counts_as_ended() -> None:
@@ -242,7 +270,9 @@ def test_an_episode_of_a_sample_that_was_begun_has_all_of_it() -> None:
     engines.use(5)
     engines.submit(0, [request(1, 1, begun((2, 0, 4)))], None)
     [told] = engines.wait((), 99)
-    assert isinstance(told, Ended) and told.finished.infos[0].oldest_version == 2
+    assert isinstance(told, Ended)
+    info = told.finished.infos[0]
+    assert (info.sampled_tokens, info.oldest_version, info.carried_tokens) == (6, 2, 4)
     engines.collect(0, [1])
     [turn] = engines.rollouts[1][0].turns
     assert (turn.given_token_ids.tolist(), len(turn.sampled_token_ids)) == ([5, 6], 6)
@@ -253,7 +283,7 @@ class Slow(SimulatedRolloutWorker):
     """An engine that answers late."""
 
     @ray.method(concurrency_group="requests")
-    async def progress(self, requests: list[int]) -> dict[int, tuple[Begun, ...]]:
+    async def progress(self, requests: list[int]) -> Any:
         await asyncio.sleep(30)
         raise AssertionError("nobody waits so long")
 
@@ -284,15 +314,17 @@ def test_all_engines_are_asked_at_once(started: Any) -> None:
     engines = RayEngines(started(SimulatedRolloutWorker))
     engines.submit(0, [request(1, 2, most=900)], None)
     engines.submit(1, [request(2, 2, most=900), request(3, 1, most=900)], None)
-    until, found = time.monotonic() + 60, dict[int, tuple[Begun, ...]]()
-    while not all(len(sample) == 2 and len(sample[1].token_ids) > 1 for sample in (found.get(1, ()), found.get(2, ()))):
+    until, found = time.monotonic() + 60, dict[int, BegunGroup]()
+    while not (found.keys() == {1, 2} and all(each.infos[1].tokens > 1 for each in found.values())):
         assert time.monotonic() < until, found
         engines.wait((), 0.2)
         found = engines.progress({0: [1], 1: [2, 99]}, 30.0)
-    assert found.keys() == {1, 2}
-    assert [(len(each.token_ids), each.finish) for each in (found[1][0], found[2][0])] == [(1, "stop")] * 2
-    had = [each.token_ids for each in found[1]]
-    engines.submit(1, [request(4, 2, *found[1], most=len(had[1]) + 2)], None)
+    for each in found.values():
+        samples = ray.get(each.samples, timeout=30)
+        assert each.infos == tuple(map(BegunInfo.of, samples)) and each.infos[0].ended and each.going_on == 1
+        assert (len(samples[0].token_ids), samples[0].finish) == (1, "stop")
+    had = [each.token_ids.tolist() for each in ray.get(found[1].samples, timeout=30)]
+    engines.submit(1, [request(4, 2, most=len(had[1]) + 2)], None, {4: found[1].samples})
     events: list[Any] = []
     while not any(isinstance(each, Ended) and each.finished.request == 4 for each in events):
         assert time.monotonic() < until
@@ -302,6 +334,43 @@ def test_all_engines_are_asked_at_once(started: Any) -> None:
     assert [turn.sampled_token_ids.tolist() for turn in first.turns] == had[:1]
     assert second.turns[0].sampled_token_ids.tolist() == had[1] + [6] * 2
     assert engines.progress({0: [], 1: []}, 30.0) == {}
+
+
+def test_what_is_held_goes_from_one_engine_to_another_and_not_by_the_driver(started: Any) -> None:
+    """Which sees how many tokens there are; a sample that has ended comes back with the others, its tokens where they
+    were."""
+    engines = RayEngines(started(SimulatedRolloutWorker))
+    limit = Sampling(samples=2, temperature=1.0, max_tokens=900, max_step_tokens=3)
+    engines.submit(0, [Request(id=1, token_ids=[5, 6], sampling=limit)], None)
+    told = _first(engines)
+    assert told == Finished(
+        request=1,
+        infos=[],
+        held=(
+            BegunInfo(tokens=1, oldest_version=0, ended=True),
+            BegunInfo(tokens=3, oldest_version=0, ended=False),
+        ),
+    )
+    [reference] = engines.collect(0, [1])
+    assert isinstance(reference, ray.ObjectRef)
+    engines.group.call(SimulatedRolloutWorker.use, 1)
+    engines.submit(1, [request(2, 2, most=5)], None, {2: reference})
+    assert [(info.sampled_tokens, info.carried_tokens) for info in _first(engines).infos] == [(1, 0), (4, 3)]
+    one, other = ray.get(engines.collect(1, [2])[0], timeout=30)
+    assert [one.status, other.status, one.sampled_tokens] == ["ok", "ok", 1]
+    spans = [VersionSpan(version=0, start=0, end=3), VersionSpan(version=1, start=3, end=4)]
+    assert other.turns[0].versions == spans and len(other.turns[0].rollout_logprobs) == 4
+
+
+def _first(engines: RayEngines) -> Finished:
+    """What ends next."""
+    until, events = time.monotonic() + 60, list[Any]()
+    while not events:
+        assert time.monotonic() < until
+        events += engines.wait((), 0.2)
+    [event] = events
+    assert isinstance(event, Ended)
+    return event.finished
 
 
 def test_a_late_engine_is_named_and_so_is_a_dead_one(started: Any) -> None:

@@ -41,7 +41,10 @@ class Run:
         self.random = random_
         self.staleness, self.groups = random_.choice([0, 0, 1, 2, 4]), random_.choice([1, 2, 3, 5])
         self.sampling = Sampling(
-            samples=random_.choice([1, 2, 3]), temperature=1.0, max_tokens=random_.choice([9, 200, 500])
+            samples=random_.choice([1, 2, 3]),
+            temperature=1.0,
+            max_tokens=random_.choice([9, 200, 500]),
+            max_step_tokens=random_.choice([None, 1, 10, 60]) if self.staleness else None,
         )
         self.tailed = not self.staleness and random_.random() < 0.6
         self.dynamic = random_.random() < 0.3
@@ -103,9 +106,9 @@ class Run:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_prompt_is_trained_on_once_or_named_whatever_changes_at_a_resume(seed: int, tmp_path: Path) -> None:
-    """Staleness, tail batching, dynamic sampling, sizes of steps and groups, lengths, engines: whatever a run goes on
-    with, it makes its steps, within the bounds of its own settings; every row that was drawn is trained on once, named,
-    or in the last checkpoint, but for those that dynamic sampling leaves out."""
+    """Staleness, partial rollouts, tail batching, dynamic sampling, sizes of steps and groups, lengths, engines:
+    whatever a run goes on with, it makes its steps, within the bounds of its own settings; every row that was drawn is
+    trained on once, named, or in the last checkpoint, but for those that dynamic sampling leaves out."""
     random_ = random.Random(seed)
     steps, step, version = random_.randint(6, 20), 0, 0
     places: Counter[int] = Counter()

@@ -1,17 +1,27 @@
 """What a step reports of its updates and samples, against values written out by hand; no Ray."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.episodes import Episode, EpisodeStatus, Prompt
+from actors.episodes import Episode, EpisodeStatus, Prompt, Turn, VersionSpan
 from actors.rollout.types import RolloutInfo
+from algorithms.config_rl import GRPOConfig
 from algorithms.rewards.scores import Score, failed_score
 from algorithms.rl import responses
-from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, sample_rows, update_metrics
+from algorithms.rl.metrics import (
+    best_to_worst,
+    discard_metrics,
+    reward_metrics,
+    rollout_metrics,
+    sample_rows,
+    update_metrics,
+)
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.lane import Discards
 from tests.episodes import episode
 
 UPDATES = [
@@ -132,6 +142,32 @@ def test_rewards_are_told_whole_by_source_and_by_set() -> None:
     alone = group(0, 1.0)
     alone.scores[0].parts.pop("length")
     assert set(reward_metrics([alone], "x")) == {"x/mean", "x/std"}, "the only source is the reward"
+
+
+def test_what_was_held_and_carried_over_to_other_weights() -> None:
+    """Held ones are told of where responses can be, also of a step without one; tokens of other weights than a
+    response's last ones wherever there can be some."""
+    config = GRPOConfig(name="grpo", max_staleness=1)
+    found = group(1, 1.0, 3.0)
+    found = replace(found, infos=[replace(found.infos[0], carried_tokens=3), found.infos[1]])
+    assert [info.sampled_tokens for info in found.infos] == [10, 11]
+    told = discard_metrics(config, Discards(held=0), [found])
+    assert (told["rollout/held"], told["staleness/carried_fraction"]) == (0.0, 3 / 21)
+    assert discard_metrics(config, Discards(held=5), [found])["rollout/held"] == 5.0
+    assert "rollout/held" not in discard_metrics(config, Discards(), [found])
+    assert discard_metrics(GRPOConfig(name="grpo"), Discards(), [found]) == {}
+    assert RolloutInfo.of(_of_versions(3, 3, 4, 4, 4)).carried_tokens == 2
+    assert RolloutInfo.of(_of_versions(3, 3)).carried_tokens == RolloutInfo.of(_of_versions()).carried_tokens == 0
+
+
+def _of_versions(*versions: int) -> Episode:
+    """An episode with a token of each."""
+    spans = [VersionSpan(version=each, start=at, end=at + 1) for at, each in enumerate(versions)]
+    turn = Turn(
+        given_token_ids=np.zeros(2, np.int32), sampled_token_ids=np.zeros(len(versions), np.int32),
+        rollout_logprobs=np.zeros(len(versions), np.float32), versions=spans, finish_reason="stop",
+    )  # fmt: skip
+    return Episode(turns=[turn], status="ok", text="")
 
 
 def test_lengths_statuses_and_ages_of_a_step() -> None:

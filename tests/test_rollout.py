@@ -17,8 +17,9 @@ import pytest
 
 from actors.config_rollout import RolloutConfig
 from actors.episodes import VersionSpan
+from actors.rollout.host import EngineHost
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
-from actors.rollout.worker import Adapter, EngineHost, RolloutWorker
+from actors.rollout.worker import Adapter, RolloutWorker
 from actors.weights.offer import Offer
 
 

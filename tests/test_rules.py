@@ -1189,6 +1189,36 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "rollout.max_step_tokens=8",
+        "rollout.max_step_tokens must be left out with algorithm.max_staleness 0, where all tokens of a response are "
+        "of one version, got 8",
+    ),
+    (
+        "ppo",
+        "algorithm.max_staleness=2; rollout.max_step_tokens=5",
+        "rollout.max_step_tokens must be at least 6, as a response of rollout.max_response_tokens (16) has 3 versions "
+        "to end in (algorithm.max_staleness 2 and 1), got 5",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout.max_step_tokens=16",
+        "rollout.max_step_tokens must be below rollout.max_response_tokens (16), or no response is ever held, got 16",
+    ),
+    (
+        "grpo",
+        "algorithm.max_staleness=1; rollout={max_step_tokens: 8, on_update: restart, max_response_tokens: 16}",
+        "rollout.on_update must be recompute or keep_cache with rollout.max_step_tokens 8: responses that begin anew "
+        "at every version would never have more tokens, got restart",
+    ),
+    (
+        "grpo",
+        "algorithm={name: grpo, max_staleness: 1, importance_correction: null}; rollout.presence_penalty=0.5; "
+        "rollout.max_step_tokens=8",
+        "rollout.presence_penalty must be 0 with rollout.max_step_tokens 8: vLLM would not penalize tokens that a "
+        "response had before it went on, got 0.5",
+    ),
+    (
+        "grpo",
         "rollout.late=restart",
         "rollout.late must be left out with algorithm.max_staleness 0, where no response becomes too old, got restart",
     ),
@@ -1377,6 +1407,7 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
         ("ppo", "algorithm={name: ppo, overlap_reads: true, max_staleness: 2}"),
         ("ppo", "algorithm.overlap_reads=true; cluster.placement=shared"),
         ("grpo", "algorithm={name: grpo, overlap_reads: false, kl_coef: 0.1}"),
+        ("grpo", "algorithm.max_staleness=2; rollout={max_step_tokens: 6, max_response_tokens: 16}"),
         ("ppo", "algorithm.max_staleness=1; rollout={engines: 2, update_order: rolling, transfer: {store: holder}}"),
         (
             "grpo",

@@ -34,7 +34,11 @@ def begun(draw: st.DrawFn) -> Begun:
     if finish := draw(st.sampled_from([None, *get_args(Finish)])):
         how = {"ended_by": draw(st.none() | st.integers(0, 2**40) | TEXTS), "text": draw(TEXTS), "error": draw(TEXTS)}
     return Begun(
-        token_ids=tokens, logprobs=np.array(logprobs, dtype=np.float32), versions=versions, finish=finish, **how
+        token_ids=np.array(tokens, dtype=np.int32),
+        logprobs=np.array(logprobs, dtype=np.float32),
+        versions=versions,
+        finish=finish,
+        **how,
     )
 
 
@@ -52,8 +56,9 @@ def shown(groups: list[PartialGroup]) -> Any:
 
 
 def _shown(sample: Begun) -> Any:
-    # The bits of logprobs, and what kind of thing an end is.
-    numbers = sample.token_ids, sample.logprobs.dtype.str, sample.logprobs.tobytes(), sample.versions
+    # The bits of tokens and logprobs, and what kind of thing an end is.
+    tokens = sample.token_ids.dtype.str, sample.token_ids.tolist()
+    numbers = *tokens, sample.logprobs.dtype.str, sample.logprobs.tobytes(), sample.versions
     return *numbers, sample.finish, type(sample.ended_by), sample.ended_by, sample.text, sample.error
 
 
@@ -85,7 +90,7 @@ ONE = PartialGroup(
     prompt=ROWS[3],
     begun=(
         Begun(
-            token_ids=[4, 5],
+            token_ids=np.array([4, 5], np.int32),
             logprobs=np.array([-1, -2], np.float32),
             versions=[VersionSpan(version=1, start=0, end=2)],
         ),

@@ -14,7 +14,7 @@ from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts import groups as groups_module
 from algorithms.rollouts.ahead import Ahead, read_ahead
-from algorithms.rollouts.groups import ScoredGroup, prompt_finder
+from algorithms.rollouts.groups import BegunGroup, ScoredGroup, prompt_finder
 from algorithms.rollouts.lane import Drawn, LeftOut
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
@@ -29,10 +29,11 @@ ROWS = [Prompt(index=n, token_ids=[n, 1], text="", row={}, of_set=name) for name
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """References are the episodes themselves."""
+    """References are what they stand for."""
     monkeypatch.setattr(groups_module, "kept", lambda episodes: episodes)
     monkeypatch.setattr("algorithms.rollouts.saved.kept", lambda episodes: episodes)
     monkeypatch.setattr("algorithms.rollouts.ahead.episodes_of", lambda group, _: group.rollouts)
+    monkeypatch.setattr("algorithms.rollouts.ahead.begun_of", lambda group, _: group.samples)
 
 
 def group(prompt: Prompt, *episodes: Episode, scores: list[Score]) -> ScoredGroup:
@@ -118,8 +119,8 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_goes_on(tmp_pat
     again.use(5)
     after = made(again, groups=3, ahead=2, samples=1, drawn=drawn)
     after.load(tmp_path, entry)
-    has = {each.prompt.index: each.begun for each in after.training.again}
-    assert len(has) == on_the_way and any(sample.token_ids for begun in has.values() for sample in begun)
+    has = {each.prompt.index: _samples(each) for each in after.training.again}
+    assert len(has) == on_the_way and any(len(sample.token_ids) for begun in has.values() for sample in begun)
     steps = [after.take(3, version, seed=version) for version in range(3, 7)]
     found = [each for step in steps for each in step]
     # As they were complete: what takes longer is still on its way.
@@ -134,7 +135,7 @@ def test_what_was_made_ahead_is_used_after_a_resume_and_the_rest_goes_on(tmp_pat
     for each in found:
         for one, sample in zip(each.rollouts, has.get(each.prompt.index, ()), strict=False):
             [turn] = one.turns
-            assert turn.sampled_token_ids.tolist()[: len(sample.token_ids)] == sample.token_ids
+            assert turn.sampled_token_ids.tolist()[: len(sample.token_ids)] == sample.token_ids.tolist()
             assert turn.versions[: len(sample.versions) - 1] == sample.versions[:-1], "what old weights have sampled"
     assert has.keys() & {each.prompt.index for each in found}, "some of them were trained on"
     after.close()
@@ -194,12 +195,9 @@ def test_what_is_too_old_for_the_run_that_goes_on_starts_anew() -> None:
     engines = SimulatedEngines([Table(lengths=(10,), token_s=0.01)], Clock())
     engines.use(3)
     rollouts = made(engines, groups=1, ahead=0, samples=1, limits=Limits(silence_s=30.0, starts=3))
-    old, young = (
-        Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=each, start=0, end=1)])
-        for each in (2, 3)
-    )
+    old, young = (_begun(each) for each in (2, 3))
     ready = [group(ROWS[number], episode([3], [2], text=""), scores=empty_scores(1)) for number in range(12)]
-    rollouts.training.give_back(ready, [Drawn(ROWS[13], begun=(old,)), Drawn(ROWS[14], begun=(young,))], 0)
+    rollouts.training.give_back(ready, [_drawn(ROWS[13], old), _drawn(ROWS[14], young)], 0)
     assert [rollouts.take(1, 3, seed=0)[0].prompt for _ in range(3)] == [ROWS[13], ROWS[14], ROWS[0]]
     assert [request.begun for request in engines.submitted.values()] == [(), (young,), ()]
     rollouts.close()
@@ -207,10 +205,10 @@ def test_what_is_too_old_for_the_run_that_goes_on_starts_anew() -> None:
 
 def test_over_other_rows_what_was_ahead_is_sampled_anew_where_it_is_still_there(tmp_path: Path) -> None:
     """The order goes on behind these rows: they would not come again in this pass."""
-    whole = Begun(token_ids=[1], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=0, start=0, end=1)])
+    whole = _begun(0)
     ready = [group(ROWS[number], episode([3], [2], text=""), scores=empty_scores(1)) for number in (0, 10)]
     out = [LeftOut(ROWS[7], "stale")]
-    ahead = Ahead(ready[:1], ready[1:], [Drawn(ROWS[2], None, 2, (whole,)), Drawn(ROWS[8])], out, 8, 4)
+    ahead = Ahead(ready[:1], ready[1:], [_drawn(ROWS[2], whole, attempt=2), Drawn(ROWS[8])], out, 8, 4)
     entry = ahead.write(tmp_path, 1.0)
     fewer = prompt_finder(ROWS[:8] + ROWS[9:])
     with pytest.raises(KeyError):
@@ -242,11 +240,11 @@ def test_what_a_run_would_sample_otherwise_starts_anew(tmp_path: Path, samples: 
     """Of another number of samples, or longer than they may be now; what fits is kept. As many steps were made,
     whatever one asks for: the run ends when all are."""
     names = {"versions": [VersionSpan(version=0, start=0, end=4)], "logprobs": np.zeros(4, dtype=np.float32)}
-    whole = Begun(token_ids=[1, 2, 3, 4], **names)
-    short = Begun(token_ids=[], logprobs=np.zeros(0, dtype=np.float32), versions=[])
+    whole = Begun(token_ids=np.arange(4), **names)
+    short = Begun(token_ids=np.empty(0), logprobs=np.zeros(0, dtype=np.float32), versions=[])
     ready = [group(ROWS[number], episode([3], [2] * 4, text=""), episode([3], [2], text=""), scores=empty_scores(2))
              for number in (0, 1)]  # fmt: skip
-    begun = [Drawn(ROWS[2], None, 2, (whole, short)), Drawn(ROWS[3], None, 3)]
+    begun = [_drawn(ROWS[2], whole, short, attempt=2), Drawn(ROWS[3], None, 3)]
     ahead = Ahead(ready[:1], ready[1:], begun, [], 11, 4)
     same = ahead.fitting(Sampling(samples=2, temperature=1.0, max_tokens=4), 4)
     assert (same.ready, same.unscored, same.begun) == (ready[:1], ready[1:], begun) and same.taken == 12
@@ -271,7 +269,7 @@ def test_an_engine_that_does_not_say_what_it_has_takes_no_checkpoint_with_it(tmp
     assert asked == [30.0]
     after = made_of(FakeEngines(), first=3)
     after.load(tmp_path, entry)
-    assert [(each.prompt.index, each.begun) for each in after.training.again] == [(100, ()), (101, ()), (102, ())]
+    assert [(each.prompt.index, each.begun) for each in after.training.again] == [(100, None), (101, None), (102, None)]
 
 
 def test_what_other_settings_refuse_to_go_on_with_starts_from_nothing() -> None:
@@ -279,9 +277,8 @@ def test_what_other_settings_refuse_to_go_on_with_starts_from_nothing() -> None:
     engines = FakeEngines()
     rollouts = made_of(engines)
     lane, flow = rollouts.training, rollouts._flow
-    one = Begun(token_ids=[4], logprobs=np.zeros(1, np.float32), versions=[VersionSpan(version=0, start=0, end=1)])
-    begun = (one, one)
-    lane.again.append(Drawn(Prompt(index=150, token_ids=[50, 1], text="", row={}), begun=begun))
+    begun = (one := _begun(0), one)
+    lane.again.append(_drawn(Prompt(index=150, token_ids=[50, 1], text="", row={}), *begun))
     lane.ask(1, 0)
     flow.start([lane])
     assert engines.given[0].begun == begun
@@ -290,6 +287,20 @@ def test_what_other_settings_refuse_to_go_on_with_starts_from_nothing() -> None:
     assert engines.given[number].begun == () and lane.on_the_way == 3
     with pytest.raises(GroupError, match="data row 150 was refused: ValueError: it is too long"):
         flow.take_in(engines._happen(After(1, refused={number: "ValueError: it is too long"})))
+
+
+def _begun(version: int) -> Begun:
+    """A token of these weights."""
+    spans = [VersionSpan(version=version, start=0, end=1)]
+    return Begun(token_ids=np.array([4], np.int32), logprobs=np.zeros(1, np.float32), versions=spans)
+
+
+def _drawn(prompt: Prompt, *begun: Begun, attempt: int = 1) -> Drawn:
+    return Drawn(prompt, None, attempt, BegunGroup.of(begun))
+
+
+def _samples(drawn: Drawn) -> Any:
+    return drawn.begun.samples if drawn.begun else ()
 
 
 def made_of(engines: FakeEngines, first: int = 0, silence_s: float = 30.0) -> Rollouts:

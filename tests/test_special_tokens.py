@@ -12,8 +12,9 @@ from actors.config import UserError
 from actors.config_rollout import RolloutConfig
 from actors.episodes import Episode, Prompt, VersionSpan
 from actors.models.tokenizer import build_char_tokenizer
+from actors.rollout.host import EngineHost
 from actors.rollout.types import Request, Sampling, Segment
-from actors.rollout.worker import EngineHost, RolloutWorker
+from actors.rollout.worker import RolloutWorker
 from algorithms.config import RewardConfig, RewardFunction
 from algorithms.rewards.calls import LoadedFunction, Samples, check_signature
 from algorithms.rewards.endpoint import LoadedEndpoint

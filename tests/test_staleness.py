@@ -70,6 +70,10 @@ class Trainer:
     """Whether steps wait for what would be too old, instead of letting it start again."""
     most_each: int | None = None
     """Samples with which an engine has enough."""
+    most_step: int | None = None
+    """Tokens of a response that one version samples before it is held."""
+    held: int = 0
+    """Responses that were."""
     drawn: dict[int, int] = field(default_factory=dict)
     """Row -> version of the policy when it was drawn."""
     started: Counter[int] = field(default_factory=Counter)
@@ -86,7 +90,7 @@ class Trainer:
             self.engines,
             None,
             self._prompts(),
-            Sampling(samples=self.samples, temperature=1.0, max_tokens=400),
+            Sampling(samples=self.samples, temperature=1.0, max_tokens=400, max_step_tokens=self.most_step),
             Limits(silence_s=1e9, starts=self.starts),
             groups_per_step=self.groups,
             max_staleness=self.staleness,
@@ -114,7 +118,9 @@ class Trainer:
         self.version += 1
         self.engines.use(self.version)
         self.rollouts.published(self.version)
-        self.left_out += self.rollouts.report()[1].left_out
+        discards = self.rollouts.report()[1]
+        self.left_out += discards.left_out
+        self.held += discards.held or 0
 
     def check_all(self) -> None:
         """After the last step: every prompt that was drawn is in one place."""
@@ -124,6 +130,7 @@ class Trainer:
         places += [each.prompt.index for each in lane.ready.values()]
         places += [each.prompt.index for each in self.rollouts._flow.of(lane)]
         places += [each.prompt.index for each in lane.again]
+        assert {*lane.held} <= {*self.rollouts._flow.of(lane)}
         places += [each.index for each in self.tail.postponed] if self.tail else []
         assert sorted(places) == sorted(self.drawn), "none is lost, none is twice anywhere"
         assert set(self.drawn) == set(range(len(self.drawn)))
@@ -183,7 +190,9 @@ def trained(
     most_each = random_.choice([None, 1, 2, 9]) if staleness else None
     made = engines_of(random_, engines, at_once)
     waits = staleness > 0 and random_.random() < 0.5
-    more = {"at_once": at_once, "most_each": most_each, "waits": waits}
+    # What is held waits on purpose, so that more versions may pass before it has its first token.
+    most_step = random_.choice([None, 1, 7, 40, 150]) if staleness else None
+    more = {"at_once": at_once and most_step is None, "most_each": most_each, "waits": waits, "most_step": most_step}
     trainer = Trainer(made, groups, samples, staleness, starts, tail, **more)
     evaluates, train_s = random_.choice([0, 2, 3]), random_.choice([0.0, 0.1, 1.0, 10.0])
     for number in range(2 * staleness + 5):
@@ -206,7 +215,8 @@ def test_no_sample_is_too_old_none_comes_twice_none_is_lost_and_no_more_start_th
 ) -> None:
     """At each update no token is more than `staleness` versions old; each prompt that was drawn is trained on once, or
     waits, or is named as left out; (staleness + 1) steps' groups are there at most; none starts more often than
-    `starts`, and where engines begin at once, none waits longer than that allows."""
+    `starts`, and where engines begin at once, none waits longer than that allows. With responses that are held, or
+    without."""
     trained(draw, engines, groups, samples, staleness, starts)
 
 
@@ -230,3 +240,4 @@ def test_bounds_are_reached() -> None:
     found = [trained(draw, 8, 16, 2, staleness, 2) for draw in range(12) for staleness in (2, 4)]
     assert any(each.left_out for each in found)
     assert any(each.most_waiting == (each.staleness + 1) * each.groups for each in found)
+    assert any(each.held > each.groups * each.samples for each in found)

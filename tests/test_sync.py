@@ -26,7 +26,7 @@ from actors.episodes import Episode, Sequence
 from actors.group import ActorGroup, GroupError, Slot
 from actors.models.skeleton import write_skeleton
 from actors.pulse import Pulse
-from actors.rollout.types import Request, Sampling
+from actors.rollout.types import BegunInfo, Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from actors.train.policy import PolicyWorker
 from actors.train.worker import Totals
@@ -359,19 +359,19 @@ def test_what_runs_tells_what_it_has_and_goes_on_on_another_engine(pairs: dict[s
     sampling = Sampling(samples=3, temperature=1.0, max_tokens=400)
     [asked] = here.ask([[5, 6, 7]], sampling, 5)
     _let_run(here)
-    begun = here.engine(Engine.progress, [asked, 10**9])
-    assert begun.keys() == {asked} and len(begun[asked]) == 3
+    told, begun, nothing = here.engine(Engine.progress, [asked, 10**9])
+    assert told == {asked: tuple(map(BegunInfo.of, begun))} and len(begun) == 3 and nothing is None
     [group] = here.answers([asked])
-    for sample, rollout in zip(begun[asked], group, strict=True):
-        assert len(sample.token_ids) > 0 and sample.token_ids == _sampled(rollout)[: len(sample.token_ids)]
-    longest = max(len(sample.token_ids) for sample in begun[asked])
+    for sample, rollout in zip(begun, group, strict=True):
+        assert len(sample.token_ids) > 0 and sample.token_ids.tolist() == _sampled(rollout)[: len(sample.token_ids)]
+    longest = max(len(sample.token_ids) for sample in begun)
     limit = Sampling(samples=3, temperature=1.0, max_tokens=longest + 20)
-    request = Request(id=next(IDS), token_ids=[5, 6, 7], sampling=limit, begun=begun[asked])
+    request = Request(id=next(IDS), token_ids=[5, 6, 7], sampling=limit, begun=begun)
     there.engine(Engine.submit, [request], None)
-    for sample, rollout in zip(begun[asked], there.answers([request.id])[0], strict=True):
+    for sample, rollout in zip(begun, there.answers([request.id])[0], strict=True):
         had, [turn], tokens = len(sample.token_ids), rollout.turns, rollout.sampled_tokens
         spans = [(span.version, span.start, span.end) for span in turn.versions]
-        assert _sampled(rollout)[:had] == sample.token_ids and turn.given_token_ids.tolist() == [5, 6, 7]
+        assert _sampled(rollout)[:had] == sample.token_ids.tolist() and turn.given_token_ids.tolist() == [5, 6, 7]
         assert turn.rollout_logprobs[:had].tolist() == sample.logprobs.tolist()
         if sample.finish is None:
             assert spans == [(here.version, 0, had), (there.version, had, tokens)] and rollout.status != "failed"

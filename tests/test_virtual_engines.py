@@ -101,6 +101,26 @@ def test_a_group_ends_with_its_longest_response_and_is_cut_at_the_limit() -> Non
     assert event.finished.infos[1].tokens == 22 and event.finished.infos[1].prompt_tokens == 2
 
 
+def test_what_is_held_leaves_its_slot_and_goes_on_with_what_it_had() -> None:
+    """Under other weights, with tokens of both; under the same it comes back at once."""
+    engines = engines_of({1: [2, 9], 3: [4]}, Speed(step_s=1.0, sample_s=0.0, slots=1))
+    sampling = Sampling(samples=2, temperature=1.0, max_tokens=50, max_step_tokens=5)
+    engines.submit(0, [Request(id=1, token_ids=[1], sampling=sampling), request(3, 1)], None)
+    (event,) = engines.wait((), 1e9)
+    assert isinstance(event, Ended) and engines.now == 7.0 and not event.finished.infos
+    assert [(each.tokens, each.ended) for each in event.finished.held] == [(2, True), (5, False)]
+    cuts = engines.collect(0, [1])
+    assert told(engines, 1) == [(11.0, 3, [4])], "the slot is free"
+    engines.submit(0, [Request(id=2, token_ids=[1], sampling=sampling)], None, {2: cuts[0]})
+    (event,) = engines.wait((), 1e9)
+    assert isinstance(event, Ended) and engines.now == 11.0 and event.finished.held[1].tokens == 5
+    engines.use(1)
+    engines.submit(0, [Request(id=4, token_ids=[1], sampling=sampling)], None, {4: engines.collect(0, [2])[0]})
+    assert told(engines, 1) == [(15.0, 4, [2, 9])]
+    ((_, spans),) = engines.collect(0, [4])
+    assert spans == [VersionSpan(version=0, start=0, end=5), VersionSpan(version=1, start=5, end=9)]
+
+
 def test_new_weights_sample_from_the_middle_of_a_response_on() -> None:
     engines = engines_of({1: [2, 9], 2: [6]}, Speed(step_s=1.0, sample_s=0.0, slots=2))
     engines.submit(0, [request(1, 2)], None)

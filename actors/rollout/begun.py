@@ -4,11 +4,25 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from actors.rollout.types import Begun, Finish, Request, Segment
+from actors.rollout.types import Begun, Finish, Request, Sampling, Segment
+
+NOTHING = Begun(token_ids=np.empty(0, np.int32), logprobs=np.empty(0, np.float32), versions=[])
+"""Of a sample that has not started."""
 
 
-def ended_before(request: Request, index: int) -> Segment | None:
-    """The whole of a sample that had ended, or that has all tokens that it may have; None where it goes on.
+def stops_at(sampling: Sampling, begun: Begun, version: int) -> int:
+    """How many tokens a sample has, with those that it has begun with, when weights of this version have sampled of it
+    what they may: then it is held, or at its limit."""
+    most, step = sampling.max_tokens, sampling.max_step_tokens
+    if step is None:
+        return most
+    used = sum(span.end - span.start for span in begun.versions if span.version == version)
+    return min(most, len(begun.token_ids) + max(0, step - used))
+
+
+def ended_before(request: Request, index: int, version: int) -> Segment | None:
+    """The whole of a sample that had ended, or has all tokens that it may have, in all or of weights of this version;
+    None where it goes on.
 
     Raises ValueError for one that goes on and has more.
     """
@@ -17,7 +31,10 @@ def ended_before(request: Request, index: int) -> Segment | None:
         return _whole(request, index, begun, begun.finish)
     if (tokens := len(begun.token_ids)) > most:
         raise ValueError(f"sample {index} has begun with {tokens} tokens, more than the {most} that it may have")
-    return _whole(request, index, begun, "length") if tokens == most else None
+    if tokens == most:
+        return _whole(request, index, begun, "length")
+    stop = stops_at(request.sampling, begun, version)
+    return _whole(request, index, begun, "held") if tokens == stop else None
 
 
 def _whole(request: Request, index: int, begun: Begun, finish: Finish) -> Segment:
@@ -25,7 +42,7 @@ def _whole(request: Request, index: int, begun: Begun, finish: Finish) -> Segmen
     return Segment(
         request=request.id,
         index=index,
-        token_ids=begun.token_ids,
+        token_ids=begun.token_ids.tolist(),
         logprobs=begun.logprobs,
         versions=begun.versions,
         finish=finish,

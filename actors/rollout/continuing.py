@@ -30,7 +30,7 @@ class WholeAccount:
         Raises ValueError where vLLM, told that what was sampled is a prompt, would sample from something else, and
         where the response has ended in the middle of what it has.
         """
-        if begun.token_ids and params.presence_penalty:
+        if len(begun.token_ids) and params.presence_penalty:
             raise ValueError(
                 "a response does not go on with rollout.presence_penalty, as vLLM would penalize only those of its "
                 "tokens that it samples from now on"
@@ -38,14 +38,14 @@ class WholeAccount:
         # As vLLM makes it: it gets no tokenizer where no text is asked for.
         request: Any = SimpleNamespace(request_id="", prompt_token_ids=prompt, sampling_params=params)
         detokenizer = IncrementalDetokenizer.from_new_request(tokenizer if params.detokenize else None, request)
-        if stop := detokenizer.update(begun.token_ids, False):
+        if stop := detokenizer.update(begun.token_ids.tolist(), False):
             raise ValueError(f"the text of the tokens so far has {stop!r} of rollout.stop, and goes on behind it")
         return cls(begun, detokenizer)
 
     def replace(self, state: Any) -> None:
         """Let vLLM's state of a request, which has sampled nothing yet, go on from here."""
         state.detokenizer = self.detokenizer
-        for token, logprob in zip(self.begun.token_ids, self.begun.logprobs.tolist(), strict=True):
+        for token, logprob in zip(self.begun.token_ids.tolist(), self.begun.logprobs.tolist(), strict=True):
             state.logprobs_processor.logprobs.append_fast([token], [logprob], [None], [None])
         # vLLM opens a new span only for another version than that of the last.
         state.weight_version_starts = [(str(span.version), span.start) for span in self.begun.versions]

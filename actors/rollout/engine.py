@@ -26,7 +26,7 @@ from actors.config_rollout import OnUpdate
 from actors.pulse import Pulse, Work
 from actors.rollout.adapter_files import adapter_directory
 from actors.rollout.answers import fail, fulfil
-from actors.rollout.begun import ended_before, refused
+from actors.rollout.begun import NOTHING, ended_before, refused, stops_at
 from actors.rollout.continuing import WholeAccount
 from actors.rollout.occupancy import Occupancy
 from actors.rollout.samples import RunningSample, TakenRequest
@@ -205,7 +205,9 @@ class EngineThread:
             # A cached prefix must not outlive its weights, nor decide what is computed together after a resume.
             self._salt = str(seed)
         for request in requests:
-            taken, prompt = TakenRequest(request, self._params(request.sampling)), self._prompt(request.token_ids)
+            stop = stops_at(request.sampling, NOTHING, self.version)
+            taken = TakenRequest(request, self._params(replace(request.sampling, max_tokens=stop)), stop)
+            prompt = self._prompt(request.token_ids)
             for index in range(request.sampling.samples):
                 self._start(taken, index, prompt)
 
@@ -221,22 +223,22 @@ class EngineThread:
         except Exception as error:  # A refused request is its caller's alone.
             self._tell([refused(taken.request.id, index, error)])
         else:
-            self._running[name] = RunningSample(taken, index, inside)
+            self._running[name] = RunningSample(taken, index, inside, taken.stops_at)
 
     def _go_on(self, taken: TakenRequest, index: int) -> None:
         """Queue a sample that was begun; tell of one that has nothing left to do. Raises why it cannot go on."""
         request = taken.request
-        if ended := ended_before(request, index):
+        if ended := ended_before(request, index, self.version):
             self._tell([taken.ended(ended)], brought=len(ended.token_ids))
             return
         begun, sampling = request.begun[index], request.sampling
-        brought = len(begun.token_ids)
-        params = self._params(replace(sampling, max_tokens=sampling.max_tokens - brought))
+        brought, stop = len(begun.token_ids), stops_at(sampling, begun, self.version)
+        params = self._params(replace(sampling, max_tokens=stop - brought))
         processor = self.llm.llm_engine.output_processor
         account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params)
-        name, inside = self._add(self._prompt(request.token_ids + begun.token_ids), params)
+        name, inside = self._add(self._prompt(request.token_ids + begun.token_ids.tolist()), params)
         account.replace(processor.request_states[inside])
-        self._running[name] = RunningSample(taken, index, inside, brought)
+        self._running[name] = RunningSample(taken, index, inside, stop, brought)
 
     def _begin_anew(self, *, everything: bool) -> None:
         """Let samples start again, in the same order: those without a token of here, or all, from their prompts."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +39,9 @@ class TakenRequest:
 
     request: Request
     params: Any
-    """vLLM's SamplingParams."""
+    """vLLM's SamplingParams, of a sample that was not begun."""
+    stops_at: int
+    """Tokens with which such a one is held, or at its limit."""
     oldest: float = math.inf
     """Version of the oldest weights that have sampled a token of those that have ended; infinite without any."""
 
@@ -57,6 +59,8 @@ class RunningSample:
     index: int
     inside: str
     """Its name within vLLM, which an abort needs."""
+    stops_at: int
+    """Tokens with which it is held, or at its limit."""
     brought: int = 0
     """Tokens that it had when it came here."""
 
@@ -70,8 +74,13 @@ class RunningSample:
         return _segment(self.taken.request.id, self.index, completion)
 
     def end(self, completion: _Completion) -> Segment:
-        """What it has, when it has ended; raises as `so_far` does."""
-        return self.taken.ended(self.so_far(completion))
+        """What it has, when it has ended or is held; raises as `so_far` does."""
+        segment = self.so_far(completion)
+        # One that ends with this very token, by itself or by a stop string, has ended.
+        most = self.taken.request.sampling.max_tokens
+        if segment.finish == "length" and len(segment.token_ids) == self.stops_at < most:
+            segment = replace(segment, finish="held")
+        return self.taken.ended(segment)
 
 
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}

@@ -16,10 +16,10 @@ import numpy as np
 from actors.config_rollout import OnUpdate
 from actors.episodes import VersionSpan
 from actors.group import write_output_to_log
-from actors.rollout.begun import ended_before, refused
+from actors.rollout.begun import NOTHING, ended_before, refused, stops_at
+from actors.rollout.host import EngineHost
 from actors.rollout.occupancy import Occupancy
 from actors.rollout.types import Begun, EngineStats, Finish, Request, Segment
-from actors.rollout.worker import EngineHost
 
 _LOGPROB = -1.0
 """Of every token."""
@@ -49,9 +49,6 @@ class _Taken:
     """Version of the oldest weights that have sampled a token of those that have ended; infinite without any."""
 
 
-_NOTHING = Begun(token_ids=[], logprobs=np.empty(0, np.float32), versions=[])
-
-
 @dataclass(slots=True, eq=False)
 class _Sample:
     taken: _Taken
@@ -59,6 +56,8 @@ class _Sample:
     length: int
     """Of the whole response."""
     begun: Begun
+    stop: int
+    """Tokens with which it is held here, or at its limit."""
     started: float = 0.0
     versions: list[VersionSpan] = field(default_factory=list)
     """Of all its tokens, the last one open; empty while it waits for a slot."""
@@ -69,13 +68,25 @@ class _Sample:
         return len(self.begun.token_ids)
 
     @property
+    def most(self) -> int:
+        """Tokens that it has when it leaves the engine."""
+        return min(self.length, self.stop)
+
+    @property
+    def finish(self) -> Finish:
+        """How it leaves it."""
+        if self.stop == self.request.sampling.max_tokens <= self.length:
+            return "length"
+        return "stop" if self.length <= self.stop else "held"
+
+    @property
     def request(self) -> Request:
         """Whose it is."""
         return self.taken.request
 
     def tokens(self, now: float, table: Table) -> int:
         """How many were sampled here by now; none of one that waits."""
-        left = self.length - self.brought
+        left = self.most - self.brought
         if not self.versions:
             return 0
         if table.token_s == 0:
@@ -99,18 +110,18 @@ class _Sample:
 
     def begin_anew(self, now: float) -> None:
         """From its prompt."""
-        self.begun, self.versions, self.started = _NOTHING, [], now
+        self.begun, self.versions, self.started = NOTHING, [], now
 
     def end(self, table: Table) -> float:
         """When the last token is there."""
-        return self.started + table.start_s + table.token_s * (self.length - self.brought)
+        return self.started + table.start_s + table.token_s * (self.most - self.brought)
 
     def segment(self, tokens: int, finish: Finish) -> Segment:
         """What it has: what it began with, and so many tokens that were sampled here."""
         return Segment(
             request=self.request.id,
             index=self.index,
-            token_ids=self.begun.token_ids + [self.request.token_ids[-1]] * tokens,
+            token_ids=self.begun.token_ids.tolist() + [self.request.token_ids[-1]] * tokens,
             logprobs=np.concatenate([self.begun.logprobs, np.full(tokens, _LOGPROB, dtype=np.float32)]),
             versions=self.spans(tokens),
             finish=finish,
@@ -149,7 +160,7 @@ class SimulatedEngine:
                 taken = _Taken(request)
                 for index in range(request.sampling.samples):
                     try:
-                        ended = ended_before(request, index) if request.begun else None
+                        ended = ended_before(request, index, self.version) if request.begun else None
                     except ValueError as error:
                         ended = refused(request.id, index, error)
                     if ended:
@@ -159,13 +170,15 @@ class SimulatedEngine:
             self._advance()
 
     def _sample(self, taken: _Taken, index: int) -> _Sample:
-        begun = taken.request.begun[index] if taken.request.begun else _NOTHING
+        request = taken.request
+        begun = request.begun[index] if request.begun else NOTHING
         # By number, so that a run is the same every time.
         length = self.table.lengths[self._submitted % len(self.table.lengths)]
         self._submitted += 1
-        if begun.token_ids:
+        if len(begun.token_ids):
             length = max(length, len(begun.token_ids) + 1)
-        return _Sample(taken, index, min(length, taken.request.sampling.max_tokens), begun)
+        stop = stops_at(request.sampling, begun, self.version)
+        return _Sample(taken, index, min(length, request.sampling.max_tokens), begun, stop)
 
     def poll(self, wait_s: float) -> list[Segment]:
         """See `Engine`."""
@@ -298,8 +311,7 @@ class SimulatedEngine:
             if self._waiting:
                 self._start(self._waiting.popleft(), ended.end(self.table))
             self._note(ended.end(self.table))
-            cut = ended.length == ended.request.sampling.max_tokens
-            self._end(ended, ended.length - ended.brought, "length" if cut else "stop")
+            self._end(ended, ended.most - ended.brought, ended.finish)
 
     def _is_older(self, sample: _Sample, version: int) -> bool:
         """Whether older weights have sampled any token of it, or of those of its request that have ended."""

@@ -1,6 +1,6 @@
 """What the driver and the rollout engines tell each other; importable without vLLM.
 
-Request --submit--> [engine] --poll--> Segment, one per sample, as each ends
+Request --submit--> [engine] --poll--> Segment, one per sample, as each ends or is held
                         ^---- abort: what was sampled so far, as segments too
                         ^---- progress: the same, and the requests go on
 """
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from actors.episodes import Episode, EpisodeStatus, VersionSpan
 
-Finish = Literal["stop", "length", "abort", "error", "refused"]
-"""stop: ended by itself; length: cut at the limit; abort: asked to end; error: failed in the engine; refused: never
-started."""
+Finish = Literal["stop", "length", "held", "abort", "error", "refused"]
+"""stop: ended by itself; length: cut at the limit; held: has all that one version of the weights may sample of it, and
+goes on later; abort: asked to end; error: failed in the engine; refused: never started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,9 @@ class Sampling:
     samples: int
     temperature: float
     max_tokens: int
+    max_step_tokens: int | None = None
+    """Most tokens of a response that one version of the weights samples, counted from where a request starts: with
+    more to say, it is held (rollout.max_step_tokens). None: as many as it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Begun:
     Raises ValueError for other than one logprob and one version of each token.
     """
 
-    token_ids: list[int]
+    token_ids: NDArray[np.int32]
     """Sampled so far, [K]; none for a sample that has not started."""
     logprobs: NDArray[np.float32]
     """As in `Segment`, [K]."""
@@ -71,6 +74,23 @@ def covered(spans: list[VersionSpan], tokens: int) -> bool:
     """Whether each of so many tokens is in one span, in order, and no span is without a token."""
     ends = [span.end for span in spans]
     return [*(span.start for span in spans), tokens] == [0, *ends] and all(span.start < span.end for span in spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunInfo:
+    """What the driver sees of a sample that was begun: no tokens."""
+
+    tokens: int
+    """Sampled so far."""
+    oldest_version: int
+    """Of the weights that sampled any of them; -1 without a token."""
+    ended: bool
+
+    @classmethod
+    def of(cls, begun: Begun) -> "BegunInfo":
+        """What there is to see of `begun`."""
+        oldest = min((span.version for span in begun.versions), default=-1)
+        return cls(tokens=len(begun.token_ids), oldest_version=oldest, ended=begun.finish is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +138,10 @@ class Segment:
 
     @property
     def begun(self) -> Begun:
-        """The same as something to go on from: what was asked to end has not ended."""
-        goes_on = self.finish == "abort"
+        """The same as something to go on from: what was asked to end, or is held, has not ended."""
+        goes_on = self.finish in ("abort", "held")
         return Begun(
-            token_ids=self.token_ids,
+            token_ids=np.array(self.token_ids, dtype=np.int32),
             logprobs=self.logprobs,
             versions=self.versions,
             finish=None if goes_on else self.finish,
@@ -181,6 +201,7 @@ class Engine(Protocol):
         """Take requests, in order. With a seed, what is sampled depends on it, the prompts and their order only.
 
         A sample that was begun goes on, and its segment is the whole response; one that had ended comes back as it was.
+        With `Sampling.max_step_tokens`, what the weights in service have sampled of it before counts, too.
         """
 
     def poll(self, wait_s: float) -> list[Segment]:
@@ -227,6 +248,8 @@ class RolloutInfo:
     turns: int = 1
     turn_rewards: tuple[float, ...] = ()
     """Of the turns that have one, in their order."""
+    carried_tokens: int = 0
+    """Sampled tokens that are not of the weights which sampled its last one."""
 
     @classmethod
     def of(cls, episode: Episode) -> "RolloutInfo":
@@ -240,6 +263,7 @@ class RolloutInfo:
             oldest_version=min((span.version for span in spans), default=-1),
             turns=len(episode.turns),
             turn_rewards=tuple(episode.turn_rewards.values()),
+            carried_tokens=sum(span.end - span.start for span in spans if span.version != spans[-1].version),
         )
 
 
@@ -253,3 +277,6 @@ class Finished:
     """Why the engine refused it; then there is nothing to collect."""
     aborted: bool = False
     """It was asked to end; then there is nothing to collect, unless that was asked for: `infos` are of what it had."""
+    held: tuple[BegunInfo, ...] = ()
+    """Where samples are held, all of them as they are, and `infos` are none: what is to be collected are `Begun`, from
+    which a request can go on."""

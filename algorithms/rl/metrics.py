@@ -75,14 +75,20 @@ def rollout_metrics(groups: Sequence[ScoredGroup], version: int, failures: Failu
     )
 
 
-def discard_metrics(config: RLConfig, discards: Discards, kept: int) -> Metrics:
+def discard_metrics(config: RLConfig, discards: Discards, groups: Sequence[ScoredGroup]) -> Metrics:
     """What became of groups that a step was not given, while it was made: too old ones, those whose scores do not
-    differ, those that later steps take."""
+    differ, those that later steps take; and what was sampled over several versions, of what it was given."""
     found: Metrics = {}
+    kept = len(groups)
     if config.max_staleness:
+        infos = [info for group in groups for info in group.infos]
+        tokens = max(1, sum(info.sampled_tokens for info in infos))
+        found["staleness/carried_fraction"] = sum(info.carried_tokens for info in infos) / tokens
         found |= {"staleness/dropped": float(discards.dropped), "staleness/aborted": float(discards.aborted)}
         stale = sum(each.why == "stale" for each in discards.left_out)
         found["staleness/left_out"] = float(stale)
+    if discards.held is not None:
+        found["rollout/held"] = float(discards.held)
     if discards.postponed:
         found["rollout/postponed"] = float(discards.postponed)
     if getattr(config, "dynamic_sampling", False):

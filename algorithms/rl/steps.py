@@ -236,7 +236,7 @@ class Steps:
         failures, discards = self.rollouts.report()
         # Before publishing: ages count from the weights that these responses were asked of.
         metrics |= rollout_metrics(groups, self.version, failures) | self.shaper.metrics(groups)
-        metrics |= discard_metrics(self.config, discards, len(groups))
+        metrics |= discard_metrics(self.config, discards, groups)
         with clock("sync"):
             metrics |= self._publish_moved()
             if self.sync_reference:

@@ -5,6 +5,7 @@ version, so of those that started under u or before, all but (u + n - v) G have 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 
 class Ages:
@@ -49,6 +50,21 @@ class Ages:
     def of(self, order: int) -> int | None:
         """Version under which a group has started; None where it was not here."""
         return self._version_of.get(order)
+
+    def too_many_wait(self, orders: Iterable[int], version: int, most: int, groups: int) -> int:
+        """How many of these, the oldest first, cannot be left to later steps than that of this version.
+
+        As `enough_are_complete` counts them: of those that started under u or before, all but (u + most - version)
+        steps' worth have to be in this one, unless it is full of others of that age.
+        """
+        waiting = Counter(self._version_of[order] for order in orders)
+        waits = started = found = 0
+        for each in sorted(number for number, count in self._started.items() if count):
+            started += self._started[each]
+            waits += waiting[each]
+            later = max(0, each + most - version) * groups
+            found = max(found, waits - max(later, started - groups))
+        return found
 
     def enough_are_complete(self, version: int, most: int, groups: int) -> bool:
         """Whether a step of this version can take `groups` groups and leave none that no later one could, where they

@@ -16,7 +16,7 @@ import numpy as np
 from actors.episodes import Prompt
 from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.rollout.types import Sampling
-from algorithms.rollouts.groups import ScoredGroup, episodes_of
+from algorithms.rollouts.groups import BegunGroup, ScoredGroup, begun_of, episodes_of
 from algorithms.rollouts.lane import Drawn, LeftOut, Why
 from algorithms.rollouts.saved import (
     PartialGroup,
@@ -55,7 +55,7 @@ class Ahead:
         ready, odd_ready = _parted(self.ready, fits)
         unscored, odd_unscored = _parted(self.unscored, fits)
         begun = [
-            each if fits([len(sample.token_ids) for sample in each.begun]) else replace(each, begun=())
+            each if each.begun and fits([info.tokens for info in each.begun.infos]) else replace(each, begun=None)
             for each in self.begun
         ]
         anew = [Drawn(each.prompt) for each in odd_ready + odd_unscored]
@@ -64,8 +64,8 @@ class Ahead:
         return Ahead(ready, unscored, anew + begun, self.left_out, steps * groups_per_step, groups_per_step)
 
     def write(self, directory: Path, timeout_s: float) -> Entry:
-        """Write arrays, if there is anything. Raises GroupError when the episodes of a group are lost, or do not come
-        in time."""
+        """Write arrays, if there is anything. Raises GroupError when what a group has is lost, or does not come in
+        time."""
         entry: Entry = {"taken": self.taken, "groups_per_step": self.groups_per_step}
         if self.left_out:
             entry["left_out"] = [[each.prompt.of_set, each.prompt.index, each.why] for each in self.left_out]
@@ -73,7 +73,12 @@ class Ahead:
             return entry
         complete = [*self.ready, *self.unscored]
         arrays = group_arrays(complete, [episodes_of(group, timeout_s) for group in complete])
-        arrays |= partial_arrays([PartialGroup(prompt=each.prompt, begun=each.begun) for each in self.begun])
+        arrays |= partial_arrays(
+            [
+                PartialGroup(prompt=each.prompt, begun=begun_of(each.begun, timeout_s) if each.begun else ())
+                for each in self.begun
+            ]
+        )
         arrays["attempts"] = np.array([each.attempt for each in self.begun], dtype=np.int64)
         write_arrays(arrays, directory / _FILE)
         return entry | {"ready": len(self.ready), "unscored": len(self.unscored)}
@@ -96,7 +101,7 @@ def read_ahead(directory: Path, entry: Entry, prompt_of: Callable[[str, int], Pr
         return Ahead([], [], [], named, *counts)
     complete, ready = groups_of(arrays, prompt_of), int(entry["ready"])
     begun = [
-        Drawn(group.prompt, None, attempt, group.begun if go_on else ())
+        Drawn(group.prompt, None, attempt, BegunGroup.of(group.begun) if go_on and group.begun else None)
         for group, attempt in zip(partial_groups_of(arrays, prompt_of), arrays["attempts"].tolist(), strict=True)
     ]
     return Ahead(complete[:ready], complete[ready:], begun, named, *counts)

@@ -12,23 +12,27 @@ from ray import ObjectRef
 
 from actors.episodes import Episode
 from actors.group import ActorGroup, Countdown, GroupError
+from actors.rollout.host import EngineHost
 from actors.rollout.types import Begun, EngineStats, Finished, Request
-from actors.rollout.worker import EngineHost
+from algorithms.rollouts.groups import BegunGroup
 
 T = TypeVar("T")
 
+NONE_BEGUN: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = {}
 _POLL_S = 5.0
 """How long a poll waits within the engine's process; one that has nothing to tell is asked again."""
 _PLACES = 8
 """Most requests whose responses come with the news that they have ended, which saves a call and its way: a place that
 stays empty costs a thirtieth of a call."""
+Had = list[Episode] | tuple[Begun, ...]
+"""The responses to a request, or what each of its samples has where it is held."""
 _HOST: Any = EngineHost
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request has ended on an engine."""
+    """A request has ended on an engine, or is held."""
 
     engine: int
     finished: Finished
@@ -47,8 +51,17 @@ class Engines(Protocol):
 
     def __len__(self) -> int: ...
 
-    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
-        """Give an engine requests; see `actors.rollout.types.Engine`."""
+    def submit(
+        self,
+        engine: int,
+        requests: list[Request],
+        seed: int | None,
+        begun: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = NONE_BEGUN,
+    ) -> None:
+        """Give an engine requests; see `actors.rollout.types.Engine`.
+
+        `begun`: id of a request -> reference to what its samples have, of those that go on from there.
+        """
 
     def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
         """End requests of an engine; `wait` tells of each that they are aborted.
@@ -61,8 +74,8 @@ class Engines(Protocol):
         """End the requests of an engine of which weights before this version have sampled any token, whenever they were
         submitted; `wait` tells of each that it is aborted, and what it has is gone."""
 
-    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
-        """Id of a request -> what each of its samples has so far, in their order; they go on all the same.
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, BegunGroup]:
+        """Id of a request -> what its samples have so far; they go on all the same.
 
         Args:
             requests: engine -> which of its requests.
@@ -77,8 +90,9 @@ class Engines(Protocol):
         (references)."""
         ...
 
-    def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[list[Episode]]]":
-        """References to the responses to each of these requests, which have ended; to be asked for once."""
+    def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[Had]]":
+        """References to the responses to each of these requests, which have ended, or to what the samples of a held one
+        have; to be asked for once."""
         ...
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
@@ -96,9 +110,9 @@ class RayEngines:
         """Requests of each engine that have not ended."""
         self._unwanted: set[int] = set()
         """Of these, what was aborted and nobody will collect."""
-        self._polls: dict[ObjectRef[list[Finished]], tuple[int, list[ObjectRef[list[Episode]]]]] = {}
+        self._polls: dict[ObjectRef[list[Finished]], tuple[int, list[ObjectRef[Had]]]] = {}
         """Its engine, and what takes the responses to the first requests that it tells of."""
-        self._here: dict[int, ObjectRef[list[Episode]]] = {}
+        self._here: dict[int, ObjectRef[Had]] = {}
         """Request -> its responses, which a poll has brought along."""
         self._calls: dict[ObjectRef[None], tuple[int, str]] = {}
         """Of which only failures matter."""
@@ -109,9 +123,17 @@ class RayEngines:
     def __len__(self) -> int:
         return len(self.group)
 
-    def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
+    def submit(
+        self,
+        engine: int,
+        requests: list[Request],
+        seed: int | None,
+        begun: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = NONE_BEGUN,
+    ) -> None:
         """See `Engines`."""
-        self._calls[self.group.submit(engine, _HOST.submit, requests, seed)] = engine, "submit"
+        # Arguments of their own: within another one, Ray would leave them references.
+        call = self.group.submit(engine, _HOST.submit, requests, seed, [*begun], *begun.values())
+        self._calls[call] = engine, "submit"
         waited = bool(self._waiting[engine])
         self._waiting[engine].update(request.id for request in requests)
         # One poll at a time: it tells of these as well, if there is one.
@@ -130,7 +152,7 @@ class RayEngines:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.abort_older, version)] = engine, "abort_older"
 
-    def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[list[Episode]]]":
+    def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[Had]]":
         """See `Engines`."""
         # One call, whatever the number: it takes the driver as long as all that it does for a sample beside.
         if away := [request for request in requests if request not in self._here]:
@@ -138,12 +160,20 @@ class RayEngines:
             self._here.update(zip(away, found if len(away) > 1 else [found], strict=True))
         return [self._here.pop(request) for request in requests]
 
-    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, tuple[Begun, ...]]:
+    def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, BegunGroup]:
         """See `Engines`."""
         asked = {engine: own for engine, own in requests.items() if own}
-        calls = [self.group.submit(engine, _HOST.progress, own) for engine, own in asked.items()]
+        calls, samples = [], dict[int, ObjectRef[tuple[Begun, ...]]]()
+        for engine, own in asked.items():
+            told, *found = self.group.submit(engine, _HOST.progress, own, num_returns=1 + len(own))
+            calls.append(told)
+            samples |= zip(own, found, strict=True)
         answers = self.group.gather(calls, "progress", timeout_s, list(asked))
-        return {request: begun for answer in answers for request, begun in answer.items()}
+        return {
+            request: BegunGroup(samples=samples[request], infos=infos)
+            for answer in answers
+            for request, infos in answer.items()
+        }
 
     def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
         """See `Engines`."""

@@ -2,7 +2,7 @@
 handled.
 
     lanes --start--> engines --Ended--> reward pool --scores--> reward models --scores--> lanes
-                        ^---- abort what is postponed, or too old ----'
+      ^------- held -----'  ^---- abort what is postponed, or too old ----'
 
 One thread makes these calls; the caller keeps its lock wherever lanes change, and not while it waits.
 """
@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray import ObjectRef
 
-from actors.episodes import Episode
 from actors.group import GroupError
 from actors.rollout.types import Begun, Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts.admission import Loads
-from algorithms.rollouts.engines import Ended, Engines, Lost
-from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.engines import Ended, Engines, Had, Lost
+from algorithms.rollouts.groups import BegunGroup, ScoredGroup
+from algorithms.rollouts.held import going_on, sampling_of
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
@@ -93,15 +93,18 @@ class Flow:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is on its way."""
+        """Whether anything is on its way, and not held."""
         return bool(self._running or self._waiting or self._scoring or self._judging or self.reads.busy)
+
+    def may_start(self, lane: Lane) -> bool:
+        """Whether a lane has anything to start."""
+        return bool(lane.room or going_on(lane, self.version))
 
     def of(self, lane: Lane) -> list[Running]:
         """What is on its way for a lane, in the order of the prompts."""
         everything = (*self._running.values(), *self._waiting, *self._scoring.values(), *self._judging.values())
-        return sorted(
-            (each for each in everything if each.lane is lane and not each.unwanted), key=lambda each: each.order
-        )
+        own = [each for each in everything if each.lane is lane and not each.unwanted]
+        return sorted([*own, *lane.held], key=lambda each: each.order)
 
     def so_far(self, lane: Lane) -> tuple[list[ScoredGroup], list[Drawn]]:
         """What is on its way for a lane: groups that only lack scores, and prompts with what their samples have so far,
@@ -111,7 +114,7 @@ class Flow:
         for group in own:
             if group.id in self._running:
                 asked.setdefault(group.engine, []).append(group.id)
-        found: dict[int, tuple[Begun, ...]] = {}
+        found: dict[int, BegunGroup] = {}
         # An engine that hangs or dies just now must not take the checkpoint with it: whoever waits for it says so.
         with suppress(GroupError):
             found = self.engines.progress(asked, min(_TELLS_S, self.limits.silence_s)) if asked else {}
@@ -188,7 +191,13 @@ class Flow:
         self._unwanted, self._too_old = [], None
 
     def _start(self, lane: Lane) -> None:
-        """Give each prompt that may start to the engine with the least to do."""
+        """Give each group that goes on, and each prompt that may start, to the engine with the least to do."""
+        if again := going_on(lane, self.version):
+            orders = {group.order for group in again}
+            lane.held = [group for group in lane.held if group.order not in orders]
+            # Before prompts that wait for an engine with room.
+            self._waiting.extendleft([replace(group, id=next(self._ids)) for group in reversed(again)])
+            self._send([], None)
         drawn = lane.draw()
         if not drawn:
             return
@@ -217,19 +226,24 @@ class Flow:
         self._waiting.extendleft([group for group in reversed(groups) if not group.lane.ahead])
         self._waiting.extend(group for group in groups if group.lane.ahead)
         shares: dict[int, list[Request]] = {}
+        begun: dict[int, dict[int, ObjectRef[tuple[Begun, ...]]]] = {}
         while self._waiting and self._place(self._waiting[0]):
             group = self._waiting.popleft()
-            request = Request(
-                id=group.id, token_ids=group.prompt.token_ids, sampling=group.lane.sampling, begun=group.begun
-            )
+            oldest = group.begun.oldest_version if group.begun else None
+            group.lane.ages.start(group.order, self.version if oldest is None else min(self.version, oldest))
+            group.version = self.version
+            sampling = sampling_of(group, self.version)
+            request = Request(id=group.id, token_ids=group.prompt.token_ids, sampling=sampling)
             shares.setdefault(group.engine, []).append(request)
+            if group.begun:
+                begun.setdefault(group.engine, {})[group.id] = group.begun.samples
             self._running[group.id] = group
-            group.lane.ages.start(group.order, min([self.version, *group.versions]))
         for engine in sorted(shares):
-            self.engines.submit(engine, shares[engine], None if seed is None else seed + engine)
+            own_seed = None if seed is None else seed + engine
+            self.engines.submit(engine, shares[engine], own_seed, begun.get(engine, {}))
 
-    def _collect(self, ended: list[Ended]) -> "dict[int, ObjectRef[list[Episode]]]":
-        """Id of a request -> reference to the responses, of those that have some."""
+    def _collect(self, ended: list[Ended]) -> "dict[int, ObjectRef[Had]]":
+        """Id of a request -> reference to the responses, or to what held ones have, of those that have some."""
         requests: dict[int, list[int]] = {}
         for event in ended:
             # Also what nobody wants: where they are, nothing else would let go of them.
@@ -241,7 +255,7 @@ class Flow:
             for request, rollouts in zip(own, self.engines.collect(engine, own), strict=True)
         }
 
-    def _receive(self, event: Ended, rollouts: "dict[int, ObjectRef[list[Episode]]]") -> None:
+    def _receive(self, event: Ended, rollouts: "dict[int, ObjectRef[Any]]") -> None:
         group = self._running.get(event.finished.request)
         if group is None:
             return  # it was lost with its engine, which has told of it all the same
@@ -254,7 +268,11 @@ class Flow:
         self._heard[group.engine] = self._clock()
         if again:
             # Other settings than then may refuse what was sampled under them, such as a stop string: then from nothing.
-            self._send([replace(group, id=next(self._ids), begun=())], None)
+            self._send([replace(group, id=next(self._ids), begun=None)], None)
+            return
+        if event.finished.held and not group.unwanted:
+            group.begun = BegunGroup(samples=rollouts[group.id], infos=event.finished.held)
+            group.lane.hold(group, self.version)
             return
         group.infos = infos
         if group.unwanted:
@@ -286,7 +304,7 @@ class Flow:
         again = [
             Running(
                 next(self._ids), group.order, group.lane, group.prompt,
-                engines=group.engines + 1, attempt=group.attempt, begun=group.begun,
+                engines=group.engines + 1, attempt=group.attempt, begun=group.begun, to_its_end=group.to_its_end,
             )
             for group in groups
             if not group.unwanted

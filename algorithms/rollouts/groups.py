@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import ray
@@ -10,8 +11,10 @@ from ray.exceptions import RayError
 
 from actors.episodes import Episode, Prompt
 from actors.group import GroupError
-from actors.rollout.types import RolloutInfo
+from actors.rollout.types import Begun, BegunInfo, RolloutInfo
 from algorithms.rewards.scores import Score
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,38 @@ class ScoredGroup:
         return min((info.oldest_version for info in self.infos if info.oldest_version >= 0), default=None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunGroup:
+    """What the samples of a group have so far, for an engine to go on from."""
+
+    samples: ObjectRef[tuple[Begun, ...]]
+    """They stay where they were sampled, or read from a checkpoint."""
+    infos: tuple[BegunInfo, ...]
+
+    @classmethod
+    def of(cls, samples: tuple[Begun, ...]) -> "BegunGroup":
+        """A group of samples that this process keeps."""
+        return cls(samples=kept(samples), infos=tuple(map(BegunInfo.of, samples)))
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Of the weights that sampled any of their tokens; None where there is no token."""
+        return min((info.oldest_version for info in self.infos if info.oldest_version >= 0), default=None)
+
+    @property
+    def going_on(self) -> int:
+        """Samples that have not ended."""
+        return sum(not info.ended for info in self.infos)
+
+
+def begun_of(group: BegunGroup, timeout_s: float) -> tuple[Begun, ...]:
+    """What is behind a group's reference; raises GroupError when it is lost, or does not come in time."""
+    try:
+        return ray.get(group.samples, timeout=timeout_s)
+    except RayError as error:
+        raise GroupError(f"rollout.progress: what responses had so far is lost ({type(error).__name__})") from error
+
+
 def episodes_of(group: ScoredGroup, timeout_s: float) -> list[Episode]:
     """The episodes behind a group's reference; raises GroupError when they are lost, or do not come in time."""
     try:
@@ -57,9 +92,9 @@ def prompt_finder(prompts: Sequence[Prompt]) -> Callable[[str, int], Prompt]:
     return lambda of_set, row: by_place[of_set, row]
 
 
-def kept(episodes: list[Episode]) -> ObjectRef[list[Episode]]:
-    """A reference to episodes that this process keeps."""
-    return ray.put(episodes)
+def kept(value: T) -> ObjectRef[T]:
+    """A reference to what this process keeps."""
+    return ray.put(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ from typing import Literal
 from ray import ObjectRef
 
 from actors.episodes import Episode, Prompt
-from actors.rollout.types import Begun, RolloutInfo, Sampling
+from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.ages import Ages
 from algorithms.rollouts.failures import Failures
-from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.groups import BegunGroup, ScoredGroup
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 from algorithms.rollouts.tail import Tail
 
@@ -32,8 +32,8 @@ class Drawn:
     """Where it has started before: its place among all that were drawn."""
     attempt: int = 1
     """The how-manieth time it starts."""
-    begun: tuple[Begun, ...] = ()
-    """What each of its samples has, from which it goes on; none for one that starts anew."""
+    begun: BegunGroup | None = None
+    """What its samples have, from which they go on; None for one that starts anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,15 @@ class Discards:
     """Ones that teach nothing, as their scores do not differ."""
     postponed: int = 0
     """Ones that a later step takes."""
+    held: int | None = None
+    """Responses that had to wait for new weights, as often as they had to; None where none ever has."""
     left_out: list[LeftOut] = field(default_factory=list)
     """Prompts of which no group will come."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Running:
-    """A group on an engine, or being scored."""
+    """A group on an engine, held, or being scored."""
 
     id: int
     """Of its request."""
@@ -78,22 +80,21 @@ class Running:
     """Engines that have had it."""
     attempt: int = 1
     """The how-manieth time its prompt has started."""
-    begun: tuple[Begun, ...] = ()
+    begun: BegunGroup | None = None
     """What its samples had before, see `Drawn`."""
+    version: int = -1
+    """Of the weights that engines had when one got it."""
+    to_its_end: bool = False
+    """Whether its samples are not held any more, as a step waits for them."""
     unwanted: bool = False
     """Whether nothing becomes of it any more: it ends, and is not heard."""
     infos: list[RolloutInfo] = field(default_factory=list)
     rollouts: ObjectRef[list[Episode]] | None = None
 
     @property
-    def versions(self) -> list[int]:
-        """Of the weights that sampled what its samples had before."""
-        return [span.version for sample in self.begun for span in sample.versions]
-
-    @property
     def samples(self) -> int:
-        """Responses to its prompt."""
-        return self.lane.sampling.samples
+        """Responses to its prompt that an engine works on."""
+        return self.begun.going_on if self.begun else self.lane.sampling.samples
 
     def scored(self, scores: list[Score]) -> ScoredGroup:
         """The finished group."""
@@ -152,9 +153,11 @@ class Lane:
         self.taken = 0
         self.stale = 0
         """Groups that were too old to be trained on, in all."""
-        self.discards = Discards()
+        self.discards = self._no_discards()
         self.ended = False
         """No prompt is left."""
+        self.held: list[Running] = []
+        """Groups on their way of which responses are held: see `algorithms/rollouts/held.py`."""
         self.again: deque[Drawn] = deque()
         """Prompts that start before others."""
         self.attempt_of: dict[int, int] = {}
@@ -245,6 +248,14 @@ class Lane:
         self.ages.remove(order)
         self.discards.left_out.append(LeftOut(prompt, "failed"))
 
+    def hold(self, group: Running, version: int) -> None:
+        """Some of a group's responses have what one version of the weights may sample; engines have this one."""
+        assert group.begun is not None, "they have begun"
+        self.held.append(group)
+        if group.version >= version:  # else it goes on at once
+            self.discards.held = (self.discards.held or 0) + group.begun.going_on
+        self._abort_held(self._looked_for)
+
     def abort(self, group: Running) -> None:
         """A group is no longer on its way, as it was ended for its age."""
         self.on_the_way -= 1
@@ -275,7 +286,12 @@ class Lane:
             return not self.on_the_way and not self.room
         if not self.waits or version is None:
             return True
-        return self.ages.enough_are_complete(version, self.ahead // max(1, self._least_depth), groups)
+        return self.ages.enough_are_complete(version, self.most_stale, groups)
+
+    @property
+    def most_stale(self) -> int:
+        """Versions that a token may be older than the weights that are trained."""
+        return self.ahead // max(1, self._least_depth)
 
     def take(self, groups: int) -> list[ScoredGroup]:
         """The first of those that are ready, at most so many."""
@@ -312,12 +328,17 @@ class Lane:
                 self.reads.forget(group)
                 self.discards.dropped += 1
                 self._start_again(group.prompt, number, self.attempt_of.pop(number, 1))
+        if version != self._looked_for:
+            self._abort_held(version)
         self._looked_for, self._not_looked_at = version, []
 
     def take_discards(self) -> Discards:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
-        discards, self.discards = self.discards, Discards()
+        discards, self.discards = self.discards, self._no_discards()
         return discards
+
+    def _no_discards(self) -> Discards:
+        return Discards(held=None if self.sampling.max_step_tokens is None else 0)
 
     def sampled(self) -> None:
         """A group has ended on its engine, not for its age."""
@@ -333,10 +354,13 @@ class Lane:
 
     def _young(self, drawn: Drawn) -> Drawn:
         """Without what it has begun where that is too old already, and would be gone on with for nothing."""
-        least = self._looked_for
-        if least is None or all(span.version >= least for sample in drawn.begun for span in sample.versions):
-            return drawn
-        return replace(drawn, begun=())
+        return replace(drawn, begun=None) if _is_older(drawn.begun, self._looked_for) else drawn
+
+    def _abort_held(self, version: int | None) -> None:
+        old = [group for group in self.held if _is_older(group.begun, version)]
+        self.held = [group for group in self.held if group not in old] if old else self.held
+        for group in old:
+            self.abort(group)
 
     def _pace(self, change: int) -> None:
         """Make more or less ahead: more when a step has to wait, less when half of the next one is ready already.
@@ -365,3 +389,10 @@ class Lane:
         started, oldest = self.ages.of(order), self.ready[order].oldest_version
         known = [each for each in (started, oldest) if each is not None]
         return min(known, default=0)
+
+
+def _is_older(begun: BegunGroup | None, version: int | None) -> bool:
+    """Whether older weights than of this version have sampled any token."""
+    if begun is None or begun.oldest_version is None or version is None:
+        return False
+    return begun.oldest_version < version

@@ -6,8 +6,9 @@
 A thread of its own keeps engines and reward pool busy; the loop only takes. With `max_staleness` 0 a step's prompts
 start when the step asks for them: on-policy, and the same groups whatever ends first. With n they start up to n steps
 ahead, beside training; a group of which any token is more than n versions old is never given out, and its prompt starts
-again, a few times. With tail batching a step leaves its last groups to later ones. The driver sees lengths, statuses
-and rewards; tokens stay behind object references.
+again, a few times. With `Sampling.max_step_tokens` long responses go on from version to version (`held.py`). With tail
+batching a step leaves its last groups to later ones. The driver sees lengths, statuses and rewards; tokens stay behind
+object references.
 """
 
 import time
@@ -308,7 +309,7 @@ class Rollouts:
                 return
 
     def _has_work(self) -> bool:
-        return self._closed or self._flow.busy or any(lane.room for lane in self._lanes())
+        return self._closed or self._flow.busy or any(map(self._flow.may_start, self._lanes()))
 
     def _round(self) -> None:
         """Start what may start, wait for what happens next, and pass it on."""

@@ -5,7 +5,7 @@ ends: `tokens` holds the tokens of all turns, given and sampled, one after the o
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import get_args
@@ -110,7 +110,7 @@ def partial_arrays(groups: Sequence[PartialGroup]) -> Arrays:
         "sets": _text([group.prompt.of_set for group in groups]),
         "samples": np.array([len(group.begun) for group in groups], dtype=np.int64),
         "lengths": np.array([len(sample.token_ids) for sample in samples], dtype=np.int64),
-        "tokens": _joined([np.array(sample.token_ids, dtype=np.int32) for sample in samples], np.int32),
+        "tokens": _joined([sample.token_ids for sample in samples], np.int32),
         "logprobs": _joined([sample.logprobs for sample in samples], np.float32),
         "spans": np.array([len(sample.versions) for sample in samples], dtype=np.int64),
         "versions": np.array(
@@ -144,7 +144,7 @@ def partial_groups_of(arrays: Arrays, prompt_of: Callable[[str, int], Prompt]) -
 
 
 def _begun(arrays: Arrays) -> list[Begun]:
-    tokens, logprobs = arrays["tokens"].tolist(), arrays["logprobs"]
+    tokens, logprobs = arrays["tokens"], arrays["logprobs"]
     shapes = [arrays[name].shape for name in ("tokens", "logprobs", "versions")]
     if shapes != [(len(tokens),), (len(tokens),), (len(arrays["versions"]), 3)]:
         raise ValueError(f"tokens, logprobs and versions of shapes {shapes} are not of the same samples")
@@ -178,7 +178,7 @@ def _end(text: str) -> tuple[Finish | None, int | str | None, str, str]:
     return finish, ended_by, said, error
 
 
-def _parts_of(values: Sequence[object], lengths: np.ndarray) -> list[tuple[int, int]]:
+def _parts_of(values: Sized, lengths: np.ndarray) -> list[tuple[int, int]]:
     """`_parts`; raises ValueError unless these are all of the values."""
     if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(values):
         raise ValueError(f"{len(values)} values are not parts of {lengths.tolist()}")

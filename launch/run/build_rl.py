@@ -184,6 +184,7 @@ def _sampling(config: RunConfig, algorithm: RLConfig) -> Sampling:
         samples=algorithm.samples_per_prompt,
         temperature=config.rollout.temperature,
         max_tokens=config.rollout.max_response_tokens,
+        max_step_tokens=config.rollout.max_step_tokens,
     )
 
 

@@ -34,6 +34,7 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _ages_fit(config, algorithm)
     _something_runs_during_updates(config, algorithm)
     _reads_can_overlap(config, algorithm)
+    _held_responses_can_end(config, algorithm)
 
 
 def check_evaluation_is_asked(config: RunConfig, algorithm: RLConfig, rows: str) -> None:
@@ -191,6 +192,37 @@ def _reads_can_overlap(config: RunConfig, algorithm: RLConfig) -> None:
         raise ValueError(
             "algorithm.overlap_reads must be auto or false with cluster.placement shared, where engines and groups "
             "that read take turns on the same GPUs, got true"
+        )
+
+
+def _held_responses_can_end(config: RunConfig, algorithm: RLConfig) -> None:
+    rollout, most = config.rollout, config.rollout.max_step_tokens
+    if most is None:
+        return
+    if not algorithm.max_staleness:
+        why = "with algorithm.max_staleness 0, where all tokens of a response are of one version"
+        refuse_unused(rollout, "max_step_tokens", why=why, section="rollout.")
+    longest, versions = rollout.max_response_tokens, algorithm.max_staleness + 1
+    if most * versions < longest:
+        raise ValueError(
+            f"rollout.max_step_tokens must be at least {-(-longest // versions)}, as a response of "
+            f"rollout.max_response_tokens ({longest}) has {versions} versions to end in (algorithm.max_staleness "
+            f"{algorithm.max_staleness} and 1), got {most}"
+        )
+    if most >= longest:
+        raise ValueError(
+            f"rollout.max_step_tokens must be below rollout.max_response_tokens ({longest}), or no response is ever "
+            f"held, got {most}"
+        )
+    if rollout.on_update == "restart":
+        raise ValueError(
+            f"rollout.on_update must be recompute or keep_cache with rollout.max_step_tokens {most}: responses that "
+            f"begin anew at every version would never have more tokens, got restart"
+        )
+    if rollout.presence_penalty:
+        raise ValueError(
+            f"rollout.presence_penalty must be 0 with rollout.max_step_tokens {most}: vLLM would not penalize tokens "
+            f"that a response had before it went on, got {rollout.presence_penalty:g}"
         )
 
 
