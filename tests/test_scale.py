@@ -1,7 +1,10 @@
 """The benchmark of scale: what it measures is what its formulas say, and the driver's costs are counted."""
 
+from dataclasses import replace
+
 import pytest
 
+from algorithms.rollouts.flow import ENOUGH
 from algorithms.rollouts.tail import Tail
 from benchmarks.expected import expected, tail_batched
 from benchmarks.scale import MAX_TOKENS, SPEED, STARTS, TARGET_KB, Workload, simulated
@@ -32,6 +35,13 @@ def test_tail_batching_gains_what_its_formula_says() -> None:
     run = simulated(workload, 0, 15, tail=Tail(0.25, lambda: None, None))
     assert run.step_s == pytest.approx(tail_batched(lengths, SPEED, **sizes, share=0.25), rel=0.06)
     assert simulated(workload, 0, 3).step_s > 1.3 * run.step_s
+
+
+def test_slots_of_responses_that_have_ended_are_filled_while_their_groups_go_on() -> None:
+    workload = Workload(engines=6, groups=24, speed=replace(SPEED, slots=32))
+    runs = [simulated(workload, 4, 3, most_each=each * 32) for each in (1, ENOUGH)]
+    assert runs[1].running > 1.4 * runs[0].running
+    assert runs[1].step_s < 0.8 * runs[0].step_s
 
 
 def test_memory_of_the_driver_is_counted() -> None:

@@ -29,6 +29,10 @@ from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
+ENOUGH = 2
+"""Samples of an engine for each that it can work on at one time, where others wait for the first that has room: a group
+counts whole until its last response ends, and with no more the slots of those that have ended stay empty (in virtual
+time, with 32 slots and groups of 16, twice as many make steps of 25 s of 41)."""
 _TELLS_S = 30.0
 """Longest wait for engines to say what they have so far."""
 

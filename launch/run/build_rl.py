@@ -287,6 +287,7 @@ def _rollouts(
     """Where scored groups come from."""
     from algorithms.rl.judging import Teaching
     from algorithms.rollouts.engines import RayEngines
+    from algorithms.rollouts.flow import ENOUGH
     from algorithms.rollouts.groups import prompt_finder
     from algorithms.rollouts.limits import Limits
     from algorithms.rollouts.rollouts import Rollouts
@@ -317,7 +318,7 @@ def _rollouts(
         max_staleness=algorithm.max_staleness,
         groups_in_run=steps * algorithm.prompts_per_step,
         # What is made ahead may wait for room; on-policy all of a step is there at once.
-        most_each=config.rollout.max_concurrent if algorithm.max_staleness else None,
+        most_each=ENOUGH * config.rollout.max_concurrent if algorithm.max_staleness else None,
         judge=judge,
         most_drawn=most_drawn,
         tail=tail,
