@@ -109,6 +109,10 @@ class RayEngines:
     def __len__(self) -> int:
         return len(self.group)
 
+    def is_lost(self, engine: int) -> bool:
+        """Whether an engine has died or cannot go on, as far as `wait` has told. Any thread may ask."""
+        return engine in self._lost
+
     def submit(self, engine: int, requests: list[Request], seed: int | None) -> None:
         """See `Engines`."""
         self._calls[self.group.submit(engine, _HOST.submit, requests, seed)] = engine, "submit"
