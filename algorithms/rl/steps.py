@@ -114,8 +114,9 @@ class Steps:
     def parts(self) -> dict[str, SavedPart]:
         """What has state beside the groups, by its name in checkpoints; each keeps what it needs, and nobody else
         knows what."""
-        own: dict[str, SavedPart] = {"loop": self, "batches": self.batches, "rollouts": self.rollouts}
-        return own | {"shaper": self.shaper, "kl": self.kl, "best": self.best}
+        # The shaper at once after the order, with which rollouts note what they have: it counts what is shaped beside.
+        own: dict[str, SavedPart] = {"loop": self, "batches": self.batches, "shaper": self.shaper}
+        return own | {"rollouts": self.rollouts, "kl": self.kl, "best": self.best}
 
     def save(self, directory: Path) -> Entry:
         """How far the loop is, and what the engines have."""
