@@ -82,6 +82,8 @@ class Steps:
     samples_per_step: int = 8
     eval_samples: int | None = 64
     """Completions that an evaluation reports, or all of them."""
+    keeps_cache: bool = False
+    """Whether responses go on with keys and values that older weights have computed."""
     last_evaluation: Metrics = field(default_factory=dict)
     sync_reference: Callable[[int], None] | None = None
     """Lets the reference follow the policy after this step, when it is time."""

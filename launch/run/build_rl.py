@@ -230,6 +230,7 @@ def _from_settings(kind: RLKind) -> "SettingsArguments":
         "shaper": _shaper(config, kind.algorithm),
         "sampling": _sampling(config, kind.algorithm),
         "micro_batch_tokens": _budgets(config),
+        "keeps_cache": config.rollout.on_update == "keep_cache",
         "seed": config.run.seed,
         "samples_per_step": config.tracking.samples_per_step,
         "eval_samples": config.tracking.eval_samples,
