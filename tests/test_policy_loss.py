@@ -389,7 +389,7 @@ def test_of_stale_samples_the_difference_is_told_and_the_engine_not_judged(corre
 
 
 def test_what_has_attended_to_keys_and_values_of_older_weights_does_not_judge_the_engine() -> None:
-    """Its last tokens are of the trained version, and of no policy's distribution; another response is so as a whole."""
+    """Its last tokens are of the trained version, and of no policy's distribution; another response is whole."""
     config, whole = grpo(max_staleness=STALE), 2
     batch, found = packed(config), {}
     batch.fields["versions"][(batch.sequence_ids == whole) & batch.action_mask] = VERSION
@@ -439,7 +439,13 @@ def test_the_loop_gives_the_coefficient_of_now_and_a_length(
     loop.version, loop.keeps_cache = 5, True
     found: Any = loop.policy_loss()
     assert found.func is policy_loss
-    assert found.keywords == {"config": loop.config, "kl_coef": coef, "constant": constant, "version": 5, "keeps_cache": True}
+    assert found.keywords == {
+        "config": loop.config,
+        "kl_coef": coef,
+        "constant": constant,
+        "version": 5,
+        "keeps_cache": True,
+    }
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])

@@ -11,8 +11,8 @@ import pytest
 
 from actors.group import GroupError
 from algorithms.rl import reward_models
-from algorithms.rl.reward_models import BesideRollouts, RewardModelGroup, Scorers
 from algorithms.rl.metrics import left_out_rows
+from algorithms.rl.reward_models import BesideRollouts, RewardModelGroup, Scorers
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.lane import Lane

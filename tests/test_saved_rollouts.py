@@ -118,8 +118,8 @@ def shaping() -> RewardShaper:
 
 @pytest.mark.parametrize("judged", [True, False])
 def test_groups_that_are_ready_are_judged_and_counted_once(judged: bool, tmp_path: Path) -> None:
-    """Whether the run before, or the one that goes on, is the first with dynamic sampling: each reward is in the running
-    mean once, and nothing that teaches nothing is trained on."""
+    """Whether the run before, or the one that goes on, is the first with dynamic sampling: each reward is in the
+    running mean once, and nothing that teaches nothing is trained on."""
     before, shaper, engines = made_of(FakeEngines()), shaping(), FakeEngines()
     rewards = [(1.0, 3.0), (2.0, 2.0), (5.0, 1.0)]
     groups = [

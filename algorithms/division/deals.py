@@ -152,8 +152,8 @@ def hand_episodes(
 
 
 def split_by(engines: ActorGroup[Any], method: Callable[..., object], is_lost: Callable[[int], bool]) -> Split:
-    """Lets rollout engines split groups, each some of them, but for those of which `is_lost` says that they cannot go on;
-    the wait for that has the engines' deadline."""
+    """Lets rollout engines split groups, each some of them, but for those that `is_lost` says cannot go on; the wait
+    for that has the engines' deadline."""
 
     def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
         parts: list[list[Episodes]] = [[] for _ in asked]

@@ -39,8 +39,9 @@ def policy_loss(
     `constant` stands for a sequence's length in aggregation constant. `version` is that of the policy before the first
     update: only tokens sampled with it say whether trainer and sampler agree, as others differ by what was learned
     since; with `keeps_cache` (rollout.on_update) only those of responses that are of this version as a whole, as others
-    attend to keys and values that older weights have computed. mismatch/tokens is their number, by which `update_metrics` divides anew; of importance/counts and
-    importance/cut, which it makes quantiles of, see `weight_sums`.
+    attend to keys and values that older weights have computed. mismatch/tokens is their number, by which
+    `update_metrics` divides anew; of importance/counts and importance/cut, which it makes quantiles of, see
+    `weight_sums`.
     """
     mask, rollout_logprobs = batch.action_mask, batch.fields["rollout_logprobs"]
     # What is computed, while the loss is divided by all of the update: samples without a gradient are in its mean.

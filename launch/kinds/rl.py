@@ -205,7 +205,6 @@ class RLKind(JobKind):
     def samples_held_out(self) -> bool:
         return self.algorithm.eval_every is not None
 
-
     def steps_problem(self, rows: int) -> str | None:
         config, wanted = self.config, self.algorithm.prompts_per_step
         # Sets with weights have no passes that end.
