@@ -185,7 +185,7 @@ def failure(end: SimpleNamespace) -> str:
 
 def test_a_reward_that_begins_to_raise_ends_a_run(history: History) -> None:
     line = failure(history.ends["reward"])
-    assert "samples could not be scored in a step of 32 (reward.max_failed_fraction 0.1 allows 3)" in line
+    assert re.search(r"\d+ samples could not be scored in a step of \d+ \(reward.max_failed_fraction 0.1 allows", line)
     assert "my_reward.py:score: OSError: the judge is gone" in line
 
 
