@@ -37,7 +37,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from tests.preloaded import MARK, preloaded_workers, server
+from tests.preloaded import FAULT, MARK, preloaded_workers, server
 from tests.preloaded_commands import Command, Commands
 
 # A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
@@ -51,6 +51,7 @@ LONGEST = (
     "sync",
     "encoder_run",
     "holder_run",
+    "overlap_run",
     "own_task",
     "encoder_update",
     "invariance",
@@ -248,17 +249,18 @@ def commands(environment: dict[str, str], cluster: str) -> Iterator[Commands]:
 def tandem(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Job]]:
-    """Starts `python -m launch VERB CONFIG overrides` in a given or new working directory, without waiting for it."""
+    """Starts `python -m launch VERB CONFIG overrides` in a given or new working directory, without waiting for it;
+    `fault`, of `tests.preloaded.FAULT`, is for engines of one that is `alone` and `forked`."""
     jobs: list[Job] = []
 
     def started(
-        arguments: list[str], mark: str, stream: IO[str], directory: Path, alone: bool, forked: bool
+        arguments: list[str], mark: str, stream: IO[str], directory: Path, alone: bool, forked: bool, fault: str
     ) -> subprocess.Popen[str] | Command:
         given: dict[str, Any] = {"cwd": directory, "stdout": stream, "stderr": stream}
         if not alone:
             forking: Commands = request.getfixturevalue("commands")
             return forking.start(arguments, env=forking.environment | {MARK: mark}, **given)
-        env = _without_token(environment) | {MARK: mark}
+        env = _without_token(environment) | {MARK: mark} | ({FAULT: fault} if fault else {})
         start_command = "-c", "from tests.preloaded import start_command; start_command()"
         command = [sys.executable, *(start_command if forked else ("-m", "launch")), *arguments]
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **given)
@@ -270,6 +272,7 @@ def tandem(
         directory: Path | None = None,
         alone: bool = False,
         forked: bool = False,
+        fault: str = "",
     ) -> Job:
         directory = directory or tmp_path_factory.mktemp("run")
         file = directory / "config.yaml"
@@ -277,7 +280,7 @@ def tandem(
         output, mark = directory / f"output-{len(jobs)}.txt", uuid.uuid4().hex
         with output.open("w") as stream:
             arguments = [verb, str(file), f"run.output={directory}", *overrides]
-            process = started(arguments, mark, stream, directory, alone, forked)
+            process = started(arguments, mark, stream, directory, alone, forked, fault)
         jobs.append(Job(process, mark, directory / "run", output))
         return jobs[-1]
 

@@ -24,7 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,9 @@ SOCKET = "TANDEM_TEST_PRELOADED"
 """Environment variable that tells clients where to ask."""
 MARK = "TANDEM_TEST_RUN"
 """Environment variable that tells the processes of a test's run from others, in /proc too."""
+FAULT = "TANDEM_TEST_FAULT"
+"""Environment variable that puts a fault into engines that are forked: a function of `tests.transfer_faults`, and the
+file that it gets, with a colon between."""
 NO_MARK = "0" * 32
 """Of processes that fork others: as long as a mark, to be written over in those."""
 _TRAINER = ("deepspeed", "deepspeed.runtime.checkpoint_engine", "peft", "transformers.models.qwen2.modeling_qwen2")
@@ -109,8 +112,7 @@ class Server:
         if not message:
             return
         environment = json.loads(message)["environment"]
-        engine = "/rollout-" in environment["TANDEM_LOG"]
-        kind = engine, environment.get("OMP_NUM_THREADS", "1")
+        kind = _is_engine(environment), environment.get("OMP_NUM_THREADS", "1")
         if kind not in self.loaded:
             self.loaded[kind] = self._load(*kind, connection)
         # What could not load its modules has ended: the client is not answered, and starts its worker itself.
@@ -181,6 +183,9 @@ def _become(given: dict, descriptors: list[int]) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = given["command"]
     sys.path[:0] = [str(Path(sys.argv[0]).parent), *filter(None, paths)]
+    if FAULT in os.environ and _is_engine(os.environ):
+        fault, _, file = os.environ[FAULT].partition(":")
+        getattr(importlib.import_module("tests.transfer_faults"), fault)(Path(file))
     code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -190,6 +195,10 @@ def _become(given: dict, descriptors: list[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     sys.exit(code)
+
+
+def _is_engine(environment: Mapping[str, str]) -> bool:
+    return "/rollout-" in environment["TANDEM_LOG"]
 
 
 def show_mark(mark: str) -> None:

@@ -270,11 +270,24 @@ def test_engines_split_groups_each_some_of_them(engines: int) -> None:
     """One call to each, however many groups; a wait that has a deadline and a name."""
     fake: Any = FakeEngines(engines)
     asked = [(f"group {number}", [[0, number], [2]] if number else [[1]]) for number in range(3)]
-    found = split_by(fake, RolloutWorker.split)(asked)
+    found = split_by(fake, RolloutWorker.split, lambda _: False)(asked)
     assert found == [[f"{group} {share}" for share in shares] for group, shares in asked]
     calls = min(engines, 3)
     assert [engine for engine, _, _, _ in fake.asked] == list(range(calls))
     assert fake.waited == [([f"told by {engine}" for engine in range(calls)], "split", list(range(calls)))]
+
+
+def test_engines_that_are_lost_are_not_asked_to_split() -> None:
+    """As often as a step needs it: one may be lost between two of them."""
+    fake, lost = FakeEngines(4), set[int]()
+    split = split_by(fake, RolloutWorker.split, lost.__contains__)  # type: ignore[arg-type]
+    asked: Any = [(f"group {number}", [[0], [1]]) for number in range(3)]
+    for gone, left in ((None, [0, 1, 2]), (1, [0, 2, 3]), (0, [2, 3]), (3, [2]), (2, [0])):
+        lost |= set() if gone is None else {gone}
+        fake.asked, fake.waited = [], []
+        assert split(asked) == [[f"{group} {share}" for share in shares] for group, shares in asked]
+        assert [engine for engine, _, _, _ in fake.asked] == left, "of none that is left, one tells why"
+        assert [(name, ranks) for _, name, ranks in fake.waited] == [("split", left)]
 
 
 def test_an_engine_gives_the_episodes_of_every_share() -> None:

@@ -102,6 +102,22 @@ def test_rows_that_leave_the_policy_no_step() -> None:
     assert kind("grpo").steps_problem(1) is None
 
 
+@pytest.mark.parametrize("job", ["ppo", "grpo"])
+def test_tail_batching_needs_more_prompts_than_a_step_takes(job: str) -> None:
+    """Else every step is a whole pass, and waits for all of it."""
+    settings = {"algorithm": {"prompts_per_step": 8, "epochs": 9}, "rollout": {"tail": "postpone"}}
+    assert kind(job, **settings).steps_problem(9) is None
+    for rows in (8, 7):
+        problem = kind(job, **settings).steps_problem(rows)
+        assert problem == (
+            f"rollout.tail must be none where a step takes all that a pass over the data has, which leaves nothing to "
+            f"postpone (algorithm.prompts_per_step 8, {rows} prompts), got postpone"
+        )
+    assert kind(job, algorithm=settings["algorithm"]).steps_problem(7) is None
+    data = {"train": {"a": "a.jsonl", "b": "b.jsonl"}, "weights": {"a": 1.0, "b": 2.0}}
+    assert kind(job, **settings, data=data).steps_problem(7) is None, "no pass ends"
+
+
 def test_what_to_do_with_a_model() -> None:
     said = {job: kind(job).next_command("out/run", Path("out/run/export")) for job in JOBS}
     assert said["reward"] == "reward.models=[out/run/export] in a ppo or grpo run  # reward with it"

@@ -1,53 +1,201 @@
-"""GRPO that generates beside training, on the real stack: no prompt is lost or trained on twice, even when killed.
+"""GRPO that generates beside training, on the real stack: no prompt is lost or trained on twice, whatever ends the run.
 
-One job, killed in the middle and gone on with, read by all tests.
+One job, ended in every way while responses are made ahead, and gone on with; read by all tests.
 """
 
 import json
 import os
+import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.files.parts import read_arrays
+
 Start = Callable[..., Any]
-ROWS, PROMPTS, SAMPLES, EPOCHS, MOST = 40, 8, 4, 2, 2
+ROWS, PROMPTS, SAMPLES, EPOCHS, MOST = 40, 8, 4, 8, 2
+ENDS = ("tail", "killed", "SIGTERM", "SIGINT", "reward", "fails", "dies", "finished")
 STEPS = ROWS * EPOCHS // PROMPTS
+REWARD = """
+from pathlib import Path
+
+HERE = Path({directory!r})
+
+def score(completions, prompts, answer):
+    if (HERE / "broken").exists():
+        raise OSError("the judge is gone")
+    with (HERE / "scored").open("a") as file:
+        file.write("x" * len(completions))
+    return [float(text == right) for text, right in zip(completions, answer)]
+"""
 
 
-@pytest.fixture(scope="module")
-def ended(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Two passes over 40 rows with max_staleness 2, evaluations in between; killed after the fourth step, and resumed
-    from the third."""
-    directory = tmp_path_factory.mktemp("overlap")
-    words = ["".join(letters) for letters in islice(permutations("abcdefgh", 4), 0, (ROWS + 8) * 30, 30)]
-    for name, own in (("train", words[:ROWS]), ("held-out", words[ROWS:])):
-        rows = [{"prompt": word, "answer": word[::-1]} for word in own]
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "epochs": EPOCHS, "eval_every": 4}
-    settings = {
-        "algorithm": {"name": "grpo", "max_staleness": MOST} | sizes,
-        "model": {"path": str(warm_model)},
+class History:
+    """Starts of one run, one after the other; a start ends as its name says."""
+
+    def __init__(self, tandem: Start, directory: Path, settings: dict[str, Any]) -> None:
+        self.tandem = tandem
+        self.directory = directory
+        self.settings = settings
+        self.ends: dict[str, SimpleNamespace] = {}
+        self.job: Any = None
+        self.began = 0.0
+
+    def start(self, *overrides: str, fault: str = "") -> None:
+        self.began = time.monotonic()
+        (self.directory / "scored").write_text("")
+        self.before = self.last_step()
+        self.job = self.tandem(
+            self.settings, *overrides, directory=self.directory, alone=True, forked=True, fault=fault
+        )
+
+    def last_step(self) -> int:
+        file = self.directory / "run/checkpoints/latest"
+        return int(file.read_text().removeprefix("step-")) if file.exists() else 0
+
+    def wait_until_ahead(self) -> None:
+        """Until this start has scored more than the step that it is making needs. A first step is over by then, after
+        which SIGTERM lets steps finish."""
+
+        def ahead() -> bool:
+            steps = max(self.job.steps(), default=0) - self.before
+            return steps >= 2 and (self.directory / "scored").stat().st_size > (steps + 1) * PROMPTS * SAMPLES
+
+        self.job.wait_until(ahead, "group that is made ahead")
+
+    def end(self, name: str, code: int | None) -> None:
+        """Wait for the end; `code` None: it was killed."""
+        found = self.job.process.wait(60) if code is None else self.job.wait()
+        assert code in (None, found), f"{name}: {self.job.text}"
+        left, latest = self.job.left_behind(), self.last_step()
+        file = self.directory / f"run/checkpoints/step-{latest}/rollouts/ahead.safetensors"
+        arrays = read_arrays(file) if file.exists() else {"rows": [], "partial_rows": []}  # as at the end of a run
+        steps = max(self.job.steps())
+        print(f"{name}: {time.monotonic() - self.began:.1f} s, steps {self.before} to {steps}")
+        ahead = len(arrays["rows"]) + len(arrays["partial_rows"])
+        self.ends[name] = SimpleNamespace(text=self.job.text, left=left, steps=steps, saved=latest, ahead=ahead)
+
+
+def rows_of(directory: Path, rows: int) -> None:
+    """Words to reverse, so many to train on and 8 held out."""
+    words = ["".join(letters) for letters in islice(permutations("abcdefgh", 4), 0, (rows + 8) * 30, 30)]
+    for name, own in (("train", words[:rows]), ("held-out", words[rows:])):
+        found = [{"prompt": word, "answer": word[::-1]} for word in own]
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    (directory / "my_reward.py").write_text(REWARD.format(directory=str(directory)))
+
+
+def settings_for(model: Path, **algorithm: Any) -> dict[str, Any]:
+    sizes = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "eval_every": 8}
+    return {
+        "algorithm": {"name": "grpo"} | sizes | algorithm,
+        "model": {"path": str(model)},
         "data": {"train": "train.jsonl", "eval": "held-out.jsonl"},
         "policy": {"optimizer": {"lr": 1e-3}},
         "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8},
-        "reward": {"functions": ["exact_match"]},
-        "checkpoint": {"every": 3},
+        "reward": {"functions": ["my_reward.py:score"]},
+        "checkpoint": {"every": 2},
         "tracking": {"samples_per_step": PROMPTS * SAMPLES},
     }
-    first = tandem(settings, directory=directory, alone=True)
-    first.wait_until(lambda: 4 in first.steps(), "fourth step")
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.wait(30)
-    assert first.left_behind() == [], "Ray's processes end with the driver that started them"
-    job = tandem(settings, directory=directory, alone=True)
-    assert job.wait() == 0, job.text
-    assert "resuming from step 3" in job.text
-    return job
+
+
+@pytest.fixture(scope="module")
+def history(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> History:
+    """Eight passes over 40 rows with max_staleness 2, evaluations in between, ended seven times and gone on with; the
+    first start is on-policy, with tail batching."""
+    directory = tmp_path_factory.mktemp("overlap")
+    rows_of(directory, ROWS)
+    history = History(tandem, directory, settings_for(warm_model, max_staleness=MOST, epochs=EPOCHS))
+    history.start("algorithm.max_staleness=0", "rollout.tail=postpone")
+    history.job.wait_until(lambda: 2 in history.job.steps(), "second step")
+    history.job.process.send_signal(signal.SIGTERM)
+    history.end("tail", 130)
+    history.start()
+    history.wait_until_ahead()
+    os.killpg(history.job.process.pid, signal.SIGKILL)
+    history.end("killed", None)
+    history.start()
+    history.wait_until_ahead()
+    history.job.process.send_signal(signal.SIGTERM)
+    history.end("SIGTERM", 130)
+    history.start()
+    history.wait_until_ahead()
+    os.killpg(history.job.process.pid, signal.SIGINT)
+    history.end("SIGINT", 130)
+    history.start()
+    history.wait_until_ahead()
+    (directory / "broken").touch()
+    history.end("reward", 1)
+    (directory / "broken").unlink()
+    for fault in ("fails", "dies"):
+        history.start(fault=f"{fault}:{directory / fault}")
+        history.end(fault, 1)
+    history.start()
+    history.end("finished", 0)
+    return history
+
+
+@pytest.fixture(scope="module")
+def ended(history: History) -> Any:
+    """The last start."""
+    return history.job
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_no_process_is_left_and_the_next_start_goes_on(history: History, name: str) -> None:
+    """Each start but the first says from where."""
+    end, starts = history.ends[name], list(history.ends)
+    assert end.left == []
+    assert "Traceback" not in end.text
+    if name != "tail":
+        before = history.ends[starts[starts.index(name) - 1]]
+        assert f"resuming from step {before.saved}\n" in end.text
+        assert end.steps > before.saved
+
+
+@pytest.mark.parametrize("name", ["tail", "SIGTERM"])
+def test_told_to_stop_a_run_saves_what_it_has_ahead(history: History, name: str) -> None:
+    """Or what it has postponed."""
+    end = history.ends[name]
+    assert end.saved == end.steps, "SIGTERM lets the step finish, and keeps it"
+    assert f"stopped by SIGTERM after step {end.steps} of {STEPS}" in end.text
+    assert end.text.count("stopped; a checkpoint is in ") == 1
+    assert end.ahead > 0
+
+
+def test_ctrl_c_ends_a_run_at_once(history: History) -> None:
+    end = history.ends["SIGINT"]
+    assert f"stopped by you (Ctrl-C) after step {end.steps} of {STEPS}" in end.text
+    assert end.text.count("interrupted; continue with the same command") == 1
+
+
+def failure(end: SimpleNamespace) -> str:
+    """The line that says why a start has failed."""
+    [line] = re.findall(r"^run failed: (.*)$", end.text, re.MULTILINE)
+    assert end.text.count("full log: ") == 1
+    return line
+
+
+def test_a_reward_that_begins_to_raise_ends_a_run(history: History) -> None:
+    line = failure(history.ends["reward"])
+    assert re.search(r"\d+ samples could not be scored in a step of \d+ \(reward.max_failed_fraction 0.1 allows", line)
+    assert "my_reward.py:score: OSError: the judge is gone" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("fails", "RuntimeError: lost while receiving"), ("dies", "rollout[0].update_weights: ")]
+)
+def test_a_transfer_that_fails_ends_a_run(history: History, name: str, said: str) -> None:
+    """While responses that are made ahead wait on the engine for their new weights."""
+    assert int((history.directory / name).read_text()) > 0, "samples were running"
+    assert said in failure(history.ends[name])
 
 
 def rows(job: Any) -> list[dict[str, Any]]:
@@ -85,9 +233,8 @@ def test_what_is_of_the_trained_version_agrees_and_the_rest_is_weighted(ended: A
     assert all(line["policy/importance_weight_p99"] >= line["policy/importance_weight_p50"] > 0 for line in stale)
 
 
-def test_it_generates_beside_training_and_leaves_nothing_behind(ended: Any) -> None:
+def test_it_generates_beside_training(ended: Any) -> None:
     """While the policy learns, the engines are not idle: most steps find their responses ready."""
     lines = [line for step, line in ended.steps().items() if step > 3]
     waits = [line["time/rollout"] for line in lines]
     assert sorted(waits)[len(waits) // 2] < 0.5 * sorted(line["time/step"] for line in lines)[len(lines) // 2]
-    assert ended.left_behind() == []

@@ -363,10 +363,11 @@ def test_a_rank_without_work_adds_nothing_but_has_all_metrics(name: str) -> None
     coef = KL_COEF if CASES[name].kl_in == "loss" and CASES[name].kl_coef else 0.0
     for totals in (TOTALS, Totals(tokens=0, sequences=0, trained_tokens=0)):
         options: Any = {"config": CASES[name], "kl_coef": coef, "constant": CONSTANT, "version": VERSION}
-        loss, metrics = policy_loss(batch, policy, entropies, totals, **options)
-        assert loss.item() == 0 and gradients(loss, policy) == [[0]]
-        with_work = numbers(computed(CASES[name], packed(CASES[name]), *leaves())[1])
-        assert dict.fromkeys(with_work, 0) == numbers(metrics)
+        for keeps in (False, True):
+            loss, metrics = policy_loss(batch, policy, entropies, totals, **options, keeps_cache=keeps)
+            assert loss.item() == 0 and gradients(loss, policy) == [[0]]
+            with_work = numbers(computed(CASES[name], packed(CASES[name]), *leaves())[1])
+            assert dict.fromkeys(with_work, 0) == numbers(metrics)
 
 
 @pytest.mark.parametrize("corrected", [True, False])
@@ -385,6 +386,26 @@ def test_of_stale_samples_the_difference_is_told_and_the_engine_not_judged(corre
     assert step["policy/sampler_kl"] > 0.05 and step["policy/token_staleness"] > 1
     cut = sum(each > math.log(1.25) for each in behind) / len(behind)
     assert step.get("policy/importance_truncated_fraction") == (cut if corrected else None) != 0
+
+
+def test_what_has_attended_to_keys_and_values_of_older_weights_does_not_judge_the_engine() -> None:
+    """Its last tokens are of the trained version, and of no policy's distribution; another response is whole."""
+    config, whole = grpo(max_staleness=STALE), 2
+    batch, found = packed(config), {}
+    batch.fields["versions"][(batch.sequence_ids == whole) & batch.action_mask] = VERSION
+    for keeps in (False, True):
+        policy, entropies = leaves()
+        options: Any = {"config": config, "kl_coef": 0.0, "constant": CONSTANT, "version": VERSION}
+        _, metrics = policy_loss(batch, policy, entropies, TOTALS, **options, keeps_cache=keeps)
+        found[keeps] = numbers(metrics)
+    behind = [a - b for a, b in zip(ROWS[whole].policy, ROWS[whole].rollout, strict=True)]
+    counted = len(behind)
+    assert found[True]["mismatch/tokens"] == counted < found[False]["mismatch/tokens"]
+    told = {"mismatch/logprob_abs_mean": sum(map(abs, behind)), "mismatch/kl": sum(math.exp(x) - 1 - x for x in behind)}
+    for name, value in told.items():
+        assert found[True].pop(name) * TOTALS.trained_tokens == pytest.approx(value) != found[False].pop(name)
+    del found[True]["mismatch/tokens"], found[False]["mismatch/tokens"]
+    assert found[True] == found[False], "nothing else depends on it"
 
 
 def test_a_penalty_in_the_reward_is_no_term_of_the_loss() -> None:
@@ -415,10 +436,16 @@ def test_the_loop_gives_the_coefficient_of_now_and_a_length(
     loop.config = grpo(**settings)
     loop.sampling = Sampling(samples=2, temperature=1.0, max_tokens=24)
     loop.kl = SimpleNamespace(coef=0.7 if loop.config.kl_coef else 0.0)  # type: ignore[assignment]
-    loop.version = 5
+    loop.version, loop.keeps_cache = 5, True
     found: Any = loop.policy_loss()
     assert found.func is policy_loss
-    assert found.keywords == {"config": loop.config, "kl_coef": coef, "constant": constant, "version": 5}
+    assert found.keywords == {
+        "config": loop.config,
+        "kl_coef": coef,
+        "constant": constant,
+        "version": 5,
+        "keeps_cache": True,
+    }
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])

@@ -11,6 +11,7 @@ import pytest
 
 from actors.group import GroupError
 from algorithms.rl import reward_models
+from algorithms.rl.metrics import left_out_rows
 from algorithms.rl.reward_models import BesideRollouts, RewardModelGroup, Scorers
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
@@ -46,7 +47,9 @@ def test_a_group_that_teaches_nothing_is_replaced_at_once() -> None:
     groups = rollouts.take(4, 0, seed=3)
     assert rows(groups) == [0, 2, 3, 5]
     assert [ids for _, ids, _ in engines.starts[3:]] == [[4], [5]], "each as soon as one was dropped"
-    assert rollouts.report()[1].alike == 2
+    discards = rollouts.report()[1]
+    assert discards.alike == 2
+    assert left_out_rows(discards) == {"alike": ["101", "104"]}, "that it is not trained on is said of each by name"
     assert rollouts.training.samples_asked == 12
     rollouts.close()
 

@@ -210,9 +210,10 @@ def _timed(name: str) -> bool:
     return name.startswith(("time/", "bubble/", "weights/sync")) or "per_second" in name
 
 
-def test_ppo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """Held-out accuracy rises with a reward function and no group baseline; adapters are merged for the engine."""
-    sizes = {"prompts_per_step": 64, "samples_per_prompt": 2, "samples_per_update": 64, "kl_coef": 0.01}
+def test_ppo_with_lora_learns_beside_generation(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Held-out accuracy rises with a reward function and no group baseline, from responses older than the policy."""
+    sizes = {"prompts_per_step": 64, "samples_per_prompt": 2, "samples_per_update": 64}
+    sizes |= {"kl_coef": 0.01, "max_staleness": 2}
     settings = online(warm_model, reverse, name="ppo", steps=25, eval_every=25, eval_samples_per_prompt=4, **sizes)
     settings["model"]["lora"] = {"rank": 8, "alpha": 16}
     settings["policy"] = {"optimizer": {"lr": 5e-3}}
@@ -220,6 +221,18 @@ def test_ppo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str
     assert job.wait() == 0, job.text
     evaluations = [line["eval/reward/mean"] for line in job.metrics() if "eval/reward/mean" in line]
     assert evaluations[-1] > evaluations[0] + 0.15, evaluations
+    _assert_beside(job, 2)
+
+
+def _assert_beside(job: Any, most: int) -> None:
+    """Of responses that are older than the policy, though no more than allowed, every number can be used."""
+    lines = [line for step, line in job.steps().items() if step]
+    assert 1 <= max(line["staleness/max"] for line in lines) <= most
+    assert all(math.isfinite(value) for line in job.metrics() for value in line.values() if isinstance(value, float))
+    stale = [line["policy/sampler_kl"] for line in lines if line["staleness/max"] and "policy/sampler_kl" in line]
+    assert stale and min(stale) > 1e-6
+    assert max(line["weights/canary_difference"] for line in lines) < 1e-4
+    assert max(line.get("mismatch/kl", 0.0) for line in lines) < 1e-6
 
 
 def test_dapo_samples_until_groups_teach(
@@ -244,12 +257,13 @@ def test_dapo_samples_until_groups_teach(
         assert step["reward/shaped_mean"] <= step["reward/mean"]
 
 
-def test_grpo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
-    """Adapters alone are trained and sent; the reference is the policy without them; engine and trainer agree."""
+def test_grpo_with_lora_learns_beside_generation(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
+    """Adapters alone are trained, and sent while responses are sampled; the reference is the policy without them;
+    engine and trainer agree about what the trained version has sampled."""
     from transformers import AutoModelForCausalLM
 
     sizes = {"prompts_per_step": 16, "samples_per_prompt": 8, "eval_every": 20, "eval_samples_per_prompt": 4}
-    settings = online(warm_model, reverse, name="grpo", steps=20, kl_coef=0.001, **sizes)
+    settings = online(warm_model, reverse, name="grpo", steps=20, kl_coef=0.001, max_staleness=1, **sizes)
     settings["model"]["lora"] = {"rank": 8, "alpha": 16}
     settings["policy"] = {"optimizer": {"lr": 5e-3}}
     settings["rollout"] |= {"transfer": {"lora": "adapter"}}
@@ -258,8 +272,7 @@ def test_grpo_with_lora_learns(tandem: Start, warm_model: Path, reverse: dict[st
     metrics = job.metrics()
     evaluations = [line["eval/reward/mean"] for line in metrics if "eval/reward/mean" in line]
     assert evaluations[-1] > evaluations[0] + 0.1, evaluations
-    assert max(line.get("weights/canary_difference", 0.0) for line in metrics) < 1e-4
-    assert max(line.get("mismatch/kl", 0.0) for line in metrics) < 1e-6
+    _assert_beside(job, 1)
     assert job.steps()[1]["policy/kl"] == pytest.approx(0, abs=1e-7) and job.steps()[20]["policy/kl"] > 0
     assert (job.directory / "export/adapter/adapter_model.safetensors").is_file()
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (warm_model, job.directory / "export"))

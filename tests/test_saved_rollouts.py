@@ -12,13 +12,16 @@ from actors.group import GroupError
 from actors.rollout.simulated import Table
 from actors.rollout.types import Begun, RolloutInfo, Sampling
 from algorithms.rewards.scores import Score, empty_scores
+from algorithms.rl.judging import Teaching
+from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts import groups as groups_module
 from algorithms.rollouts.ahead import Ahead, read_ahead
-from algorithms.rollouts.groups import BegunGroup, ScoredGroup, prompt_finder
+from algorithms.rollouts.groups import BegunGroup, ScoredGroup, ShapedGroup, prompt_finder
 from algorithms.rollouts.lane import Drawn, LeftOut
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
-from algorithms.rollouts.saved import group_arrays, groups_of
+from algorithms.rollouts.saved import group_arrays, groups_of, length_arrays, lengths_of
+from algorithms.rollouts.tail import Tail
 from tests.episodes import episode
 from tests.fake_engines import After, FakeEngines, FakePool
 from tests.simulated_engines import Clock, SimulatedEngines
@@ -81,6 +84,100 @@ def test_groups_come_back_as_they_were() -> None:
     found = groups_of(arrays, prompt_finder(ROWS))
     assert [shown(each) for each in found] == [shown(first), shown(second)]
     assert all(array.dtype != object for array in arrays.values()), "a file of arrays holds nothing that runs"
+
+
+def shaped(number: int, rewards: tuple[float, ...], scores: tuple[float, ...]) -> ShapedGroup:
+    """Of which the loss does not count the first response."""
+    found = [Score(reward=each, parts={}, status="ok") for each in rewards]
+    plain = group(ROWS[number], *[episode([3], [2], text="")] * len(rewards), scores=found)
+    return plain.with_shape(np.array(scores), np.arange(len(scores)) > 0)
+
+
+def test_what_a_group_is_trained_on_comes_back_as_it_was() -> None:
+    """Some were shaped, as dynamic sampling does it, others were not."""
+    plain = group(ROWS[1], turns(), scores=empty_scores(1))
+    groups = [shaped(3, (1.0, 0.0), (0.1 + 0.2, -1.5)), plain, shaped(5, (2.0,), (0.0,))]
+    arrays = group_arrays(groups, [each.rollouts for each in groups])
+    found = groups_of(arrays, prompt_finder(ROWS))
+    assert [isinstance(each, ShapedGroup) for each in found] == [True, False, True]
+    for each, before in zip(found, groups, strict=True):
+        if isinstance(each, ShapedGroup) and isinstance(before, ShapedGroup):
+            assert each.shaped.tolist() == before.shaped.tolist() and each.counted.tolist() == before.counted.tolist()
+            assert each.counted.dtype == bool
+    older = {name: array for name, array in arrays.items() if name not in ("is_shaped", "shaped", "counted")}
+    assert not any(isinstance(each, ShapedGroup) for each in groups_of(older, prompt_finder(ROWS)))
+    for damage in ({"shaped": arrays["shaped"][:2]}, {"counted": arrays["counted"][1:]}, {"is_shaped": np.ones(3)}):
+        with pytest.raises(ValueError, match="are not those of the groups that are shaped"):
+            groups_of(arrays | damage, prompt_finder(ROWS))
+    with pytest.raises(ValueError, match="must be finite"):
+        groups_of(arrays | {"shaped": np.array([1.0, np.nan, 0.0])}, prompt_finder(ROWS))
+
+
+def shaping() -> RewardShaper:
+    return RewardShaper(normalize=True, clip=None, overlong=None, missing_eos_penalty=0.0, max_response_tokens=9)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_groups_that_are_ready_are_judged_and_counted_once(judged: bool, tmp_path: Path) -> None:
+    """Whether the run before, or the one that goes on, is the first with dynamic sampling: each reward is in the
+    running mean once, and nothing that teaches nothing is trained on."""
+    before, shaper, engines = made_of(FakeEngines()), shaping(), FakeEngines()
+    rewards = [(1.0, 3.0), (2.0, 2.0), (5.0, 1.0)]
+    groups = [
+        group(ROWS[n], *[episode([3], [2], text="")] * 2, scores=[Score(reward=r, parts={}, status="ok") for r in own])
+        for n, own in enumerate(rewards)
+    ]
+    teaching = Teaching(shaper=shaper, mask_truncated=False)
+    ready = [found for each in groups if (found := teaching(each))] if judged else groups
+    moments = shaper.save(tmp_path)
+    before.training.give_back(ready, [], 0)
+    entry = before.save(tmp_path / "rollouts")
+    again = shaping()
+    after = made_of(engines)
+    after._prompt_of = lambda _, row: ROWS[row]
+    after.training.judge = Teaching(shaper=again, mask_truncated=False)
+    after.load(tmp_path / "rollouts", entry)
+    again.load(tmp_path, moments)  # behind the rollouts, or before them
+    pool = after._flow.pool
+    assert isinstance(pool, FakePool) and pool.submitted == ([] if judged else [0, 1, 2])
+    for each, own in zip(groups, rewards, strict=True):
+        if not judged:  # as its reward says again
+            job = pool.jobs[each.prompt.index]
+            job.scores += [Score(reward=reward, parts={}, status="ok") for reward in own]
+            pool._finish(job)
+    after._flow.take_in([])
+    found = after.training.take(3)
+    assert [each.prompt.index for each in found] == [0, 2]
+    counted = [np.ones(2, dtype=bool)] * 2
+    assert [each.shaped.tolist() for each in again.shape(found, counted)] == [each.shaped.tolist() for each in found]  # type: ignore[attr-defined]
+    assert again.moments.count == 6
+    assert again.moments.mean == pytest.approx(sum(map(sum, rewards)) / 6)
+
+
+def test_lengths_that_tail_batching_orders_by_are_kept(tmp_path: Path) -> None:
+    """Of every prompt, whether it is on its way or not; older checkpoints have none, and other rows other lengths."""
+    lengths = {("a", 3): 7.5, ("b", 3): 0.0, ("", 8): 1e6}
+
+    def rollouts(noted: dict[tuple[str, int], float]) -> Rollouts:
+        drawn: Any = iter(())
+        found = Rollouts(
+            FakeEngines(), None, drawn, Sampling(samples=1, temperature=1.0, max_tokens=9), Limits(silence_s=1.0),
+            groups_per_step=2, tail=Tail(0.25, lambda: 8, 8), prompt_of=prompt_finder(ROWS),
+        )  # fmt: skip
+        assert found.training.tail
+        found.training.tail.lengths.update(noted)
+        return found
+
+    entry = rollouts(lengths).save(tmp_path)
+    after = rollouts({})
+    after.load(tmp_path, entry)
+    assert after.training.tail and after.training.tail.lengths == lengths
+    assert read_ahead(tmp_path, entry | {"new_rows": True}, prompt_finder(ROWS), go_on=True).lengths == {}
+    arrays = length_arrays(lengths)
+    assert lengths_of({}) == {}
+    for wrong in (np.nan, -1.0):
+        with pytest.raises(ValueError, match="finite numbers of tokens"):
+            lengths_of(arrays | {"length_tokens": np.array([1.0, wrong, 2.0])})
 
 
 def test_no_groups_are_no_groups() -> None:

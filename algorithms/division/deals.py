@@ -151,16 +151,18 @@ def hand_episodes(
     ]
 
 
-def split_by(engines: ActorGroup[Any], method: Callable[..., object]) -> Split:
-    """Lets rollout engines split groups, each some of them; the wait for that has the engines' deadline."""
+def split_by(engines: ActorGroup[Any], method: Callable[..., object], is_lost: Callable[[int], bool]) -> Split:
+    """Lets rollout engines split groups, each some of them, but for those that `is_lost` says cannot go on; the wait
+    for that has the engines' deadline."""
 
     def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
         parts: list[list[Episodes]] = [[] for _ in asked]
         told = []
         # All at one time: any engine can split any group, wherever it was sampled.
-        ranks = range(min(len(engines), len(asked)))
-        for engine in ranks:
-            own = range(engine, len(asked), len(engines))
+        left = [engine for engine in range(len(engines)) if not is_lost(engine)]
+        ranks = left[: len(asked)] or [0]  # where all are lost, it is this one's death that ends the run
+        for place, engine in enumerate(ranks):
+            own = range(place, len(asked), len(ranks))
             shares, groups = [asked[number][1] for number in own], [asked[number][0] for number in own]
             count = 1 + sum(map(len, shares))
             first, *others = engines.submit(engine, method, shares, *groups, num_returns=count)
@@ -168,7 +170,7 @@ def split_by(engines: ActorGroup[Any], method: Callable[..., object]) -> Split:
             for number, of_group in zip(own, shares, strict=True):
                 parts[number], others = others[: len(of_group)], others[len(of_group) :]
         # The first object of each call comes with the others: who waits for it hears of a failure.
-        engines.gather(told, "split", ranks=list(ranks))
+        engines.gather(told, "split", ranks=ranks)
         return parts
 
     return split

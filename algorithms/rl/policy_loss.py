@@ -32,18 +32,21 @@ def policy_loss(
     kl_coef: float,
     constant: int,
     version: int,
+    keeps_cache: bool = False,
 ) -> tuple[torch.Tensor, Metrics]:
     """This micro-batch's share of the loss (see the module) and of its metrics; logprobs, entropies: [T].
 
     `constant` stands for a sequence's length in aggregation constant. `version` is that of the policy before the first
     update: only tokens sampled with it say whether trainer and sampler agree, as others differ by what was learned
-    since. mismatch/tokens is their number, by which `update_metrics` divides anew; of importance/counts and
-    importance/cut, which it makes quantiles of, see `weight_sums`.
+    since; with `keeps_cache` (rollout.on_update) only those of responses that are of this version as a whole, as others
+    attend to keys and values that older weights have computed. mismatch/tokens is their number, by which
+    `update_metrics` divides anew; of importance/counts and importance/cut, which it makes quantiles of, see
+    `weight_sums`.
     """
     mask, rollout_logprobs = batch.action_mask, batch.fields["rollout_logprobs"]
     # What is computed, while the loss is divided by all of the update: samples without a gradient are in its mean.
     per_token = max(1, totals.trained_tokens)
-    differences = mismatch(policy_logprobs, rollout_logprobs, mask & (batch.fields["versions"] == version))
+    differences = mismatch(policy_logprobs, rollout_logprobs, _comparable(batch, version, keeps_cache))
     old_logprobs, surrogate = _old_logprobs(batch, policy_logprobs, config), config.surrogate
     vectors = [policy_logprobs, old_logprobs, batch.fields["advantages"], mask]
     vectors += [batch.sequence_ids] if surrogate.by_sequence else []  # the others take no such argument
@@ -68,6 +71,15 @@ def policy_loss(
     counts = {"tokens": max(1, totals.tokens), "sequences": max(1, totals.sequences)}
     loss = aggregate(losses, mask, batch.sequence_ids, mode=config.aggregation, constant=constant, **counts)
     return loss, metrics
+
+
+def _comparable(batch: PackedBatch, version: int, keeps_cache: bool) -> torch.Tensor:
+    """Action tokens that the weights of this version alone have sampled, bool [T]."""
+    fresh = batch.action_mask & (batch.fields["versions"] == version)
+    if not keeps_cache or batch.idle:  # an idle rank's has no sequence
+        return fresh
+    others = batch.sequence_sums((batch.action_mask & ~fresh).double())
+    return fresh & (others == 0)[batch.sequence_ids]
 
 
 def _corrected(

@@ -41,16 +41,7 @@ class RewardShaper:
         new = [(group, kept) for group, kept in zip(groups, counted, strict=True) if not isinstance(group, ShapedGroup)]
         scores = iter(self([group for group, _ in new], [kept for _, kept in new]))
         return [
-            group
-            if isinstance(group, ShapedGroup)
-            else ShapedGroup(
-                prompt=group.prompt,
-                rollouts=group.rollouts,
-                infos=group.infos,
-                scores=group.scores,
-                shaped=next(scores),
-                counted=kept,
-            )
+            group if isinstance(group, ShapedGroup) else group.with_shape(next(scores), kept)
             for group, kept in zip(groups, counted, strict=True)
         ]
 

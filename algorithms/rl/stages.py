@@ -144,7 +144,8 @@ class RL(Steps):
         config = self.config
         constant = config.aggregation_constant or self.sampling.max_tokens
         coef = self.kl.coef if config.kl_in == "loss" else 0.0
-        return partial(policy_loss, config=config, kl_coef=coef, constant=constant, version=self.version)
+        own = {"version": self.version, "keeps_cache": self.keeps_cache}
+        return partial(policy_loss, config=config, kl_coef=coef, constant=constant, **own)
 
     def _kl_reads(self, where: str) -> set[str]:
         """What the KL to the reference reads, where it is in the loss or in the reward."""

@@ -87,6 +87,8 @@ class Steps:
     samples_per_step: int = 8
     eval_samples: int | None = 64
     """Completions that an evaluation reports, or all of them."""
+    keeps_cache: bool = False
+    """Whether responses go on with keys and values that older weights have computed."""
     last_evaluation: Metrics = field(default_factory=dict)
     sync_reference: Callable[[int], None] | None = None
     """Lets the reference follow the policy after this step, when it is time."""
@@ -119,8 +121,9 @@ class Steps:
     def parts(self) -> dict[str, SavedPart]:
         """What has state beside the groups, by its name in checkpoints; each keeps what it needs, and nobody else
         knows what."""
-        own: dict[str, SavedPart] = {"loop": self, "batches": self.batches, "rollouts": self.rollouts}
-        return own | {"shaper": self.shaper, "kl": self.kl, "best": self.best}
+        # The shaper at once after the order, with which rollouts note what they have: it counts what is shaped beside.
+        own: dict[str, SavedPart] = {"loop": self, "batches": self.batches, "shaper": self.shaper}
+        return own | {"rollouts": self.rollouts, "kl": self.kl, "best": self.best}
 
     def save(self, directory: Path) -> Entry:
         """How far the loop is, and what the engines have."""

@@ -4,10 +4,11 @@ ready      groups with their scores
 unscored   complete groups that rewards still have
 begun      groups on their way: prompts, and what each of their samples has so far
 left out   prompts of which no group will come, and that no report has named yet
+lengths    of the responses to each prompt, by which tail batching orders them
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,10 +23,13 @@ from algorithms.rollouts.saved import (
     PartialGroup,
     group_arrays,
     groups_of,
+    length_arrays,
+    lengths_of,
     partial_arrays,
     partial_groups_of,
     places_of,
 )
+from algorithms.rollouts.tail import Place
 
 _FILE = "ahead.safetensors"
 
@@ -44,6 +48,8 @@ class Ahead:
     """Groups that were given out before."""
     groups_per_step: int
     """That a step asked for."""
+    lengths: Mapping[Place, float] = field(default_factory=dict)
+    """See `Tail.lengths`."""
 
     def fitting(self, sampling: Sampling, groups_per_step: int) -> "Ahead":
         """The same for a run that samples so and whose steps ask for so many groups: what has other numbers of samples
@@ -61,7 +67,8 @@ class Ahead:
         anew = [Drawn(each.prompt) for each in odd_ready + odd_unscored]
         # The last step may have got fewer.
         steps = -(-self.taken // self.groups_per_step)
-        return Ahead(ready, unscored, anew + begun, self.left_out, steps * groups_per_step, groups_per_step)
+        taken = steps * groups_per_step
+        return Ahead(ready, unscored, anew + begun, self.left_out, taken, groups_per_step, self.lengths)
 
     def write(self, directory: Path, timeout_s: float) -> Entry:
         """Write arrays, if there is anything. Raises GroupError when what a group has is lost, or does not come in
@@ -69,7 +76,7 @@ class Ahead:
         entry: Entry = {"taken": self.taken, "groups_per_step": self.groups_per_step}
         if self.left_out:
             entry["left_out"] = [[each.prompt.of_set, each.prompt.index, each.why] for each in self.left_out]
-        if not self.ready and not self.unscored and not self.begun:
+        if not (self.ready or self.unscored or self.begun or self.lengths):
             return entry
         complete = [*self.ready, *self.unscored]
         arrays = group_arrays(complete, [episodes_of(group, timeout_s) for group in complete])
@@ -79,6 +86,7 @@ class Ahead:
                 for each in self.begun
             ]
         )
+        arrays |= length_arrays(self.lengths)
         arrays["attempts"] = np.array([each.attempt for each in self.begun], dtype=np.int64)
         write_arrays(arrays, directory / _FILE)
         return entry | {"ready": len(self.ready), "unscored": len(self.unscored)}
@@ -104,7 +112,7 @@ def read_ahead(directory: Path, entry: Entry, prompt_of: Callable[[str, int], Pr
         Drawn(group.prompt, None, attempt, BegunGroup.of(group.begun) if go_on and group.begun else None)
         for group, attempt in zip(partial_groups_of(arrays, prompt_of), arrays["attempts"].tolist(), strict=True)
     ]
-    return Ahead(complete[:ready], complete[ready:], begun, named, *counts)
+    return Ahead(complete[:ready], complete[ready:], begun, named, *counts, lengths_of(arrays))
 
 
 def _found(prompt_of: Callable[[str, int], Prompt], of_set: str, row: int) -> Prompt | None:

@@ -123,6 +123,10 @@ class RayEngines:
     def __len__(self) -> int:
         return len(self.group)
 
+    def is_lost(self, engine: int) -> bool:
+        """Whether an engine has died or cannot go on, as far as `wait` has told. Any thread may ask."""
+        return engine in self._lost
+
     def submit(
         self,
         engine: int,

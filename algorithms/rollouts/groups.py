@@ -43,6 +43,17 @@ class ScoredGroup:
         # -1: no token.
         return min((info.oldest_version for info in self.infos if info.oldest_version >= 0), default=None)
 
+    def with_shape(self, shaped: np.ndarray, counted: np.ndarray) -> "ShapedGroup":
+        """The group with what advantages are computed from, float64 [N] and bool [N]."""
+        return ShapedGroup(
+            prompt=self.prompt,
+            rollouts=self.rollouts,
+            infos=self.infos,
+            scores=self.scores,
+            shaped=shaped,
+            counted=counted,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BegunGroup:

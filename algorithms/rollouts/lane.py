@@ -20,7 +20,8 @@ from algorithms.rollouts.tail import Tail
 
 Judge = Callable[[ScoredGroup], ScoredGroup | None]
 """The group as it is trained on; None where it teaches nothing and is replaced."""
-Why = Literal["stale", "failed"]
+Why = Literal["stale", "failed", "alike"]
+"""stale: too old too often; failed: in an engine or a reward; alike: its scores do not differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ class Lane:
         if judged is None:
             self.ages.remove(order)
             self.discards.alike += 1
+            self.discards.left_out.append(LeftOut(group.prompt, "alike"))
             self.samples_asked += self.sampling.samples
             return
         self.ready[order] = judged

@@ -27,7 +27,7 @@ from algorithms.rollouts.ahead import Ahead, read_ahead
 from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.flow import Flow, ModelPool
-from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
@@ -213,7 +213,8 @@ class Rollouts:
                 begun += [Drawn(prompt) for prompt in lane.tail.postponed]
             orders = list(lane.ready) if lane.ahead else sorted(lane.ready)
             ready, left_out = [lane.ready[each] for each in orders], list(lane.discards.left_out)
-            self._snapshot = Ahead(ready, unscored, begun, left_out, lane.taken, self._groups_per_step)
+            lengths = dict(lane.tail.lengths) if lane.tail else {}
+            self._snapshot = Ahead(ready, unscored, begun, left_out, lane.taken, self._groups_per_step, lengths)
             return self._order.save(Path()) if self._order else {}
 
     def save(self, directory: Path) -> Entry:
@@ -236,9 +237,14 @@ class Rollouts:
             lane.discards.left_out += found.left_out
             if lane.tail:  # with it nothing is made ahead: what is here was postponed
                 lane.tail.postponed.extend(each.prompt for each in begun)
+                lane.tail.lengths.update(found.lengths)
                 begun = []
-            lane.give_back(found.ready, begun, found.taken)
-            self._flow.score_again(lane, found.unscored)
+            ready, unscored = found.ready, found.unscored
+            if lane.judge:  # of a run that trained on all groups they were not judged: once scored again, they are
+                ready = [each for each in found.ready if isinstance(each, ShapedGroup)]
+                unscored = [*unscored, *(each for each in found.ready if not isinstance(each, ShapedGroup))]
+            lane.give_back(ready, begun, found.taken)
+            self._flow.score_again(lane, unscored)
 
     def close(self) -> None:
         """End the thread; what is running is left to the engines."""

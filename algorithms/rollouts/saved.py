@@ -5,7 +5,7 @@ ends: `tokens` holds the tokens of all turns, given and sampled, one after the o
 """
 
 import json
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import get_args
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from actors.episodes import Episode, EpisodeStatus, Prompt, Turn, VersionSpan
 from actors.rollout.types import Begun, Finish, RolloutInfo
 from algorithms.rewards.scores import Score
-from algorithms.rollouts.groups import ScoredGroup, kept
+from algorithms.rollouts.groups import ScoredGroup, ShapedGroup, kept
+from algorithms.rollouts.tail import Place
 
 Arrays = dict[str, np.ndarray]
 _STATUSES: tuple[EpisodeStatus, ...] = ("ok", "truncated", "failed")
@@ -33,7 +34,8 @@ class PartialGroup:
 
 
 def group_arrays(groups: Sequence[ScoredGroup], episodes: Sequence[list[Episode]]) -> Arrays:
-    """Arrays that hold these groups and their episodes; prompts by set and row only."""
+    """Arrays that hold these groups and their episodes; prompts by set and row only. Of shaped ones (see `ShapedGroup`)
+    also what they are trained on, as the running mean that it was made with has moved on."""
     flat = [episode for each in episodes for episode in each]
     turns = [turn for episode in flat for turn in episode.turns]
     scores = [score for group in groups for score in group.scores]
@@ -63,6 +65,9 @@ def group_arrays(groups: Sequence[ScoredGroup], episodes: Sequence[list[Episode]
         "parts": np.array(
             [[score.parts.get(name, np.nan) for name in labels] for score in scores], dtype=np.float64
         ).reshape(len(scores), len(labels)),
+        "is_shaped": np.array([isinstance(group, ShapedGroup) for group in groups], dtype=np.uint8),
+        "shaped": _joined([group.shaped for group in groups if isinstance(group, ShapedGroup)], np.float64),
+        "counted": _joined([group.counted for group in groups if isinstance(group, ShapedGroup)], np.uint8),
     }
 
 
@@ -77,20 +82,34 @@ def groups_of(arrays: Arrays, prompt_of: Callable[[str, int], Prompt]) -> list[S
         KeyError, ValueError, IndexError: these are no such arrays, or there is no such prompt.
     """
     episodes, scores = _episodes(arrays), _scores(arrays)
-    found = []
-    for row, of_set, (start, end) in zip(
-        arrays["rows"].tolist(), _texts(arrays["sets"]), _parts(arrays["episodes"]), strict=True
+    found, shapes = [], _shapes(arrays)
+    for row, of_set, (start, end), shape in zip(
+        arrays["rows"].tolist(), _texts(arrays["sets"]), _parts(arrays["episodes"]), shapes, strict=True
     ):
         own = episodes[start:end]
-        found.append(
-            ScoredGroup(
-                prompt=prompt_of(of_set, row),
-                rollouts=kept(own),
-                infos=[RolloutInfo.of(episode) for episode in own],
-                scores=scores[start:end],
-            )
+        group = ScoredGroup(
+            prompt=prompt_of(of_set, row),
+            rollouts=kept(own),
+            infos=[RolloutInfo.of(episode) for episode in own],
+            scores=scores[start:end],
         )
+        found.append(group if shape is None else group.with_shape(*shape))
     return found
+
+
+def _shapes(arrays: Arrays) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """What each group is trained on, float64 [N], and whether the loss counts each response, bool [N]."""
+    if "is_shaped" not in arrays:  # written when nobody kept it
+        return [None] * len(arrays["rows"])
+    shaped, counted, lengths = arrays["shaped"], arrays["counted"].astype(bool), arrays["episodes"]
+    chosen = arrays["is_shaped"].astype(bool)
+    if not (len(chosen) == len(lengths) and len(shaped) == len(counted) == lengths[chosen].sum()):
+        raise ValueError(f"{len(shaped)} scores and {len(counted)} marks are not those of the groups that are shaped")
+    if not np.isfinite(shaped).all():
+        raise ValueError("scores that groups are trained on must be finite")
+    parts = iter(_parts(lengths[chosen]))
+    places = [next(parts) if each else None for each in chosen.tolist()]
+    return [each and (shaped[each[0] : each[1]], counted[each[0] : each[1]]) for each in places]
 
 
 def places_of(arrays: Arrays) -> list[tuple[str, int]]:
@@ -141,6 +160,27 @@ def partial_groups_of(arrays: Arrays, prompt_of: Callable[[str, int], Prompt]) -
         PartialGroup(prompt=prompt_of(of_set, row), begun=tuple(samples[start:end]))
         for row, of_set, (start, end) in zip(rows, sets, _parts_of(samples, own["samples"]), strict=True)
     ]
+
+
+def length_arrays(lengths: Mapping[Place, float]) -> Arrays:
+    """Arrays that hold `Tail.lengths`, beside those of groups in one file."""
+    return {
+        "length_sets": _text([of_set for of_set, _ in lengths]),
+        "length_rows": np.array([row for _, row in lengths], dtype=np.int64),
+        "length_tokens": np.array(list(lengths.values()), dtype=np.float64),
+    }
+
+
+def lengths_of(arrays: Arrays) -> dict[Place, float]:
+    """The lengths that `length_arrays` has written; none where no array is of such. Raises ValueError where they are no
+    lengths."""
+    if "length_rows" not in arrays:  # written when nobody kept them
+        return {}
+    rows, tokens = arrays["length_rows"].tolist(), arrays["length_tokens"]
+    if not (np.isfinite(tokens) & (tokens >= 0)).all():
+        raise ValueError("lengths must be finite numbers of tokens")
+    places = zip(_texts(arrays["length_sets"]), rows, strict=True)
+    return dict(zip(places, tokens.tolist(), strict=True))
 
 
 def _begun(arrays: Arrays) -> list[Begun]:

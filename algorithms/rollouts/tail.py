@@ -31,7 +31,8 @@ class Tail:
         self.postponed: deque[Prompt] = deque()
         self._left = left
         self._rows = rows
-        self._lengths: dict[Place, float] = {}
+        self.lengths: dict[Place, float] = {}
+        """Mean sampled tokens of a prompt's responses when it was sampled last."""
 
     def begin(self, groups: int, left_in_run: int | None) -> tuple[list[Prompt], int]:
         """The postponed prompts that a step of so many groups starts with, and how many it starts beyond `groups`.
@@ -55,12 +56,12 @@ class Tail:
     def note(self, prompt: Prompt, infos: Sequence[RolloutInfo]) -> None:
         """Remember how long a prompt's responses are: of one that was ended, how long they were by then."""
         if infos:
-            self._lengths[prompt.of_set, prompt.index] = sum(info.sampled_tokens for info in infos) / len(infos)
+            self.lengths[prompt.of_set, prompt.index] = sum(info.sampled_tokens for info in infos) / len(infos)
 
     def longest_first(self, prompts: Sequence[Prompt]) -> list[int]:
         """Places of these prompts, in the order in which they should start: where slots are few, what starts last
         should be short. Those of which nothing is known count as usual ones, in their order."""
-        known = [self._lengths.get((each.of_set, each.index)) for each in prompts]
+        known = [self.lengths.get((each.of_set, each.index)) for each in prompts]
         told = [length for length in known if length is not None]
         usual = sum(told) / len(told) if told else 0.0
         expected = [usual if length is None else length for length in known]

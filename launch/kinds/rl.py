@@ -214,6 +214,16 @@ class RLKind(JobKind):
     def samples_held_out(self) -> bool:
         return self.algorithm.eval_every is not None
 
+    def steps_problem(self, rows: int) -> str | None:
+        config, wanted = self.config, self.algorithm.prompts_per_step
+        # Sets with weights have no passes that end.
+        if config.rollout.tail == "none" or config.data.weights or wanted < rows:
+            return None
+        return (
+            f"rollout.tail must be none where a step takes all that a pass over the data has, which leaves nothing to "
+            f"postpone (algorithm.prompts_per_step {wanted}, {rows} prompts), got {config.rollout.tail}"
+        )
+
 
 class PPOKind(RLKind):
     """PPO, whose critic is a group of its own."""
@@ -247,7 +257,7 @@ class PPOKind(RLKind):
 
     def steps_problem(self, rows: int) -> str | None:
         problem = self.algorithm.warmup_problem(rows)
-        return problem and f"algorithm.{problem}"
+        return f"algorithm.{problem}" if problem else super().steps_problem(rows)
 
     def check_data(
         self, findings: "Findings", rewards: "RewardProbe", sets: "dict[Field, Sets]", *, tokenise: bool

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from algorithms.rl.overlapped_reads import OverlappedReads
     from algorithms.rl.reward_models import BesideRollouts
     from algorithms.rl.shaper import RewardShaper
+    from algorithms.rollouts.engines import Engines
     from algorithms.rollouts.rollouts import Rollouts
     from launch.run.loop_arguments import LoopArguments, ReadArguments, SettingsArguments
 
@@ -97,6 +98,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
     from algorithms.division.deals import split_by
+    from algorithms.rollouts.engines import RayEngines
 
     reporter.phase("loading models")
     models = spawn_models(config, directory, placement, roster)
@@ -104,10 +106,11 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     reporter.phase("reading data")
     data = _rl_data(config, directory, reporter)
     steps, settings = _total_steps(kind, data.drawn), _from_settings(kind)
-    split = split_by(engines.group, _ENGINE.split)
+    rollout_engines = RayEngines(engines.group)
+    split = split_by(engines.group, _ENGINE.split, rollout_engines.is_lost)
     reading = _reading(config, roster)
     beside = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
-    roster.rollouts = _rollouts(kind, engines.group, roster.pool, data, steps, settings["shaper"], *beside)
+    roster.rollouts = _rollouts(kind, rollout_engines, roster.pool, data, steps, settings["shaper"], *beside)
     if on_one_gpu(config):
         # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
         engines.wait(reporter)
@@ -231,6 +234,7 @@ def _from_settings(kind: RLKind) -> "SettingsArguments":
         "shaper": _shaper(config, kind.algorithm),
         "sampling": _sampling(config, kind.algorithm),
         "micro_batch_tokens": _budgets(config),
+        "keeps_cache": config.rollout.on_update == "keep_cache",
         "seed": config.run.seed,
         "samples_per_step": config.tracking.samples_per_step,
         "eval_samples": config.tracking.eval_samples,
@@ -276,7 +280,7 @@ def _samples_dynamically(algorithm: RLConfig) -> bool:
 
 def _rollouts(
     kind: RLKind,
-    engines: ActorGroup[RolloutWorker],
+    engines: "Engines",
     pool: RewardPool | None,
     data: _Data,
     steps: int,
@@ -286,7 +290,6 @@ def _rollouts(
 ) -> "Rollouts":
     """Where scored groups come from."""
     from algorithms.rl.judging import Teaching
-    from algorithms.rollouts.engines import RayEngines
     from algorithms.rollouts.flow import ENOUGH
     from algorithms.rollouts.groups import prompt_finder
     from algorithms.rollouts.limits import Limits
@@ -308,7 +311,7 @@ def _rollouts(
         starts=config.rollout.max_attempts,
     )
     return Rollouts(
-        RayEngines(engines),
+        engines,
         pool,
         # Drawn no earlier than a prompt may start: checkpoints keep how far `batches` has come.
         (data.prompts[data.batches.next(1)[0]] for _ in count()),

@@ -30,6 +30,7 @@ class SettingsArguments(TypedDict):
     shaper: RewardShaper
     sampling: Sampling
     micro_batch_tokens: dict[str, int]
+    keeps_cache: bool
     seed: int
     samples_per_step: int
     eval_samples: int | None

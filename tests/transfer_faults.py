@@ -1,0 +1,50 @@
+"""Faults of weight transfers in the engines of a real run: `tests.preloaded.FAULT` names one and a file.
+
+The file gets what is the fault's witness: how many samples the engine had.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+_SPARED = 2
+"""Transfers before the first step, and after it."""
+
+
+def fails(witness: Path) -> None:
+    """The engine cannot take what has come."""
+
+    def fail() -> None:
+        raise RuntimeError("lost while receiving")
+
+    _strike(witness, fail)
+
+
+def dies(witness: Path) -> None:
+    """The engine's process ends."""
+    _strike(witness, lambda: os._exit(1))
+
+
+def _strike(witness: Path, fault: Callable[[], object]) -> None:
+    """The fault comes in a transfer that has stopped the engine while it had samples, when its weights are there."""
+    from actors.rollout.engine import EngineThread
+    from actors.weights import vllm_receiver
+
+    pause, receive, transfers = EngineThread.pause, vllm_receiver.receive_bucket, count(1)
+    running = [0]
+
+    def pause_and_count(self: EngineThread) -> None:
+        pause(self)
+        running[0] = self.stats().running + self.stats().waiting
+
+    def receive_or_not(*arguments: Any) -> Any:
+        received = receive(*arguments)
+        if next(transfers) > _SPARED and running[0]:
+            witness.write_text(str(running[0]))
+            fault()
+        return received
+
+    EngineThread.pause = pause_and_count  # type: ignore[method-assign]
+    vllm_receiver.receive_bucket = receive_or_not
