@@ -2,9 +2,14 @@
 
 import pytest
 
+from actors.rollout.types import Request, Sampling
 from algorithms.rollouts.tail import Tail
 from benchmarks.expected import expected, tail_batched
-from benchmarks.scale import MAX_TOKENS, SPEED, STARTS, TARGET_KB, Workload, simulated
+from benchmarks.scale import TARGET_KB, staleness_table
+from benchmarks.steps import MAX_TOKENS, SPEED, STARTS, Workload, simulated
+from benchmarks.tails import FirstToEnd, batched
+
+SAMPLING = Sampling(samples=5, temperature=1.0, max_tokens=100)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2, 4])
@@ -32,6 +37,42 @@ def test_tail_batching_gains_what_its_formula_says() -> None:
     run = simulated(workload, 0, 15, tail=Tail(0.25, lambda: None, None))
     assert run.step_s == pytest.approx(tail_batched(lengths, SPEED, **sizes, share=0.25), rel=0.06)
     assert simulated(workload, 0, 3).step_s > 1.3 * run.step_s
+
+
+def test_what_waits_is_neither_late_nor_dropped() -> None:
+    """Nothing is lost, so that steps take longer than where what is late starts again, and no longer than in turns."""
+    workload = Workload(engines=30, groups=120)
+    again, waiting, turns = (simulated(workload, n, 6, waits=n and waits) for n, waits in ((1, 0), (1, 1), (0, 0)))
+    assert again.dropped > 0.1
+    assert waiting.dropped == 0
+    assert again.step_s < waiting.step_s < turns.step_s
+    assert max(waiting.ages) <= 1
+    assert again.tokens < 0.95 * waiting.tokens  # what is always long is never trained on
+
+
+def test_the_table_has_what_starts_again_beside_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.scale.STALENESS", (0, 1))
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in staleness_table(2, 1).splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["0", ""], ["1", "restart"], ["1", "wait"]]
+    assert ["/" in row[2] for row in rows] == [True, True, False]
+    assert rows[2][6] == "0.000"
+
+
+def test_of_responses_the_first_to_end_are_taken_and_the_others_end_with_them() -> None:
+    drawn = iter([[9, 2, 7, 4, 5], [8, 3, 6, 1, 2], [30, 20, 90, 10, 40]])
+    lengths = FirstToEnd(lambda _: next(drawn), 3)
+    request = [Request(id=n, token_ids=[prompt, 7], sampling=SAMPLING) for n, prompt in enumerate((4, 5, 4))]
+    assert lengths(request[0]) == [2, 4, 5, 5, 5]
+    assert lengths(request[1]) == [1, 2, 3, 3, 3]
+    assert lengths(request[2]) == [30, 20, 90, 1, 1]  # postponed: a step that waits for all
+
+
+def test_more_responses_are_quicker_and_shorter_than_more_prompts_alone() -> None:
+    workload = Workload(engines=16, groups=64)
+    plain, prompts, both = simulated(workload, 0, 30), batched(workload, 0.25, 0.0), batched(workload, 0.25, 0.25)
+    assert plain.step_s > 1.2 * prompts.step_s > 1.2 * 1.05 * both.step_s
+    assert plain.tokens > prompts.tokens > 1.1 * both.tokens
+    assert prompts.tokens > 0.93 * plain.tokens
 
 
 def test_memory_of_the_driver_is_counted() -> None:
