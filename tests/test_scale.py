@@ -1,5 +1,6 @@
 """The benchmark of scale: what it measures is what its formulas say, and the driver's costs are counted."""
 
+import numpy as np
 import pytest
 
 from actors.rollout.types import Request, Sampling
@@ -73,6 +74,12 @@ def test_more_responses_are_quicker_and_shorter_than_more_prompts_alone() -> Non
     assert plain.step_s > 1.2 * prompts.step_s > 1.2 * 1.05 * both.step_s
     assert plain.tokens > prompts.tokens > 1.1 * both.tokens
     assert prompts.tokens > 0.93 * plain.tokens
+
+
+def test_of_what_ends_first_only_that_counts() -> None:
+    workload = Workload(engines=16, groups=64)
+    drawn = workload.lengths.drawn(4000, 1, 20, MAX_TOKENS, seed=1)
+    assert batched(workload, 0.0, 0.25).tokens == pytest.approx(np.sort(drawn)[..., :16].mean(), rel=0.05)
 
 
 def test_memory_of_the_driver_is_counted() -> None:
