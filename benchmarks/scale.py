@@ -47,8 +47,11 @@ other parallelism for long responses, rewards that are scheduled, training on wh
 With rollouts 70 % of a step, rollouts alone would have to be 3.6 to 7.7 times as fast for that. Postponing a quarter
 leaves one step in five as long as before: at most 5 times, 2.27 end to end. How much it gains is decided by how far
 the longest response is from the others, hence by the limit: a step of many responses waits for one that reaches it.
-More responses, RollPacker's other half, favour short ones within every prompt: that is measured, and not offered. The
-last column is what a policy would learn from, against waiting for all."""
+
+Training as groups end is computed from when they have ended, and not built: still one update of a step's groups by the
+policy that has sampled them, its gradients summed while the last ones are sampled. More responses, RollPacker's other
+half, favour short ones within every prompt: that is measured, and not built either. The last column is what a policy
+would learn from, against waiting for all."""
 
 
 def driver_table(steps: int) -> str:

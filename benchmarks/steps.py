@@ -1,7 +1,7 @@
 """Steps of a loop beside a thousand engines in virtual time (`benchmarks.virtual`), by the driver's own code."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from statistics import mean
@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.episodes import Prompt, VersionSpan
 from actors.rollout.types import Request, Sampling
+from algorithms.rollouts.engines import Ended, Lost
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
@@ -61,6 +62,8 @@ class Step:
     """Of each sample: versions between its oldest token and the policy that trains on it."""
     tokens: float
     """Mean length of a response that is trained on."""
+    ends: list[float]
+    """When groups have ended in it, in seconds after its begin, ascending."""
     driver_s: float
     """Processor time of the driver."""
 
@@ -93,6 +96,20 @@ class Run:
         return [age for step in self.steps for age in step.ages]
 
 
+class _TimedEngines(VirtualEngines):
+    """Keeps when requests have ended that nobody has aborted."""
+
+    def __init__(self, speeds: Sequence[Speed], lengths: Callable[[Request], list[int]]) -> None:
+        super().__init__(speeds, lengths)
+        self.ends: list[float] = []
+
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+        """See `Engines`; it returns as soon as something has ended."""
+        news = super().wait(others, timeout_s)
+        self.ends += [self.now for each in news if isinstance(each, Ended) and not each.finished.aborted]
+        return news
+
+
 def simulated(
     workload: Workload,
     staleness: int,
@@ -102,7 +119,7 @@ def simulated(
     **options: Any,
 ) -> Run:
     """Train so many steps, after a warm-up; `lengths` in place of the workload's, `options` go to the rollouts."""
-    engines = VirtualEngines([workload.speed] * workload.engines, lengths or workload.lengths)
+    engines = _TimedEngines([workload.speed] * workload.engines, lengths or workload.lengths)
     rollouts = Rollouts(
         engines,
         None,
@@ -137,9 +154,10 @@ def simulated(
 
 
 def _step(
-    engines: VirtualEngines, rollouts: Rollouts, workload: Workload, version: int
+    engines: _TimedEngines, rollouts: Rollouts, workload: Workload, version: int
 ) -> tuple[Step, list[ScoredGroup]]:
     began, cpu = engines.now, own_threads_s() - engines.cpu_s
+    engines.ends.clear()
     groups = rollouts.take(workload.groups, version, seed=version)
     engines.train(workload.train_s)
     engines.use(version + 1)
@@ -147,7 +165,8 @@ def _step(
     cpu = own_threads_s() - engines.cpu_s - cpu
     ages = [version - info.oldest_version for group in groups for info in group.infos]
     tokens = mean(info.sampled_tokens for group in groups for info in group.infos[: workload.samples])
-    return Step(seconds=engines.now - began, ages=ages, tokens=tokens, driver_s=cpu), groups
+    ends = [end - began for end in engines.ends]
+    return Step(seconds=engines.now - began, ages=ages, tokens=tokens, ends=ends, driver_s=cpu), groups
 
 
 def _mark(engines: VirtualEngines) -> list[float]:

@@ -7,8 +7,9 @@ That is measured to be compared, as a length of responses: `FirstToEnd` says how
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import mean
 
 from actors.rollout.types import Request
 from algorithms.rollouts.tail import Tail
@@ -33,7 +34,7 @@ ROLLOUTS = 0.7
 """Share of a step that waits for rollouts, in RollPacker's motivation."""
 HEADER = (
     "prompts x responses", "prompts more", "responses more", "step, s", "times as fast", "rollouts times as fast",
-    "tokens of a response that is trained on",
+    "times as fast, training as groups end", "tokens of a response that is trained on",
 )  # fmt: skip
 
 
@@ -81,20 +82,33 @@ def _rows(
         waited = _expected_s(replace(workload, train_s=0.0), 0.0)
         workload = replace(workload, train_s=waited * (1 - rollouts) / rollouts)
     plain = simulated(workload, 0, STEPS)
-    rows = [
-        [name, "0", "0", beside(plain.step_s, _expected_s(workload, 0.0), "{:.1f}"), "1", "1", f"{plain.tokens:.0f}"]
-    ]
+    rows = [[name, "0", "0", *_figures(workload, plain, plain, 0.0)]]
     for prompts, responses in shares:
         run = batched(workload, prompts, responses)
-        step = f"{run.step_s:.1f}"
-        if not responses:
-            step = beside(run.step_s, _expected_s(workload, prompts), "{:.1f}")
-        gain = f"{plain.step_s / run.step_s:.2f}"
-        waits = f"{(plain.step_s - workload.train_s) / (run.step_s - workload.train_s):.2f}"
-        tokens = f"{run.tokens:.0f} ({run.tokens / plain.tokens - 1:+.1%})"
-        rows.append([name, f"{prompts:g}", f"{responses:g}", step, gain, waits, tokens])
+        figures = _figures(workload, run, plain, None if responses else prompts)
+        rows.append([name, f"{prompts:g}", f"{responses:g}", *figures])
         print(results.table(HEADER, rows[-1:]), flush=True)
     return rows
+
+
+def _figures(workload: Workload, run: Run, plain: Run, share: float | None) -> list[str]:
+    """Of a run, against `plain`; `share` of prompts more, for which there is a formula."""
+    step_s = f"{run.step_s:.1f}" if share is None else beside(run.step_s, _expected_s(workload, share), "{:.1f}")
+    waits = (plain.step_s - workload.train_s) / (run.step_s - workload.train_s)
+    streamed = mean(streamed_s(step.ends[: workload.groups], workload.train_s) for step in run.steps)
+    gains = [f"{gain:.2f}" for gain in (plain.step_s / run.step_s, waits, plain.step_s / streamed)]
+    return [step_s, *gains, f"{run.tokens:.0f} ({run.tokens / plain.tokens - 1:+.1%})"]
+
+
+def streamed_s(ends: Sequence[float], train_s: float) -> float:
+    """Seconds of a step that trains on each group as soon as it has ended, beside those that have not.
+
+    Args:
+        ends: of the groups, in seconds, ascending.
+        train_s: of all of them.
+    """
+    left = len(ends)
+    return max(end + (left - before) * train_s / left for before, end in enumerate(ends))
 
 
 def batched(workload: Workload, prompts: float, responses: float) -> Run:

@@ -8,7 +8,7 @@ from algorithms.rollouts.tail import Tail
 from benchmarks.expected import expected, tail_batched
 from benchmarks.scale import TARGET_KB, staleness_table
 from benchmarks.steps import MAX_TOKENS, SPEED, STARTS, Workload, simulated
-from benchmarks.tails import FirstToEnd, batched
+from benchmarks.tails import FirstToEnd, batched, streamed_s
 
 SAMPLING = Sampling(samples=5, temperature=1.0, max_tokens=100)
 
@@ -87,3 +87,18 @@ def test_memory_of_the_driver_is_counted() -> None:
     held = [simulated(Workload(engines=4, groups=groups), 1, 1).held_bytes for groups in (8, 16)]
     assert 8 * 16 * 100 < held[0] < 8 * 16 * 1000 * TARGET_KB
     assert held[1] > 1.5 * held[0]
+
+
+def test_training_as_groups_end_has_the_last_ones_left() -> None:
+    assert streamed_s([1.0, 2.0, 10.0], 6.0) == 12.0  # two are trained on by then
+    assert streamed_s([1.0, 2.0, 3.0], 6.0) == 7.0  # training begins after a second, and is what takes longest
+    assert streamed_s([5.0] * 4, 6.0) == 11.0
+
+
+def test_ends_are_those_of_the_groups_that_a_step_takes() -> None:
+    workload = Workload(engines=4, groups=16)
+    for run, more in ((simulated(workload, 0, 3), 0), (batched(workload, 0.25, 0.0), 4)):
+        for step in run.steps:
+            assert 16 <= len(step.ends) <= 16 + more
+            assert step.ends == sorted(step.ends)
+            assert step.ends[15] == pytest.approx(step.seconds - workload.train_s)
