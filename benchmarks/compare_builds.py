@@ -52,30 +52,46 @@ def main() -> None:
 
 def measured(side: str, tree: Path, name: str, seed: int, deadline_s: float) -> Measurement:
     """One run of the code in `tree`, in its directory; raises BenchmarkError."""
-    workload, made = WORKLOADS[MODELS[name]], (CACHE / MODELS[name]).resolve()
-    # The configuration is this checkout's for both: only the code differs.
-    command = [sys.executable, "-m", "launch", "run", str((ROOT / "benchmarks" / f"{name}.yaml").resolve())]
-    command += [f"model.path={made / 'model'}", f"data.train={made / 'prompts.jsonl'}"]
-    command += [f"algorithm.steps={STEPS[name] + 1}", f"run.seed={seed}", "run.name=run"]
     output = Path(tempfile.mkdtemp(prefix=f"compare-{side}-"))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))}
     return measure(
         side,
-        [*command, f"run.output={output}"],
-        workload,
+        job(name, MODELS[name], STEPS[name] + 1, seed, output),
+        WORKLOADS[MODELS[name]],
         STEPS[name] + 1,
         deadline_s,
-        lines=output / "run" / "metrics.jsonl",
+        lines=lines_of(output),
         tree=tree,
-        environment=kept | {"PYTHONPATH": str(tree)},
+        environment=environment_of(tree),
     )
+
+
+def job(name: str, model: str, steps: int, seed: int, output: Path) -> list[str]:
+    """Command of benchmarks/NAME.yaml on model and prompts of a workload, which any checkout's code may run.
+
+    The configuration is this checkout's for all: only the code differs.
+    """
+    made = (CACHE / model).resolve()
+    command = [sys.executable, "-m", "launch", "run", str((ROOT / "benchmarks" / f"{name}.yaml").resolve())]
+    command += [f"model.path={made / 'model'}", f"data.train={made / 'prompts.jsonl'}"]
+    return [*command, f"algorithm.steps={steps}", f"run.seed={seed}", "run.name=run", f"run.output={output}"]
+
+
+def lines_of(output: Path) -> Path:
+    """Where a `job` writes a line for each step."""
+    return output / "run" / "metrics.jsonl"
+
+
+def environment_of(tree: Path) -> dict[str, str]:
+    """Environment of a `job` with the code of `tree`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))}
+    return kept | {"PYTHONPATH": str(tree)}
 
 
 def report(name: str, trees: dict[str, Path], rounds: list[tuple[Measurement, Measurement]]) -> str:
     """Markdown section: ratio, table, and warnings where the comparison is not a fair one."""
     ratios = [median(other.step_seconds) / median(this.step_seconds) for this, other in rounds]
     lengths = [sum(pair[side].response_tokens for pair in rounds) / len(rounds) for side in (0, 1)]
-    commits = {side: _commit(tree) for side, tree in trees.items()}
+    commits = {side: commit(tree) for side, tree in trees.items()}
     header = ["round", "side", "s/step (range)", "samples/s", "response tokens", "padding", "reward", "foreign cores"]
     rows = [row(number + 1, found) for number, pair in enumerate(rounds) for found in pair]
     return "\n".join(
@@ -90,12 +106,13 @@ def report(name: str, trees: dict[str, Path], rounds: list[tuple[Measurement, Me
             "",
             results.table([*header, "seconds by verb"], rows),
             "",
-            *warnings(rounds, lengths),
+            *warnings(lengths, [found.foreign_cores for pair in rounds for found in pair]),
         ]
     )
 
 
-def _commit(tree: Path) -> str:
+def commit(tree: Path) -> str:
+    """Of a checkout, with -dirty where files differ from it."""
     command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "an unknown commit"
 

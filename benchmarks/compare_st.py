@@ -95,7 +95,7 @@ def measure(side: str, batch: int, steps: int, *, cached: bool) -> Measured:
             _Peak(process.pid, "ray::EncoderWorker" if ours else "benchmarks.st_trainer"),
         )
         try:
-            seen = list(follow(process, lines, time.monotonic() + DEADLINE_S, foreign))
+            seen = list(follow(process, lines, time.monotonic() + DEADLINE_S, foreign.sample))
         finally:
             process.terminate()
             process.wait(60)

@@ -14,17 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 from benchmarks import load, results, trl_env, workloads
 from benchmarks.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(__file__).parent / ".cache"
-DEFAULT_STEPS = {"long": 3, "short": 30}
+DEFAULT_STEPS = {"long": 3, "short": 30, "tail": 6}
 POLL_S = 0.005
 LENGTHS_AGREE = 0.1
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO against TRL, alternating in one run.")
     parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
-    parser.add_argument("--steps", type=int, help="measured steps of a process (default: 3 long, 30 short)")
+    parser.add_argument("--steps", type=int, help="measured steps of a process (default: 3 long, 30 short, 6 tail)")
     parser.add_argument("--deadline-s", type=float, default=1800, help="longest time of one process")
     parser.add_argument("--quiet-wait-s", type=float, default=120, help="longest wait for other processes to rest")
     arguments = parser.parse_args()
@@ -97,12 +98,41 @@ def measure(
     tree: Path = ROOT,
     environment: dict[str, str] | None = None,
 ) -> Measurement:
+    """What `run` saw of one process of one side, in figures; the arguments and errors are those of `run`."""
+    seen, foreign_cores = run(side, command, steps, deadline_s, lines=lines, tree=tree, environment=environment)
+    return _measurement(side, seen, workload, foreign_cores)
+
+
+def run(
+    side: str,
+    command: list[str],
+    steps: int,
+    deadline_s: float,
+    *,
+    lines: Path | None = None,
+    tree: Path = ROOT,
+    environment: dict[str, str] | None = None,
+    watch: Callable[[int], None] = lambda _: None,
+) -> tuple[list[tuple[float, dict[str, Any]]], float]:
     """Run one process of one side to its end, in `tree`; its steps are the JSON lines of `lines`, else of its output.
+
+    Args:
+        side: its name in messages.
+        command: `{directory}` stands for a new directory.
+        steps: lines that it is to write.
+        deadline_s: seconds that it may take.
+        lines: a file that it writes; None: for Tandem metrics.jsonl of the run `ours`, else its output.
+        tree: the checkout whose code it is.
+        environment: None for this process's own.
+        watch: called with its process id about once a second.
+
+    Returns:
+        Arrival time and content of each line, and the cores that other processes kept busy meanwhile.
 
     Raises:
         BenchmarkError: when it fails, or takes longer than `deadline_s`, or reports too few steps.
     """
-    directory = Path(tempfile.mkdtemp(prefix=f"compare-{side.lower()}-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"compare-{side.lower().replace('/', '-')}-"))
     standard_output = directory / "stdout"
     if lines is None:
         lines = directory / "ours" / "metrics.jsonl" if side == "Tandem" else standard_output
@@ -111,15 +141,20 @@ def measure(
         marked = load.marked_environment() if environment is None else load.marked(environment)
         process = subprocess.Popen(filled, cwd=tree, stdout=out, stderr=err, env=marked)
         foreign = load.ForeignLoad()
+
+        def sample() -> None:
+            foreign.sample()
+            watch(process.pid)
+
         try:
-            seen = list(follow(process, lines, time.monotonic() + deadline_s, foreign))
+            seen = list(follow(process, lines, time.monotonic() + deadline_s, sample))
         finally:
             _end(process)
     if process.returncode or len(seen) != steps:
         raise BenchmarkError(
             f"{side}: exit status {process.returncode} after {len(seen)} of {steps} steps, see {directory}"
         )
-    return _measurement(side, seen, workload, foreign.cores())
+    return seen, foreign.cores()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -133,14 +168,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def follow(
-    process: subprocess.Popen[bytes], path: Path, deadline: float, foreign: load.ForeignLoad
-) -> Iterator[tuple[float, dict[str, float]]]:
+    process: subprocess.Popen[bytes], path: Path, deadline: float, sample: Callable[[], None]
+) -> Iterator[tuple[float, dict[str, Any]]]:
     """Arrival time and content of every JSON line of a growing file, until the process ends.
+
+    `sample` is called about once a second, and as soon as the process has started.
 
     Raises:
         BenchmarkError: when the process still runs at `deadline` (time.monotonic()).
     """
-    position, sampled = 0, time.monotonic()
+    position, sampled = 0, 0.0
     while True:
         ended = process.poll() is not None
         content = path.read_bytes()[position:] if path.is_file() else b""
@@ -153,13 +190,13 @@ def follow(
         if now > deadline:
             raise BenchmarkError(f"{process.args} still runs at its deadline, see {path}")
         if now - sampled > 1:
-            foreign.sample()
+            sample()
             sampled = now
         time.sleep(POLL_S)
 
 
 def _measurement(
-    side: str, seen: list[tuple[float, dict[str, float]]], workload: Workload, foreign_cores: float
+    side: str, seen: list[tuple[float, dict[str, Any]]], workload: Workload, foreign_cores: float
 ) -> Measurement:
     seconds = [after - before for (before, _), (after, _) in itertools.pairwise(seen)]
     kept = [record for _, record in seen[1:]]
@@ -220,18 +257,18 @@ def report(workload: Workload, pairs: list[tuple[Measurement, Measurement]], opt
             [*header, "seconds by verb"], [row(i + 1, found) for i, pair in enumerate(pairs) for found in pair]
         ),
         "",
-        *warnings(pairs, lengths),
+        *warnings(lengths, [found.foreign_cores for pair in pairs for found in pair]),
     ]
     return "\n".join(lines)
 
 
-def warnings(pairs: list[tuple[Measurement, Measurement]], lengths: list[float]) -> list[str]:
-    """What makes the comparison doubtful, one line each."""
+def warnings(lengths: Sequence[float], foreign_cores: Iterable[float]) -> list[str]:
+    """What makes a comparison doubtful, one line each: mean lengths of responses, by side, and cores kept busy."""
     found = []
-    if abs(lengths[0] - lengths[1]) > LENGTHS_AGREE * lengths[1]:
-        found.append(f"NOT COMPARABLE: mean response lengths differ, {lengths[0]:.1f} against {lengths[1]:.1f} tokens.")
-    busiest = max(measurement.foreign_cores for pair in pairs for measurement in pair)
-    if busiest > load.QUIET_CORES:
+    if max(lengths) - min(lengths) > LENGTHS_AGREE * min(lengths):
+        told = " against ".join(f"{length:.1f}" for length in lengths)
+        found.append(f"NOT COMPARABLE: mean response lengths differ, {told} tokens.")
+    if (busiest := max(foreign_cores)) > load.QUIET_CORES:
         found.append(f"NOT COMPARABLE: other processes kept up to {busiest:.2f} cores busy.")
     return found
 

@@ -164,3 +164,9 @@ def tail_batched(
     started = (1 + share) * groups * first.shape[1] / engines
     usual = train_s + speed.step_s * last + speed.sample_s * started * np.minimum(first, last).mean()
     return float(usual + share * long) / (1 + share)
+
+
+def beside(measured: float, formula: float, form: str) -> str:
+    """Both, and by how much the first is off; of shares and ages the difference, as these may be 0."""
+    off = f"{measured / formula - 1:+.1%}" if formula >= 1 else f"{measured - formula:+.3f}"
+    return f"{form.format(measured)} / {form.format(formula)} ({off})"

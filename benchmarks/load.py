@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "BENCHMARK_PROCESS"
@@ -55,27 +56,42 @@ def wait_until_quiet(deadline_s: float, window_s: float = 3.0) -> bool:
             return False
 
 
+def family(pid: int) -> dict[int, list[int]]:
+    """A process and those that descend from it, each with the line of its ancestors, itself first."""
+    parents = {each: parent for each, parent, _ in _processes()}
+    lines = {each: _line(each, parents) for each in parents}
+    return {each: line for each, line in lines.items() if pid in line}
+
+
 def _foreign_cpu_seconds() -> dict[int, float]:
     """CPU seconds so far of every process that is not ours, by process id."""
     mark = f"{MARK}={os.getpid()}".encode()
     used: dict[int, float] = {}
     parents: dict[int, int] = {}
     ours = {os.getpid()}
-    for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        pid = int(directory.name)
+    for pid, parent, seconds in _processes():
         try:
-            marked = mark in (directory / "environ").read_bytes().split(b"\0")
-            stat = (directory / "stat").read_text(encoding="utf-8")
+            marked = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # It has ended since, or belongs to another user and cannot be told.
-        # After the command's closing bracket: state, parent, ...; fields 11 and 12 are user and system time.
-        fields = stat.rpartition(")")[2].split()
-        parents[pid], used[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS
+        parents[pid], used[pid] = parent, seconds
         if marked:
             ours.add(pid)
     return {pid: seconds for pid, seconds in used.items() if not ours.intersection(_line(pid, parents))}
+
+
+def _processes() -> Iterator[tuple[int, int, float]]:
+    """Of every process of the machine: its id, its parent's, and the CPU seconds that it has used."""
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            stat = (directory / "stat").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # It has ended since.
+        # After the command's closing bracket: state, parent, ...; fields 11 and 12 are user and system time.
+        fields = stat.rpartition(")")[2].split()
+        yield int(directory.name), int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def _line(pid: int, parents: dict[int, int]) -> list[int]:
