@@ -19,7 +19,7 @@ from actors.weights import gloo_sender as module
 from actors.weights.engine_client import EngineClient
 from actors.weights.gloo_sender import GlooSender
 from actors.weights.publisher import Publisher
-from actors.weights.wire import Meta
+from actors.weights.wire import Meta, Outgoing
 from launch.run.cluster import _keep_messages
 from launch.run.run import _worker_log
 from tests.fake_receivers import Engine
@@ -145,7 +145,8 @@ def _sender(tensors: Iterable[tuple[str, torch.Tensor]]) -> GlooSender:
     def broken(*_: Any) -> None:
         raise RuntimeError("Connection closed by peer [127.0.0.1]:3412")
 
-    sender.source, sender.group = Source(), SimpleNamespace(broadcast=broken)
+    group: Any = SimpleNamespace(broadcast=broken)
+    sender.source, sender.outgoing = Source(), Outgoing(group)
     return sender
 
 

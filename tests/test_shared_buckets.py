@@ -1,9 +1,8 @@
-"""Buckets that processes of one node map: the same bytes, nobody else's afterwards, and no descriptor left over."""
+"""Buckets that processes of one node copy from shared memory: the same bytes, whole ones, and nothing left over."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,46 +10,58 @@ import pytest
 import torch
 
 from actors.group import ONE_NODE
-from actors.weights.shared_buckets import SharedBucket, mapped
-from actors.weights.wire import Meta, empty_bucket, receive_bucket, send_bucket
+from actors.weights import wire
+from actors.weights.shared_buckets import Reader, SharedMemory
+from actors.weights.wire import Meta, Outgoing, receive_bucket
 
 META = [Meta("w", torch.float32, (5, 3)), Meta("none", torch.float32, (0,))]
+LARGER = [Meta("v", torch.float32, (4096,))]
 OTHER = """
 import sys
-from actors.weights.shared_buckets import mapped
-bytes = mapped((int(sys.argv[1]), int(sys.argv[2])), 6)
-print(bytes.tolist())
-bytes.fill_(9)
-print(bytes.tolist())
+from actors.weights.shared_buckets import Reader
+reader, place = Reader(), tuple(map(int, sys.argv[1:]))
+for _ in sys.stdin:
+    bytes = reader.read(place, 6)
+    print(bytes.tolist(), flush=True)
+    bytes.fill_(9)
 """
 
 
-def test_another_process_sees_the_bytes_and_changes_only_its_own() -> None:
-    bucket = SharedBucket(6)
-    bucket.bytes.copy_(torch.arange(6, dtype=torch.uint8))
-    command = [sys.executable, "-c", OTHER, *map(str, bucket.place)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert told.split("\n")[:2] == ["[0, 1, 2, 3, 4, 5]", "[9, 9, 9, 9, 9, 9]"]
-    assert bucket.bytes.tolist() == [0, 1, 2, 3, 4, 5]
-    bucket.close()
+def test_another_process_has_copies_of_what_is_there_at_the_time() -> None:
+    memory = SharedMemory(8)
+    command = [sys.executable, "-c", OTHER, *map(str, memory.place)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin and other.stdout
+        for start in (0, 20):
+            memory.bytes(6).copy_(torch.arange(start, start + 6))
+            other.stdin.write("read\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == f"{list(range(start, start + 6))}\n"
+            assert memory.bytes(6).tolist() == list(range(start, start + 6)), "its own alone is changed there"
+        other.stdin.close()
+    assert other.returncode == 0
 
 
-def test_what_is_mapped_outlives_its_sender_and_nobody_comes_later() -> None:
-    bucket = SharedBucket(4)
-    bucket.bytes.fill_(7)
-    place = bucket.place
-    found = mapped(place, 4)
-    bucket.close()
-    with pytest.raises(FileNotFoundError):
-        mapped(place, 4)
-    del bucket
+def test_what_is_read_stays_when_the_memory_is_written_to_again_or_gone() -> None:
+    memory, reader = SharedMemory(4), Reader()
+    place = memory.place
+    memory.bytes(4).fill_(7)
+    found = reader.read(place, 4)
+    memory.bytes(4).fill_(8)
     assert found.tolist() == [7] * 4
+    del memory
+    with pytest.raises(FileNotFoundError):
+        Reader().read(place, 4)
+    # The number of a descriptor comes again: other memory is not taken for it.
+    taken = [SharedMemory(4) for _ in range(20)]
+    assert any(each.place[1] == place[1] for each in taken)
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        Reader().read(place, 4)
 
 
-def test_a_bucket_of_nothing() -> None:
-    bucket = SharedBucket(0)
-    assert bucket.bytes.shape == mapped(bucket.place, 0).shape == (0,)
-    bucket.close()
+def test_memory_of_nothing() -> None:
+    memory = SharedMemory(0)
+    assert memory.bytes(0).shape == Reader().read(memory.place, 0).shape == (0,)
 
 
 class Wire:
@@ -59,6 +70,8 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[torch.Tensor] = []
         self.receives = False
+        self.got: list[torch.Tensor] = []
+        self.bucket = META
 
     def broadcast(self, tensors: list[torch.Tensor], options: object) -> Any:
         if self.receives:
@@ -67,44 +80,53 @@ class Wire:
             self.sent.append(tensors[0].clone())
         return SimpleNamespace(wait=lambda: None)
 
+    def receive(self) -> None:
+        self.receives = True
+        self.got.append(receive_bucket(self, self.bucket))
+        self.receives = False
+
     def barrier(self) -> Any:
         return SimpleNamespace(wait=self.met)
 
     def met(self) -> None:
         """The other one receives while this one waits."""
         if not self.receives:
-            self.receives = True
-            self.got = receive_bucket(self, META)
+            self.receive()
 
 
 @pytest.mark.parametrize("one_node", [True, False])
 def test_only_a_place_goes_over_the_wire_where_all_are_on_one_node(
     one_node: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And memory is made once, or when a bucket is larger than any before."""
     monkeypatch.setenv(ONE_NODE, "1") if one_node else monkeypatch.delenv(ONE_NODE, raising=False)
+    monkeypatch.setattr(wire, "_READER", Reader())
     before = len(os.listdir("/proc/self/fd"))
-    wire, bucket = Wire(), empty_bucket(META)
-    filled = bucket if isinstance(bucket, torch.Tensor) else bucket.bytes
-    filled.copy_(torch.arange(len(filled)))
-    send_bucket(wire, bucket)
-    if not one_node:
-        assert [len(each) for each in wire.sent] == [2, 64]
-        wire.receives = True
-        wire.got = receive_bucket(wire, META)
-    assert wire.got.tolist() == list(range(64))
-    del bucket, filled, wire
+    group = Wire()
+    outgoing, expected = Outgoing(group), []
+    for seed, group.bucket in enumerate([META, META, LARGER, META]):
+        buffer = outgoing.empty(group.bucket)
+        buffer.copy_(torch.randint(0, 255, buffer.shape, generator=torch.Generator().manual_seed(seed)))
+        expected.append(buffer.clone())
+        outgoing.send(buffer)
+        if not one_node:
+            assert [len(each) for each in group.sent] == [3, len(buffer)]
+            group.receive()
+        # Python's mmap keeps one of its own, on either side.
+        assert len(os.listdir("/proc/self/fd")) <= before + 3 * one_node
+    assert all(got.equal(sent) for got, sent in zip(group.got, expected, strict=True))
+    wire._READER._last = None
+    del outgoing, buffer
     assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left"
 
 
-def test_no_descriptor_is_left_where_the_others_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ONE_NODE, "1")
 
     def gone() -> None:
         raise RuntimeError("Connection closed by peer")
 
-    wire: Any = Wire()
-    wire.met = gone
-    before = set(Path("/proc/self/fd").iterdir())
+    group: Any = Wire()
+    group.met, outgoing = gone, Outgoing(group)
     with pytest.raises(RuntimeError, match="closed by peer"):
-        send_bucket(wire, empty_bucket(META))
-    assert set(Path("/proc/self/fd").iterdir()) <= before
+        outgoing.send(outgoing.empty(META))

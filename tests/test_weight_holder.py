@@ -12,7 +12,6 @@ import torch
 
 from actors.group import ONE_NODE
 from actors.rollout.worker import Adapter
-from actors.weights import gloo_sender
 from actors.weights.checksum import checksum
 from actors.weights.gloo_sender import GlooSender
 from actors.weights.holder import WeightHolder
@@ -67,9 +66,10 @@ def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> G
     holder = WeightHolder(0, 1, BUCKET_BYTES, TIMEOUT_S)
     arguments: dict[str, Any] = {"rank": 0, "world_size": 2, "address": "127.0.0.1", "bucket_bytes": BUCKET_BYTES}
     arguments |= {"timeout_s": TIMEOUT_S, "client": Client(holder), "source": Source()}
+    made = GlooSender(**arguments)
     if request.param == "several":
-        monkeypatch.setattr(gloo_sender, "empty_bucket", lambda bucket: torch.empty(sum(map(size, bucket)), dtype=U8))
-    return GlooSender(**arguments)
+        monkeypatch.setattr(made.outgoing, "empty", lambda bucket: torch.empty(sum(map(size, bucket)), dtype=U8))
+    return made
 
 
 def publish(sender: Any, version: int) -> Tensors:

@@ -2,20 +2,16 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import torch
-
 from actors.rendezvous import listener, serve_store
 from actors.weights.wire import (
-    Group,
     Meeting,
     Meta,
+    Outgoing,
     Source,
     TransferClient,
     as_info,
     buckets,
-    empty_bucket,
     gloo_group,
-    send_bucket,
     views,
 )
 
@@ -43,7 +39,7 @@ class GlooSender:
         self.timeout_s = timeout_s
         self.client = client
         self.source = source
-        self.group: Group | None = None
+        self.outgoing: Outgoing | None = None
         if self.is_sender:
             self._meet(address, world_size)
 
@@ -61,7 +57,7 @@ class GlooSender:
         with ThreadPoolExecutor(1) as beside:
             joined = beside.submit(self.client.init_weight_transfer_engine, info)
             try:
-                self.group = gloo_group(store, 0, world_size, self.timeout_s)
+                self.outgoing = Outgoing(gloo_group(store, 0, world_size, self.timeout_s))
             except RuntimeError:
                 _raise_what_they_say(joined)
                 raise
@@ -84,20 +80,19 @@ class GlooSender:
             beside.shutdown(wait=False)
 
     def _broadcast(self, metas: list[Meta], received: "Future[None]") -> None:
-        assert self.group is not None
+        assert self.outgoing is not None
         stream = iter(self.source)
         for bucket in buckets(metas, self.bucket_bytes):
-            buffer = empty_bucket(bucket)
-            filled = buffer if isinstance(buffer, torch.Tensor) else buffer.bytes
+            buffer = self.outgoing.empty(bucket)
             # Not strict, and the views first: otherwise a tensor too many would be taken, which the next bucket needs.
-            for (name, view), (sent, tensor) in zip(views(filled, bucket), stream, strict=False):
+            for (name, view), (sent, tensor) in zip(views(buffer, bucket), stream, strict=False):
                 assert name == sent, f"source yields {sent} where its metadata says {name}"
                 view.copy_(tensor)
             # They are done before the last bucket only when they have failed.
             if received.done():
                 received.result()
             try:
-                send_bucket(self.group, buffer)
+                self.outgoing.send(buffer)
             except RuntimeError:
                 # Only here: an error of this side's own, in gathering or merging, is itself the cause.
                 _raise_what_they_say(received)

@@ -1,6 +1,7 @@
-"""Buckets that the processes of one node share: memory without a name, which those who receive map and need not copy.
+"""Buckets that pass between processes of one node through memory without a name: written once, copied by each.
 
-Over loopback the same bytes pass each receiver's socket: for a model of a few megabytes, half of a transfer's time.
+Over loopback the same bytes would pass each receiver's socket, a quarter of the transfer of a small model. The memory
+stays mapped on both sides from one transfer to the next: fresh pages cost more than what is written to them.
 """
 
 import mmap
@@ -8,37 +9,57 @@ import os
 
 import torch
 
+Place = tuple[int, int, int]
+"""Where a `SharedMemory` is found: its process, the descriptor there, and the inode, which no other memory has."""
 
-class SharedBucket:
-    """Memory of one bucket that other processes of this node can map as long as it is not closed."""
+
+class SharedMemory:
+    """Memory of a process that others on its node can read."""
 
     def __init__(self, size: int) -> None:
         """`size`: bytes. Raises OSError where the system has no such memory to give."""
-        self.descriptor = os.memfd_create("weights", os.MFD_CLOEXEC)
+        self.size = size
+        self._descriptor = os.memfd_create("weights", os.MFD_CLOEXEC)
         # A mapping of nothing is refused.
-        os.ftruncate(self.descriptor, max(1, size))
-        self.bytes = torch.frombuffer(mmap.mmap(self.descriptor, max(1, size)), dtype=torch.uint8)[:size]
-        """uint8 [size]; whoever has mapped them sees what is written."""
+        os.ftruncate(self._descriptor, max(1, size))
+        self._map = mmap.mmap(self._descriptor, max(1, size))
+        self.place: Place = (os.getpid(), self._descriptor, os.fstat(self._descriptor).st_ino)
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where others find it: this process and its descriptor."""
-        return os.getpid(), self.descriptor
+    def bytes(self, count: int) -> torch.Tensor:
+        """The first `count`, uint8; whoever reads sees what is written to them."""
+        return torch.frombuffer(self._map, dtype=torch.uint8)[:count]
 
-    def close(self) -> None:
-        """Let nobody else map it; what is mapped stays."""
-        os.close(self.descriptor)
+    def __del__(self) -> None:
+        # Nobody can come any more; who has it mapped keeps it.
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
 
-def mapped(place: tuple[int, int], size: int) -> torch.Tensor:
-    """The bytes of another process's `SharedBucket`, uint8 [size]; what is written to them here, it does not see.
+class Reader:
+    """The side that copies; it keeps what it has mapped last."""
 
-    Raises OSError when it is closed, or belongs to another user.
-    """
-    process, descriptor = place
+    def __init__(self) -> None:
+        self._last: tuple[Place, torch.Tensor] | None = None
+
+    def read(self, place: Place, count: int) -> torch.Tensor:
+        """A copy of the first bytes of another process's memory, uint8 [count].
+
+        Raises OSError when that is closed, or belongs to another user.
+        """
+        last = self._last
+        # Never larger than it was: a sender that needs more makes another.
+        if last is None or last[0] != place:
+            self._last = last = place, _mapped(place)
+        return last[1][:count].clone()
+
+
+def _mapped(place: Place) -> torch.Tensor:
+    process, descriptor, inode = place
     opened = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        memory = mmap.mmap(opened, max(1, size), access=mmap.ACCESS_COPY)
+        if os.fstat(opened).st_ino != inode:  # closed, and the number given anew
+            raise FileNotFoundError(f"memory {descriptor} of process {process} is gone")
+        # Private: torch takes no memory that cannot be written to.
+        return torch.frombuffer(mmap.mmap(opened, 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
     finally:
         os.close(opened)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:size]

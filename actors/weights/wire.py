@@ -13,10 +13,12 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from actors.group import ONE_NODE
-from actors.weights.shared_buckets import SharedBucket, mapped
+from actors.weights.shared_buckets import Reader, SharedMemory
 
-_NOWHERE = (0, 0)
-"""In place of a shared bucket's place: its bytes follow."""
+_NOWHERE = (0, 0, 0)
+"""Said in place of where shared memory is: the bytes follow."""
+_READER = Reader()
+"""This process's."""
 
 
 class Meta(NamedTuple):
@@ -122,38 +124,50 @@ def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float) -> Gr
     return group
 
 
-def empty_bucket(bucket: Sequence[Meta]) -> torch.Tensor | SharedBucket:
-    """Memory to fill with a bucket that `send_bucket` then sends: shared, where all who receive are on this node."""
-    count = sum(map(size, bucket))
-    return SharedBucket(count) if os.environ.get(ONE_NODE) else torch.empty(count, dtype=torch.uint8)
+class Outgoing:
+    """Rank 0's side of a group: memory to fill with a bucket, and its way to all others."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._memory: SharedMemory | None = None
+        """Where all others are on this node: of the largest bucket so far."""
+
+    def empty(self, bucket: Sequence[Meta]) -> torch.Tensor:
+        """Memory to fill, which `send` then sends; what was filled before may be overwritten."""
+        count = sum(map(size, bucket))
+        if not os.environ.get(ONE_NODE):
+            return torch.empty(count, dtype=torch.uint8)
+        if self._memory is None or self._memory.size < count:
+            self._memory = SharedMemory(count)
+        return self._memory.bytes(count)
+
+    def send(self, buffer: torch.Tensor) -> None:
+        """Let all others in the group have a copy of what `empty` gave."""
+        if self._memory is None:
+            send_bucket(self._group, buffer)
+            return
+        self._group.broadcast([torch.tensor(self._memory.place)], from_sender()).wait()
+        # Until all have their copy.
+        self._group.barrier().wait()
 
 
-def send_bucket(group: Group, buffer: torch.Tensor | SharedBucket) -> None:
-    """Let all others in the group have a bucket; rank 0 does."""
-    shared = isinstance(buffer, SharedBucket)
-    group.broadcast([torch.tensor(buffer.place if shared else _NOWHERE)], from_sender()).wait()
-    if isinstance(buffer, torch.Tensor):
-        group.broadcast([buffer], from_sender()).wait()
-        return
-    try:
-        # Until all have mapped it.
-        group.barrier().wait()
-    finally:
-        buffer.close()
+def send_bucket(group: Group, buffer: torch.Tensor) -> None:
+    """Let all others in the group have the bytes of a bucket, wherever they are; rank 0 does."""
+    group.broadcast([torch.tensor(_NOWHERE)], from_sender()).wait()
+    group.broadcast([buffer], from_sender()).wait()
 
 
 def receive_bucket(group: Any, bucket: Sequence[Meta]) -> torch.Tensor:
     """Bytes of the next bucket that rank 0 sends."""
-    count, place = sum(map(size, bucket)), torch.empty(2, dtype=torch.int64)
-    group.broadcast([place], from_sender()).wait()
-    process, descriptor = place.tolist()
-    if (process, descriptor) == _NOWHERE:
-        # A fresh buffer each time: a loader keeps views until a layer is complete.
-        buffer = torch.empty(count, dtype=torch.uint8)
-        group.broadcast([buffer], from_sender()).wait()
+    count, told = sum(map(size, bucket)), torch.tensor(_NOWHERE)
+    group.broadcast([told], from_sender()).wait()
+    # A fresh buffer each time: a loader keeps views until a layer is complete.
+    if (place := tuple(told.tolist())) != _NOWHERE:
+        buffer = _READER.read(place, count)
+        group.barrier().wait()
         return buffer
-    buffer = mapped((process, descriptor), count)
-    group.barrier().wait()
+    buffer = torch.empty(count, dtype=torch.uint8)
+    group.broadcast([buffer], from_sender()).wait()
     return buffer
 
 
