@@ -23,6 +23,8 @@ _SET_ELSEWHERE = {
     "RAY_JOB_STOP_WAIT_TIME_S": "cluster.stop_wait_s sets it",
     "CUDA_VISIBLE_DEVICES": "Ray sets it",
     "TANDEM_LOG": "it is Tandem's own",
+    "TANDEM_NICENESS": "it is Tandem's own, and 0 where the threads that are set fit into the cores",
+    "TANDEM_ONE_NODE": "it is Tandem's own",
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "weights are data, and no code is loaded with them",
 }
 _RUNS_CODE = re.compile(

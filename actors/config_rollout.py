@@ -65,7 +65,7 @@ class RolloutConfig(PlacedConfig):
     """GPUs reserved per engine: 0 on CPU, else the tensor-parallel size."""
     threads_per_engine: Cores | None = None
     """Compute threads per engine process on CPU (default: the cores of the machine that starts the run, divided by
-    the engines)."""
+    the engines; half of them where engines generate beside training, with algorithm.max_staleness)."""
     temperature: PositiveFactor = 1.0
     """Sampling temperature; the trainer's logprobs use the same."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -43,6 +43,8 @@ class Slot:
     """Address of its node; empty when there is only one."""
     alone: bool = False
     """Whether all of the run is on this node."""
+    niceness: int = 0
+    """By which it lets other processes go first."""
 
     @property
     def strategy(self) -> PlacementGroupSchedulingStrategy:
@@ -50,6 +52,8 @@ class Slot:
         return PlacementGroupSchedulingStrategy(self.placement, self.bundle)
 
 
+NICENESS = "TANDEM_NICENESS"
+"""Environment variable of actors that let others go first: by how much."""
 ONE_NODE = "TANDEM_ONE_NODE"
 """Environment variable of actors whose run has no process on another node."""
 _CPU_ENVIRONMENT = {
@@ -333,8 +337,9 @@ def _environment(slot: Slot, log: str) -> dict[str, str]:
     # Ray hides GPUs only from actors that ask for some; a rank without any must not find one either.
     hidden = {} if slot.gpus else {"CUDA_VISIBLE_DEVICES": ""} | _CPU_ENVIRONMENT
     alone = {ONE_NODE: "1"} if slot.alone else {}
+    nice = {NICENESS: str(slot.niceness)} if slot.niceness else {}
     # A user's variables win against these defaults, but not against the threads that were counted.
-    return hidden | slot.env | alone | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
+    return hidden | slot.env | nice | alone | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
 
 
 def write_output_to_log() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actors.episodes import Episode, Experience, Labelled, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.own_files import load_data_only
-from actors.group import write_output_to_log
+from actors.group import NICENESS, write_output_to_log
 from actors.models.packed import PackedBatch, Read, pack
 from actors.pulse import Watched
 from actors.quick_import import without_science
@@ -79,6 +79,7 @@ class Worker(Watched):
         load_data_only()  # before a library loads anything
         meet_on_node_address()
         without_science()  # before anything imports transformers
+        os.nice(int(os.environ.get(NICENESS, "0")))  # before there are threads, each of which has its own
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

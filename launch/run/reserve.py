@@ -237,6 +237,7 @@ def _slot(demand: Demand, place: Place, sharing: int, addresses: dict[str, str])
         cpus=demand.cpus,
         gpus=demand.gpus / sharing,  # groups in one bundle ask Ray for parts of its GPU, which together are one
         threads=demand.threads,
+        niceness=demand.niceness,
         resources=dict(demand.resources),
         env=with_token_kept(demand.env, os.environ),
         node=addresses.get(place.node, ""),

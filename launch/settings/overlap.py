@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from actors.config_rollout import RolloutConfig
 from algorithms.config_rl import PPOConfig, RLConfig
 from launch.config import RunConfig, machine_cpus, threads_each
+from launch.settings.cores import engine_threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def overlapped_reads(config: RunConfig, algorithm: RLConfig) -> frozenset[str]:
     reads = reads_that_may_overlap(config, algorithm)
     if algorithm.overlap_reads == "auto":
         cpus = config.cluster.cpus or machine_cpus()
-        engines, readers = _engines(config.rollout), _readers(config, reads.values())
+        engines, readers = _engines(config), _readers(config, reads.values())
         asked = computes_beside(engines, readers, placement=config.cluster.placement, cpus=cpus)
     else:
         asked = algorithm.overlap_reads
@@ -63,7 +63,7 @@ def overlapped_reads(config: RunConfig, algorithm: RLConfig) -> frozenset[str]:
 
 def takes_turns_on_gpus(config: RunConfig, sections: Iterable[str]) -> bool:
     """Whether any of these groups is on the same GPUs as the engines."""
-    engines, readers = _engines(config.rollout), _readers(config, sections)
+    engines, readers = _engines(config), _readers(config, sections)
     on_gpus = [each for each in readers if each.gpu]  # which need no core, so that their number says nothing
     return not computes_beside(engines, on_gpus, placement=config.cluster.placement, cpus=0)
 
@@ -80,8 +80,8 @@ def _readers(config: RunConfig, sections: Iterable[str]) -> list[Compute]:
     ]
 
 
-def _engines(rollout: RolloutConfig) -> Compute:
-    asked, engines = rollout.threads_per_engine, rollout.engines
+def _engines(config: RunConfig) -> Compute:
+    rollout = config.rollout
     # Of an engine on GPUs, each process still keeps a core busy.
-    each = 1 if rollout.gpus_per_engine else threads_each(asked, engines, rollout.engines_per_node)
-    return Compute(gpu=bool(rollout.gpus_per_engine), threads=engines * rollout.tensor_parallel * each)
+    each = 1 if rollout.gpus_per_engine else engine_threads(config)
+    return Compute(gpu=bool(rollout.gpus_per_engine), threads=rollout.engines * rollout.tensor_parallel * each)

@@ -11,6 +11,7 @@ from actors.config_rollout import RolloutConfig
 from launch.config import RunConfig, threads_each
 from launch.kinds.rl import reward_model_groups
 from launch.kinds.table import job_kind
+from launch.settings.cores import engine_threads, niceness_of
 
 REWARD_WORKER_CPUS = 0.1
 """Ray CPUs of one reward process: a counter for admission, not a limit."""
@@ -35,6 +36,8 @@ class Demand:
     """Custom Ray resources of each process."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of each process."""
+    niceness: int = 0
+    """By which each process lets others go first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +68,10 @@ def demands(config: RunConfig) -> list[Demand]:
     wanted: list[Demand] = []
     for name, section in job_kind(config).groups().items():
         if not isinstance(section, RolloutConfig):
-            wanted.append(_group(name, section))
+            wanted.append(_group(name, section, niceness_of(config, name)))
             continue
         # An engine counts as one process, however many GPUs it has.
-        wanted.append(_engines(section))
+        wanted.append(_engines(section, engine_threads(config)))
         if section.transfer.store == "holder":
             wanted.append(Demand("holder", 1, HOLDER_CPUS, 0, 1))
     if config.reward.functions or config.reward.endpoints:
@@ -108,21 +111,19 @@ def section_of(config: RunConfig, group: str) -> str:
     return (models | {"holder": "rollout.transfer"}).get(group, group)
 
 
-def _group(name: str, group: GroupConfig) -> Demand:
-    numbers = (group.cpus_per_rank, group.gpus_per_rank, group.threads_per_rank)
-    return _processes(name, group.ranks, *numbers, group, group.ranks_per_node)
+def _group(name: str, group: GroupConfig, niceness: int = 0) -> Demand:
+    threads = threads_each(group.threads_per_rank, group.ranks, group.ranks_per_node)
+    numbers = (group.ranks, group.cpus_per_rank, group.gpus_per_rank, threads, group.ranks_per_node)
+    return Demand(name, *numbers, *_where(group), niceness)
 
 
-def _engines(rollout: RolloutConfig) -> Demand:
-    numbers = (rollout.cpus_per_engine, rollout.gpus_per_engine, rollout.threads_per_engine)
-    return _processes("rollout", rollout.engines, *numbers, rollout, rollout.engines_per_node)
+def _engines(rollout: RolloutConfig, threads: int) -> Demand:
+    numbers = (rollout.engines, rollout.cpus_per_engine, rollout.gpus_per_engine, threads, rollout.engines_per_node)
+    return Demand("rollout", *numbers, *_where(rollout))
 
 
-def _processes(
-    group: str, count: int, cpus: float, gpus: float, threads: int | None, placed: PlacedConfig, per_node: int | None
-) -> Demand:
-    where = (placed.node_labels, placed.resources, placed.env)
-    return Demand(group, count, cpus, gpus, threads_each(threads, count, per_node), per_node, *where)
+def _where(placed: PlacedConfig) -> tuple[Mapping[str, str], Mapping[str, float], Mapping[str, str]]:
+    return placed.node_labels, placed.resources, placed.env
 
 
 def _own(demand: Demand) -> Reservation:

@@ -1,0 +1,39 @@
+"""Cores where engines generate beside training (`algorithm.max_staleness` above 0): how both sides share a machine's.
+
+A trainer's threads wait for each other many times in a layer, so that all of them stand still while one has lost its
+core to an engine. Engines therefore get half of the cores unless a number is set, and what learns goes behind them: an
+engine's step then ends soon, and the threads that wait for it go on together.
+"""
+
+from algorithms.config_rl import RLConfig
+from launch.config import RunConfig, machine_cpus, threads_each
+
+NICENESS = 10
+"""Of processes that learn, added to that of the others: the kernel gives these nine parts in ten."""
+
+
+def engine_threads(config: RunConfig) -> int:
+    """Compute threads of each process of the engines."""
+    rollout = config.rollout
+    if rollout.threads_per_engine or not _beside_training(config):
+        return threads_each(rollout.threads_per_engine, rollout.engines, rollout.engines_per_node)
+    return max(1, machine_cpus() // 2 // (rollout.engines_per_node or rollout.engines))
+
+
+def niceness_of(config: RunConfig, section: str) -> int:
+    """Added to the niceness of a group's processes: 0 but for those that learn where threads outnumber cores."""
+    group = {"policy": config.policy, "critic": config.critic}.get(section)
+    if group is None or group.gpus_per_rank or not _beside_training(config):
+        return 0
+    policy = config.policy
+    learning = policy.ranks * threads_each(policy.threads_per_rank, policy.ranks, policy.ranks_per_node)
+    generating = config.rollout.engines * config.rollout.tensor_parallel * engine_threads(config)
+    return NICENESS if learning + generating > (config.cluster.cpus or machine_cpus()) else 0
+
+
+def _beside_training(config: RunConfig) -> bool:
+    """Whether engines generate on cores that the policy trains on at the same time."""
+    algorithm, on_gpus = config.algorithm, config.rollout.gpus_per_engine or config.policy.gpus_per_rank
+    if not isinstance(algorithm, RLConfig) or not algorithm.max_staleness or on_gpus:
+        return False
+    return config.cluster.placement != "separate"
