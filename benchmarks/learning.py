@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import results
-from benchmarks.compare_builds import _commit
+from benchmarks.compare_builds import commit
 from benchmarks.compare_trl import ROOT, BenchmarkError
 
 AGREE = 0.03
@@ -110,7 +110,7 @@ def report(curves: Sequence[Curve], command: str) -> str:
             lines.append(f"- **{way} learns {told} {ways[0]}**: {difference:+.3f} in the mean of {len(own)} seeds")
         rows.append(_row(way, own))
     header = ["way", "final accuracy by seed", "mean", "at steps", "mean age", "oldest", "weights", "KL", "left out"]
-    lines += ["", f"{command}, {datetime.date.today()}, at {_commit(ROOT)} on {results.machine()}", ""]
+    lines += ["", f"{command}, {datetime.date.today()}, at {commit(ROOT)} on {results.machine()}", ""]
     lines += [results.table(header, rows), ""]
     lines.append("Weights: means of the 1 % and 99 % quantiles of importance weights; KL: of sampler and policy.")
     return "\n".join(lines)

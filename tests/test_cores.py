@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import pytest
+import torch
 
 from actors.group import NICENESS as VARIABLE
 from actors.group import Slot, _environment
@@ -18,6 +19,13 @@ BESIDE: dict[str, Any] = {"algorithm": {"name": "grpo", "max_staleness": 1}}
 PPO: dict[str, Any] = {"algorithm": {"name": "ppo", "max_staleness": 2}, "critic": {}}
 GPUS: dict[str, Any] = {"rollout": {"gpus_per_engine": 1}, "policy": {"gpus_per_rank": 1}}
 FITS: dict[str, Any] = {"policy": {"threads_per_rank": 5}, "rollout": {"threads_per_engine": 3}}
+
+NODES: dict[str, Any] = {
+    "policy": {"ranks": 4, "ranks_per_node": 2, "threads_per_rank": 3},
+    "rollout": {"engines": 4, "engines_per_node": 2, "threads_per_engine": 1},
+}
+LABELS: dict[str, Any] = {"policy": {"node_labels": {"pool": "a"}}, "rollout": {"node_labels": {"pool": "b"}}}
+OTHERS = {"critic": (8, NICENESS), "reference": (8, 0)}
 
 
 def shared(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -41,8 +49,13 @@ def shared(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> dict[str,
         (BESIDE | {"rollout": {"threads_per_engine": 8}}, {"policy": (8, NICENESS), "rollout": (8, 0)}),
         (BESIDE | FITS, {"policy": (5, 0), "rollout": (3, 0)}),
         (BESIDE | FITS | {"cluster": {"cpus": 7}}, {"policy": (5, NICENESS), "rollout": (3, 0)}),
+        (BESIDE | {"rollout": {"engines": 1, "tensor_parallel": 2}}, {"policy": (8, NICENESS), "rollout": (2, 0)}),
+        # Of each node: two ranks of three threads beside two engines of one.
+        (BESIDE | NODES, {"policy": (3, 0), "rollout": (1, 0)}),
+        (BESIDE | LABELS, {"policy": (8, 0), "rollout": (8, 0)}),
+        (PPO | {"policy": {"threads_per_rank": 4}}, {"policy": (4, 0), "rollout": (4, 0)} | OTHERS),
         # Frozen groups are read in turn with what learns, and engines may go on meanwhile.
-        (PPO, {"policy": (8, NICENESS), "rollout": (4, 0), "critic": (8, NICENESS), "reference": (8, 0)}),
+        (PPO, {"policy": (8, NICENESS), "rollout": (4, 0)} | OTHERS),
         (BESIDE | {"cluster": {"placement": "separate"}}, {"policy": (8, 0), "rollout": (8, 0)}),
         (BESIDE | GPUS, {"policy": (8, 0), "rollout": (8, 0)}),
     ],
@@ -66,11 +79,15 @@ def test_a_slot_tells_its_process_and_a_user_cannot() -> None:
 
 
 def test_a_worker_lets_others_go_first_before_it_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[int] = []
+    """Of which each would keep its own."""
+    given: list[object] = []
     monkeypatch.setattr(os, "nice", given.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: given.append("threads"))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: given.append("torch"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("write_output_to_log", "load_data_only", "meet_on_node_address", "without_science"):
         monkeypatch.setattr(f"actors.train.worker.{name}", lambda: None)
     for variable in (None, "10"):
         monkeypatch.setenv(VARIABLE, variable) if variable else monkeypatch.delenv(VARIABLE, raising=False)
         Worker(0, 1, 0)
-    assert given == [0, 10]
+    assert given == [0, "torch", "threads", 10, "torch", "threads"]

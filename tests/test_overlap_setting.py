@@ -67,7 +67,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "shared GPUs": (PPO, GPUS | {"cluster": {"placement": "shared"}}, set()),
     "only what is read": ({"name": "ppo", "kl_coef": 0}, NO_REFERENCE, {"values"}),
     "beside updates only the reference": (PPO | {"max_staleness": 2}, GPUS, REFERENCE),
-    "which counts alone": (PPO | {"max_staleness": 2}, SPARE | {"cluster": {"cpus": 2}}, REFERENCE),
+    "where what learns leaves it cores": (PPO | {"max_staleness": 2}, SPARE, REFERENCE),
+    "and not where it leaves none": (PPO | {"max_staleness": 2}, SPARE | {"cluster": {"cpus": 3}}, set()),
     "unless it follows the policy": (PPO | {"max_staleness": 2}, GPUS | {"reference": {"sync_every": 3}}, set()),
     "as it may on-policy": (PPO, GPUS | {"reference": {"sync_every": 3, "gpus_per_rank": 1}}, EACH),
     "or is the policy": (

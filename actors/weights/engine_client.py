@@ -99,7 +99,8 @@ class EngineClient:
     def take(self, update_info: object) -> None:
         """Let every engine receive, put what it got into service as `version`, and give account of it.
 
-        That is the three calls above in one: each costs the engines a moment in which they stand still.
+        That is the three calls above in one: each costs the engines a moment in which they stand still. Where one of
+        them fails, others may have put what they got into service already.
         """
         finish = self.version, self.canary
         self.accounts = self._all("update_weights", update_info, True, self.canary is not None, finish)

@@ -163,9 +163,11 @@ def receive_bucket(group: Any, bucket: Sequence[Meta]) -> torch.Tensor:
     group.broadcast([told], from_sender()).wait()
     # A fresh buffer each time: a loader keeps views until a layer is complete.
     if (place := tuple(told.tolist())) != _NOWHERE:
-        buffer = _READER.read(place, count)
-        group.barrier().wait()
-        return buffer
+        try:
+            return _READER.read(place, count)
+        finally:
+            # One that cannot shall not keep the others waiting, and what it raises is told by its call.
+            group.barrier().wait()
     buffer = torch.empty(count, dtype=torch.uint8)
     group.broadcast([buffer], from_sender()).wait()
     return buffer

@@ -5,6 +5,8 @@ core to an engine. Engines therefore get half of the cores unless a number is se
 engine's step then ends soon, and the threads that wait for it go on together.
 """
 
+from collections.abc import Mapping
+
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig, machine_cpus, threads_each
 
@@ -17,7 +19,7 @@ def engine_threads(config: RunConfig) -> int:
     rollout = config.rollout
     if rollout.threads_per_engine or not _beside_training(config):
         return threads_each(rollout.threads_per_engine, rollout.engines, rollout.engines_per_node)
-    return max(1, machine_cpus() // 2 // (rollout.engines_per_node or rollout.engines))
+    return max(1, machine_cpus() // 2 // _engine_processes(config))
 
 
 def niceness_of(config: RunConfig, section: str) -> int:
@@ -25,10 +27,16 @@ def niceness_of(config: RunConfig, section: str) -> int:
     group = {"policy": config.policy, "critic": config.critic}.get(section)
     if group is None or group.gpus_per_rank or not _beside_training(config):
         return 0
-    policy = config.policy
-    learning = policy.ranks * threads_each(policy.threads_per_rank, policy.ranks, policy.ranks_per_node)
-    generating = config.rollout.engines * config.rollout.tensor_parallel * engine_threads(config)
+    # Of one node, where both have as many as they may.
+    ranks = group.ranks_per_node or group.ranks
+    learning = ranks * threads_each(group.threads_per_rank, group.ranks, group.ranks_per_node)
+    generating = _engine_processes(config) * engine_threads(config)
     return NICENESS if learning + generating > (config.cluster.cpus or machine_cpus()) else 0
+
+
+def _engine_processes(config: RunConfig) -> int:
+    """Those of a node."""
+    return (config.rollout.engines_per_node or config.rollout.engines) * config.rollout.tensor_parallel
 
 
 def _beside_training(config: RunConfig) -> bool:
@@ -36,4 +44,9 @@ def _beside_training(config: RunConfig) -> bool:
     algorithm, on_gpus = config.algorithm, config.rollout.gpus_per_engine or config.policy.gpus_per_rank
     if not isinstance(algorithm, RLConfig) or not algorithm.max_staleness or on_gpus:
         return False
-    return config.cluster.placement != "separate"
+    return config.cluster.placement != "separate" and not _apart(config.policy.node_labels, config.rollout.node_labels)
+
+
+def _apart(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether no node has the labels of both."""
+    return any(other.get(name, value) != value for name, value in one.items())

@@ -55,6 +55,8 @@ def overlapped_reads(config: RunConfig, algorithm: RLConfig) -> frozenset[str]:
     if algorithm.overlap_reads == "auto":
         cpus = config.cluster.cpus or machine_cpus()
         engines, readers = _engines(config), _readers(config, reads.values())
+        if algorithm.max_staleness:  # what learns computes at the same time
+            cpus -= sum(each.threads for each in _readers(config, ["policy", "critic"]) if not each.gpu)
         asked = computes_beside(engines, readers, placement=config.cluster.placement, cpus=cpus)
     else:
         asked = algorithm.overlap_reads
