@@ -103,10 +103,10 @@ def report(curves: Sequence[Curve], command: str) -> str:
     rows, lines = [], ["## Learning in several ways", ""]
     for way in ways:
         own = [found for found in curves if found.way == way]
-        difference = mean(found.final - first[found.seed] for found in own)
-        agrees = abs(difference) <= AGREE  # NaN is more
+        difference = round(mean(found.final - first[found.seed] for found in own), 6)
         if way != ways[0]:
-            told = "as well as" if agrees else "NOT as well as" if difference < 0 else "better than"
+            # NaN is none of the first two.
+            told = "as well as" if abs(difference) <= AGREE else "better than" if difference > 0 else "NOT as well as"
             lines.append(f"- **{way} learns {told} {ways[0]}**: {difference:+.3f} in the mean of {len(own)} seeds")
         rows.append(_row(way, own))
     header = ["way", "final accuracy by seed", "mean", "at steps", "mean age", "oldest", "weights", "KL", "left out"]
