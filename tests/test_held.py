@@ -4,6 +4,7 @@
 """
 
 from itertools import count
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from actors.rollout.simulated import SimulatedEngine, Table
 from actors.rollout.types import Begun, BegunInfo, Finished, Request, Sampling
 from algorithms.rollouts.ages import Ages
 from algorithms.rollouts.engines import Ended
+from algorithms.rollouts.failures import Failures
+from algorithms.rollouts.lane import Lane
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from tests.fake_engines import After, FakeEngines
@@ -228,6 +231,56 @@ def test_what_is_held_and_too_old_starts_again(comes: str) -> None:
     driver.start()
     assert driver.engines.given[max(driver.engines.given)].token_ids == [3]
     assert [each.begun for each in driver.engines.given.values() if each.token_ids == [0]] == [(), ()]
+
+
+def full(driver: Driver) -> None:
+    """Engines have room for no group beside those that they have."""
+    driver.flow._most_each = 1
+
+
+def test_what_has_become_too_old_while_it_waited_for_an_engine_starts_again() -> None:
+    driver = Driver(staleness=1, waits=False)
+    driver.start()
+    driver.hold(0, HELD, HELD)
+    full(driver)
+    driver.publish(1)
+    assert driver.start() == [] and [group.prompt.index for group in driver.flow._waiting] == [0]
+    driver.publish(2)
+    driver.end(1)
+    driver.flow._most_each = None
+    assert driver.start() == [] and driver.rollouts._has_work()
+    assert driver.start()[0] == (0, (), STEP), "from nothing"
+    assert driver.rollouts.report()[1].aborted == 1
+
+
+def test_what_goes_on_comes_behind_an_evaluation() -> None:
+    driver = Driver(staleness=1)
+    driver.start()
+    driver.hold(0, HELD, HELD)
+    full(driver)
+    prompts = iter([Prompt(index=number, token_ids=[number], text="", row={}) for number in (100, 101)])
+    evaluation = Lane(prompts, Sampling(samples=1, temperature=0.0, max_tokens=12), Failures(1.0))
+    evaluation.ask(2, None)
+    driver.flow.start([evaluation])
+    driver.publish(1)
+    driver.start()
+    assert [group.prompt.index for group in driver.flow._waiting] == [100, 101, 0]
+
+
+def test_after_a_step_that_has_learned_nothing_all_go_on() -> None:
+    """To their ends: no new weights come for them."""
+    driver = Driver(staleness=2)
+    driver.start()
+    driver.end(0, 1)
+    driver.rollouts._thread = Thread()  # the test's own
+    assert [group.prompt.index for group in driver.rollouts.take(2, 0, seed=1)] == [0, 1]
+    driver.lane.depth = 4
+    assert [row for row, *_ in driver.start()] == [2, 3, 4, 5]
+    driver.hold(2, HELD, HELD)
+    driver.end(3, 4)
+    assert not any(row == 2 for row, *_ in driver.start())
+    assert [group.prompt.index for group in driver.rollouts.take(2, 0, seed=1)] == [3, 4]
+    assert driver.start()[0] == (2, (HELD, HELD), None)
 
 
 def test_of_a_dead_engine_what_goes_on_does_so_elsewhere() -> None:

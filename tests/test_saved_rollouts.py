@@ -57,12 +57,13 @@ def turns() -> Episode:
         rollout_logprobs=np.array([-2.0], dtype=np.float32), versions=[VersionSpan(version=4, start=0, end=1)],
         finish_reason="length",
     )  # fmt: skip
-    return Episode(turns=[first, second], status="truncated", text="ends\nin é \ud83d and 答")
+    text = "ends\nin é \ud83d and 答"
+    return Episode(turns=[first, second], status="truncated", text=text, marked_text=f"<think>{text}</think>")
 
 
 def shown(found: ScoredGroup) -> Any:
     """All of a group, in what can be compared."""
-    parts = [(each.status, each.text, [_shown(turn) for turn in each.turns]) for each in found.rollouts]
+    parts = [(each.status, each.text, each.marked_text, [*map(_shown, each.turns)]) for each in found.rollouts]
     scores = [(str(each.reward), each.parts, each.status) for each in found.scores]
     return found.prompt, parts, found.infos, scores
 
@@ -84,6 +85,8 @@ def test_groups_come_back_as_they_were() -> None:
     found = groups_of(arrays, prompt_finder(ROWS))
     assert [shown(each) for each in found] == [shown(first), shown(second)]
     assert all(array.dtype != object for array in arrays.values()), "a file of arrays holds nothing that runs"
+    older = {name: array for name, array in arrays.items() if "marked" not in name}
+    assert [each.marked_text for each in groups_of(older, prompt_finder(ROWS))[0].rollouts] == [None, None]
 
 
 def shaped(number: int, rewards: tuple[float, ...], scores: tuple[float, ...]) -> ShapedGroup:

@@ -30,7 +30,8 @@ _COMPANY_S = 0.02
 """How long the news of a request that has ended waits for others, while any are running: the driver takes a millisecond
 for a poll, however much it tells."""
 
-_STATUSES: dict[Finish, EpisodeStatus] = {"stop": "ok", "length": "truncated"}
+_STATUSES: dict[Finish, EpisodeStatus] = {"stop": "ok", "length": "truncated", "held": "truncated"}
+"""Any other has failed. Held ones are told as episodes where another response of their group has."""
 
 
 _Had = list[Episode] | tuple[Begun, ...]
@@ -188,7 +189,9 @@ class EngineHost:
             self._ended[number] = begun = tuple(segment.begun for segment in segments)
             return Finished(request=number, infos=[], held=tuple(map(BegunInfo.of, begun)))
         given = np.array(request.token_ids, dtype=np.int32)
-        aborted = kept is False or any(segment.finish == "abort" for segment in segments)
+        # Of an aborted request, what is held has ended no more than what ran.
+        cut = {"abort"} if kept is None else {"abort", "held"}
+        aborted = kept is False or any(segment.finish in cut for segment in segments)
         kept = kept or not aborted
         episodes = [self._episode(given, segment, read=kept) for segment in segments]
         if kept:

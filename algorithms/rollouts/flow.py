@@ -199,8 +199,10 @@ class Flow:
         if again := going_on(lane, self.version):
             orders = {group.order for group in again}
             lane.held = [group for group in lane.held if group.order not in orders]
-            # Before prompts that wait for an engine with room.
-            self._waiting.extendleft([replace(group, id=next(self._ids)) for group in reversed(again)])
+            # Before prompts that wait for an engine with room, and not before an evaluation.
+            again = [replace(group, id=next(self._ids)) for group in again]
+            first = [group for group in self._waiting if not group.lane.ahead]
+            self._waiting = deque([*first, *again, *(group for group in self._waiting if group.lane.ahead)])
             self._send([], None)
         drawn = lane.draw()
         if not drawn:
@@ -231,8 +233,15 @@ class Flow:
         self._waiting.extend(group for group in groups if group.lane.ahead)
         shares: dict[int, list[Request]] = {}
         begun: dict[int, dict[int, ObjectRef[tuple[Begun, ...]]]] = {}
-        while self._waiting and self._place(self._waiting[0]):
-            group = self._waiting.popleft()
+        while self._waiting:
+            group = self._waiting[0]
+            if stale := group.lane.is_stale(group):  # new weights have come while it waited
+                group.lane.abort(group)
+            elif not self._place(group):
+                break
+            self._waiting.popleft()
+            if stale:
+                continue
             oldest = group.begun.oldest_version if group.begun else None
             group.lane.ages.start(group.order, self.version if oldest is None else min(self.version, oldest))
             group.version = self.version

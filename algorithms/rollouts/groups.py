@@ -73,6 +73,11 @@ class BegunGroup:
         """Of the weights that sampled any of their tokens; None where there is no token."""
         return min((info.oldest_version for info in self.infos if info.oldest_version >= 0), default=None)
 
+    def is_older(self, version: int | None) -> bool:
+        """Whether older weights than of this version have sampled any token; None: of no version."""
+        oldest = self.oldest_version
+        return oldest is not None and version is not None and oldest < version
+
     @property
     def going_on(self) -> int:
         """Samples that have not ended."""

@@ -2,6 +2,7 @@
 
     a response has what one version may sample  -->  held, its slot is free for others
     new weights come                            -->  all that are held go on under them, before new prompts
+    a step has left the weights as they are     -->  all go on at once, to their end
     a step cannot be made without them          -->  the oldest go on at once, to their end
 
 A step cannot be made without them where too few others are ready, on engines, or may start; or where they would be too
@@ -25,6 +26,12 @@ def going_on(lane: Lane, version: int) -> list[Running]:
     return sorted(again, key=lambda group: _age(lane, group)) + [
         replace(group, to_its_end=True) for group in kept[:needed]
     ]
+
+
+def let_go(lane: Lane) -> None:
+    """Let all that are held go on, to their ends: a step has learned nothing, and no new weights will come for them."""
+    for group in lane.held:
+        group.version, group.to_its_end = -1, True
 
 
 def sampling_of(group: Running, version: int) -> Sampling:

@@ -256,7 +256,7 @@ class Lane:
         self.held.append(group)
         if group.version >= version:  # else it goes on at once
             self.discards.held = (self.discards.held or 0) + group.begun.going_on
-        self._abort_held(self._looked_for)
+        self._abort_held()
 
     def abort(self, group: Running) -> None:
         """A group is no longer on its way, as it was ended for its age."""
@@ -330,9 +330,9 @@ class Lane:
                 self.reads.forget(group)
                 self.discards.dropped += 1
                 self._start_again(group.prompt, number, self.attempt_of.pop(number, 1))
-        if version != self._looked_for:
-            self._abort_held(version)
-        self._looked_for, self._not_looked_at = version, []
+        news, self._looked_for, self._not_looked_at = version != self._looked_for, version, []
+        if news:
+            self._abort_held()
 
     def take_discards(self) -> Discards:
         """What was counted since the last call, which is counted anew from now on, as failures are."""
@@ -356,10 +356,14 @@ class Lane:
 
     def _young(self, drawn: Drawn) -> Drawn:
         """Without what it has begun where that is too old already, and would be gone on with for nothing."""
-        return replace(drawn, begun=None) if _is_older(drawn.begun, self._looked_for) else drawn
+        return replace(drawn, begun=None) if drawn.begun and drawn.begun.is_older(self._looked_for) else drawn
 
-    def _abort_held(self, version: int | None) -> None:
-        old = [group for group in self.held if _is_older(group.begun, version)]
+    def is_stale(self, group: Running) -> bool:
+        """Whether what a group goes on from is too old to be trained on."""
+        return group.begun is not None and group.begun.is_older(self._looked_for)
+
+    def _abort_held(self) -> None:
+        old = [group for group in self.held if self.is_stale(group)]
         self.held = [group for group in self.held if group not in old] if old else self.held
         for group in old:
             self.abort(group)
@@ -391,10 +395,3 @@ class Lane:
         started, oldest = self.ages.of(order), self.ready[order].oldest_version
         known = [each for each in (started, oldest) if each is not None]
         return min(known, default=0)
-
-
-def _is_older(begun: BegunGroup | None, version: int | None) -> bool:
-    """Whether older weights than of this version have sampled any token."""
-    if begun is None or begun.oldest_version is None or version is None:
-        return False
-    return begun.oldest_version < version

@@ -28,6 +28,7 @@ from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.flow import Flow, ModelPool
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
+from algorithms.rollouts.held import let_go
 from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
@@ -113,6 +114,8 @@ class Rollouts:
         if max_staleness or tail:
             self._look_s = max(_SOON_S, _SOON_EACH_S * len(engines))
         self._wanted: Wanted | None = None
+        self._taken_with: int | None = None
+        """Version of the last step."""
         self._changed = Condition()
         self._error: BaseException | None = None
         self._closed = False
@@ -141,7 +144,9 @@ class Rollouts:
         """
         lane = self.training
         with self._changed:  # before anything starts: a resumed run may have what it would not have made
-            self._flow.version = version
+            if version == self._taken_with:
+                let_go(lane)
+            self._flow.version = self._taken_with = version
             lane.drop_older_than(version - self.max_staleness)
         # With n, too: samplers that only went on would draw anew in a resumed run what they have drawn before.
         self._ask(lane, groups, seed)

@@ -47,6 +47,9 @@ def group_arrays(groups: Sequence[ScoredGroup], episodes: Sequence[list[Episode]
         "turns": np.array([len(episode.turns) for episode in flat], dtype=np.int64),
         "statuses": np.array([_STATUSES.index(episode.status) for episode in flat], dtype=np.int8),
         "texts": _text([episode.text for episode in flat]),
+        # Where rewards see special tokens (reward.keep_special_tokens): an empty text is not none.
+        "is_marked": np.array([episode.marked_text is not None for episode in flat], dtype=np.uint8),
+        "marked": _text([episode.marked_text or "" for episode in flat]),
         "given": np.array([len(turn.given_token_ids) for turn in turns], dtype=np.int64),
         "sampled": np.array([len(turn.sampled_token_ids) for turn in turns], dtype=np.int64),
         "tokens": _joined(
@@ -228,10 +231,18 @@ def _parts_of(values: Sized, lengths: np.ndarray) -> list[tuple[int, int]]:
 def _episodes(arrays: Arrays) -> list[Episode]:
     turns = _turns(arrays)
     kinds = [_STATUSES[each] for each in arrays["statuses"].tolist()]
+    parts, texts, marked = _parts(arrays["turns"]), _texts(arrays["texts"]), _marked(arrays, len(kinds))
     return [
-        Episode(turns=turns[start:end], status=status, text=text)
-        for (start, end), status, text in zip(_parts(arrays["turns"]), kinds, _texts(arrays["texts"]), strict=True)
+        Episode(turns=turns[start:end], status=status, text=text, marked_text=with_special)
+        for (start, end), status, text, with_special in zip(parts, kinds, texts, marked, strict=True)
     ]
+
+
+def _marked(arrays: Arrays, count: int) -> list[str | None]:
+    if "is_marked" not in arrays:  # written when nobody kept them
+        return [None] * count
+    pairs = zip(_texts(arrays["marked"]), arrays["is_marked"].tolist(), strict=True)
+    return [text if there else None for text, there in pairs]
 
 
 def _turns(arrays: Arrays) -> list[Turn]:
