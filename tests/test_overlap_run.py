@@ -21,7 +21,7 @@ from actors.files.parts import read_arrays
 
 Start = Callable[..., Any]
 ROWS, PROMPTS, SAMPLES, EPOCHS, MOST = 40, 8, 4, 8, 2
-ENDS = ("tail", "killed", "SIGTERM", "SIGINT", "reward", "fails", "dies", "finished")
+ENDS = ("killed", "SIGTERM", "SIGINT", "reward", "fails", "finished")
 STEPS = ROWS * EPOCHS // PROMPTS
 REWARD = """
 from pathlib import Path
@@ -108,15 +108,10 @@ def settings_for(model: Path, **algorithm: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def history(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> History:
-    """Eight passes over 40 rows with max_staleness 2, evaluations in between, ended seven times and gone on with; the
-    first start is on-policy, with tail batching."""
+    """Eight passes over 40 rows with max_staleness 2, evaluations in between, ended five times and gone on with."""
     directory = tmp_path_factory.mktemp("overlap")
     rows_of(directory, ROWS)
     history = History(tandem, directory, settings_for(warm_model, max_staleness=MOST, epochs=EPOCHS))
-    history.start("algorithm.max_staleness=0", "rollout.tail=postpone")
-    history.job.wait_until(lambda: 2 in history.job.steps(), "second step")
-    history.job.process.send_signal(signal.SIGTERM)
-    history.end("tail", 130)
     history.start()
     history.wait_until_ahead()
     os.killpg(history.job.process.pid, signal.SIGKILL)
@@ -134,9 +129,8 @@ def history(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFa
     (directory / "broken").touch()
     history.end("reward", 1)
     (directory / "broken").unlink()
-    for fault in ("fails", "dies"):
-        history.start(fault=f"{fault}:{directory / fault}")
-        history.end(fault, 1)
+    history.start(fault=f"fails:{directory / 'fails'}")
+    history.end("fails", 1)
     history.start()
     history.end("finished", 0)
     return history
@@ -154,16 +148,14 @@ def test_no_process_is_left_and_the_next_start_goes_on(history: History, name: s
     end, starts = history.ends[name], list(history.ends)
     assert end.left == []
     assert "Traceback" not in end.text
-    if name != "tail":
+    if name != "killed":
         before = history.ends[starts[starts.index(name) - 1]]
         assert f"resuming from step {before.saved}\n" in end.text
         assert end.steps > before.saved
 
 
-@pytest.mark.parametrize("name", ["tail", "SIGTERM"])
-def test_told_to_stop_a_run_saves_what_it_has_ahead(history: History, name: str) -> None:
-    """Or what it has postponed."""
-    end = history.ends[name]
+def test_told_to_stop_a_run_saves_what_it_has_ahead(history: History) -> None:
+    end = history.ends["SIGTERM"]
     assert end.saved == end.steps, "SIGTERM lets the step finish, and keeps it"
     assert f"stopped by SIGTERM after step {end.steps} of {STEPS}" in end.text
     assert end.text.count("stopped; a checkpoint is in ") == 1
@@ -189,13 +181,10 @@ def test_a_reward_that_begins_to_raise_ends_a_run(history: History) -> None:
     assert "my_reward.py:score: OSError: the judge is gone" in line
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("fails", "RuntimeError: lost while receiving"), ("dies", "rollout[0].update_weights: ")]
-)
-def test_a_transfer_that_fails_ends_a_run(history: History, name: str, said: str) -> None:
+def test_a_transfer_that_fails_ends_a_run(history: History) -> None:
     """While responses that are made ahead wait on the engine for their new weights."""
-    assert int((history.directory / name).read_text()) > 0, "samples were running"
-    assert said in failure(history.ends[name])
+    assert int((history.directory / "fails").read_text()) > 0, "samples were running"
+    assert "RuntimeError: lost while receiving" in failure(history.ends["fails"])
 
 
 def rows(job: Any) -> list[dict[str, Any]]:

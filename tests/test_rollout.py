@@ -228,13 +228,21 @@ def test_responses_to_the_first_requests_come_with_the_news(places: int) -> None
 
 
 def test_the_driver_is_told_of_the_oldest_version() -> None:
-    """Staleness is that of the oldest token, wherever it stands; of no tokens there is none."""
+    """Staleness is that of the oldest token, wherever it stands; of no tokens there is none. Carried over are those of
+    other versions than the last one's."""
     spans = ([(2, 0, 1), (3, 1, 4)], [(4, 0, 2), (1, 2, 3), (3, 3, 4)])
     segments = [segment(1, index, (1, 2, 3, 4), "length", each) for index, each in enumerate(spans)]
     [told] = ended(worker(FakeEngine([*segments, segment(1, 2, (), "abort", [])])), request(1, 3))
     assert told.infos == [
-        RolloutInfo(tokens=2 + tokens, prompt_tokens=2, sampled_tokens=tokens, status=status, oldest_version=version)
-        for tokens, status, version in ((4, "truncated", 2), (4, "truncated", 1), (0, "failed", -1))
+        RolloutInfo(
+            tokens=2 + tokens,
+            prompt_tokens=2,
+            sampled_tokens=tokens,
+            status=status,
+            oldest_version=version,
+            carried_tokens=carried,
+        )  # fmt: skip
+        for tokens, status, version, carried in ((4, "truncated", 2, 1), (4, "truncated", 1, 3), (0, "failed", -1, 0))
     ]
 
 

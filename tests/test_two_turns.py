@@ -422,8 +422,9 @@ def test_versions_and_rewards_are_at_their_tokens() -> None:
     assert set(found.fields) == {"rollout_logprobs", "versions", "values"}
     assert {values.dtype for values in found.fields.values()} == {np.dtype(np.float32)}
     assert RolloutInfo.of(both) == RolloutInfo(
-        tokens=8, prompt_tokens=2, sampled_tokens=5, status="ok", oldest_version=7, turns=2, turn_rewards=(0.5, -1.0)
-    )
+        tokens=8, prompt_tokens=2, sampled_tokens=5, status="ok", oldest_version=7, turns=2, turn_rewards=(0.5, -1.0),
+        carried_tokens=2,
+    )  # fmt: skip
     with pytest.raises(ValueError, match="one logprob per sampled token, got 1 of 2"):
         turn([1], [2, 3], [-0.5])
     with pytest.raises(ValueError, match=r"without sampled tokens can have no reward, got 0\.5"):

@@ -1,9 +1,8 @@
-"""Faults of weight transfers in the engines of a real run: `tests.preloaded.FAULT` names one and a file.
+"""A fault of weight transfers in the engines of a real run: `tests.preloaded.FAULT` names it and a file.
 
 The file gets what is the fault's witness: how many samples the engine had.
 """
 
-import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -20,11 +19,6 @@ def fails(witness: Path) -> None:
         raise RuntimeError("lost while receiving")
 
     _strike(witness, fail)
-
-
-def dies(witness: Path) -> None:
-    """The engine's process ends."""
-    _strike(witness, lambda: os._exit(1))
 
 
 def _strike(witness: Path, fault: Callable[[], object]) -> None:
