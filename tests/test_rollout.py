@@ -241,7 +241,7 @@ def test_the_driver_is_told_of_the_oldest_version() -> None:
             status=status,
             oldest_version=version,
             carried_tokens=carried,
-        )  # fmt: skip
+        )
         for tokens, status, version, carried in ((4, "truncated", 2, 1), (4, "truncated", 1, 3), (0, "failed", -1, 0))
     ]
 
