@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig, machine_cpus, threads_each
 
-NICENESS = 10
-"""Of processes that learn, added to that of the others: the kernel gives these nine parts in ten."""
+NICENESS = 19
+"""Of processes that learn, added to that of the others: they get what these leave, and hardly more."""
 
 
 def engine_threads(config: RunConfig) -> int:
