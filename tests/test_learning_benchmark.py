@@ -1,6 +1,6 @@
-"""The benchmarks can be started, and the one of learning curves says who learns as well."""
+"""Benchmarks find what they take from each other, and the one of learning curves says who learns as well."""
 
-import importlib
+import ast
 from pathlib import Path
 
 import pytest
@@ -8,14 +8,36 @@ import pytest
 from benchmarks.compare_trl import BenchmarkError
 from benchmarks.learning import Curve, curve, report, settings
 
-MODULES = sorted(path.stem for path in (Path(__file__).parent.parent / "benchmarks").glob("*.py"))
-OTHER_ENVIRONMENT = {"trl_grpo"}
-"""Run where TRL is installed."""
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in OTHER_ENVIRONMENT])
-def test_what_a_benchmark_imports_is_there(name: str) -> None:
-    importlib.import_module(f"benchmarks.{name}")
+def defined(module: ast.Module) -> set[str]:
+    """Names that a module has at its top."""
+    found = set[str]()
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(each.asname or each.name).split(".")[0] for each in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return found
+
+
+def test_what_benchmarks_take_from_each_other_is_there() -> None:
+    """Read, as importing all of them takes ten seconds, and one of them TRL."""
+    modules = {path.stem: ast.parse(path.read_text()) for path in BENCHMARKS.glob("*.py")}
+    names = {f"benchmarks.{stem}": defined(module) for stem, module in modules.items()} | {"benchmarks": set(modules)}
+    taken = [
+        (stem, node.module, each.name)
+        for stem, module in modules.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.module in names
+        for each in node.names
+    ]
+    assert len(taken) > 30
+    assert [each for each in taken if each[2] not in names[each[1] or ""]] == []
 
 
 def test_ways_are_settings() -> None:
