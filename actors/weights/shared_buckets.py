@@ -1,7 +1,7 @@
 """Buckets that pass between processes of one node through memory without a name: written once, copied by each.
 
-Over loopback the same bytes would pass each receiver's socket, a quarter of the transfer of a small model. The memory
-stays mapped on both sides from one transfer to the next: fresh pages cost more than what is written to them.
+Over loopback the same bytes would pass the kernel's sockets once for each receiver. The memory stays mapped on both
+sides from one transfer to the next: fresh pages cost more than what is written to them.
 """
 
 import mmap
