@@ -167,6 +167,11 @@ class RLConfig(Config):
         return self.correction is not None and self.updates_per_step > 1
 
     @property
+    def overlaps_gradients(self) -> bool:
+        """Whether the policy trains on groups that have ended while others are generated."""
+        return False
+
+    @property
     @abstractmethod
     def baseline(self) -> Baseline:
         """How scores become advantages."""
@@ -339,6 +344,15 @@ class GRPOConfig(RLConfig):
     dynamic_sampling_rounds: Epochs = 10
     """So many times prompts_per_step prompts may be sampled for a step. One that has fewer groups then trains on what
     there is, saying so; without any, the run ends."""
+
+    overlap_gradients: bool = False
+    """Whether gradients of groups that have ended are computed while others are still generated, and the update of the
+    step is made of their sum: on-policy all the same. Needs one update a step and advantages that are a group's own.
+    Sums are added in the order in which groups end, so that runs are no longer equal bit for bit (docs/async.md)."""
+
+    @property
+    def overlaps_gradients(self) -> bool:
+        return self.overlap_gradients
 
     @property
     def baseline(self) -> Baseline:

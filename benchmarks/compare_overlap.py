@@ -7,6 +7,8 @@ A way is some settings, and where they compute:
 
     n=2          algorithm.max_staleness 2
     tail         rollout.tail postpone, on-policy
+    early        algorithm.overlap_gradients, on-policy
+    tail+early   both
     before       n=0 in the other checkout
     trl          TRL on the same model and prompts, as `benchmarks.compare_trl` runs it
     n=2/1        one thread for the engine and one for the policy
@@ -41,7 +43,10 @@ STEPS = {"short": 60, "long": 16, "tail": 30}
 WARM, MARGIN = 3, 3
 REFERENCES = ("trl", "before", "n=0")
 """What others are compared with, if it is among the ways: these in turn, each with those before it."""
-_WAY = re.compile(r"(?P<base>n=(?P<staleness>0|[1-9]\d*)|tail|before|trl)(?:/(?P<suffix>pin|[1-9]\d*(?:\+[1-9]\d*)?))?")
+_WAY = re.compile(
+    r"(?P<base>n=(?P<staleness>0|[1-9]\d*)|tail\+early|tail|early|before|trl)"
+    r"(?:/(?P<suffix>pin|[1-9]\d*(?:\+[1-9]\d*)?))?"
+)
 HEADER = (
     "round", "way", "s/step", "samples/s", "response tokens", "staleness", "left out", "foreign cores", "account",
 )  # fmt: skip
@@ -64,7 +69,7 @@ class Way:
         found = _WAY.fullmatch(name)
         if not found or (found["base"] == "trl" and found["suffix"]):
             raise BenchmarkError(
-                "--ways: must be before, tail or n=NUMBER, perhaps with /THREADS, /ENGINE+POLICY or /pin behind it, "
+                "--ways: must be before, tail, early, tail+early or n=NUMBER, perhaps with /THREADS, /ENGINE+POLICY or /pin behind it, "
                 f"or trl, got {name}"
             )
         suffix, settings = found["suffix"] or "", list[str]()
@@ -73,8 +78,10 @@ class Way:
             settings += [f"rollout.threads_per_engine={engine}", f"policy.threads_per_rank={policy or engine}"]
         if found["staleness"] and int(found["staleness"]):
             settings.append(f"algorithm.max_staleness={int(found['staleness'])}")
-        if found["base"] == "tail":
+        if found["base"].startswith("tail"):
             settings.append("rollout.tail=postpone")
+        if found["base"].endswith("early"):
+            settings.append("algorithm.overlap_gradients=true")
         return cls(name=name, base=found["base"], suffix=suffix, settings=tuple(settings))
 
 

@@ -55,7 +55,7 @@ class FakeEngine:
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         pass
 
-    def step(self) -> float:
+    def step(self, divisor: float = 1.0) -> float:
         return 1.5
 
     skip = step

@@ -150,7 +150,7 @@ class FakeEngine:
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         self.seen.append(("backward", round(loss.item(), 6), last))
 
-    def step(self) -> float:
+    def step(self, divisor: float = 1.0) -> float:
         self.seen.append("step")
         self.learning_rate = 0.125
         return 1.5
@@ -184,8 +184,7 @@ def test_an_update_is_reported_as_it_was_made() -> None:
     )
     pairs = [("backward", 0.416667, False), ("backward", 0.083333, False), ("backward", 0.0, True)]
     assert worker.engine.seen == [each for pair in pairs for each in (("forward", 1.0, 77), pair)] + ["step"]
-    worker.learn([[SEQUENCES[1]]], TOTALS, share_of)
-    assert worker._reduced()["loss"] == pytest.approx(0.5 / 6), "sums start anew"
+    assert worker.learn([[SEQUENCES[1]]], TOTALS, share_of)["loss"] == pytest.approx(0.5 / 6), "sums start anew"
 
 
 def test_a_metric_may_be_a_vector() -> None:

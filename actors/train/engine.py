@@ -171,14 +171,16 @@ class TrainingEngine:
         with self.engine.no_sync() if alone else nullcontext():
             self.engine.backward(loss * self.world_size)
 
-    def step(self) -> float:
-        """Clip, update and advance the schedule; returns the gradient norm before clipping."""
+    def step(self, divisor: float = 1.0) -> float:
+        """Divide the gradients by `divisor`, clip, update and advance the schedule; returns the gradient norm before
+        clipping."""
         norm = None
-        if self.plain:
-            parameters = self.module.parameters()
-            # Clipped here, as a norm that is not finite is then found before any weight has changed.
-            norm = _finite(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
-        self.engine.step()
+        with self._divided_by(divisor):
+            if self.plain:
+                parameters = self.module.parameters()
+                # Clipped here, as a norm that is not finite is then found before any weight has changed.
+                norm = _finite(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            self.engine.step()
         # DeepSpeed computes it as a part of its step, not before.
         norm = _finite(self.engine.get_global_grad_norm()) if norm is None else norm
         if self.decay:
@@ -186,6 +188,25 @@ class TrainingEngine:
                 # Of the float32 weights: in bf16, steps as small as 1 - decay would be rounded away.
                 average.lerp_(weights.detach(), 1 - self.decay)
         return norm
+
+    @contextmanager
+    def _divided_by(self, divisor: float) -> Iterator[None]:
+        """Within it, DeepSpeed's step is that of gradients divided by this, wherever they are."""
+        optimizer = self.engine.optimizer
+        if divisor == 1.0:
+            yield
+        elif hasattr(optimizer, "loss_scale"):  # ZeRO 1 to 3: what they divide by before they clip
+            optimizer.loss_scale = divisor
+            yield
+            optimizer.loss_scale = 1.0
+        else:
+            gradients = getattr(optimizer, "fp32_groups_gradients_flat", None)  # of bf16 without ZeRO
+            if gradients is None:
+                assert self.plain, type(optimizer)
+                gradients = [each.grad for each in self.module.parameters() if each.grad is not None]
+            for each in gradients:
+                each.div_(divisor)
+            yield
 
     def skip(self) -> float:
         """Advance the schedule as `step` does, and leave weights and moments as they are; returns 0, the norm."""

@@ -8,7 +8,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from actors.config import ModelConfig, TrainerConfig, UserError
-from actors.episodes import Sequence, experience
+from actors.episodes import Episode, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
@@ -24,6 +23,7 @@ from actors.models.packed import PackedBatch, Read
 from actors.secret_text import masked
 from actors.train.engine import TrainingEngine, gathered, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
+from actors.train.sums import COMPUTED_TOKENS, Divisors, Sums
 from actors.train.worker import (
     Held,
     Input,
@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 
 _REASON_LENGTH = 300
 """Characters of a library's message that are told."""
+SUMS = Totals(tokens=1, sequences=1, trained_tokens=1)
+"""Counts with which losses and metrics are sums."""
+
+Advantaged = list[list[tuple[int, int, float]]]
+"""Per micro-batch: (key of the group, episode in the group, advantage of all its tokens, unless TokenFields have
+advantages token by token)."""
 
 
 class TrainedWorker(Worker):
@@ -59,6 +65,8 @@ class TrainedWorker(Worker):
     """max_model_len of the engines that sample from the model, in tokens; None where no engine does."""
     balance: "Balance | None" = None
     """The load-balancing loss of the model, if it is a mixture of experts that has one."""
+    begun: Sums | None = None
+    """What `accumulate` has added to an update that is not made yet."""
 
     def __init__(
         self,
@@ -104,7 +112,7 @@ class TrainedWorker(Worker):
 
     def update(
         self,
-        plans: list[list[list[tuple[int, int, float]]]],
+        plans: list[Advantaged],
         held: Held,
         totals: list[Totals],
         loss: LossFunction,
@@ -114,31 +122,71 @@ class TrainedWorker(Worker):
         """Optimizer updates on scored episodes; returns the metrics of each.
 
         Args:
-            plans: per update, per micro-batch: (key of the group, episode in the group, advantage of all its tokens,
-                unless `inputs` have advantages token by token).
+            plans: of each update; see `Advantaged`.
             held: what is in the lists of episodes.
             totals: global counts of each update.
             loss: the algorithm's; see `LossFunction`.
             temperature: at which the episodes were sampled.
             inputs: lists of episodes, in the order of `held`, then TokenFields, such as reference logprobs.
         """
-        episodes, known = read_inputs(held, inputs)
         # Unless it is asked for: the gradient of rollouts is that of the policy.
         coefficient = self._balancing(0.0)
-
-        def micro_batches(plan: list[list[tuple[int, int, float]]]) -> Iterator[PackedBatch]:
-            for samples in plan:
-                found = []
-                for key, index, advantage in samples:
-                    episode = episodes[key, index]
-                    same = {"advantages": np.full(episode.tokens, advantage, dtype=np.float32)}
-                    found.append(experience(episode, same | known.get((key, index), {})))
-                yield pack_experiences(found, self.device, share_prompts=self.shares_prompts, whole=bool(coefficient))
-
+        read = read_inputs(held, inputs)
         return [
-            self._update(len(plan), micro_batches(plan), count, loss, temperature, coefficient)
+            self._update(
+                len(plan), self._experiences(plan, *read, bool(coefficient)), count, loss, temperature, coefficient
+            )
             for plan, count in zip(plans, totals, strict=True)
         ]
+
+    def accumulate(self, plan: Advantaged, held: Held, loss: LossFunction, temperature: float, *inputs: Input) -> None:
+        """Add the gradient of some scored episodes to that of an update that `finish_update` makes. Nobody knows yet
+        what its loss will be divided by: until then, it is a sum.
+
+        Args and `inputs` as in `update`.
+        """
+        self.begun = self.begun or Sums()
+        batches = self._experiences(plan, *read_inputs(held, inputs))
+        self._add_gradients(self.begun, len(plan), batches, loss, temperature, SUMS)
+
+    def finish_update(
+        self,
+        plan: Advantaged,
+        held: Held,
+        totals: Totals,
+        divisors: Divisors,
+        loss: LossFunction,
+        temperature: float,
+        *inputs: Input,
+    ) -> list[Metrics]:
+        """Make the update of all episodes that `accumulate` was given, and of those of this `plan`.
+
+        Returns its metrics: those of `update` with all of them, and time/early_rank, what `accumulate` has taken.
+
+        Args:
+            totals: global counts of the update.
+            divisors: what they make of sums.
+            plan, held, loss, temperature, inputs: as in `update`.
+        """
+        sums, self.begun = self.begun or Sums(), None
+        early = sums.seconds
+        batches = self._experiences(plan, *read_inputs(held, inputs))
+        learns = totals.trained_tokens > 0
+        self._add_gradients(sums, len(plan), batches, loss, temperature, SUMS, learns=learns, last=True)
+        sums.divide(divisors)
+        return [self._step(sums, divisors.loss, learns=learns) | {"time/early_rank": early}]
+
+    def _experiences(
+        self, plan: Advantaged, episodes: dict[Place, Episode], known: TokenFields, whole: bool = False
+    ) -> Iterator[PackedBatch]:
+        """The micro-batches of a plan."""
+        for samples in plan:
+            found = []
+            for key, index, advantage in samples:
+                episode = episodes[key, index]
+                same = {"advantages": np.full(episode.tokens, advantage, dtype=np.float32)}
+                found.append(experience(episode, same | known.get((key, index), {})))
+            yield pack_experiences(found, self.device, share_prompts=self.shares_prompts, whole=whole)
 
     def learn(
         self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
@@ -152,14 +200,14 @@ class TrainedWorker(Worker):
         self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
     ) -> Metrics:
         """Metrics of the loss on given sequences, without an update."""
-        self.sums: dict[str, torch.Tensor] = {}
+        sums = Sums()
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)
             read, other = self.engine.evaluate(batch, 1.0, self.group.logprob_chunk_tokens)
             value, metrics = loss(batch, read, other, totals)
-            self._add({"loss": value} | metrics)
+            sums.add({"loss": value} | metrics)
             self.work.progressed()
-        return self._reduced()
+        return sums.over_ranks(self.sum_over_ranks)
 
     def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
         """Sum over the action tokens of every sequence of what the model reads there: its logprob, or its score."""
@@ -191,11 +239,26 @@ class TrainedWorker(Worker):
         coefficient: float = 0.0,
     ) -> Metrics:
         """One optimizer update; `coefficient` is that of the load-balancing loss."""
-        started = time.perf_counter()
-        self.sums = {}
-        rate = self.engine.learning_rate  # a step moves on to the next
         # Without a token to learn from, a step would still go where the moments and the weight decay lead.
-        learns = totals.trained_tokens > 0
+        sums, learns = Sums(), totals.trained_tokens > 0
+        self._add_gradients(sums, count, batches, loss, temperature, totals, coefficient, learns=learns, last=True)
+        return self._step(sums, learns=learns)
+
+    def _add_gradients(
+        self,
+        sums: Sums,
+        count: int,
+        batches: Iterable[PackedBatch],
+        loss: LossFunction,
+        temperature: float,
+        totals: Totals,
+        coefficient: float = 0.0,
+        *,
+        learns: bool = True,
+        last: bool = False,
+    ) -> None:
+        """Add gradients and metrics of `count` micro-batches to those of an update; `last`: no others come."""
+        started = time.perf_counter()
         balance = self.balance if coefficient and learns else None
         if balance:
             batches = list(batches)
@@ -209,28 +272,22 @@ class TrainedWorker(Worker):
                 share = balance.share()
                 value, metrics = value + coefficient * share, metrics | {"policy/router_aux_loss": share}
             if learns:
-                self.engine.backward(value, last=index == count - 1)
-            self._add({"loss": value.detach(), "tokens/trained": _computed_tokens(batch)} | metrics)
+                self.engine.backward(value, last=last and index == count - 1)
+            sums.add({"loss": value.detach(), COMPUTED_TOKENS: _computed_tokens(batch)} | metrics)
             self.work.progressed()
-        norm = self.engine.step() if learns else self.engine.skip()
-        seconds = time.perf_counter() - started
-        metrics = self._reduced()
+        sums.seconds += time.perf_counter() - started
+
+    def _step(self, sums: Sums, divisor: float = 1.0, *, learns: bool) -> Metrics:
+        """Step with the gradients that were added, divided by `divisor`; returns their metrics."""
+        started = time.perf_counter()
+        rate = self.engine.learning_rate  # a step moves on to the next
+        norm = self.engine.step(divisor) if learns else self.engine.skip()
+        seconds = sums.seconds + time.perf_counter() - started
+        metrics = sums.over_ranks(self.sum_over_ranks)
         # Known only when all ranks have told, after the step; no rank then goes on to save or publish these weights.
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss of an update is {metrics['loss']}")
         return metrics | {"grad_norm": norm, "learning_rate": rate, "time/update_rank": seconds}
-
-    def _add(self, shares: dict[str, torch.Tensor]) -> None:
-        for name, share in shares.items():
-            # An update has any number of micro-batches: in float32 the later shares would lose digits.
-            share = share.detach().double()
-            self.sums[name] = self.sums[name] + share if name in self.sums else share
-
-    def _reduced(self) -> Metrics:
-        # One sum for all: every rank has the same names in the same order, as the loss function gives them.
-        values = self.sum_over_ranks(torch.cat([value.reshape(-1) for value in self.sums.values()]).cpu().numpy())
-        names = [each for name, value in self.sums.items() for each in _element_names(name, value.shape)]
-        return dict(zip(names, values.tolist(), strict=True))
 
     def checksums(self) -> dict[str, int]:
         """Checksum of every parameter, the whole of it, with adapters merged into it."""
@@ -367,12 +424,6 @@ class TrainedWorker(Worker):
         adapter_files.write_adapter(
             directory / "adapter", adapter_files.adapter_config(self.hf_model, self.directory), adapter
         )
-
-
-@cache
-def _element_names(name: str, shape: torch.Size) -> tuple[str, ...]:
-    """Names under which a share of a metric is told: of a vector, one for each of its elements."""
-    return tuple(f"{name}/{index}" for index in range(shape[0])) if shape else (name,)
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

@@ -4,7 +4,10 @@ A bubble is time in which one side has nothing to do, or less than it could. Per
 
 | metric | is |
 |---|---|
-| `bubble/trainer_wait_seconds` | seconds in which the loop waited for scored responses: time/rollout + time/score |
+| `bubble/trainer_wait_seconds` | seconds in which the trainer waited for scored responses: time/rollout + time/score, |
+| | less those in which it trained on what had ended |
+| `bubble/early_update_seconds` | those, with `algorithm.overlap_gradients` |
+| `bubble/early_update_fraction` | share of the trained tokens whose gradient had begun before the last response came |
 | `bubble/engine_idle_fraction` | share of the engines' time in which they had no sample to work on |
 | `bubble/engine_underfilled_fraction` | share in which they worked with fewer than half of their slots filled |
 | `bubble/engine_paused_fraction` | share in which they had samples and stood still, for new weights |
@@ -56,6 +59,8 @@ class Bubbles:
         """
         grown, unheard = self._grown()
         waited = sum(seconds.get(name, 0.0) for name in ("time/rollout", "time/score"))
+        # The last of it may end after the last response.
+        waited = max(0.0, waited - seconds.get("bubble/early_update_seconds", 0.0))
         found = {"bubble/trainer_wait_seconds": waited, "bubble/engines_unheard": float(unheard)}
         idle, _, underfilled, paused, _, discarded = (float(each) for each in grown.sum(axis=0))
         if counted := float(grown[:, [_IDLE, _BUSY, _PAUSED]].sum()):

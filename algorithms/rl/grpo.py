@@ -17,10 +17,11 @@ import numpy as np
 
 from algorithms.config_rl import GRPOConfig
 from algorithms.division.deals import Updates
-from algorithms.division.work import Sample, samples_of
+from algorithms.division.work import Sample, samples_of, totals_of
 from algorithms.loop import Clock, Metrics
 from algorithms.rl.estimators import compared
 from algorithms.rl.metrics import ReportedAdvantages
+from algorithms.rl.overlapped_gradients import Accumulated
 from algorithms.rl.stages import RL
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 
@@ -47,6 +48,11 @@ class GRPO(RL):
         """Update the policy; returns metrics, and the advantages that samples.jsonl tells."""
         with clock("advantages"):
             samples = self._advantages(groups)
+        if self.gradients:
+            with clock("update"):
+                metrics = self._finish_early(self.gradients.take(groups), groups, samples)
+            return metrics, _reported(samples)
+        with clock("advantages"):
             # Planned before anything is computed: a rank that computes fields must know who goes on with them.
             updates, estimation = self._plan(samples), self.estimation(self.policy, groups)
         learns = [updates.taker]
@@ -56,7 +62,7 @@ class GRPO(RL):
             reference, old = self.read_frozen(groups, takers), self.read_old(groups, takers)
             parts = reference() + old()
         metrics: Metrics = {}
-        advantages: ReportedAdvantages = {(each.group, each.index): each.advantage for each in samples}
+        advantages = _reported(samples)
         if self._by_token:
             with clock("advantages"):
                 scores = [each.shaped for each in groups]
@@ -65,6 +71,19 @@ class GRPO(RL):
         with clock("update"):
             metrics |= self.submit_updates(updates, self.policy_loss(), groups, parts)()
         return metrics, advantages
+
+    def accumulate(self, groups: Sequence[ScoredGroup]) -> Accumulated:
+        return self.begin_accumulating(groups, self._plan(self._advantages(groups)))
+
+    def _finish_early(
+        self, begun: Sequence[Accumulated], groups: Sequence[ShapedGroup], samples: list[Sample]
+    ) -> Metrics:
+        """The update of a step whose groups have been trained on while others were generated, but for the last."""
+        early = {group.rollouts for part in begun for group in part.groups}
+        late = [group for group in groups if group.rollouts not in early]
+        counted = self.counted(samples)
+        totals = totals_of(counted, self._with_gradient(counted))
+        return self.finish_accumulated(begun, late, self._plan(self._advantages(late)), totals)
 
     @property
     def _by_token(self) -> bool:
@@ -89,3 +108,7 @@ class GRPO(RL):
         # These move the policy at every token, whatever its advantage is.
         others = (self.config.kl_coef and self.config.kl_in == "loss") or self.config.entropy_coef
         return update if others else [sample for sample in update if sample.advantage != 0]
+
+
+def _reported(samples: Sequence[Sample]) -> ReportedAdvantages:
+    return {(each.group, each.index): each.advantage for each in samples}

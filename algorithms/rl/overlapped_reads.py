@@ -9,7 +9,6 @@ step's update to the next, and reads are sent only while the loop waits for a st
 is frozen is read, at any time.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from typing import Any
 
 from ray import ObjectRef
 
-from actors.group import ActorGroup, GroupError, no_answer
+from actors.group import ActorGroup
 from actors.train.worker import Worker
 from algorithms.division.deals import Episodes, Parts, Split, Taker, submit_finding
-from algorithms.rl.read_passes import Calls, Pending, ReadPass, begin_keeping, begin_reading
+from algorithms.rl.read_passes import Calls, Outstanding, Pending, ReadPass, begin_keeping, begin_reading
 from algorithms.rollouts.groups import ScoredGroup
 
 
@@ -47,13 +46,12 @@ class _Reader:
         self.kept: dict[Episodes, _Kept] = {}
         self.calls: list[Calls] = []
         """What ranks have to do, before they get more."""
-        self.pending: dict[ObjectRef, int] = {}
-        """Those of it that have not ended -> their rank."""
-        self._began = 0.0
+        self.pending = Outstanding()
+        """Those of it that have not ended."""
 
     def send(self, ranks: ActorGroup[Any], keys: Iterator[int], split: Split) -> None:
         """Give the ranks all that waits, if they have nothing to do. Raises GroupError."""
-        self._look(ranks)
+        self.pending.look()
         if self.pending or not self.waiting:
             return
         groups, self.waiting = list(self.waiting.values()), {}
@@ -63,7 +61,7 @@ class _Reader:
             reads = {rank: share[number] for rank, share in enumerate(shares) if number in share}
             self.kept[group.rollouts] = _Kept(own[number], reads)
         self.calls = []
-        self._await(calls)
+        self._await(ranks, calls)
 
     def read(
         self, ranks: ActorGroup[Any], groups: Sequence[ScoredGroup], split: Split, takers: Sequence[Taker]
@@ -77,10 +75,10 @@ class _Reader:
         found, self.calls = Parts(), []
         if kept:
             calls, found = self._hand_out(ranks, kept, takers)
-            self._await(calls)
+            self._await(ranks, calls)
         if late:
             calls, parts = begin_reading(self.what, ranks, groups, late, split, takers)
-            self._await(calls)
+            self._await(ranks, calls)
             found += parts
         return partial(_found, self.what, ranks, [*before, *self.calls], found)
 
@@ -98,18 +96,9 @@ class _Reader:
             )
         return [told for told, _ in calls], sum((parts for _, parts in calls), Parts())
 
-    def _await(self, calls: Calls) -> None:
+    def _await(self, ranks: ActorGroup[Any], calls: Calls) -> None:
         self.calls.append(calls)
-        self.pending |= {ref: rank for rank, ref in enumerate(calls)}
-        self._began = time.monotonic()
-
-    def _look(self, ranks: ActorGroup[Any]) -> None:
-        """Note what has ended; raises GroupError where a call has failed, or is late."""
-        method = self.what.method.__name__
-        for ref in ranks.ended(list(self.pending)):
-            ranks.answer(self.pending.pop(ref), ref, method)
-        if self.pending and time.monotonic() > self._began + ranks.timeout_s:
-            raise GroupError(no_answer(ranks.name, sorted(self.pending.values()), method, ranks.timeout_s, ranks.nodes))
+        self.pending.add(ranks, calls, self.what.method.__name__)
 
 
 class OverlappedReads:
@@ -161,8 +150,8 @@ class OverlappedReads:
             with self._lock:
                 self._open = self._beside_updates
 
-    def submit(self, group: ScoredGroup) -> None:
-        """Take a group that is ready for training."""
+    def submit(self, group: ScoredGroup, *, certain: bool) -> None:
+        """Take a group that is ready for training; one that is not `certain` to be trained on may be read in vain."""
         with self._lock:
             for reader in self._readers.values() if self._open else ():
                 reader.waiting[group.rollouts] = group
@@ -190,7 +179,7 @@ class OverlappedReads:
     def refs(self) -> list[ObjectRef]:
         """What is waited for."""
         with self._lock:
-            return [ref for reader in self._readers.values() for ref in reader.pending] if self._open else []
+            return [ref for reader in self._readers.values() for ref in reader.pending.refs] if self._open else []
 
     def read(self, what: ReadPass, groups: Sequence[ScoredGroup], takers: Sequence[Taker]) -> Pending:
         """Let a group go on to read all episodes of a step; see `begin_reading`. Returns what waits for it."""

@@ -13,6 +13,7 @@ In a step of one update pi is pi_old, and what is left is REINFORCE with truncat
 import torch
 
 from actors.models.packed import PackedBatch
+from actors.train.sums import Divisors
 from actors.train.worker import Totals
 from algorithms.config_rl import RLConfig
 from algorithms.losses import aggregate, bounded, masked_sum
@@ -20,6 +21,16 @@ from algorithms.rl.importance import weight_sums
 from algorithms.rl.losses import importance_weights, kl_penalty, mismatch, weighted_kl_penalty
 
 Metrics = dict[str, torch.Tensor]
+COUNTS = frozenset(("mismatch/tokens", "importance/counts", "importance/cut"))
+"""Metrics that are numbers of tokens, whatever `totals` are; all others are divided by the trained tokens."""
+
+
+def divisors(config: RLConfig, totals: Totals) -> Divisors:
+    """What makes the loss and the metrics of an update of those that were computed with counts of 1."""
+    by_token = config.aggregation == "token"
+    # As in `policy_loss`: an update may have nothing to learn from.
+    loss = max(1, totals.tokens if by_token else totals.sequences)
+    return Divisors(loss=loss, metrics=max(1, totals.trained_tokens), counts=COUNTS)
 
 
 def policy_loss(

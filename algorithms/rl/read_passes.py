@@ -4,6 +4,7 @@ A read is a pass of a model over all episodes of a step, without gradient, which
 the ranks, as references to TokenFields, one for each rank that goes on with some of it (`algorithms.division.deals`).
 """
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from ray import ObjectRef
 
-from actors.group import ActorGroup
+from actors.group import ActorGroup, GroupError, no_answer
 from algorithms.division.deals import Parts, Split, Taker, hand_episodes, submit_finding
 from algorithms.division.work import Sample, divide, samples_of
 from algorithms.rollouts.groups import ScoredGroup
@@ -20,6 +21,47 @@ Pending = Callable[[], Parts]
 """Waits for groups that read, and gives what they have found."""
 Calls = list[ObjectRef]
 """One for each rank, in order."""
+
+
+class Outstanding:
+    """Calls to the ranks of groups that have not ended, as far as is known."""
+
+    def __init__(self) -> None:
+        self._calls: dict[ObjectRef, tuple[ActorGroup[Any], int, str]] = {}
+        """-> whose, rank, name of the method."""
+        self._began = 0.0
+
+    def add(self, ranks: ActorGroup[Any], calls: Calls, method: str) -> None:
+        """Wait for one call of each rank, too."""
+        self._calls |= {ref: (ranks, rank, method) for rank, ref in enumerate(calls)}
+        self._began = time.monotonic()
+
+    def look(self) -> None:
+        """Note what has ended; raises GroupError where a call has failed, or is late."""
+        for ranks in {id(ranks): ranks for ranks, _, _ in self._calls.values()}.values():
+            for ref in ranks.ended([ref for ref, (whose, _, _) in self._calls.items() if whose is ranks]):
+                _, rank, method = self._calls.pop(ref)
+                ranks.answer(rank, ref, method)
+        for ranks, _, method in self._calls.values():
+            if time.monotonic() > self._began + ranks.timeout_s:
+                late = sorted(rank for whose, rank, of in self._calls.values() if (whose, of) == (ranks, method))
+                raise GroupError(no_answer(ranks.name, late, method, ranks.timeout_s, ranks.nodes))
+
+    def finish(self) -> None:
+        """Wait for all of them; raises GroupError."""
+        while self._calls:
+            ranks, _, method = next(iter(self._calls.values()))
+            own = {ref: rank for ref, (whose, rank, of) in self._calls.items() if (whose, of) == (ranks, method)}
+            ranks.gather(list(own), method, ranks=list(own.values()))
+            self._calls = {ref: call for ref, call in self._calls.items() if ref not in own}
+
+    @property
+    def refs(self) -> list[ObjectRef]:
+        """Those that have not ended."""
+        return list(self._calls)
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ goes on with some of them (`algorithms.division.deals`); the driver sees lengths
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,14 +17,23 @@ import numpy as np
 from actors.group import ActorGroup
 from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import LossFunction, Worker
+from actors.train.worker import LossFunction, Totals, Worker
 from algorithms.division.deals import Parts, Taker, Updates, hand_episodes, submit_finding
-from algorithms.division.work import Sample, count_micro_batches, deal_groups, divide, split_updates, totals_of
+from algorithms.division.work import (
+    RankWork,
+    Sample,
+    count_micro_batches,
+    deal_groups,
+    divide,
+    split_updates,
+    totals_of,
+)
 from algorithms.loop import Metrics
 from algorithms.rl.estimators import Estimator
 from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
-from algorithms.rl.policy_loss import policy_loss
-from algorithms.rl.read_passes import Pending, ReadPass
+from algorithms.rl.overlapped_gradients import Accumulated
+from algorithms.rl.policy_loss import divisors, policy_loss
+from algorithms.rl.read_passes import Outstanding, Pending, ReadPass, begin_reading
 from algorithms.rl.steps import Steps
 from algorithms.rollouts.groups import ScoredGroup
 
@@ -196,16 +206,91 @@ class RL(Steps):
             for rank, (share, (held, episodes)) in enumerate(zip(updates.work, given, strict=True))
         ]
 
-        def finish() -> Metrics:
-            per_update = group.gather(calls, "update")[0]
-            metrics = update_metrics(per_update, [each.trained_tokens for each in totals], updates.name)
-            micro_batches, empty = count_micro_batches(updates.work)
-            # A shared prompt counts once, as in the layers; that attention copies it, and pads, is not counted.
-            tokens = sum(update["tokens/trained"] for update in per_update)
-            return metrics | {
-                "tokens/trained": tokens,
-                "tokens/micro_batches": float(micro_batches),
-                "tokens/padding_fraction": empty / max(1, empty + tokens),
-            }
+        return lambda: _told(group.gather(calls, "update")[0], totals, updates.work, updates.name)
 
-        return finish
+    def beside_rollouts(self) -> AbstractContextManager[None]:
+        if self.gradients:
+            return self.gradients.overlapping(self.accumulate)
+        return self.reads.overlapping(self.passes())
+
+    def accumulate(self, groups: Sequence[ScoredGroup]) -> Accumulated:
+        """Let ranks add the gradient of some of a step's groups to its only update, once others have read them."""
+        raise NotImplementedError("only of those whose advantages are their group's own")
+
+    def begin_accumulating(self, groups: Sequence[ScoredGroup], updates: Updates) -> Accumulated:
+        """The same, of groups whose part of the update is planned."""
+        outstanding, tokens = Outstanding(), updates.totals[0].trained_tokens
+        if not tokens:  # of these groups, no response has an advantage
+            return Accumulated(groups=groups, work=[], trained_tokens=0, calls=outstanding)
+        given = hand_episodes(groups, updates.work, self.split)
+        parts = self._read_for(groups, updates.taker, outstanding)
+        calls = [
+            self.policy.submit(
+                rank,
+                TrainedWorker.accumulate,
+                share.plans[0],
+                held,
+                self.policy_loss(),
+                self.sampling.temperature,
+                *episodes,
+                *parts.of(updates.taker, rank),
+            )
+            for rank, (share, (held, episodes)) in enumerate(zip(updates.work, given, strict=True))
+        ]
+        outstanding.add(self.policy, calls, "accumulate")
+        return Accumulated(groups=groups, work=updates.work, trained_tokens=tokens, calls=outstanding)
+
+    def finish_accumulated(
+        self, begun: Sequence[Accumulated], groups: Sequence[ScoredGroup], updates: Updates, totals: Totals
+    ) -> Metrics:
+        """Make a step's only update, of `totals`, of what was `begun` and of these other `groups`."""
+        self.moved = bool(totals.trained_tokens)
+        outstanding, given = Outstanding(), hand_episodes(groups, updates.work, self.split)
+        parts = self._read_for(groups, updates.taker, outstanding)
+        calls = [
+            self.policy.submit(
+                rank,
+                TrainedWorker.finish_update,
+                share.plans[0],
+                held,
+                totals,
+                divisors(self.config, totals),
+                self.policy_loss(),
+                self.sampling.temperature,
+                *episodes,
+                *parts.of(updates.taker, rank),
+            )
+            for rank, (share, (held, episodes)) in enumerate(zip(updates.work, given, strict=True))
+        ]
+        for each in [*(part.calls for part in begun), outstanding]:
+            each.finish()  # what has failed there says more than what comes of it
+        per_update = self.policy.gather(calls, "finish_update")[0]
+        work = [share for part in begun for share in part.work] + updates.work
+        early = sum(part.trained_tokens for part in begun)
+        return _told(per_update, [totals], work, updates.name) | {
+            "bubble/early_update_seconds": per_update[0]["time/early_rank"],
+            "bubble/early_update_fraction": early / max(1, totals.trained_tokens),
+        }
+
+    def _read_for(self, groups: Sequence[ScoredGroup], taker: Taker, outstanding: Outstanding) -> Parts:
+        """Let other groups, and the policy before it goes on, read what the loss needs of these groups."""
+        found = Parts()
+        for what in self.passes() if groups else ():
+            ranks = self.roster[what.group]
+            calls, parts = begin_reading(what, ranks, groups, range(len(groups)), self.split, [taker])
+            outstanding.add(ranks, calls, what.method.__name__)
+            found += parts
+        return found
+
+
+def _told(per_update: list[Metrics], totals: list[Totals], work: list[RankWork], name: str) -> Metrics:
+    """Metrics of a step's updates."""
+    metrics = update_metrics(per_update, [each.trained_tokens for each in totals], name)
+    micro_batches, empty = count_micro_batches(work)
+    # A shared prompt counts once, as in the layers; that attention copies it, and pads, is not counted.
+    tokens = sum(update["tokens/trained"] for update in per_update)
+    return metrics | {
+        "tokens/trained": tokens,
+        "tokens/micro_batches": float(micro_batches),
+        "tokens/padding_fraction": empty / max(1, empty + tokens),
+    }

@@ -7,6 +7,7 @@ What comes in between is in `algorithms.rl.stages`.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from algorithms.rl.metrics import (
     rollout_metrics,
     sample_rows,
 )
+from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
@@ -65,6 +67,8 @@ class Steps:
     """Splits groups of episodes that a deal divides."""
     reads: OverlappedReads
     """Who reads episodes, where that may be beside `rollouts`."""
+    gradients: OverlappedGradients | None = None
+    """Who trains on groups beside `rollouts`, if they do."""
     shaper: RewardShaper
     batches: SavedPart
     """Which prompts come next: `rollouts` draws from it."""
@@ -149,7 +153,7 @@ class Steps:
         """Responses to the next prompts, scored by functions and endpoints."""
         # A prime (the 1,000th) keeps the seeds of steps and of runs apart.
         seed = (self.seed + 7919 * (self.step + 1)) % 2**31
-        with self.reads.overlapping(self.passes()):
+        with self.beside_rollouts():
             groups = self.rollouts.take(wanted, self.version, seed=seed, told=self._told(wanted, self.sampling))
         self._note(self.rollouts.failures)
         if not groups:
@@ -157,6 +161,10 @@ class Steps:
         if len(groups) < wanted:
             self.reporter.note(f"trained on {len(groups)} of {wanted} prompts: the others did not differ{_OF_ALIKE}")
         return groups
+
+    @abstractmethod
+    def beside_rollouts(self) -> AbstractContextManager[None]:
+        """While responses are sampled: what may be done with those that have ended."""
 
     @abstractmethod
     def passes(self) -> list[ReadPass]:

@@ -242,7 +242,16 @@ class Lane:
         self.ages.complete(order)
         self.attempt_of[order] = attempt
         self._not_looked_at.append(order)
-        self.reads.submit(judged)
+        self.reads.submit(judged, certain=self._is_certain)
+
+    @property
+    def _is_certain(self) -> bool:
+        """Whether the group that has just become ready is in the step that is waited for, whatever comes."""
+        wanted = self.asked - self.taken
+        if self.ahead:
+            return False
+        # With tail batching the first to end are taken, else all that were drawn, and none is drawn beyond them.
+        return len(self.ready) + (0 if self.tail else self.on_the_way) <= wanted
 
     def fail(self, prompt: Prompt, order: int) -> None:
         """A group is no longer on its way, as some of its responses failed."""
@@ -297,7 +306,7 @@ class Lane:
 
     def take(self, groups: int) -> list[ScoredGroup]:
         """The first of those that are ready, at most so many."""
-        numbers = self._in_turn()[:groups]
+        numbers = self._in_turn(groups)[:groups]
         self.taken += len(numbers)
         for number in numbers:
             self.attempt_of.pop(number, None)
@@ -384,10 +393,10 @@ class Lane:
         else:  # one that is too hard must not come again for ever
             self.discards.left_out.append(LeftOut(prompt, "stale"))
 
-    def _in_turn(self) -> list[int]:
+    def _in_turn(self, groups: int) -> list[int]:
         if self.ahead == 0:
             # In the order of their prompts: by when they ended, steps would be of short responses first.
-            return sorted(self.ready)
+            return sorted(list(self.ready)[:groups] if self.tail else self.ready)
         # Those first that are too old the soonest; sorted keeps the order of completion among those of one age.
         return sorted(self.ready, key=self._deadline)
 

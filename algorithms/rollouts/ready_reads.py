@@ -1,4 +1,5 @@
-"""What rollouts tell those who read groups before they are taken; `algorithms.rl.overlapped_reads` does."""
+"""What rollouts tell those who go on with groups before they are taken: `algorithms.rl.overlapped_reads` reads them,
+`algorithms.rl.overlapped_gradients` trains on them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,8 +12,8 @@ from algorithms.rollouts.groups import ScoredGroup
 class ReadyReads(Protocol):
     """Models that read groups which are ready for training while others are generated; who trains asks them."""
 
-    def submit(self, group: ScoredGroup) -> None:
-        """Take a group that is ready."""
+    def submit(self, group: ScoredGroup, *, certain: bool) -> None:
+        """Take a group that is ready; `certain`: the step that is waited for trains on it, whatever comes."""
 
     def forget(self, group: ScoredGroup) -> None:
         """A group that was ready is not trained on."""
@@ -36,7 +37,7 @@ class NoReads:
 
     busy = False
 
-    def submit(self, group: ScoredGroup) -> None:
+    def submit(self, group: ScoredGroup, *, certain: bool) -> None:
         """Nobody takes it."""
 
     def forget(self, group: ScoredGroup) -> None:

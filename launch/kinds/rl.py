@@ -157,6 +157,8 @@ class RLKind(JobKind):
         return self._correction_notes() + self._overlap_notes()
 
     def _overlap_notes(self) -> list[str]:
+        if self.algorithm.overlaps_gradients:
+            return ["gradients of finished groups: computed while others are generated"]
         fields = sorted(overlapped_reads(self.config, self.algorithm), reverse=True)
         auto = " (auto)" * (self.algorithm.overlap_reads == "auto")
         names = ", ".join(field.replace("_", " ") for field in fields)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from algorithms.rl.reward_models import BesideRollouts
     from algorithms.rl.shaper import RewardShaper
     from algorithms.rollouts.engines import Engines
+    from algorithms.rollouts.ready_reads import ReadyReads
     from algorithms.rollouts.rollouts import Rollouts
     from launch.run.loop_arguments import LoopArguments, ReadArguments, SettingsArguments
 
@@ -98,6 +99,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     # Imported only now: torch and DeepSpeed take seconds, in which the engines are already starting.
     from actors.train.policy import PolicyWorker
     from algorithms.division.deals import split_by
+    from algorithms.rl.overlapped_gradients import OverlappedGradients
     from algorithms.rollouts.engines import RayEngines
 
     reporter.phase("loading models")
@@ -109,7 +111,9 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     rollout_engines = RayEngines(engines.group)
     split = split_by(engines.group, _ENGINE.split, rollout_engines.is_lost)
     reading = _reading(config, roster)
-    beside = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
+    models_beside, reads = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
+    gradients = OverlappedGradients() if kind.algorithm.overlaps_gradients else None
+    beside = models_beside, gradients or reads
     roster.rollouts = _rollouts(kind, rollout_engines, roster.pool, data, steps, settings["shaper"], *beside)
     if on_one_gpu(config):
         # vLLM takes its share by what is free while it starts: what comes and goes meanwhile ends it, or is counted.
@@ -125,7 +129,8 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
         "roster": roster,
         "rollouts": roster.rollouts,
         "split": split,
-        "reads": beside[1],
+        "reads": reads,
+        "gradients": gradients,
         "publish": publisher(config, roster, connection, directory),
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
@@ -260,7 +265,8 @@ def _models_beside(
     from algorithms.rl.reward_models import BesideRollouts, Scorers
 
     # On-policy they score a step at a time: which batches they get depends on nothing that ends sooner or later.
-    if not reading["models"] or not (algorithm.max_staleness or _samples_dynamically(algorithm)):
+    beside = algorithm.max_staleness or _samples_dynamically(algorithm) or algorithm.overlaps_gradients
+    if not reading["models"] or not beside:
         return None
     models, reading["models"] = reading["models"], []
     return BesideRollouts(Scorers(models=models, roster=roster, split=split))
@@ -286,7 +292,7 @@ def _rollouts(
     steps: int,
     shaper: "RewardShaper",
     models: "BesideRollouts | None",
-    reads: "OverlappedReads",
+    reads: "ReadyReads",
 ) -> "Rollouts":
     """Where scored groups come from."""
     from algorithms.rl.judging import Teaching

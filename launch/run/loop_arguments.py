@@ -9,6 +9,7 @@ from actors.group import ActorGroup
 from actors.rollout.types import Sampling
 from algorithms.division.deals import Split
 from algorithms.loop import Checkpointer, Metrics, Reporter
+from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.reward_models import RewardModelGroup
 from algorithms.rl.shaper import RewardShaper
@@ -43,6 +44,7 @@ class LoopArguments(ReadArguments, SettingsArguments):
     rollouts: Rollouts
     split: Split
     reads: OverlappedReads
+    gradients: OverlappedGradients | None
     batches: SavedPart
     evaluation: list[Prompt]
     publish: Callable[[int], Metrics]

@@ -1,4 +1,5 @@
-"""Cores where engines generate beside training (`algorithm.max_staleness` above 0): how both sides share a machine's.
+"""Cores where engines generate beside training (`algorithm.max_staleness` above 0, or `overlap_gradients`): how both
+sides share a machine's.
 
 A trainer's threads wait for each other many times in a layer, so that all of them stand still while one has lost its
 core to an engine. Engines therefore get half of the cores unless a number is set, and what learns goes behind them: an
@@ -17,7 +18,9 @@ NICENESS = 19
 def engine_threads(config: RunConfig) -> int:
     """Compute threads of each process of the engines."""
     rollout = config.rollout
-    if rollout.threads_per_engine or not _beside_training(config):
+    # On-policy, all of them: for much of the time, nothing has ended yet that could be trained on.
+    on_policy = isinstance(config.algorithm, RLConfig) and not config.algorithm.max_staleness
+    if rollout.threads_per_engine or on_policy or not _beside_training(config):
         return threads_each(rollout.threads_per_engine, rollout.engines, rollout.engines_per_node)
     return max(1, machine_cpus() // 2 // _engine_processes(config))
 
@@ -42,7 +45,9 @@ def _engine_processes(config: RunConfig) -> int:
 def _beside_training(config: RunConfig) -> bool:
     """Whether engines generate on cores that the policy trains on at the same time."""
     algorithm, on_gpus = config.algorithm, config.rollout.gpus_per_engine or config.policy.gpus_per_rank
-    if not isinstance(algorithm, RLConfig) or not algorithm.max_staleness or on_gpus:
+    if not isinstance(algorithm, RLConfig) or on_gpus:
+        return False
+    if not algorithm.max_staleness and not algorithm.overlaps_gradients:
         return False
     return config.cluster.placement != "separate" and not _apart(config.policy.node_labels, config.rollout.node_labels)
 

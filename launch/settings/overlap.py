@@ -51,6 +51,8 @@ def reads_that_may_overlap(config: RunConfig, algorithm: RLConfig) -> dict[str, 
 
 def overlapped_reads(config: RunConfig, algorithm: RLConfig) -> frozenset[str]:
     """Fields that are read while other groups are generated."""
+    if algorithm.overlaps_gradients:  # they are read for that, then
+        return frozenset()
     reads = reads_that_may_overlap(config, algorithm)
     if algorithm.overlap_reads == "auto":
         cpus = config.cluster.cpus or machine_cpus()

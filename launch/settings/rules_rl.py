@@ -8,7 +8,7 @@ from actors.config_rollout import RESHAPING
 from algorithms.config_rl import RLConfig
 from algorithms.rewards.built_in import BUILT_IN
 from launch.config import RunConfig
-from launch.settings.overlap import reads_of, reads_that_may_overlap, takes_turns_on_gpus
+from launch.settings.rules_overlap import check_overlap
 
 
 def check_prompt_lengths(config: RunConfig) -> None:
@@ -33,7 +33,7 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _transfer_fits_devices(config)
     _ages_fit(config, algorithm)
     _something_runs_during_updates(config, algorithm)
-    _reads_can_overlap(config, algorithm)
+    check_overlap(config, algorithm)
     _held_responses_can_end(config, algorithm)
 
 
@@ -174,25 +174,6 @@ def _something_runs_during_updates(config: RunConfig, algorithm: RLConfig) -> No
     if not algorithm.max_staleness:
         why = "with algorithm.max_staleness 0, where no response is running when new weights come"
         refuse_unused(config.rollout, "on_update", "update_order", why=why, section="rollout.")
-
-
-def _reads_can_overlap(config: RunConfig, algorithm: RLConfig) -> None:
-    if not reads_of(config, algorithm):
-        why = "where a step reads nothing before its updates: no reference, no old logprobs, no values"
-        refuse_unused(algorithm, "overlap_reads", why=why, section="algorithm.")
-    if algorithm.overlap_reads is not True:
-        return
-    reads = reads_that_may_overlap(config, algorithm)
-    if not reads:
-        raise ValueError(
-            f"algorithm.overlap_reads must be auto or false with algorithm.max_staleness {algorithm.max_staleness}, "
-            f"unless there is a reference group, without sync_every: other models learn meanwhile, got true"
-        )
-    if takes_turns_on_gpus(config, reads.values()):
-        raise ValueError(
-            "algorithm.overlap_reads must be auto or false with cluster.placement shared, where engines and groups "
-            "that read take turns on the same GPUs, got true"
-        )
 
 
 def _held_responses_can_end(config: RunConfig, algorithm: RLConfig) -> None:
