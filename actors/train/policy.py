@@ -17,7 +17,7 @@ from actors.files.full_disk import told_when_full
 from actors.rendezvous import free_port, node_address
 from actors.train.engine import gathered, to_the_end
 from actors.train.trainer import TrainedWorker
-from actors.train.worker import Handed, Held, Input, Plan, Shares, pack_sequences
+from actors.train.worker import Handed, Held, Input, Plan, Shares, compute_threads, pack_sequences
 from actors.weights.engine_client import EngineClient
 from actors.weights.holder_client import HolderClient
 from actors.weights.ticket import Account, Kind, Ticket
@@ -130,10 +130,6 @@ class PolicyWorker(TrainedWorker):
         sequence = Sequence(token_ids=np.array(canary, dtype=np.int64), action_mask=mask)
         batch = pack_sequences([sequence], self.device)
         # The engines are loading on the same cores: a second thread would mostly wait for its turn.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with compute_threads(1):
             logprobs = self.read(batch)
-        finally:
-            torch.set_num_threads(threads)
         return logprobs[1:].cpu().numpy()

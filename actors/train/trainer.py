@@ -31,6 +31,7 @@ from actors.train.worker import (
     Metrics,
     Totals,
     Worker,
+    compute_threads,
     pack_experiences,
     pack_sequences,
     read_inputs,
@@ -139,15 +140,26 @@ class TrainedWorker(Worker):
             for plan, count in zip(plans, totals, strict=True)
         ]
 
-    def accumulate(self, plan: Advantaged, held: Held, loss: LossFunction, temperature: float, *inputs: Input) -> None:
+    def accumulate(
+        self,
+        plan: Advantaged,
+        held: Held,
+        threads: int | None,
+        loss: LossFunction,
+        temperature: float,
+        *inputs: Input,
+    ) -> None:
         """Add the gradient of some scored episodes to that of an update that `finish_update` makes. Nobody knows yet
         what its loss will be divided by: until then, it is a sum.
 
-        Args and `inputs` as in `update`.
+        Args:
+            threads: with which it is computed; None: with those that the rank has.
+            plan, held, loss, temperature, inputs: as in `update`.
         """
         self.begun = self.begun or Sums()
         batches = self._experiences(plan, *read_inputs(held, inputs))
-        self._add_gradients(self.begun, len(plan), batches, loss, temperature, SUMS)
+        with compute_threads(threads):
+            self._add_gradients(self.begun, len(plan), batches, loss, temperature, SUMS)
 
     def finish_update(
         self,

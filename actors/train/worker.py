@@ -1,8 +1,9 @@
 """What trained and frozen ranks share: process group, device, packing, reading a model over a plan's micro-batches."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,17 @@ class Worker(Watched):
             found.append(sums[: len(sequences)])  # an idle batch has a sum, and no sequence
             self.work.progressed()
         return found
+
+
+@contextmanager
+def compute_threads(count: int | None) -> Iterator[None]:
+    """Within it, torch computes with so many threads; None: with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_inputs(held: Held, inputs: Seq[Input]) -> tuple[dict[Place, Episode], TokenFields]:

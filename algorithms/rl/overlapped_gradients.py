@@ -44,7 +44,9 @@ class OverlappedGradients:
     """What is added to a step's update beside rollouts: the thread of the rollouts sends it, the loop then has the rest
     added. See `algorithms.rollouts.ready_reads.ReadyReads`."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads`: with which a rank computes beside rollouts; None: with all that it has."""
+        self.threads = threads
         self._accumulate: Accumulate | None = None
         """None while no step is sampled."""
         self._waiting: dict[Episodes, ScoredGroup] = {}

@@ -224,12 +224,14 @@ class RL(Steps):
             return Accumulated(groups=groups, work=[], trained_tokens=0, calls=outstanding)
         given = hand_episodes(groups, updates.work, self.split)
         parts = self._read_for(groups, updates.taker, outstanding)
+        threads = self.gradients.threads if self.gradients else None
         calls = [
             self.policy.submit(
                 rank,
                 TrainedWorker.accumulate,
                 share.plans[0],
                 held,
+                threads,
                 self.policy_loss(),
                 self.sampling.temperature,
                 *episodes,

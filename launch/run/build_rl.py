@@ -34,6 +34,7 @@ from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
 from launch.run.weights import publisher
+from launch.settings.cores import early_threads
 from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_rl import transfer_backend
 from launch.sizes.placement import REWARD_WORKER_CPUS
@@ -112,7 +113,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     split = split_by(engines.group, _ENGINE.split, rollout_engines.is_lost)
     reading = _reading(config, roster)
     models_beside, reads = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
-    gradients = OverlappedGradients() if kind.algorithm.overlaps_gradients else None
+    gradients = OverlappedGradients(early_threads(config)) if kind.algorithm.overlaps_gradients else None
     beside = models_beside, gradients or reads
     roster.rollouts = _rollouts(kind, rollout_engines, roster.pool, data, steps, settings["shaper"], *beside)
     if on_one_gpu(config):

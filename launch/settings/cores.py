@@ -18,11 +18,20 @@ NICENESS = 19
 def engine_threads(config: RunConfig) -> int:
     """Compute threads of each process of the engines."""
     rollout = config.rollout
-    # On-policy, all of them: for much of the time, nothing has ended yet that could be trained on.
-    on_policy = isinstance(config.algorithm, RLConfig) and not config.algorithm.max_staleness
-    if rollout.threads_per_engine or on_policy or not _beside_training(config):
+    if rollout.threads_per_engine or not _beside_training(config):
         return threads_each(rollout.threads_per_engine, rollout.engines, rollout.engines_per_node)
     return max(1, machine_cpus() // 2 // _engine_processes(config))
+
+
+def early_threads(config: RunConfig) -> int | None:
+    """Compute threads of each of the policy's ranks for gradients beside generation (`overlap_gradients`): of the cores
+    that engines leave. None: as many as ever."""
+    policy = config.policy
+    if config.algorithm.max_staleness or not _beside_training(config):
+        return None
+    left = (config.cluster.cpus or machine_cpus()) - _engine_processes(config) * engine_threads(config)
+    early = max(1, left // (policy.ranks_per_node or policy.ranks))
+    return early if early < threads_each(policy.threads_per_rank, policy.ranks, policy.ranks_per_node) else None
 
 
 def niceness_of(config: RunConfig, section: str) -> int:
@@ -32,7 +41,8 @@ def niceness_of(config: RunConfig, section: str) -> int:
         return 0
     # Of one node, where both have as many as they may.
     ranks = group.ranks_per_node or group.ranks
-    learning = ranks * threads_each(group.threads_per_rank, group.ranks, group.ranks_per_node)
+    each = early_threads(config) or threads_each(group.threads_per_rank, group.ranks, group.ranks_per_node)
+    learning = ranks * each
     generating = _engine_processes(config) * engine_threads(config)
     return NICENESS if learning + generating > (config.cluster.cpus or machine_cpus()) else 0
 
