@@ -69,8 +69,8 @@ class Way:
         found = _WAY.fullmatch(name)
         if not found or (found["base"] == "trl" and found["suffix"]):
             raise BenchmarkError(
-                "--ways: must be before, tail, early, tail+early or n=NUMBER, perhaps with /THREADS, /ENGINE+POLICY or /pin behind it, "
-                f"or trl, got {name}"
+                "--ways: must be before, tail, early, tail+early or n=NUMBER, perhaps with /THREADS, /ENGINE+POLICY or "
+                f"/pin behind it, or trl, got {name}"
             )
         suffix, settings = found["suffix"] or "", list[str]()
         if suffix:

@@ -23,6 +23,8 @@ from benchmarks.pinned import SIDES, Pinned
         ("before", []),
         ("n=2", ["algorithm.max_staleness=2"]),
         ("tail", ["rollout.tail=postpone"]),
+        ("early", ["algorithm.overlap_gradients=true"]),
+        ("tail+early", ["rollout.tail=postpone", "algorithm.overlap_gradients=true"]),
         ("n=1/1", ["rollout.threads_per_engine=1", "policy.threads_per_rank=1", "algorithm.max_staleness=1"]),
         ("n=1/2+1", ["rollout.threads_per_engine=2", "policy.threads_per_rank=1", "algorithm.max_staleness=1"]),
         ("n=0/pin", ["rollout.threads_per_engine=1", "policy.threads_per_rank=1"]),
@@ -34,10 +36,25 @@ def test_a_way_is_its_settings(name: str, settings: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "n", "n=", "n=-1", "n=01", "late", "n=1/", "n=1/0", "n=1/1+", "n=1/+1", "n=1/pin+1", "trl/1", "trl/pin"],
+    [
+        "",
+        "n",
+        "n=",
+        "n=-1",
+        "n=01",
+        "late",
+        "n=1/",
+        "n=1/0",
+        "n=1/1+",
+        "n=1/+1",
+        "n=1/pin+1",
+        "trl/1",
+        "trl/pin",
+        "early+tail",
+    ],
 )
 def test_what_is_no_way_is_refused(name: str) -> None:
-    with pytest.raises(BenchmarkError, match=r"--ways: must be before, tail or n=NUMBER.*, got "):
+    with pytest.raises(BenchmarkError, match=r"--ways: must be before, tail, early, tail\+early or n=NUMBER.*, got "):
         Way.of(name)
 
 

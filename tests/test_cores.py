@@ -16,6 +16,7 @@ from launch.sizes.placement import demands
 
 CORES = 8
 BESIDE: dict[str, Any] = {"algorithm": {"name": "grpo", "max_staleness": 1}}
+EARLY: dict[str, Any] = {"algorithm": {"name": "grpo", "overlap_gradients": True}}
 PPO: dict[str, Any] = {"algorithm": {"name": "ppo", "max_staleness": 2}, "critic": {}}
 GPUS: dict[str, Any] = {"rollout": {"gpus_per_engine": 1}, "policy": {"gpus_per_rank": 1}}
 FITS: dict[str, Any] = {"policy": {"threads_per_rank": 5}, "rollout": {"threads_per_engine": 3}}
@@ -58,12 +59,40 @@ def shared(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> dict[str,
         (PPO, {"policy": (8, NICENESS), "rollout": (4, 0)} | OTHERS),
         (BESIDE | {"cluster": {"placement": "separate"}}, {"policy": (8, 0), "rollout": (8, 0)}),
         (BESIDE | GPUS, {"policy": (8, 0), "rollout": (8, 0)}),
+        # Beside generation the policy has fewer, so that nobody goes behind.
+        (EARLY, {"policy": (8, 0), "rollout": (4, 0)}),
+        (EARLY | {"rollout": {"threads_per_engine": 8}}, {"policy": (8, NICENESS), "rollout": (8, 0)}),
+        (EARLY | LABELS, {"policy": (8, 0), "rollout": (8, 0)}),
     ],
 )
 def test_threads_and_who_goes_behind(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], expected: dict[str, tuple[int, int]]
 ) -> None:
     assert shared(monkeypatch, values) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (EARLY, 4),
+        (EARLY | {"rollout": {"threads_per_engine": 6}}, 2),
+        (EARLY | {"rollout": {"threads_per_engine": 6}, "policy": {"ranks": 2}}, 1),
+        (EARLY | {"rollout": {"threads_per_engine": 8}}, 1),
+        (EARLY | {"policy": {"threads_per_rank": 4}}, None),
+        (EARLY | LABELS, None),
+        (EARLY | GPUS, None),
+        ({"algorithm": {"name": "grpo"}}, None),
+        (BESIDE, None),
+        (PPO, None),
+    ],
+)
+def test_gradients_beside_generation_take_the_cores_that_engines_leave(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], expected: int | None
+) -> None:
+    monkeypatch.setattr("launch.config.machine_cpus", lambda: CORES)
+    monkeypatch.setattr(cores, "machine_cpus", lambda: CORES)
+    given = {"model": {"path": "m"}, "data": {"train": "d.jsonl"}, "reward": {"functions": ["exact_match"]}}
+    assert cores.early_threads(validate(given | values)) == expected
 
 
 def test_what_learns_without_sampling_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ weights must agree with the plain division's.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from actors.group import ActorGroup
 from actors.rollout.types import Sampling
@@ -22,10 +25,12 @@ from algorithms.config_offline import DPOConfig, RewardModelConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.division.deals import Parts, Updates, hand_episodes
 from algorithms.division.work import samples_of
+from algorithms.loop import Clock
 from algorithms.offline.dpo import DPO
 from algorithms.offline.reward_model import RewardModel
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.importance import BINS
+from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO, critic_loss
 from algorithms.rl.shaper import RewardShaper
@@ -100,6 +105,29 @@ def _grpo(
     return _updated(loop, groups, work, loop.policy_loss(), parts, told)
 
 
+def _whole_step(
+    config: GRPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division, *, early: bool
+) -> list[dict[str, float]]:
+    """A step of one update; `early`: of gradients that are added up before what they are divided by is known."""
+    roster = {"policy": group, "reference": reference}
+    settings = _loop_settings(roster, "reference" if config.kl_coef else None, division)
+    settings |= {"gradients": OverlappedGradients(threads=1) if early else None, "split": _split_kept}
+    loop = GRPO(config=config, **settings)
+    groups = [replace(group, rollouts=ray.put(group.rollouts)) for group in GROUPS]  # by which the loop knows them
+    shaped = loop.shape(groups)
+    if not early:
+        return [loop.learn(shaped, Clock(SimpleNamespace(phase=lambda _: None)))[0]]  # type: ignore[arg-type]
+    begun = [loop.accumulate(each) for each in (groups[3:4], [groups[4], groups[0]], groups[5:])]
+    for each in begun[:2]:
+        each.calls.finish()  # of the last, the loop hears when all is done
+    assert sum(part.trained_tokens > 0 for part in begun) > 1, "one of them may have no advantage"
+    return [loop._finish_early(begun, shaped, loop._advantages(shaped))]
+
+
+def _split_kept(asked: list[Any]) -> list[list[Any]]:
+    return split_here([(ray.get(group), shares) for group, shares in asked])
+
+
 def _critic(
     config: PPOConfig, group: ActorGroup[Trainee], reference: Any, division: Division, *, turns: bool = False
 ) -> list[dict[str, float]]:
@@ -171,6 +199,13 @@ def _policy_job(*, turns: bool = False, **settings: Any) -> Job:
     clips = {} if unclipped else {"clip_high": 0.3}
     config = GRPOConfig.model_validate({"name": "grpo"} | clips | SIZES | settings)
     return Job(PolicyWorker, partial(_grpo, config, turns=turns))
+
+
+def _step_jobs(**settings: Any) -> tuple[Job, Job]:
+    """The same step at once, and early."""
+    config = GRPOConfig.model_validate({"name": "grpo"} | SIZES | {"samples_per_update": None} | settings)
+    plain, early = (partial(_whole_step, config, early=each) for each in (False, True))
+    return Job(PolicyWorker, plain), Job(PolicyWorker, early)
 
 
 def _dpo_job(loss: Any, **settings: Any) -> Job:
@@ -251,6 +286,15 @@ OTHER_JOBS = {
     ),
     "kto": KTO,
 }
+STEP_JOBS = {
+    "token": _step_jobs(),
+    "sequence, truncated left out": _step_jobs(aggregation="sequence", mask_truncated=True),
+    "constant, leave one out": _step_jobs(aggregation="constant", advantage="leave_one_out"),
+    "gspo": _step_jobs(loss="gspo", aggregation="sequence"),
+    "KL in the loss, entropy, corrected": _step_jobs(
+        kl_coef=0.3, kl_estimator="k2", entropy_coef=0.1, **CORRECTED, aggregation="token"
+    ),
+}
 JOBS = {"clip, token": BASE} | POLICY_JOBS | OTHER_JOBS
 
 
@@ -307,6 +351,27 @@ def test_samples_without_advantage_need_not_be_computed(
     assert any(
         a["policy/entropy"] != b["policy/entropy"] for a, b in zip(dropped.metrics, kept.metrics, strict=True)
     ), "no sample was dropped, so nothing was compared"
+
+
+@pytest.mark.parametrize(
+    "division", ["a few sequences in a micro-batch", "ZeRO-2", *(n for n in DIVISIONS if "two" in n)]
+)
+@pytest.mark.parametrize("name", STEP_JOBS)
+def test_gradients_may_be_added_up_before_anybody_knows_what_they_are_divided_by(
+    name: str, division: str, result: Callable[[Job, Division], Result]
+) -> None:
+    """Group by group in another order, in calls of their own; the metrics of the step are the same, too."""
+    plain, early = STEP_JOBS[name]
+    expected = result(plain, PLAIN)
+    assert (
+        np.abs(
+            expected.weights["model.layers.0.mlp.up_proj.weight"]
+            - expected.initial["model.layers.0.mlp.up_proj.weight"]
+        ).max()
+        > 5e-6
+    )
+    _assert_equal(expected, result(early, DIVISIONS[division]))
+    assert result(early, DIVISIONS[division]).metrics[0]["bubble/early_update_fraction"] > 0.3
 
 
 @pytest.mark.parametrize("name", JOBS)

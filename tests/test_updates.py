@@ -78,6 +78,29 @@ def test_a_gradient_that_is_no_number_ends_the_run_alike_at_every_stage(stage: i
         assert_equal(weights(trained), before)
 
 
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+@pytest.mark.parametrize(("stage", "dtype"), STAGES_AND_DTYPES)
+def test_gradients_may_be_divided_when_the_step_is_made(stage: int, dtype: str, limit: float) -> None:
+    """Norm, clipping and weights are those of losses that were divided before, and a later step is not divided again.
+    DeepSpeed 0.19.8: where gradients are out of reach, its loss scale divides them before they are clipped."""
+    settings = OptimizerConfig(name="sgd", lr=0.5, max_grad_norm=limit)
+    before, after = (engine(stage, dtype=dtype, optimizer=settings) for _ in range(2))
+    first = weights(before)
+    norms = []
+    for number in range(3):
+        # A power of two: bf16 rounds the gradients of both alike.
+        for trained, divisor in ((before, 8.0), (after, 1.0)):
+            for micro_batch in range(2):
+                batch = torch.full((7, 6), 0.5 + number + micro_batch, dtype=next(trained.module.parameters()).dtype)
+                loss = (trained.forward(batch).float() ** 2).sum() / divisor
+                trained.backward(loss, last=micro_batch == 1)
+        norms.append((before.step(), after.step(8.0)))
+    assert [found for _, found in norms] == pytest.approx([expected for expected, _ in norms], rel=1e-6)
+    assert all(found > 1e-3 for _, found in norms)
+    assert_equal(weights(after), weights(before))
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in weights(after).items())
+
+
 class Values(torch.nn.Module):
     """A critic with adapters."""
 

@@ -1,8 +1,10 @@
-"""Shares of a loss and of its metrics, added up over micro-batches, calls and ranks."""
+"""Shares of a loss and of its metrics, added up over micro-batches, calls and ranks, and gradients of such sums."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +52,25 @@ class Sums:
         values = add(torch.cat([value.reshape(-1) for value in self._values.values()]).cpu().numpy())
         names = [each for name, value in self._values.items() for each in _element_names(name, value.shape)]
         return dict(zip(names, values.tolist(), strict=True))
+
+
+@contextmanager
+def gradients_divided(optimizer: Any, module: torch.nn.Module, divisor: float) -> Iterator[None]:
+    """Within it, the step of a DeepSpeed engine with this optimizer is that of gradients divided by `divisor`, wherever
+    they are."""
+    if divisor == 1.0:
+        yield
+    elif hasattr(optimizer, "loss_scale"):  # ZeRO 1 to 3: what they divide by before they clip
+        optimizer.loss_scale = divisor
+        yield
+        optimizer.loss_scale = 1.0
+    else:
+        gradients = getattr(optimizer, "fp32_groups_gradients_flat", None)  # of bf16 without ZeRO
+        if gradients is None:
+            gradients = [each.grad for each in module.parameters() if each.grad is not None]
+        for each in gradients:
+            each.div_(divisor)
+        yield
 
 
 @cache

@@ -242,16 +242,9 @@ class Lane:
         self.ages.complete(order)
         self.attempt_of[order] = attempt
         self._not_looked_at.append(order)
-        self.reads.submit(judged, certain=self._is_certain)
-
-    @property
-    def _is_certain(self) -> bool:
-        """Whether the group that has just become ready is in the step that is waited for, whatever comes."""
-        wanted = self.asked - self.taken
-        if self.ahead:
-            return False
         # With tail batching the first to end are taken, else all that were drawn, and none is drawn beyond them.
-        return len(self.ready) + (0 if self.tail else self.on_the_way) <= wanted
+        first = len(self.ready) + (0 if self.tail else self.on_the_way) <= self.asked - self.taken
+        self.reads.submit(judged, certain=first and not self.ahead)
 
     def fail(self, prompt: Prompt, order: int) -> None:
         """A group is no longer on its way, as some of its responses failed."""

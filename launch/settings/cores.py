@@ -26,8 +26,8 @@ def engine_threads(config: RunConfig) -> int:
 def early_threads(config: RunConfig) -> int | None:
     """Compute threads of each of the policy's ranks for gradients beside generation (`overlap_gradients`): of the cores
     that engines leave. None: as many as ever."""
-    policy = config.policy
-    if config.algorithm.max_staleness or not _beside_training(config):
+    policy, algorithm = config.policy, config.algorithm
+    if not (isinstance(algorithm, RLConfig) and algorithm.overlaps_gradients and _beside_training(config)):
         return None
     left = (config.cluster.cpus or machine_cpus()) - _engine_processes(config) * engine_threads(config)
     early = max(1, left // (policy.ranks_per_node or policy.ranks))
