@@ -1,6 +1,6 @@
 """Loops of GRPO on simulated engines, with and without gradients of finished groups while others are generated.
 
-Their policy is a formula with two weights, which learn: what a step gets wrong is in all metrics of the later ones, too.
+Their policy is a formula with two weights, which learn: what a step gets wrong is in all metrics of the later ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence

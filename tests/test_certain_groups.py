@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.episodes import Prompt
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import Lane
+from algorithms.rollouts.lane import Drawn, Lane
 from algorithms.rollouts.ready_reads import NoReads
 from algorithms.rollouts.tail import Tail
 from tests.test_tail import ONE, infos, prompt, running
@@ -34,6 +35,11 @@ def ids(groups: list[ScoredGroup]) -> set[int]:
     return set(map(id, groups))
 
 
+def made(of: Prompt) -> ScoredGroup:
+    reference: Any = None
+    return ScoredGroup(prompt=of, rollouts=reference, infos=infos(3), scores=[])
+
+
 def taken_and_told(
     lane: Lane, reads: Told, groups: int, draw: random.Random, *, failing: float, on: dict[int, Any], numbers: Any
 ) -> list[ScoredGroup]:
@@ -49,8 +55,7 @@ def taken_and_told(
             if draw.random() < failing:
                 lane.fail(drawn.prompt, number)
                 continue
-            group: Any = ScoredGroup(prompt=drawn.prompt, rollouts=None, infos=infos(3), scores=[])  # type: ignore[arg-type]
-            lane.accept(number, group)
+            lane.accept(number, made(drawn.prompt))
     return lane.take(groups)
 
 
@@ -88,6 +93,38 @@ def test_on_policy_those_are_certain_that_the_step_takes(
             lane.postpone([running(number, each.prompt, lane) for number, each in on.items()])
             on.clear()
         assert not on, "without tail batching a step waits for all"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    groups=st.integers(1, 6),
+    ready=st.integers(0, 9),
+    unscored=st.integers(0, 9),
+    alike=st.sampled_from([0.0, 0.5]),
+    share=st.sampled_from([None, 0.5]),
+    seed=st.integers(0, 2**20),
+)
+def test_what_a_resumed_run_has_is_taken_before_others_are_certain(
+    groups: int, ready: int, unscored: int, alike: float, share: float | None, seed: int
+) -> None:
+    """It may be more than a step needs, where the run before has made groups ahead."""
+    draw, reads, numbers = random.Random(seed), Told(), count(100)
+    lane = Lane(
+        map(prompt, count()),
+        ONE,
+        Failures(1.0),
+        judge=lambda group: None if draw.random() < alike else group,
+        tail=None if share is None else Tail(share, lambda: None, None),
+        reads=reads,
+    )
+    given_back = [made(prompt(1000 + number)) for number in range(ready)]
+    lane.give_back(given_back, [], 0)
+    lane.on_the_way += unscored
+    on: dict[int, Any] = {number: Drawn(prompt(2000 + number)) for number in range(unscored)}
+    taken = taken_and_told(lane, reads, groups, draw, failing=0.1, on=on, numbers=numbers)
+    assert len(taken) == groups
+    assert ids(reads.certain) <= ids(taken)
+    assert not reads.certain or ids(given_back) <= ids(taken)
 
 
 @pytest.mark.parametrize("ahead", [1, 4, 12])

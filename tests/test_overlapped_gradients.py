@@ -161,6 +161,8 @@ def test_how_much_was_early_is_told() -> None:
     share = sum(sum(lengths[prompt]) for prompt in began) / sum(LENGTHS)
     assert metrics["bubble/early_update_fraction"] == pytest.approx(share)
     assert metrics["bubble/early_update_seconds"] > 0
+    plans = [args[0] for _, method, args, _ in early.policy.calls if method in ("accumulate", "finish_update")]
+    assert metrics["tokens/micro_batches"] == sum(map(len, plans)), "of all calls and ranks"
     assert not any(name.startswith("bubble/") for name in wanted)
     early.close()
     plain.close()
