@@ -183,8 +183,13 @@ def test_what_gradients_beside_rollouts_need(line: str) -> None:
         made(GRADIENTS | algorithm, **sections)
     made({"name": "grpo"} | algorithm, **sections)
     for algorithm, sections in right:
-        config = made(GRADIENTS | algorithm, **sections)
-        assert overlapped_reads(config, config.algorithm) == frozenset(), "they are read for the gradients"  # type: ignore[arg-type]
+        made(GRADIENTS | algorithm, **sections)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_groups_whose_gradient_is_computed_early_are_not_read_apart_from_that(asked: bool) -> None:
+    config = made(GRADIENTS | {"kl_coef": 0.1, "overlap_gradients": asked}, **GPUS | {"critic": None})
+    assert overlapped_reads(config, config.algorithm) == (frozenset() if asked else REFERENCE)  # type: ignore[arg-type]
 
 
 def test_ppo_has_no_gradients_beside_rollouts() -> None:
