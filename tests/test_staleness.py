@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from actors.episodes import Prompt
 from actors.rollout.types import Request, Sampling
+from algorithms.rollouts.discards import LeftOut
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import LeftOut
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.tail import Tail

@@ -1,5 +1,7 @@
-"""What rollouts tell those who go on with groups before they are taken: `algorithms.rl.overlapped_reads` reads them,
-`algorithms.rl.overlapped_gradients` trains on them."""
+"""What rollouts tell those who go on with groups before they are taken.
+
+`algorithms.rl.overlapped_reads` reads them, `algorithms.rl.overlapped_gradients` trains on them.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
