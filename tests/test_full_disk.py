@@ -23,7 +23,7 @@ from algorithms.config_rl import GRPOConfig
 from algorithms.loop import Clock
 from algorithms.offline.loop import Offline
 from algorithms.rl.grpo import GRPO
-from algorithms.rollouts.lane import Discards
+from algorithms.rollouts.discards import Discards
 from launch.checks.output import require_there
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints, Written

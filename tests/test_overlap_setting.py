@@ -1,9 +1,11 @@
 """`algorithm.overlap_reads`: what auto is, on which GPUs and cores, and what `tandem check` says of it."""
 
+import re
 from typing import Any
 
 import pytest
 
+from actors.config import UserError
 from launch.checks.check import examine
 from launch.checks.report import print_tables
 from launch.config import RunConfig, validate
@@ -109,3 +111,105 @@ def test_check_says_it(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> Non
     print_tables(examine(made(PPO | {"overlap_reads": True}, data=data, run=run)))
     line = "values, reference logprobs, old logprobs: read of finished groups while others are generated"
     assert f"\n{line}\n" in capsys.readouterr().out
+
+
+GRADIENTS: dict[str, Any] = {"name": "grpo", "overlap_gradients": True}
+ON_GPUS: dict[str, Any] = {"policy": GPUS["policy"], "rollout": GPUS["rollout"]}
+ITS_OWN = "as it needs advantages that are known when their group has ended"
+ONLY_ONE = "whose gradient is that of the only update of a step"
+Sections = tuple[dict[str, Any], dict[str, Any]]
+"""Of the algorithm; others."""
+RULES: dict[str, tuple[Sections, list[Sections]]] = {
+    "algorithm.max_staleness must be 0 with algorithm.overlap_gradients, which is for steps that wait for their "
+    "groups, got 2": (({"max_staleness": 2}, {}), [({"max_staleness": 0}, {})]),
+    f"algorithm.epochs_per_step must be 1 with algorithm.overlap_gradients, {ONLY_ONE}, got 2": (
+        ({"epochs_per_step": 2}, {}),
+        [({"epochs_per_step": 1}, {})],
+    ),
+    f"algorithm.samples_per_update must be left out, or 8, with algorithm.overlap_gradients, {ONLY_ONE}, got 4": (
+        ({"samples_per_update": 4}, {}),
+        [({"samples_per_update": 8}, {}), ({}, {})],
+    ),
+    "algorithm.advantage must be group or leave_one_out with algorithm.overlap_gradients, "
+    f"{ITS_OWN}, got reinforce_pp": (
+        ({"advantage": "reinforce_pp"}, {}),
+        [({"advantage": "group"}, {}), ({"advantage": "leave_one_out"}, {})],
+    ),
+    "algorithm.advantage must be group or leave_one_out with algorithm.overlap_gradients, "
+    f"{ITS_OWN}, got reinforce_pp_baseline": (
+        ({"advantage": "reinforce_pp_baseline"}, {}),
+        [({"advantage": "group", "normalize_std": False}, {})],
+    ),
+    f"algorithm.kl_in must be loss with algorithm.overlap_gradients, {ITS_OWN}, got reward": (
+        ({"kl_coef": 0.1, "kl_in": "reward"}, {}),
+        [({"kl_coef": 0.1, "kl_in": "loss"}, {}), ({"kl_coef": 0.0}, {})],
+    ),
+    f"reward.normalize must be false with algorithm.overlap_gradients, {ITS_OWN}, got true": (
+        ({}, {"reward": JOB["reward"] | {"normalize": True}}),
+        [({}, {"reward": JOB["reward"] | {"normalize": False, "clip": 1.0}})],
+    ),
+    "model.router_aux_loss must be left out, or 0, with algorithm.overlap_gradients, as what experts are balanced by "
+    "is known when all groups have ended, got 0.01": (
+        ({}, {"model": JOB["model"] | {"router_aux_loss": 0.01}}),
+        [({}, {"model": JOB["model"] | {"router_aux_loss": 0.0}})],
+    ),
+    "cluster.placement must be split or separate with algorithm.overlap_gradients, as engines and policy take turns "
+    "on the same GPUs, got shared": (
+        ({}, ON_GPUS | {"cluster": {"placement": "shared"}}),
+        [
+            ({}, ON_GPUS | {"cluster": {"placement": "split"}}),
+            ({}, ON_GPUS | {"cluster": {"placement": "separate"}}),
+            ({}, {"cluster": {"placement": "shared"}}),  # on cores nobody takes turns
+        ],
+    ),
+    "algorithm.overlap_reads must be left out with overlap_gradients, for which groups are read as they end, "
+    "got true": (
+        ({"kl_coef": 0.1, "overlap_reads": True}, {}),
+        [({"kl_coef": 0.1, "overlap_reads": "auto"}, {})],
+    ),
+    "algorithm.overlap_reads must be left out with overlap_gradients, for which groups are read as they end, "
+    "got false": (
+        ({"kl_coef": 0.1, "overlap_reads": False}, {}),
+        [({"kl_coef": 0.1}, {})],
+    ),
+}
+
+
+@pytest.mark.parametrize("line", RULES)
+def test_what_gradients_beside_rollouts_need(line: str) -> None:
+    """Each rule has one line, which nothing breaks without them, but for what is refused in any case."""
+    (algorithm, sections), right = RULES[line]
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        made(GRADIENTS | algorithm, **sections)
+    made({"name": "grpo"} | algorithm, **sections)
+    for algorithm, sections in right:
+        made(GRADIENTS | algorithm, **sections)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_groups_whose_gradient_is_computed_early_are_not_read_apart_from_that(asked: bool) -> None:
+    config = made(GRADIENTS | {"kl_coef": 0.1, "overlap_gradients": asked}, **GPUS | {"critic": None})
+    assert overlapped_reads(config, config.algorithm) == (frozenset() if asked else REFERENCE)  # type: ignore[arg-type]
+
+
+def test_ppo_has_no_gradients_beside_rollouts() -> None:
+    line = "algorithm.overlap_gradients: unknown field (algorithm.overlap_gradients is a field for grpo), got true"
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        made(PPO | {"overlap_gradients": True})
+    config = made(PPO)
+    assert not config.algorithm.overlaps_gradients  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("reference", [{}, {"kl_coef": 0.1}])
+def test_check_says_that_gradients_are_computed_early(
+    reference: dict[str, Any], tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing of reads, which are a part of it."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "ab", "answer": "a"}\n' * 8)
+    data, run = {"train": str(tmp_path / "rows.jsonl")}, {"output": str(tmp_path / "outputs")}
+    line = "gradients of finished groups: computed while others are generated"
+    for asked in (True, False):
+        print_tables(examine(made({"name": "grpo", "overlap_gradients": asked} | reference, data=data, run=run)))
+        told = capsys.readouterr().out
+        assert (f"\n{line}\n" in told) is asked
+        assert not asked or "read of finished groups" not in told

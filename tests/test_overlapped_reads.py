@@ -24,7 +24,7 @@ from algorithms.config_rl import GRPOConfig, PPOConfig
 from algorithms.division.deals import Taker
 from algorithms.loop import Clock as Verbs
 from algorithms.rewards.scores import Score
-from algorithms.rl import overlapped_reads
+from algorithms.rl import read_passes
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
@@ -275,7 +275,7 @@ def test_ranks_get_in_one_call_all_that_came_while_they_read() -> None:
     ranks.gate.clear()
     with reads.overlapping([PASS]):
         for group in GROUPS[:9]:
-            reads.submit(group)
+            reads.submit(group, certain=False)
             reads.send()
         assert [rank for _, rank, _ in ranks.told] == [0, 1], "the first group alone"
         assert reads.busy and len(reads.refs()) == 2
@@ -301,12 +301,12 @@ def test_what_is_read_early_late_and_in_between_is_the_same() -> None:
     assert expected.keys() == EPISODES.keys()
     with reads.overlapping([PASS]):
         for group in reversed(GROUPS[:5]):
-            reads.submit(group)
+            reads.submit(group, certain=False)
         reads.send()
         _settled(reads)
         ranks.gate.clear()
         for group in GROUPS[5:9]:
-            reads.submit(group)
+            reads.submit(group, certain=False)
             reads.send()
         pending = reads.read(PASS, GROUPS, takers)
         assert not reads.busy or reads.refs()
@@ -324,16 +324,16 @@ def test_on_policy_nothing_is_sent_or_kept_beyond_a_step() -> None:
     """Then models learn, and sync: what their ranks do together is in one order, and what they have read is of other
     weights."""
     ranks, reads = _alone()
-    reads.submit(GROUPS[0])
+    reads.submit(GROUPS[0], certain=False)
     reads.send()
     assert ranks.told == [], "before the first step"
     with reads.overlapping([PASS]):
-        reads.submit(GROUPS[0])
+        reads.submit(GROUPS[0], certain=False)
         reads.send()
         _settled(reads)
-        reads.submit(GROUPS[1])
+        reads.submit(GROUPS[1], certain=False)
     reads.send()
-    reads.submit(GROUPS[2])
+    reads.submit(GROUPS[2], certain=False)
     assert len(ranks.told) == 2 and not reads.busy and reads.refs() == []
     with reads.overlapping([PASS]):
         assert not reads.busy, "what waited is no longer waited for"
@@ -347,11 +347,11 @@ def test_beside_updates_ranks_keep_what_a_later_step_asks_for_and_nothing_else()
     (ranks, reads), (_, whole) = _alone(beside_updates=True), _alone()
     with reads.overlapping([PASS]):
         for group in GROUPS[:4]:
-            reads.submit(group)
+            reads.submit(group, certain=False)
         reads.send()
     _settled(reads)
     reads.send()
-    reads.submit(GROUPS[4])
+    reads.submit(GROUPS[4], certain=False)
     assert reads.busy, "at any time"
     reads.forget(GROUPS[4])
     reads.forget(GROUPS[0])
@@ -367,7 +367,7 @@ def test_beside_updates_ranks_keep_what_a_later_step_asks_for_and_nothing_else()
         for place, fields in expected.items():
             np.testing.assert_allclose(found[place]["reference_logprobs"], fields["reference_logprobs"], atol=1e-6)
         assert {key for worker in ranks._workers for key, _ in worker.kept["reference_logprobs"]} == left
-    reads.submit(GROUPS[5])
+    reads.submit(GROUPS[5], certain=False)
     with reads.overlapping([PASS]):
         pass
     reads.read(PASS, GROUPS[5:6], _all_taken(GROUPS[5:6]))()
@@ -438,7 +438,7 @@ def test_a_rank_that_fails_after_the_rollout_is_told_by_the_loop() -> None:
     ranks, reads = _alone()
     ranks.gate.clear()
     with reads.overlapping([PASS]):
-        reads.submit(GROUPS[0])
+        reads.submit(GROUPS[0], certain=False)
         reads.send()
     pending = reads.read(PASS, GROUPS[:1], _all_taken(GROUPS[:1]))
     ranks.fails = "out of memory"
@@ -449,11 +449,11 @@ def test_a_rank_that_fails_after_the_rollout_is_told_by_the_loop() -> None:
 
 def test_ranks_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(overlapped_reads, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(read_passes, "time", SimpleNamespace(monotonic=lambda: clock.now))
     ranks, reads = _alone()
     ranks.gate.clear()
     with reads.overlapping([PASS]):
-        reads.submit(GROUPS[0])
+        reads.submit(GROUPS[0], certain=False)
         reads.send()
         clock.now += ranks.timeout_s
         reads.send()

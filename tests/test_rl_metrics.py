@@ -19,9 +19,9 @@ from algorithms.rl.metrics import (
     sample_rows,
     update_metrics,
 )
+from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import Discards
 from tests.episodes import episode
 
 UPDATES = [

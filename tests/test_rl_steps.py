@@ -23,9 +23,9 @@ from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
+from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ShapedGroup
-from algorithms.rollouts.lane import Discards
 from tests.fake_engines import FakeEngines
 
 UPDATE = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "tokens/trained": 4.0}

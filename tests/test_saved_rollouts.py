@@ -16,8 +16,9 @@ from algorithms.rl.judging import Teaching
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts import groups as groups_module
 from algorithms.rollouts.ahead import Ahead, read_ahead
+from algorithms.rollouts.discards import LeftOut
 from algorithms.rollouts.groups import BegunGroup, ScoredGroup, ShapedGroup, prompt_finder
-from algorithms.rollouts.lane import Drawn, LeftOut
+from algorithms.rollouts.lane import Drawn
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.saved import group_arrays, groups_of, length_arrays, lengths_of

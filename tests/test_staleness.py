@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from actors.episodes import Prompt
 from actors.rollout.types import Request, Sampling
+from algorithms.rollouts.discards import LeftOut
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import LeftOut
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from algorithms.rollouts.tail import Tail
@@ -37,13 +37,18 @@ class Reads:
 
     ready: dict[int, ScoredGroup] = field(default_factory=dict)
     """By id()."""
+    certain: set[int] = field(default_factory=set)
+    """Those of them that the step that is waited for trains on."""
     busy: bool = False
 
-    def submit(self, group: ScoredGroup) -> None:
+    def submit(self, group: ScoredGroup, *, certain: bool) -> None:
         assert group.prompt.index >= 0, "one of an evaluation is not read"
         assert self.ready.setdefault(id(group), group) is group
+        if certain:
+            self.certain.add(id(group))
 
     def forget(self, group: ScoredGroup) -> None:
+        assert id(group) not in self.certain
         del self.ready[id(group)]
 
     def send(self) -> None:
@@ -106,6 +111,8 @@ class Trainer:
         """One, with an evaluation before its publish or without."""
         taken = self.rollouts.take(self.groups, self.version, seed=self.version)
         assert len(taken) == self.groups
+        assert self.reads.certain == (set() if self.staleness else set(map(id, taken)))
+        self.reads.certain.clear()
         for group in taken:
             self._check(group)
             self.reads.forget(group)

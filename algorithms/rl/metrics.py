@@ -11,9 +11,9 @@ from algorithms.loop import Metrics, spread_over
 from algorithms.rl.advantages import differ
 from algorithms.rl.importance import quantile
 from algorithms.rl.responses import report_ends, responses_of
+from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
-from algorithms.rollouts.lane import Discards
 
 _COUNTS = "importance/counts/"
 """How the counts of importance weights in each bin begin, in their order."""

@@ -17,8 +17,9 @@ import numpy as np
 from actors.episodes import Prompt
 from actors.files.parts import Entry, read_arrays, write_arrays
 from actors.rollout.types import Sampling
+from algorithms.rollouts.discards import LeftOut, Why
 from algorithms.rollouts.groups import BegunGroup, ScoredGroup, begun_of, episodes_of
-from algorithms.rollouts.lane import Drawn, LeftOut, Why
+from algorithms.rollouts.lane import Drawn
 from algorithms.rollouts.saved import (
     PartialGroup,
     group_arrays,

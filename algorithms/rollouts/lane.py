@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Literal
 
 from ray import ObjectRef
 
@@ -13,6 +12,7 @@ from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import capacity
 from algorithms.rollouts.ages import Ages
+from algorithms.rollouts.discards import Discards, LeftOut
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import BegunGroup, ScoredGroup
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
@@ -20,8 +20,6 @@ from algorithms.rollouts.tail import Tail
 
 Judge = Callable[[ScoredGroup], ScoredGroup | None]
 """The group as it is trained on; None where it teaches nothing and is replaced."""
-Why = Literal["stale", "failed", "alike"]
-"""stale: too old too often; failed: in an engine or a reward; alike: its scores do not differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +33,6 @@ class Drawn:
     """The how-manieth time it starts."""
     begun: BegunGroup | None = None
     """What its samples have, from which they go on; None for one that starts anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A prompt that was drawn and is never trained on in this pass over the data."""
-
-    prompt: Prompt
-    why: Why
-
-
-@dataclass(slots=True)
-class Discards:
-    """What became of groups that were not given out, since somebody has asked last."""
-
-    dropped: int = 0
-    """Complete ones that were too old."""
-    aborted: int = 0
-    """Ones that were ended on their engines, as some of their tokens were too old."""
-    alike: int = 0
-    """Ones that teach nothing, as their scores do not differ."""
-    postponed: int = 0
-    """Ones that a later step takes."""
-    held: int | None = None
-    """Responses that had to wait for new weights, as often as they had to; None where none ever has."""
-    left_out: list[LeftOut] = field(default_factory=list)
-    """Prompts of which no group will come."""
 
 
 @dataclass(slots=True, eq=False)

@@ -24,12 +24,13 @@ from actors.group import GroupError
 from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardPool
 from algorithms.rollouts.ahead import Ahead, read_ahead
+from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.flow import Flow, ModelPool
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.held import let_go
-from algorithms.rollouts.lane import Discards, Drawn, Judge, Lane
+from algorithms.rollouts.lane import Drawn, Judge, Lane
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 from algorithms.rollouts.tail import Tail
