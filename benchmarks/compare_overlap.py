@@ -217,6 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--deadline-s", type=float, default=1200, help="longest time of one process")
     parser.add_argument("--quiet-wait-s", type=float, default=60, help="longest wait for other processes to rest")
+    parser.add_argument("--section", help="of RESULTS.md (default: overlap-WORKLOAD)")
     parser.add_argument("--out", type=Path, default=results.RESULTS)
     arguments = parser.parse_args()
     name, steps, tree = arguments.workload, arguments.steps or STEPS[arguments.workload], arguments.tree.resolve()
@@ -243,7 +244,7 @@ def main() -> None:
     )
     text = report(name, told, rounds, ways)
     print(text)
-    results.write_section(f"overlap-{name}", text, arguments.out)
+    results.write_section(arguments.section or f"overlap-{name}", text, arguments.out)
 
 
 def ways_of(names: Sequence[str]) -> list[Way]:
