@@ -17,6 +17,8 @@ from launch.sizes.placement import demands
 CORES = 8
 BESIDE: dict[str, Any] = {"algorithm": {"name": "grpo", "max_staleness": 1}}
 EARLY: dict[str, Any] = {"algorithm": {"name": "grpo", "overlap_gradients": True}}
+READ: dict[str, Any] = {"algorithm": {"name": "grpo", "overlap_gradients": True, "kl_coef": 0.1, "kl_in": "loss"}}
+FROM_POLICY: dict[str, Any] = {"model": {"path": "m", "lora": {}}, "reference": {"from_policy": True}}
 PPO: dict[str, Any] = {"algorithm": {"name": "ppo", "max_staleness": 2}, "critic": {}}
 GPUS: dict[str, Any] = {"rollout": {"gpus_per_engine": 1}, "policy": {"gpus_per_rank": 1}}
 FITS: dict[str, Any] = {"policy": {"threads_per_rank": 5}, "rollout": {"threads_per_engine": 3}}
@@ -63,6 +65,10 @@ def shared(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> dict[str,
         (EARLY, {"policy": (8, 0), "rollout": (4, 0)}),
         (EARLY | {"rollout": {"threads_per_engine": 8}}, {"policy": (8, NICENESS), "rollout": (8, 0)}),
         (EARLY | LABELS, {"policy": (8, 0), "rollout": (8, 0)}),
+        # Groups are read there, too, with all threads.
+        (READ, {"policy": (8, 0), "rollout": (4, 0), "reference": (8, NICENESS)}),
+        (READ | {"reference": {"threads_per_rank": 4}}, {"policy": (8, 0), "rollout": (4, 0), "reference": (4, 0)}),
+        (READ | FROM_POLICY, {"policy": (8, NICENESS), "rollout": (4, 0)}),
     ],
 )
 def test_threads_and_who_goes_behind(

@@ -75,6 +75,19 @@ def test_a_rank_that_failed_is_named_whichever_it_is(rank: int) -> None:
             ends(outstanding)
 
 
+def test_a_failure_is_told_to_everybody_who_asks() -> None:
+    """The thread that looks hears of it first; the loop, which waits for the end, must not take it for done."""
+    policy, reference, outstanding = made()
+    for each in (*reference.calls, policy.calls[0]):
+        each.set_result(None)
+    policy.calls[1].set_exception(RuntimeError("lost"))
+    for _ in range(2):
+        with pytest.raises(GroupError, match=r"policy\[1\].accumulate: lost"):
+            outstanding.look()
+    with pytest.raises(GroupError, match=r"policy\[1\].accumulate: lost"):
+        outstanding.finish()
+
+
 def test_the_end_waits_for_those_that_have_not_ended_in_their_order() -> None:
     policy, reference, outstanding = made()
     reference.calls[1].set_result(None)

@@ -9,7 +9,7 @@ REWARD = """
 def few(completion: str) -> float:
     return 1.0 - len(set(completion)) / 8
 """
-STEPS = 3
+STEPS = 2
 
 
 def _settings(early: bool) -> dict[str, Any]:

@@ -153,8 +153,13 @@ RULES: dict[str, tuple[Sections, list[Sections]]] = {
         ({}, {"model": JOB["model"] | {"router_aux_loss": 0.01}}),
         [({}, {"model": JOB["model"] | {"router_aux_loss": 0.0}})],
     ),
-    "cluster.placement must be split or separate with algorithm.overlap_gradients, as engines and policy take turns "
-    "on the same GPUs, got shared": (
+    "policy.deepspeed.communication_data_type must be fp32 or bf16 with algorithm.overlap_gradients, whose sums fp16 "
+    "cannot hold, got fp16": (
+        ({}, {"policy": {"deepspeed": {"communication_data_type": "fp16"}}}),
+        [({}, {"policy": {"deepspeed": {"communication_data_type": "fp32"}}})],
+    ),
+    "cluster.placement must be split or separate with algorithm.overlap_gradients, as engines and groups that train or "
+    "read take turns on the same GPUs, got shared": (
         ({}, ON_GPUS | {"cluster": {"placement": "shared"}}),
         [
             ({}, ON_GPUS | {"cluster": {"placement": "split"}}),

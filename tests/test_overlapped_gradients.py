@@ -174,7 +174,7 @@ def none_sent(groups: Sequence[ScoredGroup]) -> Accumulated:
 
 def test_the_gradient_of_a_group_of_no_step_is_refused() -> None:
     gradients = OverlappedGradients()
-    with gradients.overlapping(none_sent):
+    with gradients.overlapping(none_sent, 99):
         for group in GROUPS[:3]:
             gradients.submit(group, certain=True)
         gradients.send()
@@ -194,7 +194,7 @@ def test_only_what_is_certain_is_sent_and_only_while_a_step_is_sampled() -> None
     gradients = OverlappedGradients()
     gradients.submit(GROUPS[0], certain=True)
     gradients.send()
-    with gradients.overlapping(noted):
+    with gradients.overlapping(noted, 99):
         assert not gradients.busy, "what came before is of no step"
         gradients.submit(GROUPS[1], certain=False)
         assert not gradients.busy
@@ -213,10 +213,35 @@ def test_only_what_is_certain_is_sent_and_only_while_a_step_is_sampled() -> None
     gradients.send()
     assert not gradients.busy and gradients.refs() == [] and len(sent) == 1
     assert [list(each.groups) for each in gradients.take(GROUPS)] == sent
-    with gradients.overlapping(noted):
+    with gradients.overlapping(noted, 99):
         assert not gradients.busy
         gradients.send()
     assert len(sent) == 1 and gradients.take(GROUPS) == []
+
+
+def test_the_last_group_of_a_step_is_the_loops() -> None:
+    """Which has it computed with all threads. One that is forgotten is replaced, and so is not the last."""
+    sent: list[list[ScoredGroup]] = []
+
+    def noted(groups: Sequence[ScoredGroup]) -> Accumulated:
+        sent.append(list(groups))
+        return none_sent(groups)
+
+    gradients = OverlappedGradients()
+    with gradients.overlapping(noted, 3):
+        gradients.submit(GROUPS[0], certain=True)
+        gradients.send()
+        gradients.submit(GROUPS[1], certain=True)
+        gradients.forget(GROUPS[1])
+        gradients.submit(GROUPS[2], certain=True)
+        assert gradients.busy
+        gradients.send()
+        assert sent == [[GROUPS[0]], [GROUPS[2]]]
+        gradients.send()
+        gradients.submit(GROUPS[3], certain=True)
+        gradients.send()
+        assert len(sent) == 2 and not gradients.busy
+    assert [list(each.groups) for each in gradients.take([GROUPS[0], GROUPS[2], GROUPS[3]])] == sent
 
 
 def closed(settings: dict[str, Any], ranks: int = 2) -> Loop:
@@ -232,7 +257,7 @@ def test_ranks_have_two_calls_at_most() -> None:
     groups, gradients = GROUPS[:6], made.gradients
     assert gradients
     made.shaper, scores = made.shaper, [Score(reward=float(n), parts={}, status="ok") for n in range(9)]
-    with gradients.overlapping(made.loop.accumulate):
+    with gradients.overlapping(made.loop.accumulate, 99):
         for number, group in enumerate(groups):
             group.scores[:] = scores[: len(group.infos)]
             gradients.submit(group, certain=True)
@@ -266,7 +291,7 @@ def test_a_gradient_that_fails_after_the_rollout_is_told_by_the_loop() -> None:
     assert made.gradients
     made.policy.gate.clear()
     made.policy.fails = "out of memory"
-    with made.gradients.overlapping(made.loop.accumulate):
+    with made.gradients.overlapping(made.loop.accumulate, 99):
         for group in groups:
             made.gradients.submit(group, certain=True)
         made.gradients.send()
@@ -290,7 +315,7 @@ def test_ranks_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     made = closed({})
     assert made.gradients
     GROUPS[0].scores[:] = [Score(reward=float(n), parts={}, status="ok") for n in range(len(GROUPS[0].infos))]
-    with made.gradients.overlapping(made.loop.accumulate):
+    with made.gradients.overlapping(made.loop.accumulate, 99):
         made.gradients.submit(GROUPS[0], certain=True)
         made.gradients.send()
         clock.now += made.policy.timeout_s

@@ -62,8 +62,10 @@ def gradients_divided(optimizer: Any, module: torch.nn.Module, divisor: float) -
         yield
     elif hasattr(optimizer, "loss_scale"):  # ZeRO 1 to 3: what they divide by before they clip
         optimizer.loss_scale = divisor
-        yield
-        optimizer.loss_scale = 1.0
+        try:
+            yield
+        finally:
+            optimizer.loss_scale = 1.0
     else:
         gradients = getattr(optimizer, "fp32_groups_gradients_flat", None)  # of bf16 without ZeRO
         if gradients is None:

@@ -51,49 +51,56 @@ class OverlappedGradients:
         """None while no step is sampled."""
         self._waiting: dict[Episodes, ScoredGroup] = {}
         """By the reference to the responses, which a group has from its end on."""
+        self._to_come = 0
+        """Groups that are not ready yet. The last ones are not sent: the loop has them computed with all threads."""
         self._sent: list[Accumulated] = []
         self._out: deque[Accumulated] = deque()
         """Those of it that ranks still have."""
         self._lock = Lock()
 
     @contextmanager
-    def overlapping(self, accumulate: Accumulate) -> Iterator[None]:
-        """While the loop waits for the groups of a step."""
+    def overlapping(self, accumulate: Accumulate, wanted: int) -> Iterator[None]:
+        """While the loop waits for the groups of a step, so many as are `wanted`."""
         with self._lock:
             self._accumulate, self._waiting, self._sent = accumulate, {}, []
-            self._out.clear()
+            self._to_come = wanted
         try:
             yield
         finally:
             with self._lock:
                 self._accumulate = None
+                self._out.clear()  # from here on, who takes what was sent waits for it
 
     def submit(self, group: ScoredGroup, *, certain: bool) -> None:
         """Take a group that is ready, if it is sure to be trained on: nothing can be taken out of a sum again."""
         with self._lock:
             if self._accumulate and certain:
                 self._waiting[group.rollouts] = group
+                self._to_come -= 1
 
     def forget(self, group: ScoredGroup) -> None:
         """A group is not trained on."""
         with self._lock:
-            self._waiting.pop(group.rollouts, None)
+            if self._waiting.pop(group.rollouts, None):
+                self._to_come += 1  # another one takes its place
 
     @property
     def busy(self) -> bool:
         """Whether anything is to be sent, or waited for."""
         with self._lock:
-            return bool(self._accumulate and (self._waiting or self._out))
+            return bool(self._accumulate and (self._out or (self._waiting and self._to_come)))
 
     def send(self) -> None:
         """Give the ranks all that waits, if they have not enough. May wait for engines, which split groups for ranks.
         Raises GroupError."""
         with self._lock:
+            if not self._accumulate:
+                return
             for each in self._out:
                 each.calls.look()
             while self._out and not self._out[0].calls:  # ranks answer in order
                 self._out.popleft()
-            if not self._accumulate or not self._waiting or len(self._out) >= _MOST_OUT:
+            if not self._waiting or not self._to_come or len(self._out) >= _MOST_OUT:
                 return
             groups, self._waiting = list(self._waiting.values()), {}
             sent = self._accumulate(groups)

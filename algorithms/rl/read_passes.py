@@ -40,8 +40,9 @@ class Outstanding:
         """Note what has ended; raises GroupError where a call has failed, or is late."""
         for ranks in {id(ranks): ranks for ranks, _, _ in self._calls.values()}.values():
             for ref in ranks.ended([ref for ref, (whose, _, _) in self._calls.items() if whose is ranks]):
-                _, rank, method = self._calls.pop(ref)
+                _, rank, method = self._calls[ref]
                 ranks.answer(rank, ref, method)
+                del self._calls[ref]  # not of one that has failed: whoever waits for all hears of it, too
         for ranks, _, method in self._calls.values():
             if time.monotonic() > self._began + ranks.timeout_s:
                 late = sorted(rank for whose, rank, of in self._calls.values() if (whose, of) == (ranks, method))

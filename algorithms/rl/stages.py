@@ -208,9 +208,9 @@ class RL(Steps):
 
         return lambda: _told(group.gather(calls, "update")[0], totals, updates.work, updates.name)
 
-    def beside_rollouts(self) -> AbstractContextManager[None]:
+    def beside_rollouts(self, wanted: int) -> AbstractContextManager[None]:
         if self.gradients:
-            return self.gradients.overlapping(self.accumulate)
+            return self.gradients.overlapping(self.accumulate, wanted)
         return self.reads.overlapping(self.passes())
 
     def accumulate(self, groups: Sequence[ScoredGroup]) -> Accumulated:

@@ -153,7 +153,7 @@ class Steps:
         """Responses to the next prompts, scored by functions and endpoints."""
         # A prime (the 1,000th) keeps the seeds of steps and of runs apart.
         seed = (self.seed + 7919 * (self.step + 1)) % 2**31
-        with self.beside_rollouts():
+        with self.beside_rollouts(wanted):
             groups = self.rollouts.take(wanted, self.version, seed=seed, told=self._told(wanted, self.sampling))
         self._note(self.rollouts.failures)
         if not groups:
@@ -163,8 +163,8 @@ class Steps:
         return groups
 
     @abstractmethod
-    def beside_rollouts(self) -> AbstractContextManager[None]:
-        """While responses are sampled: what may be done with those that have ended."""
+    def beside_rollouts(self, wanted: int) -> AbstractContextManager[None]:
+        """While so many groups are sampled: what may be done with those that have ended."""
 
     @abstractmethod
     def passes(self) -> list[ReadPass]:

@@ -35,14 +35,19 @@ def early_threads(config: RunConfig) -> int | None:
 
 
 def niceness_of(config: RunConfig, section: str) -> int:
-    """Added to the niceness of a group's processes: 0 but for those that learn where threads outnumber cores."""
-    group = {"policy": config.policy, "critic": config.critic}.get(section)
+    """Added to the niceness of a group's processes: 0 but for those that compute beside engines where threads outnumber
+    cores."""
+    early = isinstance(config.algorithm, RLConfig) and config.algorithm.overlaps_gradients
+    groups = {"policy": config.policy, "critic": config.critic}
+    # What is trained on beside generation is read there before.
+    group = (groups | ({"reference": config.reference} if early else {})).get(section)
     if group is None or group.gpus_per_rank or not _beside_training(config):
         return 0
     # Of one node, where both have as many as they may.
     ranks = group.ranks_per_node or group.ranks
-    each = early_threads(config) or threads_each(group.threads_per_rank, group.ranks, group.ranks_per_node)
-    learning = ranks * each
+    reads = section == "reference" or (config.reference_needed and not config.reference_group)
+    fewer = None if reads else early_threads(config)
+    learning = ranks * (fewer or threads_each(group.threads_per_rank, group.ranks, group.ranks_per_node))
     generating = _engine_processes(config) * engine_threads(config)
     return NICENESS if learning + generating > (config.cluster.cpus or machine_cpus()) else 0
 

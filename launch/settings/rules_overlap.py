@@ -63,5 +63,16 @@ def _of_gradients(config: RunConfig, algorithm: GRPOConfig) -> Iterator[tuple[ob
     balance = config.model.router_aux_loss
     why = "as what experts are balanced by is known when all groups have ended"
     yield balance, "model.router_aux_loss must be left out, or 0,", why, balance
-    rule, why = "cluster.placement must be split or separate", "as engines and policy take turns on the same GPUs"
-    yield takes_turns_on_gpus(config, ["policy"]), rule, why, config.cluster.placement
+    reduced = config.policy.deepspeed.get("communication_data_type")
+    rule, why = "policy.deepspeed.communication_data_type must be fp32 or bf16", "whose sums fp16 cannot hold"
+    yield reduced == "fp16", rule, why, reduced
+    rule, why = (
+        "cluster.placement must be split or separate",
+        "as engines and groups that train or read take turns on the same GPUs",
+    )
+    yield (
+        takes_turns_on_gpus(config, ["policy", *reads_of(config, algorithm).values()]),
+        rule,
+        why,
+        config.cluster.placement,
+    )
