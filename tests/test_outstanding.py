@@ -8,7 +8,9 @@ import pytest
 
 from actors.group import GroupError, no_answer
 from algorithms.rl import read_passes
+from algorithms.rl.overlapped_gradients import Accumulated, OverlappedGradients
 from algorithms.rl.read_passes import Outstanding
+from tests.test_deals import GROUPS
 
 
 class Ranks:
@@ -97,6 +99,33 @@ def test_the_end_waits_for_those_that_have_not_ended_in_their_order() -> None:
     outstanding.finish()
     assert reference.gathered == [("logprobs", [0, 2])] and policy.gathered == [("accumulate", [0, 1])]
     assert not outstanding
+
+
+def test_the_time_of_calls_begins_when_ranks_are_through_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two calls takes 50 s of 60; the second was submitted with the first."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(read_passes, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    gradients, both = OverlappedGradients(), [Ranks("policy", 1), Ranks("policy", 1)]
+
+    def accumulate(groups: Any) -> Accumulated:
+        outstanding, policy = Outstanding(), both[len(gradients._sent)]
+        outstanding.add(policy, policy.calls, "accumulate")  # type: ignore[arg-type]
+        return Accumulated(groups=groups, work=[], trained_tokens=1, calls=outstanding)
+
+    with gradients.overlapping(accumulate, 9):
+        for group in GROUPS[:2]:
+            gradients.submit(group, certain=True)
+            gradients.send()
+        assert gradients.refs() == both[0].calls
+        clock.now += 50.0
+        both[0].calls[0].set_result(None)
+        gradients.send()
+        assert gradients.refs() == both[1].calls
+        clock.now += 50.0
+        gradients.send()
+        clock.now += 11.0
+        with pytest.raises(GroupError, match=r"^policy\.accumulate: no answer from rank\(s\) \[0\] within 60 s$"):
+            gradients.send()
 
 
 def test_who_is_late_is_named_after_the_time_of_its_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,16 +96,23 @@ class OverlappedGradients:
         with self._lock:
             if not self._accumulate:
                 return
-            for each in self._out:
-                each.calls.look()
-            while self._out and not self._out[0].calls:  # ranks answer in order
-                self._out.popleft()
+            self._look()
             if not self._waiting or not self._to_come or len(self._out) >= _MOST_OUT:
                 return
             groups, self._waiting = list(self._waiting.values()), {}
             sent = self._accumulate(groups)
             self._sent.append(sent)
             self._out.append(sent)
+
+    def _look(self) -> None:
+        """Note what ranks have done, one call after the other: none is late before those ahead of it have ended."""
+        while self._out:
+            self._out[0].calls.look()
+            if self._out[0].calls:
+                return
+            self._out.popleft()
+            if self._out:
+                self._out[0].calls.begin()
 
     def refs(self) -> list[ObjectRef]:
         """What is waited for."""

@@ -36,6 +36,10 @@ class Outstanding:
         self._calls |= {ref: (ranks, rank, method) for rank, ref in enumerate(calls)}
         self._began = time.monotonic()
 
+    def begin(self) -> None:
+        """Count the time of their groups from now on: what ranks had before these has ended."""
+        self._began = time.monotonic()
+
     def look(self) -> None:
         """Note what has ended; raises GroupError where a call has failed, or is late."""
         for ranks in {id(ranks): ranks for ranks, _, _ in self._calls.values()}.values():
