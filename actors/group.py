@@ -8,17 +8,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.failure import first_sentence
+from actors.group_errors import DataLost, GroupError, RankLate, RankLost
 from actors.pulse import Pulse
 
 W = TypeVar("W")
@@ -81,10 +83,8 @@ of OpenMP threads is in the environment, and the CUDA device is the only one tha
 _CONTROL_CALLS = 2
 """So many at one time: a pulse is answered beside another call."""
 _PULSE = "pulse"
-
-
-class GroupError(RuntimeError):
-    """An actor of a group failed, died or missed a deadline; the message names the group, rank and method."""
+_GONE = ObjectLostError, RayActorError
+"""Why Ray does not give what a reference stands for: it was lost with a node, or with the process it was of."""
 
 
 class ActorGroup(Generic[W]):
@@ -198,7 +198,7 @@ class ActorGroup(Generic[W]):
         self, rank: int, ref: "ObjectRef[Pulse]", deadline: "Countdown", *, answered: bool
     ) -> Pulse | GroupError:
         if not answered:
-            return GroupError(no_answer(self.name, [rank], _PULSE, deadline.seconds, self.nodes))
+            return no_answer(self.name, [rank], _PULSE, deadline.seconds, self.nodes)
         try:
             return _answer(self.name, rank, ref, _PULSE, deadline, self.nodes)
         except GroupError as error:
@@ -286,7 +286,7 @@ def answers_of(
         ready, pending = ray.wait(pending, timeout=deadline.left_s)
         if not ready:
             late = [rank for rank, ref in zip(owners, refs, strict=True) if ref in pending]
-            raise GroupError(no_answer(name, late, what, timeout_s, nodes))
+            raise no_answer(name, late, what, timeout_s, nodes)
         # Ray gives as many as it was asked for, here one: the others that are ready are taken along.
         if pending:
             more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
@@ -298,10 +298,11 @@ def answers_of(
     return [answers[ref] for ref in refs]
 
 
-def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Sequence[str] = ()) -> str:
-    """What a GroupError says of ranks that have missed a deadline."""
+def no_answer(name: str, late: list[int], what: str, timeout_s: float, nodes: Sequence[str] = ()) -> RankLate:
+    """The error of ranks that have missed a deadline."""
     where = ", ".join(dict.fromkeys(filter(None, (nodes[rank] for rank in late)))) if nodes else ""
-    return f"{name}.{what}: no answer from rank(s) {late} within {timeout_s:g} s" + f" (on {where})" * bool(where)
+    text = f"{name}.{what}: no answer from rank(s) {late} within {timeout_s:g} s" + f" (on {where})" * bool(where)
+    return RankLate(text, name, late)
 
 
 def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, deadline: Countdown, nodes: Sequence[str]) -> T:
@@ -311,16 +312,21 @@ def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, deadline: Coun
         return ray.get(ref, timeout=deadline.left_s)
     except RayTaskError as error:
         if isinstance(error.cause, GroupError):
-            raise GroupError(str(error.cause)) from error  # of a group that this one has called: the fault is there
-        raise GroupError(f"{name}[{rank}].{what}: {_cause(error)}{where}") from error
+            raise copy(error.cause) from error  # of a group that this one has called: the fault is there
+        # Not the fault of who was asked: an argument of the call is gone.
+        kind = DataLost if isinstance(error.cause, _GONE) else GroupError
+        raise kind(f"{name}[{rank}].{what}: {_cause(error)}{where}") from error
     except RayActorError as error:
         cause = f"the process died ({first_line(str(error))})"
-        raise GroupError(f"{name}[{rank}].{what}: {cause}{where}") from error
+        text = f"{name}[{rank}].{what}: {cause}{where}"
+        own = error.actor_id is None or error.actor_id == ref.task_id().actor_id().hex()
+        raise (RankLost(text, name, rank) if own else DataLost(text)) from error
     except GetTimeoutError as error:
-        raise GroupError(no_answer(name, [rank], what, deadline.seconds, nodes)) from error
+        raise no_answer(name, [rank], what, deadline.seconds, nodes) from error
     except RayError as error:  # the answer was lost with its node, for example
         cause = f"{type(error).__name__}: {first_line(str(error))}"
-        raise GroupError(f"{name}[{rank}].{what}: {cause}{where}") from error
+        kind = DataLost if isinstance(error, _GONE) else GroupError
+        raise kind(f"{name}[{rank}].{what}: {cause}{where}") from error
 
 
 def _options(slot: Slot, log: str) -> dict[str, object]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.learning --ways n=0 n=1 n=2 n=4 n=4-off tail --seeds 0 1 2
 
-A way is `n=NUMBER`, algorithm.max_staleness, or `tail`, rollout.tail postpone on-policy; `-off` is
-algorithm.importance_correction null. All start from one model that `configs/demo-sft.yaml` has made, and take the same
-samples: configs/demo-grpo.yaml, from its first step to its last. Nothing is timed, and other work may run beside it,
-but what is made ahead depends on how quick both sides are.
+A way is `n=NUMBER`, algorithm.max_staleness, or `tail`, rollout.tail postpone on-policy, or `early`,
+algorithm.overlap_gradients; `-off` is algorithm.importance_correction null. All start from one model that
+`configs/demo-sft.yaml` has made, and take the same samples: configs/demo-grpo.yaml, from its first step to its
+last. Nothing is timed, and other work may run beside it, but what is made ahead depends on how quick both sides are.
 """
 
 import argparse
@@ -57,9 +57,11 @@ def settings(way: str) -> list[str]:
     found = ["algorithm.importance_correction=null"] if off else []
     if name == "tail" and not rest:
         return [*found, "rollout.tail=postpone"]
+    if name == "early" and not rest:
+        return [*found, "algorithm.overlap_gradients=true"]
     if name.startswith("n=") and name[2:].isdigit() and not rest:
         return [*found, f"algorithm.max_staleness={name[2:]}"]
-    raise BenchmarkError(f"--ways: must be tail or n=NUMBER, perhaps with -off, got {way}")
+    raise BenchmarkError(f"--ways: must be tail, early or n=NUMBER, perhaps with -off, got {way}")
 
 
 def run(config: str, output: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["n=0", "n=1", "n=2", "n=4", "n=4-off", "tail"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--overrides", nargs="*", default=[], help="further settings of all runs")
+    parser.add_argument("--section", default="learning", help="section of RESULTS.md that is written")
     arguments = parser.parse_args()
     overrides = {way: settings(way) for way in arguments.ways}
     output, curves = Path(tempfile.mkdtemp(prefix="learning-")), list[Curve]()
@@ -150,7 +153,7 @@ def main() -> None:
     seeds, ways = " ".join(map(str, arguments.seeds)), " ".join(arguments.ways)
     text = report(curves, f"`python -m benchmarks.learning --ways {ways} --seeds {seeds}`")
     print(text)
-    results.write_section("learning", text)
+    results.write_section(arguments.section, text)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class EngineClient:
                     raise
         if late and time.monotonic() >= deadline:
             silent = [references.index(reference) for reference in late]
-            raise GroupError(no_answer(_GROUP, silent, method, self.timeout_s))
+            raise no_answer(_GROUP, silent, method, self.timeout_s)
 
     def resume(self) -> None:
         """Let every engine go on, after a transfer that failed.

@@ -159,9 +159,7 @@ class _Wave:
         for engine, call in calls.items():
             try:
                 if call not in done:
-                    raise GroupError(
-                        no_answer("rollout", [engine], method.__name__, self.timeout_s, self.rollout.nodes)
-                    )
+                    raise no_answer("rollout", [engine], method.__name__, self.timeout_s, self.rollout.nodes)
                 [answers[engine]] = self.rollout.gather([call], method.__name__, ranks=[engine])
             except GroupError as error:
                 self.failed[engine] = error

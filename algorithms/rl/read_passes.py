@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ray import ObjectRef
 
-from actors.group import ActorGroup, GroupError, no_answer
+from actors.group import ActorGroup, no_answer
 from algorithms.division.deals import Parts, Split, Taker, hand_episodes, submit_finding
 from algorithms.division.work import Sample, divide, samples_of
 from algorithms.rollouts.groups import ScoredGroup
@@ -50,7 +50,7 @@ class Outstanding:
         for ranks, _, method in self._calls.values():
             if time.monotonic() > self._began + ranks.timeout_s:
                 late = sorted(rank for whose, rank, of in self._calls.values() if (whose, of) == (ranks, method))
-                raise GroupError(no_answer(ranks.name, late, method, ranks.timeout_s, ranks.nodes))
+                raise no_answer(ranks.name, late, method, ranks.timeout_s, ranks.nodes)
 
     def finish(self) -> None:
         """Wait for all of them; raises GroupError."""
