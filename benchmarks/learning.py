@@ -11,6 +11,7 @@ last. Nothing is timed, and other work may run beside it, but what is made ahead
 import argparse
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -127,10 +128,16 @@ def _row(way: str, own: Sequence[Curve]) -> list[str]:
         ", ".join(f"{step}: {value:.2f}" for step, value in by_step.items()),
         f"{mean(found.staleness for found in own):.2f}",
         f"{max(found.oldest for found in own):g}",
-        f"{mean(found.weights[0] for found in own):.3f} to {mean(found.weights[1] for found in own):.3f}",
-        f"{mean(found.sampler_kl for found in own):.2g}",
+        _where_told([found.weights[0] for found in own], [found.weights[1] for found in own], form=".3f"),
+        _where_told([found.sampler_kl for found in own], form=".2g"),
         str(sum(found.left_out for found in own)),
     ]
+
+
+def _where_told(*ends: Sequence[float], form: str) -> str:
+    """Means of a range's ends, or of one value; on-policy, nothing is told of what is corrected."""
+    found = [mean(values) for values in ends]
+    return "-" if any(map(math.isnan, found)) else " to ".join(f"{value:{form}}" for value in found)
 
 
 def main() -> None:
