@@ -8,7 +8,7 @@ import pytest
 
 from actors.config import UserError
 from launch.tracking import redraw
-from launch.tracking.curves import draw_curves
+from launch.tracking.curves import draw_curves, read_metrics
 from launch.tracking.redraw import CurveDrawer, curves_of
 
 GRPO = {
@@ -48,6 +48,15 @@ def test_a_run_without_steps_has_no_curves(tmp_path: Path) -> None:
     write(tmp_path, [{"step": 0, "eval/reward/mean": 0.1}])
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_step_that_names_what_it_left_out_is_a_step(tmp_path: Path) -> None:
+    """As the tracker writes it: the only column that holds no number."""
+    write(tmp_path, [{"step": 1, **SFT, "left_out": {"failed": ["data row 17"]}}])
+    assert read_metrics(tmp_path) == [{"step": 1, **SFT}]
+    write(tmp_path, [{"step": 1, **SFT, "left_in": {}}])
+    with pytest.raises(ValueError, match="line 1: 'left_in' must be a number or null"):
+        read_metrics(tmp_path)
 
 
 def panels_of(rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -78,6 +78,7 @@ def _row(number: int, line: bytes) -> dict[str, float | None]:
         raise ValueError(f"line {number} must be JSON, and is not") from None
     if not isinstance(row, dict) or not _is_number(row.get("step")):
         raise ValueError(f"line {number} must be a mapping with the number of its step, and is not")
+    row.pop("left_out", None)  # names of prompts
     if wrong := [name for name, value in row.items() if value is not None and not _is_number(value)]:
         raise ValueError(f"line {number}: {wrong[0][:80]!r} must be a number or null, and is not")
     return row
