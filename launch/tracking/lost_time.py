@@ -100,7 +100,7 @@ class LostTime:
 
     @property
     def effective(self) -> float:
-        """Share of the run's time that was not lost, in [0, 1], as of the last `read_step`; exactly 1 where none was."""
+        """Share of the run's time that was not lost, in [0, 1], as of the last `read_step`; exactly 1 where none is."""
         if not self.lost_s:
             return 1.0
         # Rounding may make the parts more than the whole.
