@@ -20,7 +20,7 @@ from launch.screen.display import Display
 from launch.screen.reporter import RunReporter
 from launch.tracking import now as now_module
 from launch.tracking.events import Events, Fault, ended, read_events
-from launch.tracking.now import Now, Place, read_now
+from launch.tracking.now import Now, Whereabouts, read_now
 from launch.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_where_a_run_is_from_its_start_to_its_end(tmp_path: Path) -> None:
         "at": "2026-09-21T14:13:22.500+00:00", "attempt": 1, "step": 2, "phase": "end", "driver": os.getpid(),
         "elapsed_s": 2.5, "processes": {},
     }  # fmt: skip
-    assert read_now(run.directory) == Place(BEGAN + 2.5, 1, 2, "end", 2.5)
+    assert read_now(run.directory) == Whereabouts(BEGAN + 2.5, 1, 2, "end", 2.5)
 
 
 def test_each_phase_of_each_loop_has_a_word() -> None:

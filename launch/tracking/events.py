@@ -192,7 +192,8 @@ def _noticed_line(fault: Fault) -> str:
     """Example: rollout[1] died (noticed by exit after 0.7 s; killed by signal 9)"""
     after = "" if fault.noticed_s is None else f" after {fault.noticed_s:.1f} s"
     cause = f"; {fault.cause}" if fault.cause else ""
-    return f"{fault.who} {fault.what} (noticed by {fault.noticed_by}{after}{cause})"
+    by = {"silent": "its silence", "stopped": "its state"}.get(fault.noticed_by, fault.noticed_by)
+    return f"{fault.who} {fault.what} (noticed by {by}{after}{cause})"
 
 
 def _over_line(who: str, how: str, more: dict[str, Any], stood: float) -> str:

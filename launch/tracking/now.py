@@ -103,7 +103,7 @@ class Now:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Whereabouts:
     """Where an attempt at a run was when it was last heard of."""
 
     at: float
@@ -121,13 +121,13 @@ class Place:
         return max(0, self.step - (self.phase in _TRAINS))
 
 
-def read_now(directory: Path) -> Place | None:
+def read_now(directory: Path) -> Whereabouts | None:
     """What a run's now.json says; None where it says nothing, as after a power cut."""
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, OverflowError, AttributeError):
         found: dict[str, Any] = json.loads((directory / NOW).read_bytes())
         at, elapsed_s = datetime.fromisoformat(found["at"]).timestamp(), float(found["elapsed_s"])
         if math.isfinite(elapsed_s):
-            return Place(at, int(found["attempt"]), int(found["step"]), str(found["phase"]), elapsed_s)
+            return Whereabouts(at, int(found["attempt"]), int(found["step"]), str(found["phase"]), elapsed_s)
     return None
 
 
