@@ -92,6 +92,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_figure_is_cut(tmp_path: Path,
     lines = fault_lines(happened(tmp_path), ROWS, width)
     assert max(map(cell_len, lines)) <= width and not any("..." in line for line in lines)
     assert "1,531 s" in "\n".join(lines) and "97.3 %" in lines[-1]
+    assert not any("..." in line for line in fault_lines(read_events(tmp_path / "events.jsonl"), ROWS, width // 4))
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class Checkpoints:
             newer = [path for path in finished(self._directory) if step_of(path) > step_of(Path(name))]
             lines += [set_newer_aside(run, newer, name), self._best_lost(self._directory / name)]
         elif self._config.checkpoint.resume:
-            lines.append(set_results_aside(run, again=again))
+            lines.append(set_results_aside(run, same_command=again))
         else:
             lines.append(remove_results(run, finished(self._directory)))
         for path in self._directory.glob("step-*.partial"):

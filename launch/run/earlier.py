@@ -27,14 +27,12 @@ def remove_results(directory: Path, checkpoints: Iterable[Path]) -> str | None:
     return f"checkpoint.resume is false: removed {_named(gone)} of an earlier run in {directory}" if gone else None
 
 
-def set_results_aside(directory: Path, *, again: bool = False) -> str | None:
+def set_results_aside(directory: Path, *, same_command: bool = False) -> str | None:
     """Move what an earlier start without a checkpoint has left; returns where to.
 
-    Args:
-        directory: of the run.
-        again: it is another attempt at the same run, which goes on with the faults of those before.
+    Where that was an attempt of the `same_command`, its faults are this one's, too, and stay.
     """
-    found = [path for path in results_in(directory) if not (again and path.name == EVENTS)]
+    found = [path for path in results_in(directory) if not (same_command and path.name == EVENTS)]
     # An empty file is all that a start leaves which ended before its first step: nothing to keep.
     found = [path for path in found if not path.exists() or path.is_dir() or path.stat().st_size]
     if not found:
@@ -43,7 +41,7 @@ def set_results_aside(directory: Path, *, again: bool = False) -> str | None:
     for path in found:
         move(path, directory, aside)
     # Says nothing without the results, and goes with them.
-    if not again and (directory / NOW).exists():
+    if not same_command and (directory / NOW).exists():
         move(directory / NOW, directory, aside)
     # What made them; this start has written no configuration yet.
     _copy(directory, aside, ["config.json"])

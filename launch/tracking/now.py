@@ -163,7 +163,7 @@ def _ended_by_fault(events: Path, attempt: int) -> bool:
 
 def _put(path: Path, partial: Path, content: bytes) -> None:
     """Put a file in place as a whole. Raises OSError."""
-    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         # Of a file without blocks, ext4 begins to write out the data when it takes another one's name: twice the time.
         with contextlib.suppress(OSError):
