@@ -28,6 +28,7 @@ CACHE = Path(__file__).parent / ".cache"
 DEFAULT_STEPS = {"long": 3, "short": 30, "tail": 6}
 POLL_S = 0.005
 LENGTHS_AGREE = 0.1
+NO_PHASES = ("time/step", "time/lost", "time/effective", "time/elapsed")
 
 
 class BenchmarkError(Exception):
@@ -204,7 +205,7 @@ def _measurement(
     if told > 1.1 * sum(seconds) + 0.1:
         raise BenchmarkError(f"{side}: reports {told:.1f} s for steps seen in {sum(seconds):.1f} s: lines came late")
     samples = workload.samples_per_step
-    verbs = sorted({key for record in kept for key in record if key.startswith("time/") and key != "time/step"})
+    verbs = sorted({key for record in kept for key in record if key.startswith("time/") and key not in NO_PHASES})
     return Measurement(
         side=side,
         samples_per_second=samples / median(seconds),

@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from actors.config import UserError
 from launch.tracking import redraw
-from launch.tracking.curves import draw_curves
+from launch.tracking.curves import draw_curves, fault_steps, read_metrics
+from launch.tracking.events import Events, Fault
 from launch.tracking.redraw import CurveDrawer, curves_of
 
 GRPO = {
@@ -48,6 +50,38 @@ def test_a_run_without_steps_has_no_curves(tmp_path: Path) -> None:
     write(tmp_path, [{"step": 0, "eval/reward/mean": 0.1}])
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_step_that_names_what_it_left_out_is_a_step(tmp_path: Path) -> None:
+    """As the tracker writes it: the only column that holds no number."""
+    write(tmp_path, [{"step": 1, **SFT, "left_out": {"failed": ["data row 17"]}}])
+    assert read_metrics(tmp_path) == [{"step": 1, **SFT}]
+    write(tmp_path, [{"step": 1, **SFT, "left_in": {}}])
+    with pytest.raises(ValueError, match="line 1: 'left_in' must be a number or null"):
+        read_metrics(tmp_path)
+
+
+def test_faults_are_thin_lines_at_their_steps(tmp_path: Path) -> None:
+    """Where events tell of any, in the picture of `tandem curves` too; of steps that are not there yet, none."""
+    write(tmp_path, [{"step": step, **SFT, **TIMES} for step in range(1, 9)])
+
+    def red() -> int:
+        """Columns of the picture with a vertical line in red through most of a panel."""
+        path = draw_curves(tmp_path)
+        assert path
+        pixels = imread(path)
+        first, second, third = (pixels[..., channel] for channel in range(3))
+        marked = (first > 0.6) & (second < 0.6) & (abs(second - third) < 0.1)
+        return int((marked[:360].sum(axis=0) > 150).sum())
+
+    assert red() == 0
+    events = Events(tmp_path)
+    for step in (0, 3, 3, 6, 9):
+        events.step = step
+        events.recovered(events.noticed(Fault(who=f"at {step}", what="died", noticed_by="exit")), "restarted")
+    assert fault_steps(tmp_path, read_metrics(tmp_path)) == [0, 3, 6]
+    columns = red()
+    assert 6 <= columns <= 12, "three lines in each of the two panels beside each other, of a pixel or two"
 
 
 def panels_of(rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -128,3 +128,40 @@ def test_threads_may_tell_at_one_time(tmp_path: Path) -> None:
         thread.join()
     found = lines(tmp_path)
     assert len(found) == 320 and {line["fault"] for line in found} == set(range(1, 161)) and events.open() == []
+
+
+def test_each_fault_is_told_when_it_is_noticed_and_when_it_is_over(tmp_path: Path) -> None:
+    clock, told = Clock(), list[str]()
+    events = Events(tmp_path, told=told.append, clock=clock)
+    first = events.noticed(died("raylet", noticed_s=None), "restarting")
+    events.step, events.phase = 12, "rollout"
+    second = events.noticed(died("rollout[1]", noticed_s=0.7), "restarting")
+    assert events.noticed(died("rollout[1]"), "restarting") == second
+    events.state(second, "stale")
+    clock.now += 8.4
+    events.recovered(second, "restarted")
+    events.recovered(second, "restarted")
+    events.recovered(first, "resumed", redone_steps=1)
+    third = events.noticed(died("policy[0]", cause="killed by signal 9"))
+    events.given_up(third, "4 faults in a row")
+    assert told == [
+        "raylet died (noticed by exit): restarting",
+        "step 12, rollout: rollout[1] died (noticed by exit after 0.7 s): restarting",
+        "rollout[1] is back after 9.1 s",
+        "raylet is back after 8.4 s; 1 step is made again",
+        "step 12, rollout: policy[0] died (noticed by exit after 0.5 s; killed by signal 9)",
+        "policy[0] is given up after 0.5 s: 4 faults in a row",
+    ]
+
+
+def test_who_is_told_may_ask_from_another_thread(tmp_path: Path) -> None:
+    """A screen that is told has a lock of its own, whose holder may be asking what is open."""
+
+    def told(_: str) -> None:
+        thread = threading.Thread(target=events.open)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+
+    events = Events(tmp_path, told=told)
+    events.recovered(events.noticed(died("policy[0]")), "rebuilt")

@@ -130,6 +130,10 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     assert max(steps[step]["mismatch/kl"] for step in range(1, 31)) <= 1e-6
     assert max(steps[step]["weights/canary_difference"] for step in range(1, 31)) < 1e-4
     assert all(steps[step]["staleness/max"] == 0 for step in range(1, 31))
+    assert {(line["time/lost"], line["time/effective"]) for line in steps.values()} == {(0.0, 1.0)}
+    now = json.loads((directory / "logs" / "now.json").read_text())
+    assert (now["step"], now["phase"], now["attempt"]) == (30, "end", 1) and now["elapsed_s"] > 0
+    assert not (directory / "events.jsonl").exists() and "effective training time" not in uninterrupted.text
     assert json.loads((directory / "config.json").read_text())["algorithm"]["steps"] == 30
     assert (directory / "checkpoints" / "latest").read_text() == "step-30"
     samples = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
@@ -216,6 +220,8 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     assert (second.directory / "curves.png").is_file(), "also of a run that has not finished"
     assert sorted(steps) == list(range(max(steps) + 1)), "each step once, in order, none missing"
     assert _numbers(steps) == _numbers({step: whole[step] for step in steps})
+    passed = [steps[step]["time/elapsed"] for step in sorted(steps)]
+    assert passed == sorted(passed) and steps[max(steps)]["time/effective"] == 1.0, "no fault was noted"
 
 
 def _latest(job: Any) -> int:

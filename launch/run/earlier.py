@@ -4,7 +4,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-_LINES = ("metrics.jsonl", "samples.jsonl", "eval_samples.jsonl")
+from launch.tracking.events import NAME as EVENTS
+from launch.tracking.now import NOW
+
+_LINES = ("metrics.jsonl", "samples.jsonl", "eval_samples.jsonl", EVENTS)
 _RESULTS = (*_LINES, "curves.png", "export", "mteb")
 _MOST_NAMED = 6
 
@@ -19,20 +22,27 @@ def results_in(directory: Path) -> list[Path]:
 def remove_results(directory: Path, checkpoints: Iterable[Path]) -> str | None:
     """Remove what a new start must not find, as `checkpoint.resume` false asks for it; returns what has gone."""
     gone = [*checkpoints, *results_in(directory)]
-    for path in gone:
+    for path in (*gone, directory / NOW):
         remove(path)
     return f"checkpoint.resume is false: removed {_named(gone)} of an earlier run in {directory}" if gone else None
 
 
-def set_results_aside(directory: Path) -> str | None:
-    """Move what an earlier start without a checkpoint has left; returns where to."""
+def set_results_aside(directory: Path, *, same_command: bool = False) -> str | None:
+    """Move what an earlier start without a checkpoint has left; returns where to.
+
+    Where that was an attempt of the `same_command`, its faults are this one's, too, and stay.
+    """
+    found = [path for path in results_in(directory) if not (same_command and path.name == EVENTS)]
     # An empty file is all that a start leaves which ended before its first step: nothing to keep.
-    found = [path for path in results_in(directory) if not path.exists() or path.is_dir() or path.stat().st_size]
+    found = [path for path in found if not path.exists() or path.is_dir() or path.stat().st_size]
     if not found:
         return None
     aside = place_aside(directory)
     for path in found:
         move(path, directory, aside)
+    # Says nothing without the results, and goes with them.
+    if not same_command and (directory / NOW).exists():
+        move(directory / NOW, directory, aside)
     # What made them; this start has written no configuration yet.
     _copy(directory, aside, ["config.json"])
     return f"no checkpoint to go on from: what an earlier start left is kept in {aside} ({_named(found)})"

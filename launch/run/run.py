@@ -34,6 +34,8 @@ from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
 from launch.screen.stdout import tell
 from launch.screen.summary import how_it_ended, last_screen
+from launch.tracking.events import Events
+from launch.tracking.now import Now
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
 
@@ -61,11 +63,14 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             mteb_tasks(benchmarks)  # an unknown name shall not be found after hours
         # Before the tracker, which writes metrics that this may have to move aside.
         found = _prepare(config, display.note)
-        tracker = Tracker(config.directory, config, found.step if found else 0, display.warning)
+        reached = found.step if found else 0
+        tracker = Tracker(config.directory, config, reached, display.warning)
+        events = Events(config.directory, anew=found is None, told=display.note)
+        now = Now(config.directory, events, reached)
         curves = CurveDrawer(config.directory, display.warning)
         ended_by: BaseException | None = None
         try:
-            _learn_and_export(config, RunReporter(display, tracker, curves), display)
+            _learn_and_export(config, RunReporter(display, tracker, now, curves), display)
         except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
             ended_by = error
         picture = _close(display, tracker, curves)
@@ -133,7 +138,7 @@ def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iter
         finally:
             # No signal may cut this short: what it leaves behind would hold cores and memory.
             hold()
-            display.phase("ending processes")
+            reporter.phase("ending processes")
             roster.shutdown()
             release(placement)
 
@@ -147,7 +152,7 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
         with _prepared_export(roster["policy"], config, reporter.note):
             loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
-            display.phase("exporting")
+            reporter.phase("exporting")
             _export_best(config, roster, loop.step, reporter)
 
 

@@ -14,8 +14,10 @@ from launch.run.ending import STOPPED, Ending
 from launch.run.signals import interrupted_by
 from launch.screen.bubbles import account_line, account_of, advice, advice_line
 from launch.screen.display import Display
+from launch.screen.faults import fault_lines
 from launch.screen.shown import clock, flowed
 from launch.tracking.curves import Rows, read_metrics
+from launch.tracking.events import NAME, read_events
 
 Row = Mapping[str, float | None]
 
@@ -70,6 +72,7 @@ def last_screen(config: RunConfig, display: Display, why: str, *, finished: bool
     if spent := _time(display):
         lines += flowed([f"time:    {spent[0]}", *spent[1:]], width, indent=9)
     lines += _bubbles(config, rows, display)
+    lines += fault_lines(read_events(config.directory / NAME), rows, width)
     lines += _files(config, finished=finished, curves=curves)
     commands = _next(config, finished=finished, drawn=curves is not None)
     return lines + [f"{'next:' if not place else '':9}{line}" for place, line in enumerate(commands)]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.tracking.events import NAME, NOTICED, read_events
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -19,8 +21,8 @@ Panel = Callable[["Axes", Rows], None]
 
 _DPI, _COLUMNS, _PANEL_INCHES = 120, 2, (5.5, 3.0)
 _FEW = 4  # points of a line that could be overlooked
-_TIMED_APART = ("time/step", "time/update_rank")
-"""Not phases of a step, but their sum and a part of one."""
+_TIMED_APART = ("time/step", "time/update_rank", "time/lost", "time/effective", "time/elapsed")
+"""Not phases of a step, but their sum, a part of one, what faults have cost, and what is of the whole run."""
 _SHARES = ["rollout/truncated_fraction", "reward/zero_variance_fraction"]
 _OF_WEIGHTS = ("p01", "p50", "p99")
 _ROUNDING = 1e-6
@@ -39,14 +41,16 @@ def draw_curves(directory: Path) -> Path | None:
     # Without pyplot, which would look for a screen: a Figure of its own draws PNG files with Agg.
     from matplotlib.figure import Figure
 
-    names = {name for row in rows for name in row}
+    names, faults = {name for row in rows for name in row}, fault_steps(directory, rows)
     panels = _panels(names, rows)
     lines_of_panels = -(-len(panels) // _COLUMNS)  # rounded up
     figure = Figure(figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * lines_of_panels), layout="constrained")
-    figure.suptitle(directory.name)
+    figure.suptitle(f"{directory.name}{'   (red: faults)' if faults else ''}")
     for index, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(lines_of_panels, _COLUMNS, index)
         panel(axes, rows)
+        for step in faults:
+            axes.axvline(step, color="tab:red", linewidth=0.7, alpha=0.7, zorder=1.5)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8, which="both")
         axes.grid(alpha=0.3)
@@ -59,6 +63,13 @@ def draw_curves(directory: Path) -> Path | None:
         file.write(picture.getvalue())
     os.replace(partial, path)  # whoever looks meanwhile sees the old one or the new one
     return path
+
+
+def fault_steps(directory: Path, rows: Rows) -> list[int]:
+    """The steps of a run's metrics in which something had died or frozen, by its events."""
+    last = max(row["step"] or 0 for row in rows)
+    steps = {line.get("step") for line in read_events(directory / NAME) if line["event"] == NOTICED}
+    return sorted(step for step in steps if isinstance(step, int) and 0 <= step <= last)
 
 
 def read_metrics(directory: Path) -> Rows:
@@ -78,6 +89,7 @@ def _row(number: int, line: bytes) -> dict[str, float | None]:
         raise ValueError(f"line {number} must be JSON, and is not") from None
     if not isinstance(row, dict) or not _is_number(row.get("step")):
         raise ValueError(f"line {number} must be a mapping with the number of its step, and is not")
+    row.pop("left_out", None)  # names of prompts
     if wrong := [name for name, value in row.items() if value is not None and not _is_number(value)]:
         raise ValueError(f"line {number}: {wrong[0][:80]!r} must be a number or null, and is not")
     return row

@@ -53,14 +53,23 @@ class Events:
         events.recovered(fault, "restarted", samples=["data row 17"])
     """
 
-    def __init__(self, directory: Path, *, anew: bool = False, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        anew: bool = False,
+        told: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """
         Args:
             directory: of the run.
             anew: the run begins now: what another one of this name has left is removed.
+            told: hears a line of each fault when it is noticed, and one when it is over, from the thread that tells it.
             clock: seconds since 1970, as two attempts share no other.
         """
         self._path, self._clock, self._lock = directory / NAME, clock, threading.RLock()
+        self._told = told
         if anew:
             self._path.unlink(missing_ok=True)
         self.step, self.phase = 0, ""
@@ -77,13 +86,22 @@ class Events:
             self._take_in(line)
         self.attempt = 1 + max((line["attempt"] for line in found), default=0)
 
-    def noticed(self, fault: Fault) -> int:
-        """Note a fault; returns its number, that of before where it is known already."""
+    def noticed(self, fault: Fault, doing: str = "") -> int:
+        """Note a fault; returns its number, that of before where it is known already.
+
+        Args:
+            fault: what has happened.
+            doing: what is done about it, for people: `restarting`.
+        """
         with self._lock:
             key = self.attempt, fault.who, fault.generation
-            if key not in self._known:
+            new = key not in self._known
+            if new:
                 self._write({"fault": 1 + len(self._first), "event": NOTICED, **asdict(fault)})
-            return self._known[key]
+            number, where = self._known[key], self._where()
+        if new and self._told:
+            self._told(f"{where}{_noticed_line(fault)}{f': {doing}' if doing else ''}")
+        return number
 
     def state(self, number: int, state: str) -> None:
         """Note what has become of a fault so far."""
@@ -119,6 +137,12 @@ class Events:
                 name: value for name, value in self._first[number].items() if name not in ("event", "at", "attempt")
             }
             self._write({**first, "event": how, **more, "stood_s": stood})
+        if self._told:
+            self._told(_over_line(self._first[number]["who"], how, more, stood))
+
+    def _where(self) -> str:
+        step = f"step {self.step}, " if self.step else ""
+        return f"{step}{self.phase}: " if self.phase else ""
 
     def _write(self, line: dict[str, Any]) -> None:
         at = self._clock()
@@ -162,6 +186,23 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def ended(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last line of every fault that is over, in order."""
     return [line for line in lines if line["event"] in (RECOVERED, GIVEN_UP)]
+
+
+def _noticed_line(fault: Fault) -> str:
+    """Example: rollout[1] died (noticed by exit after 0.7 s; killed by signal 9)"""
+    after = "" if fault.noticed_s is None else f" after {fault.noticed_s:.1f} s"
+    cause = f"; {fault.cause}" if fault.cause else ""
+    by = {"silent": "its silence", "stopped": "its state"}.get(fault.noticed_by, fault.noticed_by)
+    return f"{fault.who} {fault.what} (noticed by {by}{after}{cause})"
+
+
+def _over_line(who: str, how: str, more: dict[str, Any], stood: float) -> str:
+    """Example: policy[1] is back after 9.1 s; 2 steps are made again"""
+    if how == GIVEN_UP:
+        return f"{who} is given up after {stood:.1f} s: {more['did']}"
+    steps = more["redone_steps"]
+    again = f"; {steps} step{'s are' if steps > 1 else ' is'} made again" if steps else ""
+    return f"{who} is back after {stood:.1f} s{again}"
 
 
 def _line(text: str) -> dict[str, Any] | None:

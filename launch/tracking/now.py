@@ -1,0 +1,175 @@
+"""Where a run is: `logs/now.json`, written anew whenever what it does changes, and what follows from it.
+
+A reader finds the file as a whole. It tells the events where they happen, the clock of lost time what the loop waits
+for, and the next attempt at the run how far this one has come.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from launch.tracking.curves import read_metrics
+from launch.tracking.events import NAME, NOTICED, RECOVERED, Events, read_events
+from launch.tracking.lost_time import Earlier, LostTime
+
+NOW = "logs/now.json"
+START, ROLLOUT, SCORE, REFERENCE, UPDATE = "start", "rollout", "score", "reference", "update"
+SYNC, EVALUATE, CHECKPOINT, END = "sync", "evaluate", "checkpoint", "end"
+_WORDS = {name: name for name in (ROLLOUT, SCORE, REFERENCE, UPDATE, SYNC, EVALUATE, CHECKPOINT)}
+_WORDS |= {"values": REFERENCE, "advantages": REFERENCE, "data": UPDATE, "exporting": END, "ending processes": END}
+"""What the screen calls a phase -> its word here; whatever else there is comes before the first step."""
+_TRAINS, _WAITS = {ROLLOUT, SCORE, REFERENCE, UPDATE}, {ROLLOUT, EVALUATE}
+"""Phases that only a step has; and those in which the loop waits for groups of responses."""
+
+
+class Now:
+    """Where this attempt at a run is. The loop's thread tells it; `write` may be called from any."""
+
+    def __init__(
+        self,
+        directory: Path,
+        events: Events,
+        reached: int = 0,
+        *,
+        clock: Callable[[], float] = time.time,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            directory: of the run, with `logs/`; metrics.jsonl has the steps that are kept, and no others.
+            events: of this attempt.
+            reached: step that it goes on from.
+            clock: seconds since 1970.
+            seconds: for what this attempt takes.
+        """
+        self._path, self._partial = directory / NOW, directory / f"{NOW}.partial"
+        self._events, self._clock, self._lock = events, clock, threading.Lock()
+        self._done, self._trains = reached, False
+        self._open = events.open()
+        """Faults of earlier attempts, which are over once this one trains."""
+        self._earlier = earlier_attempts(directory, reached, clock())
+        self.lost = LostTime(self._earlier, clock=seconds)
+        """Clock of lost time."""
+        self.processes: Callable[[], Mapping[str, int]] = dict
+        """Gives the processes of the run's groups: `policy[0]` -> pid."""
+        self.phase(START)
+
+    def start(self, done: int) -> None:
+        """The loop begins, with so many steps behind it."""
+        self._done = done
+
+    def phase(self, name: str) -> None:
+        """What the run does from now on, by the screen's name for it."""
+        word = _WORDS.get(name, START)
+        if not self._trains and (word in _TRAINS or name == "exporting"):  # there may be nothing left to train
+            self._trains = True
+            self._train_on()
+        self.lost.waiting(word in _WAITS)
+        # A step is being made until the loop has ended.
+        self._events.step = self._done + (self._trains and word != END)
+        self._events.phase = word
+        self.write()
+
+    def step(self, step: int) -> dict[str, float]:
+        """A step is done; returns its `time/lost`, and `time/effective` and `time/elapsed` of the run."""
+        self._done = step
+        self.lost.waiting(False)  # until the next phase
+        lost = self.lost.read_step()
+        return {"time/lost": lost, "time/effective": self.lost.effective, "time/elapsed": self.lost.elapsed_s}
+
+    def write(self) -> None:
+        """Write where the run is: also for whoever has changed `processes`."""
+        with self._lock, contextlib.suppress(OSError):  # a full disk ends no run: the next change writes all of it
+            at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+            content = {"at": at, "attempt": self._events.attempt, "step": self._events.step}
+            content |= {"phase": self._events.phase, "driver": os.getpid()}
+            content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}
+            _put(self._path, self._partial, json.dumps(content).encode())
+
+    def _train_on(self) -> None:
+        """The restart is over: from here on this attempt does what no earlier one has done, or has lost."""
+        self.lost.trains_on()
+        for number in self._open:
+            self._events.recovered(number, "resumed", redone_steps=self._earlier.redone_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where an attempt at a run was when it was last heard of."""
+
+    at: float
+    """Seconds since 1970."""
+    attempt: int
+    step: int
+    """That was being made, or was done last, as the phase tells."""
+    phase: str
+    elapsed_s: float
+    """Seconds since the run began, see `LostTime.now_s`."""
+
+    @property
+    def trained(self) -> int:
+        """Steps whose updates had been made."""
+        return max(0, self.step - (self.phase in _TRAINS))
+
+
+def read_now(directory: Path) -> Whereabouts | None:
+    """What a run's now.json says; None where it says nothing, as after a power cut."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, OverflowError, AttributeError):
+        found: dict[str, Any] = json.loads((directory / NOW).read_bytes())
+        at, elapsed_s = datetime.fromisoformat(found["at"]).timestamp(), float(found["elapsed_s"])
+        if math.isfinite(elapsed_s):
+            return Whereabouts(at, int(found["attempt"]), int(found["step"]), str(found["phase"]), elapsed_s)
+    return None
+
+
+def earlier_attempts(directory: Path, reached: int, at: float) -> Earlier:
+    """What earlier attempts at a run have come to, of which this one goes on from a step.
+
+    Args:
+        directory: of the run; its metrics are those of the steps up to `reached`.
+        reached: that step; 0 where there is none, as of a run that has ended before its first checkpoint.
+        at: seconds since 1970.
+    """
+    rows, lost_s, elapsed_s = [], 0.0, 0.0
+    with contextlib.suppress(OSError, ValueError):  # of metrics that are gone, nothing can be carried over
+        rows = read_metrics(directory)
+    for row in rows:
+        lost_s += row.get("time/lost") or 0.0
+        elapsed_s = row.get("time/elapsed") or elapsed_s
+    before = read_now(directory)
+    if before is None or not _ended_by_fault(directory / NAME, before.attempt):
+        return Earlier(lost_s=lost_s, elapsed_s=elapsed_s)
+    # The attempt's own clock up to its last sign of life, and the wall's from there on.
+    gap_s = before.elapsed_s - elapsed_s + at - before.at
+    redone = max(0, before.trained - reached)
+    return Earlier(lost_s=lost_s, elapsed_s=elapsed_s, gap_s=max(0.0, gap_s), redone_steps=redone)
+
+
+def _ended_by_fault(events: Path, attempt: int) -> bool:
+    """Whether something was not mended in this attempt, or in what has come after it: in starting it again."""
+    lines = [line for line in read_events(events) if line["attempt"] >= attempt]
+    over = {line["fault"] for line in lines if line["event"] == RECOVERED}
+    return any(line["event"] == NOTICED and line["fault"] not in over for line in lines)
+
+
+def _put(path: Path, partial: Path, content: bytes) -> None:
+    """Put a file in place as a whole. Raises OSError."""
+    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        # Of a file without blocks, ext4 begins to write out the data when it takes another one's name: twice the time.
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(file, 0, len(content))
+        if os.write(file, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
+    finally:
+        os.close(file)
+    os.replace(partial, path)
