@@ -14,7 +14,7 @@ from actors.group import GroupError
 from actors.rollout.host import EngineHost
 from actors.rollout.simulated import SimulatedEngine, Table
 from actors.rollout.types import EngineStats, Request, Segment
-from algorithms.rollouts.engines import NONE_BEGUN, Ended, Lost
+from algorithms.rollouts.engines import NONE_BEGUN, Ended, Event, Lost
 from algorithms.rollouts.groups import BegunGroup
 
 
@@ -75,6 +75,9 @@ class SimulatedEngines:
             found |= {each: BegunGroup(samples=references[each], infos=infos) for each, infos in told.items()}
         return found
 
+    def condemn(self, engine: int, error: GroupError) -> None:
+        self.dies_at[engine] = self.clock.now
+
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
         lost = self._lost
         found = [None if number in lost else engine.stats() for number, engine in enumerate(self.engines)]
@@ -93,7 +96,7 @@ class SimulatedEngines:
         for engine in self.engines:
             engine.use(version)
 
-    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Event]:
         until = time.monotonic() + 5
         while self.held() and self.clock.now >= self._until and time.monotonic() < until:
             time.sleep(0.0001)
@@ -102,7 +105,7 @@ class SimulatedEngines:
         # Not beyond what is being trained on meanwhile, which then looks at what there is.
         ahead = self._until if self._until > self.clock.now else float("inf")
         self.clock.now = max(self.clock.now, min(next_end, next_death, self.clock.now + timeout_s, ahead))
-        events: list[Ended | Lost] = []
+        events: list[Event] = []
         for number, host in enumerate(self.hosts):
             if number in self._lost:
                 continue

@@ -34,6 +34,7 @@ from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
 from launch.screen.stdout import tell
 from launch.screen.summary import how_it_ended, last_screen
+from launch.tracking.events import Events
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
 
@@ -122,7 +123,7 @@ def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iter
     with ray_cluster(config, config.directory / "logs"):
         from launch.run.roster import Roster
 
-        roster = Roster(str((config.directory / "logs").absolute()))
+        roster = Roster(str((config.directory / "logs").absolute()), Events(config.directory.absolute()))
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
