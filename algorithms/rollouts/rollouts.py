@@ -194,8 +194,8 @@ class Rollouts:
         return self._flow.engines
 
     def had(self, engine: int) -> list[str]:
-        """Names of the prompts that an engine had when it was lost last."""
-        return self._flow.losses.had.get(engine, [])
+        """Names of the prompts that an engine had when it was lost last; once."""
+        return self._flow.losses.had.pop(engine, [])
 
     @property
     def failures(self) -> Failures:
