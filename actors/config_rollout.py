@@ -137,6 +137,8 @@ class RolloutConfig(PlacedConfig):
     prompt_timeout_s: Seconds | None = None
     """Deadline of the responses to one prompt, in seconds since it was given to an engine, where it waits for those
     before it (default: none)."""
+    restart_timeout_s: Seconds = 600
+    """Longest time without any engine, while those that were lost are restarted, in seconds; see run.max_restarts."""
     start_timeout_s: Seconds = 600
     """Deadline of an engine's start, in seconds."""
 

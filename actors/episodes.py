@@ -35,6 +35,11 @@ class Prompt:
     of_set: str = ""
     """Name of the set that the row is from; empty where the data is one set."""
 
+    @property
+    def name(self) -> str:
+        """Its row, with its set where there are several: as `left_out` in metrics.jsonl has it."""
+        return f"{self.of_set}:{self.index}" if self.of_set else str(self.index)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequence:

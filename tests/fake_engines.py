@@ -13,7 +13,7 @@ from actors.group import GroupError
 from actors.rollout.types import Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool, _Job
 from algorithms.rewards.scores import Score, failed_score
-from algorithms.rollouts.engines import NONE_BEGUN, Ended, Lost
+from algorithms.rollouts.engines import NONE_BEGUN, Ended, Event, Lost
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class After:
     """Index of a prompt -> "ok" or "failed" for each response."""
     refused: dict[int, str] = field(default_factory=dict)
     """Number of a group -> why its engine does not take it."""
+    happens: list[Event] = field(default_factory=list)
+    """What else is told."""
 
 
 class FakeEngines:
@@ -49,6 +51,7 @@ class FakeEngines:
         self.aborted: list[tuple[int, list[int]]] = []
         self.aborted_older: list[tuple[int, int]] = []
         self.pool: FakePool | None = None
+        self.condemned: list[Lost] = []
 
     def __len__(self) -> int:
         return self.engines
@@ -72,12 +75,17 @@ class FakeEngines:
         self.collected += [(engine, request) for request in requests]
         return [f"rollouts {request}" for request in requests]
 
+    def condemn(self, engine: int, error: GroupError) -> None:
+        self.condemned.append(Lost(engine, error))
+
     def stats(self, within_s: float) -> Callable[[], list[Any]]:
         return lambda: [None] * self.engines
 
-    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Event]:
         """The next line of the script comes true."""
         assert timeout_s is not None, "a wait without an end"
+        if self.condemned:
+            return [self.condemned.pop()]
         if not self.script:
             raise AssertionError("the driver would wait for ever")
         return self._happen(self.script.popleft())
@@ -85,9 +93,9 @@ class FakeEngines:
     def monotonic(self) -> float:
         return self.now
 
-    def _happen(self, event: After) -> list[Ended | Lost]:
+    def _happen(self, event: After) -> list[Event]:
         self.now += event.seconds
-        events: list[Ended | Lost] = []
+        events: list[Event] = []
         for number, said in event.generated.items():
             engine, statuses = self.on.pop(number), said.split()
             if not set(statuses) <= set(get_args(EpisodeStatus)):
@@ -109,7 +117,7 @@ class FakeEngines:
         for index, said in event.scored.items():
             assert self.pool is not None
             self.pool.score(index, said.split())
-        return events
+        return events + event.happens
 
 
 class FakePool(RewardPool):

@@ -14,7 +14,7 @@ from actors.group import GroupError
 from actors.rollout.host import EngineHost
 from actors.rollout.simulated import SimulatedEngine, Table
 from actors.rollout.types import EngineStats, Request, Segment
-from algorithms.rollouts.engines import NONE_BEGUN, Ended, Lost
+from algorithms.rollouts.engines import NONE_BEGUN, Back, Ended, Event, Lost
 from algorithms.rollouts.groups import BegunGroup
 
 
@@ -33,6 +33,7 @@ class SimulatedEngines:
 
     def __init__(self, tables: Sequence[Table], clock: Clock, on_update: OnUpdate = "recompute") -> None:
         self.clock = clock
+        self._tables, self._on_update = tables, on_update
         self.engines = [SimulatedEngine(table, clock, on_update) for table in tables]
         self.hosts = [Host(engine) for engine in self.engines]
         self.submitted: dict[int, Request] = {}
@@ -40,10 +41,15 @@ class SimulatedEngines:
         self.most_running = 0
         self.dies_at: dict[int, float] = {}
         """Engine -> when it is lost."""
+        self.back_after_s: float | None = None
+        """Seconds until an engine that was lost is back, with the weights of the others; None: none comes back."""
+        self.deaths = 0
         self._lost: set[int] = set()
+        self._back_at: dict[int, float] = {}
         self.held: Callable[[], bool] = lambda: False
         """Whether the clock stands still: nobody waits, or for what is there already."""
         self._until = 0.0
+        self._version = 0
 
     def __len__(self) -> int:
         return len(self.engines)
@@ -75,6 +81,9 @@ class SimulatedEngines:
             found |= {each: BegunGroup(samples=references[each], infos=infos) for each, infos in told.items()}
         return found
 
+    def condemn(self, engine: int, error: GroupError) -> None:
+        self.dies_at[engine] = self.clock.now
+
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
         lost = self._lost
         found = [None if number in lost else engine.stats() for number, engine in enumerate(self.engines)]
@@ -90,30 +99,47 @@ class SimulatedEngines:
 
     def use(self, version: int) -> None:
         """All engines get weights of this version."""
+        self._version = version
         for engine in self.engines:
             engine.use(version)
 
-    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[Any], timeout_s: float) -> list[Event]:
         until = time.monotonic() + 5
         while self.held() and self.clock.now >= self._until and time.monotonic() < until:
             time.sleep(0.0001)
         next_end = min((engine.next_end() for engine in self.engines), default=self.clock.now)
-        next_death = min((when for each, when in self.dies_at.items() if each not in self._lost), default=next_end)
+        dying = [when for each, when in self.dies_at.items() if each not in self._lost]
+        next_death = min([*dying, *self._back_at.values()], default=next_end)
         # Not beyond what is being trained on meanwhile, which then looks at what there is.
         ahead = self._until if self._until > self.clock.now else float("inf")
         self.clock.now = max(self.clock.now, min(next_end, next_death, self.clock.now + timeout_s, ahead))
-        events: list[Ended | Lost] = []
+        events: list[Event] = []
         for number, host in enumerate(self.hosts):
             if number in self._lost:
+                events += self._back(number)
                 continue
             if self.clock.now >= self.dies_at.get(number, float("inf")):
                 self._lost.add(number)
                 self.engines[number].lose("it died")
                 host.open.clear()
+                self.deaths += 1
+                if self.back_after_s is not None:
+                    self._back_at[number] = self.clock.now + self.back_after_s
                 events.append(Lost(number, GroupError(f"rollout[{number}].poll: it died")))
                 continue
             events += (Ended(number, finished) for finished in host.poll())
         return events
+
+    def _back(self, engine: int) -> list[Event]:
+        """A lost engine whose time has come has a new process."""
+        if self._back_at.get(engine, float("inf")) > self.clock.now:
+            return []
+        del self._back_at[engine], self.dies_at[engine]
+        self._lost.discard(engine)
+        self.engines[engine] = SimulatedEngine(self._tables[engine], self.clock, self._on_update)
+        self.engines[engine].use(self._version)
+        self.hosts[engine] = Host(self.engines[engine])
+        return [Back(engine)]
 
 
 class Host(EngineHost):

@@ -235,6 +235,40 @@ def test_no_sample_is_too_old_none_comes_twice_and_none_is_lost(
     assert simulated.most_running <= most
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    ahead=st.integers(0, 3),
+    engines=st.integers(1, 5),
+    groups=st.integers(1, 8),
+    back_after_s=st.sampled_from([0.1, 1.0, 4.0]),
+    draw=st.integers(0, 2**20),
+)
+def test_engines_that_die_and_come_back_lose_no_prompt(
+    ahead: int, engines: int, groups: int, back_after_s: float, draw: int
+) -> None:
+    """All of them at one time, too, and again and again; on-policy, steps are in the order of their prompts."""
+    random_ = random.Random(draw)
+    tables = [Table(lengths=[random_.randint(1, 90) for _ in range(20)], token_s=0.01, slots=3) for _ in range(engines)]
+    simulated = SimulatedEngines(tables, Clock())
+    simulated.back_after_s = back_after_s
+    limits = Limits(silence_s=3600.0, attempts=50, restart_s=3600.0)
+    rollouts = made(simulated, groups=groups, ahead=ahead, limits=limits)
+    used: list[int] = []
+    for version in range(8):
+        for engine in random_.sample(range(engines), random_.randint(0, engines)):
+            simulated.dies_at.setdefault(engine, simulated.clock.now + random_.random() * 2)
+        step = rollouts.take(groups, version, seed=version)
+        assert len(step) == groups and max(ages(step, version)) <= ahead
+        used += [group.prompt.index for group in step]
+        simulated.use(version + 1)
+        rollouts.published(version + 1)
+    rollouts.close()
+    assert len(used) == len(set(used)) == 8 * groups
+    if not ahead:
+        assert used == list(range(8 * groups))
+    assert simulated.most_running <= (ahead + 1) * groups
+
+
 def test_a_step_that_waits_ends_when_the_thread_fails() -> None:
     """An error of the pool or of the engines' plumbing reaches whoever waits, at once."""
     engines = SimulatedEngines([Table(lengths=(50,), token_s=0.01)], Clock())

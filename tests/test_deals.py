@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from actors.episodes import Episode, Place, Prompt
+from actors.group_errors import GroupError, RankLost
 from actors.rollout.types import RolloutInfo, Sampling
 from actors.rollout.worker import RolloutWorker
 from actors.train.policy import PolicyWorker
@@ -24,6 +25,7 @@ from algorithms.rl.ppo import PPO
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.membership import Membership
 from tests.episodes import turn
 from tests.fake_ranks import FakeRanks, done, split_fake
 
@@ -270,7 +272,7 @@ def test_engines_split_groups_each_some_of_them(engines: int) -> None:
     """One call to each, however many groups; a wait that has a deadline and a name."""
     fake: Any = FakeEngines(engines)
     asked = [(f"group {number}", [[0, number], [2]] if number else [[1]]) for number in range(3)]
-    found = split_by(fake, RolloutWorker.split, lambda _: False)(asked)
+    found = split_by(fake, RolloutWorker.split, Membership(engines))(asked)
     assert found == [[f"{group} {share}" for share in shares] for group, shares in asked]
     calls = min(engines, 3)
     assert [engine for engine, _, _, _ in fake.asked] == list(range(calls))
@@ -279,15 +281,45 @@ def test_engines_split_groups_each_some_of_them(engines: int) -> None:
 
 def test_engines_that_are_lost_are_not_asked_to_split() -> None:
     """As often as a step needs it: one may be lost between two of them."""
-    fake, lost = FakeEngines(4), set[int]()
-    split = split_by(fake, RolloutWorker.split, lost.__contains__)  # type: ignore[arg-type]
+    fake, members = FakeEngines(4), Membership(4)
+    split = split_by(fake, RolloutWorker.split, members)  # type: ignore[arg-type]
     asked: Any = [(f"group {number}", [[0], [1]]) for number in range(3)]
-    for gone, left in ((None, [0, 1, 2]), (1, [0, 2, 3]), (0, [2, 3]), (3, [2]), (2, [0])):
-        lost |= set() if gone is None else {gone}
+    for gone, left in ((None, [0, 1, 2]), (1, [0, 2, 3]), (0, [2, 3]), (3, [2])):
+        if gone is not None:
+            members.lose(gone, GroupError("it died"), 0)
         fake.asked, fake.waited = [], []
         assert split(asked) == [[f"{group} {share}" for share in shares] for group, shares in asked]
-        assert [engine for engine, _, _, _ in fake.asked] == left, "of none that is left, one tells why"
+        assert [engine for engine, _, _, _ in fake.asked] == left
         assert [(name, ranks) for _, name, ranks in fake.waited] == [("split", left)]
+    members.lose(2, GroupError("it died as well"), 0)
+    with pytest.raises(GroupError, match=r"^it died as well$"):
+        split(asked)
+
+
+def test_what_a_lost_engine_was_to_split_others_split() -> None:
+    """Also where the call finds out; where none is left, one that comes back does, and nobody waits for ever."""
+    fake, members, died = FakeEngines(3), Membership(3), dict[int, GroupError]()
+    members.on_lost = lambda engine, error: None
+    gather = fake.gather
+
+    def fails(refs: Any, what: str, ranks: Any) -> list[None]:
+        for rank in ranks:
+            if rank in died:
+                raise died.pop(rank)
+        return gather(refs, what, ranks)
+
+    fake.gather = fails  # type: ignore[method-assign]
+    split = split_by(fake, RolloutWorker.split, members, restart_s=0.05)  # type: ignore[arg-type]
+    asked: Any = [(f"group {number}", [[0], [1]]) for number in range(3)]
+    expected = [[f"{group} {share}" for share in shares] for group, shares in asked]
+    died[1] = RankLost("it died", "rollout", 1)
+    assert split(asked) == expected and members.there() == [0, 2] and members.losses == [0, 1, 0]
+    died |= {0: RankLost("it died", "rollout", 0), 2: RankLost("it died", "rollout", 2)}
+    with pytest.raises(GroupError, match=r"^rollout: no engine was back within 0\.05 s, after it died$"):
+        split(asked)
+    members.restarting(1)
+    members.ready(1)
+    assert split(asked) == expected and fake.waited[-1][2] == [1]
 
 
 def test_an_engine_gives_the_episodes_of_every_share() -> None:

@@ -90,8 +90,8 @@ def test_engines_that_are_dead_or_late_are_left_out_and_end_nothing(group: Actor
         alive, dead, late = engines.stats(DEADLINE_S)()
     assert alive and dead is None and late
     # Whoever waits for responses hears of it, and from then on nothing is asked of it.
-    assert not engines.is_lost(1)
+    assert engines.members.serving() == [0, 1, 2]
     engines.submit(1, [Request(id=8, token_ids=[1], sampling=sampling)], None)
-    while not engines.is_lost(1) and time.monotonic() < until:
+    while engines.members.state(1) != "lost" and time.monotonic() < until:
         engines.wait((), 1.0)
-    assert [engines.is_lost(each) for each in range(3)] == [False, True, False]
+    assert engines.members.serving() == [0, 2]

@@ -101,7 +101,7 @@ class Trio:
         self.engine(engine, Engine.submit, [Request(id=number, token_ids=[5, 6, 7], sampling=sampling)], None)
         [finished] = self.engine(engine, Engine.poll, 60.0)
         assert (finished.request, finished.error) == (number, "")
-        episodes = self.engine(engine, Engine.collect, number)
+        episodes = self.engine(engine, Engine.collect, number)[1]
         return {span.version for episode in episodes for turn in episode.turns for span in turn.versions}
 
 
@@ -170,7 +170,7 @@ def test_each_version_reaches_an_engine_and_is_used(trio: Trio) -> None:
     """What the engine got is what the policy has; accounts are as small as if there were one tensor."""
     for version in range(4):
         trio.train()
-        assert sync(trio.store, [None], version, TOLERANCE)["weights/canary_difference"] < 1e-4
+        assert sync(trio.store, [None], version, TOLERANCE)[1]["weights/canary_difference"] < 1e-4
         checksums = trio.policy.call(PolicyWorker.checksums)[0]
         assert trio.engine(0, Engine.worker_call, "received_checksums")[0] == checksums
         assert trio.versions(0) == {version}
@@ -214,7 +214,7 @@ def response_versions(trio: Trio, engine: int, number: int) -> list[list[int]]:
     """Of the weights that have sampled each of the responses, which have ended."""
     [finished] = trio.engine(engine, Engine.poll, 60.0)
     assert (finished.request, finished.error, finished.aborted) == (number, "", False)
-    turns = [episode.turns[0] for episode in trio.engine(engine, Engine.collect, number)]
+    turns = [episode.turns[0] for episode in trio.engine(engine, Engine.collect, number)[1]]
     return [[span.version for span in turn.versions] for turn in turns]
 
 
@@ -303,7 +303,7 @@ def test_nothing_is_sampled_from_weights_that_are_new_by_half(trio: Trio) -> Non
     trio.engines.gather([taken], "submit", ranks=[1])
     [finished] = trio.engine(1, Engine.poll, 60.0)
     assert finished.request == number
-    turns = [turn for episode in trio.engine(1, Engine.collect, number) for turn in episode.turns]
+    turns = [turn for episode in trio.engine(1, Engine.collect, number)[1] for turn in episode.turns]
     assert "abort" in {turn.finish_reason for turn in turns}, "some were running"
     assert {span.version for turn in turns for span in turn.versions} <= {5}
     with pytest.raises(GroupError, match="before the first weights arrived"):

@@ -14,6 +14,7 @@ from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import Loads, capacity
+from algorithms.rollouts.engines import Back, Out
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.lane import Lane
@@ -47,9 +48,12 @@ class Driver:
         max_staleness: int = 0,
         prompt_s: float | None = None,
         attempts: int = 1,
+        restart_s: float = 0.0,
         most_each: int | None = None,
     ) -> None:
-        limits = Limits(silence_s=30.0, prompt_s=prompt_s, max_failed=max_failed, attempts=attempts)
+        limits = Limits(
+            silence_s=30.0, prompt_s=prompt_s, max_failed=max_failed, attempts=attempts, restart_s=restart_s
+        )
         self.engines = engines
         self.rollouts = Rollouts(
             engines,
@@ -316,8 +320,33 @@ def test_a_prompt_is_not_lost_for_ever(last: bool) -> None:
     """One that ends every engine it comes to ends the run, as does the last engine's death."""
     script = [After(1, {0: "the process died"}), After(1, {1: "it died as well"})]
     engines = FakeEngines(*script, engines=2 if last else 3)
-    with pytest.raises(GroupError, match=r"^rollout\[1\].poll: it died as well$"):
+    named = "" if last else r"rollout: 2 engines in a row were lost with data row 100; the last one: "
+    with pytest.raises(GroupError, match=rf"^{named}rollout\[1\].poll: it died as well$"):
         Driver(engines, attempts=9 if last else 2).take(1)
+
+
+def test_groups_wait_for_an_engine_that_comes_back() -> None:
+    """Where none is left, up to a deadline; what runs on one that is out ends there, and nothing new goes to it."""
+    engines = FakeEngines(
+        After(1, {0: "the process died"}), After(1, {1: "it died as well"}), After(30), After(1, happens=[Back(1)]),
+        After(1, {4: OK}, happens=[Out(1)]), After(25, {3: OK}), engines=2,
+    )  # fmt: skip
+    driver = Driver(engines, attempts=9, restart_s=60.0)
+    groups = driver.take(2)
+    assert rows(groups) == [0, 1] and [group.rollouts for group in groups] == ["rollouts 4", "rollouts 3"]
+    assert driver.rollouts.had(0) == ["data row 100"] and driver.rollouts.had(1) == ["data row 101", "data row 100"]
+    engines.starts.clear()
+    engines.script += [After(30), After(1, happens=[Back(0)]), After(1, {5: OK})]
+    assert rows(driver.take(1)) == [2] and [engine for engine, _, _ in engines.starts] == [0]
+
+
+def test_groups_do_not_wait_for_ever() -> None:
+    script = [After(1, {0: "the process died"}), After(59), After(2)]
+    line = (
+        r"^rollout: no engine was back within 60 s \(rollout.restart_timeout_s\), after rollout\[0\].poll: the process"
+    )
+    with pytest.raises(GroupError, match=line):
+        Driver(FakeEngines(*script, engines=1), attempts=9, restart_s=60.0).take(1)
 
 
 def test_without_a_pool_nothing_is_said_of_a_group_yet() -> None:
@@ -440,29 +469,36 @@ def test_each_group_is_looked_at_once_for_a_version() -> None:
 
 
 def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
-    """Over many changes, also when engines are lost; of equal ones the first."""
+    """Over many changes, also when engines are lost, out, and back; of equal ones the first."""
     random = np.random.default_rng(3)
-    loads, plain = Loads(7), [0.0] * 7
-    for _ in range(3000):
-        if random.random() < 0.5:
-            engine = loads.least()
-            assert engine == int(np.argmin(plain))
-            plain[engine] += 1
-        else:
-            engine = int(random.integers(7))
-            if 0 < plain[engine] < np.inf:
-                plain[engine] -= 1
-                loads.ended(engine)
-        if random.random() < 0.001 and loads.left > 2:
-            engine = int(random.integers(7))
-            plain[engine] = np.inf
+    loads, plain, out = Loads(7), [0] * 7, set[int]()
+    for _ in range(6000):
+        inside = [engine for engine in range(7) if engine not in out]
+        assert loads.left == len(inside)
+        engine, kind = int(random.integers(7)), random.random()
+        if kind < 0.5:
+            found = loads.least()
+            assert found == min(inside, key=plain.__getitem__, default=None)
+            if found is not None:
+                plain[found] += 1
+        elif kind < 0.98 and plain[engine]:  # of one that is out, too
+            plain[engine] -= 1
+            loads.ended(engine)
+        elif kind > 0.999:
+            plain[engine] = 0
             loads.lost(engine)
-        assert len(loads._heap) <= 8 * 7 + 64
-    assert loads.left < 7
+            out.add(engine)
+        elif kind > 0.996:
+            loads.out(engine)
+            out.add(engine)
+        elif out:
+            engine = min(out)
+            loads.back(engine)
+            out.discard(engine)
+        assert [loads[engine] for engine in range(7)] == plain and len(loads._heap) <= 8 * 7 + 64
     for engine in range(7):
         loads.lost(engine)
-    with pytest.raises(LookupError, match="no engine is left"):
-        loads.least()
+    assert loads.least() is None and loads.left == 0
 
 
 def test_nothing_is_taken_from_what_is_closed() -> None:

@@ -68,7 +68,7 @@ class Pair:
         self.version += 1
         every = 1 if verify else self.version + 1
         store = BroadcastStore(policy=self.policy, canary=CANARY, verify_every=every)
-        return sync(store, self.rollout, self.version, 1e-3)
+        return sync(store, self.rollout, self.version, 1e-3)[1]
 
     def train(self) -> None:
         """One optimizer update that teaches random sequences."""
@@ -119,7 +119,7 @@ class Pair:
         for request in requests:
             if self.ended[request]:
                 raise RuntimeError(self.ended[request])
-        return [self.engine(Engine.collect, request) for request in requests]
+        return [self.engine(Engine.collect, request)[1] for request in requests]
 
     def start(self, prompt: list[int], samples: int, max_tokens: int) -> list[int]:
         """Start sampling; see `answers`."""

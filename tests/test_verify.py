@@ -61,7 +61,7 @@ class Trainer:
         self.accounts, self.tensors, self.ticket = accounts, sent, of or ticket()
         self.weights: dict[str, Any] = {}
 
-    def publish(self, version: int) -> Ticket:
+    def publish(self, version: int, *, prove: bool = False) -> Ticket:
         assert version == self.ticket.version
         return self.ticket
 
@@ -209,8 +209,8 @@ def test_the_layers_behind_a_failed_canary_are_named() -> None:
 def test_a_sync_tells_its_seconds_and_differences() -> None:
     """Of publishing, and the longest that an engine took to fetch; what was merged is told where it was."""
     accounts = [replace(account(0.25, 0), seconds=2.0), replace(account(0, 0, engine=1), seconds=4.0)]
-    found = sync(Trainer(*accounts), Engines(), 7, 0.5)
+    _, found = sync(Trainer(*accounts), Engines(), 7, 0.5)
     assert found == {"weights/sync_seconds": 0.5 + 4.0, "weights/canary_difference": 0.25}
     merged = Ticket(7, {"weights": Sent(7, None, logprobs())}, [1], 0.0, 0.125)
-    told = sync(Trainer(Account(0), Account(1), of=merged), Engines(), 7, 0.5)
+    _, told = sync(Trainer(Account(0), Account(1), of=merged), Engines(), 7, 0.5)
     assert told.keys() == {"weights/sync_seconds", "weights/merge_error"} and told["weights/merge_error"] == 0.125

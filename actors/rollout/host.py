@@ -102,11 +102,10 @@ class EngineHost:
                 return (finished, *self._first(finished, places)) if places else finished
 
     @ray.method(concurrency_group="requests")
-    async def collect(self, *requests: int) -> _Had | tuple[_Had, ...]:
-        """The responses to a request that `poll` has told of, or what its samples have if it is held, once; of several,
-        one after the other."""
-        found = [self._ended.pop(request) for request in requests]
-        return tuple(found) if len(found) > 1 else found[0]
+    async def collect(self, *requests: int) -> tuple[_Had | None, ...]:
+        """None, and then for each request that `poll` has told of the responses to it, or what its samples have if it
+        is held; once."""
+        return None, *(self._ended.pop(request) for request in requests)
 
     @ray.method(concurrency_group="requests")
     async def split(self, shares: list[list[list[int]]], *groups: list[Episode]) -> tuple[list[Episode] | None, ...]:

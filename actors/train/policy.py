@@ -90,9 +90,19 @@ class PolicyWorker(TrainedWorker):
         """Import what `connect` needs: seconds of work, best done while the engines are still starting."""
         importlib.import_module("actors.weights.publisher")
 
-    def connect(self, engines: list[ActorHandle], tensor_parallel: int, backend: str, config: TransferConfig) -> None:
-        """Meet the rollout engines, to which `publish` then sends. Called on every rank; rank 0 sends."""
-        client = EngineClient(engines, tensor_parallel, config.timeout_s)
+    def connect(
+        self,
+        engines: list[ActorHandle],
+        tensor_parallel: int,
+        backend: str,
+        config: TransferConfig,
+        numbers: list[int] | None = None,
+    ) -> None:
+        """Meet the rollout engines, to which `publish` then sends. Called on every rank; rank 0 sends.
+
+        `numbers` of the engines; None: all from 0.
+        """
+        client = EngineClient(engines, tensor_parallel, config.timeout_s, numbers)
         self._open_publisher(client, len(engines) * tensor_parallel, backend, config)
 
     def connect_holder(self, holder: ActorHandle, config: TransferConfig) -> None:

@@ -1,7 +1,7 @@
 """Weights go to all engines in one transfer, in which policy and engines meet once: over gloo, nccl or ipc."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,16 +21,23 @@ class BroadcastStore:
     """Versions from one that both sides account for to the next."""
     version: int = -1
     """Published last."""
+    engines: Sequence[int] | None = None
+    """Those that the policy has met, in order; None: all from 0."""
     accounts: dict[int, Account] = field(default_factory=dict)
     """Of the engines that it went to."""
 
-    def publish(self, version: int) -> Ticket:
+    def publish(self, version: int, *, prove: bool = False) -> Ticket:
         """Send the policy's weights to all engines, which use them when this returns."""
         # All ranks are called, as gathering is collective; rank 0 alone talks to the engines.
-        told = self.policy.call(PolicyWorker.publish, version, self.canary, version % self.verify_every == 0)[0]
+        verify = prove or version % self.verify_every == 0
+        told = self.policy.call(PolicyWorker.publish, version, self.canary, verify)[0]
         assert told is not None, "rank 0 tells"
         ticket, accounts = told
-        self.version, self.accounts = version, {account.engine: account for account in accounts}
+        numbers = range(len(accounts)) if self.engines is None else self.engines
+        self.version = version
+        self.accounts = {
+            engine: replace(account, engine=engine) for engine, account in zip(numbers, accounts, strict=True)
+        }
         return ticket
 
     def fetch(self, ticket: Ticket, engines: Sequence[int]) -> list[Account]:

@@ -1,7 +1,7 @@
 """How the policy's sender reaches all rollout engines: each call goes to every engine and has a deadline."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -24,8 +24,12 @@ _MOMENT_S = 5.0
 class EngineClient:
     """The control calls of a weight transfer: for vLLM's senders its `VLLMWeightSyncClient`, for ours `take`."""
 
-    def __init__(self, handles: list[ActorHandle], tensor_parallel: int, timeout_s: float) -> None:
+    def __init__(
+        self, handles: list[ActorHandle], tensor_parallel: int, timeout_s: float, engines: Sequence[int] | None = None
+    ) -> None:
+        """`engines`: numbers of those that the handles are of; None: all from 0."""
         self.handles = handles
+        self.engines = list(range(len(handles)) if engines is None else engines)
         self.tensor_parallel = tensor_parallel
         self.timeout_s = timeout_s
         self.version = -1
@@ -41,7 +45,7 @@ class EngineClient:
         """Answers of all engines within the deadline. Raises GroupError, which names the engine."""
         deadline = time.monotonic() + self.timeout_s
         try:
-            return answers_of(_GROUP, range(len(references)), references, method, self.timeout_s)
+            return answers_of(_GROUP, self.engines, references, method, self.timeout_s)
         except GroupError as error:
             if isinstance(error.__cause__, RayTaskError):
                 self._tell_of_others(method, references, deadline)
@@ -53,13 +57,13 @@ class EngineClient:
         done, late = ray.wait(references, num_returns=len(references), timeout=_MOMENT_S)
         for reference in done:
             try:
-                answers_of(_GROUP, [references.index(reference)], [reference], method, self.timeout_s)
+                answers_of(_GROUP, [self.engines[references.index(reference)]], [reference], method, self.timeout_s)
             except GroupError as error:
                 # Of one whose process lives, it may be because another one died.
                 if not isinstance(error.__cause__, RayTaskError):
                     raise
         if late and time.monotonic() >= deadline:
-            silent = [references.index(reference) for reference in late]
+            silent = [self.engines[references.index(reference)] for reference in late]
             raise no_answer(_GROUP, silent, method, self.timeout_s)
 
     def resume(self) -> None:

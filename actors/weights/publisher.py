@@ -126,7 +126,8 @@ class Publisher:
         )
 
     def send(self, version: int, canary: list[int], verify: bool) -> tuple[Ticket, list[Account]]:
-        """One transfer: its ticket, and on rank 0 the accounts of those engines that it went to.
+        """One transfer: its ticket, and on rank 0 the accounts of those engines that it went to, which are numbered in
+        the order in which they were met.
 
         Whole weights go, or, after a first time, adapters alone. With `verify`, both sides account for it. Raises
         WeightSyncError when merging has lost more than allowed. Generation goes on afterwards, also on failure.
@@ -147,7 +148,7 @@ class Publisher:
             self._note(accounts, "adapter")
         seconds = time.perf_counter() - started
         ticket = Ticket(version, parts, canary, seconds, self.merge_error())
-        return ticket, [Account(engine, account) for engine, account in enumerate(accounts)]
+        return ticket, [Account(place, account) for place, account in enumerate(accounts)]
 
     def _note(self, accounts: list[dict[Kind, Got]], kind: Kind) -> None:
         """Add what the receivers say of a part, on the rank that has asked them."""

@@ -20,8 +20,10 @@ from actors.weights.verify import verify
 class WeightStore(Protocol):
     """Where the policy leaves its weights, and engines get them."""
 
-    def publish(self, version: int) -> Ticket:
+    def publish(self, version: int, *, prove: bool = False) -> Ticket:
         """Leave the policy's weights as this version; collective on its ranks. Training may then go on.
+
+        With `prove`, both sides account for it whatever `rollout.transfer.verify_every` is.
 
         Raises GroupError when a rank, or whoever takes the weights, fails.
         """
@@ -46,8 +48,16 @@ class WeightStore(Protocol):
         ...
 
 
-def sync(store: WeightStore, rollout: ActorGroup[RolloutWorker], version: int, tolerance: float) -> dict[str, float]:
-    """Publish, let all engines of the group `rollout` fetch, and verify; returns metrics.
+def sync(
+    store: WeightStore,
+    rollout: ActorGroup[RolloutWorker],
+    version: int,
+    tolerance: float,
+    engines: Sequence[int] | None = None,
+    *,
+    prove: bool = False,
+) -> tuple[Ticket, dict[str, float]]:
+    """Publish, let these engines (None: all) of the group `rollout` fetch, and verify; returns the ticket and metrics.
 
     weights/sync_seconds are those of publishing, for which training stands still and with a broadcast all engines do,
     and the longest that one engine then took to fetch. Where they fetch one after the other (rollout.update_order
@@ -55,11 +65,11 @@ def sync(store: WeightStore, rollout: ActorGroup[RolloutWorker], version: int, t
 
     Raises what a store raises, and WeightSyncError where an engine computes with other weights.
     """
-    ticket = store.publish(version)
-    accounts = store.fetch(ticket, range(len(rollout)))
+    ticket = store.publish(version, prove=prove)
+    accounts = store.fetch(ticket, range(len(rollout)) if engines is None else engines)
     # Comparing comes after it, and is not counted.
     metrics = {"weights/sync_seconds": ticket.seconds + max(account.seconds for account in accounts)}
     if ticket.merge_error is not None:
         metrics["weights/merge_error"] = ticket.merge_error
     difference = verify(store, rollout, ticket, accounts, tolerance)
-    return metrics if difference is None else metrics | {"weights/canary_difference": difference}
+    return ticket, metrics if difference is None else metrics | {"weights/canary_difference": difference}

@@ -17,9 +17,11 @@ from ray import ObjectRef
 
 from actors.episodes import Episode, Place, TokenFields
 from actors.group import ActorGroup
+from actors.group_errors import RankLost
 from actors.train.worker import Held, Share, Totals
 from algorithms.division.work import RankWork
 from algorithms.rollouts.groups import ScoredGroup
+from algorithms.rollouts.membership import Membership
 
 Episodes = ObjectRef[list[Episode]]
 Split = Callable[[list[tuple[Episodes, list[list[int]]]]], list[list[Episodes]]]
@@ -151,26 +153,42 @@ def hand_episodes(
     ]
 
 
-def split_by(engines: ActorGroup[Any], method: Callable[..., object], is_lost: Callable[[int], bool]) -> Split:
-    """Lets rollout engines split groups, each some of them, but for those that `is_lost` says cannot go on; the wait
-    for that has the engines' deadline."""
+def split_by(
+    engines: ActorGroup[Any], method: Callable[..., object], members: Membership, restart_s: float = 0.0
+) -> Split:
+    """Lets rollout engines split groups, each some of them; the wait for that has the engines' deadline. What one was
+    to split that is lost, others split; where there is none, one is waited for up to `restart_s` seconds."""
 
     def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
-        parts: list[list[Episodes]] = [[] for _ in asked]
-        told = []
-        # All at one time: any engine can split any group, wherever it was sampled.
-        left = [engine for engine in range(len(engines)) if not is_lost(engine)]
-        ranks = left[: len(asked)] or [0]  # where all are lost, it is this one's death that ends the run
-        for place, engine in enumerate(ranks):
-            own = range(place, len(asked), len(ranks))
-            shares, groups = [asked[number][1] for number in own], [asked[number][0] for number in own]
-            count = 1 + sum(map(len, shares))
-            first, *others = engines.submit(engine, method, shares, *groups, num_returns=count)
-            told.append(first)
-            for number, of_group in zip(own, shares, strict=True):
-                parts[number], others = others[: len(of_group)], others[len(of_group) :]
-        # The first object of each call comes with the others: who waits for it hears of a failure.
-        engines.gather(told, "split", ranks=ranks)
-        return parts
+        while True:
+            losses, there = list(members.losses), members.there() or members.wait_for_one(restart_s)
+            try:
+                return _split(engines, method, there, asked)
+            except RankLost as error:
+                if members.losses[error.rank] == losses[error.rank]:  # else that is known
+                    members.lose(error.rank, error, members.generation(error.rank))
 
     return split
+
+
+def _split(
+    engines: ActorGroup[Any],
+    method: Callable[..., object],
+    there: Sequence[int],
+    asked: list[tuple[Episodes, list[list[int]]]],
+) -> list[list[Episodes]]:
+    parts: list[list[Episodes]] = [[] for _ in asked]
+    told = []
+    # All at one time: any engine can split any group, wherever it was sampled.
+    ranks = there[: len(asked)]
+    for place, engine in enumerate(ranks):
+        own = range(place, len(asked), len(ranks))
+        shares, groups = [asked[number][1] for number in own], [asked[number][0] for number in own]
+        count = 1 + sum(map(len, shares))
+        first, *others = engines.submit(engine, method, shares, *groups, num_returns=count)
+        told.append(first)
+        for number, of_group in zip(own, shares, strict=True):
+            parts[number], others = others[: len(of_group)], others[len(of_group) :]
+    # The first object of each call comes with the others: who waits for it hears of a failure.
+    engines.gather(told, "split", ranks=ranks)
+    return parts

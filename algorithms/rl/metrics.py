@@ -101,8 +101,7 @@ def left_out_rows(discards: Discards) -> dict[str, list[str]]:
     and row."""
     found: dict[str, list[str]] = {}
     for each in discards.left_out:
-        name = f"{each.prompt.of_set}:{each.prompt.index}" if each.prompt.of_set else str(each.prompt.index)
-        found.setdefault(each.why, []).append(name)
+        found.setdefault(each.why, []).append(each.prompt.name)
     return found
 
 

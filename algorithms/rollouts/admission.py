@@ -23,7 +23,7 @@ class Loads:
 
     def __init__(self, engines: int) -> None:
         self._loads = [0] * engines
-        self._gone: set[int] = set()
+        self._out: set[int] = set()
         self._heap = [(0, engine) for engine in range(engines)]
 
     def __getitem__(self, engine: int) -> int:
@@ -31,17 +31,17 @@ class Loads:
 
     @property
     def left(self) -> int:
-        """Engines that are there."""
-        return len(self._loads) - len(self._gone)
+        """Engines that get something."""
+        return len(self._loads) - len(self._out)
 
     def least(self, most: int | None = None, samples: int = 1) -> int | None:
-        """An engine, which from now on has so many samples more; None where every one has `most` already. Raises
-        LookupError when none is left."""
+        """An engine, which from now on has so many samples more; None where every one has `most` already, or none is
+        left."""
         # Entries whose load is no longer that are left in the heap, and dropped when they come up: a change costs
         # log(engines), where looking for the least of 1,000 engines costs 36 microseconds a prompt.
         while self._heap:
             load, engine = self._heap[0]
-            if engine in self._gone or self._loads[engine] != load:
+            if engine in self._out or self._loads[engine] != load:
                 heapq.heappop(self._heap)
                 continue
             if most is not None and load >= most:
@@ -49,22 +49,30 @@ class Loads:
             heapq.heappop(self._heap)
             self._set(engine, load + samples)
             return engine
-        raise LookupError("no engine is left")
+        return None
 
     def ended(self, engine: int, samples: int = 1) -> None:
         """An engine has so many samples less."""
-        if engine not in self._gone:
-            self._set(engine, self._loads[engine] - samples)
+        self._set(engine, self._loads[engine] - samples)
 
     def lost(self, engine: int) -> None:
-        """An engine gets nothing any more."""
-        self._gone.add(engine)
+        """An engine has nothing any more, and gets nothing."""
+        self.out(engine)
         self._loads[engine] = 0
+
+    def out(self, engine: int) -> None:
+        """An engine gets nothing, until it is back."""
+        self._out.add(engine)
+
+    def back(self, engine: int) -> None:
+        """An engine gets something again."""
+        self._out.discard(engine)
+        self._set(engine, self._loads[engine])
 
     def _set(self, engine: int, load: int) -> None:
         self._loads[engine] = load
         heapq.heappush(self._heap, (load, engine))
         # Where loads fall more often than they are asked for, nothing else would drop old entries.
         if len(self._heap) > 8 * len(self._loads) + 64:
-            self._heap = [(now, each) for each, now in enumerate(self._loads) if each not in self._gone]
+            self._heap = [(now, each) for each, now in enumerate(self._loads) if each not in self._out]
             heapq.heapify(self._heap)

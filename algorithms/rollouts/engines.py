@@ -1,4 +1,5 @@
-"""The engines as the driver sees them: requests go to one, what ended comes from any; a dead one is only told of.
+"""The engines as the driver sees them: requests go to one, what ended comes from any; a dead one is told of, and told
+of again when it is back.
 
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """
@@ -15,12 +16,16 @@ from actors.group import ActorGroup, Countdown, GroupError
 from actors.rollout.host import EngineHost
 from actors.rollout.types import Begun, EngineStats, Finished, Request
 from algorithms.rollouts.groups import BegunGroup
+from algorithms.rollouts.membership import Membership
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 NONE_BEGUN: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = {}
 _POLL_S = 5.0
 """How long a poll waits within the engine's process; one that has nothing to tell is asked again."""
+_SOON_S = 0.1
+"""Longest wait where engines are missing, and may be back."""
 _PLACES = 8
 """Most requests whose responses come with the news that they have ended, which saves a call and its way: a place that
 stays empty costs a thirtieth of a call."""
@@ -44,6 +49,23 @@ class Lost:
 
     engine: int
     error: GroupError
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """An engine goes on with what it has, and gets no more before it is `Back`."""
+
+    engine: int
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """An engine gets requests again."""
+
+    engine: int
+
+
+Event = Ended | Lost | Out | Back
 
 
 class Engines(Protocol):
@@ -85,7 +107,7 @@ class Engines(Protocol):
         """
         ...
 
-    def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Event]:
         """What has happened since the last call; waits up to `timeout_s` seconds for something, or for any of `others`
         (references)."""
         ...
@@ -93,6 +115,10 @@ class Engines(Protocol):
     def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[Had]]":
         """References to the responses to each of these requests, which have ended, or to what the samples of a held one
         have; to be asked for once."""
+        ...
+
+    def condemn(self, engine: int, error: GroupError) -> None:
+        """An engine is held for lost, whatever it does; `wait` tells of it."""
         ...
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
@@ -104,8 +130,10 @@ class Engines(Protocol):
 class RayEngines:
     """The actors of a group, each with one outstanding poll while it has requests."""
 
-    def __init__(self, group: ActorGroup[Any]) -> None:
+    def __init__(self, group: ActorGroup[Any], members: Membership | None = None) -> None:
+        """`members`: which of them serve; None: all do, until one is lost."""
         self.group = group
+        self.members = members or Membership(len(group))
         self._waiting: list[set[int]] = [set() for _ in range(len(group))]
         """Requests of each engine that have not ended."""
         self._unwanted: set[int] = set()
@@ -114,18 +142,23 @@ class RayEngines:
         """Its engine, and what takes the responses to the first requests that it tells of."""
         self._here: dict[int, ObjectRef[Had]] = {}
         """Request -> its responses, which a poll has brought along."""
+        self._collected: dict[ObjectRef[None], tuple[int, list[Finished], list[ObjectRef[Had]]]] = {}
+        """Requests that have ended, of which nothing is told before their responses have left the engine's process: who
+        has heard of them does not sample them again."""
         self._calls: dict[ObjectRef[None], tuple[int, str]] = {}
         """Of which only failures matter."""
-        self._lost: set[int] = set()
+        self._told_changes = -1
+        self._told_losses = [0] * len(group)
+        """Of each engine: as far as `wait` has told."""
+        self._open = [True] * len(group)
+        """The same of whether it gets requests."""
+        self._missed: set[int] = set()
+        """Engines that were given requests when they could not take any."""
         self._late: dict[int, ObjectRef[EngineStats]] = {}
         """Engine -> its answer, which did not come in time; not asked again before it has come."""
 
     def __len__(self) -> int:
         return len(self.group)
-
-    def is_lost(self, engine: int) -> bool:
-        """Whether an engine has died or cannot go on, as far as `wait` has told. Any thread may ask."""
-        return engine in self._lost
 
     def submit(
         self,
@@ -135,6 +168,9 @@ class RayEngines:
         begun: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = NONE_BEGUN,
     ) -> None:
         """See `Engines`."""
+        if not self._takes(engine):
+            self._missed.add(engine)  # `wait` says that they are lost
+            return
         # Arguments of their own: within another one, Ray would leave them references.
         call = self.group.submit(engine, _HOST.submit, requests, seed, [*begun], *begun.values())
         self._calls[call] = engine, "submit"
@@ -146,27 +182,30 @@ class RayEngines:
 
     def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
         """See `Engines`."""
+        if not self._takes(engine):
+            return
         self._calls[self.group.submit(engine, _HOST.abort, requests, keep)] = engine, "abort"
         if not keep:
-            self._unwanted |= self._waiting[engine].intersection(requests)
+            self._unwanted |= self._known(engine).intersection(requests)
             for request in requests:
                 self._here.pop(request, None)
 
     def abort_older(self, engine: int, version: int) -> None:
         """See `Engines`."""
-        self._calls[self.group.submit(engine, _HOST.abort_older, version)] = engine, "abort_older"
+        if self._takes(engine):
+            self._calls[self.group.submit(engine, _HOST.abort_older, version)] = engine, "abort_older"
 
     def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[Had]]":
         """See `Engines`."""
-        # One call, whatever the number: it takes the driver as long as all that it does for a sample beside.
+        # Only what was aborted and kept is still there.
         if away := [request for request in requests if request not in self._here]:
-            found = self.group.submit(engine, _HOST.collect, *away, num_returns=len(away))
-            self._here.update(zip(away, found if len(away) > 1 else [found], strict=True))
+            _, *found = self._fetch(engine, away)
+            self._here.update(zip(away, found, strict=True))
         return [self._here.pop(request) for request in requests]
 
     def progress(self, requests: Mapping[int, list[int]], timeout_s: float) -> dict[int, BegunGroup]:
         """See `Engines`."""
-        asked = {engine: own for engine, own in requests.items() if own}
+        asked = {engine: own for engine, own in requests.items() if own and self._takes(engine)}
         calls, samples = [], dict[int, ObjectRef[tuple[Begun, ...]]]()
         for engine, own in asked.items():
             told, *found = self.group.submit(engine, _HOST.progress, own, num_returns=1 + len(own))
@@ -179,36 +218,105 @@ class RayEngines:
             for request, infos in answer.items()
         }
 
-    def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Ended | Lost]:
+    def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Event]:
         """See `Engines`."""
-        if waits_for := [*self._polls, *others]:  # Ray refuses to wait for nothing
-            ray.wait(waits_for, num_returns=1, timeout=timeout_s)
-        events: list[Ended | Lost] = []
-        done = _done([*self._calls, *self._polls])
+        missing = not all(self._open)
+        if waits_for := [*self._polls, *self._collected, *others]:  # Ray refuses to wait for nothing
+            # That one is back is no answer to any call.
+            ray.wait(waits_for, num_returns=1, timeout=min(timeout_s, _SOON_S) if missing else timeout_s)
+        elif missing:
+            self.members.wait(timeout_s, self._told_changes)
+        events: list[Event] = []
+        done = _done([*self._calls, *self._polls, *self._collected])
         # Calls first: an engine that could not take its requests has nothing to tell of them.
         for call in [call for call in self._calls if call in done]:
             engine, method = self._calls.pop(call)
-            self._answer(engine, call, method, events)
+            self._answer(engine, call, method, None)
         for call in [call for call in self._polls if call in done]:
-            engine, places = self._polls.pop(call)
-            # A lost engine has told of nothing.
-            finished = self._answer(engine, call, "poll", events) or []
-            # Not strict: there may be more of them than places, or fewer.
-            first = [each.request for each in finished if not each.error and not each.aborted]
-            self._here.update(zip(first, places, strict=False))
-            events += (Ended(engine, self._ended(engine, each)) for each in finished)
-            if self._waiting[engine] and engine not in self._lost:
-                self._poll(engine)
+            events += self._polled(call)
+        for call in [call for call in self._collected if call in done]:
+            engine, finished, found = self._collected.pop(call)
+            if self._answer(engine, call, "collect", False) is None:
+                self._here.update(zip((each.request for each in finished), found, strict=True))
+                events += (Ended(engine, self._ended(each)) for each in finished)
+        # Last: what has ended before an engine was lost has ended.
+        return events + self._changes()
+
+    def _polled(self, call: "ObjectRef[list[Finished]]") -> list[Event]:
+        """Take in what a poll tells of, as far as its responses are here."""
+        engine, places = self._polls.pop(call)
+        # A lost engine has told of nothing.
+        finished = self._answer(engine, call, "poll", [])
+        self._waiting[engine].difference_update(each.request for each in finished)
+        sampled = [each for each in finished if not each.error and not each.aborted]
+        # Not strict: there may be more of them than places, or fewer.
+        self._here.update(zip((each.request for each in sampled), places, strict=False))
+        if away := [each for each in sampled[len(places) :] if each.request not in self._unwanted]:
+            # One call, whatever the number: it takes the driver as long as all that it does for a sample beside.
+            told, *found = self._fetch(engine, [each.request for each in away])
+            self._collected[told] = engine, away, found
+        if sampled and self.members.streaks[engine]:
+            self.members.proved(engine)
+        if self._waiting[engine] and self._takes(engine):
+            self._poll(engine)
+        later = {each.request for each in away}
+        return [Ended(engine, self._ended(each)) for each in finished if each.request not in later]
+
+    def _fetch(self, engine: int, requests: list[int]) -> list[Any]:
+        """References to None, and then to the responses to each of these requests."""
+        return self.group.submit(engine, _HOST.collect, *requests, num_returns=1 + len(requests))
+
+    def _takes(self, engine: int) -> bool:
+        """Whether an engine has the process that it had when `wait` told of it last, and that process goes on."""
+        members = self.members
+        return members.losses[engine] == self._told_losses[engine] and members.state(engine) in ("serving", "stale")
+
+    def _changes(self) -> list[Event]:
+        """What has become of engines since the last call."""
+        missed, self._missed = self._missed, set()
+        members, changes = self.members, self.members.changes
+        if changes == self._told_changes and not missed:
+            return []
+        if members.failure:
+            raise members.failure
+        events: list[Event] = []
+        for engine in range(len(self)):
+            losses, is_open = members.losses[engine], members.state(engine) == "serving"
+            if losses != self._told_losses[engine] or engine in missed:
+                self._forget(engine)
+                events.append(Lost(engine, members.error(engine)))
+                self._open[engine] = False
+            if is_open != self._open[engine]:
+                events.append(Back(engine) if is_open else Out(engine))
+            self._told_losses[engine], self._open[engine] = losses, is_open
+        self._told_changes = changes
         return events
 
-    def _ended(self, engine: int, finished: Finished) -> Finished:
-        """It is no longer waited for; one that nobody wants may have ended by itself before it could be aborted."""
-        self._waiting[engine].discard(finished.request)
+    def _known(self, engine: int) -> set[int]:
+        """Requests of which `wait` will tell."""
+        collected = [finished for of, finished, _ in self._collected.values() if of == engine]
+        return self._waiting[engine].union(*([each.request for each in finished] for finished in collected))
+
+    def _forget(self, engine: int) -> None:
+        """Nothing that a process that is gone was asked for comes any more."""
+        self._unwanted -= self._known(engine)
+        self._waiting[engine].clear()
+        self._polls = {call: each for call, each in self._polls.items() if each[0] != engine}
+        self._calls = {call: each for call, each in self._calls.items() if each[0] != engine}
+        self._collected = {call: each for call, each in self._collected.items() if each[0] != engine}
+        self._late.pop(engine, None)
+
+    def _ended(self, finished: Finished) -> Finished:
+        """One that nobody wants may have ended by itself before it could be aborted."""
         if finished.request not in self._unwanted:
             return finished
         self._unwanted.discard(finished.request)
         self._here.pop(finished.request, None)
         return replace(finished, aborted=True)
+
+    def condemn(self, engine: int, error: GroupError) -> None:
+        """See `Engines`."""
+        self.members.lose(engine, error, self.members.generation(engine))
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
         """See `Engines`."""
@@ -216,7 +324,7 @@ class RayEngines:
         answered = _done([*self._late.values()])
         # One that hangs shall cost a wait once, not in every step.
         self._late = {engine: call for engine, call in self._late.items() if call not in answered}
-        asked = [engine for engine in range(len(self)) if engine not in self._lost and engine not in self._late]
+        asked = [engine for engine in self.members.serving() if engine not in self._late]
         calls = {engine: self.group.submit(engine, _HOST.stats) for engine in asked}
 
         def answers() -> list[EngineStats | None]:
@@ -240,14 +348,14 @@ class RayEngines:
         told, *found = self.group.submit(engine, _HOST.poll, _POLL_S, places, num_returns=1 + places)
         self._polls[told] = engine, found
 
-    def _answer(self, engine: int, call: "ObjectRef[T]", method: str, events: list[Ended | Lost]) -> T | None:
+    def _answer(self, engine: int, call: "ObjectRef[T]", method: str, failed: U) -> T | U:
+        """What an engine says; `failed` where it is lost."""
         try:
             return self.group.answer(engine, call, method)
         except GroupError as error:
-            if engine not in self._lost:
-                self._lost.add(engine)
-                events.append(Lost(engine, error))
-            return None
+            # An answer of a process that was replaced since says nothing of its successor.
+            self.members.lose(engine, error, self.group.origin(call)[1])
+            return failed
 
 
 def _done(calls: Sequence[ObjectRef]) -> set[ObjectRef]:

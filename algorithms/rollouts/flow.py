@@ -18,15 +18,17 @@ from typing import Any, Protocol
 from ray import ObjectRef
 
 from actors.group import GroupError
+from actors.group_errors import DataLost
 from actors.rollout.types import Begun, Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts.admission import Loads
-from algorithms.rollouts.engines import Ended, Engines, Had, Lost
+from algorithms.rollouts.engines import Back, Ended, Engines, Event, Had, Lost, Out
 from algorithms.rollouts.groups import BegunGroup, ScoredGroup
 from algorithms.rollouts.held import going_on, sampling_of
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.losses import Losses
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
 ENOUGH = 2
@@ -94,6 +96,7 @@ class Flow:
         self._loads = Loads(len(engines))
         self._heard = [0.0] * len(engines)
         """When an engine last ended something, or got something to do after nothing."""
+        self.losses = Losses(limits, clock)
 
     @property
     def busy(self) -> bool:
@@ -160,7 +163,7 @@ class Flow:
         if self._waiting:
             self._send([], None)
 
-    def wait(self, seconds: float) -> list[Ended | Lost]:
+    def wait(self, seconds: float) -> list[Event]:
         """What happens next; nothing, at once, where nothing is on its way."""
         if not self.busy:  # the prompts have ended
             return []
@@ -170,16 +173,28 @@ class Flow:
         others = [ref for each in (self.pool, self.models, self.reads) if each for ref in each.refs()]
         return self.engines.wait(others, seconds)
 
-    def take_in(self, events: Sequence[Ended | Lost]) -> None:
+    def take_in(self, events: Sequence[Event]) -> None:
         """Pass on what has happened. Raises GroupError and RewardFailure, as `Rollouts.take` says."""
         rollouts = self._collect([event for event in events if isinstance(event, Ended)])
         for event in events:
-            self._lose(event) if isinstance(event, Lost) else self._receive(event, rollouts)
+            self._hear(event, rollouts)
         for group, scores in self._answers():
             self._score(group, scores)
         for group, scored in self._judged():
             self._accept(group, scored)
         self._check_deadlines()
+
+    def _hear(self, event: Event, rollouts: "dict[int, ObjectRef[Any]]") -> None:
+        match event:
+            case Ended():
+                self._receive(event, rollouts)
+            case Lost():
+                self._lose(event)
+            case Out(engine):
+                self._loads.out(engine)
+            case Back(engine):
+                self._loads.back(engine)
+                self._heard[engine] = self._clock()
 
     def _end_unwanted(self) -> None:
         """Tell engines what is postponed, and what has become too old."""
@@ -307,20 +322,21 @@ class Flow:
         self._scoring[ticket] = group
 
     def _lose(self, event: Lost) -> None:
-        """What ran on a lost engine starts anew on others, where a prompt may be lost more than once."""
+        """What ran on a lost engine starts anew on others, or goes on there from what it had when it came."""
         self._loads.lost(event.engine)
         groups = [group for group in self._running.values() if group.engine == event.engine]
-        if not self._loads.left or any(group.engines >= self.limits.attempts for group in groups):
-            raise event.error
+        wanted = [group for group in groups if not group.unwanted]
+        self.losses.take_in(event, wanted, left=self._loads.left)
         for group in groups:
             del self._running[group.id]
+        # What it would go on from may be what is gone.
+        keeps = not isinstance(event.error, DataLost)
         again = [
             Running(
-                next(self._ids), group.order, group.lane, group.prompt,
-                engines=group.engines + 1, attempt=group.attempt, begun=group.begun, to_its_end=group.to_its_end,
+                next(self._ids), group.order, group.lane, group.prompt, engines=group.engines + 1,
+                attempt=group.attempt, begun=group.begun if keeps else None, to_its_end=group.to_its_end,
             )
-            for group in groups
-            if not group.unwanted
+            for group in wanted
         ]  # fmt: skip
         self._send(again, None)  # no seed: samplers there are in the middle of other prompts
 
@@ -359,6 +375,7 @@ class Flow:
 
     def _check_deadlines(self) -> None:
         now, limits = self._clock(), self.limits
+        self.losses.check(left=self._loads.left)
         # Groups are in the order in which engines got them: the first one has waited longest, and what is late among
         # thousands is found without looking at all of them after every event.
         oldest = next(iter(self._running.values()), None)
@@ -370,11 +387,10 @@ class Flow:
         # An engine may have many groups queued: late is one that has finished none of them for so long.
         for engine, heard in enumerate(self._heard):
             if now > heard + limits.silence_s and self._loads[engine]:
+                self._heard[engine] = now
                 late = next(group for group in self._running.values() if group.engine == engine)
-                raise GroupError(
-                    f"rollout[{engine}].poll: nothing heard, while data row {late.prompt.index} waits, "
-                    f"for {limits.silence_s:g} s (rollout.timeout_s)"
-                )
+                text = f"nothing heard, while data row {late.prompt.index} waits, for {limits.silence_s:g} s"
+                self.engines.condemn(engine, GroupError(f"rollout[{engine}].poll: {text} (rollout.timeout_s)"))
 
 
 def _infos(finished: Finished, group: Running) -> list[RolloutInfo]:

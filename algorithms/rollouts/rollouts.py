@@ -123,6 +123,9 @@ class Rollouts:
         self._thread: Thread | None = None
         self._snapshot: Ahead | None = None
         self._go_on = go_on
+        self.welcome: Callable[[], None] | None = None
+        """Gives engines that are back the weights of the others; called by the thread, while the loop waits: nobody
+        else then calls the policy's ranks, and the policy is what was published."""
         self._groups_per_step = groups_per_step
 
     def take(
@@ -189,6 +192,10 @@ class Rollouts:
     def engines(self) -> Engines:
         """Those that sample."""
         return self._flow.engines
+
+    def had(self, engine: int) -> list[str]:
+        """Names of the prompts that an engine had when it was lost last; once."""
+        return self._flow.losses.had.pop(engine, [])
 
     @property
     def failures(self) -> Failures:
@@ -326,6 +333,8 @@ class Rollouts:
     def _round(self) -> None:
         """Start what may start, wait for what happens next, and pass it on."""
         with self._changed:
+            if self.welcome and self._wanted:
+                self.welcome()
             self._flow.start(self._lanes())
         events = self._flow.wait(self._look_s)
         with self._changed:

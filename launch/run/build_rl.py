@@ -28,12 +28,13 @@ from launch.kinds.kind import Loop
 from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.chat_settings import answer_ends
 from launch.run.connection import Connection
+from launch.run.fleet import Fleet
 from launch.run.groups import reference_sync, start_building
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves, resume
-from launch.run.weights import publisher
+from launch.run.weights import Weights
 from launch.settings.cores import early_threads
 from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_rl import transfer_backend
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
 
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
+
+
+_MOST_ENGINES = 5
+"""Engines in a row that may be lost with one prompt: it may be why they are."""
 
 
 def on_one_gpu(config: RunConfig) -> bool:
@@ -102,6 +107,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     from algorithms.division.deals import split_by
     from algorithms.rl.overlapped_gradients import OverlappedGradients
     from algorithms.rollouts.engines import RayEngines
+    from algorithms.rollouts.membership import Membership
 
     reporter.phase("loading models")
     models = spawn_models(config, directory, placement, roster)
@@ -109,8 +115,9 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     reporter.phase("reading data")
     data = _rl_data(config, directory, reporter)
     steps, settings = _total_steps(kind, data.drawn), _from_settings(kind)
-    rollout_engines = RayEngines(engines.group)
-    split = split_by(engines.group, _ENGINE.split, rollout_engines.is_lost)
+    membership = Membership(len(engines.group))
+    rollout_engines = RayEngines(engines.group, membership)
+    split = split_by(engines.group, _ENGINE.split, membership, config.rollout.restart_timeout_s)
     reading = _reading(config, roster)
     models_beside, reads = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
     gradients = OverlappedGradients(early_threads(config)) if kind.algorithm.overlaps_gradients else None
@@ -125,14 +132,15 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     # A reference that stays as it is, is read from its directory again: only one that follows has weights to save.
     members = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
     saves = Saves(members, data.contents)
-    connection = Connection(config, roster)
+    weights = Weights(config, roster, Connection(config, roster), directory, membership)
+    roster.rollouts.welcome = weights.welcome
     arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,
         "split": split,
         "reads": reads,
         "gradients": gradients,
-        "publish": publisher(config, roster, connection, directory),
+        "publish": weights.publish,
         "checkpoint": RunCheckpointer(config, saves, placement.nodes),
         "reporter": reporter,
         "total_steps": steps,
@@ -148,7 +156,17 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     models.policy.call(PolicyWorker.prepare_to_connect)
     engines.wait(reporter)
     reporter.phase("connecting engines")
-    connection.ensure()
+    weights.connect()
+    if config.run.max_restarts and roster.now:
+        # Only now: an engine that cannot even start at first is no fault that passes.
+        roster.fleet = Fleet(
+            engines.group,
+            membership,
+            roster.now,
+            start_timeout_s=config.rollout.start_timeout_s,
+            max_restarts=config.run.max_restarts,
+            had=roster.rollouts.had,
+        )
     # Last: the ranks have to hold models before they can load shards into them.
     resume(config, saves, loop, reporter)
     return loop
@@ -316,6 +334,8 @@ def _rollouts(
         prompt_s=config.rollout.prompt_timeout_s,
         max_failed=config.reward.max_failed_fraction,
         starts=config.rollout.max_attempts,
+        attempts=_MOST_ENGINES if config.run.max_restarts else 1,
+        restart_s=config.rollout.restart_timeout_s if config.run.max_restarts else 0.0,
     )
     return Rollouts(
         engines,

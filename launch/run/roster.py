@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 from actors.group import ActorGroup
 from algorithms.rewards.pool import RewardPool
 from algorithms.rollouts.rollouts import Rollouts
+from launch.run.fleet import Fleet
 from launch.run.reserved import Placement
+from launch.tracking.now import Now
 
 W = TypeVar("W")
 
@@ -44,13 +46,15 @@ class Roster(Members):
         rebuild(roster["policy"], partial(start_building, total_updates=100))
     """
 
-    def __init__(self, logs: str) -> None:
-        """`logs`: directory of the processes' output."""
+    def __init__(self, logs: str, now: Now | None = None) -> None:
+        """`logs`: directory of the processes' output; `now`: takes notes of faults; without it nothing is restarted."""
         self._started: dict[str, ActorGroup[Any]] = {}
         super().__init__(self._started)  # the same dictionary: groups that are added later are members, too
         self._logs = logs
         self.pool: RewardPool | None = None
         self.rollouts: Rollouts | None = None
+        self.now = now
+        self.fleet: Fleet | None = None
 
     def add(
         self,
@@ -73,7 +77,9 @@ class Roster(Members):
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""
-        # First: its thread calls engines and reward processes.
+        if self.fleet:
+            self.fleet.close()  # first, as it starts engines
+        # Then: its thread calls engines and reward processes.
         if self.rollouts:
             self.rollouts.close()
         if self.pool:

@@ -127,7 +127,7 @@ def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iter
     with ray_cluster(config, config.directory / "logs"):
         from launch.run.roster import Roster
 
-        roster = Roster(str((config.directory / "logs").absolute()))
+        roster = Roster(str((config.directory / "logs").absolute()), reporter.now)
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():

@@ -20,19 +20,19 @@ class RunReporter:
     def __init__(self, display: Display, tracker: Tracker, now: Now, curves: CurveDrawer | None = None) -> None:
         self._display = display
         self._tracker = tracker
-        self._now = now
+        self.now = now
         self._curves = curves
         self._health = Health()
 
     def start(self, title: str, total_steps: int, done_steps: int) -> None:
         """Begin the progress display."""
         self._display.start(title, total_steps, done_steps)
-        self._now.start(done_steps)
+        self.now.start(done_steps)
 
     def phase(self, name: str) -> None:
         """Say what runs now."""
         self._display.phase(name)
-        self._now.phase(name)
+        self.now.phase(name)
 
     def progress(self, done: int, total: int, what: str) -> None:
         """How far what runs now has come."""
@@ -41,7 +41,7 @@ class RunReporter:
     def step(self, step: int, metrics: Metrics, left_out: Mapping[str, list[str]] | None = None) -> None:
         """Write and show a step's metrics, and warn about those out of range; why -> prompts that are `left_out` are in
         metrics.jsonl."""
-        metrics = metrics | self._now.step(step)
+        metrics = metrics | self.now.step(step)
         self._tracker.log(step, metrics, left_out)  # written before it is shown: the terminal may be gone
         self._display.step(step, metrics)
         for line in self._health.warnings(metrics):

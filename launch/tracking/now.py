@@ -52,7 +52,7 @@ class Now:
             seconds: for what this attempt takes.
         """
         self._path, self._partial = directory / NOW, directory / f"{NOW}.partial"
-        self._events, self._clock, self._lock = events, clock, threading.Lock()
+        self.events, self._clock, self._lock = events, clock, threading.Lock()
         self._done, self._trains = reached, False
         self._open = events.open()
         """Faults of earlier attempts, which are over once this one trains."""
@@ -75,8 +75,8 @@ class Now:
             self._train_on()
         self.lost.waiting(word in _WAITS)
         # A step is being made until the loop has ended.
-        self._events.step = self._done + (self._trains and word != END)
-        self._events.phase = word
+        self.events.step = self._done + (self._trains and word != END)
+        self.events.phase = word
         self.write()
 
     def step(self, step: int) -> dict[str, float]:
@@ -90,8 +90,8 @@ class Now:
         """Write where the run is: also for whoever has changed `processes`."""
         with self._lock, contextlib.suppress(OSError):  # a full disk ends no run: the next change writes all of it
             at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-            content = {"at": at, "attempt": self._events.attempt, "step": self._events.step}
-            content |= {"phase": self._events.phase, "driver": os.getpid()}
+            content = {"at": at, "attempt": self.events.attempt, "step": self.events.step}
+            content |= {"phase": self.events.phase, "driver": os.getpid()}
             content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}
             _put(self._path, self._partial, json.dumps(content).encode())
 
@@ -99,7 +99,7 @@ class Now:
         """The restart is over: from here on this attempt does what no earlier one has done, or has lost."""
         self.lost.trains_on()
         for number in self._open:
-            self._events.recovered(number, "resumed", redone_steps=self._earlier.redone_steps)
+            self.events.recovered(number, "resumed", redone_steps=self._earlier.redone_steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,170 @@
+"""Which rollout engines serve, and where the others are on their way back.
+
+    serving --lose--> lost --restarting--> restarting --ready--> stale --serve--> serving
+                        ^-------lose----------'------lose---------'
+
+Nothing goes from lost to serving: what has been restarted has random weights, and serves once it has those of the
+version that the others have, and has proved it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from actors.group import GroupError
+
+State = Literal["serving", "lost", "restarting", "stale"]
+
+
+class Membership:
+    """The engines of a run, by number. Any thread may ask and tell.
+
+    Example:
+        members.lose(1, error, generation=0)
+        members.restarting(1)
+        members.ready(1)
+        members.serve(1, version=members.version)
+    """
+
+    def __init__(self, engines: int) -> None:
+        """All of them serve at first, whatever weights they have: nothing is sampled before some are published."""
+        self._states: list[State] = ["serving"] * engines
+        self._generations = [0] * engines
+        self._errors: dict[int, GroupError] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self.losses = [0] * engines
+        """Of each engine: how often it was lost."""
+        self.streaks = [0] * engines
+        """Of each engine: how often in a row it was lost before it had ended any request."""
+        self.version = -1
+        """Of the weights that those have that serve."""
+        self.changes = 0
+        """Moves with everything that is told here."""
+        self.failure: GroupError | None = None
+        """Why an engine does not come back any more, which ends the run."""
+        self.on_lost: Callable[[int, GroupError], None] | None = None
+        """Called with each engine that is lost, by whoever has told of it; without it, none comes back."""
+        self.on_served: Callable[[int], None] | None = None
+        """Called with each engine that serves again."""
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def state(self, engine: int) -> State:
+        """Where an engine is."""
+        return self._states[engine]
+
+    def error(self, engine: int) -> GroupError:
+        """Why an engine was lost last."""
+        return self._errors[engine]
+
+    def generation(self, engine: int) -> int:
+        """How often an engine's process was replaced."""
+        return self._generations[engine]
+
+    def serving(self) -> list[int]:
+        """Engines that may get requests."""
+        return [engine for engine, state in enumerate(self._states) if state == "serving"]
+
+    def stale(self) -> list[int]:
+        """Engines that only lack weights."""
+        return [engine for engine, state in enumerate(self._states) if state == "stale"]
+
+    def there(self) -> list[int]:
+        """Engines with a process that is ready: a transfer goes to these."""
+        return [engine for engine, state in enumerate(self._states) if state in ("serving", "stale")]
+
+    @property
+    def come_back(self) -> bool:
+        """Whether engines that are lost are restarted."""
+        return self.on_lost is not None
+
+    def lose(self, engine: int, error: GroupError, generation: int) -> bool:
+        """An engine's process of this generation has died, or cannot go on; whether that is news."""
+        with self._changed:
+            if self._generations[engine] != generation or self._states[engine] == "lost":
+                return False
+            self._states[engine] = "lost"
+            self._errors[engine] = error
+            self.losses[engine] += 1
+            self.streaks[engine] += 1
+            self._tell()
+        if self.on_lost:
+            self.on_lost(engine, error)
+        return True
+
+    def restarting(self, engine: int) -> None:
+        """A lost engine has a new process."""
+        with self._changed:
+            assert self._states[engine] == "lost", f"engine {engine} is {self._states[engine]}"
+            self._states[engine] = "restarting"
+            self._generations[engine] += 1
+            self._tell()
+
+    def ready(self, engine: int) -> None:
+        """A restarted engine could generate, if it had weights."""
+        with self._changed:
+            if self._states[engine] == "restarting":  # else it was lost again meanwhile
+                self._states[engine] = "stale"
+                self._tell()
+
+    def serve(self, engines: Sequence[int], version: int, losses: Sequence[int]) -> None:
+        """Engines have weights of this version, and have proved it.
+
+        Args:
+            losses: of all engines, as they were when these were asked: one that was lost since does not serve.
+        """
+        with self._changed:
+            back = list[int]()
+            for engine in engines:
+                if self.losses[engine] == losses[engine]:
+                    back += [engine] * (self._states[engine] == "stale")
+                    self._states[engine] = "serving"
+            self.version = version
+            self._tell()
+        for engine in back:
+            if self.on_served:
+                self.on_served(engine)
+
+    def doubt(self, engines: Sequence[int]) -> None:
+        """A transfer to these engines has failed: until the next one they get no requests, as they may have half of new
+        weights."""
+        with self._changed:
+            for engine in engines:
+                if self._states[engine] == "serving":
+                    self._states[engine] = "stale"
+            self._tell()
+
+    def proved(self, engine: int) -> None:
+        """An engine has ended a request: what befalls it from now on is no streak."""
+        self.streaks[engine] = 0
+
+    def give_up(self, error: GroupError) -> None:
+        """No engine comes back any more for this reason."""
+        with self._changed:
+            self.failure = self.failure or error
+            self._tell()
+
+    def wait(self, seconds: float, seen: int) -> None:
+        """Until something changes since `changes` was `seen`, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.changes != seen, timeout=seconds)
+
+    def wait_for_one(self, seconds: float) -> list[int]:
+        """Engines whose process is ready, as soon as there are any. Raises GroupError: none came within so many
+        seconds, or none will."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not (there := self.there()):
+                last = list(self._errors.values())[-1]
+                if self.failure or not self.come_back:
+                    raise self.failure or last
+                if (left := until - time.monotonic()) <= 0:
+                    raise GroupError(f"rollout: no engine was back within {seconds:g} s, after {last}")
+                self._changed.wait(left)
+        return there
+
+    def _tell(self) -> None:
+        self.changes += 1
+        self._changed.notify_all()
