@@ -34,6 +34,7 @@ from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
 from launch.screen.stdout import tell
 from launch.screen.summary import how_it_ended, last_screen
+from launch.tracking.events import Events
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
 
@@ -121,18 +122,23 @@ def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iter
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
         from launch.run.roster import Roster
+        from launch.run.watch import ProcessWatch
 
         roster = Roster(str((config.directory / "logs").absolute()))
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
+        tell_of, events = display.warning, Events(config.directory)
+        watch = ProcessWatch(roster, events, on_lost=lambda loss: tell_of(loss.text), warn=tell_of)
+        watch.start()
         try:
             with told_of_ray(placement.nodes):
                 yield placement, roster
         finally:
             # No signal may cut this short: what it leaves behind would hold cores and memory.
             hold()
+            watch.stop()  # first: what ends from now on is meant to
             display.phase("ending processes")
             roster.shutdown()
             release(placement)
