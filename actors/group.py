@@ -142,11 +142,12 @@ class ActorGroup(Generic[W]):
         It starts in the same slot, or in another, which the rank then has. Calls to the one before fail. What ranks
         share, they must build anew: see `launch.run.groups.rebuild`.
         """
-        # Ended first: its slot has room for one process.
+        # Counted first: who sees its end, on another thread, sees that it was meant.
+        self.generations[rank] += 1
+        # Ended before the next one starts: its slot has room for one process.
         ray.kill(self.handles[rank])
         if slot is not None:
             self.slots[rank] = slot
-        self.generations[rank] += 1
         self.handles[rank] = self._start(rank)
 
     def is_fresh(self, rank: int) -> bool:
@@ -183,6 +184,11 @@ class ActorGroup(Generic[W]):
         bound = getattr(self.handles[rank], method.__name__)
         return (bound.options(num_returns=num_returns) if num_returns != 1 else bound).remote(*args, **kwargs)
 
+    @staticmethod
+    def ask_pulse(handle: ActorHandle) -> "ObjectRef[Pulse]":
+        """Ask one of `handles` what it does now; returns at once, and whose the answer is `origin` says."""
+        return handle.pulse.options(concurrency_group=CONTROL).remote()
+
     def pulses(self, within_s: float) -> list[Pulse | GroupError]:
         """What each rank's process does now, whether it works or waits; it is asked beside its work.
 
@@ -190,7 +196,7 @@ class ActorGroup(Generic[W]):
         started does not answer.
         """
         deadline = Countdown(within_s)
-        refs: list[ObjectRef] = [handle.pulse.options(concurrency_group=CONTROL).remote() for handle in self.handles]
+        refs = [self.ask_pulse(handle) for handle in self.handles]
         done = ray.wait(refs, num_returns=len(refs), timeout=within_s)[0] if refs else []
         return [self._pulse(rank, ref, deadline, answered=ref in done) for rank, ref in enumerate(refs)]
 
@@ -246,9 +252,10 @@ class ActorGroup(Generic[W]):
 
     def shutdown(self) -> None:
         """End every actor, by handle."""
-        for handle in self.handles:
+        # Forgotten first, as in `replace`.
+        handles, self.handles = self.handles, []
+        for handle in handles:
             ray.kill(handle)
-        self.handles = []
         self._fresh.clear()
 
 

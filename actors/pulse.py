@@ -8,9 +8,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, field
+from functools import lru_cache, wraps
 from inspect import iscoroutinefunction, isfunction, isgeneratorfunction
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -18,20 +19,52 @@ T = TypeVar("T")
 W = TypeVar("W", bound="Watched")
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process, told from all others: of other machines, and of those that have its number before or after it.
+
+    Example: ProcessId(pid=4711, started=188_120, pids="0f3a...-4026531836")
+    """
+
+    pid: int
+    started: int
+    """Clock ticks between the machine's start and its own."""
+    pids: str
+    """Whose numbers they are: the machine's, as it was started last, or those of a container there."""
+
+
+def own_process() -> ProcessId:
+    """Of this process."""
+    return _identified(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _identified(pid: int) -> ProcessId:
+    # By number: whoever is forked finds that of its parent here.
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ProcessId(pid, started, f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
     """What one process does at the moment.
 
-    Example: Pulse(pid=4711, method="update", seconds=3.2, done=5)
+    Example: Pulse(method="update", seconds=3.2, done=5)
     """
 
-    pid: int
+    process: ProcessId = field(default_factory=own_process)
     method: str | None
     """What it runs; None when it waits for a call."""
     seconds: float
     """Since this method, or the waiting, began: by its own clock, as those of two nodes differ."""
     done: int
     """Micro-batches of this method, or of the last one, that it has read; of an engine, all its steps so far."""
+
+    @property
+    def pid(self) -> int:
+        """The process's number on its node."""
+        return self.process.pid
 
 
 class Work:
@@ -64,7 +97,7 @@ class Work:
     def pulse(self) -> Pulse:
         """What this process does now."""
         method, began = self._now
-        return Pulse(pid=os.getpid(), method=method, seconds=time.monotonic() - began, done=self._done)
+        return Pulse(method=method, seconds=time.monotonic() - began, done=self._done)
 
 
 class Watched:

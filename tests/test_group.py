@@ -9,7 +9,7 @@ from ray.util.placement_group import PlacementGroup
 
 from actors import group as module
 from actors.group import CONTROL, ActorGroup, GroupError, Slot
-from actors.pulse import Pulse
+from actors.pulse import ProcessId, Pulse
 
 
 class Reference(SimpleNamespace):
@@ -80,7 +80,7 @@ class FakeRay:
         if ref.name != "pulse":
             return ref.handle._actor_id
         assert ref.group == CONTROL
-        return Pulse(pid=ref.handle._actor_id, method=None, seconds=0.0, done=0)
+        return Pulse(process=ProcessId(ref.handle._actor_id, 0, ""), method=None, seconds=0.0, done=0)
 
     def monotonic(self) -> float:
         return self.now

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def score(completions, answer):
             raise Mute
         if completion == "alarm":
             signal.setitimer(signal.ITIMER_REAL, 0.3)
+        if completion == "twice":  # hangs, until it has been killed for it twice
+            with open("begun", "a") as file:
+                file.write(f"{os.getpid()}\\n")
+            if len(open("begun").readlines()) < 3:
+                time.sleep(600)
         if completion == "hang":
             time.sleep(600)
         if completion == "regex":
@@ -203,6 +209,70 @@ def test_a_lost_process_fails_the_guilty_sample_and_the_pool_recovers(make_pool,
     assert "not scored, because of sample 1 of the same batch" in found[bad][2]
     assert found[good] == [0.0, 1.0]
     assert not os.path.exists(f"/proc/{pid}")
+
+
+def has_started(pool: RewardPool, place: int, generation: int) -> int:
+    """The process of the worker that is the one of this generation in its place, as soon as it has started."""
+    until = time.monotonic() + 40
+    while time.monotonic() < until:
+        assert pool.ready(timeout_s=0) == []
+        found, process = pool.processes()[place]
+        if found == generation and process:
+            assert os.path.exists(f"/proc/{process.pid}")
+            return process.pid
+        time.sleep(0.05)
+    pytest.fail("no worker within 40 s")
+
+
+def test_a_process_that_died_with_nothing_to_do_costs_no_sample(make_pool):
+    """Who watches over it tells the pool, which replaces it before it is given anything."""
+    pool = make_pool()
+    pid = has_started(pool, 0, 0)
+    assert not pool.lost(0, 1), "no such one"
+    os.kill(pid, signal.SIGKILL)
+    assert pool.lost(0, 0)
+    assert has_started(pool, 0, 1) != pid
+    assert not pool.lost(0, 0), "it was replaced"
+    ticket = submit(pool, "yes", "no")
+    assert gather(pool, 1)[ticket] == [1.0, 0.0]
+    assert pool.processes()[0][0] == 1 and pool.deaths() == []
+
+
+def test_a_process_that_somebody_kills_is_not_its_samples_fault(make_pool, tmp_path):
+    """The first time nothing is held against them; the second time each is scored alone, and fails no sooner."""
+    pool = make_pool()
+    ticket, others, found = submit(pool, "yes", "twice", "no"), submit(pool, "no", "yes"), {}
+    begun, killed = tmp_path / "begun", set()
+    until = time.monotonic() + 60
+    while len(found) < 2 and time.monotonic() < until:
+        for done, scores in pool.ready(timeout_s=0.1):
+            found[done] = [score.status for score in scores]
+        for line in begun.read_text().split()[len(killed) :] if begun.exists() and len(killed) < 2 else ():
+            os.kill(int(line), signal.SIGKILL)
+            killed.add(line)
+    assert found == {ticket: ["ok"] * 3, others: ["ok"] * 2}
+    assert len(killed) == 2 and pool.deaths() == [(0, 0), (0, 1)] and pool.deaths() == []
+    assert pool.processes()[0][0] == 2
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_process_that_dies_in_its_start_is_started_once_more(make_pool, tmp_path, deaths):
+    (tmp_path / "fatal.py").write_text(
+        "import os\n"
+        "with open('begun', 'a') as file:\n"
+        "    file.write('x')\n"
+        f"if os.path.getsize('begun') <= {deaths}:\n"
+        "    os._exit(1)\n"
+        "def score(completions):\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    pool = make_pool("fatal.py:score")
+    ticket = submit(pool, "yes")
+    if deaths == 1:
+        assert gather(pool, 1)[ticket] == [1.0]
+        return
+    with pytest.raises(RewardFailure, match=r"a reward worker did not start \(fatal\.py:score\): the process died"):
+        gather(pool, 1)
 
 
 def test_a_hang_blocks_only_its_own_worker(make_pool):

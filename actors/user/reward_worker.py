@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 
 from actors.episodes import Episode, Prompt
+from actors.pulse import ProcessId, own_process
 from actors.user.confined import confine
 
 Scorer = Callable[[Prompt, list[Episode], float], list[object]]
@@ -39,8 +40,8 @@ class RewardWorker:
         self._directory = directory
         self._scorer: Scorer | None = None
 
-    def ping(self) -> int:
-        """Load the scorer, once, and return the process id; raises what loading raises."""
+    def ping(self) -> ProcessId:
+        """Load the scorer, once, and say which process this is; raises what loading raises."""
         if self._scorer is None:
             # Another node of a cluster may lack the driver's directory; Ray then put the code in this process's own.
             if os.path.isdir(self._directory):
@@ -50,7 +51,7 @@ class RewardWorker:
                 sys.path.append(os.getcwd())
             confine(self._kept, self._memory_mib)
             self._scorer = self._load()
-        return os.getpid()
+        return own_process()
 
     def score(
         self, prompts: list[Prompt], samples: list[int], only: int | None, deadline_s: float, *groups: list[Episode]

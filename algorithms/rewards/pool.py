@@ -3,8 +3,9 @@
 While sources are quick, waiting batches share a call. A call that passes its deadline, or whose process dies, costs
 its worker: the process is ended and replaced while the others go on. Batches that shared the call are then scored
 alone, and one that fails alone is scored sample by sample to find the guilty one. When a sample fails that way too, it
-and the samples after it are failed, so that a batch costs three deadlines at most, and the run goes on. An endpoint
-that is down or slow costs no process: it is given up before the deadline.
+and the samples after it are failed, so that a batch costs three deadlines at most, and the run goes on. A process may
+have died for no fault of its samples: the first time, they are scored again as if nothing had been. An endpoint that is
+down or slow costs no process: it is given up before the deadline.
 """
 
 import functools
@@ -24,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import UserError
 from actors.episodes import Episode, Prompt
+from actors.pulse import ProcessId
 from actors.user.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
 from algorithms.rewards.endpoint import shown_address
@@ -50,6 +52,8 @@ class _Job:
     """Shares no call: one that it shared was lost."""
     one_by_one: bool = False
     """Scored sample by sample: its own call was lost."""
+    forgiven: bool = False
+    """A process has died over it."""
 
 
 @dataclass(slots=True)
@@ -60,14 +64,21 @@ class _Worker:
     call: ObjectRef | None
     since: float
     deadline: float
+    generation: int
+    """How many processes were in its place before."""
     jobs: list[_Job] = field(default_factory=list)
+    process: ProcessId | None = None
+    """Once it has started, and until it is ended."""
+    tried_again: bool = False
+    """The process before it has died in its start."""
 
 
 class RewardPool:
     """Scores rollouts by functions and endpoints in `config.workers` processes, each with at most one call at a time.
 
     Deadlines are enforced, and waiting batches sent on, inside `ready`: call `ready(0)` about once a second while a
-    batch is out. Not thread-safe.
+    batch is out. Not thread-safe, but for `processes`, `deaths` and `lost`, by which another thread watches over the
+    workers.
 
     Example:
         pool = RewardPool(config.reward)
@@ -101,10 +112,14 @@ class RewardPool:
         self._pending: deque[_Job] = deque()
         self._finished: list[tuple[int, list[Score]]] = []
         self._workers: list[_Worker] = []
+        self._dead_idle: deque[tuple[int, int]] = deque()
+        """Place and generation of workers that `lost` has told of."""
+        self._deaths: deque[tuple[int, int]] = deque()
+        """Of those that have died in a call, or in their start."""
         self._seconds_per_job = math.inf  # until a call has told, none is shared
         self._places = places or ["DEFAULT"] * config.workers
         for index in range(config.workers):
-            self._workers.append(self._start(index))
+            self._workers.append(self._start(index, 0))
 
     def submit(self, prompt: Prompt, rollouts: "list[Episode] | ObjectRef", samples: int) -> int:
         """Queue the prompt's `samples` rollouts for scoring; returns a ticket. `ready` sends them and gives it back.
@@ -136,6 +151,23 @@ class RewardPool:
         finished, self._finished = self._finished, []
         return finished
 
+    def processes(self) -> dict[int, tuple[int, ProcessId | None]]:
+        """Place of each worker -> its generation, and its process once it has started and until it is ended."""
+        return {place: (worker.generation, worker.process) for place, worker in enumerate(list(self._workers))}
+
+    def deaths(self) -> list[tuple[int, int]]:
+        """Place and generation of workers whose calls have told that they died, since the last question."""
+        return [self._deaths.popleft() for _ in range(len(self._deaths))]
+
+    def lost(self, place: int, generation: int) -> bool:
+        """Hear that a worker is dead: one that has nothing to do is replaced by the next `ready`, and does not lose the
+        batch that it would get. Returns whether it still had its place."""
+        now, process = self.processes().get(place, (None, None))
+        if now != generation or process is None:
+            return False
+        self._dead_idle.append((place, generation))
+        return True
+
     def close(self) -> None:
         """End the workers' processes; batches still out are dropped."""
         for worker in self._workers:
@@ -143,7 +175,7 @@ class RewardPool:
         self._workers.clear()
         self._pending.clear()
 
-    def _start(self, index: int) -> _Worker:
+    def _start(self, index: int, generation: int) -> _Worker:
         options = {"num_cpus": self._cpus, "scheduling_strategy": self._places[index]}
         # A set has another order in every process.
         kept, memory_mib = sorted(self._config.kept_variables), self._config.memory_mib
@@ -151,7 +183,8 @@ class RewardPool:
         make: Any = ray.remote
         actor = make(RewardWorker).options(**options).remote(self._load, os.getcwd(), kept, memory_mib)
         now = time.monotonic()
-        return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=now + self._start_timeout_s)
+        deadline = now + self._start_timeout_s
+        return _Worker(actor=actor, call=actor.ping.remote(), since=now, deadline=deadline, generation=generation)
 
     def _outstanding(self) -> bool:
         return bool(self._pending) or any(worker.jobs for worker in self._workers)
@@ -166,6 +199,12 @@ class RewardPool:
             elif worker.call is not None and time.monotonic() > worker.deadline:
                 limit = self._config.deadline_s if worker.jobs else self._start_timeout_s
                 self._lost(worker, f"no answer within {limit:g} s")
+        while self._dead_idle:
+            place, generation = self._dead_idle.popleft()
+            worker = self._workers[place]
+            # A call fails with its process, and is taken in above when it does.
+            if worker.generation == generation and worker.call is None:
+                self._replace(worker)
         self._dispatch()
 
     def _receive(self, worker: _Worker) -> None:
@@ -176,7 +215,8 @@ class RewardPool:
             if error.actor_id != worker.actor._actor_id.hex():
                 raise  # not this worker died but the actor that holds the rollouts
             limit = self._config.memory_mib
-            self._lost(worker, f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}")
+            text = f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}"
+            self._lost(worker, text, died=True)
             return
         except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt: a timer of a function may be late
             self._lost(worker, "the call was interrupted (KeyboardInterrupt)")
@@ -187,7 +227,8 @@ class RewardPool:
             raise RewardFailure(f"a reward worker failed: {type(error.cause).__name__}: {error.cause}") from error
         jobs, worker.jobs, worker.call = worker.jobs, [], None
         if not jobs:
-            return  # its start
+            worker.process = answer  # of its start
+            return
         self._seconds_per_job = (time.monotonic() - worker.since) / len(answer)
         # What the worker did not get to goes first, in its order.
         self._pending.extendleft(reversed(jobs[len(answer) :]))
@@ -198,14 +239,26 @@ class RewardPool:
             else:
                 self._finish(job)
 
-    def _lost(self, worker: _Worker, what: str) -> None:
+    def _replace(self, worker: _Worker) -> _Worker:
+        worker.process = None  # first: nobody shall take its end for a fault
         ray.kill(worker.actor)
+        place = self._workers.index(worker)
+        self._workers[place] = self._start(place, worker.generation + 1)
+        return self._workers[place]
+
+    def _lost(self, worker: _Worker, what: str, *, died: bool = False) -> None:
+        """A worker is late, or has died: killed by somebody, or for what it computed."""
+        if died:
+            self._deaths.append((self._workers.index(worker), worker.generation))
         jobs = worker.jobs
-        if not jobs:
+        if not jobs and (worker.tried_again or not died):
             raise RewardFailure(f"a reward worker did not start ({self._names}): {what}")
-        index = self._workers.index(worker)
-        self._workers[index] = self._start(index)
+        self._replace(worker).tried_again = not jobs
         for job in jobs:
+            if died and not job.forgiven:
+                job.forgiven = True
+                self._pending.appendleft(job)
+                continue
             if job.one_by_one:
                 self._give_up(job, what)
                 continue

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.group import ActorGroup, GroupError, first_line
+from actors.group_errors import RankLost
 from actors.rollout.worker import RolloutWorker
 from algorithms.rollouts.membership import Membership
 from launch.tracking.events import Fault
@@ -57,6 +58,10 @@ class Fleet:
         """Held while a process is started: none is, once it is closed."""
         self._closed = threading.Event()
         members.on_lost, members.on_served = self._lost, self._served
+
+    def hear(self, engine: int, generation: int, text: str) -> None:
+        """An engine's process of this generation is no more, as somebody has noticed who looks at processes."""
+        self._members.lose(engine, RankLost(text, self._group.name, engine), generation)
 
     def close(self) -> None:
         """Start nothing any more."""

@@ -1,7 +1,7 @@
 """Everything that a run has started, in one place: loops, checkpoints and weight transfer look their groups up here."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.group import ActorGroup
 from algorithms.rewards.pool import RewardPool
@@ -9,6 +9,9 @@ from algorithms.rollouts.rollouts import Rollouts
 from launch.run.fleet import Fleet
 from launch.run.reserved import Placement
 from launch.tracking.now import Now
+
+if TYPE_CHECKING:
+    from launch.run.watch import Loss
 
 W = TypeVar("W")
 
@@ -74,6 +77,11 @@ class Roster(Members):
     def members(self, *names: str) -> Members:
         """Those of the run's groups that have these names, now or later."""
         return Members(self, names)
+
+    def hear(self, loss: "Loss") -> None:
+        """A process of the run is no more."""
+        if self.fleet and loss.group == "rollout":
+            self.fleet.hear(loss.rank, loss.generation, loss.text)
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""

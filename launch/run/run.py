@@ -126,18 +126,26 @@ def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iter
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with ray_cluster(config, config.directory / "logs"):
         from launch.run.roster import Roster
+        from launch.run.watch import ProcessWatch
 
         roster = Roster(str((config.directory / "logs").absolute()), reporter.now)
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
+        now, heartbeat_s = reporter.now, config.run.heartbeat_s
+        watch = ProcessWatch(
+            roster, now.events, on_lost=roster.hear, warn=display.warning, heartbeat_s=heartbeat_s, on_news=now.write
+        )
+        now.processes = watch.pids
+        watch.start()
         try:
             with told_of_ray(placement.nodes):
                 yield placement, roster
         finally:
             # No signal may cut this short: what it leaves behind would hold cores and memory.
             hold()
+            watch.stop()  # first: what ends from now on is meant to
             reporter.phase("ending processes")
             roster.shutdown()
             release(placement)

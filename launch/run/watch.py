@@ -1,0 +1,339 @@
+"""Notices that a process of the run is dead or frozen, and kills what is frozen: everybody else meets dead ones only.
+
+A thread looks at every process once a second. Signs, the cheapest first:
+
+- `exit`: it is gone, or Ray says so; an engine's, too, when a process of vLLM's that it has started is gone;
+- `stopped`: it, or what it has started, is halted and has not moved between two looks. A debugger halts what it is
+  attached to: whoever wants to use one on a process of a run that goes on must expect its end;
+- `silent`: it has not answered a pulse for `heartbeat_s`, and all that time has done nothing (`launch.run.signs`).
+
+What is alive and well may leave a pulse unanswered for as long as it holds Python's interpreter lock: it imports, or is
+in a call of a library that keeps the lock. Then it computes, waits for a core, or reads from a disk, which can all be
+seen. A rank that waits for another in a collective has let go of the lock, and answers. One that holds the lock and
+sleeps, in a call that neither computes nor reads files, is frozen for all that others can tell.
+
+Processes of other nodes are not in this machine's /proc. Only their exit is noticed, when Ray knows of it; that they
+are silent does not condemn them, as it may be the network, or want of a core, which cannot be told apart from here.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from actors.group import ActorGroup
+from actors.pulse import ProcessId, Pulse, own_process
+from launch.run.signs import EXIT, SILENT, Signs
+from launch.tracking.events import Events, Fault
+
+if TYPE_CHECKING:
+    from launch.run.roster import Roster
+
+HEARTBEAT_S = 4.0
+"""Longest silence of a process that does nothing, if nobody says otherwise."""
+DIED, FROZE = "died", "froze"
+_CALL = "call"
+"""What has told of a reward process's end before a look did."""
+_LOOK_S = 1.0
+_PULSE_S = 2.0
+"""Between an answer and the next question."""
+_LATE_S = 3.0
+"""By how much a look may be late: beyond, this process itself has stood still, and with it what it was to hear."""
+_END_S = 10.0
+_POOL = "reward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A process that is no more: it has died, or was frozen and was ended.
+
+    Example: Loss(group="policy", rank=1, generation=0, pid=4711, what="froze", noticed_by="stopped", noticed_s=1.4)
+    """
+
+    group: str
+    rank: int
+    generation: int
+    """How often the rank's process had been replaced before."""
+    pid: int | None
+    """None: it has never said."""
+    what: str
+    """died or froze."""
+    noticed_by: str
+    """exit, stopped or silent; of a reward process also call, where the answer to one has told first."""
+    noticed_s: float
+    """Seconds since its last sign of life."""
+
+    @property
+    def who(self) -> str:
+        """The rank, as errors of its group name it."""
+        return f"{self.group}[{self.rank}]"
+
+    @property
+    def text(self) -> str:
+        """In one line."""
+        process = "" if self.pid is None else f" (process {self.pid})"
+        ended = "; it was killed" * (self.what == FROZE)
+        return f"{self.who} {self.what}{process}, noticed by {self.noticed_by} within {self.noticed_s:.1f} s{ended}"
+
+
+@dataclass(slots=True)
+class _Rank:
+    """What is known of one process, from its start to its end."""
+
+    group: str
+    rank: int
+    generation: int
+    answered_at: float
+    """Or when it was first looked at."""
+    node: str = ""
+    process: ProcessId | None = None
+    signs: Signs | None = None
+    """Of one on this machine, once it has said who it is."""
+    asked: "ObjectRef[Pulse] | None" = None
+    asked_at: float = -_PULSE_S
+    is_lost: bool = False
+
+    def hear(self, process: ProcessId | None, now: float, *, family: bool = True) -> None:
+        """It has answered, perhaps with an error, which says nothing of itself."""
+        self.asked, self.asked_at, self.answered_at = None, now, now
+        if process and self.process is None:
+            self.process = process
+            if process.pids == own_process().pids:
+                self.signs = Signs(process, now, family=family)
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        if self.signs:
+            self.signs.kill()
+
+    def loss(self, what: str, noticed_by: str, now: float) -> Loss:
+        """It is lost: as others are told of it."""
+        last = self.answered_at
+        if self.signs:
+            last = max(last, self.signs.moved_at if noticed_by == SILENT else self.signs.alive_at)
+        pid = self.process.pid if self.process else None
+        who = {"group": self.group, "rank": self.rank, "generation": self.generation, "pid": pid}
+        return Loss(**who, what=what, noticed_by=noticed_by, noticed_s=round(now - last, 3))
+
+
+class ProcessWatch:
+    """Looks at all processes of a run, from `start` to `stop`.
+
+    Example:
+        watch = ProcessWatch(roster, events, on_lost=print, warn=display.warning)
+        watch.start()
+        ...
+        watch.stop()  # before processes are ended for good
+    """
+
+    def __init__(
+        self,
+        roster: "Roster",
+        events: Events,
+        *,
+        on_lost: Callable[[Loss], None],
+        warn: Callable[[str], None],
+        heartbeat_s: float = HEARTBEAT_S,
+        on_news: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            roster: whose processes; those are looked at that it has at the moment.
+            events: is told of each loss, once.
+            on_lost: hears of it next, on this thread, when the process is dead. What it raises is a warning.
+            warn: shows a line.
+            heartbeat_s: longest silence of a process that does nothing.
+            on_news: called where `pids` has changed.
+            clock: seconds.
+        """
+        self._on_news = on_news
+        self._pids: dict[str, int] = {}
+        self._roster, self._events, self._on_lost, self._warn = roster, events, on_lost, warn
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._ranks: dict[tuple[str, int], _Rank] = {}
+        self._faults: dict[tuple[str, int], int] = {}
+        """Of reward processes: number of the fault that is not over."""
+        self._looked: float | None = None
+        self._told: set[str] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; what ends from now on is meant to. Waits for the look that is under way."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_S)
+
+    def pids(self) -> dict[str, int]:
+        """Processes of the run on this machine that have said who they are: `policy[0]` -> pid. Any thread may ask."""
+        return self._pids
+
+    def look(self) -> None:
+        """Look once at every process; a second should lie between two looks."""
+        now = self._clock()
+        if self._looked is not None and now - self._looked > _LOOK_S + _LATE_S:
+            self._begin_anew(now)
+        self._looked = now
+        lost: list[tuple[_Rank, Loss]] = []
+        for rank, loss in [*self._look_at_groups(now), *self._look_at_pool(now)]:
+            # All are ended before anybody hears of one: who mends a group shall not meet a rank that is frozen, too.
+            rank.is_lost = True
+            rank.end()
+            lost.append((rank, loss))
+        for rank, loss in lost:
+            self._tell(rank, loss)
+        pids = {
+            f"{rank.group}[{rank.rank}]": rank.process.pid
+            for rank in self._ranks.values()
+            if rank.signs and rank.process and not rank.is_lost
+        }
+        if pids != self._pids:
+            self._pids = pids
+            self._on_news()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            try:
+                self.look()
+            except Exception as error:  # Whatever it is: nobody else notices what freezes.
+                self._say(f"looking at the run's processes failed: {type(error).__name__}: {error}")
+
+    def _say(self, text: str) -> None:
+        """A warning, once."""
+        if text not in self._told:
+            self._told.add(text)
+            with contextlib.suppress(Exception):  # a terminal that is gone must not end the watch
+                self._warn(text)
+
+    def _begin_anew(self, now: float) -> None:
+        for rank in self._ranks.values():
+            if rank.asked:
+                rank.asked_at = now
+            if rank.signs:
+                rank.signs.begin_anew()
+
+    def _tell(self, rank: _Rank, loss: Loss) -> None:
+        fault = Fault(
+            who=loss.who, what=loss.what, noticed_by=loss.noticed_by, noticed_s=loss.noticed_s,
+            generation=loss.generation, pid=loss.pid, node=rank.node,
+        )  # fmt: skip
+        number = self._events.noticed(fault)
+        if loss.group == _POOL:
+            self._faults[loss.group, loss.rank] = number
+        try:
+            self._on_lost(loss)
+        except Exception as error:  # Whatever it is: the others are to be heard of all the same.
+            self._say(f"{loss.who} is lost, and telling of it failed: {type(error).__name__}: {error}")
+
+    def _rank(self, group: str, rank: int, generation: int, now: float, node: str = "") -> _Rank:
+        """What is known of a process; nothing, where another had its place until now."""
+        known = self._ranks.get((group, rank))
+        if known is None or known.generation != generation:
+            if known:
+                self._forget(known)
+            known = self._ranks[group, rank] = _Rank(group, rank, generation, now, node)
+        return known
+
+    def _forget(self, rank: _Rank) -> None:
+        """Another has taken its place, or none shall: if it was halted, Ray would need five seconds to end it."""
+        if not rank.is_lost:
+            rank.end()
+        del self._ranks[rank.group, rank.rank]
+
+    def _look_at_groups(self, now: float) -> Iterator[tuple[_Rank, Loss]]:
+        found: list[tuple[ActorGroup[Any], ActorHandle, _Rank]] = []
+        for name in list(self._roster):
+            group = self._roster[name]
+            handles = list(group.handles)
+            for number in range(len(handles), len(group)):  # none yet, or none any more
+                if known := self._ranks.get((name, number)):
+                    self._forget(known)
+            for number, handle in enumerate(handles):
+                rank = self._rank(name, number, group.generations[number], now, group.nodes[number])
+                if not rank.is_lost:
+                    found.append((group, handle, rank))
+        asked = [rank.asked for _, _, rank in found if rank.asked]
+        answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
+        for group, handle, rank in found:
+            sign = _heard(rank, now) if rank.asked in answered else None
+            if found_by := sign or self._sign(rank, now):
+                # What is ended on purpose is counted, or forgotten, before.
+                if group.handles and group.generations[rank.rank] == rank.generation:
+                    yield rank, rank.loss(DIED if found_by == EXIT else FROZE, found_by, now)
+            elif rank.asked is None and now - rank.asked_at >= _PULSE_S:
+                _ask(group, handle, rank, now)
+
+    def _sign(self, rank: _Rank, now: float) -> str | None:
+        if rank.signs is None:
+            return None
+        if found := rank.signs.look(now):
+            return found
+        # One that has just been asked may be about to answer.
+        if rank.asked and now - rank.asked_at >= _LOOK_S / 2:
+            quiet_s = min(rank.signs.still_s(now), now - rank.asked_at)
+            return SILENT if quiet_s >= self._heartbeat_s else None
+        return None
+
+    def _look_at_pool(self, now: float) -> Iterator[tuple[_Rank, Loss]]:
+        """Reward processes answer nothing beside their work: they may take as long as their deadline says."""
+        pool = self._roster.pool
+        if pool is None:
+            return
+        # In this order: where a process is no more, what has become of it is there to be asked for.
+        processes, deaths = pool.processes(), pool.deaths()
+        for place, generation in deaths:
+            known = self._ranks.get((_POOL, place))
+            if known and known.generation == generation and not known.is_lost:
+                yield known, known.loss(DIED, _CALL, now)
+        for place, (generation, process) in processes.items():
+            rank = self._rank(_POOL, place, generation, now)
+            if process and rank.process is None:
+                rank.hear(process, now, family=False)
+                if (fault := self._faults.pop((_POOL, place), None)) is not None:
+                    self._events.recovered(fault, "restarted")
+            found_by = rank.signs.look(now) if rank.signs and not rank.is_lost else None
+            if found_by and pool.lost(place, generation):
+                yield rank, rank.loss(DIED if found_by == EXIT else FROZE, found_by, now)
+
+
+def _ask(group: ActorGroup[Any], handle: ActorHandle, rank: _Rank, now: float) -> None:
+    ref = group.ask_pulse(handle)
+    # A handle may be of the process before, where it is being replaced just now.
+    if group.origin(ref) == (rank.rank, rank.generation):
+        rank.asked, rank.asked_at = ref, now
+
+
+def _heard(rank: _Rank, now: float) -> str | None:
+    """Take in the answer of a rank: EXIT where it is a dead one's."""
+    assert rank.asked is not None
+    process = None
+    try:
+        process = ray.get(rank.asked, timeout=_LOOK_S).process
+    except RayTaskError:
+        pass  # an engine tells so of what has ended its work: its process answers
+    except ActorUnavailableError:
+        rank.asked = None  # a connection that is broken says nothing of the process
+        return None
+    except RayActorError as error:
+        rank.asked = None
+        # One that raises when it is made has failed: whoever has called it tells so, with the cause.
+        rank.is_lost = error.actor_init_failed
+        return None if rank.is_lost else EXIT
+    except RayError:
+        rank.asked = None
+        return None
+    rank.hear(process, now)
+    return None
