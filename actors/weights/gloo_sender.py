@@ -1,6 +1,12 @@
 """The gloo backend of weight transfer, for CPUs and tests: the end that sends. Without vLLM."""
 
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from traceback import clear_frames
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from actors.rendezvous import listener, serve_store
 from actors.weights.wire import (
@@ -9,12 +15,15 @@ from actors.weights.wire import (
     Outgoing,
     Source,
     TransferClient,
+    arrival,
     as_info,
     buckets,
     gloo_group,
     views,
 )
 
+_SOON_S = 0.002
+"""Between two looks at who has come."""
 _MOMENT_S = 10.0
 """Longest wait for what the engines say of a transfer that has failed."""
 
@@ -39,11 +48,16 @@ class GlooSender:
         self.timeout_s = timeout_s
         self.client = client
         self.source = source
+        self.address, self.world_size = address, world_size
         self.outgoing: Outgoing | None = None
-        if self.is_sender:
-            self._meet(address, world_size)
+        with _letting_go():
+            self._meet()
 
-    def _meet(self, address: str, world_size: int) -> None:
+    def _meet(self) -> None:
+        """On rank 0, meet all workers, unless they have met and nothing has failed since."""
+        if not self.is_sender or self.outgoing is not None:
+            return
+        address, world_size = self.address, self.world_size
         store = serve_store(listener(address), world_size, self.timeout_s)
         info: Meeting = {
             "master_address": address,
@@ -57,6 +71,7 @@ class GlooSender:
         with ThreadPoolExecutor(1) as beside:
             joined = beside.submit(self.client.init_weight_transfer_engine, info)
             try:
+                wait_for_arrivals(store, range(1, world_size), joined, self.timeout_s)
                 self.outgoing = Outgoing(gloo_group(store, 0, world_size, self.timeout_s))
             except RuntimeError:
                 _raise_what_they_say(joined)
@@ -64,7 +79,19 @@ class GlooSender:
             joined.result(timeout=self.timeout_s)
 
     def send_weights(self) -> None:
-        """Send what the source yields, on every rank of the policy; raises what goes wrong on either side."""
+        """Send what the source yields, on every rank of the policy; raises what goes wrong on either side.
+
+        After a failure the workers are met anew by the next call.
+        """
+        with _letting_go():
+            try:
+                self._meet()
+                self._send()
+            except BaseException:
+                self.outgoing = None
+                raise
+
+    def _send(self) -> None:
         metas = self.source.metadata()
         if not self.is_sender:
             for _ in self.source:
@@ -99,6 +126,35 @@ class GlooSender:
                 raise
         # Under ZeRO-3 the generator's last gather ends when it is exhausted, on every rank.
         assert next(stream, None) is None
+
+
+@contextmanager
+def _letting_go() -> Iterator[None]:
+    """Where something fails within, nothing keeps the transfer's group and store any more: those who still wait for
+    this side hear that it is gone, once its sockets are closed. Neither `abort` nor `shutdown` of gloo in torch 2.13
+    does that."""
+    try:
+        yield
+    except BaseException as error:
+        found: BaseException | None = error
+        while found is not None:
+            clear_frames(found.__traceback__)
+            found = found.__cause__ or found.__context__
+        raise
+
+
+def wait_for_arrivals(store: TCPStore, ranks: Iterable[int], joined: "Future[None]", timeout_s: float) -> None:
+    """Until these ranks have come to a meeting: to wait for them in the meeting itself cannot be ended.
+
+    Raises what `joined` does, where that fails before they are there, and RuntimeError after the deadline.
+    """
+    until, missing = time.monotonic() + timeout_s, [arrival(rank) for rank in ranks]
+    while missing := [key for key in missing if not store.check([key])]:
+        if joined.done():
+            joined.result()
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all came to the transfer group within {timeout_s:g} s: no {', '.join(missing)}")
+        time.sleep(_SOON_S)
 
 
 def _raise_what_they_say(call: "Future[None]") -> None:

@@ -14,7 +14,7 @@ import torch
 from actors.files.own_files import load_data_only
 from actors.group import write_output_to_log
 from actors.pulse import Pulse, Work
-from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
+from actors.rendezvous import listener, meet_on_node_address, node_address, serve_store
 from actors.rollout.worker import Adapter
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import trainer_answers
@@ -27,7 +27,7 @@ from actors.weights.wire import (
     as_info,
     as_metas,
     buckets,
-    gloo_group,
+    join_meeting,
     receive_bucket,
     send_bucket,
     views,
@@ -71,8 +71,7 @@ class WeightHolder:
 
     def join(self, info: Meeting) -> None:
         """Meet the trainer's sender, which takes the place of any before it."""
-        store = join_store(info["master_address"], info["master_port"], info["world_size"], info["timeout_s"])
-        self.group = gloo_group(store, info["rank_offset"], info["world_size"], info["timeout_s"])
+        self.group = join_meeting(info)
 
     def receive(self, info: Tensors) -> None:
         """Receive whole weights; what was received before goes on being served."""

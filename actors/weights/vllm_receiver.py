@@ -9,7 +9,7 @@ worker extension, which vLLM imports in each of its worker processes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,12 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.failure import told_beside
-from actors.rendezvous import bind_stores_to_their_address, join_store
+from actors.rendezvous import bind_stores_to_their_address
 from actors.weights.binding import bound_checksums
 from actors.weights.checksum import checksum, digest
 from actors.weights.offer import Offer, join_offer
 from actors.weights.probe import engine_answers, named_as_sent
-from actors.weights.wire import as_metas, buckets, gloo_group, receive_bucket, views
+from actors.weights.wire import Meeting, as_metas, buckets, join_meeting, receive_bucket, views
 
 # In vLLM's worker processes, before they meet each other.
 bind_stores_to_their_address()
@@ -152,9 +152,9 @@ class _GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self.staged = []
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        rank = init_info.rank_offset + self.parallel_config.rank
-        store = join_store(init_info.master_address, init_info.master_port, init_info.world_size, init_info.timeout_s)
-        self.group = gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
+        # Before any other is met: the one of a transfer that has failed would keep its peers waiting.
+        self.group = None
+        self.group = join_meeting(Meeting(**asdict(init_info)), self.parallel_config.rank)
         self.bucket_bytes = init_info.bucket_bytes
 
     def start_weight_update(self) -> None:

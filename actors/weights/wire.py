@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from actors.group import ONE_NODE
+from actors.rendezvous import join_store
 from actors.weights.shared_buckets import Reader, SharedMemory
 
 _NOWHERE = (0, 0, 0)
@@ -116,6 +117,19 @@ def views(buffer: torch.Tensor, metas: Sequence[Meta]) -> Iterator[tuple[str, to
         yield meta.name, buffer[start : start + raw].view(meta.dtype).view(meta.shape)
         # With the padding behind the tensor.
         start += size(meta)
+
+
+def arrival(rank: int) -> str:
+    """Key of a meeting's store that says that a rank has come, and meets the others next."""
+    return f"arrived {rank}"
+
+
+def join_meeting(meeting: Meeting, worker: int = 0) -> Group:
+    """Meet the sender and the others who receive; `worker`: of those that were told of the same first rank."""
+    rank = meeting["rank_offset"] + worker
+    store = join_store(meeting["master_address"], meeting["master_port"], meeting["world_size"], meeting["timeout_s"])
+    store.set(arrival(rank), "")
+    return gloo_group(store, rank, meeting["world_size"], meeting["timeout_s"])
 
 
 def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float) -> Group:
