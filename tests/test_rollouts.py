@@ -14,7 +14,7 @@ from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import Loads, capacity
-from algorithms.rollouts.engines import Back, Out
+from algorithms.rollouts.engines import Back, Out, Refused
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.lane import Lane
@@ -340,6 +340,19 @@ def test_groups_wait_for_an_engine_that_comes_back() -> None:
     assert rows(driver.take(1)) == [2] and [engine for engine, _, _ in engines.starts] == [0]
 
 
+def test_what_an_engine_without_weights_refuses_goes_to_others_and_counts_for_nothing() -> None:
+    """A transfer to it has failed, which its own calls may tell first."""
+    engines = FakeEngines(
+        After(1, happens=[Out(0), Refused(0, [0, 2])]), After(1, {1: OK, 3: OK, 4: OK, 5: OK}), engines=2
+    )  # fmt: skip
+    driver = Driver(engines, attempts=2)
+    groups = driver.take(4)
+    assert rows(groups) == [0, 1, 2, 3] and [group.rollouts for group in groups] == [
+        "rollouts 4", "rollouts 1", "rollouts 5", "rollouts 3",
+    ]  # fmt: skip
+    assert engines.starts[2:] == [(1, [4, 5], None)]
+
+
 def test_groups_do_not_wait_for_ever() -> None:
     script = [After(1, {0: "the process died"}), After(59), After(2)]
     line = (
@@ -469,7 +482,7 @@ def test_each_group_is_looked_at_once_for_a_version() -> None:
 
 
 def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
-    """Over many changes, also when engines are lost, out, and back; of equal ones the first."""
+    """Over many changes, also when engines are out, and back; of equal ones the first."""
     random = np.random.default_rng(3)
     loads, plain, out = Loads(7), [0] * 7, set[int]()
     for _ in range(6000):
@@ -484,10 +497,6 @@ def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
         elif kind < 0.98 and plain[engine]:  # of one that is out, too
             plain[engine] -= 1
             loads.ended(engine)
-        elif kind > 0.999:
-            plain[engine] = 0
-            loads.lost(engine)
-            out.add(engine)
         elif kind > 0.996:
             loads.out(engine)
             out.add(engine)
@@ -497,7 +506,7 @@ def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
             out.discard(engine)
         assert [loads[engine] for engine in range(7)] == plain and len(loads._heap) <= 8 * 7 + 64
     for engine in range(7):
-        loads.lost(engine)
+        loads.out(engine)
     assert loads.least() is None and loads.left == 0
 
 

@@ -38,6 +38,10 @@ _Had = list[Episode] | tuple[Begun, ...]
 """Responses, or what held samples have."""
 
 
+class NoWeights(RuntimeError):
+    """An engine has no whole weights, and takes no requests before it has."""
+
+
 class EngineHost:
     """The half of an engine's actor that serves requests, whichever engine is behind it.
 
@@ -68,7 +72,7 @@ class EngineHost:
         """
         # Random weights, of which no version would tell.
         if self.engine.version < 0:
-            raise RuntimeError("asked to generate before the first weights arrived, or after half of new ones did")
+            raise NoWeights("asked to generate before the first weights arrived, or after half of new ones did")
         found = dict(zip(ids, begun, strict=True))
         whole = [replace(each, begun=found[each.id]) if each.id in found else each for each in requests]
         for request in whole:

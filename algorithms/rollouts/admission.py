@@ -55,11 +55,6 @@ class Loads:
         """An engine has so many samples less."""
         self._set(engine, self._loads[engine] - samples)
 
-    def lost(self, engine: int) -> None:
-        """An engine has nothing any more, and gets nothing."""
-        self.out(engine)
-        self._loads[engine] = 0
-
     def out(self, engine: int) -> None:
         """An engine gets nothing, until it is back."""
         self._out.add(engine)

@@ -13,7 +13,7 @@ from ray import ObjectRef
 
 from actors.episodes import Episode
 from actors.group import ActorGroup, Countdown, GroupError
-from actors.rollout.host import EngineHost
+from actors.rollout.host import EngineHost, NoWeights
 from actors.rollout.types import Begun, EngineStats, Finished, Request
 from algorithms.rollouts.groups import BegunGroup
 from algorithms.rollouts.membership import Membership
@@ -52,6 +52,14 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """An engine has not taken requests, as it lacks weights; nothing is wrong with them."""
+
+    engine: int
+    requests: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Out:
     """An engine goes on with what it has, and gets no more before it is `Back`."""
 
@@ -65,7 +73,7 @@ class Back:
     engine: int
 
 
-Event = Ended | Lost | Out | Back
+Event = Ended | Lost | Refused | Out | Back
 
 
 class Engines(Protocol):
@@ -145,8 +153,8 @@ class RayEngines:
         self._collected: dict[ObjectRef[None], tuple[int, list[Finished], list[ObjectRef[Had]]]] = {}
         """Requests that have ended, of which nothing is told before their responses have left the engine's process: who
         has heard of them does not sample them again."""
-        self._calls: dict[ObjectRef[None], tuple[int, str]] = {}
-        """Of which only failures matter."""
+        self._calls: dict[ObjectRef[None], tuple[int, str, list[int]]] = {}
+        """Of which only failures matter: engine, method, and requests that were submitted."""
         self._told_changes = -1
         self._told_losses = [0] * len(group)
         """Of each engine: as far as `wait` has told."""
@@ -173,7 +181,7 @@ class RayEngines:
             return
         # Arguments of their own: within another one, Ray would leave them references.
         call = self.group.submit(engine, _HOST.submit, requests, seed, [*begun], *begun.values())
-        self._calls[call] = engine, "submit"
+        self._calls[call] = engine, "submit", [request.id for request in requests]
         waited = bool(self._waiting[engine])
         self._waiting[engine].update(request.id for request in requests)
         # One poll at a time: it tells of these as well, if there is one.
@@ -184,7 +192,7 @@ class RayEngines:
         """See `Engines`."""
         if not self._takes(engine):
             return
-        self._calls[self.group.submit(engine, _HOST.abort, requests, keep)] = engine, "abort"
+        self._calls[self.group.submit(engine, _HOST.abort, requests, keep)] = engine, "abort", []
         if not keep:
             self._unwanted |= self._known(engine).intersection(requests)
             for request in requests:
@@ -193,7 +201,7 @@ class RayEngines:
     def abort_older(self, engine: int, version: int) -> None:
         """See `Engines`."""
         if self._takes(engine):
-            self._calls[self.group.submit(engine, _HOST.abort_older, version)] = engine, "abort_older"
+            self._calls[self.group.submit(engine, _HOST.abort_older, version)] = engine, "abort_older", []
 
     def collect(self, engine: int, requests: list[int]) -> "list[ObjectRef[Had]]":
         """See `Engines`."""
@@ -230,8 +238,7 @@ class RayEngines:
         done = _done([*self._calls, *self._polls, *self._collected])
         # Calls first: an engine that could not take its requests has nothing to tell of them.
         for call in [call for call in self._calls if call in done]:
-            engine, method = self._calls.pop(call)
-            self._answer(engine, call, method, None)
+            events += self._called(call)
         for call in [call for call in self._polls if call in done]:
             events += self._polled(call)
         for call in [call for call in self._collected if call in done]:
@@ -241,6 +248,21 @@ class RayEngines:
                 events += (Ended(engine, self._ended(each)) for each in finished)
         # Last: what has ended before an engine was lost has ended.
         return events + self._changes()
+
+    def _called(self, call: "ObjectRef[None]") -> list[Event]:
+        """Take in that an engine has done what it was told, or has not."""
+        engine, method, requests = self._calls.pop(call)
+        try:
+            self.group.answer(engine, call, method)
+        except GroupError as error:
+            lacks_weights = isinstance(getattr(error.__cause__, "cause", None), NoWeights)
+            if lacks_weights and self.members.come_back:
+                # A transfer has failed that whoever has made it does not know of yet.
+                self.members.doubt([engine])
+                self._waiting[engine].difference_update(requests)
+                return [Refused(engine, requests)]
+            self.members.lose(engine, error, self.group.origin(call)[1])
+        return []
 
     def _polled(self, call: "ObjectRef[list[Finished]]") -> list[Event]:
         """Take in what a poll tells of, as far as its responses are here."""

@@ -19,16 +19,16 @@ from ray import ObjectRef
 
 from actors.group import GroupError
 from actors.group_errors import DataLost
-from actors.rollout.types import Begun, Finished, Request, RolloutInfo
+from actors.rollout.types import Begun, Finished, Request
 from algorithms.rewards.pool import RewardPool
 from algorithms.rewards.scores import Score, empty_scores
 from algorithms.rollouts.admission import Loads
-from algorithms.rollouts.engines import Back, Ended, Engines, Event, Had, Lost, Out
+from algorithms.rollouts.engines import Back, Ended, Engines, Event, Had, Lost, Out, Refused
 from algorithms.rollouts.groups import BegunGroup, ScoredGroup
 from algorithms.rollouts.held import going_on, sampling_of
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
-from algorithms.rollouts.losses import Losses
+from algorithms.rollouts.losses import Losses, infos_of
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
 ENOUGH = 2
@@ -190,6 +190,8 @@ class Flow:
                 self._receive(event, rollouts)
             case Lost():
                 self._lose(event)
+            case Refused(_, requests):
+                self._send_again([self._running[each] for each in requests if each in self._running])
             case Out(engine):
                 self._loads.out(engine)
             case Back(engine):
@@ -290,14 +292,14 @@ class Flow:
         if again := bool(event.finished.error and group.begun):
             event = Ended(event.engine, Finished(request=group.id, infos=[]))
         # It stays where it is refused, which ends the run: a checkpoint of the step that is made meanwhile has it.
-        infos = _infos(event.finished, group)
-        del self._running[group.id]
-        self._loads.ended(group.engine, group.samples)
+        infos = infos_of(event.finished, group)
         self._heard[group.engine] = self._clock()
         if again:
             # Other settings than then may refuse what was sampled under them, such as a stop string: then from nothing.
-            self._send([replace(group, id=next(self._ids), begun=None)], None)
+            self._send_again([group], anew=True)
             return
+        del self._running[group.id]
+        self._loads.ended(group.engine, group.samples)
         if event.finished.held and not group.unwanted:
             group.begun = BegunGroup(samples=rollouts[group.id], infos=event.finished.held)
             group.lane.hold(group, self.version)
@@ -323,22 +325,21 @@ class Flow:
 
     def _lose(self, event: Lost) -> None:
         """What ran on a lost engine starts anew on others, or goes on there from what it had when it came."""
-        self._loads.lost(event.engine)
+        self._loads.out(event.engine)
         groups = [group for group in self._running.values() if group.engine == event.engine]
-        wanted = [group for group in groups if not group.unwanted]
-        self.losses.take_in(event, wanted, left=self._loads.left)
+        self.losses.take_in(event, [group for group in groups if not group.unwanted], left=self._loads.left)
+        for group in groups:
+            group.engines += 1
+        # What they would go on from may be what is gone.
+        self._send_again(groups, anew=isinstance(event.error, DataLost))
+
+    def _send_again(self, groups: Sequence[Running], *, anew: bool = False) -> None:
+        """No seed: samplers there may be in the middle of other prompts."""
         for group in groups:
             del self._running[group.id]
-        # What it would go on from may be what is gone.
-        keeps = not isinstance(event.error, DataLost)
-        again = [
-            Running(
-                next(self._ids), group.order, group.lane, group.prompt, engines=group.engines + 1,
-                attempt=group.attempt, begun=group.begun if keeps else None, to_its_end=group.to_its_end,
-            )
-            for group in wanted
-        ]  # fmt: skip
-        self._send(again, None)  # no seed: samplers there are in the middle of other prompts
+            self._loads.ended(group.engine, group.samples)
+        wanted = (group for group in groups if not group.unwanted)
+        self._send([replace(each, id=next(self._ids), begun=None if anew else each.begun) for each in wanted], None)
 
     def _answers(self) -> Iterator[tuple[Running, list[Score]]]:
         """Groups that the pool has scored; without a pool all of them, with nothing said yet."""
@@ -391,9 +392,3 @@ class Flow:
                 late = next(group for group in self._running.values() if group.engine == engine)
                 text = f"nothing heard, while data row {late.prompt.index} waits, for {limits.silence_s:g} s"
                 self.engines.condemn(engine, GroupError(f"rollout[{engine}].poll: {text} (rollout.timeout_s)"))
-
-
-def _infos(finished: Finished, group: Running) -> list[RolloutInfo]:
-    if finished.error:
-        raise GroupError(f"rollout[{group.engine}].submit: data row {group.prompt.index} was refused: {finished.error}")
-    return finished.infos

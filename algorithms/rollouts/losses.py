@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from actors.group import GroupError
+from actors.rollout.types import Finished, RolloutInfo
 from algorithms.rollouts.engines import Lost
 from algorithms.rollouts.lane import Running
 from algorithms.rollouts.limits import Limits
@@ -47,3 +48,10 @@ class Losses:
             raise GroupError(
                 f"rollout: no engine was back within {limit:g} s (rollout.restart_timeout_s), after {self._last}"
             ) from self._last
+
+
+def infos_of(finished: Finished, group: Running) -> list[RolloutInfo]:
+    """What is said of a group's responses. Raises GroupError: its engine does not take the prompt."""
+    if finished.error:
+        raise GroupError(f"rollout[{group.engine}].submit: data row {group.prompt.index} was refused: {finished.error}")
+    return finished.infos

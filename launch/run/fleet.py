@@ -69,6 +69,9 @@ class Fleet:
             self._closed.set()
         for thread in list(self._threads.values()):
             thread.join(_CLOSE_S)
+        for numbers in self._faults.values():
+            for number in numbers:
+                self._events.given_up(number, "the run was over")
 
     def _lost(self, engine: int, error: GroupError) -> None:
         """Called by whoever has noticed it: it must not wait."""
