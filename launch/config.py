@@ -21,7 +21,7 @@ from actors.config import (
     refuse_unused,
 )
 from actors.config_nodes import Environment, NodeLabels
-from actors.config_numbers import Cores, Count, Steps, WholeSeconds
+from actors.config_numbers import Cores, Count, Retries, Steps, WholeSeconds
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
 from launch.exports.hub import hub_id_problem
@@ -131,6 +131,12 @@ class Run(Config):
     none; needs a token (HF_TOKEN, or `hf auth login`). What fails is a warning."""
     hub_private: bool = False
     """Make that repository a private one."""
+    max_restarts: Retries = 3
+    """Faults in a row, without a finished step between them, after which the run ends with the cause; until then it is
+    started again after each, and resumes from its last checkpoint. 0: the first ends it. `checkpoint.resume` false
+    allows none."""
+    heartbeat_s: float = Field(default=4.0, ge=2, le=1e9)
+    """Longest silence of a process of the run before it is held for frozen, in seconds."""
 
     @model_validator(mode="after")
     def _output_is_a_path(self) -> "Run":
