@@ -4,7 +4,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-_LINES = ("metrics.jsonl", "samples.jsonl", "eval_samples.jsonl")
+from launch.tracking.events import NAME as EVENTS
+
+_LINES = ("metrics.jsonl", "samples.jsonl", "eval_samples.jsonl", "events.jsonl")
 _RESULTS = (*_LINES, "curves.png", "export", "mteb")
 _MOST_NAMED = 6
 
@@ -24,10 +26,14 @@ def remove_results(directory: Path, checkpoints: Iterable[Path]) -> str | None:
     return f"checkpoint.resume is false: removed {_named(gone)} of an earlier run in {directory}" if gone else None
 
 
-def set_results_aside(directory: Path) -> str | None:
-    """Move what an earlier start without a checkpoint has left; returns where to."""
+def set_results_aside(directory: Path, *, same_command: bool = False) -> str | None:
+    """Move what an earlier start without a checkpoint has left; returns where to.
+
+    Where that was an attempt of the `same_command`, its faults are this one's, too, and stay.
+    """
     # An empty file is all that a start leaves which ended before its first step: nothing to keep.
     found = [path for path in results_in(directory) if not path.exists() or path.is_dir() or path.stat().st_size]
+    found = [path for path in found if not (same_command and path.name == EVENTS)]
     if not found:
         return None
     aside = place_aside(directory)

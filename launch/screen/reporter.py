@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from algorithms.loop import spread_over
-from launch.screen.display import Display
+from launch.run.faults import Faults
+from launch.screen.display import BEGINNING, Display
 from launch.screen.health import Health
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
@@ -16,19 +17,28 @@ SAMPLES_SHOWN = 4
 class RunReporter:
     """Implements `algorithms.loop.Reporter`."""
 
-    def __init__(self, display: Display, tracker: Tracker, curves: CurveDrawer | None = None) -> None:
+    def __init__(
+        self, display: Display, tracker: Tracker, curves: CurveDrawer | None = None, faults: Faults | None = None
+    ) -> None:
         self._display = display
         self._tracker = tracker
         self._curves = curves
+        self._faults = faults
+        self._began = False
         self._health = Health()
 
     def start(self, title: str, total_steps: int, done_steps: int) -> None:
         """Begin the progress display."""
+        self._began = True
         self._display.start(title, total_steps, done_steps)
 
     def phase(self, name: str) -> None:
         """Say what runs now."""
         self._display.phase(name)
+        if self._faults:
+            self._faults.phase(name)
+            if self._began and name not in BEGINNING:
+                self._faults.begin_steps()
 
     def progress(self, done: int, total: int, what: str) -> None:
         """How far what runs now has come."""
@@ -38,6 +48,8 @@ class RunReporter:
         """Write and show a step's metrics, and warn about those out of range; why -> prompts that are `left_out` are in
         metrics.jsonl."""
         self._tracker.log(step, metrics, left_out)  # written before it is shown: the terminal may be gone
+        if self._faults and step:  # 0 is an evaluation before the first
+            self._faults.finish_step(step)
         self._display.step(step, metrics)
         for line in self._health.warnings(metrics):
             self._display.warning(line)
