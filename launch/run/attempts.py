@@ -16,20 +16,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.run.attempt_link import AGAIN, become_driver
 from launch.run.leftovers import end_leftovers, new_mark
+from launch.run.taken_signals import ENDING, TakenSignals
 from launch.tracking.events import Events, Fault
 
 _TICK_S = 0.25
 """Between two looks at the driver."""
-_LONGEST_BACK_OFF_S = 60.0
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TAKEN = {*_ENDING, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD}
+_FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 1.0, 60.0
 _INTERRUPTED = 130
 
 
@@ -41,14 +40,8 @@ def with_restarts(drive: Callable[[], int]) -> int:
     """
     if sys.platform != "linux" or threading.active_count() > 1:  # a fork would copy locks that other threads hold
         return drive()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
-    code = _Parent(before).run()
-    if code is None:
-        return drive()
-    while signal.sigtimedwait(_TAKEN, 0):  # what has come for a run that is over
-        pass
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return code
+    code = _Parent().run()
+    return drive() if code is None else code
 
 
 @dataclass
@@ -77,9 +70,8 @@ class _Driver:
 class _Parent:
     """Waits for one driver after the other."""
 
-    def __init__(self, mask: Iterable[int]) -> None:
-        """`mask`: signals that are blocked in whatever it forks."""
-        self._mask, self._pid = mask, os.getpid()
+    def __init__(self) -> None:
+        self._signals, self._pid = TakenSignals(), os.getpid()
         self._number, self._in_a_row, self._step = 0, 0, 0
         self._restarts: int | None = None
         """None: no driver has said how many there may be."""
@@ -91,6 +83,12 @@ class _Parent:
 
     def run(self) -> int | None:
         """The exit code; None in a child, which is to drive the run."""
+        code = self._attempts()
+        self._signals.give_back()
+        return code if code is None else _end_as(code)
+
+    def _attempts(self) -> int | None:
+        """How the run ends, below 0 for a signal; None in a child."""
         while True:
             driver = self._fork()
             if driver is None:
@@ -98,12 +96,12 @@ class _Parent:
             code = self._wait_for(driver)
             os.close(driver.reading)
             if not self._is_fault(code):
-                return self._interrupted() if code == AGAIN and self._asked else _end_as(code)
+                return self._interrupted() if code == AGAIN and self._asked else code
             self._in_a_row = 1 if driver.moved else self._in_a_row + 1
             goes_on = self._may_go_on(driver, code)
             self._make_way(driver)
             if not goes_on:
-                return 1 if code == AGAIN else _end_as(code)
+                return 1 if code == AGAIN else code
             self._back_off()
             if self._asked:
                 return self._interrupted()
@@ -111,7 +109,7 @@ class _Parent:
     def _interrupted(self) -> int:
         """Told to end while there is no driver that could."""
         _say(f"interrupted; continue with the same command, results so far are in {self._directory}")
-        return _end_as(-signal.SIGHUP) if self._asked == signal.SIGHUP else _INTERRUPTED
+        return -signal.SIGHUP if self._asked == signal.SIGHUP else _INTERRUPTED
 
     def _fork(self) -> _Driver | None:
         for stream in (sys.stdout, sys.stderr):
@@ -119,12 +117,12 @@ class _Parent:
                 stream.flush()  # else what it holds is written twice
         reading, writing = os.pipe()
         mark = new_mark()
-        pid = os.fork()
-        if not pid:
+        self._signals.hold()
+        if not (pid := os.fork()):
             os.close(reading)
             become_driver(self._pid, writing, mark, restarted=self._number > 0, in_a_row=self._in_a_row)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             return None
+        self._signals.release()
         with suppress(OSError):  # as the child does itself: whoever comes first
             os.setpgid(pid, pid)
         os.close(writing)
@@ -147,9 +145,8 @@ class _Parent:
             self._look_at(driver)
 
     def _signal(self, within_s: float) -> signal.Signals | None:
-        found = signal.sigtimedwait(_TAKEN, within_s)
-        number = signal.Signals(found.si_signo) if found else None
-        if number in _ENDING:
+        number = self._signals.wait(within_s)
+        if number in ENDING:
             self._asked = number
         return None if number == signal.SIGCHLD else number
 
@@ -241,7 +238,7 @@ class _Parent:
 
     def _back_off(self) -> None:
         """Longer after each fault in a row; the wait ends when the run is told to end."""
-        until = time.monotonic() + min(2.0 ** (self._in_a_row - 1), _LONGEST_BACK_OFF_S)
+        until = time.monotonic() + min(_FIRST_BACK_OFF_S * 2.0 ** (self._in_a_row - 1), _LONGEST_BACK_OFF_S)
         while not self._asked and (left := until - time.monotonic()) > 0:
             if self._signal(left) == signal.SIGTSTP:
                 os.kill(self._pid, signal.SIGSTOP)
