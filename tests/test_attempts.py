@@ -342,16 +342,16 @@ def test_a_signal_ends_the_wait_before_a_restart(started: Any, number: int, code
     """While there is no driver, nor a zombie of one."""
     run = started("loaded()", "die()", back_off_s=300.0)
     run.wait_for(lambda: (run.directory / "events.jsonl").exists(), "fault")
-    run.wait_for(lambda: not children(run.process.pid), "end of the driver")
+    run.wait_for(lambda: len(children(run.process.pid)) == 1, "end of the driver")  # the other one is its guard
     time.sleep(0.2)
     run.process.send_signal(number)
     assert (run.end(), len(run.drivers)) == (code, 1)
     assert f"results so far are in {run.directory}" in run.said
 
 
-def children(pid: int) -> str:
+def children(pid: int) -> list[str]:
     """Process ids, zombies too."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_the_wait_grows_from_restart_to_restart(started: Any) -> None:
@@ -368,10 +368,38 @@ def test_who_kills_the_parent_kills_the_run(started: Any) -> None:
     run.until_it_waits()
     run.process.kill()
     run.process.wait(DEADLINE_S)
+    gone(run.drivers[0])
+
+
+def gone(pid: int) -> None:
+    """Wait until a process has ended."""
     deadline = time.monotonic() + DEADLINE_S
-    while state_of(run.drivers[0]) not in ("", "Z"):
-        assert time.monotonic() < deadline, "the driver lives on"
+    while state_of(pid) not in ("", "Z"):
+        assert time.monotonic() < deadline, f"process {pid} lives on"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("lines", [["wait()"], ["note('waits')", "die()"]])
+def test_a_run_that_was_killed_leaves_nothing(started: Any, lines: list[str]) -> None:
+    """Be it its parent, with all of its group, or its driver that was killed, for good."""
+    left = "process = subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    run = started("loaded(0)", left, "os.kill(process.pid, signal.SIGSTOP)", "note('pid', process.pid)", *lines)
+    run.until_it_waits()
+    with suppress(ProcessLookupError):
+        os.killpg(run.process.pid, signal.SIGKILL)
+    assert run.process.wait(DEADLINE_S) == -signal.SIGKILL
+    gone(int(run.lines("pid")[0]))
+
+
+def test_a_run_that_has_ended_by_itself_may_leave_processes(started: Any) -> None:
+    """What delivers metrics, for example."""
+    left = "process = subprocess.Popen(['sleep', '600'], start_new_session=True, stdout=-3, stderr=-3)"
+    run = started("loaded()", left, "note('pid', process.pid)", "return 0")
+    assert run.end() == 0
+    time.sleep(0.3)
+    pid = int(run.lines("pid")[0])
+    assert state_of(pid) == "S"
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_driver_inherits_no_blocked_signal(started: Any) -> None:

@@ -64,7 +64,8 @@ def survived(job: Job) -> list[dict[str, Any]]:
 
 def process_of(job: Job, who: str) -> int:
     """Id of the process that is one of the run's now."""
-    [driver] = map(int, Path(f"/proc/{job.process.pid}/task/{job.process.pid}/children").read_text().split())
+    children = Path(f"/proc/{job.process.pid}/task/{job.process.pid}/children").read_text().split()
+    driver = int(children[-1])  # the other one is its guard
     if who == "driver":
         return driver
     if who == "raylet":

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.run.attempt_link import AGAIN, become_driver
-from launch.run.leftovers import end_leftovers, new_mark
+from launch.run.leftovers import Guard, end_leftovers, new_mark
 from launch.run.taken_signals import ENDING, TakenSignals
 from launch.tracking.events import Events, Fault
 
@@ -71,7 +71,9 @@ class _Parent:
     """Waits for one driver after the other."""
 
     def __init__(self) -> None:
-        self._signals, self._pid = TakenSignals(), os.getpid()
+        self._pid, self._mark = os.getpid(), new_mark()
+        self._guard = Guard(self._mark)
+        self._signals = TakenSignals()
         self._number, self._in_a_row, self._step = 0, 0, 0
         self._restarts: int | None = None
         """None: no driver has said how many there may be."""
@@ -85,7 +87,13 @@ class _Parent:
         """The exit code; None in a child, which is to drive the run."""
         code = self._attempts()
         self._signals.give_back()
-        return code if code is None else _end_as(code)
+        if code is None:
+            self._guard.leave()
+        elif code < 0:
+            _end_as(-code)
+        else:
+            self._guard.dismiss()
+        return code if code is None or code >= 0 else 128 - code
 
     def _attempts(self) -> int | None:
         """How the run ends, below 0 for a signal; None in a child."""
@@ -116,7 +124,7 @@ class _Parent:
             with suppress(OSError, ValueError):
                 stream.flush()  # else what it holds is written twice
         reading, writing = os.pipe()
-        mark = new_mark()
+        mark = f"{self._mark}{self._number}."
         self._signals.hold()
         if not (pid := os.fork()):
             os.close(reading)
@@ -263,20 +271,17 @@ def _has_checkpoint(directory: Path) -> bool:
     return any(directory.glob("checkpoints/step-*/manifest.json"))
 
 
-def _end_as(code: int) -> int:
-    """End this process by the signal that has ended its child; returns the exit code where it was none."""
-    if code >= 0:
-        return code
+def _end_as(number: int) -> None:
+    """End this process by the signal that has ended its child; returns where that cannot be."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child has left one, if there is to be any
     with suppress(OSError, ValueError):
-        signal.signal(-code, signal.SIG_DFL)  # SIGKILL has no other
+        signal.signal(number, signal.SIG_DFL)  # SIGKILL has no other
     with suppress(OSError, ValueError):
-        os.kill(os.getpid(), -code)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
-    return 128 - code
+        os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
 
 def _say(line: str) -> None:
