@@ -397,7 +397,7 @@ def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:
 
 
 def test_sigterm_that_comes_twice_at_once_is_one() -> None:
-    """As from Ray Jobs, which sends it to all of a job's processes, and from the driver's parent; a later one counts."""
+    """As from Ray Jobs, which signals all of a job's processes, and from the driver's parent; a later one counts."""
     program = (
         "import os, signal, time\n"
         "from launch.run import signals\n"
