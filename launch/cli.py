@@ -11,13 +11,17 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from launch.checks.shadowing import reach_code
 from launch.jobs import cluster_verbs
+from launch.run.attempt_link import say_loaded
+from launch.run.attempts import with_restarts
 from launch.screen.stdout import show_what_acts
 from launch.telemetry import switch_off
 from launch.verbs import arguments as takes
+from launch.verbs import model_verbs
 from launch.verbs.arguments import UsageError, Verb
 from launch.verbs.parsing import parse_verb, unknown_verb
 
@@ -34,7 +38,8 @@ _STARTED = time.monotonic()  # the user waits from here on, also for what is imp
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 user's mistake (one line each on stderr), 130 Ctrl-C."""
     try:
-        code = _main(list(sys.argv[1:] if argv is None else argv))
+        # Arguments that are given come from a program, which has not asked for a second process of itself.
+        code = _main(list(sys.argv[1:] if argv is None else argv), may_fork=argv is None)
         sys.stdout.flush()
         return code
     except UsageError as error:
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(_missing_package(error))
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], *, may_fork: bool) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(), file=sys.stdout if argv else sys.stderr)  # without a verb, it tells of a mistake
         return 0 if argv else USER_ERROR
@@ -66,10 +71,15 @@ def _main(argv: list[str]) -> int:
     workers = getattr(arguments, "step", None) is not None  # `export --step` starts the policy's ranks
     if problem := reach_code(_working_directory(), name, code=code, workers=workers):
         raise UsageError(problem)
+    handle = partial(_handled, VERBS[name], arguments)
+    return with_restarts(handle) if name == "run" and may_fork else handle()
+
+
+def _handled(verb: Verb, arguments: argparse.Namespace) -> int:
     from actors.config import UserError
 
     try:
-        return VERBS[name].handle(arguments)
+        return verb.handle(arguments)
     except UserError as error:
         return _report(*error.problems)
 
@@ -133,10 +143,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.checks.capacity import check_nodes
     from launch.checks.tokenizer_process import Aside
     from launch.run.ray_address import check_ray_address
+    from launch.run.restarts import restarts_of
     from launch.sizes.machine import this_machine
 
     with Aside() as aside:
         config = _loaded(arguments, aside)
+        say_loaded(restarts_of(config, arguments.retries), config.run.heartbeat_s, config.directory)
         check_nodes(config, this_machine())  # before the other checks, as it needs no model and no data
         check_ray_address(os.environ.get("RAY_ADDRESS"))
         return _checked_and_run(config, aside)
@@ -210,68 +222,6 @@ def _data(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _chat(arguments: argparse.Namespace) -> int:
-    from launch.verbs.chat import chat
-
-    return chat(
-        arguments.model,
-        prompt=arguments.prompt,
-        temperature=arguments.temperature,
-        max_tokens=arguments.max_tokens,
-    )
-
-
-def _curves(arguments: argparse.Namespace) -> int:
-    from launch.tracking.redraw import curves_of
-
-    print(curves_of(arguments.run))
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from launch.exports.hub import check_can_push, push_model
-    from launch.verbs.export import export
-
-    if arguments.private and not arguments.push:
-        raise UsageError("--private: needs --push, got none")
-    if arguments.push:
-        check_can_push("--push", arguments.push)  # before the export, which may take minutes
-    source = arguments.run
-    if arguments.step is not None:
-        from launch.verbs.export_step import export_step
-
-        source = export_step(arguments.run, arguments.step)
-    code = export(source, output=arguments.output, adapter=arguments.adapter)
-    if arguments.push:
-        push_model(source, arguments.push, private=arguments.private, adapter=arguments.adapter)
-    return code
-
-
-def _init(arguments: argparse.Namespace) -> int:
-    from launch.verbs.init import init
-
-    return init(arguments.directory)
-
-
-def _mine(arguments: argparse.Namespace) -> int:
-    from launch.verbs.mine import MineOptions, mine
-
-    return mine(MineOptions(**vars(arguments)))
-
-
-def _search(arguments: argparse.Namespace) -> int:
-    from launch.verbs.search import search
-
-    return search(
-        arguments.model,
-        corpus=arguments.corpus,
-        query=arguments.query,
-        top=arguments.top,
-        first_stage=arguments.first_stage,
-        candidates=arguments.candidates,
-    )
-
-
 def _help(arguments: argparse.Namespace) -> int:
     topic = arguments.topic
     if arguments.markdown or arguments.migrating:
@@ -305,12 +255,12 @@ VERBS = {
         "copies configs and examples into a directory, to start from",
         "tandem init my-project",
         takes.init_arguments,
-        _init,
+        model_verbs.on_init,
     ),
     "run": Verb(
         "trains: starts a local Ray, or joins the one at RAY_ADDRESS",
         "tandem run configs/own-task.yaml run.name=first policy.optimizer.lr=1e-4",
-        takes.config_arguments,
+        takes.run_arguments,
         _run,
     ),
     "check": Verb(
@@ -329,31 +279,31 @@ VERBS = {
         "talks to a trained model",
         'tandem chat outputs/first --prompt "sort: dab"',
         takes.chat_arguments,
-        _chat,
+        model_verbs.on_chat,
     ),
     "export": Verb(
         "says where a finished run's model is, or copies it: a Hugging Face directory",
         "tandem export outputs/first --output my-model",
         takes.export_arguments,
-        _export,
+        model_verbs.on_export,
     ),
     "curves": Verb(
         "draws the metrics of a run, finished or not, and says where the picture is",
         "tandem curves outputs/first",
         takes.curves_arguments,
-        _curves,
+        model_verbs.on_curves,
     ),
     "mine": Verb(
         "finds hard negatives for queries with an embedding model; a reranker may judge them",
         "tandem mine outputs/first --data pairs.jsonl --output mined.jsonl --relative-margin 0.05",
         takes.mine_arguments,
-        _mine,
+        model_verbs.on_mine,
     ),
     "search": Verb(
         "shows the passages that an embedding model or reranker finds for a query",
         'tandem search outputs/first --corpus passages.txt --query "capital of France"',
         takes.search_arguments,
-        _search,
+        model_verbs.on_search,
     ),
     "submit": Verb(
         "runs a configuration as a job on a Ray cluster (--kube: on Kubernetes), with this directory's files",

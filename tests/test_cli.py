@@ -396,6 +396,28 @@ def test_a_second_signal_does_not_interrupt_the_end(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended in order\n", "")
 
 
+def test_sigterm_that_comes_twice_at_once_is_one() -> None:
+    """As from Ray Jobs, which signals all of a job's processes, and from the driver's parent; a later one counts."""
+    program = (
+        "import os, signal, time\n"
+        "from launch.run import signals\n"
+        "with signals.interruptible():\n"
+        "    signals.finish_steps()\n"
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(0.05)\n"
+        "    print(signals.asked_to_stop())\n"
+        "    signals._ONE_S = 0.01\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(30)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print(signals.interrupted_by())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nSIGTERM\n", "")
+
+
 def test_k8s_prints_manifests_and_checks_those_edited_by_hand(tandem: Tandem, project: Path) -> None:
     done = tandem(project, "k8s", "job.yaml")
     assert done.returncode == 0, done.stderr

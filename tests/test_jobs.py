@@ -111,6 +111,11 @@ def test_submit_uploads_once_and_says_what_to_do_next(fake: FakeRayServer, capsy
     assert (len(date), len(clock), len(end)) == (8, 6, 4)
 
 
+def test_submit_passes_on_how_often_a_fault_is_survived(fake: FakeRayServer) -> None:
+    assert main(["submit", "job.yaml", "--id", "first", "--retries", "0", "--address", fake.address]) == 0
+    assert fake.jobs["first"].entrypoint == "exec python -m launch run tandem-run.json --retries 0"
+
+
 def test_submit_as_json_is_one_object(fake: FakeRayServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "job.yaml", "--id", "first", "--json", "--address", fake.address]) == 0
     out, err = capsys.readouterr()

@@ -64,7 +64,9 @@ class Attempt:
         self.clock, self.directory, self.checkpoints = clock, config.directory, Checkpoints(config)
         found = self.checkpoints.latest()
         (self.directory / "logs").mkdir(parents=True, exist_ok=True)
-        self.checkpoints.prepare(again=again)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("launch.run.checkpoint.is_restarted", lambda: again)
+            self.checkpoints.prepare()
         self.done = found.step if found else 0
         display = Display(Console(file=io.StringIO(), width=200))
         self.tracker = Tracker(self.directory, config, self.done, lambda _: None)

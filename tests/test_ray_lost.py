@@ -38,7 +38,7 @@ try:
         group.call(Engine.will, "freeze")
         group.call(Engine.update_weights)
 except RayLost as error:
-    print("told:", raylet.process.pid, error)
+    print("told:", raylet.process.pid, *error.who, error)
 """
 
 
@@ -48,7 +48,8 @@ def test_a_killed_raylet_is_what_is_told_of(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("told:")] or [done.stderr[-2000:]]
-    _, pid, told = line.split(" ", 2)
+    _, pid, who, told = line.split(" ", 3)
+    assert who == "raylet"
     assert told.startswith(
         f"of Ray's own processes on this machine died raylet (process {pid}, killed by signal 9), and the run's "
         f"processes with it; first told of: rollout[0]."
@@ -73,17 +74,19 @@ NODES = [
 def test_a_dead_node_is_told_of_where_the_run_lived_on_it(
     nodes: set[str], told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_lost, "_dead_processes", str)
+    monkeypatch.setattr(ray_lost, "_dead_processes", lambda: ("", []))
     monkeypatch.setattr(ray, "nodes", lambda: NODES)
     with pytest.raises(RayLost if told else GroupError) as caught, told_of_ray(nodes):
         raise GroupError("x")
     assert str(caught.value) == (told or "x")
+    if isinstance(caught.value, RayLost):
+        assert caught.value.who == ["10.0.0.2" if "b" in nodes else "10.0.0.3"]
     with pytest.raises(ValueError, match=r"^y$"), told_of_ray(nodes):
         raise ValueError("y")
 
 
 def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_lost, "_dead_processes", str)
+    monkeypatch.setattr(ray_lost, "_dead_processes", lambda: ("", []))
     monkeypatch.setattr(ray_lost, "_PATIENCE_S", 0.2)
 
     def silent() -> list[Any]:

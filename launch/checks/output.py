@@ -77,7 +77,7 @@ def _is_ours(directory: Path) -> bool:
     # A model's config.json has none of these sections.
     if isinstance(values, dict) and {"algorithm", "checkpoint", "run"} <= values.keys():
         return True
-    if any((directory / name).is_file() for name in ("metrics.jsonl", "logs/driver.id")):
+    if any((directory / name).is_file() for name in ("metrics.jsonl", "events.jsonl", "logs/driver.id")):
         return True
     # Also a directory without any file.
     return all(item.is_file() and item.suffix in _BESIDE for item in directory.iterdir())

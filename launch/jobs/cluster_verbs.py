@@ -17,8 +17,10 @@ def on_submit(arguments: argparse.Namespace) -> int:
     """Start a job; with --wait, end as it does. Raises UserError, UsageError."""
     _check_place(arguments, "id")  # before the configuration is read, which takes longer
     from launch.config import load
+    from launch.run.restarts import restarts_of
 
     config = load(arguments.config, arguments.overrides)
+    restarts_of(config, arguments.retries)  # what is wrong with it is said here, and not by the job
     if not arguments.kube:
         # Each verb imports what it needs, as `requests` or the Kubernetes client would delay all others.
         from launch.jobs.submit import submit_job
@@ -30,7 +32,10 @@ def on_submit(arguments: argparse.Namespace) -> int:
             wait=arguments.wait,
             as_json=arguments.json,
             code=not arguments.no_code,
+            retries=arguments.retries,
         )
+    if arguments.retries is not None:  # the entrypoint there is no place for text of the command line
+        config = load(arguments.config, [*arguments.overrides, f"run.max_restarts={arguments.retries}"])
     told = _assumed_on_kubernetes(config, code=not arguments.no_code)
     from launch.kube.client import kube_submit
 

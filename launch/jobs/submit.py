@@ -35,6 +35,13 @@ class _Submission:
     id: str
     config: RunConfig
     package: Package
+    retries: int | None
+    """Of the command line; None: what the configuration has."""
+
+    @property
+    def entrypoint(self) -> str:
+        """The job's command."""
+        return ENTRYPOINT if self.retries is None else f"{ENTRYPOINT} --retries {self.retries}"
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -57,10 +64,17 @@ class _Submission:
 
 
 def submit_job(
-    config: RunConfig, *, address: str | None, run_id: str | None, wait: bool, as_json: bool, code: bool = True
+    config: RunConfig,
+    *,
+    address: str | None,
+    run_id: str | None,
+    wait: bool,
+    as_json: bool,
+    code: bool = True,
+    retries: int | None = None,
 ) -> int:
     """Submit the working directory and `config` to the cluster at `address` under `run_id` (default: a new one).
-    Without `code`, nothing that the configuration names is imported here.
+    Without `code`, nothing that the configuration names is imported here; `retries` goes before `run.max_restarts`.
 
     An id that is there already: the same job is not started again unless it failed or was stopped; see `_settle`.
 
@@ -76,7 +90,7 @@ def submit_job(
     package, warnings = _checked_package(config, code=code)
     with package.data:
         client = JobsClient(access, warn)
-        submission = _Submission(job_id, config, package)
+        submission = _Submission(job_id, config, package, retries)
         old = client.find(job_id)  # asked before anything is uploaded: the job may be there and need none of it
         again = old is not None and _settle(client, old, submission, note)
         known = _old_log(client, old) if again else ""
@@ -195,7 +209,7 @@ def _start(client: JobsClient, submission: _Submission, replaced: SubmittedJob |
     unknown = f"whether it was submitted says: {command('status', submission.id, client.access.address)}"
     try:
         labels = submission.config.cluster.driver_labels
-        client.submit(submission.id, ENTRYPOINT, submission.runtime_env, submission.metadata, labels)
+        client.submit(submission.id, submission.entrypoint, submission.runtime_env, submission.metadata, labels)
     except NoAnswer as error:
         raise UserError(f"{error.problems[0]}; {unknown}") from None
     except KeyboardInterrupt:

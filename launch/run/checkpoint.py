@@ -17,6 +17,7 @@ from algorithms.data.row_contents import Contents
 from launch.checks.contents import changed_contents, changed_text_files, keep_contents, kept_contents, kept_text_files
 from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
+from launch.run.attempt_link import is_restarted
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
 from launch.run.manifest import (
     UNREADABLE,
@@ -114,10 +115,8 @@ class Checkpoints:
                 break
         return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
 
-    def prepare(self, *, again: bool = False) -> list[str]:
+    def prepare(self) -> list[str]:
         """Make way for a run that starts; returns what was moved or removed, a line each.
-
-        `again`: for another attempt at it, after a fault; what is known of faults stays where it is.
 
         Half-written checkpoints go silently. Finished ones and results go only where `checkpoint.resume` is false;
         those that a resumed run would write over, and results without a checkpoint, are kept aside.
@@ -135,7 +134,7 @@ class Checkpoints:
             newer = [path for path in finished(self._directory) if step_of(path) > step_of(Path(name))]
             lines += [set_newer_aside(run, newer, name), self._best_lost(self._directory / name)]
         elif self._config.checkpoint.resume:
-            lines.append(set_results_aside(run, same_command=again))
+            lines.append(set_results_aside(run, same_command=is_restarted()))
         else:
             lines.append(remove_results(run, finished(self._directory)))
         for path in self._directory.glob("step-*.partial"):

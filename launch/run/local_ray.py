@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launch.run.attempt_link import say_leaves
+
 _MOST_BASE_BYTES = 20
 """Longest directory that Ray's sockets can lie below: the path of a Unix socket has at most 107 bytes."""
 
@@ -29,6 +31,7 @@ def private_directories(logs: Path) -> Iterator[tuple[Path, Path]]:
     base = os.environ.get("RAY_TMPDIR") or chosen
     short = base if len(os.fsencode(base)) <= _MOST_BASE_BYTES else "/tmp"
     root, files = (Path(tempfile.mkdtemp(prefix="tandem-", dir=place)) for place in (short, chosen))
+    say_leaves([root, files])
     session = root / "ray"
     try:
         session.mkdir()

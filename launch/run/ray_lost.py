@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from subprocess import Popen
 from typing import Any
 
 import ray
@@ -12,10 +13,17 @@ from ray.exceptions import RayError
 from actors.group import GroupError, first_line
 
 _PATIENCE_S = 5.0
+_KINDS = {"raylet": "raylet", "gcs_server": "gcs"}
+"""Kind of process in Ray's own table -> what it is called here."""
 
 
 class RayLost(RuntimeError):
     """A process of Ray's, or a node that the run lives on, has died, and all of the run's processes there with it."""
+
+    def __init__(self, message: str, who: Collection[str]) -> None:
+        """`who`: raylet, gcs or the address of a node, of each that has died."""
+        super().__init__(message)
+        self.who = who
 
 
 @contextmanager
@@ -31,28 +39,40 @@ def told_of_ray(nodes: Collection[str]) -> Iterator[None]:
     try:
         yield
     except (GroupError, RayError, ConnectionError) as error:
-        if lost := _dead_processes() or _dead_nodes(nodes):
-            raise RayLost(
-                f"{lost}, and the run's processes with it; first told of: {first_line(str(error))}"
-            ) from error
+        said, who = _dead_processes()
+        if not said:
+            said, who = _dead_nodes(nodes)
+        if said:
+            text = f"{said}, and the run's processes with it; first told of: {first_line(str(error))}"
+            raise RayLost(text, who) from error
         raise
 
 
-def _dead_processes() -> str:
-    """Those of a Ray that this process has started, in words; empty when all live, or it was joined."""
+def own_processes() -> list[tuple[str, Popen]]:
+    """Raylet and GCS of a Ray that this process has started, with what they are called; none where it was joined."""
     node: Any = ray_worker._global_node  # declared as None, which it is before `ray.init`
     if node is None or not node.head:
-        return ""
-    dead = [f"{kind} (process {process.pid}, {_end(process.poll())})" for kind, process in node.dead_processes()]
-    return f"of Ray's own processes on this machine died {', '.join(dead)}" if dead else ""
+        return []
+    return [(name, info.process) for kind, name in _KINDS.items() for info in list(node.all_processes.get(kind, ()))]
 
 
-def _end(code: int) -> str:
+def _dead_processes() -> tuple[str, list[str]]:
+    """Those of a Ray that this process has started, in words and by name; empty when all live, or it was joined."""
+    node: Any = ray_worker._global_node
+    found = node.dead_processes() if node is not None and node.head else []
+    dead = [f"{kind} (process {process.pid}, {end_in_words(process.poll())})" for kind, process in found]
+    said = f"of Ray's own processes on this machine died {', '.join(dead)}" if dead else ""
+    return said, [_KINDS.get(str(kind), str(kind)) for kind, _ in found]
+
+
+def end_in_words(code: int) -> str:
+    """How a process has ended, by its exit code, which is below 0 for a signal."""
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _dead_nodes(nodes: Collection[str]) -> str:
-    """Those of the run's nodes that Ray holds for dead, in words; empty when all live, or Ray does not say in time."""
+def _dead_nodes(nodes: Collection[str]) -> tuple[str, list[str]]:
+    """Those of the run's nodes that Ray holds for dead, in words and by address; empty when all live, or Ray does not
+    say in time."""
     found: list[dict] = []
 
     def ask() -> None:
@@ -62,9 +82,6 @@ def _dead_nodes(nodes: Collection[str]) -> str:
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_PATIENCE_S)
-    dead = [
-        f"{node['NodeManagerAddress']} ({node.get('DeathReasonMessage') or 'no reason given'})"
-        for node in found
-        if not node["Alive"] and node["NodeID"] in nodes
-    ]
-    return f"node {', '.join(dead)} died" if dead else ""
+    lost = [node for node in found if not node["Alive"] and node["NodeID"] in nodes]
+    dead = [f"{node['NodeManagerAddress']} ({node.get('DeathReasonMessage') or 'no reason given'})" for node in lost]
+    return f"node {', '.join(dead)} died" if dead else "", [node["NodeManagerAddress"] for node in lost]

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +13,20 @@ from actors.config import UserError
 from actors.files.full_disk import disk_problem
 from actors.group import ActorGroup, GroupError, first_line
 from actors.models.hub_cache import located_models
-from actors.secret_text import masked
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.exports.hub import push_export
 from launch.kinds.table import job_kind
+from launch.run.attempt_link import AGAIN
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
+from launch.run.faults import Faults, keep_traceback, told_of_lost_ranks, users_mistake
 from launch.run.manifest import Checkpoint
 from launch.run.ray_lost import RayLost, told_of_ray
+from launch.run.ray_watch import watched_ray
 from launch.run.reserve import place, release
 from launch.run.reserved import Placement
 from launch.run.signals import arm, hold, interruptible
@@ -34,7 +35,6 @@ from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
 from launch.screen.stdout import tell
 from launch.screen.summary import how_it_ended, last_screen
-from launch.tracking.events import Events
 from launch.tracking.now import Now
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
@@ -51,7 +51,8 @@ def run(config: RunConfig, display: Display | None = None) -> int:
     """Train, export and report.
 
     Returns:
-        The exit code: 0 done, 1 failed, 75 preempted, 130 interrupted or stopped.
+        The exit code: 0 done, 1 failed, 75 preempted, 130 interrupted or stopped; 76 where the process that has started
+        this one shall start another one, see `launch.run.attempts`.
 
     Raises:
         UserError: a mistake of the user's that only the run itself could find.
@@ -61,19 +62,23 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         benchmarks = job_kind(config).benchmarks
         if benchmarks:
             mteb_tasks(benchmarks)  # an unknown name shall not be found after hours
+        faults = Faults(config)
         # Before the tracker, which writes metrics that this may have to move aside.
         found = _prepare(config, display.note)
         reached = found.step if found else 0
         tracker = Tracker(config.directory, config, reached, display.warning)
-        events = Events(config.directory, anew=found is None, told=display.note)
-        now = Now(config.directory, events, reached)
+        faults.open(anew=found is None, told=display.note)
+        now = Now(config.directory, faults.events, reached)
         curves = CurveDrawer(config.directory, display.warning)
         ended_by: BaseException | None = None
         try:
-            _learn_and_export(config, RunReporter(display, tracker, now, curves), display)
+            _learn_and_export(config, RunReporter(display, tracker, now, curves, faults), display, faults)
         except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
             ended_by = error
-        picture = _close(display, tracker, curves)
+        again = faults.end(ended_by, display.warning)
+        picture = _close(display, tracker, curves, draw=not again)
+        if again:
+            return AGAIN
         code = _farewell(config, display, ended_by, picture)
         # After the farewell: the model is there, whatever becomes of these.
         if config.run.hub_model_id and not code:
@@ -87,13 +92,17 @@ def run(config: RunConfig, display: Display | None = None) -> int:
     return code
 
 
-def _close(display: Display, tracker: Tracker, curves: CurveDrawer) -> Path | None:
-    """Deliver and draw what is left; returns the path of the curves."""
+def _close(display: Display, tracker: Tracker, curves: CurveDrawer, *, draw: bool = True) -> Path | None:
+    """Deliver and draw what is left; returns the path of the curves, None where none are to be drawn."""
     hold()
     display.phase("delivering metrics")
     tracker.close()
-    display.phase("drawing curves")
-    picture = curves.finish()
+    picture = None
+    if draw:
+        display.phase("drawing curves")
+        picture = curves.finish()
+    else:
+        curves.stop()
     display.close()
     return picture
 
@@ -121,10 +130,12 @@ def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | 
 
 
 @contextlib.contextmanager
-def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iterator[tuple[Placement, "Roster"]]:
+def _started(
+    config: RunConfig, reporter: RunReporter, display: Display, faults: Faults
+) -> Iterator[tuple[Placement, "Roster"]]:
     """A cluster with reserved resources, and a roster whose processes end with it, whatever happens."""
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
-    with ray_cluster(config, config.directory / "logs"):
+    with watched_ray(faults) as ray_watch, ray_cluster(config, config.directory / "logs"), ray_watch.running():
         from launch.run.roster import Roster
         from launch.run.watch import ProcessWatch
 
@@ -140,19 +151,20 @@ def _started(config: RunConfig, reporter: RunReporter, display: Display) -> Iter
         now.processes = watch.pids
         watch.start()
         try:
-            with told_of_ray(placement.nodes):
+            with told_of_ray(placement.nodes), told_of_lost_ranks(roster):
                 yield placement, roster
         finally:
             # No signal may cut this short: what it leaves behind would hold cores and memory.
             hold()
             watch.stop()  # first: what ends from now on is meant to
+            ray_watch.ending()
             reporter.phase("ending processes")
             roster.shutdown()
             release(placement)
 
 
-def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display) -> None:
-    with _started(config, reporter, display) as (placement, roster):
+def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display, faults: Faults) -> None:
+    with _started(config, reporter, display, faults) as (placement, roster):
         loop = job_kind(config).build(placement, reporter, roster)
         for model in keep_commits(config.directory / "logs"):
             reporter.note(f"from the hub: {model}")
@@ -243,24 +255,12 @@ def _measure_with_mteb(config: RunConfig, tasks: list[str]) -> None:
     print(f"mteb:    {output}")
 
 
-def _users_mistake(error: BaseException | None) -> UserError | None:
-    """The mistake of the user's that an error is, or that a worker has found and that arrives as its cause."""
-    if isinstance(error, UserError):
-        return error
-    # GroupError <- RayTaskError, which holds the original.
-    original = getattr(getattr(error, "__cause__", None), "cause", None)
-    return original if isinstance(error, GroupError) and isinstance(original, UserError) else None
-
-
 def _explain(error: Exception, directory: Path) -> None:
     """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
     if isinstance(error, UserError):
         raise error
-    log = directory / "logs" / "driver.log"
-    # Storage that is full or gone must not hide why the run has failed.
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write(masked("".join(traceback.format_exception(error))))
-    if mistake := _users_mistake(error):
+    log = keep_traceback(error, directory)
+    if mistake := users_mistake(error):
         raise UserError(*mistake.problems) from None
     if isinstance(error, OSError) and (full := disk_problem(error, directory)):
         raise full from None
@@ -285,7 +285,7 @@ def _farewell(config: RunConfig, display: Display, ended_by: BaseException | Non
     Raises:
         UserError: what has ended it is the user's mistake.
     """
-    if display.began or not _users_mistake(ended_by):
+    if display.began or not users_mistake(ended_by):
         why = how_it_ended(config, display, ended_by)
         display.lines(last_screen(config, display, why, finished=ended_by is None, curves=curves))
     directory = config.directory
@@ -297,7 +297,7 @@ def _farewell(config: RunConfig, display: Display, ended_by: BaseException | Non
         tell(f"{ended_by}; a checkpoint is in {directory}, {goes_on}")
         return ended_by.code
     if isinstance(ended_by, Exception):
-        if not _users_mistake(ended_by):
+        if not users_mistake(ended_by):
             require_there(directory)  # else that is the cause, whoever met it first
         _explain(ended_by, directory)
         return 1

@@ -5,12 +5,17 @@ finish; a second one ends it at once.
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_S = 1.0
+"""Within so many seconds, a second SIGTERM is the first one: Ray Jobs sends it to all processes of a job, and the
+driver's parent passes its own on."""
 _asked = False
+_asked_at = 0.0
 _interrupted_by = ""
 
 
@@ -53,9 +58,11 @@ def asked_to_stop() -> bool:
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
-    signal.signal(signal.SIGTERM, _interrupt)  # who asks again does not want to wait
+    global _asked, _asked_at
+    if not _asked:
+        _asked, _asked_at = True, time.monotonic()
+    elif time.monotonic() > _asked_at + _ONE_S:
+        _interrupt(number, frame)  # who asks again does not want to wait
 
 
 def interrupted_by() -> str:

@@ -37,7 +37,7 @@ PHASE_LINES, FIGURE_LINES, BAR_CELLS, SHORTEST_BAR_CELLS = 3, 4, 30, 8
 LONGEST_TEXT = 500  # characters of a sample that are looked at, before it is cut to its cells
 PLAIN_WIDTH = 200  # cells of a line in a log file
 
-_BEGINNING = {
+BEGINNING = {
     "sync": "warming up: the engines get their first weights",
     "evaluate": "first evaluation",
     "prepare": "preparing",
@@ -110,7 +110,7 @@ class Display:
             if new:
                 self._end_phase()
             self._phase, self._detail = name, detail
-            self._beginning = self._beginning and (not self._begun or name in _BEGINNING)
+            self._beginning = self._beginning and (not self._begun or name in BEGINNING)
             if self._step_started is None and self._begun:
                 self._step_started = time.monotonic()
         # Phases of later steps would flood a log file; those of the start, and waits, explain a silence.
@@ -265,7 +265,7 @@ class Display:
         """Example: starting engines: 1 of 2 ready (12 s)"""
         name = self._phase or ("starting" if not self._begun else "between steps")
         if self._begun and self._beginning:
-            name = _BEGINNING.get(name, name)
+            name = BEGINNING.get(name, name)
         detail = f": {visible(self._detail)}" if self._detail else ""
         seconds = time.monotonic() - self._phase_started
         told = f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from algorithms.loop import spread_over
+from launch.run.faults import Faults
 from launch.screen.display import Display
 from launch.screen.health import Health
 from launch.tracking.now import Now
@@ -17,11 +18,19 @@ SAMPLES_SHOWN = 4
 class RunReporter:
     """Implements `algorithms.loop.Reporter`."""
 
-    def __init__(self, display: Display, tracker: Tracker, now: Now, curves: CurveDrawer | None = None) -> None:
+    def __init__(
+        self,
+        display: Display,
+        tracker: Tracker,
+        now: Now,
+        curves: CurveDrawer | None = None,
+        faults: Faults | None = None,
+    ) -> None:
         self._display = display
         self._tracker = tracker
         self.now = now
         self._curves = curves
+        self._faults = faults
         self._health = Health()
 
     def start(self, title: str, total_steps: int, done_steps: int) -> None:
@@ -43,6 +52,8 @@ class RunReporter:
         metrics.jsonl."""
         metrics = metrics | self.now.step(step)
         self._tracker.log(step, metrics, left_out)  # written before it is shown: the terminal may be gone
+        if self._faults and step:  # 0 is an evaluation before the first
+            self._faults.finish_step(step)
         self._display.step(step, metrics)
         for line in self._health.warnings(metrics):
             self._display.warning(line)

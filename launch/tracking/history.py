@@ -63,6 +63,16 @@ def cut(path: Path, reached: int) -> History:
     return found
 
 
+def steps_of(path: Path) -> set[int]:
+    """Steps, from 1, of which a file has lines; none where there is no file."""
+    try:
+        with path.open("rb") as file:
+            found = {_step(line.strip(b"\0\r\n ")) for line in file}
+    except OSError:
+        return set()
+    return {step for step in found if step}
+
+
 def gaps(name: str, found: History, wanted: Iterable[int]) -> str | None:
     """What is wrong with a file of which each of the steps `wanted` should have a line, in one line."""
     missing = sorted(set(wanted) - found.kept)

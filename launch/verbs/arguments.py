@@ -35,6 +35,12 @@ def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False)
     parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="set a field; the value is YAML")
 
 
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `run`."""
+    config_arguments(parser)
+    _retries_argument(parser)
+
+
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `check`."""
     config_arguments(parser)
@@ -147,6 +153,7 @@ def submit_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
     _code_argument(parser, "nothing is called here")
     _cluster_arguments(parser, namespace="cluster.kubernetes.namespace")
+    _retries_argument(parser)
     parser.add_argument(
         "--id", metavar="ID", help="id of the job (default: name, time and a random part); one that failed is resumed"
     )
@@ -211,6 +218,15 @@ def _code_argument(parser: argparse.ArgumentParser, then: str) -> None:
         "--no-code",
         action="store_true",
         help=f"import no reward function, converter or generator that the configuration names: {then}",
+    )
+
+
+def _retries_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--retries",
+        metavar="N",
+        type=_whole,
+        help="faults in a row, without a finished step between them, that the run survives (default: run.max_restarts)",
     )
 
 

@@ -1,0 +1,76 @@
+"""The verbs of models and finished runs: which function does what was asked.
+
+Imports only the standard library at the top, as the command line does: each verb imports what it needs.
+"""
+
+import argparse
+
+from launch.verbs.arguments import UsageError
+
+
+def on_chat(arguments: argparse.Namespace) -> int:
+    """Talk to a model. Raises UserError."""
+    from launch.verbs.chat import chat
+
+    return chat(
+        arguments.model,
+        prompt=arguments.prompt,
+        temperature=arguments.temperature,
+        max_tokens=arguments.max_tokens,
+    )
+
+
+def on_curves(arguments: argparse.Namespace) -> int:
+    """Draw the curves of a run. Raises UserError."""
+    from launch.tracking.redraw import curves_of
+
+    print(curves_of(arguments.run))
+    return 0
+
+
+def on_export(arguments: argparse.Namespace) -> int:
+    """Say where a run's model is, copy or upload it. Raises UserError, UsageError."""
+    from launch.exports.hub import check_can_push, push_model
+    from launch.verbs.export import export
+
+    if arguments.private and not arguments.push:
+        raise UsageError("--private: needs --push, got none")
+    if arguments.push:
+        check_can_push("--push", arguments.push)  # before the export, which may take minutes
+    source = arguments.run
+    if arguments.step is not None:
+        from launch.verbs.export_step import export_step
+
+        source = export_step(arguments.run, arguments.step)
+    code = export(source, output=arguments.output, adapter=arguments.adapter)
+    if arguments.push:
+        push_model(source, arguments.push, private=arguments.private, adapter=arguments.adapter)
+    return code
+
+
+def on_init(arguments: argparse.Namespace) -> int:
+    """Copy configs and examples into a directory. Raises UserError."""
+    from launch.verbs.init import init
+
+    return init(arguments.directory)
+
+
+def on_mine(arguments: argparse.Namespace) -> int:
+    """Find hard negatives. Raises UserError."""
+    from launch.verbs.mine import MineOptions, mine
+
+    return mine(MineOptions(**vars(arguments)))
+
+
+def on_search(arguments: argparse.Namespace) -> int:
+    """Show passages for a query. Raises UserError."""
+    from launch.verbs.search import search
+
+    return search(
+        arguments.model,
+        corpus=arguments.corpus,
+        query=arguments.query,
+        top=arguments.top,
+        first_stage=arguments.first_stage,
+        candidates=arguments.candidates,
+    )
