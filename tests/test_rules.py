@@ -61,11 +61,6 @@ JOBS: dict[str, dict[str, Any]] = {
 CASES: list[tuple[str, str, str]] = [
     (
         "sft",
-        "run.max_restarts=5; checkpoint.resume=false",
-        "run.max_restarts must be left out with checkpoint.resume false: each would start anew, got 5",
-    ),
-    (
-        "sft",
         "model.lora={targets: []}",
         "model.lora.targets must name at least one linear layer, or be all-linear, got []",
     ),

@@ -25,6 +25,7 @@ from launch.run.attempt_link import AGAIN, become_driver
 from launch.run.leftovers import Guard, end_leftovers, new_mark
 from launch.run.taken_signals import ENDING, TakenSignals
 from launch.tracking.events import Events, Fault
+from launch.tracking.now import read_now
 
 _TICK_S = 0.25
 """Between two looks at the driver."""
@@ -229,6 +230,8 @@ class _Parent:
             self._directory.mkdir(parents=True, exist_ok=True)
         events = Events(self._directory)
         events.attempt, events.step = driver.attempt or events.attempt, self._step
+        if where := read_now(self._directory):
+            events.step, events.phase = where.step, where.phase
         if cause:
             what, noticed_by = ("froze", "stopped") if driver.froze else ("died", "exit")
             since = round(time.monotonic() - driver.alive_at, 3)

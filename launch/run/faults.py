@@ -49,14 +49,17 @@ class Faults:
         if step > self._furthest:
             say_step(step)
 
+    def notice(self, error: BaseException) -> list[int]:
+        """Write down what an error tells of, where the run survives it; returns the numbers of these faults."""
+        return [self.events.noticed(fault) for fault in faults_of(error)] if survives_faults() else []
+
     def end(self, error: BaseException | None, warn: Callable[[str], None]) -> bool:
         """Write down a fault that ends this attempt; returns whether there shall be another, and warns of it."""
         if error is None:
             for number in self.events.open():  # of Ray while it was ended, for example
                 self.events.recovered(number, "done all the same")
-        found = faults_of(error) if survives_faults() else []
-        numbers = [self.events.noticed(fault) for fault in found]
-        if not found or error is None:
+        numbers = self.notice(error) if error is not None else []
+        if not numbers:
             return False
         cause = first_line(str(error))
         if not may_restart():

@@ -56,6 +56,11 @@ def own_processes() -> list[tuple[str, Popen]]:
     return [(name, info.process) for kind, name in _KINDS.items() for info in list(node.all_processes.get(kind, ()))]
 
 
+def ray_is_dead() -> bool:
+    """Whether Ray's own processes on this machine have died, as far as this process has started them."""
+    return any(process.poll() is not None for _, process in own_processes())
+
+
 def _dead_processes() -> tuple[str, list[str]]:
     """Those of a Ray that this process has started, in words and by name; empty when all live, or it was joined."""
     node: Any = ray_worker._global_node

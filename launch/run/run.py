@@ -25,7 +25,7 @@ from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
 from launch.run.faults import Faults, keep_traceback, told_of_lost_ranks, users_mistake
 from launch.run.manifest import Checkpoint
-from launch.run.ray_lost import RayLost, told_of_ray
+from launch.run.ray_lost import RayLost, ray_is_dead, told_of_ray
 from launch.run.ray_watch import watched_ray
 from launch.run.reserve import place, release
 from launch.run.reserved import Placement
@@ -144,15 +144,24 @@ def _started(
         placement = place(config, lambda text: display.phase("waiting for resources", text))
         if where := placement.where():
             reporter.note(where)
-        now, heartbeat_s = reporter.now, config.run.heartbeat_s
+        now = reporter.now
         watch = ProcessWatch(
-            roster, now.events, on_lost=roster.hear, warn=display.warning, heartbeat_s=heartbeat_s, on_news=now.write
+            roster,
+            now.events,
+            on_lost=roster.hear,
+            warn=display.warning,
+            heartbeat_s=config.run.heartbeat_s,
+            excuse=ray_is_dead,
+            on_news=now.write,
         )
         now.processes = watch.pids
         watch.start()
         try:
             with told_of_ray(placement.nodes), told_of_lost_ranks(roster):
                 yield placement, roster
+        except BaseException as error:
+            faults.notice(error)  # while it is known where
+            raise
         finally:
             # No signal may cut this short: what it leaves behind would hold cores and memory.
             hold()

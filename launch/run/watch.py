@@ -141,6 +141,7 @@ class ProcessWatch:
         on_lost: Callable[[Loss], None],
         warn: Callable[[str], None],
         heartbeat_s: float = HEARTBEAT_S,
+        excuse: Callable[[], bool] = lambda: False,
         on_news: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -151,10 +152,11 @@ class ProcessWatch:
             on_lost: hears of it next, on this thread, when the process is dead. What it raises is a warning.
             warn: shows a line.
             heartbeat_s: longest silence of a process that does nothing.
+            excuse: whether something else has died that takes all processes along: theirs is no fault then.
             on_news: called where `pids` has changed.
             clock: seconds.
         """
-        self._on_news = on_news
+        self._excuse, self._on_news = excuse, on_news
         self._pids: dict[str, int] = {}
         self._roster, self._events, self._on_lost, self._warn = roster, events, on_lost, warn
         self._heartbeat_s = heartbeat_s
@@ -193,7 +195,7 @@ class ProcessWatch:
             rank.is_lost = True
             rank.end()
             lost.append((rank, loss))
-        for rank, loss in lost:
+        for rank, loss in lost if lost and not self._excuse() else ():
             self._tell(rank, loss)
         pids = {
             f"{rank.group}[{rank.rank}]": rank.process.pid

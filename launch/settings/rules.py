@@ -4,7 +4,7 @@ Those of one kind of job are called by it (`launch/kinds/`). Every failure is a 
 field.
 """
 
-from actors.config import PlacedConfig, refuse_unused
+from actors.config import PlacedConfig
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
@@ -23,16 +23,9 @@ def check_rules(config: RunConfig) -> None:
     check_adapters(config, sent=kind.samples_responses)
     _precision_is_kept(config)
     _groups_can_share(config, kind)
-    _restarts_resume(config)
     check_kubernetes(config)
     if config.model.attention == "flash_attention_2" and not config.policy.gpus_per_rank:
         raise ValueError("model.attention flash_attention_2 needs policy.gpus_per_rank > 0, got 0")
-
-
-def _restarts_resume(config: RunConfig) -> None:
-    if not config.checkpoint.resume and config.run.max_restarts:
-        why = "with checkpoint.resume false: each would start anew"
-        refuse_unused(config.run, "max_restarts", why=why, section="run.")
 
 
 def _precision_is_kept(config: RunConfig) -> None:
