@@ -53,23 +53,22 @@ def pieces(shards: Shards, sizes: Sequence[int], groups: Sequence[Sequence[int]]
     Raises:
         ValueError: the flat tensors have no room for the parameters.
     """
+    found: list[list[Piece]] = []
     if shards.zero_stage == 0:
         found = [[Piece(0, place, 0, 0, count)] for place, count in enumerate(chain(*groups))]
-    elif shards.zero_stage < 3:
-        found = _laid_end_to_end(shards.ranks, sizes, groups)
-    else:
-        found = _each_divided(shards.ranks, sizes, groups)
-    for parts, elements in zip(found, chain(*groups), strict=True):
-        if sum(part.count for part in parts) != elements or any(
-            part.flat >= len(sizes) or part.offset + part.count > sizes[part.flat] for part in parts
-        ):
-            raise ValueError(f"{shards.ranks} x {list(sizes)} elements have no room for parameters of {list(groups)}")
+    elif len(sizes) == len(groups) or (shards.zero_stage == 3 and len(sizes) > len(groups)):
+        find = _laid_end_to_end if shards.zero_stage < 3 else _each_divided
+        found = find(shards.ranks, sizes, groups)
+    whole = [sum(part.count for part in parts) for parts in found] == list(chain(*groups))
+    ends = [(part.flat, part.offset + part.count) for parts in found for part in parts]
+    if not whole or any(flat >= len(sizes) or end > sizes[flat] for flat, end in ends):
+        raise ValueError(f"{shards.ranks} x {list(sizes)} elements have no room for parameters of {list(groups)}")
     return found
 
 
 def _laid_end_to_end(ranks: int, sizes: Sequence[int], groups: Sequence[Sequence[int]]) -> list[list[Piece]]:
     found: list[list[Piece]] = []
-    for flat, (size, group) in enumerate(zip(sizes, groups, strict=False)):
+    for flat, (size, group) in enumerate(zip(sizes, groups, strict=True)):
         for begin, end in pairwise(accumulate(group, initial=0)):
             first, last = (begin // size, (end - 1) // size) if end > begin else (0, -1)
             found.append([])
