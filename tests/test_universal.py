@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.episodes import Sequence
+from actors.files.parts import Entry
 from actors.group import ActorGroup
 from actors.train.critic import RewardModelWorker
 from actors.train.engine import TrainingEngine
@@ -29,7 +31,7 @@ from actors.train.worker import Totals
 from algorithms.offline.sft import sft_loss
 from launch.config import RunConfig, validate
 from launch.run.checkpoint import Checkpoints
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.saves import RunCheckpointer, Saves, load_best, resume
 from tests.one_rank import SMALL, Net, alone, assert_equal, engine, train, weights
 from tests.trainees import INIT, Trainee, UnevenWorker, started_trainees
 
@@ -141,31 +143,31 @@ def test_the_same_updates_follow(name: str, groups: dict[int, ActorGroup[Trainee
 def test_other_ranks_draw_their_own_numbers_and_the_same_at_every_start(
     groups: dict[int, ActorGroup[Trainee]], tmp_path: Path
 ) -> None:
-    """Ranks that there were go on with theirs."""
+    """Ranks that there were go on with theirs; new ones never with those that they had after other updates."""
     case = Case(Shards(1, 0), Shards(2, 1), UnevenWorker)
     start(groups[1], case, 0)
-    learn(groups[1], SAVED)
-    groups[1].call(Trainee.save, tmp_path)
-    (own,) = groups[1].call(Trainee.drawn)
-    found = []
-    for _ in range(2):
+    own = []
+    for name in ("first", "second"):
+        learn(groups[1], 1)
+        groups[1].call(Trainee.save, tmp_path / name)
+        own += groups[1].call(Trainee.drawn)
+    found = {}
+    for again, name in product((False, True), ("first", "second")):
         start(groups[2], case, 1)
-        fresh = groups[2].call(Trainee.drawn)
-        groups[2].call(Trainee.load, tmp_path, case.saved)
-        found.append(groups[2].call(Trainee.drawn))
-    assert found[0] == found[1]
-    assert found[0][0] == own
-    # Nor are they those that a run of two ranks has begun with.
-    assert len({tuple(each) for each in (own, found[0][1], fresh[1])}) == 3
+        groups[2].call(Trainee.load, tmp_path / name, case.saved)
+        found[name, again] = groups[2].call(Trainee.drawn)
+    assert [found[name, False] for name in ("first", "second")] == [found[name, True] for name in ("first", "second")]
+    assert [found[name, False][0] for name in ("first", "second")] == own
+    assert len({tuple(numbers) for two in found.values() for numbers in two}) == 4
 
 
 def job(output: Path, shards: Shards) -> RunConfig:
     policy = {"ranks": shards.ranks, "zero_stage": shards.zero_stage, "optimizer": ADAMW.model_dump()}
     return validate(
         {
-            "algorithm": {"name": "sft", "steps": 9},
+            "algorithm": {"name": "sft", "steps": 9, "best_by": "eval/loss"},
             "model": {"init": {"hidden_size": 32}},
-            "data": {"train": "rows.jsonl"},
+            "data": {"train": "rows.jsonl", "eval": "rows.jsonl"},
             "policy": policy,
             "run": {"output": str(output), "name": "first"},
         }
@@ -176,9 +178,19 @@ def resumed(config: RunConfig, group: ActorGroup[Trainee]) -> list[str]:
     """What a run says that resumes with this group."""
     said: list[str] = []
     reporter: Any = SimpleNamespace(phase=said.append, note=said.append)
-    loop: Any = SimpleNamespace(parts={})
+    loop: Any = SimpleNamespace(parts={"best": StandInForTheBest()})
     resume(config, Saves({"policy": group}), loop, reporter)
     return said
+
+
+class StandInForTheBest:
+    """Says that the checkpoint is the best one."""
+
+    def save(self, directory: Path) -> Entry:
+        return {"metric": "eval/loss", "value": 1.0}
+
+    def load(self, directory: Path, entry: Entry) -> None:
+        assert entry["value"] == 1.0
 
 
 @dataclass(frozen=True)
@@ -198,9 +210,10 @@ def made(groups: dict[int, ActorGroup[Trainee]], tmp_path_factory: pytest.TempPa
     learn(groups[2], SAVED)
     config = job(output, case.saved)
     Checkpoints(config).prepare()
-    resumed(config, groups[2])
-    saving = RunCheckpointer(config, Saves({"policy": groups[2]}), set())
-    saving.save(SAVED, last=True)
+    saves = Saves({"policy": groups[2]})
+    saves.add("best", StandInForTheBest())
+    saving = RunCheckpointer(config, saves, set())
+    saving.save(SAVED, last=True, best=True)
     saving.keep()
     return Made(output, learn(groups[2], 1))
 
@@ -221,6 +234,14 @@ def test_a_run_says_that_its_ranks_are_others(
     said = resumed(job(made.output, now), group)
     assert [each for each in said if "was written by" in each] == ([line] if line else [])
     np.testing.assert_allclose(learn(group, 1), made.expected, rtol=0, atol=1e-6)
+
+
+def test_the_best_checkpoint_may_be_of_an_earlier_start(made: Made, groups: dict[int, ActorGroup[Trainee]]) -> None:
+    """With other ranks than those that export it."""
+    now = Shards(1, 3)
+    start(groups[1], Case(now, now, UnevenWorker), 3)
+    assert load_best(job(made.output, now), {"policy": groups[1]}) == SAVED
+    np.testing.assert_allclose(learn(groups[1], 1), made.expected, rtol=0, atol=1e-6)
 
 
 SHARD = "policy/state/zero_pp_rank_1_mp_rank_00_optim_states.pt"
