@@ -11,7 +11,7 @@ up; of dropout, see `TrainedWorker.load`.
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Flats = Callable[[int], Sequence[torch.Tensor | None]]
 """Flat tensors of a rank that has saved; None stands for zeros."""
+_COUNT = "step"
+"""Where torch's optimizers count updates; whatever else they keep of a tensor is of its shape."""
 
 
 def load_universal(engine: "TrainingEngine", directory: Path, shards: Shards, read: Read) -> float:
@@ -74,7 +76,7 @@ class _Filler:
 
     def __call__(self, flats: Flats) -> list[torch.Tensor]:
         """In float32, on CPU; what nobody has saved, as padding, is 0."""
-        found = [torch.zeros(shape) for shape in self._shapes]
+        found, flats = [torch.zeros(shape) for shape in self._shapes], cache(flats)
         for own, saved in self._parts:
             for to in own:
                 for source in saved:
@@ -92,15 +94,15 @@ def _set_moments(engine: "TrainingEngine", saved: Saved, fill: _Filler, director
     A parameter without any, as none of its gradients was ever needed, has zeros, as DeepSpeed would have had it.
     """
     known = [moments for moments in saved.moments(0) if moments]
-    sizes = {name for moments in known for name, value in moments.items() if _is_flat(value)}
-    numbers = _same_numbers(known, directory)
-    filled = {name: fill(partial(_named, saved, name)) for name in sorted(sizes)}
+    names = sorted({name for moments in known for name in moments if name != _COUNT})
+    filled = {name: fill(partial(_named, saved, name)) for name in names}
+    updates = _updates(known, directory)
     with of_masters(engine.engine.optimizer) as optimizer:
         state = optimizer.state_dict()
         count = len(masters(engine.engine.optimizer)) if known else 0
         state["state"] = {
-            # Numbers of its own for each: torch counts in place.
-            flat: {name: values[flat] for name, values in filled.items()} | copy.deepcopy(numbers)
+            # A number of its own for each: torch counts in place.
+            flat: {name: values[flat] for name, values in filled.items()} | copy.deepcopy(updates)
             for flat in range(count)
         }
         optimizer.load_state_dict(state)
@@ -110,25 +112,20 @@ def _named(saved: Saved, name: str, rank: int) -> list[torch.Tensor | None]:
     return [moments.get(name) for moments in saved.moments(rank)]
 
 
-def _is_flat(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+def _updates(known: Sequence[Moments], directory: Path) -> dict[str, Any]:
+    """The number of updates that all have had, by the name that torch gives it; nothing where it counts none.
 
-
-def _same_numbers(known: Sequence[Moments], directory: Path) -> dict[str, Any]:
-    """What the optimizer counts, which is one number for all that is updated together.
-
-    Raises UserError where it is not: without ZeRO, on one rank, what has no gradient, as an expert without tokens, is
-    not updated, and with ZeRO it is.
+    Raises UserError where they have had others: without ZeRO, on one rank, what has no gradient, as an expert without
+    tokens, is not updated, and with ZeRO it is.
     """
-    numbers = [{name: value for name, value in moments.items() if not _is_flat(value)} for moments in known]
-    for name in numbers[0] if numbers else {}:
-        counts = sorted({float(each[name]) for each in numbers})
-        if len(counts) > 1:
-            raise UserError(
-                f"{directory.name}.zero_stage: must be 0 to resume from {directory}, whose parameters have had "
-                f"{counts[0]:g} to {counts[-1]:g} updates: ZeRO has one number for all"
-            )
-    return dict(numbers[0]) if numbers else {}
+    numbers = [moments[_COUNT] for moments in known if _COUNT in moments]
+    counts = sorted({float(each) for each in numbers})
+    if len(counts) > 1:
+        raise UserError(
+            f"{directory.name}.zero_stage: must be 0 to resume from {directory}, whose parameters have had "
+            f"{counts[0]:g} to {counts[-1]:g} updates: ZeRO has one number for all"
+        )
+    return {_COUNT: numbers[0]} if numbers else {}
 
 
 def _load_buffers(module: torch.nn.Module, saved: dict[str, torch.Tensor]) -> None:
