@@ -10,10 +10,10 @@ import torch
 from actors.config import FrozenGroupConfig, OptimizerConfig, TrainerConfig
 from actors.train.engine import (
     TrainingEngine,
-    _optimizer,
     deepspeed_config,
     inference_module,
 )
+from actors.train.optimizer import new_optimizer, trained_groups
 from actors.train.schedule import rate_schedule
 from tests.one_rank import alone  # noqa: F401
 
@@ -57,7 +57,7 @@ def test_each_optimizer_gets_all_of_its_settings(name: str) -> None:
     """Matrices decay; biases and norms do not; what is frozen is in neither group."""
     kind, settings, fixed = NAMES[name]
     module = Dropping()
-    made = _optimizer(module, OptimizerConfig.model_validate({"name": name, "lr": 0.3} | settings))
+    made = new_optimizer(trained_groups(module), OptimizerConfig.model_validate({"name": name, "lr": 0.3} | settings))
     assert type(made) is kind
     norm, last = module.model[2], module.model[3]
     matrices, vectors = made.param_groups
@@ -74,16 +74,17 @@ def test_a_group_without_parameters_is_none() -> None:
     module = Dropping()
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.ndim == 2)
-    assert [len(group["params"]) for group in _optimizer(module, OptimizerConfig()).param_groups] == [2]
+    made = new_optimizer(trained_groups(module), OptimizerConfig())
+    assert [len(group["params"]) for group in made.param_groups] == [2]
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.ndim == 1)
-    (group,) = _optimizer(module, OptimizerConfig(weight_decay=0.5)).param_groups
+    (group,) = new_optimizer(trained_groups(module), OptimizerConfig(weight_decay=0.5)).param_groups
     assert (len(group["params"]), group["weight_decay"]) == (4, 0)
 
 
 def test_the_schedule_multiplies_the_rate_of_every_group() -> None:
     """Over all updates of the run, whose number decides where a decay ends."""
-    optimizer = _optimizer(Dropping(), OptimizerConfig(lr=0.3))
+    optimizer = new_optimizer(trained_groups(Dropping()), OptimizerConfig(lr=0.3))
     schedule = rate_schedule(optimizer, OptimizerConfig(lr=0.3, schedule="linear", warmup_updates=4), 6)
     found = []
     for _ in range(6):

@@ -13,6 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.episodes import Episode, Prompt, Sequence
 from actors.group import ActorGroup, Slot
+from actors.models.packed import PackedBatch
 from actors.models.skeleton import write_skeleton
 from actors.rollout.types import RolloutInfo
 from actors.train.critic import CriticWorker
@@ -35,6 +36,34 @@ GROUP = TrainerConfig(
 )
 
 
+class Uneven(torch.nn.Module):
+    """A small network of tensors that cannot be divided by two; it answers as a policy does.
+
+    A buffer counts what it has been trained on, and scales what it answers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Sequential(
+            torch.nn.Embedding(99, 5), torch.nn.Linear(5, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)
+        )
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, batch: PackedBatch, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        self.scale += 0.05 * self.training
+        read = torch.nn.functional.logsigmoid(self.model(batch.token_ids)[:, 0] * self.scale.clone())
+        return read, read.detach()
+
+
+class UnevenWorker(TrainedWorker):
+    """A rank that trains `Uneven`."""
+
+    def load_module(self) -> torch.nn.Module:
+        self.shares_prompts, module = False, Uneven()
+        self.hf_model: Any = module
+        return module
+
+
 class Trainee(CriticWorker, PolicyWorker):
     """A rank that starts anew, from the same initial weights, as another kind of worker or with other settings."""
 
@@ -49,12 +78,13 @@ class Trainee(CriticWorker, PolicyWorker):
         group: TrainerConfig,
         *,
         share_prompts: bool,
+        updates: int = UPDATES,
     ) -> None:
-        """Build the model and its engine again."""
+        """Build the model and its engine again, for so many updates."""
         self.kind, self.reads, self.model_config, self.group = kind, kind.reads, model, group
         self.directory = model.path or self.directory
         torch.manual_seed(0)
-        self.build(address, port, UPDATES)
+        self.build(address, port, updates)
         self.shares_prompts = self.shares_prompts and share_prompts
 
     def load_module(self) -> torch.nn.Module:
@@ -63,13 +93,39 @@ class Trainee(CriticWorker, PolicyWorker):
 
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters, the whole of each, and the averages of them."""
-        found = {name: tensor.numpy(force=True).copy() for name, tensor in self.engine.parameters("model")}
+        found = {name: tensor.float().numpy(force=True).copy() for name, tensor in self.engine.parameters("model")}
         with self.engine.averaged():
             averages = {
-                f"average of {name}": tensor.numpy(force=True).copy()
+                f"average of {name}": tensor.float().numpy(force=True).copy()
                 for name, tensor in self.engine.parameters("model")
             }
         return found | averages
+
+    def optimized(self) -> dict[str, np.ndarray]:
+        """Weights in float32 and moments, the whole of each, as DeepSpeed itself tells them; of SGD only weights."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        optimizer: Any = self.engine.engine.optimizer
+        if link := getattr(optimizer, "_lazy_init_hp_params_optimizer_state", None):
+            # DeepSpeed 0.19.8 does this in the first step, and leaves out all groups of parameters but the first.
+            optimizer._hp_optimizer_states_linked = False
+            link()
+        keys = () if self.group.optimizer.name == "sgd" else ("exp_avg", "exp_avg_sq")
+        found: dict[str, Any] = {}
+        for name, parameter in self.engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if self.engine.shards.zero_stage == 0:
+                found[f"master of {name}"] = parameter
+                found |= {f"{key} of {name}": optimizer.state[parameter][key] for key in keys}
+            else:
+                found[f"master of {name}"] = safe_get_full_fp32_param(parameter)
+                found |= {f"{key} of {name}": safe_get_full_optimizer_state(parameter, key) for key in keys}
+        return {name: tensor.numpy(force=True).copy() for name, tensor in found.items()}
+
+    def drawn(self) -> list[float]:
+        """The next random numbers."""
+        return torch.rand(4).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,14 +44,18 @@ def write(value: object, path: Path) -> str:
     return hashing.sha256.hexdigest()
 
 
-def read(path: Path, types: Sequence[type] = (), map_location: MAP_LOCATION = "cpu") -> Any:
-    """What `write` wrote; raises UserError for a file of somebody else's, or that names another type."""
+def read(path: Path, types: Sequence[type] = (), map_location: MAP_LOCATION = "cpu", *, mapped: bool = False) -> Any:
+    """What `write` wrote; raises UserError for a file of somebody else's, or that names another type.
+
+    `mapped`: its tensors stay in the file until they are looked at; on CPU.
+    """
     with path.open("rb") as file, safe_globals(list(types)):
         # Of the file that is open: its name may mean another one by now.
         why = stranger_by(os.fstat(file.fileno())) and stranger(path)
         if why is None:
+            source = f"/proc/self/fd/{file.fileno()}" if mapped else file  # torch maps what has a name
             try:
-                return torch.load(file, map_location=map_location, weights_only=True)
+                return torch.load(source, map_location=map_location, weights_only=True, mmap=mapped)
             except pickle.UnpicklingError as error:
                 named = _NAMED.search(str(error))
                 why = _names([named[1]]) if named else "is no plain data"

@@ -13,6 +13,7 @@ from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
 from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
+from actors.train.shards import Shards
 from actors.train.worker import Handed, Held, Input, Plan, Shares, Worker, pack_sequences, read_inputs
 
 _WEIGHTS = "weights.safetensors"
@@ -127,8 +128,8 @@ class ReferenceWorker(FrozenWorker):
                 write_tensors({file: parameter_metas(self.hf_model)}, tensors, None)
         return [] if self.rank else [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote."""
+    def load(self, directory: Path, saved: Shards | None = None) -> None:
+        """Restore what `save` wrote, which is whole, by however many ranks it is `saved`."""
         self.follow(directory / _WEIGHTS, 1.0)  # a mix of 1 is the file itself
 
 

@@ -23,6 +23,7 @@ from actors.models.packed import PackedBatch, Read
 from actors.train.engine import TrainingEngine, gathered, load_library
 from actors.train.exporting import ExportingWorker
 from actors.train.sharding import Sharding, sharding
+from actors.train.shards import Shards
 from actors.train.sums import COMPUTED_TOKENS, Divisors, Sums
 from actors.train.worker import (
     Held,
@@ -311,18 +312,30 @@ class TrainedWorker(ExportingWorker):
         files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
         return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
 
-    def load(self, directory: Path) -> tuple[float, float]:
+    def load(self, directory: Path, saved: Shards | None = None) -> tuple[float, float]:
         """Restore this rank's share of a checkpoint; returns the rates of the next update then and now, as
-        `TrainingEngine.load` does."""
-        rates = self.engine.load(directory)
+        `TrainingEngine.load` does.
+
+        Ranks that there were go on with their random numbers; others begin with numbers of their own, the same at every
+        start from this checkpoint. A model with dropout learns from other noise than with as many ranks as before.
+
+        Args:
+            directory: of the checkpoint.
+            saved: what the group's state is divided by there (default: by its ranks and ZeRO stage of now).
+        """
+        rates = self.engine.load(directory, saved)
         path = directory / f"random-{self.rank}.pt"
-        if path.exists():  # A run may go on with more ranks than it had.
+        if path.exists():
             self._set_random_state(stored.read(path))
+        else:
+            entropy = (self.seed, self.rank, self.engine.updates)
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]))
         return rates
 
-    def load_model(self, directory: Path) -> None:
-        """Restore the model and its optimizer only, also on another device than that of the run."""
-        self.engine.load(directory)
+    def load_model(self, directory: Path, saved: Shards | None = None) -> None:
+        """Restore the model and its optimizer only, also on another device than that of the run; `saved` as in
+        `load`."""
+        self.engine.load(directory, saved)
 
     def _random_state(self) -> list[torch.Tensor]:
         on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []

@@ -28,6 +28,7 @@ from launch.run.manifest import (
     finished,
     is_whole,
     kept_rows,
+    kept_shards,
     read_manifest,
     step_of,
 )
@@ -96,7 +97,8 @@ class Checkpoints:
         self._require_same(manifest, directory)
         kept = manifest.get("data")
         data = kept if isinstance(kept, dict) else {}
-        return Checkpoint(directory, manifest["step"], manifest["parts"], data, kept_rows(manifest.get("rows")))
+        rows, shards = kept_rows(manifest.get("rows")), kept_shards(manifest)
+        return Checkpoint(directory, manifest["step"], manifest["parts"], data, rows, shards)
 
     def refused(self, problem: str) -> UserError:
         """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
@@ -298,14 +300,12 @@ class Checkpoints:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
         names are those of then."""
         then, now = manifest["identity"], identity(self._config)
-        sharded = " (DeepSpeed loads sharded optimizer state only into as many ranks as wrote it)"
-        reasons = {"policy.ranks": sharded, "critic.ranks": sharded}
         problems = [
-            f"{field}: must be {json.dumps(old)} to resume from {directory}{reasons.get(field, '')}, "
-            f"got {json.dumps(new)}; {_anew(self._config)}"
+            f"{field}: must be {json.dumps(old)} to resume from {directory}, got {json.dumps(new)}; "
+            f"{_anew(self._config)}"
             for field, old, new in _changes("", then, now)
-            # Without ZeRO every rank has the whole state: their number may change.
-            if field not in reasons or now[field.partition(".")[0]]["zero_stage"]
+            # By what the state is divided may change: it is divided anew.
+            if field.rpartition(".")[2] not in ("ranks", "zero_stage")
         ]
         if not problems:  # of other paths, the contents are others as well
             changed = changed_contents(self._config, manifest.get("contents"), directory)
@@ -319,8 +319,8 @@ class Checkpoints:
 def identity(config: RunConfig) -> dict[str, dict[str, object]]:
     """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
 
-    Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect. The
-    number of ranks matters where ZeRO has sharded its state (stages 1 to 3).
+    Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect.
+    Ranks and ZeRO stage may change; they say what the files are divided by (`actors.train.universal`).
     """
     parts = {
         "algorithm": {"name"},

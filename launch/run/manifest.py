@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 from actors.files.own_files import sha256_of, stranger
 from actors.files.parts import Entry
+from actors.train.shards import Shards
 from algorithms.data.row_contents import Content, Contents
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -45,6 +46,8 @@ class Checkpoint:
     """Settings of data when it was saved; empty where that was not kept."""
     rows: Contents = field(default_factory=Contents)
     """What the sets held that the run read then; empty where that was not kept."""
+    shards: dict[str, Shards] = field(default_factory=dict)
+    """What the state of each group is divided by that learns."""
 
 
 def step_of(path: Path) -> int:
@@ -76,12 +79,29 @@ def read_manifest(directory: Path) -> tuple[Manifest, dict[str, int], dict[str, 
         manifest |= {"step": manifest["state"]["step"], "parts": former_parts(manifest["state"], files)}
     # dict() raises for what is no object: an edited manifest must not get further.
     parts, _ = dict(manifest["parts"]), dict(manifest["identity"])
+    kept_shards(manifest)
     # isinstance would take true for 1.
     if type(manifest["step"]) is not int or manifest["step"] != step_of(directory):
         raise ValueError("it is of another step")
     if not all(isinstance(entry, dict) for entry in parts.values()):
         raise TypeError("a part is no object")
     return manifest, files, hashes
+
+
+def kept_shards(manifest: Manifest) -> dict[str, Shards]:
+    """What the state of each group is divided by that learns; what older versions have not kept is left out. Raises
+    ValueError for what none is divided by.
+
+    Example: kept_shards({"identity": {"policy": {"ranks": 2, "zero_stage": 3}, "run": {"seed": 0}}, ...}) gives
+        {"policy": Shards(ranks=2, zero_stage=3)}.
+    """
+    found = {}
+    for name, kept in manifest["identity"].items():
+        if isinstance(kept, dict) and {"ranks", "zero_stage"} <= kept.keys():
+            found[name] = Shards(kept["ranks"], kept["zero_stage"])
+            if not (isinstance(kept["ranks"], int) and kept["ranks"] > 0 and kept["zero_stage"] in range(4)):
+                raise ValueError(f"its state cannot be divided by {found[name]}")
+    return found
 
 
 def kept_rows(given: object) -> Contents:

@@ -14,6 +14,7 @@ from actors.config import UserError
 from actors.files.own_files import StoredFile
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup
+from actors.train.shards import Shards
 from algorithms.data.row_contents import Contents
 from algorithms.loop import Reporter
 from launch.checks.output import require_there
@@ -22,7 +23,7 @@ from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
 from launch.run.ending import Ending, reason_to_end
-from launch.run.manifest import Checkpoint, damage_of, read_manifest
+from launch.run.manifest import Checkpoint, damage_of, kept_shards, read_manifest
 from launch.run.signals import finish_steps
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Saves:
                 why = f"{type(error).__name__}: {error}"
                 raise refused(f"{found.directory} has a state of {name} that this run cannot take ({why})") from None
         rates = {
-            name: group.call(TrainedWorker.load, found.directory.absolute() / name)[0]
+            name: group.call(TrainedWorker.load, found.directory.absolute() / name, found.shards.get(name))[0]
             for name, group in self.groups.items()
         }
         return {name: pair for name, pair in rates.items() if name != "reference"}  # which follows, and has none
@@ -166,6 +167,8 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
     if not require_as_saved(found.directory, saves.groups, checkpoints.refused, saves.parts):
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
+    for line in divided_anew(config, found, saves.groups):
+        reporter.note(line)
     reporter.phase("loading the checkpoint")
     for name, (then, now) in saves.load(found, entries, checkpoints.refused).items():
         if then != now:
@@ -173,6 +176,21 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
                 f"{name}.optimizer.schedule: {getattr(config, name).optimizer.schedule} over another number of updates "
                 f"than when {found.directory.name} was saved: the next one has rate {now:.3g}, not {then:.3g}"
             )
+
+
+def divided_anew(config: RunConfig, found: Checkpoint, groups: Iterable[str]) -> list[str]:
+    """Of each group whose state in the checkpoint is divided otherwise than it will be, by what, a line each."""
+    lines = []
+    for name in groups:
+        if then := found.shards.get(name):
+            now = Shards(getattr(config, name).ranks, getattr(config, name).zero_stage)
+            if then != now:
+                ranks = f"{then.ranks} {name} rank{'s' if then.ranks > 1 else ''} with ZeRO-{then.zero_stage}"
+                lines.append(
+                    f"checkpoint {found.directory.name} was written by {ranks}: resuming on {now.ranks} with "
+                    f"ZeRO-{now.zero_stage}"
+                )
+    return lines
 
 
 def _entries(config: RunConfig, found: Checkpoint, rows: Contents, reporter: Reporter) -> dict[str, Entry]:
@@ -240,8 +258,10 @@ def load_best(config: RunConfig, trained: "Mapping[str, ActorGroup[TrainedWorker
         return None
     otherwise = "to export the latest one: the same command with algorithm.best_by=null"
     require_as_saved(directory, trained, lambda problem: UserError(f"algorithm.best_by: {problem}; {otherwise}"))
+    # Of an earlier start, perhaps, with other ranks.
+    shards = kept_shards(read_manifest(directory)[0])
     for name, group in trained.items():
-        group.call(TrainedWorker.load, directory.absolute() / name)
+        group.call(TrainedWorker.load, directory.absolute() / name, shards.get(name))
     return int(directory.name.removeprefix("step-"))
 
 

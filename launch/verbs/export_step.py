@@ -14,7 +14,7 @@ from launch.checks.contents import changed_contents
 from launch.config import RunConfig, validate
 from launch.kinds.table import job_kind
 from launch.run.earlier import remove
-from launch.run.manifest import UNREADABLE, read_manifest
+from launch.run.manifest import UNREADABLE, kept_shards, read_manifest
 from launch.screen.merging import merging_lost
 from launch.settings.environment import taken_here
 from launch.sizes.machine import this_machine
@@ -101,7 +101,7 @@ def _config_of(directory: Path) -> RunConfig:
 def _on_this_machine(config: RunConfig) -> RunConfig:
     """The configuration with a policy that has room here: nothing else runs beside it, and it only writes its model.
 
-    Ranks and ZeRO stage stay, as the checkpoint is divided by them. On a cluster that is joined, nothing changes.
+    Ranks and ZeRO stage are those of the run, whose model they hold. On a cluster that is joined, nothing changes.
     """
     if os.environ.get("RAY_ADDRESS"):
         return config
@@ -140,7 +140,9 @@ def _write(config: RunConfig, directory: Path, step: int, output: Path) -> None:
             _say(f"loading step-{step}")
             checkpoint = directory / "checkpoints" / f"step-{step}"
             require_as_saved(checkpoint, roster, lambda problem: _refused(problem, step))
-            policy.call(TrainedWorker.load_model, checkpoint / "policy")
+            # An earlier start of the run may have had others.
+            saved = kept_shards(read_manifest(checkpoint)[0]).get("policy")
+            policy.call(TrainedWorker.load_model, checkpoint / "policy", saved)
             decay = config.policy.ema_decay
             _say(
                 f"writing {output.stem}"
