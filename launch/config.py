@@ -132,9 +132,10 @@ class Run(Config):
     hub_private: bool = False
     """Make that repository a private one."""
     max_restarts: Retries = 3
-    """Faults in a row, without a new step between them, after which the run ends with the cause. Until then an engine is
-    restarted beside the run (in a row: before it has ended any request), and after any other fault the run is started
-    again and resumes from its last checkpoint, which `checkpoint.resume` false rules out. 0: the first fault ends it."""
+    """Faults in a row, without a new step between them, after which the run ends with the cause. Until then an engine
+    is restarted beside the run (in a row: before it has ended any request), and after any other fault the run is
+    started again and resumes from its last checkpoint, which `checkpoint.resume` false rules out. 0: the first fault
+    ends it."""
     heartbeat_s: float = Field(default=4.0, ge=2, le=1e9)
     """Longest silence of a process of the run before it is held for frozen, in seconds."""
 

@@ -58,7 +58,8 @@ class Faults:
         if error is None:
             for number in self.events.open():  # of Ray while it was ended, for example
                 self.events.recovered(number, "done all the same")
-        numbers = self.notice(error) if error is not None else []
+            return False
+        numbers = self.notice(error)
         if not numbers:
             return False
         cause = first_line(str(error))
