@@ -163,6 +163,11 @@ class OverlappedReads:
                 reader.waiting.pop(group.rollouts, None)
                 reader.kept.pop(group.rollouts, None)  # ranks hear of it when they hand out something
 
+    def forget_all(self) -> None:
+        """Ranks that had read something are new: groups are read when the loop asks for it."""
+        with self._lock:
+            self._readers = {name: _Reader(reader.what) for name, reader in self._readers.items()}
+
     @property
     def busy(self) -> bool:
         """Whether anything is to be sent, or waited for."""

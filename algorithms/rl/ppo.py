@@ -67,7 +67,7 @@ class PPO(RL):
                 groups = self.sample(self.config.prompts_per_step)
             with clock("score"):
                 groups = self.shape(self.score(groups))
-            metrics, advantages = self.learn(groups, clock)
+            metrics, advantages = self.survive(self.learn, groups, clock)
             self.finish_step(groups, metrics, clock, advantages)
 
     def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, ReportedAdvantages]:

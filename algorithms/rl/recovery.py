@@ -20,24 +20,28 @@ _BYTES_PER_TOKEN = 24
 class Mender(Protocol):
     """Who brings groups back that have lost ranks."""
 
-    def mend(self, error: GroupError, redo: Callable[[int], int]) -> bool:
+    def mend(self, error: GroupError, learn_again: Callable[[int], int | None]) -> bool:
         """Bring back the groups whose loss an error tells of.
 
         Args:
             error: what has failed.
-            redo: learns again from the steps after the one that it is given, and returns how many these are.
+            learn_again: learns from the steps after the one that it is given, and returns how many these are; None
+                where they are not all there.
 
         Returns:
             Whether what has failed can be done again; False: no rank is lost, or too many were, or no state is kept.
         """
         ...
 
-    def note(self, step: int, seconds: float) -> None:
-        """A step is done, of whose time so many seconds would be spent again; its state may be kept now."""
+    def note(self, step: int, seconds: float) -> int:
+        """A step is done, of whose time so many seconds would be spent again; its state may be kept now.
+
+        Returns the step whose state was kept last.
+        """
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Learned:
     """A step that the groups have learned from."""
 
@@ -46,6 +50,8 @@ class Learned:
     """Of the weights that the engines had."""
     groups: Sequence[ShapedGroup]
     """Their responses stay where they are as long as this refers to them."""
+    followed: bool = False
+    """Whether the reference has been told of it."""
 
     @property
     def bytes(self) -> int:
@@ -57,7 +63,7 @@ class Learned:
 class LearnedSteps:
     """The steps since a state that was kept, as far as there is room."""
 
-    most_bytes: int
+    most_bytes: int = 0
     """Of their responses; beyond it the oldest are let go of, and with them what could be made again."""
     since: int = 0
     """Step after which all are here."""
@@ -68,6 +74,17 @@ class LearnedSteps:
         self.steps.append(learned)
         while sum(each.bytes for each in self.steps) > self.most_bytes:
             self.since = self.steps.pop(0).step
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more step like these may be too much."""
+        taken = sum(each.bytes for each in self.steps)
+        return bool(self.steps) and taken + max(each.bytes for each in self.steps) > self.most_bytes
+
+    def followed(self, step: int) -> None:
+        """The reference has been told of this step, the last one."""
+        if self.steps and self.steps[-1].step == step:
+            self.steps[-1].followed = True
 
     def drop(self, step: int) -> None:
         """The state after this step is kept: what it has learned from is not needed any more."""

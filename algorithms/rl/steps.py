@@ -5,19 +5,20 @@
 What comes in between is in `algorithms.rl.stages`.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from actors.episodes import Prompt
 from actors.files.parts import Entry, SavedPart
-from actors.group import ActorGroup
+from actors.group import ActorGroup, GroupError
 from actors.rollout.types import Sampling
 from actors.train.policy import PolicyWorker
 from algorithms.config_rl import RLConfig
@@ -37,6 +38,7 @@ from algorithms.rl.metrics import (
 from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.read_passes import ReadPass
+from algorithms.rl.recovery import Learned, LearnedSteps, Mender
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
@@ -44,6 +46,11 @@ from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.rollouts import Rollouts
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_AGAIN = ("time/reference", "time/values", "time/advantages", "time/update")
+"""What learning from a step again takes."""
 _EVALUATION_SEED = 1_000_003  # the same for all steps and runs, so that they compare
 _OF_ALIKE = (
     " (algorithm.dynamic_sampling_rounds x prompts_per_step were sampled): they are too easy or too hard for the model"
@@ -96,6 +103,10 @@ class Steps:
     last_evaluation: Metrics = field(default_factory=dict)
     sync_reference: Callable[[int], None] | None = None
     """Lets the reference follow the policy after this step, when it is time."""
+    mender: Mender | None = None
+    """Who brings groups back that have lost ranks, if anybody does."""
+    learned: LearnedSteps = field(default_factory=LearnedSteps)
+    """What can be learned again then."""
 
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
@@ -143,11 +154,41 @@ class Steps:
         """Give the engines their first weights, and evaluate before the first step."""
         self.reporter.start(title, self.total_steps, self.step)
         with clock("sync"):
-            self.publish(self.version)
+            self.survive(self.publish, self.version)
         if self.step == 0:
             self.evaluate(clock)
         self.bubbles.begin()
         clock.lap()
+
+    def survive(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """What `work` gives. Where ranks are lost in it, they are brought back, and it is done anew from its beginning,
+        before which nothing of it may count."""
+        while True:
+            try:
+                return work(*arguments, **options)
+            except GroupError as error:
+                if self.mender is None or not self.mender.mend(error, self.learn_again):
+                    raise
+
+    def learn_again(self, since: int) -> int | None:
+        """Let the groups, which are as they were after step `since`, learn what has come after it; returns how many
+        steps that was, None where they cannot, as not all samples are there."""
+        steps = self.learned.after(since)
+        if steps is None or self.gradients:  # what was added up beside rollouts is gone with its ranks
+            return None
+        self.reads.forget_all()
+        now, clock = (self.step, self.version, self.moved), Clock(self.reporter)
+        for each in steps:
+            self.step, self.version = each.step - 1, each.version
+            self.learn(each.groups, clock)
+            if self.sync_reference and each.followed:
+                self.sync_reference(each.step)
+        self.step, self.version, self.moved = now
+        return len(steps)
+
+    @abstractmethod
+    def learn(self, groups: Sequence[ShapedGroup], clock: Clock) -> tuple[Metrics, ReportedAdvantages]:
+        """Update the models; returns metrics, and the advantages that samples.jsonl tells."""
 
     def sample(self, wanted: int) -> list[ScoredGroup]:
         """Responses to the next prompts, scored by functions and endpoints."""
@@ -172,7 +213,7 @@ class Steps:
 
     def score(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """Add what the reward models say."""
-        return Scorers(models=self.models, roster=self.roster, split=self.split).score(groups)
+        return self.survive(Scorers(models=self.models, roster=self.roster, split=self.split).score, groups)
 
     def shape(self, groups: Sequence[ScoredGroup]) -> list[ShapedGroup]:
         """Scored groups with the scores that decide whether they teach something, and that train."""
@@ -233,8 +274,8 @@ class Steps:
         """Send the engines what the policy has learned: nothing where only the critic does, or nobody."""
         found: Metrics = {}
         if self.moved:
+            found = self.survive(self.publish, self.version + 1)
             self.version += 1
-            found = self.publish(self.version)
             self.rollouts.published(self.version)
             self.moved = False
         return found | {"weights/version": float(self.version)}
@@ -244,6 +285,8 @@ class Steps:
     ) -> None:
         """Publish the new weights, if there are any, evaluate, checkpoint and report."""
         self.step += 1
+        if self.mender:
+            self.learned.add(Learned(step=self.step, version=self.version, groups=groups))
         failures, discards = self.rollouts.report()
         # Before publishing: ages count from the weights that these responses were asked of.
         metrics |= rollout_metrics(groups, self.version, failures) | self.shaper.metrics(groups)
@@ -251,13 +294,14 @@ class Steps:
         with clock("sync"):
             metrics |= self._publish_moved()
             if self.sync_reference:
-                self.sync_reference(self.step)
+                self.survive(self.sync_reference, self.step)
+                self.learned.followed(self.step)
         evaluation = self.evaluate(clock)
         metrics |= evaluation
         best = self.best.improved_by(evaluation)
         self.bubbles.ask()  # answered beside the checkpoint
         with clock("checkpoint"):
-            self.checkpoint.save(self.step, self.done, best)
+            self.survive(self.checkpoint.save, self.step, self.done, best)
         metrics |= clock.lap()
         metrics |= self.bubbles.metrics(metrics)
         metrics["tokens_per_second"] = tokens_per_second(metrics["tokens/generated"], metrics)
@@ -269,4 +313,11 @@ class Steps:
             self.reporter.samples(self.step, rows, shown)
         finally:
             self.checkpoint.keep()  # also when only the report has failed: the step is made
+        if self.mender:
+            # Where there is no room for more, the state of now is wanted.
+            self.learned.drop(self.mender.note(self.step, math.inf if self.learned.is_full else _again(metrics)))
         self.checkpoint.end_if_asked()
+
+
+def _again(metrics: Metrics) -> float:
+    return sum(metrics.get(name, 0.0) for name in _AGAIN)

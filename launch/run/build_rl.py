@@ -30,6 +30,7 @@ from launch.run.chat_settings import answer_ends
 from launch.run.connection import Connection
 from launch.run.fleet import Fleet
 from launch.run.groups import reference_sync, start_building
+from launch.run.learners import Learners, starts_of
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
@@ -54,6 +55,8 @@ _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
 
 
+_OF_STORE = 4
+"""Share of the object store, as its divisor, that responses may take which steps have learned from."""
 _MOST_ENGINES = 5
 """Engines in a row that may be lost with one prompt: it may be why they are."""
 
@@ -106,6 +109,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     from actors.train.policy import PolicyWorker
     from algorithms.division.deals import split_by
     from algorithms.rl.overlapped_gradients import OverlappedGradients
+    from algorithms.rl.recovery import LearnedSteps
     from algorithms.rollouts.engines import RayEngines
     from algorithms.rollouts.membership import Membership
 
@@ -132,6 +136,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     # A reference that stays as it is, is read from its directory again: only one that follows has weights to save.
     members = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
     saves = Saves(members, data.contents)
+    checkpointer = RunCheckpointer(config, saves, placement.nodes)
     weights = Weights(config, roster, Connection(config, roster), directory, membership)
     roster.rollouts.welcome = weights.welcome
     arguments: LoopArguments = {
@@ -141,7 +146,8 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
         "reads": reads,
         "gradients": gradients,
         "publish": weights.publish,
-        "checkpoint": RunCheckpointer(config, saves, placement.nodes),
+        "checkpoint": checkpointer,
+        "learned": LearnedSteps(config.cluster.object_store_mib * 2**20 // _OF_STORE),
         "reporter": reporter,
         "total_steps": steps,
         "evaluation": data.evaluation,
@@ -154,6 +160,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     reporter.phase("preparing to send weights")
     # While engines still start: what is imported for it takes seconds.
     models.policy.call(PolicyWorker.prepare_to_connect)
+    roster.once_more.append(lambda: models.policy.call(PolicyWorker.prepare_to_connect))
     engines.wait(reporter)
     reporter.phase("connecting engines")
     weights.connect()
@@ -167,8 +174,12 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
             max_restarts=config.run.max_restarts,
             had=roster.rollouts.had,
         )
+        starts = starts_of(config, _policy_updates(kind.algorithm, steps), steps * kind.algorithm.updates_per_step)
+        loop.mender = roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, loop.kl)
     # Last: the ranks have to hold models before they can load shards into them.
-    resume(config, saves, loop, reporter)
+    found = resume(config, saves, loop, reporter)
+    if roster.learners:
+        roster.learners.begin(found)
     return loop
 
 

@@ -1,6 +1,6 @@
 """Everything that a run has started, in one place: loops, checkpoints and weight transfer look their groups up here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.group import ActorGroup
@@ -11,6 +11,7 @@ from launch.run.reserved import Placement
 from launch.tracking.now import Now
 
 if TYPE_CHECKING:
+    from launch.run.learners import Learners
     from launch.run.watch import Loss
 
 W = TypeVar("W")
@@ -57,6 +58,9 @@ class Roster(Members):
         self.pool: RewardPool | None = None
         self.rollouts: Rollouts | None = None
         self.now = now
+        self.learners: Learners | None = None
+        self.once_more: list[Callable[[], object]] = []
+        """What is to be done again when the policy's processes are new."""
         self.fleet: Fleet | None = None
 
     def add(
@@ -85,6 +89,8 @@ class Roster(Members):
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""
+        if self.learners:
+            self.learners.close()
         if self.fleet:
             self.fleet.close()  # first, as it starts engines
         # Then: its thread calls engines and reward processes.

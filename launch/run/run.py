@@ -178,7 +178,7 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
         for model in keep_commits(config.directory / "logs"):
             reporter.note(f"from the hub: {model}")
         display.phase("preparing the export")
-        with _prepared_export(roster["policy"], config, reporter.note):
+        with _prepared_export(roster, config, reporter.note):
             loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             reporter.phase("exporting")
@@ -186,17 +186,20 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
 
 
 @contextlib.contextmanager
-def _prepared_export(
-    policy: "ActorGroup[TrainedWorker]", config: RunConfig, tell_of: Callable[[str], None]
-) -> Iterator[None]:
+def _prepared_export(roster: "Roster", config: RunConfig, tell_of: Callable[[str], None]) -> Iterator[None]:
     """All of the export but its weights is written first: what cannot be written ends the run before training, and
     what has become of the model's directory meanwhile does not matter. Raises UserError."""
     from actors.train.trainer import TrainedWorker
 
-    partial = _partial(config)
+    partial, policy = _partial(config), roster["policy"]
     remove(partial)
+
+    def prepare() -> list[str]:
+        return policy.call(TrainedWorker.prepare_export, partial.absolute(), job_kind(config).chat_settings())[0]
+
     try:
-        notes = policy.call(TrainedWorker.prepare_export, partial.absolute(), job_kind(config).chat_settings())[0]
+        notes = prepare()
+        roster.once_more.append(prepare)
         _require_shared(partial, config)
         for note in notes:
             tell_of(note)

@@ -50,18 +50,24 @@ class Saves:
 
     def write(self, directory: Path) -> Written:
         """Let all parts write into the directory of a checkpoint."""
-        from actors.train.trainer import TrainedWorker
-
-        files: list[StoredFile] = []
-        for name, group in self.groups.items():
-            for rank in group.call(TrainedWorker.save, directory / name):
-                files += [(f"{name}/{file}", size, sha256) for file, size, sha256 in rank]
+        files = self.write_groups(directory)
         entries: dict[str, Entry] = {name: {} for name in self.groups}  # all that ranks keep is in their files
         for name, part in self.parts.items():
             # Ranks and driver are both between steps here: their parts fit each other.
             entries[name] = part.save(directory / name)
             files += _files_below(directory, name)
         return Written(entries, files, self.rows)
+
+    def write_groups(self, directory: Path) -> list[StoredFile]:
+        """Let the groups write into a directory of their own below this one, which is absolute; returns every file."""
+        from actors.train.trainer import TrainedWorker
+
+        return [
+            (f"{name}/{file}", size, sha256)
+            for name, group in self.groups.items()
+            for rank in group.call(TrainedWorker.save, directory / name)
+            for file, size, sha256 in rank
+        ]
 
     def difference(self, kept: Iterable[str]) -> str | None:
         """What distinguishes the parts of a checkpoint from those of this run, in words that follow its name."""
@@ -116,6 +122,8 @@ class RunCheckpointer:
         self._ending: Ending | None = None
         self._written: tuple[int, bool] | None = None
         self._directory = config.directory
+        self.kept: tuple[int, Path] | None = None
+        """Step and directory of the last checkpoint that this attempt has written."""
 
     def save(self, step: int, last: bool, best: bool = False) -> None:
         """Write a checkpoint, when it is time; raises UserError when storage is not shared or full, the directory gone,
@@ -133,7 +141,7 @@ class RunCheckpointer:
             step, best = self._written
             # Also where `keep` fails: it is not tried again.
             self._written = None
-            self._checkpoints.keep(step, best=best)
+            self.kept = step, self._checkpoints.keep(step, best=best)
 
     def end_if_asked(self) -> None:
         """Raise Ending when the run should make no further step."""
@@ -142,8 +150,9 @@ class RunCheckpointer:
         finish_steps()
 
 
-def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> None:
-    """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one.
+def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> Checkpoint | None:
+    """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one, which is
+    returned.
 
     Raises:
         UserError: the groups that learn do not see the run's directory, where they would write checkpoints; or the
@@ -158,7 +167,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
         checkpoints.require_shared(lambda path, group=group: group.call(TrainedWorker.text_of, path))
     found = checkpoints.latest()
     if found is None:
-        return
+        return None
     entries = _entries(config, found, saves.rows, reporter)
     # Before its files are read, which may take minutes.
     if problem := saves.difference(found.parts):
@@ -176,6 +185,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> N
                 f"{name}.optimizer.schedule: {getattr(config, name).optimizer.schedule} over another number of updates "
                 f"than when {found.directory.name} was saved: the next one has rate {now:.3g}, not {then:.3g}"
             )
+    return found
 
 
 def divided_anew(config: RunConfig, found: Checkpoint, groups: Iterable[str]) -> list[str]:

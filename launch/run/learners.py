@@ -1,0 +1,219 @@
+"""Brings groups of ranks back that have lost some, in the same run: policy, critic, reference and reward models.
+
+    lost --> new processes for all ranks of the groups concerned --> newest state --> the steps since, once more
+
+Groups that learn go back together, to a state in which they fit each other; those that are frozen come back alone. The
+state is that of the last checkpoint or, where it would take long to learn again what came after it, of a copy in the
+run's directory. What cannot be brought back so ends the attempt, and the next one resumes.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import ObjectRef
+
+from actors.config import UserError
+from actors.files.parts import Entry, SavedPart
+from actors.group import ActorGroup, GroupError, first_line
+from actors.group_errors import RankLost
+from actors.train.shards import Shards
+from launch.config import RunConfig
+from launch.run.manifest import Checkpoint
+from launch.run.roster import Roster
+from launch.run.saves import RunCheckpointer, Saves
+from launch.tracking.events import Fault
+from launch.tracking.now import Now
+
+Start = Callable[[ActorGroup[Any]], list["ObjectRef[None]"]]
+"""Lets new ranks of a group meet and build; returns what to wait for."""
+COPIES = "copies"
+"""Directory of a run that holds the state of groups between checkpoints."""
+_ECHO_S, _PULSE_S = 3.0, 1.0
+"""How long after an error a process may be found dead that has caused it, and the wait for one answer."""
+_LEAST_S, _SHARE = 10.0, 50.0
+"""A copy is taken where learning again would take so long, and so many times as long as the last copy took."""
+_OTHERS = "rollout", "holder"
+"""Groups that are brought back otherwise, or not at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What groups that learn can go back to."""
+
+    step: int
+    kl: Entry
+    """Of the coefficient that follows the policy."""
+    directory: Path | None = None
+    """That has it; None: it is what they are built as."""
+    shards: Mapping[str, Shards] = field(default_factory=dict)
+    """Who wrote it, where it was written by other ranks."""
+
+
+class Learners:
+    """Implements `algorithms.rl.recovery.Mender`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roster: Roster,
+        now: Now,
+        saves: Saves,
+        checkpointer: RunCheckpointer,
+        starts: Mapping[str, Start],
+        kl: SavedPart,
+    ) -> None:
+        """
+        Args:
+            config: of the run.
+            roster: has the groups.
+            now: takes notes of faults.
+            saves: has those that learn.
+            checkpointer: says which checkpoint was kept.
+            starts: how new ranks of each group are built.
+            kl: what learning moves in the driver.
+        """
+        self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
+        self._starts, self._kl = starts, kl
+        self._max_restarts = config.run.max_restarts
+        self._copies = config.directory.absolute() / COPIES
+        self._state = State(step=0, kl=kl.save(Path()))
+        self._streak = 0
+        """Losses since a step was done."""
+        self._again_s = 0.0
+        """That learning again from the steps since the state would take."""
+        self._copy_s = 0.0
+        """That the last copy took."""
+        self._has_room = True
+        """For copies, as far as is known."""
+        shutil.rmtree(self._copies, ignore_errors=True)  # of an attempt before
+
+    def begin(self, found: Checkpoint | None) -> None:
+        """The loop goes on from this checkpoint."""
+        if found:
+            directory = found.directory.absolute()
+            self._state = State(step=found.step, kl=self._kl.save(Path()), directory=directory, shards=found.shards)
+
+    def mend(self, error: GroupError, learn_again: Callable[[int], int | None]) -> bool:
+        """See `Mender`."""
+        while lost := self._lost(error):
+            self._streak += 1
+            if self._streak > self._max_restarts:
+                return False
+            faults = [self._note_loss(loss, error) for loss in lost]
+            try:
+                with self._mending():
+                    redone = self._bring_back({loss.group for loss in lost}, learn_again)
+            except GroupError as again:  # perhaps another loss
+                error = again
+                continue
+            if redone is None:
+                return False
+            for fault in faults:
+                self._now.events.recovered(fault, "rebuilt", redone_steps=redone)
+            return True
+        return False
+
+    def note(self, step: int, seconds: float) -> int:
+        """See `Mender`."""
+        self._streak = 0
+        self._again_s += seconds
+        if self._checkpointer.kept and self._checkpointer.kept[0] == step:
+            self._go_on_from(
+                State(step=step, kl=self._kl.save(Path()), directory=self._checkpointer.kept[1].absolute())
+            )
+        elif self._has_room and self._again_s > max(_LEAST_S, _SHARE * self._copy_s):
+            self._copy(step)
+        return self._state.step
+
+    def close(self) -> None:
+        """Remove what only this attempt goes back to."""
+        shutil.rmtree(self._copies, ignore_errors=True)
+
+    def _lost(self, error: GroupError) -> list[RankLost]:
+        """Ranks that are dead, or turn out to be a moment after an error."""
+        own = isinstance(error, RankLost) and error.group not in _OTHERS
+        until = time.monotonic() + _ECHO_S
+        while True:
+            groups = [group for name, group in self._roster.items() if name not in _OTHERS]
+            found = [told for group in groups for told in group.pulses(_PULSE_S) if isinstance(told, RankLost)]
+            if found or time.monotonic() > until:
+                return found or ([error] if own and isinstance(error, RankLost) else [])
+            time.sleep(0.1)
+
+    def _note_loss(self, loss: RankLost, error: GroupError) -> int:
+        who, generation = f"{loss.group}[{loss.rank}]", self._roster[loss.group].generations[loss.rank]
+        cause = first_line(str(error))
+        fault = Fault(who=who, what="died", noticed_by="call", generation=generation, cause=cause)
+        return self._now.events.noticed(fault, "building its group anew")
+
+    def _bring_back(self, lost: set[str], learn_again: Callable[[int], int | None]) -> int | None:
+        """Build groups anew, and let those that learn go back to the newest state and on from there; returns how many
+        steps were learned again. Raises GroupError."""
+        from actors.train.trainer import TrainedWorker
+
+        learning, state = set(self._saves.groups), self._state
+        back = lost | learning if lost & learning else lost
+        if lost & learning and state.directory and not state.directory.is_dir():
+            return None  # somebody has removed it
+        groups = {name: self._roster[name] for name in self._roster if name in back}
+        # All processes first: they start at the same time.
+        for group in groups.values():
+            for rank in range(len(group)):
+                if not group.is_fresh(rank):  # ranks that have met the lost one cannot be trusted to go on without it
+                    group.replace(rank)
+        building = {name: self._starts[name](group) for name, group in groups.items()}
+        for name, group in groups.items():
+            group.gather(building[name], "build")
+        if not lost & learning:
+            return 0
+        for again in self._roster.once_more:
+            again()
+        if state.directory:
+            for name, group in self._saves.groups.items():
+                group.call(TrainedWorker.load, state.directory / name, state.shards.get(name))
+        self._kl.load(Path(), state.kl)
+        return learn_again(state.step)
+
+    def _copy(self, step: int) -> None:
+        """Keep the state of groups that learn as it is now."""
+        began, directory = time.monotonic(), self._copies / f"step-{step}"
+        try:
+            self._saves.write_groups(directory)
+        except (GroupError, UserError, OSError) as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            if not isinstance(error, RankLost):  # one that is lost is met by the next call, and then mended
+                self._has_room = False
+            return
+        self._copy_s = time.monotonic() - began
+        self._go_on_from(State(step=step, kl=self._kl.save(Path()), directory=directory))
+
+    def _go_on_from(self, state: State) -> None:
+        before, self._state, self._again_s = self._state, state, 0.0
+        if before.directory and before.directory.parent == self._copies:
+            shutil.rmtree(before.directory, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _mending(self) -> Iterator[None]:
+        self._now.lost.mending(True)
+        try:
+            yield
+        finally:
+            self._now.lost.mending(False)
+
+
+def starts_of(config: RunConfig, policy_updates: int, critic_updates: int) -> Mapping[str, Start]:
+    """How the groups of a reinforcement job are built."""
+    from actors.train.frozen import ReferenceWorker, ScoringWorker
+    from launch.kinds.rl import reward_model_groups
+    from launch.run.groups import start_building, start_loading
+
+    starts: dict[str, Start] = {"policy": partial(start_building, total_updates=policy_updates)}
+    starts["critic"] = partial(start_building, total_updates=critic_updates)
+    starts["reference"] = partial(start_loading, build=ReferenceWorker.build)
+    return starts | {name: partial(start_loading, build=ScoringWorker.build) for _, name in reward_model_groups(config)}
