@@ -139,6 +139,9 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     checkpointer = RunCheckpointer(config, saves, placement.nodes)
     weights = Weights(config, roster, Connection(config, roster), directory, membership)
     roster.rollouts.welcome = weights.welcome
+    if config.run.max_restarts and roster.now:
+        starts = starts_of(config, _policy_updates(kind.algorithm, steps), steps * kind.algorithm.updates_per_step)
+        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts)
     arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,
@@ -147,6 +150,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
         "gradients": gradients,
         "publish": weights.publish,
         "checkpoint": checkpointer,
+        "mender": roster.learners,
         "learned": LearnedSteps(config.cluster.object_store_mib * 2**20 // _OF_STORE),
         "reporter": reporter,
         "total_steps": steps,
@@ -174,12 +178,10 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
             max_restarts=config.run.max_restarts,
             had=roster.rollouts.had,
         )
-        starts = starts_of(config, _policy_updates(kind.algorithm, steps), steps * kind.algorithm.updates_per_step)
-        loop.mender = roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, loop.kl)
     # Last: the ranks have to hold models before they can load shards into them.
     found = resume(config, saves, loop, reporter)
     if roster.learners:
-        roster.learners.begin(found)
+        roster.learners.begin(found, loop.parts["kl"])
     return loop
 
 

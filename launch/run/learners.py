@@ -66,7 +66,6 @@ class Learners:
         saves: Saves,
         checkpointer: RunCheckpointer,
         starts: Mapping[str, Start],
-        kl: SavedPart,
     ) -> None:
         """
         Args:
@@ -76,13 +75,13 @@ class Learners:
             saves: has those that learn.
             checkpointer: says which checkpoint was kept.
             starts: how new ranks of each group are built.
-            kl: what learning moves in the driver.
         """
         self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
-        self._starts, self._kl = starts, kl
+        self._starts = starts
         self._max_restarts = config.run.max_restarts
         self._copies = config.directory.absolute() / COPIES
-        self._state = State(step=0, kl=kl.save(Path()))
+        self._kl: SavedPart
+        self._state: State
         self._streak = 0
         """Losses since a step was done."""
         self._again_s = 0.0
@@ -93,11 +92,12 @@ class Learners:
         """For copies, as far as is known."""
         shutil.rmtree(self._copies, ignore_errors=True)  # of an attempt before
 
-    def begin(self, found: Checkpoint | None) -> None:
-        """The loop goes on from this checkpoint."""
+    def begin(self, found: Checkpoint | None, kl: SavedPart) -> None:
+        """The loop goes on from this checkpoint, or begins; `kl`: what learning moves in the driver."""
+        self._kl, self._state = kl, State(step=0, kl=kl.save(Path()))
         if found:
             directory = found.directory.absolute()
-            self._state = State(step=found.step, kl=self._kl.save(Path()), directory=directory, shards=found.shards)
+            self._state = State(step=found.step, kl=self._state.kl, directory=directory, shards=found.shards)
 
     def mend(self, error: GroupError, learn_again: Callable[[int], int | None]) -> bool:
         """See `Mender`."""
@@ -124,9 +124,8 @@ class Learners:
         self._streak = 0
         self._again_s += seconds
         if self._checkpointer.kept and self._checkpointer.kept[0] == step:
-            self._go_on_from(
-                State(step=step, kl=self._kl.save(Path()), directory=self._checkpointer.kept[1].absolute())
-            )
+            directory = self._checkpointer.kept[1].absolute()
+            self._go_on_from(State(step=step, kl=self._kl.save(Path()), directory=directory))
         elif self._has_room and self._again_s > max(_LEAST_S, _SHARE * self._copy_s):
             self._copy(step)
         return self._state.step

@@ -11,7 +11,7 @@ from algorithms.division.deals import Split
 from algorithms.loop import Checkpointer, Metrics, Reporter
 from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
-from algorithms.rl.recovery import LearnedSteps
+from algorithms.rl.recovery import LearnedSteps, Mender
 from algorithms.rl.reward_models import RewardModelGroup
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.rollouts import Rollouts
@@ -46,6 +46,7 @@ class LoopArguments(ReadArguments, SettingsArguments):
     split: Split
     reads: OverlappedReads
     gradients: OverlappedGradients | None
+    mender: Mender | None
     learned: LearnedSteps
     batches: SavedPart
     evaluation: list[Prompt]
