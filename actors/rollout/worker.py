@@ -152,6 +152,8 @@ class RolloutWorker(EngineHost):
         def receive() -> Got | None:
             if first:
                 self.engine.pause()
+                # Whole weights begin anew, below any adapter: one of before is not to be looked for again.
+                self.engine.forget_adapter()
                 self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
                 self._half_new = True  # what has begun may have changed something, whatever fails
                 self.engine.llm.start_weight_update()

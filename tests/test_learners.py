@@ -1,0 +1,211 @@
+"""Who is brought back when ranks are lost, from which state, and what is learned again; groups that are a script."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.group import GroupError
+from actors.group_errors import RankLost
+from algorithms.rl.recovery import Learned, LearnedSteps
+from launch.run import learners as learners_module
+from launch.run.learners import Learners
+from launch.tracking.events import Events, read_events
+from launch.tracking.lost_time import LostTime
+
+LOST = GroupError("policy[0].update: Connection closed by peer")
+
+
+class FakeGroup:
+    """A group of two ranks, of which some are dead; `log` is what all groups of a run were told."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+        self.dead: set[int] = set()
+        self.fresh: set[int] = set()
+        self.generations = [0, 0]
+        self.fails: list[GroupError] = []
+
+    def __len__(self) -> int:
+        return 2
+
+    def pulses(self, within_s: float) -> list[Any]:
+        return [
+            RankLost(f"{self.name}[{rank}] died", self.name, rank) if rank in self.dead else None for rank in (0, 1)
+        ]
+
+    def is_fresh(self, rank: int) -> bool:
+        return rank in self.fresh
+
+    def replace(self, rank: int) -> None:
+        self.dead.discard(rank)
+        self.generations[rank] += 1
+        self.log.append(f"replace {self.name}[{rank}]")
+
+    def gather(self, refs: list[str], what: str) -> list[None]:
+        if self.fails:
+            raise self.fails.pop(0)
+        self.log.append(f"{what} {refs[0]}")
+        return [None]
+
+    def call(self, method: Callable[..., object], *arguments: Any) -> list[None]:
+        self.log.append(f"{method.__name__} {self.name} {arguments[0].parent.name}")
+        return [None]
+
+
+class Made:
+    """Learners over such groups; `redo` says what is learned again."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, max_restarts: int = 3) -> None:
+        monkeypatch.setattr(learners_module, "_ECHO_S", 0.0)
+        self.log: list[str] = []
+        names = ("rollout", "policy", "critic", "reference", "reward_0")
+        self.groups = {name: FakeGroup(name, self.log) for name in names}
+        self.kl = SimpleNamespace(coef=0.5, save=lambda _: {"coef": self.kl.coef}, load=self._load)
+        roster: Any = _Roster(self.groups)
+        roster.once_more = [lambda: self.log.append("prepare")]
+        trained = {name: self.groups[name] for name in ("policy", "critic")}
+        self.room = True
+        saves: Any = SimpleNamespace(groups=trained, write_groups=self._write)
+        self.checkpointer: Any = SimpleNamespace(kept=None)
+        starts: Any = {name: lambda group: [group.name] for name in names}
+        self.events = Events(directory)
+        now: Any = SimpleNamespace(events=self.events, lost=LostTime())
+        self.directory = directory
+        config: Any = SimpleNamespace(run=SimpleNamespace(max_restarts=max_restarts), directory=directory)
+        self.learners = Learners(config, roster, now, saves, self.checkpointer, starts)
+        kl: Any = self.kl
+        self.learners.begin(None, kl)
+
+    def _load(self, _: Path, entry: dict[str, Any]) -> None:
+        self.kl.coef = entry["coef"]
+
+    def _write(self, directory: Path) -> list[Any]:
+        directory.mkdir(parents=True)
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        self.log.append(f"copy {directory.name}")
+        return []
+
+    def redo(self, since: int) -> int | None:
+        self.log.append(f"again from {since} with {self.kl.coef}")
+        return 2
+
+
+class _Roster(dict[str, FakeGroup]):
+    once_more: list[Callable[[], object]]
+
+
+def test_frozen_groups_come_back_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(tmp_path, monkeypatch)
+    made.groups["reward_0"].dead = {1}
+    assert made.learners.mend(GroupError("a score"), made.redo)
+    assert made.log == ["replace reward_0[0]", "replace reward_0[1]", "build reward_0"]
+    [*_, over] = read_events(tmp_path / "events.jsonl")
+    assert (over["who"], over["did"], over["redone_steps"]) == ("reward_0[1]", "rebuilt", 0)
+
+
+def test_groups_that_learn_go_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the newest state, or to what they are built as; with what they have moved in the driver."""
+    made = Made(tmp_path, monkeypatch)
+    made.groups["critic"].dead, made.groups["policy"].fresh, made.kl.coef = {0}, {1}, 0.75
+    assert made.learners.mend(LOST, made.redo)
+    started = ["replace policy[0]", "replace critic[0]", "replace critic[1]", "build policy", "build critic", "prepare"]
+    assert made.log == [*started, "again from 0 with 0.5"]
+    made.log.clear()
+    made.kl.coef = 0.25
+    (tmp_path / "step-4").mkdir()
+    made.checkpointer.kept = 4, tmp_path / "step-4"
+    assert made.learners.note(4, 1.0) == 4
+    made.kl.coef = 0.125
+    assert made.learners.note(5, 1.0) == 4
+    made.groups["policy"].dead, made.groups["reference"].dead = {0}, {1}
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log[-5:] == ["build reference", "prepare", "load policy step-4", "load critic step-4",
+                             "again from 4 with 0.25"]  # fmt: skip
+    assert made.events.open() == []
+
+
+def test_what_is_no_loss_is_not_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the loss of an engine, which is brought back elsewhere."""
+    made = Made(tmp_path, monkeypatch)
+    made.groups["rollout"].dead = {0}
+    assert not made.learners.mend(GroupError("policy[0].update: ValueError: NaN"), made.redo)
+    assert not made.learners.mend(RankLost("gone", "rollout", 0), made.redo)
+    assert made.log == [] and made.events.open() == []
+
+
+def test_a_loss_while_groups_are_brought_back_is_one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(tmp_path, monkeypatch)
+    policy = made.groups["policy"]
+    policy.dead, policy.fails = {0}, [RankLost("policy[1].build: died", "policy", 1)]
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log.count("build policy") == 1 and policy.generations == [2, 2]
+    assert {line["who"] for line in read_events(tmp_path / "events.jsonl")} == {"policy[0]", "policy[1]"}
+
+
+def test_too_many_in_a_row_end_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is done ends the row; faults stay open, as the next attempt goes on."""
+    made = Made(tmp_path, monkeypatch, max_restarts=2)
+    for step in range(1, 4):
+        for _ in range(2):
+            made.groups["critic"].dead = {1}
+            assert made.learners.mend(LOST, made.redo)
+        made.learners.note(step, 0.0)
+    found = []
+    for _ in range(3):
+        made.groups["critic"].dead = {1}
+        found.append(made.learners.mend(LOST, made.redo))
+    assert found == [True, True, False]
+
+
+@pytest.mark.parametrize("what", ["the state is gone", "samples are gone"])
+def test_what_cannot_be_learned_again_is_not_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    made = Made(tmp_path, monkeypatch)
+    made.checkpointer.kept = 4, tmp_path / "step-4"
+    if what == "samples are gone":
+        (tmp_path / "step-4").mkdir()
+    made.learners.note(4, 1.0)
+    made.groups["policy"].dead = {0}
+    assert not made.learners.mend(LOST, lambda _: None)
+    assert len(made.events.open()) == 1
+
+
+def test_copies_are_taken_where_it_would_take_long_to_learn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is there at a time; where there is no room, none is tried any more."""
+    made = Made(tmp_path, monkeypatch)
+    assert [made.learners.note(step, 4.0) for step in range(1, 7)] == [0, 0, 3, 3, 3, 6]
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["step-6"]
+    made.groups["policy"].dead = {0}
+    assert made.learners.mend(LOST, made.redo) and made.log[-1] == "again from 6 with 0.5"
+    made.room = False
+    assert [made.learners.note(step, 20.0) for step in (7, 8)] == [6, 6]
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["step-6"] and made.log.count("copy step-8") == 0
+    made.learners.close()
+    assert not (tmp_path / "copies").exists()
+
+
+def test_steps_are_kept_as_far_as_there_is_room() -> None:
+    """And until their state is kept; what is not whole cannot be learned again."""
+
+    def learned(step: int) -> Learned:
+        group: Any = SimpleNamespace(infos=[SimpleNamespace(tokens=10)] * 2)
+        return Learned(step=step, version=step - 1, groups=[group])
+
+    steps = LearnedSteps(most_bytes=3 * learned(1).bytes)
+    assert steps.after(0) == [] and not steps.is_full
+    for step in (1, 2, 3):
+        steps.add(learned(step))
+    steps.followed(3)
+    assert [(each.step, each.followed) for each in steps.after(1) or []] == [(2, False), (3, True)]
+    assert steps.is_full
+    steps.add(learned(4))
+    assert steps.after(0) is None and [each.step for each in steps.after(1) or []] == [2, 3, 4]
+    steps.drop(3)
+    assert [each.step for each in steps.after(3) or []] == [4] and steps.after(2) is None
+    steps.drop(4)
+    assert steps.after(4) == [] and not steps.is_full
