@@ -14,6 +14,7 @@ from actors.rollout.types import Finished, Request, RolloutInfo
 from algorithms.rewards.pool import RewardPool, _Job
 from algorithms.rewards.scores import Score, failed_score
 from algorithms.rollouts.engines import NONE_BEGUN, Ended, Event, Lost
+from algorithms.rollouts.groups import BegunGroup
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class FakeEngines:
         self.aborted_older: list[tuple[int, int]] = []
         self.pool: FakePool | None = None
         self.condemned: list[Lost] = []
+        self.begun: dict[int, BegunGroup] = {}
+        """What is known of requests when their engine is lost."""
 
     def __len__(self) -> int:
         return self.engines
@@ -99,7 +102,7 @@ class FakeEngines:
         for number, said in event.generated.items():
             engine, statuses = self.on.pop(number), said.split()
             if not set(statuses) <= set(get_args(EpisodeStatus)):
-                events.append(Lost(engine, GroupError(f"rollout[{engine}].poll: {said}")))
+                events.append(Lost(engine, GroupError(f"rollout[{engine}].poll: {said}"), self.begun))
                 continue
             infos = [
                 RolloutInfo(

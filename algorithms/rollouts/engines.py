@@ -5,7 +5,7 @@ Behind the protocol are the actors of a group here; in tests of what depends on 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -17,6 +17,7 @@ from actors.rollout.host import EngineHost, NoWeights
 from actors.rollout.types import Begun, EngineStats, Finished, Request
 from algorithms.rollouts.groups import BegunGroup
 from algorithms.rollouts.membership import Membership
+from algorithms.rollouts.notes import Notes
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -49,6 +50,8 @@ class Lost:
 
     engine: int
     error: GroupError
+    begun: Mapping[int, BegunGroup] = field(default_factory=dict)
+    """Request -> what its samples are known to have had, of those of which that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +141,11 @@ class Engines(Protocol):
 class RayEngines:
     """The actors of a group, each with one outstanding poll while it has requests."""
 
-    def __init__(self, group: ActorGroup[Any], members: Membership | None = None) -> None:
-        """`members`: which of them serve; None: all do, until one is lost."""
+    def __init__(
+        self, group: ActorGroup[Any], members: Membership | None = None, note_every_s: float | None = None
+    ) -> None:
+        """`members`: which of them serve; None: all do, until one is lost. `note_every_s`: see `Notes`."""
+        self.notes = Notes(group, note_every_s)
         self.group = group
         self.members = members or Membership(len(group))
         self._waiting: list[set[int]] = [set() for _ in range(len(group))]
@@ -182,6 +188,7 @@ class RayEngines:
         # Arguments of their own: within another one, Ray would leave them references.
         call = self.group.submit(engine, _HOST.submit, requests, seed, [*begun], *begun.values())
         self._calls[call] = engine, "submit", [request.id for request in requests]
+        self.notes.given(engine, [request.id for request in requests])
         waited = bool(self._waiting[engine])
         self._waiting[engine].update(request.id for request in requests)
         # One poll at a time: it tells of these as well, if there is one.
@@ -247,7 +254,12 @@ class RayEngines:
                 self._here.update(zip((each.request for each in finished), found, strict=True))
                 events += (Ended(engine, self._ended(each)) for each in finished)
         # Last: what has ended before an engine was lost has ended.
-        return events + self._changes()
+        events += self._changes()
+        self.notes.take_in()
+        for engine, requests in enumerate(self._waiting):
+            if requests and self._takes(engine):
+                self.notes.ask(engine, requests)
+        return events
 
     def _called(self, call: "ObjectRef[None]") -> list[Event]:
         """Take in that an engine has done what it was told, or has not."""
@@ -270,6 +282,7 @@ class RayEngines:
         # A lost engine has told of nothing.
         finished = self._answer(engine, call, "poll", [])
         self._waiting[engine].difference_update(each.request for each in finished)
+        self.notes.ended([each.request for each in finished])
         sampled = [each for each in finished if not each.error and not each.aborted]
         # Not strict: there may be more of them than places, or fewer.
         self._here.update(zip((each.request for each in sampled), places, strict=False))
@@ -305,8 +318,9 @@ class RayEngines:
         for engine in range(len(self)):
             losses, is_open = members.losses[engine], members.state(engine) == "serving"
             if losses != self._told_losses[engine] or engine in missed:
+                begun = self.notes.lost(engine, self._waiting[engine])
                 self._forget(engine)
-                events.append(Lost(engine, members.error(engine)))
+                events.append(Lost(engine, members.error(engine), begun))
                 self._open[engine] = False
             if is_open != self._open[engine]:
                 events.append(Back(engine) if is_open else Out(engine))

@@ -9,7 +9,7 @@ One thread makes these calls; the caller keeps its lock wherever lanes change, a
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -191,7 +191,7 @@ class Flow:
             case Lost():
                 self._lose(event)
             case Refused(_, requests):
-                self._send_again([self._running[each] for each in requests if each in self._running])
+                self._send_again([self._running[each] for each in requests if each in self._running], {})
             case Out(engine):
                 self._loads.out(engine)
             case Back(engine):
@@ -296,7 +296,7 @@ class Flow:
         self._heard[group.engine] = self._clock()
         if again:
             # Other settings than then may refuse what was sampled under them, such as a stop string: then from nothing.
-            self._send_again([group], anew=True)
+            self._send_again([group], {group.id: None})
             return
         del self._running[group.id]
         self._loads.ended(group.engine, group.samples)
@@ -324,22 +324,25 @@ class Flow:
         self._scoring[ticket] = group
 
     def _lose(self, event: Lost) -> None:
-        """What ran on a lost engine starts anew on others, or goes on there from what it had when it came."""
+        """What ran on a lost engine goes on, on others, from what is known that it had, or starts anew there."""
         self._loads.out(event.engine)
         groups = [group for group in self._running.values() if group.engine == event.engine]
         self.losses.take_in(event, [group for group in groups if not group.unwanted], left=self._loads.left)
         for group in groups:
             group.engines += 1
         # What they would go on from may be what is gone.
-        self._send_again(groups, anew=isinstance(event.error, DataLost))
+        gone = isinstance(event.error, DataLost)
+        self._send_again(groups, {group.id: None for group in groups} if gone else event.begun)
 
-    def _send_again(self, groups: Sequence[Running], *, anew: bool = False) -> None:
-        """No seed: samplers there may be in the middle of other prompts."""
+    def _send_again(self, groups: Sequence[Running], begun: Mapping[int, BegunGroup | None]) -> None:
+        """Give groups to engines once more, to go on from what they have begun, of which some is known to be other than
+        when they were given before. No seed: samplers there may be in the middle of other prompts."""
         for group in groups:
             del self._running[group.id]
             self._loads.ended(group.engine, group.samples)
-        wanted = (group for group in groups if not group.unwanted)
-        self._send([replace(each, id=next(self._ids), begun=None if anew else each.begun) for each in wanted], None)
+        wanted = [group for group in groups if not group.unwanted]
+        again = [replace(each, id=next(self._ids), begun=begun.get(each.id, each.begun)) for each in wanted]
+        self._send(again, None)
 
     def _answers(self) -> Iterator[tuple[Running, list[Score]]]:
         """Groups that the pool has scored; without a pool all of them, with nothing said yet."""

@@ -57,6 +57,7 @@ _ENGINE: Any = RolloutWorker
 
 _OF_STORE = 4
 """Share of the object store, as its divisor, that responses may take which steps have learned from."""
+_NOTE_S = 2.0
 _MOST_ENGINES = 5
 """Engines in a row that may be lost with one prompt: it may be why they are."""
 
@@ -120,7 +121,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     data = _rl_data(config, directory, reporter)
     steps, settings = _total_steps(kind, data.drawn), _from_settings(kind)
     membership = Membership(len(engines.group))
-    rollout_engines = RayEngines(engines.group, membership)
+    rollout_engines = RayEngines(engines.group, membership, _note_every_s(config))
     split = split_by(engines.group, _ENGINE.split, membership, config.rollout.restart_timeout_s)
     reading = _reading(config, roster)
     models_beside, reads = _models_beside(kind.algorithm, reading, roster, split), _reads_beside(kind, roster, split)
@@ -288,6 +289,14 @@ def _shaper(config: RunConfig, algorithm: RLConfig) -> "RewardShaper":
         missing_eos_penalty=algorithm.missing_eos_penalty,
         max_response_tokens=config.rollout.max_response_tokens,
     )
+
+
+def _note_every_s(config: RunConfig) -> float | None:
+    """Seconds between two notes of what samples have, from which they go on when their engine is lost; None where they
+    may not: the penalty would not count what was sampled before, and responses shall be of one version."""
+    if not config.run.max_restarts or config.rollout.presence_penalty or config.rollout.on_update == "restart":
+        return None
+    return _NOTE_S
 
 
 def _models_beside(
