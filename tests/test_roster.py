@@ -177,7 +177,7 @@ def test_a_replaced_rank_continues_bit_for_bit(roster: Roster, tmp_path: Path) -
     assert str(policy.pulses(5.0)[1]).startswith("policy[1].pulse: the process died")
 
     policy.replace(1)
-    rebuild(policy, BUILD)
+    rebuild((policy, BUILD))
     assert policy.origin(refs[1]) == (1, 0) and policy.generations[1] == 1
     assert roster.version == before + policy.version > before
     new = pids(policy)
@@ -192,7 +192,7 @@ def test_a_frozen_group_is_built_anew(roster: Roster) -> None:
     expected = reference.scatter(ReferenceWorker.outputs, read)
     old = pids(reference)
     reference.replace(0)
-    rebuild(reference, LOAD)
+    rebuild((reference, LOAD))
     assert reference.scatter(ReferenceWorker.outputs, read) == expected
     assert not {*old} & {*pids(reference)}
 

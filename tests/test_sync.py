@@ -572,7 +572,7 @@ def test_whoever_is_replaced_is_connected_anew(pairs: dict[str, Pair]) -> None:
     connection = Connection(config, {"policy": pair.policy, "rollout": pair.rollout})
     connection.ensure()
     pair.policy.replace(1)
-    rebuild(pair.policy, partial(start_building, total_updates=100))
+    rebuild((pair.policy, partial(start_building, total_updates=100)))
     connection.ensure()
     pair.train()
     assert pair.publish()["weights/canary_difference"] < 1e-4

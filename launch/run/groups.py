@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 W = TypeVar("W")
 L = TypeVar("L", bound="TrainedWorker")
 F = TypeVar("F", bound="Worker")
+Start = Callable[[ActorGroup[Any]], list["ObjectRef[None]"]]
+"""Lets new ranks of a group meet and build; returns what to wait for."""
 
 
 def start_building(group: ActorGroup[L], total_updates: int) -> list["ObjectRef[None]"]:
@@ -39,25 +41,29 @@ def start_loading(group: ActorGroup[F], build: Callable[[F, str, int], None]) ->
     return [group.submit(rank, build, address, port) for rank in range(len(group))]
 
 
-def rebuild(group: ActorGroup[W], start: Callable[[ActorGroup[W]], list["ObjectRef[None]"]]) -> None:
-    """Let all ranks of a group meet and build anew after `ActorGroup.replace`; a checkpoint is then to be loaded.
-
-    No run does so yet: one that loses a rank ends, and goes on from its checkpoint when it is started again.
+def rebuild(*groups: tuple[ActorGroup[Any], Start]) -> None:
+    """Let all ranks of groups meet and build anew after some were lost; a state is then to be loaded.
 
     Ranks that have met the lost one are replaced, too: one may stand still for ever in a collective with it, and what
-    NCCL and DeepSpeed keep of a process group cannot be trusted to go with it. They start beside each other.
+    NCCL and DeepSpeed keep of a process group cannot be trusted to go with it. All start at the same time.
 
     Args:
-        start: `start_building` or `start_loading` with its arguments.
+        groups: each with its `start_building` or `start_loading`, with their arguments.
+
+    Raises:
+        GroupError: a rank cannot be built, or is lost again.
 
     Example:
-        rebuild(policy, partial(start_building, total_updates=100))
-        rebuild(reference, partial(start_loading, build=ReferenceWorker.build))
+        rebuild((policy, partial(start_building, total_updates=100)),
+                (reference, partial(start_loading, build=ReferenceWorker.build)))
     """
-    for rank in range(len(group)):
-        if not group.is_fresh(rank):  # one that was only started has met nobody
-            group.replace(rank)
-    group.gather(start(group), "build")
+    for group, _ in groups:
+        for rank in range(len(group)):
+            if not group.is_fresh(rank):  # one that was only started has met nobody
+                group.replace(rank)
+    building = [start(group) for group, start in groups]
+    for (group, _), refs in zip(groups, building, strict=True):
+        group.gather(refs, "build")
 
 
 def reference_sync(config: RunConfig, roster: Mapping[str, ActorGroup[Any]]) -> Callable[[int], None]:

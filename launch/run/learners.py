@@ -14,24 +14,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from ray import ObjectRef
 
 from actors.config import UserError
 from actors.files.parts import Entry, SavedPart
-from actors.group import ActorGroup, GroupError, first_line
+from actors.group import GroupError, first_line
 from actors.group_errors import RankLost
 from actors.train.shards import Shards
 from launch.config import RunConfig
+from launch.run.groups import Start, rebuild, start_building, start_loading
 from launch.run.manifest import Checkpoint
 from launch.run.roster import Roster
 from launch.run.saves import RunCheckpointer, Saves
 from launch.tracking.events import Fault
 from launch.tracking.now import Now
 
-Start = Callable[[ActorGroup[Any]], list["ObjectRef[None]"]]
-"""Lets new ranks of a group meet and build; returns what to wait for."""
 COPIES = "copies"
 """Directory of a run that holds the state of groups between checkpoints."""
 _ECHO_S, _PULSE_S = 3.0, 1.0
@@ -160,15 +156,7 @@ class Learners:
         back = lost | learning if lost & learning else lost
         if lost & learning and state.directory and not state.directory.is_dir():
             return None  # somebody has removed it
-        groups = {name: self._roster[name] for name in self._roster if name in back}
-        # All processes first: they start at the same time.
-        for group in groups.values():
-            for rank in range(len(group)):
-                if not group.is_fresh(rank):  # ranks that have met the lost one cannot be trusted to go on without it
-                    group.replace(rank)
-        building = {name: self._starts[name](group) for name, group in groups.items()}
-        for name, group in groups.items():
-            group.gather(building[name], "build")
+        rebuild(*((self._roster[name], self._starts[name]) for name in self._roster if name in back))
         if not lost & learning:
             return 0
         for again in self._roster.once_more:
@@ -210,7 +198,6 @@ def starts_of(config: RunConfig, policy_updates: int, critic_updates: int) -> Ma
     """How the groups of a reinforcement job are built."""
     from actors.train.frozen import ReferenceWorker, ScoringWorker
     from launch.kinds.rl import reward_model_groups
-    from launch.run.groups import start_building, start_loading
 
     starts: dict[str, Start] = {"policy": partial(start_building, total_updates=policy_updates)}
     starts["critic"] = partial(start_building, total_updates=critic_updates)

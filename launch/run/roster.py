@@ -47,7 +47,7 @@ class Roster(Members):
 
     Example:
         roster["policy"].replace(1)
-        rebuild(roster["policy"], partial(start_building, total_updates=100))
+        rebuild((roster["policy"], partial(start_building, total_updates=100)))
     """
 
     def __init__(self, logs: str, now: Now | None = None) -> None:
