@@ -4,13 +4,14 @@ Worker classes know nothing of Ray; `ray.remote` is applied here. Calls pass the
 checked and names can be followed: `policy.call(PolicyWorker.update, batch)`.
 """
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
 from ray import ObjectRef
@@ -22,6 +23,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.failure import first_sentence
 from actors.group_errors import DataLost, GroupError, RankLate, RankLost
 from actors.pulse import Pulse
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -369,6 +373,24 @@ def write_output_to_log() -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    sys.stdout, sys.stderr = _Log.text(1), _Log.text(2)
+
+
+class _Log(io.FileIO):
+    """A log that leaves out what its disk has no room for: a `print` fails nothing."""
+
+    @classmethod
+    def text(cls, descriptor: int) -> io.TextIOWrapper:
+        raw = cls(descriptor, "w", closefd=False)
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
+
+    def write(self, content: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError:
+            return memoryview(content).nbytes
 
 
 def _cause(error: RayTaskError) -> str:

@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -78,8 +78,11 @@ class _Files(Protocol):
     """How DeepSpeed writes and reads its files."""
 
     hashes: dict[Path, str]
+    failed: OSError | None
 
     def save(self, state_dict: object, path: str) -> None: ...
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+    def put_off(self, write: Callable[..., object]) -> Callable[..., object]: ...
 
 
 class _Stage3(Protocol):
@@ -91,15 +94,36 @@ class _Stage3(Protocol):
 
 def _checkpoint_files(frozen: set[str]) -> _Files:
     """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
-    starts from; hashed, and as data only, as its own way would run what they name."""
+    starts from; hashed, and as data only, as its own way would run what they name.
+
+    A rank that cannot write does not say so at once, but keeps it as `failed`, and writes no more: DeepSpeed lets ranks
+    wait for each other while it saves, and one that left it there would leave the others waiting.
+    """
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
     class CheckpointFiles(TorchCheckpointEngine):
         def __init__(self) -> None:
             super().__init__()
             self.hashes: dict[Path, str] = {}
+            self.failed: OSError | None = None
+
+        def put_off(self, write: Callable[..., object]) -> Callable[..., object]:
+            def written(*args: object, **kwargs: object) -> None:
+                if self.failed is None:
+                    try:
+                        write(*args, **kwargs)
+                    except OSError as error:
+                        self.failed = error
+
+            return written
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            self.put_off(super().makedirs)(path, exist_ok=exist_ok)
 
         def save(self, state_dict: object, path: str) -> None:
+            self.put_off(self._save)(state_dict, path)
+
+        def _save(self, state_dict: object, path: str) -> None:
             if isinstance(state_dict, dict) and state_dict.get("module"):
                 # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
                 module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
@@ -145,6 +169,8 @@ class TrainingEngine:
         named = module.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.files = self.engine.checkpoint_engine = _checkpoint_files(self.frozen)
+        # What rank 0 writes past it.
+        self.engine._copy_recovery_script = self.files.put_off(self.engine._copy_recovery_script)
         self.decay = group.ema_decay
         self.averages = [weights.detach().clone() for weights in masters(self.engine.optimizer)] if self.decay else []
 
@@ -225,13 +251,33 @@ class TrainingEngine:
             with gathered([parameter]):
                 yield name, parameter.detach()
 
-    def save(self, directory: Path) -> dict[str, str]:
-        """Write what is trained, optimizer and schedule: every rank its share; returns its files' SHA-256."""
-        self.files.hashes.clear()
-        self.engine.save_checkpoint(str(directory), tag="state", exclude_frozen_parameters=True)
+    def save(self, directory: Path, further: Mapping[str, object] | None = None) -> dict[str, str]:
+        """Write what is trained, optimizer and schedule: every rank its share; collective.
+
+        Args:
+            directory: of the checkpoint.
+            further: name -> what this rank keeps beside them, in files of its own.
+
+        Returns this rank's files' SHA-256.
+
+        Raises:
+            OSError: this rank could not write; no rank writes any more then, nor waits for another one.
+        """
+        files, mine = self.files, dict(further or {})
+        files.hashes.clear()
+        files.failed = None
         if self.decay and (self.rank == 0 or not self.plain):
-            self.files.save(self.averages, str(directory / f"average-{self.rank}.pt"))
-        return {str(path.relative_to(directory)): sha256 for path, sha256 in self.files.hashes.items()}
+            mine[f"average-{self.rank}.pt"] = self.averages
+        files.makedirs(str(directory), exist_ok=True)
+        # Before DeepSpeed's own, behind which all ranks wait for each other.
+        for name, value in mine.items():
+            files.save(value, str(directory / name))
+        self.engine.save_checkpoint(str(directory), tag="state", save_latest=False, exclude_frozen_parameters=True)
+        if files.failed is not None:
+            raise files.failed
+        if self.rank == 0:  # else DeepSpeed would write it while the others wait
+            (directory / "latest").write_text("state", encoding="utf-8")
+        return {str(path.relative_to(directory)): sha256 for path, sha256 in files.hashes.items()}
 
     def load(self, directory: Path, saved: Shards | None = None) -> tuple[float, float]:
         """Restore what `save` wrote; raises ValueError when it is not there, or of another model, UserError when it is

@@ -94,8 +94,8 @@ class Worker(Watched):
         """Text of a file as this rank's node sees it; None when it is not there."""
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[str]:
-        """What is wrong with files of a checkpoint (name -> SHA-256), one line each; nothing of them is loaded."""
+    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[stored.Flaw]:
+        """What is wrong with files of a checkpoint (name -> SHA-256); nothing of them is loaded."""
         return stored.faults(directory, hashes, checkpoint_types())
 
     def address(self) -> tuple[str, int]:

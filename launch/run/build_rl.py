@@ -27,14 +27,16 @@ from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.chat_settings import answer_ends
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.connection import Connection
 from launch.run.fleet import Fleet
 from launch.run.groups import reference_sync, start_building
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.saves import Saves, resume
 from launch.run.weights import Weights
+from launch.screen.reporter import RunReporter
 from launch.settings.cores import early_threads
 from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_rl import transfer_backend
@@ -95,7 +97,7 @@ class _Data:
     contents: Contents
 
 
-def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
+def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Loop:
     """Start all groups of a PPO or GRPO run and return its loop."""
     config = kind.config
     directory = write_skeleton(config.model, config.directory / "model")
@@ -141,7 +143,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
         "reads": reads,
         "gradients": gradients,
         "publish": weights.publish,
-        "checkpoint": RunCheckpointer(config, saves, placement.nodes),
+        "checkpoint": RunCheckpointer(config, saves, placement.nodes, reporter),
         "reporter": reporter,
         "total_steps": steps,
         "evaluation": data.evaluation,
