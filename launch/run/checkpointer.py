@@ -45,8 +45,13 @@ class RunCheckpointer:
         self._max_age_s = config.checkpoint.max_age_s
         self._whole_at = clock()
         """When there was a whole checkpoint last, or nothing to lose."""
-        self._failures, self._next_try, self._faults = 0, 0, 0
-        """In a row; step after which it is tried again; how often storage began to fail."""
+        self._failures, self._next_try = 0, 0
+        """In a row; step after which it is tried again."""
+        self._fault: int | None = None
+        """Number of the fault that is not over; and how often storage has begun to fail."""
+        self._faults = 0
+        self.kept: tuple[int, Path] | None = None
+        """Step and directory of the last checkpoint that this attempt has written."""
 
     def save(self, step: int, last: bool, best: bool = False) -> None:
         """Write a checkpoint, when it is time.
@@ -72,8 +77,8 @@ class RunCheckpointer:
             # Also where `keep` fails: what is tried again is all of it.
             self._written = None
             with self._storage(step, best):
-                self._checkpoints.keep(step, best=best)
-                self._whole()
+                self.kept = step, self._checkpoints.keep(step, best=best)
+                self._is_whole()
 
     def end_if_asked(self) -> None:
         """Raise Ending when the run should make no further step."""
@@ -98,20 +103,22 @@ class RunCheckpointer:
             if why is None:
                 raise
             if self._must or self._too_old:
-                for number in self._open():
-                    self._reporter.now.events.given_up(number, why)
+                if self._fault is not None:
+                    self._reporter.now.events.given_up(self._fault, why)
                 raise
             self._put_off(step, why)
             if best:
                 self._saves.go_back_to_best(self._checkpoints.best_entry())
 
     def _put_off(self, step: int, why: str) -> None:
-        if not self._failures:
+        """Tell, in one line, that a checkpoint was not written, and when it is tried again."""
+        if self._fault is None:
             self._faults += 1
+            # A fault of its own each time that storage begins to fail.
+            fault = Fault(who="disk", what="failed", noticed_by="call", generation=self._faults, cause=why)
+            self._fault = self._reporter.now.events.noticed(fault, told=False)
+        self._next_try = step + 2**self._failures
         self._failures += 1
-        self._next_try = step + 2 ** (self._failures - 1)
-        # Told here, in one line.
-        self._reporter.now.events.noticed(self._fault(why), told=False)
         size = self._checkpoints.size_of_latest()
         needed = f"; the one before has {size_in_words(size)}" if size else ""
         self._reporter.warning(
@@ -119,16 +126,9 @@ class RunCheckpointer:
             f"step {self._next_try}"
         )
 
-    def _whole(self) -> None:
+    def _is_whole(self) -> None:
         self._whole_at = self._clock()
         self._failures = 0
-        for number in self._open():
-            self._reporter.now.events.recovered(number, "written")
-
-    def _open(self) -> list[int]:
-        """The number of the fault that is not over, if there is one."""
-        return [self._reporter.now.events.noticed(self._fault(""))] if self._failures else []
-
-    def _fault(self, why: str) -> Fault:
-        # Of one that is known, only who it was and its generation count.
-        return Fault(who="disk", what="failed", noticed_by="call", generation=self._faults, cause=why)
+        if self._fault is not None:
+            self._reporter.now.events.recovered(self._fault, "written")
+            self._fault = None
