@@ -378,7 +378,8 @@ def test_one_rank_on_a_full_disk_leaves_no_other_one_waiting(
     group.gather([group.submit(rank, Trainee.fill_disk, full=True)], "fill_disk", ranks=[rank])
     with pytest.raises(GroupError) as caught:
         group.call(Trainee.save, tmp_path / "failed")
-    assert "did not fit" in str(storage_failure(caught.value))
+    why = str(storage_failure(caught.value))
+    assert "did not fit" in why and "\n" not in why, why
     # Each has ended: what it would write still is nobody's.
     shutil.rmtree(tmp_path / "failed")
     group.gather([group.submit(rank, Trainee.fill_disk, full=False)], "fill_disk", ranks=[rank])
