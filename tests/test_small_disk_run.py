@@ -20,7 +20,7 @@ STEPS = 60
 CONFIG: dict[str, Any] = {
     "algorithm": {"name": "sft", "steps": STEPS, "samples_per_update": 32},
     "model": {"init": {"hidden_size": 128, "layers": 4, "heads": 2, "alphabet": LETTERS, "max_positions": 64}},
-    "policy": {"optimizer": {"lr": 3e-3}},
+    "policy": {"optimizer": {"lr": 3e-3}, "ranks": 2, "zero_stage": 2},
     "checkpoint": {"every": 4},
 }
 
@@ -79,6 +79,7 @@ def test_a_run_goes_on_while_its_disk_is_full(
     job.wait_until(lambda: bool(set(known) - {path.name for path in partial.glob("step-*")}), "whole checkpoint")
     assert job.wait() == 0, job.text
     assert job.text.count("lines of metrics and samples wait") == 1 and "run failed" not in job.text
+    assert "Traceback" not in job.text, "of a rank whose error was another one's, too"
     events = [line for line in read_events(job.directory / "events.jsonl") if line["who"] == "disk"]
     assert [(line["event"], line.get("did")) for line in events] == [("noticed", None), ("recovered", "written")]
     assert_whole(job.directory / f"checkpoints/step-{STEPS}")
