@@ -4,14 +4,11 @@ Worker classes know nothing of Ray; `ray.remote` is applied here. Calls pass the
 checked and names can be followed: `policy.call(PolicyWorker.update, batch)`.
 """
 
-import io
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
 from ray import ObjectRef
@@ -23,9 +20,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.failure import first_sentence
 from actors.group_errors import DataLost, GroupError, RankLate, RankLost
 from actors.pulse import Pulse
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -357,40 +351,6 @@ def _environment(slot: Slot, log: str) -> dict[str, str]:
     nice = {NICENESS: str(slot.niceness)} if slot.niceness else {}
     # A user's variables win against these defaults, but not against the threads that were counted.
     return hidden | slot.env | nice | alone | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
-
-
-def write_output_to_log() -> None:
-    """Send this process's output, that of its libraries included, to the file that `TANDEM_LOG` names."""
-    log = os.environ.get("TANDEM_LOG")
-    # On another node the run directory may not exist; the output then stays in that node's Ray logs.
-    if not log or not os.path.isdir(os.path.dirname(log)):
-        return
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # What is buffered was meant for the output as it is now.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The descriptors, not sys.stdout: libraries in C++ and child processes write to those.
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stdout, sys.stderr = _Log.text(1), _Log.text(2)
-
-
-class _Log(io.FileIO):
-    """A log that leaves out what its disk has no room for: a `print` fails nothing."""
-
-    @classmethod
-    def text(cls, descriptor: int) -> io.TextIOWrapper:
-        raw = cls(descriptor, "w", closefd=False)
-        return io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
-        )
-
-    def write(self, content: "ReadableBuffer", /) -> int:
-        try:
-            return super().write(content) or 0
-        except OSError:
-            return memoryview(content).nbytes
 
 
 def _cause(error: RayTaskError) -> str:

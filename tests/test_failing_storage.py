@@ -317,7 +317,7 @@ def test_settings_that_make_no_sense_are_refused(checkpoint: Any, line: str, tmp
 def test_a_print_in_a_rank_whose_log_takes_nothing_fails_nothing() -> None:
     """Python's own output, and what is left of it in the end."""
     program = (
-        "import sys; from actors.group import write_output_to_log; write_output_to_log()\n"
+        "import sys; from actors.output_log import write_output_to_log; write_output_to_log()\n"
         "for _ in range(300): print('x' * 1000, flush=True); print('y' * 100_000, file=sys.stderr)\n"
         "print('left', end='')"
     )
@@ -329,7 +329,7 @@ def test_a_print_in_a_rank_whose_log_takes_nothing_fails_nothing() -> None:
 def test_a_rank_writes_its_log_as_before(tmp_path: Path) -> None:
     """Line by line, in order with what children write."""
     program = (
-        "import os, sys; from actors.group import write_output_to_log; write_output_to_log()\n"
+        "import os, sys; from actors.output_log import write_output_to_log; write_output_to_log()\n"
         "print('one ä'); os.system('echo two'); print('three', file=sys.stderr); print('four \\udcff'); os._exit(0)"
     )
     environment = os.environ | {"TANDEM_LOG": str(tmp_path / "log")}

@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
-from torch.serialization import MAP_LOCATION
 
 from actors.config import Dtype, GroupConfig, TrainerConfig
 from actors.files import stored
 from actors.models.precision import TORCH_DTYPES
+from actors.train.checkpoint_files import CheckpointFiles, checkpoint_files, is_or_within
 from actors.train.masters import masters, set_masters
 from actors.train.optimizer import new_optimizer, trained_groups, whole_shape
 from actors.train.schedule import rate_schedule, set_rate
@@ -74,17 +74,6 @@ def joined_library(timeout_s: float) -> ModuleType:
     return deepspeed
 
 
-class _Files(Protocol):
-    """How DeepSpeed writes and reads its files."""
-
-    hashes: dict[Path, str]
-    failed: OSError | None
-
-    def save(self, state_dict: object, path: str) -> None: ...
-    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
-    def put_off(self, write: Callable[..., object]) -> Callable[..., object]: ...
-
-
 class _Stage3(Protocol):
     """DeepSpeed's optimizer of ZeRO-3, as far as it is looked into."""
 
@@ -92,54 +81,10 @@ class _Stage3(Protocol):
     fp32_partitioned_groups_flat: list[torch.Tensor]
 
 
-def _checkpoint_files(frozen: set[str]) -> _Files:
-    """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
-    starts from; hashed, and as data only, as its own way would run what they name.
-
-    A rank that cannot write does not say so at once, but keeps it as `failed`, and writes no more: DeepSpeed lets ranks
-    wait for each other while it saves, and one that left it there would leave the others waiting.
-    """
+def _checkpoint_files(frozen: set[str]) -> CheckpointFiles:
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-    class CheckpointFiles(TorchCheckpointEngine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hashes: dict[Path, str] = {}
-            self.failed: OSError | None = None
-
-        def put_off(self, write: Callable[..., object]) -> Callable[..., object]:
-            def written(*args: object, **kwargs: object) -> None:
-                if self.failed is None:
-                    try:
-                        write(*args, **kwargs)
-                    except OSError as error:
-                        self.failed = error
-
-            return written
-
-        def makedirs(self, path: str, exist_ok: bool = False) -> None:
-            self.put_off(super().makedirs)(path, exist_ok=exist_ok)
-
-        def save(self, state_dict: object, path: str) -> None:
-            self.put_off(self._save)(state_dict, path)
-
-        def _save(self, state_dict: object, path: str) -> None:
-            if isinstance(state_dict, dict) and state_dict.get("module"):
-                # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
-                module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
-                state_dict = state_dict | {"module": module}
-            self.hashes[Path(path)] = stored.write(state_dict, Path(path))
-
-        def load(self, path: str, map_location: MAP_LOCATION = None) -> object:
-            return stored.read(Path(path), checkpoint_types(), map_location)
-
-    return CheckpointFiles()
-
-
-def is_or_within(name: str, parameters: set[str]) -> bool:
-    """Whether an entry of a state dict is one of these parameters, or a part of one (weight.absmax of weight)."""
-    parts = name.split(".")
-    return any(".".join(parts[:count]) in parameters for count in range(1, len(parts) + 1))
+    return checkpoint_files(TorchCheckpointEngine, frozen, checkpoint_types())
 
 
 class TrainingEngine:

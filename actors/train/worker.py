@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from actors.episodes import Episode, Experience, Labelled, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.own_files import load_data_only
-from actors.group import NICENESS, write_output_to_log
+from actors.group import NICENESS
 from actors.models.packed import PackedBatch, Read, pack
+from actors.output_log import write_output_to_log
 from actors.pulse import Watched
 from actors.quick_import import without_science
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
 from launch.run.attempt_link import is_restarted
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
+from launch.run.identity import changes, identity
 from launch.run.manifest import (
     UNREADABLE,
     Checkpoint,
@@ -371,7 +372,7 @@ class Checkpoints:
         problems = [
             f"{field}: must be {json.dumps(old)} to resume from {directory}, got {json.dumps(new)}; "
             f"{_anew(self._config)}"
-            for field, old, new in _changes("", then, now)
+            for field, old, new in changes("", then, now)
             # By what the state is divided may change: it is divided anew.
             if field.rpartition(".")[2] not in ("ranks", "zero_stage")
         ]
@@ -384,37 +385,5 @@ class Checkpoints:
             raise UserError(*problems)
 
 
-def identity(config: RunConfig) -> dict[str, dict[str, object]]:
-    """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
-
-    Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect.
-    Ranks and ZeRO stage may change; they say what the files are divided by (`actors.train.universal`).
-    """
-    parts = {
-        "algorithm": {"name"},
-        "model": {"path", "revision", "init", "dtype", "lora", "quantize", "freeze"},
-        "data": {"shuffle"},
-        "policy": {"optimizer", "zero_stage", "ranks", "ema_decay"},
-        "run": {"seed"},
-    }
-    if config.critic is not None:
-        parts["critic"] = {"optimizer", "zero_stage", "ranks", "path", "lora"}
-    if config.reference.sync_every:  # the checkpoint then holds the reference's weights
-        parts["reference"] = {"sync_every", "sync_mix"}
-    return {
-        section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
-    }
-
-
 def _anew(config: RunConfig) -> str:
     return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
-
-
-def _changes(field: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
-    """(dotted field, old value, new value) of every leaf that differs."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for name in sorted(then.keys() | now.keys()):
-            if name in then or now[name]:  # a setting that was not known then was not given
-                yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
-    elif then != now:
-        yield field, then, now
